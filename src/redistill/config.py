@@ -1,0 +1,164 @@
+"""One typed tree for a run: YAML and `section.field=value` overrides in, frozen dataclasses out, strictly.
+
+A component's dataclass stands beside the component and checks its own ranges; this file composes them and decodes.  An unknown
+key, a wrong type or a value out of range is an error that names the file, the path, and the nearest name or the remedy.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from redistill import decoding
+from redistill.data.tokenize import TokenizeConfig
+from redistill.errors import ConfigError
+from redistill.evaluation import EvaluationConfig
+from redistill.methods import Method, method
+from redistill.models.initialise import InitialiseConfig
+from redistill.models.load import ModelConfig
+from redistill.objectives import Objective
+from redistill.policies import PolicyConfig
+from redistill.training import OptimiserConfig, TrainingConfig
+
+NAMES = {"PolicyConfig": PolicyConfig}  # what the forward references of policy nodes mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Supervised fine-tuning of the teacher before it teaches; None beside it takes the run's own data and training settings.
+
+    Raises:
+        ConfigError: updates below 1.
+    """
+
+    updates: int = 500
+    learning_rate: float = 5e-5
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise ConfigError(f"updates = {self.updates}: must be >= 1; leave `finetune` out to use the teacher as it is")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(ModelConfig):
+    """The model to learn from: a hub name, a folder or a GGUF file, fine-tuned first where `finetune` says so."""
+
+    finetune: FinetuneConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig(ModelConfig):
+    """The model that learns: `model: teacher` with `initialise` takes layers of the teacher, any other name loads that model.
+
+    Raises:
+        ConfigError: `model: teacher` without layers chosen.
+    """
+
+    model: str = "teacher"
+    initialise: InitialiseConfig | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model == "teacher" and self.initialise is None:
+            raise ConfigError("initialise: missing; choose layers of the teacher (layers: 8), or name a model of its own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read.
+
+    Args:
+        train: Files or hub names; all their rows together are the training set.
+        validation: A file or hub name; None holds out `validation_rows` rows of the training set.
+        validation_rows: How many rows validation looks at.
+        tests: Task -> file, or null for the task's hub name; see `redistill methods --tasks`.
+        max_train_rows: Only the first rows, where a study wants fewer; None takes all.
+        max_bad_rows: How many unusable rows a file may hold; they are listed in rejected.jsonl.
+        spans: Who finds phrases for the span loss: "auto", "simple", or a spaCy pipeline's name or folder.
+        tokens: Lengths, template, which turns are supervised.
+
+    Raises:
+        ConfigError: no training data, or a number out of range.
+    """
+
+    train: tuple[str, ...] = ("databricks/databricks-dolly-15k",)
+    validation: str | None = None
+    validation_rows: int = 100
+    tests: dict[str, str | None] = field(default_factory=dict)
+    max_train_rows: int | None = None
+    max_bad_rows: int = 0
+    spans: str = "auto"
+    tokens: TokenizeConfig = field(default_factory=TokenizeConfig)
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ConfigError("train: empty; name at least one file or hub data set")
+        if self.validation_rows < 1:
+            raise ConfigError(f"validation_rows = {self.validation_rows}: must be >= 1; validation chooses the best checkpoint")
+        if self.max_bad_rows < 0:
+            raise ConfigError(f"max_bad_rows = {self.max_bad_rows}: must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run: `method` gives policy and objective, which `policy` and `objective` replace as a whole where they are set."""
+
+    name: str
+    method: str = "mgsr"
+    seed: int = 10
+    out: str | None = None
+    teacher: TeacherConfig | None = None
+    student: StudentConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    policy: PolicyConfig | None = None
+    objective: Objective | None = None
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        resolved = self.resolved_method
+        needs_teacher = resolved.objective.uses_sampled or self.student.model == "teacher"
+        if needs_teacher and self.teacher is None:
+            raise ConfigError(f"teacher: missing; method {self.method} with student.model = {self.student.model} needs one")
+
+    @property
+    def resolved_method(self) -> Method:
+        """The method's row with this run's own policy and objective put in."""
+        row = method(self.method)
+        return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.out or f"runs/{self.name}")
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Run:
+    """The run that a YAML file (or a run.json) describes, with `section.field=value` overrides on top.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or anything in it is unknown, mistyped or out of range.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give the path of a recipe, such as recipes/toy.yaml") from error
+    tree = decoding.parse_yaml(text, str(path))
+    if path.suffix == ".json" and "config" in tree:
+        tree = tree["config"]
+    return decode_run(decoding.apply_overrides(tree, overrides, str(path)), str(path))
+
+
+def decode_run(tree: Mapping[str, Any], source: str) -> Run:
+    """A Run out of plain dicts, lists and scalars; `source` stands at the front of error lines."""
+    try:
+        return decoding.decode(Run, tree, NAMES)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def encode_run(run: Run) -> dict[str, Any]:
+    """The run as plain dicts, lists and scalars; `decode_run` of them gives an equal run."""
+    return decoding.encode(run, NAMES)

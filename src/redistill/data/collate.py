@@ -1,0 +1,59 @@
+"""Sequences into one padded batch with its supervised rows: the shift by one is made here and nowhere else."""
+
+from collections.abc import Sequence
+
+import torch
+
+from redistill.contracts import Batch, TokenSequence
+from redistill.spans.loss import SpanConfig, pair_weights
+from redistill.tensors import pad
+
+
+def collate(
+    gold: Sequence[TokenSequence],
+    sampled: Sequence[TokenSequence],
+    *,
+    pad_id: int,
+    device: torch.device | str = "cpu",
+    span_config: SpanConfig | None = None,
+) -> Batch:
+    """One micro-batch of gold sequences (SFT term) and sampled ones (distillation terms).
+
+    A sequence that is in both lists, as the same object, is read once and its rows carry both.  Sampled sequences come first, so
+    that the teacher reads a prefix of the batch.
+
+    Args:
+        gold: Sequences whose targets count in the SFT term.
+        sampled: Sequences whose targets count in the distillation terms.
+        pad_id: Fills the right of short sequences; never looked at.
+        span_config: How Eq. 10 weighs a pair; None leaves all pair weights 0.
+    """
+    gold_ids = {id(sequence) for sequence in gold}
+    sampled_ids = {id(sequence) for sequence in sampled}
+    sequences = [*sampled, *(sequence for sequence in gold if id(sequence) not in sampled_ids)]
+    assert sequences, "a batch needs a sequence"
+    input_ids_BT, attention_mask_BT = pad([sequence.token_ids for sequence in sequences], pad_id)
+    supervised_BT, _ = pad([sequence.supervised for sequence in sequences], 0)
+    sequence_N, token_N = supervised_BT.nonzero(as_tuple=True)
+    width = input_ids_BT.shape[1]
+    sft_B = torch.tensor([id(sequence) in gold_ids for sequence in sequences])
+    weights = [
+        torch.zeros(sequence.num_targets)
+        if span_config is None or b >= len(sampled)
+        else pair_weights(sequence.spans, sequence.num_targets, span_config)
+        for b, sequence in enumerate(sequences)
+    ]
+    return Batch(
+        input_ids_BT=input_ids_BT.to(device),
+        attention_mask_BT=attention_mask_BT.to(device),
+        position_N=(sequence_N * width + token_N - 1).to(device),
+        target_N=input_ids_BT[sequence_N, token_N].to(device),
+        sequence_N=sequence_N.to(device),
+        sft_N=sft_B[sequence_N].to(device),
+        pair_weight_N=torch.cat(weights).to(device),
+        num_sampled=len(sampled),
+        num_sampled_rows=sum(sequence.num_targets for sequence in sampled),
+        num_span_samples=0 if span_config is None else sum(bool(sequence.spans) for sequence in sampled),
+        samples=tuple(sequence.sample for sequence in sequences),
+        origins=tuple(sequence.origin for sequence in sequences),
+    )

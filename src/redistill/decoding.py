@@ -1,0 +1,213 @@
+"""YAML to frozen dataclasses and back, strictly: every key known, every type right, every error with its path.
+
+Knows no particular config: the tree is whatever dataclass is asked for.  A union of dataclasses is chosen by `kind`,
+the class's name in snake case without "Config".
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from redistill.errors import ConfigError
+
+MAX_YAML_BYTES = 1_000_000
+MAX_YAML_ALIASES = 50  # a few kilobytes of nested aliases can unfold into gigabytes
+ALIASES = {"fkl": "forward_kl", "rkl": "reverse_kl"}
+
+Tree = TypeVar("Tree")
+Names = Mapping[str, Any]
+
+
+def decode(expected: type[Tree], tree: Mapping[str, Any], names: Names) -> Tree:
+    """`tree` as an `expected` dataclass.
+
+    Args:
+        names: What type names that are only forward references stand for.
+
+    Raises:
+        ConfigError: unknown key, wrong type, missing field or value out of range; the line starts with its path.
+    """
+    return _decode(expected, tree, "", names)
+
+
+def parse_yaml(text: bytes, source: str) -> dict[str, Any]:
+    """A mapping out of YAML, with plain types only, a limit on size and aliases, and no key twice."""
+    if len(text) > MAX_YAML_BYTES:
+        raise ConfigError(f"{source}: {len(text)} bytes of YAML; at most {MAX_YAML_BYTES} are read")
+    try:
+        tree = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: a recipe is a mapping of sections, such as `method: mgsr`; found {type(tree).__name__}")
+    return tree
+
+
+def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], source: str) -> dict[str, Any]:
+    """A copy of `tree` with each `a.b=c` set; the value is read as YAML."""
+    result = _copy(tree)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"'{override}': an override has the form section.field=value")
+        *sections, last = path.split(".")
+        here = result
+        for section in sections:
+            if not isinstance(here.get(section), dict):
+                here[section] = {"kind": here[section]} if isinstance(here.get(section), str) else {}
+            here = here[section]
+        try:
+            here[last] = yaml.load(text, Loader=_StrictLoader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{source}: {override}: the value is not YAML") from error
+    return result
+
+
+def encode(value: Any, names: Names) -> Any:
+    """A dataclass as plain dicts, lists and scalars that decode to an equal one."""
+    if isinstance(value, tuple | list):
+        return [encode(item, names) for item in value]
+    if isinstance(value, dict):
+        return {key: encode(item, names) for key, item in value.items()}
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    tree = {}
+    hints = get_type_hints(type(value), localns=dict(names))
+    for f in fields(value):
+        item = getattr(value, f.name)
+        is_choice = len(_members(hints[f.name])) > 1 and is_dataclass(item)
+        tree[f.name] = ({"kind": kind_of(type(item))} | encode(item, names)) if is_choice else encode(item, names)
+    return tree
+
+
+def _decode(expected: Any, value: Any, path: str, names: Names) -> Any:
+    """`value` as the type `expected`, or a ConfigError that starts with the path."""
+    members = _members(expected)
+    origin, args = get_origin(expected), get_args(expected)
+    if value is None and type(None) in args:
+        return None
+    if len(members) > 1:
+        return _decode_kind(members, value, path, names)
+    if members:
+        return _decode_dataclass(members[0], value, path, names)
+    if origin in {Union, types.UnionType}:
+        return _decode_either([arg for arg in args if arg is not type(None)], value, path, names)
+    if origin is Literal and value in args:
+        return value
+    if origin is tuple:
+        return _decode_tuple(args, value, path, names)
+    if origin is dict and isinstance(value, dict):
+        return {str(key): _decode(args[1], item, f"{path}.{key}", names) for key, item in value.items()}
+    if expected is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 5e-4 as text
+        except ValueError:
+            pass
+    elif isinstance(expected, type) and isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
+        return value
+    allowed = " or ".join(map(repr, args)) if origin is Literal else _name(expected)
+    raise ConfigError(f"{path} = {value!r}: must be {allowed}")
+
+
+def _decode_dataclass(cls: type, value: Any, path: str, names: Names) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path or 'the recipe'} = {value!r}: must be a mapping of fields")
+    hints = get_type_hints(cls, localns=dict(names))
+    known = [f.name for f in fields(cls)]
+    prefix = f"{path}." if path else ""
+    for key in value:
+        if key not in known and key != "kind":
+            near = difflib.get_close_matches(str(key), known, 1, 0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"allowed are {', '.join(known)}"
+            raise ConfigError(f"{prefix}{key}: no such {'field' if path else 'section'}; {hint}")
+    for f in fields(cls):
+        if f.name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{prefix}{f.name}: missing; it has no default")
+    decoded = {key: _decode(hints[key], item, prefix + key, names) for key, item in value.items() if key != "kind"}
+    try:
+        return cls(**decoded)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from error
+
+
+def _decode_kind(members: list[type], value: Any, path: str, names: Names) -> Any:
+    """One of several dataclasses, named by `kind` (or by a bare name, for its defaults)."""
+    tree = {"kind": value} if isinstance(value, str) else value
+    kinds = {kind_of(member): member for member in members}
+    if not isinstance(tree, dict) or "kind" not in tree:
+        raise ConfigError(f"{path}.kind: missing; choose one of {', '.join(kinds)}")
+    name = ALIASES.get(str(tree["kind"]), str(tree["kind"]))
+    if name not in kinds:
+        near = difflib.get_close_matches(name, kinds, 1, 0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(kinds)}"
+        raise ConfigError(f"{path}.kind = {tree['kind']!r}: no such kind; {hint}")
+    return _decode_dataclass(kinds[name], tree, path, names)
+
+
+def _decode_either(options: list[Any], value: Any, path: str, names: Names) -> Any:
+    for option in options:
+        try:
+            return _decode(option, value, path, names)
+        except ConfigError as error:
+            last = error
+    raise last if len(options) == 1 else ConfigError(f"{path} = {value!r}: must be {' or '.join(map(_name, options))}")
+
+
+def _decode_tuple(args: tuple[Any, ...], value: Any, path: str, names: Names) -> tuple[Any, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise ConfigError(f"{path} = {value!r}: must be a list")
+    kinds = [args[0]] * len(items) if len(args) == 2 and args[1] is ... else list(args)
+    if len(kinds) != len(items):
+        raise ConfigError(f"{path} = {value!r}: must hold {len(kinds)} values")
+    pairs = enumerate(zip(kinds, items, strict=True))
+    return tuple(_decode(kind, item, f"{path}[{number}]", names) for number, (kind, item) in pairs)
+
+
+def _members(expected: Any) -> list[type]:
+    """The dataclasses that a type allows."""
+    options = get_args(expected) if get_origin(expected) in {Union, types.UnionType} else (expected,)
+    return [option for option in options if isinstance(option, type) and is_dataclass(option)]
+
+
+def kind_of(cls: type) -> str:
+    """ForwardKL -> forward_kl, DacKLConfig -> dac_kl."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
+
+
+def _name(expected: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping", tuple: "a list"}
+    return names.get(get_origin(expected) or expected, str(typing.cast(Any, expected)))
+
+
+def _copy(tree: Any) -> Any:
+    return {key: _copy(item) for key, item in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that counts aliases and refuses a key given twice."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            self._aliases += 1
+            if self._aliases > MAX_YAML_ALIASES:
+                raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for number, key in enumerate(seen) if key in seen[:number]]
+        if twice:
+            raise yaml.YAMLError(f"key '{twice[0]}' stands twice, the second time in line {node.start_mark.line + 1} or below")
+        return super().construct_mapping(node, deep)

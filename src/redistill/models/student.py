@@ -1,0 +1,45 @@
+"""The student as one module: body, head and the clip network, so that one wrapper sees every gradient.
+
+Accelerate wraps this and nothing else, and in training only its forward is called: a body called past the wrapper would leave
+gradients unreduced between processes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from redistill.contracts import Batch, TeacherTarget
+from redistill.models.load import body, head
+from redistill.vocab_pass import DEFAULT_CHUNK_BYTES, Head, Term, vocab_pass
+
+
+class StudentModule(nn.Module):
+    """A language model and what learns beside it.
+
+    Args:
+        model: A causal language model of transformers.
+        vocabulary: Classes that teacher and student share; rows beyond them are padding.
+        divergence: The objective's divergence; kept as a submodule where it has parameters (DAC-KL's network).
+        chunk_bytes: Memory for the [rows, vocabulary] tensors of one chunk.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, vocabulary: int, divergence: object = None, chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.clip_network = divergence if isinstance(divergence, nn.Module) else None
+        self._vocabulary, self._chunk_bytes = vocabulary, chunk_bytes
+
+    def forward(
+        self, batch: Batch, target: TeacherTarget | None, terms: Sequence[Term]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The objective of a micro-batch, with its gradients ready, and each term's plain sum."""
+        hidden_ND, student_head = self.rows(batch)
+        return vocab_pass(hidden_ND, student_head, target, terms, chunk_bytes=self._chunk_bytes)
+
+    def rows(self, batch: Batch) -> tuple[torch.Tensor, Head]:
+        """The hidden states of the batch's supervised rows, [N, D], and the head that reads them."""
+        hidden_BTD = body(self.model)(batch.input_ids_BT, batch.attention_mask_BT)
+        return hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)

@@ -1,0 +1,29 @@
+"""Learning from the data set as it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from redistill.contracts import Sampling, TokenSequence
+from redistill.policies.sources import GoldItem, PolicyTools, Stateless
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """The gold answers: off-policy distillation (KD), and SFT."""
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        return (cls(),)
+
+    @property
+    def sampling(self) -> Sampling | None:
+        return None
+
+    def bind(self, tools: PolicyTools) -> "FixedSource":
+        return FixedSource()
+
+
+class FixedSource(Stateless):
+    def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
+        return [item.sequence for item in items]

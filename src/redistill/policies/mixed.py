@@ -1,0 +1,74 @@
+"""A coin for every sample: the gold answer, or one from another source."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from redistill.contracts import Sampling, TokenSequence
+from redistill.errors import ConfigError
+from redistill.policies.generated import StudentGenerated
+from redistill.policies.sources import GoldItem, PolicyTools, Source
+from redistill.randomness import generator
+
+if TYPE_CHECKING:
+    from redistill.policies import PolicyConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """Student text with probability `student_fraction`, the gold answer otherwise.
+
+    Source: GKD's lambda; the paper's section 5.3 and Table 3a, row "Mixed".  The reference code throws one coin for a whole
+    micro-batch and process; here one falls for each sample, so that the mix does not depend on how a batch is cut.
+
+    Args:
+        source: Where the student's text comes from.
+        student_fraction: Probability of the source, in [0, 1]; the paper's value is 0.5.
+
+    Raises:
+        ConfigError: student_fraction out of range.
+    """
+
+    source: "PolicyConfig" = field(default_factory=StudentGenerated)
+    student_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.student_fraction <= 1:
+            raise ConfigError(f"student_fraction = {self.student_fraction}: must lie in [0, 1]; GKD and the paper use 0.5")
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        return (cls(), cls(student_fraction=0.25))
+
+    @property
+    def sampling(self) -> Sampling | None:
+        return self.source.sampling
+
+    def bind(self, tools: PolicyTools) -> "MixedSource":
+        return MixedSource(self.source.bind(tools), self.student_fraction, tools.seed)
+
+
+class MixedSource:
+    def __init__(self, source: Source, student_fraction: float, seed: int) -> None:
+        self._source, self._student_fraction, self._seed = source, student_fraction, seed
+
+    def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
+        chosen = [
+            place
+            for place, item in enumerate(items)
+            if generator(self._seed, "coin", step, item.example.sample).random() < self._student_fraction
+        ]
+        sequences = [item.sequence for item in items]
+        if chosen:
+            for place, sequence in zip(chosen, self._source.sequences(step, [items[c] for c in chosen]), strict=True):
+                sequences[place] = sequence
+        return sequences
+
+    def observe(self, validation_loss: float) -> None:
+        self._source.observe(validation_loss)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._source.load_state_dict(state)
