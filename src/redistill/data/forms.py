@@ -1,0 +1,186 @@
+"""One row of JSON as a prompt and its answers: the forms that instruction data comes in, told apart by their keys.
+
+A row is taken to the letter or refused with a reason; nothing is stripped, mended or guessed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from redistill.contracts import Conversation, Instruction, RawPrompt, Turn
+
+Form = Literal["instruction/input/output", "prompt/completion", "messages", "conversations"]
+
+_ROLES: Mapping[str, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+
+
+class BadRow(Exception):
+    """A row that cannot be used; the message is the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedRow:
+    """What a row says, and in which form; no references where it is a prompt alone."""
+
+    form: Form
+    prompt: Instruction | RawPrompt | Conversation
+    references: tuple[str, ...]
+
+
+def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
+    """What a row says.
+
+    The keys are those that `reader.read_records` lists; where several forms fit, messages win over an instruction, and an
+    instruction over a prompt.
+
+    Args:
+        row: A JSON value.
+        require_answer: Refuse a row without an answer.
+
+    Raises:
+        BadRow: It cannot be used.
+
+    Example:
+        >>> parse_row({"instruction": "Name a colour.", "output": ["Red.", "Blue."]}).references
+        ('Red.', 'Blue.')
+    """
+    if not isinstance(row, dict):
+        raise BadRow(f"is {_kind(row)}; a row must be a JSON object")
+    row = {key: value for key, value in row.items() if value is not None}  # tables of mixed forms fill their gaps with null
+    parsed = _conversation_row(row) or _instruction_row(row) or _prompt_row(row)
+    if parsed is None:
+        keys = ", ".join(sorted(repr(key) for key in row)[:6]) or "none"
+        raise BadRow(f"its keys are {keys}; rows need instruction and output, prompt and completion, or messages")
+    if require_answer and not parsed.references:
+        raise BadRow(_MISSING_ANSWER[parsed.form])
+    return parsed
+
+
+_MISSING_ANSWER: Mapping[Form, str] = {
+    "instruction/input/output": "'output' is missing; rows need instruction and output",
+    "prompt/completion": "'completion' is missing; rows need prompt and completion",
+    "messages": "no assistant answer; the last of 'messages' must be the assistant's",
+    "conversations": "no assistant answer; the last of 'conversations' must be from gpt",
+}
+
+
+def _instruction_row(row: Mapping[str, Any]) -> ParsedRow | None:
+    if "instruction" not in row:
+        return None
+    context = _first(row, "input", "context")
+    prompt = Instruction(
+        instruction=_filled(row["instruction"], "'instruction'"),
+        input="" if context is None else _text(context, "'input'"),
+    )
+    references = _references(_first(row, "output", "response"), "'output'")
+    return ParsedRow(form="instruction/input/output", prompt=prompt, references=references)
+
+
+def _prompt_row(row: Mapping[str, Any]) -> ParsedRow | None:
+    if "prompt" not in row:
+        return None
+    form: Form = "prompt/completion"
+    answer = _first(row, "completion", "response", "output")
+    if not isinstance(row["prompt"], list):
+        prompt = RawPrompt(_filled(row["prompt"], "'prompt'"))
+        return ParsedRow(form=form, prompt=prompt, references=_references(answer, "'completion'"))
+    turns = _turns(row["prompt"], "'prompt'")
+    if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # the answer is a message as well
+        messages = _turns(answer, "'completion'")
+        if len(messages) != 1 or messages[0].role != "assistant":
+            raise BadRow("'completion' must be one message of the assistant")
+        answer = messages[0].content
+    _check_order((*turns, Turn("assistant", "")), "'prompt'")
+    return ParsedRow(form=form, prompt=Conversation(turns), references=_references(answer, "'completion'"))
+
+
+def _conversation_row(row: Mapping[str, Any]) -> ParsedRow | None:
+    form: Form
+    if "messages" in row:
+        form = "messages"
+    elif "conversations" in row:
+        form = "conversations"
+    else:
+        return None
+    turns = _turns(row[form], f"'{form}'")
+    _check_order(turns, f"'{form}'")
+    if turns[-1].role == "assistant":
+        return ParsedRow(form=form, prompt=Conversation(turns[:-1]), references=(turns[-1].content,))
+    return ParsedRow(form=form, prompt=Conversation(turns), references=())
+
+
+def _turns(value: object, name: str) -> tuple[Turn, ...]:
+    """A list of {role, content} or {from, value} as turns."""
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"{name} is {_kind(value)}; it must be a list of messages")
+    turns = []
+    for number, message in enumerate(value, 1):
+        if not isinstance(message, dict):
+            raise BadRow(f"{name}, message {number} is {_kind(message)}; it must be an object with role and content")
+        role = _first(message, "role", "from")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise BadRow(f"{name}, message {number}: role {role!r}; roles are system, user and assistant")
+        content = _filled(_first(message, "content", "value"), f"{name}, message {number}: content")
+        turns.append(Turn(_ROLES[role], content))
+    return tuple(turns)
+
+
+def _check_order(turns: tuple[Turn, ...], name: str) -> None:
+    """A system turn may come first; then user and assistant take turns, the user first."""
+    spoken = turns[1:] if turns[0].role == "system" else turns
+    for number, turn in enumerate(spoken):
+        expected = "assistant" if number % 2 else "user"
+        if turn.role != expected:
+            place = number + 1 + len(turns) - len(spoken)
+            raise BadRow(
+                f"{name}, message {place} is the {turn.role}'s; after an optional system message, user and assistant alternate"
+            )
+    if len(spoken) < 1:
+        raise BadRow(f"{name} holds no user message")
+
+
+def _references(answer: object, name: str) -> tuple[str, ...]:
+    """A string, or a list of strings that all count as right."""
+    if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
+        return ()
+    if isinstance(answer, list):
+        return tuple(_filled(text, f"{name}, item {number}") for number, text in enumerate(answer, 1))
+    return (_text(answer, name),)
+
+
+def _filled(value: object, name: str) -> str:
+    text = _text(value, name)
+    if not text.strip():
+        raise BadRow(f"{name} is empty")
+    return text
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is {_kind(value)}; it must be a string")
+    if "\x00" in value:
+        raise BadRow(f"{name} holds a NUL character")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise BadRow(f"{name} holds half of a surrogate pair, which is no character")
+    return value
+
+
+def _first(row: Mapping[str, Any], *names: str) -> Any:
+    """The value of the first of `names` that is there and not null."""
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _kind(value: object) -> str:
+    """The JSON type of a value, with its article."""
+    if value is None:
+        return "missing"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    if value in ([], {}):
+        return "empty"
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,209 @@
+"""Rows of a file, a folder or a hub data set as records; rows that cannot be used are set aside with line number and reason.
+
+Nothing here knows a template or a tokenizer, and text is kept to the letter: "<n>" is three characters.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from redistill.contracts import Record
+from redistill.data.forms import BadRow, parse_row
+from redistill.errors import DataError
+from redistill.files import rewrite_lines
+
+_BOM = b"\xef\xbb\xbf"
+_SUFFIXES = (".jsonl", ".json")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectedRow:
+    """A row that cannot be used: its line (in a JSON array or a hub data set, its place from 1) and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadReport:
+    """What was read: from where, in which form ("instruction/input/output, 899 rows"), and the rows set aside."""
+
+    source: str
+    verdict: str
+    num_rows: int
+    rejected: tuple[RejectedRow, ...]
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """A line that is no JSON, in the place of its value."""
+
+    reason: str
+
+
+def read_records(
+    source: str | Path,
+    *,
+    split: str = "train",
+    hub_file: str | None = None,
+    max_bad_rows: int = 0,
+    require_answer: bool = True,
+    rejected: Path | None = None,
+) -> tuple[list[Record], ReadReport]:
+    """The usable rows of a data set, and what was set aside.
+
+    Each row is one JSON object, and its keys say its form:
+
+    - `instruction`, `input` (may be missing), `output`; databricks' `context` and `response` are read as the latter two;
+    - `prompt`, `completion` (or `response`, `output`): a string prompt is used to the letter, a list is read as messages;
+    - `messages` of `role` and `content`, or ShareGPT's `conversations` of `from` and `value`; the last one is the answer.
+
+    An answer is a string or a list of strings that all count as right.  A byte order mark, CRLF line ends, blank lines and
+    files that hold one JSON array are fine.
+
+    Args:
+        source: A .jsonl or .json file, a folder that holds `<split>.jsonl` or `<split>.json`, or a hub name `owner/name`.  What
+            looks like a path is never looked up on the hub.
+        split: Which split of a folder or of a hub data set.
+        hub_file: Read this one file of the hub repository instead of a split.
+        max_bad_rows: How many unusable rows are put up with.
+        require_answer: Whether a row without an answer is unusable; if not, its record has no references.
+        rejected: A file to list the unusable rows in, as JSON Lines.
+
+    Returns:
+        The records in their order, `record_id` being "<file stem>:<line>", and the report.
+
+    Raises:
+        DataError: There is no such source, it has no usable row, or more than `max_bad_rows` unusable ones.
+    """
+    assert max_bad_rows >= 0, max_bad_rows
+    name, stem, values = _open(source, split, hub_file)
+    records: list[Record] = []
+    bad: list[RejectedRow] = []
+    forms: Counter[str] = Counter()
+    for line, value in values:
+        try:
+            if isinstance(value, _Unreadable):
+                raise BadRow(value.reason)
+            row = parse_row(value, require_answer=require_answer)
+        except BadRow as error:
+            bad.append(RejectedRow(line=line, reason=str(error)))
+        else:
+            forms[row.form] += 1
+            records.append(Record(record_id=f"{stem}:{line}", prompt=row.prompt, references=row.references))
+    if rejected is not None and (bad or rejected.exists()):
+        rewrite_lines(rejected, [{"source": name, "line": row.line, "reason": row.reason} for row in bad])
+    _judge(name, len(records), bad, max_bad_rows, rejected)
+    verdict = "; ".join(f"{form}, {count} {'row' if count == 1 else 'rows'}" for form, count in forms.most_common())
+    return records, ReadReport(source=name, verdict=verdict, num_rows=len(records), rejected=tuple(bad))
+
+
+def _judge(name: str, num_good: int, bad: list[RejectedRow], max_bad_rows: int, rejected: Path | None) -> None:
+    """Refuse a data set that is empty or has too many unusable rows."""
+    if not num_good and not bad:
+        raise DataError(f"{name}: is empty; it must hold one JSON object a line")
+    if len(bad) <= max_bad_rows and num_good:
+        return
+    listed = f" ({rejected} lists them)" if rejected else ""
+    remedy = (
+        f"at most {max_bad_rows} may be: mend or remove them, or raise max_bad_rows" if num_good else "none is left: mend them"
+    )
+    raise DataError(
+        f"{name}:{bad[0].line}: {bad[0].reason}; {len(bad)} of {num_good + len(bad)} rows cannot be used{listed}, {remedy}"
+    )
+
+
+# --- where the rows are -------------------------------------------------------------------------------------------------
+
+
+def _open(source: str | Path, split: str, hub_file: str | None) -> tuple[str, str, Iterator[tuple[int, object]]]:
+    """The name of a source for messages, its stem for record ids, and its numbered values."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = _file_of_split(path, split)
+    if path.exists():
+        return str(path), path.stem, _values_of_file(path, str(path))
+    if isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or path.parent.exists():
+        raise DataError(f"{source}: no such file or folder; give a .jsonl or .json file, a folder, or a hub name 'owner/name'")
+    if hub_file is not None:
+        name = f"{source}/{hub_file}"
+        return name, path.name, _values_of_file(_download(source, hub_file), name)
+    return source, path.name, _values_of_hub(source, split)
+
+
+def _file_of_split(folder: Path, split: str) -> Path:
+    for suffix in _SUFFIXES:
+        if (folder / f"{split}{suffix}").is_file():
+            return folder / f"{split}{suffix}"
+    there = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in _SUFFIXES)) or "no such file at all"
+    raise DataError(f"{folder}: holds no {split}.jsonl or {split}.json but {there}; name the file itself or another split")
+
+
+def _values_of_hub(name: str, split: str) -> Iterator[tuple[int, object]]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        rows = load_dataset(name, split=split)
+    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
+        raise _hub_failed(f"{name}, split {split}", error) from error
+    yield from enumerate(rows, 1)
+
+
+def _download(name: str, hub_file: str) -> Path:
+    """One file of a hub data set; `load_dataset` would guess a format for the whole repository, and fail on one bad row."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, hub_file, repo_type="dataset"))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _hub_failed(f"{name}, file {hub_file}", error) from error
+
+
+def _hub_failed(what: str, error: Exception) -> DataError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return DataError(f"{what}: could not be read from the hub ({reason}); check name and network, or give a local .jsonl file")
+
+
+# --- from bytes to values -----------------------------------------------------------------------------------------------
+
+
+def _values_of_file(path: Path, name: str) -> Iterator[tuple[int, object]]:
+    if path.suffix not in _SUFFIXES:
+        raise DataError(f"{name}: is no .jsonl or .json file; convert it to one JSON object a line")
+    try:
+        data = path.read_bytes().removeprefix(_BOM)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    if path.suffix == ".json" and data.lstrip()[:1] == b"[":
+        yield from enumerate(_array(data, name), 1)
+    else:
+        yield from _values_of_lines(data)
+
+
+def _array(data: bytes, name: str) -> list[object]:
+    try:
+        values: list[object] = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{name}: is no whole JSON array ({error}); mend it, or write one JSON object a line (.jsonl)"
+        ) from error
+    return values
+
+
+def _values_of_lines(data: bytes) -> Iterator[tuple[int, object]]:
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield number, _Unreadable(f"not UTF-8 (byte 0x{line[error.start]:02x} at place {error.start + 1})")
+        except json.JSONDecodeError as error:
+            yield number, _Unreadable(f"not JSON ({error.msg} at column {error.colno})")
+        except (ValueError, RecursionError) as error:
+            yield number, _Unreadable(f"not JSON that can be read ({error})")
