@@ -1,0 +1,344 @@
+"""Checkpoints of a run: `checkpoints/step-N/` with safetensors, JSON and a manifest, whole or not there at all.
+
+Each is written under a temporary name and renamed, so a crash at any moment leaves the ones before it.  A SHA-256 covers every
+byte, so damage is found when a run resumes, and the run goes on from the newest sound one.  Nothing is pickled.  What the
+tensors and the state mean is the caller's business.  `folder` is always the one that holds all of a run's checkpoints.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from redistill import files
+from redistill.errors import CheckpointError, DataError, OutputError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"
+STATE = "state.json"
+SUFFIX = ".safetensors"
+
+
+class Contents(dict[str, Any]):
+    """Parts of a checkpoint by name; asking for one that is not there is a `CheckpointError`, never a silent fresh start."""
+
+    def __init__(self, owner: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.owner = owner
+
+    def __missing__(self, name: str) -> Any:
+        raise CheckpointError(
+            f"{self.owner}: no '{name}' in it (it holds {', '.join(sorted(self)) or 'nothing'}); "
+            "it was written by another kind of run: start this one in a new folder"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """What a checkpoint held, verified.
+
+    Args:
+        step: Updates done when it was written.
+        folder: Where it was read from.
+        tensors: Groups of tensors by name, such as "model" and "optimizer"; on the CPU and mapped from the files, so copy them.
+        state: The JSON state.
+        skipped: A line for each newer checkpoint that was passed over: what is wrong with it, and which one was taken instead.
+    """
+
+    step: int
+    folder: Path
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    state: Mapping[str, Any]
+    skipped: tuple[str, ...] = ()
+
+
+class _Damaged(Exception):
+    """Why a checkpoint cannot be trusted; `load` then looks at the one before it."""
+
+
+# --- writing ------------------------------------------------------------------------------------------------------------
+
+
+def save(
+    folder: Path,
+    step: int,
+    *,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+    protect: Collection[int] = (),
+) -> Path:
+    """Write the checkpoint `step-N`, then remove the ones that are no longer needed.
+
+    Removed are those beyond the `keep` newest, and those after `step`: a run that resumed from an older checkpoint has damaged
+    ones ahead of it.  A protected one never is, and nothing is before the new checkpoint has been read back and found sound.
+
+    Args:
+        folder: Where the checkpoints of the run stand, such as `<run folder>/checkpoints`.
+        step: Updates done so far.
+        tensors: Groups of tensors; each becomes `<group>.safetensors`.  Tied tensors are written once and come back tied.
+        state: Everything else, as JSON: no NaN, keys are strings, tuples come back as lists.
+        keep: How many of the newest to keep, this one included; at least 1.
+        protect: Steps that are never removed, such as the best one's.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OutputError: it could not be written; the earlier ones are untouched.
+    """
+    assert step >= 0 and keep >= 1, (step, keep)
+    files.make_folder(folder)
+    files.remove_leftovers(folder)
+    target = _folder_of(folder, step)
+    with files.new_folder(target) as temporary:
+        for group, members in tensors.items():
+            assert files.slug(group) == group, group
+            _write_tensors(temporary / f"{group}{SUFFIX}", members)
+        files.write_json(temporary / STATE, dict(state))
+        _write_manifest(temporary, step)
+    try:
+        _verify(target)
+    except _Damaged as error:
+        raise OutputError(f"{_label(target)}: {error} right after it was written; check the disk") from error
+    _prune(folder, step, keep, protect)
+    return target
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Tied tensors (the same elements of the same storage) go into the file once; the other names are listed as its aliases."""
+    first: dict[tuple[Any, ...], str] = {}
+    unique: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        view = (tensor.device, tensor.dtype, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and view in first:
+            aliases[name] = first[view]
+            continue
+        first[view] = name
+        plain = tensor.detach().cpu().contiguous()
+        whole = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
+        unique[name] = plain if whole else plain.clone()  # a slice may share its storage with another
+    try:
+        save_file(unique, path, metadata={"aliases": json.dumps(aliases, sort_keys=True)})
+    except SafetensorError as error:
+        raise OutputError(f"{path}: could not be written ({error}); free space or choose another folder") from error
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    listed = {path.name: _size_and_hash(path) for path in sorted(folder.iterdir())}
+    files.write_json(folder / MANIFEST, {"schema": SCHEMA, "step": step, "files": listed})
+    files.write_text(folder / SEAL, f"{files.digest(folder / MANIFEST)}  {MANIFEST}\n")
+
+
+def _prune(folder: Path, step: int, keep: int, protect: Collection[int]) -> None:
+    numbers = steps(folder)
+    kept = {*[number for number in numbers if number <= step][-keep:], *protect}
+    for number in numbers:
+        if number not in kept:
+            files.remove_folder(_folder_of(folder, number))
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in `folder`, sound or not, ascending; interrupted saves do not count."""
+    names = (re.fullmatch(r"step-(0|[1-9]\d*)", path.name) for path in folder.glob("step-*"))
+    return sorted(int(match.group(1)) for match in names if match)
+
+
+def load(folder: Path) -> Checkpoint | None:
+    """The newest sound checkpoint in `folder`, or None where the run has not saved any.
+
+    Damaged ones are passed over; `skipped` of the result says of each what is wrong with it and which step was taken instead.
+
+    Raises:
+        CheckpointError: none of the checkpoints is sound, or one was written in another format.
+    """
+    faults: list[str] = []
+    for step in reversed(steps(folder)):
+        try:
+            checkpoint = _read(_folder_of(folder, step))
+        except _Damaged as error:
+            faults.append(f"{folder.name}/step-{step}: {error}")
+            continue
+        skipped = tuple(f"{fault}; resumed from step-{step}" for fault in faults)
+        return replace(checkpoint, skipped=skipped)
+    if faults:
+        raise CheckpointError(f"{folder}: no sound checkpoint ({'; '.join(faults)}); remove the folder to start anew")
+    return None
+
+
+def load_step(folder: Path, step: int) -> Checkpoint:
+    """One checkpoint, such as the best.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = _folder_of(folder, step)
+    if not path.is_dir():
+        there = ", ".join(map(str, steps(folder))) or "none"
+        raise CheckpointError(f"{folder}: no step-{step} (steps there: {there}); choose one of these")
+    try:
+        return _read(path)
+    except _Damaged as error:
+        raise CheckpointError(f"{_label(path)}: {error}; choose another checkpoint") from error
+
+
+def _read(folder: Path) -> Checkpoint:
+    names = _verify(folder)
+    try:
+        groups = {name.removesuffix(SUFFIX): _read_tensors(folder / name) for name in names if name.endswith(SUFFIX)}
+        state = files.read_json(folder / STATE)
+    except (DataError, SafetensorError, OSError) as error:
+        raise _Damaged(str(error)) from error
+    return Checkpoint(
+        step=int(folder.name.removeprefix("step-")),
+        folder=folder,
+        tensors=Contents(_label(folder), groups),
+        state=Contents(f"{_label(folder)}/{STATE}", state),
+    )
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        for name, original in json.loads(file.metadata()["aliases"]).items():
+            tensors[name] = tensors[original]
+    return tensors
+
+
+def _verify(folder: Path) -> list[str]:
+    """Names of the files in a checkpoint, each of them as the manifest says.
+
+    The seal is checked before the manifest is parsed, so damaged JSON is never interpreted.
+    """
+    manifest = _bytes_of(folder / MANIFEST)
+    if _bytes_of(folder / SEAL) != f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode():
+        raise _Damaged(f"{MANIFEST} does not match {SEAL}")
+    content = json.loads(manifest)
+    if content["schema"] != SCHEMA:
+        raise CheckpointError(
+            f"{_label(folder)}: written in schema {content['schema']}, and this redistill reads {SCHEMA}; "
+            "resume with the version that wrote it (run.json names it)"
+        )
+    if f"step-{content['step']}" != folder.name:
+        raise _Damaged(f"{MANIFEST} is that of step-{content['step']}")
+    for name, expected in content["files"].items():
+        if _size_and_hash(folder / name) != expected:
+            raise _Damaged(f"{name} does not match its manifest")
+    return list(content["files"])
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _Damaged(f"{path.name} cannot be read ({error.strerror})") from error
+
+
+def _size_and_hash(path: Path) -> dict[str, Any]:
+    try:
+        return {"bytes": path.stat().st_size, "sha256": files.digest(path)}
+    except OSError as error:
+        raise _Damaged(f"{path.name} cannot be read ({error.strerror})") from error
+
+
+def _folder_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step}"
+
+
+def _label(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"
+
+
+# --- optimizers ---------------------------------------------------------------------------------------------------------
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors by parameter name, and the rest as JSON.
+
+    Names, not positions, so that a change in the order of the parameters cannot swap their moments.
+
+    Args:
+        optimizer: Any torch optimizer whose state per parameter is tensors and numbers, such as AdamW, fused or not.
+        parameters: `dict(module.named_parameters())` of everything that it updates.
+
+    Returns:
+        Tensors keyed "<state>/<parameter>" ("exp_avg/transformer.wte.weight"), and the groups and scalars.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    tensors: dict[str, torch.Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for parameter, values in optimizer.state.items():
+        name = names[id(parameter)]
+        tensors |= {f"{key}/{name}": value for key, value in values.items() if isinstance(value, torch.Tensor)}
+        scalars[name] = {key: value for key, value in values.items() if not isinstance(value, torch.Tensor)}
+    groups = [
+        {**{key: value for key, value in group.items() if key != "params"}, "params": [names[id(p)] for p in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    return tensors, {"groups": groups, "scalars": scalars, "tensors": sorted(tensors)}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+) -> None:
+    """Put back what `optimizer_tensors` took out, bit for bit, hyper-parameters such as the learning rate included.
+
+    Args:
+        optimizer: An optimizer of the same kind over parameters of the same names, in the same groups.
+        parameters: `dict(module.named_parameters())` of everything that it updates.
+        tensors, state: The two results of `optimizer_tensors`.
+
+    Raises:
+        CheckpointError: the groups hold other parameters, or state tensors are missing.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    here = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    _same_groups(here, [group["params"] for group in state["groups"]])
+    if missing := sorted(set(state["tensors"]) - set(tensors)):
+        raise CheckpointError(
+            f"optimizer: '{missing[0]}' is missing from the checkpoint ({len(missing)} in all); start in a new folder"
+        )
+    entries = {name: dict(values) for name, values in state["scalars"].items()}
+    for key in state["tensors"]:
+        kind, name = key.split("/", 1)
+        entries[name][kind] = tensors[key].clone()
+    numbers = {name: number for number, name in enumerate(chain.from_iterable(here))}  # as torch counts them
+    groups = [
+        {
+            **{key: _as_before(value, current.get(key)) for key, value in saved.items()},
+            "params": [numbers[name] for name in group],
+        }
+        for saved, current, group in zip(state["groups"], optimizer.param_groups, here, strict=True)
+    ]
+    optimizer.load_state_dict({"state": {numbers[name]: values for name, values in entries.items()}, "param_groups": groups})
+
+
+def _same_groups(here: list[list[str]], there: list[list[str]]) -> None:
+    if [sorted(group) for group in here] == [sorted(group) for group in there]:
+        return
+    odd = sorted(set(chain.from_iterable(here)) ^ set(chain.from_iterable(there)))
+    what = f"'{odd[0]}' is in only one of them, as are {len(odd) - 1} more" if odd else "they are grouped differently"
+    raise CheckpointError(f"optimizer: this run trains other parameters than the checkpoint's ({what}); start in a new folder")
+
+
+def _as_before(value: Any, current: Any) -> Any:
+    """JSON turns AdamW's `betas` into a list; make it what the optimizer holds."""
+    return tuple(value) if isinstance(current, tuple) else value
