@@ -15,6 +15,8 @@ TokenRange = tuple[int, int]
 REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character, or not one yet
 # A character has at most 4 bytes.  Twice that many tokens without a clean end are bytes that will never be a character.
 MAX_PENDING = 8
+# Tokens before the next one that are decoded with it, for what a decoder does at the start of its input.
+CONTEXT = 8
 
 
 class Decoder(Protocol):
@@ -75,8 +77,8 @@ def token_spans(
 def offsets_from_ids(ids: Sequence[int], tokenizer: Decoder, special_ids: Collection[int] = ()) -> tuple[str, list[Offset]]:
     """The text of generated ids, and the characters of it that each id wrote.
 
-    The text grows token by token, and each step decodes only the tokens since the last-but-one clean end of a character:
-    linear in the number of ids, right for tokens that are parts of a character (byte-level BPE, byte fallback), and for
+    The text grows token by token, and each step decodes only a few tokens before the new one: linear in the number of ids,
+    and right for tokens that are parts of a character (byte-level BPE, byte fallback), and for
     tokenizers that drop the space before the first word of what they decode (metaspace).
 
     Args:
@@ -118,8 +120,11 @@ def _grow(ids: list[int], tokenizer: Decoder) -> tuple[str, list[Offset]]:
         if not pending or position - clean >= MAX_PENDING or position == len(ids):
             pieces.append(after[len(before) :])
             base = settled = base + len(pieces[-1])
-            window, clean = clean, position
-            before = decode(window, clean) if window else after
+            before = after
+            if clean - window >= CONTEXT:
+                window = clean
+                before = decode(window, position)
+            clean = position
     text = "".join(pieces)
     return text, [(start, min(end, len(text))) for start, end in offsets]
 

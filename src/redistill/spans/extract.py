@@ -39,7 +39,16 @@ REUPLOAD_SHA256 = {
     "vocab/vectors.cfg": "ff4359091952c8cd16f1f0482f5770fb82d1707368d5cca3c46aa501f552e3c5",
 }
 # Components that no rule below reads; leaving them out doubles the speed.
-UNUSED_COMPONENTS = ("ner", "entity_linker", "entity_ruler", "lemmatizer", "trainable_lemmatizer", "senter", "textcat", "textcat_multilabel")
+UNUSED_COMPONENTS = (
+    "ner",
+    "entity_linker",
+    "entity_ruler",
+    "lemmatizer",
+    "trainable_lemmatizer",
+    "senter",
+    "textcat",
+    "textcat_multilabel",
+)
 
 # The parser needs memory in proportion to its text (about 1 GB for 100,000 characters), and refuses 1,000,000.
 MAX_PIECE = 100_000
@@ -54,15 +63,16 @@ VERB_PHRASE = [
 ]
 PREPOSITION_ROLES = frozenset({"prep", "agent", "dative"})
 
-FUNCTION_WORDS = frozenset(
-    "a an the this that these those some any each every no all both either neither such "
-    "i me my mine you your yours he him his she her hers it its we us our ours they them their theirs who whom whose which what "
-    "am is are was were be been being do does did have has had having will would shall should can could may might must "
-    "about above across after against along among around as at before behind below beneath beside between beyond by despite down "
-    "during except for from in inside into like near of off on onto out outside over past per since through throughout to toward "
-    "towards under until up upon with within without "
-    "and but or nor so yet if because although though while whereas when where why how than then whether unless there not".split()
-)
+_DETERMINERS = "a an the this that these those some any each every no all both either neither such"
+_PRONOUNS = """i me my mine you your yours he him his she her hers it its we us our ours they them their theirs
+    who whom whose which what there"""
+_AUXILIARIES = """am is are was were be been being do does did have has had having will would shall should can could may might
+    must not"""
+_PREPOSITIONS = """about above across after against along among around as at before behind below beneath beside between beyond by
+    despite down during except for from in inside into like near of off on onto out outside over past per since through
+    throughout to toward towards under until up upon with within without"""
+_CONJUNCTIONS = "and but or nor so yet if because although though while whereas when where why how than then whether unless"
+FUNCTION_WORDS = frozenset(" ".join([_DETERMINERS, _PRONOUNS, _AUXILIARIES, _PREPOSITIONS, _CONJUNCTIONS]).split())
 
 _FENCED_CODE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^`\n]*(?:\n|\Z).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -234,8 +244,9 @@ def _object_end(preposition: Any) -> int | None:
         if complement.dep_ == "prep" or complement.pos_ == "ADP":  # "out of the house", "from under the table"
             preposition = complement
             continue
-        # "by transferring knowledge from ...": the verb's own object ends the phrase; its other dependents are phrases of their own.
-        return max(int(word.i) for word in (complement, *complement.rights) if word is complement or word.dep_ in {"dobj", "prt"}) + 1
+        # "by transferring knowledge from ...": the verb's particle and object end the phrase, what follows is another phrase.
+        inner = [int(word.i) for word in complement.rights if word.dep_ in {"dobj", "prt"}]
+        return max([int(complement.i), *inner]) + 1
 
 
 def _load_spacy(name: str) -> Any:
@@ -247,7 +258,9 @@ def _load_spacy(name: str) -> Any:
         return spacy.load(name, exclude=list(UNUSED_COMPONENTS))
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"spans: no spaCy model '{name}' ({reason}); give an installed package or a folder, 'auto' or 'simple'") from error
+        raise ModelError(
+            f"spans: no spaCy model '{name}' ({reason}); give an installed package or a folder, 'auto' or 'simple'"
+        ) from error
 
 
 def _require_phrases(name: str, nlp: Any) -> None:
@@ -255,9 +268,13 @@ def _require_phrases(name: str, nlp: Any) -> None:
     try:
         list(probe.noun_chunks)
     except (ValueError, NotImplementedError) as error:
-        raise ModelError(f"spans: spaCy model '{name}' cannot find noun phrases (no parser or no rules for it); use 'simple'") from error
+        raise ModelError(
+            f"spans: spaCy model '{name}' cannot find noun phrases (no parser or no rules for it); use 'simple'"
+        ) from error
     if not probe.has_annotation("TAG") and not probe.has_annotation("POS"):
-        raise ModelError(f"spans: spaCy model '{name}' has no part-of-speech tagger; use one with tagger and parser, or 'simple'")
+        raise ModelError(
+            f"spans: spaCy model '{name}' has no part-of-speech tagger; use one with tagger and parser, or 'simple'"
+        )
 
 
 def _package_folder(package: str) -> Path | None:
