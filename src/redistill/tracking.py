@@ -1,0 +1,208 @@
+"""What a run tells while it goes on - a file of metrics, a bar or log lines - and what it notes about where it ran.
+
+Metrics go to a file first; nothing here decides anything, and nothing leaves the machine.
+"""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+import unicodedata
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import rich.progress
+import torch
+from rich.console import Console
+from rich.text import Text
+
+import redistill
+from redistill import files
+
+SHOWN = ("loss", "sft", "divergence", "span")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "rouge-score",
+    "spacy",
+)
+REDIRECTING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # Unicode's signs that turn the direction of writing
+
+
+class MetricsLog:
+    """metrics.jsonl of a run: one JSON object a line, appended and on disk when `write` returns.
+
+    Args:
+        path: The file; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append `line`; its "step" is the number of updates done.  JSON has no NaN: write null."""
+        files.append_line(self.path, dict(line))
+
+    def truncate_after(self, step: int) -> None:
+        """Drop what an interrupted run logged beyond the checkpoint that is resumed, and a line that was cut.
+
+        The file then goes on as if there had been no interruption.
+        """
+        if self.path.exists():
+            files.rewrite_lines(self.path, [line for line in files.read_lines(self.path) if line.get("step", 0) <= step])
+
+
+class Progress:
+    """How far training is: a bar on a terminal, a line now and then in a log.
+
+    A context manager; the bar vanishes from the screen's foot when it is left.
+
+    Args:
+        total: Updates of the whole run.
+        start: Updates done before this process began, so that the time left is judged by this process's speed.
+        every: Updates between lines where the output is no terminal.
+        console: Where to write; None takes the standard error stream.
+        clock: Seconds, rising.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        every: int = 10,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._start, self._every, self._clock = total, start, every, clock
+        self._console = console or Console(stderr=True)
+        self._began = clock()
+        self._bar: rich.progress.Progress | None = None
+        if self._console.is_terminal:
+            columns = (rich.progress.BarColumn(bar_width=24), rich.progress.TextColumn("{task.fields[line]}", markup=False))
+            self._bar = rich.progress.Progress(*columns, console=self._console)
+            self._task = self._bar.add_task("", total=total, completed=start, line=f"step {start}/{total}")
+
+    def __enter__(self) -> Self:
+        self._began = self._clock()
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Show where training stands after `step` updates; of the metrics, the loss terms and tokens per second."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, line=self._line(step, metrics))
+        elif step % self._every == 0 or step == self._total:
+            self._print(self._line(step, metrics))
+
+    def note(self, text: str) -> None:
+        """Write a line above the bar; `text` may hold a model's words, which reach the terminal as plain characters only."""
+        self._print(plain(text))
+
+    def _line(self, step: int, metrics: Mapping[str, float | None]) -> str:
+        values = ((name, metrics.get(name)) for name in SHOWN)
+        parts = [f"step {step}/{self._total}", *(f"{name} {value:.4g}" for name, value in values if value is not None)]
+        speed = metrics.get("tokens_per_s")
+        if speed is not None:
+            parts.append(f"{speed:,.0f} tokens/s")
+        if step > self._start:
+            seconds = (self._clock() - self._began) / (step - self._start) * (self._total - step)
+            parts.append(f"{duration(seconds)} left")
+        return "  ".join(parts)
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+
+
+def plain(text: str) -> str:
+    r"""`text` without what a terminal would obey: escape codes, control characters, signs that reverse the writing direction.
+
+    Line ends and tabs stay; half a surrogate pair, which no terminal can print, becomes a replacement character.
+
+    Example:
+        >>> plain("a\x1b]0;title\x07b")
+        'a]0;titleb'
+    """
+    kept = (c for c in text if c in "\n\t" or (unicodedata.category(c) != "Cc" and c not in REDIRECTING))
+    return "".join("\ufffd" if unicodedata.category(c) == "Cs" else c for c in kept)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds.
+
+    Example:
+        >>> duration(59.6), duration(3661)
+        ('1:00', '1:01:01')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# --- where a run ran ----------------------------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """The machine in plain words for run.json: processor, cores, memory, accelerators, Python, platform, torch's threads."""
+    return {
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
+        "accelerators": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of redistill and of the packages whose releases can change a result; those not installed are left out."""
+    found = {"redistill": redistill.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit(folder: Path | None = None) -> str | None:
+    """The git commit that is checked out in `folder` (else the current one), "-dirty" behind it where tracked files differ.
+
+    None outside a git checkout, or without git.
+    """
+    place = folder or Path.cwd()
+    head = _git(place, "rev-parse", "--verify", "HEAD")
+    changes = _git(place, "status", "--porcelain", "--untracked-files=no") if head else None
+    return f"{head}-dirty" if changes else head
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

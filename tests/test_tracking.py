@@ -1,0 +1,157 @@
+"""Tracking: the metrics file continues cleanly, and nothing a model writes reaches the terminal as a command."""
+
+import io
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+import redistill
+from redistill import files
+from redistill.tracking import MetricsLog, Progress, commit, duration, machine, plain, versions
+
+
+def log_console() -> Console:
+    return Console(file=io.StringIO(), force_terminal=False, width=40)
+
+
+def terminal() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=120, color_system="truecolor")
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def ticks(seconds: float) -> Iterator[float]:
+    now = 0.0
+    while True:
+        yield now
+        now += seconds
+
+
+# --- metrics.jsonl ------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_and_resumed_log_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    def write(log: MetricsLog, first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            log.write({"kind": "train", "step": step, "loss": 1 / step})
+            if step % 2 == 0:
+                log.write({"kind": "validation", "step": step, "rouge_l": 20.0 + step})
+
+    straight, broken = MetricsLog(tmp_path / "a.jsonl"), MetricsLog(tmp_path / "b.jsonl")
+    write(straight, 1, 6)
+    write(broken, 1, 5)
+    with broken.path.open("ab") as file:
+        file.write(b'{"kind": "train", "st')  # killed in the middle of a write
+    broken.truncate_after(4)
+    assert [line["step"] for line in files.read_lines(broken.path)] == [1, 2, 2, 3, 4, 4]
+    write(broken, 5, 6)
+    assert broken.path.read_bytes() == straight.path.read_bytes()
+
+
+def test_truncating_a_log_that_was_never_written_is_nothing(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.truncate_after(0)
+    assert not log.path.exists()
+
+
+# --- progress -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_has_a_line_every_so_often_and_one_at_the_end() -> None:
+    console = log_console()
+    with Progress(25, every=10, console=console) as progress:
+        for step in range(1, 26):
+            progress.update(step, {"loss": 1.0})
+    assert [line.split()[1] for line in written(console).splitlines()] == ["10/25", "20/25", "25/25"]
+
+
+def test_a_line_tells_terms_speed_and_the_time_left() -> None:
+    console, clock = log_console(), ticks(60.0)
+    with Progress(110, start=50, every=10, console=console, clock=lambda: next(clock)) as progress:
+        progress.update(60, {"loss": 2.34567, "sft": 1.5, "divergence": None, "grad_norm": 9.0, "tokens_per_s": 12345.6})
+    # one minute for 10 updates of this process, 50 to go; longer than the console is wide, and still one line
+    assert written(console) == "step 60/110  loss 2.346  sft 1.5  12,346 tokens/s  5:00 left\n"
+
+
+def test_a_loss_that_is_not_a_number_is_shown_as_such() -> None:
+    console = log_console()
+    with Progress(1, console=console) as progress:
+        progress.update(1, {"loss": float("nan")})
+    assert "loss nan" in written(console)
+
+
+def test_on_a_terminal_a_bar_is_drawn_and_notes_stand_above_it() -> None:
+    console = terminal()
+    with Progress(20, every=10, console=console) as progress:
+        progress.update(7, {"loss": 2.5})
+        progress.note("step 7: saved")
+    assert "step 7/20  loss 2.5" in written(console) and "━" in written(console)
+    assert "step 7: saved\n" in written(console).replace("\x1b[K", "")
+
+
+def test_a_models_words_are_printed_to_the_letter_and_never_obeyed() -> None:
+    console = log_console()
+    with Progress(5, console=console) as progress:
+        progress.note("[bold red]not markup[/] :smile: \x1b[31mred\x1b[0m \x07\r\x9b2J \u202egnorw \ud800 " + "long " * 20)
+    assert written(console) == "[bold red]not markup[/] :smile: [31mred[0m 2J gnorw \ufffd " + "long " * 20 + "\n"
+
+
+@given(st.text(st.characters()))
+def test_plain_text_is_printable_and_plain_twice_is_plain_once(text: str) -> None:
+    shown = plain(text)
+    shown.encode("utf-8")
+    assert not any((ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 for c in shown)
+    assert plain(shown) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0, "0:00"), (59.4, "0:59"), (60, "1:00"), (3599.6, "1:00:00"), (90061, "25:01:01")]
+)
+def test_durations_read_like_a_clock(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+# --- where a run ran ----------------------------------------------------------------------------------------------------
+
+
+def test_the_machine_is_described_in_json(tmp_path: Path) -> None:
+    described = machine()
+    files.write_json(tmp_path / "machine.json", described)
+    assert described["cpu"] and described["cores"] >= 1 and described["memory_bytes"] > 2**28
+    assert {"python", "platform", "torch_threads", "accelerators"} <= described.keys()
+
+
+def test_versions_name_redistill_and_what_is_installed() -> None:
+    found = versions()
+    assert found["redistill"] == redistill.__version__ and "torch" in found and "transformers" in found
+
+
+def test_the_commit_of_a_checkout_and_whether_it_was_changed(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    assert commit(tmp_path) is None
+    git("init")
+    assert commit(tmp_path) is None  # no commit yet
+    (tmp_path / "a.txt").write_text("1")
+    git("add", "a.txt")
+    git("commit", "-m", "first")
+    (tmp_path / "untracked.txt").write_text("")
+    assert commit(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "a.txt").write_text("2")
+    assert commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() is None
