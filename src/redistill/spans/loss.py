@@ -1,8 +1,8 @@
 """The span loss, Eq. 10, on rows of log-probabilities.
 
-It knows rows and ranges of rows, never text: a span is half-open, [a, b) has b - a tokens and the pairs (j, j + 1) for a <= j < b - 1,
-and row j is the distribution that *predicts* token j.  The vocabulary pass uses the same distance with `pair_weights`, so that the
-pairs of all samples can be walked in chunks.
+It knows rows and ranges of rows, never text: a span is half-open, [a, b) has b - a tokens and the pairs (j, j + 1) for
+a <= j < b - 1, and row j is the distribution that *predicts* token j.  The vocabulary pass uses the same distance with
+`pair_weights`, so that the pairs of all samples can be walked in chunks.
 """
 
 from collections.abc import Sequence
@@ -43,14 +43,15 @@ def span_loss(
     logq_TV: torch.Tensor,
     logp_TV: torch.Tensor,
     spans: Sequence[tuple[int, int]],
-    config: SpanConfig = SpanConfig(),  # noqa: B008 - frozen, so one default serves all calls
+    config: SpanConfig = SpanConfig(),
 ) -> torch.Tensor:
     r"""How differently two models relate neighbouring tokens inside phrases, for one sample.
 
-    .. math:: L = \frac{1}{n_s} \sum_{i=1}^{n_s} \frac{1}{n_{s_i}} \sum_{j} \lVert q_j \circ q_{j+1} - p_j \circ p_{j+1} \rVert_2
+    .. math::
+        L = \frac{1}{n_s} \sum_{i=1}^{n_s} \frac{1}{n_{s_i}} \sum_{j} \lVert q_j \circ q_{j+1} - p_j \circ p_{j+1} \rVert_2
 
-    p is the teacher, q the student.  Source: MGSR Eq. 9-10 (arXiv 2407.10068).  0 <= L <= sqrt(2); 0 where q = p, and where there
-    is no span.  The gradient flows through q only and is 0 where a difference is 0.
+    p is the teacher, q the student.  Source: MGSR Eq. 9-10 (arXiv 2407.10068).  0 <= L <= sqrt(2) (2 where squared); 0 where
+    q = p, and where there is no span.  The gradient flows through q only and is 0 where a difference is 0.
 
     Args:
         logq_TV: Student log-probabilities of one sample's rows; float64 stays float64, all else is float32.
@@ -80,8 +81,8 @@ def span_loss(
 def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> torch.Tensor:
     """The weight of each pair of rows (n, n + 1) in the span loss of one sample.
 
-    With d_n the `pair_distance` of rows n and n + 1, the sum of w_n d_n is `span_loss`.  The last weight is always 0, so samples
-    can be laid end to end without a pair that crosses from one to the next.
+    With d_n the `pair_distance` of rows n and n + 1, the sum of w_n d_n is `span_loss`.  The last weight is always 0, so
+    samples can be laid end to end without a pair that crosses from one to the next.
 
     Args:
         spans: Half-open ranges of rows.

@@ -1,0 +1,141 @@
+"""What revision, policy gradients and reports want to know of rows: one number or token each, without gradients."""
+
+from collections.abc import Callable, Collection
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+
+from redistill.contracts import TeacherTarget
+from redistill.tensors import loss_dtype
+from redistill.vocab_pass.head import Head
+from redistill.vocab_pass.sampling import sample_rows
+from redistill.vocab_pass.walk import CHUNK_BYTES, cuts
+
+Statistic = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "cross_entropy",
+    "student_entropy",
+    "teacher_entropy",
+    "student_argmax",
+    "teacher_argmax",
+    "agreement",
+    "student_logprob",
+    "teacher_logprob",
+    "teacher_sample",
+]
+
+LIVE_TENSORS = 6  # both models' log-probabilities, one's logits while they are made, and a statistic's three
+
+
+@torch.no_grad()
+def row_statistics(
+    student_hidden_ND: torch.Tensor,
+    student_head: Head,
+    target: TeacherTarget | None,
+    ask: Collection[Statistic],
+    *,
+    uniforms_N: torch.Tensor | None = None,
+    token_N: torch.Tensor | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> dict[str, torch.Tensor]:
+    """Each statistic of `ask` for every row, chunk by chunk, without gradient.
+
+    forward_kl is KL(p || q), reverse_kl KL(q || p), with p the teacher and q the student; entropies, log-probabilities (of
+    `token_N`) and cross_entropy (-log q of `token_N`) are in nats as well.  agreement tells where both arg max are the same;
+    teacher_sample is a token drawn from p.  A model whose rows no statistic needs is not multiplied out.
+
+    Args:
+        student_hidden_ND: Hidden states of the rows.
+        student_head: The student's head.
+        target: The teacher's word; None where nothing asked needs it.
+        ask: Names of Statistic.
+        uniforms_N: Numbers in [0, 1), for teacher_sample.
+        token_N: The tokens that log-probabilities are of.
+        chunk_bytes: What the [rows, vocabulary] tensors may take together, about.
+
+    Returns:
+        For each name a tensor over N: int64 tokens, bool agreement, else float32 (float64 for float64).
+    """
+    unknown = set(ask) - set(get_args(Statistic))
+    assert not unknown, (
+        f"row_statistics: no such statistic: {', '.join(sorted(unknown))}; there are {', '.join(get_args(Statistic))}"
+    )
+    head = student_head.prepared(student_hidden_ND)
+    row_bytes = head.num_classes * loss_dtype(student_hidden_ND).itemsize
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in ask}
+    # An empty batch is walked as one empty chunk, so that its answers have the right types.
+    for rows in cuts(slice(0, len(student_hidden_ND)), chunk_bytes // (LIVE_TENSORS * row_bytes)) or [slice(0, 0)]:
+        chunk = _Chunk(student_hidden_ND, head, target, rows, uniforms_N, token_N)
+        for name in ask:
+            found[name].append(_STATISTICS[name](chunk))
+    return {name: torch.cat(pieces) for name, pieces in found.items()}
+
+
+class _Chunk:
+    """The rows of one chunk; what nobody asks for is not computed."""
+
+    def __init__(
+        self,
+        hidden_ND: torch.Tensor,
+        head: Head,
+        target: TeacherTarget | None,
+        rows: slice,
+        uniforms_N: torch.Tensor | None,
+        token_N: torch.Tensor | None,
+    ) -> None:
+        self.hidden_CD = hidden_ND[rows]
+        self.head, self.target, self.rows = head, target, rows
+        self.uniforms_N, self.token_N = uniforms_N, token_N
+
+    @cached_property
+    def logq_CV(self) -> torch.Tensor:
+        return torch.log_softmax(self.head.logits(self.hidden_CD), dim=-1)
+
+    @cached_property
+    def logp_CV(self) -> torch.Tensor:
+        assert self.target is not None, "row_statistics: a statistic of the teacher was asked for without a target"
+        return self.target(self.rows)
+
+    @cached_property
+    def student_argmax_C(self) -> torch.Tensor:
+        return self.logq_CV.argmax(dim=-1)
+
+    @cached_property
+    def teacher_argmax_C(self) -> torch.Tensor:
+        return self.logp_CV.argmax(dim=-1)
+
+    def of_token(self, logprob_CV: torch.Tensor) -> torch.Tensor:
+        assert self.token_N is not None, "row_statistics: a log-probability was asked for without token_N"
+        return logprob_CV.gather(1, self.token_N[self.rows, None])[:, 0]
+
+    def teacher_sample_C(self) -> torch.Tensor:
+        assert self.uniforms_N is not None, "row_statistics: teacher_sample was asked for without uniforms_N"
+        return sample_rows(self.logp_CV.exp(), self.uniforms_N[self.rows])
+
+
+def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
+    """KL(first || second) by row; classes that the first cannot take contribute 0."""
+    first_prob_CV = first_CV.exp()
+    return (first_prob_CV * (first_CV - second_CV)).masked_fill_(first_prob_CV == 0, 0.0).sum(-1)
+
+
+def _entropy(logprob_CV: torch.Tensor) -> torch.Tensor:
+    """Entropy by row in nats."""
+    return torch.special.entr(logprob_CV.exp()).sum(-1)
+
+
+_STATISTICS: dict[Statistic, Callable[[_Chunk], torch.Tensor]] = {
+    "forward_kl": lambda chunk: _kl(chunk.logp_CV, chunk.logq_CV),
+    "reverse_kl": lambda chunk: _kl(chunk.logq_CV, chunk.logp_CV),
+    "cross_entropy": lambda chunk: -chunk.of_token(chunk.logq_CV),
+    "student_entropy": lambda chunk: _entropy(chunk.logq_CV),
+    "teacher_entropy": lambda chunk: _entropy(chunk.logp_CV),
+    "student_argmax": lambda chunk: chunk.student_argmax_C,
+    "teacher_argmax": lambda chunk: chunk.teacher_argmax_C,
+    "agreement": lambda chunk: chunk.student_argmax_C == chunk.teacher_argmax_C,
+    "student_logprob": lambda chunk: chunk.of_token(chunk.logq_CV),
+    "teacher_logprob": lambda chunk: chunk.of_token(chunk.logp_CV),
+    "teacher_sample": lambda chunk: chunk.teacher_sample_C(),
+}

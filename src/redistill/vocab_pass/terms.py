@@ -1,0 +1,88 @@
+"""What a walk adds up: each term is a sum over rows, with the coefficient that the loop gave it."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from redistill.contracts import Divergence
+from redistill.spans.loss import pair_distance
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropyTerm:
+    """Cross entropy of the rows in `mask_N` with their target token, in nats; its sum is called "sft".
+
+    Args:
+        coefficient: Weight / global count, as in every term.
+        target_N: int64.
+        mask_N: bool.
+    """
+
+    coefficient: float
+    target_N: torch.Tensor
+    mask_N: torch.Tensor
+    name: ClassVar[str] = "sft"
+
+    def sums(self, logq_CV: torch.Tensor, logp_CV: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
+        """The term's sums over `rows`.
+
+        logq_CV starts with these rows and may have the one after them too; logp_CV is the same, cut at the last that has a
+        teacher.
+        """
+        target_C = self.target_N[rows]
+        logprob_C = logq_CV[: len(target_C)].gather(1, target_C[:, None])[:, 0]
+        return {self.name: -logprob_C.masked_fill(~self.mask_N[rows], 0.0).sum()}
+
+
+@dataclass(frozen=True, eq=False)
+class DivergenceTerm:
+    """A divergence on rows 0 .. num_rows-1; its sum is called "divergence".
+
+    Args:
+        coefficient: Weight / global count.
+        divergence: A function of (logq_NV, logp_NV), or a module that learns; it may answer (divergence_N, diagnostics), and
+            each diagnostic is then summed under its own name.
+        num_rows: How many rows, from the front, have a teacher.
+    """
+
+    coefficient: float
+    divergence: Divergence | torch.nn.Module
+    num_rows: int
+    name: ClassVar[str] = "divergence"
+
+    def sums(self, logq_CV: torch.Tensor, logp_CV: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
+        num_rows = min(rows.stop - rows.start, len(logp_CV))
+        if num_rows == 0:
+            return {}
+        answer: Any = self.divergence(logq_CV[:num_rows], logp_CV[:num_rows])
+        divergence_C, diagnostics = answer if isinstance(answer, tuple) else (answer, {})
+        return {self.name: divergence_C.sum(), **{name: value_C.detach().sum() for name, value_C in diagnostics.items()}}
+
+
+@dataclass(frozen=True, eq=False)
+class SpanTerm:
+    """The span loss, Eq. 10, of pairs of neighbouring rows; its sum is called "span".
+
+    Args:
+        coefficient: Weight / global number of samples with spans.
+        pair_weight_N: Weight of the pair (n, n + 1), 0 where the rows are no pair or of two sequences.  Where no DivergenceTerm
+            says so, its length is the number of rows that have a teacher.
+        squared: Whether the distance is squared.
+    """
+
+    coefficient: float
+    pair_weight_N: torch.Tensor
+    squared: bool
+    name: ClassVar[str] = "span"
+
+    def sums(self, logq_CV: torch.Tensor, logp_CV: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
+        num_pairs = min(rows.stop - rows.start, len(logp_CV) - 1)
+        if num_pairs <= 0:
+            return {}
+        left, right = slice(0, num_pairs), slice(1, num_pairs + 1)
+        distance_C = pair_distance(logq_CV[left], logq_CV[right], logp_CV[left], logp_CV[right], self.squared)
+        return {self.name: (distance_C * self.pair_weight_N[rows][left]).sum()}
+
+
+Term = CrossEntropyTerm | DivergenceTerm | SpanTerm
