@@ -67,7 +67,7 @@ def test_truncating_a_log_that_was_never_written_is_nothing(tmp_path: Path) -> N
 
 def test_a_log_has_a_line_every_so_often_and_one_at_the_end() -> None:
     console = log_console()
-    with Progress(25, every=10, console=console) as progress:
+    with Progress(25, log_every=10, console=console) as progress:
         for step in range(1, 26):
             progress.update(step, {"loss": 1.0})
     assert [line.split()[1] for line in written(console).splitlines()] == ["10/25", "20/25", "25/25"]
@@ -75,10 +75,22 @@ def test_a_log_has_a_line_every_so_often_and_one_at_the_end() -> None:
 
 def test_a_line_tells_terms_speed_and_the_time_left() -> None:
     console, clock = log_console(), ticks(60.0)
-    with Progress(110, start=50, every=10, console=console, clock=lambda: next(clock)) as progress:
+    with Progress(110, log_every=10, console=console, clock=lambda: next(clock)) as progress:
+        progress.update(51, {"loss": 3.0})
         progress.update(60, {"loss": 2.34567, "sft": 1.5, "divergence": None, "grad_norm": 9.0, "tokens_per_s": 12345.6})
-    # one minute for 10 updates of this process, 50 to go; longer than the console is wide, and still one line
-    assert written(console) == "step 60/110  loss 2.346  sft 1.5  12,346 tokens/s  5:00 left\n"
+    # a minute for the 9 updates since the first, 50 to go; the line is longer than the console is wide
+    assert written(console) == "step 60/110  loss 2.346  sft 1.5  12,346 tokens/s  5:33 left\n"
+
+
+@pytest.mark.parametrize("terminal", ["1", ""])
+def test_a_process_that_is_not_the_main_one_says_nothing(
+    terminal: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", terminal)  # rich takes the output for a terminal then
+    with Progress(2, log_every=1, enabled=False) as progress:
+        progress.update(1, {"loss": 1.0})
+        progress.note("hello")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_loss_that_is_not_a_number_is_shown_as_such() -> None:
@@ -90,7 +102,7 @@ def test_a_loss_that_is_not_a_number_is_shown_as_such() -> None:
 
 def test_on_a_terminal_a_bar_is_drawn_and_notes_stand_above_it() -> None:
     console = terminal()
-    with Progress(20, every=10, console=console) as progress:
+    with Progress(20, log_every=10, console=console) as progress:
         progress.update(7, {"loss": 2.5})
         progress.note("step 7: saved")
     assert "step 7/20  loss 2.5" in written(console) and "━" in written(console)

@@ -68,8 +68,8 @@ class Progress:
 
     Args:
         total: Updates of the whole run.
-        start: Updates done before this process began, so that the time left is judged by this process's speed.
-        every: Updates between lines where the output is no terminal.
+        log_every: Updates between lines where the output is no terminal.
+        enabled: False says nothing at all, for all processes but the main one.
         console: Where to write; None takes the standard error stream.
         clock: Seconds, rising.
     """
@@ -78,22 +78,21 @@ class Progress:
         self,
         total: int,
         *,
-        start: int = 0,
-        every: int = 10,
+        log_every: int = 10,
+        enabled: bool = True,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total, self._start, self._every, self._clock = total, start, every, clock
-        self._console = console or Console(stderr=True)
-        self._began = clock()
+        self._total, self._log_every, self._clock = total, log_every, clock
+        self._console = console or Console(stderr=True, quiet=not enabled)
+        self._first: tuple[int, float] | None = None
         self._bar: rich.progress.Progress | None = None
         if self._console.is_terminal:
             columns = (rich.progress.BarColumn(bar_width=24), rich.progress.TextColumn("{task.fields[line]}", markup=False))
-            self._bar = rich.progress.Progress(*columns, console=self._console)
-            self._task = self._bar.add_task("", total=total, completed=start, line=f"step {start}/{total}")
+            self._bar = rich.progress.Progress(*columns, console=self._console, disable=not enabled)
+            self._task = self._bar.add_task("", total=total, line=f"step 0/{total}")
 
     def __enter__(self) -> Self:
-        self._began = self._clock()
         if self._bar is not None:
             self._bar.start()
         return self
@@ -103,24 +102,28 @@ class Progress:
             self._bar.stop()
 
     def update(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Show where training stands after `step` updates; of the metrics, the loss terms and tokens per second."""
+        """Show where training stands after `step` updates: the loss terms, tokens per second, and the time left.
+
+        The time left is judged by what has passed since the first call, so loading and a resumed run's past do not count.
+        """
+        self._first = self._first or (step, self._clock())
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, line=self._line(step, metrics))
-        elif step % self._every == 0 or step == self._total:
-            self._print(self._line(step, metrics))
+            self._bar.update(self._task, completed=step, line=self._line(step, metrics, self._first))
+        elif step % self._log_every == 0 or step == self._total:
+            self._print(self._line(step, metrics, self._first))
 
     def note(self, text: str) -> None:
         """Write a line above the bar; `text` may hold a model's words, which reach the terminal as plain characters only."""
         self._print(plain(text))
 
-    def _line(self, step: int, metrics: Mapping[str, float | None]) -> str:
+    def _line(self, step: int, metrics: Mapping[str, float | None], first: tuple[int, float]) -> str:
         values = ((name, metrics.get(name)) for name in SHOWN)
         parts = [f"step {step}/{self._total}", *(f"{name} {value:.4g}" for name, value in values if value is not None)]
         speed = metrics.get("tokens_per_s")
         if speed is not None:
             parts.append(f"{speed:,.0f} tokens/s")
-        if step > self._start:
-            seconds = (self._clock() - self._began) / (step - self._start) * (self._total - step)
+        if step > first[0]:
+            seconds = (self._clock() - first[1]) / (step - first[0]) * (self._total - step)
             parts.append(f"{duration(seconds)} left")
         return "  ".join(parts)
 
