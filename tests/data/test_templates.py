@@ -1,0 +1,120 @@
+"""The Alpaca prompt to the letter; chat prompts from the tokenizer's own template; where the answers of a transcript stand."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jinja2
+import pytest
+
+from redistill.contracts import Conversation, Instruction, RawPrompt, Record, Turn
+from redistill.data.templates import render_prompt, render_transcript
+from redistill.errors import ConfigError, DataError
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "alpaca.json").read_text(encoding="utf-8"))["cases"]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TWO_TURNS = Conversation((Turn("user", "Hi?"), Turn("assistant", "Hello."), Turn("user", "Bye?")))
+
+
+def chat(template):
+    """As much of a tokenizer as a chat template needs."""
+
+    def apply_chat_template(messages, *, tokenize, add_generation_prompt):
+        assert tokenize is False
+
+        def refuse(message):
+            raise jinja2.TemplateError(message)
+
+        rendered = jinja2.Template(template, keep_trailing_newline=True)
+        return rendered.render(messages=messages, add_generation_prompt=add_generation_prompt, raise_exception=refuse)
+
+    return SimpleNamespace(chat_template=template, apply_chat_template=apply_chat_template)
+
+
+def answers(transcript):
+    return [transcript.text[start:end] for start, end in transcript.answers]
+
+
+def transcript_of(prompt, answer, template, tokenizer, every_turn):
+    record = Record(record_id="r:1", prompt=prompt, references=(answer,))
+    return render_transcript(record, answer, template, tokenizer, every_turn=every_turn)
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=["without input", "with input"])
+def test_alpaca_prompts_equal_the_published_template(case):
+    assert render_prompt(Instruction(case["instruction"], case["input"]), "alpaca", None) == case["prompt"]
+
+
+def test_a_raw_prompt_is_verbatim_and_placeholders_in_data_stay():
+    assert render_prompt(RawPrompt(" {x} <n>\n"), "alpaca", None) == " {x} <n>\n"
+    assert "{0}<n>{}" in render_prompt(Instruction("{0}<n>{}"), "alpaca", None)
+
+
+def test_earlier_turns_become_earlier_alpaca_blocks():
+    text = render_prompt(TWO_TURNS, "alpaca", None)
+    assert text.endswith("### Instruction:\nHi?\n\n### Response:\nHello.\n\n### Instruction:\nBye?\n\n### Response:\n")
+    assert text.startswith("Below is an instruction") and text.count("Below is") == 1
+
+
+def test_a_system_turn_opens_the_alpaca_prompt():
+    prompt = Conversation((Turn("system", "Be kind."), Turn("user", "Hi?")))
+    assert render_prompt(prompt, "alpaca", None).startswith("Be kind.\n\nBelow is")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [(Instruction("Add.", "1 2"), "Add.\n\n1 2"), (Instruction("Add."), "Add."), (RawPrompt("Add: "), "Add: ")],
+)
+def test_chat_puts_a_prompt_into_one_user_message(prompt, message):
+    expected = f"<|im_start|>user\n{message}<|im_end|>\n<|im_start|>assistant\n"
+    assert render_prompt(prompt, "chat", chat(CHATML)) == expected
+
+
+def test_chat_without_a_chat_template_is_an_error_that_says_what_to_do():
+    with pytest.raises(ConfigError, match="no chat template; use template: alpaca"):
+        render_prompt(Instruction("Add."), "chat", SimpleNamespace(chat_template=None))
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_a_data_error():
+    with pytest.raises(DataError, match="no system here"):
+        render_prompt(Instruction("Add."), "chat", chat("{{ raise_exception('no system here') }}"))
+
+
+@pytest.mark.parametrize(("template", "end"), [("alpaca", ""), ("chat", "<|im_end|>")])
+@pytest.mark.parametrize("every_turn", [False, True])
+def test_the_answers_of_a_transcript_and_only_they_are_marked(template, end, every_turn):
+    found = transcript_of(TWO_TURNS, "See you.", template, chat(CHATML), every_turn)
+    assert answers(found) == (["Hello." + end] if every_turn else []) + ["See you." + end]
+    assert found.text.endswith("See you." + end) and found.ended is bool(end)
+    assert found.text.startswith(render_prompt(TWO_TURNS, template, chat(CHATML)))
+
+
+def test_a_template_without_an_end_of_turn_leaves_the_end_to_the_end_token():
+    bare = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    found = transcript_of(Instruction("Add."), "3", "chat", chat(bare), False)
+    assert answers(found) == ["3"] and not found.ended
+
+
+THINKING = CHATML.replace(
+    "{{ m.content }}", "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}"
+)
+
+
+def test_what_a_template_writes_before_the_last_answer_is_learned_with_it():
+    found = transcript_of(TWO_TURNS, "See you.", "chat", chat(THINKING), False)
+    assert answers(found) == ["<think></think>See you.<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "every_turn"),
+    [(THINKING, True), (CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif"), False), ("fixed text", False)],
+    ids=["rewrites earlier turns", "prompt unlike the transcript", "drops the content"],
+)
+def test_a_template_whose_answers_cannot_be_told_apart_is_refused(template, every_turn):
+    with pytest.raises(DataError, match="does not go on from its own prompt"):
+        transcript_of(TWO_TURNS, "See you.", "chat", chat(template), every_turn)
