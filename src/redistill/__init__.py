@@ -1,6 +1,42 @@
 """redistill: make a small language model out of a large one.
 
-Light to import: names are loaded when they are first used, so `import redistill.divergences` costs torch and nothing else.
+The public names below are loaded when they are first used, so `import redistill.divergences` costs torch and nothing else.
 """
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "distill": "redistill.run",
+    "train_student": "redistill.run",
+    "evaluate_run": "redistill.run",
+    "evaluate_model": "redistill.run",
+    "RunResult": "redistill.run",
+    "Run": "redistill.config",
+    "TeacherConfig": "redistill.config",
+    "StudentConfig": "redistill.config",
+    "DataConfig": "redistill.config",
+    "load_config": "redistill.config",
+    "TrainingConfig": "redistill.training",
+    "OptimiserConfig": "redistill.training",
+    "EvaluationConfig": "redistill.evaluation",
+    "InitialiseConfig": "redistill.models.initialise",
+    "TokenizeConfig": "redistill.data.tokenize",
+    "Objective": "redistill.objectives",
+    "DacKLConfig": "redistill.clipping",
+    "RedistillError": "redistill.errors",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'redistill' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

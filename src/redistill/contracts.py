@@ -130,7 +130,7 @@ class Batch:
     """A right-padded micro-batch and its supervised rows, sequences with distillation terms first.
 
     Sequences 0 .. num_sampled-1 carry distillation terms, and so do rows 0 .. num_sampled_rows-1, in sequence order: the
-    teacher reads only those.  Row n is the prediction of `target_N[n]`, made by the hidden state at flat position `position_N[n]`.
+    teacher reads only those.  Row n is the prediction of `target_N[n]`, made by the hidden state at flat place `position_N[n]`.
 
     Args:
         input_ids_BT, attention_mask_BT: int64.
@@ -234,7 +234,7 @@ class GenerationRequest:
     Args:
         prompt_ids: What stands already; for a tail this holds the corrected prefix too.
         max_new_tokens: Length budget of the continuation.
-        stream: Key of its randomness below the seed, such as ("response", step, sample); the n-th new token uses the n-th number.
+        stream: Key of its randomness below the seed, such as ("response", step, sample); new token n uses number n.
     """
 
     prompt_ids: tuple[int, ...]

@@ -1,6 +1,6 @@
 """Every write goes through here: a temporary name, fsync, then a rename, so that a reader sees the old file or the new one.
 
-Paths are resolved against the folder they must stay in; a name that leads out of it (`..`, an absolute path, a link) is refused.
+Paths are resolved against the folder they must stay in; a name that leads out (`..`, an absolute path, a link) is refused.
 """
 
 import contextlib

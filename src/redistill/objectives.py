@@ -119,7 +119,13 @@ def terms(
         coefficient = objective.divergence_weight / counts.sampled_tokens
         found.append(DivergenceTerm(coefficient, divergence, batch.num_sampled_rows))
     if objective.uses_spans and counts.span_samples:
-        found.append(SpanTerm(objective.span_weight / counts.span_samples, batch.pair_weight_N, squared=objective.span.squared))
+        found.append(
+            SpanTerm(
+                objective.span_weight / counts.span_samples,
+                batch.pair_weight_N[: batch.num_sampled_rows],
+                squared=objective.span.squared,
+            )
+        )
     return tuple(found)
 
 

@@ -85,7 +85,8 @@ class TrainingConfig:
         keep: How many checkpoints stand at once, the best one besides.
         patience: Validations without a better score before training stops; None trains to the end.
         max_skips: Updates in a row that may be skipped because they are not finite.
-        log_every: Updates between lines of a log that is no terminal.
+        log_every: Updates between lines of a log that is no terminal, and between updates whose revisions are kept.
+        generation_batch_size: Sequences that one process writes or scores at once; independent of the micro-batch.
 
     Raises:
         ConfigError: a value out of range.
@@ -101,10 +102,11 @@ class TrainingConfig:
     patience: int | None = None
     max_skips: int = 3
     log_every: int = 10
+    generation_batch_size: int = 64
 
     def __post_init__(self) -> None:
         least = {"updates": 1, "batch_size": 1, "micro_batch_size": 1, "keep": 1, "patience": 1, "log_every": 1}
-        least |= {"evaluate_every": 0, "save_every": 0, "max_skips": 0}
+        least |= {"generation_batch_size": 1, "evaluate_every": 0, "save_every": 0, "max_skips": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -163,7 +165,7 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
         sums = _gradients(batches, counts, parts)
         norms = _clip(parts, optimiser.max_grad_norm)
         metrics = {**averages(parts.objective, counts, sums), **norms}
-        if parts.guard.check(metrics["loss"], max(norms.values()), step=state.step, samples=_samples(draw)):
+        if parts.guard.check(metrics["loss"], sum(norms.values()), step=state.step, samples=_samples(draw)):
             parts.optimizer.step()
         parts.optimizer.zero_grad(set_to_none=True)
         state.step += 1

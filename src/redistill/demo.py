@@ -1,0 +1,141 @@
+"""The main job on an embedded default: a toy world, a tiny teacher, and a tinier student distilled by MGSR and by SFT.
+
+Both students get the same updates, batch size and data.  The learning rates were chosen on validation, out of three for each
+method: docs/results/toy-world.md has the table and how to repeat it.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from redistill import __version__, files
+from redistill.config import Run, decode_run
+from redistill.contracts import Instruction, Record
+from redistill.data.toy import toy_records, toy_tokenizer
+from redistill.models.initialise import fresh_model
+from redistill.run import RunResult, distill, train_student
+from redistill.terminal import print_summary
+
+SEED = 10
+ROWS = {"teacher": 12000, "train": 600, "validation": 64, "test": 120}
+VOCABULARY = 1536
+TEACHER = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
+STUDENT = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 2, "num_attention_heads": 4}
+LENGTHS = {"prompt_tokens": 128, "response_tokens": 48}
+UPDATES = 300
+LEARNING_RATES = {"sft": 2e-3, "mgsr": 2e-3}
+
+
+def demo(out: Path, *, fresh: bool = False) -> RunResult:
+    """Run the demo into `out` and print its table; the toy teacher is cached for the next time.
+
+    Args:
+        out: Holds a run folder for each method; MGSR's has the report.
+        fresh: Train the toy teacher again.
+    """
+    world = toy_world(fresh=fresh)
+    sft = distill(student_run("sft", world, out / "sft"))
+    mgsr = distill(student_run("mgsr", world, out / "mgsr"), baselines=[sft.folder])
+    print_summary(mgsr.folder, [sft.folder])
+    print(f"report: {mgsr.report}")  # noqa: T201 - the demo's last word is where to look
+    return mgsr
+
+
+def student_run(method: str, world: Path, out: Path, overrides: Mapping[str, Any] | None = None) -> Run:
+    """The run of one method in the toy world."""
+    tree: dict[str, Any] = {
+        "name": f"toy-{method}",
+        "method": method,
+        "seed": SEED,
+        "out": str(out),
+        "teacher": {"model": str(world / "teacher" / "model")},
+        "student": {"model": str(world / "student")},
+        "data": {
+            "train": [str(world / "train.jsonl")],
+            "validation": str(world / "validation.jsonl"),
+            "validation_rows": ROWS["validation"],
+            "tests": {"toy": str(world / "test.jsonl")},
+            "tokens": LENGTHS,
+        },
+        "optimiser": {"learning_rate": LEARNING_RATES[method]},
+        "training": {"updates": UPDATES, "batch_size": 16, "evaluate_every": UPDATES // 3, "log_every": 50},
+        "evaluation": {"batch_size": 128},
+    }
+    return decode_run({**tree, **(overrides or {})}, "demo")
+
+
+def toy_world(*, fresh: bool = False) -> Path:
+    """The folder of the toy world - data, teacher, untrained student - made now if it is not cached.
+
+    It stands under $REDISTILL_CACHE (default ~/.cache/redistill), named by everything that it depends on.
+    """
+    described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, STUDENT, LENGTHS, _source_digest()))
+    cache = Path(os.environ.get("REDISTILL_CACHE", Path.home() / ".cache" / "redistill"))
+    world = cache / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+    if fresh and world.exists():
+        files.remove_folder(world)
+    if not (world / "student" / "config.json").exists():
+        with files.new_folder(world) as folder:
+            _write_data(folder)
+            _write_model(folder / "teacher-start", TEACHER)
+            _write_model(folder / "student", STUDENT)
+    train_student(_teacher_run(world))
+    return world
+
+
+def _teacher_run(world: Path) -> Run:
+    tree = {
+        "name": "toy-teacher",
+        "method": "sft",
+        "seed": SEED,
+        "out": str(world / "teacher"),
+        "student": {"model": str(world / "teacher-start")},
+        "data": {
+            "train": [str(world / "teacher.jsonl")],
+            "validation": str(world / "validation.jsonl"),
+            "tokens": LENGTHS,
+        },
+        "optimiser": {"learning_rate": 2e-3},
+        "training": {"updates": 500, "batch_size": 32, "log_every": 50},
+        "evaluation": {"compare": []},
+    }
+    return decode_run(tree, "demo teacher")
+
+
+def _write_data(folder: Path) -> None:
+    for split, count in ROWS.items():
+        files.rewrite_lines(folder / f"{split}.jsonl", [_row(record) for record in toy_records(count, SEED, split)])
+
+
+def _row(record: Record) -> dict[str, Any]:
+    assert isinstance(record.prompt, Instruction)
+    return {
+        "instruction": record.prompt.instruction,
+        "input": record.prompt.input,
+        "output": list(record.references) if len(record.references) > 1 else record.references[0],
+    }
+
+
+def _write_model(folder: Path, shape: Mapping[str, int]) -> None:
+    tokenizer = toy_tokenizer(VOCABULARY, SEED)
+    config = {
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **shape,
+    }
+    fresh_model(config, SEED).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _source_digest() -> str:
+    """Changes of the toy world's generator make another world."""
+    from redistill.data import toy
+
+    return files.digest(Path(toy.__file__))

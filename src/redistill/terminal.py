@@ -1,0 +1,61 @@
+"""Tables on the terminal.  Whatever a model may have written is stripped of control characters first."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from redistill.data.tasks import TASKS
+from redistill.experiments.report import summary_table
+from redistill.experiments.statistics import mean, standard_deviation
+from redistill.methods import METHODS
+from redistill.tracking import plain
+
+
+def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
+    """The headline of a run: every model on every test set, with the difference to the first baseline."""
+    table = Table(title=None)
+    for column in ("data set", "model", "ROUGE-L", "difference", "95 % interval"):
+        table.add_column(column, justify="left" if column in {"data set", "model"} else "right")
+    for row in summary_table(run, baselines):
+        table.add_row(*(Text(plain(str(row[key]))) for key in ("dataset", "model", "rouge_l", "difference", "interval")))
+    _console().print(table)
+
+
+def print_scores(scores: Mapping[str, Any]) -> None:
+    """The scores of one model: mean and standard deviation over seeds."""
+    table = Table()
+    for column in ("data set", "prompts", "ROUGE-L", "exact match", "length", "ended"):
+        table.add_column(column, justify="left" if column == "data set" else "right")
+    for dataset, found in scores["datasets"].items():
+        seeds = list(found["seeds"].values())
+        rouge = [seed["rouge_l"] for seed in seeds]
+        table.add_row(
+            plain(dataset),
+            str(found["prompts"]),
+            f"{mean(rouge):.2f} ± {standard_deviation(rouge):.2f}",
+            f"{100 * mean([seed['exact_match'] for seed in seeds]):.1f} %",
+            f"{mean([seed['length_tokens'] for seed in seeds]):.0f} tokens",
+            f"{100 * mean([seed['eos_rate'] for seed in seeds]):.0f} %",
+        )
+    _console().print(table)
+
+
+def print_methods() -> None:
+    """Every method, and every test set with its place on the hub."""
+    methods = Table("method", "what it does", "source", title="methods", title_justify="left")
+    for name, row in METHODS.items():
+        methods.add_row(name, row.summary, row.source)
+    tasks = Table("task", "what it holds", "on the hub", title="test sets", title_justify="left")
+    for name, task in TASKS.items():
+        tasks.add_row(name, task.description, task.hub_name)
+    console = _console()
+    console.print(methods)
+    console.print(tasks)
+
+
+def _console() -> Console:
+    return Console(soft_wrap=False)
