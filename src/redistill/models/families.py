@@ -1,0 +1,137 @@
+"""What differs between model families, told by their config and shape: body, head, layers, and how far positions reach.
+
+Everything else treats a causal language model as body (ids -> hidden states) x head (hidden states -> logits).  `check_split`
+holds that reading against the model's own logits, so that a family with an unknown twist is refused instead of mistrained.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from redistill.errors import ModelError
+from redistill.vocab_pass import Head
+
+BodyCall = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Embeddings that hold one row a position; past their end there is nothing to look up.  Rotary families have none.
+_LEARNED_POSITIONS = {"wpe", "embed_positions", "position_embeddings"}
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model itself, where PEFT has put adapters into it (they stay in)."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config of the language model, also where it is part of a larger model's."""
+    return unwrapped(model).config.get_text_config()
+
+
+def body_module(model: nn.Module) -> nn.Module:
+    """The part below the LM head; its `last_hidden_state` is after the final norm (and OPT's `project_out`)."""
+    plain = unwrapped(model)
+    module: nn.Module = plain.base_model
+    if module is plain:
+        raise ModelError(f"{type(plain).__name__}: has no body apart from its head; use a causal language model")
+    return module
+
+
+def body(model: nn.Module) -> BodyCall:
+    """`model` without its head, as a call.
+
+    Args:
+        model: A causal language model, with or without PEFT adapters.
+
+    Returns:
+        A callable (input_ids_BT, attention_mask_BT) -> hidden_BTD, of the model's dtype, with gradient where it is enabled.
+    """
+    module = body_module(model)
+
+    def hidden_states(input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
+        hidden_BTD: torch.Tensor = module(
+            input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False
+        ).last_hidden_state
+        return hidden_BTD
+
+    return hidden_states
+
+
+def head(model: nn.Module, vocabulary: int | None = None) -> Head:
+    """The LM head of `model`, sharing its weights, with the soft cap and scale of its family.
+
+    Args:
+        model: A causal language model, with or without PEFT adapters.
+        vocabulary: Number of leading classes that count; None for all rows of the head.
+
+    Raises:
+        ModelError: the head is no plain linear layer.
+    """
+    layer = unwrapped(model).get_output_embeddings()
+    if not isinstance(layer, nn.Linear):
+        raise ModelError(
+            f"{type(unwrapped(model)).__name__}: its head is {type(layer).__name__}, where a plain linear layer is needed; "
+            "leave lm_head out of the adapter's target modules"
+        )
+    config = text_config(model)
+    return Head(
+        weight_VD=layer.weight,
+        bias_V=layer.bias,
+        softcap=getattr(config, "final_logit_softcapping", None),
+        scale=_logit_scale(config),
+        vocabulary=vocabulary,
+    )
+
+
+def _logit_scale(config: Any) -> float:
+    scale = float(getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon-H1
+    scale *= float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    scaling = float(getattr(config, "logits_scaling", None) or 1.0)
+    # One name, two meanings: Granite and MiniCPM divide by it, HyperCLOVA X multiplies.
+    return scale * scaling if config.model_type.startswith("hyperclovax") else scale / scaling
+
+
+@torch.no_grad()
+def check_split(model: nn.Module, *, name: str) -> None:
+    """Hold body x head against the model's own logits on a few tokens.
+
+    Raises:
+        ModelError: they differ by more than the rounding of bf16.
+    """
+    training = model.training
+    model.eval()
+    classifier = head(model)
+    num_tokens = min(8, classifier.weight_VD.shape[0])
+    ids_BT = torch.arange(num_tokens, device=classifier.weight_VD.device)[None]
+    mask_BT = torch.ones_like(ids_BT)
+    own_NV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[0].float()
+    split_NV = classifier.logits(body(model)(ids_BT, mask_BT)[0])
+    model.train(training)
+    if not torch.allclose(split_NV, own_NV, rtol=0.0, atol=0.03 * float(own_NV.abs().max())):
+        raise ModelError(
+            f"{name}: the {text_config(model).model_type} family computes its logits in a way that redistill does not know; "
+            "use another family"
+        )
+
+
+def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The transformer layers and their path below `unwrapped(model)`, such as "model.layers" or "transformer.h".
+
+    Raises:
+        ModelError: no list of modules is as long as the config says.
+    """
+    plain = unwrapped(model)
+    count = text_config(model).num_hidden_layers
+    for path, module in plain.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return path, module
+    raise ModelError(f"{type(plain).__name__}: finds no list of {count} layers; build the student from another family")
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """How many positions have an embedding, or None where the family computes them (rotary, ALiBi)."""
+    for path, module in body_module(model).named_modules():
+        if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in _LEARNED_POSITIONS:
+            return int(text_config(model).max_position_embeddings)
+    return None

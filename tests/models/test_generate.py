@@ -1,0 +1,226 @@
+"""The sampler: a response belongs to its stream and its prompt, and to nothing else."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from transformers import NoRepeatNGramLogitsProcessor
+
+from redistill.contracts import GenerationRequest, Sampling
+from redistill.errors import ConfigError
+from redistill.models.generate import NgramBan, generate, probabilities
+
+END = 2
+VOCABULARY = 40
+
+
+def requests(count=16, budget=12):
+    generator = np.random.default_rng(0)
+    return [
+        GenerationRequest(
+            prompt_ids=tuple(generator.integers(3, VOCABULARY, generator.integers(1, 12)).tolist()),
+            max_new_tokens=int(generator.integers(1, budget + 1)),
+            stream=("response", 1, i),
+        )
+        for i in range(count)
+    ]
+
+
+def run(model, requests, sampling=Sampling(), batch_size=16, end_ids=(END,), **options):  # noqa: B008
+    return generate(model, requests, sampling, seed=10, end_ids=end_ids, pad_id=0, batch_size=batch_size, **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2"])
+def test_a_response_does_not_depend_on_batch_size_or_order(tiny, family):
+    model, wanted = tiny(family), requests()
+    together = run(model, wanted)
+    assert run(model, wanted, batch_size=1) == together
+    assert run(model, wanted, batch_size=4) == together
+    shuffled = np.random.default_rng(1).permutation(len(wanted))
+    again = run(model, [wanted[i] for i in shuffled], batch_size=5)
+    assert [again[list(shuffled).index(i)] for i in range(len(wanted))] == together
+    assert len({generation.token_ids for generation in together}) > 10
+
+
+def test_another_stream_or_seed_gives_another_response(tiny):
+    model = tiny("llama")
+    one = GenerationRequest(prompt_ids=(3, 4), max_new_tokens=12, stream=("response", 1, 1))
+    other = GenerationRequest(prompt_ids=(3, 4), max_new_tokens=12, stream=("response", 1, 2))
+    first, second = run(model, [one, other], end_ids=())
+    assert first != second
+    assert generate(model, [one], Sampling(), seed=20, end_ids=(), pad_id=0, batch_size=1) != [first]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2"])
+@pytest.mark.parametrize("ngram", [0, 2])
+def test_greedy_text_is_that_of_transformers(tiny, family, ngram):
+    model, wanted = tiny(family), requests(6)
+    mine = run(model, wanted, Sampling(temperature=0, no_repeat_ngram=ngram), batch_size=4)
+    for request, generation in zip(wanted, mine):
+        ids = torch.tensor([request.prompt_ids])
+        theirs = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=request.max_new_tokens,
+            do_sample=False,
+            no_repeat_ngram_size=ngram,
+            eos_token_id=END,
+            pad_token_id=0,
+        )[0, len(request.prompt_ids) :]
+        assert generation.token_ids == tuple(theirs.tolist())
+
+
+def test_frequencies_are_those_of_the_softmax(tiny):
+    model = tiny("llama")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.3)
+        expected = model(input_ids=torch.tensor([[5, 9]])).logits[0, -1].double().softmax(-1).numpy()
+    draws = 4000
+    wanted = [GenerationRequest(prompt_ids=(5, 9), max_new_tokens=1, stream=("response", 1, i)) for i in range(draws)]
+    tokens = [generation.token_ids[0] for generation in run(model, wanted, batch_size=draws)]
+    counts = np.bincount(tokens, minlength=VOCABULARY)
+    common = expected * draws >= 5
+    observed = [*counts[common], counts[~common].sum()]
+    wanted_counts = [*expected[common] * draws, expected[~common].sum() * draws]
+    if wanted_counts[-1] == 0:
+        observed, wanted_counts = observed[:-1], wanted_counts[:-1]
+    assert len(observed) > 5
+    assert chisquare(observed, np.array(wanted_counts) / sum(wanted_counts) * sum(observed)).pvalue > 0.001
+
+
+def test_any_end_token_stops_a_row_and_is_its_last(tiny):
+    model, wanted = tiny("gpt2"), requests(16, budget=20)
+    ends = (2, 3, 4, 5, 6, 7, 8)
+    free = run(model, wanted, end_ids=())
+    stopped = run(model, wanted, end_ids=ends)
+    for request, long, short in zip(wanted, free, stopped):
+        assert len(long.token_ids) == request.max_new_tokens and not long.finished
+        first_end = next((i for i, token in enumerate(long.token_ids) if token in ends), None)
+        assert short.finished == (first_end is not None)
+        assert short.token_ids == long.token_ids[: None if first_end is None else first_end + 1]
+    assert 4 < sum(generation.finished for generation in stopped) < 16
+
+
+def test_no_request_and_no_budget_give_no_tokens(tiny):
+    model = tiny("gpt2")
+    assert run(model, []) == []
+    empty = GenerationRequest(prompt_ids=(3,), max_new_tokens=0, stream=("tail", 1))
+    full = GenerationRequest(prompt_ids=(3,), max_new_tokens=2, stream=("tail", 2))
+    none, some = run(model, [empty, full], end_ids=())
+    assert none.token_ids == () and not none.finished and len(some.token_ids) == 2
+
+
+def test_a_tail_goes_on_from_its_prefix_with_its_own_stream(tiny):
+    model = tiny("llama")
+    prompt, prefix = (3, 4, 5), (6, 7)
+    tail = GenerationRequest(prompt_ids=prompt + prefix, max_new_tokens=6, stream=("tail", 1, 0))
+    neighbour = GenerationRequest(prompt_ids=tuple(range(3, 20)), max_new_tokens=9, stream=("tail", 1, 1))
+    alone = run(model, [tail], end_ids=())[0]
+    assert run(model, [neighbour, tail], end_ids=())[1] == alone
+    greedy = Sampling(temperature=0)
+    whole = run(model, [GenerationRequest(prompt_ids=prompt, max_new_tokens=8, stream=("a",))], greedy, end_ids=())[0]
+    cut = GenerationRequest(prompt_ids=prompt + whole.token_ids[:3], max_new_tokens=5, stream=("b",))
+    assert run(model, [cut], greedy, end_ids=())[0].token_ids == whole.token_ids[3:]
+
+
+def test_padded_classes_are_never_drawn(tiny):
+    tokens = [t for g in run(tiny("llama"), requests(), end_ids=(), vocabulary=9) for t in g.token_ids]
+    assert max(tokens) == 8
+
+
+def test_modes_and_gradient_come_back_and_checkpointing_does_not_disturb(tiny):
+    model, wanted = tiny("llama", attention_dropout=0.9), requests()
+    expected = run(model, wanted)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    model.model.norm.eval()
+    modes = [module.training for module in model.modules()]
+    assert run(model, wanted) == expected
+    assert [module.training for module in model.modules()] == modes and torch.is_grad_enabled()
+
+
+def test_bf16_weights_and_autocast_write_text(tiny):
+    wanted = requests()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        automatic = run(tiny("llama"), wanted)
+    lowered = run(tiny("llama").to(torch.bfloat16), wanted)
+    for generations in (automatic, lowered):
+        assert all(0 < len(g.token_ids) <= r.max_new_tokens for r, g in zip(wanted, generations))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_a_sequence_may_fill_the_models_positions_but_not_pass_them(tiny, family):
+    model = tiny(family)
+    longest = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=4, stream=("a", 1))
+    short = GenerationRequest(prompt_ids=(4,), max_new_tokens=63, stream=("a", 2))
+    full = run(model, [longest, short], end_ids=())
+    assert [len(generation.token_ids) for generation in full] == [4, 63]
+    too_long = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, stream=("a", 1))
+    with pytest.raises(ConfigError, match="60 prompt tokens \\+ 5 new = 65, the model has 64 positions"):
+        run(model, [too_long])
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=-1),
+        Sampling(temperature=float("nan")),
+        Sampling(top_p=0),
+        Sampling(top_k=-1),
+        Sampling(no_repeat_ngram=-1),
+    ],
+)
+def test_sampling_out_of_range_is_refused(tiny, sampling):
+    with pytest.raises(ConfigError, match=r"sampling\.\w+ = .*: must be"):
+        run(tiny("gpt2"), requests(1), sampling)
+
+
+# --- what a token is drawn from -----------------------------------------------------------------------------------------
+
+
+def oracle(logits, sampling):
+    """Temperature, then the k most probable, then the smallest set that reaches p."""
+    p = np.exp(logits / sampling.temperature - np.max(logits / sampling.temperature))
+    order = np.argsort(-p, kind="stable")
+    if sampling.top_k:
+        p[order[sampling.top_k :]] = 0
+    p /= p.sum()
+    mass_before = np.concatenate([[0], np.cumsum(p[order])[:-1]])
+    p[order[mass_before >= sampling.top_p]] = 0
+    return p / p.sum()
+
+
+@given(
+    st.lists(st.integers(-40, 40), min_size=2, max_size=12, unique=True),
+    st.sampled_from([0.5, 1.0, 2.0]),
+    st.integers(0, 12),
+    st.sampled_from([0.05, 0.313, 0.7, 0.9, 1.0]),
+)
+def test_probabilities_are_those_of_the_oracle(tenths, temperature, top_k, top_p):
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    logits = np.array(tenths) / 10
+    got = probabilities(torch.tensor(logits)[None], sampling)[0].numpy()
+    np.testing.assert_allclose(got, oracle(logits, sampling), atol=1e-12)
+
+
+def test_a_banned_class_has_no_probability():
+    got = probabilities(torch.tensor([[1.0, -torch.inf, 2.0]]), Sampling(top_p=0.9999))
+    assert got[0, 1] == 0 and got.sum() == pytest.approx(1)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=24), st.integers(1, 4))
+def test_the_ngram_ban_is_that_of_transformers(tokens, size):
+    scores = NoRepeatNGramLogitsProcessor(size)(torch.tensor([tokens]), torch.zeros(1, 4))
+    assert set(NgramBan(size, [tokens]).banned(0)) == set(torch.isinf(scores[0]).nonzero().flatten().tolist())
+
+
+def test_no_ngram_of_prompt_and_response_comes_twice(tiny):
+    wanted = [GenerationRequest(prompt_ids=(3, 4, 3, 5), max_new_tokens=24, stream=("a", i)) for i in range(4)]
+    sampling = Sampling(temperature=0.05, no_repeat_ngram=2)
+    for generation in run(tiny("llama"), wanted, sampling, end_ids=()):
+        text = (3, 4, 3, 5, *generation.token_ids)
+        assert len(set(pairwise(text))) == len(text) - 1

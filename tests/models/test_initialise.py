@@ -1,0 +1,111 @@
+"""Students out of teacher layers, and models out of a seed."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from redistill.errors import ConfigError
+from redistill.models.initialise import InitialiseConfig, fresh_model, student_from_layers
+from redistill.tensors import pad
+
+FAMILIES = ("llama", "gpt2", "opt", "gemma2")
+IDS_BT, MASK_BT = pad([[3, 4, 5, 6, 7, 8, 9, 10, 11], [12, 13, 14]], 0)
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=IDS_BT, attention_mask=MASK_BT).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeping_all_layers_is_the_teacher_exactly(tiny, family):
+    teacher = tiny(family)
+    student = student_from_layers(teacher, 4)
+    assert torch.equal(logits(student), logits(teacher))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_subset_is_the_teacher_with_the_other_layers_skipped(tiny, family):
+    teacher = tiny(family)
+    student = student_from_layers(teacher, (0, 2))
+    assert student.config.num_hidden_layers == 2
+    for skipped in (1, 3):
+        _layers(teacher)[skipped].forward = lambda hidden, *args, **kwargs: hidden
+    torch.testing.assert_close(logits(student), logits(teacher), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_subset_writes_the_same_with_and_without_a_cache(tiny, family):
+    student = student_from_layers(tiny(family), (1, 3))
+    options = {"input_ids": IDS_BT[:1], "attention_mask": MASK_BT[:1], "max_new_tokens": 8, "do_sample": False}
+    assert torch.equal(student.generate(**options, use_cache=True), student.generate(**options, use_cache=False))
+
+
+def test_attention_patterns_go_with_their_layers(tiny):
+    student = student_from_layers(tiny("gemma2"), (0, 1, 3))
+    assert student.config.layer_types == ["sliding_attention", "full_attention", "sliding_attention"]
+    assert [layer.self_attn.layer_idx for layer in student.model.layers] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_memory_is_shared_and_tied_embeddings_stay_tied(tiny, family):
+    teacher = tiny(family)
+    before = logits(teacher)
+    student = student_from_layers(teacher, (0, 3))
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(logits(teacher), before)
+    tied = teacher.get_output_embeddings().weight is teacher.get_input_embeddings().weight
+    assert (student.get_output_embeddings().weight is student.get_input_embeddings().weight) == tied
+
+
+def test_the_dtype_and_end_tokens_are_the_teachers_and_the_global_generator_is_left_alone(tiny):
+    teacher = tiny("llama").to(torch.bfloat16)
+    teacher.generation_config.eos_token_id = [2, 5]
+    state = torch.get_rng_state()
+    student = student_from_layers(teacher, 2)
+    assert student.dtype == torch.bfloat16 and student.generation_config.eos_token_id == [2, 5]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("num_layers", range(1, 40))
+def test_a_count_spreads_evenly_from_the_first_to_the_last(num_layers):
+    for count in range(2, num_layers + 1):
+        chosen = InitialiseConfig(layers=count).indices(num_layers)
+        gaps = [b - a for a, b in pairwise(chosen)]
+        assert len(chosen) == count and chosen[0] == 0 and chosen[-1] == num_layers - 1
+        assert min(gaps) >= 1 and max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("layers", [0, -1, (), (1, 1), (2, 1), (-1, 2)])
+def test_layers_that_are_none_repeated_or_unsorted_are_refused(layers):
+    with pytest.raises(ConfigError, match="layers = "):
+        InitialiseConfig(layers=layers)
+
+
+@pytest.mark.parametrize("layers", [5, (0, 4)])
+def test_layers_that_the_teacher_does_not_have_are_refused(tiny, layers):
+    with pytest.raises(ConfigError, match="the teacher has"):
+        student_from_layers(tiny("gpt2"), layers)
+
+
+def test_a_fresh_model_depends_on_its_seed_alone():
+    config = {"model_type": "gpt2", "vocab_size": 8, "n_embd": 4, "n_layer": 1, "n_head": 1, "n_positions": 8}
+    state = torch.get_rng_state()
+    first = fresh_model(config, seed=1).transformer.wte.weight
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert torch.equal(fresh_model(config, seed=1).transformer.wte.weight, first)
+    assert not torch.equal(fresh_model(config, seed=2).transformer.wte.weight, first)
+
+
+@pytest.mark.parametrize("config", [{"vocab_size": 8}, {"model_type": "no-such-family"}])
+def test_a_model_config_without_a_known_family_is_refused(config):
+    with pytest.raises(ConfigError, match="give model_type"):
+        fresh_model(config, seed=1)
+
+
+def _layers(model):
+    return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))

@@ -1,0 +1,153 @@
+"""Loading: what is there loads, what is wrong says so in one line, and nothing reaches for the network by accident."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from redistill.errors import ConfigError, ModelError
+from redistill.models import load
+from redistill.models.load import ModelConfig, compatibility_warnings, end_token_ids, load_model, load_tokenizer
+
+
+def make_tokenizer(**special):
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(40)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, **special)
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    tiny("llama").save_pretrained(tmp_path / "model")
+    make_tokenizer(eos_token="w2").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """Any call of a loader fails the test: what is refused must be refused before."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("went on to load")
+
+    for loader in (load.AutoConfig, load.AutoTokenizer, load.AutoModelForCausalLM):
+        monkeypatch.setattr(loader, "from_pretrained", fail)
+
+
+def test_a_saved_folder_loads_as_it_was(tiny, folder):
+    model, tokenizer = load_model(ModelConfig(model=str(folder)))
+    for (name, loaded), (_, saved) in zip(model.state_dict().items(), tiny("llama").state_dict().items(), strict=True):
+        assert torch.equal(loaded, saved), name
+    assert not model.training and model.dtype == torch.float32
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
+
+
+@pytest.mark.parametrize(("asked", "got"), [("bfloat16", torch.bfloat16), ("auto", torch.float32)])
+def test_the_dtype_is_the_one_asked_for(folder, asked, got):
+    assert load_model(ModelConfig(model=str(folder), dtype=asked))[0].dtype == got
+
+
+def test_gradient_checkpointing_is_switched_on(folder):
+    assert load_model(ModelConfig(model=str(folder), gradient_checkpointing=True))[0].is_activation_checkpointing
+
+
+def test_a_pad_token_of_its_own_is_kept(folder):
+    make_tokenizer(eos_token="w2", pad_token="w7").save_pretrained(folder)
+    assert load_tokenizer(ModelConfig(model=str(folder))).pad_token_id == 7
+
+
+def test_a_tokenizer_without_pad_and_end_is_refused(folder):
+    make_tokenizer().save_pretrained(folder)
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(ModelError, match="neither pad_token nor eos_token"):
+        load_tokenizer(ModelConfig(model=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["./none", "/no/such/folder", "~/none-such", "a/b/c", "none/", "..", "x\\y", "none.gguf"])
+def test_a_path_that_is_not_there_never_reaches_the_hub(name, no_hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        load_model(ModelConfig(model=name))
+    assert str(caught.value).startswith(f"{name}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
+def test_an_incomplete_folder_is_refused_in_one_line(folder, lost, no_hub):
+    (folder / lost).unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"never read")
+    with pytest.raises(ModelError, match="holds no"):
+        load_model(ModelConfig(model=str(folder)))
+
+
+def test_a_damaged_file_is_refused_in_one_line(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        load_model(ModelConfig(model=str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_in_the_file_are_not_made_up(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
+    with pytest.raises(ModelError, match=r"weights are missing .* first model\.layers\.4\."):
+        load_model(ModelConfig(model=str(folder)))
+
+
+def test_a_config_chooses_no_kernel_and_brings_no_code(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attn_implementation": "someone/kernel"}))
+    model, _ = load_model(ModelConfig(model=str(folder)))
+    assert model.config._attn_implementation == "sdpa"
+    code = {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (folder / "config.json").write_text(json.dumps(code))
+    (folder / "code.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(ModelConfig(model=str(folder)))
+
+
+def test_what_a_library_says_about_a_hub_model_becomes_one_line(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("\nWe could not connect\nto the hub\n")
+
+    monkeypatch.setattr(load.AutoTokenizer, "from_pretrained", unreachable)
+    with pytest.raises(
+        ModelError, match=r"^owner/name: cannot be loaded \(We could not connect\); check the name, the network"
+    ):
+        load_model(ModelConfig(model="owner/name"))
+
+
+def test_gguf_without_its_package_names_the_command(monkeypatch, tmp_path, no_hub):
+    (tmp_path / "m.gguf").touch()
+    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"pip install 'redistill\[gguf\]'"):
+        load_model(ModelConfig(model=str(tmp_path / "m.gguf")))
+
+
+@pytest.mark.parametrize("fields", [{"model": " "}, {"model": "m", "dtype": "float16"}])
+def test_settings_out_of_range_are_refused(fields):
+    with pytest.raises(ConfigError):
+        ModelConfig(**fields)
+
+
+@pytest.mark.parametrize(("listed", "expected"), [(None, (2,)), (5, (2, 5)), ([5, 2, 6], (2, 5, 6))])
+def test_end_ids_are_the_tokenizers_and_the_generation_configs(tiny, listed, expected):
+    model = tiny("gpt2")
+    model.generation_config.eos_token_id = listed
+    assert end_token_ids(model, make_tokenizer(eos_token="w2")) == expected
+
+
+def test_warnings_name_what_differs_between_two_tokenizers():
+    plain, other = make_tokenizer(eos_token="w2"), make_tokenizer(eos_token="w3")
+    assert compatibility_warnings(plain, plain) == []
+    other.chat_template = "{{ messages }}"
+    end, template = compatibility_warnings(plain, other)
+    assert "'w2'" in end and "'w3'" in end and "chat templates" in template
+
+
+def test_size_counts_tied_weights_once(tiny):
+    tied, untied = tiny("llama", tie_word_embeddings=True), tiny("llama", tie_word_embeddings=False)
+    assert load.parameter_count(untied) - load.parameter_count(tied) == 40 * 16
+    assert load.parameter_bytes(tied.to(torch.bfloat16)) == 2 * load.parameter_count(tied)

@@ -1,0 +1,72 @@
+"""A local teacher says what the full model says, about the sampled rows only."""
+
+import pytest
+import torch
+
+from redistill.contracts import Batch
+from redistill.models.initialise import fresh_model
+from redistill.teachers import LocalTeacher
+from redistill.tensors import pad
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+ROWS = [[3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14, 15, 16, 17]]
+
+
+def make_batch(num_sampled, num_sampled_rows):
+    """Three sequences whose targets start at their third token."""
+    ids_BT, mask_BT = pad(ROWS, 0)
+    places = [(b, t) for b, row in enumerate(ROWS) for t in range(2, len(row))]
+    return Batch(
+        input_ids_BT=ids_BT,
+        attention_mask_BT=mask_BT,
+        position_N=torch.tensor([b * ids_BT.shape[1] + t - 1 for b, t in places]),
+        target_N=torch.tensor([ROWS[b][t] for b, t in places]),
+        sequence_N=torch.tensor([b for b, _ in places]),
+        sft_N=torch.ones(len(places), dtype=torch.bool),
+        pair_weight_N=torch.zeros(len(places)),
+        num_sampled=num_sampled,
+        num_sampled_rows=num_sampled_rows,
+        num_span_samples=0,
+        samples=(0, 1, 2),
+        origins=("student", "student", "dataset"),
+    )
+
+
+@pytest.mark.parametrize("vocabulary", [40, 33])
+def test_rows_are_the_full_models_log_probabilities(vocabulary):
+    model = fresh_model(LLAMA, seed=1)
+    batch = make_batch(2, 4)
+    with torch.no_grad():
+        logits = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits[..., :vocabulary]
+    expected = logits.flatten(0, 1)[batch.position_N[:4]].double().log_softmax(-1)
+    target = LocalTeacher(model, vocabulary=vocabulary, device="cpu").rows(batch)
+    for rows in (slice(0, 4), slice(1, 3), slice(3, 4)):
+        logp_nV = target(rows)
+        assert logp_nV.dtype == torch.float32 and not logp_nV.requires_grad
+        torch.testing.assert_close(logp_nV.double(), expected[rows], rtol=0, atol=1e-5)
+
+
+def test_only_sequences_with_distillation_terms_are_read():
+    model = fresh_model(LLAMA, seed=1)
+    read = []
+    model.model.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"].shape[0]), with_kwargs=True)
+    teacher = LocalTeacher(model, vocabulary=40, device="cpu")
+    teacher.rows(make_batch(2, 4))
+    assert read == [2]
+    assert teacher.rows(make_batch(0, 0))(slice(0, 0)).shape == (0, 40)
+    assert read == [2]
+
+
+def test_the_teacher_is_frozen_in_eval_mode_and_tells_everything():
+    model = fresh_model(LLAMA, seed=1).train()
+    teacher = LocalTeacher(model, vocabulary=40, device="cpu")
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    assert teacher.capabilities.full_vocabulary
