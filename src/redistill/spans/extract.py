@@ -68,8 +68,8 @@ _PRONOUNS = """i me my mine you your yours he him his she her hers it its we us 
     who whom whose which what there"""
 _AUXILIARIES = """am is are was were be been being do does did have has had having will would shall should can could may might
     must not"""
-_PREPOSITIONS = """about above across after against along among around as at before behind below beneath beside between beyond by
-    despite down during except for from in inside into like near of off on onto out outside over past per since through
+_PREPOSITIONS = """about above across after against along among around as at before behind below beneath beside between beyond
+    by despite down during except for from in inside into like near of off on onto out outside over past per since through
     throughout to toward towards under until up upon with within without"""
 _CONJUNCTIONS = "and but or nor so yet if because although though while whereas when where why how than then whether unless"
 FUNCTION_WORDS = frozenset(" ".join([_DETERMINERS, _PRONOUNS, _AUXILIARIES, _PREPOSITIONS, _CONJUNCTIONS]).split())

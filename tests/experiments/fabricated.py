@@ -1,0 +1,136 @@
+"""Fabricated run folders: two data sets, two seeds, teacher, student before and after, and a baseline."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+PROMPTS = 20
+GAIN = {"teacher": 8.0, "before": 0.0, "baseline": 4.0, "student": 6.0}
+
+
+def write_json(path: Path, value) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_lines(path: Path, lines) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_evaluation(folder: Path, role: str, datasets=("dolly", "vicuna"), text: str = "") -> None:
+    """Scores that rise with GAIN[role], and answers that say who wrote them."""
+    scores = {}
+    for number, dataset in enumerate(datasets):
+        seeds = {}
+        for seed in (10, 20):
+            rng = np.random.default_rng([number, seed])
+            rouge = 20 + GAIN[role] + 5 * rng.standard_normal(PROMPTS)
+            lines = [
+                {
+                    "id": f"{dataset}:{i}",
+                    "prompt": f"Question {i}? {text}",
+                    "response": f"{role} answers {i} with seed {seed}. {text}",
+                    "references": [f"Reference {i}. {text}", "another"],
+                    "rouge_l": float(score),
+                    "exact_match": False,
+                    "tokens": 12,
+                    "finished": i != 3,
+                }
+                for i, score in enumerate(rouge)
+            ]
+            write_lines(folder / "responses" / f"{dataset}-seed{seed}.jsonl", lines)
+            averages = {"exact_match": 0.125, "length_tokens": 41.5, "eos_rate": 0.75, "distinct_1": 0.4, "distinct_2": 0.812}
+            seeds[str(seed)] = {"rouge_l": float(rouge.mean()), **averages}
+        forced = {"cross_entropy": 2.345, "kl": None if role == "teacher" else 0.456, "agreement": 0.678}
+        scores[dataset] = {"prompts": PROMPTS, "seeds": seeds, "teacher_forced": forced}
+    big = role == "teacher"
+    size = {
+        "parameters": 1_500_000_000 if big else 120_000_000,
+        "bytes": 3e9 if big else 2.4e8,
+        "tokens_per_s": 100 if big else 450,
+    }
+    write_json(folder / "scores.json", {"schema": 1, "label": role, "model": f"some/{role}", **size, "datasets": scores})
+
+
+def write_run(folder: Path, name: str, role: str = "student", text: str = "", updates: int = 0) -> Path:
+    """A whole run folder, with curves where `updates` are given; `text` goes wherever a stranger's text can go."""
+    config = {"name": name, "training": {"updates": 40}, "note": text}
+    description = {
+        "schema": 1,
+        "name": name + text,
+        "method": "mgsr",
+        "command": f"redistill run {name}.yaml {text}",
+        "status": "finished",
+    }
+    description |= {
+        "created": "2026-11-02T10:00:00+00:00",
+        "commit": "abc1234",
+        "versions": {"torch": "2.13.0"},
+        "config": config,
+    }
+    description |= {"machine": {"cpu": f"Some CPU {text}", "cores": 2}, "spans": {"backend": "simple", "version": "1"}}
+    description |= {
+        "data": {"train": {"path": f"dolly.jsonl{text}", "sha256": "f00d" * 16, "rows": 1000, "kept": 990, "rejected": 4}}
+    }
+    description |= {"models": {"teacher": {"name": f"big{text}", "parameters": 1_500_000_000}, "student": {"name": "small"}}}
+    write_json(folder / "run.json", description)
+    if updates:
+        write_lines(folder / "metrics.jsonl", metrics(updates))
+    write_lines(folder / "revisions.jsonl", [revision(step, text) for step in range(1, 31)])
+    write_evaluation(folder, role, text=text)
+    if role == "student":
+        write_evaluation(folder / "teacher", "teacher", text=text)
+        write_evaluation(folder / "before", "before", text=text)
+    return folder
+
+
+def metrics(updates: int) -> list[dict]:
+    lines = []
+    for step in range(1, updates + 1):
+        fall = 3 * 0.97**step
+        line = {
+            "kind": "train",
+            "step": step,
+            "loss": 2 + fall,
+            "sft": 1 + fall / 2,
+            "divergence": fall / 3,
+            "span": 0.02,
+            "seconds": 0.5,
+        }
+        line |= {
+            "grad_norm": None if step == 7 else 1 + fall,
+            "learning_rate": 5e-4 * (1 - step / updates),
+            "tokens_per_s": 900.0,
+        }
+        line |= {
+            "kept_mass": 0.9,
+            "kept_classes": 40 + step,
+            "upper": 0.8,
+            "lower": 0.1,
+            "target_only": 0.05,
+            "response_length": 40.0,
+        }
+        lines.append({**line, "origin": {"student": updates - step, "revised": step}})
+        if step % 10 == 0:
+            lines.append({"kind": "validation", "step": step, "rouge_l": 20 + step / 10, "cross_entropy": 2.0, "kl": 0.4})
+    return lines
+
+
+def revision(step: int, text: str = "") -> dict:
+    line = {
+        "step": step,
+        "sample": step * 7,
+        "position": 5,
+        "kl": 1.25,
+        "prompt": f"Ask {step}. {text}",
+        "kept": f"The capital {text}",
+    }
+    return {
+        **line,
+        "student_token": f" wrong{text}",
+        "teacher_token": f" right{text}",
+        "student_tail": f" tail {text}",
+        "new_tail": " new",
+    }
