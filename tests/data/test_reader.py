@@ -177,11 +177,13 @@ def test_more_bad_rows_than_allowed_is_an_error_that_names_the_first(tmp_path):
     assert str(listed) in str(caught.value) and len(read_lines(listed)) == 4
 
 
-def test_a_second_clean_reading_clears_the_list_of_the_first(tmp_path):
+def test_a_reading_replaces_its_own_rows_in_the_list_and_no_others(tmp_path):
     listed = tmp_path / "rejected.jsonl"
     read_records(write(tmp_path, BROKEN), max_bad_rows=4, rejected=listed)
+    other = write(tmp_path, LINE + b"\n{}", "other.jsonl")
+    read_records(other, max_bad_rows=1, rejected=listed)
     read_records(write(tmp_path, LINE), rejected=listed)
-    assert read_lines(listed) == []
+    assert [(row["source"], row["line"]) for row in read_lines(listed)] == [(str(other), 2)]
 
 
 @pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf", b" \n\n"])

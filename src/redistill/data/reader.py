@@ -13,7 +13,7 @@ from pathlib import Path
 from redistill.contracts import Record
 from redistill.data.forms import BadRow, parse_row
 from redistill.errors import DataError
-from redistill.files import rewrite_lines
+from redistill.files import read_lines, rewrite_lines
 
 _BOM = b"\xef\xbb\xbf"
 _SUFFIXES = (".jsonl", ".json")
@@ -72,7 +72,7 @@ def read_records(
         hub_file: Read this one file of the hub repository instead of a split.
         max_bad_rows: How many unusable rows are put up with.
         require_answer: Whether a row without an answer is unusable; if not, its record has no references.
-        rejected: A file to list the unusable rows in, as JSON Lines.
+        rejected: A JSON Lines file to list the unusable rows in, beside those of other sources.
 
     Returns:
         The records in their order, `record_id` being "<file stem>:<line>", and the report.
@@ -95,11 +95,19 @@ def read_records(
         else:
             forms[row.form] += 1
             records.append(Record(record_id=f"{stem}:{line}", prompt=row.prompt, references=row.references))
-    if rejected is not None and (bad or rejected.exists()):
-        rewrite_lines(rejected, [{"source": name, "line": row.line, "reason": row.reason} for row in bad])
+    if rejected is not None:
+        _list_rejected(rejected, name, bad)
     _judge(name, len(records), bad, max_bad_rows, rejected)
     verdict = "; ".join(f"{form}, {count} {'row' if count == 1 else 'rows'}" for form, count in forms.most_common())
     return records, ReadReport(source=name, verdict=verdict, num_rows=len(records), rejected=tuple(bad))
+
+
+def _list_rejected(path: Path, name: str, bad: list[RejectedRow]) -> None:
+    """Put this source's rows in the place of those that an earlier reading of it listed."""
+    before = read_lines(path)
+    others = [row for row in before if row["source"] != name]
+    if before or bad:
+        rewrite_lines(path, [*others, *({"source": name, "line": row.line, "reason": row.reason} for row in bad)])
 
 
 def _judge(name: str, num_good: int, bad: list[RejectedRow], max_bad_rows: int, rejected: Path | None) -> None:

@@ -1,0 +1,17 @@
+"""Dolly: instructions written by employees of one company, in eight kinds, from open questions to summaries.
+
+The papers train on about 14,000 of its rows (`databricks/databricks-dolly-15k` has 15,011) and test on 500 others.
+
+    {"instruction": "Why do ships float although steel is heavier than water?", "input": "", "output": "A ship is mostly air, so
+     on the whole it is lighter than the water that it pushes aside.", "category": "open_qa"}
+
+Source: Conover et al. 2023; CC BY-SA 3.0.  The test rows are those of MiniLLM (arXiv 2306.08543).
+"""
+
+from redistill.data.tasks.task import Task
+
+TASK = Task(
+    name="dolly",
+    description="500 rows of databricks-dolly-15k that are not trained on",
+    hub_name="MiniLLM/dolly",
+)

@@ -1,0 +1,15 @@
+"""Self-Instruct: 252 tasks that users of everyday programs might set, from e-mail to spreadsheets.
+
+    {"instruction": "Turn the notes into one polite sentence for a customer.", "input": "parcel late, storm, arrives Friday",
+     "output": "We are sorry that your parcel is late because of the storm; it will arrive on Friday.", "category": "Gmail"}
+
+Source: Wang et al. 2023 (arXiv 2212.10560), its user-oriented evaluation; Apache-2.0.
+"""
+
+from redistill.data.tasks.task import Task
+
+TASK = Task(
+    name="self_instruct",
+    description="user-oriented instructions of Self-Instruct, 252 in the papers",
+    hub_name="MiniLLM/self-inst",
+)

@@ -1,0 +1,49 @@
+"""What a known test set is: where to find it, what is in it, and how much of it the papers evaluate."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from redistill.contracts import Record
+from redistill.data.reader import read_records
+from redistill.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A test set of the literature.
+
+    Args:
+        name: What recipes call it.
+        description: What it holds, in one line.
+        hub_name: The data set on the hub.
+        hub_file: The file of it that holds the test rows; these repositories mix kinds of files, so a split would not find it.
+        hub_rows: How many rows, from the first, the papers evaluate; None where it is all.
+    """
+
+    name: str
+    description: str
+    hub_name: str
+    hub_file: str = "valid.jsonl"
+    hub_rows: int | None = None
+
+    def load(self, path: str | Path | None = None) -> list[Record]:
+        """The test rows: those of `path` (a file, or a folder with test.jsonl), or else those that the papers evaluate.
+
+        Raises:
+            DataError: they cannot be read, or one of them cannot be used.
+        """
+        if path is not None:
+            return read_records(path, split="test")[0]
+        return read_records(self.hub_name, hub_file=self.hub_file)[0][: self.hub_rows]
+
+
+def with_long_references(records: list[Record], min_words: int) -> list[Record]:
+    """The records whose longest reference has at least `min_words` words, which are split at white space.
+
+    Raises:
+        DataError: none has.
+    """
+    kept = [record for record in records if max((len(text.split()) for text in record.references), default=0) >= min_words]
+    if not kept:
+        raise DataError(f"none of {len(records)} rows has a reference of {min_words} words or more; lower min_reference_words")
+    return kept

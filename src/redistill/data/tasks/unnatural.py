@@ -1,0 +1,19 @@
+"""Unnatural Instructions: instructions, inputs and answers that a language model invented, with hardly any human labour.
+
+    {"instruction": "You are given a list of cities. Name the one that lies furthest north.", "input": "Cities: Lima, Oslo,
+     Rome.", "output": "Oslo"}
+
+The papers evaluate the first 10,000 rows with answers of length 11 or more: the hub folder `11_`.
+
+Source: Honovich et al. 2023 (arXiv 2212.09689), core set; MIT.
+"""
+
+from redistill.data.tasks.task import Task
+
+TASK = Task(
+    name="unnatural",
+    description="10,000 rows of Unnatural Instructions with long answers",
+    hub_name="MiniLLM/uinst",
+    hub_file="11_/valid.jsonl",
+    hub_rows=10_000,
+)

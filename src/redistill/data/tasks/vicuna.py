@@ -1,0 +1,15 @@
+"""Vicuna: 80 open questions, among them role play, estimates and code, with answers of a strong model as references.
+
+    {"instruction": "How many piano tuners might work in a city of a million people? Explain how you estimate it.", "input": "",
+     "output": "Suppose that one household in twenty owns a piano ..."}
+
+Source: Chiang et al. 2023 (lm-sys/vicuna-blog-eval); Apache-2.0.
+"""
+
+from redistill.data.tasks.task import Task
+
+TASK = Task(
+    name="vicuna",
+    description="80 open questions, with long model-written references",
+    hub_name="MiniLLM/Vicuna",
+)
