@@ -150,7 +150,7 @@ def _tiles(run: RunFolder, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]
     if compared:
         gain = mean(row.interval.difference for row in compared if row.interval)
         ahead = sum(row.interval.lower > 0 for row in compared if row.interval)
-        yield _signed(gain), f"against {compared[0].versus}", f"surely ahead on {ahead} of {len(compared)} data sets"
+        yield _signed(gain), f"against {compared[0].versus}", f"95 % interval above 0 on {ahead} of {len(compared)}"
     size = dict(_sizes(run))
     for key, word in (("parameters", "smaller than the teacher"), ("tokens_per_s", "faster than the teacher")):
         ratio = _ratio(size.get("teacher", {}).get(key), size.get("student", {}).get(key), inverse=key == "tokens_per_s")
