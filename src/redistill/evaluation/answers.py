@@ -1,0 +1,107 @@
+"""A model's own answers to prompts, and how good they are: the lines of a responses file."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from redistill.contracts import Conversation, GenerationRequest, Instruction, Record, Sampling
+from redistill.data.tokenize import response_text
+from redistill.models.generate import generate
+from redistill.models.load import end_token_ids
+from redistill.rouge import distinct_n, exact_match, rouge_l
+
+Item = TypeVar("Item")
+Line = dict[str, Any]
+Gather = Callable[[list[Line]], list[Line]]
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model that answers prompts, and the scoring of what it answers."""
+
+    model: nn.Module
+    tokenizer: Any
+    sampling: Sampling
+    max_new_tokens: int
+    batch_size: int
+    vocabulary: int | None
+
+    def lines(self, dataset: str, records: Sequence[Record], prompts: Sequence[tuple[int, ...]], seed: int) -> list[Line]:
+        """A line of a responses file for each record."""
+        end_ids = end_token_ids(self.model, self.tokenizer)
+        requests = [
+            GenerationRequest(
+                prompt_ids=prompt_ids, max_new_tokens=self.max_new_tokens, stream=("evaluate", dataset, record.record_id)
+            )
+            for record, prompt_ids in zip(records, prompts, strict=True)
+        ]
+        generations = generate(
+            self.model,
+            requests,
+            self.sampling,
+            seed=seed,
+            end_ids=end_ids,
+            pad_id=self.tokenizer.pad_token_id or 0,
+            batch_size=self.batch_size,
+            vocabulary=self.vocabulary,
+        )
+        lines = []
+        for record, generation in zip(records, generations, strict=True):
+            response = response_text(generation.token_ids, self.tokenizer, end_ids)
+            lines.append(
+                {
+                    "id": record.record_id,
+                    "prompt": _prompt_text(record),
+                    "response": response,
+                    "references": list(record.references),
+                    "rouge_l": rouge_l(response, record.references),
+                    "exact_match": exact_match(response, record.references),
+                    "tokens": len(generation.token_ids),
+                    "finished": generation.finished,
+                }
+            )
+        return lines
+
+
+def response_scores(lines: Sequence[Line]) -> dict[str, float]:
+    """The scores of some answers together, from their lines in a responses file; see `evaluate` for the units.
+
+    Sums are exact (`math.fsum`), so that the scores do not depend on the order in which processes hand in their answers.
+    """
+    responses = [line["response"] for line in lines]
+    return {
+        "rouge_l": _mean([line["rouge_l"] for line in lines]),
+        "exact_match": _mean([line["exact_match"] for line in lines]),
+        "length_tokens": _mean([line["tokens"] for line in lines]),
+        "eos_rate": _mean([line["finished"] for line in lines]),
+        "distinct_1": distinct_n(responses, 1),
+        "distinct_2": distinct_n(responses, 2),
+    }
+
+
+def share(values: Sequence[Item], shard: tuple[int, int]) -> Sequence[Item]:
+    """The part of `values` that process `shard[0]` of `shard[1]` looks after."""
+    rank, world = shard
+    return values[rank::world]
+
+
+def alone(lines: list[Line]) -> list[Line]:
+    """`gather` of a single process."""
+    return lines
+
+
+def _prompt_text(record: Record) -> str:
+    """The prompt as a reader wants to see it, without the template around it."""
+    prompt = record.prompt
+    if isinstance(prompt, Instruction):
+        return f"{prompt.instruction}\n\n{prompt.input}" if prompt.input else prompt.instruction
+    if isinstance(prompt, Conversation):
+        return "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt.turns)
+    return prompt.text
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

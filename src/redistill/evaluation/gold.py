@@ -1,0 +1,100 @@
+"""How a model reads the gold answers: cross entropy, and how far it is from the teacher on every token."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from redistill.contracts import Example, Record, Teacher, TokenSequence
+from redistill.data.collate import collate
+from redistill.data.tokenize import TokenizeConfig, tokenize_training
+from redistill.errors import DataError
+from redistill.evaluation.answers import Line
+from redistill.models.load import body, head
+from redistill.vocab_pass import Statistic, row_statistics
+
+
+def teacher_forced(
+    model: nn.Module,
+    teacher: Teacher | None,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    vocabulary: int | None = None,
+) -> dict[str, float]:
+    r"""How the student reads the gold answers, as means over all their target tokens.
+
+    .. math:: \text{cross\_entropy} = -\log q(y_i), \quad
+              \text{kl} = \mathrm{KL}(p_i \,\|\, q_i), \quad \text{agreement} = [\arg\max p_i = \arg\max q_i]
+
+    Nats per token; agreement is a share in [0, 1].  p is the teacher, q the student, in fp32 whatever the weights are.
+
+    Args:
+        model: The student, on its device; read in eval mode, without gradient.
+        teacher: None, or one that knows only some classes, leaves out kl and agreement.
+        examples: Gold sequences; without any the result is empty.
+        batch_size: Sequences at a time.
+        vocabulary: Classes shared with the teacher; None takes all of the model's.
+    """
+    return token_means(gold_sums(model, teacher, examples, batch_size, vocabulary))
+
+
+def gold_examples(records: Sequence[Record], tokenizer: Any, config: TokenizeConfig) -> list[Example]:
+    """Gold sequences of test records, toward the first reference; none where all prompts are too long to be trained on."""
+    with contextlib.suppress(DataError):
+        return tokenize_training(records, tokenizer, replace(config, reference="first"), seed=0)[0]
+    return []
+
+
+@torch.no_grad()
+def gold_sums(
+    model: nn.Module, teacher: Teacher | None, examples: Sequence[Example], batch_size: int, vocabulary: int | None
+) -> list[Line]:
+    """For each example its number of targets, and each statistic summed over them."""
+    knows_all = teacher is not None and teacher.capabilities.full_vocabulary
+    ask: list[Statistic] = ["cross_entropy", "forward_kl", "agreement"] if knows_all else ["cross_entropy"]
+    sequences = [
+        TokenSequence(sample=e.sample, token_ids=e.token_ids, supervised=e.supervised, origin="dataset")
+        for e in sorted(examples, key=lambda example: len(example.token_ids))
+    ]
+    sums: list[Line] = []
+    with _eval_mode(model):
+        student_head = head(model, vocabulary)
+        for start in range(0, len(sequences), batch_size):
+            some = sequences[start : start + batch_size]
+            batch = collate((), some, pad_id=0, device=student_head.weight_VD.device)
+            hidden_ND = body(model)(batch.input_ids_BT, batch.attention_mask_BT).flatten(0, 1)[batch.position_N]
+            target = teacher.rows(batch) if teacher is not None and knows_all else None
+            found = row_statistics(hidden_ND, student_head, target, ask, token_N=batch.target_N)
+            sequence_N = batch.sequence_N.cpu()
+            by_name = {
+                name: torch.zeros(len(some), dtype=torch.float64).index_add_(0, sequence_N, value_N.cpu().double()).tolist()
+                for name, value_N in found.items()
+            }
+            for place, sequence in enumerate(some):
+                sums.append({"targets": sequence.num_targets, **{name: values[place] for name, values in by_name.items()}})
+    return sums
+
+
+def token_means(sums: Sequence[Line]) -> dict[str, float]:
+    if not sums:
+        return {}
+    targets = sum(line["targets"] for line in sums)
+    names = {"cross_entropy": "cross_entropy", "forward_kl": "kl", "agreement": "agreement"}
+    return {shown: math.fsum(line[name] for line in sums) / targets for name, shown in names.items() if name in sums[0]}
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, and afterwards every module as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

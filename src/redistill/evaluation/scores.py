@@ -1,0 +1,220 @@
+"""What is evaluated, and how: the test protocol of the papers, and the validation that chooses a checkpoint."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from redistill import files
+from redistill.contracts import Example, Record, Sampling, Teacher
+from redistill.data.tokenize import TokenizeConfig, tokenize_prompts
+from redistill.errors import ConfigError, DataError
+from redistill.evaluation.answers import Answerer, Gather, alone, response_scores, share
+from redistill.evaluation.folder import RESPONSES, ProgressCall, Tally, Writer, claim, data_hash, model_hash
+from redistill.evaluation.gold import gold_examples, gold_sums, token_means
+from redistill.models.load import parameter_bytes, parameter_count
+
+SCHEMA = 1
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How test answers are drawn; the defaults are the protocol of the papers.
+
+    Args:
+        seeds: Each gives one answer a prompt; scores are averaged over them.
+        temperature, top_p, top_k, no_repeat_ngram: See `contracts.Sampling`.
+        batch_size: Prompts at a time; no answer depends on it.
+        limit: Only the first so many prompts of each data set; None takes all.
+        compare: Which models are evaluated besides the student: its teacher, and the student before training.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    seeds: tuple[int, ...] = (10, 20, 30, 40, 50)
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    no_repeat_ngram: int = 6
+    batch_size: int = 16
+    limit: int | None = None
+    compare: tuple[Literal["teacher", "before"], ...] = ("teacher", "before")
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(
+                f"seeds = {list(self.seeds)}: must be at least one, and all different; the papers use 10, 20, ... 50"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p = {self.top_p}: must lie in (0, 1]; 1 keeps all classes")
+        least = {"temperature": 0, "top_k": 0, "no_repeat_ngram": 0, "batch_size": 1, "limit": 1}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value < math.inf:
+                raise ConfigError(f"{name} = {value}: must be >= {lowest}")
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, no_repeat_ngram=self.no_repeat_ngram)
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer: Any,
+    datasets: Mapping[str, Sequence[Record]],
+    config: EvaluationConfig,
+    tokenize_config: TokenizeConfig,
+    folder: Path,
+    *,
+    label: str,
+    progress: ProgressCall | None = None,
+    teacher: Teacher | None = None,
+    vocabulary: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    gather: Gather = alone,
+) -> dict[str, Any]:
+    """Answer every prompt with every seed, score the answers, and write the evaluation folder.
+
+    What an interrupted call has left in the folder is kept, if it was made with the same settings.
+
+    Args:
+        model, tokenizer: A causal language model, on its device.
+        datasets: Records by name of the data set; each record has references and an id of its own.
+        config, tokenize_config: How answers are drawn, and how prompts are made; an answer has at most `response_tokens`.
+        folder: Where settings.json, responses/ and scores.json go.
+        label: What the report calls this model, such as "student".
+        progress: Told (answers done, answers in all, tokens written) of this process after every batch.
+        teacher: For KL and agreement on the gold answers; None leaves them out.
+        vocabulary: Classes shared with the teacher; None takes all of the model's.
+        shard: This process's number and how many there are; of n processes each answers every n-th prompt.
+        gather: Joins the processes' lists into one, known to all, as accelerate's `gather_object` does.
+
+    Returns:
+        What scores.json holds.  rouge_l is in percent; exact_match, eos_rate, distinct_1, distinct_2 and agreement are
+        shares in [0, 1]; cross_entropy and kl (forward, from the teacher) are nats per gold token; lengths count the end token.
+
+    Raises:
+        CheckpointError: the folder holds answers of another model or of other settings.
+        DataError: a data set is empty, or a record of it has no reference or the id of another.
+    """
+    assert shard[1] == 1 or gather is not alone, "several processes need a gather"
+    chosen = {name: _checked(name, list(records)[: config.limit]) for name, records in datasets.items()}
+    prompts = {name: tokenize_prompts(records, tokenizer, tokenize_config) for name, records in chosen.items()}
+    settings = _settings(model, label, config, tokenize_config, chosen, prompts)
+    claim(folder, settings)
+    finished = _finished(folder / SCORES, settings, needs_kl=teacher is not None)
+    if finished is not None:
+        return finished
+    answerer = Answerer(model, tokenizer, config.sampling, tokenize_config.response_tokens, config.batch_size, vocabulary)
+    tally = Tally(progress, total=len(config.seeds) * sum(len(share(records, shard)) for records in chosen.values()))
+    writer = Writer(answerer, tally, folder / RESPONSES, shard, gather)
+    scores: dict[str, Any] = {}
+    for name, records in chosen.items():
+        by_seed = {str(seed): response_scores(writer.responses(name, records, prompts[name], seed)) for seed in config.seeds}
+        examples = share(gold_examples(records, tokenizer, tokenize_config), shard)
+        sums = gather(gold_sums(model, teacher, examples, config.batch_size, vocabulary))
+        scores[name] = {"prompts": len(records), "seeds": by_seed, "teacher_forced": token_means(sums)}
+    result = _described(model, label) | {"tokens_per_s": tally.tokens_per_s, "settings": settings, "datasets": scores}
+    if shard[0] == 0:
+        files.write_json(folder / SCORES, result)
+    return result
+
+
+def _described(model: nn.Module, label: str) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "label": label,
+        "model": type(model).__name__,
+        "parameters": parameter_count(model),
+        "bytes": parameter_bytes(model),
+    }
+
+
+def _settings(
+    model: nn.Module,
+    label: str,
+    config: EvaluationConfig,
+    tokenize_config: TokenizeConfig,
+    records: Mapping[str, Sequence[Record]],
+    prompts: Mapping[str, Sequence[tuple[int, ...]]],
+) -> dict[str, Any]:
+    """All that an answer or a score depends on; the batch size is not of it."""
+    return {
+        "schema": SCHEMA,
+        "label": label,
+        "model": model_hash(model),
+        "sampling": asdict(config.sampling),
+        "seeds": list(config.seeds),
+        "limit": config.limit,
+        "tokens": asdict(tokenize_config),
+        "datasets": {name: data_hash(records[name], prompts[name]) for name in records},
+    }
+
+
+def validation_scores(
+    model: nn.Module,
+    tokenizer: Any,
+    records: Sequence[Record],
+    examples: Sequence[Example],
+    tokenize_config: TokenizeConfig,
+    *,
+    seed: int,
+    batch_size: int,
+    teacher: Teacher | None = None,
+    vocabulary: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    gather: Gather = alone,
+) -> dict[str, float]:
+    """Scores of the student as it is: one sampled answer a prompt, and its reading of the gold answers.
+
+    Sampling is plain (T 1, nothing banned), as in the papers' model selection.  Every call draws with the same random numbers,
+    so that two checkpoints differ by their weights and not by their luck.
+
+    Args:
+        model, tokenizer: A causal language model, on its device.
+        records, examples: The validation prompts, and their gold sequences.
+        tokenize_config: How prompts are made; an answer has at most `response_tokens`.
+        seed: The run's seed.
+        batch_size, teacher, vocabulary, shard, gather: As for `evaluate`.
+
+    Returns:
+        What `response_scores` and `teacher_forced` return, in one dictionary.
+    """
+    assert shard[1] == 1 or gather is not alone, "several processes need a gather"
+    mine = share(records, shard)
+    prompts = tokenize_prompts(mine, tokenizer, tokenize_config)
+    answerer = Answerer(model, tokenizer, Sampling(), tokenize_config.response_tokens, batch_size, vocabulary)
+    lines = gather(answerer.lines("validation", mine, prompts, seed))
+    sums = gather(gold_sums(model, teacher, share(examples, shard), batch_size, vocabulary))
+    return response_scores(lines) | token_means(sums)
+
+
+def _checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
+    if files.slug(dataset) != dataset:
+        raise ConfigError(f"data set '{dataset}': becomes part of a file's name; use letters, digits, '.', '_' and '-' only")
+    if not records:
+        raise DataError(f"{dataset}: no prompts; give a data set with at least one row")
+    ids: set[str] = set()
+    for record in records:
+        if not record.references:
+            raise DataError(f"{dataset}: {record.record_id}: no reference to compare an answer with; leave the row out")
+        if record.record_id in ids:
+            raise DataError(
+                f"{dataset}: two rows have the id '{record.record_id}'; answers are kept by id, so make them differ"
+            )
+        ids.add(record.record_id)
+    return records
+
+
+def _finished(path: Path, settings: dict[str, Any], *, needs_kl: bool) -> dict[str, Any] | None:
+    """The scores of an earlier call with the same settings, if they have all that is asked for."""
+    if not path.exists():
+        return None
+    held: dict[str, Any] = files.read_json(path)
+    has_kl = all("kl" in scores["teacher_forced"] for scores in held["datasets"].values())
+    return held if held["settings"] == settings and (has_kl or not needs_kl) else None
