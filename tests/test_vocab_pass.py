@@ -23,8 +23,8 @@ from redistill.vocab_pass import (
 
 ROWS, DISTILLED, WIDTH, VOCABULARY, PADDED = 17, 12, 6, 11, 13
 
-# Rows x [vocabulary] that half of the budget pays for: 1-row blocks, blocks of several 1-, 2- and 3-row tiles, everything.
-BUDGETS = [1, 6, 10, 20, 30, 10_000]
+# Rows x [vocabulary] in a quarter of the budget: rows in a block (tiles hold a tenth).
+BUDGETS = [1, 2, 5, 10, 20, 10_000]
 
 
 def normal(*shape: int, key: str, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -114,7 +114,7 @@ def gradients(objective: torch.Tensor, inputs) -> list[torch.Tensor]:
 
 
 def chunk_bytes(budget: int, dtype: torch.dtype) -> int:
-    return 2 * VOCABULARY * dtype.itemsize * budget
+    return 4 * VOCABULARY * dtype.itemsize * budget
 
 
 # --- equal to the dense reference ---------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_the_teacher_is_asked_for_distilled_rows_alone_and_block_by_block(budget
     target = teacher()
     vocab_pass(hidden_states(), make_head(torch.float64), target, all_terms(forward_kl), chunk_bytes(budget, torch.float64))
     assert sorted({n for rows in target.asked for n in range(rows.start, rows.stop)}) == list(range(DISTILLED))
-    assert max(rows.stop - rows.start for rows in target.asked) <= max(1, budget // 3) + 1
+    assert max(rows.stop - rows.start for rows in target.asked) <= budget + 1
 
 
 def test_cross_entropy_alone_needs_no_teacher():
@@ -207,7 +207,7 @@ def test_a_masked_target_that_is_impossible_costs_nothing():
     hidden = hidden_states(num_rows=1)
     objective, _ = vocab_pass(hidden, head, None, [CrossEntropyTerm(1.0, torch.tensor([1]), torch.tensor([False]))])
     objective.backward()
-    assert float(objective) == 0.0
+    assert float(objective.detach()) == 0.0
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
 
 
@@ -222,7 +222,7 @@ def test_every_trainable_input_gets_a_gradient_where_no_term_touches_it(num_rows
     objective.backward()
     for tensor in (hidden, head.weight_VD, head.bias_V, *divergence.parameters()):
         assert torch.equal(tensor.grad, torch.zeros_like(tensor))
-    assert float(sums["divergence"]) == float(objective) == 0.0
+    assert float(sums["divergence"]) == float(objective.detach()) == 0.0
 
 
 def test_a_frozen_head_gets_no_gradient_and_the_body_the_same_one():
@@ -265,7 +265,8 @@ def test_three_dimensional_hidden_states_are_refused():
 
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm())
 
 
 def test_bf16_models_get_gradients_of_fp32_logits_near_convergence():
@@ -279,7 +280,7 @@ def test_bf16_models_get_gradients_of_fp32_logits_near_convergence():
     half = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
     loss, _ = vocab_pass(half[0], Head(half[1]), Teacher(near.float()), terms, chunk_bytes=60_000)
 
-    assert float(loss64) < 0.003, "the case must be one where rounded logits would fail"
+    assert float(loss64.detach()) < 0.003, "the case must be one where rounded logits would fail"
     assert loss.dtype == torch.float32
     assert relative_error(loss.detach(), loss64.detach()) < 1e-3
     for found, wanted in zip(gradients(loss, half), gradients(loss64, exact), strict=True):
@@ -443,6 +444,19 @@ def test_sampling_agrees_with_a_plain_search_in_the_cumulative_sum():
     uniforms = random.random(50)
     expected = [np.searchsorted(np.cumsum(row), u * row.sum(), side="right") for row, u in zip(probabilities, uniforms)]
     assert sample_rows(torch.from_numpy(probabilities), torch.from_numpy(uniforms)).tolist() == expected
+
+
+def test_massless_classes_never_come_where_the_cumulative_sum_rounds_unevenly(monkeypatch):
+    # Accelerators sum in parallel: neighbouring partial sums may differ although the class between them has no mass.
+    random = generator(5, "parallel-sum")
+    exact = torch.Tensor.cumsum
+    monkeypatch.setattr(
+        torch.Tensor, "cumsum", lambda mass, dim: exact(mass, dim) * torch.from_numpy(random.uniform(0.9, 1.1, mass.shape))
+    )
+    probabilities = torch.zeros(5_000, 300)
+    probabilities[:, 70::90] = 1 / 3
+    tokens = sample_rows(probabilities, torch.from_numpy(random.random(5_000)))
+    assert set(tokens.tolist()) == {70, 160, 250}
 
 
 @pytest.mark.parametrize("row", [[0.0, 0.0], [math.nan, 1.0]])

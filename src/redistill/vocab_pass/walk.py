@@ -16,7 +16,8 @@ CHUNK_BYTES = 256 * 2**20
 """What the [rows, vocabulary] tensors of a walk may take together."""
 
 # The rows are cut twice: into wide blocks for the matrix products, since each of those passes over the whole head, and these
-# into narrow tiles for what autograd keeps of the terms.  Half of the budget goes to each; these count the tensors alive then.
+# into narrow tiles for what autograd keeps of the terms.  Blocks get three quarters of the budget, tiles one (narrow tiles stay
+# near the cache); these count the tensors alive at once.
 BLOCK_TENSORS = 3  # logits (later their gradient), the teacher's logits, the teacher's log-probabilities
 TILE_TENSORS = 10  # log q, p, products of both and their gradients
 
@@ -158,14 +159,14 @@ def _walk(task: _Task, gradients: _Gradients | None) -> tuple[torch.Tensor, dict
         head = task.head.prepared(task.hidden_ND)
         hidden_ND = task.hidden_ND.to(products.storage)
     sums = {term.name: hidden_ND.new_zeros((), dtype=products.result) for term in task.terms}
-    num_rows = task.chunk_bytes // (2 * head.num_classes * products.result.itemsize)
+    quarter = task.chunk_bytes // (4 * head.num_classes * products.result.itemsize)
     carry_V: torch.Tensor | None = None  # the halo row's gradient from the tile before
     with torch.no_grad():
-        for block in cuts(slice(0, len(hidden_ND)), num_rows // BLOCK_TENSORS):
+        for block in cuts(slice(0, len(hidden_ND)), 3 * quarter // BLOCK_TENSORS):
             read = task.with_halo(block)
             logits_CV = head.raw(hidden_ND[read], products)
             logp_CV = task.teacher(read, logits_CV)
-            for tile in cuts(slice(0, block.stop - block.start), num_rows // TILE_TENSORS):
+            for tile in cuts(slice(0, block.stop - block.start), quarter // TILE_TENSORS):
                 rows = slice(block.start + tile.start, block.start + tile.stop)
                 read = slice(tile.start, task.with_halo(rows).stop - block.start)
                 found, gradient_CV = _visit(task, head, logits_CV[read], logp_CV[read], rows, gradients)
