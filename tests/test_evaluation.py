@@ -109,12 +109,8 @@ def on_processes(world: int, work: Callable[[int, Callable[[list[Any]], list[Any
         return list(pool.map(process, range(world)))
 
 
-# --- what is written ----------------------------------------------------------------------------------------------------
-
-
 def test_a_responses_file_has_a_line_for_every_prompt_in_order(tokenizer: Any, tmp_path: Path) -> None:
     run(tokenizer, tmp_path)
-    assert sorted(responses(tmp_path)) == ["dolly-seed10.jsonl", "dolly-seed20.jsonl"]
     lines = files.read_lines(tmp_path / "responses" / "dolly-seed10.jsonl")
     assert [line["id"] for line in lines] == [record.record_id for record in records()]
     for line, record in zip(lines, records(), strict=True):
@@ -154,9 +150,6 @@ def test_the_limit_takes_the_first_prompts(tokenizer: Any, tmp_path: Path) -> No
     scores = run(tokenizer, tmp_path, config=EvaluationConfig(seeds=(10,), limit=2))
     assert scores["datasets"]["dolly"]["prompts"] == 2
     assert [line["id"] for line in files.read_lines(tmp_path / "responses" / "dolly-seed10.jsonl")] == ["t:0", "t:1"]
-
-
-# --- where randomness comes from ----------------------------------------------------------------------------------------
 
 
 def test_answers_do_not_depend_on_the_batch_size_or_on_the_order_of_prompts(tokenizer: Any, tmp_path: Path) -> None:
@@ -215,6 +208,8 @@ def test_a_line_that_was_cut_is_written_anew(tokenizer: Any, tmp_path: Path) -> 
         run(tokenizer, folder, progress=stop_after(4))
     path = folder / "responses" / "dolly-seed10.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(Interrupted):
+        run(tokenizer, folder, progress=stop_after(5))  # what it appends must not hang on to the cut line
     run(tokenizer, folder)
     assert responses(folder) == responses(tmp_path / "straight")
 
