@@ -156,9 +156,9 @@ def test_bf16_weights_and_autocast_write_text(tiny):
 def test_a_sequence_may_fill_the_models_positions_but_not_pass_them(tiny, family):
     model = tiny(family)
     longest = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=4, stream=("a", 1))
-    short = GenerationRequest(prompt_ids=(4,), max_new_tokens=63, stream=("a", 2))
-    full = run(model, [longest, short], end_ids=())
-    assert [len(generation.token_ids) for generation in full] == [4, 63]
+    short = [GenerationRequest(prompt_ids=(4,), max_new_tokens=63, stream=("b", i)) for i in range(4)]
+    full = run(model, [longest, *short], end_ids=())  # one row in five has ended: it stays in the batch, and must stand still
+    assert [len(generation.token_ids) for generation in full] == [4, 63, 63, 63, 63]
     too_long = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, stream=("a", 1))
     with pytest.raises(ConfigError, match="60 prompt tokens \\+ 5 new = 65, the model has 64 positions"):
         run(model, [too_long])
