@@ -12,7 +12,8 @@ from rich.console import Console
 
 import redistill
 from redistill import files
-from redistill.tracking import MetricsLog, Progress, commit, duration, machine, plain, versions
+from redistill.tracking import MetricsLog, Progress, commit, duration, machine, versions
+from redistill.untrusted import plain
 
 
 def log_console() -> Console:

@@ -21,6 +21,7 @@ from redistill.errors import ConfigError, DataError
 from redistill.models.initialise import student_from_layers
 from redistill.models.load import (
     ModelConfig,
+    checkpoint_activations,
     compatibility_warnings,
     end_token_ids,
     head,
@@ -54,7 +55,7 @@ class Models:
     """
 
     teacher: nn.Module | None
-    student: nn.Module
+    student: Any
     tokenizer: Any
     vocabulary: int
     end_ids: tuple[int, ...]
@@ -86,7 +87,7 @@ def load_models(config: Run, teacher_source: ModelConfig | None) -> Models:
         if source.initialise is not None:
             student = student_from_layers(student, source.initialise.layers)
     if source.gradient_checkpointing:
-        student.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(student)
     student.to(torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
     size = head(student).num_classes
     notes: list[str] = []

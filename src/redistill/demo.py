@@ -13,13 +13,13 @@ from typing import Any
 from redistill import __version__, files
 from redistill.config import Run, decode_run
 from redistill.contracts import Instruction, Record
-from redistill.data.toy import toy_records, toy_tokenizer
+from redistill.data.toy import Split, toy_records, toy_tokenizer
 from redistill.models.initialise import fresh_model
 from redistill.run import RunResult, distill, train_student
 from redistill.terminal import print_summary
 
 SEED = 10
-ROWS = {"teacher": 12000, "train": 600, "validation": 64, "test": 120}
+ROWS: dict[Split, int] = {"teacher": 12000, "train": 600, "validation": 64, "test": 120}
 VOCABULARY = 1536
 TEACHER = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
 STUDENT = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -105,7 +105,7 @@ def _teacher_run(world: Path) -> Run:
 
 
 def _write_data(folder: Path) -> None:
-    for split, count in ROWS.items():
+    for split, count in ROWS.items():  # the names of toy_records' splits
         files.rewrite_lines(folder / f"{split}.jsonl", [_row(record) for record in toy_records(count, SEED, split)])
 
 

@@ -114,9 +114,9 @@ def terms(
     found: list[Term] = []
     if objective.uses_gold and counts.sft_tokens:
         found.append(CrossEntropyTerm(objective.sft_weight / counts.sft_tokens, batch.target_N, batch.sft_N))
-    if objective.uses_divergence and counts.sampled_tokens:
+    if objective.uses_divergence:  # without sampled rows too: its parameters then have a gradient, of zero, on every process
         assert divergence is not None
-        coefficient = objective.divergence_weight / counts.sampled_tokens
+        coefficient = objective.divergence_weight / max(counts.sampled_tokens, 1)
         found.append(DivergenceTerm(coefficient, divergence, batch.num_sampled_rows))
     if objective.uses_spans and counts.span_samples:
         found.append(

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from redistill.data.tasks import TASKS
 from redistill.experiments.report import summary_table
-from redistill.experiments.statistics import mean, standard_deviation
+from redistill.experiments.statistics import deviation, mean
 from redistill.methods import METHODS
-from redistill.tracking import plain
+from redistill.untrusted import plain
 
 
 def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
@@ -21,7 +21,10 @@ def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
     for column in ("data set", "model", "ROUGE-L", "difference", "95 % interval"):
         table.add_column(column, justify="left" if column in {"data set", "model"} else "right")
     for row in summary_table(run, baselines):
-        table.add_row(*(Text(plain(str(row[key]))) for key in ("dataset", "model", "rouge_l", "difference", "interval")))
+        interval = "" if row["lower"] is None else f"{row['lower']:+.2f} to {row['upper']:+.2f}"
+        difference = "" if row["difference"] is None else f"{row['difference']:+.2f} to {row['versus']}"
+        rouge = _spread(row["rouge_l"], row["rouge_l_sd"])
+        table.add_row(*(Text(plain(cell)) for cell in (row["dataset"], row["model"], rouge, difference, interval)))
     _console().print(table)
 
 
@@ -30,16 +33,15 @@ def print_scores(scores: Mapping[str, Any]) -> None:
     table = Table()
     for column in ("data set", "prompts", "ROUGE-L", "exact match", "length", "ended"):
         table.add_column(column, justify="left" if column == "data set" else "right")
+    shapes = {"exact_match": "{:.1%}", "length_tokens": "{:.0f} tokens", "eos_rate": "{:.0%}"}
     for dataset, found in scores["datasets"].items():
         seeds = list(found["seeds"].values())
         rouge = [seed["rouge_l"] for seed in seeds]
         table.add_row(
             plain(dataset),
             str(found["prompts"]),
-            f"{mean(rouge):.2f} ± {standard_deviation(rouge):.2f}",
-            f"{100 * mean([seed['exact_match'] for seed in seeds]):.1f} %",
-            f"{mean([seed['length_tokens'] for seed in seeds]):.0f} tokens",
-            f"{100 * mean([seed['eos_rate'] for seed in seeds]):.0f} %",
+            _spread(mean(rouge), deviation(rouge)),
+            *(_shown(mean(seed[name] for seed in seeds), shape) for name, shape in shapes.items()),
         )
     _console().print(table)
 
@@ -55,6 +57,15 @@ def print_methods() -> None:
     console = _console()
     console.print(methods)
     console.print(tasks)
+
+
+def _spread(value: float | None, deviation_: float | None) -> str:
+    """Mean ± standard deviation, as far as there are any."""
+    return _shown(value, "{:.2f}") + ("" if deviation_ is None else f" ± {deviation_:.2f}")
+
+
+def _shown(value: float | None, shape: str) -> str:
+    return "-" if value is None else shape.format(value)
 
 
 def _console() -> Console:

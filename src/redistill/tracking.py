@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import time
-import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from rich.text import Text
 
 import redistill
 from redistill import files
+from redistill.untrusted import plain
 
 SHOWN = ("loss", "sft", "divergence", "span")
 PACKAGES = (
@@ -35,7 +35,6 @@ PACKAGES = (
     "rouge-score",
     "spacy",
 )
-REDIRECTING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # Unicode's signs that turn the direction of writing
 
 
 class MetricsLog:
@@ -129,19 +128,6 @@ class Progress:
 
     def _print(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)
-
-
-def plain(text: str) -> str:
-    r"""`text` without what a terminal would obey: escape codes, control characters, signs that reverse the writing direction.
-
-    Line ends and tabs stay; half a surrogate pair, which no terminal can print, becomes a replacement character.
-
-    Example:
-        >>> plain("a\x1b]0;title\x07b")
-        'a]0;titleb'
-    """
-    kept = (c for c in text if c in "\n\t" or (unicodedata.category(c) != "Cc" and c not in REDIRECTING))
-    return "".join("\ufffd" if unicodedata.category(c) == "Cs" else c for c in kept)
 
 
 def duration(seconds: float) -> str:

@@ -24,6 +24,7 @@ from redistill.contracts import Divergence as DivergenceCall
 from redistill.data.collate import collate
 from redistill.errors import ConfigError
 from redistill.guards import EarlyStopping, FiniteGuard
+from redistill.models.student import StudentModule
 from redistill.objectives import Counts, Objective, averages, terms
 from redistill.randomness import torch_seed
 from redistill.tracking import MetricsLog, Progress
@@ -162,7 +163,7 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
         drawn = time.perf_counter()
         batches = cut(draw, settings.micro_batch_size, parts)
         counts = global_counts(batches)
-        sums = _gradients(batches, counts, parts)
+        sums = accumulate_gradients(batches, counts, parts)
         norms = _clip(parts, optimiser.max_grad_norm)
         metrics = {**averages(parts.objective, counts, sums), **norms}
         if parts.guard.check(metrics["loss"], sum(norms.values()), step=state.step, samples=_samples(draw)):
@@ -239,7 +240,7 @@ def global_counts(batches: Sequence[Batch]) -> Counts:
     )
 
 
-def _gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
+def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
     """Accumulate the gradient of the global objective; returns each term's sum over the global batch."""
     accelerator = parts.accelerator
     parts.student.train()
@@ -259,10 +260,10 @@ def _gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[s
 
 def _clip(parts: Parts, max_norm: float) -> dict[str, float]:
     """Clip the student's gradient and the clip network's apart; returns both norms before clipping."""
-    student = parts.accelerator.unwrap_model(parts.student)
+    student = _student(parts)
     norms = {"grad_norm": float(nn.utils.clip_grad_norm_(student.model.parameters(), max_norm))}
-    if student.clip_network is not None and any(True for _ in student.clip_network.parameters()):
-        norms["clip_network_grad_norm"] = float(nn.utils.clip_grad_norm_(student.clip_network.parameters(), max_norm))
+    if _clip_parameters(student):
+        norms["clip_network_grad_norm"] = float(nn.utils.clip_grad_norm_(_clip_parameters(student), max_norm))
     return norms
 
 
@@ -302,11 +303,11 @@ def _validate_and_save(parts: Parts, settings: TrainingConfig, state: TrainingSt
 
 def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
     """Everything a resume needs, committed by one rename; the main process writes, the others wait."""
-    student = parts.accelerator.unwrap_model(parts.student)
+    student = _student(parts)
     if parts.accelerator.is_main_process:
         optimizer, optimizer_state = checkpoint.optimizer_tensors(parts.optimizer, dict(student.named_parameters()))
         tensors = {"model": student.model.state_dict(), "optimizer": optimizer}
-        if student.clip_network is not None and student.clip_network.state_dict():
+        if student.clip_network is not None and _clip_parameters(student):
             tensors["clip_network"] = student.clip_network.state_dict()
         checkpoint.save(
             parts.checkpoints,
@@ -327,9 +328,9 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
 
 def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingState:
     """Put everything back as it was when `found` was saved."""
-    student = parts.accelerator.unwrap_model(parts.student)
+    student = _student(parts)
     student.model.load_state_dict(found.tensors["model"])
-    if "clip_network" in found.tensors:
+    if student.clip_network is not None and _clip_parameters(student):
         student.clip_network.load_state_dict(found.tensors["clip_network"])
     names = dict(student.named_parameters())
     checkpoint.restore_optimizer(parts.optimizer, names, found.tensors["optimizer"], found.state["optimizer"])
@@ -337,6 +338,17 @@ def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingSt
     parts.guard.load_state_dict(found.state["guard"])
     parts.early_stopping.load_state_dict(found.state["early_stopping"])
     return TrainingState(**found.state["training"])
+
+
+def _student(parts: Parts) -> StudentModule:
+    student = parts.accelerator.unwrap_model(parts.student)
+    assert isinstance(student, StudentModule)
+    return student
+
+
+def _clip_parameters(student: StudentModule) -> list[nn.Parameter]:
+    """What DAC-KL learns; nothing where the objective has another divergence or fixed thresholds."""
+    return [] if student.clip_network is None else list(student.clip_network.parameters())
 
 
 def _samples(draw: Draw) -> list[int]:

@@ -9,7 +9,8 @@ import pytest
 from fabricated import GAIN, PROMPTS, write_json, write_lines, write_run
 
 from redistill.errors import CheckpointError
-from redistill.experiments.report import build_report, plain, summary_table
+from redistill.experiments.report import build_report, summary_table
+from redistill.untrusted import plain
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from redistill.data.collate import collate
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
 from redistill.evaluation.answers import Line
-from redistill.models.load import body, head
+from redistill.models.families import body, eval_mode, head
 from redistill.vocab_pass import Statistic, row_statistics
 
 
@@ -62,7 +62,7 @@ def gold_sums(
         for e in sorted(examples, key=lambda example: len(example.token_ids))
     ]
     sums: list[Line] = []
-    with _eval_mode(model):
+    with eval_mode(model):
         student_head = head(model, vocabulary)
         for start in range(0, len(sequences), batch_size):
             some = sequences[start : start + batch_size]
@@ -86,15 +86,3 @@ def token_means(sums: Sequence[Line]) -> dict[str, float]:
     targets = sum(line["targets"] for line in sums)
     names = {"cross_entropy": "cross_entropy", "forward_kl": "kl", "agreement": "agreement"}
     return {shown: math.fsum(line[name] for line in sums) / targets for name, shown in names.items() if name in sums[0]}
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, and afterwards every module as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -4,7 +4,6 @@ Model text is what a stranger may have written: everything is escaped, control c
 forbids it to load or run anything.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,15 +18,12 @@ from redistill.experiments import plots
 from redistill.experiments.comparison import ROUGE, Row, compare, dataset_names, evaluations
 from redistill.experiments.folders import Evaluation, RunFolder, mapping, number, read_run
 from redistill.experiments.statistics import evenly, mean, spread
+from redistill.untrusted import plain
 
 NUM_ANSWERS = 12
 NUM_REVISIONS = 8
 MAX_TEXT = 2000
 NOTHING = "–"
-
-_ESCAPE_SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)")
-# All of C0 but tab and line feed, DEL, C1, and the marks that turn the direction of text around.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | None = None) -> Path:
@@ -70,16 +66,6 @@ def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict
             {key: plain(value) if isinstance(value, str) else value for key, value in (flat | interval | scores).items()}
         )
     return table
-
-
-def plain(text: str) -> str:
-    r"""`text` without terminal escapes, control characters (tab and line feed stay) and turned writing directions.
-
-    Example:
-        >>> plain("\x1b[31mred\x1b[0m\x07 \u202ednah")
-        'red dnah'
-    """
-    return _CONTROL.sub("", _ESCAPE_SEQUENCE.sub("", text))
 
 
 def _environment() -> Environment:

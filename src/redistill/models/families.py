@@ -4,7 +4,8 @@ Everything else treats a causal language model as body (ids -> hidden states) x 
 holds that reading against the model's own logits, so that a family with an unknown twist is refused instead of mistrained.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -135,3 +136,15 @@ def position_limit(model: nn.Module) -> int | None:
         if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in _LEARNED_POSITIONS:
             return int(text_config(model).max_position_embeddings)
     return None
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, and afterwards every module as it was: some may be frozen in eval mode on purpose."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

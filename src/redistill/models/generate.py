@@ -5,9 +5,8 @@ not depend on which batch it fell into, on the order of the requests, or on the 
 floating-point sum, which batches do change).
 """
 
-import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from transformers import DynamicCache
 from redistill import randomness
 from redistill.contracts import Generation, GenerationRequest, Sampling
 from redistill.errors import ConfigError
-from redistill.models.families import body_module, head, position_limit, text_config
+from redistill.models.families import body_module, eval_mode, head, position_limit, text_config
 from redistill.tensors import pad
 from redistill.vocab_pass import Head, sample_rows
 
@@ -61,7 +60,7 @@ def generate(
     order = [i for i, request in enumerate(requests) if request.max_new_tokens > 0]
     order.sort(key=lambda i: (len(requests[i].prompt_ids), requests[i].max_new_tokens), reverse=True)
     results = [Generation(token_ids=(), finished=False)] * len(requests)
-    with _eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             for i, generation in zip(rows, writer.write([requests[i] for i in rows]), strict=True):
@@ -260,15 +259,3 @@ def _check_lengths(requests: Sequence[GenerationRequest], limit: int | None) -> 
                 f"generation of {request.stream}: {len(request.prompt_ids)} prompt tokens + {request.max_new_tokens} new = "
                 f"{length}, the model has {limit} positions; lower the prompt limit or max_new_tokens"
             )
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, and afterwards every module as it was: some may be frozen in eval mode on purpose."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

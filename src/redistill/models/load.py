@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from redistill.errors import ConfigError, ModelError
 from redistill.models.families import body, check_split, head, unwrapped
@@ -69,7 +70,7 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
     tokenizer = load_tokenizer(config)
     with _one_line(config):
         if "gguf_file" in source:
-            source["quantization_config"] = GgufConfig(dequantize=True)
+            source |= _dequantised()
         else:
             source["config"] = AutoConfig.from_pretrained(**source, trust_remote_code=False)
             source["config"]._attn_implementation = None  # a config.json must not choose which kernels are downloaded
@@ -89,7 +90,7 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
         )
     check_split(model, name=config.model)
     if config.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     return model, tokenizer
 
 
@@ -111,6 +112,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Recompute activations in the backward pass instead of keeping them; the method's name changed in transformers 5."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def end_token_ids(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
@@ -162,6 +169,12 @@ def _locate(config: ModelConfig) -> dict[str, Any]:
     if path.exists() or _looks_like_a_path(config.model):
         raise ModelError(f"{config.model}: no such folder; name a model folder, a .gguf file, or a hub model as owner/name")
     return {"pretrained_model_name_or_path": config.model, "revision": config.revision or "main"}
+
+
+def _dequantised() -> dict[str, Any]:
+    """What makes transformers unpack a GGUF file's weights; releases before GgufConfig always do."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _looks_like_a_path(name: str) -> bool:

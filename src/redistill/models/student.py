@@ -5,6 +5,7 @@ gradients unreduced between processes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,11 +25,9 @@ class StudentModule(nn.Module):
         chunk_bytes: Memory for the [rows, vocabulary] tensors of one chunk.
     """
 
-    def __init__(
-        self, model: nn.Module, *, vocabulary: int, divergence: object = None, chunk_bytes: int = CHUNK_BYTES
-    ) -> None:
+    def __init__(self, model: nn.Module, *, vocabulary: int, divergence: object = None, chunk_bytes: int = CHUNK_BYTES) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model  # a transformers model, which torch's types know nothing of
         self.clip_network = divergence if isinstance(divergence, nn.Module) else None
         self._vocabulary, self._chunk_bytes = vocabulary, chunk_bytes
 

@@ -99,7 +99,7 @@ class RevisedSource:
                 error,
                 tokens[error],
                 budget=self._tools.response_tokens,
-                end_ids=self._tools.end_ids,
+                eos_ids=self._tools.end_ids,
             )
             for draft, error, tokens in zip(drafts, errors, scores.teacher_tokens, strict=True)
         ]

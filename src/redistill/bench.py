@@ -1,0 +1,248 @@
+"""The workbench of one run: models, data, teacher and student on their device, and what the loop asks of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from redistill import checkpoint, evaluation, files, tracking
+from redistill.assembly import DataSets, Models, load_data, load_models
+from redistill.config import Run
+from redistill.contracts import Batch, Generation, GenerationRequest, Sampling
+from redistill.errors import ConfigError
+from redistill.guards import EarlyStopping, FiniteGuard
+from redistill.models.generate import generate
+from redistill.models.load import ModelConfig
+from redistill.models.student import StudentModule
+from redistill.policies import GoldBatches, Policy, PolicyTools, Revision
+from redistill.spans.extract import load_extractor
+from redistill.spans.mark import SpanMarker
+from redistill.teachers import LocalTeacher
+from redistill.training import Parts, TrainingState, parameter_groups, restore_checkpoint, train
+from redistill.vocab_pass import Head
+
+
+@contextmanager
+def open_bench(config: Run, teacher_source: ModelConfig | None) -> Iterator["Bench"]:
+    """Everything of a run loaded and on its device, with progress on the screen while it is open.
+
+    Args:
+        teacher_source: Where the teacher's weights are; None where the run has no teacher.
+
+    Raises:
+        ConfigError, DataError, ModelError, VocabularyError: as their names say.
+    """
+    accelerator = make_accelerator(config)
+    if config.training.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"training.batch_size = {config.training.batch_size}: must be a multiple of the number of processes, "
+            f"{accelerator.num_processes}"
+        )
+    settings = config.training
+    is_main = accelerator.is_main_process
+    with tracking.Progress(settings.updates, log_every=settings.log_every, enabled=is_main) as progress:
+        models = load_models(config, teacher_source)
+        rejected = config.folder / "rejected.jsonl" if is_main else None
+        data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, say=progress.note)
+        for note in models.notes:
+            progress.note(f"note: {note}")
+        yield Bench(config, accelerator, models, data, progress)
+
+
+class Bench:
+    """The built parts of one run, on their device."""
+
+    def __init__(
+        self, config: Run, accelerator: Accelerator, models: Models, data: DataSets, progress: tracking.Progress
+    ) -> None:
+        self.config, self.accelerator, self.models, self.data, self.progress = config, accelerator, models, data, progress
+        self.method = config.resolved_method
+        device = accelerator.device
+        self.teacher = (
+            None if models.teacher is None else LocalTeacher(models.teacher, vocabulary=models.vocabulary, device=device)
+        )
+        self.divergence = self.method.objective.build_divergence(models.vocabulary, config.seed)
+        self.student = StudentModule(models.student, vocabulary=models.vocabulary, divergence=self.divergence).to(device)
+        self.spans = load_extractor(config.data.spans) if self.method.objective.uses_spans else None
+
+    def train(self) -> None:
+        """Run the loop from the newest valid checkpoint, or from the start."""
+        parts = self.parts()
+        found = checkpoint.load(parts.checkpoints)
+        state = TrainingState()
+        if found is not None:
+            for line in found.skipped:
+                self.progress.note(line)
+            state = restore_checkpoint(parts, found)
+            self.progress.note(f"resumed at step {state.step} of {self.config.training.updates}")
+        if self.accelerator.is_main_process:
+            parts.log.truncate_after(state.step)
+            truncate_revisions(self.config.folder / "revisions.jsonl", state.step)
+        self.accelerator.wait_for_everyone()
+        state = train(parts, self.config.training, self.config.optimiser, state)
+        best = checkpoint.load_step(parts.checkpoints, state.best_step if state.best_step is not None else state.step)
+        self.student.model.load_state_dict(best.tensors["model"])
+        self.progress.note(f"best checkpoint: step {best.step}, validation ROUGE-L {state.best_score:.2f}")
+
+    def evaluate_before(self) -> None:
+        """Evaluate the untrained student, while it still is; a resumed run finds it done."""
+        if "before" in self.config.evaluation.compare and self.data.tests:
+            self.evaluate(self.models.student, "before", self.config.folder / "before")
+
+    def evaluate(self, model: nn.Module, label: str, folder: Path) -> Mapping[str, Any]:
+        """Scores of `model` on every test set, in an evaluation folder."""
+        with self.accelerator.autocast():
+            return evaluation.evaluate(
+                model,
+                self.models.tokenizer,
+                self.data.tests,
+                self.config.evaluation,
+                self.config.data.tokens,
+                folder,
+                label=label,
+                teacher=self.teacher,
+                vocabulary=self.models.vocabulary,
+                shard=(self.accelerator.process_index, self.accelerator.num_processes),
+                gather=gather_object,
+            )
+
+    def export(self) -> None:
+        """Write the student as a folder that transformers loads."""
+        with files.new_folder(self.config.folder / "model") as folder:
+            self.models.student.save_pretrained(folder)
+            self.models.tokenizer.save_pretrained(folder)
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        """The current student's continuations (contracts.Generate)."""
+        with self.accelerator.autocast():
+            return generate(
+                self.student.model,
+                requests,
+                sampling,
+                seed=self.config.seed,
+                end_ids=self.models.end_ids,
+                pad_id=self.models.pad_id,
+                batch_size=self.config.training.generation_batch_size,
+                vocabulary=self.models.vocabulary,
+            )
+
+    @torch.no_grad()
+    def student_rows(self, batch: Batch) -> tuple[torch.Tensor, Head]:
+        """The current student's hidden states of a batch's rows, in evaluation mode."""
+        self.student.eval()
+        with self.accelerator.autocast():
+            return self.student.rows(batch)
+
+    def validate(self) -> dict[str, float]:
+        """Scores that choose the best checkpoint: one sampled answer a prompt, and the reading of the gold one."""
+        with self.accelerator.autocast():
+            return evaluation.validation_scores(
+                self.student.model,
+                self.models.tokenizer,
+                self.data.validation,
+                self.data.validation_examples,
+                self.config.data.tokens,
+                seed=self.config.seed,
+                batch_size=self.config.evaluation.batch_size,
+                teacher=self.teacher,
+                vocabulary=self.models.vocabulary,
+                gather=gather_object,
+                shard=(self.accelerator.process_index, self.accelerator.num_processes),
+            )
+
+    def parts(self) -> Parts:
+        """What the loop is handed."""
+        optimiser = self.config.optimiser
+        groups = parameter_groups(self.student, self.student.clip_network, optimiser)
+        optimizer = torch.optim.AdamW(
+            groups, lr=optimiser.learning_rate, betas=optimiser.betas, weight_decay=optimiser.weight_decay, fused=True
+        )
+        wrapped, optimizer = self.accelerator.prepare(self.student, optimizer)
+        settings = self.config.training
+        return Parts(
+            accelerator=self.accelerator,
+            student=wrapped,
+            optimizer=optimizer,
+            policy=self._policy(),
+            objective=self.method.objective,
+            divergence=self.divergence,
+            teacher=self.teacher if self.method.objective.uses_sampled else None,
+            validate=self.validate,
+            guard=FiniteGuard(max_skips=settings.max_skips),
+            early_stopping=EarlyStopping(patience=settings.patience),
+            log=tracking.MetricsLog(self.config.folder / "metrics.jsonl"),
+            progress=self.progress,
+            checkpoints=self.config.folder / "checkpoints",
+            pad_id=self.models.pad_id,
+            seed=self.config.seed,
+        )
+
+    def gold(self) -> GoldBatches:
+        """The training set in its order, this process's share of each batch."""
+        return GoldBatches(
+            self.data.train,
+            batch_size=self.config.training.batch_size,
+            seed=self.config.seed,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+
+    def _policy(self) -> Policy:
+        settings = self.config.training
+        tools = PolicyTools(
+            generate=self.generate,
+            student_rows=self.student_rows,
+            teacher=self.teacher,
+            end_ids=self.models.end_ids,
+            pad_id=self.models.pad_id,
+            response_tokens=self.config.data.tokens.response_tokens,
+            score_batch_size=settings.generation_batch_size,
+            seed=self.config.seed,
+            device=self.accelerator.device,
+            on_revision=self._log_revision,
+        )
+        special = (*self.models.end_ids, *self.models.tokenizer.all_special_ids)
+        marker = None if self.spans is None else SpanMarker(self.spans, self.models.tokenizer, special)
+        return Policy(self.gold(), self.method.policy.bind(tools), marker)
+
+    def _log_revision(self, revision: Revision) -> None:
+        """A correction as text, for revisions.jsonl: the main process's own, of the steps that are logged."""
+        if not self.accelerator.is_main_process or revision.step % self.config.training.log_every:
+            return
+        before, after, at = revision.before, revision.after, revision.position
+
+        def text(ids: Sequence[int]) -> str:
+            return str(self.models.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+        line = {
+            "step": revision.step + 1,
+            "sample": revision.sample,
+            "position": at,
+            "kl": revision.kl,
+            "prompt": text(before.prompt_ids),
+            "kept": text(before.response_ids[:at]),
+            "student_token": text(before.response_ids[at : at + 1]),
+            "teacher_token": text(after.response_ids[at : at + 1]),
+            "student_tail": text(before.response_ids[at + 1 :]),
+            "new_tail": text(after.response_ids[at + 1 :]),
+        }
+        files.append_line(self.config.folder / "revisions.jsonl", line)
+
+
+def make_accelerator(config: Run) -> Accelerator:
+    """On the GPU where there is one; `training.precision` decides on autocast."""
+    precision = "bf16" if config.training.precision == "bf16" else "no"
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+
+
+def truncate_revisions(path: Path, step: int) -> None:
+    """Drop what was logged after the checkpoint that a run resumes from; those steps come again."""
+    lines = files.read_lines(path)
+    kept = [line for line in lines if line["step"] <= step]
+    if len(kept) < len(lines):
+        files.rewrite_lines(path, kept)
