@@ -26,7 +26,13 @@ NAMES = {"PolicyConfig": PolicyConfig}  # what the forward references of policy 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Supervised fine-tuning of the teacher before it teaches; None beside it takes the run's own data and training settings.
+    """Supervised fine-tuning of the teacher before it teaches, on the run's own data, with its training settings but for these.
+
+    The fine-tuned teacher gets a run folder of its own, `<out>-teacher`, and is not tuned again where that is finished.
+
+    Args:
+        updates: Optimiser steps in all.
+        learning_rate: At the start of its cosine.
 
     Raises:
         ConfigError: updates below 1.
@@ -42,7 +48,11 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(ModelConfig):
-    """The model to learn from: a hub name, a folder or a GGUF file, fine-tuned first where `finetune` says so."""
+    """The model to learn from: a hub name, a folder or a GGUF file, fine-tuned first where `finetune` says so.
+
+    Args:
+        finetune: How it is fine-tuned before it teaches; None takes it as it is.
+    """
 
     finetune: FinetuneConfig | None = None
 
@@ -50,6 +60,10 @@ class TeacherConfig(ModelConfig):
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(ModelConfig):
     """The model that learns: `model: teacher` with `initialise` takes layers of the teacher, any other name loads that model.
+
+    Args:
+        model: "teacher", or a hub name, a folder or a GGUF file as for the teacher.
+        initialise: Which layers to keep, of the teacher or of the model named; None keeps all.
 
     Raises:
         ConfigError: `model: teacher` without layers chosen.
@@ -72,7 +86,7 @@ class DataConfig:
         train: Files or hub names; all their rows together are the training set.
         validation: A file or hub name; None holds out `validation_rows` rows of the training set.
         validation_rows: How many rows validation looks at.
-        tests: Task -> file, or null for the task's hub name; see `redistill methods --tasks`.
+        tests: Task -> file, or null for the task's place on the hub; `redistill methods` lists the tasks.
         max_train_rows: Only the first rows, where a study wants fewer; None takes all.
         max_bad_rows: How many unusable rows a file may hold; they are listed in rejected.jsonl.
         spans: Who finds phrases for the span loss: "auto", "simple", or a spaCy pipeline's name or folder.
@@ -102,7 +116,25 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run: `method` gives policy and objective, which `policy` and `objective` replace as a whole where they are set."""
+    """One run: `method` gives policy and objective, which `policy` and `objective` replace as a whole where they are set.
+
+    Args:
+        name: What the run is called in reports and, where `out` is not set, its folder.
+        method: A row of `redistill methods`.
+        seed: Of everything random about training: order, coins, text, dropout, new weights.
+        out: The run folder; None takes runs/NAME.
+        teacher: The model to learn from; only a method without a teacher can do without.
+        student: The model that learns.
+        data: What is read.
+        policy: Which sequences the student learns from; None takes the method's.
+        objective: Which terms are minimised; None takes the method's.
+        optimiser: AdamW and its schedule.
+        training: How long, how much at once, and what is kept.
+        evaluation: How test answers are drawn.
+
+    Raises:
+        ConfigError: an unknown method, or no teacher where one is needed.
+    """
 
     name: str
     method: str = "mgsr"
@@ -144,7 +176,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Run:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give the path of a recipe, such as recipes/toy.yaml") from error
+        raise ConfigError(f"{path}: {error.strerror}; give the path of a recipe, such as recipes/smollm2-dolly.yaml") from error
     tree = decoding.parse_yaml(text, str(path))
     if path.suffix == ".json" and "config" in tree:
         tree = tree["config"]

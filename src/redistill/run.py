@@ -39,7 +39,7 @@ class RunResult:
     Args:
         folder: The run folder.
         model: The student, a folder that transformers loads.
-        scores: What scores.json holds: data set -> seed -> scores.
+        scores: What scores.json holds: under "datasets", data set -> "seeds" -> seed -> scores.
         report: The HTML page.
     """
 
@@ -61,8 +61,8 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
 
     Example:
         >>> result = distill(load_config(Path("recipes/smollm2-dolly.yaml")))  # doctest: +SKIP
-        >>> result.scores["dolly"]["seeds"]["10"]["rouge_l"]  # doctest: +SKIP
-        22.8
+        >>> list(result.scores["datasets"]["dolly"]["seeds"])  # doctest: +SKIP
+        ['10', '20', '30', '40', '50']
     """
     train_student(config, command=command)
     scores = evaluate_run(config)

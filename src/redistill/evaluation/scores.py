@@ -27,7 +27,10 @@ class EvaluationConfig:
 
     Args:
         seeds: Each gives one answer a prompt; scores are averaged over them.
-        temperature, top_p, top_k, no_repeat_ngram: See `contracts.Sampling`.
+        temperature: >= 0; 0 takes the arg max.
+        top_p: Smallest set of classes whose mass reaches this, in (0, 1]; 1 keeps all.
+        top_k: The k most probable classes; 0 keeps all.
+        no_repeat_ngram: An n-gram of this length that stands in prompt + answer already is not repeated; 0 allows all.
         batch_size: Prompts at a time; no answer depends on it.
         limit: Only the first so many prompts of each data set; None takes all.
         compare: Which models are evaluated besides the student: its teacher, and the student before training.
