@@ -1,4 +1,7 @@
-"""What two processes compute, for test_processes.py: started by torchrun, it writes gradients, weights and texts."""
+"""What any number of processes compute, for test_processes.py: gradients, texts, and the weights after training.
+
+Called in the test's own process for one, and started by torchrun for two.
+"""
 
 import sys
 from pathlib import Path
@@ -18,7 +21,7 @@ from redistill.training import accumulate_gradients, cut, global_counts
 
 
 def gradients(bench: Bench) -> dict[str, torch.Tensor]:
-    """The gradient of the first update."""
+    """The gradient of the first update; a parameter without one is left out."""
     parts = bench.parts()
     draw = parts.objective.select(parts.policy.draw(0))
     batches = cut(draw, bench.config.training.micro_batch_size, parts)
@@ -28,10 +31,10 @@ def gradients(bench: Bench) -> dict[str, torch.Tensor]:
 
 
 def texts(bench: Bench, accelerator: Accelerator) -> list[list[int]]:
-    """Continuations of eight training prompts, each process its share."""
+    """Continuations of sixteen training prompts, each process its share."""
     requests = [
         GenerationRequest(prompt_ids=example.prompt_ids, max_new_tokens=16, stream=("test", example.sample))
-        for example in bench.data.train[:8]
+        for example in bench.data.train[:16]
     ]
     mine = requests[accelerator.process_index :: accelerator.num_processes]
     written = bench.generate(mine, Sampling())
@@ -39,21 +42,28 @@ def texts(bench: Bench, accelerator: Accelerator) -> list[list[int]]:
     return [ids for _, ids in sorted(pairs)]
 
 
+def checked_shares(bench: Bench, expected_world: int) -> list[list[int]]:
+    """Which samples of the first batch each process has: as many processes as expected, and every sample in one of them."""
+    assert bench.accelerator.num_processes == expected_world, bench.accelerator.num_processes
+    shares = gather_object([[item.example.sample for item in bench.gold().items(0)]])
+    everything = [sample for share in shares for sample in share]
+    assert len(shares) == expected_world and all(shares), shares
+    assert len(everything) == len(set(everything)) == bench.config.training.batch_size, shares
+    return shares
+
+
 def main(recipe: Path, out: Path, expected_world: int) -> None:
     config = load_config(recipe)
     assert config.teacher is not None
     with open_bench(config, ModelConfig(model=config.teacher.model)) as bench:
-        accelerator = bench.accelerator
-        assert accelerator.num_processes == expected_world, accelerator.num_processes
-        share = [item.example.sample for item in bench.gold().items(0)]
-        shares = gather_object([share])
-        assert len(shares) == expected_world and len({s for part in shares for s in part}) == config.training.batch_size, shares
-        written = texts(bench, accelerator)
+        shares = checked_shares(bench, expected_world)
+        written = texts(bench, bench.accelerator)
         found = gradients(bench)
-        if accelerator.is_main_process:
-            out.mkdir(parents=True, exist_ok=True)
+        if bench.accelerator.is_main_process:
+            out.mkdir(parents=True)
             save_file({name: value.contiguous() for name, value in found.items()}, out / "gradients.safetensors")
             files.write_json(out / "texts.json", written)
+            files.write_json(out / "shares.json", shares)
     train_student(config)
 
 

@@ -1,0 +1,102 @@
+"""A run that was interrupted ends exactly as one that was not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from redistill import checkpoint, files, training
+from redistill.config import Run
+from redistill.run import distill, train_student
+from tests.worlds import GPT2, tiny_run
+
+WITH_DROPOUT = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+TIMES = ("seconds", "draw_seconds", "tokens_per_s")
+UPDATES, INTERRUPTED = 10, 5
+
+
+def run(folder: Path, out: str) -> Run:
+    settings = {"updates": UPDATES, "batch_size": 4, "micro_batch_size": 2, "save_every": INTERRUPTED, "log_every": 1}
+    return tiny_run(folder, config=WITH_DROPOUT, out=out, training=settings)
+
+
+def train_until_interrupted(config: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train as a user who presses Ctrl-C a little after the checkpoint: one more update is logged, then all stops."""
+    log_update = training._log_update
+
+    def interrupted(parts: Any, step: int, *rest: Any) -> None:
+        log_update(parts, step, *rest)
+        if step == INTERRUPTED + 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_log_update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_student(config)
+
+
+def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same run twice: straight through, and interrupted."""
+    folder = tmp_path_factory.mktemp("resume")
+    straight, resumed = run(folder, "straight"), run(folder, "resumed")
+    train_student(straight)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        train_until_interrupted(resumed, monkeypatch)
+    assert checkpoint.steps(resumed.folder / "checkpoints") == [INTERRUPTED]
+    assert [line["step"] for line in files.read_lines(resumed.folder / "metrics.jsonl")][-1] == INTERRUPTED + 1
+    assert files.read_json(resumed.folder / "run.json")["status"] == "running"
+    train_student(resumed)
+    return straight.folder, resumed.folder
+
+
+def test_weights_clip_network_and_optimiser_are_the_same_to_the_bit(folders: tuple[Path, Path]) -> None:
+    straight, resumed = (checkpoint.load_step(folder / "checkpoints", UPDATES) for folder in folders)
+    assert set(straight.tensors) == set(resumed.tensors) == {"model", "optimizer", "clip_network"}
+    for group, tensors in straight.tensors.items():
+        assert tensors.keys() == resumed.tensors[group].keys()
+        for name, value in tensors.items():
+            assert torch.equal(value, resumed.tensors[group][name]), f"{group}: {name}"
+    assert straight.state == resumed.state
+
+
+def test_logs_are_the_same_apart_from_times(folders: tuple[Path, Path]) -> None:
+    straight, resumed = (files.read_lines(folder / "metrics.jsonl") for folder in folders)
+    assert without_times(straight) == without_times(resumed)
+    assert [line["step"] for line in resumed if line["kind"] == "train"] == list(range(1, UPDATES + 1))
+
+
+def test_revisions_are_the_same_and_none_twice(folders: tuple[Path, Path]) -> None:
+    straight, resumed = (files.read_lines(folder / "revisions.jsonl") for folder in folders)
+    assert straight == resumed
+    places = [(line["step"], line["sample"]) for line in resumed]
+    assert len(places) == len(set(places)) > UPDATES / 2
+
+
+def test_exported_students_are_the_same_files(folders: tuple[Path, Path]) -> None:
+    straight, resumed = (folder / "model" for folder in folders)
+    names = sorted(path.name for path in straight.iterdir())
+    assert names == sorted(path.name for path in resumed.iterdir())
+    assert [files.digest(straight / name) for name in names] == [files.digest(resumed / name) for name in names]
+
+
+def test_dropout_was_on(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Else the tests above would show nothing about it: the same update without dropout has another loss."""
+    still = {**WITH_DROPOUT, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    without = tiny_run(tmp_path, config=still, training={"updates": 1, "batch_size": 4, "micro_batch_size": 2})
+    train_student(without)
+    with_dropout = files.read_lines(folders[0] / "metrics.jsonl")[0]
+    assert files.read_lines(without.folder / "metrics.jsonl")[0]["sft"] != with_dropout["sft"]
+
+
+def test_the_same_call_finishes_the_run_and_leaves_nothing_half_written(folders: tuple[Path, Path]) -> None:
+    config = run(folders[1].parent, "resumed")
+    assert files.read_json(config.folder / "run.json")["status"] == "trained"
+    assert distill(config).report.exists()
+    assert files.read_json(config.folder / "run.json")["status"] == "finished"
+    assert not list(config.folder.rglob(f"{files.TEMPORARY}*"))

@@ -1,0 +1,168 @@
+"""Ten updates of each method in a tiny world, from recipe to report: what a run folder holds, and that it can be repeated."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from redistill import checkpoint, files
+from redistill.cli import main
+from redistill.config import decode_run, encode_run
+from redistill.methods import METHODS
+from tests.worlds import LLAMA, tiny_run
+
+UPDATES = 10
+SETTINGS: dict[str, Any] = {
+    "training": {"updates": UPDATES, "batch_size": 8, "evaluate_every": 5, "keep": 2, "log_every": 1},
+    "optimiser": {"learning_rate": 5e-3},
+}
+CONFIDENT = {**LLAMA, "initializer_range": 0.15}  # two random models that differ, so that there is something to learn
+PARTS = {"run.json", "metrics.jsonl", "checkpoints", "model", "responses", "settings.json", "scores.json", "report.html"}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+    """A method, the recipe of its run, and the run folder."""
+    method = request.param
+    folder = tmp_path_factory.mktemp(method)
+    compare = ["teacher", "before"] if method == "mgsr" else []
+    config = tiny_run(folder, method, config=CONFIDENT, evaluation={"seeds": [10, 20], "compare": compare}, **SETTINGS)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(encode_run(config)), encoding="utf-8")
+    assert main(["run", str(recipe)]) == 0
+    return method, recipe, config.folder
+
+
+def train_lines(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in files.read_lines(folder / "metrics.jsonl") if line["kind"] == "train"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_the_loss_falls(finished: tuple[str, Path, Path]) -> None:
+    method, _, folder = finished
+    lines = train_lines(folder)
+    term = "divergence" if method == "kd" else "sft"
+    assert lines[-1][term] < lines[0][term] - 0.05, [line[term] for line in lines]
+    if method == "sft":
+        validations = [line for line in files.read_lines(folder / "metrics.jsonl") if line["kind"] == "validation"]
+        assert validations[-1]["cross_entropy"] < validations[0]["cross_entropy"]
+
+
+def test_the_folder_holds_every_part_and_nothing_unfinished(finished: tuple[str, Path, Path]) -> None:
+    method, _, folder = finished
+    expected = set(PARTS)
+    if "mgsr" in method:
+        expected.add("revisions.jsonl")
+    if method == "mgsr":
+        expected |= {"teacher", "before"}
+    assert {path.name for path in folder.iterdir()} == expected
+    assert not list(folder.rglob(f"{files.TEMPORARY}*"))
+
+
+def test_run_json_says_what_ran(finished: tuple[str, Path, Path]) -> None:
+    method, recipe, folder = finished
+    described = files.read_json(folder / "run.json")
+    assert described["status"] == "finished" and described["method"] == method and described["processes"] == 1
+    assert decode_run(described["config"], "run.json") == decode_run(yaml.safe_load(recipe.read_text()), "recipe")
+    train = Path(described["data"]["train"]["source"])
+    assert described["data"]["train"]["sha256"] == files.digest(train)
+    assert described["data"]["kept"] == {"train": 24, "dropped": 0, "validation": 4}
+    assert {"redistill", "torch", "transformers"} <= described["versions"].keys()
+    assert described["models"].keys() == {"student", "teacher"}
+
+
+def test_metrics_have_every_update_once(finished: tuple[str, Path, Path]) -> None:
+    method, _, folder = finished
+    lines = train_lines(folder)
+    assert [line["step"] for line in lines] == list(range(1, UPDATES + 1))
+    terms = {"sft": {"sft"}, "kd": {"divergence"}}.get(method, {"sft", "divergence", "span", "kept_mass", "kept_classes"})
+    assert all(terms <= line.keys() for line in lines), lines[0].keys()
+    validations = [line["step"] for line in files.read_lines(folder / "metrics.jsonl") if line["kind"] == "validation"]
+    assert validations == [5, 10]
+    if "mgsr" in method:
+        drawn = [sum(line["origin"].values()) for line in lines]
+        assert drawn == [8] * UPDATES and {"dataset", "revised"} <= {name for line in lines for name in line["origin"]}
+
+
+def test_checkpoints_are_sound_and_the_best_is_the_model(finished: tuple[str, Path, Path]) -> None:
+    _, _, folder = finished
+    assert checkpoint.steps(folder / "checkpoints") == [5, 10]
+    found = {step: checkpoint.load_step(folder / "checkpoints", step) for step in (5, 10)}
+    best = found[found[10].state["training"]["best_step"]]
+    exported = weights(folder)
+    assert all(torch.equal(value, best.tensors["model"][name]) for name, value in exported.items())
+
+
+def test_transformers_loads_the_model(finished: tuple[str, Path, Path]) -> None:
+    _, _, folder = finished
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    ids = tokenizer("Where is the cat?", return_tensors="pt").input_ids
+    assert model(ids).logits.shape == (1, ids.shape[1], len(tokenizer))
+
+
+def test_scores_and_responses_agree(finished: tuple[str, Path, Path]) -> None:
+    method, _, folder = finished
+    for place in [folder] + ([folder / "teacher", folder / "before"] if method == "mgsr" else []):
+        scores = files.read_json(place / "scores.json")["datasets"]["toy"]
+        assert scores["prompts"] == 3 and list(scores["seeds"]) == ["10", "20"]
+        for seed, found in scores["seeds"].items():
+            lines = files.read_lines(place / "responses" / f"toy-seed{seed}.jsonl")
+            assert len(lines) == 3
+            assert found["rouge_l"] == pytest.approx(sum(line["rouge_l"] for line in lines) / 3)
+
+
+def test_the_report_stands_alone(finished: tuple[str, Path, Path]) -> None:
+    method, _, folder = finished
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.lstrip().lower().startswith("<!doctype html>") and page.rstrip().endswith("</html>")
+    assert method in page
+    assert not [mark for mark in ('src="http', 'href="http', "<script src", "@import") if mark in page]
+
+
+def test_revisions_say_what_was_corrected(finished: tuple[str, Path, Path]) -> None:
+    method, _, folder = finished
+    lines = files.read_lines(folder / "revisions.jsonl")
+    assert bool(lines) == ("mgsr" in method)
+    for line in lines:
+        assert 1 <= line["step"] <= UPDATES and 0 <= line["position"] < 16 and line["kl"] >= 0
+        assert line["student_token"] and line["teacher_token"] and line["prompt"].endswith("### Response:\n")
+
+
+def test_running_again_changes_nothing(finished: tuple[str, Path, Path]) -> None:
+    method, recipe, folder = finished
+    kept = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in {"report.html", "run.json"}]
+    before = {path: files.digest(path) for path in kept}
+    described = files.read_json(folder / "run.json")
+    assert main(["run", str(recipe)]) == 0
+    assert {path: files.digest(path) for path in kept} == before
+    assert files.read_json(folder / "run.json") == described
+    assert sorted(path for path in folder.rglob("*") if path.is_file() and path in before) == kept
+
+
+@pytest.mark.parametrize("finished", ["sft", "mgsr"], indirect=True)
+def test_run_json_repeats_the_run(finished: tuple[str, Path, Path], tmp_path: Path) -> None:
+    _, _, folder = finished
+    assert main(["run", str(folder / "run.json"), "--out", str(tmp_path / "again")]) == 0
+    again, first = weights(tmp_path / "again"), weights(folder)
+    assert again.keys() == first.keys() and all(torch.equal(again[name], first[name]) for name in first)
+    scores = [files.read_json(place / "scores.json")["datasets"] for place in (tmp_path / "again", folder)]
+    assert scores[0] == scores[1]
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(
+    finished: tuple[str, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, recipe, folder = finished
+    before = files.digest(folder / "run.json")
+    assert main(["run", str(recipe), "training.updates=11"]) == 2
+    line = capsys.readouterr().err.strip()
+    assert "\n" not in line and "training.updates is 10 there and 11 here" in line and "choose another `out`" in line
+    assert files.digest(folder / "run.json") == before
