@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
 
 .PHONY: demo test lint clean
 
 demo: $(VENV)/installed
-	$(BIN)/redistill demo
+	$(BIN)/redistill demo $(DEMO_ARGS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

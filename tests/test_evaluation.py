@@ -235,6 +235,14 @@ def test_a_finished_evaluation_is_read_not_repeated(tokenizer: Any, tmp_path: Pa
     assert run(tokenizer, tmp_path, model) == scores
 
 
+def test_a_set_without_gold_sequences_does_not_make_an_evaluation_unfinished(tokenizer: Any, tmp_path: Path) -> None:
+    datasets = {"d": records(), "long": [Record(record_id="l", prompt=RawPrompt("word " * 30), references=("x",))]}
+    run(tokenizer, tmp_path, datasets=datasets, teacher=teacher())
+    before = (tmp_path / "scores.json").read_bytes()
+    run(tokenizer, tmp_path, datasets=datasets, teacher=teacher())
+    assert (tmp_path / "scores.json").read_bytes() == before
+
+
 def test_a_teacher_that_comes_later_is_asked(tokenizer: Any, tmp_path: Path) -> None:
     before = run(tokenizer, tmp_path)["datasets"]["dolly"]
     after = run(tokenizer, tmp_path, teacher=teacher())["datasets"]["dolly"]

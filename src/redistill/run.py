@@ -134,6 +134,7 @@ def evaluate_model(
     """Score any Transformers model on any of the test sets; `out` becomes an evaluation folder.
 
     Args:
+        model: What to load; a run folder stands for the student in it.
         tests: Task -> file, or None for the task's place on the hub.
         teacher: To measure KL and agreement on the gold answers with.
 
@@ -143,6 +144,8 @@ def evaluate_model(
     """
     data = DataConfig(tests=dict(tests), tokens=tokens)
     name = Path(model.model).name or model.model
+    if (Path(model.model) / RUN_FILE).is_file():
+        model = dataclasses.replace(model, model=str(Path(model.model) / "model"))
     return _evaluate(model, data, evaluation_config, files.make_folder(out), name, teacher, Accelerator())
 
 

@@ -219,5 +219,6 @@ def _finished(path: Path, settings: dict[str, Any], *, needs_kl: bool) -> dict[s
     if not path.exists():
         return None
     held: dict[str, Any] = files.read_json(path)
-    has_kl = all("kl" in scores["teacher_forced"] for scores in held["datasets"].values())
+    forced = [scores["teacher_forced"] for scores in held["datasets"].values()]
+    has_kl = all("kl" in means for means in forced if means)  # a set without gold sequences has nothing to ask a teacher
     return held if held["settings"] == settings and (has_kl or not needs_kl) else None
