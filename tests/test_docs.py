@@ -1,0 +1,248 @@
+"""The documentation is held against the code: snippets run, commands parse, every named field, file and link is there."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import pytest
+import torch
+import yaml
+
+import redistill
+from redistill import divergences, files, policies
+from redistill.cli import _parser
+from redistill.config import decode_run, encode_run, load_config
+from redistill.contracts import Sampling, TokenSequence
+from redistill.data.forms import parse_row
+from redistill.data.tasks import Task
+from redistill.decoding import kind_of
+from redistill.errors import RedistillError
+from tests.configuration_page import page, sections
+from tests.worlds import LLAMA, rows, write_model, write_rows
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPE = "recipes/smollm2-dolly.yaml"
+
+every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of every shell command in a page."""
+    for block in blocks(text, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+# --- the README's Python ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The README's example, run on a model of the recipe's thirty layers but of width 16, for 2 updates instead of 30."""
+    (code,) = blocks(README, "python")
+    assert "updates: 30" in code
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("models", "dolly", "recipes"):
+        (folder / name).mkdir()
+    write_model(folder / "models/smollm2", LLAMA, 1, num_hidden_layers=30, hidden_size=16, intermediate_size=16)
+    write_rows(folder / "dolly/train.jsonl", rows(30))
+    write_rows(folder / "dolly/test.jsonl", rows(3, 30))
+    files.write_text(folder / RECIPE, (ROOT / RECIPE).read_text(encoding="utf-8"))
+    printed = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        exec(code.replace("updates: 30", "updates: 2"), {})  # noqa: S102 - our own README
+    return SimpleNamespace(folder=folder, printed=printed.getvalue())
+
+
+def test_the_example_prints_what_the_readme_shows(example):
+    (shown,) = re.findall(r"<!-- results:python -->\n```text\n(.*?)```", README, re.DOTALL)
+
+    def shape(text: str) -> str:
+        return re.sub(r"\d+\.\d+", "#", text)
+
+    assert shape(example.printed) == shape(shown)
+
+
+def test_every_file_of_the_example_is_in_the_readmes_tree(example):
+    (tree,) = (block for block in blocks(README, "text") if block.startswith("runs/first/"))
+    shown = {name.strip("/,") for line in tree.splitlines()[1:] for name in re.split(r"\s{2,}", line.strip())[0].split()}
+    found = {path.name for path in (example.folder / "runs/first").iterdir()}
+    assert {name.split("/")[0] for name in shown} - {"rejected.jsonl"} == found
+
+
+def test_the_architecture_page_names_every_field_of_the_run_folder(example):
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w.]+)`", text))
+    run = example.folder / "runs/first"
+    lines = [*files.read_lines(run / "metrics.jsonl"), *files.read_lines(run / "revisions.jsonl")]
+    lines += files.read_lines(run / "responses/dolly-seed10.jsonl")
+    lines += [files.read_json(run / "run.json"), files.read_json(run / "scores.json")]
+    fields = {name for line in lines for name in line} - {"kind"}
+    fields |= {path.name for path in (run / "checkpoints").glob("step-*/*")}
+    assert fields - named == set()
+
+
+# --- commands, recipes, rows --------------------------------------------------------------------------------------------
+
+
+@every_page
+def test_every_command_parses(path):
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for words in commands(path.read_text(encoding="utf-8")):
+        if words[0] == "make":
+            assert set(words[1:]) <= set(targets), words
+        if "redistill" not in words:
+            continue
+        arguments = words[words.index("redistill") + 1 :]
+        options = _parser().parse_args(arguments)
+        if getattr(options, "recipe", None) in {Path(RECIPE), *(r.relative_to(ROOT) for r in RECIPES)}:
+            load_config(ROOT / options.recipe, options.overrides)
+        for name in re.findall(r"recipes/\S+", " ".join(arguments)):
+            assert (ROOT / name).is_file(), name
+
+
+def test_the_table_of_commands_has_every_command():
+    (choices,) = (action.choices for action in _parser()._actions if isinstance(action.choices, Mapping))
+    assert set(re.findall(r"^\| `redistill (\w+)", README, re.MULTILINE)) == set(choices)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_is_valid_and_survives_printing(path):
+    run = load_config(path)
+    assert decode_run(encode_run(run), "printed") == run
+
+
+@every_page
+def test_every_yaml_block_is_part_of_a_recipe(path):
+    whole = {"name": "page", "teacher": {"model": "teacher"}, "student": {"model": "student"}}
+    for block in blocks(path.read_text(encoding="utf-8"), "yaml"):
+        decode_run(whole | yaml.safe_load(block), path.name)
+
+
+def test_every_row_of_the_readme_is_read():
+    (block,) = blocks(README, "json")
+    forms = {parse_row(json.loads(line)).form for line in block.splitlines()}
+    assert forms == {"instruction/input/output", "prompt/completion", "messages", "conversations"}
+
+
+# --- names, fields, links -----------------------------------------------------------------------------------------------
+
+
+def test_the_configuration_page_is_up_to_date():
+    text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    assert text == page(), "run `python -m tests.configuration_page > docs/configuration.md`"
+
+
+def known_fields() -> set[str]:
+    """Every path of the config, with one more `source` wherever a policy may hold another."""
+    fields = {f"{section.path}.{f.name}".strip(".") for section in sections() for f in dataclasses.fields(section.node)}
+    for depth in ("policy.source", "policy.source.source"):
+        fields |= {field.replace("policy", depth, 1) for field in fields if field.startswith("policy.")}
+    return fields | {"objective.divergence.kind", "policy.kind", "policy.source.kind"}
+
+
+@every_page
+def test_every_field_that_is_named_exists(path):
+    text = path.read_text(encoding="utf-8")
+    tops = "|".join(section.path for section in sections() if section.path and "." not in section.path)
+    named = set(re.findall(rf"`((?:{tops})\.[a-z_.]+[a-z])[`=:]", text))
+    modules = {m for m in named if (ROOT / "src/redistill" / m.replace(".", "/")).with_suffix(".py").is_file()}
+    assert named - modules - known_fields() == set()
+
+
+@every_page
+def test_every_link_leads_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        page_path = path.parent / name if name else path
+        assert page_path.exists(), f"{path.name}: {target}"
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", page_path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}, target
+
+
+@every_page
+def test_every_source_file_that_is_named_exists(path):
+    for name in re.findall(r"`((?:src|tests|recipes|docs)/[\w./-]+)`", path.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), f"{path.name}: {name}"
+
+
+def test_the_layers_are_those_of_the_import_contract():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    shown = [re.split(r"\s{2,}", line)[0] for line in blocks(text, "text")[0].splitlines()]
+    contract = re.search(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)
+    layers = [line.strip().strip('",').replace("redistill.", "") for line in contract[1].splitlines()]
+    assert shown == [layer for layer in layers if layer != "__main__"]
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == redistill.__version__
+    assert citation["license"] == "Apache-2.0"
+    assert f"## {redistill.__version__} - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_public_name_is_there():
+    for name in redistill.__all__:
+        assert getattr(redistill, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'distil'"):
+        _ = redistill.distil
+
+
+# --- docs/adding.md -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def added() -> dict[str, Any]:
+    """What the snippets of docs/adding.md define, run where their text says that they stand."""
+    names = {**vars(divergences), **vars(policies.mixed), **vars(policies.sources)}
+    names |= {"Any": Any, "Self": Self, "Sequence": Sequence, "Mapping": Mapping, "Task": Task, "Sampling": Sampling}
+    text = (ROOT / "docs/adding.md").read_text(encoding="utf-8")
+    for code in blocks(text, "python"):
+        exec(code, names)  # noqa: S102 - our own page
+    return names
+
+
+def test_the_divergence_that_is_added_obeys_its_contract(added):
+    distance = added["TotalVariation"]()
+    logp_NV, logq_NV = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5], [0.2, 0.8]]).log()
+    torch.testing.assert_close(distance(logq_NV, logp_NV), torch.tensor([0.0, 0.7]))
+    assert kind_of(added["TotalVariation"]) == "total_variation"
+
+
+def test_the_policy_that_is_added_hands_over_at_its_update(added):
+    gold, own = (
+        TokenSequence(sample=0, token_ids=(1, 2), supervised=(False, True), origin=origin) for origin in ("dataset", "student")
+    )
+    inner = SimpleNamespace(sequences=lambda step, items: [own])
+    source = added["WarmUpSource"](inner, 2)
+    items = [SimpleNamespace(sequence=gold)]
+    assert [source.sequences(step, items)[0].origin for step in range(4)] == ["dataset", "dataset", "student", "student"]
+    assert added["WarmUp"]().sampling == Sampling()
+    assert kind_of(added["WarmUp"]) == "warm_up"
+
+
+def test_the_task_that_is_added_asks_for_its_own_file(added, tmp_path):
+    assert added["TASK"].load(write_rows(tmp_path / "trivia.jsonl", rows(2)))[0].record_id == "trivia:1"
+    with pytest.raises(RedistillError):
+        added["TASK"].load(tmp_path / "absent.jsonl")
