@@ -16,8 +16,9 @@ from redistill.config import DataConfig, Run
 from redistill.contracts import Example, Record
 from redistill.data.reader import ReadReport, read_records
 from redistill.data.tasks import load_task
-from redistill.data.tokenize import tokenize_training
+from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import ConfigError, DataError
+from redistill.models.families import position_limit
 from redistill.models.initialise import student_from_layers
 from redistill.models.load import (
     ModelConfig,
@@ -89,9 +90,11 @@ def load_models(config: Run, teacher_source: ModelConfig | None) -> Models:
     if source.gradient_checkpointing:
         checkpoint_activations(student)
     student.to(torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
+    check_positions(student, config.data.tokens, "student")
     size = head(student).num_classes
     notes: list[str] = []
     if teacher is not None:
+        check_positions(teacher, config.data.tokens, "teacher")
         match = shared_vocabulary(teacher, teacher_tokenizer, student, tokenizer)
         size = match.size
         notes = compatibility_warnings(teacher_tokenizer, tokenizer)
@@ -121,6 +124,19 @@ def shared_vocabulary(
     return vocabulary.compare(
         teacher_tokenizer.get_vocab(), tokenizer.get_vocab(), head(teacher).num_classes, head(student).num_classes
     )
+
+
+def check_positions(model: nn.Module, tokens: TokenizeConfig, name: str) -> None:
+    """Refuse lengths that the model cannot read, before anything is written.
+
+    Raises:
+        ConfigError: a prompt and its response may be longer than the model has positions.
+    """
+    limit, longest = position_limit(model), tokens.prompt_tokens + tokens.response_tokens
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"prompt_tokens + response_tokens = {longest}: the {name} has {limit} positions; lower one of the two"
+        )
 
 
 def load_data(config: DataConfig, tokenizer: Any, seed: int, *, rejected: Path | None, say: Callable[[str], None]) -> DataSets:

@@ -13,7 +13,7 @@ EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code, after one line on stderr where it is not 0."""
-    options = _parser().parse_args(arguments)
+    options = _options(_parser(), arguments)
     try:
         options.command(options)
     except RedistillError as error:
@@ -23,6 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("redistill: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _options(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with overrides also after an option: argparse itself takes them in one run behind the recipe only."""
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(text.startswith("-") or "=" not in text for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

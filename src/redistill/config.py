@@ -180,6 +180,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Run:
     tree = decoding.parse_yaml(text, str(path))
     if path.suffix == ".json" and "config" in tree:
         tree = tree["config"]
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{path}: config = {tree!r}: must be a mapping; give the run.json of a run, or a recipe")
     return decode_run(decoding.apply_overrides(tree, overrides, str(path)), str(path))
 
 

@@ -41,10 +41,7 @@ def parse_yaml(text: bytes, source: str) -> dict[str, Any]:
     """A mapping out of YAML, with plain types only, a limit on size and aliases, and no key twice."""
     if len(text) > MAX_YAML_BYTES:
         raise ConfigError(f"{source}: {len(text)} bytes of YAML; at most {MAX_YAML_BYTES} are read")
-    try:
-        tree = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
+    tree = _load(text, source, "mend the line, or quote its text")
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: a recipe is a mapping of sections, such as `method: mgsr`; found {type(tree).__name__}")
     return tree
@@ -63,11 +60,18 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], source: s
             if not isinstance(here.get(section), dict):
                 here[section] = {"kind": here[section]} if isinstance(here.get(section), str) else {}
             here = here[section]
-        try:
-            here[last] = yaml.load(text, Loader=_StrictLoader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{source}: {override}: the value is not YAML") from error
+        here[last] = _load(text, f"{source}: {override}", "quote the value for YAML inside the quotes for the shell")
     return result
+
+
+def _load(text: bytes | str, source: str, remedy: str) -> Any:
+    """A value out of YAML.  PyYAML lets through what its constructors stumble over: `!!int x`, or a 13th month."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except RecursionError as error:
+        raise ConfigError(f"{source}: nested too deeply; a recipe is a few levels of sections") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{source}: not YAML ({' '.join(str(error).split())}); {remedy}") from error
 
 
 def encode(value: Any, names: Names) -> Any:
@@ -123,14 +127,14 @@ def _decode_dataclass(cls: type, value: Any, path: str, names: Names) -> Any:
     known = [f.name for f in fields(cls)]
     prefix = f"{path}." if path else ""
     for key in value:
-        if key not in known and key != "kind":
+        if key not in known:
             near = difflib.get_close_matches(str(key), known, 1, 0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"allowed are {', '.join(known)}"
             raise ConfigError(f"{prefix}{key}: no such {'field' if path else 'section'}; {hint}")
     for f in fields(cls):
         if f.name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{prefix}{f.name}: missing; it has no default")
-    decoded = {key: _decode(hints[key], item, prefix + key, names) for key, item in value.items() if key != "kind"}
+    decoded = {key: _decode(hints[key], item, prefix + key, names) for key, item in value.items()}
     try:
         return cls(**decoded)
     except ConfigError as error:
@@ -148,7 +152,7 @@ def _decode_kind(members: list[type], value: Any, path: str, names: Names) -> An
         near = difflib.get_close_matches(name, kinds, 1, 0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(kinds)}"
         raise ConfigError(f"{path}.kind = {tree['kind']!r}: no such kind; {hint}")
-    return _decode_dataclass(kinds[name], tree, path, names)
+    return _decode_dataclass(kinds[name], {key: item for key, item in tree.items() if key != "kind"}, path, names)
 
 
 def _decode_either(options: list[Any], value: Any, path: str, names: Names) -> Any:

@@ -19,12 +19,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from redistill import evaluation, files, tracking
-from redistill.assembly import load_tests, shared_vocabulary
+from redistill.assembly import check_positions, load_tests, shared_vocabulary
 from redistill.bench import Bench, make_accelerator, open_bench
 from redistill.config import DataConfig, Run, StudentConfig, encode_run
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError, RedistillError
 from redistill.evaluation import EvaluationConfig
+from redistill.evaluation.folder import SETTINGS
 from redistill.experiments.report import build_report
 from redistill.models.load import ModelConfig, head, load_model
 from redistill.teachers import LocalTeacher
@@ -81,7 +82,7 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
     folder = config.folder
     if _claim(config):
         return folder / "model"
-    with _folder_of_new_run(folder), open_bench(config, _teacher_source(config)) as bench:
+    with _new_folder(folder, RUN_FILE, "rejected.jsonl"), open_bench(config, _teacher_source(config)) as bench:
         is_main = bench.accelerator.is_main_process
         if is_main:
             _write_run_file(bench, command, status="running")
@@ -146,7 +147,8 @@ def evaluate_model(
     name = Path(model.model).name or model.model
     if (Path(model.model) / RUN_FILE).is_file():
         model = dataclasses.replace(model, model=str(Path(model.model) / "model"))
-    return _evaluate(model, data, evaluation_config, files.make_folder(out), name, teacher, Accelerator())
+    with _new_folder(out, SETTINGS):
+        return _evaluate(model, data, evaluation_config, out, name, teacher, Accelerator())
 
 
 def _evaluate(
@@ -161,6 +163,7 @@ def _evaluate(
     """Load a model, and a teacher to compare it with on gold answers, and score it."""
     tests = load_tests(data, lambda line: None)
     model, tokenizer = load_model(source)
+    check_positions(model, data.tokens, label)
     size, teacher = head(model).num_classes, None
     if teacher_source is not None:
         teacher_model, teacher_tokenizer = load_model(teacher_source)
@@ -193,6 +196,8 @@ def _claim(config: Run) -> bool:
     if not (folder / RUN_FILE).exists():
         return False
     held = files.read_json(folder / RUN_FILE)
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{folder / RUN_FILE}: holds no run; choose another `out`, or remove the folder")
     mine, theirs = _flat(encode_run(config)), _flat(held.get("config", {}))
     different = sorted(name for name in mine.keys() | theirs.keys() if name != "out" and mine.get(name) != theirs.get(name))
     if different:
@@ -233,14 +238,14 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def _folder_of_new_run(folder: Path) -> Iterator[None]:
-    """The run folder, tried for writing; taken away again if the run fails before it has described itself."""
+def _new_folder(folder: Path, *worth_keeping: str) -> Iterator[None]:
+    """An output folder, tried for writing; taken away again if all fails before one of the files `worth_keeping` is in it."""
     existed = folder.exists()
     files.make_folder(folder)
     try:
         yield
     except RedistillError:
-        if not existed and not (folder / RUN_FILE).exists() and not list(folder.glob("rejected*")):
+        if not existed and not any((folder / name).exists() for name in worth_keeping):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

@@ -91,7 +91,7 @@ def without_key_biases(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 def test_two_processes_had_half_a_batch_each(outcomes: dict[str, Outcome]) -> None:
     shares = outcomes["two by two"].shares
     assert [len(share) for share in shares] == [4, 4]
-    assert [sum(shares, [])] == outcomes["one by one"].shares
+    assert [[*shares[0], *shares[1]]] == outcomes["one by one"].shares
 
 
 @pytest.mark.distributed

@@ -137,7 +137,7 @@ def test_revisions_say_what_was_corrected(finished: tuple[str, Path, Path]) -> N
 
 
 def test_running_again_changes_nothing(finished: tuple[str, Path, Path]) -> None:
-    method, recipe, folder = finished
+    _, recipe, folder = finished
     kept = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in {"report.html", "run.json"}]
     before = {path: files.digest(path) for path in kept}
     described = files.read_json(folder / "run.json")

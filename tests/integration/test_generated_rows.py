@@ -1,0 +1,80 @@
+"""Which rows of generated text are learnt: from the first token of the response to its end token, and nothing after."""
+
+import pytest
+
+from redistill.contracts import Batch, TokenSequence
+from redistill.data.collate import collate
+from redistill.policies import Revised, StudentGenerated
+from tests.policies.stage import RESPONSE_TOKENS, Stage, make_stage
+from tests.tokenizers import FAMILIES
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def stage(request: pytest.FixtureRequest) -> Stage:
+    return make_stage(FAMILIES[request.param])
+
+
+def drawn(stage: Stage, node: StudentGenerated | Revised) -> tuple[list[TokenSequence], Batch]:
+    """A large draw, and as a batch padded with what this tokenizer pads with."""
+    sequences = list(stage.policy(node, batch_size=40).draw(0).sampled)
+    return sequences, collate((), sequences, pad_id=stage.tools.pad_id)
+
+
+NODES = [StudentGenerated(), Revised(), Revised(teacher_token="argmax", detection="forward", rounds=2)]
+
+
+@pytest.mark.parametrize("node", NODES, ids=repr)
+def test_rows_are_the_response_with_its_end_token_and_nothing_else(stage: Stage, node: StudentGenerated | Revised) -> None:
+    sequences, batch = drawn(stage, node)
+    (end,) = stage.tools.end_ids
+    width = batch.input_ids_BT.shape[1]
+    prompts = {example.sample: example.prompt_ids for example in stage.examples}
+    for b, sequence in enumerate(sequences):
+        prompt = prompts[sequence.sample]
+        response = sequence.token_ids[len(prompt) :]
+        assert sequence.token_ids[: len(prompt)] == prompt
+        mine = batch.sequence_N == b
+        assert batch.target_N[mine].tolist() == list(response)
+        # The row of response token i is the hidden state before it: the first is read at the prompt's last token.
+        assert (batch.position_N[mine] - b * width).tolist() == list(range(len(prompt) - 1, len(prompt) - 1 + len(response)))
+        assert end not in response[:-1], "text behind an end token"
+        assert response[-1] == end or len(response) == RESPONSE_TOKENS, "a short response has an end token, and it is a target"
+        assert batch.attention_mask_BT[b].sum() == len(prompt) + len(response)
+    assert batch.num_sampled_rows == len(batch.target_N) and not batch.sft_N.any()
+
+
+@pytest.mark.parametrize("node", NODES, ids=repr)
+def test_every_kind_of_end_was_met(stage: Stage, node: StudentGenerated | Revised) -> None:
+    """Else the law above would hold for want of cases."""
+    sequences, _ = drawn(stage, node)
+    (end,) = stage.tools.end_ids
+    ended = [sequence.response_ids[-1] == end for sequence in sequences]
+    assert any(ended) and not all(ended)
+    assert len({len(sequence.token_ids) for sequence in sequences}) > 3, "padding of several lengths"
+
+
+def test_some_corrections_end_a_text_and_some_take_its_end_away(stage: Stage) -> None:
+    (end,) = stage.tools.end_ids
+    stage.revisions.clear()
+    policy = stage.policy(Revised(), batch_size=20)
+    for step in range(5):
+        policy.draw(step)
+    corrected = [(r.before.response_ids[r.position], r.after.response_ids[r.position]) for r in stage.revisions]
+    assert any(teacher == end for _, teacher in corrected)
+    assert any(student == end for student, _ in corrected)
+    for revision in stage.revisions:
+        at = revision.position
+        assert revision.after.response_ids[:at] == revision.before.response_ids[:at]
+        assert revision.after.response_start == revision.before.response_start == len(revision.before.prompt_ids)
+
+
+def test_gold_rows_are_supervised_to_the_end_token_as_well(stage: Stage) -> None:
+    """What stands in front of a prompt may be the end token too (OPT): only the position tells them apart."""
+    gold = [item.sequence for item in stage.gold(batch_size=20).items(0)]
+    batch = collate(gold, (), pad_id=stage.tools.pad_id)
+    examples = {example.sample: example for example in stage.examples}
+    for b, sequence in enumerate(gold):
+        example = examples[sequence.sample]
+        targets = batch.target_N[batch.sequence_N == b].tolist()
+        assert targets == list(example.token_ids[len(example.prompt_ids) :])
+        assert len(targets) == RESPONSE_TOKENS or targets[-1] == stage.tools.end_ids[0]
