@@ -1,6 +1,7 @@
 """The command line.  Exit codes: 0 done, 1 it failed, 2 a mistake that the user can mend, 130 interrupted."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code, after one line on stderr where it is not 0."""
     options = _options(_parser(), arguments)
+    _quiet_libraries()
     try:
         options.command(options)
     except RedistillError as error:
@@ -23,6 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("redistill: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _quiet_libraries() -> None:
+    """No bars of other libraries between our own lines; their warnings stay."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _options(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -128,11 +136,18 @@ def _load(options: argparse.Namespace) -> "redistill.config.Run":
     return load_config(options.recipe, overrides)
 
 
+def _is_main_process() -> bool:
+    """Whether this one of several processes is to speak; torchrun numbers them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _run(options: argparse.Namespace) -> None:
     from redistill.run import distill
     from redistill.terminal import print_summary
 
     result = distill(_load(options), baselines=options.baseline)
+    if not _is_main_process():
+        return
     print_summary(result.folder, options.baseline)
     print(f"student: {result.model}\nreport:  {result.report}")
 
@@ -140,7 +155,9 @@ def _run(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from redistill.run import train_student
 
-    print(f"student: {train_student(_load(options))}")
+    student = train_student(_load(options))
+    if _is_main_process():
+        print(f"student: {student}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ key, a wrong type or a value out of range is an error that names the file, the p
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from redistill import decoding
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.evaluation import EvaluationConfig
-from redistill.methods import Method, method
+from redistill.methods import METHODS, Method, method
 from redistill.models.initialise import InitialiseConfig
 from redistill.models.load import ModelConfig
 from redistill.objectives import Objective
@@ -35,7 +36,7 @@ class FinetuneConfig:
         learning_rate: At the start of its cosine.
 
     Raises:
-        ConfigError: updates below 1.
+        ConfigError: updates below 1, or a rate that is not above 0.
     """
 
     updates: int = 500
@@ -44,6 +45,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.updates < 1:
             raise ConfigError(f"updates = {self.updates}: must be >= 1; leave `finetune` out to use the teacher as it is")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate = {self.learning_rate}: must be > 0 and finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,8 @@ class DataConfig:
             raise ConfigError("train: empty; name at least one file or hub data set")
         if self.validation_rows < 1:
             raise ConfigError(f"validation_rows = {self.validation_rows}: must be >= 1; validation chooses the best checkpoint")
+        if self.max_train_rows is not None and self.max_train_rows < 1:
+            raise ConfigError(f"max_train_rows = {self.max_train_rows}: must be >= 1, or null to take all")
         if self.max_bad_rows < 0:
             raise ConfigError(f"max_bad_rows = {self.max_bad_rows}: must be >= 0")
 
@@ -154,6 +159,11 @@ class Run:
         needs_teacher = resolved.objective.uses_sampled or self.student.model == "teacher"
         if needs_teacher and self.teacher is None:
             raise ConfigError(f"teacher: missing; method {self.method} with student.model = {self.student.model} needs one")
+        if resolved.policy.sampling is not None and not resolved.objective.uses_sampled:
+            raise ConfigError(
+                "policy: makes the student write what no term of the objective reads; set policy to fixed, or "
+                "objective.divergence to how its text is matched to the teacher"
+            )
 
     @property
     def resolved_method(self) -> Method:
@@ -182,7 +192,21 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Run:
         tree = tree["config"]
         if not isinstance(tree, dict):
             raise ConfigError(f"{path}: config = {tree!r}: must be a mapping; give the run.json of a run, or a recipe")
-    return decode_run(decoding.apply_overrides(tree, overrides, str(path)), str(path))
+    overrides = list(overrides)
+    inner = [override for override in overrides if override.startswith(("policy.", "objective."))]
+    tree = decoding.apply_overrides(tree, [override for override in overrides if override not in inner], str(path))
+    return decode_run(decoding.apply_overrides(_with_method_blocks(tree, inner), inner, str(path)), str(path))
+
+
+def _with_method_blocks(tree: dict[str, Any], inner: Iterable[str]) -> dict[str, Any]:
+    """The tree with the method's own `policy` or `objective` where one is about to be changed and the recipe has none.
+
+    Without this, `objective.span.squared=true` would replace the whole objective of the method by defaults.
+    """
+    row = METHODS.get(tree.get("method", Run.method))
+    touched = {override.partition(".")[0] for override in inner}
+    blocks = {} if row is None else {name: block for name, block in decoding.encode(row, NAMES).items() if name in touched}
+    return {**tree, **{name: block for name, block in blocks.items() if tree.get(name) is None}}
 
 
 def decode_run(tree: Mapping[str, Any], source: str) -> Run:

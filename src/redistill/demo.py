@@ -21,9 +21,15 @@ from redistill.terminal import print_summary
 SEED = 10
 ROWS: dict[Split, int] = {"teacher": 12000, "train": 600, "validation": 64, "test": 120}
 VOCABULARY = 1536
-TEACHER = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
+TEACHER = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 3, "num_attention_heads": 4}
 STUDENT = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 2, "num_attention_heads": 4}
-LENGTHS = {"prompt_tokens": 128, "response_tokens": 48}
+# The paper's template takes 35 tokens, which is most of a toy prompt; this one takes 4.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m.role == 'user' %}Q: {{ m.content }}\nA: {% else %}{{ m.content }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+TOKENS = {"prompt_tokens": 96, "response_tokens": 32, "template": "chat"}
 UPDATES = 300
 LEARNING_RATES = {"sft": 2e-3, "mgsr": 2e-3}
 
@@ -57,7 +63,7 @@ def student_run(method: str, world: Path, out: Path, overrides: Mapping[str, Any
             "validation": str(world / "validation.jsonl"),
             "validation_rows": ROWS["validation"],
             "tests": {"toy": str(world / "test.jsonl")},
-            "tokens": LENGTHS,
+            "tokens": TOKENS,
         },
         "optimiser": {"learning_rate": LEARNING_RATES[method]},
         "training": {"updates": UPDATES, "batch_size": 16, "evaluate_every": UPDATES // 3, "log_every": 50},
@@ -71,7 +77,7 @@ def toy_world(*, fresh: bool = False) -> Path:
 
     It stands under $REDISTILL_CACHE (default ~/.cache/redistill), named by everything that it depends on.
     """
-    described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, STUDENT, LENGTHS, _source_digest()))
+    described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, STUDENT, TOKENS, CHAT_TEMPLATE, _source_digest()))
     cache = Path(os.environ.get("REDISTILL_CACHE", Path.home() / ".cache" / "redistill"))
     world = cache / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
     if fresh and world.exists():
@@ -95,10 +101,10 @@ def _teacher_run(world: Path) -> Run:
         "data": {
             "train": [str(world / "teacher.jsonl")],
             "validation": str(world / "validation.jsonl"),
-            "tokens": LENGTHS,
+            "tokens": TOKENS,
         },
-        "optimiser": {"learning_rate": 2e-3},
-        "training": {"updates": 500, "batch_size": 32, "log_every": 50},
+        "optimiser": {"learning_rate": 3e-3, "warmup_updates": 40},
+        "training": {"updates": 500, "batch_size": 64, "log_every": 50},
         "evaluation": {"compare": []},
     }
     return decode_run(tree, "demo teacher")
@@ -120,6 +126,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 def _write_model(folder: Path, shape: Mapping[str, int]) -> None:
     tokenizer = toy_tokenizer(VOCABULARY, SEED)
+    tokenizer.chat_template = CHAT_TEMPLATE
     config = {
         "model_type": "llama",
         "vocab_size": len(tokenizer),

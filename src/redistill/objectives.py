@@ -6,6 +6,7 @@ Three counts, never one.  They are taken over the whole global batch - all micro
 forward, so that however the batch is cut, the gradient is the same.  Nobody but the loop divides.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
@@ -44,8 +45,8 @@ class Objective:
 
     def __post_init__(self) -> None:
         for name in ("sft_weight", "divergence_weight", "span_weight"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0; 0 leaves the term out")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0 and finite; 0 leaves the term out")
         if not (self.uses_gold or self.uses_sampled):
             raise ConfigError("objective: no term has a weight; set sft_weight, or name a divergence")
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 
 from redistill import evaluation, files, tracking
@@ -67,7 +67,9 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
     """
     train_student(config, command=command)
     scores = evaluate_run(config)
-    report = build_report(config.folder, baselines)
+    report = config.folder / "report.html"
+    if PartialState().is_main_process:
+        build_report(config.folder, baselines)
     return RunResult(folder=config.folder, model=config.folder / "model", scores=scores, report=report)
 
 

@@ -64,10 +64,14 @@ class OptimiserConfig:
         for name, value in positive.items():
             if not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"{name} = {value}: must be > 0 and finite")
-        if not 0 <= self.final_learning_rate <= self.learning_rate:
-            raise ConfigError(f"final_learning_rate = {self.final_learning_rate}: must lie in [0, learning_rate]")
-        if self.weight_decay < 0 or self.warmup_updates < 0:
-            raise ConfigError("weight_decay and warmup_updates: must be >= 0")
+        lowest = min(self.learning_rate, self.clip_network_learning_rate or self.learning_rate)
+        if not 0 <= self.final_learning_rate <= lowest:
+            raise ConfigError(
+                f"final_learning_rate = {self.final_learning_rate}: must lie in [0, {lowest}], the lowest rate at the start"
+            )
+        for name in ("weight_decay", "warmup_updates"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0 and finite")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas = {list(self.betas)}: both must lie in [0, 1)")
 
