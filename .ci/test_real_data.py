@@ -315,7 +315,7 @@ def test_report_builds_the_same_page_again(folder: Path, tmp_path: Path) -> None
 def test_evaluate_scores_a_model_that_was_not_made_here(smollm2: Path, tmp_path: Path) -> None:
     done = redistill(
         *("evaluate", smollm2, "--data", f"dolly={DATA / 'dolly' / 'test.jsonl'}", "--limit", "4"),
-        *("--seeds", "10", "--response-tokens", "64", "--out", tmp_path / "teacher"),
+        *("--seeds", "10", "--response-tokens", "32", "--out", tmp_path / "teacher"),
     )
     assert done.returncode == 0, done.stderr
     held = read_json(tmp_path / "teacher" / "scores.json")["datasets"]["dolly"]

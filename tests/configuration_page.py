@@ -28,8 +28,8 @@ defaults filled in; it loads no model and writes nothing.
 - **Kinds.** Where a field can hold one of several things, `kind` chooses: `policy: {kind: fixed}`, or `policy: fixed` for its
   defaults. `fkl` and `rkl` are short for `forward_kl` and `reverse_kl`.
 - **A method is a policy and an objective.** A recipe's own `policy` or `objective` replaces the method's *as a whole*: fields
-  that it leaves out have the defaults of this page, not the method's values. To change one field, copy the method's block
-  from the end of this page first.
+  that it leaves out have the defaults of this page, not the method's values. On the command line single fields can be changed:
+  `objective.span.squared=true` keeps the rest of the method's block.
 
 Names of functions, such as `keep_mask`, are of the code; their docstrings have the formulas. What the switches of MGSR do, and
 which sentence of the paper each of them reads, is in [methods/mgsr.md](methods/mgsr.md).
