@@ -1,0 +1,159 @@
+"""Objectives: which terms a batch has, what each is divided by, and that the cut of a batch does not matter."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from redistill.clipping import DacKL, DacKLConfig
+from redistill.contracts import Draw, TokenSequence
+from redistill.data.collate import collate
+from redistill.divergences import Divergence, ForwardKL, ReverseKL
+from redistill.errors import ConfigError
+from redistill.objectives import Counts, Objective, averages, terms
+from redistill.spans.loss import SpanConfig
+from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, SpanTerm
+
+FULL = Objective(sft_weight=2.0, divergence=ForwardKL(), divergence_weight=3.0, span_weight=5.0)
+COUNTS = Counts(sft_tokens=10, sampled_tokens=20, span_samples=4)
+
+
+def sequence(num_targets, *, origin="student", spans=()):
+    ids = tuple(range(1, num_targets + 3))
+    supervised = (False, False, *([True] * num_targets))
+    return TokenSequence(sample=0, token_ids=ids, supervised=supervised, origin=origin, spans=spans)
+
+
+def batch(gold=(), sampled=(), span_config=SpanConfig()):  # noqa: B008
+    return collate(gold, sampled, pad_id=0, span_config=span_config)
+
+
+def full_batch():
+    return batch([sequence(2, origin="dataset")], [sequence(3, spans=((0, 2),)), sequence(4)])
+
+
+# --- counts -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_three_counts_are_taken_over_all_micro_batches():
+    assert Counts.of([full_batch(), full_batch()]) == Counts(sft_tokens=4, sampled_tokens=14, span_samples=2)
+
+
+def test_rows_that_carry_both_count_in_both():
+    both = sequence(3, origin="dataset")
+    assert Counts.of([batch([both], [both])]) == Counts(sft_tokens=3, sampled_tokens=3, span_samples=0)
+
+
+def test_no_batches_count_nothing():
+    assert Counts.of([]) == Counts(0, 0, 0)
+
+
+# --- terms --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_terms_coefficient_is_its_weight_over_its_own_count():
+    sft, divergence, span = terms(FULL, COUNTS, full_batch(), FULL.build_divergence(8, 0))
+    assert isinstance(sft, CrossEntropyTerm) and sft.coefficient == 2.0 / 10
+    assert isinstance(divergence, DivergenceTerm) and divergence.coefficient == 3.0 / 20
+    assert isinstance(span, SpanTerm) and span.coefficient == 5.0 / 4
+
+
+def test_terms_read_their_rows_and_no_others():
+    made = full_batch()
+    sft, divergence, span = terms(FULL, COUNTS, made, ForwardKL())
+    assert sft.mask_N.tolist() == [False] * 7 + [True] * 2 and torch.equal(sft.target_N, made.target_N)
+    assert divergence.num_rows == 7 and len(span.pair_weight_N) == 7
+
+
+def test_a_micro_batch_without_rows_of_a_term_keeps_the_global_coefficients():
+    """Another process may have the rows; what this one does must not change the weights."""
+    only_gold = batch([sequence(2, origin="dataset")])
+    sft, divergence, span = terms(FULL, COUNTS, only_gold, ForwardKL())
+    assert (sft.coefficient, divergence.coefficient, divergence.num_rows, span.coefficient) == (0.2, 0.15, 0, 1.25)
+
+
+def test_where_nothing_is_counted_nothing_is_divided_by_zero():
+    empty = Counts(0, 0, 0)
+    (divergence,) = terms(FULL, empty, batch([sequence(1)]), ForwardKL())
+    assert isinstance(divergence, DivergenceTerm) and divergence.num_rows == 0 and divergence.coefficient == 3.0
+    assert terms(Objective(), empty, batch([sequence(1)]), None) == ()
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        (Objective(), [CrossEntropyTerm]),
+        (Objective(sft_weight=0, divergence=ReverseKL()), [DivergenceTerm]),
+        (Objective(sft_weight=0, span_weight=1), [SpanTerm]),
+        (Objective(divergence=ReverseKL(), divergence_weight=0), [CrossEntropyTerm]),
+        (FULL, [CrossEntropyTerm, DivergenceTerm, SpanTerm]),
+    ],
+)
+def test_a_term_without_weight_is_left_out(objective, expected):
+    assert [type(term) for term in terms(objective, COUNTS, full_batch(), ForwardKL())] == expected
+
+
+def test_the_squared_norm_reaches_the_span_term():
+    objective = Objective(span_weight=1.0, span=SpanConfig(squared=True))
+    assert terms(objective, COUNTS, full_batch(), None)[-1].squared is True
+
+
+# --- what is drawn for nothing ------------------------------------------------------------------------------------------
+
+
+def test_only_the_part_of_a_draw_that_some_term_reads_is_kept():
+    draw = Draw(gold=(sequence(1),), sampled=(sequence(2),), reuse=3)
+    assert Objective().select(draw) == Draw(gold=draw.gold, sampled=(), reuse=3)
+    assert Objective(sft_weight=0, divergence=ForwardKL()).select(draw) == Draw(gold=(), sampled=draw.sampled, reuse=3)
+    assert FULL.select(draw) == draw
+
+
+# --- what is logged -----------------------------------------------------------------------------------------------------
+
+
+def test_averages_are_means_over_each_terms_own_count_and_their_weighted_total():
+    found = averages(FULL, COUNTS, {"sft": 20.0, "divergence": 10.0, "span": 2.0, "kept_mass": 5.0})
+    assert found == {"loss": 2 * 2.0 + 3 * 0.5 + 5 * 0.5, "sft": 2.0, "divergence": 0.5, "span": 0.5, "kept_mass": 0.25}
+
+
+def test_a_term_that_counted_nothing_is_not_logged():
+    found = averages(FULL, Counts(sft_tokens=10, sampled_tokens=0, span_samples=0), {"sft": 20.0, "divergence": 0.0})
+    assert found == {"loss": 4.0, "sft": 2.0}
+
+
+# --- building -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", Objective.examples(), ids=repr)
+def test_examples_build_what_they_say(objective):
+    built = objective.build_divergence(vocabulary=16, seed=1)
+    assert (built is not None) == objective.uses_divergence
+    assert isinstance(built, DacKL) == isinstance(objective.divergence, DacKLConfig)
+
+
+@pytest.mark.parametrize("divergence", [node for member in get_args(Divergence) for node in member.examples()], ids=repr)
+def test_a_divergence_is_what_is_called(divergence):
+    assert Objective(divergence=divergence).build_divergence(16, 0) is divergence
+
+
+def test_the_clip_network_depends_on_the_seed_alone():
+    weights = [
+        torch.cat([p.flatten() for p in Objective(divergence=DacKLConfig()).build_divergence(16, seed).parameters()])
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"sft_weight": 0.0}, {"sft_weight": 0.0, "divergence": ForwardKL(), "divergence_weight": 0.0}]
+)
+def test_an_objective_without_terms_is_refused(fields):
+    with pytest.raises(ConfigError, match="no term has a weight"):
+        Objective(**fields)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["sft_weight", "divergence_weight", "span_weight"])
+def test_weights_are_finite_and_not_negative(name, value):
+    with pytest.raises(ConfigError, match=f"{name} = "):
+        Objective(**{name: value})
