@@ -35,4 +35,4 @@ $(VENV)/installed-dev: $(VENV)/torch pyproject.toml
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) runs dist build
+	rm -rf $(VENV) .ci-cache runs dist build
