@@ -98,5 +98,6 @@ def tiny_run(
         "evaluation": {"seeds": [10], "compare": []},
     }
     for name, values in sections.items():
-        tree[name] = {**tree[name], **values} if isinstance(tree.get(name), dict) else values
+        merges = isinstance(values, Mapping) and isinstance(tree.get(name), dict)
+        tree[name] = {**tree[name], **values} if merges else values
     return decode_run(tree, "tiny")
