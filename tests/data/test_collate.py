@@ -1,5 +1,6 @@
 """Collation: which rows a batch has, what they predict, and what each of them counts in."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,6 +80,16 @@ def test_pair_weights_are_those_of_the_span_loss_sample_by_sample():
 def test_without_a_span_config_no_pair_weighs_anything():
     batch = collate([], [sequence([1, 2, 3], ".xx", spans=((0, 2),))], pad_id=PAD)
     assert batch.num_span_samples == 0 and not batch.pair_weight_N.any()
+
+
+@pytest.mark.parametrize(("in_gold", "in_sampled"), [(2, 0), (2, 1), (1, 2), (2, 2), (3, 1)])
+def test_a_sequence_counts_as_often_as_it_is_given(in_gold, in_sampled):
+    """A batch that spans two epochs can hold a sample twice, and how it is cut must not change what counts."""
+    one, other = sequence([1, 2, 3], ".xx"), sequence([4, 5], ".x", origin="student")
+    batch = collate([one] * in_gold, [*[one] * in_sampled, other], pad_id=PAD)
+    assert int(batch.sft_N.sum()) == 2 * in_gold
+    assert batch.num_sampled_rows == 2 * in_sampled + 1
+    assert batch.input_ids_BT.shape[0] == max(in_gold, in_sampled) + 1
 
 
 @st.composite

@@ -13,6 +13,7 @@ from redistill import checkpoint, files
 from redistill.cli import main
 from redistill.config import decode_run, encode_run
 from redistill.methods import METHODS
+from redistill.run import distill
 from tests.worlds import LLAMA, tiny_run
 
 UPDATES = 10
@@ -166,3 +167,25 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(
     line = capsys.readouterr().err.strip()
     assert "\n" not in line and "training.updates is 10 there and 11 here" in line and "choose another `out`" in line
     assert files.digest(folder / "run.json") == before
+
+
+def test_a_teacher_is_fine_tuned_first_in_a_run_folder_of_its_own(tmp_path: Path) -> None:
+    config = tiny_run(
+        tmp_path,
+        "kd",
+        config=CONFIDENT,
+        teacher={"finetune": {"updates": 2, "learning_rate": 1e-2}},
+        student={"model": "teacher", "initialise": {"layers": 2}},
+        training={"updates": 2},
+    )
+    distill(config)
+    tuned = tmp_path / "run-teacher"
+    assert files.read_json(tuned / "run.json")["method"] == "sft"
+    assert [line["step"] for line in train_lines(tuned)] == [1, 2]
+    before, after = load_file(tmp_path / "teacher" / "model.safetensors"), weights(tuned)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    first = checkpoint.load_step(config.folder / "checkpoints", 2).tensors["model"]
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert (first[name] - after[name]).abs().max() < (first[name] - before[name]).abs().max(), "a student of the tuned teacher"
+    distill(config)
+    assert [line["step"] for line in train_lines(tuned)] == [1, 2], "tuned once"

@@ -1,5 +1,6 @@
 """Sequences into one padded batch with its supervised rows: the shift by one is made here and nowhere else."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -28,15 +29,16 @@ def collate(
         pad_id: Fills the right of short sequences; never looked at.
         span_config: How Eq. 10 weighs a pair; None leaves all pair weights 0.
     """
-    gold_ids = {id(sequence) for sequence in gold}
-    sampled_ids = {id(sequence) for sequence in sampled}
-    sequences = [*sampled, *(sequence for sequence in gold if id(sequence) not in sampled_ids)]
+    wanted = Counter(id(sequence) for sequence in gold)  # counted, since a batch over two epochs may hold a sample twice
+    is_gold = [_take(wanted, sequence) for sequence in sampled]
+    sequences = [*sampled, *(sequence for sequence in gold if _take(wanted, sequence))]
+    is_gold += [True] * (len(sequences) - len(sampled))
     assert sequences, "a batch needs a sequence"
     input_ids_BT, attention_mask_BT = pad([sequence.token_ids for sequence in sequences], pad_id)
     supervised_BT, _ = pad([sequence.supervised for sequence in sequences], 0)
     sequence_N, token_N = supervised_BT.nonzero(as_tuple=True)
     width = input_ids_BT.shape[1]
-    sft_B = torch.tensor([id(sequence) in gold_ids for sequence in sequences])
+    sft_B = torch.tensor(is_gold)
     weights = [
         torch.zeros(sequence.num_targets)
         if span_config is None or b >= len(sampled)
@@ -57,3 +59,10 @@ def collate(
         samples=tuple(sequence.sample for sequence in sequences),
         origins=tuple(sequence.origin for sequence in sequences),
     )
+
+
+def _take(wanted: Counter[int], sequence: TokenSequence) -> bool:
+    """Whether one more of this very object is wanted; if so, one fewer is from now on."""
+    is_wanted = wanted[id(sequence)] > 0
+    wanted[id(sequence)] -= is_wanted
+    return is_wanted

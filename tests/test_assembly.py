@@ -1,0 +1,176 @@
+"""Assembly: from a config to data and models, and what the manifest says of them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from redistill import files
+from redistill.assembly import load_data, load_models, load_tests
+from redistill.config import DataConfig, Run
+from redistill.errors import ConfigError, DataError, VocabularyError
+from redistill.models.load import ModelConfig
+from tests.tokenizers import llama_like
+from tests.worlds import LLAMA, gpt2_tokenizer, rows, tiny_run, write_model, write_rows
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return gpt2_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("assembly")
+    tiny_run(folder)
+    return folder
+
+
+# --- data ---------------------------------------------------------------------------------------------------------------
+
+
+def data(folder: Path, **fields) -> DataConfig:
+    fields = {"train": (write_rows(folder / "train.jsonl", rows(10)),), "validation_rows": 3, **fields}
+    return DataConfig(**fields)
+
+
+def load(config, tokenizer, said=None, rejected=None, seed=1):
+    return load_data(config, tokenizer, seed, rejected=rejected, say=(said if said is not None else []).append)
+
+
+def instructions(records):
+    return [record.prompt.instruction for record in records]
+
+
+def test_validation_is_held_out_from_the_front_and_never_trained_on(tmp_path, tokenizer):
+    found = load(data(tmp_path), tokenizer)
+    assert instructions(found.validation) == [row["instruction"] for row in rows(3)]
+    assert instructions(e.record for e in found.train) == [row["instruction"] for row in rows(10)[3:]]
+    assert [e.record for e in found.validation_examples] == list(found.validation)
+
+
+def test_a_validation_file_leaves_the_training_set_whole(tmp_path, tokenizer):
+    validation = write_rows(tmp_path / "validation.jsonl", rows(6, 50))
+    found = load(data(tmp_path, validation=validation), tokenizer)
+    assert len(found.train) == 10 and instructions(found.validation) == [row["instruction"] for row in rows(3, 50)]
+
+
+def test_the_first_so_many_rows_are_taken_after_holding_out(tmp_path, tokenizer):
+    found = load(data(tmp_path, max_train_rows=2), tokenizer)
+    assert instructions(e.record for e in found.train) == [row["instruction"] for row in rows(2, 3)]
+    assert len(found.validation) == 3
+
+
+def test_several_sources_are_one_training_set_and_each_is_described(tmp_path, tokenizer):
+    more = write_rows(tmp_path / "more.jsonl", rows(4, 70))
+    config = data(tmp_path)
+    config = data(tmp_path, train=(*config.train, more))
+    said = []
+    found = load(config, tokenizer, said)
+    assert len(found.train) == 10 + 4 - 3
+    assert found.manifest["train 2"] == {
+        "source": more,
+        "form": "instruction/input/output, 4 rows",
+        "rows": 4,
+        "rejected": 0,
+        "sha256": files.digest(Path(more)),
+    }
+    assert said[1] == f"train 2: {more}: instruction/input/output, 4 rows"
+    assert said[-1] == "train: 11 examples; validation: 3"
+
+
+def test_prompts_that_are_too_long_are_dropped_and_counted(tmp_path, tokenizer):
+    long = {"instruction": "Where is the cat? " * 60, "output": "Here."}
+    path = write_rows(tmp_path / "mixed.jsonl", [*rows(6), long])
+    said = []
+    found = load(data(tmp_path, train=(path,)), tokenizer, said)
+    assert found.manifest["kept"] == {"train": 3, "dropped": 1, "validation": 3}
+    assert said[-1] == "train: 3 examples (1 dropped); validation: 3"
+
+
+def test_tests_are_read_and_their_files_hashed(tmp_path, tokenizer):
+    path = write_rows(tmp_path / "test.jsonl", rows(2, 90))
+    config = data(tmp_path, tests={"mine": path})
+    found = load(config, tokenizer)
+    assert found.manifest["test mine"] == {"source": path, "rows": 2, "sha256": files.digest(Path(path))}
+    assert load_tests(config, lambda line: None) == found.tests
+
+
+def test_too_few_rows_to_hold_out_from_are_refused(tmp_path, tokenizer):
+    with pytest.raises(ConfigError, match="the training set has only 10 rows; hold out fewer"):
+        load(data(tmp_path, validation_rows=10), tokenizer)
+
+
+def test_rows_that_cannot_be_used_are_listed_by_source(tmp_path, tokenizer):
+    bad = write_rows(tmp_path / "bad.jsonl", [*rows(5), {"instruction": "no answer"}])
+    worse = write_rows(tmp_path / "worse.jsonl", [{"instruction": ""}, *rows(5)])
+    rejected = tmp_path / "rejected.jsonl"
+    found = load(data(tmp_path, train=(bad, worse), max_bad_rows=1), tokenizer, rejected=rejected)
+    assert [(row["source"], row["line"]) for row in files.read_lines(rejected)] == [(bad, 6), (worse, 1)]
+    assert (found.manifest["train 1"]["rejected"], found.manifest["train 2"]["rejected"]) == (1, 1)
+    with pytest.raises(DataError, match=r"bad\.jsonl:6: 'output' is missing"):
+        load(data(tmp_path, train=(bad, worse)), tokenizer)
+
+
+# --- models -------------------------------------------------------------------------------------------------------------
+
+
+def models(config: Run):
+    return load_models(config, None if config.teacher is None else ModelConfig(model=config.teacher.model))
+
+
+def test_a_student_of_its_own_and_a_teacher_share_their_vocabulary(world):
+    found = models(tiny_run(world))
+    assert found.vocabulary == len(found.tokenizer) and not found.notes
+    assert found.end_ids == (found.tokenizer.eos_token_id,) and found.pad_id == found.tokenizer.pad_token_id
+    student, teacher = (sum(p.numel() for p in model.parameters()) for model in (found.student, found.teacher))
+    assert found.manifest["student"]["parameters"] == student and found.manifest["teacher"]["parameters"] == teacher
+
+
+def test_a_student_of_teacher_layers(world):
+    config = tiny_run(world, student={"model": "teacher", "initialise": {"layers": [0, 2]}})
+    found = models(config)
+    assert found.student.config.num_hidden_layers == 2
+    own, theirs = found.student.model.layers[1].mlp.up_proj.weight, found.teacher.model.layers[2].mlp.up_proj.weight
+    assert torch.equal(own, theirs) and own.data_ptr() != theirs.data_ptr()
+
+
+def test_layers_of_a_student_of_its_own(world):
+    found = models(tiny_run(world, student={"initialise": {"layers": 1}}))
+    assert found.student.config.num_hidden_layers == 1
+
+
+def test_without_a_teacher_none_is_loaded(world):
+    found = models(tiny_run(world, "sft", teacher=None))
+    assert found.teacher is None and "teacher" not in found.manifest and found.vocabulary == len(found.tokenizer)
+
+
+def test_the_student_is_trained_in_float32_unless_told(world):
+    assert models(tiny_run(world)).student.dtype == torch.float32
+    assert models(tiny_run(world, student={"dtype": "bfloat16"})).student.dtype == torch.bfloat16
+
+
+def test_a_padded_head_is_cut_to_what_both_know(world, tmp_path):
+    size = len(gpt2_tokenizer())
+    padded = write_model(tmp_path / "padded", LLAMA, 5, vocab_size=size + 28)
+    found = models(tiny_run(world, teacher={"model": padded}))
+    assert found.vocabulary == size
+    assert any(f"{size + 28} (teacher) and {size} (student)" in note for note in found.notes)
+
+
+def test_other_token_ids_are_refused(world, tmp_path):
+    other = write_model(tmp_path / "other", LLAMA, 5)
+    llama_like().save_pretrained(other)
+    with pytest.raises(
+        VocabularyError, match="id 0 is '<unk>' in the teacher and '<|endoftext|>' in the student".replace("|", r"\|")
+    ):
+        models(tiny_run(world, teacher={"model": other}))
+
+
+def test_gradient_checkpointing_reaches_the_student(world):
+    found = models(tiny_run(world, student={"gradient_checkpointing": True}))
+    recomputes = [
+        any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        for model in (found.student, found.teacher)
+    ]
+    assert recomputes == [True, False]

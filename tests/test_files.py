@@ -1,0 +1,215 @@
+"""Writing: whole or not at all, never outside the folder, and a cut last line is no loss."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from redistill import files
+from redistill.errors import DataError, OutputError
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob(f"{files.TEMPORARY}*")]
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Call it, and from then on the disk is full when a file is to be made durable."""
+
+    def fill():
+        def fsync(descriptor):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", fsync)
+
+    return fill
+
+
+# --- one file -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_write_replaces_the_whole_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    files.write_json(path, {"a": [1, "ä"]})
+    files.write_json(path, {"b": 2})
+    assert files.read_json(path) == {"b": 2} and [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_says_where(tmp_path, full_disk):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    full_disk()
+    with pytest.raises(OutputError) as caught:
+        files.write_text(path, "newer")
+    assert (
+        str(caught.value)
+        == f"{path}: 5 bytes could not be written (No space left on device); free space or choose another folder"
+    )
+    assert path.read_text() == "old" and not leftovers(tmp_path)
+
+
+def test_a_place_below_a_file_is_an_output_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    for write in (lambda path: files.write_text(path, "x"), lambda path: files.append_line(path, 1)):
+        with pytest.raises(OutputError, match="could not be written"):
+            write(tmp_path / "file" / "a")
+    with pytest.raises(OutputError, match="choose another output folder"):
+        files.make_folder(tmp_path / "file" / "a")
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_a_surrogate_pair_is_written_as_its_code(tmp_path):
+    files.write_text(tmp_path / "a.txt", "a\ud800b")
+    assert (tmp_path / "a.txt").read_bytes() == b"a\\ud800b"
+
+
+def test_what_is_no_json_is_a_data_error_with_the_path(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(DataError, match="no such file"):
+        files.read_json(path)
+    for text in (b"{", b"\xff"):
+        path.write_bytes(text)
+        with pytest.raises(DataError, match="not JSON"):
+            files.read_json(path)
+
+
+# --- lines --------------------------------------------------------------------------------------------------------------
+
+values = st.none() | st.booleans() | st.integers() | st.text() | st.dictionaries(st.text(), st.text(), max_size=2)
+
+
+@given(st.lists(values, max_size=4), st.lists(values, max_size=1))
+@settings(max_examples=25)
+def test_lines_come_back_as_they_were_appended(tmp_path_factory, first, second):
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    files.append_lines(path, first)
+    for value in second:
+        files.append_line(path, value)
+    # What UTF-8 cannot hold is written as its code, so compare what is on disk with what JSON makes of it.
+    expected = [json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") for value in [*first, *second]]
+    assert path.read_bytes().split(b"\n")[:-1] == expected
+    assert files.read_lines(path) == [json.loads(line) for line in expected]
+
+
+def test_a_last_line_that_was_cut_is_left_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n\n{"a": 2}\n{"a": 3, "b": "\xc3')
+    assert files.read_lines(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": \n{"a": 2}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: not JSON"):
+        files.read_lines(path)
+
+
+def test_no_file_has_no_lines(tmp_path):
+    assert files.read_lines(tmp_path / "none") == []
+
+
+def test_rewriting_lines_is_one_write(tmp_path, full_disk):
+    path = tmp_path / "a.jsonl"
+    files.rewrite_lines(path, [1, 2])
+    full_disk()
+    with pytest.raises(OutputError):
+        files.rewrite_lines(path, [3])
+    assert files.read_lines(path) == [1, 2] and not leftovers(tmp_path)
+
+
+# --- folders ------------------------------------------------------------------------------------------------------------
+
+
+def fill(folder: Path, text: str) -> None:
+    with files.new_folder(folder) as temporary:
+        assert temporary != folder and temporary.parent == folder.parent
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "a.txt").write_text(text)
+
+
+def test_a_folder_appears_whole_and_replaces_the_one_before(tmp_path):
+    fill(tmp_path / "f", "old")
+    (tmp_path / "f" / "more.txt").write_text("of the old one")
+    fill(tmp_path / "f", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert [path.name for path in (tmp_path / "f").rglob("*.txt")] == ["a.txt"]
+    assert (tmp_path / "f" / "sub" / "a.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OutputError])
+def test_a_folder_whose_making_fails_does_not_appear(tmp_path, error):
+    fill(tmp_path / "f", "old")
+    with pytest.raises(error), files.new_folder(tmp_path / "f") as temporary:
+        (temporary / "half").write_text("")
+        raise error("x")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f" / "sub" / "a.txt").read_text() == "old"
+
+
+def test_a_full_disk_is_an_output_error_and_leaves_no_folder(tmp_path, full_disk):
+    with (
+        pytest.raises(OutputError, match=r"f: could not be written \(No space left on device\)"),
+        files.new_folder(tmp_path / "f") as temporary,
+    ):
+        (temporary / "a").write_text("")
+        full_disk()
+    assert not list(tmp_path.iterdir())
+
+
+def test_leftovers_of_a_crash_are_removed_and_nothing_else(tmp_path):
+    (tmp_path / f"{files.TEMPORARY}f-1").mkdir()
+    (tmp_path / f"{files.TEMPORARY}f-1" / "a").write_text("")
+    (tmp_path / f"{files.TEMPORARY}b").write_text("")
+    (tmp_path / "kept").write_text("")
+    files.remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_folder_is_removed_under_another_name(tmp_path):
+    fill(tmp_path / "f", "x")
+    files.remove_folder(tmp_path / "f")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_made_folder_is_tried_and_left_empty(tmp_path):
+    assert list(files.make_folder(tmp_path / "a" / "b").iterdir()) == []
+    assert files.make_folder(tmp_path / "a" / "b").is_dir()
+
+
+# --- names --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/../../b", ".."])
+def test_a_name_that_leads_out_is_refused(tmp_path, name):
+    with pytest.raises(OutputError, match="leads out of the folder"):
+        files.inside(tmp_path / "f", name)
+
+
+def test_a_link_that_leads_out_is_refused(tmp_path):
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "link").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="leads out"):
+        files.inside(tmp_path / "f", "link/a")
+    assert files.inside(tmp_path / "f", "sub/a.txt") == tmp_path / "f" / "sub" / "a.txt"
+
+
+@given(st.text())
+def test_a_slug_is_always_a_plain_name_and_stays_one(text):
+    slug = files.slug(text)
+    assert slug and slug[0] != "." and not set(slug) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    assert files.slug(slug) == slug
+    assert files.inside(Path("/run"), slug) == Path("/run") / slug
+
+
+def test_a_digest_is_that_of_sha256sum(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
