@@ -13,16 +13,18 @@ from typing import Any
 from redistill import __version__, files
 from redistill.config import Run, decode_run
 from redistill.contracts import Instruction, Record
+from redistill.data import toy
 from redistill.data.toy import Split, toy_records, toy_tokenizer
 from redistill.models.initialise import fresh_model
 from redistill.run import RunResult, distill, train_student
 from redistill.terminal import print_summary
 
 SEED = 10
-ROWS: dict[Split, int] = {"teacher": 12000, "train": 600, "validation": 64, "test": 120}
+# Few gold rows for the students, many for the teacher: what a teacher is for.
+ROWS: dict[Split, int] = {"teacher": 16000, "train": 120, "validation": 64, "test": 120}
 VOCABULARY = 1536
 TEACHER = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 3, "num_attention_heads": 4}
-STUDENT = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 2, "num_attention_heads": 4}
+STUDENT_LAYERS = [0]
 # The paper's template takes 35 tokens, which is most of a toy prompt; this one takes 4.
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
@@ -30,8 +32,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
 )
 TOKENS = {"prompt_tokens": 96, "response_tokens": 32, "template": "chat"}
-UPDATES = 300
-LEARNING_RATES = {"sft": 2e-3, "mgsr": 2e-3}
+TEACHER_UPDATES, UPDATES = 400, 150
+LEARNING_RATES = {"sft": 1e-3, "mgsr": 1e-3}
 
 
 def demo(out: Path, *, fresh: bool = False) -> RunResult:
@@ -57,7 +59,7 @@ def student_run(method: str, world: Path, out: Path, overrides: Mapping[str, Any
         "seed": SEED,
         "out": str(out),
         "teacher": {"model": str(world / "teacher" / "model")},
-        "student": {"model": str(world / "student")},
+        "student": {"model": "teacher", "initialise": {"layers": STUDENT_LAYERS}},
         "data": {
             "train": [str(world / "train.jsonl")],
             "validation": str(world / "validation.jsonl"),
@@ -73,20 +75,19 @@ def student_run(method: str, world: Path, out: Path, overrides: Mapping[str, Any
 
 
 def toy_world(*, fresh: bool = False) -> Path:
-    """The folder of the toy world - data, teacher, untrained student - made now if it is not cached.
+    """The folder of the toy world - data and teacher - made now if it is not cached.
 
     It stands under $REDISTILL_CACHE (default ~/.cache/redistill), named by everything that it depends on.
     """
-    described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, STUDENT, TOKENS, CHAT_TEMPLATE, _source_digest()))
+    described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, TEACHER_UPDATES, TOKENS, CHAT_TEMPLATE, _source_digest()))
     cache = Path(os.environ.get("REDISTILL_CACHE", Path.home() / ".cache" / "redistill"))
     world = cache / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
     if fresh and world.exists():
         files.remove_folder(world)
-    if not (world / "student" / "config.json").exists():
+    if not (world / "start" / "config.json").exists():
         with files.new_folder(world) as folder:
             _write_data(folder)
-            _write_model(folder / "teacher-start", TEACHER)
-            _write_model(folder / "student", STUDENT)
+            _write_model(folder / "start", TEACHER)
     train_student(_teacher_run(world))
     return world
 
@@ -97,14 +98,14 @@ def _teacher_run(world: Path) -> Run:
         "method": "sft",
         "seed": SEED,
         "out": str(world / "teacher"),
-        "student": {"model": str(world / "teacher-start")},
+        "student": {"model": str(world / "start")},
         "data": {
             "train": [str(world / "teacher.jsonl")],
             "validation": str(world / "validation.jsonl"),
             "tokens": TOKENS,
         },
         "optimiser": {"learning_rate": 3e-3, "warmup_updates": 40},
-        "training": {"updates": 500, "batch_size": 64, "log_every": 50},
+        "training": {"updates": TEACHER_UPDATES, "batch_size": 48, "log_every": 50},
         "evaluation": {"compare": []},
     }
     return decode_run(tree, "demo teacher")
@@ -143,6 +144,4 @@ def _write_model(folder: Path, shape: Mapping[str, int]) -> None:
 
 def _source_digest() -> str:
     """Changes of the toy world's generator make another world."""
-    from redistill.data import toy
-
-    return files.digest(Path(toy.__file__))
+    return "".join(files.digest(path) for path in sorted(Path(toy.__file__).parent.glob("toy*.py")))
