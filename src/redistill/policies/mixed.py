@@ -1,13 +1,13 @@
 """A coin for every sample: the gold answer, or one from another source."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from redistill.contracts import Sampling, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.generated import StudentGenerated
-from redistill.policies.sources import GoldItem, PolicyTools, Source
+from redistill.policies.sources import GoldItem, PolicyTools, Source, Wrapping
 from redistill.randomness import generator
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Mixed:
         return MixedSource(self.source.bind(tools), self.student_fraction, tools.seed)
 
 
-class MixedSource:
+class MixedSource(Wrapping):
     def __init__(self, source: Source, student_fraction: float, seed: int) -> None:
         self._source, self._student_fraction, self._seed = source, student_fraction, seed
 
@@ -63,12 +63,3 @@ class MixedSource:
             for place, sequence in zip(chosen, self._source.sequences(step, [items[c] for c in chosen]), strict=True):
                 sequences[place] = sequence
         return sequences
-
-    def observe(self, validation_loss: float) -> None:
-        self._source.observe(validation_loss)
-
-    def state_dict(self) -> Mapping[str, Any]:
-        return self._source.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._source.load_state_dict(state)

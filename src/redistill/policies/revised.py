@@ -4,9 +4,9 @@ The formulas are in redistill.revision; here they are put to work: one reading o
 generation of the tails.  Gold sequences that a source hands through are never revised.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from redistill.contracts import GenerationRequest, Sampling, TokenSequence
 from redistill.data.collate import collate
 from redistill.errors import ConfigError
 from redistill.policies.generated import StudentGenerated
-from redistill.policies.sources import GoldItem, PolicyTools, Revision, Source
+from redistill.policies.sources import GoldItem, PolicyTools, Revision, Source, Wrapping
 from redistill.randomness import generator
 from redistill.revision import Correction, correct, locate_error
 from redistill.tensors import pad
@@ -72,7 +72,7 @@ class _Scores:
     teacher_tokens: list[list[int]]
 
 
-class RevisedSource:
+class RevisedSource(Wrapping):
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools) -> None:
         assert tools.teacher is not None, "SCRG needs a teacher"
         self._settings, self._source, self._tools, self._teacher = settings, source, tools, tools.teacher
@@ -161,15 +161,6 @@ class RevisedSource:
             for place, generation in zip(open_places, self._tools.generate(requests, sampling), strict=True):
                 tails[place] = generation.token_ids
         return tails
-
-    def observe(self, validation_loss: float) -> None:
-        self._source.observe(validation_loss)
-
-    def state_dict(self) -> Mapping[str, Any]:
-        return self._source.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._source.load_state_dict(state)
 
 
 def _assemble(draft: TokenSequence, response_ids: tuple[int, ...]) -> TokenSequence:

@@ -92,6 +92,21 @@ class Stateless:
         assert not state, f"a source without state was given {sorted(state)}"
 
 
+class Wrapping:
+    """The state of what wraps one source and remembers nothing itself."""
+
+    _source: Source
+
+    def observe(self, validation_loss: float) -> None:
+        self._source.observe(validation_loss)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._source.load_state_dict(state)
+
+
 class PolicyNode(Protocol):
     """A policy as configuration."""
 
@@ -130,7 +145,7 @@ class GoldBatches:
         return generator(self._seed, "order", epoch).permutation(len(self._items)).tolist()
 
 
-class Policy:
+class Policy(Wrapping):
     """Gold data and a source, as the loop sees them (contracts.SequencePolicy).
 
     Args:
@@ -155,15 +170,6 @@ class Policy:
             gold = [replaced.get(id(sequence), sequence) for sequence in gold]  # stays the same object as in `sampled`
             sampled = marked
         return Draw(gold=tuple(gold), sampled=tuple(sampled))
-
-    def observe(self, validation_loss: float) -> None:
-        self._source.observe(validation_loss)
-
-    def state_dict(self) -> Mapping[str, Any]:
-        return self._source.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._source.load_state_dict(state)
 
 
 def gold_sequence(example: Example) -> TokenSequence:
