@@ -12,7 +12,7 @@ from rich.console import Console
 
 import redistill
 from redistill import files
-from redistill.tracking import MetricsLog, Progress, commit, duration, machine, versions
+from redistill.tracking import AnswerProgress, MetricsLog, Progress, commit, duration, machine, versions
 from redistill.untrusted import plain
 
 
@@ -168,3 +168,24 @@ def test_the_commit_of_a_checkout_and_whether_it_was_changed(tmp_path: Path) -> 
 def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit() is None
+
+
+# --- answers ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_tells_each_tenth_with_speed_and_time_left() -> None:
+    lines: list[str] = []
+    now = iter(range(100))
+    progress = AnswerProgress("teacher", lines.append, clock=lambda: float(next(now)))
+    progress(0, 40, 0)
+    for done in range(2, 41, 2):
+        progress(done, 40, 10 * done)
+    assert len(lines) == 10
+    assert lines[4].startswith("teacher: 20/40 answers") and lines[-1].endswith("0:00 left")
+    assert all("tokens/s" in line for line in lines)
+
+
+def test_an_evaluation_that_was_finished_before_says_nothing() -> None:
+    lines: list[str] = []
+    AnswerProgress("teacher", lines.append)(40, 40, 0)
+    assert lines == []

@@ -105,6 +105,7 @@ class Bench:
                 self.config.data.tokens,
                 folder,
                 label=label,
+                progress=tracking.AnswerProgress(label, self.progress.note),
                 teacher=self.teacher,
                 vocabulary=self.models.vocabulary,
                 shard=(self.accelerator.process_index, self.accelerator.num_processes),

@@ -180,6 +180,7 @@ def _evaluate(
             data.tokens,
             folder,
             label=label,
+            progress=tracking.AnswerProgress(label, tracking.say) if accelerator.is_main_process else None,
             teacher=teacher,
             vocabulary=size,
             shard=(accelerator.process_index, accelerator.num_processes),

@@ -130,6 +130,36 @@ class Progress:
         self._console.print(Text(line), soft_wrap=True)
 
 
+class AnswerProgress:
+    """How far an evaluation is, a line for each tenth of it (the `progress` of evaluation.evaluate).
+
+    Args:
+        label: Whose answers.
+        say: Told each line; a bar may be on the screen at the time.
+        clock: Seconds, rising.
+    """
+
+    def __init__(self, label: str, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._label, self._say, self._clock = label, say, clock
+        self._first: tuple[int, float] | None = None
+        self._tenths = 0
+
+    def __call__(self, done: int, total: int, tokens: int) -> None:
+        """`done` of `total` answers stand, with `tokens` tokens in those written by this process."""
+        self._first = self._first or (done, self._clock())
+        passed, written = self._clock() - self._first[1], done - self._first[0]
+        tenths = 10 * done // total if total else 10
+        if tenths > self._tenths and written and passed > 0:
+            left = duration(passed / written * (total - done))
+            self._say(f"{self._label}: {done}/{total} answers  {tokens / passed:,.0f} tokens/s  {left} left")
+        self._tenths = max(tenths, self._tenths)
+
+
+def say(line: str) -> None:
+    """A plain line on the standard error stream."""
+    Console(stderr=True).print(Text(plain(line)), soft_wrap=True)
+
+
 def duration(seconds: float) -> str:
     """Seconds as hours, minutes and seconds.
 
