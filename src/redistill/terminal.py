@@ -17,12 +17,14 @@ from redistill.untrusted import plain
 
 def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
     """The headline of a run: every model on every test set, with the difference to the first baseline."""
-    table = Table(title=None)
-    for column in ("data set", "model", "ROUGE-L", "difference", "95 % interval"):
-        table.add_column(column, justify="left" if column in {"data set", "model"} else "right")
-    for row in summary_table(run, baselines):
+    table = Table()
+    rows = summary_table(run, baselines)
+    versus = next((f"difference to {row['versus']}" for row in rows if row["versus"]), "difference")
+    for column in ("data set", "model", "ROUGE-L", versus, "95 % interval"):
+        table.add_column(Text(plain(column)), justify="left" if column in {"data set", "model"} else "right")
+    for row in rows:
         interval = "" if row["lower"] is None else f"{row['lower']:+.2f} to {row['upper']:+.2f}"
-        difference = "" if row["difference"] is None else f"{row['difference']:+.2f} to {row['versus']}"
+        difference = "" if row["difference"] is None else f"{row['difference']:+.2f}"
         rouge = _spread(row["rouge_l"], row["rouge_l_sd"])
         table.add_row(*(Text(plain(cell)) for cell in (row["dataset"], row["model"], rouge, difference, interval)))
     _console().print(table)
@@ -32,7 +34,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
     """The scores of one model: mean and standard deviation over seeds."""
     table = Table()
     for column in ("data set", "prompts", "ROUGE-L", "exact match", "length", "ended"):
-        table.add_column(column, justify="left" if column == "data set" else "right")
+        table.add_column(Text(plain(column)), justify="left" if column == "data set" else "right")
     shapes = {"exact_match": "{:.1%}", "length_tokens": "{:.0f} tokens", "eos_rate": "{:.0%}"}
     for dataset, found in scores["datasets"].items():
         seeds = list(found["seeds"].values())
