@@ -19,7 +19,7 @@ from redistill.data.tasks import load_task
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import ConfigError, DataError
 from redistill.models.families import position_limit
-from redistill.models.initialise import student_from_layers
+from redistill.models.initialise import cast_weights, student_from_layers
 from redistill.models.load import (
     ModelConfig,
     checkpoint_activations,
@@ -89,7 +89,7 @@ def load_models(config: Run, teacher_source: ModelConfig | None) -> Models:
             student = student_from_layers(student, source.initialise.layers)
     if source.gradient_checkpointing:
         checkpoint_activations(student)
-    student.to(torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
+    cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
     check_positions(student, config.data.tokens, "student")
     size = head(student).num_classes
     notes: list[str] = []

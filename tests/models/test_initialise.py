@@ -4,9 +4,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from redistill.errors import ConfigError
-from redistill.models.initialise import InitialiseConfig, fresh_model, student_from_layers
+from redistill.models.initialise import InitialiseConfig, cast_weights, fresh_model, student_from_layers
 from redistill.tensors import pad
 
 FAMILIES = ("llama", "gpt2", "opt", "gemma2")
@@ -68,6 +69,18 @@ def test_the_dtype_and_end_tokens_are_the_teachers_and_the_global_generator_is_l
     student = student_from_layers(teacher, 2)
     assert student.dtype == torch.bfloat16 and student.generation_config.eos_token_id == [2, 5]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("family", (*FAMILIES, "qwen3"))
+def test_a_student_of_a_bfloat16_teacher_is_the_same_once_reloaded(tiny, family, tmp_path):
+    """Rotary frequencies are in no checkpoint: rounded to bfloat16 on the way they would be others in the trained student."""
+    tiny(family).to(torch.bfloat16).save_pretrained(tmp_path / "teacher")
+    teacher = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher", dtype=torch.bfloat16)
+    student = student_from_layers(teacher, 2)
+    cast_weights(student, torch.float32)
+    student.save_pretrained(tmp_path / "student")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype=torch.float32).eval()
+    assert torch.equal(logits(student), logits(reloaded))
 
 
 @pytest.mark.parametrize("num_layers", range(1, 40))

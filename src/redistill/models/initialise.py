@@ -79,12 +79,22 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
     config = _shortened_config(teacher, chosen)
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are overwritten at once
         student = type(teacher)(config)
-    student.to(dtype=teacher.dtype, device=teacher.device)
+    cast_weights(student.to(device=teacher.device), teacher.dtype)
     weights = teacher.state_dict()
     for name, value in student.state_dict().items():
         value.copy_(weights[_teacher_name(name, path, chosen)])
     student.generation_config = copy.deepcopy(teacher.generation_config)
     return student.eval()
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give every parameter another dtype, and leave buffers as they are.
+
+    `model.to(dtype)` would round the rotary frequencies as well.  They are in no checkpoint: a reloaded model computes them
+    anew, exactly, and so would differ from the one that was trained.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def fresh_model(config: Any, seed: int) -> Any:
