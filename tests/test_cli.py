@@ -267,13 +267,49 @@ def test_the_folder_of_another_run_is_refused(world: Path, tmp_path: Path, refus
     assert (out / "run.json").read_bytes() == before and len(list(out.iterdir())) == 1
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "model"])
+def test_a_folder_with_what_a_run_leaves_but_no_run_is_refused(
+    world: Path, tmp_path: Path, refused: Callable[..., str], name: str
+) -> None:
+    out = tmp_path / "out"
+    (out / name).mkdir(parents=True)
+    line = refused("run", recipe(world), out=out)
+    assert line.startswith(f"{out}: holds {name} but no run.json") and "choose another `out`" in line
+    assert [path.name for path in out.rglob("*")] == [name]
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), NotADirectoryError(20, "Not a directory")])
+def test_an_output_folder_that_cannot_be_read_is_refused(
+    world: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    out, exists = tmp_path / "out", Path.exists
+
+    def closed(path: Path) -> bool:
+        if path.parent == out:
+            raise error
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", closed)
+    line = refused("run", recipe(world), out=out)
+    assert line == f"{out}: cannot be read ({error.strerror}); choose another output folder"
+
+
+@pytest.mark.parametrize("name", ["1", "null", "a: b", "[1]"])
+def test_an_output_folder_may_be_called_anything(world: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    asked = []
+    monkeypatch.setattr("redistill.run.train_student", lambda config: asked.append(config.folder))
+    assert main(["train", recipe(world), "--out", name]) == 0
+    assert asked == [Path(name)]
+
+
 def test_a_damaged_run_folder_is_refused(world: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "run.json").write_text("{")
     assert str(out / "run.json") in refused("run", recipe(world), out=out)
-    (out / "run.json").write_text("[]")
-    assert str(out / "run.json") in refused("run", recipe(world), out=out)
+    for text in ("[]", "null"):
+        (out / "run.json").write_text(text)
+        assert str(out / "run.json") in refused("run", recipe(world), out=out)
 
 
 def test_a_folder_that_stood_before_stays(world: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

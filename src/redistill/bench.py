@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import nn
 
@@ -37,7 +38,7 @@ def open_bench(config: Run, teacher_source: ModelConfig | None) -> Iterator["Ben
     Raises:
         ConfigError, DataError, ModelError, VocabularyError: as their names say.
     """
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config.training.precision)
     if config.training.batch_size % accelerator.num_processes:
         raise ConfigError(
             f"training.batch_size = {config.training.batch_size}: must be a multiple of the number of processes, "
@@ -235,10 +236,14 @@ class Bench:
         files.append_line(self.config.folder / "revisions.jsonl", line)
 
 
-def make_accelerator(config: Run) -> Accelerator:
-    """On the GPU where there is one; `training.precision` decides on autocast."""
-    precision = "bf16" if config.training.precision == "bf16" else "no"
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
+    """On the GPU where there is one; "bf16" computes under autocast, all else without.
+
+    Accelerate keeps its state for the whole process: a second run there would inherit the first one's precision, or be refused
+    with another.  So that state is dropped here, and the process group, which is kept apart from it, stays.
+    """
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no" if precision == "fp32" else precision)
 
 
 def truncate_revisions(path: Path, step: int) -> None:

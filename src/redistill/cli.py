@@ -1,6 +1,7 @@
 """The command line.  Exit codes: 0 done, 1 it failed, 2 a mistake that the user can mend, 130 interrupted."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "overrides", nargs="*", metavar="section.field=value", help="settings to change, such as training.updates=50"
         )
-        sub.add_argument("--out", help="run folder (default: what the recipe says, else runs/NAME)")
+        sub.add_argument("--out", type=Path, help="run folder (default: what the recipe says, else runs/NAME)")
         if name == "run":
             sub.add_argument(
                 "--baseline", type=Path, action="append", default=[], help="run folder to compare with (repeatable)"
@@ -132,8 +133,9 @@ def _demo(options: argparse.Namespace) -> None:
 def _load(options: argparse.Namespace) -> "redistill.config.Run":
     from redistill.config import load_config
 
-    overrides = list(options.overrides) + ([f"out={options.out}"] if options.out else [])
-    return load_config(options.recipe, overrides)
+    config = load_config(options.recipe, options.overrides)
+    # Not as an override, which is YAML: a folder may be called 1, or null.
+    return config if options.out is None else dataclasses.replace(config, out=str(options.out))
 
 
 def _is_main_process() -> bool:

@@ -23,7 +23,7 @@ from redistill.assembly import check_positions, load_tests, shared_vocabulary
 from redistill.bench import Bench, make_accelerator, open_bench
 from redistill.config import DataConfig, Run, StudentConfig, encode_run
 from redistill.data.tokenize import TokenizeConfig
-from redistill.errors import CheckpointError, ConfigError, RedistillError
+from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation import EvaluationConfig
 from redistill.evaluation.folder import SETTINGS
 from redistill.experiments.report import build_report
@@ -109,7 +109,7 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
     folder = config.folder
     if not (folder / "model" / "config.json").exists():
         raise CheckpointError(f"{folder}: has no trained student; run `redistill train` with the same recipe first")
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config.training.precision)
     source = _teacher_source(config)
     student = ModelConfig(model=str(folder / "model"))
     plan = [(student, "student", folder, source)]
@@ -150,7 +150,8 @@ def evaluate_model(
     if (Path(model.model) / RUN_FILE).is_file():
         model = dataclasses.replace(model, model=str(Path(model.model) / "model"))
     with _new_folder(out, SETTINGS):
-        return _evaluate(model, data, evaluation_config, out, name, teacher, Accelerator())
+        # The weights' own type is the precision here: bfloat16 weights need no autocast, and float32 ones want none.
+        return _evaluate(model, data, evaluation_config, out, name, teacher, make_accelerator("fp32"))
 
 
 def _evaluate(
@@ -192,15 +193,14 @@ def _claim(config: Run) -> bool:
     """Make the run folder or recognise it as this run's own; returns whether the student in it is trained already.
 
     Raises:
-        ConfigError: it holds another run.
-        OutputError: it cannot be written.
+        ConfigError: it holds another run, or what a run leaves behind without saying which.
+        CheckpointError: its run.json holds no run.
+        OutputError: it cannot be read.
     """
     folder = config.folder
-    if not (folder / RUN_FILE).exists():
+    held = _held(folder)
+    if held is None:
         return False
-    held = files.read_json(folder / RUN_FILE)
-    if not isinstance(held, dict):
-        raise CheckpointError(f"{folder / RUN_FILE}: holds no run; choose another `out`, or remove the folder")
     mine, theirs = _flat(encode_run(config)), _flat(held.get("config", {}))
     different = sorted(name for name in mine.keys() | theirs.keys() if name != "out" and mine.get(name) != theirs.get(name))
     if different:
@@ -211,6 +211,25 @@ def _claim(config: Run) -> bool:
             + "); choose another `out`, or remove the folder"
         )
     return held.get("status") in {"trained", "finished"} and (folder / "model" / "config.json").exists()
+
+
+def _held(folder: Path) -> dict[str, Any] | None:
+    """What run.json in `folder` holds; None where no run stands there."""
+    try:
+        if (folder / RUN_FILE).exists():
+            held = files.read_json(folder / RUN_FILE)
+            if not isinstance(held, dict):
+                raise CheckpointError(f"{folder / RUN_FILE}: holds no run; choose another `out`, or remove the folder")
+            return held
+        leftovers = [name for name in ("checkpoints", "model") if (folder / name).exists()]
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be read ({error.strerror}); choose another output folder") from error
+    if leftovers:
+        raise ConfigError(
+            f"{folder}: holds {' and '.join(leftovers)} but no {RUN_FILE}, so it is not this run's; "
+            "choose another `out`, or remove the folder"
+        )
+    return None
 
 
 def _write_run_file(bench: Bench, command: str | None, status: str) -> None:
