@@ -156,6 +156,15 @@ REFUSED = {
         {"teacher": {"model": "t", "finetune": {"learning_rate": 0}}},
         "teacher.finetune.learning_rate = 0.0: must be > 0",
     ),
+    "tuning below the final rate": (
+        {"teacher": {"model": "t", "finetune": {"learning_rate": 1e-8}}},
+        "teacher.finetune.learning_rate = 1e-08: must be at least optimiser.final_learning_rate = 1e-07",
+    ),
+    "a test set that leads out": (
+        {"data": {"tests": {"../mine": "x.jsonl"}}},
+        "data.tests: '../mine': a test set's name may hold letters, digits, '.', '_' and '-'",
+    ),
+    "a test set with a space": ({"data": {"tests": {"my set": "x.jsonl"}}}, "call it my-set"),
     "no data": ({"data": {"train": []}}, "data.train: empty; name at least one file"),
     "nothing held out": ({"data": {"validation_rows": 0}}, "data.validation_rows = 0: must be >= 1"),
     "no training rows": ({"data": {"max_train_rows": 0}}, "data.max_train_rows = 0: must be >= 1"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from redistill import decoding
+from redistill import decoding, files
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.evaluation import EvaluationConfig
@@ -91,12 +91,12 @@ class DataConfig:
         validation_rows: How many rows validation looks at.
         tests: Task -> file, or null for the task's place on the hub; `redistill methods` lists the tasks.
         max_train_rows: Only the first rows, where a study wants fewer; None takes all.
-        max_bad_rows: How many unusable rows a file may hold; they are listed in rejected.jsonl.
+        max_bad_rows: How many unusable rows a file may hold; they are listed in rejected.jsonl.  0 refuses the first.
         spans: Who finds phrases for the span loss: "auto", "simple", or a spaCy pipeline's name or folder.
         tokens: Lengths, template, which turns are supervised.
 
     Raises:
-        ConfigError: no training data, or a number out of range.
+        ConfigError: no training data, a test set's name that cannot name a file, or a number out of range.
     """
 
     train: tuple[str, ...] = ("databricks/databricks-dolly-15k",)
@@ -104,7 +104,7 @@ class DataConfig:
     validation_rows: int = 100
     tests: dict[str, str | None] = field(default_factory=dict)
     max_train_rows: int | None = None
-    max_bad_rows: int = 0
+    max_bad_rows: int = 100
     spans: str = "auto"
     tokens: TokenizeConfig = field(default_factory=TokenizeConfig)
 
@@ -117,6 +117,12 @@ class DataConfig:
             raise ConfigError(f"max_train_rows = {self.max_train_rows}: must be >= 1, or null to take all")
         if self.max_bad_rows < 0:
             raise ConfigError(f"max_bad_rows = {self.max_bad_rows}: must be >= 0")
+        for name in self.tests:
+            if files.slug(name) != name:
+                raise ConfigError(
+                    f"tests: {name!r}: a test set's name may hold letters, digits, '.', '_' and '-', since files are called "
+                    f"after it; call it {files.slug(name)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +144,7 @@ class Run:
         evaluation: How test answers are drawn.
 
     Raises:
-        ConfigError: an unknown method, or no teacher where one is needed.
+        ConfigError: an unknown method, no teacher where one is needed, or a teacher fine-tuned at a rate below the final one.
     """
 
     name: str
@@ -163,6 +169,12 @@ class Run:
             raise ConfigError(
                 "policy: makes the student write what no term of the objective reads; set policy to fixed, or "
                 "objective.divergence to how its text is matched to the teacher"
+            )
+        finetune = None if self.teacher is None else self.teacher.finetune
+        if finetune is not None and finetune.learning_rate < self.optimiser.final_learning_rate:
+            raise ConfigError(
+                f"teacher.finetune.learning_rate = {finetune.learning_rate}: must be at least optimiser.final_learning_rate = "
+                f"{self.optimiser.final_learning_rate}, where its cosine ends; raise the one or lower the other"
             )
 
     @property
