@@ -1,16 +1,20 @@
 """What a known test set is: where to find it, what is in it, and how much of it the papers evaluate."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from redistill.contracts import Record
-from redistill.data.reader import read_records
+from redistill.contracts import Instruction, Record
+from redistill.data.reader import ReadReport, read_records
 from redistill.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A test set of the literature.
+
+    The hub files write "<n>" for a line break in a prompt, and it becomes one when they are loaded.  A file of your own is used
+    to the letter.
 
     Args:
         name: What recipes call it.
@@ -26,15 +30,29 @@ class Task:
     hub_file: str = "valid.jsonl"
     hub_rows: int | None = None
 
-    def load(self, path: str | Path | None = None) -> list[Record]:
+    def load(
+        self, path: str | Path | None = None, *, max_bad_rows: int = 0, rejected: Path | None = None
+    ) -> tuple[list[Record], ReadReport]:
         """The test rows: those of `path` (a file, or a folder with test.jsonl), or else those that the papers evaluate.
 
+        Args:
+            max_bad_rows, rejected: As in `read_records`.
+
         Raises:
-            DataError: they cannot be read, or one of them cannot be used.
+            DataError: they cannot be read, or more than `max_bad_rows` of them cannot be used.
         """
         if path is not None:
-            return read_records(path, split="test")[0]
-        return read_records(self.hub_name, hub_file=self.hub_file)[0][: self.hub_rows]
+            return read_records(path, split="test", max_bad_rows=max_bad_rows, rejected=rejected)
+        records, report = read_records(self.hub_name, hub_file=self.hub_file, max_bad_rows=max_bad_rows, rejected=rejected)
+        return [_with_line_breaks(record) for record in records[: self.hub_rows]], report
+
+
+def _with_line_breaks(record: Record) -> Record:
+    """The record with "<n>" in its instruction and input read as the line break that it stands for."""
+    if not isinstance(record.prompt, Instruction):
+        return record
+    instruction, given = (text.replace("<n>", "\n") for text in (record.prompt.instruction, record.prompt.input))
+    return dataclasses.replace(record, prompt=Instruction(instruction, given))
 
 
 def with_long_references(records: list[Record], min_words: int) -> list[Record]:
