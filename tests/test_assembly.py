@@ -1,5 +1,6 @@
 """Assembly: from a config to data and models, and what the manifest says of them."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from redistill import files
 from redistill.assembly import load_data, load_models, load_tests
 from redistill.config import DataConfig, Run
+from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError, DataError, VocabularyError
 from redistill.models.load import ModelConfig
 from tests.tokenizers import llama_like
@@ -84,15 +86,81 @@ def test_prompts_that_are_too_long_are_dropped_and_counted(tmp_path, tokenizer):
     path = write_rows(tmp_path / "mixed.jsonl", [*rows(6), long])
     said = []
     found = load(data(tmp_path, train=(path,)), tokenizer, said)
-    assert found.manifest["kept"] == {"train": 3, "dropped": 1, "validation": 3}
-    assert said[-1] == "train: 3 examples (1 dropped); validation: 3"
+    assert found.manifest["kept"] == {
+        "train": 3, "dropped": 1, "too long": 1, "nothing to learn": 0, "in a test set": 0, "validation": 3
+    }  # fmt: skip
+    assert said[-1] == "train: 3 examples (1 dropped: 1 too long); validation: 3"
+
+
+def test_a_prompt_that_is_too_long_is_listed_and_is_no_bad_row(tmp_path, tokenizer):
+    path = write_rows(tmp_path / "mixed.jsonl", [*rows(6), {"instruction": "Where is the cat? " * 60, "output": "Here."}])
+    rejected = tmp_path / "rejected.jsonl"
+    for _ in range(2):  # a run that is resumed lists it once
+        load(data(tmp_path, train=(path,), max_bad_rows=0), tokenizer, rejected=rejected)
+    (row,) = files.read_lines(rejected)
+    assert (row["source"], row["line"]) == (path, 7) and "prompt_tokens = 256" in row["reason"]
+
+
+NEVER = {"messages": [{"role": "user", "content": "REFUSE"}, {"role": "assistant", "content": "No."}]}
+
+
+@pytest.fixture
+def chatty():
+    """A tokenizer whose chat template refuses one message."""
+    tokenizer = gpt2_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.content == 'REFUSE' %}{{ raise_exception('not that') }}{% endif %}"
+        "<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return tokenizer
+
+
+def test_a_row_that_the_chat_template_refuses_is_a_bad_row(tmp_path, chatty):
+    path = write_rows(tmp_path / "mixed.jsonl", [NEVER, *rows(6), NEVER])
+    rejected, said = tmp_path / "rejected.jsonl", []
+    config = data(tmp_path, train=(path,), tokens=TokenizeConfig(template="chat"), max_bad_rows=2)
+    found = load(config, chatty, said, rejected)
+    listed = files.read_lines(rejected)
+    assert {(row["source"], row["line"]) for row in listed} == {(path, 1), (path, 8)}
+    assert all("not that" in row["reason"] for row in listed)
+    assert instructions(found.validation) == [row["instruction"] for row in rows(2)], "it cannot be asked either"
+    assert found.manifest["kept"]["nothing to learn"] == found.manifest["kept"]["validation nothing to learn"] == 1
+    assert said[-1] == "train: 4 examples (1 dropped: 1 nothing to learn); validation: 2"
+    with pytest.raises(DataError, match=r"mixed\.jsonl:1: .*more than 1 rows cannot be used .*raise max_bad_rows"):
+        load(dataclasses.replace(config, max_bad_rows=1), chatty, rejected=rejected)
+
+
+def test_what_a_test_set_asks_is_not_learnt_from(tmp_path, tokenizer):
+    test = write_rows(tmp_path / "test.jsonl", [{**row, "output": "Else."} for row in (*rows(2), *rows(1, 50), *rows(1, 9))])
+    validation = write_rows(tmp_path / "validation.jsonl", rows(4, 50))
+    said = []
+    found = load(data(tmp_path, validation=validation, tests={"mine": test}), tokenizer, said)
+    assert instructions(e.record for e in found.train) == [row["instruction"] for row in rows(7, 2)]
+    assert instructions(found.validation) == [row["instruction"] for row in rows(3, 51)]
+    kept = found.manifest["kept"]
+    assert (kept["in a test set"], kept["dropped"], kept["validation in a test set"]) == (3, 3, 1)
+    assert "asked in a test set too, and left out: 3 training rows, 1 validation rows" in said
+
+
+def test_the_same_instruction_about_another_input_is_another_question(tmp_path, tokenizer):
+    row = rows(1)[0]
+    test = write_rows(tmp_path / "test.jsonl", [{**row, "input": "the moon"}])
+    assert len(load(data(tmp_path, tests={"mine": test}), tokenizer).train) == 7
+    test = write_rows(tmp_path / "test.jsonl", [{**row, "input": f" {row['input']}\n"}])
+    assert len(load(data(tmp_path, tests={"mine": test}), tokenizer).train) == 6
+
+
+def test_data_that_a_test_set_asks_throughout_is_refused(tmp_path, tokenizer):
+    config = data(tmp_path, validation=write_rows(tmp_path / "validation.jsonl", rows(2, 50)))
+    with pytest.raises(DataError, match="train: no row is left that no test set asks too"):
+        load(dataclasses.replace(config, tests={"mine": config.train[0]}), tokenizer)
 
 
 def test_tests_are_read_and_their_files_hashed(tmp_path, tokenizer):
     path = write_rows(tmp_path / "test.jsonl", rows(2, 90))
     config = data(tmp_path, tests={"mine": path})
     found = load(config, tokenizer)
-    assert found.manifest["test mine"] == {"source": path, "rows": 2, "sha256": files.digest(Path(path))}
+    assert found.manifest["test mine"] == {"source": path, "rows": 2, "rejected": 0, "sha256": files.digest(Path(path))}
     assert load_tests(config, lambda line: None) == found.tests
 
 
@@ -109,7 +177,8 @@ def test_rows_that_cannot_be_used_are_listed_by_source(tmp_path, tokenizer):
     assert [(row["source"], row["line"]) for row in files.read_lines(rejected)] == [(bad, 6), (worse, 1)]
     assert (found.manifest["train 1"]["rejected"], found.manifest["train 2"]["rejected"]) == (1, 1)
     with pytest.raises(DataError, match=r"bad\.jsonl:6: 'output' is missing"):
-        load(data(tmp_path, train=(bad, worse)), tokenizer)
+        load(data(tmp_path, train=(bad, worse), max_bad_rows=0), tokenizer)
+    assert len(load(data(tmp_path, train=(bad, worse)), tokenizer).train) == 7, "a single bad row is put up with"
 
 
 # --- models -------------------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 Nothing is written here, so a mistake in a config costs no half-made run folder.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from redistill import files, vocabulary
 from redistill.config import DataConfig, Run
-from redistill.contracts import Example, Record
+from redistill.contracts import Example, Instruction, RawPrompt, Record
 from redistill.data.reader import ReadReport, read_records
 from redistill.data.tasks import load_task
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
@@ -142,6 +143,8 @@ def check_positions(model: nn.Module, tokens: TokenizeConfig, name: str) -> None
 def load_data(config: DataConfig, tokenizer: Any, seed: int, *, rejected: Path | None, say: Callable[[str], None]) -> DataSets:
     """The data of a run, read and tokenised; each source's verdict is said.
 
+    A training or validation row that asks what a test set asks is left out and counted.
+
     Args:
         rejected: File for the rows that cannot be used.
         say: Told a line about every source.
@@ -150,55 +153,144 @@ def load_data(config: DataConfig, tokenizer: Any, seed: int, *, rejected: Path |
         DataError: a source is missing or empty, has too many unusable rows, or nothing of it fits the length limits.
     """
     manifest: dict[str, Any] = {}
+    desk = _Desk(tokenizer=tokenizer, config=config, seed=seed, rejected=rejected)
 
-    def read(source: str, split: str, role: str) -> list[Record]:
+    def read(source: str, split: str, role: str) -> list[_Row]:
         records, report = read_records(source, split=split, max_bad_rows=config.max_bad_rows, rejected=rejected)
         say(f"{role}: {report.source}: {report.verdict}" + (f", {len(report.rejected)} rejected" if report.rejected else ""))
         manifest[role] = _about_source(source, report)
-        return records
+        desk.bad[report.source] = len(report.rejected)
+        return [_Row(report.source, record) for record in records]
 
-    train: list[Record] = []
+    pool: list[_Row] = []
     for number, source in enumerate(config.train):
-        train += read(source, "train", "train" if len(config.train) == 1 else f"train {number + 1}")
-    if config.validation is not None:
-        validation = read(config.validation, "validation", "validation")[: config.validation_rows]
-    elif len(train) > config.validation_rows:
-        validation, train = train[: config.validation_rows], train[config.validation_rows :]
-    else:
+        pool += read(source, "train", "train" if len(config.train) == 1 else f"train {number + 1}")
+    held = None if config.validation is None else read(config.validation, "validation", "validation")
+    tests: dict[str, list[Record]] = {}
+    for task, (records, report) in _read_tests(config, say, rejected).items():
+        path, tests[task] = config.tests[task], records
+        counts = {"rows": len(records), "rejected": len(report.rejected)}
+        manifest[f"test {task}"] = {"source": path or "hub", **counts, **_hash(path)}
+    asked = {_asked(record) for records in tests.values() for record in records}
+    train, validation, leaked = _parted(pool, held, asked, config)
+    if any(leaked):
+        say(f"asked in a test set too, and left out: {leaked[0]} training rows, {leaked[1]} validation rows")
+    examples, counts, _ = desk.tokenised(train[: config.max_train_rows], "train")
+    validation_examples, lost, validation = desk.tokenised(validation, "validation")
+    counts |= {"in a test set": leaked[0]}
+    dropped = sum(counts.values())
+    why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    say(
+        f"train: {len(examples)} examples"
+        + (f" ({dropped} dropped: {why})" if dropped else "")
+        + f"; validation: {len(validation)}"
+    )
+    manifest["kept"] = {"train": len(examples), "dropped": dropped, **counts, "validation": len(validation)}
+    manifest["kept"] |= {f"validation {reason}": n for reason, n in (lost | {"in a test set": leaked[1]}).items() if n}
+    return DataSets(
+        train=examples,
+        validation=[row.record for row in validation],
+        validation_examples=validation_examples,
+        tests=tests,
+        manifest=manifest,
+    )
+
+
+def load_tests(config: DataConfig, say: Callable[[str], None], rejected: Path | None = None) -> dict[str, list[Record]]:
+    """The test sets by name; `rejected` lists their rows that cannot be used."""
+    return {task: records for task, (records, _) in _read_tests(config, say, rejected).items()}
+
+
+def _read_tests(
+    config: DataConfig, say: Callable[[str], None], rejected: Path | None
+) -> dict[str, tuple[list[Record], ReadReport]]:
+    tests = {
+        task: load_task(task, path, max_bad_rows=config.max_bad_rows, rejected=rejected) for task, path in config.tests.items()
+    }
+    for task, (records, report) in tests.items():
+        say(f"test: {task}: {len(records)} rows" + (f", {len(report.rejected)} rejected" if report.rejected else ""))
+    return tests
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A record, and the file or hub data set that it was read from."""
+
+    source: str
+    record: Record
+
+    @property
+    def line(self) -> int:
+        return int(self.record.record_id.rpartition(":")[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Desk:
+    """Where rows become examples, and rows that cannot are listed and counted; `bad` has the unusable ones by source."""
+
+    tokenizer: Any
+    config: DataConfig
+    seed: int
+    rejected: Path | None
+    bad: Counter[str] = field(default_factory=Counter)
+
+    def tokenised(self, rows: Sequence[_Row], role: str) -> tuple[list[Example], dict[str, int], list[_Row]]:
+        """The examples, how many rows are none by reason, and the rows that can at least be asked.
+
+        Raises:
+            DataError: nothing is left, or more rows of a source than `max_bad_rows` cannot be used.
+        """
+        if not rows:
+            raise DataError(f"{role}: no row is left that no test set asks too; name other data, or other test sets")
+        examples, report = tokenize_training([row.record for row in rows], self.tokenizer, self.config.tokens, self.seed)
+        lines = [
+            {"source": rows[found.place].source, "line": rows[found.place].line, "reason": found.reason}
+            for found in sorted((*report.rejected, *report.too_long), key=lambda found: found.place)
+        ]
+        if self.rejected is not None and lines:
+            files.append_lines(self.rejected, lines)
+        for found in report.rejected:
+            self._judge(rows[found.place], found.reason)
+        useless = {found.place for found in report.rejected}
+        counts = {"too long": report.num_too_long, "nothing to learn": len(useless)}
+        return examples, counts, [row for place, row in enumerate(rows) if place not in useless]
+
+    def _judge(self, row: _Row, reason: str) -> None:
+        """Count an unusable row, and refuse its source when they are too many."""
+        self.bad[row.source] += 1
+        if self.bad[row.source] > self.config.max_bad_rows:
+            listed = f" ({self.rejected} lists them)" if self.rejected else ""
+            raise DataError(
+                f"{row.source}:{row.line}: {reason}; more than {self.config.max_bad_rows} rows cannot be used{listed}: mend or "
+                "remove them, or raise max_bad_rows"
+            )
+
+
+def _parted(
+    pool: list[_Row], held: list[_Row] | None, asked: Set[tuple[str, ...]], config: DataConfig
+) -> tuple[list[_Row], list[_Row], tuple[int, int]]:
+    """Training and validation rows without those that a test set asks, and how many those were in each."""
+    train = [row for row in pool if _asked(row.record) not in asked]
+    leaked = len(pool) - len(train)
+    if held is not None:
+        validation = [row for row in held if _asked(row.record) not in asked]
+        return train, validation[: config.validation_rows], (leaked, len(held) - len(validation))
+    if len(train) <= config.validation_rows:
         raise ConfigError(
             f"data.validation_rows = {config.validation_rows}: the training set has only {len(train)} rows; hold out fewer, "
             "or name a validation file"
         )
-    tests = load_tests(config, say)
-    for task, path in config.tests.items():
-        manifest[f"test {task}"] = {"source": path or "hub", "rows": len(tests[task]), **_hash(path)}
-    examples, dropped = _tokenised(train[: config.max_train_rows], tokenizer, config, seed, "train")
-    validation_examples, _ = _tokenised(validation, tokenizer, config, seed, "validation")
-    say(f"train: {len(examples)} examples" + (f" ({dropped} dropped)" if dropped else "") + f"; validation: {len(validation)}")
-    manifest["kept"] = {"train": len(examples), "dropped": dropped, "validation": len(validation)}
-    return DataSets(
-        train=examples, validation=validation, validation_examples=validation_examples, tests=tests, manifest=manifest
-    )
+    return train[config.validation_rows :], train[: config.validation_rows], (leaked, 0)
 
 
-def load_tests(config: DataConfig, say: Callable[[str], None]) -> dict[str, list[Record]]:
-    """The test sets by name."""
-    tests = {task: load_task(task, path) for task, path in config.tests.items()}
-    for task, records in tests.items():
-        say(f"test: {task}: {len(records)} rows")
-    return tests
-
-
-def _tokenised(
-    records: Sequence[Record], tokenizer: Any, config: DataConfig, seed: int, role: str
-) -> tuple[list[Example], int]:
-    examples, _ = tokenize_training(records, tokenizer, config.tokens, seed)
-    if not examples:
-        raise DataError(
-            f"{role}: none of {len(records)} rows is left after tokenising; raise data.tokens.prompt_tokens "
-            f"({config.tokens.prompt_tokens}) or shorten the prompts"
-        )
-    return examples, len(records) - len(examples)
+def _asked(record: Record) -> tuple[str, ...]:
+    """What a record asks, to compare it by: white space and an empty input make no difference."""
+    prompt = record.prompt
+    if isinstance(prompt, Instruction):
+        texts: tuple[str, ...] = (prompt.instruction, prompt.input)
+    else:
+        texts = (prompt.text,) if isinstance(prompt, RawPrompt) else tuple(turn.content for turn in prompt.turns)
+    return tuple(" ".join(text.split()) for text in texts if text.strip())
 
 
 def _about(model: nn.Module, name: str) -> dict[str, Any]:

@@ -50,21 +50,29 @@ class TokenizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedRecord:
-    """A record with nothing to learn from, and why."""
+    """A record that is not learned from: its place among those given, from 0, and why."""
 
+    place: int
     record_id: str
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeReport:
-    """What became of the records: kept, left out for a long prompt, rejected; `num_cut` of the kept ones have a cut answer."""
+    """What became of the records: kept, left out for a long prompt, rejected; `num_cut` of the kept ones have a cut answer.
+
+    A long prompt is a matter of the length limit; a rejected record has nothing to learn, or the chat template refuses it.
+    """
 
     num_records: int
     num_kept: int
-    num_too_long: int
     num_cut: int
+    too_long: tuple[RejectedRecord, ...]
     rejected: tuple[RejectedRecord, ...]
+
+    @property
+    def num_too_long(self) -> int:
+        return len(self.too_long)
 
 
 def tokenize_training(
@@ -94,30 +102,32 @@ def tokenize_training(
     encoder = _Encoder(tokenizer, config.template)
     examples: list[Example] = []
     rejected: list[RejectedRecord] = []
-    num_too_long = num_cut = 0
-    for record in records:
+    too_long: list[RejectedRecord] = []
+    num_cut = 0
+    for place, record in enumerate(records):
         sample = len(examples)
         try:
             example, was_cut = _example(record, encoder, tokenizer, config, seed, sample)
         except DataError as error:
-            rejected.append(RejectedRecord(record_id=record.record_id, reason=str(error)))
+            rejected.append(RejectedRecord(place=place, record_id=record.record_id, reason=str(error)))
             continue
         if len(example.prompt_ids) > config.prompt_tokens:
-            num_too_long += 1
+            reason = f"its prompt has {len(example.prompt_ids)} tokens; prompt_tokens = {config.prompt_tokens}"
+            too_long.append(RejectedRecord(place=place, record_id=record.record_id, reason=reason))
             continue
         examples.append(example)
         num_cut += was_cut
     if not examples:
         first = f" (first: {rejected[0].record_id}: {rejected[0].reason})" if rejected else ""
         raise DataError(
-            f"training data: none of {len(records)} records is left: {num_too_long} prompts are longer than prompt_tokens = "
+            f"training data: none of {len(records)} records is left: {len(too_long)} prompts are longer than prompt_tokens = "
             f"{config.prompt_tokens}, {len(rejected)} have nothing to learn{first}; raise prompt_tokens or give other data"
         )
     report = TokenizeReport(
         num_records=len(records),
         num_kept=len(examples),
-        num_too_long=num_too_long,
         num_cut=num_cut,
+        too_long=tuple(too_long),
         rejected=tuple(rejected),
     )
     return examples, report
