@@ -151,8 +151,8 @@ def test_data_that_cannot_be_used_is_refused(
 ) -> None:
     text, said = DATA[case]
     path = data_case(tmp_path, "mine.jsonl", text)
-    listed = ("rejected.jsonl",) if text.strip() and role != "data.tests.toy" else ()  # the error names the file
-    line = refused("run", recipe(world), f"{role}={path}", left=listed)
+    listed = ("rejected.jsonl",) if text.strip() else ()  # the error names the file
+    line = refused("run", recipe(world), f"{role}={path}", "data.max_bad_rows=0", left=listed)
     assert line.startswith(path) and said in line
 
 
@@ -207,6 +207,15 @@ def test_bad_rows_are_set_aside_and_counted(world: Path, tmp_path: Path, capsys:
     about = files.read_json(tmp_path / "out" / "run.json")["data"]["train"]
     assert (about["rows"], about["rejected"]) == (12, 4)
     assert "4 rejected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../mine", "my set", ""])
+def test_a_test_set_whose_name_cannot_name_a_file_is_refused_at_once(
+    world: Path, refused: Callable[..., str], name: str
+) -> None:
+    path = world / "test.jsonl"
+    line = refused("evaluate", str(world / "student"), "--data", f"{name}={path}", quiet=True)
+    assert f"{name!r}: a test set's name may hold letters, digits, '.', '_' and '-'" in line
 
 
 def test_one_bad_row_too_many_is_an_error_that_leaves_the_list(
