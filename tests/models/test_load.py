@@ -139,6 +139,17 @@ def test_end_ids_are_the_tokenizers_and_the_generation_configs(tiny, listed, exp
     assert end_token_ids(model, make_tokenizer(eos_token="w2")) == expected
 
 
+@pytest.mark.parametrize("ends_with_token", [True, False])
+def test_the_chat_templates_end_of_turn_ends_a_response_if_it_is_a_token_of_its_own(tiny, ends_with_token):
+    tokenizer = make_tokenizer(eos_token="<eos>", pad_token="<pad>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    end = "<|im_end|>" if ends_with_token else ""
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}" + end + "\n{% endfor %}"
+    ids = end_token_ids(tiny("llama"), tokenizer)
+    assert (tokenizer.convert_tokens_to_ids("<|im_end|>") in ids) == ends_with_token
+    assert ids[0] == tokenizer.eos_token_id
+
+
 def test_warnings_name_what_differs_between_two_tokenizers():
     plain, other = make_tokenizer(eos_token="w2"), make_tokenizer(eos_token="w3")
     assert compatibility_warnings(plain, plain) == []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jinja2
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -121,11 +122,32 @@ def checkpoint_activations(model: Any) -> None:
 
 
 def end_token_ids(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end a response: the tokenizer's end token first, then those of the model's generation config."""
+    """Ids that end a response: the tokenizer's end token first, then those of the generation config and the chat template.
+
+    A base checkpoint often comes with a chat template whose end of turn neither of the first two names; a student that has
+    learnt to write it must be stopped there.
+    """
     listed = getattr(unwrapped(model), "generation_config", None)
     listed = getattr(listed, "eos_token_id", None)
-    candidates = [tokenizer.eos_token_id, *(listed if isinstance(listed, list | tuple) else [listed])]
+    candidates = [
+        tokenizer.eos_token_id,
+        *(listed if isinstance(listed, list | tuple) else [listed]),
+        _end_of_turn(tokenizer),
+    ]
     return tuple(dict.fromkeys(int(i) for i in candidates if i is not None))
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The special token with which the chat template ends an answer, if there is a template and it does."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False)).rstrip()
+    except jinja2.TemplateError:  # it wants another conversation; what it ends with is not known
+        return None
+    last = tokenizer(text, add_special_tokens=False)["input_ids"][-1]
+    return int(last) if last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder else None
 
 
 def compatibility_warnings(teacher_tokenizer: Any, student_tokenizer: Any) -> list[str]:
