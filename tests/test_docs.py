@@ -243,6 +243,6 @@ def test_the_policy_that_is_added_hands_over_at_its_update(added):
 
 
 def test_the_task_that_is_added_asks_for_its_own_file(added, tmp_path):
-    assert added["TASK"].load(write_rows(tmp_path / "trivia.jsonl", rows(2)))[0].record_id == "trivia:1"
+    assert added["TASK"].load(write_rows(tmp_path / "trivia.jsonl", rows(2)))[0][0].record_id == "trivia:1"
     with pytest.raises(RedistillError):
         added["TASK"].load(tmp_path / "absent.jsonl")
