@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from redistill.clipping import ClipNetwork, DacKL, DacKLConfig, Normalise, _sort_descending, clipped_divergence, keep_mask
+from redistill.clip_network import sort_descending
+from redistill.clipping import ClipNetwork, DacKL, DacKLConfig, Normalise, clipped_divergence, keep_mask
 from redistill.errors import ConfigError
 
 every_normalisation = pytest.mark.parametrize("normalise", get_args(Normalise))
@@ -32,10 +33,11 @@ def run(dac: DacKL, logits: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.
 
 
 def keep_oracle(p: np.ndarray, lower: float, upper: float, mode: str, keep_target: bool) -> list[bool]:
-    order = sorted(range(len(p)), key=lambda v: (-p[v], v))
-    before = dict(zip(order, np.concatenate([[0.0], np.cumsum(p[order])[:-1]])))
-    inside = [lower <= p[v] <= upper if mode == "value" else lower <= before[v] < upper for v in range(len(p))]
-    return [kept or (keep_target and v == order[0]) for v, kept in enumerate(inside)]
+    order = np.argsort(-p, kind="stable")
+    before = np.empty_like(p)
+    before[order] = np.concatenate([[0.0], np.cumsum(p[order])[:-1]])
+    inside = (lower <= p) & (p <= upper) if mode == "value" else (lower <= before) & (before < upper)
+    return (inside | (keep_target & (np.arange(len(p)) == order[0]))).tolist()
 
 
 @hypothesis.given(
@@ -68,6 +70,30 @@ def test_ties_among_many_classes_go_to_the_smaller_id():
     assert [(ids[0].item(), len(ids)) for ids in kept] == [(0, 1024), (2048, 1024)]
 
 
+@pytest.mark.parametrize("mode", ["value", "mass"])
+@pytest.mark.parametrize("vocabulary", [7, 1000, 50_000])
+def test_single_precision_inputs_are_compared_in_double(mode, vocabulary):
+    random = np.random.default_rng(vocabulary)
+    logits = torch.from_numpy(random.normal(scale=[[0.1], [1.0], [3.0], [8.0]], size=(4, vocabulary))).float()
+    logp_NV = torch.log_softmax(logits, dim=-1)
+    p_NV = np.exp(logp_NV.numpy().astype(np.float64))
+    highest = p_NV.max(axis=1) if mode == "value" else np.ones(4)
+    for _ in range(5):
+        lower_N, upper_N = torch.from_numpy(np.sort(random.random((2, 4)) ** 2 * highest, axis=0)).float()
+        got = keep_mask(logp_NV, lower_N, upper_N, mode, keep_target=False).numpy()
+        for n in range(4):
+            wanted = keep_oracle(p_NV[n], float(lower_N[n]), float(upper_N[n]), mode, keep_target=False)
+            assert np.flatnonzero(got[n] != wanted).tolist() == []
+
+
+@pytest.mark.parametrize("mode", ["value", "mass"])
+def test_the_whole_interval_keeps_every_class(mode):
+    logp_NV = torch.log_softmax(log_rows(31, 4, 50_000).float(), dim=-1)
+    assert keep_mask(logp_NV, torch.zeros(4), torch.ones(4), mode, keep_target=False).all()
+    _, rows = DacKL(DacKLConfig(mode=mode, fixed_interval=(0.0, 1.0)), 50_000)(logp_NV, logp_NV)
+    assert rows["kept_classes"].tolist() == [50_000] * 4
+
+
 def test_of_equal_maxima_the_first_is_the_target():
     logp_NV = torch.tensor([[0.1, 0.45, 0.45]]).log()
     for mode in ("value", "mass"):
@@ -76,7 +102,7 @@ def test_of_equal_maxima_the_first_is_the_target():
 
 def test_sorting_on_the_processor_is_a_descending_sort():
     p_NV = log_rows(0).exp()
-    torch.testing.assert_close(_sort_descending(p_NV), torch.sort(p_NV, descending=True).values, rtol=0, atol=0)
+    torch.testing.assert_close(sort_descending(p_NV), torch.sort(p_NV, descending=True).values, rtol=0, atol=0)
 
 
 # --- clipped_divergence -------------------------------------------------------------------------------------------------
@@ -199,12 +225,12 @@ def test_three_maps_equal_one_map_of_the_concatenation():
     weight = torch.cat([network.teacher_weight, network.sorted_weight, network.student_weight], dim=1)
     hidden = torch.nn.functional.gelu(torch.cat([p_NV, sorted_NV, q_NV], dim=1) @ weight.T + network.hidden_bias)
     upper_N, lower_N = torch.sigmoid(hidden @ network.output_weight.T + network.output_bias).T
-    torch.testing.assert_close(network(p_NV, sorted_NV, q_NV), (torch.minimum(lower_N, upper_N), upper_N))
+    torch.testing.assert_close(network(p_NV, q_NV, sorted_NV), (torch.minimum(lower_N, upper_N), upper_N))
 
 
 def test_training_starts_at_the_biases():
     p_NV = log_rows(16).float().exp()
-    lower_N, upper_N = ClipNetwork(12, seed=4)(p_NV, _sort_descending(p_NV), p_NV)
+    lower_N, upper_N = ClipNetwork(12, seed=4)(p_NV, p_NV)
     assert torch.logit(upper_N).sub(4).abs().max() < 0.1
     assert torch.logit(lower_N).add(7).abs().max() < 0.1
 
@@ -213,6 +239,15 @@ def test_lower_is_cut_to_upper():
     p_NV = log_rows(17).float().exp()
     lower_N, upper_N = ClipNetwork(12, upper_bias=-1.0, lower_bias=2.0, seed=5)(p_NV, p_NV, p_NV)
     assert torch.equal(lower_N, upper_N)
+
+
+def test_the_interval_needs_only_teacher_and_student():
+    p_NV, q_NV = log_rows(32).float().exp(), log_rows(33).float().exp()
+    for network in (ClipNetwork(12), ClipNetwork(12, upper_bias=0.0, lower_bias=0.0), DacKL(DacKLConfig(), 12).network):
+        lower_N, upper_N = network(p_NV, q_NV)
+        assert ((lower_N >= 0) & (lower_N <= upper_N) & (upper_N <= 1)).all()
+        given = network(p_NV, q_NV, torch.sort(p_NV, descending=True).values)
+        assert torch.equal(lower_N, given[0]) and torch.equal(upper_N, given[1])
 
 
 def test_autocast_does_not_reach_the_network():

@@ -1,9 +1,9 @@
 """DAC-KL: clip the teacher's distribution to an interval that a small network predicts, and match what is left.
 
 Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  From bottom to top: which classes an interval keeps (`keep_mask`), the
-divergence on the kept classes (`clipped_divergence`), the network f_sub that predicts the interval (`ClipNetwork`), and the
-module that joins them (`DacKL`), built from its configuration (`DacKLConfig`).  The paper leaves several readings open; each is
-a field of the configuration, and the defaults stay closest to its text.
+divergence on the kept classes (`clipped_divergence`), and the module that joins them (`DacKL`) with the network that predicts
+the interval (`ClipNetwork`, in clip_network.py), built from its configuration (`DacKLConfig`).  The paper leaves several
+readings open; each is a field of the configuration, and the defaults stay closest to its text.
 
 Nothing here reduces over rows or knows about models.  Rows come in chunks, and a chunk's [N, V] tensors are what training
 pays for: nothing is concatenated, and the soft gate is rebuilt in the backward pass rather than kept.
@@ -11,15 +11,14 @@ pays for: nothing is concatenated, and the soft gate is rebuilt in the backward 
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from redistill.clip_network import ClipNetwork, StraightThrough, soft_gate
 from redistill.errors import ConfigError
-from redistill.randomness import torch_seed
 from redistill.tensors import loss_dtype
 
 Mode = Literal["value", "mass"]
@@ -40,7 +39,11 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
     .. math:: S = \{v : l \le p_v \le u\} \cup \{\arg\max p\}  \quad\text{(mode "value", Eq. 7)}
 
     In mode "mass" the classes are sorted by p, descending, ties by id, and c_v is the mass strictly before v in that order;
-    kept where l <= c_v < u.  There u cuts the tail and l the head, the opposite of "value".
+    kept where l <= c_v < u.  There u cuts the tail and l the head, the opposite of "value".  u = 1
+    cuts no class that has any mass.
+
+    Probabilities and masses are compared in float64 whatever the inputs are: added up in float32, the mass before a class of
+    the tail reaches 1, and drifts by more than such a class holds.
 
     Args:
         logp_NV: Teacher log-probabilities.
@@ -58,7 +61,7 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
         >>> keep_mask(logp_NV, torch.tensor([0.1]), torch.tensor([0.9]), mode="mass", keep_target=False)
         tensor([[False,  True,  True, False]])
     """
-    p_NV = logp_NV.to(loss_dtype(logp_NV)).exp()
+    p_NV = logp_NV.double().exp()
     score_NV = p_NV if mode == "value" else _mass_before(p_NV)[0]
     return _inside(score_NV, lower_N, upper_N, mode, p_NV.argmax(dim=-1, keepdim=True) if keep_target else None)
 
@@ -72,19 +75,12 @@ def _inside(score_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode, targ
 
 
 def _mass_before(p_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """For each class the mass strictly before it in descending order, and p in that order."""
+    """For each class the mass strictly before it in descending order, in [0, 1], and p in that order; p is float64."""
     sorted_NV, order_NV = torch.sort(p_NV, dim=-1, descending=True, stable=True)
     before_NV = functional.pad(sorted_NV[:, :-1].cumsum(dim=-1), (1, 0))
+    # Below 1 exactly for a class that has mass itself, whatever rounding adds up to.
+    before_NV = before_NV.clamp_(max=1 - 2**-53).masked_fill_(sorted_NV == 0, 1.0)
     return torch.empty_like(p_NV).scatter_(-1, order_NV, before_NV), sorted_NV
-
-
-def _sort_descending(p_NV: Tensor) -> Tensor:
-    """p in descending order; NumPy's vectorised sort is 4 to 20 times faster than torch's on a CPU."""
-    if p_NV.device.type != "cpu":
-        return torch.sort(p_NV, dim=-1, descending=True).values
-    negated_NV = np.negative(p_NV.numpy())
-    negated_NV.sort(axis=-1)
-    return torch.from_numpy(np.negative(negated_NV, out=negated_NV))
 
 
 # --- the divergence on the kept classes ---------------------------------------------------------------------------------
@@ -151,96 +147,6 @@ def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
     total_N = (weight_NV * (log_NV - peak_N1).clamp(max=60).exp()).sum(dim=-1)
     any_N = total_N > 0
     return torch.where(any_N, total_N, 1.0).log() + peak_N1.squeeze(-1), any_N
-
-
-# --- the network that predicts the interval -----------------------------------------------------------------------------
-
-
-class ClipNetwork(nn.Module):
-    r"""f_sub: reads a row of the teacher and of the student, predicts which interval to keep.
-
-    .. math:: u, l = \sigma\bigl(f_{sub}([p \mid \mathrm{sort}_\downarrow(p) \mid q])\bigr), \quad l \in [0, u]
-        \quad\text{(Eq. 6)}
-
-    One hidden layer with GELU.  Its first layer is three [V, hidden] maps whose outputs are added, which equals one map of
-    the concatenation and never builds it.  The interval is in (0, 1); l is cut to u where it exceeds it.
-
-    A row's inputs have a norm of about 1 however large V is, so the first layer starts with unit normal weights (those of a
-    layer of 3V inputs would leave the hidden units at 0, and them without gradient); the last one starts so small that every
-    row begins at the biases: u = 0.98, l = 9e-4.  With both biases 0, the literal start, u = l = 0.5 keeps the target alone.
-
-    Args:
-        vocabulary: V.
-        hidden: Hidden units.
-        upper_bias, lower_bias: Where the logits of u and l start.
-        seed: Seed of the initial weights; the same on every process.
-    """
-
-    def __init__(
-        self, vocabulary: int, *, hidden: int = 64, upper_bias: float = 4.0, lower_bias: float = -7.0, seed: int
-    ) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(torch_seed(seed, "clip-network"))
-
-        def normal(*shape: int, std: float) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, dtype=torch.float32).normal_(std=std, generator=generator))
-
-        self.teacher_weight = normal(hidden, vocabulary, std=1.0)
-        self.sorted_weight = normal(hidden, vocabulary, std=1.0)
-        self.student_weight = normal(hidden, vocabulary, std=1.0)
-        self.hidden_bias = nn.Parameter(torch.zeros(hidden))
-        self.output_weight = normal(2, hidden, std=0.01 / math.sqrt(hidden))
-        self.output_bias = nn.Parameter(torch.tensor([upper_bias, lower_bias], dtype=torch.float32))
-
-    def forward(self, p_NV: Tensor, sorted_NV: Tensor, q_NV: Tensor) -> tuple[Tensor, Tensor]:
-        """The interval of each row.
-
-        Args:
-            p_NV, sorted_NV, q_NV: The teacher's probabilities, the same in descending order, the student's;
-                none gets gradient from here.
-
-        Returns:
-            lower_N and upper_N with 0 <= lower <= upper <= 1, float32 under autocast too.
-        """
-        dtype = self.teacher_weight.dtype
-        assert dtype == loss_dtype(self.teacher_weight), f"the clip network stays in float32, not {dtype}"
-        with torch.autocast(device_type=p_NV.device.type, enabled=False):
-            hidden_NH = functional.linear(p_NV.detach().to(dtype), self.teacher_weight, self.hidden_bias)
-            hidden_NH = hidden_NH + functional.linear(sorted_NV.detach().to(dtype), self.sorted_weight)
-            hidden_NH = hidden_NH + functional.linear(q_NV.detach().to(dtype), self.student_weight)
-            upper_N, lower_N = (
-                functional.linear(functional.gelu(hidden_NH), self.output_weight, self.output_bias).sigmoid().unbind(dim=-1)
-            )
-        return torch.minimum(lower_N, upper_N), upper_N
-
-
-def _soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: float) -> Tensor:
-    """1 well inside (low, high), 0 well outside, with a slope for both ends."""
-    above_NV = ((score_NV - low_N.unsqueeze(-1)) / temperature).sigmoid()
-    return above_NV * ((high_N.unsqueeze(-1) - score_NV) / temperature).sigmoid()
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Forward the hard mask, backward the soft gate, which is built only then; the target's gate has no gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, low_N: Tensor, high_N: Tensor, score_NV: Tensor, keep_NV: Tensor, target_N1: Tensor | None, temperature: float
-    ) -> Tensor:
-        ctx.save_for_backward(low_N, high_N, score_NV, target_N1)
-        ctx.temperature = temperature
-        return keep_NV.to(score_NV.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        low_N, high_N, score_NV, target_N1 = ctx.saved_tensors
-        (gradient_NV,) = gradients
-        if target_N1 is not None:
-            gradient_NV = gradient_NV.scatter(-1, target_N1, 0.0)
-        with torch.enable_grad():
-            ends = low_N.detach().requires_grad_(), high_N.detach().requires_grad_()
-            gate_NV = _soft_gate(score_NV, *ends, ctx.temperature)
-        return *torch.autograd.grad(gate_NV, ends, gradient_NV), None, None, None, None
 
 
 # --- DAC-KL -------------------------------------------------------------------------------------------------------------
@@ -326,7 +232,7 @@ class DacKL(nn.Module):
         seed: Seed of f_sub's initial weights.
     """
 
-    def __init__(self, config: DacKLConfig, vocabulary: int, seed: int) -> None:
+    def __init__(self, config: DacKLConfig, vocabulary: int, seed: int = 0) -> None:
         super().__init__()
         self.config = config
         self.temperature = config.gate_temperature or GATE_TEMPERATURE[config.mode]
@@ -352,12 +258,12 @@ class DacKL(nn.Module):
         p_NV = logp_NV.exp()
         top_N1 = p_NV.argmax(dim=-1, keepdim=True)
         target_N1 = top_N1 if self.config.keep_target else None
-        before_NV, sorted_NV = _mass_before(p_NV) if self.config.mode == "mass" else (None, None)
+        before_NV, sorted_NV = _mass_before(logp_NV.double().exp()) if self.config.mode == "mass" else (None, None)
         lower_N, upper_N = self._interval(p_NV, sorted_NV, logq_NV)
         with torch.no_grad():
             score_NV = p_NV if before_NV is None else before_NV
             keep_NV = _inside(score_NV, lower_N, upper_N, self.config.mode, target_N1)
-        gate_NV = self._gate(logp_NV if before_NV is None else before_NV, keep_NV, lower_N, upper_N, target_N1)
+        gate_NV = self._gate(logp_NV if before_NV is None else before_NV.to(dtype), keep_NV, lower_N, upper_N, target_N1)
         divergence_N = clipped_divergence(logq_NV, logp_NV, gate_NV, self.config.normalise)
         if self.config.mass_floor is not None:
             shortfall_N = (self.config.mass_floor - (gate_NV * p_NV).sum(dim=-1)).relu()
@@ -377,8 +283,7 @@ class DacKL(nn.Module):
             assert self.config.fixed_interval is not None
             lower, upper = self.config.fixed_interval
             return p_NV.new_full(p_NV.shape[:1], lower), p_NV.new_full(p_NV.shape[:1], upper)
-        sorted_NV = _sort_descending(p_NV) if sorted_NV is None else sorted_NV
-        lower_N, upper_N = self.network(p_NV, sorted_NV, logq_NV.to(p_NV.dtype).exp())
+        lower_N, upper_N = self.network(p_NV, logq_NV.to(p_NV.dtype).exp(), sorted_NV)
         return lower_N.to(p_NV.dtype), upper_N.to(p_NV.dtype)
 
     def _gate(self, score_NV: Tensor, keep_NV: Tensor, lower_N: Tensor, upper_N: Tensor, target_N1: Tensor | None) -> Tensor:
@@ -390,6 +295,6 @@ class DacKL(nn.Module):
             tiny = torch.finfo(score_NV.dtype).tiny  # log 0 would meet a ruled-out class as -inf - -inf
             ends = (lower_N.clamp(min=tiny).log(), upper_N.clamp(min=tiny).log())
         if self.config.gate == "straight_through":
-            return _StraightThrough.apply(*ends, score_NV, keep_NV, target_N1, self.temperature)
-        gate_NV = _soft_gate(score_NV, *ends, self.temperature)
+            return StraightThrough.apply(*ends, score_NV, keep_NV, target_N1, self.temperature)
+        gate_NV = soft_gate(score_NV, *ends, self.temperature)
         return gate_NV if target_N1 is None else gate_NV.scatter(-1, target_N1, 1.0)
