@@ -47,10 +47,19 @@ def test_a_response_that_the_teacher_would_have_written_has_no_error():
     assert locate([1.0, 2.0], [5, 6], [5, 6], [1, 1]) == -1
 
 
-@pytest.mark.parametrize("score", [float("nan"), float("inf")])
-def test_a_valid_score_that_is_not_finite_is_refused(score):
-    with pytest.raises(AssertionError, match="not finite"):
-        locate([0.1, score], [5, 6], [7, 6], [1, 1])
+def test_a_valid_score_that_is_not_a_number_is_refused():
+    with pytest.raises(AssertionError, match="not a number"):
+        locate([0.1, float("nan")], [5, 6], [7, 6], [1, 1])
+
+
+def test_an_infinite_score_is_the_largest_but_only_among_tokens_that_differ():
+    assert locate([0.1, float("inf"), 2.0], [5, 6, 7], [7, 8, 9], [1, 1, 1]) == 1
+    assert locate([0.1, float("inf"), 2.0], [5, 6, 7], [7, 6, 9], [1, 1, 1]) == 2
+
+
+def test_empty_responses_have_no_error():
+    empty = torch.empty(3, 0, dtype=torch.int64)
+    assert locate_error(empty.float(), empty, empty, empty.bool()).tolist() == [-1, -1, -1]
 
 
 @hypothesis.given(

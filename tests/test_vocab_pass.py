@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from redistill.divergences import ForwardKL, ReverseKL
 from redistill.randomness import generator
 from redistill.spans import SpanConfig, pair_weights
 from redistill.vocab_pass import (
@@ -378,6 +379,15 @@ def test_statistics_are_finite_where_classes_cannot_be_taken():
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
         {"forward_kl": math.log(2), "teacher_entropy": 0.0, "student_entropy": math.log(2)}
     )
+
+
+def test_a_class_that_either_model_rules_out_adds_nothing_to_a_kl():
+    logp = torch.tensor([[0.5, 0.5, 0.0]]).log()
+    head = Head(torch.zeros(3, WIDTH), torch.tensor([0.0, -math.inf, 0.0]))
+    found = row_statistics(torch.zeros(1, WIDTH), head, lambda rows: logp[rows], ["forward_kl", "reverse_kl"])
+    logq = torch.tensor([[0.5, 0.0, 0.5]]).log()
+    assert found["forward_kl"].item() == ForwardKL()(logq, logp).item() == 0
+    assert found["reverse_kl"].item() == ReverseKL()(logq, logp).item() == 0
 
 
 def test_the_teacher_is_not_asked_where_no_statistic_needs_it():

@@ -140,7 +140,7 @@ class Batch:
         sft_N: True where the row counts in the SFT term.
         pair_weight_N: float32; Eq. 10's weight of the pair of rows (n, n + 1), 0 where they are no pair.
         num_sampled, num_sampled_rows: How many sequences and rows, from the front, carry distillation terms.
-        num_span_samples: How many sampled sequences have at least one span.
+        num_span_samples: How many sampled sequences have a span that counts in Eq. 10.
     """
 
     input_ids_BT: torch.Tensor

@@ -26,7 +26,7 @@ def locate_error(
     same draw then takes the student's place.  The smallest index wins a tie.
 
     Args:
-        kl_BT: The score, in nats; Eq. 3's is reverse KL.  Finite wherever valid.
+        kl_BT: The score, in nats; Eq. 3's is reverse KL.  A number wherever valid; +inf is the largest.
         student_tokens_BT: The response tokens y^s.
         teacher_tokens_BT: The teacher's tokens y^t at the same positions.
         valid_BT: True from the first response token up to the student's own end token, which may be the error; nothing after.
@@ -42,7 +42,9 @@ def locate_error(
     """
     assert kl_BT.shape == student_tokens_BT.shape == teacher_tokens_BT.shape == valid_BT.shape, "one score a token"
     valid_BT = valid_BT.bool()
-    assert kl_BT[valid_BT].isfinite().all(), "a score that is not finite would win the arg max without a word"
+    assert not kl_BT[valid_BT].isnan().any(), "a score that is not a number would win the arg max without a word"
+    if kl_BT.shape[1] == 0:
+        return kl_BT.new_full((len(kl_BT),), -1, dtype=torch.int64)
     candidate_BT = valid_BT & (student_tokens_BT != teacher_tokens_BT)
     index_B = kl_BT.masked_fill(~candidate_BT, -torch.inf).argmax(dim=1)
     return index_B.masked_fill(~candidate_BT.any(dim=1), -1)

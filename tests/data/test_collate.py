@@ -77,6 +77,14 @@ def test_pair_weights_are_those_of_the_span_loss_sample_by_sample():
     assert batch.num_span_samples == 1
 
 
+@pytest.mark.parametrize(("skip_singletons", "counted"), [(False, 2), (True, 1)])
+def test_a_sample_whose_spans_are_all_left_out_is_no_span_sample(skip_singletons, counted):
+    single = sequence([1, 2, 3], ".xx", origin="student", spans=((0, 1), (1, 2)))
+    phrase = sequence([1, 2, 3], ".xx", origin="student", spans=((0, 1), (0, 2)))
+    batch = collate([], [single, phrase], pad_id=PAD, span_config=SpanConfig(skip_singletons=skip_singletons))
+    assert batch.num_span_samples == counted
+
+
 def test_without_a_span_config_no_pair_weighs_anything():
     batch = collate([], [sequence([1, 2, 3], ".xx", spans=((0, 2),))], pad_id=PAD)
     assert batch.num_span_samples == 0 and not batch.pair_weight_N.any()

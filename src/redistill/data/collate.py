@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from redistill.contracts import Batch, TokenSequence
-from redistill.spans.loss import SpanConfig, pair_weights
+from redistill.spans.loss import SpanConfig, counted_spans, pair_weights
 from redistill.tensors import pad
 
 
@@ -55,7 +55,7 @@ def collate(
         pair_weight_N=torch.cat(weights).to(device),
         num_sampled=len(sampled),
         num_sampled_rows=sum(sequence.num_targets for sequence in sampled),
-        num_span_samples=0 if span_config is None else sum(bool(sequence.spans) for sequence in sampled),
+        num_span_samples=0 if span_config is None else sum(bool(counted_spans(s.spans, span_config)) for s in sampled),
         samples=tuple(sequence.sample for sequence in sequences),
         origins=tuple(sequence.origin for sequence in sequences),
     )

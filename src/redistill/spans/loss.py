@@ -71,7 +71,7 @@ def span_loss(
     """
     _check(spans, logq_TV.shape[0])
     distance_N = pair_distance(logq_TV[:-1], logq_TV[1:], logp_TV[:-1], logp_TV[1:], config.squared)
-    counted = _counted(spans, config)
+    counted = counted_spans(spans, config)
     total = distance_N[:0].sum()
     for start, stop in counted:
         total = total + distance_N[start : stop - 1].sum() / (_divisor(stop - start, config) * len(counted))
@@ -98,7 +98,7 @@ def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanCo
     """
     _check(spans, num_rows)
     weight_N = torch.zeros(num_rows, dtype=torch.float64)
-    counted = _counted(spans, config)
+    counted = counted_spans(spans, config)
     for start, stop in counted:
         weight_N[start : stop - 1] += 1 / (_divisor(stop - start, config) * len(counted))
     return weight_N.float()
@@ -136,7 +136,7 @@ def _check(spans: Sequence[tuple[int, int]], num_rows: int) -> None:
         assert 0 <= start < stop <= num_rows, f"span [{start}, {stop}) does not lie in the sample's {num_rows} rows"
 
 
-def _counted(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[tuple[int, int]]:
+def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[tuple[int, int]]:
     """The spans that the mean is taken over."""
     shortest = 2 if config.skip_singletons else 1
     return [(start, stop) for start, stop in spans if stop - start >= shortest]

@@ -2,6 +2,8 @@
 
 import torch
 
+from redistill.errors import TrainingError
+
 BLOCK_CLASSES = 64
 
 
@@ -18,6 +20,9 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_N: torch.Tensor) -> tor
     Returns:
         token_N, int64.
 
+    Raises:
+        TrainingError: a row has no mass, or is not finite: what a diverged model gives.
+
     Example:
         >>> sample_rows(torch.tensor([[0.25, 0.0, 0.75]]).expand(3, 3), torch.tensor([0.0, 0.25, 0.99]))
         tensor([0, 2, 2])
@@ -27,7 +32,11 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_N: torch.Tensor) -> tor
     blocks_NBK = torch.nn.functional.pad(probabilities_NV, (0, padding)).unflatten(1, (num_blocks, BLOCK_CLASSES))
     mass_NB = blocks_NBK.sum(-1, dtype=torch.float64)
     total_N = mass_NB.sum(-1)
-    assert bool((total_N > 0).all()), "a row to sample from has no mass, or is not a number"
+    if not bool((total_N.isfinite() & (total_N > 0)).all()):
+        raise TrainingError(
+            "generation: the student's probabilities are not finite, and no token can be drawn from them; "
+            "lower the learning rate and resume from the last checkpoint"
+        )
     block_N, rest_N = _invert(mass_NB, uniforms_N.to(total_N) * total_N)
     inside_NK = blocks_NBK[torch.arange(len(block_N), device=block_N.device), block_N].double()
     class_N, _ = _invert(inside_NK, rest_N)

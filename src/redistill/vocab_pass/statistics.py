@@ -116,9 +116,9 @@ class _Chunk:
 
 
 def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
-    """KL(first || second) by row; classes that the first cannot take contribute 0."""
-    first_prob_CV = first_CV.exp()
-    return (first_prob_CV * (first_CV - second_CV)).masked_fill_(first_prob_CV == 0, 0.0).sum(-1)
+    """KL(first || second) by row; classes that either rules out contribute 0, as in `divergences`."""
+    ruled_out_CV = first_CV.isneginf() | second_CV.isneginf()
+    return (first_CV.exp() * (first_CV - second_CV).masked_fill_(ruled_out_CV, 0.0)).sum(-1)
 
 
 def _entropy(logprob_CV: torch.Tensor) -> torch.Tensor:
