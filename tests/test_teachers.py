@@ -54,6 +54,18 @@ def test_rows_are_the_full_models_log_probabilities(vocabulary):
         torch.testing.assert_close(logp_nV.double(), expected[rows], rtol=0, atol=1e-5)
 
 
+def test_a_row_has_the_same_distribution_inside_and_outside_autocast():
+    teacher, batch = LocalTeacher(fresh_model(LLAMA, seed=1), vocabulary=40, device="cpu"), make_batch(2, 4)
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    read_outside = teacher.rows(batch)
+    with autocast:
+        read_inside = teacher.rows(batch)
+    for target in (read_outside, read_inside):
+        outside = target(slice(0, 4))
+        with autocast:
+            assert torch.equal(target(slice(0, 4)), outside)
+
+
 def test_only_sequences_with_distillation_terms_are_read():
     model = fresh_model(LLAMA, seed=1)
     read = []

@@ -9,6 +9,7 @@ from torch import nn
 
 from redistill.contracts import Batch, TeacherCapabilities, TeacherTarget
 from redistill.models.families import body, head
+from redistill.vocab_pass.head import Products
 
 
 class LocalTeacher:
@@ -45,10 +46,11 @@ class LocalTeacher:
             position_N = batch.position_N[: batch.num_sampled_rows].to(self._device)
             hidden_NE = hidden_BTE.flatten(0, 1)[position_N]
 
-        classifier = self._head.prepared(hidden_NE)
+        # Settled here: whoever asks for rows may do so inside autocast or outside, and must get the same p.
+        products, classifier = Products.like(hidden_NE), self._head.prepared(hidden_NE)
 
         @torch.no_grad()
         def target(rows: slice) -> torch.Tensor:
-            return torch.log_softmax(classifier.logits(hidden_NE[rows]), dim=-1)
+            return torch.log_softmax(classifier.finish(classifier.raw(hidden_NE[rows], products)), dim=-1)
 
         return target

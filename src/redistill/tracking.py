@@ -200,11 +200,11 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: Path | None = None) -> str | None:
-    """The git commit that is checked out in `folder` (else the current one), "-dirty" behind it where tracked files differ.
+    """The git commit that is checked out in `folder` (else where redistill itself is), "-dirty" behind it where tracked files differ.
 
     None outside a git checkout, or without git.
     """
-    place = folder or Path.cwd()
+    place = folder or Path(redistill.__file__).parent
     head = _git(place, "rev-parse", "--verify", "HEAD")
     changes = _git(place, "status", "--porcelain", "--untracked-files=no") if head else None
     return f"{head}-dirty" if changes else head
