@@ -200,7 +200,7 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: Path | None = None) -> str | None:
-    """The git commit that is checked out in `folder` (else where redistill itself is), "-dirty" behind it where tracked files differ.
+    """The git commit checked out in `folder` (else where redistill itself is), "-dirty" behind it where tracked files differ.
 
     None outside a git checkout, or without git.
     """
