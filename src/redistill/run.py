@@ -164,7 +164,7 @@ def _evaluate(
     accelerator: Accelerator,
 ) -> Mapping[str, Any]:
     """Load a model, and a teacher to compare it with on gold answers, and score it."""
-    tests = load_tests(data, lambda line: None)
+    tests = load_tests(data, tracking.say if accelerator.is_main_process else lambda line: None)
     model, tokenizer = load_model(source)
     check_positions(model, data.tokens, label)
     size, teacher = head(model).num_classes, None
@@ -286,8 +286,9 @@ def _teacher_source(config: Run) -> ModelConfig | None:
         seed=config.seed,
         out=str(config.folder.with_name(f"{config.folder.name}-teacher")),
         student=StudentConfig(model=teacher.model, revision=teacher.revision),
-        data=dataclasses.replace(config.data, tests={}),
+        data=config.data,  # with the tests: what they ask is not trained on, by the teacher neither
         optimiser=dataclasses.replace(config.optimiser, learning_rate=teacher.finetune.learning_rate),
         training=dataclasses.replace(config.training, updates=teacher.finetune.updates),
+        evaluation=dataclasses.replace(config.evaluation, compare=()),
     )
     return dataclasses.replace(plain, model=str(train_student(tuning)), revision=None)
