@@ -16,7 +16,9 @@ import redistill
 from redistill import files
 from redistill.cli import main
 from redistill.config import decode_run, encode_run
+from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import RedistillError
+from redistill.run import tokens_of
 from tests.tokenizers import opt_like
 from tests.worlds import GPT2, LLAMA, rows, tiny_run, write_model
 
@@ -346,6 +348,13 @@ def test_evaluate_scores_any_model_and_refuses_what_is_wrong(
     assert files.read_json(out / "scores.json")["datasets"]["toy"]["prompts"] == 3
     line = refused("evaluate", model, "--data", data, "--seeds", "20", *short, out=out)
     assert line.startswith(f"{out}: its answers were made with seeds")
+
+
+def test_a_run_folder_is_evaluated_with_the_prompts_that_it_was_trained_on(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, data={"tokens": {"template": "chat", "prompt_tokens": 33, "response_tokens": 7}})
+    files.write_json(tmp_path / "run.json", {"config": encode_run(run)})
+    assert tokens_of(str(tmp_path)) == run.data.tokens != TokenizeConfig()
+    assert tokens_of(str(tmp_path / "student")) == TokenizeConfig()
 
 
 def test_a_report_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

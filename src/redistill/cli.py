@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="distil a tiny model in a toy world, beside SFT, in minutes on two cores")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="where to write (default: runs/demo)")
-    demo.add_argument("--fresh", action="store_true", help="train the toy teacher again, even if one is cached")
+    demo.add_argument(
+        "--fresh", action="store_true", help="train the toy teacher and the students again, even if they are there"
+    )
     demo.set_defaults(command=_demo)
 
     for name, command, text in (
@@ -108,12 +110,12 @@ def _evaluate_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="only the first so many prompts of each set")
     parser.add_argument("--teacher", help="a model to measure the KL to, on the gold answers")
     parser.add_argument(
-        "--template", choices=["alpaca", "chat"], default="alpaca", help="prompt template (default: %(default)s)"
+        "--template", choices=["alpaca", "chat"], help="prompt template (default: alpaca, or what the run folder's recipe says)"
     )
     parser.add_argument(
-        "--prompt-tokens", type=int, default=256, help="longest prompt; its last tokens are kept (default: 256)"
+        "--prompt-tokens", type=int, help="longest prompt; its last tokens are kept (default: 256, or the recipe's)"
     )
-    parser.add_argument("--response-tokens", type=int, default=256, help="longest response (default: 256)")
+    parser.add_argument("--response-tokens", type=int, help="longest response (default: 256, or the recipe's)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy (default: 1)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of sampling (default: 1)")
     parser.add_argument(
@@ -163,12 +165,12 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from redistill.data.tokenize import TokenizeConfig
     from redistill.evaluation import EvaluationConfig
     from redistill.models.load import ModelConfig
-    from redistill.run import evaluate_model
+    from redistill.run import evaluate_model, tokens_of
     from redistill.terminal import print_scores
 
+    given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
     scores = evaluate_model(
         ModelConfig(model=options.model, dtype=options.dtype),
         dict(_task(text) for text in options.data),
@@ -180,7 +182,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
             limit=options.limit,
         ),
-        TokenizeConfig(prompt_tokens=options.prompt_tokens, response_tokens=options.response_tokens, template=options.template),
+        dataclasses.replace(tokens_of(options.model), **{name: value for name, value in given.items() if value is not None}),
         options.out,
         teacher=ModelConfig(model=options.teacher, dtype=options.dtype) if options.teacher else None,
     )

@@ -15,8 +15,9 @@ from redistill.config import Run, decode_run
 from redistill.contracts import Instruction, Record
 from redistill.data import toy
 from redistill.data.toy import Split, toy_records, toy_tokenizer
+from redistill.errors import ConfigError
 from redistill.models.initialise import fresh_model
-from redistill.run import RunResult, distill, train_student
+from redistill.run import RUN_FILE, RunResult, distill, train_student
 from redistill.terminal import print_summary
 
 SEED = 10
@@ -41,14 +42,27 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
 
     Args:
         out: Holds a run folder for each method; MGSR's has the report.
-        fresh: Train the toy teacher again.
+        fresh: Train the toy teacher and the students again.
     """
     world = toy_world(fresh=fresh)
-    sft = distill(student_run("sft", world, out / "sft"))
-    mgsr = distill(student_run("mgsr", world, out / "mgsr"), baselines=[sft.folder])
+    sft = _distilled(student_run("sft", world, out / "sft"), [], fresh=fresh)
+    mgsr = _distilled(student_run("mgsr", world, out / "mgsr"), [sft.folder], fresh=fresh)
     print_summary(mgsr.folder, [sft.folder])
     print(f"report: {mgsr.report}")  # noqa: T201 - the demo's last word is where to look
     return mgsr
+
+
+def _distilled(config: Run, baselines: list[Path], *, fresh: bool) -> RunResult:
+    """A run of the demo; what another version of it left in the run's folder gives way."""
+    if fresh and config.folder.exists():
+        files.remove_folder(config.folder)
+    try:
+        return distill(config, baselines=baselines)
+    except ConfigError:
+        if not (config.folder / RUN_FILE).exists():
+            raise
+        files.remove_folder(config.folder)
+        return distill(config, baselines=baselines)
 
 
 def student_run(method: str, world: Path, out: Path, overrides: Mapping[str, Any] | None = None) -> Run:

@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from redistill import evaluation, files, tracking
 from redistill.assembly import check_positions, load_tests, shared_vocabulary
 from redistill.bench import Bench, make_accelerator, open_bench
-from redistill.config import DataConfig, Run, StudentConfig, encode_run
+from redistill.config import DataConfig, Run, StudentConfig, decode_run, encode_run
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation import EvaluationConfig
@@ -125,6 +125,14 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
     return scores["student"]
 
 
+def tokens_of(model: str) -> TokenizeConfig:
+    """How prompts are made for `model`: as it was trained where it is a run folder, else the defaults."""
+    described = Path(model) / RUN_FILE
+    if not described.is_file():
+        return TokenizeConfig()
+    return decode_run(files.read_json(described)["config"], str(described)).data.tokens
+
+
 def evaluate_model(
     model: ModelConfig,
     tests: Mapping[str, str | None],
@@ -138,6 +146,7 @@ def evaluate_model(
 
     Args:
         model: What to load; a run folder stands for the student in it.
+        tokens: Template and lengths of prompts; `tokens_of(model)` are those that a run was trained with.
         tests: Task -> file, or None for the task's place on the hub.
         teacher: To measure KL and agreement on the gold answers with.
 

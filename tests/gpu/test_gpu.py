@@ -1,0 +1,61 @@
+"""What only an accelerator can show: bf16 products with fp32 results, a run on the device, batches that change no text."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from redistill.contracts import GenerationRequest, Sampling
+from redistill.divergences import ForwardKL
+from redistill.models.generate import generate
+from redistill.models.initialise import fresh_model
+from redistill.run import train_student
+from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, Head, dense_reference, vocab_pass
+from tests.worlds import LLAMA, tiny_run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+
+def test_gradients_from_bf16_weights_are_those_of_float64() -> None:
+    num_rows, width, classes = 96, 64, 3000
+    torch.manual_seed(1)
+    hidden_ND = torch.randn(num_rows, width, device="cuda").bfloat16()
+    weight_VD = (torch.randn(classes, width, device="cuda") / 8).bfloat16()
+    nudged_VD = weight_VD.double() + 0.01 * torch.randn_like(weight_VD, dtype=torch.float64) / 8
+    logp_NV = torch.log_softmax(hidden_ND.double() @ nudged_VD.T, dim=-1)
+    target_N = torch.randint(classes, (num_rows,), device="cuda")
+
+    def gradients(dtype: torch.dtype, *, dense: bool) -> list[torch.Tensor]:
+        hidden, weight = (t.to(dtype).detach().requires_grad_() for t in (hidden_ND, weight_VD))
+        terms = (
+            CrossEntropyTerm(0.01 / num_rows, target_N, torch.ones_like(target_N, dtype=torch.bool)),
+            DivergenceTerm(1 / num_rows, ForwardKL(), num_rows),
+        )
+        logp = logp_NV if dtype == torch.float64 else logp_NV.float()
+        walk = dense_reference if dense else vocab_pass
+        objective, _ = walk(hidden, Head(weight), lambda rows: logp[rows], terms)
+        objective.backward()
+        return [t.grad.double() for t in (hidden, weight) if t.grad is not None]
+
+    for ours, exact in zip(gradients(torch.bfloat16, dense=False), gradients(torch.float64, dense=True), strict=True):
+        assert (ours - exact).norm() < 0.01 * exact.norm()
+
+
+def test_a_run_in_bf16_trains_on_the_device(tmp_path: Path) -> None:
+    folder = train_student(tiny_run(tmp_path, training={"updates": 3, "precision": "bf16"}))
+    assert (folder / "model.safetensors").exists()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert sum('"kind": "train"' in line for line in lines) == 3
+
+
+def test_generated_text_does_not_depend_on_the_batch() -> None:
+    config = {**LLAMA, "vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    model = fresh_model(config, 1).cuda()
+    requests = [GenerationRequest(prompt_ids=tuple(range(5, 9 + i)), max_new_tokens=24, stream=("test", i)) for i in range(8)]
+    texts = [
+        generate(model, requests, Sampling(), seed=3, end_ids=(0,), pad_id=0, batch_size=batch_size) for batch_size in (1, 3, 8)
+    ]
+    assert texts[0] == texts[1] == texts[2]
