@@ -74,7 +74,14 @@ def test_run_json_says_what_ran(finished: tuple[str, Path, Path]) -> None:
     assert decode_run(described["config"], "run.json") == decode_run(yaml.safe_load(recipe.read_text()), "recipe")
     train = Path(described["data"]["train"]["source"])
     assert described["data"]["train"]["sha256"] == files.digest(train)
-    assert described["data"]["kept"] == {"train": 24, "dropped": 0, "validation": 4}
+    assert described["data"]["kept"] == {
+        "train": 24,
+        "dropped": 0,
+        "too long": 0,
+        "nothing to learn": 0,
+        "in a test set": 0,
+        "validation": 4,
+    }
     assert {"redistill", "torch", "transformers"} <= described["versions"].keys()
     assert described["models"].keys() == {"student", "teacher"}
 
