@@ -102,9 +102,9 @@ def test_the_squared_norm_reaches_the_span_term():
 
 
 def test_only_the_part_of_a_draw_that_some_term_reads_is_kept():
-    draw = Draw(gold=(sequence(1),), sampled=(sequence(2),), reuse=3)
-    assert Objective().select(draw) == Draw(gold=draw.gold, sampled=(), reuse=3)
-    assert Objective(sft_weight=0, divergence=ForwardKL()).select(draw) == Draw(gold=(), sampled=draw.sampled, reuse=3)
+    draw = Draw(gold=(sequence(1),), sampled=(sequence(2),))
+    assert Objective().select(draw) == Draw(gold=draw.gold, sampled=())
+    assert Objective(sft_weight=0, divergence=ForwardKL()).select(draw) == Draw(gold=(), sampled=draw.sampled)
     assert FULL.select(draw) == draw
 
 

@@ -5,12 +5,11 @@ Nothing here computes a loss, loads a model, or reads a file.  docs/architecture
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import torch
 
 Origin = Literal["dataset", "teacher", "student", "revised", "replay"]
-ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------
@@ -117,12 +116,11 @@ class Draw:
     """This process's share of one update.
 
     `gold` carries the SFT term and `sampled` the distillation terms.  A sequence may be in both lists, as the same object;
-    it is then read once.  `reuse` asks for that many passes over the draw.
+    it is then read once.
     """
 
     gold: tuple[TokenSequence, ...]
     sampled: tuple[TokenSequence, ...]
-    reuse: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -78,9 +78,7 @@ class Objective:
 
     def select(self, draw: Draw) -> Draw:
         """The part of a draw that some term reads."""
-        return Draw(
-            gold=draw.gold if self.uses_gold else (), sampled=draw.sampled if self.uses_sampled else (), reuse=draw.reuse
-        )
+        return Draw(gold=draw.gold if self.uses_gold else (), sampled=draw.sampled if self.uses_sampled else ())
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,6 @@ class Interval:
     lower: float
     upper: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.lower > 0 or self.upper < 0
-
 
 def mean(values: Iterable[float]) -> float | None:
     """Arithmetic mean; None of nothing."""
