@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-Origin = Literal["dataset", "teacher", "student", "revised", "replay"]
+Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------
@@ -70,6 +70,21 @@ class Example:
     supervised: tuple[bool, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What a policy gradient needs to know of each target of a sequence, from when it was written; see policy_gradient.py.
+
+    Args:
+        old_logprobs: log q of the token, by the student that the sequence was scored with.
+        advantages: How much better than the others the token turned out.
+        importances: Weight for its having been drawn from a mixture with the teacher, not from the student.
+    """
+
+    old_logprobs: tuple[float, ...]
+    advantages: tuple[float, ...]
+    importances: tuple[float, ...]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenSequence:
     """One sequence that the student learns from.
@@ -80,6 +95,7 @@ class TokenSequence:
         supervised: For each token, whether it is a target.  By position: pad = EOS tokenizers make ids useless for this.
         origin: Where the response came from.
         spans: Half-open ranges over the sequence's *targets* (its first target is 0), for the span loss.
+        rollout: A number a target and field, for the policy gradient; None where no policy gradient is taken.
     """
 
     sample: int
@@ -87,6 +103,7 @@ class TokenSequence:
     supervised: tuple[bool, ...]
     origin: Origin
     spans: tuple[tuple[int, int], ...] = ()
+    rollout: Rollout | None = None
 
     def __post_init__(self) -> None:
         assert len(self.token_ids) == len(self.supervised) > 1, "a target needs a token before it"
@@ -115,12 +132,13 @@ class TokenSequence:
 class Draw:
     """This process's share of one update.
 
-    `gold` carries the SFT term and `sampled` the distillation terms.  A sequence may be in both lists, as the same object;
-    it is then read once.
+    `gold` carries the SFT term, `sampled` the distillation terms and the policy gradient, `corpus` the pre-training term.  A
+    sequence may be in both of the first two, as the same object; it is then read once.
     """
 
     gold: tuple[TokenSequence, ...]
     sampled: tuple[TokenSequence, ...]
+    corpus: tuple[TokenSequence, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,6 +157,9 @@ class Batch:
         pair_weight_N: float32; Eq. 10's weight of the pair of rows (n, n + 1), 0 where they are no pair.
         num_sampled, num_sampled_rows: How many sequences and rows, from the front, carry distillation terms.
         num_span_samples: How many sampled sequences have a span that counts in Eq. 10.
+        role: Which terms read it: those of the task, or the pre-training term.
+        sequence_weight_N: float32; 1 / the number of targets of row n's sequence, for means over sequences.
+        old_logprob_N, advantage_N, importance_N: float32, of the sampled rows; zeros where there is no roll-out.
     """
 
     input_ids_BT: torch.Tensor
@@ -151,6 +172,11 @@ class Batch:
     num_sampled: int
     num_sampled_rows: int
     num_span_samples: int
+    role: Literal["task", "pretraining"]
+    sequence_weight_N: torch.Tensor
+    old_logprob_N: torch.Tensor
+    advantage_N: torch.Tensor
+    importance_N: torch.Tensor
     samples: tuple[int, ...]
     origins: tuple[Origin, ...]
 
@@ -252,3 +278,11 @@ class Generate(Protocol):
     """Continue every request; the answers come in the order of the requests and do not depend on how they are batched."""
 
     def __call__(self, requests: list[GenerationRequest], sampling: Sampling) -> list[Generation]: ...
+
+
+class GenerateMixture(Protocol):
+    """As `Generate`, with each token drawn from (1 - teacher_share) q + teacher_share p, q the student and p the teacher."""
+
+    def __call__(
+        self, requests: list[GenerationRequest], sampling: Sampling, teacher_share: float
+    ) -> list[Generation]: ...

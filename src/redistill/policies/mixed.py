@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Self
 from redistill.contracts import Sampling, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.generated import StudentGenerated
-from redistill.policies.sources import GoldItem, PolicyTools, Source, Wrapping
-from redistill.randomness import generator
+from redistill.policies.sources import Coin, GoldItem, PolicyTools, Source, Wrapping, coin
 
 if TYPE_CHECKING:
     from redistill.policies import PolicyConfig
@@ -24,6 +23,7 @@ class Mixed:
     Args:
         source: Where the student's text comes from.
         student_fraction: Probability of the source, in [0, 1]; the paper's value is 0.5.
+        coin: "sample" throws a coin for each sample, "step" one for the whole global batch.
 
     Raises:
         ConfigError: student_fraction out of range.
@@ -31,6 +31,7 @@ class Mixed:
 
     source: "PolicyConfig" = field(default_factory=StudentGenerated)
     student_fraction: float = 0.5
+    coin: Coin = "sample"
 
     def __post_init__(self) -> None:
         if not 0 <= self.student_fraction <= 1:
@@ -38,28 +39,27 @@ class Mixed:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        return (cls(), cls(student_fraction=0.25))
+        return (cls(), cls(student_fraction=0.25), cls(coin="step"))
 
     @property
     def sampling(self) -> Sampling | None:
         return self.source.sampling
 
     def bind(self, tools: PolicyTools) -> "MixedSource":
-        return MixedSource(self.source.bind(tools), self.student_fraction, tools.seed)
+        return MixedSource(self, self.source.bind(tools), tools.seed)
 
 
 class MixedSource(Wrapping):
-    def __init__(self, source: Source, student_fraction: float, seed: int) -> None:
-        self._source, self._student_fraction, self._seed = source, student_fraction, seed
+    def __init__(self, settings: Mixed, source: Source, seed: int) -> None:
+        self._settings, self._source, self._seed = settings, source, seed
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        chosen = [
-            place
-            for place, item in enumerate(items)
-            if generator(self._seed, "coin", step, item.example.sample).random() < self._student_fraction
-        ]
+        chosen = [place for place, item in enumerate(items) if self._falls(step, item)]
+        answers = self._source.sequences(step, [items[place] for place in chosen])
         sequences = [item.sequence for item in items]
-        if chosen:
-            for place, sequence in zip(chosen, self._source.sequences(step, [items[c] for c in chosen]), strict=True):
-                sequences[place] = sequence
-        return sequences
+        for place, answer in zip(chosen, answers):  # what the source adds stands behind the answers
+            sequences[place] = answer
+        return sequences + answers[len(chosen) :]
+
+    def _falls(self, step: int, item: GoldItem) -> bool:
+        return coin(self._seed, step, item, self._settings.coin) < self._settings.student_fraction
