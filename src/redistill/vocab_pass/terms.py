@@ -11,18 +11,19 @@ from redistill.spans.loss import pair_distance
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropyTerm:
-    """Cross entropy of the rows in `mask_N` with their target token, in nats; its sum is called "sft".
+    """Cross entropy of the rows in `mask_N` with their target token, in nats.
 
     Args:
         coefficient: Weight / global count, as in every term.
         target_N: int64.
         mask_N: bool.
+        name: What its sum is called.
     """
 
     coefficient: float
     target_N: torch.Tensor
     mask_N: torch.Tensor
-    name: ClassVar[str] = "sft"
+    name: str = "sft"
 
     def sums(self, logq_CV: torch.Tensor, logp_CV: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
         """The term's sums over `rows`.
@@ -37,19 +38,22 @@ class CrossEntropyTerm:
 
 @dataclass(frozen=True, eq=False)
 class DivergenceTerm:
-    """A divergence on rows 0 .. num_rows-1; its sum is called "divergence".
+    """A divergence on rows 0 .. num_rows-1.
 
     Args:
         coefficient: Weight / global count.
         divergence: A function of (logq_NV, logp_NV), or a module that learns; it may answer (divergence_N, diagnostics), and
             each diagnostic is then summed under its own name.
         num_rows: How many rows, from the front, have a teacher.
+        weight_N: float32; what each of these rows counts in the sum, where not 1.
+        name: What its sum is called.
     """
 
     coefficient: float
     divergence: Divergence | torch.nn.Module
     num_rows: int
-    name: ClassVar[str] = "divergence"
+    weight_N: torch.Tensor | None = None
+    name: str = "divergence"
 
     def sums(self, logq_CV: torch.Tensor, logp_CV: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
         num_rows = min(rows.stop - rows.start, len(logp_CV))
@@ -57,12 +61,14 @@ class DivergenceTerm:
             return {}
         answer: Any = self.divergence(logq_CV[:num_rows], logp_CV[:num_rows])
         divergence_C, diagnostics = answer if isinstance(answer, tuple) else (answer, {})
+        if self.weight_N is not None:
+            divergence_C = divergence_C * self.weight_N[rows][:num_rows]
         return {self.name: divergence_C.sum(), **{name: value_C.detach().sum() for name, value_C in diagnostics.items()}}
 
 
 @dataclass(frozen=True, eq=False)
 class SpanTerm:
-    """The span loss, Eq. 10, of pairs of neighbouring rows; its sum is called "span".
+    """The span loss, Eq. 10, of pairs of neighbouring rows.
 
     Args:
         coefficient: Weight / global number of samples with spans.
