@@ -1,0 +1,171 @@
+"""The arithmetic of MiniLLM: rewards, returns, advantages, importance weights, and the clipped loss of a token.
+
+The student writes y_t from its own distribution q, or from a mixture with the teacher's p; a token is worth the more the likelier
+the teacher finds it and the less likely the student did.  Source: MiniLLM (arXiv 2306.08543); where the published code goes
+beyond the paper, the function says so.
+
+Nothing here knows a model, and nothing divides by a count of tokens: the loop does.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from redistill.tensors import loss_dtype
+
+WHITENING_FLOOR = 1e-8
+"""Added to the variance, so that equal returns whiten to 0."""
+
+
+def token_rewards(
+    logp_BT: torch.Tensor, old_logq_BT: torch.Tensor, *, scaling: float = 0.5, clip: float = 100.0
+) -> torch.Tensor:
+    r"""How much likelier the teacher finds each written token than the student did.
+
+    .. math:: r_t = \mathrm{clip}\Bigl(\frac{\log p(y_t) - \log q_{old}(y_t)}{s},\; -c,\; c\Bigr)
+
+    In units of s nats, in [-c, c]: the difference is scaled first and clipped afterwards.
+
+    Args:
+        logp_BT: The teacher's log-probability of each token, raw; any shape.
+        old_logq_BT: The student's, when the token was scored; the same shape.
+        scaling: s, > 0; below 1 it magnifies.
+        clip: c, > 0.
+
+    Returns:
+        reward_BT, without gradient.
+
+    Example:
+        >>> token_rewards(torch.tensor([-1.0, -90.0]), torch.tensor([-2.0, -1.0]))
+        tensor([   2., -100.])
+    """
+    dtype = loss_dtype(old_logq_BT)
+    return ((logp_BT.detach().to(dtype) - old_logq_BT.detach().to(dtype)) / scaling).clamp(-clip, clip)
+
+
+def discounted_returns(
+    reward_BT: torch.Tensor, valid_BT: torch.Tensor, *, discount: float = 0.95, length_normalise: bool = True
+) -> torch.Tensor:
+    r"""What each token is worth with all that follows it.
+
+    .. math:: R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}
+
+    n_t is the number of valid tokens from t on (1 without normalisation).  The sum begins with the token's own reward, as in the
+    published code; the paper's long-term term begins one later, since its single-step term has the token's own reward.
+
+    Args:
+        reward_BT: One row a sequence.
+        valid_BT: bool; valid tokens stand first in their row, and what stands behind them is not looked at.
+        discount: gamma, in [0, 1]; not in the paper, 0.95 in its code.
+        length_normalise: Whether to divide by n_t.
+
+    Returns:
+        return_BT, 0 where not valid.
+
+    Example:
+        >>> discounted_returns(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[True, True, True]]), discount=0.5)
+        tensor([[1., 2., 4.]])
+    """
+    reward_BT = reward_BT.masked_fill(~valid_BT, 0.0)
+    return_BT = torch.zeros_like(reward_BT)
+    later_B = reward_BT.new_zeros(len(reward_BT))
+    for t in reversed(range(reward_BT.shape[1])):
+        later_B = return_BT[:, t] = reward_BT[:, t] + discount * later_B
+    if not length_normalise:
+        return return_BT
+    remaining_BT = valid_BT.flip(1).cumsum(1).flip(1)
+    return return_BT / remaining_BT.clamp(min=1)
+
+
+def whiten(return_BT: torch.Tensor, valid_BT: torch.Tensor, *, padded_length: int | None = None) -> torch.Tensor:
+    r"""Returns shifted and scaled to mean 0 and variance 1 over a whole mini-batch.
+
+    .. math:: A = \frac{R - \mathrm{mean}\, R}{\sqrt{\mathrm{var}\, R + 10^{-8}}}
+
+    The variance is that of the population.  The published code takes both moments over rows padded with zeros, which shrinks the
+    mean of short responses and leaves their advantages off centre; `padded_length` reproduces it.
+
+    Args:
+        return_BT: The returns of a global mini-batch, one row a sequence.
+        valid_BT: bool; at least one is.
+        padded_length: None counts valid tokens alone; a number, at least the longest row, counts zeros up to it in each row.
+
+    Returns:
+        advantage_BT, 0 where not valid.
+
+    Example:
+        >>> whiten(torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([[True, True, False]]))
+        tensor([[-1.,  1.,  0.]])
+    """
+    valid_N = return_BT[valid_BT]
+    num_padded = 0 if padded_length is None else len(return_BT) * padded_length - len(valid_N)
+    assert num_padded >= 0, f"padded_length = {padded_length}, but rows have up to {int(valid_BT.sum(1).max())} tokens"
+    count = len(valid_N) + num_padded
+    mean = valid_N.sum() / count
+    variance = ((valid_N - mean).square().sum() + num_padded * mean.square()) / count
+    return ((return_BT - mean) * (variance + WHITENING_FLOOR).rsqrt()).masked_fill(~valid_BT, 0.0)
+
+
+def importance_weights(logp_BT: torch.Tensor, old_logq_BT: torch.Tensor, teacher_share: float) -> torch.Tensor:
+    r"""What a token counts for, having been drawn from a mixture with the teacher instead of from the student.
+
+    .. math:: w_t = \frac{q_{old}(y_t)}{(1 - a)\, q_{old}(y_t) + a\, p(y_t)}
+
+    In [0, 1 / (1 - a)], and 1 for a = 0.  Each token has its own, without the product over its prefix.
+
+    Args:
+        logp_BT, old_logq_BT: As for `token_rewards`.
+        teacher_share: a, in [0, 1].
+
+    Returns:
+        importance_BT, without gradient.
+
+    Example:
+        >>> importance_weights(torch.tensor([0.9]).log(), torch.tensor([0.1]).log(), 0.5)
+        tensor([0.2000])
+    """
+    dtype = loss_dtype(old_logq_BT)
+    old_logq_BT = old_logq_BT.detach().to(dtype)
+    if teacher_share == 0:
+        return torch.ones_like(old_logq_BT)
+    return 1 / ((1 - teacher_share) + teacher_share * (logp_BT.detach().to(dtype) - old_logq_BT).exp())
+
+
+class Surrogate(NamedTuple):
+    """The loss of each token, and two diagnostics: rho, and whether the clip took the token's gradient."""
+
+    loss_N: torch.Tensor
+    ratio_N: torch.Tensor
+    clipped_N: torch.Tensor
+
+
+def clipped_surrogate(
+    logq_N: torch.Tensor,
+    old_logq_N: torch.Tensor,
+    advantage_N: torch.Tensor,
+    importance_N: torch.Tensor,
+    clip: float = 0.2,
+) -> Surrogate:
+    r"""The policy-gradient loss of each token, with a step away from the old student bounded.
+
+    .. math::
+        \rho_t = w_t\, q(y_t) / q_{old}(y_t), \qquad
+        L_t = \max\bigl(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\bigr)
+
+    The clip acts on the product with the importance weight.  The gradient flows through log q alone, is -A rho where the clip
+    does not bind, and 0 where it does: at rho > 1 + eps for a token better than average, at rho < 1 - eps for a worse one.
+
+    Args:
+        logq_N: log q of each token by the student that learns.
+        old_logq_N, advantage_N, importance_N: Of the roll-out; no gradient.
+        clip: eps, in (0, 1).
+
+    Example:
+        >>> clipped_surrogate(torch.tensor([0.5]).log(), torch.tensor([0.25]).log(), torch.ones(1), torch.ones(1)).loss_N
+        tensor([-1.2000])
+    """
+    dtype = loss_dtype(logq_N)
+    old_logq_N, advantage_N, importance_N = (row_N.detach().to(dtype) for row_N in (old_logq_N, advantage_N, importance_N))
+    ratio_N = (logq_N.to(dtype) - old_logq_N).exp() * importance_N
+    free_N, bounded_N = -advantage_N * ratio_N, -advantage_N * ratio_N.clamp(1 - clip, 1 + clip)
+    return Surrogate(torch.maximum(free_N, bounded_N), ratio_N.detach(), bounded_N.detach() > free_N.detach())
