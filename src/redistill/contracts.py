@@ -222,12 +222,16 @@ class SequencePolicy(Protocol):
     """Which sequences the student learns from.
 
     `draw(step)` returns this process's share of the global batch and is a function of (seed, step, sample) and the policy's
-    state alone; `observe` is told each validation loss; the state goes into checkpoints.
+    state alone; `observe` is told each validation loss, the one before training first; the state goes into checkpoints.
     """
 
     def draw(self, step: int) -> Draw: ...
 
     def observe(self, validation_loss: float) -> None: ...
+
+    def metrics(self) -> Mapping[str, Any]:
+        """What of its state is worth a place in the log."""
+        ...
 
     def state_dict(self) -> Mapping[str, Any]: ...
 

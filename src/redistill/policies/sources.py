@@ -97,6 +97,8 @@ class Source(Protocol):
 
     def observe(self, validation_loss: float) -> None: ...
 
+    def metrics(self) -> Mapping[str, Any]: ...
+
     def state_dict(self) -> Mapping[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -107,6 +109,9 @@ class Stateless:
 
     def observe(self, validation_loss: float) -> None:
         """A source without state learns nothing from validation."""
+
+    def metrics(self) -> Mapping[str, Any]:
+        return {}
 
     def state_dict(self) -> Mapping[str, Any]:
         return {}
@@ -122,6 +127,9 @@ class Wrapping:
 
     def observe(self, validation_loss: float) -> None:
         self._source.observe(validation_loss)
+
+    def metrics(self) -> Mapping[str, Any]:
+        return self._source.metrics()
 
     def state_dict(self) -> Mapping[str, Any]:
         return self._source.state_dict()
