@@ -204,10 +204,15 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Run:
         tree = tree["config"]
         if not isinstance(tree, dict):
             raise ConfigError(f"{path}: config = {tree!r}: must be a mapping; give the run.json of a run, or a recipe")
+    return override_run(tree, overrides, str(path))
+
+
+def override_run(tree: Mapping[str, Any], overrides: Iterable[str], source: str) -> Run:
+    """The run of a tree with `section.field=value` overrides on top; `source` stands at the front of error lines."""
     overrides = list(overrides)
     inner = [override for override in overrides if override.startswith(("policy.", "objective."))]
-    tree = decoding.apply_overrides(tree, [override for override in overrides if override not in inner], str(path))
-    return decode_run(decoding.apply_overrides(_with_method_blocks(tree, inner), inner, str(path)), str(path))
+    tree = decoding.apply_overrides(tree, [override for override in overrides if override not in inner], source)
+    return decode_run(decoding.apply_overrides(_with_method_blocks(tree, inner), inner, source), source)
 
 
 def _with_method_blocks(tree: dict[str, Any], inner: Iterable[str]) -> dict[str, Any]:
