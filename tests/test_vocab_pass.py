@@ -14,6 +14,7 @@ from redistill.vocab_pass import (
     CrossEntropyTerm,
     DivergenceTerm,
     Head,
+    PolicyGradientTerm,
     SpanTerm,
     dense_reference,
     row_statistics,
@@ -77,6 +78,18 @@ def span_term(squared: bool = False) -> SpanTerm:
     # Two samples of 7 and 5 rows: no pair across them, one span over nearly every cut.
     first, second = pair_weights([(0, 7), (2, 4)], 7, SpanConfig()), pair_weights([(1, 5), (0, 1)], 5, SpanConfig())
     return SpanTerm(0.7, torch.cat([first, second]), squared)
+
+
+def policy_gradient_term() -> PolicyGradientTerm:
+    """Of the distilled rows; ratios on both sides of the clip, advantages of both signs."""
+    return PolicyGradientTerm(
+        0.9,
+        token_N=torch.arange(DISTILLED) * 3 % VOCABULARY,
+        old_logprob_N=normal(DISTILLED, key="old") - 3.0,
+        advantage_N=normal(DISTILLED, key="advantage"),
+        importance_N=normal(DISTILLED, key="importance").exp(),
+        clip=0.2,
+    )
 
 
 def all_terms(divergence) -> tuple:
@@ -181,6 +194,69 @@ def test_spans_alone_take_their_rows_from_their_weights(budget):
     torch.testing.assert_close(gradients(found, inputs), gradients(wanted, inputs), rtol=1e-10, atol=1e-10)
     assert sums.keys() == {"span"}
     assert max(rows.stop for rows in target.asked) == DISTILLED
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize(
+    "others",
+    [
+        (),
+        (DivergenceTerm(0.5, ReverseKL(), DISTILLED),),
+        (cross_entropy_term(), DivergenceTerm(0.5, forward_kl, DISTILLED), span_term()),
+    ],
+    ids=["alone", "reverse_kl", "all"],
+)
+def test_a_policy_gradient_equals_plain_autograd_for_every_cut_and_company(budget, others):
+    hidden, head, target = hidden_states(), make_head(torch.float64, **HEADS["everything"]), teacher()
+    terms = (*others, policy_gradient_term())
+    objective, sums = vocab_pass(hidden, head, target, terms, chunk_bytes(budget, torch.float64))
+    expected, expected_sums = dense_reference(hidden, head, target, terms)
+
+    torch.testing.assert_close(objective, expected, rtol=1e-10, atol=1e-10)
+    assert sums.keys() == expected_sums.keys() == {term.name for term in terms} | {"ratio", "clipped"}
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-10, atol=1e-10)
+    assert 0 < float(sums["clipped"]) < DISTILLED, "the case must have rows that are clipped and rows that are not"
+    inputs = [hidden, head.weight_VD, head.bias_V]
+    torch.testing.assert_close(gradients(objective, inputs), gradients(expected, inputs), rtol=1e-10, atol=1e-10)
+
+
+def test_a_policy_gradient_needs_no_teacher_and_moves_its_own_rows_alone():
+    hidden, head, term = hidden_states(), make_head(torch.float64), policy_gradient_term()
+    objective, sums = vocab_pass(hidden, head, None, [term], chunk_bytes(5, torch.float64))
+    objective.backward()
+
+    logits = hidden.detach().numpy()[:DISTILLED] @ head.weight_VD.detach().numpy().T
+    logq = (logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(DISTILLED), term.token_N]
+    ratio = np.exp(logq - term.old_logprob_N.numpy()) * term.importance_N.numpy()
+    loss = np.maximum(-term.advantage_N.numpy() * ratio, -term.advantage_N.numpy() * np.clip(ratio, 0.8, 1.2))
+    assert float(objective.detach()) == pytest.approx(0.9 * loss.sum())
+    assert float(sums["policy_gradient"]) == pytest.approx(loss.sum())
+    assert float(sums["ratio"]) == pytest.approx(ratio.sum())
+    clipped = (term.advantage_N.numpy() * (np.clip(ratio, 0.8, 1.2) - ratio)) < 0
+    assert float(sums["clipped"]) == clipped.sum()
+    still = hidden.grad.abs().sum(1).numpy() == 0
+    assert np.array_equal(still, np.concatenate([clipped, np.ones(ROWS - DISTILLED, dtype=bool)]))
+
+
+def test_no_rows_of_roll_outs_leave_zero_and_no_diagnostics():
+    none = torch.zeros(0)
+    term = PolicyGradientTerm(1.0, none.long(), none, none, none, 0.2)
+    objective, sums = vocab_pass(hidden_states(), make_head(torch.float64), None, [term])
+    assert float(objective.detach()) == 0.0 and sums.keys() == {"policy_gradient"}
+
+
+def test_terms_go_by_the_names_they_are_given():
+    target_N, mask_N = torch.arange(ROWS) % VOCABULARY, torch.ones(ROWS, dtype=torch.bool)
+    terms = (
+        CrossEntropyTerm(0.5, target_N, mask_N, name="pretraining"),
+        DivergenceTerm(0.5, forward_kl, ROWS, name="pretraining_kl"),
+    )
+    _, sums = vocab_pass(hidden_states(), make_head(torch.float64), teacher(ROWS), terms)
+    assert sums.keys() == {"pretraining", "pretraining_kl"}
+    with pytest.raises(AssertionError, match="a name of its own"):
+        vocab_pass(hidden_states(), make_head(torch.float64), teacher(ROWS), [replace(term, name="same") for term in terms])
+    with pytest.raises(AssertionError, match="one term of each kind"):
+        vocab_pass(hidden_states(), make_head(torch.float64), None, [terms[0], replace(terms[0], name="other")])
 
 
 # --- what it asks for, and what it gives --------------------------------------------------------------------------------

@@ -1,15 +1,15 @@
 """Hidden states x LM head in chunks: every [rows, vocabulary] tensor lives and dies here.
 
-`vocab_pass` adds up all terms of the objective - cross entropy, a divergence, spans - in one visit of the rows and takes
-their gradients on the way, so that nothing is computed twice and nothing of size [N, V] exists.  `row_statistics` walks rows
-without gradients.  `dense_reference` is what `vocab_pass` must equal.  Counts and weights are the caller's: nothing here
-divides.
+`vocab_pass` adds up all terms of the objective - cross entropy, a divergence, spans, a policy gradient - in one visit of the
+rows and takes their gradients on the way, so that nothing is computed twice and nothing of size [N, V] exists.
+`row_statistics` walks rows without gradients.  `dense_reference` is what `vocab_pass` must equal.  Counts and weights are the
+caller's: nothing here divides.
 """
 
 from redistill.vocab_pass.head import Head
 from redistill.vocab_pass.sampling import sample_rows
 from redistill.vocab_pass.statistics import Statistic, row_statistics
-from redistill.vocab_pass.terms import CrossEntropyTerm, DivergenceTerm, SpanTerm, Term
+from redistill.vocab_pass.terms import CrossEntropyTerm, DivergenceTerm, PolicyGradientTerm, SpanTerm, Term
 from redistill.vocab_pass.walk import CHUNK_BYTES, dense_reference, vocab_pass
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "CrossEntropyTerm",
     "DivergenceTerm",
     "Head",
+    "PolicyGradientTerm",
     "SpanTerm",
     "Statistic",
     "Term",

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from redistill.contracts import Divergence
+from redistill.policy_gradient import clipped_surrogate
 from redistill.spans.loss import pair_distance
 
 
@@ -91,4 +92,34 @@ class SpanTerm:
         return {self.name: (distance_C * self.pair_weight_N[rows][left]).sum()}
 
 
-Term = CrossEntropyTerm | DivergenceTerm | SpanTerm
+@dataclass(frozen=True, eq=False)
+class PolicyGradientTerm:
+    """MiniLLM's clipped policy gradient on the first rows, with "ratio" and "clipped" as diagnostics.
+
+    Args:
+        coefficient: Weight / global count of sampled tokens.
+        token_N: int64; the token that was written at each row.  Its length says how many rows, from the front, are of roll-outs.
+        old_logprob_N, advantage_N, importance_N: Of these tokens; see policy_gradient.clipped_surrogate.
+        clip: How far from 1 the ratio of probabilities counts.
+    """
+
+    coefficient: float
+    token_N: torch.Tensor
+    old_logprob_N: torch.Tensor
+    advantage_N: torch.Tensor
+    importance_N: torch.Tensor
+    clip: float
+    name: ClassVar[str] = "policy_gradient"
+
+    def sums(self, logq_CV: torch.Tensor, logp_CV: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
+        token_C = self.token_N[rows]
+        if len(token_C) == 0:
+            return {}
+        logprob_C = logq_CV[: len(token_C)].gather(1, token_C[:, None])[:, 0]
+        loss_C, ratio_C, clipped_C = clipped_surrogate(
+            logprob_C, self.old_logprob_N[rows], self.advantage_N[rows], self.importance_N[rows], self.clip
+        )
+        return {self.name: loss_C.sum(), "ratio": ratio_C.sum(), "clipped": clipped_C.sum(dtype=ratio_C.dtype)}
+
+
+Term = CrossEntropyTerm | DivergenceTerm | SpanTerm | PolicyGradientTerm

@@ -221,7 +221,8 @@ def _num_distilled(terms: Sequence[Term]) -> int:
 
 def _parameters(terms: Sequence[Term]) -> tuple[torch.nn.Parameter, ...]:
     """What the divergences learn."""
-    assert len({type(term) for term in terms}) == len(terms), "one term of each kind: sums go by name"
+    one_of_each = len({type(term) for term in terms}) == len({term.name for term in terms}) == len(terms)
+    assert one_of_each, "one term of each kind, each with a name of its own: sums go by name"
     divergences = [term.divergence for term in terms if isinstance(term, DivergenceTerm)]
     modules = [divergence for divergence in divergences if isinstance(divergence, torch.nn.Module)]
     return tuple(parameter for module in modules for parameter in module.parameters() if parameter.requires_grad)
