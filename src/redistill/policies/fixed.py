@@ -20,6 +20,10 @@ class Fixed:
     def sampling(self) -> Sampling | None:
         return None
 
+    @property
+    def needs_teacher(self) -> bool:
+        return False
+
     def bind(self, tools: PolicyTools) -> "FixedSource":
         return FixedSource()
 

@@ -40,6 +40,10 @@ class StudentGenerated:
     def sampling(self) -> Sampling:
         return Sampling(temperature=self.temperature, top_p=self.top_p)
 
+    @property
+    def needs_teacher(self) -> bool:
+        return False
+
     def bind(self, tools: PolicyTools) -> "StudentSource":
         return StudentSource(self.sampling, tools)
 

@@ -45,6 +45,10 @@ class Mixed:
     def sampling(self) -> Sampling | None:
         return self.source.sampling
 
+    @property
+    def needs_teacher(self) -> bool:
+        return self.source.needs_teacher
+
     def bind(self, tools: PolicyTools) -> "MixedSource":
         return MixedSource(self, self.source.bind(tools), tools.seed)
 

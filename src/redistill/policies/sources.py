@@ -148,6 +148,11 @@ class PolicyNode(Protocol):
         """How the student writes, or None where it does not."""
         ...
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher has a part in the sequences."""
+        ...
+
 
 class Shuffled(Generic[Item]):
     """Items in the order of training: a fresh permutation each epoch, none left over between epochs.
