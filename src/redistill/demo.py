@@ -67,11 +67,13 @@ def _distilled(config: Run, baselines: list[Path], *, fresh: bool) -> RunResult:
 
 def student_run(method: str, world: Path, out: Path, overrides: Mapping[str, Any] | None = None) -> Run:
     """The run of one method in the toy world."""
-    tree: dict[str, Any] = {
-        "name": f"toy-{method}",
-        "method": method,
-        "seed": SEED,
-        "out": str(out),
+    named = {"name": f"toy-{method}", "method": method, "seed": SEED, "out": str(out)}
+    return decode_run({**named, **student_tree(world), **(overrides or {})}, "demo")
+
+
+def student_tree(world: Path) -> dict[str, Any]:
+    """What every run in the toy world has in common, whatever its method; sweeps lay their rows over it."""
+    return {
         "teacher": {"model": str(world / "teacher" / "model")},
         "student": {"model": "teacher", "initialise": {"layers": STUDENT_LAYERS}},
         "data": {
@@ -85,17 +87,21 @@ def student_run(method: str, world: Path, out: Path, overrides: Mapping[str, Any
         "training": {"updates": UPDATES, "batch_size": 16, "evaluate_every": UPDATES // 3, "log_every": 50},
         "evaluation": {"batch_size": 128},
     }
-    return decode_run({**tree, **(overrides or {})}, "demo")
 
 
-def toy_world(*, fresh: bool = False) -> Path:
-    """The folder of the toy world - data and teacher - made now if it is not cached.
+def world_folder() -> Path:
+    """Where the toy world stands, made or not: under $REDISTILL_CACHE (default ~/.cache/redistill).
 
-    It stands under $REDISTILL_CACHE (default ~/.cache/redistill), named by everything that it depends on.
+    Its name is a hash of everything that it depends on.
     """
     described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, TEACHER_UPDATES, TOKENS, CHAT_TEMPLATE, _source_digest()))
     cache = Path(os.environ.get("REDISTILL_CACHE", Path.home() / ".cache" / "redistill"))
-    world = cache / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+    return cache / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+
+
+def toy_world(*, fresh: bool = False) -> Path:
+    """The folder of the toy world - data and teacher - made now if it is not cached."""
+    world = world_folder()
     if fresh and world.exists():
         files.remove_folder(world)
     if not (world / "start" / "config.json").exists():
