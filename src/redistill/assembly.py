@@ -22,7 +22,6 @@ from redistill.errors import ConfigError, DataError
 from redistill.models.families import position_limit
 from redistill.models.initialise import cast_weights, student_from_layers
 from redistill.models.load import (
-    ModelConfig,
     checkpoint_activations,
     compatibility_warnings,
     end_token_ids,
@@ -31,6 +30,8 @@ from redistill.models.load import (
     parameter_bytes,
     parameter_count,
 )
+from redistill.models.lora import add_lora
+from redistill.stages import student_source, teacher_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +70,15 @@ class Models:
         return int(self.tokenizer.pad_token_id)
 
 
-def load_models(config: Run, teacher_source: ModelConfig | None) -> Models:
-    """The models of a run, on the CPU.
-
-    Args:
-        teacher_source: Where the teacher is read from - a fine-tuned copy has another place than the config says.
+def load_models(config: Run) -> Models:
+    """The models of a run, on the CPU; a fine-tuned copy is read from its stage's folder.
 
     Raises:
         ModelError: a model cannot be loaded.
         VocabularyError: teacher and student do not share their token ids.
     """
-    source = config.student
-    teacher, teacher_tokenizer = load_model(teacher_source) if teacher_source is not None else (None, None)
+    source, taught_by = student_source(config), teacher_source(config)
+    teacher, teacher_tokenizer = load_model(taught_by) if taught_by is not None else (None, None)
     if source.model == "teacher":
         assert teacher is not None and source.initialise is not None
         student, tokenizer = student_from_layers(teacher, source.initialise.layers), teacher_tokenizer
@@ -91,20 +89,22 @@ def load_models(config: Run, teacher_source: ModelConfig | None) -> Models:
     if source.gradient_checkpointing:
         checkpoint_activations(student)
     cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
+    notes: list[str] = []
+    if source.lora is not None:
+        student, notes = add_lora(student, source.lora, config.seed)
     check_positions(student, config.data.tokens, "student")
     size = head(student).num_classes
-    notes: list[str] = []
     if teacher is not None:
         check_positions(teacher, config.data.tokens, "teacher")
         match = shared_vocabulary(teacher, teacher_tokenizer, student, tokenizer)
         size = match.size
-        notes = compatibility_warnings(teacher_tokenizer, tokenizer)
+        notes += compatibility_warnings(teacher_tokenizer, tokenizer)
         if match.padded:
             notes.append(
                 f"the heads have {match.teacher_size} (teacher) and {match.student_size} (student) rows for one vocabulary; "
                 f"both are cut to {match.size}"
             )
-    manifest = {"student": _about(student, source.model)}
+    manifest = {"student": _about(student, config.student.model)}
     if teacher is not None and config.teacher is not None:
         manifest["teacher"] = _about(teacher, config.teacher.model)
     return Models(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,26 +15,26 @@ from torch import nn
 from redistill import checkpoint, evaluation, files, tracking
 from redistill.assembly import DataSets, Models, load_data, load_models
 from redistill.config import Run
-from redistill.contracts import Batch, Generation, GenerationRequest, Sampling
+from redistill.contracts import Batch, Generation, GenerationRequest, Sampling, TokenSequence
+from redistill.data.corpus import load_corpus
 from redistill.errors import ConfigError
 from redistill.guards import EarlyStopping, FiniteGuard
 from redistill.models.generate import generate
-from redistill.models.load import ModelConfig
+from redistill.models.lora import load_trainable_state, save_student
 from redistill.models.student import StudentModule
-from redistill.policies import GoldBatches, Policy, PolicyTools, Revision
+from redistill.optimiser import parameter_groups
+from redistill.policies import GoldBatches, Policy, PolicyTools, Revision, Shuffled
+from redistill.policies.legacy import legacy_sequence
 from redistill.spans.extract import load_extractor
 from redistill.spans.mark import SpanMarker
 from redistill.teachers import LocalTeacher
-from redistill.training import Parts, TrainingState, parameter_groups, restore_checkpoint, train
+from redistill.training import Parts, TrainingState, restore_checkpoint, train
 from redistill.vocab_pass import Head
 
 
 @contextmanager
-def open_bench(config: Run, teacher_source: ModelConfig | None) -> Iterator["Bench"]:
+def open_bench(config: Run) -> Iterator["Bench"]:
     """Everything of a run loaded and on its device, with progress on the screen while it is open.
-
-    Args:
-        teacher_source: Where the teacher's weights are; None where the run has no teacher.
 
     Raises:
         ConfigError, DataError, ModelError, VocabularyError: as their names say.
@@ -46,13 +47,15 @@ def open_bench(config: Run, teacher_source: ModelConfig | None) -> Iterator["Ben
         )
     settings = config.training
     is_main = accelerator.is_main_process
-    with tracking.Progress(settings.updates, log_every=settings.log_every, enabled=is_main) as progress:
-        models = load_models(config, teacher_source)
+    with tracking.Progress(log_every=settings.log_every, enabled=is_main) as progress:
+        models = load_models(config)
         rejected = config.folder / "rejected.jsonl" if is_main else None
         data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, say=progress.note)
         for note in models.notes:
             progress.note(f"note: {note}")
-        yield Bench(config, accelerator, models, data, progress)
+        bench = Bench(config, accelerator, models, data, progress)
+        progress.expect(bench.schedule.updates)
+        yield bench
 
 
 class Bench:
@@ -63,6 +66,8 @@ class Bench:
     ) -> None:
         self.config, self.accelerator, self.models, self.data, self.progress = config, accelerator, models, data, progress
         self.method = config.resolved_method
+        self.schedule = config.training.schedule(len(data.train))
+        self.meter = tracking.Meter()
         device = accelerator.device
         self.teacher = (
             None if models.teacher is None else LocalTeacher(models.teacher, vocabulary=models.vocabulary, device=device)
@@ -71,8 +76,8 @@ class Bench:
         self.student = StudentModule(models.student, vocabulary=models.vocabulary, divergence=self.divergence).to(device)
         self.spans = load_extractor(config.data.spans) if self.method.objective.uses_spans else None
 
-    def train(self) -> None:
-        """Run the loop from the newest valid checkpoint, or from the start."""
+    def train(self) -> TrainingState:
+        """Run the loop from the newest valid checkpoint, or from the start; leaves the student at its best."""
         parts = self.parts()
         found = checkpoint.load(parts.checkpoints)
         state = TrainingState()
@@ -80,15 +85,18 @@ class Bench:
             for line in found.skipped:
                 self.progress.note(line)
             state = restore_checkpoint(parts, found)
-            self.progress.note(f"resumed at step {state.step} of {self.config.training.updates}")
+            self.progress.note(f"resumed at step {state.step} of {self.schedule.updates}")
         if self.accelerator.is_main_process:
-            parts.log.truncate_after(state.step)
+            logged = -1 if found is None else state.step  # the validation before the first update is logged at step 0
+            parts.log.truncate_after(logged)
             truncate_revisions(self.config.folder / "revisions.jsonl", state.step)
         self.accelerator.wait_for_everyone()
         state = train(parts, self.config.training, self.config.optimiser, state)
-        best = checkpoint.load_step(parts.checkpoints, state.best_step if state.best_step is not None else state.step)
-        self.student.model.load_state_dict(best.tensors["model"])
-        self.progress.note(f"best checkpoint: step {best.step}, validation ROUGE-L {state.best_score:.2f}")
+        assert state.best_step is not None, "the last update is always validated"
+        best = checkpoint.load_step(parts.checkpoints, state.best_step)
+        load_trainable_state(self.student.model, best.tensors["model"])
+        self.progress.note(f"best checkpoint: step {best.step}, validation {_named_score(self.config, state)}")
+        return state
 
     def evaluate_before(self) -> None:
         """Evaluate the untrained student, while it still is; a resumed run finds it done."""
@@ -115,15 +123,28 @@ class Bench:
 
     def export(self) -> None:
         """Write the student as a folder that transformers loads."""
+        lora = self.config.student.lora
         with files.new_folder(self.config.folder / "model") as folder:
-            self.models.student.save_pretrained(folder)
-            self.models.tokenizer.save_pretrained(folder)
+            save_student(self.models.student, self.models.tokenizer, folder, "merged" if lora is None else lora.export)
 
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """The current student's continuations (contracts.Generate)."""
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling, teacher_share: float = 0.0
+    ) -> list[Generation]:
+        """The current student's continuations, or those of its mixture with the teacher (contracts.Generate, GenerateMixture)."""
+        mixture = {"teacher": self.models.teacher, "teacher_share": teacher_share} if teacher_share else {}
+        return self._written_by(self.student.model, requests, sampling, **mixture)
+
+    def generate_teacher(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        """The teacher's continuations (contracts.Generate)."""
+        assert self.models.teacher is not None
+        return self._written_by(self.models.teacher, requests, sampling)
+
+    def _written_by(
+        self, model: nn.Module, requests: Sequence[GenerationRequest], sampling: Sampling, **mixture: Any
+    ) -> list[Generation]:
         with self.accelerator.autocast():
-            return generate(
-                self.student.model,
+            written = generate(
+                model,
                 requests,
                 sampling,
                 seed=self.config.seed,
@@ -131,7 +152,10 @@ class Bench:
                 pad_id=self.models.pad_id,
                 batch_size=self.config.training.generation_batch_size,
                 vocabulary=self.models.vocabulary,
+                **mixture,
             )
+        self.meter.add(sum(len(generation.token_ids) for generation in written))
+        return written
 
     @torch.no_grad()
     def student_rows(self, batch: Batch) -> tuple[torch.Tensor, Head]:
@@ -173,12 +197,14 @@ class Bench:
             policy=self._policy(),
             objective=self.method.objective,
             divergence=self.divergence,
-            teacher=self.teacher if self.method.objective.uses_sampled else None,
+            teacher=self.teacher if self.method.objective.uses_teacher else None,
             validate=self.validate,
-            guard=FiniteGuard(max_skips=settings.max_skips),
+            guard=FiniteGuard(max_skips=optimiser.max_skips),
             early_stopping=EarlyStopping(patience=settings.patience),
             log=tracking.MetricsLog(self.config.folder / "metrics.jsonl"),
             progress=self.progress,
+            meter=self.meter,
+            schedule=self.schedule,
             checkpoints=self.config.folder / "checkpoints",
             pad_id=self.models.pad_id,
             seed=self.config.seed,
@@ -195,22 +221,53 @@ class Bench:
         )
 
     def _policy(self) -> Policy:
-        settings = self.config.training
+        settings, has_teacher, gold = self.config.training, self.models.teacher is not None, self.gold()
         tools = PolicyTools(
             generate=self.generate,
+            generate_teacher=self.generate_teacher if has_teacher else None,
+            generate_mixture=self.generate if has_teacher else None,
             student_rows=self.student_rows,
             teacher=self.teacher,
+            gold=gold,
+            gather=gather_object,
+            updates=self.schedule.updates,
             end_ids=self.models.end_ids,
             pad_id=self.models.pad_id,
             response_tokens=self.config.data.tokens.response_tokens,
             score_batch_size=settings.generation_batch_size,
             seed=self.config.seed,
             device=self.accelerator.device,
+            folder=self.config.folder,
+            is_main=self.accelerator.is_main_process,
             on_revision=self._log_revision,
         )
         special = (*self.models.end_ids, *self.models.tokenizer.all_special_ids)
         marker = None if self.spans is None else SpanMarker(self.spans, self.models.tokenizer, special)
-        return Policy(self.gold(), self.method.policy.bind(tools), marker)
+        rewrite = None if self.config.compat is None else partial(legacy_sequence, end_id=self.models.end_ids[0])
+        return Policy(gold, self.method.policy.bind(tools), marker, corpus=self._corpus(), rewrite=rewrite)
+
+    def _corpus(self) -> Shuffled[TokenSequence] | None:
+        """Blocks of plain text for the pre-training term, as many as the run can read."""
+        config, tokens = self.config, self.config.data.tokens
+        if self.method.objective.pretraining is None or not config.data.corpus:
+            if self.method.objective.pretraining is not None or config.data.corpus:
+                without = "no data.corpus" if config.data.corpus == () else f"method {config.method} does not read data.corpus"
+                self.progress.note(f"note: {without}; there is no pre-training term")
+            return None
+        blocks = load_corpus(
+            config.data.corpus,
+            self.models.tokenizer,
+            block_tokens=tokens.prompt_tokens + tokens.response_tokens,
+            max_blocks=self.schedule.updates * config.training.batch_size,
+        )
+        return Shuffled(
+            blocks,
+            batch_size=config.training.batch_size,
+            seed=config.seed,
+            purpose="corpus",
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
 
     def _log_revision(self, revision: Revision) -> None:
         """A correction as text, for revisions.jsonl: the main process's own, of the steps that are logged."""
@@ -234,6 +291,13 @@ class Bench:
             "new_tail": text(after.response_ids[at + 1 :]),
         }
         files.append_line(self.config.folder / "revisions.jsonl", line)
+
+
+def _named_score(config: Run, state: TrainingState) -> str:
+    assert state.best_score is not None
+    if config.training.choose_by == "rouge_l":
+        return f"ROUGE-L {state.best_score:.2f}"
+    return f"cross entropy {-state.best_score:.3f}"
 
 
 def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:

@@ -9,42 +9,50 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from redistill import decoding, files
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.evaluation import EvaluationConfig
-from redistill.methods import METHODS, Method, method
+from redistill.methods import METHODS, Method, as_in_reference, method
 from redistill.models.initialise import InitialiseConfig
 from redistill.models.load import ModelConfig
+from redistill.models.lora import LoraConfig
 from redistill.objectives import Objective
-from redistill.policies import PolicyConfig
-from redistill.training import OptimiserConfig, TrainingConfig
+from redistill.optimiser import OptimiserConfig
+from redistill.policies import PolicyConfig, Rollouts
+from redistill.training import TrainingConfig, check_length
 
 NAMES = {"PolicyConfig": PolicyConfig}  # what the forward references of policy nodes mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Supervised fine-tuning of the teacher before it teaches, on the run's own data, with its training settings but for these.
+    """Supervised fine-tuning of a model before the run, on the run's own data, with its training settings but for these.
 
-    The fine-tuned teacher gets a run folder of its own, `<out>-teacher`, and is not tuned again where that is finished.
+    The fine-tuned model gets a run folder of its own, and is not tuned again where that is finished.
 
     Args:
-        updates: Optimiser steps in all.
+        updates: Optimiser steps in all; a number, or "3 epochs".
         learning_rate: At the start of its cosine.
+        choose_by: What makes a checkpoint the best, as `training.choose_by`; None takes ROUGE-L for a teacher and cross entropy
+            for a student.
+        lora: Adapters that are tuned in place of all weights, and merged at the end; None tunes all weights.
+        out: Its run folder; None takes `<out>-teacher` or `<out>-start`.
 
     Raises:
         ConfigError: updates below 1, or a rate that is not above 0.
     """
 
-    updates: int = 500
+    updates: int | str = 500
     learning_rate: float = 5e-5
+    choose_by: Literal["rouge_l", "cross_entropy"] | None = None
+    lora: LoraConfig | None = None
+    out: str | None = None
 
     def __post_init__(self) -> None:
-        if self.updates < 1:
-            raise ConfigError(f"updates = {self.updates}: must be >= 1; leave `finetune` out to use the teacher as it is")
+        check_length("updates", self.updates, 1)
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate = {self.learning_rate}: must be > 0 and finite")
 
@@ -67,18 +75,27 @@ class StudentConfig(ModelConfig):
     Args:
         model: "teacher", or a hub name, a folder or a GGUF file as for the teacher.
         initialise: Which layers to keep, of the teacher or of the model named; None keeps all.
+        finetune: How the student is fine-tuned before it is distilled (the literature's "init" checkpoint); None never is.
+        start: "base" distils the student as it is, "finetuned" after `finetune`; "method" asks the method, which is base for
+            sft, kd and seqkd, and leaves `finetune` out where that is so.
+        lora: Adapters that learn in place of the student's own weights; None trains all weights.
 
     Raises:
-        ConfigError: `model: teacher` without layers chosen.
+        ConfigError: `model: teacher` without layers chosen, or `start: finetuned` without `finetune`.
     """
 
     model: str = "teacher"
     initialise: InitialiseConfig | None = None
+    finetune: FinetuneConfig | None = None
+    start: Literal["method", "base", "finetuned"] = "method"
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model == "teacher" and self.initialise is None:
             raise ConfigError("initialise: missing; choose layers of the teacher (layers: 8), or name a model of its own")
+        if self.start == "finetuned" and self.finetune is None:
+            raise ConfigError("start = 'finetuned': needs `finetune`, which says how; {updates: 3 epochs, learning_rate: 5e-4}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +108,7 @@ class DataConfig:
         validation_rows: How many rows validation looks at.
         tests: Task -> file, or null for the task's place on the hub; `redistill methods` lists the tasks.
         max_train_rows: Only the first rows, where a study wants fewer; None takes all.
+        corpus: Plain text for the pre-training term: .txt, .jsonl with a "text" key, or hub names; empty leaves the term out.
         max_bad_rows: How many unusable rows a file may hold; they are listed in rejected.jsonl.  0 refuses the first.
         spans: Who finds phrases for the span loss: "auto", "simple", or a spaCy pipeline's name or folder.
         tokens: Lengths, template, which turns are supervised.
@@ -104,6 +122,7 @@ class DataConfig:
     validation_rows: int = 100
     tests: dict[str, str | None] = field(default_factory=dict)
     max_train_rows: int | None = None
+    corpus: tuple[str, ...] = ()
     max_bad_rows: int = 100
     spans: str = "auto"
     tokens: TokenizeConfig = field(default_factory=TokenizeConfig)
@@ -142,9 +161,10 @@ class Run:
         optimiser: AdamW and its schedule.
         training: How long, how much at once, and what is kept.
         evaluation: How test answers are drawn.
+        compat: "distillm" repeats what the baselines' reference code does and its papers do not say; see docs/methods/compat.md.
 
     Raises:
-        ConfigError: an unknown method, no teacher where one is needed, or a teacher fine-tuned at a rate below the final one.
+        ConfigError: an unknown method, no teacher where one is needed, or parts that do not fit each other.
     """
 
     name: str
@@ -159,29 +179,32 @@ class Run:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    compat: Literal["distillm"] | None = None
 
     def __post_init__(self) -> None:
-        resolved = self.resolved_method
-        needs_teacher = resolved.objective.uses_sampled or self.student.model == "teacher"
+        policy, objective = self.resolved_method.policy, self.resolved_method.objective
+        needs_teacher = objective.uses_teacher or policy.needs_teacher or self.student.model == "teacher"
         if needs_teacher and self.teacher is None:
             raise ConfigError(f"teacher: missing; method {self.method} with student.model = {self.student.model} needs one")
-        if resolved.policy.sampling is not None and not resolved.objective.uses_sampled:
+        if (policy.sampling is not None or policy.needs_teacher) and not objective.reads_sampled:
             raise ConfigError(
-                "policy: makes the student write what no term of the objective reads; set policy to fixed, or "
+                "policy: makes a model write what no term of the objective reads; set policy to fixed, or "
                 "objective.divergence to how its text is matched to the teacher"
             )
-        finetune = None if self.teacher is None else self.teacher.finetune
-        if finetune is not None and finetune.learning_rate < self.optimiser.final_learning_rate:
-            raise ConfigError(
-                f"teacher.finetune.learning_rate = {finetune.learning_rate}: must be at least optimiser.final_learning_rate = "
-                f"{self.optimiser.final_learning_rate}, where its cosine ends; raise the one or lower the other"
-            )
+        if objective.policy_gradient is not None and not isinstance(policy, Rollouts):
+            raise ConfigError("objective.policy_gradient: needs the policy rollouts, which scores what the student has written")
 
     @property
     def resolved_method(self) -> Method:
-        """The method's row with this run's own policy and objective put in."""
-        row = method(self.method)
+        """The method's row, with the reference code's habits where `compat` asks, and this run's own policy and objective."""
+        row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
+
+    @property
+    def starts_finetuned(self) -> bool:
+        """Whether the student is fine-tuned before it is distilled."""
+        start = method(self.method).start if self.student.start == "method" else self.student.start
+        return start == "finetuned" and self.student.finetune is not None
 
     @property
     def folder(self) -> Path:
@@ -227,7 +250,13 @@ def _with_method_blocks(tree: dict[str, Any], inner: Iterable[str]) -> dict[str,
 
 
 def decode_run(tree: Mapping[str, Any], source: str) -> Run:
-    """A Run out of plain dicts, lists and scalars; `source` stands at the front of error lines."""
+    """A Run out of plain dicts, lists and scalars; `source` stands at the front of error lines.
+
+    What a method sets of the optimiser stands where the tree says nothing.
+    """
+    row, optimiser = METHODS.get(tree.get("method", Run.method)), tree.get("optimiser", {})
+    if row is not None and isinstance(optimiser, dict):
+        tree = {**tree, "optimiser": {**row.optimiser, **optimiser}}
     try:
         return decoding.decode(Run, tree, NAMES)
     except ConfigError as error:

@@ -1,25 +1,75 @@
 """Which terms are minimised, with which weights, and what each is counted over.
 
 L = w_sft L_SFT(gold tokens) + w_div L_div(sampled tokens) + w_span L_span(sampled sequences with spans)    (paper, Eq. 11)
+  + w_pg L_PG(sampled tokens)                                                                               (MiniLLM)
+  + w_pt ((1 - d) L_CE(corpus tokens) + d L_KL(corpus tokens))                                              (pre-training term)
 
-Three counts, never one.  They are taken over the whole global batch - all micro-batches, all processes - before the first
-forward, so that however the batch is cut, the gradient is the same.  Nobody but the loop divides.
+One count a term, never one for all.  They are taken over the whole global batch - all micro-batches, all processes - before
+the first forward, so that however the batch is cut, the gradient is the same.  Nobody but the loop divides.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import astuple, dataclass, field
+from typing import Literal, Self
 
 from torch import nn
 
 from redistill.clipping import DacKL, DacKLConfig
 from redistill.contracts import Batch, Draw
 from redistill.contracts import Divergence as DivergenceCall
-from redistill.divergences import Divergence
+from redistill.divergences import Divergence, ForwardKL, ReverseKL
 from redistill.errors import ConfigError
 from redistill.spans.loss import SpanConfig
-from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, SpanTerm, Term
+from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PolicyGradientTerm, SpanTerm, Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradientConfig:
+    """MiniLLM's policy gradient on roll-outs; the divergence beside it is its exact single-step term.
+
+    The student is read in evaluation mode, as it was when it wrote the roll-outs: dropout would change the ratio.
+
+    Args:
+        weight: Of the term, > 0.
+        clip: The ratio of new to old probability counts within [1 - clip, 1 + clip].
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    weight: float = 1.0
+    clip: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ConfigError(f"weight = {self.weight}: must be > 0 and finite; leave policy_gradient out for none")
+        if not 0 < self.clip < 1:
+            raise ConfigError(f"clip = {self.clip}: must lie in (0, 1); MiniLLM uses 0.2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig:
+    """Plain text beside the instructions, so that the student does not forget how to write; needs `data.corpus`.
+
+    Source: L_PT of MiniLLM (arXiv 2306.08543) and DistiLLM (arXiv 2402.03898).
+
+    Args:
+        weight: Of the term, > 0; the reference code's is 1.
+        divergence_share: How much of it is forward KL to the teacher, in [0, 1]; the rest is cross entropy.  MiniLLM's is 0.5.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    weight: float = 1.0
+    divergence_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ConfigError(f"weight = {self.weight}: must be > 0 and finite; leave pretraining out for none")
+        if not 0 <= self.divergence_share <= 1:
+            raise ConfigError(f"divergence_share = {self.divergence_share}: must lie in [0, 1]; MiniLLM uses 0.5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,36 +77,44 @@ class Objective:
     """The weighted terms of one method.
 
     Args:
-        sft_weight: Of the cross entropy on gold answers; 0 leaves the term, and the reading of gold answers for it, out.
+        sft_weight: Of the cross entropy; 0 leaves the term, and the reading of gold answers for it, out.
+        sft_on: Which answers it is of: the "gold" ones, or the "sampled" ones, such as the teacher's for SeqKD.
         divergence: How sampled rows are matched to the teacher; None leaves the term out.
         divergence_weight: Its weight, > 0.
+        divergence_mean: Over all sampled "tokens", or over sampled "sequences" of each one's mean over its tokens (Eq. 8).
         span_weight: Of Eq. 10 on sampled sequences; 0 leaves it out.
         span: The switches of Eq. 10.
+        policy_gradient: MiniLLM's term, which needs the policy `rollouts`; None leaves it out.
+        pretraining: The term on `data.corpus`; None leaves it out, and so does a run without a corpus.
 
     Raises:
         ConfigError: a negative weight, or no term at all.
     """
 
     sft_weight: float = 1.0
+    sft_on: Literal["gold", "sampled"] = "gold"
     divergence: Divergence | DacKLConfig | None = None
     divergence_weight: float = 1.0
+    divergence_mean: Literal["tokens", "sequences"] = "tokens"
     span_weight: float = 0.0
     span: SpanConfig = field(default_factory=SpanConfig)
+    policy_gradient: PolicyGradientConfig | None = None
+    pretraining: PretrainingConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("sft_weight", "divergence_weight", "span_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0 and finite; 0 leaves the term out")
-        if not (self.uses_gold or self.uses_sampled):
+        if not (self.sft_weight or self.uses_sampled):
             raise ConfigError("objective: no term has a weight; set sft_weight, or name a divergence")
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        return (cls(), cls(divergence=DacKLConfig(), span_weight=1.0))
-
-    @property
-    def uses_gold(self) -> bool:
-        return self.sft_weight > 0
+        return (
+            cls(),
+            cls(divergence=DacKLConfig(), span_weight=1.0),
+            cls(sft_weight=0.0, divergence=ReverseKL(), policy_gradient=PolicyGradientConfig(), pretraining=PretrainingConfig()),
+        )
 
     @property
     def uses_divergence(self) -> bool:
@@ -68,7 +126,19 @@ class Objective:
 
     @property
     def uses_sampled(self) -> bool:
-        return self.uses_divergence or self.uses_spans
+        """Whether a distillation term or the policy gradient reads sampled sequences."""
+        return self.uses_divergence or self.uses_spans or self.policy_gradient is not None
+
+    @property
+    def reads_sampled(self) -> bool:
+        """Whether any term does, cross entropy included."""
+        return self.uses_sampled or (self.sft_weight > 0 and self.sft_on == "sampled")
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a term compares with the teacher; a policy may need one all the same."""
+        distils_corpus = self.pretraining is not None and self.pretraining.divergence_share > 0
+        return self.uses_divergence or self.uses_spans or distils_corpus
 
     def build_divergence(self, vocabulary: int, seed: int) -> DivergenceCall | nn.Module | None:
         """The divergence as something to call; DAC-KL gets its network here."""
@@ -78,26 +148,42 @@ class Objective:
 
     def select(self, draw: Draw) -> Draw:
         """The part of a draw that some term reads."""
-        return Draw(gold=draw.gold if self.uses_gold else (), sampled=draw.sampled if self.uses_sampled else ())
+        answers = draw.gold if self.sft_on == "gold" else draw.sampled
+        return Draw(
+            gold=answers if self.sft_weight else (),
+            sampled=draw.sampled if self.uses_sampled else (),
+            corpus=() if self.pretraining is None else draw.corpus,
+        )
 
 
 @dataclass(frozen=True)
 class Counts:
     """What the terms are divided by, over a global batch."""
 
-    sft_tokens: float
-    sampled_tokens: float
-    span_samples: float
+    sft_tokens: float = 0
+    sampled_tokens: float = 0
+    sampled_sequences: float = 0
+    span_samples: float = 0
+    corpus_tokens: float = 0
 
     @classmethod
     def of(cls, batches: Iterable[Batch]) -> Self:
         """The counts of one process's micro-batches."""
-        sft, sampled, spans = 0, 0, 0
-        for batch in batches:
-            sft += int(batch.sft_N.sum())
-            sampled += batch.num_sampled_rows
-            spans += batch.num_span_samples
-        return cls(sft, sampled, spans)
+        return cls.total(
+            cls(corpus_tokens=int(batch.sft_N.sum()))
+            if batch.role == "pretraining"
+            else cls(int(batch.sft_N.sum()), batch.num_sampled_rows, batch.num_sampled, batch.num_span_samples)
+            for batch in batches
+        )
+
+    @classmethod
+    def total(cls, counts: Iterable[Self]) -> Self:
+        return cls(*(sum(column) for column in zip(*map(astuple, counts), strict=True)))
+
+    @property
+    def tokens(self) -> float:
+        """Targets that were learned from; one that carries two terms counts twice."""
+        return self.sft_tokens + self.sampled_tokens + self.corpus_tokens
 
 
 def terms(
@@ -110,13 +196,14 @@ def terms(
         batch: The micro-batch whose rows the terms read.
         divergence: What `objective.build_divergence` returned.
     """
+    if batch.role == "pretraining":
+        assert objective.pretraining is not None
+        return _pretraining_terms(objective.pretraining, counts, batch)
     found: list[Term] = []
-    if objective.uses_gold and counts.sft_tokens:
+    if objective.sft_weight and counts.sft_tokens:
         found.append(CrossEntropyTerm(objective.sft_weight / counts.sft_tokens, batch.target_N, batch.sft_N))
     if objective.uses_divergence:  # without sampled rows too: its parameters then have a gradient, of zero, on every process
-        assert divergence is not None
-        coefficient = objective.divergence_weight / max(counts.sampled_tokens, 1)
-        found.append(DivergenceTerm(coefficient, divergence, batch.num_sampled_rows))
+        found.append(_divergence_term(objective, counts, batch, divergence))
     if objective.uses_spans and counts.span_samples:
         found.append(
             SpanTerm(
@@ -125,16 +212,68 @@ def terms(
                 squared=objective.span.squared,
             )
         )
+    if objective.policy_gradient is not None and counts.sampled_tokens:
+        found.append(_policy_gradient_term(objective.policy_gradient, counts, batch))
+    return tuple(found)
+
+
+def _divergence_term(
+    objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None
+) -> DivergenceTerm:
+    assert divergence is not None
+    if objective.divergence_mean == "tokens":
+        return DivergenceTerm(
+            objective.divergence_weight / max(counts.sampled_tokens, 1), divergence, batch.num_sampled_rows
+        )
+    return DivergenceTerm(
+        objective.divergence_weight / max(counts.sampled_sequences, 1),
+        divergence,
+        batch.num_sampled_rows,
+        weight_N=batch.sequence_weight_N[: batch.num_sampled_rows],
+    )
+
+
+def _policy_gradient_term(config: PolicyGradientConfig, counts: Counts, batch: Batch) -> PolicyGradientTerm:
+    return PolicyGradientTerm(
+        config.weight / counts.sampled_tokens,
+        token_N=batch.target_N[: batch.num_sampled_rows],
+        old_logprob_N=batch.old_logprob_N,
+        advantage_N=batch.advantage_N,
+        importance_N=batch.importance_N,
+        clip=config.clip,
+    )
+
+
+def _pretraining_terms(config: PretrainingConfig, counts: Counts, batch: Batch) -> tuple[Term, ...]:
+    whole, share = config.weight / counts.corpus_tokens, config.divergence_share
+    found: list[Term] = []
+    if share < 1:
+        found.append(CrossEntropyTerm(whole * (1 - share), batch.target_N, batch.sft_N, name="pretraining"))
+    if share > 0:
+        found.append(DivergenceTerm(whole * share, ForwardKL(), batch.num_sampled_rows, name="pretraining_kl"))
     return tuple(found)
 
 
 def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> dict[str, float]:
-    """What is logged: each term's mean over its own count, the weighted total, and DAC-KL's diagnostics per sampled row."""
-    per_count = {"sft": counts.sft_tokens, "span": counts.span_samples}
-    means = {name: value / per_count.get(name, counts.sampled_tokens) for name, value in sums.items() if _counted(name, counts)}
+    """What is logged: each term's mean over its own count, the weighted total, and diagnostics per sampled row."""
+    means = {name: value / count for name, value in sums.items() if (count := _count(name, objective, counts)) > 0}
     weights = {"sft": objective.sft_weight, "divergence": objective.divergence_weight, "span": objective.span_weight}
+    if objective.policy_gradient is not None:
+        weights["policy_gradient"] = objective.policy_gradient.weight
+    if objective.pretraining is not None:
+        share = objective.pretraining.divergence_share
+        weights["pretraining"] = objective.pretraining.weight * (1 - share)
+        weights["pretraining_kl"] = objective.pretraining.weight * share
     return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}
 
 
-def _counted(name: str, counts: Counts) -> bool:
-    return {"sft": counts.sft_tokens, "span": counts.span_samples}.get(name, counts.sampled_tokens) > 0
+def _count(name: str, objective: Objective, counts: Counts) -> float:
+    by_name = {
+        "sft": counts.sft_tokens,
+        "span": counts.span_samples,
+        "pretraining": counts.corpus_tokens,
+        "pretraining_kl": counts.corpus_tokens,
+    }
+    if objective.divergence_mean == "sequences":
+        by_name["divergence"] = counts.sampled_sequences
+    return by_name.get(name, counts.sampled_tokens)

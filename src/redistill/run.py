@@ -21,14 +21,16 @@ from accelerate.utils import gather_object
 from redistill import evaluation, files, tracking
 from redistill.assembly import check_positions, load_tests, shared_vocabulary
 from redistill.bench import Bench, make_accelerator, open_bench
-from redistill.config import DataConfig, Run, StudentConfig, decode_run, encode_run
+from redistill.config import DataConfig, Run, decode_run, encode_run
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation import EvaluationConfig
 from redistill.evaluation.folder import SETTINGS
 from redistill.experiments.report import build_report
 from redistill.models.load import ModelConfig, head, load_model
+from redistill.stages import stages, teacher_source
 from redistill.teachers import LocalTeacher
+from redistill.training import TrainingState
 
 RUN_FILE = "run.json"
 
@@ -74,7 +76,7 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
 
 
 def train_student(config: Run, *, command: str | None = None) -> Path:
-    """Train the student of a run and write its best state to `<folder>/model`; returns that folder.
+    """Train the student of a run, after its stages, and write its best state to `<folder>/model`; returns that folder.
 
     Raises:
         ConfigError: the folder holds another run.
@@ -84,15 +86,17 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
     folder = config.folder
     if _claim(config):
         return folder / "model"
-    with _new_folder(folder, RUN_FILE, "rejected.jsonl"), open_bench(config, _teacher_source(config)) as bench:
+    for stage in stages(config).values():
+        train_student(stage)
+    with _new_folder(folder, RUN_FILE, "rejected.jsonl"), open_bench(config) as bench:
         is_main = bench.accelerator.is_main_process
         if is_main:
             _write_run_file(bench, command, status="running")
         bench.evaluate_before()
-        bench.train()
+        state = bench.train()
         if is_main:
             bench.export()
-            _write_run_file(bench, command, status="trained")
+            _write_run_file(bench, command, status="trained", cost=_cost(config, state))
         bench.accelerator.wait_for_everyone()
     return folder / "model"
 
@@ -110,7 +114,7 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
     if not (folder / "model" / "config.json").exists():
         raise CheckpointError(f"{folder}: has no trained student; run `redistill train` with the same recipe first")
     accelerator = make_accelerator(config.training.precision)
-    source = _teacher_source(config)
+    source = teacher_source(config)
     student = ModelConfig(model=str(folder / "model"))
     plan = [(student, "student", folder, source)]
     if source is not None and "teacher" in config.evaluation.compare:
@@ -241,7 +245,27 @@ def _held(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _write_run_file(bench: Bench, command: str | None, status: str) -> None:
+def _cost(config: Run, state: TrainingState) -> dict[str, Any]:
+    """What training has cost, for comparisons; tokens are those of all processes, memory is that of the largest."""
+    return {
+        "updates": state.step,
+        "sequences": state.step * config.training.batch_size,
+        "trained_tokens": state.trained_tokens,
+        "generated_tokens": state.generated_tokens,
+        "seconds": round(state.seconds, 2),
+        "peak_bytes": state.peak_bytes,
+    }
+
+
+def _stages(config: Run) -> dict[str, Any]:
+    """The stages of a run as run.json tells them."""
+    return {
+        name: {"folder": str(stage.folder), "cost": files.read_json(stage.folder / RUN_FILE).get("cost")}
+        for name, stage in stages(config).items()
+    }
+
+
+def _write_run_file(bench: Bench, command: str | None, status: str, cost: Mapping[str, Any] | None = None) -> None:
     config = bench.config
     described = {
         "schema": 1,
@@ -254,6 +278,8 @@ def _write_run_file(bench: Bench, command: str | None, status: str) -> None:
         "versions": tracking.versions(),
         "machine": tracking.machine(),
         "processes": bench.accelerator.num_processes,
+        "cost": cost,
+        "stages": _stages(config),
         "config": encode_run(config),
         "data": dict(bench.data.manifest),
         "models": dict(bench.models.manifest),
@@ -279,25 +305,3 @@ def _new_folder(folder: Path, *worth_keeping: str) -> Iterator[None]:
         if not existed and not any((folder / name).exists() for name in worth_keeping):
             shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _teacher_source(config: Run) -> ModelConfig | None:
-    """Where the teacher's weights are: what the config names, or the copy that was fine-tuned first (here, if need be)."""
-    teacher = config.teacher
-    if teacher is None:
-        return None
-    plain = ModelConfig(model=teacher.model, revision=teacher.revision, dtype=teacher.dtype)
-    if teacher.finetune is None:
-        return plain
-    tuning = Run(
-        name=f"{config.name}-teacher",
-        method="sft",
-        seed=config.seed,
-        out=str(config.folder.with_name(f"{config.folder.name}-teacher")),
-        student=StudentConfig(model=teacher.model, revision=teacher.revision),
-        data=config.data,  # with the tests: what they ask is not trained on, by the teacher neither
-        optimiser=dataclasses.replace(config.optimiser, learning_rate=teacher.finetune.learning_rate),
-        training=dataclasses.replace(config.training, updates=teacher.finetune.updates),
-        evaluation=dataclasses.replace(config.evaluation, compare=()),
-    )
-    return dataclasses.replace(plain, model=str(train_student(tuning)), revision=None)

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ import redistill
 from redistill import files
 from redistill.untrusted import plain
 
-SHOWN = ("loss", "sft", "divergence", "span")
+SHOWN = ("loss", "sft", "divergence", "span", "policy_gradient", "pretraining")
 PACKAGES = (
     "torch",
     "transformers",
@@ -66,7 +67,7 @@ class Progress:
     A context manager; the bar vanishes from the screen's foot when it is left.
 
     Args:
-        total: Updates of the whole run.
+        total: Updates of the whole run, as far as that is known; `expect` mends it.
         log_every: Updates between lines where the output is no terminal.
         enabled: False says nothing at all, for all processes but the main one.
         console: Where to write; None takes the standard error stream.
@@ -75,7 +76,7 @@ class Progress:
 
     def __init__(
         self,
-        total: int,
+        total: int = 0,
         *,
         log_every: int = 10,
         enabled: bool = True,
@@ -99,6 +100,12 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def expect(self, total: int) -> None:
+        """Say how many updates there are, once that is known."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total, line=f"step 0/{total}")
 
     def update(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Show where training stands after `step` updates: the loss terms, tokens per second, and the time left.
@@ -128,6 +135,21 @@ class Progress:
 
     def _print(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)
+
+
+class Meter:
+    """Counts the tokens that are written for training."""
+
+    def __init__(self) -> None:
+        self._tokens = 0
+
+    def add(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def read(self) -> int:
+        """What was counted since it was last read."""
+        tokens, self._tokens = self._tokens, 0
+        return tokens
 
 
 class AnswerProgress:
@@ -186,6 +208,18 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "torch_threads": torch.get_num_threads(),
     }
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that this process has held so far: on the accelerator where it runs on one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0  # not measured there
+    import resource
+
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ global batch, so that one process with four micro-batches and two with two have 
 """
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,56 +25,14 @@ from redistill.contracts import Divergence as DivergenceCall
 from redistill.data.collate import collate
 from redistill.errors import ConfigError
 from redistill.guards import EarlyStopping, FiniteGuard
+from redistill.models.lora import load_trainable_state, trainable_state
 from redistill.models.student import StudentModule
 from redistill.objectives import Counts, Objective, averages, terms
+from redistill.optimiser import OptimiserConfig, set_learning_rates
 from redistill.randomness import torch_seed
-from redistill.tracking import MetricsLog, Progress
+from redistill.tracking import MetricsLog, Meter, Progress, peak_bytes
 
-
-@dataclass(frozen=True, kw_only=True)
-class OptimiserConfig:
-    """AdamW and its schedule.
-
-    Args:
-        learning_rate: Of the student, at the start; the paper's value is 5e-4.
-        final_learning_rate: Where the cosine ends.
-        clip_network_learning_rate: Of DAC-KL's network; None takes the student's, as the paper does.
-        schedule: "cosine" to final_learning_rate over all updates, or "constant".
-        warmup_updates: Linear rise from 0 over so many updates; the reference code has none.
-        weight_decay: On matrices; vectors (biases, norms) have none.
-        betas: AdamW's averages.
-        max_grad_norm: Clip of the gradient's norm; the clip network has a clip of its own, so that it cannot eat the student's.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-
-    learning_rate: float = 5e-4
-    final_learning_rate: float = 1e-7
-    clip_network_learning_rate: float | None = None
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_updates: int = 0
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        positive = {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}
-        if self.clip_network_learning_rate is not None:
-            positive["clip_network_learning_rate"] = self.clip_network_learning_rate
-        for name, value in positive.items():
-            if not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name} = {value}: must be > 0 and finite")
-        lowest = min(self.learning_rate, self.clip_network_learning_rate or self.learning_rate)
-        if not 0 <= self.final_learning_rate <= lowest:
-            raise ConfigError(
-                f"final_learning_rate = {self.final_learning_rate}: must lie in [0, {lowest}], the lowest rate at the start"
-            )
-        for name in ("weight_decay", "warmup_updates"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0 and finite")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas = {list(self.betas)}: both must lie in [0, 1)")
+_EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +40,16 @@ class TrainingConfig:
     """How long, how much at once, and what is kept.
 
     Args:
-        updates: Optimiser steps in all.
+        updates: Optimiser steps in all; a number, or passes over the training set such as "20 epochs".
         batch_size: Sequences of one update over all processes.
         micro_batch_size: Sequences of one forward and backward on one process; None takes its whole share at once.
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
-        evaluate_every: Updates between validations, each of which may become the best checkpoint; 0 validates at the end alone.
-        save_every: Updates between checkpoints besides those at validations; 0 saves at validations alone.
+        evaluate_every: Updates (or epochs) between validations, each of which may become the best checkpoint; 0 validates at the
+            end alone.
+        choose_by: What makes a checkpoint the best: the highest validation ROUGE-L, or the lowest cross entropy.
+        save_every: Updates (or epochs) between checkpoints besides those at validations; 0 saves at validations alone.
         keep: How many checkpoints stand at once, the best one besides.
         patience: Validations without a better score before training stops; None trains to the end.
-        max_skips: Updates in a row that may be skipped because they are not finite.
         log_every: Updates between lines of a log that is no terminal, and between updates whose revisions are kept.
         generation_batch_size: Sequences that one process writes or scores at once; independent of the micro-batch.
 
@@ -97,38 +57,90 @@ class TrainingConfig:
         ConfigError: a value out of range.
     """
 
-    updates: int = 1000
+    updates: int | str = 1000
     batch_size: int = 8
     micro_batch_size: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
-    evaluate_every: int = 0
-    save_every: int = 0
+    evaluate_every: int | str = 0
+    choose_by: Literal["rouge_l", "cross_entropy"] = "rouge_l"
+    save_every: int | str = 0
     keep: int = 1
     patience: int | None = None
-    max_skips: int = 3
     log_every: int = 10
     generation_batch_size: int = 64
 
     def __post_init__(self) -> None:
-        least = {"updates": 1, "batch_size": 1, "micro_batch_size": 1, "keep": 1, "patience": 1, "log_every": 1}
-        least |= {"generation_batch_size": 1, "evaluate_every": 0, "save_every": 0, "max_skips": 0}
+        least = {"batch_size": 1, "micro_batch_size": 1, "keep": 1, "patience": 1, "log_every": 1, "generation_batch_size": 1}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise ConfigError(f"{name} = {value}: must be >= {lowest}")
+        for name, lowest in {"updates": 1, "evaluate_every": 0, "save_every": 0}.items():
+            check_length(name, getattr(self, name), lowest)
+
+    def schedule(self, num_examples: int) -> "Schedule":
+        """The lengths in updates, for a training set of so many examples."""
+        lengths = (in_updates(value, num_examples, self.batch_size) for value in (self.updates, self.evaluate_every, self.save_every))
+        return Schedule(*lengths)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Numbers of updates: in all, between validations, between checkpoints; see `TrainingConfig`."""
+
+    updates: int
+    evaluate_every: int
+    save_every: int
+
+
+def check_length(name: str, length: int | str, lowest: int) -> None:
+    """Refuse what is neither a number of updates from `lowest` on nor one of epochs above 0.
+
+    Raises:
+        ConfigError: it is refused.
+    """
+    if isinstance(length, int):
+        if length < lowest:
+            raise ConfigError(f"{name} = {length}: must be >= {lowest}")
+    elif not (match := _EPOCHS.fullmatch(length)) or not float(match[1]) > 0:
+        raise ConfigError(f"{name} = {length!r}: must be a whole number of updates, or epochs such as '20 epochs'")
+
+
+def in_updates(length: int | str, num_examples: int, batch_size: int) -> int:
+    """A length in updates, at least 1 where it is in epochs.
+
+    Example:
+        >>> in_updates(50, 1000, 8), in_updates("2 epochs", 1000, 8)
+        (50, 250)
+    """
+    if isinstance(length, int):
+        return length
+    match = _EPOCHS.fullmatch(length)
+    assert match is not None, length
+    return max(1, int(float(match[1]) * num_examples / batch_size))
 
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Where training stands; goes into checkpoints as it is.
+    """Where training stands, and what it has cost; goes into checkpoints as it is.
 
-    `best_score` is the best validation ROUGE-L so far and `best_step` the number of updates behind it.
+    Args:
+        best_score: Of the best validation so far: ROUGE-L, or minus the cross entropy; higher is better.
+        best_step: The number of updates behind it.
+        trained_tokens: Targets learned from, over all processes; one that carries two terms counts twice.
+        generated_tokens: Written for training by student or teacher, over all processes; validation is not counted.
+        seconds: Of training, validation included.
+        peak_bytes: Most memory that one process has held.
     """
 
     step: int = 0
     best_score: float | None = None
     best_step: int | None = None
     stopped: bool = False
+    trained_tokens: int = 0
+    generated_tokens: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +150,7 @@ class Parts:
     Args:
         student: A StudentModule, prepared by the accelerator.
         validate: Scores of the student as it is, with "rouge_l" and "cross_entropy" among them.
+        meter: Counts the tokens that this process writes for training.
     """
 
     accelerator: Accelerator
@@ -152,16 +165,20 @@ class Parts:
     early_stopping: EarlyStopping
     log: MetricsLog
     progress: Progress
+    meter: Meter
+    schedule: Schedule
     checkpoints: Path
     pad_id: int
     seed: int
 
 
 def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, state: TrainingState) -> TrainingState:
-    """Train until `settings.updates` are done or early stopping says so; `state` says where to start and is kept up to date."""
-    while state.step < settings.updates and not state.stopped:
+    """Train until the schedule is done or early stopping says so; `state` says where to start and is kept up to date."""
+    if state.step == 0:
+        _validate(parts, state)
+    while state.step < parts.schedule.updates and not state.stopped:
         started = time.perf_counter()
-        rates = set_learning_rates(parts.optimizer, optimiser, state.step, settings.updates)
+        rates = set_learning_rates(parts.optimizer, optimiser, state.step, parts.schedule.updates)
         torch.manual_seed(torch_seed(parts.seed, "dropout", state.step, parts.accelerator.process_index))
         draw = parts.objective.select(parts.policy.draw(state.step))
         drawn = time.perf_counter()
@@ -175,46 +192,15 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
         parts.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         seconds = time.perf_counter() - started
-        tokens = counts.sft_tokens + counts.sampled_tokens
-        metrics |= {**rates, "tokens_per_s": tokens / seconds, "seconds": seconds, "draw_seconds": drawn - started}
-        _log_update(parts, state.step, metrics, draw)
-        _validate_and_save(parts, settings, state)
+        metrics |= {**rates, "tokens_per_s": counts.tokens / seconds, "seconds": seconds, "draw_seconds": drawn - started}
+        state.trained_tokens += int(counts.tokens)
+        _log_update(parts, state, metrics, draw)
+        if _is_due(state.step, parts.schedule.evaluate_every) or state.step == parts.schedule.updates:
+            _choose(parts, settings, state, _validate(parts, state))
+        _count_cost(parts, state, time.perf_counter() - started)
+        if _is_due(state.step, parts.schedule.evaluate_every) or _is_due(state.step, parts.schedule.save_every) or _ends(parts, state):
+            save_checkpoint(parts, settings, state)
     return state
-
-
-def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig, step: int, updates: int) -> dict[str, float]:
-    """Give every parameter group its learning rate for the update after `step`; returns them for the log.
-
-    A pure function of the step: a schedule without state has nothing to lose in a resume.
-    """
-    rise = min(1.0, (step + 1) / config.warmup_updates) if config.warmup_updates else 1.0
-    part = step / updates if config.schedule == "cosine" else 0.0
-    share = rise * 0.5 * (1 + math.cos(math.pi * part))
-    rates = {}
-    for group in optimizer.param_groups:
-        peak = group["peak_learning_rate"]
-        group["lr"] = config.final_learning_rate + (peak - config.final_learning_rate) * share
-        rates[group["rate_name"]] = group["lr"]
-    return rates
-
-
-def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decay, vectors do not, and the clip network has a learning rate of its own."""
-    clip_ids = {id(parameter) for parameter in clip_network.parameters()} if clip_network is not None else set()
-    clip_rate = config.clip_network_learning_rate or config.learning_rate
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in student.parameters():
-        if parameter.requires_grad:
-            groups.setdefault((id(parameter) in clip_ids, parameter.ndim >= 2), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "weight_decay": config.weight_decay if is_matrix else 0.0,
-            "peak_learning_rate": clip_rate if is_clip else config.learning_rate,
-            "rate_name": "clip_network_learning_rate" if is_clip else "learning_rate",
-        }
-        for (is_clip, is_matrix), parameters in groups.items()
-    ]
 
 
 def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
@@ -222,32 +208,29 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
     num = max(len(draw.gold), len(draw.sampled))
     size = micro_batch_size or num
     span_config = parts.objective.span if parts.objective.uses_spans else None
+    place: dict[str, Any] = {"pad_id": parts.pad_id, "device": parts.accelerator.device}
+    pretraining = parts.objective.pretraining
+    distilled = pretraining is not None and pretraining.divergence_share > 0
+    corpus = [draw.corpus[start : start + size] for start in range(0, len(draw.corpus), size)]
     return [
-        collate(
-            draw.gold[start : start + size],
-            draw.sampled[start : start + size],
-            pad_id=parts.pad_id,
-            device=parts.accelerator.device,
-            span_config=span_config,
-        )
-        for start in range(0, num, size)
+        *(collate(blocks, blocks if distilled else (), role="pretraining", **place) for blocks in corpus),
+        # Last, since the last backward pass is the one that joins the processes: all that learns takes part in it.
+        *(
+            collate(draw.gold[start : start + size], draw.sampled[start : start + size], span_config=span_config, **place)
+            for start in range(0, num, size)
+        ),
     ]
 
 
 def global_counts(batches: Sequence[Batch]) -> Counts:
     """The counts of the whole global batch: all micro-batches of all processes."""
-    shares = gather_object([Counts.of(batches)])
-    return Counts(
-        sft_tokens=sum(share.sft_tokens for share in shares),
-        sampled_tokens=sum(share.sampled_tokens for share in shares),
-        span_samples=sum(share.span_samples for share in shares),
-    )
+    return Counts.total(gather_object([Counts.of(batches)]))
 
 
 def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
     """Accumulate the gradient of the global objective; returns each term's sum over the global batch."""
     accelerator = parts.accelerator
-    parts.student.train()
+    parts.student.train(parts.objective.policy_gradient is None)
     sums: dict[str, float] = {}
     for number, batch in enumerate(batches):
         is_last = number == len(batches) - 1
@@ -271,38 +254,56 @@ def _clip(parts: Parts, max_norm: float) -> dict[str, float]:
     return norms
 
 
-def _log_update(parts: Parts, step: int, metrics: dict[str, float], draw: Draw) -> None:
+def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], draw: Draw) -> None:
     share = [(sequence.origin, sequence.num_targets) for sequence in draw.sampled]
     drawn = [pair for process in gather_object([share]) for pair in process]
     origins = Counter(origin for origin, _ in drawn)
     lengths = [length for origin, length in drawn if origin != "dataset"]
     if parts.accelerator.is_main_process:
-        line: dict[str, Any] = {"kind": "train", "step": step, **_finite(metrics)}
+        line: dict[str, Any] = {"kind": "train", "step": state.step, **_finite(metrics)}
         if origins:
             line["origin"] = dict(sorted(origins.items()))
         if lengths:
             line["response_length"] = sum(lengths) / len(lengths)
+        if policy := parts.policy.metrics():
+            line["policy"] = policy
         parts.log.write(line)
-        parts.progress.update(step, metrics)
+        parts.progress.update(state.step, metrics)
 
 
-def _validate_and_save(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
-    """Validate and save where the schedule says so; the best validation ROUGE-L marks the best checkpoint."""
-    is_end = state.step >= settings.updates
-    if is_end or (settings.evaluate_every and state.step % settings.evaluate_every == 0):
-        scores = parts.validate()
-        parts.policy.observe(scores["cross_entropy"])
-        if state.best_score is None or scores["rouge_l"] > state.best_score:
-            state.best_score, state.best_step = scores["rouge_l"], state.step
-        state.stopped = parts.early_stopping.stop(scores["rouge_l"])
-        if parts.accelerator.is_main_process:
-            parts.log.write({"kind": "validation", "step": state.step, **_finite(scores)})
-            parts.progress.note(
-                f"step {state.step}: validation ROUGE-L {scores['rouge_l']:.2f}, cross entropy {scores['cross_entropy']:.3f}"
-            )
-        save_checkpoint(parts, settings, state)
-    elif settings.save_every and state.step % settings.save_every == 0:
-        save_checkpoint(parts, settings, state)
+def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
+    """Score the student as it is, and tell log and policy."""
+    scores = parts.validate()
+    parts.policy.observe(scores["cross_entropy"])
+    if parts.accelerator.is_main_process:
+        parts.log.write({"kind": "validation", "step": state.step, **_finite(scores)})
+        parts.progress.note(
+            f"step {state.step}: validation ROUGE-L {scores['rouge_l']:.2f}, cross entropy {scores['cross_entropy']:.3f}"
+        )
+    return scores
+
+
+def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState, scores: dict[str, float]) -> None:
+    """Note whether this is the best student so far, and whether training is to stop."""
+    score = scores["rouge_l"] if settings.choose_by == "rouge_l" else -scores["cross_entropy"]
+    if state.best_score is None or score > state.best_score:
+        state.best_score, state.best_step = score, state.step
+    state.stopped = parts.early_stopping.stop(score)
+
+
+def _count_cost(parts: Parts, state: TrainingState, seconds: float) -> None:
+    shares = gather_object([(parts.meter.read(), peak_bytes(parts.accelerator.device))])
+    state.generated_tokens += sum(generated for generated, _ in shares)
+    state.peak_bytes = max(state.peak_bytes, *(peak for _, peak in shares))
+    state.seconds += seconds
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _ends(parts: Parts, state: TrainingState) -> bool:
+    return state.stopped or state.step == parts.schedule.updates
 
 
 def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
@@ -310,7 +311,7 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
     student = _student(parts)
     if parts.accelerator.is_main_process:
         optimizer, optimizer_state = checkpoint.optimizer_tensors(parts.optimizer, dict(student.named_parameters()))
-        tensors = {"model": student.model.state_dict(), "optimizer": optimizer}
+        tensors = {"model": trainable_state(student.model), "optimizer": optimizer}
         if student.clip_network is not None and _clip_parameters(student):
             tensors["clip_network"] = student.clip_network.state_dict()
         checkpoint.save(
@@ -333,7 +334,7 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
 def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingState:
     """Put everything back as it was when `found` was saved."""
     student = _student(parts)
-    student.model.load_state_dict(found.tensors["model"])
+    load_trainable_state(student.model, found.tensors["model"])
     if student.clip_network is not None and _clip_parameters(student):
         student.clip_network.load_state_dict(found.tensors["clip_network"])
     names = dict(student.named_parameters())

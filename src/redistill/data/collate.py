@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -17,6 +18,7 @@ def collate(
     pad_id: int,
     device: torch.device | str = "cpu",
     span_config: SpanConfig | None = None,
+    role: Literal["task", "pretraining"] = "task",
 ) -> Batch:
     """One micro-batch of gold sequences (SFT term) and sampled ones (distillation terms).
 
@@ -28,6 +30,7 @@ def collate(
         sampled: Sequences whose targets count in the distillation terms.
         pad_id: Fills the right of short sequences; never looked at.
         span_config: How Eq. 10 weighs a pair; None leaves all pair weights 0.
+        role: Which terms read the batch; see `contracts.Batch`.
     """
     wanted = Counter(id(sequence) for sequence in gold)  # counted, since a batch over two epochs may hold a sample twice
     is_gold = [_take(wanted, sequence) for sequence in sampled]
@@ -56,6 +59,11 @@ def collate(
         num_sampled=len(sampled),
         num_sampled_rows=sum(sequence.num_targets for sequence in sampled),
         num_span_samples=0 if span_config is None else sum(bool(counted_spans(s.spans, span_config)) for s in sampled),
+        role=role,
+        sequence_weight_N=torch.tensor([1 / sequence.num_targets for sequence in sequences])[sequence_N].to(device),
+        old_logprob_N=_rollout_rows(sampled, "old_logprobs").to(device),
+        advantage_N=_rollout_rows(sampled, "advantages").to(device),
+        importance_N=_rollout_rows(sampled, "importances").to(device),
         samples=tuple(sequence.sample for sequence in sequences),
         origins=tuple(sequence.origin for sequence in sequences),
     )
@@ -66,3 +74,12 @@ def _take(wanted: Counter[int], sequence: TokenSequence) -> bool:
     is_wanted = wanted[id(sequence)] > 0
     wanted[id(sequence)] -= is_wanted
     return is_wanted
+
+
+def _rollout_rows(sampled: Sequence[TokenSequence], name: str) -> torch.Tensor:
+    """One field of the roll-outs by row, zeros for a sequence without one."""
+    values: list[float] = []
+    for sequence in sampled:
+        values += [0.0] * sequence.num_targets if sequence.rollout is None else getattr(sequence.rollout, name)
+    assert len(values) == sum(sequence.num_targets for sequence in sampled), "a roll-out has a number for each target"
+    return torch.tensor(values, dtype=torch.float32)

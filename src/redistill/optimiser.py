@@ -1,0 +1,93 @@
+"""AdamW: its configuration, its groups of parameters, and its learning rates as a pure function of the step."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from redistill.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """AdamW and its schedule.
+
+    Args:
+        learning_rate: Of the student, at the start; the paper's value is 5e-4.
+        final_learning_rate: Where the cosine ends.
+        clip_network_learning_rate: Of DAC-KL's network; None takes the student's, as the paper does.
+        schedule: "cosine" to final_learning_rate over all updates, or "constant".
+        warmup_updates: Linear rise from 0 over so many updates; the reference code has none.
+        weight_decay: On matrices; vectors (biases, norms) have none.
+        betas: AdamW's averages.
+        max_grad_norm: Clip of the gradient's norm; the clip network has a clip of its own, so that it cannot eat the student's.
+        max_skips: Updates in a row that may be skipped because they are not finite.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    learning_rate: float = 5e-4
+    final_learning_rate: float = 1e-7
+    clip_network_learning_rate: float | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_updates: int = 0
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = 1.0
+    max_skips: int = 3
+
+    def __post_init__(self) -> None:
+        positive = {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}
+        if self.clip_network_learning_rate is not None:
+            positive["clip_network_learning_rate"] = self.clip_network_learning_rate
+        for name, value in positive.items():
+            if not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} = {value}: must be > 0 and finite")
+        lowest = min(self.learning_rate, self.clip_network_learning_rate or self.learning_rate)
+        if not 0 <= self.final_learning_rate <= lowest:
+            raise ConfigError(
+                f"final_learning_rate = {self.final_learning_rate}: must lie in [0, {lowest}], the lowest rate at the start"
+            )
+        for name in ("weight_decay", "warmup_updates", "max_skips"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0 and finite")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas = {list(self.betas)}: both must lie in [0, 1)")
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig, step: int, updates: int) -> dict[str, float]:
+    """Give every parameter group its learning rate for the update after `step`; returns them for the log.
+
+    A pure function of the step: a schedule without state has nothing to lose in a resume.
+    """
+    rise = min(1.0, (step + 1) / config.warmup_updates) if config.warmup_updates else 1.0
+    part = step / updates if config.schedule == "cosine" else 0.0
+    share = rise * 0.5 * (1 + math.cos(math.pi * part))
+    rates = {}
+    for group in optimizer.param_groups:
+        peak = group["peak_learning_rate"]
+        group["lr"] = config.final_learning_rate + (peak - config.final_learning_rate) * share
+        rates[group["rate_name"]] = group["lr"]
+    return rates
+
+
+def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices decay, vectors do not, and the clip network has a learning rate of its own."""
+    clip_ids = {id(parameter) for parameter in clip_network.parameters()} if clip_network is not None else set()
+    clip_rate = config.clip_network_learning_rate or config.learning_rate
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in student.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in clip_ids, parameter.ndim >= 2), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if is_matrix else 0.0,
+            "peak_learning_rate": clip_rate if is_clip else config.learning_rate,
+            "rate_name": "clip_network_learning_rate" if is_clip else "learning_rate",
+        }
+        for (is_clip, is_matrix), parameters in groups.items()
+    ]
