@@ -1,4 +1,4 @@
-"""DAC-KL against NumPy in float64: which classes are kept, what the divergence on them is, and how f_sub learns."""
+"""Clipping against NumPy in float64: which classes an interval keeps, and what the divergence on them is."""
 
 from typing import get_args
 
@@ -8,25 +8,16 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from redistill.clip_network import sort_descending
-from redistill.clipping import ClipNetwork, DacKL, DacKLConfig, Normalise, clipped_divergence, keep_mask
-from redistill.errors import ConfigError
+from redistill.clipping import DacKL, DacKLConfig, Mode, Normalise, clipped_divergence, keep_mask
 
 every_normalisation = pytest.mark.parametrize("normalise", get_args(Normalise))
-every_example = pytest.mark.parametrize("config", DacKLConfig.examples(), ids=repr)
+every_mode = pytest.mark.parametrize("mode", get_args(Mode))
 INF = float("inf")
 
 
 def log_rows(seed: int, num_rows: int = 6, vocabulary: int = 12, scale: float = 1.5) -> torch.Tensor:
     logits = scale * np.random.default_rng(seed).standard_normal((num_rows, vocabulary))
     return torch.log_softmax(torch.from_numpy(logits), dim=-1)
-
-
-def run(dac: DacKL, logits: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Forward and backward from a leaf of student logits."""
-    divergence_N, rows = dac(torch.log_softmax(logits, dim=-1), logp_NV)
-    divergence_N.sum().backward()
-    return divergence_N, rows
 
 
 # --- keep_mask ----------------------------------------------------------------------------------------------------------
@@ -36,21 +27,33 @@ def keep_oracle(p: np.ndarray, lower: float, upper: float, mode: str, keep_targe
     order = np.argsort(-p, kind="stable")
     before = np.empty_like(p)
     before[order] = np.concatenate([[0.0], np.cumsum(p[order])[:-1]])
-    inside = (lower <= p) & (p <= upper) if mode == "value" else (lower <= before) & (before < upper)
+    above = np.empty_like(p)
+    above[order] = (np.arange(len(p)) + 0.5) / len(p)
+    inside = {
+        "value": (lower <= p) & (p <= upper),
+        "relative": (lower <= p / p.max()) & (p / p.max() <= upper),
+        "mass": (lower <= before) & (before < upper),
+        "entry_quantile": (above <= 1 - lower) & (above >= 1 - upper),
+    }[mode]
     return (inside | (keep_target & (np.arange(len(p)) == order[0]))).tolist()
 
 
 @hypothesis.given(
     counts=st.lists(st.integers(0, 4), min_size=2, max_size=9).filter(any),
     ends=st.lists(st.one_of(st.floats(0, 1), st.integers(0, 8)), min_size=2, max_size=2),
-    mode=st.sampled_from(["value", "mass"]),
+    mode=st.sampled_from(get_args(Mode)),
     keep_target=st.booleans(),
 )
 @hypothesis.settings(max_examples=150, deadline=None)
 def test_kept_classes_are_those_of_the_definition(counts, ends, mode, keep_target):
     logp_NV = (torch.tensor([counts], dtype=torch.float64) / sum(counts)).log()
     p = logp_NV.exp()[0].numpy()
-    edges = np.concatenate([p, np.cumsum(np.sort(p)[::-1])])  # an integer end falls on a class exactly
+    if mode == "relative":  # its scores are made of logarithms here and of a quotient there: ends lie between them
+        edges = (np.unique(np.append(p / p.max(), 0.0))[1:] + np.unique(np.append(p / p.max(), 0.0))[:-1]) / 2
+        ends = [end if isinstance(end, int) else round(end * 8) for end in ends]
+    else:
+        quantiles = 1 - (np.arange(len(p)) + 0.5) / len(p)
+        edges = np.concatenate([p, np.cumsum(np.sort(p)[::-1]), quantiles])  # an integer end falls on a class exactly
     lower, upper = (edges[end % len(edges)] if isinstance(end, int) else end for end in ends)
     got = keep_mask(logp_NV, *torch.tensor([[lower], [upper]], dtype=torch.float64), mode, keep_target)
     assert got[0].tolist() == keep_oracle(p, lower, upper, mode, keep_target)
@@ -70,7 +73,7 @@ def test_ties_among_many_classes_go_to_the_smaller_id():
     assert [(ids[0].item(), len(ids)) for ids in kept] == [(0, 1024), (2048, 1024)]
 
 
-@pytest.mark.parametrize("mode", ["value", "mass"])
+@every_mode
 @pytest.mark.parametrize("vocabulary", [7, 1000, 50_000])
 def test_single_precision_inputs_are_compared_in_double(mode, vocabulary):
     random = np.random.default_rng(vocabulary)
@@ -86,7 +89,7 @@ def test_single_precision_inputs_are_compared_in_double(mode, vocabulary):
             assert np.flatnonzero(got[n] != wanted).tolist() == []
 
 
-@pytest.mark.parametrize("mode", ["value", "mass"])
+@every_mode
 def test_the_whole_interval_keeps_every_class(mode):
     logp_NV = torch.log_softmax(log_rows(31, 4, 50_000).float(), dim=-1)
     assert keep_mask(logp_NV, torch.zeros(4), torch.ones(4), mode, keep_target=False).all()
@@ -96,13 +99,25 @@ def test_the_whole_interval_keeps_every_class(mode):
 
 def test_of_equal_maxima_the_first_is_the_target():
     logp_NV = torch.tensor([[0.1, 0.45, 0.45]]).log()
-    for mode in ("value", "mass"):
-        assert keep_mask(logp_NV, torch.ones(1), torch.ones(1), mode).tolist() == [[False, True, False]]
+    for mode, interval in (("value", (1, 1)), ("mass", (1, 1)), ("relative", (0, 0)), ("entry_quantile", (1, 1))):
+        lower_N, upper_N = torch.tensor([interval]).float().T
+        assert keep_mask(logp_NV, lower_N, upper_N, mode).tolist() == [[False, True, False]]
 
 
-def test_sorting_on_the_processor_is_a_descending_sort():
-    p_NV = log_rows(0).exp()
-    torch.testing.assert_close(sort_descending(p_NV), torch.sort(p_NV, descending=True).values, rtol=0, atol=0)
+@pytest.mark.parametrize("vocabulary", [7, 50_257, 262_144])
+@pytest.mark.parametrize("top", [1, 2, 5])
+def test_the_quantile_above_one_minus_k_over_v_keeps_the_first_k(vocabulary, top):
+    logp_NV = torch.log_softmax(torch.from_numpy(np.random.default_rng(top).normal(size=(3, vocabulary))).float(), dim=-1)
+    lower_N = torch.full((3,), 1 - top / vocabulary)
+    got = keep_mask(logp_NV, lower_N, torch.ones(3), "entry_quantile", keep_target=False)
+    wanted = torch.zeros_like(got).scatter_(-1, logp_NV.topk(top).indices, True)
+    assert torch.equal(got, wanted)
+
+
+def test_a_share_of_the_largest_probability_is_min_p():
+    logp_NV = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]]).log()
+    got = keep_mask(logp_NV, torch.full((2,), 0.45), torch.ones(2), "relative", keep_target=False)
+    assert got.tolist() == [[True, True, False, False], [False, True, True, True]]
 
 
 # --- clipped_divergence -------------------------------------------------------------------------------------------------
@@ -213,222 +228,3 @@ def test_a_set_that_the_student_rules_out_gives_zero_when_both_are_renormalised(
     value.sum().backward()
     assert value.item() == 0
     assert logits.grad.abs().max() == 0
-
-
-# --- ClipNetwork --------------------------------------------------------------------------------------------------------
-
-
-def test_three_maps_equal_one_map_of_the_concatenation():
-    network = ClipNetwork(12, hidden=5, seed=3).double()
-    p_NV, q_NV = log_rows(14).exp(), log_rows(15).exp()
-    sorted_NV = torch.sort(p_NV, descending=True).values
-    weight = torch.cat([network.teacher_weight, network.sorted_weight, network.student_weight], dim=1)
-    hidden = torch.nn.functional.gelu(torch.cat([p_NV, sorted_NV, q_NV], dim=1) @ weight.T + network.hidden_bias)
-    upper_N, lower_N = torch.sigmoid(hidden @ network.output_weight.T + network.output_bias).T
-    torch.testing.assert_close(network(p_NV, q_NV, sorted_NV), (torch.minimum(lower_N, upper_N), upper_N))
-
-
-def test_training_starts_at_the_biases():
-    p_NV = log_rows(16).float().exp()
-    lower_N, upper_N = ClipNetwork(12, seed=4)(p_NV, p_NV)
-    assert torch.logit(upper_N).sub(4).abs().max() < 0.1
-    assert torch.logit(lower_N).add(7).abs().max() < 0.1
-
-
-def test_lower_is_cut_to_upper():
-    p_NV = log_rows(17).float().exp()
-    lower_N, upper_N = ClipNetwork(12, upper_bias=-1.0, lower_bias=2.0, seed=5)(p_NV, p_NV, p_NV)
-    assert torch.equal(lower_N, upper_N)
-
-
-def test_the_interval_needs_only_teacher_and_student():
-    p_NV, q_NV = log_rows(32).float().exp(), log_rows(33).float().exp()
-    for network in (ClipNetwork(12), ClipNetwork(12, upper_bias=0.0, lower_bias=0.0), DacKL(DacKLConfig(), 12).network):
-        lower_N, upper_N = network(p_NV, q_NV)
-        assert ((lower_N >= 0) & (lower_N <= upper_N) & (upper_N <= 1)).all()
-        given = network(p_NV, q_NV, torch.sort(p_NV, descending=True).values)
-        assert torch.equal(lower_N, given[0]) and torch.equal(upper_N, given[1])
-
-
-def test_autocast_does_not_reach_the_network():
-    p_NV, network = log_rows(18).float().exp(), ClipNetwork(12, seed=6)
-    plain = network(p_NV, p_NV, p_NV)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = network(p_NV, p_NV, p_NV)
-    assert cast[0].dtype == torch.float32
-    assert torch.equal(plain[0], cast[0]) and torch.equal(plain[1], cast[1])
-
-
-def test_weights_depend_on_the_seed_alone():
-    state = torch.get_rng_state()
-    first = ClipNetwork(12, seed=7).state_dict()
-    torch.manual_seed(99)
-    again, other = ClipNetwork(12, seed=7).state_dict(), ClipNetwork(12, seed=8).state_dict()
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["teacher_weight"], other["teacher_weight"])
-    torch.manual_seed(99)
-    before = torch.get_rng_state()
-    ClipNetwork(12, seed=7)
-    assert torch.equal(before, torch.get_rng_state())
-    torch.set_rng_state(state)
-
-
-# --- DacKL --------------------------------------------------------------------------------------------------------------
-
-
-def network_gradient(config: DacKLConfig, logits: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
-    dac = DacKL(config, logp_NV.shape[-1], seed=1).double()
-    run(dac, logits.clone().requires_grad_(), logp_NV)
-    return torch.cat([parameter.grad.flatten() for parameter in dac.parameters()])
-
-
-@pytest.mark.parametrize("mode", ["value", "mass"])
-def test_straight_through_has_the_gradient_of_the_soft_gate(mode):
-    # The literal form is linear in the gate, so the two gradients agree although the two values do not.
-    hard, soft = (DacKLConfig(hidden=4, mode=mode, gate=gate, lower_bias=-2.0) for gate in ("straight_through", "soft"))
-    logits, logp_NV = log_rows(19), log_rows(20)
-    wanted = network_gradient(soft, logits, logp_NV)
-    assert wanted.abs().max() > 0
-    torch.testing.assert_close(network_gradient(hard, logits, logp_NV), wanted)
-
-
-@pytest.mark.parametrize("keep_target", [True, False])
-def test_soft_gate_has_the_gradient_of_finite_differences(keep_target):
-    dac = DacKL(DacKLConfig(hidden=3, gate="soft", lower_bias=-2.0, keep_target=keep_target), 12, seed=2).double()
-    logq_NV, logp_NV, bias = log_rows(21), log_rows(22), dac.network.output_bias.detach().clone().requires_grad_()
-
-    def value(output_bias):
-        return torch.func.functional_call(dac, {"network.output_bias": output_bias}, (logq_NV, logp_NV))[0]
-
-    assert torch.autograd.gradcheck(value, bias)
-
-
-def test_without_a_gate_the_network_stays_as_it_was():
-    dac = DacKL(DacKLConfig(hidden=4, gate="none"), 12, seed=3)
-    run(dac, log_rows(23).requires_grad_(), log_rows(24))
-    assert list(dac.parameters()) and all(p.grad is None and not p.requires_grad for p in dac.parameters())
-
-
-@every_example
-def test_the_student_hears_nothing_through_the_network(config):
-    dac, logits, logp_NV = DacKL(config, 12, seed=4).double(), log_rows(25).requires_grad_(), log_rows(26)
-    _, rows = run(dac, logits, logp_NV)
-    if config.gate == "soft":
-        with torch.no_grad():
-            ends = dac._interval(logp_NV.exp(), None, torch.log_softmax(logits, dim=-1))
-            gate_NV = dac._gate(logp_NV, None, *ends, logp_NV.argmax(dim=-1, keepdim=True))
-    else:
-        gate_NV = keep_mask(logp_NV, rows["lower"], rows["upper"], config.mode, config.keep_target)
-    alone = logits.detach().clone().requires_grad_()
-    clipped_divergence(torch.log_softmax(alone, dim=-1), logp_NV, gate_NV, config.normalise).sum().backward()
-    torch.testing.assert_close(logits.grad, alone.grad)
-
-
-@every_example
-def test_the_teacher_gets_no_gradient(config):
-    logp_NV = log_rows(27).requires_grad_()
-    run(DacKL(config, 12, seed=5), log_rows(28).requires_grad_(), logp_NV)
-    assert logp_NV.grad is None
-
-
-def test_a_mass_floor_raises_the_kept_mass_that_falls_without_it():
-    logq_NV, logp_NV = log_rows(29), log_rows(30)
-
-    def change(mass_floor: float | None) -> float:
-        dac = DacKL(DacKLConfig(hidden=4, lower_bias=-2.5, mass_floor=mass_floor), 12, seed=6).double()
-        optimizer = torch.optim.Adam(dac.parameters(), lr=0.05)
-        masses = []
-        for _ in range(40):
-            divergence_N, rows = dac(logq_NV, logp_NV)
-            masses.append(rows["kept_mass"].mean().item())
-            optimizer.zero_grad()
-            divergence_N.sum().backward()
-            optimizer.step()
-        return masses[-1] - masses[0]
-
-    assert change(0.95) > 0.01
-    assert change(None) < -0.01
-
-
-def test_the_penalty_is_ten_times_the_squared_shortfall():
-    logq_NV, logp_NV = log_rows(31), log_rows(32)
-    (with_floor, rows), (without, _) = (
-        DacKL(DacKLConfig(hidden=4, lower_bias=-1.0, mass_floor=floor), 12, seed=7)(logq_NV, logp_NV) for floor in (0.9, None)
-    )
-    kept_mass = rows["kept_mass"].double()
-    torch.testing.assert_close(with_floor - without, 10 * (0.9 - kept_mass).clamp(min=0) ** 2, atol=1e-6, rtol=1e-5)
-    assert (kept_mass < 0.9).any()
-
-
-def test_a_fixed_interval_has_nothing_to_learn():
-    dac = DacKL(DacKLConfig(fixed_interval=(0.05, 0.4)), 12, seed=8)
-    logq_NV, logp_NV = log_rows(33), log_rows(34)
-    divergence_N, rows = dac(logq_NV, logp_NV)
-    keep_NV = keep_mask(logp_NV, torch.full((6,), 0.05).double(), torch.full((6,), 0.4).double())
-    assert not list(dac.parameters())
-    torch.testing.assert_close(divergence_N, clipped_divergence(logq_NV, logp_NV, keep_NV))
-    assert rows["kept_classes"].tolist() == keep_NV.sum(dim=-1).tolist()
-
-
-def test_the_rows_say_what_was_kept():
-    logp_NV = torch.tensor([[0.6, 0.3, 0.1], [0.45, 0.45, 0.1], [0.2, 0.1, 0.7]]).log()
-    _, rows = DacKL(DacKLConfig(fixed_interval=(0.15, 0.5)), 3, seed=9)(log_rows(35, 3, 3), logp_NV)
-    torch.testing.assert_close(rows["kept_mass"], torch.tensor([0.9, 0.9, 0.9]))
-    assert rows["kept_classes"].tolist() == [2, 2, 2]
-    assert rows["target_only"].tolist() == [0, 0, 0]
-    assert {row_N.dtype for row_N in rows.values()} == {torch.float32}
-    _, rows = DacKL(DacKLConfig(fixed_interval=(0.05, 0.25), keep_target=False), 3, seed=9)(log_rows(35, 3, 3), logp_NV)
-    assert rows["kept_classes"].tolist() == [1, 1, 2]
-    assert rows["target_only"].tolist() == [0, 0, 0]  # one class, but not the arg max
-
-
-def test_zero_biases_start_with_the_target_alone():
-    _, rows = DacKL(DacKLConfig(upper_bias=0.0, lower_bias=0.0), 12, seed=10)(log_rows(36), log_rows(37))
-    assert rows["target_only"].tolist() == [1] * 6
-
-
-@every_example
-def test_rows_do_not_depend_on_their_chunk(config):
-    dac, logq_NV, logp_NV = DacKL(config, 12, seed=11).double(), log_rows(38), log_rows(39)
-    whole, whole_rows = dac(logq_NV, logp_NV)
-    for n in range(6):
-        part, part_rows = dac(logq_NV[n : n + 1], logp_NV[n : n + 1])
-        torch.testing.assert_close(part, whole[n : n + 1])
-        torch.testing.assert_close(part_rows, {name: row_N[n : n + 1] for name, row_N in whole_rows.items()})
-
-
-@pytest.mark.parametrize("config", [*DacKLConfig.examples(), DacKLConfig(fixed_interval=(0.0, 1.0), gate="soft")], ids=repr)
-def test_ruled_out_classes_and_extreme_logits_stay_finite(config):
-    dac = DacKL(config, 4, seed=12)
-    logits = torch.tensor([[0.0, 1e4, -1e4, 0.0], [1.0, 2.0, 0.0, -INF], [0.0, 0.0, 0.0, -INF]]).requires_grad_()
-    teacher = torch.tensor([[1e4, 0.0, -1e4, 0.0], [0.0, 1.0, -INF, -INF], [5.0, 1.0, 0.0, 0.0]])
-    divergence_N, rows = run(dac, logits, torch.log_softmax(teacher, dim=-1))
-    everything = [divergence_N, logits.grad, *rows.values(), *(p.grad for p in dac.parameters() if p.requires_grad)]
-    assert all(tensor.isfinite().all() for tensor in everything)
-
-
-@every_example
-def test_half_precision_inputs_are_computed_in_single(config):
-    divergence_N, _ = DacKL(config, 12, seed=13)(log_rows(40).bfloat16(), log_rows(41).bfloat16())
-    assert divergence_N.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"mode": "rank"}, "mode = 'rank': must be one of value, mass"),
-        ({"normalise": "both"}, "normalise = 'both': must be one of none, renormalise, other_bin, teacher"),
-        ({"gate": "hard"}, "gate = 'hard': must be one of straight_through, soft, none"),
-        ({"hidden": 0}, "hidden = 0: must be at least 1"),
-        ({"upper_bias": INF}, "upper_bias = inf: must be finite"),
-        ({"gate_temperature": 0.0}, "gate_temperature = 0.0: must be above 0"),
-        ({"fixed_interval": (0.5, 0.2)}, r"fixed_interval = \(0.5, 0.2\): must be 0 <= lower <= upper <= 1"),
-        ({"mass_floor": 1.0}, r"mass_floor = 1.0: must lie in \(0, 1\)"),
-        ({"mass_floor": float("nan")}, r"mass_floor = nan: must lie in \(0, 1\)"),
-        ({"mass_floor": 0.9, "gate": "none"}, "mass_floor = 0.9: needs a network that learns"),
-        ({"mass_floor": 0.9, "fixed_interval": (0.0, 1.0)}, "mass_floor = 0.9: needs a network that learns"),
-    ],
-)
-def test_a_setting_out_of_range_is_refused_by_name(setting, message):
-    with pytest.raises(ConfigError, match=message):
-        DacKLConfig(**setting)

@@ -21,12 +21,22 @@ from redistill.clip_network import ClipNetwork, StraightThrough, soft_gate
 from redistill.errors import ConfigError
 from redistill.tensors import loss_dtype
 
-Mode = Literal["value", "mass"]
+Mode = Literal["value", "relative", "mass", "entry_quantile"]
 Normalise = Literal["none", "renormalise", "other_bin", "teacher"]
 Gate = Literal["straight_through", "soft", "none"]
 
 MASS_FLOOR_WEIGHT = 10.0
-GATE_TEMPERATURE: dict[Mode, float] = {"value": 0.5, "mass": 0.02}  # nats of log p; share of the mass
+# Nats of log p, twice; share of the mass; nats of log rank.
+GATE_TEMPERATURE: dict[Mode, float] = {"value": 0.5, "relative": 0.5, "mass": 0.02, "entry_quantile": 0.5}
+# The logits of u and l at the start.  "value": all classes of p >= 9e-4.  "relative": those above p_max / 400; u so near to 1
+# that a close second stays.  "mass": the head that holds 98 %; l cuts the arg max alone, which is kept in any case.
+# "entry_quantile": one class in 1000; u = 1 - 2e-6, since 1 - 6e-6 would drop the second of 262,144 classes.
+START: dict[Mode, tuple[float, float]] = {
+    "value": (4.0, -7.0),
+    "relative": (12.0, -6.0),
+    "mass": (4.0, -7.0),
+    "entry_quantile": (13.0, 6.9),
+}
 
 
 # --- which classes are kept ---------------------------------------------------------------------------------------------
@@ -36,19 +46,23 @@ GATE_TEMPERATURE: dict[Mode, float] = {"value": 0.5, "mass": 0.02}  # nats of lo
 def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "value", keep_target: bool = True) -> Tensor:
     r"""The classes S that an interval keeps of each row of the teacher.
 
-    .. math:: S = \{v : l \le p_v \le u\} \cup \{\arg\max p\}  \quad\text{(mode "value", Eq. 7)}
+    .. math:: S = \{v : l \le s_v \le u\} \cup \{\arg\max p\} \quad\text{(Eq. 7)}
 
-    In mode "mass" the classes are sorted by p, descending, ties by id, and c_v is the mass strictly before v in that order;
-    kept where l <= c_v < u.  There u cuts the tail and l the head, the opposite of "value".  u = 1
-    cuts no class that has any mass.
+    What the interval bounds depends on the mode; the classes are sorted by p, descending, ties by id, and r_v counts from 0:
 
-    Probabilities and masses are compared in float64 whatever the inputs are: added up in float32, the mass before a class of
+    - "value", the formula of Eq. 7: s_v = p_v.
+    - "relative": s_v = p_v / max p, so that l alone is min-p.
+    - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V entries; l = 1 - k/V alone keeps the first k.
+    - "mass": s_v is the mass strictly before v, and l <= s_v < u.  There u cuts the tail and l the head, the opposite of all
+      others.  u = 1 cuts no class that has any mass.
+
+    Whatever the inputs are, scores are taken and compared in float64: added up in float32, the mass before a class of
     the tail reaches 1, and drifts by more than such a class holds.
 
     Args:
         logp_NV: Teacher log-probabilities.
         lower_N, upper_N: The interval of each row, in [0, 1].
-        mode: What the interval bounds: a class's own probability, or the mass before it.
+        mode: What the interval bounds.
         keep_target: Whether the arg max of p (the first of equals) is kept wherever the interval lies.
 
     Returns:
@@ -61,26 +75,41 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
         >>> keep_mask(logp_NV, torch.tensor([0.1]), torch.tensor([0.9]), mode="mass", keep_target=False)
         tensor([[False,  True,  True, False]])
     """
-    p_NV = logp_NV.double().exp()
-    score_NV = p_NV if mode == "value" else _mass_before(p_NV)[0]
-    return _inside(score_NV, lower_N, upper_N, mode, p_NV.argmax(dim=-1, keepdim=True) if keep_target else None)
+    logp_NV = logp_NV.double()
+    ends = _ends(lower_N.double(), upper_N.double(), mode)
+    return _inside(_score(logp_NV, mode)[0], *ends, mode, logp_NV.argmax(dim=-1, keepdim=True) if keep_target else None)
 
 
-def _inside(score_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode, target_N1: Tensor | None) -> Tensor:
-    """Where the score (p or the mass before) lies in the interval, and the target class."""
-    lower_N1, upper_N1 = lower_N.to(score_NV.dtype).unsqueeze(-1), upper_N.to(score_NV.dtype).unsqueeze(-1)
-    keep_NV = score_NV >= lower_N1
-    keep_NV &= score_NV <= upper_N1 if mode == "value" else score_NV < upper_N1
+def _score(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
+    """What the mode bounds ("entry_quantile": 1 - s, exact at the top), and p in descending order where it was sorted."""
+    if mode == "value":
+        return logp_NV.exp(), None
+    if mode == "relative":
+        return (logp_NV - logp_NV.amax(dim=-1, keepdim=True)).exp(), None
+    # A double, so that no two different log-probabilities become equal.
+    sorted_NV, order_NV = torch.sort(logp_NV.double().exp(), dim=-1, descending=True, stable=True)
+    if mode == "mass":
+        before_NV = functional.pad(sorted_NV[:, :-1].cumsum(dim=-1), (1, 0))
+        # Below 1 exactly for a class that has mass itself, whatever rounding adds up to.
+        before_NV = before_NV.clamp_(max=1 - 2**-53).masked_fill_(sorted_NV == 0, 1.0)
+    else:
+        vocabulary = logp_NV.shape[-1]
+        above_V = (torch.arange(vocabulary, dtype=sorted_NV.dtype, device=logp_NV.device) + 0.5) / vocabulary
+        before_NV = above_V.expand_as(sorted_NV)
+    return torch.empty_like(sorted_NV).scatter_(-1, order_NV, before_NV), sorted_NV
+
+
+def _ends(lower_N: Tensor, upper_N: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+    """Between which scores of `_score` the interval lies."""
+    return (1 - upper_N, 1 - lower_N) if mode == "entry_quantile" else (lower_N, upper_N)
+
+
+def _inside(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_N1: Tensor | None) -> Tensor:
+    """Where the score lies between the ends, and the target class."""
+    low_N1, high_N1 = low_N.to(score_NV.dtype).unsqueeze(-1), high_N.to(score_NV.dtype).unsqueeze(-1)
+    keep_NV = score_NV >= low_N1
+    keep_NV &= score_NV < high_N1 if mode == "mass" else score_NV <= high_N1
     return keep_NV if target_N1 is None else keep_NV.scatter_(-1, target_N1, True)
-
-
-def _mass_before(p_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """For each class the mass strictly before it in descending order, in [0, 1], and p in that order; p is float64."""
-    sorted_NV, order_NV = torch.sort(p_NV, dim=-1, descending=True, stable=True)
-    before_NV = functional.pad(sorted_NV[:, :-1].cumsum(dim=-1), (1, 0))
-    # Below 1 exactly for a class that has mass itself, whatever rounding adds up to.
-    before_NV = before_NV.clamp_(max=1 - 2**-53).masked_fill_(sorted_NV == 0, 1.0)
-    return torch.empty_like(p_NV).scatter_(-1, order_NV, before_NV), sorted_NV
 
 
 # --- the divergence on the kept classes ---------------------------------------------------------------------------------
@@ -157,30 +186,36 @@ class DacKLConfig:
     """How DAC-KL reads the paper; the defaults stay closest to its text.
 
     Args:
-        mode: "value" bounds each class's probability (Eq. 7), "mass" the teacher's mass before it; see `keep_mask`.
+        mode: What the interval bounds: each class's probability ("value", Eq. 7), that over the largest one ("relative"), the
+            teacher's mass before the class ("mass"), or the class's quantile among the entries; see `keep_mask`.
         normalise: "none" is Eq. 8; see `clipped_divergence`.
         gate: How f_sub learns through the interval: "straight_through" (hard mask forward, soft gate backward), "soft" (the
             gate in both), or "none" (f_sub stays as it started, as the hard set of Eq. 7 taken literally has no gradient).
         hidden: Hidden units of f_sub.
-        upper_bias, lower_bias: Logits at which u and l start; with 0 and 0, the literal start, the target alone is kept.
+        upper_bias, lower_bias: Logits at which u and l start; None takes the mode's own, which keep most of the mass.  With
+            0 and 0, the literal start, mode "value" keeps the target alone.
         mass_floor: Guard against collapse, not in the paper: adds 10 relu(floor - P)^2, in (0, 1); 0.9 is robust.
         keep_target: Whether the teacher's arg max is always kept (Eq. 7's max); Table 3b drops it.
-        fixed_interval: (lower, upper) in place of f_sub.
-        gate_temperature: Width of the soft gate; by default 0.5 nats of log p in mode "value", 0.02 of mass in mode "mass".
+        target_twice: Whether it counts once for that and once more where the interval holds it; needs `normalise: none`.
+        fixed_interval: (lower, upper) in place of f_sub; in mode "relative", (0.05, 1) is min-p 0.05.
+        fixed_top: So many of the most probable classes in place of f_sub; needs mode "entry_quantile".
+        gate_temperature: Width of the soft gate; by default 0.02 of mass in mode "mass", else 0.5 nats of log p or log rank.
 
     Raises:
-        ConfigError: a field is out of range, or a mass floor has no network to act on.
+        ConfigError: a field is out of range, or does not go with another.
     """
 
     mode: Mode = "value"
     normalise: Normalise = "none"
     gate: Gate = "straight_through"
     hidden: int = 64
-    upper_bias: float = 4.0
-    lower_bias: float = -7.0
+    upper_bias: float | None = None
+    lower_bias: float | None = None
     mass_floor: float | None = None
     keep_target: bool = True
+    target_twice: bool = False
     fixed_interval: tuple[float, float] | None = None
+    fixed_top: int | None = None
     gate_temperature: float | None = None
 
     def __post_init__(self) -> None:
@@ -190,23 +225,39 @@ class DacKLConfig:
         if self.hidden < 1:
             raise ConfigError(f"hidden = {self.hidden}: must be at least 1; 64 is usual")
         for name in ("upper_bias", "lower_bias"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(
-                    f"{name} = {getattr(self, name)}: must be finite; the sigmoid of it is where the bound starts"
-                )
+            if not math.isfinite(getattr(self, name) or 0.0):
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be finite; leave it out for the mode's own")
         if self.gate_temperature is not None and not 0 < self.gate_temperature < math.inf:
             raise ConfigError(f"gate_temperature = {self.gate_temperature}: must be above 0; leave it out for the mode's own")
+        if self.target_twice and (self.normalise != "none" or not self.keep_target):
+            raise ConfigError("target_twice = True: needs normalise none and keep_target; weights above 1 have no remainder")
+        self._check_clip()
+
+    def _check_clip(self) -> None:
+        """The fields that f_sub's interval is replaced or guarded by."""
         if self.fixed_interval is not None:
             lower, upper = self.fixed_interval
             if not 0 <= lower <= upper <= 1:
                 raise ConfigError(f"fixed_interval = {self.fixed_interval}: must be 0 <= lower <= upper <= 1; put lower first")
+        if self.fixed_top is not None:
+            if self.fixed_top < 1:
+                raise ConfigError(f"fixed_top = {self.fixed_top}: must be at least 1; 200 is a usual control")
+            if self.mode != "entry_quantile" or self.fixed_interval is not None:
+                raise ConfigError(
+                    f"fixed_top = {self.fixed_top}: needs mode entry_quantile and no fixed_interval; set mode, drop the other"
+                )
         if self.mass_floor is not None:
             if not 0 < self.mass_floor < 1:
                 raise ConfigError(f"mass_floor = {self.mass_floor}: must lie in (0, 1); 0.9 is robust, leave it out for none")
-            if self.gate == "none" or self.fixed_interval is not None:
+            if self.gate == "none" or not self.has_network:
                 raise ConfigError(
-                    f"mass_floor = {self.mass_floor}: needs a network that learns; drop it, fixed_interval or gate none"
+                    f"mass_floor = {self.mass_floor}: needs a network that learns; drop it, gate none or what is fixed"
                 )
+
+    @property
+    def has_network(self) -> bool:
+        """Whether f_sub predicts the interval."""
+        return self.fixed_interval is None and self.fixed_top is None
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
@@ -214,9 +265,12 @@ class DacKLConfig:
         return (
             cls(hidden=4),
             cls(hidden=4, mode="mass", normalise="other_bin", mass_floor=0.9),
+            cls(hidden=4, mode="relative", target_twice=True),
+            cls(hidden=4, mode="entry_quantile", gate="soft", upper_bias=3.0, lower_bias=-1.0),
             cls(hidden=4, gate="soft", normalise="teacher"),
             cls(hidden=4, gate="none", normalise="renormalise", keep_target=False),
             cls(fixed_interval=(0.01, 0.5)),
+            cls(mode="entry_quantile", fixed_top=3),
         )
 
 
@@ -237,9 +291,10 @@ class DacKL(nn.Module):
         self.config = config
         self.temperature = config.gate_temperature or GATE_TEMPERATURE[config.mode]
         self.network = None
-        if config.fixed_interval is None:
-            biases = {"upper_bias": config.upper_bias, "lower_bias": config.lower_bias}
-            self.network = ClipNetwork(vocabulary, hidden=config.hidden, seed=seed, **biases)
+        if config.has_network:
+            chosen = (config.upper_bias, config.lower_bias)
+            upper, lower = (own if bias is None else bias for bias, own in zip(chosen, START[config.mode], strict=True))
+            self.network = ClipNetwork(vocabulary, hidden=config.hidden, upper_bias=upper, lower_bias=lower, seed=seed)
             self.network.requires_grad_(config.gate != "none")  # else weight decay would move what no gradient does
 
     def forward(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -253,18 +308,19 @@ class DacKL(nn.Module):
             divergence_N, the mass-floor penalty included, and float32 rows by name: `kept_mass` (of p, on the hard set S),
             `kept_classes`, `lower`, `upper`, `target_only` (1 where S is the arg max alone).
         """
-        dtype = loss_dtype(logq_NV)
-        logp_NV = logp_NV.detach().to(dtype)
+        logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
         p_NV = logp_NV.exp()
         top_N1 = p_NV.argmax(dim=-1, keepdim=True)
         target_N1 = top_N1 if self.config.keep_target else None
-        before_NV, sorted_NV = _mass_before(logp_NV.double().exp()) if self.config.mode == "mass" else (None, None)
-        lower_N, upper_N = self._interval(p_NV, sorted_NV, logq_NV)
-        with torch.no_grad():
-            score_NV = p_NV if before_NV is None else before_NV
-            keep_NV = _inside(score_NV, lower_N, upper_N, self.config.mode, target_N1)
-        gate_NV = self._gate(logp_NV if before_NV is None else before_NV.to(dtype), keep_NV, lower_N, upper_N, target_N1)
+        score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV)
+        ends = _ends(lower_N, upper_N, self.config.mode)
+        keep_NV = _inside(score_NV, *ends, self.config.mode, target_N1)
+        gate_NV = self._gate(score_NV, logp_NV, keep_NV, ends, target_N1)
         divergence_N = clipped_divergence(logq_NV, logp_NV, gate_NV, self.config.normalise)
+        if self.config.target_twice:
+            score_N1, logq_N1, logp_N1 = (rows_NV.gather(-1, top_N1) for rows_NV in (score_NV, logq_NV, logp_NV))
+            gate_N1 = self._gate(score_N1, logp_N1, _inside(score_N1, *ends, self.config.mode, None), ends, None)
+            divergence_N = divergence_N + clipped_divergence(logq_N1, logp_N1, gate_N1)
         if self.config.mass_floor is not None:
             shortfall_N = (self.config.mass_floor - (gate_NV * p_NV).sum(dim=-1)).relu()
             divergence_N = divergence_N + MASS_FLOOR_WEIGHT * shortfall_N.square()
@@ -278,22 +334,37 @@ class DacKL(nn.Module):
         }
         return divergence_N, {name: row_N.detach().float() for name, row_N in rows.items()}
 
-    def _interval(self, p_NV: Tensor, sorted_NV: Tensor | None, logq_NV: Tensor) -> tuple[Tensor, Tensor]:
-        if self.network is None:
-            assert self.config.fixed_interval is not None
-            lower, upper = self.config.fixed_interval
-            return p_NV.new_full(p_NV.shape[:1], lower), p_NV.new_full(p_NV.shape[:1], upper)
-        lower_N, upper_N = self.network(p_NV, logq_NV.to(p_NV.dtype).exp(), sorted_NV)
-        return lower_N.to(p_NV.dtype), upper_N.to(p_NV.dtype)
+    @torch.no_grad()
+    def kept(self, logq_NV: Tensor, logp_NV: Tensor) -> Tensor:
+        """keep_NV, bool: the hard set S of each row, as `forward` finds it; for the span loss of clipped vectors."""
+        logp_NV = logp_NV.to(loss_dtype(logq_NV))
+        score_NV, *interval = self._interval(logq_NV, logp_NV)
+        target_N1 = logp_NV.argmax(dim=-1, keepdim=True) if self.config.keep_target else None
+        return _inside(score_NV, *_ends(*interval, self.config.mode), self.config.mode, target_N1)
 
-    def _gate(self, score_NV: Tensor, keep_NV: Tensor, lower_N: Tensor, upper_N: Tensor, target_N1: Tensor | None) -> Tensor:
-        """Each class's weight; the score and the ends are log-probabilities in mode "value", mass in mode "mass"."""
-        if self.config.gate == "none" or (self.config.gate == "straight_through" and not upper_N.requires_grad):
+    def _interval(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the interval bounds, by class, and the interval of each row; the network reads what the mode has sorted."""
+        score_NV, sorted_NV = _score(logp_NV, self.config.mode)
+        if self.network is None:
+            top = self.config.fixed_top
+            ends = (max(0.0, 1 - top / logp_NV.shape[-1]), 1.0) if top is not None else self.config.fixed_interval
+            assert ends is not None, "without a network the interval is fixed"
+            lower_N, upper_N = (logp_NV.new_full(logp_NV.shape[:1], end) for end in ends)
+        else:
+            lower_N, upper_N = self.network(logp_NV.exp(), logq_NV.to(logp_NV.dtype).exp(), sorted_NV)
+        return score_NV, lower_N.to(logp_NV.dtype), upper_N.to(logp_NV.dtype)
+
+    def _gate(
+        self, score_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, ends: tuple[Tensor, Tensor], target_N1: Tensor | None
+    ) -> Tensor:
+        """Each class's weight; the gate is soft in mass in mode "mass", else in logarithms."""
+        if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV
-        ends = (lower_N, upper_N)
-        if self.config.mode == "value":
-            tiny = torch.finfo(score_NV.dtype).tiny  # log 0 would meet a ruled-out class as -inf - -inf
-            ends = (lower_N.clamp(min=tiny).log(), upper_N.clamp(min=tiny).log())
+        if self.config.mode != "mass":
+            tiny = torch.finfo(logp_NV.dtype).tiny  # log 0 would meet a ruled-out class as -inf - -inf
+            ends = (ends[0].clamp(min=tiny).log(), ends[1].clamp(min=tiny).log())
+            score_NV = logp_NV if self.config.mode == "value" else score_NV.log()
+        score_NV = score_NV.to(logp_NV.dtype)
         if self.config.gate == "straight_through":
             return StraightThrough.apply(*ends, score_NV, keep_NV, target_N1, self.temperature)
         gate_NV = soft_gate(score_NV, *ends, self.temperature)
