@@ -179,6 +179,130 @@ def test_sampling_out_of_range_is_refused(tiny, sampling):
         run(tiny("gpt2"), requests(1), sampling)
 
 
+# --- a teacher that writes along ----------------------------------------------------------------------------------------
+
+MIXED = Sampling(temperature=0.8, top_p=0.95, top_k=30)
+TEACHERS = {"wider": ("llama", {"hidden_size": 32, "num_hidden_layers": 2}), "another family": ("gpt2", {}), "opt": ("opt", {})}
+
+
+@pytest.fixture(params=TEACHERS, ids=str)
+def teacher(tiny, request):
+    """Not the student's shape, and with more rows in its head than there are tokens."""
+    family, fields = TEACHERS[request.param]
+    return tiny(family, vocab_size=VOCABULARY + 9, **fields)
+
+
+def exact_mixture(student, teacher, ids, share, sampling):
+    """The distribution that the token after `ids` is drawn from, in float64."""
+    with torch.no_grad():
+        q, p = (
+            oracle(model(input_ids=torch.tensor([ids])).logits[0, -1, :VOCABULARY].double().numpy(), sampling)
+            for model in (student, teacher)
+        )
+    return (1 - share) * q + share * p
+
+
+def fits(tokens, expected):
+    """p-value of the tokens under the distribution; classes with few expected are taken together."""
+    counts = np.bincount(tokens, minlength=VOCABULARY)
+    assert not counts[expected == 0].any(), "a class without probability was drawn"
+    common = expected * len(tokens) >= 5
+    observed, wanted = [*counts[common], counts[~common].sum()], [*expected[common], expected[~common].sum()]
+    kept = [i for i, probability in enumerate(wanted) if probability * len(tokens) >= 1]
+    assert len(kept) > 3, "too clear-cut to tell anything"
+    observed, wanted = np.array(observed)[kept], np.array(wanted)[kept]
+    return chisquare(observed, wanted / wanted.sum() * observed.sum()).pvalue
+
+
+def softened(model):
+    """Logits small enough for many classes to be drawn."""
+    with torch.no_grad():
+        for parameter in {id(p): p for p in model.get_output_embeddings().parameters()}.values():
+            parameter.mul_(0.4)
+    return model
+
+
+def test_frequencies_of_both_tokens_are_those_of_the_mixture(tiny):
+    """20,000 draws, and those of the second token given the commonest first: so both caches hold what was really drawn."""
+    student, teacher = softened(tiny("llama")), softened(tiny("gpt2", vocab_size=VOCABULARY + 9))
+    prompt, share, draws = (5, 9), 0.3, 20_000
+    wanted = [GenerationRequest(prompt_ids=prompt, max_new_tokens=2, stream=("response", 1, i)) for i in range(draws)]
+    options = {"end_ids": (), "vocabulary": VOCABULARY, "teacher": teacher, "teacher_share": share}
+    drawn = [g.token_ids for g in run(student, wanted, MIXED, batch_size=draws, **options)]
+    expected = exact_mixture(student, teacher, prompt, share, MIXED)
+    assert fits([first for first, _ in drawn], expected) > 0.001
+    commonest = int(expected.argmax())
+    seconds = [second for first, second in drawn if first == commonest]
+    assert len(seconds) > 1000
+    assert fits(seconds, exact_mixture(student, teacher, (*prompt, commonest), share, MIXED)) > 0.001
+    for other in (exact_mixture(student, teacher, prompt, 0.4, MIXED), exact_mixture(teacher, student, prompt, share, MIXED)):
+        assert fits([first for first, _ in drawn], other) < 0.001, "another mixture would have passed too"
+
+
+def test_a_mixtures_text_does_not_depend_on_batch_size_or_order(tiny, teacher):
+    student, wanted = tiny("llama"), requests(budget=20)
+    options = {"vocabulary": VOCABULARY, "teacher": teacher, "teacher_share": 0.5}
+    together = run(student, wanted, **options)
+    shuffled = np.random.default_rng(1).permutation(len(wanted)).tolist()
+    again = run(student, [wanted[i] for i in shuffled], batch_size=5, **options)
+    assert [again[shuffled.index(i)] for i in range(len(wanted))] == together
+    assert together == [run(student, [request], batch_size=1, **options)[0] for request in wanted]
+    lengths = {len(generation.token_ids) for generation in together}
+    assert min(lengths) < 5 < 10 < max(lengths), "rows that end early are taken out of both caches"
+
+
+def test_no_share_gives_the_students_text_and_the_whole_share_the_teachers(tiny, teacher):
+    student, wanted = tiny("llama"), requests()
+    options = {"vocabulary": VOCABULARY}
+    assert run(student, wanted, teacher=teacher, teacher_share=0.0, **options) == run(student, wanted, **options)
+    assert run(student, wanted, teacher=teacher, teacher_share=1.0, **options) == run(teacher, wanted, **options)
+    both = run(student, wanted, teacher=teacher, teacher_share=0.5, **options)
+    assert both not in (run(student, wanted, **options), run(teacher, wanted, **options))
+
+
+def test_a_model_mixed_with_itself_writes_its_own_text(tiny):
+    model, wanted = tiny("llama"), requests()
+    assert run(model, wanted, MIXED, teacher=model, teacher_share=0.5) == run(model, wanted, MIXED)
+
+
+def test_ngrams_are_banned_in_both_models(tiny, teacher):
+    wanted = [GenerationRequest(prompt_ids=(3, 4, 3, 5), max_new_tokens=24, stream=("a", i)) for i in range(4)]
+    sampling = Sampling(temperature=0.05, no_repeat_ngram=2)
+    options = {"end_ids": (), "vocabulary": VOCABULARY, "teacher": teacher, "teacher_share": 0.5}
+    for generation in run(tiny("llama"), wanted, sampling, **options):
+        text = (3, 4, 3, 5, *generation.token_ids)
+        assert len(set(pairwise(text))) == len(text) - 1
+
+
+def test_the_teacher_gets_its_modes_back(tiny):
+    student, teacher = tiny("llama"), tiny("llama", attention_dropout=0.9)
+    expected = run(student, requests(), teacher=teacher.eval(), teacher_share=0.5)
+    teacher.train()
+    assert run(student, requests(), teacher=teacher, teacher_share=0.5) == expected
+    assert teacher.training
+
+
+def test_a_teacher_with_too_few_positions_is_refused(tiny):
+    long = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, stream=("a", 1))
+    assert len(run(tiny("llama"), [long], end_ids=())[0].token_ids) == 5
+    with pytest.raises(ConfigError, match="the model has 64 positions"):
+        run(tiny("llama"), [long], teacher=tiny("gpt2"), teacher_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("share", "sampling", "said"),
+    [
+        (1.5, Sampling(), r"teacher_share = 1.5: must lie in \[0, 1\]"),
+        (float("nan"), Sampling(), "teacher_share = nan"),
+        (0.5, Sampling(temperature=0), "sampling.temperature = 0: a mixture with the teacher is drawn from"),
+    ],
+)
+def test_a_mixture_that_is_none_is_refused(tiny, share, sampling, said):
+    model = tiny("llama")
+    with pytest.raises(ConfigError, match=said):
+        run(model, requests(1), sampling, teacher=model, teacher_share=share)
+
+
 # --- what a token is drawn from -----------------------------------------------------------------------------------------
 
 

@@ -3,11 +3,14 @@
 Token t of a sequence is drawn with number t of its own stream, by inverse transform of its probabilities.  So a response does
 not depend on which batch it fell into, on the order of the requests, or on the number of processes (but for the last bits of a
 floating-point sum, which batches do change).
+
+A teacher may write along: both models read the same tokens, each with its own cache, and each token is drawn from the mixture
+of what the two would write.
 """
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -35,8 +38,16 @@ def generate(
     pad_id: int,
     batch_size: int,
     vocabulary: int | None = None,
+    teacher: nn.Module | None = None,
+    teacher_share: float = 0.0,
 ) -> list[Generation]:
-    """Continue every request; with all but `requests` and `sampling` bound this is `contracts.Generate`.
+    r"""Continue every request; with all but `requests` and `sampling` bound this is `contracts.Generate`.
+
+    With a teacher each token is drawn from a mixture (MiniLLM, arXiv 2306.08543, its teacher-mixed sampling):
+
+    .. math:: y_t \sim (1 - a)\, q(\cdot \mid y_{<t}) + a\, p(\cdot \mid y_{<t})
+
+    where a is `teacher_share`, and bans, temperature, top-k and top-p have been applied to q and p each.
 
     Args:
         model: A causal language model; it writes in eval mode without gradient and gets its modes back.
@@ -47,20 +58,31 @@ def generate(
         pad_id: Any id; what is padding is told by the attention mask.
         batch_size: Rows at a time.  Larger is faster as long as the cache fits; results do not depend on it.
         vocabulary: Only this many leading classes are drawn (a padded head has rows that are no tokens); None for all.
+        teacher: Writes along, on the same device; its first `vocabulary` classes are the student's.  None: the student alone.
+        teacher_share: In [0, 1]; at 0 the teacher is not read, and the text is the student's.
 
     Returns:
         A `Generation` for each request, in their order; a budget of 0 gives no tokens.
 
     Raises:
-        ConfigError: a sampling value out of range, or a sequence longer than the model has positions.
+        ConfigError: a value out of range, an arg max asked of a mixture, or a sequence longer than a model has positions.
     """
     _check_sampling(sampling)
-    _check_lengths(requests, position_limit(model))
-    writer = _Writer(model, sampling, seed=seed, end_ids=end_ids, pad_id=pad_id, vocabulary=vocabulary)
+    _check_share(teacher_share, sampling)
+    models = [(model, 1.0 - teacher_share)]
+    if teacher_share > 0:
+        assert teacher is not None, "a share for no teacher"
+        models.append((teacher, teacher_share))
+    for each, _ in models:
+        _check_lengths(requests, position_limit(each))
+    readers = [(_Reader(each, vocabulary), share) for each, share in models]
+    writer = _Writer(readers, sampling, seed=seed, end_ids=end_ids, pad_id=pad_id)
     order = [i for i, request in enumerate(requests) if request.max_new_tokens > 0]
     order.sort(key=lambda i: (len(requests[i].prompt_ids), requests[i].max_new_tokens), reverse=True)
     results = [Generation(token_ids=(), finished=False)] * len(requests)
-    with eval_mode(model), torch.no_grad():
+    with ExitStack() as modes, torch.no_grad():
+        for each, _ in models:
+            modes.enter_context(eval_mode(each))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             for i, generation in zip(rows, writer.write([requests[i] for i in rows]), strict=True):
@@ -121,55 +143,81 @@ class NgramBan:
         return tuple(history[len(history) - self._size + 1 :])
 
 
-class _Writer:
-    """A model with all that stays the same from batch to batch."""
+class _Reader:
+    """A model that reads a batch token by token, with a cache of its own."""
 
-    def __init__(
-        self, model: nn.Module, sampling: Sampling, *, seed: int, end_ids: Sequence[int], pad_id: int, vocabulary: int | None
-    ) -> None:
+    def __init__(self, model: nn.Module, vocabulary: int | None) -> None:
         self._head: Head = head(model, vocabulary)
         self._head_is_prepared = False
-        self.device = self._head.weight_VD.device
-        self.sampling = sampling
-        self.seed = seed
-        self.pad_id = pad_id
-        self.end_ids = torch.tensor(tuple(end_ids), dtype=torch.long, device=self.device)
         self._body = body_module(model)
         self._config = text_config(model)
         self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters  # ALiBi families do not
+        self.num_classes = self._head.num_classes
+        self.device = self._head.weight_VD.device
 
-    def write(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        batch = _LiveBatch(self, requests)
-        cache = DynamicCache(config=self._config)
-        step = 0
-        while True:
-            going = batch.accept(self._next_tokens(batch, cache, step), step)
-            num_going = int(going.sum())
-            if num_going == 0:
-                return batch.generations()
-            if num_going <= COMPACT_BELOW * len(going):
-                kept = going.nonzero().flatten()
-                cache.batch_select_indices(kept)
-                batch.select(kept)
-            step += 1
+    def start(self) -> None:
+        """Forget what was read."""
+        self._cache = DynamicCache(config=self._config)
 
-    def _next_tokens(self, batch: "_LiveBatch", cache: Any, step: int) -> torch.Tensor:
+    def logits(self, batch: "_LiveBatch", step: int) -> torch.Tensor:
+        """Read what the rows have grown by; returns the float32 logits of their next tokens, logits_LV."""
         positions = {"position_ids": batch.position_LT} if self._takes_positions else {}
         hidden_LTD = self._body(
             input_ids=batch.input_LT,
             attention_mask=batch.mask_LT[:, : batch.prompt_length + step],
-            past_key_values=cache,
+            past_key_values=self._cache,
             use_cache=True,
             **positions,
         ).last_hidden_state
         hidden_LD = hidden_LTD[:, -1]
         if not self._head_is_prepared:  # only now is it known which dtype the body gives
             self._head, self._head_is_prepared = self._head.prepared(hidden_LD), True
-        logits_LV = self._head.logits(hidden_LD)
-        batch.ban(logits_LV)
+        return self._head.logits(hidden_LD)
+
+    def select(self, kept: torch.Tensor) -> None:
+        """Go on with only these of the rows."""
+        self._cache.batch_select_indices(kept)
+
+
+class _Writer:
+    """Models, each with its share of the mixture, and all else that stays the same from batch to batch."""
+
+    def __init__(
+        self, readers: Sequence[tuple[_Reader, float]], sampling: Sampling, *, seed: int, end_ids: Sequence[int], pad_id: int
+    ) -> None:
+        assert len({reader.num_classes for reader, _ in readers}) == 1, "a mixture needs one vocabulary; cut both heads to it"
+        self._readers = readers
+        self.device = readers[0][0].device
+        self.sampling = sampling
+        self.seed = seed
+        self.pad_id = pad_id
+        self.end_ids = torch.tensor(tuple(end_ids), dtype=torch.long, device=self.device)
+
+    def write(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        batch = _LiveBatch(self, requests)
+        for reader, _ in self._readers:
+            reader.start()
+        step = 0
+        while True:
+            going = batch.accept(self._next_tokens(batch, step), step)
+            num_going = int(going.sum())
+            if num_going == 0:
+                return batch.generations()
+            if num_going <= COMPACT_BELOW * len(going):
+                kept = going.nonzero().flatten()
+                for reader, _ in self._readers:
+                    reader.select(kept)
+                batch.select(kept)
+            step += 1
+
+    def _next_tokens(self, batch: "_LiveBatch", step: int) -> torch.Tensor:
         if self.sampling.temperature == 0:
-            return logits_LV.argmax(dim=-1)
-        return sample_rows(probabilities(logits_LV, self.sampling), batch.uniform_LT[:, step])
+            ((reader, _),) = self._readers
+            return batch.ban(reader.logits(batch, step)).argmax(dim=-1)
+        mixed_LV = torch.zeros((), device=self.device)
+        for reader, share in self._readers:
+            mixed_LV = mixed_LV + share * probabilities(batch.ban(reader.logits(batch, step)), self.sampling)
+        return sample_rows(mixed_LV, batch.uniform_LT[:, step])
 
 
 class _LiveBatch:
@@ -216,13 +264,14 @@ class _LiveBatch:
         self.position_LT = self.position_LT[:, -1:] + self._going_L[:, None]
         return self._going_L
 
-    def ban(self, logits_LV: torch.Tensor) -> None:
-        """Rule out repeated n-grams, in place."""
+    def ban(self, logits_LV: torch.Tensor) -> torch.Tensor:
+        """The same logits with repeated n-grams ruled out, in place."""
         if self._ngrams is None:
-            return
+            return logits_LV
         for live, row in enumerate(self._live_L.tolist()):
             banned = [token for token in self._ngrams.banned(row) if token < logits_LV.shape[1]]
             logits_LV[live, banned] = -torch.inf
+        return logits_LV
 
     def select(self, kept: torch.Tensor) -> None:
         """Keep only these of the live rows."""
@@ -248,6 +297,13 @@ def _check_sampling(sampling: Sampling) -> None:
     ):
         if not good:
             raise ConfigError(f"sampling.{name} = {value}: must be {allowed}")
+
+
+def _check_share(teacher_share: float, sampling: Sampling) -> None:
+    if not 0 <= teacher_share <= 1:
+        raise ConfigError(f"teacher_share = {teacher_share}: must lie in [0, 1]; MiniLLM uses 0.2")
+    if teacher_share > 0 and sampling.temperature == 0:
+        raise ConfigError("sampling.temperature = 0: a mixture with the teacher is drawn from; must be > 0")
 
 
 def _check_lengths(requests: Sequence[GenerationRequest], limit: int | None) -> None:
