@@ -185,7 +185,7 @@ def test_rows_that_cannot_be_used_are_listed_by_source(tmp_path, tokenizer):
 
 
 def models(config: Run):
-    return load_models(config, None if config.teacher is None else ModelConfig(model=config.teacher.model))
+    return load_models(config)
 
 
 def test_a_student_of_its_own_and_a_teacher_share_their_vocabulary(world):

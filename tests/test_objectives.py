@@ -15,7 +15,7 @@ from redistill.spans.loss import SpanConfig
 from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, SpanTerm
 
 FULL = Objective(sft_weight=2.0, divergence=ForwardKL(), divergence_weight=3.0, span_weight=5.0)
-COUNTS = Counts(sft_tokens=10, sampled_tokens=20, span_samples=4)
+COUNTS = Counts(sft_tokens=10, sampled_tokens=20, sampled_sequences=5, span_samples=4, corpus_tokens=8)
 
 
 def sequence(num_targets, *, origin="student", spans=()):
@@ -36,16 +36,16 @@ def full_batch():
 
 
 def test_the_three_counts_are_taken_over_all_micro_batches():
-    assert Counts.of([full_batch(), full_batch()]) == Counts(sft_tokens=4, sampled_tokens=14, span_samples=2)
+    assert Counts.of([full_batch(), full_batch()]) == Counts(4, 14, sampled_sequences=4, span_samples=2)
 
 
 def test_rows_that_carry_both_count_in_both():
     both = sequence(3, origin="dataset")
-    assert Counts.of([batch([both], [both])]) == Counts(sft_tokens=3, sampled_tokens=3, span_samples=0)
+    assert Counts.of([batch([both], [both])]) == Counts(3, 3, sampled_sequences=1)
 
 
 def test_no_batches_count_nothing():
-    assert Counts.of([]) == Counts(0, 0, 0)
+    assert Counts.of([]) == Counts()
 
 
 # --- terms --------------------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_a_micro_batch_without_rows_of_a_term_keeps_the_global_coefficients():
 
 
 def test_where_nothing_is_counted_nothing_is_divided_by_zero():
-    empty = Counts(0, 0, 0)
+    empty = Counts()
     (divergence,) = terms(FULL, empty, batch([sequence(1)]), ForwardKL())
     assert isinstance(divergence, DivergenceTerm) and divergence.num_rows == 0 and divergence.coefficient == 3.0
     assert terms(Objective(), empty, batch([sequence(1)]), None) == ()

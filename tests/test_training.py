@@ -1,4 +1,4 @@
-"""The loop: learning rates by step, which parameters decay, how a draw is cut, and what happens when an update is not made."""
+"""The loop: how a draw is cut, how long it goes on, and what happens when an update is not made."""
 
 import math
 from pathlib import Path
@@ -6,106 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 from redistill import checkpoint, files, training
 from redistill.bench import Bench
-from redistill.clipping import DacKL, DacKLConfig
 from redistill.contracts import Draw, TokenSequence
 from redistill.errors import ConfigError, TrainingError
-from redistill.models.student import StudentModule
-from redistill.objectives import Objective
+from redistill.objectives import Objective, PretrainingConfig
 from redistill.run import train_student
-from redistill.training import OptimiserConfig, TrainingConfig, cut, parameter_groups, set_learning_rates
+from redistill.training import TrainingConfig, cut, in_updates
 from tests.worlds import tiny_run
-
-# --- learning rates -----------------------------------------------------------------------------------------------------
-
-
-def rates(config, updates, steps=None):
-    """The student's learning rate for each update."""
-    parameter = nn.Parameter(torch.zeros(2, 2))
-    groups = [{"params": [parameter], "peak_learning_rate": config.learning_rate, "rate_name": "learning_rate"}]
-    optimizer = torch.optim.AdamW(groups)
-    found = []
-    for step in range(updates) if steps is None else steps:
-        logged = set_learning_rates(optimizer, config, step, updates)
-        assert optimizer.param_groups[0]["lr"] == logged["learning_rate"]
-        found.append(logged["learning_rate"])
-    return found
-
-
-def test_the_cosine_starts_at_the_peak_is_half_way_in_the_middle_and_ends_low():
-    config = OptimiserConfig(learning_rate=1e-3, final_learning_rate=1e-5)
-    found = rates(config, 100, steps=[0, 50, 100])
-    assert found == pytest.approx([1e-3, (1e-3 + 1e-5) / 2, 1e-5])
-
-
-def test_the_cosine_is_that_of_torch():
-    config = OptimiserConfig(learning_rate=2e-3, final_learning_rate=1e-4)
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=30, eta_min=1e-4)
-    expected = []
-    for _ in range(30):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates(config, 30) == pytest.approx(expected, rel=1e-9)
-
-
-def test_a_constant_rate_stays():
-    assert rates(OptimiserConfig(learning_rate=1e-3, schedule="constant"), 5) == [1e-3] * 5
-
-
-def test_warm_up_rises_in_a_line_to_the_schedule():
-    config = OptimiserConfig(learning_rate=1.0, final_learning_rate=0.0, schedule="constant", warmup_updates=4)
-    assert rates(config, 6) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
-
-
-def test_a_rate_is_a_function_of_the_step_alone():
-    config = OptimiserConfig(warmup_updates=3)
-    straight = rates(config, 20)
-    assert rates(config, 20, steps=[7, 3, 19]) == [straight[7], straight[3], straight[19]]
-
-
-def test_the_clip_network_has_a_rate_of_its_own():
-    student = student_module()
-    config = OptimiserConfig(learning_rate=1e-3, clip_network_learning_rate=1e-2, final_learning_rate=0.0)
-    optimizer = torch.optim.AdamW(parameter_groups(student, student.clip_network, config))
-    assert set_learning_rates(optimizer, config, 0, 10) == {"learning_rate": 1e-3, "clip_network_learning_rate": 1e-2}
-    at_half = set_learning_rates(optimizer, config, 5, 10)
-    assert at_half == pytest.approx({"learning_rate": 5e-4, "clip_network_learning_rate": 5e-3})
-
-
-# --- parameters ---------------------------------------------------------------------------------------------------------
-
-
-def student_module():
-    body = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    body[0].bias.requires_grad_(False)
-    return StudentModule(body, vocabulary=4, divergence=DacKL(DacKLConfig(), 4, 0))
-
-
-def test_matrices_decay_vectors_do_not_and_each_parameter_is_in_one_group():
-    student = student_module()
-    groups = parameter_groups(student, student.clip_network, OptimiserConfig(weight_decay=0.1))
-    placed = {id(p): group for group in groups for p in group["params"]}
-    assert sum(len(group["params"]) for group in groups) == len(placed)
-    for name, parameter in student.named_parameters():
-        if not parameter.requires_grad:
-            assert id(parameter) not in placed
-            continue
-        group = placed[id(parameter)]
-        assert group["weight_decay"] == (0.1 if parameter.ndim >= 2 else 0.0)
-        expected = "clip_network_learning_rate" if name.startswith("clip_network.") else "learning_rate"
-        assert group["rate_name"] == expected
-
-
-def test_without_a_rate_of_its_own_the_clip_network_takes_the_students():
-    student = student_module()
-    groups = parameter_groups(student, student.clip_network, OptimiserConfig(learning_rate=3e-4))
-    assert {group["peak_learning_rate"] for group in groups} == {3e-4}
-
 
 # --- micro-batches ------------------------------------------------------------------------------------------------------
 
@@ -138,17 +47,17 @@ def test_a_draw_of_one_kind_alone_is_cut_as_well():
 # --- the loop -----------------------------------------------------------------------------------------------------------
 
 
-def run(folder: Path, **settings):
+def run(folder: Path, optimiser=(), **settings):
     settings = {"updates": 4, "batch_size": 2, "log_every": 1, **settings}
-    return tiny_run(folder, "sft", teacher=None, training=settings)
+    return tiny_run(folder, "sft", teacher=None, training=settings, optimiser=dict(optimiser))
 
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Validation scores as a test wants them, one a validation."""
+    """Validation scores as a test wants them, one a validation; the one before the first update scores 0."""
 
     def script(*scores):
-        left = list(scores)
+        left = [0.0, *scores]
         monkeypatch.setattr(Bench, "validate", lambda self: {"rouge_l": left.pop(0), "cross_entropy": 1.0})
 
     return script
@@ -197,7 +106,7 @@ def test_saves_come_between_validations(tmp_path, scripted, monkeypatch):
     config = run(tmp_path, updates=7, evaluate_every=4, save_every=3)
     train_student(config)
     assert saved == [3, 4, 6, 7]
-    assert [line["step"] for line in lines(config, "validation")] == [4, 7]
+    assert [line["step"] for line in lines(config, "validation")] == [0, 4, 7]
 
 
 def test_an_update_that_is_not_finite_is_not_made(tmp_path, scripted, monkeypatch):
@@ -222,7 +131,7 @@ def test_too_many_in_a_row_end_the_run_with_exit_code_1(tmp_path, monkeypatch):
     averages = training.averages
     monkeypatch.setattr(training, "averages", lambda *a: averages(*a) | {"loss": math.inf})
     with pytest.raises(TrainingError, match="not finite 2 times in a row") as caught:
-        train_student(run(tmp_path, max_skips=1))
+        train_student(run(tmp_path, {"max_skips": 1}))
     assert caught.value.exit_code == 1
 
 
@@ -240,6 +149,51 @@ def test_gradients_do_not_pile_up_over_skipped_updates(tmp_path, scripted, monke
     monkeypatch.setattr(training.FiniteGuard, "check", lambda self, *a, **k: False)
     train_student(run(tmp_path, updates=4, batch_size=24))
     assert norms == pytest.approx([norms[0]] * 4, rel=1e-4), "the same batch and the same weights, four times"
+
+
+def test_a_corpus_is_read_in_batches_of_its_own_before_the_task():
+    objective = Objective(sft_weight=1.0, pretraining=PretrainingConfig(divergence_share=0.5))
+    parts = SimpleNamespace(objective=objective, pad_id=0, accelerator=SimpleNamespace(device="cpu"))
+    draw = Draw(gold=(sequence(1), sequence(2)), sampled=(), corpus=(sequence(7, "corpus"), sequence(8, "corpus")))
+    batches = cut(draw, 1, parts)
+    assert [batch.role for batch in batches] == ["pretraining", "pretraining", "task", "task"]
+    assert [batch.samples for batch in batches] == [(7,), (8,), (1,), (2,)]
+    assert [batch.num_sampled_rows for batch in batches] == [2, 2, 0, 0], "the teacher reads the corpus where its KL counts"
+
+
+def test_cross_entropy_can_choose_the_best_checkpoint(tmp_path, monkeypatch):
+    left = [(0.0, 9.0), (5.0, 3.0), (6.0, 2.0), (9.0, 2.5)]  # the highest ROUGE-L comes with a worse cross entropy
+    monkeypatch.setattr(Bench, "validate", lambda self: dict(zip(("rouge_l", "cross_entropy"), left.pop(0), strict=True)))
+    config = run(tmp_path, updates=3, evaluate_every=1, choose_by="cross_entropy")
+    train_student(config)
+    last = checkpoint.load_step(config.folder / "checkpoints", 3)
+    assert (last.state["training"]["best_step"], last.state["training"]["best_score"]) == (2, -2.0)
+
+
+def test_lengths_may_be_given_in_epochs(tmp_path, scripted):
+    scripted(*range(9))
+    config = run(tmp_path, updates="1 epoch", batch_size=6, evaluate_every="0.5 epochs")
+    train_student(config)
+    assert [line["step"] for line in lines(config, "train")] == [1, 2, 3, 4], "24 rows in batches of 6"
+    assert [line["step"] for line in lines(config, "validation")] == [0, 2, 4]
+
+
+def test_epochs_are_whole_updates_and_at_least_one():
+    assert [in_updates(length, 100, 8) for length in (7, "1 epoch", "2.5 epochs", "0.01 epochs")] == [7, 12, 31, 1]
+
+
+@pytest.mark.parametrize("length", ["many", "0 epochs", "-1 epochs", "2 weeks", "nan epochs"])
+def test_other_lengths_are_refused(length):
+    with pytest.raises(ConfigError, match="updates = .* must be a whole number of updates, or epochs such as '20 epochs'"):
+        TrainingConfig(updates=length)
+
+
+def test_run_json_tells_what_training_cost(tmp_path):
+    config = run(tmp_path, updates=3)
+    train_student(config)
+    cost = files.read_json(config.folder / "run.json")["cost"]
+    assert (cost["updates"], cost["sequences"], cost["generated_tokens"]) == (3, 6, 0)
+    assert cost["trained_tokens"] > 6 and cost["seconds"] > 0 and cost["peak_bytes"] > 2**20
 
 
 @pytest.mark.parametrize("name", ["updates", "batch_size", "keep", "log_every", "generation_batch_size"])

@@ -20,12 +20,14 @@ _HOMES = {
     "DataConfig": "redistill.config",
     "load_config": "redistill.config",
     "TrainingConfig": "redistill.training",
-    "OptimiserConfig": "redistill.training",
+    "OptimiserConfig": "redistill.optimiser",
     "EvaluationConfig": "redistill.evaluation",
     "InitialiseConfig": "redistill.models.initialise",
     "TokenizeConfig": "redistill.data.tokenize",
     "Objective": "redistill.objectives",
     "DacKLConfig": "redistill.clipping",
+    "LoraConfig": "redistill.models.lora",
+    "FinetuneConfig": "redistill.config",
     "RedistillError": "redistill.errors",
 }
 

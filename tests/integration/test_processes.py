@@ -14,15 +14,26 @@ import yaml
 from safetensors.torch import load_file
 
 import redistill
-from redistill import files
-from redistill.config import encode_run
+from redistill import checkpoint, files
+from redistill.config import Run, encode_run
+from redistill.methods import METHODS
 from tests.integration import two_processes
-from tests.worlds import GPT2, tiny_run
+from tests.worlds import GPT2, rows, tiny_run
 
 # Wider weights than a fresh model's, so that texts and teacher differ; no dropout, whose masks belong to a process.
 STILL_GPT2 = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-UPDATES = 10
+UPDATES = 4
 CUTS = {"one by one": (1, 8, 16), "one by four": (1, 2, 4), "two by two": (2, 2, 1)}  # processes, micro-batch, texts at once
+OTHER_CUTS = [name for name in CUTS if name != "one by one"]
+SECTIONS: dict[str, dict[str, Any]] = {  # where a method's defaults would show little in a few updates
+    "minillm": {"policy": {"kind": "rollouts", "source": "teacher_mixed", "num_rollouts": 16, "inner_epochs": 2}},
+    "distillm": {"policy": {"kind": "adaptive", "threshold": 0.7, "capacity": 6}},
+    "mgsr": {"training": {"updates": 10}},
+}
+
+every_method = pytest.mark.parametrize("method", list(METHODS))
+every_cut = pytest.mark.parametrize("name", OTHER_CUTS)
+pytestmark = pytest.mark.distributed
 
 
 @dataclass(frozen=True)
@@ -35,40 +46,48 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Outcome]:
+    """By cut and method; two processes do all methods one after the other, since starting them takes longest."""
     folder = tmp_path_factory.mktemp("processes")
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n\n".join(f"The {row['output']} {row['instruction']}" * 9 for row in rows(24)), encoding="utf-8")
     found = {}
     for name, (world, micro_batch, at_once) in CUTS.items():
-        training = {"updates": UPDATES, "batch_size": 8, "micro_batch_size": micro_batch, "generation_batch_size": at_once}
-        config = tiny_run(folder, config=STILL_GPT2, out=f"{name} run", training=training)
-        recipe, out = folder / f"{name}.yaml", folder / name
-        recipe.write_text(yaml.safe_dump(encode_run(config)), encoding="utf-8")
+        slug = name.replace(" ", "-")
+        configs = {}
+        for method in METHODS:
+            sections = SECTIONS.get(method, {})
+            settings = {"updates": UPDATES, "batch_size": 8, "micro_batch_size": micro_batch, "generation_batch_size": at_once}
+            sections = {**sections, "training": settings | sections.get("training", {}), "data": {"corpus": [str(corpus)]}}
+            configs[method] = tiny_run(folder, method, config=STILL_GPT2, out=f"{slug}-{method}-run", **sections)
+            recipe = folder / f"{slug}-{method}.yaml"
+            recipe.write_text(yaml.safe_dump(encode_run(configs[method])), encoding="utf-8")
         if world == 1:
-            two_processes.main(recipe, out, expected_world=1)
+            two_processes.main(folder, slug, list(METHODS), expected_world=1)
         else:
-            _torchrun(recipe, out, world)
-        found[name] = _read(out, config.folder)
+            _torchrun(folder, slug, world)
+        found |= {(name, method): _read(folder / f"{slug}-{method}", config) for method, config in configs.items()}
     return found
 
 
-def _torchrun(recipe: Path, out: Path, world: int) -> None:
+def _torchrun(folder: Path, name: str, world: int) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     package = Path(redistill.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*launcher, two_processes.__file__, str(recipe), str(out), str(world)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    command = [*launcher, two_processes.__file__, str(folder), name, ",".join(METHODS), str(world)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def _read(out: Path, run: Path) -> Outcome:
-    checkpoint = run / "checkpoints" / f"step-{UPDATES}"
-    clip_network = {f"clip_network.{name}": value for name, value in load_file(checkpoint / "clip_network.safetensors").items()}
+def _read(out: Path, config: Run) -> Outcome:
+    step = checkpoint.load_step(config.folder / "checkpoints", int(config.training.updates))
+    clip_network = {f"clip_network.{name}": value for name, value in step.tensors.get("clip_network", {}).items()}
     return Outcome(
         gradients=load_file(out / "gradients.safetensors"),
-        weights=load_file(checkpoint / "model.safetensors") | clip_network,
+        weights={**step.tensors["model"], **clip_network},
         texts=files.read_json(out / "texts.json"),
         shares=files.read_json(out / "shares.json"),
-        metrics=files.read_lines(run / "metrics.jsonl"),
+        metrics=files.read_lines(config.folder / "metrics.jsonl"),
     )
 
 
@@ -87,44 +106,62 @@ def without_key_biases(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return kept
 
 
-@pytest.mark.distributed
-def test_two_processes_had_half_a_batch_each(outcomes: dict[str, Outcome]) -> None:
-    shares = outcomes["two by two"].shares
+def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], tolerance: float) -> None:
+    """No tensor differs by more than `tolerance` of its own norm."""
+    found, expected = without_key_biases(found), without_key_biases(expected)
+    assert found.keys() == expected.keys()
+    worst = {key: relative(found[key], expected[key]) for key in expected if expected[key].norm() > 0}
+    assert max(worst.values()) < tolerance, worst
+
+
+@every_method
+def test_two_processes_had_half_a_batch_each(outcomes: dict[tuple[str, str], Outcome], method: str) -> None:
+    shares = outcomes["two by two", method].shares
     assert [len(share) for share in shares] == [4, 4]
-    assert [[*shares[0], *shares[1]]] == outcomes["one by one"].shares
+    assert [[*shares[0], *shares[1]]] == outcomes["one by one", method].shares
 
 
-@pytest.mark.distributed
-def test_every_term_takes_part(outcomes: dict[str, Outcome]) -> None:
-    first = outcomes["one by one"].metrics[0]
-    assert {"dataset", "revised"} <= first["origin"].keys()
-    assert min(first["sft"], first["divergence"], first["span"]) > 0
-    assert any(
-        name.startswith("clip_network.") and value.norm() > 0 for name, value in outcomes["one by one"].gradients.items()
-    )
+@every_method
+@every_cut
+def test_gradients_are_the_same(outcomes: dict[tuple[str, str], Outcome], name: str, method: str) -> None:
+    assert_same(outcomes[name, method].gradients, outcomes["one by one", method].gradients, 2e-6)
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("name", ["one by four", "two by two"])
-def test_gradients_are_the_same(outcomes: dict[str, Outcome], name: str) -> None:
-    found, expected = without_key_biases(outcomes[name].gradients), without_key_biases(outcomes["one by one"].gradients)
-    assert found.keys() == expected.keys()
-    whole = relative(torch.cat([g.flatten() for g in found.values()]), torch.cat([g.flatten() for g in expected.values()]))
-    worst = {key: relative(found[key], expected[key]) for key in expected if expected[key].norm() > 0}
-    assert max(whole, *worst.values()) < 1e-6, worst
+@every_method
+@every_cut
+def test_weights_after_training_are_the_same(outcomes: dict[tuple[str, str], Outcome], name: str, method: str) -> None:
+    assert_same(outcomes[name, method].weights, outcomes["one by one", method].weights, 1e-5)
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("name", ["one by four", "two by two"])
-def test_weights_after_ten_updates_are_the_same(outcomes: dict[str, Outcome], name: str) -> None:
-    found, expected = without_key_biases(outcomes[name].weights), without_key_biases(outcomes["one by one"].weights)
-    assert found.keys() == expected.keys()
-    worst = {key: relative(found[key], expected[key]) for key in expected if expected[key].norm() > 0}
-    assert max(worst.values()) < 1e-5, worst
+@every_method
+@every_cut
+def test_the_same_sequences_were_drawn(outcomes: dict[tuple[str, str], Outcome], name: str, method: str) -> None:
+    drawn = [
+        [(line.get("origin"), line.get("response_length"), line.get("policy")) for line in outcomes[cut, method].metrics]
+        for cut in (name, "one by one")
+    ]
+    assert drawn[0] == drawn[1]
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("name", ["one by four", "two by two"])
-def test_texts_are_the_same(outcomes: dict[str, Outcome], name: str) -> None:
-    assert outcomes[name].texts == outcomes["one by one"].texts
-    assert len({tuple(ids) for ids in outcomes["one by one"].texts}) > 8
+@every_cut
+def test_texts_are_the_same(outcomes: dict[tuple[str, str], Outcome], name: str) -> None:
+    assert outcomes[name, "mgsr"].texts == outcomes["one by one", "mgsr"].texts
+    assert len({tuple(ids) for ids in outcomes["one by one", "mgsr"].texts}) > 8
+
+
+def test_every_term_takes_part(outcomes: dict[tuple[str, str], Outcome]) -> None:
+    """Else the tests above would show nothing about it."""
+    first = {method: training_lines(outcomes["one by one", method])[0] for method in METHODS}
+    assert {"dataset", "revised"} <= first["mgsr"]["origin"].keys()
+    assert min(first["mgsr"][name] for name in ("sft", "divergence", "span")) > 0
+    gradients = outcomes["one by one", "mgsr"].gradients
+    assert any(name.startswith("clip_network.") and value.norm() > 0 for name, value in gradients.items())
+    assert first["seqkd"]["origin"] == {"teacher": 8} and first["minillm"]["origin"] == {"mixture": 8}
+    assert min(first["minillm"][name] for name in ("divergence", "pretraining", "pretraining_kl")) > 0
+    assert first["minillm"]["policy_gradient"] != 0
+    origins = {name for line in training_lines(outcomes["one by one", "distillm"]) for name in line["origin"]}
+    assert origins == {"dataset", "student", "replay"}
+
+
+def training_lines(outcome: Outcome) -> list[dict[str, Any]]:
+    return [line for line in outcome.metrics if line["kind"] == "train"]

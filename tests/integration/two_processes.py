@@ -15,7 +15,6 @@ from redistill import files
 from redistill.bench import Bench, open_bench
 from redistill.config import load_config
 from redistill.contracts import GenerationRequest, Sampling
-from redistill.models.load import ModelConfig
 from redistill.run import train_student
 from redistill.training import accumulate_gradients, cut, global_counts
 
@@ -52,10 +51,10 @@ def checked_shares(bench: Bench, expected_world: int) -> list[list[int]]:
     return shares
 
 
-def main(recipe: Path, out: Path, expected_world: int) -> None:
+def compute(recipe: Path, out: Path, expected_world: int) -> None:
+    """Everything of one run, into `out`."""
     config = load_config(recipe)
-    assert config.teacher is not None
-    with open_bench(config, ModelConfig(model=config.teacher.model)) as bench:
+    with open_bench(config) as bench:
         shares = checked_shares(bench, expected_world)
         written = texts(bench, bench.accelerator)
         found = gradients(bench)
@@ -67,5 +66,11 @@ def main(recipe: Path, out: Path, expected_world: int) -> None:
     train_student(config)
 
 
+def main(folder: Path, name: str, methods: list[str], expected_world: int) -> None:
+    """A run of every method, from `<folder>/<name>-<method>.yaml` into `<folder>/<name>-<method>`."""
+    for method in methods:
+        compute(folder / f"{name}-{method}.yaml", folder / f"{name}-{method}", expected_world)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(","), int(sys.argv[4]))
