@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from redistill.errors import ConfigError
 from redistill.randomness import generator
 from redistill.spans import SpanConfig, pair_distance, pair_weights, span_loss
+from redistill.spans.loss import counted_spans
 
 CONFIGS = [
     SpanConfig(squared=squared, denominator=denominator, skip_singletons=skip)
@@ -38,6 +39,10 @@ def oracle(logq: np.ndarray, logp: np.ndarray, spans: list[tuple[int, int]], con
         count = stop - start if config.denominator == "tokens" else stop - start - 1
         per_span.append(sum(terms) / count if terms else 0.0)
     return float(np.mean(per_span)) if per_span else 0.0
+
+
+def kept_rows(num_rows: int, vocabulary: int, *key: int | str) -> torch.Tensor:
+    return torch.from_numpy(generator(0, "span-kept", *key).random((num_rows, vocabulary)) < 0.6)
 
 
 span_lists = st.lists(
@@ -123,3 +128,77 @@ def test_a_span_outside_the_sample_is_refused():
 def test_an_unknown_denominator_is_refused():
     with pytest.raises(ConfigError, match="denominator = 'characters': must be tokens or pairs"):
         SpanConfig(denominator="characters")
+
+
+# --- clipped vectors ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(spans=span_lists, squared=st.booleans(), key=st.integers(0, 1000))
+def test_clipped_products_live_where_both_rows_keep_a_class(spans, squared, key):
+    logq, logp, keep = log_rows(9, 5, "q", key), log_rows(9, 5, "p", key), kept_rows(9, 5, key)
+    config = SpanConfig(vectors="clipped", squared=squared)
+    loss = span_loss(logq, logp, spans, config, keep)
+    with np.errstate(divide="ignore"):
+        clipped = [np.log(np.exp(rows.numpy()) * keep.numpy()) for rows in (logq, logp)]
+    assert float(loss) == pytest.approx(oracle(*clipped, spans, config), abs=1e-12)
+
+
+def test_clipped_to_every_class_is_the_full_loss_and_to_none_is_zero_without_gradient():
+    logits, logp = log_rows(5, 4, "q").requires_grad_(), log_rows(5, 4, "p")
+    everything = torch.ones(5, 4, dtype=torch.bool)
+    clipped = SpanConfig(vectors="clipped")
+    whole = span_loss(logits, logp, [(0, 5)], clipped, everything)
+    torch.testing.assert_close(whole, span_loss(logits, logp, [(0, 5)]), rtol=0, atol=0)
+    nothing = span_loss(logits, logp, [(0, 5)], clipped, ~everything)
+    nothing.backward()
+    assert float(nothing.detach()) == 0.0 and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_clipped_gradient_is_right_in_float64():
+    logits, logp, keep = log_rows(5, 4, "q").requires_grad_(), log_rows(5, 4, "p"), kept_rows(5, 4, "gradient")
+    config = SpanConfig(vectors="clipped")
+    assert torch.autograd.gradcheck(lambda x: span_loss(torch.log_softmax(x, -1), logp, [(0, 5)], config, keep), (logits,))
+
+
+@pytest.mark.parametrize("vectors", ["full", "clipped"])
+def test_clipped_vectors_go_with_what_is_kept(vectors):
+    keep = kept_rows(3, 4) if vectors == "full" else None
+    with pytest.raises(AssertionError, match="need to know what is kept"):
+        span_loss(log_rows(3, 4, "q"), log_rows(3, 4, "p"), [(0, 3)], SpanConfig(vectors=vectors), keep)
+
+
+# --- nested spans -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(spans=span_lists, skip=st.booleans())
+def test_of_nested_spans_the_outer_or_the_inner_ones_count(spans, skip):
+    tokens = [set(range(*span)) for span in spans]
+    outer = [span for span, own in zip(spans, tokens) if not any(own < other for other in tokens)]
+    inner = [span for span, own in zip(spans, tokens) if not any(own > other for other in tokens)]
+    for nested, wanted in (("both", spans), ("outer", outer), ("inner", inner)):
+        wanted = [span for span in wanted if not (skip and span[1] - span[0] == 1)]
+        assert counted_spans(spans, SpanConfig(nested=nested, skip_singletons=skip)) == wanted
+
+
+@pytest.mark.parametrize("nested", ["outer", "inner"])
+def test_a_prepositional_phrase_and_its_noun_phrase_count_as_one(nested):
+    logq, logp = log_rows(6, 5, "q"), log_rows(6, 5, "p")
+    config = SpanConfig(nested=nested)
+    alone = [(0, 4)] if nested == "outer" else [(1, 4)]
+    got = span_loss(logq, logp, [(0, 4), (1, 4)], config)
+    torch.testing.assert_close(got, span_loss(logq, logp, alone))
+    torch.testing.assert_close(pair_weights([(0, 4), (1, 4)], 6, config), pair_weights(alone, 6, SpanConfig()))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"nested": "flat"}, "nested = 'flat': must be both, outer or inner"),
+        ({"vectors": "top"}, "vectors = 'top': must be full or clipped"),
+    ],
+)
+def test_an_unknown_reading_is_refused(setting, said):
+    with pytest.raises(ConfigError, match=said):
+        SpanConfig(**setting)

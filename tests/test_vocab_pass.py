@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from redistill.clipping import DacKL, DacKLConfig, Mode
 from redistill.divergences import ForwardKL, ReverseKL
 from redistill.randomness import generator
 from redistill.spans import SpanConfig, pair_weights
@@ -257,6 +259,27 @@ def test_terms_go_by_the_names_they_are_given():
         vocab_pass(hidden_states(), make_head(torch.float64), teacher(ROWS), [replace(term, name="same") for term in terms])
     with pytest.raises(AssertionError, match="one term of each kind"):
         vocab_pass(hidden_states(), make_head(torch.float64), None, [terms[0], replace(terms[0], name="other")])
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_spans_clipped_by_what_the_divergence_keeps_equal_plain_autograd(mode, budget):
+    config = DacKLConfig(hidden=3, mode=mode, upper_bias=2.0, lower_bias=-2.0)
+    divergence = DacKL(config, VOCABULARY, seed=1).double()
+    hidden, head, target = hidden_states(), make_head(torch.float64), teacher()
+    terms = cross_entropy_term(), DivergenceTerm(0.5, divergence, DISTILLED), replace(span_term(), keep=divergence.kept)
+    found, sums = vocab_pass(hidden, head, target, terms, chunk_bytes(budget, torch.float64))
+    wanted, wanted_sums = dense_reference(hidden, head, target, terms)
+    inputs = [hidden, head.weight_VD, *divergence.parameters()]
+    torch.testing.assert_close(gradients(found, inputs), gradients(wanted, inputs), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(sums["span"], wanted_sums["span"], rtol=1e-10, atol=1e-10)
+
+    logq_NV = head.logits(hidden).log_softmax(-1).detach()
+    keep_NV = divergence.kept(logq_NV[:DISTILLED], target.logp_NV)
+    q_NV, p_NV = (rows[:DISTILLED].exp() * keep_NV for rows in (logq_NV, target.logp_NV))
+    distance = (q_NV[:-1] * q_NV[1:] - p_NV[:-1] * p_NV[1:]).norm(dim=-1)
+    assert float(sums["span"]) == pytest.approx(float((span_term().pair_weight_N[:-1] * distance).sum()), abs=1e-10)
+    assert float(sums["span"]) != pytest.approx(float(dense_reference(hidden, head, target, [span_term()])[1]["span"]))
 
 
 # --- what it asks for, and what it gives --------------------------------------------------------------------------------

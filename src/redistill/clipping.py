@@ -338,9 +338,9 @@ class DacKL(nn.Module):
     def kept(self, logq_NV: Tensor, logp_NV: Tensor) -> Tensor:
         """keep_NV, bool: the hard set S of each row, as `forward` finds it; for the span loss of clipped vectors."""
         logp_NV = logp_NV.to(loss_dtype(logq_NV))
-        score_NV, *interval = self._interval(logq_NV, logp_NV)
+        score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV)
         target_N1 = logp_NV.argmax(dim=-1, keepdim=True) if self.config.keep_target else None
-        return _inside(score_NV, *_ends(*interval, self.config.mode), self.config.mode, target_N1)
+        return _inside(score_NV, *_ends(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
 
     def _interval(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the interval bounds, by class, and the interval of each row; the network reads what the mode has sorted."""

@@ -15,6 +15,8 @@ from redistill.errors import ConfigError
 from redistill.tensors import loss_dtype
 
 Denominator = Literal["tokens", "pairs"]
+Nested = Literal["both", "outer", "inner"]
+Vectors = Literal["full", "clipped"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,18 +27,27 @@ class SpanConfig:
         squared: Squared L2 norm of a pair's difference instead of the norm itself.
         denominator: What a span's sum is divided by: its "tokens" (n_si, as printed) or its "pairs", one fewer.
         skip_singletons: Leave spans of one token out of the mean; they have no pair, so they only make it smaller.
+        nested: Where a phrase lies in another, as a noun phrase in its prepositional phrase: "both" count, or the "outer"
+            alone, or the "inner" alone.
+        vectors: Products of the "full" distributions, or of those "clipped" to the classes that DAC-KL keeps, not renormalised.
 
     Raises:
-        ConfigError: denominator is neither.
+        ConfigError: denominator, nested or vectors is none of these.
     """
 
     squared: bool = False
     denominator: Denominator = "tokens"
     skip_singletons: bool = False
+    nested: Nested = "both"
+    vectors: Vectors = "full"
 
     def __post_init__(self) -> None:
         if self.denominator not in get_args(Denominator):
             raise ConfigError(f"denominator = {self.denominator!r}: must be tokens or pairs; Eq. 10 divides by tokens")
+        if self.nested not in get_args(Nested):
+            raise ConfigError(f"nested = {self.nested!r}: must be both, outer or inner; both counts every phrase")
+        if self.vectors not in get_args(Vectors):
+            raise ConfigError(f"vectors = {self.vectors!r}: must be full or clipped; clipped needs the divergence dac_kl")
 
 
 def span_loss(
@@ -44,6 +55,7 @@ def span_loss(
     logp_TV: torch.Tensor,
     spans: Sequence[tuple[int, int]],
     config: SpanConfig = SpanConfig(),
+    keep_TV: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""How differently two models relate neighbouring tokens inside phrases, for one sample.
 
@@ -58,6 +70,7 @@ def span_loss(
         logp_TV: Teacher log-probabilities, same shape, no gradient.
         spans: Half-open ranges of rows; they may overlap, and count as often as they are given.
         config: How the equation is read.
+        keep_TV: The classes S that are kept of each row, where the vectors are clipped.
 
     Returns:
         A scalar.
@@ -70,7 +83,9 @@ def span_loss(
     See also: pair_weights, the same sum in the form that the vocabulary pass walks.
     """
     _check(spans, logq_TV.shape[0])
-    distance_N = pair_distance(logq_TV[:-1], logq_TV[1:], logp_TV[:-1], logp_TV[1:], config.squared)
+    assert (keep_TV is not None) == (config.vectors == "clipped"), "clipped vectors need to know what is kept"
+    keep_NV = None if keep_TV is None else keep_TV[:-1] & keep_TV[1:]
+    distance_N = pair_distance(logq_TV[:-1], logq_TV[1:], logp_TV[:-1], logp_TV[1:], config.squared, keep_NV)
     counted = counted_spans(spans, config)
     total = distance_N[:0].sum()
     for start, stop in counted:
@@ -110,6 +125,7 @@ def pair_distance(
     logp_left_NV: torch.Tensor,
     logp_right_NV: torch.Tensor,
     squared: bool,
+    keep_NV: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The L2 distance of two models' products of neighbouring rows, in [0, sqrt(2)] ([0, 2] squared).
 
@@ -117,6 +133,7 @@ def pair_distance(
         logq_left_NV, logq_right_NV: Student log-probabilities of the pairs' first and second rows.
         logp_left_NV, logp_right_NV: Teacher log-probabilities of the same rows, no gradient.
         squared: Whether to leave the root out.
+        keep_NV: bool, the classes that both rows of a pair keep, where only those count; None counts all.
 
     Returns:
         distance_N, float32 (float64 for float64 inputs); its gradient is exactly 0 where the distance is.
@@ -125,6 +142,8 @@ def pair_distance(
     student_NV = (logq_left_NV.to(dtype) + logq_right_NV.to(dtype)).exp()
     teacher_NV = (logp_left_NV.to(dtype) + logp_right_NV.to(dtype)).exp().detach()
     difference_NV = student_NV - teacher_NV
+    if keep_NV is not None:
+        difference_NV = difference_NV.masked_fill(~keep_NV, 0.0)
     if squared:
         return difference_NV.square().sum(-1)
     return torch.linalg.vector_norm(difference_NV, dim=-1)
@@ -137,9 +156,23 @@ def _check(spans: Sequence[tuple[int, int]], num_rows: int) -> None:
 
 
 def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[tuple[int, int]]:
-    """The spans that the mean is taken over."""
+    """The spans that the mean is taken over: first those of nested ones that count, then those that are long enough.
+
+    Example:
+        >>> counted_spans([(0, 4), (1, 4), (5, 6)], SpanConfig(nested="inner", skip_singletons=True))
+        [(1, 4)]
+    """
+    if config.nested == "outer":
+        spans = [span for span in spans if not any(_contains(other, span) for other in spans)]
+    elif config.nested == "inner":
+        spans = [span for span in spans if not any(_contains(span, other) for other in spans)]
     shortest = 2 if config.skip_singletons else 1
     return [(start, stop) for start, stop in spans if stop - start >= shortest]
+
+
+def _contains(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
+    """Whether `inner` is a proper part of `outer`."""
+    return outer != inner and outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
 def _divisor(num_tokens: int, config: SpanConfig) -> int:

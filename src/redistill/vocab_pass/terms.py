@@ -1,5 +1,6 @@
 """What a walk adds up: each term is a sum over rows, with the coefficient that the loop gave it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -76,11 +77,14 @@ class SpanTerm:
         pair_weight_N: Weight of the pair (n, n + 1), 0 where the rows are no pair or of two sequences.  Where no DivergenceTerm
             says so, its length is the number of rows that have a teacher.
         squared: Whether the distance is squared.
+        keep: (logq_NV, logp_NV) -> keep_NV, bool: the classes that DAC-KL keeps, where the vectors are clipped to them; a row's
+            classes depend on that row alone, so the halo row's are found again on the other side of a cut.
     """
 
     coefficient: float
     pair_weight_N: torch.Tensor
     squared: bool
+    keep: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     name: ClassVar[str] = "span"
 
     def sums(self, logq_CV: torch.Tensor, logp_CV: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
@@ -88,7 +92,11 @@ class SpanTerm:
         if num_pairs <= 0:
             return {}
         left, right = slice(0, num_pairs), slice(1, num_pairs + 1)
-        distance_C = pair_distance(logq_CV[left], logq_CV[right], logp_CV[left], logp_CV[right], self.squared)
+        keep_CV = None
+        if self.keep is not None:
+            keep_CV = self.keep(logq_CV[: num_pairs + 1], logp_CV[: num_pairs + 1])
+            keep_CV = keep_CV[left] & keep_CV[right]
+        distance_C = pair_distance(logq_CV[left], logq_CV[right], logp_CV[left], logp_CV[right], self.squared, keep_CV)
         return {self.name: (distance_C * self.pair_weight_N[rows][left]).sum()}
 
 
@@ -98,7 +106,7 @@ class PolicyGradientTerm:
 
     Args:
         coefficient: Weight / global count of sampled tokens.
-        token_N: int64; the token that was written at each row.  Its length says how many rows, from the front, are of roll-outs.
+        token_N: int64; the token written at each row.  Its length says how many rows, from the front, are of roll-outs.
         old_logprob_N, advantage_N, importance_N: Of these tokens; see policy_gradient.clipped_surrogate.
         clip: How far from 1 the ratio of probabilities counts.
     """
