@@ -19,7 +19,16 @@ from redistill.errors import ConfigError
 
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 50  # a few kilobytes of nested aliases can unfold into gigabytes
-ALIASES = {"fkl": "forward_kl", "rkl": "reverse_kl"}
+ALIASES = {
+    "fkl": "forward_kl",
+    "rkl": "reverse_kl",
+    "sfkl": "skew_forward_kl",
+    "srkl": "skew_reverse_kl",
+    "jsd": "jensen_shannon",
+    "tvd": "total_variation",
+    "akl": "adaptive_kl",
+    "ab": "alpha_beta",
+}
 
 Tree = TypeVar("Tree")
 Names = Mapping[str, Any]

@@ -1,0 +1,237 @@
+"""The laws of a divergence, each a function that raises AssertionError with the law, the input and the numbers.
+
+A divergence that cannot obey a law says so in a class attribute, `disobeys = {"law": "reason"}`, and is not held to it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from redistill.contracts import Divergence
+
+Law = Callable[[Divergence], None]
+
+NUM_SEEDS = 25
+
+
+def check_divergence(divergence: Divergence) -> None:
+    """Hold a divergence against every law that it does not declare to disobey.
+
+    Args:
+        divergence: A frozen dataclass, called with (logq_NV, logp_NV).
+
+    Raises:
+        AssertionError: which law is broken, on which input, with which numbers.
+
+    Example:
+        >>> from redistill.divergences import TotalVariation
+        >>> check_divergence(TotalVariation())
+    """
+    excused = disobeyed(divergence)
+    for name, law in DIVERGENCE_LAWS.items():
+        if name not in excused:
+            law(divergence)
+
+
+def disobeyed(divergence: Divergence) -> Mapping[str, str]:
+    """The laws that a divergence declares to disobey, with its reasons."""
+    declared: Mapping[str, str] = getattr(type(divergence), "disobeys", {})
+    for law, reason in declared.items():
+        _demand(law in DIVERGENCE_LAWS, divergence, "disobeys", f"'{law}' is no law; laws are {', '.join(DIVERGENCE_LAWS)}")
+        _demand(bool(reason.strip()), divergence, "disobeys", f"'{law}' has no reason")
+    return declared
+
+
+# --- the value ----------------------------------------------------------------------------------------------------------
+
+
+def is_its_own_configuration(divergence: Divergence) -> None:
+    """A frozen dataclass: its fields are its YAML, and nobody changes them later."""
+    parameters = getattr(type(divergence), "__dataclass_params__", None)
+    frozen = is_dataclass(divergence) and parameters is not None and parameters.frozen
+    _demand(frozen, divergence, "is_its_own_configuration", "must be a dataclass with frozen=True")
+
+
+def one_value_a_row(divergence: Divergence) -> None:
+    """[N, V] and [N, V] give [N], for no rows as well: some processes have none."""
+    for num_rows in (5, 1, 0):
+        got = tuple(divergence(log_rows(1)[:num_rows], log_rows(2)[:num_rows]).shape)
+        _demand(got == (num_rows,), divergence, "one_value_a_row", f"{num_rows} rows of 11 classes gave shape {got}")
+
+
+def zero_when_equal(divergence: Divergence) -> None:
+    """No distance between equals, whatever the teacher."""
+    for seed in range(NUM_SEEDS):
+        logp_NV = log_rows(seed, scale=0.5 * seed)
+        largest = float(divergence(logp_NV.clone(), logp_NV).abs().max())
+        _demand(largest < 1e-12, divergence, "zero_when_equal", f"q = p = log_rows({seed}) gave {largest:g}")
+
+
+def positive_when_a_class_differs(divergence: Divergence) -> None:
+    """A distance above 0 as soon as one logit is another."""
+    for seed in range(NUM_SEEDS):
+        logp_NV, change = log_rows(seed), 0.01 * 1.3**seed
+        logits_NV = logp_NV.clone()
+        logits_NV[:, seed % 11] += change
+        smallest = float(divergence(torch.log_softmax(logits_NV, dim=-1), logp_NV).min())
+        text = f"p = log_rows({seed}), logit {seed % 11} of q higher by {change:g}, gave {smallest:g}"
+        _demand(smallest > 0, divergence, "positive_when_a_class_differs", text)
+
+
+def finite_on_extreme_logits(divergence: Divergence) -> None:
+    """A sure student, a sure teacher and classes that are ruled out give finite values and gradients."""
+    inf = float("inf")
+    student = [[0.0, -1e4, 1e4], [1e4, 0.0, 0.0], [0.0, 1.0, 2.0], [0.0, 1.0, -inf], [-inf, 0.0, 90.0], [-inf, 0.0, 0.0]]
+    teacher = [[1e4, -1e4, 0.0], [0.0, 1e4, -1e4], [5.0, -inf, -inf], [0.0, 1.0, -inf], [0.0, 0.0, -90.0], [0.0, -inf, -inf]]
+    for dtype in (torch.float32, torch.float64):
+        logits_NV = torch.tensor(student, dtype=dtype).requires_grad_()
+        value_N = divergence(logits_NV.log_softmax(-1), torch.tensor(teacher, dtype=dtype).log_softmax(-1))
+        value_N.sum().backward()
+        assert logits_NV.grad is not None
+        finite_N = value_N.isfinite() & logits_NV.grad.isfinite().all(-1)
+        for row in finite_N.logical_not().nonzero().flatten().tolist():
+            text = f"student logits {student[row]}, teacher logits {teacher[row]} ({dtype}) gave {value_N[row]:g}, "
+            _demand(False, divergence, "finite_on_extreme_logits", f"{text}gradient {logits_NV.grad[row].tolist()}")
+
+
+def a_class_that_both_rule_out_changes_nothing(divergence: Divergence) -> None:
+    """Padding of the vocabulary is as good as not there."""
+    logq_NV, logp_NV = log_rows(10), log_rows(11)
+    plain_N = divergence(logq_NV, logp_NV)
+    padded_N = divergence(*(torch.nn.functional.pad(rows, (0, 3), value=-float("inf")) for rows in (logq_NV, logp_NV)))
+    text = f"three classes of -inf changed {plain_N.tolist()} to {padded_N.tolist()}"
+    close = torch.allclose(padded_N, plain_N, atol=0, rtol=1e-14)
+    _demand(close, divergence, "a_class_that_both_rule_out_changes_nothing", text)
+
+
+def nan_is_not_hidden(divergence: Divergence) -> None:
+    """A broken row is seen to be broken, and breaks no other."""
+    logq_NV = log_rows(14)
+    logq_NV[0, 0] = float("nan")
+    got = divergence(logq_NV, log_rows(15)).isnan().tolist()
+    _demand(got == [True] + [False] * 4, divergence, "nan_is_not_hidden", f"nan in row 0 of 5 gave nan in rows {got}")
+
+
+def a_row_does_not_see_its_neighbours(divergence: Divergence) -> None:
+    """Rows come in tiles, so that each must be judged alone."""
+    logq_NV, logp_NV = log_rows(12), log_rows(13)
+    alone, among = divergence(logq_NV[1:3], logp_NV[1:3]), divergence(logq_NV, logp_NV)[1:3]
+    text = f"rows 1 and 2 alone gave {alone.tolist()}, among five {among.tolist()}"
+    _demand(torch.allclose(alone, among, atol=1e-14), divergence, "a_row_does_not_see_its_neighbours", text)
+
+
+def leaves_its_inputs_alone(divergence: Divergence) -> None:
+    """Other terms read the same rows."""
+    rows = log_rows(16), log_rows(17)
+    before = [row.clone() for row in rows]
+    divergence(*rows)
+    _demand(all(map(torch.equal, rows, before)), divergence, "leaves_its_inputs_alone", "an input was written to")
+
+
+# --- the gradient -------------------------------------------------------------------------------------------------------
+
+
+def gradient_is_that_of_the_value(divergence: Divergence) -> None:
+    """Autograd agrees with finite differences in float64, through the student's softmax."""
+    logits_NV, logp_NV, step = log_rows(2), log_rows(3), 1e-6
+    got_NV = _gradient(divergence, logits_NV, logp_NV)
+
+    def value_N(moved_NV: torch.Tensor) -> torch.Tensor:
+        return divergence(moved_NV.log_softmax(-1), logp_NV)
+
+    for class_ in range(logits_NV.shape[1]):
+        move_V = torch.zeros(logits_NV.shape[1], dtype=torch.float64)
+        move_V[class_] = step
+        wanted_N = (value_N(logits_NV + move_V) - value_N(logits_NV - move_V)) / (2 * step)
+        text = f"q = log_rows(2), p = log_rows(3), class {class_}: autograd {got_NV[:, class_].tolist()}, differences "
+        close = torch.allclose(got_NV[:, class_], wanted_N, atol=1e-7, rtol=1e-5)
+        _demand(close, divergence, "gradient_is_that_of_the_value", text + str(wanted_N.tolist()))
+
+
+def no_pull_when_equal(divergence: Divergence) -> None:
+    """A student that equals its teacher is left where it is."""
+    logits_NV = log_rows(18)  # both models' softmax is taken of these, so that q is p to the last bit
+    largest = float(_gradient(divergence, logits_NV, logits_NV.log_softmax(-1)).abs().max())
+    _demand(largest < 1e-12, divergence, "no_pull_when_equal", f"q = p = log_rows(18) has a gradient of {largest:g}")
+
+
+def teacher_gets_no_gradient(divergence: Divergence) -> None:
+    """Only the student learns, and it does."""
+    logq_NV, logp_NV = log_rows(4).requires_grad_(), log_rows(5).requires_grad_()
+    divergence(logq_NV, logp_NV).sum().backward()
+    _demand(logp_NV.grad is None, divergence, "teacher_gets_no_gradient", "logp_NV got one; detach it")
+    moved = logq_NV.grad is not None and bool(logq_NV.grad.abs().sum() > 0)
+    _demand(moved, divergence, "teacher_gets_no_gradient", "logq_NV got none")
+
+
+def accurate_close_to_the_teacher(divergence: Divergence) -> None:
+    """Where student and teacher nearly agree, as late in training, the float32 gradient still has two good digits."""
+    logp_NV = log_rows(20, vocabulary=5000, scale=3.0).float()
+    logits_NV = logp_NV + 0.08 * log_rows(21, vocabulary=5000, scale=1.0).float()
+    single_NV = _gradient(divergence, logits_NV, logp_NV)
+    double_NV = _gradient(divergence, logits_NV.double(), logp_NV.double())
+    error = float((single_NV - double_NV).norm() / double_NV.norm())
+    text = f"5000 classes, KL about 0.003: the float32 gradient is off by {error:g} of its length"
+    _demand(error < 5e-3, divergence, "accurate_close_to_the_teacher", text)
+
+
+# --- precision ----------------------------------------------------------------------------------------------------------
+
+
+def half_precision_is_computed_in_single(divergence: Divergence) -> None:
+    """bfloat16 and float16 rows are taken at their word and give float32."""
+    for dtype in (torch.bfloat16, torch.float16):
+        logq_NV, logp_NV = log_rows(6).to(dtype), log_rows(7).to(dtype)
+        got_N, wanted_N = divergence(logq_NV, logp_NV), divergence(logq_NV.double(), logp_NV.double())
+        right = got_N.dtype == torch.float32 and torch.allclose(got_N.double(), wanted_N, atol=1e-5, rtol=1e-5)
+        text = f"{dtype} rows gave {got_N.tolist()} ({got_N.dtype}), the same rows in float64 {wanted_N.tolist()}"
+        _demand(right, divergence, "half_precision_is_computed_in_single", text)
+
+
+def double_stays_double(divergence: Divergence) -> None:
+    """float64 rows give float64, so that tests have something to compare with."""
+    got = divergence(log_rows(8), log_rows(9)).dtype
+    _demand(got == torch.float64, divergence, "double_stays_double", f"float64 rows gave {got}")
+
+
+DIVERGENCE_LAWS: Mapping[str, Law] = {
+    law.__name__: law
+    for law in (
+        is_its_own_configuration,
+        one_value_a_row,
+        zero_when_equal,
+        positive_when_a_class_differs,
+        finite_on_extreme_logits,
+        a_class_that_both_rule_out_changes_nothing,
+        nan_is_not_hidden,
+        a_row_does_not_see_its_neighbours,
+        leaves_its_inputs_alone,
+        gradient_is_that_of_the_value,
+        no_pull_when_equal,
+        teacher_gets_no_gradient,
+        accurate_close_to_the_teacher,
+        half_precision_is_computed_in_single,
+        double_stays_double,
+    )
+}
+
+
+def log_rows(seed: int, num_rows: int = 5, vocabulary: int = 11, scale: float = 2.0) -> torch.Tensor:
+    """Random log-probabilities, float64; the higher the scale, the surer the rows."""
+    logits_NV = scale * np.random.default_rng(seed).standard_normal((num_rows, vocabulary))
+    return torch.log_softmax(torch.from_numpy(logits_NV), dim=-1)
+
+
+def _gradient(divergence: Divergence, logits_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
+    """Of the summed divergence, with respect to the student's logits."""
+    leaf_NV = logits_NV.detach().requires_grad_()
+    (gradient_NV,) = torch.autograd.grad(divergence(leaf_NV.log_softmax(-1), logp_NV).sum(), leaf_NV)
+    return gradient_NV
+
+
+def _demand(holds: Any, divergence: Divergence, law: str, found: str) -> None:
+    if not holds:
+        raise AssertionError(f"{divergence!r} breaks the law {law}: {found}")
