@@ -30,7 +30,7 @@ from redistill.models.load import (
     parameter_bytes,
     parameter_count,
 )
-from redistill.models.lora import add_lora
+from redistill.models.lora import add_lora, lora_notes
 from redistill.stages import student_source, teacher_source
 
 
@@ -83,15 +83,16 @@ def load_models(config: Run) -> Models:
         assert teacher is not None and source.initialise is not None
         student, tokenizer = student_from_layers(teacher, source.initialise.layers), teacher_tokenizer
     else:
-        student, tokenizer = load_model(source)
+        student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise)
         if source.initialise is not None:
             student = student_from_layers(student, source.initialise.layers)
-    if source.gradient_checkpointing:
-        checkpoint_activations(student)
     cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
     notes: list[str] = []
     if source.lora is not None:
-        student, notes = add_lora(student, source.lora, config.seed)
+        student = add_lora(student, source.lora, config.seed)
+        notes = lora_notes(student)
+    if source.gradient_checkpointing:
+        checkpoint_activations(student)
     check_positions(student, config.data.tokens, "student")
     size = head(student).num_classes
     if teacher is not None:

@@ -94,6 +94,11 @@ class StudentConfig(ModelConfig):
         super().__post_init__()
         if self.model == "teacher" and self.initialise is None:
             raise ConfigError("initialise: missing; choose layers of the teacher (layers: 8), or name a model of its own")
+        if self.lora is not None and self.lora.quantise != "none" and self.initialise is not None:
+            raise ConfigError(
+                f"lora.quantise = {self.lora.quantise!r}: takes a model as it is loaded, not some of its layers; "
+                "drop `initialise`, or set it to none"
+            )
         if self.start == "finetuned" and self.finetune is None:
             raise ConfigError("start = 'finetuned': needs `finetune`, which says how; {updates: 3 epochs, learning_rate: 5e-4}")
 
