@@ -1,8 +1,8 @@
 """The arithmetic of MiniLLM: rewards, returns, advantages, importance weights, and the clipped loss of a token.
 
-The student writes y_t from its own distribution q, or from a mixture with the teacher's p; a token is worth the more the likelier
-the teacher finds it and the less likely the student did.  Source: MiniLLM (arXiv 2306.08543); where the published code goes
-beyond the paper, the function says so.
+The student writes y_t from its own distribution q, or from a mixture with the teacher's p; a token is worth the more, the
+likelier the teacher finds it and the less likely the student did.  Source: MiniLLM (arXiv 2306.08543); where the published code
+goes beyond the paper, the function says so.
 
 Nothing here knows a model, and nothing divides by a count of tokens: the loop does.
 """
@@ -50,8 +50,8 @@ def discounted_returns(
 
     .. math:: R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}
 
-    n_t is the number of valid tokens from t on (1 without normalisation).  The sum begins with the token's own reward, as in the
-    published code; the paper's long-term term begins one later, since its single-step term has the token's own reward.
+    n_t is the number of valid tokens from t on (1 without normalisation).  The sum begins with the token's own reward, as in
+    the published code; the paper's long-term term begins one later, since its single-step term has the token's own reward.
 
     Args:
         reward_BT: One row a sequence.
@@ -82,8 +82,8 @@ def whiten(return_BT: torch.Tensor, valid_BT: torch.Tensor, *, padded_length: in
 
     .. math:: A = \frac{R - \mathrm{mean}\, R}{\sqrt{\mathrm{var}\, R + 10^{-8}}}
 
-    The variance is that of the population.  The published code takes both moments over rows padded with zeros, which shrinks the
-    mean of short responses and leaves their advantages off centre; `padded_length` reproduces it.
+    The variance is that of the population.  The published code takes both moments over rows padded with zeros, which shrinks
+    the mean and leaves the advantages of real tokens off centre; `padded_length` reproduces it.
 
     Args:
         return_BT: The returns of a global mini-batch, one row a sequence.
