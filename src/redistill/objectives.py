@@ -105,6 +105,8 @@ class Objective:
         for name in ("sft_weight", "divergence_weight", "span_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0 and finite; 0 leaves the term out")
+        if self.uses_spans and self.span.vectors == "clipped" and not isinstance(self.divergence, DacKLConfig):
+            raise ConfigError("span.vectors = 'clipped': needs the divergence dac_kl, which says what is kept; or set it to full")
         if not (self.sft_weight or self.uses_sampled):
             raise ConfigError("objective: no term has a weight; set sft_weight, or name a divergence")
 
@@ -205,13 +207,7 @@ def terms(
     if objective.uses_divergence:  # without sampled rows too: its parameters then have a gradient, of zero, on every process
         found.append(_divergence_term(objective, counts, batch, divergence))
     if objective.uses_spans and counts.span_samples:
-        found.append(
-            SpanTerm(
-                objective.span_weight / counts.span_samples,
-                batch.pair_weight_N[: batch.num_sampled_rows],
-                squared=objective.span.squared,
-            )
-        )
+        found.append(_span_term(objective, counts, batch, divergence))
     if objective.policy_gradient is not None and counts.sampled_tokens:
         found.append(_policy_gradient_term(objective.policy_gradient, counts, batch))
     return tuple(found)
@@ -230,6 +226,15 @@ def _divergence_term(
         divergence,
         batch.num_sampled_rows,
         weight_N=batch.sequence_weight_N[: batch.num_sampled_rows],
+    )
+
+
+def _span_term(objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None) -> SpanTerm:
+    return SpanTerm(
+        objective.span_weight / counts.span_samples,
+        batch.pair_weight_N[: batch.num_sampled_rows],
+        squared=objective.span.squared,
+        keep=divergence.kept if objective.span.vectors == "clipped" and isinstance(divergence, DacKL) else None,
     )
 
 
