@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--baseline", type=Path, action="append", default=[], help="run folder to compare with (repeatable)"
             )
+        _allow_code(sub)
         sub.set_defaults(command=command)
 
     _evaluate_parser(commands.add_parser("evaluate", help="score any Transformers model by the paper's protocol"))
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="check a recipe and print it with every default filled in")
     config.add_argument("recipe", type=Path)
     config.add_argument("overrides", nargs="*", metavar="section.field=value")
+    _allow_code(config)
     config.set_defaults(command=_config)
 
     commands.add_parser("methods", help="list the methods and the test sets").set_defaults(command=_methods)
@@ -98,6 +100,16 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--to", type=Path, help="folder (default: models/NAME)")
     fetch.set_defaults(command=_fetch)
     return parser
+
+
+def _allow_code(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-code",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="run code of this Python module where the recipe names a part of it, as MODULE:Name (repeatable)",
+    )
 
 
 def _evaluate_parser(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +147,7 @@ def _demo(options: argparse.Namespace) -> None:
 def _load(options: argparse.Namespace) -> "redistill.config.Run":
     from redistill.config import load_config
 
-    config = load_config(options.recipe, options.overrides)
+    config = load_config(options.recipe, options.overrides, options.allow_code)
     # Not as an override, which is YAML: a folder may be called 1, or null.
     return config if options.out is None else dataclasses.replace(config, out=str(options.out))
 
@@ -213,7 +225,8 @@ def _config(options: argparse.Namespace) -> None:
 
     from redistill.config import encode_run, load_config
 
-    print(yaml.safe_dump(encode_run(load_config(options.recipe, options.overrides)), sort_keys=False), end="")
+    run = load_config(options.recipe, options.overrides, options.allow_code)
+    print(yaml.safe_dump(encode_run(run), sort_keys=False), end="")
 
 
 def _methods(options: argparse.Namespace) -> None:

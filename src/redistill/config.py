@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from redistill import decoding, files
 from redistill.data.tokenize import TokenizeConfig
+from redistill.divergences import Divergence
 from redistill.errors import ConfigError
 from redistill.evaluation import EvaluationConfig
 from redistill.methods import METHODS, Method, as_in_reference, method
@@ -21,10 +22,15 @@ from redistill.models.load import ModelConfig
 from redistill.models.lora import LoraConfig
 from redistill.objectives import Objective
 from redistill.optimiser import OptimiserConfig
+from redistill.outside import Outside, Slot
 from redistill.policies import PolicyConfig, Rollouts
 from redistill.training import TrainingConfig, check_length
 
 NAMES = {"PolicyConfig": PolicyConfig}  # what the forward references of policy nodes mean
+SLOTS = (
+    Slot("divergence", get_args(Divergence), needs=("__call__",)),
+    Slot("policy", get_args(PolicyConfig), needs=("bind", "sampling", "needs_teacher")),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +223,13 @@ class Run:
         return Path(self.out or f"runs/{self.name}")
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> Run:
+def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[str] = ()) -> Run:
     """The run that a YAML file (or a run.json) describes, with `section.field=value` overrides on top.
+
+    Args:
+        path: The file.
+        overrides: Settings to change, each as `section.field=value`.
+        allow_code: Modules whose code may run where the file names a part of them, as `my_module:MyDivergence`.
 
     Raises:
         ConfigError: the file is missing or not YAML, or anything in it is unknown, mistyped or out of range.
@@ -232,42 +243,59 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Run:
         tree = tree["config"]
         if not isinstance(tree, dict):
             raise ConfigError(f"{path}: config = {tree!r}: must be a mapping; give the run.json of a run, or a recipe")
-    return override_run(tree, overrides, str(path))
+    return override_run(tree, overrides, str(path), allow_code)
 
 
-def override_run(tree: Mapping[str, Any], overrides: Iterable[str], source: str) -> Run:
+def override_run(tree: Mapping[str, Any], overrides: Iterable[str], source: str, allow_code: Iterable[str] = ()) -> Run:
     """The run of a tree with `section.field=value` overrides on top; `source` stands at the front of error lines."""
+    allow_code = tuple(allow_code)
     overrides = list(overrides)
     inner = [override for override in overrides if override.startswith(("policy.", "objective."))]
     tree = decoding.apply_overrides(tree, [override for override in overrides if override not in inner], source)
-    return decode_run(decoding.apply_overrides(_with_method_blocks(tree, inner), inner, source), source)
+    blocks = _with_method_blocks(tree, inner, _row(tree, source, Outside.of(allow_code)))
+    return decode_run(decoding.apply_overrides(blocks, inner, source), source, allow_code)
 
 
-def _with_method_blocks(tree: dict[str, Any], inner: Iterable[str]) -> dict[str, Any]:
+def _with_method_blocks(tree: dict[str, Any], inner: Iterable[str], row: Method | None) -> dict[str, Any]:
     """The tree with the method's own `policy` or `objective` where one is about to be changed and the recipe has none.
 
     Without this, `objective.span.squared=true` would replace the whole objective of the method by defaults.
     """
-    row = METHODS.get(tree.get("method", Run.method))
     touched = {override.partition(".")[0] for override in inner}
     blocks = {} if row is None else {name: block for name, block in decoding.encode(row, NAMES).items() if name in touched}
     return {**tree, **{name: block for name, block in blocks.items() if tree.get(name) is None}}
 
 
-def decode_run(tree: Mapping[str, Any], source: str) -> Run:
+def decode_run(tree: Mapping[str, Any], source: str, allow_code: Iterable[str] = ()) -> Run:
     """A Run out of plain dicts, lists and scalars; `source` stands at the front of error lines.
 
     What a method sets of the optimiser stands where the tree says nothing.
     """
-    row, optimiser = METHODS.get(tree.get("method", Run.method)), tree.get("optimiser", {})
+    outside = Outside.of(allow_code, *SLOTS)
+    row, optimiser = _row(tree, source, outside), tree.get("optimiser", {})
     if row is not None and isinstance(optimiser, dict):
         tree = {**tree, "optimiser": {**row.optimiser, **optimiser}}
     try:
-        return decoding.decode(Run, tree, NAMES)
+        return decoding.decode(Run, tree, NAMES, outside)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
 
 
+def _row(tree: Mapping[str, Any], source: str, outside: Outside) -> Method | None:
+    """The tree's method, its module imported where it is from outside; None where there is none, as decoding will say."""
+    name = str(tree.get("method", Run.method))
+    if ":" not in name:
+        return METHODS.get(name)
+    try:
+        found = outside.load(name)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: method = {name!r}: {error}") from error
+    return found if isinstance(found, Method) else None
+
+
 def encode_run(run: Run) -> dict[str, Any]:
-    """The run as plain dicts, lists and scalars; `decode_run` of them gives an equal run."""
+    """The run as plain dicts, lists and scalars; `decode_run` of them gives an equal run.
+
+    A part from outside the package is written as `module:Name`, and read again where that module is allowed.
+    """
     return decoding.encode(run, NAMES)

@@ -1,7 +1,7 @@
 """YAML to frozen dataclasses and back, strictly: every key known, every type right, every error with its path.
 
 Knows no particular config: the tree is whatever dataclass is asked for.  A union of dataclasses is chosen by `kind`,
-the class's name in snake case without "Config".
+the class's name in snake case without "Config", or `module:Name` for one from outside the package.
 """
 
 import dataclasses
@@ -11,11 +11,12 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from redistill.errors import ConfigError
+from redistill.outside import Outside, name_of
 
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 50  # a few kilobytes of nested aliases can unfold into gigabytes
@@ -34,16 +35,25 @@ Tree = TypeVar("Tree")
 Names = Mapping[str, Any]
 
 
-def decode(expected: type[Tree], tree: Mapping[str, Any], names: Names) -> Tree:
+class _Context(NamedTuple):
+    names: Names
+    outside: Outside
+
+
+NOTHING = Outside()
+
+
+def decode(expected: type[Tree], tree: Mapping[str, Any], names: Names, outside: Outside = NOTHING) -> Tree:
     """`tree` as an `expected` dataclass.
 
     Args:
         names: What type names that are only forward references stand for.
+        outside: Which kinds may come from outside the package.
 
     Raises:
         ConfigError: unknown key, wrong type, missing field or value out of range; the line starts with its path.
     """
-    return _decode(expected, tree, "", names)
+    return _decode(expected, tree, "", _Context(names, outside))
 
 
 def parse_yaml(text: bytes, source: str) -> dict[str, Any]:
@@ -94,30 +104,32 @@ def encode(value: Any, names: Names) -> Any:
     tree = {}
     hints = get_type_hints(type(value), localns=dict(names))
     for f in fields(value):
-        item = getattr(value, f.name)
-        is_choice = len(_members(hints[f.name])) > 1 and is_dataclass(item)
-        tree[f.name] = ({"kind": kind_of(type(item))} | encode(item, names)) if is_choice else encode(item, names)
+        item, members = getattr(value, f.name), _members(hints[f.name])
+        tree[f.name] = encode(item, names)
+        if len(members) > 1 and is_dataclass(item):
+            kind = kind_of(type(item)) if type(item) in members else name_of(type(item))
+            tree[f.name] = {"kind": kind} | tree[f.name]
     return tree
 
 
-def _decode(expected: Any, value: Any, path: str, names: Names) -> Any:
+def _decode(expected: Any, value: Any, path: str, context: _Context) -> Any:
     """`value` as the type `expected`, or a ConfigError that starts with the path."""
     members = _members(expected)
     origin, args = get_origin(expected), get_args(expected)
     if value is None and type(None) in args:
         return None
     if len(members) > 1:
-        return _decode_kind(members, value, path, names)
+        return _decode_kind(members, value, path, context)
     if members:
-        return _decode_dataclass(members[0], value, path, names)
+        return _decode_dataclass(members[0], value, path, context)
     if origin in {Union, types.UnionType}:
-        return _decode_either([arg for arg in args if arg is not type(None)], value, path, names)
+        return _decode_either([arg for arg in args if arg is not type(None)], value, path, context)
     if origin is Literal and value in args:
         return value
     if origin is tuple:
-        return _decode_tuple(args, value, path, names)
+        return _decode_tuple(args, value, path, context)
     if origin is dict and isinstance(value, dict):
-        return {str(key): _decode(args[1], item, f"{path}.{key}", names) for key, item in value.items()}
+        return {str(key): _decode(args[1], item, f"{path}.{key}", context) for key, item in value.items()}
     if expected is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 reads 5e-4 as text
@@ -129,10 +141,10 @@ def _decode(expected: Any, value: Any, path: str, names: Names) -> Any:
     raise ConfigError(f"{path} = {value!r}: must be {allowed}")
 
 
-def _decode_dataclass(cls: type, value: Any, path: str, names: Names) -> Any:
+def _decode_dataclass(cls: type, value: Any, path: str, context: _Context) -> Any:
     if not isinstance(value, dict):
         raise ConfigError(f"{path or 'the recipe'} = {value!r}: must be a mapping of fields")
-    hints = get_type_hints(cls, localns=dict(names))
+    hints = get_type_hints(cls, localns=dict(context.names))
     known = [f.name for f in fields(cls)]
     prefix = f"{path}." if path else ""
     for key in value:
@@ -143,37 +155,42 @@ def _decode_dataclass(cls: type, value: Any, path: str, names: Names) -> Any:
     for f in fields(cls):
         if f.name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{prefix}{f.name}: missing; it has no default")
-    decoded = {key: _decode(hints[key], item, prefix + key, names) for key, item in value.items()}
+    decoded = {key: _decode(hints[key], item, prefix + key, context) for key, item in value.items()}
     try:
         return cls(**decoded)
-    except ConfigError as error:
-        raise ConfigError(f"{prefix}{error}") from error
+    except ValueError as error:  # a ConfigError of ours, or whatever kind of ValueError a class from outside chose
+        raise ConfigError(f"{prefix}{' '.join(str(error).split())}") from error
 
 
-def _decode_kind(members: list[type], value: Any, path: str, names: Names) -> Any:
+def _decode_kind(members: list[type], value: Any, path: str, context: _Context) -> Any:
     """One of several dataclasses, named by `kind` (or by a bare name, for its defaults)."""
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}
     if not isinstance(tree, dict) or "kind" not in tree:
         raise ConfigError(f"{path}.kind: missing; choose one of {', '.join(kinds)}")
     name = ALIASES.get(str(tree["kind"]), str(tree["kind"]))
+    if ":" in name:
+        try:
+            kinds[name] = context.outside.part(name, members)
+        except ConfigError as error:
+            raise ConfigError(f"{path}.kind = {name!r}: {error}") from error
     if name not in kinds:
         near = difflib.get_close_matches(name, kinds, 1, 0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(kinds)}"
         raise ConfigError(f"{path}.kind = {tree['kind']!r}: no such kind; {hint}")
-    return _decode_dataclass(kinds[name], {key: item for key, item in tree.items() if key != "kind"}, path, names)
+    return _decode_dataclass(kinds[name], {key: item for key, item in tree.items() if key != "kind"}, path, context)
 
 
-def _decode_either(options: list[Any], value: Any, path: str, names: Names) -> Any:
+def _decode_either(options: list[Any], value: Any, path: str, context: _Context) -> Any:
     for option in options:
         try:
-            return _decode(option, value, path, names)
+            return _decode(option, value, path, context)
         except ConfigError as error:
             last = error
     raise last if len(options) == 1 else ConfigError(f"{path} = {value!r}: must be {' or '.join(map(_name, options))}")
 
 
-def _decode_tuple(args: tuple[Any, ...], value: Any, path: str, names: Names) -> tuple[Any, ...]:
+def _decode_tuple(args: tuple[Any, ...], value: Any, path: str, context: _Context) -> tuple[Any, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         raise ConfigError(f"{path} = {value!r}: must be a list")
@@ -181,7 +198,7 @@ def _decode_tuple(args: tuple[Any, ...], value: Any, path: str, names: Names) ->
     if len(kinds) != len(items):
         raise ConfigError(f"{path} = {value!r}: must hold {len(kinds)} values")
     pairs = enumerate(zip(kinds, items, strict=True))
-    return tuple(_decode(kind, item, f"{path}[{number}]", names) for number, (kind, item) in pairs)
+    return tuple(_decode(kind, item, f"{path}[{number}]", context) for number, (kind, item) in pairs)
 
 
 def _members(expected: Any) -> list[type]:

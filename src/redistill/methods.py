@@ -11,6 +11,7 @@ from redistill.clipping import DacKLConfig
 from redistill.divergences import ForwardKL, JensenShannon, ReverseKL, SkewReverseKL
 from redistill.errors import ConfigError
 from redistill.objectives import Objective, PolicyGradientConfig, PretrainingConfig
+from redistill.outside import loaded
 from redistill.policies import (
     Adaptive,
     Buffered,
@@ -142,9 +143,22 @@ def method(name: str) -> Method:
     Raises:
         ConfigError: no such method.
     """
+    if ":" in name:
+        return _from_outside(name)
     if name not in METHODS:
         raise ConfigError(f"method = '{name}': no such method; choose one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def _from_outside(name: str) -> Method:
+    """A row that stands in somebody's own module; only a module that is imported already is looked into."""
+    found = loaded(name)
+    if found is None:
+        module = name.partition(":")[0]
+        raise ConfigError(f"method = '{name}': not imported; add --allow-code {module}, or in Python import {module} first")
+    if not isinstance(found, Method):
+        raise ConfigError(f"method = '{name}': is a {type(found).__name__}; must be a redistill.methods.Method")
+    return found
 
 
 def as_in_reference(name: str) -> Method:

@@ -21,8 +21,9 @@ from accelerate.utils import gather_object
 from redistill import evaluation, files, tracking
 from redistill.assembly import check_positions, load_tests, shared_vocabulary
 from redistill.bench import Bench, make_accelerator, open_bench
-from redistill.config import DataConfig, Run, decode_run, encode_run
+from redistill.config import DataConfig, Run, encode_run
 from redistill.data.tokenize import TokenizeConfig
+from redistill.decoding import decode
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation import EvaluationConfig
 from redistill.evaluation.folder import SETTINGS
@@ -134,7 +135,11 @@ def tokens_of(model: str) -> TokenizeConfig:
     described = Path(model) / RUN_FILE
     if not described.is_file():
         return TokenizeConfig()
-    return decode_run(files.read_json(described)["config"], str(described)).data.tokens
+    tokens = files.read_json(described)["config"]["data"]["tokens"]  # and no more: the rest may be of code that is not at hand
+    try:
+        return decode(TokenizeConfig, tokens, {})
+    except ConfigError as error:
+        raise ConfigError(f"{described}: config.data.tokens.{error}") from error
 
 
 def evaluate_model(
