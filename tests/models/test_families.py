@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from redistill.contracts import GenerationRequest, Sampling
 from redistill.errors import ModelError
 from redistill.models.families import body, check_split, head, layer_list, position_limit
+from redistill.models.generate import generate
 from redistill.tensors import pad
 
-FAMILIES = ("gpt2", "opt", "llama", "gemma2", "qwen2", "qwen3", "cohere", "granite")
+FAMILIES = ("gpt2", "opt", "llama", "smollm", "gemma2", "gemma3", "qwen2", "qwen3", "cohere", "granite")
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
 
 
@@ -23,6 +25,37 @@ def test_body_and_head_give_the_models_own_logits(tiny, family):
     real = mask_BT.bool()
     torch.testing.assert_close(split[real], own[real], rtol=1e-5, atol=1e-5)
     assert own[real].std() > 0.01
+
+
+def write(model, prompts, tokens):
+    """The most probable text without any token twice, all prompts in one batch, padded on the left."""
+    requests = [GenerationRequest(prompt_ids=tuple(p), max_new_tokens=tokens, stream=("r", i)) for i, p in enumerate(prompts)]
+    sampling = Sampling(temperature=0, no_repeat_ngram=1)
+    texts = generate(model, requests, sampling, seed=1, end_ids=(), pad_id=0, batch_size=len(prompts))
+    return [text.token_ids for text in texts]
+
+
+@torch.no_grad()
+def write_plainly(model, prompt, tokens):
+    """The same by whole forward passes: one row, no padding, no cache."""
+    ids = list(prompt)
+    for _ in range(tokens):
+        logits_V = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), use_cache=False).logits[0, -1]
+        logits_V[ids] = -torch.inf
+        ids.append(int(logits_V.argmax()))
+    return tuple(ids[len(prompt) :])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_from_a_padded_batch_with_a_cache_is_that_of_plain_forward_passes(tiny, family):
+    """16 tokens: what the sliding windows of 6 have let go of must be gone from the cache, and nothing else."""
+    model = tiny(family)
+    assert write(model, PROMPTS, 16) == [write_plainly(model, prompt, 16) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_the_sliding_window_matters_to_that_text(tiny, family):
+    assert write(tiny(family), PROMPTS, 16) != write(tiny(family, sliding_window=64), PROMPTS, 16)
 
 
 def test_the_head_is_cut_to_the_shared_vocabulary_and_shares_its_weights(tiny):

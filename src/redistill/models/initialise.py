@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from redistill import randomness
 from redistill.errors import ConfigError, ModelError
 from redistill.models.families import layer_list, text_config, unwrapped
+from redistill.models.quantised import is_quantised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +70,12 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
         The student, in eval mode, with the teacher's dtype and device.
 
     Raises:
-        ConfigError: `layers` does not fit the teacher.
+        ConfigError: `layers` does not fit the teacher, or the teacher is quantised.
         ModelError: the family's config cannot be shortened.
     """
     teacher = unwrapped(teacher_model)
+    if is_quantised(teacher):
+        raise ConfigError("initialise.layers: cannot take layers of a quantised model; set lora.quantise to none")
     num_layers = text_config(teacher).num_hidden_layers
     chosen = InitialiseConfig(layers=layers).indices(num_layers)
     path, _ = layer_list(teacher)
@@ -88,13 +91,15 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give every parameter another dtype, and leave buffers as they are.
+    """Give every parameter another dtype, but for adapters and quantised weights, and leave buffers as they are.
 
     `model.to(dtype)` would round the rotary frequencies as well.  They are in no checkpoint: a reloaded model computes them
-    anew, exactly, and so would differ from the one that was trained.
+    anew, exactly, and so would differ from the one that was trained.  Adapters are float32 whatever their base is, and the
+    integers of quantised weights are no numbers to round.
     """
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and ".lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
 
 
 def fresh_model(config: Any, seed: int) -> Any:
@@ -135,6 +140,7 @@ def _shortened_config(teacher: Any, chosen: tuple[int, ...]) -> Any:
         if "layer" in name and isinstance(values, list | tuple) and len(values) == text.num_hidden_layers
     }
     text.num_hidden_layers = len(chosen)
+    config.name_or_path = ""  # the teacher's, which adapters of this student do not fit
     for name, values in per_layer.items():
         setattr(text, name, values)
     try:

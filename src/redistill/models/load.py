@@ -18,7 +18,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from redistill.errors import ConfigError, ModelError
+from redistill.models.adapters import Adapter, find_adapter, find_file, merge_adapter
 from redistill.models.families import body, check_split, head, unwrapped
+from redistill.models.quantised import Quantise, keep_trainable, loading_options, num_weights
 
 __all__ = [
     "ModelConfig",
@@ -40,8 +42,10 @@ class ModelConfig:
     """Which model to load, and how.
 
     Args:
-        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.
+        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is loaded
+            with the base it names, and merged.
         revision: Branch, tag or commit of a hub model; None takes its main branch.
+        adapter: A LoRA adapter, a folder or a hub name, to be merged into `model`; None merges none.
         dtype: Of the weights: "float32", "bfloat16", or "auto" for what the file holds.  Students are trained in float32.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
 
@@ -51,6 +55,7 @@ class ModelConfig:
 
     model: str
     revision: str | None = None
+    adapter: str | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     gradient_checkpointing: bool = False
 
@@ -61,35 +66,30 @@ class ModelConfig:
             raise ConfigError(f"dtype = {self.dtype!r}: must be one of {', '.join(_DTYPES)}; students are trained in float32")
 
 
-def load_model(config: ModelConfig) -> tuple[Any, Any]:
+def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Any, Any]:
     """The causal language model that `config` names, in eval mode on the CPU, and its tokenizer.
 
+    Args:
+        config: Which model, and the adapter that is merged into it.
+        quantise: How the base of a QLoRA student is kept; "none" for every other model.
+
     Raises:
+        ConfigError: bitsandbytes is asked for and not installed, or asked to quantise what it cannot.
         ModelError: it is missing, incomplete, damaged, or of a family that cannot be split into body and head.
     """
-    source = _locate(config)
+    base, adapter = _base_and_adapter(config)
+    source = _locate(base)
+    if quantise != "none" and (adapter is not None or "gguf_file" in source):
+        raise ConfigError(
+            f"quantise = {quantise!r}: {config.model} is a GGUF file or has an adapter to be merged; save it as an ordinary "
+            "model first, or set it to none"
+        )
     tokenizer = load_tokenizer(config)
-    with _one_line(config):
-        if "gguf_file" in source:
-            source |= _dequantised()
-        else:
-            source["config"] = AutoConfig.from_pretrained(**source, trust_remote_code=False)
-            source["config"]._attn_implementation = None  # a config.json must not choose which kernels are downloaded
-        model, report = AutoModelForCausalLM.from_pretrained(
-            **source,
-            dtype=_DTYPES[config.dtype],
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    # transformers fills absent weights with random ones and only logs it.
-    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if absent:
-        raise ModelError(
-            f"{config.model}: {len(absent)} weights are missing or of another shape, first {absent[0]}; "
-            "fetch the model again, or name one whose weights fit its config.json"
-        )
+    model = _read_weights(base, source, loading_options(quantise, _compute_dtype(base)))
+    keep_trainable(model)
     check_split(model, name=config.model)
+    if adapter is not None:
+        model = merge_adapter(model, adapter)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     return model, tokenizer
@@ -103,14 +103,17 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Raises:
         ModelError: it is missing or damaged, or has neither a pad nor an end token.
     """
-    source = _locate(config)
-    with _one_line(config):
+    base, adapter = _base_and_adapter(config)
+    if adapter is not None and adapter.name == config.model and adapter.has_tokenizer:
+        name, source = config.model, {"pretrained_model_name_or_path": str(adapter.weights.parent)}
+    else:
+        name, source = base.model, _locate(base)
+    _check_sentencepiece(name, base.revision)
+    with _one_line(name):
         tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise ModelError(
-                f"{config.model}: its tokenizer has neither pad_token nor eos_token; set one in tokenizer_config.json"
-            )
+            raise ModelError(f"{name}: its tokenizer has neither pad_token nor eos_token; set one in tokenizer_config.json")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -168,12 +171,90 @@ def compatibility_warnings(teacher_tokenizer: Any, student_tokenizer: Any) -> li
 
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(num_weights(parameter) for parameter in model.parameters())
 
 
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of the parameters as they stand, tied ones counted once: the size on disk but for a header."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
+    """The model whose weights are read, and what is merged into it.
+
+    What holds an adapter_config.json must not get as far as transformers, which follows it to whatever model it names.
+    """
+    if config.model.endswith(".gguf"):
+        own = None
+    else:
+        _check_place(config.model)
+        own = find_adapter(config.model, config.revision)
+    if own is None:
+        return config, None if config.adapter is None else _named_adapter(config.adapter)
+    if config.adapter is not None:
+        raise ModelError(f"{config.model}: is an adapter itself; name its base as `model` and one of the two as `adapter`")
+    if any(find_file(config.model, file, config.revision) for file in ("model.safetensors", "model.safetensors.index.json")):
+        raise ModelError(f"{config.model}: holds a model and an adapter; move the adapter to a folder of its own, as `adapter`")
+    if not own.base:
+        raise ModelError(f"{config.model}: does not say which model it adapts; name that as `model` and this as `adapter`")
+    base = ModelConfig(model=own.base, revision=own.revision, dtype=config.dtype)
+    _check_place(base.model)
+    if find_adapter(base.model, base.revision) is not None:
+        raise ModelError(f"{config.model}: its base {base.model} is an adapter as well; merge that into its own base first")
+    return base, own
+
+
+def _named_adapter(name: str) -> Adapter:
+    _check_place(name)
+    adapter = find_adapter(name, None)
+    if adapter is None:
+        raise ModelError(f"{name}: holds no adapter_config.json; `adapter` names a LoRA adapter saved by PEFT")
+    return adapter
+
+
+def _read_weights(config: ModelConfig, source: dict[str, Any], options: dict[str, Any]) -> Any:
+    """The model as its files have it, or as bitsandbytes reads them; every weight of it has been found."""
+    with _one_line(config.model):
+        if "gguf_file" in source:
+            source |= _dequantised()
+        else:
+            source["config"] = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+            source["config"]._attn_implementation = None  # a config.json must not choose which kernels are downloaded
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **source,
+            **options,
+            dtype=_DTYPES[config.dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    # transformers fills absent weights with random ones and only logs it.
+    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if absent:
+        raise ModelError(
+            f"{config.model}: {len(absent)} weights are missing or of another shape, first {absent[0]}; "
+            "fetch the model again, or name one whose weights fit its config.json"
+        )
+    if "gguf_file" in source:
+        model.name_or_path = model.config.name_or_path = ""  # the file's folder is no model that anyone could load
+    return model
+
+
+def _compute_dtype(config: ModelConfig) -> torch.dtype:
+    """What products with quantised weights are computed in."""
+    return torch.float32 if config.dtype == "float32" else torch.bfloat16
+
+
+def _check_sentencepiece(name: str, revision: str | None) -> None:
+    """Name what is missing for a tokenizer that is a SentencePiece file alone, as OpenLLaMA's is; transformers misnames it."""
+    installed = all(importlib.util.find_spec(package) is not None for package in ("sentencepiece", "google.protobuf"))
+    if installed or name.endswith(".gguf") or find_file(name, "tokenizer.json", revision) is not None:
+        return
+    if find_file(name, "tokenizer.model", revision) is not None:
+        raise ModelError(
+            f"{name}: its tokenizer is a SentencePiece file (tokenizer.model), which needs two more packages; "
+            "pip install 'redistill[sentencepiece]'"
+        )
 
 
 def _locate(config: ModelConfig) -> dict[str, Any]:
@@ -188,8 +269,7 @@ def _locate(config: ModelConfig) -> dict[str, Any]:
     if path.is_dir():
         _check_folder(config.model, path)
         return {"pretrained_model_name_or_path": str(path)}
-    if path.exists() or _looks_like_a_path(config.model):
-        raise ModelError(f"{config.model}: no such folder; name a model folder, a .gguf file, or a hub model as owner/name")
+    _check_place(config.model)
     return {"pretrained_model_name_or_path": config.model, "revision": config.revision or "main"}
 
 
@@ -197,6 +277,13 @@ def _dequantised() -> dict[str, Any]:
     """What makes transformers unpack a GGUF file's weights; releases before GgufConfig always do."""
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def _check_place(name: str) -> None:
+    """Refuse a path that is no folder."""
+    path = Path(name).expanduser()
+    if not path.is_dir() and (path.exists() or _looks_like_a_path(name)):
+        raise ModelError(f"{name}: no such folder; name a model folder, a .gguf file, or a hub model as owner/name")
 
 
 def _looks_like_a_path(name: str) -> bool:
@@ -217,12 +304,12 @@ def _check_folder(name: str, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _one_line(config: ModelConfig) -> Iterator[None]:
+def _one_line(name: str) -> Iterator[None]:
     """Turn what the libraries raise about a model into one line that names it."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
-            f"{config.model}: cannot be loaded ({said[:300]}); check the name, the network, and that the folder is complete"
+            f"{name}: cannot be loaded ({said[:300]}); check the name, the network, and that the folder is complete"
         ) from error

@@ -1,0 +1,250 @@
+"""Low-rank adapters: put into a student, kept in checkpoints, and written out with it or merged into it.
+
+Everything else of the student is frozen, head and embeddings as well: `vocab_pass` computes no gradient for a frozen head.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from redistill import randomness
+from redistill.errors import CheckpointError, ConfigError, ModelError
+from redistill.models.families import layer_list, text_config, unwrapped
+from redistill.models.quantised import Quantise, is_quantised, num_weights, plain_weight
+
+Export = Literal["merged", "adapter"]
+
+# Query and value, under the names that families give them; fused layers hold the key as well.
+_APART = (("q_proj", "v_proj"), ("query", "value"))
+_FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    r"""Train low-rank adapters in a frozen student.
+
+    .. math:: W' = W + \frac{\alpha}{r} B A, \qquad A \in R^{r \times D},\ B \in R^{E \times r}
+
+    A starts random and B at 0, so that the untrained student is its base exactly.  Source: Hu et al. (arXiv 2106.09685);
+    the values are those of DistiLLM's scripts.
+
+    Args:
+        rank: r, >= 1.
+        alpha: The factor above, > 0.
+        dropout: Share of an adapter's inputs that is left out in training, in [0, 1).
+        targets: Names of the linear layers that get one; None takes the family's query and value projections.
+        quantise: "nf4" or "int8" keeps the frozen base in 4 or 8 bits (QLoRA); "none" as it is loaded.
+        export: "merged" writes an ordinary model, "adapter" the adapters alone, to be used with their base.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    rank: int = 16
+    alpha: float = 64.0
+    dropout: float = 0.1
+    targets: tuple[str, ...] | None = None
+    quantise: Quantise = "none"
+    export: Export = "merged"
+
+    def __post_init__(self) -> None:
+        for name, good, allowed in (
+            ("rank", self.rank >= 1, ">= 1; the papers use 16"),
+            ("alpha", 0 < self.alpha < float("inf"), "> 0 and finite; the papers use 64"),
+            ("dropout", 0 <= self.dropout < 1, "in [0, 1); the papers use 0.1"),
+            ("quantise", self.quantise in get_args(Quantise), f"one of {', '.join(get_args(Quantise))}"),
+            ("export", self.export in get_args(Export), f"one of {', '.join(get_args(Export))}"),
+            ("targets", self.targets is None or len(self.targets) > 0, "names of layers, or null for query and value"),
+        ):
+            if not good:
+                raise ConfigError(f"{name} = {getattr(self, name)!r}: must be {allowed}")
+
+    @classmethod
+    def examples(cls) -> tuple["LoraConfig", ...]:
+        """Settings that tests are tried on."""
+        return (cls(), cls(rank=2, alpha=4.0, dropout=0.0, export="adapter"))
+
+
+def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
+    """`model` frozen, with trainable float32 adapters whose start depends on `seed` alone.
+
+    Args:
+        model: A causal language model on the CPU, quantised or not; its layers are changed in place.
+        config: Which adapters.
+        seed: The run's seed.
+
+    Returns:
+        PEFT's model around it, in the mode (training or evaluation) it was in.
+
+    Raises:
+        ConfigError: a target is no linear layer of the model.
+    """
+    import peft  # takes a second
+
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=_target_modules(model, config.targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in _linear_layers(model).values()),
+        task_type="CAUSAL_LM",
+        revision=getattr(text_config(model), "_commit_hash", None),
+    )
+    training = model.training
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(randomness.torch_seed(seed, "lora"))
+        return peft.get_peft_model(model, settings).train(training)
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether PEFT has put adapters into `model`."""
+    return unwrapped(model) is not model
+
+
+def lora_notes(model: nn.Module) -> list[str]:
+    """What the log should say about a model that `add_lora` made, a sentence each."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(num_weights(parameter) for parameter in model.parameters())
+    names = sorted({path.rpartition(".")[2] for path in adapted_layers(model)})
+    notes = [f"LoRA in {', '.join(names)}: {trained:,} of {total:,} weights are trained ({trained / total:.2%})"]
+    notes += [
+        f"{name} holds query, key and value in one matrix, so that the adapters change the key too"
+        for name in names
+        if name in _FUSED
+    ]
+    return notes
+
+
+def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that hold an adapter, by their path below `unwrapped(model)`."""
+    return {path: module for path, module in unwrapped(model).named_modules() if hasattr(module, "lora_A")}
+
+
+def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a checkpoint must hold of `model`: the adapters where it has some, else everything."""
+    if not has_adapters(model):
+        return model.state_dict()
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def load_trainable_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `trainable_state` gave of a model built in the same way.
+
+    Raises:
+        CheckpointError: `tensors` are adapters of other layers or of another rank.
+    """
+    if not has_adapters(model):
+        model.load_state_dict(tensors)
+        return
+    here = trainable_state(model)
+    odd = sorted(here.keys() ^ tensors.keys()) or [name for name in here if here[name].shape != tensors[name].shape]
+    if odd:
+        raise CheckpointError(
+            f"checkpoint: its adapters are others than this run's ({len(odd)} differ, first {odd[0]}); "
+            "give student.lora as it was, or start in a new folder"
+        )
+    for name, parameter in here.items():
+        parameter.copy_(tensors[name])
+
+
+def save_student(model: Any, tokenizer: Any, folder: Path, export: Export = "merged") -> None:
+    """Write `model` and its tokenizer; the model is left as it is, so that training may go on.
+
+    Args:
+        model: The student, with or without adapters.
+        tokenizer: Saved beside it.
+        folder: An existing folder.
+        export: "merged" writes a model that transformers loads, with the adapters added to their weights and quantised weights
+            written out; "adapter" writes the adapters alone, as PEFT does.  Without adapters there is nothing to merge.
+
+    Raises:
+        ModelError: adapters alone are asked for, and their base cannot be loaded by its name again.
+    """
+    if export == "adapter" and has_adapters(model):
+        _save_adapters(model, folder)
+    elif has_adapters(model):
+        merged_copy(model).save_pretrained(folder)
+    else:
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def merged_copy(model: nn.Module) -> Any:
+    """An ordinary model with the adapters added to their weights, for saving: weights that no adapter changes are shared.
+
+    It cannot be run, since buffers that are in no file have no storage.
+
+    Returns:
+        A model of the student's class, dtype and device.
+    """
+    plain = unwrapped(model)
+    config = copy.deepcopy(plain.config)
+    if is_quantised(plain):
+        del config.quantization_config
+    with torch.device("meta"):
+        merged = type(plain)(config)
+    adapted = adapted_layers(model)
+    weights = {name: _weight(plain, adapted, name) for name in merged.state_dict()}
+    merged.load_state_dict(weights, assign=True)
+    merged.tie_weights()
+    merged.generation_config = copy.deepcopy(plain.generation_config)
+    return merged
+
+
+def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers inside the transformer layers, by their path below the model."""
+    path, layers = layer_list(model)
+    linear = {name: module for name, module in layers.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    return {f"{path}.{name}": module for name, module in linear.items()}
+
+
+def _target_modules(model: nn.Module, wanted: tuple[str, ...] | None) -> list[str]:
+    """Names for PEFT: the last part of a path, or whole paths where other parts (a vision tower) use the same names."""
+    linear = _linear_layers(model)
+    there = {path.rpartition(".")[2] for path in linear}
+    if wanted is None:
+        sets = (*_APART, *((name,) for name in _FUSED))
+        wanted = next((names for names in sets if there.issuperset(names)), None)
+    absent = sorted(set(wanted or ()) - there)
+    if wanted is None or absent:
+        what = "query and value have no known names" if wanted is None else f"{absent[0]!r} is no linear layer"
+        raise ConfigError(
+            f"lora.targets: {what} in the layers of the {text_config(model).model_type} family; choose from "
+            f"{', '.join(sorted(there))}"
+        )
+    chosen = [path for path in linear if path.rpartition(".")[2] in wanted]
+    same_name = [path for path, _ in unwrapped(model).named_modules() if path.rpartition(".")[2] in wanted]
+    return sorted(wanted) if len(same_name) == len(chosen) else chosen
+
+
+@torch.no_grad()
+def _weight(plain: Any, adapted: dict[str, nn.Module], name: str) -> torch.Tensor:
+    """The tensor that an ordinary model has under `name`."""
+    path, _, leaf = name.rpartition(".")
+    layer = adapted.get(path)
+    base: Any = plain.get_submodule(path) if layer is None else layer.base_layer
+    tensor: torch.Tensor = getattr(base, leaf)
+    if leaf != "weight":
+        return tensor.detach()
+    whole = plain_weight(base)
+    if layer is not None:
+        delta = sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)  # type: ignore[operator,union-attr]
+        whole = whole.float() + delta
+    return whole.to(tensor.dtype if tensor.is_floating_point() else plain.dtype)
+
+
+def _save_adapters(model: Any, folder: Path) -> None:
+    if not model.active_peft_config.base_model_name_or_path:
+        raise ModelError(
+            "export = 'adapter': the student's base was built in this run (from layers, a GGUF file, or another adapter) and "
+            "is in no folder that adapters could name; use export: merged"
+        )
+    # The embeddings have no adapters; with "auto" PEFT would ask the hub about the base's vocabulary.
+    model.save_pretrained(folder, save_embedding_layers=False)
