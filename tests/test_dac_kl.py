@@ -261,6 +261,7 @@ def test_a_fixed_top_keeps_so_many_classes_and_never_more_than_there_are(vocabul
         kept = min(top, vocabulary)
         _, rows = dac(logp_NV, logp_NV)
         assert rows["kept_classes"].tolist() == [kept] * 3 and not list(dac.parameters())
+        assert rows["lower"].min() >= 0 and rows["upper"].max() <= 1
         torch.testing.assert_close(rows["kept_mass"], logp_NV.exp().topk(kept).values.sum(dim=-1))
 
 

@@ -15,38 +15,40 @@ import torch
 
 
 def locate_error(
-    kl_BT: torch.Tensor, student_tokens_BT: torch.Tensor, teacher_tokens_BT: torch.Tensor, valid_BT: torch.Tensor
+    score_BT: torch.Tensor, student_tokens_BT: torch.Tensor, teacher_tokens_BT: torch.Tensor, valid_BT: torch.Tensor
 ) -> torch.Tensor:
     r"""The token of each response where student and teacher disagree most.
 
     .. math:: j = \arg\max_{i \le n} \; \mathrm{KL}(q_i \,\|\, p_i) \quad \text{over } y_i^s \ne y_i^t \quad\text{(Eq. 3)}
 
-    Position i is the distribution that *predicts* response token i, so row i of `kl_BT` and of the teacher's tokens is read
+    Position i is the distribution that *predicts* response token i, so row i of `score_BT` and of the teacher's tokens is read
     one position before token i stands.  The teacher's token is drawn from p_i under the student's own prefix, once, and the
     same draw then takes the student's place.  The smallest index wins a tie.
 
     Args:
-        kl_BT: The score, in nats; Eq. 3's is reverse KL.  A number wherever valid; +inf is the largest.
+        score_BT: How far they disagree, in nats or otherwise; Eq. 3's is reverse KL.  A number wherever valid; +inf is the
+            largest.
         student_tokens_BT: The response tokens y^s.
         teacher_tokens_BT: The teacher's tokens y^t at the same positions.
-        valid_BT: True from the first response token up to the student's own end token, which may be the error; nothing after.
+        valid_BT: True where the error may be: from the first response token up to the student's own end token, which may be
+            the error, and nothing after; in a later round that goes on in order, from the previous error on.
 
     Returns:
         index_B, int64: 0-based within the response; -1 where no valid token differs.
 
     Example:
-        >>> kl_BT = torch.tensor([[0.1, 2.0, 0.7]])
+        >>> score_BT = torch.tensor([[0.1, 2.0, 0.7]])
         >>> student_BT, teacher_BT = torch.tensor([[5, 6, 7]]), torch.tensor([[4, 6, 8]])
-        >>> locate_error(kl_BT, student_BT, teacher_BT, torch.ones(1, 3, dtype=torch.bool))
+        >>> locate_error(score_BT, student_BT, teacher_BT, torch.ones(1, 3, dtype=torch.bool))
         tensor([2])
     """
-    assert kl_BT.shape == student_tokens_BT.shape == teacher_tokens_BT.shape == valid_BT.shape, "one score a token"
+    assert score_BT.shape == student_tokens_BT.shape == teacher_tokens_BT.shape == valid_BT.shape, "one score a token"
     valid_BT = valid_BT.bool()
-    assert not kl_BT[valid_BT].isnan().any(), "a score that is not a number would win the arg max without a word"
-    if kl_BT.shape[1] == 0:
-        return kl_BT.new_full((len(kl_BT),), -1, dtype=torch.int64)
+    assert not score_BT[valid_BT].isnan().any(), "a score that is not a number would win the arg max without a word"
+    if score_BT.shape[1] == 0:
+        return score_BT.new_full((len(score_BT),), -1, dtype=torch.int64)
     candidate_BT = valid_BT & (student_tokens_BT != teacher_tokens_BT)
-    index_B = kl_BT.masked_fill(~candidate_BT, -torch.inf).argmax(dim=1)
+    index_B = score_BT.masked_fill(~candidate_BT, -torch.inf).argmax(dim=1)
     return index_B.masked_fill(~candidate_BT.any(dim=1), -1)
 
 

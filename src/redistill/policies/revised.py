@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from redistill.policies import PolicyConfig
 
 
+Detection = Literal["reverse", "forward", "surprise", "random"]
+_STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
+    "reverse": ("reverse_kl",),
+    "forward": ("forward_kl",),
+    "surprise": ("teacher_logprob", "teacher_entropy"),
+    "random": ("reverse_kl",),  # for the log, and so that the control costs what it is compared with
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Revised:
     """Student text whose worst token the teacher has replaced, and from there on written anew.
@@ -34,8 +43,11 @@ class Revised:
     Args:
         source: Who writes the drafts.
         teacher_token: "sample" draws the teacher's token from its distribution (the text's y ~ p), "argmax" takes the mode.
-        detection: "reverse" scores a position by KL(q || p), student first as in Eq. 3; "forward" by KL(p || q).
+        detection: "reverse" scores a position by KL(q || p), student first as in Eq. 3; "forward" by KL(p || q); "surprise" by
+            -log p(y) - H(p), how much rarer the student's token is than the teacher's own; "random", a control, draws it.
         rounds: How many times a sequence is revised, >= 1; the paper's default is 1.
+        in_order: Whether a later round looks only at the previous error and what stands behind it.
+        mode: "replace" puts the revised sequence in the draft's place; "append" keeps the draft and adds the revised one.
 
     Raises:
         ConfigError: rounds below 1, or a source that writes nothing.
@@ -43,8 +55,10 @@ class Revised:
 
     source: "PolicyConfig" = field(default_factory=StudentGenerated)
     teacher_token: Literal["sample", "argmax"] = "sample"
-    detection: Literal["reverse", "forward"] = "reverse"
+    detection: Detection = "reverse"
     rounds: int = 1
+    in_order: bool = False
+    mode: Literal["replace", "append"] = "replace"
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -54,21 +68,30 @@ class Revised:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        return (cls(), cls(teacher_token="argmax", detection="forward", rounds=2))
+        return (
+            cls(),
+            cls(teacher_token="argmax", detection="forward", rounds=2),
+            cls(detection="surprise", rounds=3, in_order=True),
+            cls(detection="random", mode="append"),
+        )
 
     @property
     def sampling(self) -> Sampling | None:
         return self.source.sampling
+
+    @property
+    def needs_teacher(self) -> bool:
+        return True
 
     def bind(self, tools: PolicyTools) -> "RevisedSource":
         return RevisedSource(self, self.source.bind(tools), tools)
 
 
 @dataclass(frozen=True)
-class _Scores:
-    """Per draft: the detection divergence and the teacher's token at every response position."""
+class _Reading:
+    """Per draft, at every response position: how suspicious the student's token is, and the teacher's."""
 
-    kl: list[list[float]]
+    scores: list[list[float]]
     teacher_tokens: list[list[int]]
 
 
@@ -78,21 +101,30 @@ class RevisedSource(Wrapping):
         self._settings, self._source, self._tools, self._teacher = settings, source, tools, tools.teacher
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        sequences = self._source.sequences(step, items)
-        for number in range(self._settings.rounds):
-            drafts = [place for place, sequence in enumerate(sequences) if sequence.origin in {"student", "revised"}]
-            if drafts:
-                revised = self._revise(step, number, [sequences[place] for place in drafts])
-                for place, sequence in zip(drafts, revised, strict=True):
-                    sequences[place] = sequence
+        sequences = list(self._source.sequences(step, items))
+        places = [place for place, sequence in enumerate(sequences) if sequence.origin in {"student", "revised"}]
+        drafts = [sequences[place] for place in places]
+        revised = self._all_rounds(step, drafts) if drafts else []
+        if self._settings.mode == "append":
+            return sequences + [after for before, after in zip(drafts, revised, strict=True) if after is not before]
+        for place, sequence in zip(places, revised, strict=True):
+            sequences[place] = sequence
         return sequences
 
-    def _revise(self, step: int, number: int, drafts: list[TokenSequence]) -> list[TokenSequence]:
-        scores = self._score(step, number, drafts)
-        kl_BT, _ = _pad_float(scores.kl)
-        student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)
-        teacher_BT, _ = pad(scores.teacher_tokens, 0)
-        errors = locate_error(kl_BT, student_BT, teacher_BT, valid_BT.bool()).tolist()
+    def _all_rounds(self, step: int, drafts: list[TokenSequence]) -> list[TokenSequence]:
+        starts = [0] * len(drafts)
+        for number in range(self._settings.rounds):
+            drafts, errors = self._revise(step, number, drafts, starts)
+            if self._settings.in_order:
+                starts = [start if error < 0 else error for start, error in zip(starts, errors, strict=True)]
+        return drafts
+
+    def _revise(
+        self, step: int, number: int, drafts: list[TokenSequence], starts: list[int]
+    ) -> tuple[list[TokenSequence], list[int]]:
+        """One round: each draft revised, or as it is where nothing differs, and where its error was (-1: nowhere)."""
+        reading = self._read(step, number, drafts)
+        errors = self._locate(step, number, drafts, reading, starts)
         corrections = [
             correct(
                 draft.response_ids,
@@ -101,23 +133,36 @@ class RevisedSource(Wrapping):
                 budget=self._tools.response_tokens,
                 eos_ids=self._tools.end_ids,
             )
-            for draft, error, tokens in zip(drafts, errors, scores.teacher_tokens, strict=True)
+            for draft, error, tokens in zip(drafts, errors, reading.teacher_tokens, strict=True)
         ]
         tails = self._tails(step, number, drafts, corrections)
         revised = [
             _assemble(draft, correction.prefix_ids + tail) if correction.changed else draft
             for draft, correction, tail in zip(drafts, corrections, tails, strict=True)
         ]
-        for draft, sequence, error, kl in zip(drafts, revised, errors, scores.kl, strict=True):
+        for draft, sequence, error, scores in zip(drafts, revised, errors, reading.scores, strict=True):
             if sequence is not draft:
-                self._tools.on_revision(Revision(step, draft.sample, error, kl[error], draft, sequence))
-        return revised
+                self._tools.on_revision(Revision(step, draft.sample, error, scores[error], draft, sequence))
+        return revised, errors
 
-    def _score(self, step: int, number: int, drafts: list[TokenSequence]) -> _Scores:
+    def _locate(self, step: int, number: int, drafts: list[TokenSequence], reading: _Reading, starts: list[int]) -> list[int]:
+        """Where each draft's error is, from its start on."""
+        scores = reading.scores
+        if self._settings.detection == "random":
+            scores = [
+                generator(self._tools.seed, "error", step, draft.sample, number).random(draft.num_targets).tolist()
+                for draft in drafts
+            ]
+        student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)
+        teacher_BT, _ = pad(reading.teacher_tokens, 0)
+        is_behind_BT = torch.arange(student_BT.shape[1]) >= torch.tensor(starts)[:, None]
+        return locate_error(_pad_float(scores), student_BT, teacher_BT, valid_BT.bool() & is_behind_BT).tolist()
+
+    def _read(self, step: int, number: int, drafts: list[TokenSequence]) -> _Reading:
         """One reading of every draft by both models, `score_batch_size` sequences at a time."""
-        ask_kl: Statistic = "reverse_kl" if self._settings.detection == "reverse" else "forward_kl"
+        statistics = _STATISTICS[self._settings.detection]
         ask_token: Statistic = "teacher_sample" if self._settings.teacher_token == "sample" else "teacher_argmax"
-        kl: list[list[float]] = []
+        scores: list[list[float]] = []
         tokens: list[list[int]] = []
         for start in range(0, len(drafts), self._tools.score_batch_size):
             part = drafts[start : start + self._tools.score_batch_size]
@@ -133,13 +178,16 @@ class RevisedSource(Wrapping):
                 hidden_ND,
                 head,
                 self._teacher.rows(batch),
-                (ask_kl, ask_token),
+                (*statistics, ask_token),
                 uniforms_N=torch.from_numpy(uniforms).to(hidden_ND.device),
+                token_N=batch.target_N,
             )
+            is_surprise = self._settings.detection == "surprise"
+            score_N = -found["teacher_logprob"] - found["teacher_entropy"] if is_surprise else found[statistics[0]]
             lengths = [draft.num_targets for draft in part]
-            kl += [rows.tolist() for rows in found[ask_kl].split(lengths)]
+            scores += [rows.tolist() for rows in score_N.split(lengths)]
             tokens += [rows.tolist() for rows in found[ask_token].split(lengths)]
-        return _Scores(kl, tokens)
+        return _Reading(scores, tokens)
 
     def _tails(
         self, step: int, number: int, drafts: list[TokenSequence], corrections: list[Correction]
@@ -171,9 +219,10 @@ def _assemble(draft: TokenSequence, response_ids: tuple[int, ...]) -> TokenSeque
         supervised=(False,) * len(prompt_ids) + (True,) * len(response_ids),
         origin="revised",
         spans=(),
+        rollout=None,
     )
 
 
-def _pad_float(rows: list[list[float]]) -> tuple[torch.Tensor, int]:
+def _pad_float(rows: list[list[float]]) -> torch.Tensor:
     longest = max(len(row) for row in rows)
-    return torch.tensor([row + [0.0] * (longest - len(row)) for row in rows], dtype=torch.float64), longest
+    return torch.tensor([row + [0.0] * (longest - len(row)) for row in rows], dtype=torch.float64)
