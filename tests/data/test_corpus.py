@@ -202,4 +202,3 @@ def test_what_looks_like_a_path_is_never_looked_up_on_the_hub(tmp_path, monkeypa
 def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
     with pytest.raises(ModelError, match="no end token"):
         load_corpus([write(tmp_path, "Hi.")], SimpleNamespace(eos_token_id=None), block_tokens=2)
-

@@ -148,7 +148,9 @@ class RolloutsSource(Wrapping):
             written += self._source.sequences(first_step + number, [items[place] for place in mine])
             places += mine
         scored = list(zip(places, self._score(written), strict=True))
-        return [entry for _, entry in sorted(self._tools.gather(scored), key=lambda pair: pair[0])]
+        pool = [entry for _, entry in sorted(self._tools.gather(scored), key=lambda pair: pair[0])]
+        assert len(pool) == len(items), "a pool is gathered from all processes"
+        return pool
 
     def _score(self, sequences: list[TokenSequence]) -> list[_Scored]:
         """One reading of every sequence by both models, `score_batch_size` sequences at a time."""
