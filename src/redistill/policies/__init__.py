@@ -1,14 +1,22 @@
 """Which sequences the student learns from.  Adding one: docs/adding.md."""
 
+from redistill.policies.adaptive import Adaptive
+from redistill.policies.buffered import Buffered
 from redistill.policies.fixed import Fixed
 from redistill.policies.generated import StudentGenerated
+from redistill.policies.legacy import legacy_sequence
 from redistill.policies.mixed import Mixed
+from redistill.policies.mixture import TeacherMixed
 from redistill.policies.revised import Revised
-from redistill.policies.sources import GoldBatches, GoldItem, Policy, PolicyTools, Revision, gold_sequence
+from redistill.policies.rollouts import Rollouts
+from redistill.policies.sources import GoldBatches, GoldItem, Policy, PolicyTools, Revision, Shuffled, gold_sequence
+from redistill.policies.teacher import TeacherGenerated
 
-PolicyConfig = Fixed | StudentGenerated | Mixed | Revised
+PolicyConfig = Fixed | TeacherGenerated | StudentGenerated | TeacherMixed | Mixed | Buffered | Adaptive | Revised | Rollouts
 
 __all__ = [
+    "Adaptive",
+    "Buffered",
     "Fixed",
     "GoldBatches",
     "GoldItem",
@@ -18,6 +26,11 @@ __all__ = [
     "PolicyTools",
     "Revised",
     "Revision",
+    "Rollouts",
+    "Shuffled",
     "StudentGenerated",
+    "TeacherGenerated",
+    "TeacherMixed",
     "gold_sequence",
+    "legacy_sequence",
 ]

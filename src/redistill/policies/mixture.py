@@ -1,0 +1,57 @@
+"""Learning from text that student and teacher write together."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
+
+from redistill.contracts import Sampling
+from redistill.errors import ConfigError
+from redistill.policies.generated import WritingSource, check_writing
+from redistill.policies.sources import PolicyTools
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherMixed:
+    r"""Answers fresh at every step, each token drawn from a mixture of student and teacher.
+
+    .. math:: y_t \sim (1 - a)\, q(\cdot \mid y_{<t}) + a\, p(\cdot \mid y_{<t})
+
+    Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling; a = 0.2 there.  Temperature and nucleus are applied to q and
+    p each, before they are mixed.
+
+    Args:
+        teacher_share: The teacher's part a, in [0, 1].
+        temperature: Of sampling, > 0.
+        top_p: Nucleus of sampling, in (0, 1]; 1 keeps all.
+
+    Raises:
+        ConfigError: a value out of range.
+
+    See also: StudentGenerated (a -> 0).
+    """
+
+    teacher_share: float = 0.2
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.teacher_share <= 1:
+            raise ConfigError(f"teacher_share = {self.teacher_share}: must lie in [0, 1]; MiniLLM uses 0.2")
+        check_writing(self.temperature, self.top_p)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        return (cls(), cls(teacher_share=0.5, temperature=0.7, top_p=0.9))
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(temperature=self.temperature, top_p=self.top_p)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return True
+
+    def bind(self, tools: PolicyTools) -> WritingSource:
+        assert tools.generate_mixture is not None, "a mixture needs a teacher that writes"
+        write = partial(tools.generate_mixture, sampling=self.sampling, teacher_share=self.teacher_share)
+        return WritingSource(write, "mixture", tools)
