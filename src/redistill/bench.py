@@ -19,9 +19,8 @@ from redistill.contracts import Batch, Generation, GenerationRequest, Sampling, 
 from redistill.data.corpus import load_corpus
 from redistill.errors import ConfigError
 from redistill.guards import EarlyStopping, FiniteGuard
-from redistill.models.export import save_student
 from redistill.models.generate import generate
-from redistill.models.lora import load_trainable_state
+from redistill.models.lora import load_trainable_state, save_student
 from redistill.models.student import StudentModule
 from redistill.optimiser import parameter_groups
 from redistill.policies import GoldBatches, Policy, PolicyTools, Revision, Shuffled

@@ -27,7 +27,7 @@ CUTS = {"one by one": (1, 8, 16), "one by four": (1, 2, 4), "two by two": (2, 2,
 OTHER_CUTS = [name for name in CUTS if name != "one by one"]
 SECTIONS: dict[str, dict[str, Any]] = {  # where a method's defaults would show little in a few updates
     "minillm": {"policy": {"kind": "rollouts", "source": "teacher_mixed", "num_rollouts": 16, "inner_epochs": 2}},
-    "distillm": {"policy": {"kind": "adaptive", "threshold": 0.7, "capacity": 6}},
+    "distillm": {"policy": {"kind": "adaptive", "threshold": 0.7, "capacity": 8}},
     "mgsr": {"training": {"updates": 10}},
 }
 

@@ -210,7 +210,7 @@ class Policy(Wrapping):
     Args:
         mark_spans: Adds spans to sequences that have none, or None where no term needs them.
         corpus: Blocks of text for the pre-training term, or None where it is left out.
-        rewrite: Changes sampled sequences that a model wrote before they are learned from; None leaves them as they are.
+        rewrite: Changes what a model wrote, roll-outs aside, before it is learned from; None leaves it as it is.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class Policy(Wrapping):
         gold = [item.sequence for item in items]
         sampled = self._source.sequences(step, items)
         if self._rewrite is not None:
-            sampled = [sequence if sequence.origin == "dataset" else self._rewrite(sequence) for sequence in sampled]
+            sampled = [sequence if sequence.origin == "dataset" or sequence.rollout else self._rewrite(sequence) for sequence in sampled]
         if self._mark_spans is not None:
             marked = self._mark_spans(sampled)
             replaced = {id(old): new for old, new in zip(sampled, marked, strict=True)}
