@@ -1,0 +1,222 @@
+"""Commands side by side, each in a process of its own with a log of its own.  Knows nothing of what they do."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+import rich.progress
+from rich.console import Console
+from rich.text import Text
+
+from redistill.errors import OutputError
+from redistill.tracking import duration
+
+_POLL_S = 0.1
+_STOP_S = 60.0  # a child may be writing a checkpoint
+_TAIL_BYTES = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A command to run.
+
+    Args:
+        name: What it is called; all names differ.
+        command: The program and its arguments.
+        log: Takes all that it prints; an older log is continued.
+        needs: Jobs that must have ended well before it starts.
+    """
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    needs: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Child:
+    job: Job
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+class JobProgress:
+    """A line for each job that starts or ends, with the time left for all; on a terminal a bar below them.
+
+    A context manager.
+
+    Args:
+        total: How many jobs there are.
+        console: Where to write; None takes the standard error stream.
+        clock: Seconds, rising.
+    """
+
+    def __init__(self, total: int, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._ended, self._clock, self._begun = total, 0, clock, clock()
+        self._console = console or Console(stderr=True)
+        self._bar: rich.progress.Progress | None = None
+        if self._console.is_terminal:
+            columns = (rich.progress.BarColumn(bar_width=24), rich.progress.TextColumn("{task.fields[line]}", markup=False))
+            self._bar = rich.progress.Progress(*columns, console=self._console)
+            self._task = self._bar.add_task("", total=total, line=self._line())
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def started(self, name: str) -> None:
+        self._print(f"{name}: started")
+
+    def ended(self, name: str, seconds: float, outcome: str) -> None:
+        """A job has ended after `seconds`, with what came of it in words."""
+        self._ended += 1
+        parts = [f"{name}: {duration(seconds)}", *([outcome] if outcome else []), *([] if self._bar else [self._line()])]
+        self._print("  ".join(parts))
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._ended, line=self._line())
+
+    def _line(self) -> str:
+        """How many have ended, and the time left at the pace so far."""
+        line = f"{self._ended}/{self._total}"
+        if not 0 < self._ended < self._total:
+            return line
+        return f"{line}  {duration((self._clock() - self._begun) / self._ended * (self._total - self._ended))} left"
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    limit: int,
+    *,
+    environment: Mapping[str, str],
+    on_start: Callable[[Job], None],
+    on_end: Callable[[Job, int, float], None],
+    keep_open: Sequence[int] = (),
+) -> dict[str, int]:
+    """Run all jobs, at most `limit` at a time, in their order as far as their needs allow.
+
+    A job that fails stops no other, but for those that need it.  An interruption - Ctrl-C, SIGTERM or SIGHUP - is passed on to
+    those that run, and raised when they have ended.
+
+    Args:
+        environment: Of the processes.
+        on_start: Told a job that starts.
+        on_end: Told a job that has ended, its exit code, and its seconds.
+        keep_open: File descriptors that the processes inherit.
+
+    Returns:
+        Exit codes by name; a job that did not run since one of its needs failed has none.
+
+    Raises:
+        KeyboardInterrupt: the interruption.
+        OutputError: a log cannot be written.
+    """
+    assert len({job.name for job in jobs}) == len(jobs)
+    waiting, running, codes = list(jobs), list[_Child](), dict[str, int]()
+    with _interruptible():
+        try:
+            while waiting or running:
+                for job in _ready(waiting, codes)[: limit - len(running)]:
+                    waiting.remove(job)
+                    running.append(_start(job, environment, keep_open))
+                    on_start(job)
+                ended = [child for child in running if child.process.poll() is not None]
+                for child in ended:
+                    running.remove(child)
+                    codes[child.job.name] = child.process.returncode
+                    on_end(child.job, child.process.returncode, time.monotonic() - child.started)
+                if not ended and not running:
+                    break  # what waits needs what has failed
+                if not ended:
+                    time.sleep(_POLL_S)
+        finally:
+            _stop(running)
+    return codes
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says anything; "" where there is none."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _ready(waiting: Sequence[Job], codes: Mapping[str, int]) -> list[Job]:
+    return [job for job in waiting if all(codes.get(need) == 0 for need in job.needs)]
+
+
+def _start(job: Job, environment: Mapping[str, str], keep_open: Sequence[int]) -> _Child:
+    try:
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with job.log.open("ab") as log:
+            # A session of its own: Ctrl-C in a terminal reaches this process alone, which then stops each child once.
+            process = subprocess.Popen(
+                job.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                pass_fds=keep_open,
+            )
+    except OSError as error:
+        raise OutputError(f"{job.log}: cannot be written ({error.strerror}); choose another output folder") from error
+    return _Child(job, process, time.monotonic())
+
+
+def _stop(children: Sequence[_Child]) -> None:
+    """End what runs: politely, then by force; a second interruption takes the short way."""
+    try:
+        for child in children:
+            _signal(child, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_S
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for child in children:
+            if child.process.poll() is None:
+                _signal(child, signal.SIGKILL)
+                child.process.wait()
+
+
+def _signal(child: _Child, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.process.pid, number)  # a session's first process leads a group of the same number
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP are interruptions too, so that no child is left behind."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
