@@ -1,11 +1,13 @@
 """The laws that parts must obey, for the tests of a part of one's own.  No pytest is needed, and nothing is downloaded.
 
-from redistill.testing import check_divergence
+from redistill.testing import check_divergence, check_policy
 
 def test_the_laws():
     check_divergence(MyDivergence())
+    check_policy(MyPolicy())
 """
 
 from redistill.testing.divergences import DIVERGENCE_LAWS, check_divergence
+from redistill.testing.policies import POLICY_LAWS, check_policy
 
-__all__ = ["DIVERGENCE_LAWS", "check_divergence"]
+__all__ = ["DIVERGENCE_LAWS", "POLICY_LAWS", "check_divergence", "check_policy"]

@@ -4,13 +4,12 @@ A divergence that cannot obey a law says so in a class attribute, `disobeys = {"
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from redistill.contracts import Divergence
+from redistill.testing.laws import demand, disobeyed, is_its_own_configuration
 
 Law = Callable[[Divergence], None]
 
@@ -30,36 +29,20 @@ def check_divergence(divergence: Divergence) -> None:
         >>> from redistill.divergences import TotalVariation
         >>> check_divergence(TotalVariation())
     """
-    excused = disobeyed(divergence)
+    excused = disobeyed(divergence, DIVERGENCE_LAWS)
     for name, law in DIVERGENCE_LAWS.items():
         if name not in excused:
             law(divergence)
 
 
-def disobeyed(divergence: Divergence) -> Mapping[str, str]:
-    """The laws that a divergence declares to disobey, with its reasons."""
-    declared: Mapping[str, str] = getattr(type(divergence), "disobeys", {})
-    for law, reason in declared.items():
-        _demand(law in DIVERGENCE_LAWS, divergence, "disobeys", f"'{law}' is no law; laws are {', '.join(DIVERGENCE_LAWS)}")
-        _demand(bool(reason.strip()), divergence, "disobeys", f"'{law}' has no reason")
-    return declared
-
-
 # --- the value ----------------------------------------------------------------------------------------------------------
-
-
-def is_its_own_configuration(divergence: Divergence) -> None:
-    """A frozen dataclass: its fields are its YAML, and nobody changes them later."""
-    parameters = getattr(type(divergence), "__dataclass_params__", None)
-    frozen = is_dataclass(divergence) and parameters is not None and parameters.frozen
-    _demand(frozen, divergence, "is_its_own_configuration", "must be a dataclass with frozen=True")
 
 
 def one_value_a_row(divergence: Divergence) -> None:
     """[N, V] and [N, V] give [N], for no rows as well: some processes have none."""
     for num_rows in (5, 1, 0):
         got = tuple(divergence(log_rows(1)[:num_rows], log_rows(2)[:num_rows]).shape)
-        _demand(got == (num_rows,), divergence, "one_value_a_row", f"{num_rows} rows of 11 classes gave shape {got}")
+        demand(got == (num_rows,), divergence, "one_value_a_row", f"{num_rows} rows of 11 classes gave shape {got}")
 
 
 def zero_when_equal(divergence: Divergence) -> None:
@@ -67,7 +50,7 @@ def zero_when_equal(divergence: Divergence) -> None:
     for seed in range(NUM_SEEDS):
         logp_NV = log_rows(seed, scale=0.5 * seed)
         largest = float(divergence(logp_NV.clone(), logp_NV).abs().max())
-        _demand(largest < 1e-12, divergence, "zero_when_equal", f"q = p = log_rows({seed}) gave {largest:g}")
+        demand(largest < 1e-12, divergence, "zero_when_equal", f"q = p = log_rows({seed}) gave {largest:g}")
 
 
 def positive_when_a_class_differs(divergence: Divergence) -> None:
@@ -78,7 +61,7 @@ def positive_when_a_class_differs(divergence: Divergence) -> None:
         logits_NV[:, seed % 11] += change
         smallest = float(divergence(torch.log_softmax(logits_NV, dim=-1), logp_NV).min())
         text = f"p = log_rows({seed}), logit {seed % 11} of q higher by {change:g}, gave {smallest:g}"
-        _demand(smallest > 0, divergence, "positive_when_a_class_differs", text)
+        demand(smallest > 0, divergence, "positive_when_a_class_differs", text)
 
 
 def finite_on_extreme_logits(divergence: Divergence) -> None:
@@ -94,7 +77,7 @@ def finite_on_extreme_logits(divergence: Divergence) -> None:
         finite_N = value_N.isfinite() & logits_NV.grad.isfinite().all(-1)
         for row in finite_N.logical_not().nonzero().flatten().tolist():
             text = f"student logits {student[row]}, teacher logits {teacher[row]} ({dtype}) gave {value_N[row]:g}, "
-            _demand(False, divergence, "finite_on_extreme_logits", f"{text}gradient {logits_NV.grad[row].tolist()}")
+            demand(False, divergence, "finite_on_extreme_logits", f"{text}gradient {logits_NV.grad[row].tolist()}")
 
 
 def a_class_that_both_rule_out_changes_nothing(divergence: Divergence) -> None:
@@ -104,7 +87,7 @@ def a_class_that_both_rule_out_changes_nothing(divergence: Divergence) -> None:
     padded_N = divergence(*(torch.nn.functional.pad(rows, (0, 3), value=-float("inf")) for rows in (logq_NV, logp_NV)))
     text = f"three classes of -inf changed {plain_N.tolist()} to {padded_N.tolist()}"
     close = torch.allclose(padded_N, plain_N, atol=0, rtol=1e-14)
-    _demand(close, divergence, "a_class_that_both_rule_out_changes_nothing", text)
+    demand(close, divergence, "a_class_that_both_rule_out_changes_nothing", text)
 
 
 def nan_is_not_hidden(divergence: Divergence) -> None:
@@ -112,7 +95,7 @@ def nan_is_not_hidden(divergence: Divergence) -> None:
     logq_NV = log_rows(14)
     logq_NV[0, 0] = float("nan")
     got = divergence(logq_NV, log_rows(15)).isnan().tolist()
-    _demand(got == [True] + [False] * 4, divergence, "nan_is_not_hidden", f"nan in row 0 of 5 gave nan in rows {got}")
+    demand(got == [True] + [False] * 4, divergence, "nan_is_not_hidden", f"nan in row 0 of 5 gave nan in rows {got}")
 
 
 def a_row_does_not_see_its_neighbours(divergence: Divergence) -> None:
@@ -120,7 +103,7 @@ def a_row_does_not_see_its_neighbours(divergence: Divergence) -> None:
     logq_NV, logp_NV = log_rows(12), log_rows(13)
     alone, among = divergence(logq_NV[1:3], logp_NV[1:3]), divergence(logq_NV, logp_NV)[1:3]
     text = f"rows 1 and 2 alone gave {alone.tolist()}, among five {among.tolist()}"
-    _demand(torch.allclose(alone, among, atol=1e-14), divergence, "a_row_does_not_see_its_neighbours", text)
+    demand(torch.allclose(alone, among, atol=1e-14), divergence, "a_row_does_not_see_its_neighbours", text)
 
 
 def leaves_its_inputs_alone(divergence: Divergence) -> None:
@@ -128,7 +111,7 @@ def leaves_its_inputs_alone(divergence: Divergence) -> None:
     rows = log_rows(16), log_rows(17)
     before = [row.clone() for row in rows]
     divergence(*rows)
-    _demand(all(map(torch.equal, rows, before)), divergence, "leaves_its_inputs_alone", "an input was written to")
+    demand(all(map(torch.equal, rows, before)), divergence, "leaves_its_inputs_alone", "an input was written to")
 
 
 # --- the gradient -------------------------------------------------------------------------------------------------------
@@ -148,23 +131,23 @@ def gradient_is_that_of_the_value(divergence: Divergence) -> None:
         wanted_N = (value_N(logits_NV + move_V) - value_N(logits_NV - move_V)) / (2 * step)
         text = f"q = log_rows(2), p = log_rows(3), class {class_}: autograd {got_NV[:, class_].tolist()}, differences "
         close = torch.allclose(got_NV[:, class_], wanted_N, atol=1e-7, rtol=1e-5)
-        _demand(close, divergence, "gradient_is_that_of_the_value", text + str(wanted_N.tolist()))
+        demand(close, divergence, "gradient_is_that_of_the_value", text + str(wanted_N.tolist()))
 
 
 def no_pull_when_equal(divergence: Divergence) -> None:
     """A student that equals its teacher is left where it is."""
     logits_NV = log_rows(18)  # both models' softmax is taken of these, so that q is p to the last bit
     largest = float(_gradient(divergence, logits_NV, logits_NV.log_softmax(-1)).abs().max())
-    _demand(largest < 1e-12, divergence, "no_pull_when_equal", f"q = p = log_rows(18) has a gradient of {largest:g}")
+    demand(largest < 1e-12, divergence, "no_pull_when_equal", f"q = p = log_rows(18) has a gradient of {largest:g}")
 
 
 def teacher_gets_no_gradient(divergence: Divergence) -> None:
     """Only the student learns, and it does."""
     logq_NV, logp_NV = log_rows(4).requires_grad_(), log_rows(5).requires_grad_()
     divergence(logq_NV, logp_NV).sum().backward()
-    _demand(logp_NV.grad is None, divergence, "teacher_gets_no_gradient", "logp_NV got one; detach it")
+    demand(logp_NV.grad is None, divergence, "teacher_gets_no_gradient", "logp_NV got one; detach it")
     moved = logq_NV.grad is not None and bool(logq_NV.grad.abs().sum() > 0)
-    _demand(moved, divergence, "teacher_gets_no_gradient", "logq_NV got none")
+    demand(moved, divergence, "teacher_gets_no_gradient", "logq_NV got none")
 
 
 def accurate_close_to_the_teacher(divergence: Divergence) -> None:
@@ -175,7 +158,7 @@ def accurate_close_to_the_teacher(divergence: Divergence) -> None:
     double_NV = _gradient(divergence, logits_NV.double(), logp_NV.double())
     error = float((single_NV - double_NV).norm() / double_NV.norm())
     text = f"5000 classes, KL about 0.003: the float32 gradient is off by {error:g} of its length"
-    _demand(error < 5e-3, divergence, "accurate_close_to_the_teacher", text)
+    demand(error < 5e-3, divergence, "accurate_close_to_the_teacher", text)
 
 
 # --- precision ----------------------------------------------------------------------------------------------------------
@@ -188,13 +171,13 @@ def half_precision_is_computed_in_single(divergence: Divergence) -> None:
         got_N, wanted_N = divergence(logq_NV, logp_NV), divergence(logq_NV.double(), logp_NV.double())
         right = got_N.dtype == torch.float32 and torch.allclose(got_N.double(), wanted_N, atol=1e-5, rtol=1e-5)
         text = f"{dtype} rows gave {got_N.tolist()} ({got_N.dtype}), the same rows in float64 {wanted_N.tolist()}"
-        _demand(right, divergence, "half_precision_is_computed_in_single", text)
+        demand(right, divergence, "half_precision_is_computed_in_single", text)
 
 
 def double_stays_double(divergence: Divergence) -> None:
     """float64 rows give float64, so that tests have something to compare with."""
     got = divergence(log_rows(8), log_rows(9)).dtype
-    _demand(got == torch.float64, divergence, "double_stays_double", f"float64 rows gave {got}")
+    demand(got == torch.float64, divergence, "double_stays_double", f"float64 rows gave {got}")
 
 
 DIVERGENCE_LAWS: Mapping[str, Law] = {
@@ -230,8 +213,3 @@ def _gradient(divergence: Divergence, logits_NV: torch.Tensor, logp_NV: torch.Te
     leaf_NV = logits_NV.detach().requires_grad_()
     (gradient_NV,) = torch.autograd.grad(divergence(leaf_NV.log_softmax(-1), logp_NV).sum(), leaf_NV)
     return gradient_NV
-
-
-def _demand(holds: Any, divergence: Divergence, law: str, found: str) -> None:
-    if not holds:
-        raise AssertionError(f"{divergence!r} breaks the law {law}: {found}")

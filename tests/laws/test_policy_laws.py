@@ -1,0 +1,97 @@
+"""Every policy obeys the shipped laws, and a policy that breaks one is told which."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from redistill.contracts import TokenSequence
+from redistill.policies import Fixed, PolicyConfig
+from redistill.policies.generated import answered
+from redistill.policies.sources import GoldItem, Stateless
+from redistill.testing import POLICY_LAWS, check_policy
+from redistill.testing.laws import disobeyed
+
+EXAMPLES = [node for member in get_args(PolicyConfig) for node in member.examples()]
+
+
+@pytest.mark.parametrize("node", EXAMPLES, ids=repr)
+@pytest.mark.parametrize("law", POLICY_LAWS)
+def test_law(node, law):
+    if law in disobeyed(node, POLICY_LAWS):
+        with pytest.raises(AssertionError, match=law):
+            POLICY_LAWS[law](node)
+    else:
+        POLICY_LAWS[law](node)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong:
+    """Gold answers, but for what breaks one law."""
+
+    breaks: str
+
+    @property
+    def sampling(self) -> Any:
+        return "as it likes" if self.breaks == "says_what_it_needs" else None
+
+    @property
+    def needs_teacher(self) -> bool:
+        return False
+
+    def bind(self, tools):
+        return WrongSource(self.breaks, tools)
+
+
+class WrongSource(Stateless):
+    calls_of_all = 0
+
+    def __init__(self, breaks: str, tools: Any) -> None:
+        self._breaks, self._tools, self._calls = breaks, tools, 0
+
+    def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
+        WrongSource.calls_of_all += 1
+        self._calls += 1
+        token = {
+            "draws_the_same_again": WrongSource.calls_of_all % 20 + 1,
+            "leaves_global_generators_alone": int(np.random.randint(1, 5)) if "global" in self._breaks else 1,
+            "resumes_where_it_stopped": self._calls,
+            "processes_draw_together_what_one_draws": len(items) + 1,
+        }.get(self._breaks)
+        if self._breaks == "answers_in_order":
+            return [item.sequence for item in reversed(items)]
+        if self._breaks == "takes_no_items":
+            return [item.sequence for item in items or self._tools.gold.items(step)]
+        if token is None:
+            return [item.sequence for item in items]
+        return [answered(item.example, (token,), "student") for item in items]
+
+
+@pytest.mark.parametrize("law", [law for law in POLICY_LAWS if law != "is_its_own_configuration"])
+def test_what_breaks_a_law_is_told_which(law):
+    with pytest.raises(AssertionError, match=rf"Wrong\(breaks='{law}'\) breaks the law {law}: "):
+        POLICY_LAWS[law](Wrong(breaks=law))
+
+
+def test_a_policy_that_can_change_is_no_configuration():
+    class Loose(Fixed):
+        __dataclass_params__ = None
+
+    with pytest.raises(AssertionError, match="breaks the law is_its_own_configuration: must be a dataclass with frozen=True"):
+        check_policy(Loose())
+
+
+def test_a_process_that_gathers_alone_is_noticed(monkeypatch):
+    monkeypatch.setattr("redistill.testing.stage.PATIENCE_S", 0.01)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Lonely(Fixed):
+        def bind(self, tools):
+            source = Wrong(breaks="nothing").bind(tools)
+            source.sequences = lambda step, items: tools.gather([item.sequence for item in items]) if tools.is_main else []
+            return source
+
+    with pytest.raises(AssertionError, match="one of two processes gathered where the other did not"):
+        POLICY_LAWS["processes_draw_together_what_one_draws"](Lonely())
