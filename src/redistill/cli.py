@@ -84,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("-o", "--output", type=Path, help="the page (default: RUN/report.html)")
     report.set_defaults(command=_report)
 
+    _compare_parser(commands.add_parser("compare", help="compare finished runs, or the runs of a sweep, in tables with tests"))
+
     config = commands.add_parser("config", help="check a recipe and print it with every default filled in")
     config.add_argument("recipe", type=Path)
     config.add_argument("overrides", nargs="*", metavar="section.field=value")
@@ -136,6 +138,27 @@ def _evaluate_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="prompts at a time (default: 16)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "auto"], default="float32", help="of the weights")
     parser.set_defaults(command=_evaluate)
+
+
+def _compare_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or the folder of a sweep")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="where to write: .html, .md, .tex or .csv (repeatable; default: tables on the terminal)",
+    )
+    parser.add_argument(
+        "--baseline", metavar="NAME|RUN", help="the row that differences are to (default: the sweep's, else the first run's)"
+    )
+    parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only these rows, in this order (default: all)")
+    parser.add_argument(
+        "--published", nargs="+", default=[], metavar="TABLE", help="tables of the paper to show beside, such as table1-gpt2"
+    )
+    parser.set_defaults(command=_compare)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -218,6 +241,18 @@ def _report(options: argparse.Namespace) -> None:
     from redistill.experiments.report import build_report
 
     print(build_report(options.run, options.baseline, options.output))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from redistill.experiments.compare import build_comparison
+    from redistill.terminal import print_comparison
+
+    comparison = build_comparison(
+        options.runs, options.output, baseline=options.baseline, labels=options.rows, published=options.published
+    )
+    print_comparison(comparison, tables=not options.output)
+    for path in options.output:
+        print(path)
 
 
 def _config(options: argparse.Namespace) -> None:

@@ -10,7 +10,9 @@ from rich.text import Text
 
 from redistill.data.tasks import TASKS
 from redistill.experiments.report import summary_table
+from redistill.experiments.sheet import Comparison
 from redistill.experiments.statistics import deviation, mean
+from redistill.experiments.tables import Cell
 from redistill.methods import METHODS
 from redistill.untrusted import plain
 
@@ -46,6 +48,28 @@ def print_scores(scores: Mapping[str, Any]) -> None:
             *(_shown(mean(seed[name] for seed in seeds), shape) for name, shape in shapes.items()),
         )
     _console().print(table)
+
+
+def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
+    """What was not equal in the compared runs and, with `tables`, all tables."""
+    console = _console()
+    for table in comparison.tables if tables else ():
+        shown = Table(title=Text(plain(table.title)), title_justify="left", caption=Text(plain(table.caption)))
+        shown.caption_justify = "left"
+        for column in table.columns:
+            shown.add_column(Text(plain(column)), justify="left" if column == table.columns[0] else "right")
+        for line in table.lines:
+            shown.add_row(Text(plain(line.label)), *(_cell(cell) for cell in line.cells))
+        console.print(shown)
+    if comparison.budgets.unequal:
+        console.print("Not equal in all compared runs:", style="bold red")
+    for text in (*comparison.budgets.unequal, *(f"not finished, and left out: {run}" for run in comparison.left_out)):
+        console.print(Text(plain(f"- {text}")))
+
+
+def _cell(cell: Cell) -> Text:
+    text = Text(plain(cell.text), style={"best": "bold", "second": "underline"}.get(cell.mark, ""))
+    return text if not cell.detail else text.append(f" {plain(cell.detail)}", style="not bold not underline dim")
 
 
 def print_methods() -> None:

@@ -1,10 +1,13 @@
 """Fabricated run folders: two data sets, two seeds, teacher, student before and after, and a baseline."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+Scores = Mapping[str, Mapping[int, Sequence[float]]]
 PROMPTS = 20
 GAIN = {"teacher": 8.0, "before": 0.0, "baseline": 4.0, "student": 6.0}
 
@@ -21,17 +24,26 @@ def write_lines(path: Path, lines) -> None:
 
 def write_evaluation(folder: Path, role: str, datasets=("dolly", "vicuna"), text: str = "") -> None:
     """Scores that rise with GAIN[role], and answers that say who wrote them."""
-    scores = {}
-    for number, dataset in enumerate(datasets):
+    scores = {
+        dataset: {
+            seed: 20 + GAIN[role] + 5 * np.random.default_rng([number, seed]).standard_normal(PROMPTS) for seed in (10, 20)
+        }
+        for number, dataset in enumerate(datasets)
+    }
+    write_scores(folder, role, scores, text=text)
+
+
+def write_scores(folder: Path, who: str, scores: Scores, text: str = "", settings: dict | None = None) -> None:
+    """An evaluation folder with these scores: data set -> evaluation seed -> a score for each prompt."""
+    told = {}
+    for dataset, by_seed in scores.items():
         seeds = {}
-        for seed in (10, 20):
-            rng = np.random.default_rng([number, seed])
-            rouge = 20 + GAIN[role] + 5 * rng.standard_normal(PROMPTS)
+        for seed, rouge in by_seed.items():
             lines = [
                 {
                     "id": f"{dataset}:{i}",
                     "prompt": f"Question {i}? {text}",
-                    "response": f"{role} answers {i} with seed {seed}. {text}",
+                    "response": f"{who} answers {i} with seed {seed}. {text}",
                     "references": [f"Reference {i}. {text}", "another"],
                     "rouge_l": float(score),
                     "exact_match": False,
@@ -42,16 +54,17 @@ def write_evaluation(folder: Path, role: str, datasets=("dolly", "vicuna"), text
             ]
             write_lines(folder / "responses" / f"{dataset}-seed{seed}.jsonl", lines)
             averages = {"exact_match": 0.125, "length_tokens": 41.5, "eos_rate": 0.75, "distinct_1": 0.4, "distinct_2": 0.812}
-            seeds[str(seed)] = {"rouge_l": float(rouge.mean()), **averages}
-        forced = {"cross_entropy": 2.345, "kl": None if role == "teacher" else 0.456, "agreement": 0.678}
-        scores[dataset] = {"prompts": PROMPTS, "seeds": seeds, "teacher_forced": forced}
-    big = role == "teacher"
+            seeds[str(seed)] = {"rouge_l": float(np.mean(rouge)), **averages}
+        forced = {"cross_entropy": 2.345, "kl": None if who == "teacher" else 0.456, "agreement": 0.678}
+        told[dataset] = {"prompts": len(rouge), "seeds": seeds, "teacher_forced": forced}
+    big = who == "teacher"
     size = {
         "parameters": 1_500_000_000 if big else 120_000_000,
         "bytes": 3e9 if big else 2.4e8,
         "tokens_per_s": 100 if big else 450,
     }
-    write_json(folder / "scores.json", {"schema": 1, "label": role, "model": f"some/{role}", **size, "datasets": scores})
+    held = {"schema": 1, "label": who, "model": f"some/{who}", **size, "datasets": told}
+    write_json(folder / "scores.json", held | ({} if settings is None else {"settings": settings}))
 
 
 def write_run(folder: Path, name: str, role: str = "student", text: str = "", updates: int = 0) -> Path:
@@ -83,6 +96,76 @@ def write_run(folder: Path, name: str, role: str = "student", text: str = "", up
     if role == "student":
         write_evaluation(folder / "teacher", "teacher", text=text)
         write_evaluation(folder / "before", "before", text=text)
+    return folder
+
+
+def write_method(
+    folder: Path,
+    scores: Scores,
+    method: str = "mgsr",
+    seed: int = 10,
+    *,
+    change: Mapping[str, Any] | None = None,
+    text: str = "",
+) -> Path:
+    """A finished run as a comparison reads it; `change` replaces entries of run.json by dotted name."""
+    evaluation = {"seeds": [10, 20], "limit": None, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram": 6}
+    described: dict[str, Any] = {
+        "schema": 1,
+        "name": f"{method}-{seed}",
+        "method": method,
+        "status": "finished",
+        "commit": "abc1234",
+        "machine": {"cpu": "Some CPU", "accelerators": []},
+        "config": {
+            "name": f"{method}-{seed}",
+            "seed": seed,
+            "training": {"updates": 150, "batch_size": 16, "precision": "fp32", "evaluate_every": 50},
+            "evaluation": evaluation,
+            "data": {"tokens": {"prompt_tokens": 96, "response_tokens": 32, "template": "alpaca"}},
+        },
+        "data": {
+            "train": {"source": "train.jsonl", "sha256": "f00d" * 16},
+            "kept": {"train": 120, "validation": 64},
+        },
+        "models": {"teacher": {"name": "big", "parameters": 1_500_000_000}, "student": {"name": "small"}},
+        "cost": {
+            "updates": 150,
+            "sequences": 2400,
+            "trained_tokens": 90_000,
+            "generated_tokens": 0 if method == "sft" else 40_000,
+            "seconds": 30.0,
+            "peak_bytes": 800_000_000,
+        },
+    }
+    for name, value in (change or {}).items():
+        *path, last = name.split(".")
+        place = described
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    write_json(folder / "run.json", described)
+    write_scores(folder, method, scores, text=text)
+    flat = {dataset: {10: [30.0 + i for i in range(len(next(iter(by.values()))))]} for dataset, by in scores.items()}
+    write_scores(folder / "teacher", "teacher", flat, text=text, settings={"model": "7eac" * 16})
+    write_scores(folder / "before", "before", flat, text=text, settings={"model": f"be{seed}" * 10})
+    return folder
+
+
+def write_sweep(folder: Path, gains: Mapping[str, float], seeds: Sequence[int] = (10, 20, 30), prompts: int = 40) -> Path:
+    """A finished sweep over two data sets; every method has its gain, its luck with a training seed, and noise."""
+    runs = []
+    for number, (method, gain) in enumerate(gains.items()):
+        for seed in seeds:
+            scores = {}
+            for place, dataset in enumerate(("dolly", "vicuna")):
+                hardness = np.random.default_rng(place).uniform(5, 40, prompts)
+                rng = np.random.default_rng([number, seed, place])
+                luck = gain + rng.normal(0, 0.5)
+                scores[dataset] = {k: np.clip(hardness + luck + rng.normal(0, 4, prompts), 0, 100) for k in (10, 20)}
+            write_method(folder / f"{method}-seed{seed}", scores, method, seed)
+            runs.append({"label": method, "seed": seed, "folder": f"{method}-seed{seed}"})
+    write_json(folder / "sweep.json", {"schema": 1, "name": "toy table", "runs": runs, "baseline": next(iter(gains))})
     return folder
 
 

@@ -1,8 +1,4 @@
-"""One HTML page that tells what a run did: self-contained, without JavaScript, the same bytes from the same files.
-
-Model text is what a stranger may have written: everything is escaped, control characters are dropped, and the page's own policy
-forbids it to load or run anything.
-"""
+"""One HTML page that tells what a run did: self-contained, without JavaScript, the same bytes from the same files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -10,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from redistill import files
 from redistill.experiments import plots
-from redistill.experiments.comparison import ROUGE, Row, compare, dataset_names, evaluations
-from redistill.experiments.folders import Evaluation, RunFolder, mapping, number, read_run
+from redistill.experiments.comparison import Row, dataset_names, evaluations, report_rows
+from redistill.experiments.folders import ROUGE, Evaluation, RunFolder, mapping, number, read_run
+from redistill.experiments.pages import large, render, signed
 from redistill.experiments.statistics import evenly, mean, spread
 from redistill.untrusted import plain
 
 NUM_ANSWERS = 12
 NUM_REVISIONS = 8
-MAX_TEXT = 2000
-NOTHING = "–"
 
 
 def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | None = None) -> Path:
@@ -43,7 +37,7 @@ def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | N
     """
     run, others = read_run(Path(run_folder)), [read_run(Path(folder)) for folder in baselines]
     path = Path(run_folder) / "report.html" if out is None else Path(out)
-    files.write_text(path, _environment().get_template("report.html").render(_page(run, others)))
+    files.write_text(path, render("report.html", _page(run, others)))
     return path
 
 
@@ -58,44 +52,33 @@ def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict
         CheckpointError: a folder is no run folder, or a file in it is damaged.
     """
     run, others = read_run(Path(run_folder)), [read_run(Path(folder)) for folder in baselines]
-    table = []
-    for row in compare(evaluations(run, others)):
-        flat = asdict(row)
-        interval, scores = flat.pop("interval") or dict.fromkeys(("difference", "lower", "upper")), flat.pop("scores")
-        table.append(
-            {key: plain(value) if isinstance(value, str) else value for key, value in (flat | interval | scores).items()}
-        )
-    return table
+    return [_flat(row) for row in report_rows(evaluations(run, others))]
 
 
-def _environment() -> Environment:
-    def finalize(value: Any) -> Any:
-        if value is None:
-            return NOTHING
-        return value if isinstance(value, Markup) else plain(str(value))
-
-    environment = Environment(
-        loader=PackageLoader("redistill.experiments"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"fixed": _fixed, "signed": _signed, "percent": _percent, "short": _short, "large": _large}
-    return environment
+def _flat(row: Row) -> dict[str, Any]:
+    interval = dict.fromkeys(("difference", "lower", "upper")) if row.interval is None else asdict(row.interval)
+    texts = {"dataset": row.column, "model": row.model, "role": row.role, "versus": row.versus, "note": row.note}
+    return {
+        **{name: None if text is None else plain(text) for name, text in texts.items()},
+        "rouge_l": row.rouge.mean,
+        "rouge_l_sd": row.rouge.deviation,
+        "num_seeds": row.rouge.num_seeds,
+        "num_prompts": row.num_prompts,
+        **interval,
+        **row.scores,
+    }
 
 
 def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, Any]:
     models = evaluations(run, baselines)
-    rows = compare(models)
+    rows = report_rows(models)
     charts = [{"group": p.group, "title": p.title, "svg": Markup(p.svg)} for p in plots.panels(run.metrics)]
     description = run.description
     return {
         "run": {key: description.get(key) for key in ("method", "status", "created", "commit", "command")},
         "name": run.name,
         "tiles": list(_tiles(run, rows)),
-        "datasets": [_dataset(name, [row for row in rows if row.dataset == name]) for name in dataset_names(models)],
+        "datasets": [_dataset(name, [row for row in rows if row.column == name]) for name in dataset_names(models)],
         "answers": list(_answers(models)),
         "charts": charts,
         "revisions": [_revision(run.revisions[place]) for place in evenly(len(run.revisions), NUM_REVISIONS)],
@@ -115,18 +98,18 @@ def _dataset(name: str, rows: Sequence[Row]) -> dict[str, Any]:
         "name": name,
         "rows": rows,
         "num_prompts": max(row.num_prompts for row in rows),
-        "num_seeds": max(row.num_seeds for row in rows),
+        "num_seeds": max(row.rouge.num_seeds for row in rows),
         "versus": next((row.versus for row in rows if row.versus), None),
-        "best": max((row.rouge_l for row in rows if row.rouge_l is not None), default=0.0),
+        "best": max((row.rouge.mean for row in rows if row.rouge.mean is not None), default=0.0),
     }
 
 
 def _tiles(run: RunFolder, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
     """(figure, what it is, what to compare it with) of the page's head."""
     student = [row for row in rows if row.role == "student"]
-    ours = mean(row.rouge_l for row in student if row.rouge_l is not None)
+    ours = mean(row.rouge.mean for row in student if row.rouge.mean is not None)
     if ours is not None:
-        theirs = mean(row.rouge_l for row in rows if row.role == "teacher" and row.rouge_l is not None)
+        theirs = mean(row.rouge.mean for row in rows if row.role == "teacher" and row.rouge.mean is not None)
         yield (
             f"{ours:.2f}",
             f"ROUGE-L, mean of {len(student)} data sets" if len(student) > 1 else "ROUGE-L",
@@ -136,13 +119,13 @@ def _tiles(run: RunFolder, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]
     if compared:
         gain = mean(row.interval.difference for row in compared if row.interval)
         ahead = sum(row.interval.lower > 0 for row in compared if row.interval)
-        yield _signed(gain), f"against {compared[0].versus}", f"95 % interval above 0 on {ahead} of {len(compared)}"
+        yield signed(gain), f"against {compared[0].versus}", f"95 % interval above 0 on {ahead} of {len(compared)}"
     size = dict(_sizes(run))
     for key, word in (("parameters", "smaller than the teacher"), ("tokens_per_s", "faster than the teacher")):
         ratio = _ratio(size.get("teacher", {}).get(key), size.get("student", {}).get(key), inverse=key == "tokens_per_s")
         if ratio is not None:
             unit = "parameters" if key == "parameters" else "tokens per second"
-            values = " against ".join(_large(size[role][key]) for role in ("student", "teacher"))
+            values = " against ".join(large(size[role][key]) for role in ("student", "teacher"))
             yield f"{ratio:.1f}×", word, f"{values} {unit}"
 
 
@@ -228,35 +211,3 @@ def _missing(run: RunFolder, baselines: Sequence[RunFolder]) -> Iterator[str]:
     for baseline in baselines:
         if baseline.student is None:
             yield f"scores of the baseline {baseline.name}"
-
-
-def _fixed(value: Any, digits: int = 2) -> str | None:
-    known = number(value)
-    return None if known is None else f"{known:.{digits}f}"
-
-
-def _signed(value: Any, digits: int = 2) -> str:
-    known = number(value)
-    return NOTHING if known is None else f"{known:+.{digits}f}".replace("-", "−")
-
-
-def _percent(value: Any) -> str | None:
-    known = number(value)
-    return None if known is None else f"{100 * known:.1f} %"
-
-
-def _short(value: Any) -> str:
-    """A text cut at MAX_TEXT characters, saying how many are left out."""
-    text = str(value)
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
-
-
-def _large(value: Any, billion: str = "B") -> str:
-    """Three digits of a number, with a suffix for its size."""
-    known = number(value)
-    if known is None:
-        return NOTHING
-    for size, suffix in ((1e12, "T"), (1e9, billion), (1e6, "M"), (1e3, "k")):
-        if abs(known) >= size:
-            return f"{known / size:.3g} {suffix}"
-    return f"{known:.3g}"
