@@ -17,7 +17,7 @@ from redistill.methods import METHODS, method
 from redistill.objectives import Objective
 from redistill.policies import Fixed, PolicyConfig
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("[!t]*.yaml"))  # table*.yaml are sweeps: test_sweep.py
 LEAST = {"name": "r", "student": {"model": "s"}, "teacher": {"model": "t"}}
 POLICIES = [node for member in get_args(PolicyConfig) for node in member.examples()]
 DIVERGENCES = [node for member in get_args(Divergence | DacKLConfig) for node in member.examples()]

@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         _allow_code(sub)
         sub.set_defaults(command=command)
 
+    _sweep_parser(commands.add_parser("sweep", help="run every row of a table with every seed, and compare them"))
     _evaluate_parser(commands.add_parser("evaluate", help="score any Transformers model by the paper's protocol"))
 
     report = commands.add_parser("report", help="build report.html of a run folder")
@@ -102,6 +103,17 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--to", type=Path, help="folder (default: models/NAME)")
     fetch.set_defaults(command=_fetch)
     return parser
+
+
+def _sweep_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="a YAML sweep, such as recipes/table1-toy.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change in every run")
+    parser.add_argument("--out", type=Path, help="where the runs and their comparison go (default: runs/NAME)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: one for each core; one on a GPU)")
+    parser.add_argument("--only", action="append", default=[], metavar="LABEL", help="only the runs of this row (repeatable)")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, list the runs, and run nothing")
+    _allow_code(parser)
+    parser.set_defaults(command=_sweep)
 
 
 def _allow_code(parser: argparse.ArgumentParser) -> None:
@@ -197,6 +209,21 @@ def _train(options: argparse.Namespace) -> None:
     student = train_student(_load(options))
     if _is_main_process():
         print(f"student: {student}")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from redistill.sweep import plan_sweep, run_sweep
+
+    if options.jobs is not None and options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs}: must be >= 1; leave it out to take one for each core")
+    plan = plan_sweep(
+        options.recipe, options.overrides, out=options.out, only=options.only, allow_code=options.allow_code
+    )
+    if options.dry_run:
+        print(*plan.describe(), sep="\n")
+        return
+    for page in run_sweep(plan, jobs=options.jobs):
+        print(page)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

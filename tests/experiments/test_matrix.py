@@ -69,16 +69,16 @@ def test_one_table_of_all_rows_unless_groups_say_otherwise(tmp_path: Path) -> No
 
 def test_a_group_has_its_own_baseline_else_the_sweeps_else_its_first_row(tmp_path: Path) -> None:
     groups = {
-        "a": {"rows": ["x", "y"], "baseline": "x", "published": ["t"]},
+        "a": {"rows": ["x", "y"], "baseline": "x", "published": ["table2"]},
         "b": {"rows": ["x", "y"]},
         "c": {"rows": ["z", "x"]},
     }
-    tree = {"name": "s", "rows": {"x": {}, "y": {}, "z": {}}, "baseline": "y", "groups": groups, "published": "u"}
+    tree = {"name": "s", "rows": {"x": {}, "y": {}, "z": {}}, "baseline": "y", "groups": groups, "published": "table1-opt"}
     tables = read_sweep(write(tmp_path, tree)).tables
     assert {name: (table.baseline, table.published) for name, table in tables.items()} == {
-        "compare-a": ("x", ("t",)),
-        "compare-b": ("y", ("u",)),
-        "compare-c": ("z", ("u",)),
+        "compare-a": ("x", ("table2",)),
+        "compare-b": ("y", ("table1-opt",)),
+        "compare-c": ("z", ("table1-opt",)),
     }
 
 
@@ -97,6 +97,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a group's baseline elsewhere": (
         {"groups": {"a": {"rows": ["sft"], "baseline": "mgsr"}}},
         "groups.a.baseline: no row 'mgsr'; the rows are sft",
+    ),
+    "no such table of the paper": (
+        {"published": "table9"},
+        "published: no table 'table9' of the paper; choose from table1-gpt2",
     ),
     "an unknown world": ({"world": "real"}, "world = 'real': must be 'toy'"),
     "a base that is not there": ({"base": "none.yaml"}, "No such file or directory"),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from redistill import decoding, files
 from redistill.errors import ConfigError
+from redistill.experiments.published import published_names
 
 SET_BY_SWEEP = ("name", "seed", "out")
 WHOLE = ("policy", "objective")  # sections that replace the method's own as a whole, as in any recipe
@@ -26,7 +27,7 @@ class Group:
         published: Tables of the paper to show beside this one.
 
     Raises:
-        ConfigError: no row, or a baseline that is none of them.
+        ConfigError: no row, a baseline that is none of them, or no such table of the paper.
     """
 
     rows: tuple[str, ...]
@@ -37,6 +38,7 @@ class Group:
         if not self.rows:
             raise ConfigError("rows: empty; name at least one")
         _check_labels("baseline", () if self.baseline is None else (self.baseline,), self.rows)
+        _check_published(self.published)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,7 @@ class Sweep:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: must be at least one, and all different")
         _check_labels("baseline", () if self.baseline is None else (self.baseline,), self.rows)
+        _check_published(self.published)
         for name, group in self.groups.items():
             _check_labels(f"groups.{name}.rows", group.rows, self.rows)
         for label, row in self.rows.items():
@@ -175,6 +178,13 @@ def _check_labels(place: str, labels: Sequence[str], rows: Sequence[str] | Mappi
     unknown = [label for label in labels if label not in rows]
     if unknown:
         raise ConfigError(f"{place}: no row '{unknown[0]}'; the rows are {', '.join(rows)}")
+
+
+def _check_published(tables: Sequence[str]) -> None:
+    known = published_names()
+    unknown = [name for name in tables if name not in known]
+    if unknown:
+        raise ConfigError(f"published: no table '{unknown[0]}' of the paper; choose from {', '.join(known)}")
 
 
 def _check_row(label: str, row: Mapping[Any, Any]) -> None:
