@@ -48,8 +48,7 @@ def says_what_it_needs(node: PolicyNode) -> None:
     demand(sampling is None or isinstance(sampling, Sampling), node, "says_what_it_needs", text)
     demand(isinstance(needs_teacher, bool), node, "says_what_it_needs", f"needs_teacher is {needs_teacher!r}; must be a bool")
     if not needs_teacher:
-        alone = {"teacher": None, "generate_teacher": None, "generate_mixture": None}
-        drawn(make_stage().policy(node, **alone), range(STEPS))
+        drawn(make_stage().policy(node, teacher=None, generate_teacher=None, generate_mixture=None), range(STEPS))
 
 
 def draws_the_same_again(node: PolicyNode) -> None:
