@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from redistill.models.initialise import fresh_model
 
@@ -42,6 +44,13 @@ CONFIGS = {
     "cohere": {"model_type": "cohere", **_LLAMA_LIKE, "logit_scale": 0.25},
     "granite": {"model_type": "granite", **_LLAMA_LIKE, "logits_scaling": 4.0},
 }
+
+
+def make_tokenizer(**special):
+    """A tokenizer of 40 words, w0 to w39."""
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(40)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, **special)
 
 
 @pytest.fixture(scope="session")

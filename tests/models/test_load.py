@@ -4,18 +4,11 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from redistill.errors import ConfigError, ModelError
 from redistill.models import load
 from redistill.models.load import ModelConfig, compatibility_warnings, end_token_ids, load_model, load_tokenizer
-
-
-def make_tokenizer(**special):
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(40)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, **special)
+from tests.models.conftest import make_tokenizer
 
 
 @pytest.fixture
@@ -119,11 +112,38 @@ def test_what_a_library_says_about_a_hub_model_becomes_one_line(monkeypatch):
         load_model(ModelConfig(model="owner/name"))
 
 
+@pytest.mark.parametrize("name", ["not a name", "a--b/c", "owner/none"])
+def test_a_hub_name_that_leads_nowhere_is_told_in_one_line(name):
+    with pytest.raises(ModelError) as caught:
+        load_model(ModelConfig(model=name))
+    assert str(caught.value).startswith(f"{name}: cannot be ") and "\n" not in str(caught.value)
+
+
 def test_gguf_without_its_package_names_the_command(monkeypatch, tmp_path, no_hub):
     (tmp_path / "m.gguf").touch()
     monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'redistill\[gguf\]'"):
         load_model(ModelConfig(model=str(tmp_path / "m.gguf")))
+
+
+@pytest.mark.parametrize("there", [(), ("sentencepiece",)])
+def test_a_sentencepiece_tokenizer_without_its_packages_names_the_extra(folder, monkeypatch, no_hub, there):
+    def find_spec(name):
+        if name.startswith("google."):
+            raise ModuleNotFoundError(name)  # as Python does where the package around it is absent
+        return object() if name in there else None
+
+    monkeypatch.setattr(load.importlib.util, "find_spec", find_spec)
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(ModelError, match=r"pip install 'redistill\[sentencepiece\]'"):
+        load_tokenizer(ModelConfig(model=str(folder)))
+
+
+def test_quantising_what_is_merged_on_loading_is_refused(tmp_path, no_hub, monkeypatch):
+    (tmp_path / "m.gguf").touch()
+    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(ConfigError, match="is a GGUF file or has an adapter to be merged"):
+        load_model(ModelConfig(model=str(tmp_path / "m.gguf")), "nf4")
 
 
 @pytest.mark.parametrize("fields", [{"model": " "}, {"model": "m", "dtype": "float16"}])

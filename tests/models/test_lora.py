@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from tests.models.test_load import make_tokenizer
 from transformers import AutoModelForCausalLM, Gemma3Config
 
 from redistill.errors import CheckpointError, ConfigError, ModelError
@@ -24,6 +23,7 @@ from redistill.models.lora import (
 from redistill.tensors import pad
 from redistill.vocab_pass import vocab_pass
 from redistill.vocab_pass.terms import CrossEntropyTerm
+from tests.models.conftest import make_tokenizer
 
 FAMILIES = ("gpt2", "opt", "llama", "smollm", "gemma2", "gemma3", "qwen2", "qwen3")
 IDS_BT, MASK_BT = pad([[3, 4, 5, 6, 7, 8, 9, 10, 11], [12, 13, 14]], 0)
@@ -81,7 +81,7 @@ def test_the_notes_count_what_learns_and_say_that_a_fused_projection_holds_the_k
 
 def test_other_targets_may_be_named_and_unknown_ones_are_refused(tiny):
     model = add_lora(tiny("llama"), LoraConfig(rank=2, targets=("o_proj", "down_proj")), 1)
-    assert {path.split(".")[-3] for path in trainable_state(model)} == {"o_proj", "down_proj"}
+    assert {path.split(".")[-4] for path in trainable_state(model)} == {"o_proj", "down_proj"}
     with pytest.raises(
         ConfigError, match="'c_attn' is no linear layer in the layers of the llama family; choose from down_proj"
     ):

@@ -7,6 +7,7 @@ files, or name a Python module to import.  So only what a plain LoRA adapter nee
 import dataclasses
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def merge_adapter(model: Any, adapter: Adapter) -> Any:
     try:
         weights = load_file(adapter.weights)
         settings = peft.LoraConfig(**adapter.settings, task_type="CAUSAL_LM", init_lora_weights=False)
-        with torch.random.fork_rng(devices=[]):  # PEFT draws weights that are overwritten at once
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT draws weights that are overwritten at once
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name that is going away
             adapted = peft.get_peft_model(model, settings)
         _check_fits(adapter, adapted, weights)
         peft.set_peft_model_state_dict(adapted, weights)
@@ -183,16 +185,24 @@ def _check_fits(adapter: Adapter, adapted: Any, found: dict[str, torch.Tensor]) 
 
 
 def find_file(name: str, file: str, revision: str | None) -> Path | None:
-    """A file of a local folder or, fetched, of a hub repository; None where it is not there."""
+    """A file of a local folder or, fetched, of a hub repository; None where it is not there, or the hub out of reach.
+
+    Raises:
+        ModelError: there is no such repository or revision, or the name cannot be one.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return path / file if (path / file).is_file() else None
-    found = cached_file(
-        name,
-        file,
-        revision=revision or "main",
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    try:
+        found = cached_file(
+            name,
+            file,
+            revision=revision or "main",
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError) as error:
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"{name}: cannot be found ({said[:300]}); check the name, the revision, and the network") from error
     return None if found is None else Path(found)

@@ -247,8 +247,10 @@ def _compute_dtype(config: ModelConfig) -> torch.dtype:
 
 def _check_sentencepiece(name: str, revision: str | None) -> None:
     """Name what is missing for a tokenizer that is a SentencePiece file alone, as OpenLLaMA's is; transformers misnames it."""
-    installed = all(importlib.util.find_spec(package) is not None for package in ("sentencepiece", "google.protobuf"))
-    if installed or name.endswith(".gguf") or find_file(name, "tokenizer.json", revision) is not None:
+    with contextlib.suppress(ModuleNotFoundError):  # google, of which protobuf is a part
+        if importlib.util.find_spec("sentencepiece") and importlib.util.find_spec("google.protobuf"):
+            return
+    if name.endswith(".gguf") or find_file(name, "tokenizer.json", revision) is not None:
         return
     if find_file(name, "tokenizer.model", revision) is not None:
         raise ModelError(

@@ -4,6 +4,7 @@ Everything else of the student is frozen, head and embeddings as well: `vocab_pa
 """
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,8 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
         revision=getattr(text_config(model), "_commit_hash", None),
     )
     training = model.training
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name that is going away
         torch.default_generator.manual_seed(randomness.torch_seed(seed, "lora"))
         return peft.get_peft_model(model, settings).train(training)
 

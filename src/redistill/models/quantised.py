@@ -55,12 +55,21 @@ def is_quantised(model: nn.Module) -> bool:
     return any(not parameter.is_floating_point() for parameter in model.parameters())
 
 
-def plain_weight(layer: nn.Module) -> torch.Tensor:
-    """The weight that a linear layer computes with, dequantised where it has to be; no gradient."""
-    from peft.utils.integrations import dequantize_module_weight  # PEFT takes a second to import
+def plain_weight(layer: Any) -> torch.Tensor:
+    """The weight that a linear layer computes with, dequantised where it has to be; no gradient.
 
-    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
-    return weight.detach() if weight.is_floating_point() else dequantize_module_weight(layer).detach()
+    PEFT's function for this moves an 8-bit weight, which loses its scales, and the layer cannot be run afterwards.
+    """
+    weight = layer.weight.detach()
+    if weight.is_floating_point():
+        return weight
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None:  # 8 bits: a scale a row
+        scales = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
+        return weight.float() * (scales.float() / 127)[:, None]
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, state)
 
 
 def num_weights(parameter: nn.Parameter) -> int:
