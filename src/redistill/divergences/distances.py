@@ -57,11 +57,12 @@ class AlphaBeta(Softened):
 
     and likewise with p and q changed over for alpha = 0. Source: Cichocki et al. (2011); for distillation ABKD
     (arXiv 2505.04560), whose public implementations default to 0.2 and 0.7. D >= 0, 0 exactly when p = q; nats per token only
-    where s = 1. The gradient flows through q only; with respect to log q it is (q^s - p^alpha q^beta) / alpha.
+    where s = 1. The gradient flows through q only; with respect to log q it is
+    q^beta (q^alpha - p^alpha) / alpha.
 
     Args:
-        alpha: Exponent of the teacher, 0 or at least 0.01; a large one looks at large errors.
-        beta: Exponent of the student, 0 or at least 0.01, not both 0; a large one looks at classes the student is sure of.
+        alpha: Exponent of the teacher, 0 or at least 0.01; the gradient follows q - p at 1, and log(q / p) toward 0.
+        beta: Exponent of the student, 0 or at least 0.01, not both 0; the gradient of a class has the weight q^beta.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
