@@ -51,9 +51,11 @@ def print_scores(scores: Mapping[str, Any]) -> None:
 
 
 def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
-    """What was not equal in the compared runs and, with `tables`, all tables."""
+    """What was not equal in the compared runs and, with `tables`, the tables but for details that need a page's width."""
     console = _console()
-    for table in comparison.tables if tables else ():
+    differences = [table.key for table in comparison.tables if table.key.startswith("difference-")]
+    details = {*differences[1:], "other-scores"}
+    for table in (table for table in comparison.tables if tables and table.key not in details):
         shown = Table(title=Text(plain(table.title)), title_justify="left", caption=Text(plain(table.caption)))
         shown.caption_justify = "left"
         for column in table.columns:

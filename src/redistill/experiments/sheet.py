@@ -55,7 +55,9 @@ def compare_runs(
     models = entrants(lineup)
     over = columns(models)
     if not over:
-        raise CheckpointError(f"{', '.join(map(str, folders))}: no test set was evaluated; name some in the recipe's data.tests")
+        raise CheckpointError(
+            f"{', '.join(map(str, folders))}: no test set was evaluated; name some in the recipe's data.tests"
+        )
     rows = compare(models, over, [model for model in models if model.label == lineup.baseline and model.is_method])
     costs = {label: method_cost(lineup.of(label)) for label in lineup.labels}
     teacher = teacher_cost(lineup.entries)
