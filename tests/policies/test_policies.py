@@ -1,19 +1,44 @@
 """Policies: the same draw on any number of processes, after a resume, and in the mix that was declared."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 import pytest
 
-from redistill.contracts import Example, Instruction, Record, TokenSequence
+from redistill.contracts import Draw, Example, Instruction, Record, TokenSequence
 from redistill.errors import ConfigError
-from redistill.policies import Fixed, GoldBatches, Mixed, Policy, PolicyConfig, Revised, StudentGenerated
+from redistill.policies import (
+    Adaptive,
+    Buffered,
+    Fixed,
+    GoldBatches,
+    Mixed,
+    Policy,
+    PolicyConfig,
+    Revised,
+    StudentGenerated,
+    TeacherGenerated,
+    TeacherMixed,
+)
 from redistill.revision import is_finished
-from tests.policies.stage import RESPONSE_TOKENS, SEED, Stage, ids, make_stage
+from tests.policies.stage import RESPONSE_TOKENS, SEED, Stage, ids, in_processes, make_stage
 
 EXAMPLES = [node for member in get_args(PolicyConfig) for node in member.examples()]
-NODES = [*EXAMPLES, Mixed(source=Revised())]
+NODES = [
+    *EXAMPLES,
+    Mixed(source=Revised()),
+    Mixed(source=Revised(mode="append")),
+    Mixed(source=TeacherGenerated()),
+    Mixed(source=Buffered(capacity=8)),
+    Buffered(source=Mixed(source=TeacherMixed())),
+    Buffered(source=Revised(mode="append"), capacity=20),
+    Adaptive(source=Revised(mode="append"), threshold=0.9, decay="constant", capacity=8),
+    Revised(source=Adaptive(threshold=0.9, capacity=8)),
+]
+STEPS = 4
 
 
 @pytest.fixture(scope="module")
@@ -24,47 +49,100 @@ def stage() -> Stage:
 # --- laws of every policy -----------------------------------------------------------------------------------------------
 
 
+def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
+    """The draws of these steps, with the validation losses that a run would tell: before the first, and after every other."""
+    draws = []
+    for step in steps:
+        if step % 2 == 0:
+            policy.observe(1.0 + step)
+        draws.append(policy.draw(step))
+    return draws
+
+
+def plain(draws: Sequence[Draw]) -> list[tuple[object, object]]:
+    return [(ids(draw.gold), ids(draw.sampled)) for draw in draws]
+
+
 def test_every_policy_gives_examples() -> None:
     assert {type(node) for node in EXAMPLES} == set(get_args(PolicyConfig))
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
-def test_a_draw_depends_on_the_step_and_nothing_before_it(stage: Stage, node: PolicyConfig) -> None:
-    straight = stage.policy(node)
-    draws = [straight.draw(step) for step in range(3)]
+def test_a_resume_draws_what_an_unbroken_run_draws(stage: Stage, node: PolicyConfig) -> None:
+    policy = stage.policy(node)
+    first = drawn(policy, range(STEPS // 2))
+    state = json.loads(json.dumps(policy.state_dict()))
+    rest = drawn(policy, range(STEPS // 2, STEPS))
     resumed = stage.policy(node)
-    resumed.load_state_dict(stage.policy(node).state_dict())
-    resumed.observe(1.5)
-    for step in (2, 0):
-        again = resumed.draw(step)
-        assert ids(again.gold) == ids(draws[step].gold) and ids(again.sampled) == ids(draws[step].sampled)
-    assert ids(draws[0].sampled) != ids(draws[1].sampled)
+    resumed.load_state_dict(state)
+    assert plain(drawn(resumed, range(STEPS // 2, STEPS))) == plain(rest)
+    assert json.loads(json.dumps(resumed.state_dict())) == json.loads(json.dumps(policy.state_dict()))
+    assert ids(first[0].sampled) != ids(first[1].sampled)
+
+
+@pytest.mark.parametrize("node", NODES, ids=repr)
+def test_without_state_a_draw_depends_on_the_step_and_nothing_before_it(stage: Stage, node: PolicyConfig) -> None:
+    draws = drawn(stage.policy(node), range(3))
+    again = stage.policy(node)
+    if not again.state_dict():
+        assert plain([again.draw(2), again.draw(0)]) == plain([draws[2], draws[0]])
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_together_draw_what_one_draws(stage: Stage, node: PolicyConfig, world: int) -> None:
-    whole = stage.policy(node).draw(1)
-    shares = [stage.policy(node, rank=rank, world=world).draw(1) for rank in range(world)]
-    assert all(len(share.sampled) == 8 // world for share in shares)
-    assert [found for share in shares for found in ids(share.sampled)] == ids(whole.sampled)
-    assert [found for share in shares for found in ids(share.gold)] == ids(whole.gold)
+    whole = drawn(stage.policy(node), range(STEPS))
+    shares = in_processes(
+        world, lambda rank, gather: drawn(stage.policy(node, rank=rank, world=world, gather=gather), range(STEPS))
+    )
+    for step, one in enumerate(whole):
+        parts = [draws[step] for draws in shares]
+        assert all(len(part.gold) == 8 // world for part in parts)
+        answers = [answer for part in parts for answer in ids(part.sampled[: len(part.gold)])]
+        additions = [answer for part in parts for answer in ids(part.sampled[len(part.gold) :])]
+        assert answers + additions == ids(one.sampled)
+        assert [found for part in parts for found in ids(part.gold)] == ids(one.gold)
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
-def test_each_prompt_of_the_step_is_answered_once_in_order(stage: Stage, node: PolicyConfig) -> None:
-    draw = stage.policy(node).draw(0)
-    assert [sequence.sample for sequence in draw.sampled] == [sequence.sample for sequence in draw.gold]
+def test_each_item_has_its_place_and_additions_follow(stage: Stage, node: PolicyConfig) -> None:
+    shuffles = "Buffered(" in repr(node) or "Rollouts(" in repr(node)  # what takes a place need not answer its prompt
     prompts = {example.sample: example.prompt_ids for example in stage.examples}
-    for sequence in draw.sampled:
-        assert sequence.prompt_ids == prompts[sequence.sample]
-        assert 1 <= len(sequence.response_ids) <= RESPONSE_TOKENS
-        assert (sequence.origin == "dataset") == any(sequence is gold for gold in draw.gold)
+    for draw in drawn(stage.policy(node), range(STEPS)):
+        assert len(draw.sampled) >= len(draw.gold)
+        for sequence in draw.sampled:
+            assert sequence.prompt_ids == prompts[sequence.sample]
+            assert len(sequence.response_ids) >= 1 and not sequence.spans
+            assert (sequence.origin == "dataset") == any(sequence is gold for gold in draw.gold)
+            assert sequence.origin == "dataset" or len(sequence.response_ids) <= RESPONSE_TOKENS
+        for gold, answer in zip(draw.gold, draw.sampled):
+            assert answer.sample == gold.sample or answer.origin == "replay" or shuffles
+
+
+@pytest.mark.parametrize("node", NODES, ids=repr)
+def test_a_process_without_items_gets_no_sequences(stage: Stage, node: PolicyConfig) -> None:
+    source = node.bind(replace(stage.tools, gold=stage.gold()))
+    assert [source.sequences(step, []) for step in range(2)] == [[], []]
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
 def test_how_many_are_scored_at_once_changes_nothing(stage: Stage, node: PolicyConfig) -> None:
     assert ids(stage.policy(node, score_batch_size=3).draw(0).sampled) == ids(stage.policy(node).draw(0).sampled)
+
+
+@pytest.mark.parametrize("node", NODES, ids=repr)
+def test_a_policy_needs_a_teacher_if_it_says_so(stage: Stage, node: PolicyConfig) -> None:
+    nobody = {"teacher": None, "generate_teacher": None, "generate_mixture": None}
+    if node.needs_teacher:
+        with pytest.raises(AssertionError):
+            stage.policy(node, **nobody)
+    else:
+        drawn(stage.policy(node, **nobody), range(STEPS))
+
+
+@pytest.mark.parametrize("node", [node for node in NODES if node.sampling is None], ids=repr)
+def test_the_student_does_not_write_where_there_is_no_sampling(stage: Stage, node: PolicyConfig) -> None:
+    drawn(stage.policy(node, generate=None, generate_mixture=None), range(STEPS))
 
 
 # --- each policy --------------------------------------------------------------------------------------------------------
@@ -101,6 +179,30 @@ def test_the_student_writes_as_the_policy_says(stage: Stage) -> None:
 def many_examples(count: int) -> list[Example]:
     record = Record(record_id="r", prompt=Instruction("?"), references=("!",))
     return [Example(sample=i, record=record, prompt_ids=(1,), token_ids=(1, 2), supervised=(False, True)) for i in range(count)]
+
+
+def test_text_of_a_mixture_says_so_and_is_written_with_the_declared_share(stage: Stage) -> None:
+    asked = []
+
+    def generate_mixture(requests, sampling, teacher_share):
+        asked.append((sampling, teacher_share))
+        return stage.tools.generate_mixture(requests, sampling, teacher_share)
+
+    node = TeacherMixed(teacher_share=0.4, temperature=0.7)
+    draw = stage.policy(node, generate_mixture=generate_mixture).draw(0)
+    assert {sequence.origin for sequence in draw.sampled} == {"mixture"}
+    assert asked == [(node.sampling, 0.4)] and node.sampling.temperature == 0.7
+    alone = stage.policy(TeacherMixed(teacher_share=0.0)).draw(0)
+    student = stage.policy(StudentGenerated()).draw(0)
+    assert [s.token_ids for s in alone.sampled] == [s.token_ids for s in student.sampled]
+    assert [s.token_ids for s in draw.sampled] != [s.token_ids for s in student.sampled]
+
+
+def test_additions_stand_behind_all_answers(stage: Stage) -> None:
+    draw = stage.policy(Mixed(source=Revised(mode="append"))).draw(0)
+    answers, additions = draw.sampled[: len(draw.gold)], draw.sampled[len(draw.gold) :]
+    assert {answer.origin for answer in answers} == {"dataset", "student"}
+    assert additions and {addition.origin for addition in additions} == {"revised"}
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
@@ -193,6 +295,9 @@ def test_revising_what_writes_nothing_is_refused() -> None:
         (lambda: StudentGenerated(temperature=0.0), "temperature = 0.0: must be > 0"),
         (lambda: StudentGenerated(temperature=float("nan")), "temperature = nan"),
         (lambda: StudentGenerated(top_p=0.0), "top_p = 0.0: must lie in (0, 1]"),
+        (lambda: TeacherGenerated(temperature=-1.0), "temperature = -1.0: must be > 0"),
+        (lambda: TeacherMixed(top_p=2.0), "top_p = 2.0: must lie in (0, 1]"),
+        (lambda: TeacherMixed(teacher_share=1.5), "teacher_share = 1.5: must lie in [0, 1]"),
         (lambda: Mixed(student_fraction=1.5), "student_fraction = 1.5: must lie in [0, 1]"),
         (lambda: Revised(rounds=0), "rounds = 0: must be >= 1"),
     ],

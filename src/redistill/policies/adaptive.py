@@ -98,7 +98,7 @@ class AdaptiveSource:
         for place, drawn in zip(replayed, self._buffer.draw(step, len(replayed)), strict=True):
             sequences[place] = drawn
         written = self._source.sequences(step, [items[place] for place in fresh])
-        self._buffer.add(step, written)
+        self._buffer.add(step, written, len(fresh))
         for place, answer in zip(fresh, written):  # what the source adds stands behind the answers
             sequences[place] = answer
         return sequences + written[len(fresh) :]

@@ -62,7 +62,7 @@ class BufferedSource(Wrapping):
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         sequences = self._source.sequences(step, items)
-        self._buffer.add(step, sequences)
+        self._buffer.add(step, sequences, len(items))
         answers = sequences[: len(items)]
         places = [place for place, answer in enumerate(answers) if is_written(answer)]
         for place, drawn in zip(places, self._buffer.draw(step, len(places)), strict=True):
@@ -103,15 +103,15 @@ class SequenceBuffer:
     def is_full(self) -> bool:
         return len(self._kept) == self._kept.maxlen
 
-    def add(self, step: int, sequences: Sequence[TokenSequence]) -> None:
-        """Keep what all processes' sources wrote for this step, in the order of the step's items."""
-        written = self._tools.gather([sequence for sequence in sequences if is_written(sequence)])
-        if any(sequence.rollout is not None for sequence in written):
+    def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
+        """Keep what all processes' sources wrote for this step: first all answers, then what stands behind them."""
+        mine = [(place >= num_answers, sequence) for place, sequence in enumerate(sequences) if is_written(sequence)]
+        written = self._tools.gather(mine)
+        if any(sequence.rollout is not None for _, sequence in written):
             raise ConfigError(
                 "policy: roll-outs cannot be kept in a buffer, since they are scored once; put rollouts outermost"
             )
-        place = {item.example.sample: number for number, item in enumerate(self._tools.gold.all_items(step))}
-        self._kept.extend((step, sequence) for sequence in sorted(written, key=lambda sequence: place[sequence.sample]))
+        self._kept.extend((step, sequence) for _, sequence in sorted(written, key=lambda pair: pair[0]))
 
     def draw(self, step: int, count: int) -> list[TokenSequence]:
         """This process's `count` sequences of those drawn for all processes, uniformly and without replacement.

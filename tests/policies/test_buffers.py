@@ -1,0 +1,224 @@
+"""Buffers of written text, and DistiLLM's scheduler held against a trace written out by hand."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from redistill.contracts import Example, Generation, GenerationRequest, Instruction, Record, Sampling
+from redistill.errors import ConfigError
+from redistill.policies import Adaptive, Buffered, Fixed, GoldBatches, Mixed, PolicyTools, Revised, Rollouts, TeacherGenerated
+from redistill.randomness import generator
+from tests.policies.stage import SEED, Stage, make_stage
+
+BATCH, EXAMPLES, STEPS, CAPACITY = 8, 40, 200, 30
+
+
+@pytest.fixture(scope="module")
+def stage() -> Stage:
+    return make_stage()
+
+
+def text(step: int, sample: int) -> int:
+    """The one token that the student writes at a step for a sample; none is written twice."""
+    return 10 + step * EXAMPLES + sample
+
+
+def write(requests: list[GenerationRequest], sampling: Sampling) -> list[Generation]:
+    return [Generation(token_ids=(text(*request.stream[1:]),), finished=True) for request in requests]
+
+
+def fake_tools(stage: Stage, **tools: Any) -> PolicyTools:
+    """A student that writes `text`, for prompts that are their sample's number."""
+    record = Record(record_id="r", prompt=Instruction("?"), references=("!",))
+    examples = [
+        Example(sample=i, record=record, prompt_ids=(1,), token_ids=(1, 2), supervised=(False, True)) for i in range(EXAMPLES)
+    ]
+    gold = GoldBatches(examples, batch_size=BATCH, seed=SEED)
+    return replace(stage.tools, generate=write, gold=gold, updates=STEPS, **tools)
+
+
+# --- the scheduler ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Moment:
+    """What one step of the trace comes to."""
+
+    choice: str
+    learned: list[tuple[int, int]]
+    buffer: list[tuple[int, int]]
+    threshold: float
+
+
+def losses() -> dict[int, float]:
+    """A validation loss after every tenth update (0: before the first): half of epsilon up, up, down, up by much."""
+    script = [2.0, 2.06, 2.15, 1.7, 2.2, 2.31, 2.31, 2.5, 2.4, 2.7, 2.9, 2.95, 3.2, 3.1, 3.4, 3.6, 3.6, 3.9, 4.1, 4.3, 4.5]
+    return {10 * number: loss for number, loss in enumerate(script)}
+
+
+def trace(node: Adaptive, gold: GoldBatches) -> Iterator[Moment]:
+    """DistiLLM's scheduler in so many words (one process, one coin a step)."""
+    phi, buffer, told = node.threshold, [], losses()
+    prev = told[0]
+    for t in range(1, STEPS + 1):
+        step = t - 1
+        samples = [item.example.sample for item in gold.all_items(step)]
+        r = generator(SEED, "schedule", step).random()
+        s = {"decreasing": phi * (1 - t / STEPS), "constant": phi / 2, "increasing": phi * t / STEPS}[node.decay]
+        if r < s or (r < phi and len(buffer) < node.capacity):
+            choice, learned = "fresh", [(sample, text(step, sample)) for sample in samples]
+            buffer = (buffer + learned)[-node.capacity :]
+        elif r < phi:
+            picked = generator(SEED, "replay", step).choice(len(buffer), BATCH, replace=False)
+            choice, learned = "replay", [buffer[i] for i in picked]
+        else:
+            choice, learned = "gold", [(sample, 2) for sample in samples]
+        if t in told and told[t] >= prev + node.epsilon:
+            phi, prev = min(phi + node.threshold_step, 1.0), told[t]
+        yield Moment(choice, learned, list(buffer), phi)
+
+
+@pytest.mark.parametrize("decay", ["decreasing", "constant", "increasing"])
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+def test_the_scheduler_follows_the_trace(stage: Stage, decay: Any, threshold: float) -> None:
+    node = Adaptive(threshold=threshold, epsilon=0.1, threshold_step=0.2, decay=decay, capacity=CAPACITY, coin="step")
+    tools, told = fake_tools(stage), losses()
+    source = node.bind(tools)
+    source.observe(told[0])
+    moments = list(trace(node, tools.gold))
+    names = {"fresh": "student", "replay": "replay", "gold": "dataset"}
+    for step, moment in enumerate(moments):
+        sequences = source.sequences(step, tools.gold.all_items(step))
+        if step + 1 in told:
+            source.observe(told[step + 1])
+        assert {sequence.origin for sequence in sequences} == {names[moment.choice]}
+        assert [(sequence.sample, sequence.token_ids[1]) for sequence in sequences] == moment.learned
+        state = source.state_dict()
+        assert [(line["sample"], line["token_ids"][1]) for line in state["buffer"]] == moment.buffer
+        assert state["threshold"] == moment.threshold == source.metrics()["threshold"]
+        assert source.metrics()["buffered"] == len(moment.buffer)
+    seen = Counter(moment.choice for moment in moments)
+    assert len(seen) == 3 and min(seen.values()) >= 10, "the trace met every case"
+    assert moments[-1].threshold == 1.0 and len({moment.threshold for moment in moments}) > 4
+    if threshold == 0.0:
+        assert {moment.choice for moment in moments[:20]} == {"gold"}, "nothing is written before the loss has risen"
+
+
+def test_with_a_coin_for_each_sample_the_shares_are_the_declared_ones(stage: Stage) -> None:
+    tools = fake_tools(stage)
+    source = Adaptive(threshold=0.6, decay="constant", capacity=BATCH).bind(tools)
+    origins = [sequence.origin for step in range(STEPS) for sequence in source.sequences(step, tools.gold.all_items(step))]
+    for origin, share in (("student", 0.3), ("replay", 0.3), ("dataset", 0.4)):
+        assert abs(origins.count(origin) / len(origins) - share) <= 4 * np.sqrt(share * (1 - share) / len(origins))
+
+
+def test_the_buffer_fills_before_anything_is_replayed(stage: Stage) -> None:
+    tools = fake_tools(stage)
+    source = Adaptive(threshold=0.5, decay="increasing", capacity=CAPACITY).bind(tools)
+    for step in range(STEPS):
+        held = source.metrics()["buffered"]
+        origins = {sequence.origin for sequence in source.sequences(step, tools.gold.all_items(step))}
+        assert held == CAPACITY or "replay" not in origins
+    assert held == CAPACITY
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(stage: Stage) -> None:
+    source = Adaptive(threshold_step=0.5).bind(fake_tools(stage))
+    for loss in (float("nan"), 2.0, float("inf"), float("nan"), 2.05):
+        source.observe(loss)
+    assert source.metrics()["threshold"] == 0.0
+    json.dumps(source.state_dict(), allow_nan=False)
+    source.observe(2.1)
+    assert source.metrics()["threshold"] == 0.5
+    source.observe(9.0)
+    source.observe(19.0)
+    assert source.metrics()["threshold"] == 1.0
+
+
+def test_the_buffer_keeps_revised_text_and_replay_is_not_revised_again(stage: Stage) -> None:
+    policy = stage.policy(Adaptive(source=Revised(), threshold=1.0, decay="constant", capacity=16))
+    stage.revisions.clear()
+    known: set[tuple[int, ...]] = set()
+    origins: Counter[str] = Counter()
+    for step in range(6):
+        sampled = policy.draw(step).sampled
+        origins.update(sequence.origin for sequence in sampled)
+        assert {s.token_ids for s in sampled if s.origin == "replay"} <= known
+        known |= {s.token_ids for s in sampled if s.origin in {"student", "revised"}}
+    assert origins["revised"] > 5 and origins["replay"] > 5
+    assert len(stage.revisions) == origins["revised"]
+    assert {line["origin"] for line in policy.state_dict()["buffer"]} <= {"student", "revised"}
+
+
+# --- the buffer ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_buffers_batch_is_drawn_from_the_newest_without_replacement(stage: Stage) -> None:
+    tools = fake_tools(stage)
+    source = Buffered(capacity=CAPACITY).bind(tools)
+    newest: list[int] = []
+    num_fresh = num_drawn = 0
+    for step in range(STEPS):
+        items = tools.gold.all_items(step)
+        fresh = [text(step, item.example.sample) for item in items]
+        newest = (newest + fresh)[-CAPACITY:]
+        drawn = source.sequences(step, items)
+        tokens = [sequence.token_ids[1] for sequence in drawn]
+        assert len(set(tokens)) == BATCH and set(tokens) <= set(newest)
+        assert [sequence.origin for sequence in drawn] == ["student" if t in fresh else "replay" for t in tokens]
+        if len(newest) == CAPACITY:
+            num_fresh, num_drawn = num_fresh + sum(t in fresh for t in tokens), num_drawn + BATCH
+    share = BATCH / CAPACITY
+    assert abs(num_fresh / num_drawn - share) <= 4 * np.sqrt(share * (1 - share) / num_drawn)
+
+
+def test_gold_answers_pass_a_buffer_by(stage: Stage) -> None:
+    tools = fake_tools(stage)
+    source = Buffered(source=Mixed(), capacity=CAPACITY).bind(tools)
+    plain = Mixed().bind(tools)
+    for step in range(10):
+        items = tools.gold.all_items(step)
+        through, expected = source.sequences(step, items), plain.sequences(step, items)
+        for place, answer in enumerate(expected):
+            assert (answer.origin == "dataset") == (through[place] is items[place].sequence)
+    assert {line["origin"] for line in source.state_dict()["buffer"]} == {"student"}
+
+
+def test_what_a_source_adds_goes_into_the_buffer_behind_the_answers(stage: Stage) -> None:
+    policy = stage.policy(Buffered(source=Revised(mode="append")))
+    assert len(policy.draw(0).sampled) == BATCH
+    origins = [line["origin"] for line in policy.state_dict()["buffer"]]
+    assert origins == ["student"] * BATCH + ["revised"] * (len(origins) - BATCH) and len(origins) > BATCH
+
+
+@pytest.mark.parametrize("node", [Buffered(capacity=7), Adaptive(capacity=7)], ids=repr)
+def test_a_buffer_that_cannot_fill_a_batch_is_refused(stage: Stage, node: Buffered | Adaptive) -> None:
+    with pytest.raises(ConfigError, match=r"capacity = 7: must be at least training.batch_size = 8"):
+        stage.policy(node)
+
+
+def test_roll_outs_are_not_kept(stage: Stage) -> None:
+    with pytest.raises(ConfigError, match="roll-outs cannot be kept in a buffer"):
+        stage.policy(Buffered(source=Rollouts(num_rollouts=8))).draw(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Buffered(capacity=0), "capacity = 0: must be >= 1"),
+        (lambda: Buffered(source=Fixed()), "buffered.source writes no student text to keep"),
+        (lambda: Adaptive(source=TeacherGenerated()), "adaptive.source writes no student text to keep"),
+        (lambda: Adaptive(threshold=1.5), "threshold = 1.5: must lie in [0, 1]"),
+        (lambda: Adaptive(epsilon=float("nan")), "epsilon = nan: must be >= 0"),
+        (lambda: Adaptive(threshold_step=0.0), "threshold_step = 0.0: must lie in (0, 1]"),
+    ],
+)
+def test_values_out_of_range_are_refused(make, said) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert said in str(caught.value)
