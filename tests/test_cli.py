@@ -74,7 +74,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
         "policy={kind: mixed, student_fraction: 2}",
         "policy.student_fraction = 2.0: must lie in [0, 1]; GKD and the paper use 0.5",
     ),
-    "unknown method": ("method=mgrs", "method = 'mgrs': no such method; choose one of sft, kd, mgsr, mgsr-robust"),
+    "unknown method": ("method=mgrs", "method = 'mgrs': no such method; choose one of sft, kd, seqkd, imitkd"),
     "unknown kind": ("policy=student_generate", "policy.kind = 'student_generate': no such kind; did you mean"),
     "unknown word": ("training.precision=fp16", "training.precision = 'fp16': must be 'fp32' or 'bf16'"),
     "no teacher": ("teacher=null", "teacher: missing; method mgsr"),

@@ -15,7 +15,7 @@ from redistill.divergences import Divergence
 from redistill.errors import ConfigError
 from redistill.methods import METHODS, method
 from redistill.objectives import Objective
-from redistill.policies import Fixed, PolicyConfig
+from redistill.policies import Fixed, PolicyConfig, Rollouts
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("[!t]*.yaml"))  # table*.yaml are sweeps: test_sweep.py
 LEAST = {"name": "r", "student": {"model": "s"}, "teacher": {"model": "t"}}
@@ -68,7 +68,8 @@ def test_every_divergence_goes_there_and_back(node: Divergence | DacKLConfig) ->
 
 @pytest.mark.parametrize("objective", Objective.examples(), ids=repr)
 def test_every_objective_goes_there_and_back(objective: Objective) -> None:
-    run = dataclasses.replace(least(), policy=Fixed(), objective=objective)
+    policy = Fixed() if objective.policy_gradient is None else Rollouts()
+    run = dataclasses.replace(least(), policy=policy, objective=objective)
     assert there_and_back(run) == run
 
 
@@ -84,7 +85,7 @@ def test_every_member_of_a_union_gives_examples_and_has_a_kind_of_its_own() -> N
 def test_every_recipe_is_a_run(path: Path) -> None:
     run = load_config(path)
     assert there_and_back(run) == run
-    assert run.name == path.stem, "the run folder is called after the recipe"
+    assert run.name.startswith(path.stem), "the run folder is called after the recipe"
 
 
 def test_there_are_recipes() -> None:
@@ -137,7 +138,7 @@ def test_a_teacher_is_needed_where_something_asks_it() -> None:
 
 def test_text_that_no_term_reads_is_not_written() -> None:
     for policy in ("student_generated", "revised", "mixed"):
-        assert "policy: makes the student write what no term" in refusal(method="sft", teacher=None, policy=policy)
+        assert "policy: makes a model write what no term" in refusal(method="sft", teacher=None, policy=policy)
     assert least(method="sft", policy={"kind": "mixed", "source": "fixed"})
 
 
@@ -155,10 +156,6 @@ REFUSED = {
     "tuning at no rate": (
         {"teacher": {"model": "t", "finetune": {"learning_rate": 0}}},
         "teacher.finetune.learning_rate = 0.0: must be > 0",
-    ),
-    "tuning below the final rate": (
-        {"teacher": {"model": "t", "finetune": {"learning_rate": 1e-8}}},
-        "teacher.finetune.learning_rate = 1e-08: must be at least optimiser.final_learning_rate = 1e-07",
     ),
     "a test set that leads out": (
         {"data": {"tests": {"../mine": "x.jsonl"}}},

@@ -184,7 +184,7 @@ def test_epochs_are_whole_updates_and_at_least_one():
 
 @pytest.mark.parametrize("length", ["many", "0 epochs", "-1 epochs", "2 weeks", "nan epochs"])
 def test_other_lengths_are_refused(length):
-    with pytest.raises(ConfigError, match="updates = .* must be a whole number of updates, or epochs such as '20 epochs'"):
+    with pytest.raises(ConfigError, match=r"updates = .* must be a whole number of updates, or epochs such as '20 epochs'"):
         TrainingConfig(updates=length)
 
 

@@ -130,7 +130,7 @@ class Bench:
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling, teacher_share: float = 0.0
     ) -> list[Generation]:
-        """The current student's continuations, or those of its mixture with the teacher (contracts.Generate, GenerateMixture)."""
+        """The current student's continuations, or its mixture's with the teacher (contracts.Generate, GenerateMixture)."""
         mixture = {"teacher": self.models.teacher, "teacher_share": teacher_share} if teacher_share else {}
         return self._written_by(self.student.model, requests, sampling, **mixture)
 

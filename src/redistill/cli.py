@@ -216,9 +216,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: must be >= 1; leave it out to take one for each core")
-    plan = plan_sweep(
-        options.recipe, options.overrides, out=options.out, only=options.only, allow_code=options.allow_code
-    )
+    plan = plan_sweep(options.recipe, options.overrides, out=options.out, only=options.only, allow_code=options.allow_code)
     if options.dry_run:
         print(*plan.describe(), sep="\n")
         return

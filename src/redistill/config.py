@@ -100,10 +100,12 @@ class StudentConfig(ModelConfig):
         super().__post_init__()
         if self.model == "teacher" and self.initialise is None:
             raise ConfigError("initialise: missing; choose layers of the teacher (layers: 8), or name a model of its own")
-        if self.lora is not None and self.lora.quantise != "none" and self.initialise is not None:
+        is_changed = self.initialise is not None or self.adapter is not None or self.model.endswith(".gguf")
+        if self.lora is not None and is_changed and (self.lora.quantise != "none" or self.lora.export == "adapter"):
+            setting = "quantise" if self.lora.quantise != "none" else "export"
             raise ConfigError(
-                f"lora.quantise = {self.lora.quantise!r}: takes a model as it is loaded, not some of its layers; "
-                "drop `initialise`, or set it to none"
+                f"lora.{setting} = {getattr(self.lora, setting)!r}: needs a student that is loaded as it is, by a name "
+                f"that others can load; drop initialise, adapter or the .gguf file, or leave {setting} out"
             )
         if self.start == "finetuned" and self.finetune is None:
             raise ConfigError("start = 'finetuned': needs `finetune`, which says how; {updates: 3 epochs, learning_rate: 5e-4}")
@@ -172,7 +174,7 @@ class Run:
         optimiser: AdamW and its schedule.
         training: How long, how much at once, and what is kept.
         evaluation: How test answers are drawn.
-        compat: "distillm" repeats what the baselines' reference code does and its papers do not say; see docs/methods/compat.md.
+        compat: "distillm" repeats what the baselines' reference code does and papers do not say; see docs/methods/compat.md.
 
     Raises:
         ConfigError: an unknown method, no teacher where one is needed, or parts that do not fit each other.
@@ -194,16 +196,21 @@ class Run:
 
     def __post_init__(self) -> None:
         policy, objective = self.resolved_method.policy, self.resolved_method.objective
-        needs_teacher = objective.uses_teacher or policy.needs_teacher or self.student.model == "teacher"
-        if needs_teacher and self.teacher is None:
-            raise ConfigError(f"teacher: missing; method {self.method} with student.model = {self.student.model} needs one")
         if (policy.sampling is not None or policy.needs_teacher) and not objective.reads_sampled:
             raise ConfigError(
                 "policy: makes a model write what no term of the objective reads; set policy to fixed, or "
                 "objective.divergence to how its text is matched to the teacher"
             )
+        needs_teacher = objective.uses_teacher or policy.needs_teacher or self.student.model == "teacher"
+        if needs_teacher and self.teacher is None:
+            raise ConfigError(f"teacher: missing; method {self.method} with student.model = {self.student.model} needs one")
         if objective.policy_gradient is not None and not isinstance(policy, Rollouts):
             raise ConfigError("objective.policy_gradient: needs the policy rollouts, which scores what the student has written")
+        source = getattr(policy, "source", None)
+        while source is not None:
+            if isinstance(source, Rollouts):
+                raise ConfigError("policy: rollouts hand out a pool of their own and are no other policy's source; unwrap them")
+            source = getattr(source, "source", None)
 
     @property
     def resolved_method(self) -> Method:

@@ -287,6 +287,4 @@ class Generate(Protocol):
 class GenerateMixture(Protocol):
     """As `Generate`, with each token drawn from (1 - teacher_share) q + teacher_share p, q the student and p the teacher."""
 
-    def __call__(
-        self, requests: list[GenerationRequest], sampling: Sampling, teacher_share: float
-    ) -> list[Generation]: ...
+    def __call__(self, requests: list[GenerationRequest], sampling: Sampling, teacher_share: float) -> list[Generation]: ...

@@ -126,11 +126,13 @@ METHODS: dict[str, Method] = {
 }
 
 # What the public code of DistiLLM does under these names (docs/methods/compat.md): "on-policy" text is drawn from a buffer of
-# stale text, one coin falls for a whole batch, and SeqKD matches the teacher on the gold answers.
+# stale text, one coin falls for a whole batch, SeqKD matches the teacher on the gold answers, and padding counts in MiniLLM's
+# whitening.
 _REFERENCE: dict[str, dict[str, Any]] = {
     "seqkd": {"policy": Fixed(), "objective": Objective(sft_weight=0.0, divergence=ForwardKL())},
     "imitkd": {"policy": Buffered(source=StudentGenerated())},
     "gkd": {"policy": Mixed(source=Buffered(source=StudentGenerated()), student_fraction=0.5, coin="step")},
+    "minillm": {"policy": Rollouts(source=TeacherMixed(teacher_share=0.2), whiten="padded")},
     "distillm": {"policy": Adaptive(source=StudentGenerated(), coin="step")},
     "mgsr": {"policy": replace(_MGSR_POLICY, coin="step")},
     "mgsr-robust": {"policy": replace(_MGSR_POLICY, coin="step")},

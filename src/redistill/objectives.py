@@ -106,7 +106,9 @@ class Objective:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0 and finite; 0 leaves the term out")
         if self.uses_spans and self.span.vectors == "clipped" and not isinstance(self.divergence, DacKLConfig):
-            raise ConfigError("span.vectors = 'clipped': needs the divergence dac_kl, which says what is kept; or set it to full")
+            raise ConfigError(
+                "span.vectors = 'clipped': needs the divergence dac_kl, which says what is kept; or set it to full"
+            )
         if not (self.sft_weight or self.uses_sampled):
             raise ConfigError("objective: no term has a weight; set sft_weight, or name a divergence")
 
@@ -115,7 +117,9 @@ class Objective:
         return (
             cls(),
             cls(divergence=DacKLConfig(), span_weight=1.0),
-            cls(sft_weight=0.0, divergence=ReverseKL(), policy_gradient=PolicyGradientConfig(), pretraining=PretrainingConfig()),
+            cls(
+                sft_weight=0.0, divergence=ReverseKL(), policy_gradient=PolicyGradientConfig(), pretraining=PretrainingConfig()
+            ),
         )
 
     @property
@@ -218,9 +222,7 @@ def _divergence_term(
 ) -> DivergenceTerm:
     assert divergence is not None
     if objective.divergence_mean == "tokens":
-        return DivergenceTerm(
-            objective.divergence_weight / max(counts.sampled_tokens, 1), divergence, batch.num_sampled_rows
-        )
+        return DivergenceTerm(objective.divergence_weight / max(counts.sampled_tokens, 1), divergence, batch.num_sampled_rows)
     return DivergenceTerm(
         objective.divergence_weight / max(counts.sampled_sequences, 1),
         divergence,

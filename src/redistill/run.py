@@ -112,7 +112,7 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
         CheckpointError: the run has no trained student yet, or its scores were made with other settings.
     """
     folder = config.folder
-    if not (folder / "model" / "config.json").exists():
+    if not _has_model(folder):
         raise CheckpointError(f"{folder}: has no trained student; run `redistill train` with the same recipe first")
     accelerator = make_accelerator(config.training.precision)
     source = teacher_source(config)
@@ -207,6 +207,11 @@ def _evaluate(
         )
 
 
+def _has_model(folder: Path) -> bool:
+    """Whether the trained student of a run folder stands there, whole or as adapters."""
+    return any((folder / "model" / name).exists() for name in ("config.json", "adapter_config.json"))
+
+
 def _claim(config: Run) -> bool:
     """Make the run folder or recognise it as this run's own; returns whether the student in it is trained already.
 
@@ -228,7 +233,7 @@ def _claim(config: Run) -> bool:
             + (f", and {len(different) - 1} more fields differ" if len(different) > 1 else "")
             + "); choose another `out`, or remove the folder"
         )
-    return held.get("status") in {"trained", "finished"} and (folder / "model" / "config.json").exists()
+    return held.get("status") in {"trained", "finished"} and _has_model(folder)
 
 
 def _held(folder: Path) -> dict[str, Any] | None:

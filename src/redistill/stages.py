@@ -5,6 +5,7 @@ Nothing is trained here; the stages are described, and what the run then reads i
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from redistill.config import FinetuneConfig, Run, StudentConfig, TeacherConfig
 from redistill.models.load import ModelConfig
@@ -68,11 +69,17 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
 
 
 def _tuning(
-    config: Run, finetune: FinetuneConfig, name: str, student: StudentConfig, teacher: TeacherConfig | None, *, choose_by: str
+    config: Run,
+    finetune: FinetuneConfig,
+    name: str,
+    student: StudentConfig,
+    teacher: TeacherConfig | None,
+    *,
+    choose_by: Literal["rouge_l", "cross_entropy"],
 ) -> Run:
-    """Supervised fine-tuning with the run's data and batches; its optimiser is plain, so that runs of several methods share it."""
+    """Supervised fine-tuning with the run's data and batches; its optimiser is plain, so that methods can share it."""
     rate = finetune.learning_rate
-    training = {"updates": finetune.updates, "choose_by": choose_by, "patience": None}
+    training = dataclasses.replace(config.training, updates=finetune.updates, choose_by=choose_by, patience=None)
     return Run(
         name=f"{config.name}-{name}",
         method="sft",
@@ -82,7 +89,7 @@ def _tuning(
         student=student,
         data=dataclasses.replace(config.data, corpus=()),  # with the tests: what they ask is not trained on here either
         optimiser=OptimiserConfig(learning_rate=rate, final_learning_rate=min(rate, OptimiserConfig.final_learning_rate)),
-        training=dataclasses.replace(config.training, **training),
+        training=training,
         evaluation=dataclasses.replace(config.evaluation, compare=()),
     )
 

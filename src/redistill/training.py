@@ -30,7 +30,7 @@ from redistill.models.student import StudentModule
 from redistill.objectives import Counts, Objective, averages, terms
 from redistill.optimiser import OptimiserConfig, set_learning_rates
 from redistill.randomness import torch_seed
-from redistill.tracking import MetricsLog, Meter, Progress, peak_bytes
+from redistill.tracking import Meter, MetricsLog, Progress, peak_bytes
 
 _EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")
 
@@ -44,8 +44,8 @@ class TrainingConfig:
         batch_size: Sequences of one update over all processes.
         micro_batch_size: Sequences of one forward and backward on one process; None takes its whole share at once.
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
-        evaluate_every: Updates (or epochs) between validations, each of which may become the best checkpoint; 0 validates at the
-            end alone.
+        evaluate_every: Updates (or epochs) between validations, each of which may become the best checkpoint; 0 validates
+            before the first update and after the last alone.
         choose_by: What makes a checkpoint the best: the highest validation ROUGE-L, or the lowest cross entropy.
         save_every: Updates (or epochs) between checkpoints besides those at validations; 0 saves at validations alone.
         keep: How many checkpoints stand at once, the best one besides.
@@ -80,7 +80,9 @@ class TrainingConfig:
 
     def schedule(self, num_examples: int) -> "Schedule":
         """The lengths in updates, for a training set of so many examples."""
-        lengths = (in_updates(value, num_examples, self.batch_size) for value in (self.updates, self.evaluate_every, self.save_every))
+        lengths = (
+            in_updates(value, num_examples, self.batch_size) for value in (self.updates, self.evaluate_every, self.save_every)
+        )
         return Schedule(*lengths)
 
 
@@ -198,7 +200,11 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
         if _is_due(state.step, parts.schedule.evaluate_every) or state.step == parts.schedule.updates:
             _choose(parts, settings, state, _validate(parts, state))
         _count_cost(parts, state, time.perf_counter() - started)
-        if _is_due(state.step, parts.schedule.evaluate_every) or _is_due(state.step, parts.schedule.save_every) or _ends(parts, state):
+        if (
+            _is_due(state.step, parts.schedule.evaluate_every)
+            or _is_due(state.step, parts.schedule.save_every)
+            or _ends(parts, state)
+        ):
             save_checkpoint(parts, settings, state)
     return state
 
@@ -255,7 +261,8 @@ def _clip(parts: Parts, max_norm: float) -> dict[str, float]:
 
 
 def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], draw: Draw) -> None:
-    share = [(sequence.origin, sequence.num_targets) for sequence in draw.sampled]
+    sampled = draw.gold if parts.objective.sft_on == "sampled" else draw.sampled
+    share = [(sequence.origin, sequence.num_targets) for sequence in sampled]
     drawn = [pair for process in gather_object([share]) for pair in process]
     origins = Counter(origin for origin, _ in drawn)
     lengths = [length for origin, length in drawn if origin != "dataset"]

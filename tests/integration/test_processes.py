@@ -22,13 +22,13 @@ from tests.worlds import GPT2, rows, tiny_run
 
 # Wider weights than a fresh model's, so that texts and teacher differ; no dropout, whose masks belong to a process.
 STILL_GPT2 = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-UPDATES = 4
+UPDATES = 3
 CUTS = {"one by one": (1, 8, 16), "one by four": (1, 2, 4), "two by two": (2, 2, 1)}  # processes, micro-batch, texts at once
 OTHER_CUTS = [name for name in CUTS if name != "one by one"]
 SECTIONS: dict[str, dict[str, Any]] = {  # where a method's defaults would show little in a few updates
     "minillm": {"policy": {"kind": "rollouts", "source": "teacher_mixed", "num_rollouts": 16, "inner_epochs": 2}},
     "distillm": {"policy": {"kind": "adaptive", "threshold": 0.7, "capacity": 8}},
-    "mgsr": {"training": {"updates": 10}},
+    "mgsr": {"training": {"updates": 8}},
 }
 
 every_method = pytest.mark.parametrize("method", list(METHODS))

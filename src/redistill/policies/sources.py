@@ -1,7 +1,7 @@
 """What every policy is made of: the order of the gold data, and sources that answer its prompts.
 
-A *policy node* (`Fixed`, `StudentGenerated`, `Mixed`, `Revised` ...) is a frozen dataclass, so it is its own YAML; `bind(tools)`
-makes the running *source* of it.  `Policy` joins a source with the gold data.  Every draw is keyed by (seed, purpose, step,
+A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass, so it is its own YAML; `bind(tools)` makes its
+running *source*.  `Policy` joins a source with the gold data.  Every draw is keyed by (seed, purpose, step,
 sample), and what is remembered - buffers, roll-outs - is gathered from all processes, so what is drawn does not depend on the
 number of processes or on a resume.
 """
@@ -230,7 +230,7 @@ class Policy(Wrapping):
         gold = [item.sequence for item in items]
         sampled = self._source.sequences(step, items)
         if self._rewrite is not None:
-            sampled = [sequence if sequence.origin == "dataset" or sequence.rollout else self._rewrite(sequence) for sequence in sampled]
+            sampled = [s if s.origin == "dataset" or s.rollout else self._rewrite(s) for s in sampled]
         if self._mark_spans is not None:
             marked = self._mark_spans(sampled)
             replaced = {id(old): new for old, new in zip(sampled, marked, strict=True)}
