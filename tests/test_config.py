@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from redistill.clipping import DacKLConfig
-from redistill.config import Run, decode_run, encode_run, load_config
+from redistill.config import Run, decode_run, encode_run, load_config, up_to_date
 from redistill.decoding import kind_of
 from redistill.divergences import Divergence
 from redistill.errors import ConfigError
@@ -194,3 +194,11 @@ REFUSED = {
 def test_what_is_out_of_range_is_refused_with_its_path(case: str) -> None:
     sections, said = REFUSED[case]
     assert said in refusal(**sections)
+
+
+def test_a_run_of_an_older_version_gets_the_fields_that_came_later() -> None:
+    run = least(seed=5)
+    tree = encode_run(run)
+    del tree["compat"], tree["training"]["choose_by"]
+    assert up_to_date(tree) == encode_run(run)
+    assert up_to_date({"no": "run"}) == {"no": "run"}

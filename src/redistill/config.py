@@ -306,3 +306,11 @@ def encode_run(run: Run) -> dict[str, Any]:
     A part from outside the package is written as `module:Name`, and read again where that module is allowed.
     """
     return decoding.encode(run, NAMES)
+
+
+def up_to_date(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a stored run with the fields that came later at their defaults; as it is where it is no run any more."""
+    try:
+        return encode_run(decode_run(tree, "a stored run"))
+    except ConfigError:
+        return dict(tree)

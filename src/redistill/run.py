@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from redistill import evaluation, files, tracking
 from redistill.assembly import check_positions, load_tests, shared_vocabulary
 from redistill.bench import Bench, make_accelerator, open_bench
-from redistill.config import DataConfig, Run, encode_run
+from redistill.config import DataConfig, Run, encode_run, up_to_date
 from redistill.data.tokenize import TokenizeConfig
 from redistill.decoding import decode
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
@@ -224,7 +224,7 @@ def _claim(config: Run) -> bool:
     held = _held(folder)
     if held is None:
         return False
-    mine, theirs = _flat(encode_run(config)), _flat(held.get("config", {}))
+    mine, theirs = _flat(encode_run(config)), _flat(up_to_date(held.get("config", {})))
     different = sorted(name for name in mine.keys() | theirs.keys() if name != "out" and mine.get(name) != theirs.get(name))
     if different:
         name = different[0]

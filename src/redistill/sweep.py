@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from redistill import files
-from redistill.config import Run, encode_run, override_run
+from redistill.config import Run, encode_run, override_run, up_to_date
 from redistill.demo import student_tree, toy_world, world_folder
 from redistill.errors import ConfigError, TrainingError
 from redistill.experiments.compare import build_comparison
@@ -196,7 +196,7 @@ def _status(config: Run) -> str:
     if not path.is_file():
         return "waiting"
     held = mapping(files.read_json(path))
-    different = _first_difference(_settings(encode_run(config)), _settings(mapping(held.get("config"))))
+    different = _first_difference(_settings(encode_run(config)), _settings(up_to_date(mapping(held.get("config")))))
     if different:
         raise ConfigError(f"{config.folder}: holds another run ({different}); choose another --out, or remove the folder")
     return str(held.get("status"))

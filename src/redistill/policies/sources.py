@@ -1,8 +1,8 @@
 """What every policy is made of: the order of the gold data, and sources that answer its prompts.
 
-A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass, so it is its own YAML; `bind(tools)` makes its
-running *source*.  `Policy` joins a source with the gold data.  Every draw is keyed by (seed, purpose, step,
-sample), and what is remembered - buffers, roll-outs - is gathered from all processes, so what is drawn does not depend on the
+A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass, so it is its own YAML; `bind(tools)` makes
+its running *source*.  `Policy` joins a source with the gold data.  Every draw is keyed by (seed, purpose, step, sample), and
+what is remembered - buffers, roll-outs - is gathered from all processes, so what is drawn does not depend on the
 number of processes or on a resume.
 """
 
