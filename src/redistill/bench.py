@@ -32,6 +32,10 @@ from redistill.training import Parts, TrainingState, restore_checkpoint, train
 from redistill.vocab_pass import Head
 
 
+MAX_CORPUS_BLOCKS = 200_000
+"""Text beyond this is not read: 100 million tokens at 512 a block, 400 MB in every process."""
+
+
 @contextmanager
 def open_bench(config: Run) -> Iterator["Bench"]:
     """Everything of a run loaded and on its device, with progress on the screen while it is open.
@@ -68,6 +72,7 @@ class Bench:
         self.method = config.resolved_method
         self.schedule = config.training.schedule(len(data.train))
         self.meter = tracking.Meter()
+        self.corpus = self._read_corpus()
         device = accelerator.device
         self.teacher = (
             None if models.teacher is None else LocalTeacher(models.teacher, vocabulary=models.vocabulary, device=device)
@@ -244,26 +249,31 @@ class Bench:
         special = (*self.models.end_ids, *self.models.tokenizer.all_special_ids)
         marker = None if self.spans is None else SpanMarker(self.spans, self.models.tokenizer, special)
         rewrite = None if self.config.compat is None else partial(legacy_sequence, end_id=self.models.end_ids[0])
-        return Policy(gold, self.method.policy.bind(tools), marker, corpus=self._corpus(), rewrite=rewrite)
+        return Policy(gold, self.method.policy.bind(tools), marker, corpus=self._corpus_batches(), rewrite=rewrite)
 
-    def _corpus(self) -> Shuffled[TokenSequence] | None:
-        """Blocks of plain text for the pre-training term, as many as the run can read."""
-        config, tokens = self.config, self.config.data.tokens
-        if self.method.objective.pretraining is None or not config.data.corpus:
-            if self.method.objective.pretraining is not None or config.data.corpus:
-                without = "no data.corpus" if config.data.corpus == () else f"method {config.method} does not read data.corpus"
-                self.progress.note(f"note: {without}; there is no pre-training term")
-            return None
-        blocks = load_corpus(
-            config.data.corpus,
+    def _read_corpus(self) -> Sequence[TokenSequence]:
+        """Blocks of plain text for the pre-training term: no more than the run reads, or memory should hold."""
+        sources, tokens = self.config.data.corpus, self.config.data.tokens
+        wanted = self.method.objective.pretraining is not None
+        if wanted != bool(sources):
+            why = "no data.corpus" if wanted else f"method {self.config.method} does not read data.corpus"
+            self.progress.note(f"note: {why}; there is no pre-training term")
+        if not (wanted and sources):
+            return ()
+        return load_corpus(
+            sources,
             self.models.tokenizer,
             block_tokens=tokens.prompt_tokens + tokens.response_tokens,
-            max_blocks=self.schedule.updates * config.training.batch_size,
+            max_blocks=min(self.schedule.updates * self.config.training.batch_size, MAX_CORPUS_BLOCKS),
         )
+
+    def _corpus_batches(self) -> Shuffled[TokenSequence] | None:
+        if not self.corpus:
+            return None
         return Shuffled(
-            blocks,
-            batch_size=config.training.batch_size,
-            seed=config.seed,
+            self.corpus,
+            batch_size=self.config.training.batch_size,
+            seed=self.config.seed,
             purpose="corpus",
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,

@@ -275,6 +275,15 @@ def _stages(config: Run) -> dict[str, Any]:
     }
 
 
+def _corpus(bench: Bench) -> dict[str, Any]:
+    """What was read of the corpus, as run.json tells it; nothing where no term reads one."""
+    if not bench.corpus:
+        return {}
+    sources = bench.config.data.corpus
+    hashes = {source: files.digest(Path(source)) for source in sources if Path(source).is_file()}
+    return {"corpus": {"source": list(sources), "blocks": len(bench.corpus), "sha256": hashes}}
+
+
 def _write_run_file(bench: Bench, command: str | None, status: str, cost: Mapping[str, Any] | None = None) -> None:
     config = bench.config
     described = {
@@ -291,7 +300,7 @@ def _write_run_file(bench: Bench, command: str | None, status: str, cost: Mappin
         "cost": cost,
         "stages": _stages(config),
         "config": encode_run(config),
-        "data": dict(bench.data.manifest),
+        "data": {**bench.data.manifest, **_corpus(bench)},
         "models": dict(bench.models.manifest),
         "spans": None if bench.spans is None else bench.spans.description,
     }

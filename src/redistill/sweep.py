@@ -260,9 +260,10 @@ def _job(config: Run, command: str, needs: Sequence[str], allow_code: Sequence[s
 
 def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: int) -> list[str]:
     """Run the jobs and keep sweep.json true; returns a phrase for each that failed."""
-    for config in (config for entry in plan.wanted for config in (*entry.stages, entry.run)):
-        if any(job.name == config.folder.name for job in todo):
-            files.write_text(config.folder / RECIPE_FILE, yaml.safe_dump(encode_run(config), sort_keys=False))
+    every = {config.folder: config for entry in plan.wanted for config in (*entry.stages, entry.run)}
+    for job in todo:
+        recipe = yaml.safe_dump(encode_run(every[job.log.parent]), sort_keys=False)
+        files.write_text(job.log.parent / RECIPE_FILE, recipe)
     failed: list[str] = []
 
     def begun(job: Job) -> None:
