@@ -31,7 +31,6 @@ from redistill.teachers import LocalTeacher
 from redistill.training import Parts, TrainingState, restore_checkpoint, train
 from redistill.vocab_pass import Head
 
-
 MAX_CORPUS_BLOCKS = 200_000
 """Text beyond this is not read: 100 million tokens at 512 a block, 400 MB in every process."""
 
