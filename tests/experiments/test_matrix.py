@@ -1,5 +1,7 @@
 """Sweep recipes: what they expand to, and what is refused with its place and remedy."""
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 import yaml
 
 from redistill.errors import ConfigError
-from redistill.experiments.matrix import Cell, cells, merged, read_sweep
+from redistill.experiments.matrix import Cell, Sweep, cells, merged, read_sweep
 
 MINIMAL: dict[str, Any] = {"name": "table", "rows": {"sft": {"method": "sft"}, "mgsr": {"method": "mgsr"}}}
 
@@ -119,3 +121,9 @@ def test_a_wrong_sweep_is_refused_with_its_place(tmp_path: Path, case: str) -> N
 def test_a_missing_sweep_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file or directory; give the path of a sweep"):
         read_sweep(tmp_path / "none.yaml")
+
+
+def test_the_page_of_sweeps_has_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert named == [field.name for field in dataclasses.fields(Sweep)]

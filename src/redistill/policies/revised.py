@@ -102,7 +102,7 @@ class RevisedSource(Wrapping):
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         sequences = list(self._source.sequences(step, items))
-        places = [place for place, sequence in enumerate(sequences) if sequence.origin in {"student", "revised"}]
+        places = [place for place, sequence in enumerate(sequences) if sequence.origin in {"student", "mixture", "revised"}]
         drafts = [sequences[place] for place in places]
         revised = self._all_rounds(step, drafts) if drafts else []
         if self._settings.mode == "append":

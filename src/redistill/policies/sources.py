@@ -13,13 +13,15 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 
-from redistill.contracts import Batch, Draw, Example, Generate, GenerateMixture, Sampling, Teacher, TokenSequence
+from redistill.contracts import Batch, Draw, Example, Generate, GenerateMixture, Origin, Sampling, Teacher, TokenSequence
 from redistill.randomness import generator
 from redistill.vocab_pass import Head
 
 Item = TypeVar("Item")
 Gather = Callable[[list[Any]], list[Any]]
 Coin = Literal["sample", "step"]
+# The teacher's text is data like any other.
+REWRITTEN: frozenset[Origin] = frozenset({"student", "mixture", "revised", "replay"})
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ class Policy(Wrapping):
     Args:
         mark_spans: Adds spans to sequences that have none, or None where no term needs them.
         corpus: Blocks of text for the pre-training term, or None where it is left out.
-        rewrite: Changes what a model wrote, roll-outs aside, before it is learned from; None leaves it as it is.
+        rewrite: Changes what the student wrote, roll-outs aside, before it is learned from; None leaves it as it is.
     """
 
     def __init__(
@@ -230,7 +232,7 @@ class Policy(Wrapping):
         gold = [item.sequence for item in items]
         sampled = self._source.sequences(step, items)
         if self._rewrite is not None:
-            sampled = [s if s.origin == "dataset" or s.rollout else self._rewrite(s) for s in sampled]
+            sampled = [self._rewrite(s) if s.origin in REWRITTEN and s.rollout is None else s for s in sampled]
         if self._mark_spans is not None:
             marked = self._mark_spans(sampled)
             replaced = {id(old): new for old, new in zip(sampled, marked, strict=True)}
