@@ -202,3 +202,10 @@ def test_a_run_of_an_older_version_gets_the_fields_that_came_later() -> None:
     del tree["compat"], tree["training"]["choose_by"]
     assert up_to_date(tree) == encode_run(run)
     assert up_to_date({"no": "run"}) == {"no": "run"}
+
+
+def test_an_override_of_one_field_keeps_the_rest_of_what_compat_says(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: r\nmethod: gkd\ncompat: distillm\nstudent: {model: s}\nteacher: {model: t}\n")
+    policy = load_config(path, ["policy.student_fraction=0.3"]).resolved_method.policy
+    assert policy == dataclasses.replace(as_in_reference("gkd").policy, student_fraction=0.3)

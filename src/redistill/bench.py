@@ -19,11 +19,12 @@ from redistill.contracts import Batch, Generation, GenerationRequest, Sampling, 
 from redistill.data.corpus import load_corpus
 from redistill.errors import ConfigError
 from redistill.guards import EarlyStopping, FiniteGuard
+from redistill.methods import method
 from redistill.models.generate import generate
 from redistill.models.lora import load_trainable_state, save_student
 from redistill.models.student import StudentModule
 from redistill.optimiser import parameter_groups
-from redistill.policies import GoldBatches, Policy, PolicyTools, Revision, Shuffled
+from redistill.policies import Adaptive, GoldBatches, Policy, PolicyTools, Revision, Shuffled
 from redistill.policies.legacy import legacy_sequence
 from redistill.spans.extract import load_extractor
 from redistill.spans.mark import SpanMarker
@@ -54,7 +55,7 @@ def open_bench(config: Run) -> Iterator["Bench"]:
         models = load_models(config)
         rejected = config.folder / "rejected.jsonl" if is_main else None
         data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, say=progress.note)
-        for note in models.notes:
+        for note in (*models.notes, *_notes(config)):
             progress.note(f"note: {note}")
         bench = Bench(config, accelerator, models, data, progress)
         progress.expect(bench.schedule.updates)
@@ -300,6 +301,15 @@ class Bench:
             "new_tail": text(after.response_ids[at + 1 :]),
         }
         files.append_line(self.config.folder / "revisions.jsonl", line)
+
+
+def _notes(config: Run) -> Iterator[str]:
+    """What of a recipe may not be what its author expects, though nothing is wrong with it."""
+    if method(config.method).start == "finetuned" and config.student.start == "method" and config.student.finetune is None:
+        yield f"{config.method} usually starts from a fine-tuned student; student.finetune says how, and is not given"
+    policy = config.resolved_method.policy
+    if isinstance(policy, Adaptive) and policy.threshold == 0 and not config.training.evaluate_every:
+        yield "adaptive draws student text only after a validation loss has risen, and training.evaluate_every is 0"
 
 
 def _named_score(config: Run, state: TrainingState) -> str:

@@ -35,13 +35,19 @@ SLOTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Supervised fine-tuning of a model before the run, on the run's own data, with its training settings but for these.
+    """Supervised fine-tuning of a model before the run, on the run's own data.
 
-    The fine-tuned model gets a run folder of its own, and is not tuned again where that is finished.
+    Its settings stand here and not in the run's, so that runs which differ in theirs have the same teacher and start.  The
+    fine-tuned model gets a run folder of its own, and is not tuned again where that is finished.
 
     Args:
         updates: Optimiser steps in all; a number, or "3 epochs".
         learning_rate: At the start of its cosine.
+        batch_size: Sequences of one update over all processes.
+        micro_batch_size: Sequences of one forward and backward on one process; None takes its whole share at once.
+        evaluate_every: Updates (or epochs) between validations; 0 validates at the end alone.
+        seed: Of its order and dropout; None takes 10 for a teacher, so that all training seeds have the same one, and the
+            run's for a student.
         choose_by: What makes a checkpoint the best, as `training.choose_by`; None takes ROUGE-L for a teacher and cross entropy
             for a student.
         lora: Adapters that are tuned in place of all weights, and merged at the end; None tunes all weights.
@@ -53,12 +59,20 @@ class FinetuneConfig:
 
     updates: int | str = 500
     learning_rate: float = 5e-5
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    evaluate_every: int | str = "1 epoch"
+    seed: int | None = None
     choose_by: Literal["rouge_l", "cross_entropy"] | None = None
     lora: LoraConfig | None = None
     out: str | None = None
 
     def __post_init__(self) -> None:
         check_length("updates", self.updates, 1)
+        check_length("evaluate_every", self.evaluate_every, 0)
+        for name in ("batch_size", "micro_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 1")
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate = {self.learning_rate}: must be > 0 and finite")
 
@@ -292,7 +306,7 @@ def _row(tree: Mapping[str, Any], source: str, outside: Outside) -> Method | Non
     """The tree's method, its module imported where it is from outside; None where there is none, as decoding will say."""
     name = str(tree.get("method", Run.method))
     if ":" not in name:
-        return METHODS.get(name)
+        return None if name not in METHODS else as_in_reference(name) if tree.get("compat") else METHODS[name]
     try:
         found = outside.load(name)
     except ConfigError as error:
@@ -314,3 +328,10 @@ def up_to_date(tree: Mapping[str, Any]) -> dict[str, Any]:
         return encode_run(decode_run(tree, "a stored run"))
     except ConfigError:
         return dict(tree)
+
+
+def without_places(tree: Any) -> Any:
+    """The tree of a run without the folders that it and its stages write to, which may be moved."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {name: without_places(item) for name, item in tree.items() if name != "out"}

@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from redistill import evaluation, files, tracking
 from redistill.assembly import check_positions, load_tests, shared_vocabulary
 from redistill.bench import Bench, make_accelerator, open_bench
-from redistill.config import DataConfig, Run, encode_run, up_to_date
+from redistill.config import DataConfig, Run, encode_run, up_to_date, without_places
 from redistill.data.tokenize import TokenizeConfig
 from redistill.decoding import decode
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
@@ -224,8 +224,8 @@ def _claim(config: Run) -> bool:
     held = _held(folder)
     if held is None:
         return False
-    mine, theirs = _flat(encode_run(config)), _flat(up_to_date(held.get("config", {})))
-    different = sorted(name for name in mine.keys() | theirs.keys() if name != "out" and mine.get(name) != theirs.get(name))
+    mine, theirs = (_flat(without_places(tree)) for tree in (encode_run(config), up_to_date(held.get("config", {}))))
+    different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if different:
         name = different[0]
         raise ConfigError(
@@ -270,7 +270,11 @@ def _cost(config: Run, state: TrainingState) -> dict[str, Any]:
 def _stages(config: Run) -> dict[str, Any]:
     """The stages of a run as run.json tells them."""
     return {
-        name: {"folder": str(stage.folder), "cost": files.read_json(stage.folder / RUN_FILE).get("cost")}
+        name: {
+            "folder": str(stage.folder),
+            "cost": files.read_json(stage.folder / RUN_FILE).get("cost"),
+            "sha256": {path.name: files.digest(path) for path in sorted((stage.folder / "model").glob("*.safetensors"))},
+        }
         for name, stage in stages(config).items()
     }
 
@@ -280,8 +284,8 @@ def _corpus(bench: Bench) -> dict[str, Any]:
     if not bench.corpus:
         return {}
     sources = bench.config.data.corpus
-    hashes = {source: files.digest(Path(source)) for source in sources if Path(source).is_file()}
-    return {"corpus": {"source": list(sources), "blocks": len(bench.corpus), "sha256": hashes}}
+    hashes = [files.digest(Path(source)) for source in sources if Path(source).is_file()]
+    return {"corpus": {"source": ", ".join(sources), "blocks": len(bench.corpus), "sha256": ", ".join(hashes)}}
 
 
 def _write_run_file(bench: Bench, command: str | None, status: str, cost: Mapping[str, Any] | None = None) -> None:

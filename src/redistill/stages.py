@@ -10,6 +10,7 @@ from typing import Literal
 from redistill.config import FinetuneConfig, Run, StudentConfig, TeacherConfig
 from redistill.models.load import ModelConfig
 from redistill.optimiser import OptimiserConfig
+from redistill.training import TrainingConfig
 
 
 def stages(config: Run) -> dict[str, Run]:
@@ -51,11 +52,12 @@ def _teacher_stage(config: Run, teacher: TeacherConfig, finetune: FinetuneConfig
         model=teacher.model,
         revision=teacher.revision,
         adapter=teacher.adapter,
+        dtype="float32" if finetune.lora is None else teacher.dtype,  # what is frozen may stay as small as it is
         gradient_checkpointing=teacher.gradient_checkpointing,
         lora=finetune.lora,
         start="base",
     )
-    return _tuning(config, finetune, "teacher", student, None, choose_by=finetune.choose_by or "rouge_l")
+    return _tuning(config, finetune, "teacher", student, None, seed=Run.seed, choose_by=finetune.choose_by or "rouge_l")
 
 
 def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
@@ -65,7 +67,8 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
         assert source is not None
         teacher = TeacherConfig(**{f.name: getattr(source, f.name) for f in dataclasses.fields(ModelConfig)})
     student = dataclasses.replace(config.student, finetune=None, start="base", lora=finetune.lora or config.student.lora)
-    return _tuning(config, finetune, "start", student, teacher, choose_by=finetune.choose_by or "cross_entropy")
+    choose_by = finetune.choose_by or "cross_entropy"
+    return _tuning(config, finetune, "start", student, teacher, seed=config.seed, choose_by=choose_by)
 
 
 def _tuning(
@@ -75,21 +78,30 @@ def _tuning(
     student: StudentConfig,
     teacher: TeacherConfig | None,
     *,
+    seed: int,
     choose_by: Literal["rouge_l", "cross_entropy"],
 ) -> Run:
-    """Supervised fine-tuning with the run's data and batches; its optimiser is plain, so that methods can share it."""
-    rate = finetune.learning_rate
-    training = dataclasses.replace(config.training, updates=finetune.updates, choose_by=choose_by, patience=None)
+    """The stage as a run: what it shares with others is the run's data, precision and machine, and nothing of its method."""
+    rate, fallback = finetune.learning_rate, OptimiserConfig.final_learning_rate
+    folder = _stage_folder(config, finetune, name)
     return Run(
-        name=f"{config.name}-{name}",
+        name=folder.name,  # not the run's: others may share the stage
         method="sft",
-        seed=config.seed,
-        out=str(_stage_folder(config, finetune, name)),
+        seed=seed if finetune.seed is None else finetune.seed,
+        out=str(folder),
         teacher=teacher,
         student=student,
         data=dataclasses.replace(config.data, corpus=()),  # with the tests: what they ask is not trained on here either
-        optimiser=OptimiserConfig(learning_rate=rate, final_learning_rate=min(rate, OptimiserConfig.final_learning_rate)),
-        training=training,
+        optimiser=OptimiserConfig(learning_rate=rate, final_learning_rate=min(rate, fallback)),
+        training=TrainingConfig(
+            updates=finetune.updates,
+            batch_size=finetune.batch_size,
+            micro_batch_size=finetune.micro_batch_size,
+            evaluate_every=finetune.evaluate_every,
+            choose_by=choose_by,
+            precision=config.training.precision,
+            log_every=config.training.log_every,
+        ),
         evaluation=dataclasses.replace(config.evaluation, compare=()),
     )
 

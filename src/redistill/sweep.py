@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from redistill import files
-from redistill.config import Run, encode_run, override_run, up_to_date
+from redistill.config import Run, encode_run, override_run, up_to_date, without_places
 from redistill.demo import student_tree, toy_world, world_folder
 from redistill.errors import ConfigError, TrainingError
 from redistill.experiments.compare import build_comparison
@@ -183,7 +183,7 @@ def _digest(config: Run) -> str:
 
 
 def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in tree.items() if key not in {"name", "out"}}
+    return {key: value for key, value in without_places(tree).items() if key != "name"}
 
 
 def _status(config: Run) -> str:

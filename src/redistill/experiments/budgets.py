@@ -139,6 +139,20 @@ def _weights(role: str) -> Callable[[Entry], str | None]:
     return read
 
 
+def _tuned(stage: str, role: str) -> Callable[[Entry], str | None]:
+    """Hash of the weights that came out of the fine-tuning before the run; None where the run has no such model."""
+
+    def read(entry: Entry) -> str | None:
+        described = entry.run.description
+        if "stages" not in described or role not in mapping(described.get("models")):
+            return None
+        told = mapping(mapping(described["stages"]).get(stage))
+        hashes = ", ".join(str(value)[:_HASH_LETTERS] for value in mapping(told.get("sha256")).values())
+        return (hashes or str(told.get("folder"))) if told else "not fine-tuned"
+
+    return read
+
+
 def _evaluated(*names: str) -> Callable[[Entry], str | None]:
     """How the answers were drawn, as the scores tell it, else as the recipe asked for it."""
 
@@ -199,8 +213,10 @@ _ASPECTS = (
     _Aspect(name="data learnt from", read=_learnt_from),
     _Aspect(name="rows", read=_rows),
     _Aspect(name="teacher", read=_model("teacher"), optional=True),
+    _Aspect(name="fine-tuned teacher", read=_tuned("teacher", "teacher"), optional=True),
     _Aspect(name="teacher's weights", read=_weights("teacher"), optional=True, by_seed=True),
     _Aspect(name="student", read=_model("student")),
+    _Aspect(name="student's start", read=_tuned("start", "student"), optional=True, by_seed=True),
     _Aspect(name="student's weights before training", read=_weights("before"), optional=True, by_seed=True),
     _Aspect(name="evaluation seeds", read=_evaluated("seeds")),
     _Aspect(name="evaluation limit", read=_evaluated("limit")),
