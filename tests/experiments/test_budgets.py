@@ -146,3 +146,16 @@ def test_machines_are_told_apart(tmp_path):
     change = {"machine.accelerators": ["One GPU"]}
     runs = [place(tmp_path / "1", "sft"), place(tmp_path / "2", "mgsr", change=change), place(tmp_path / "3", "kd")]
     assert machines(read_lineup(runs).entries) == ["Some CPU", "Some CPU, One GPU"]
+
+
+def test_another_fine_tuned_teacher_or_start_is_flagged_by_its_weights(tmp_path):
+    def stage(letter: str) -> dict:
+        return {"folder": "stages/x", "sha256": {"model.safetensors": letter * 64}}
+
+    one, two = ({"stages": {"teacher": stage("a"), "start": stage(letter)}} for letter in "bc")
+    base = {"stages": {"teacher": stage("a")}}
+    folders = [place(tmp_path / name, name, change=change) for name, change in (("x", one), ("y", two), ("z", base))]
+    found = checked(*folders)
+    assert "student's start: bbbbbbbbbb (x), cccccccccc (y), not fine-tuned (z)" in found.unequal
+    assert "fine-tuned teacher aaaaaaaaaa" in found.equal
+    assert checked(folders[0], place(tmp_path / "w", "w", change=one)).unequal == []
