@@ -13,7 +13,7 @@ from redistill.config import Run, decode_run, encode_run, load_config, up_to_dat
 from redistill.decoding import kind_of
 from redistill.divergences import Divergence
 from redistill.errors import ConfigError
-from redistill.methods import METHODS, as_in_reference
+from redistill.methods import METHODS, as_in_reference, method
 from redistill.objectives import Objective
 from redistill.policies import Fixed, PolicyConfig, Rollouts
 
