@@ -1,10 +1,11 @@
-"""Reverse KL on fixed roll-outs: how far a run's student is from its teacher on text that the untrained student wrote.
+"""Did training bring a student nearer to what its method aims at?  A table over finished runs.
 
-    python benchmarks/fixed_rollouts.py runs/minillm [runs/... ]
+    python benchmarks/held_out.py runs/table1-toy/*-seed10
 
-MiniLLM minimises the KL from student to teacher over the student's own text, so its cross entropy on gold answers need not
-fall.  Here one answer to each validation prompt is written by the student before training (temperature 1, seed of the run), and
-KL(q || p) is averaged over its tokens, in nats, for the student before training and for the trained one.
+Cross entropy and KL(p || q) on the gold answers of the validation set, before the first update and after the last, are read
+from metrics.jsonl.  MiniLLM minimises the KL from student to teacher over the student's own text, so these two need not fall for it.
+Hence the last columns: one answer to each validation prompt is written by the student before training (temperature 1, the run's
+seed), and KL(q || p) is averaged over its tokens, in nats, for the student before training and for the exported one.
 """
 
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from redistill import files
 from redistill.bench import Bench, open_bench
 from redistill.config import load_config
 from redistill.contracts import GenerationRequest, Sampling, TokenSequence
@@ -53,17 +55,29 @@ def reverse_kl(bench: Bench, sequences: list[TokenSequence], batch_size: int = 1
     return total / count
 
 
+def fixed_rollouts(folder: Path) -> tuple[float, float, int]:
+    """Reverse KL before and after training, and how many roll-outs it was measured on."""
+    with open_bench(load_config(folder / "run.json")) as bench:
+        sequences = rollouts(bench)
+        before = reverse_kl(bench, sequences)
+        trained, _ = load_model(ModelConfig(model=str(folder / "model")))
+        with torch.no_grad():
+            for parameter, value in zip(bench.student.model.parameters(), trained.parameters(), strict=True):
+                parameter.copy_(value)
+        return before, reverse_kl(bench, sequences), len(sequences)
+
+
 def main(folders: list[Path]) -> None:
+    print("| run | updates | cross entropy | KL(p, q) | KL(q, p) on fixed roll-outs | roll-outs |\n|---|---|---|---|---|---|")
     for folder in folders:
-        with open_bench(load_config(folder / "run.json")) as bench:
-            sequences = rollouts(bench)
-            before = reverse_kl(bench, sequences)
-            trained, _ = load_model(ModelConfig(model=str(folder / "model")))
-            with torch.no_grad():
-                for parameter, value in zip(bench.student.model.parameters(), trained.parameters(), strict=True):
-                    parameter.copy_(value)
-            after = reverse_kl(bench, sequences)
-        print(f"{folder}: KL(q || p) on {len(sequences)} fixed roll-outs: {before:.4f} before, {after:.4f} after training")
+        validations = [line for line in files.read_lines(folder / "metrics.jsonl") if line["kind"] == "validation"]
+        first, last = validations[0], validations[-1]
+        before, after, number = fixed_rollouts(folder)
+        print(
+            f"| {folder.name} | {last['step']} | {first['cross_entropy']:.3f} → {last['cross_entropy']:.3f} "
+            f"| {first['kl']:.3f} → {last['kl']:.3f} | {before:.3f} → {after:.3f} | {number} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
