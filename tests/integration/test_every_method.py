@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from redistill import files
-from redistill.methods import METHODS
+from redistill.methods import METHODS, as_in_reference
 from redistill.models.load import ModelConfig, load_model
 from redistill.run import train_student
 from tests.worlds import GPT2, LLAMA, tiny_run
@@ -74,6 +74,17 @@ def test_three_updates(world: Path, method: str, family: str) -> None:
     assert [line["step"] for line in updates] == [1, 2, 3]
     assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in updates)
     load_model(ModelConfig(model=str(config.folder / "model")))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_as_in_the_reference_code(world: Path, method: str) -> None:
+    folder = world / "llama"
+    folder.mkdir(exist_ok=True)
+    config = tiny_run(folder, method, out=f"{method}-compat", training={"updates": 3}, compat="distillm")
+    assert config.resolved_method == as_in_reference(method)
+    train_student(config)
+    updates = [line for line in files.read_lines(config.folder / "metrics.jsonl") if line["kind"] == "train"]
+    assert len(updates) == 3 and all(math.isfinite(line["loss"]) for line in updates)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])

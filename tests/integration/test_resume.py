@@ -19,12 +19,14 @@ UPDATES, INTERRUPTED = 10, 5
 SECTIONS: dict[str, dict[str, Any]] = {  # the interruption falls into a cycle of roll-outs, and finds a buffer in use
     "minillm": {"policy": {"kind": "rollouts", "source": "teacher_mixed", "num_rollouts": 8, "inner_epochs": 2}},
     "distillm": {"policy": {"kind": "adaptive", "threshold": 0.8, "capacity": 6, "source": {"kind": "revised"}}},
+    "adapters": {"method": "kd", "student": {"lora": {"rank": 2, "alpha": 4}}},
 }
 
 
 def run(folder: Path, out: str, method: str = "mgsr") -> Run:
     settings = {"updates": UPDATES, "batch_size": 4, "micro_batch_size": 2, "save_every": INTERRUPTED, "log_every": 1}
-    return tiny_run(folder, method, config=WITH_DROPOUT, out=out, training=settings, **SECTIONS.get(method, {}))
+    sections = {"method": method, **SECTIONS.get(method, {})}
+    return tiny_run(folder, config=WITH_DROPOUT, out=out, training=settings, **sections)
 
 
 def train_until_interrupted(config: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +48,7 @@ def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
-@pytest.fixture(scope="module", params=["mgsr", "seqkd", "minillm", "distillm"])
+@pytest.fixture(scope="module", params=["mgsr", "seqkd", "minillm", "distillm", "adapters"])
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same run twice: straight through, and interrupted."""
     folder = tmp_path_factory.mktemp("resume")
