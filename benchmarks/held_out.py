@@ -3,9 +3,9 @@
     python benchmarks/held_out.py runs/table1-toy/*-seed10
 
 Cross entropy and KL(p || q) on the gold answers of the validation set, before the first update and after the last, are read
-from metrics.jsonl.  MiniLLM minimises the KL from student to teacher over the student's own text, so these two need not fall for it.
-Hence the last columns: one answer to each validation prompt is written by the student before training (temperature 1, the run's
-seed), and KL(q || p) is averaged over its tokens, in nats, for the student before training and for the exported one.
+from metrics.jsonl.  MiniLLM minimises the KL from student to teacher over the student's own text, so these two need not fall
+for it.  Hence the last columns: one answer to each validation prompt is written by the student before training (temperature
+1, the run's seed), and KL(q || p) is averaged over its tokens, in nats, for the student before training and the exported one.
 """
 
 import sys

@@ -3,7 +3,8 @@
     python benchmarks/process_agreement.py OUT [MODEL_RECIPE] [section.field=value ...]
 
 Ten updates of 16 sequences each: one process in one micro-batch, and two processes (gloo, started by torchrun) with
-micro-batches of four.  Printed are the largest difference of a weight tensor, relative to its norm, and whether the same sequences were drawn.
+micro-batches of four.  Printed are the largest difference of a weight tensor, relative to its norm, and whether the same
+sequences were drawn.
 With a recipe, its models and data are taken instead of the toy world's.
 """
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -209,3 +209,24 @@ def test_an_override_of_one_field_keeps_the_rest_of_what_compat_says(tmp_path: P
     path.write_text("name: r\nmethod: gkd\ncompat: distillm\nstudent: {model: s}\nteacher: {model: t}\n")
     policy = load_config(path, ["policy.student_fraction=0.3"]).resolved_method.policy
     assert policy == dataclasses.replace(as_in_reference("gkd").policy, student_fraction=0.3)
+
+
+@pytest.mark.parametrize(
+    "policy", [{"kind": "buffered", "capacity": 7}, {"kind": "mixed", "source": {"kind": "adaptive", "capacity": 7}}]
+)
+def test_a_buffer_that_holds_no_batch_is_refused_before_anything_is_loaded(policy: dict[str, Any]) -> None:
+    assert "capacity = 7: must be at least training.batch_size = 8" in refusal(method="gkd", policy=policy)
+
+
+def test_roll_outs_are_no_other_policys_source() -> None:
+    assert "rollouts hand out a pool of their own" in refusal(policy={"kind": "mixed", "source": "rollouts"})
+
+
+def test_adapters_over_a_start_of_ones_own_cannot_be_exported_alone() -> None:
+    student = {"model": "s", "lora": {"export": "adapter"}, "finetune": {"updates": 2}}
+    assert "student.lora.export = 'adapter'" in refusal(method="gkd", student=student)
+    assert least(method="kd", student=student), "which starts from the base"
+
+
+def test_lengths_beyond_counting_are_refused() -> None:
+    assert "updates" in refusal(training={"updates": "9" * 400 + " epochs"})

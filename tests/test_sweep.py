@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -265,7 +264,7 @@ def test_an_interruption_leaves_a_sweep_that_goes_on(plan: Callable[..., Plan], 
 
 
 def test_runs_side_by_side_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(sweep, "_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [sweep._environment(limit).get("OMP_NUM_THREADS") for limit in (1, 2, 8, 20)] == [None, "4", "1", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

@@ -307,6 +307,9 @@ def _notes(config: Run) -> Iterator[str]:
     """What of a recipe may not be what its author expects, though nothing is wrong with it."""
     if method(config.method).start == "finetuned" and config.student.start == "method" and config.student.finetune is None:
         yield f"{config.method} usually starts from a fine-tuned student; student.finetune says how, and is not given"
+    for name, usual in method(config.method).optimiser.items():
+        if (value := getattr(config.optimiser, name)) != usual:
+            yield f"optimiser.{name} is {value}, by the recipe; the method's own is {usual}"
     policy = config.resolved_method.policy
     if isinstance(policy, Adaptive) and policy.threshold == 0 and not config.training.evaluate_every:
         yield "adaptive draws student text only after a validation loss has risen, and training.evaluate_every is 0"

@@ -23,7 +23,7 @@ from redistill.models.lora import LoraConfig
 from redistill.objectives import Objective
 from redistill.optimiser import OptimiserConfig
 from redistill.outside import Outside, Slot
-from redistill.policies import PolicyConfig, Rollouts
+from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
 from redistill.training import TrainingConfig, check_length
 
 NAMES = {"PolicyConfig": PolicyConfig}  # what the forward references of policy nodes mean
@@ -220,11 +220,25 @@ class Run:
             raise ConfigError(f"teacher: missing; method {self.method} with student.model = {self.student.model} needs one")
         if objective.policy_gradient is not None and not isinstance(policy, Rollouts):
             raise ConfigError("objective.policy_gradient: needs the policy rollouts, which scores what the student has written")
-        source = getattr(policy, "source", None)
-        while source is not None:
-            if isinstance(source, Rollouts):
+        if self.starts_finetuned and self.student.lora is not None and self.student.lora.export == "adapter":
+            raise ConfigError(
+                "student.lora.export = 'adapter': its base would be a fine-tuned start that is in this run's folders alone; "
+                "set it to merged, or leave student.finetune out"
+            )
+        self._check_layers(policy)
+
+    def _check_layers(self, policy: Any) -> None:
+        """A policy and its sources, from the outermost to the innermost."""
+        outermost = policy
+        while policy is not None:
+            if isinstance(policy, Rollouts) and policy is not outermost:
                 raise ConfigError("policy: rollouts hand out a pool of their own and are no other policy's source; unwrap them")
-            source = getattr(source, "source", None)
+            if isinstance(policy, Adaptive | Buffered) and policy.capacity < self.training.batch_size:
+                raise ConfigError(
+                    f"policy: capacity = {policy.capacity}: must be at least training.batch_size = {self.training.batch_size}, "
+                    "since a batch is drawn without replacement; raise the one or lower the other"
+                )
+            policy = getattr(policy, "source", None)
 
     @property
     def resolved_method(self) -> Method:

@@ -7,7 +7,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from redistill.config import FinetuneConfig, Run, StudentConfig, TeacherConfig
+from redistill.config import DataConfig, FinetuneConfig, Run, StudentConfig, TeacherConfig
+from redistill.evaluation import EvaluationConfig
 from redistill.models.load import ModelConfig
 from redistill.optimiser import OptimiserConfig
 from redistill.training import TrainingConfig
@@ -66,7 +67,9 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
     if config.student.model == "teacher":
         assert source is not None
         teacher = TeacherConfig(**{f.name: getattr(source, f.name) for f in dataclasses.fields(ModelConfig)})
-    student = dataclasses.replace(config.student, finetune=None, start="base", lora=finetune.lora or config.student.lora)
+    lora = finetune.lora or config.student.lora
+    lora = None if lora is None else dataclasses.replace(lora, export="merged")  # the run goes on from a whole model
+    student = dataclasses.replace(config.student, finetune=None, start="base", lora=lora)
     choose_by = finetune.choose_by or "cross_entropy"
     return _tuning(config, finetune, "start", student, teacher, seed=config.seed, choose_by=choose_by)
 
@@ -91,7 +94,8 @@ def _tuning(
         out=str(folder),
         teacher=teacher,
         student=student,
-        data=dataclasses.replace(config.data, corpus=()),  # with the tests: what they ask is not trained on here either
+        # With the tests: what they ask is not trained on here either.
+        data=dataclasses.replace(config.data, corpus=(), spans=DataConfig.spans),
         optimiser=OptimiserConfig(learning_rate=rate, final_learning_rate=min(rate, fallback)),
         training=TrainingConfig(
             updates=finetune.updates,
@@ -100,9 +104,8 @@ def _tuning(
             evaluate_every=finetune.evaluate_every,
             choose_by=choose_by,
             precision=config.training.precision,
-            log_every=config.training.log_every,
         ),
-        evaluation=dataclasses.replace(config.evaluation, compare=()),
+        evaluation=EvaluationConfig(compare=()),
     )
 
 

@@ -311,12 +311,17 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
 
 def _room() -> int:
     """How many runs at once: an accelerator is not shared, cores are taken one each."""
-    return 1 if torch.accelerator.is_available() else os.cpu_count() or 1
+    return 1 if torch.accelerator.is_available() else _cores()
+
+
+def _cores() -> int:
+    """Cores that this process may use, which in a container are fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _environment(limit: int) -> dict[str, str]:
     """Of the runs: side by side they share the cores out, else their threads would stand in each other's way."""
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // limit))} if limit > 1 else {}
+    threads = {"OMP_NUM_THREADS": str(max(1, _cores() // limit))} if limit > 1 else {}
     return {**threads, **os.environ}
 
 

@@ -104,7 +104,7 @@ def check_length(name: str, length: int | str, lowest: int) -> None:
     if isinstance(length, int):
         if length < lowest:
             raise ConfigError(f"{name} = {length}: must be >= {lowest}")
-    elif not (match := _EPOCHS.fullmatch(length)) or not float(match[1]) > 0:
+    elif not (match := _EPOCHS.fullmatch(length)) or not 0 < float(match[1]) < math.inf:
         raise ConfigError(f"{name} = {length!r}: must be a whole number of updates, or epochs such as '20 epochs'")
 
 

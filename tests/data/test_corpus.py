@@ -142,15 +142,23 @@ def test_a_hub_data_set_is_streamed_and_no_further_than_needed(monkeypatch, toke
     seen = []
 
     def load_dataset(name, **options):
-        assert (name, options) == ("some/web-text", {"split": "train", "streaming": True})
+        assert (name, options) == ("some/web-text", {"revision": "v2", "split": "train", "streaming": True})
         for number in range(10_000):
             seen.append(number)
             yield {"text": DOCUMENTS[number % 4], "url": "-"}
 
     hub(monkeypatch, load_dataset)
-    blocks = load_corpus(["some/web-text"], tokenizer, block_tokens=4, max_blocks=2)
+    blocks = load_corpus(["some/web-text@v2"], tokenizer, block_tokens=4, max_blocks=2)
     assert flat(blocks) == joined(tokenizer, DOCUMENTS)[:8]
     assert len(seen) < 1000
+
+
+def test_a_file_without_blank_lines_is_read_in_documents_of_bounded_length(monkeypatch, tokenizer, tmp_path):
+    monkeypatch.setattr("redistill.data.corpus.MAX_DOCUMENT_CHARACTERS", 20)
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join("a line of words" for _ in range(9)), encoding="utf-8")
+    ends = flat(load_corpus([path], tokenizer, block_tokens=2)).count(tokenizer.eos_token_id)
+    assert 3 <= ends <= 5, "about two lines a document"
 
 
 def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch, tokenizer):

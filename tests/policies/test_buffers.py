@@ -196,12 +196,6 @@ def test_what_a_source_adds_goes_into_the_buffer_behind_the_answers(stage: Stage
     assert origins == ["student"] * BATCH + ["revised"] * (len(origins) - BATCH) and len(origins) > BATCH
 
 
-@pytest.mark.parametrize("node", [Buffered(capacity=7), Adaptive(capacity=7)], ids=repr)
-def test_a_buffer_that_cannot_fill_a_batch_is_refused(stage: Stage, node: Buffered | Adaptive) -> None:
-    with pytest.raises(ConfigError, match=r"capacity = 7: must be at least training.batch_size = 8"):
-        stage.policy(node)
-
-
 def test_roll_outs_are_not_kept(stage: Stage) -> None:
     with pytest.raises(ConfigError, match="roll-outs cannot be kept in a buffer"):
         stage.policy(Buffered(source=Rollouts(num_rollouts=8))).draw(0)

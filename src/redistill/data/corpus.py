@@ -20,8 +20,11 @@ from redistill.errors import DataError, ModelError
 TOKENIZED_AT_ONCE = 256
 """Documents that are handed to the tokenizer together."""
 
+MAX_DOCUMENT_CHARACTERS = 200_000
+"""Where a .txt file has no blank lines, it is read in documents of about this length."""
+
 _BREAKS = re.compile(r"(?:\r?\n)+")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _SUFFIXES = (".txt", ".jsonl")
 
 
@@ -63,8 +66,8 @@ def load_corpus(
 
     Args:
         sources: Each a .txt file (documents stand apart by blank lines), a .jsonl file (one document a row, under "text"), or a
-            hub name `owner/name` whose split "train" has a column "text"; it is streamed.  What looks like a path is never
-            looked up on the hub.
+            hub name `owner/name` or `owner/name@revision` whose split "train" has a column "text"; it is streamed.  What looks
+            like a path is never looked up on the hub.
         tokenizer: A transformers tokenizer with an end token.  A special token that is spelled out in the text is plain text.
         block_tokens: Length of a block, >= 2.
         max_blocks: Reading stops after so many; None reads everything.
@@ -122,10 +125,18 @@ def _documents(source: str | Path) -> Iterator[str]:
 
 
 def _of_text(path: Path) -> Iterator[str]:
-    """Runs of lines that are not blank."""
-    for is_blank, lines in itertools.groupby(_lines(path), key=lambda line: not line[1].strip()):
-        if not is_blank:
-            yield "\n".join(line for _, line in lines)
+    """Runs of lines that are not blank; a longer one than `MAX_DOCUMENT_CHARACTERS` is parted at the end of a line."""
+    lines: list[str] = []
+    length = 0
+    for _, line in _lines(path):
+        if lines and (not line.strip() or length > MAX_DOCUMENT_CHARACTERS):
+            yield "\n".join(lines)
+            lines, length = [], 0
+        if line.strip():
+            lines.append(line)
+            length += len(line) + 1
+    if lines:
+        yield "\n".join(lines)
 
 
 def _of_rows(path: Path) -> Iterator[str]:
@@ -156,12 +167,13 @@ def _of_hub(name: str) -> Iterator[str]:
         yield _text_of(row, f"{name}, row {number}")
 
 
-def _streamed(name: str) -> Iterator[Any]:
+def _streamed(source: str) -> Iterator[Any]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
+    name, _, revision = source.partition("@")
     try:
-        yield from load_dataset(name, split="train", streaming=True)
+        yield from load_dataset(name, revision=revision or None, split="train", streaming=True)
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(

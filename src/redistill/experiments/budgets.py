@@ -98,6 +98,20 @@ def _config(*path: str) -> Callable[[Entry], str | None]:
     return read
 
 
+def _setting(*path: str) -> Callable[[Entry], str | None]:
+    """A setting that a recipe may leave out, in words: "none" where it does; None where the run has no recipe."""
+
+    def read(entry: Entry) -> str | None:
+        return (_config(*path)(entry) or "none") if entry.run.description.get("config") else None
+
+    return read
+
+
+def _dtypes(entry: Entry) -> str | None:
+    found = [_config(role, "dtype")(entry) for role in ("teacher", "student")]
+    return ", ".join(dtype for dtype in found if dtype) or None
+
+
 def _updates(entry: Entry) -> str | None:
     """Updates made, which early stopping may have cut short; planned ones where a run has not recorded them."""
     made = mapping(entry.run.description.get("cost")).get("updates")
@@ -210,12 +224,17 @@ _ASPECTS = (
     _Aspect(name="sequences of an update", read=_config("training", "batch_size")),
     _Aspect(name="precision", read=_config("training", "precision")),
     _Aspect(name="updates between validations", read=_config("training", "evaluate_every")),
+    _Aspect(name="best checkpoint by", read=_config("training", "choose_by")),
+    _Aspect(name="validations without gain allowed", read=_setting("training", "patience")),
+    _Aspect(name="habits of the reference code", read=_setting("compat")),
     _Aspect(name="data learnt from", read=_learnt_from),
     _Aspect(name="rows", read=_rows),
     _Aspect(name="teacher", read=_model("teacher"), optional=True),
     _Aspect(name="fine-tuned teacher", read=_tuned("teacher", "teacher"), optional=True),
     _Aspect(name="teacher's weights", read=_weights("teacher"), optional=True, by_seed=True),
     _Aspect(name="student", read=_model("student")),
+    _Aspect(name="adapters", read=_setting("student", "lora")),
+    _Aspect(name="weights of teacher and student in", read=_dtypes),
     _Aspect(name="student's start", read=_tuned("start", "student"), optional=True, by_seed=True),
     _Aspect(name="student's weights before training", read=_weights("before"), optional=True, by_seed=True),
     _Aspect(name="evaluation seeds", read=_evaluated("seeds")),

@@ -84,15 +84,11 @@ class SequenceBuffer:
     """The newest written sequences of all processes, the same on each of them; every process asks for everything.
 
     Raises:
-        ConfigError: it cannot fill a batch, or is given roll-outs.
+        ConfigError: it is given roll-outs.
     """
 
     def __init__(self, capacity: int, tools: PolicyTools) -> None:
-        if capacity < tools.gold.batch_size:
-            raise ConfigError(
-                f"policy: capacity = {capacity}: must be at least training.batch_size = {tools.gold.batch_size}, "
-                "since a batch is drawn without replacement; raise the one or lower the other"
-            )
+        assert capacity >= tools.gold.batch_size, "a batch is drawn without replacement"
         self._tools = tools
         self._kept: deque[tuple[int, TokenSequence]] = deque(maxlen=capacity)  # with the step that they were written at
 

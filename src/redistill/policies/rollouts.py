@@ -5,6 +5,7 @@ as one pass takes, times the passes.  At its first update the source answers the
 the answers once.  Advantages are made anew for each mini-batch, since whitening looks at a mini-batch as a whole.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -61,8 +62,8 @@ class Rollouts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 1; MiniLLM uses {usual}")
         for name, value in (("reward_scaling", 0.5), ("reward_clip", 100)):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be > 0; MiniLLM uses {value}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be > 0 and finite; MiniLLM uses {value}")
         if not 0 <= self.discount <= 1:
             raise ConfigError(f"discount = {self.discount}: must lie in [0, 1]; MiniLLM uses 0.95")
         if self.whiten not in get_args(Whiten):

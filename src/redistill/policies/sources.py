@@ -8,6 +8,7 @@ number of processes or on a resume.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -173,6 +174,7 @@ class Shuffled(Generic[Item]):
         assert items and batch_size % world == 0
         self.batch_size, self.rank, self.world = batch_size, rank, world
         self._items, self._seed, self._purpose = items, seed, purpose
+        self._order = lru_cache(maxsize=2)(self._shuffled)  # a batch may lie in two epochs
 
     def items(self, step: int) -> list[Item]:
         """This process's share of the step's global batch."""
@@ -189,7 +191,7 @@ class Shuffled(Generic[Item]):
         start, stop = (len(values) * rank // self.world for rank in (self.rank, self.rank + 1))
         return list(values[start:stop])
 
-    def _order(self, epoch: int) -> list[int]:
+    def _shuffled(self, epoch: int) -> list[int]:
         return generator(self._seed, self._purpose, epoch).permutation(len(self._items)).tolist()
 
 

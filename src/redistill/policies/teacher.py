@@ -34,7 +34,8 @@ class TeacherGenerated:
     Args:
         temperature: Of sampling, > 0.
         top_p: Nucleus of sampling, in (0, 1]; 1 keeps all.
-        store: File of the answers, to be shared by runs of the same teacher, data and seed; None keeps it in the run folder.
+        store: File of the answers, for several runs of the same teacher, data and seed, one after the other; None keeps it in
+            the run folder.
 
     Raises:
         ConfigError: a value out of range.

@@ -3,6 +3,7 @@
 A policy that cannot obey a law says so in a class attribute, `disobeys = {"law": "reason"}`, and is not held to it.
 """
 
+import dataclasses
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -159,6 +160,10 @@ def _demand_equal(
         demand(told[0] == told[1], node, law, f"step {step}: {who} drew {told[0]}, the first {told[1]}")
 
 
-def _told(sequence: TokenSequence) -> tuple[int, str, tuple[int, ...]]:
-    """What tells a sequence from another."""
-    return sequence.sample, sequence.origin, sequence.token_ids
+def _told(sequence: TokenSequence) -> tuple[Any, ...]:
+    """What tells a sequence from another; numbers of a roll-out to 3 decimals, since batches change the last ones."""
+    told = (sequence.sample, sequence.origin, sequence.token_ids, sequence.supervised)
+    if sequence.rollout is None:
+        return told
+    columns = dataclasses.astuple(sequence.rollout)
+    return *told, *(tuple(round(value, 3) for value in column) for column in columns)
