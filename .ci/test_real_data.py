@@ -167,7 +167,7 @@ def test_the_same_command_resumes_from_the_checkpoint(run: tuple[Path, str]) -> 
 def test_every_update_is_logged_once_and_in_order(folder: Path) -> None:
     lines = read_lines(folder / "metrics.jsonl")
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, UPDATES + 1))
-    assert [line["step"] for line in lines if line["kind"] == "validation"] == [UPDATES]
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == [0, UPDATES]
 
 
 def test_resumed_updates_are_those_that_the_kill_lost(killed: tuple[Path, list[dict[str, Any]]], folder: Path) -> None:
@@ -250,6 +250,28 @@ def test_revisions_tell_where_the_teacher_stepped_in(folder: Path) -> None:
     for line in revisions:
         assert line["student_token"] != line["teacher_token"] and line["kl"] > 0 and line["position"] >= 0
         assert line["prompt"] and len(line) == 10
+
+
+@pytest.mark.parametrize("method", ["seqkd", "minillm", "distillm"])
+def test_methods_that_write_in_other_ways_learn_from_the_real_model(recipe: Path, tmp_path: Path, method: str) -> None:
+    """With the pre-training term on plain text where the method has it."""
+    corpus = tmp_path / "corpus.txt"
+    answers = (record.references[0] for record in read_records(DATA / "dolly" / "train.jsonl")[0][:200])
+    corpus.write_text("\n\n".join(answers), encoding="utf-8")
+    changes = {
+        "seqkd": [],
+        "minillm": ["policy.num_rollouts=4", "policy.inner_epochs=2", "optimiser.warmup_updates=0"],
+        "distillm": ["policy.threshold=0.9", "policy.capacity=4"],
+    }
+    small = ["training={updates: 3, batch_size: 4, precision: bf16, log_every: 1}", "data.validation_rows=2", "data.tests={}"]
+    small += ["data.tokens={prompt_tokens: 48, response_tokens: 16}", f"data.corpus=[{corpus}]", f"method={method}"]
+    done = redistill("train", recipe, *small, *changes[method], "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == [1, 2, 3] and all(math.isfinite(line["loss"]) for line in lines)
+    origins = {name for line in lines for name in line["origin"]}
+    assert origins <= {"seqkd": {"teacher"}, "minillm": {"mixture"}, "distillm": {"dataset", "student", "replay"}}[method]
+    assert ("pretraining" in lines[0]) == (method != "seqkd")
 
 
 @pytest.mark.parametrize("role", ["", "before", "teacher"])
