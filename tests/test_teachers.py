@@ -35,6 +35,11 @@ def make_batch(num_sampled, num_sampled_rows):
         num_sampled=num_sampled,
         num_sampled_rows=num_sampled_rows,
         num_span_samples=0,
+        role="task",
+        sequence_weight_N=torch.ones(len(places)),
+        old_logprob_N=torch.zeros(num_sampled_rows),
+        advantage_N=torch.zeros(num_sampled_rows),
+        importance_N=torch.zeros(num_sampled_rows),
         samples=(0, 1, 2),
         origins=("student", "student", "dataset"),
     )
