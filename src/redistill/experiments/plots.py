@@ -20,9 +20,14 @@ SIZE_INCHES = (4.0, 2.3)
 
 TRAINING = {
     "loss": "Loss, weighted sum of its terms",
-    "sft": "Cross entropy on gold text, nats per token",
+    "sft": "Cross entropy of answers, nats per token",
     "divergence": "Divergence from the teacher, nats per token",
     "span": "Span loss",
+    "policy_gradient": "Policy gradient loss",
+    "ratio": "Probability of roll-outs over that when written",
+    "clipped": "Roll-out tokens beyond the clip, share",
+    "pretraining": "Cross entropy of plain text, nats per token",
+    "pretraining_kl": "KL on plain text, nats per token",
     "grad_norm": "Gradient norm before clipping",
     "learning_rate": "Learning rate",
     "response_length": "Length of sampled responses, tokens",
