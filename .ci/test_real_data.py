@@ -172,9 +172,9 @@ def test_every_update_is_logged_once_and_in_order(folder: Path) -> None:
 
 def test_resumed_updates_are_those_that_the_kill_lost(killed: tuple[Path, list[dict[str, Any]]], folder: Path) -> None:
     timings = ("seconds", "draw_seconds", "tokens_per_s")
-    again = {line["step"]: line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "train"}
+    again = {(line["kind"], line["step"]): line for line in read_lines(folder / "metrics.jsonl")}
     for before in killed[1]:
-        after = again[before["step"]]
+        after = again[before["kind"], before["step"]]
         assert {k: v for k, v in before.items() if k not in timings} == {k: v for k, v in after.items() if k not in timings}
 
 
