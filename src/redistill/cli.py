@@ -1,16 +1,20 @@
-"""The command line.  Exit codes: 0 done, 1 it failed, 2 a mistake that the user can mend, 130 interrupted."""
+"""The command line.
+
+Exit codes: 0 done; 1 it failed; 2 a mistake that the user can mend; 75 nothing is wrong with the command, try it again later
+(no space, folder in use); 130 interrupted (Ctrl-C), 143 told to end (SIGTERM).  The same command goes on with what is not done.
+"""
 
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import redistill
-from redistill.errors import ConfigError, RedistillError
-
-EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+from redistill import signals
+from redistill.errors import ConfigError, Interrupted, RedistillError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,13 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(_parser(), arguments)
     _quiet_libraries()
     try:
-        options.command(options)
+        with signals.handled(at_once=True):
+            options.command(options)
     except RedistillError as error:
         print(f"redistill: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("redistill: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        if _is_main_process():
+            print("redistill: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
     return 0
 
 

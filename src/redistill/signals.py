@@ -7,6 +7,7 @@ finds the flag takes part in the `gather` that the others come to next, and it i
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -101,9 +102,10 @@ def gather(values: list[Any]) -> list[Any]:
 
 def num_processes() -> int:
     """How many processes work on this job, as far as they have met."""
-    from torch import distributed  # torch takes seconds, and the command line is to answer before that
-
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    # Not imported: that takes seconds, and a signal may have come in the midst of them.
+    distributed: Any = sys.modules.get("torch.distributed")
+    is_initialized = getattr(distributed, "is_initialized", None)
+    return int(distributed.get_world_size()) if is_initialized is not None and is_initialized() else 1
 
 
 def _arrive(number: int, frame: FrameType | None) -> None:

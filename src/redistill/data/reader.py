@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from redistill import signals
 from redistill.contracts import Record
 from redistill.data.forms import BadRow, Fault, parse_row
 from redistill.data.rejected import RejectedRow, list_rejected
@@ -94,6 +95,7 @@ def survey_records(
     bad: list[RejectedRow] = []
     forms: Counter[str] = Counter()
     for line, value in values:
+        signals.poll()
         try:
             if isinstance(value, _Unreadable):
                 raise BadRow(value.fault, value.reason)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from redistill import signals
 from redistill.contracts import Example, RawPrompt, Record
 from redistill.data.templates import Template, Transcript, render_prompt, render_transcript
 from redistill.errors import ConfigError, DataError, ModelError
@@ -105,6 +106,7 @@ def tokenize_training(
     too_long: list[RejectedRecord] = []
     num_cut = 0
     for place, record in enumerate(records):
+        signals.poll()
         sample = len(examples)
         try:
             example, was_cut = _example(record, encoder, tokenizer, config, seed, sample)
@@ -148,6 +150,7 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Any, config: Tokenize
     encoder = _Encoder(tokenizer, config.template)
     prompts = []
     for record in records:
+        signals.poll()
         try:
             ids = encoder.prompt(record, render_prompt(record.prompt, config.template, tokenizer))
         except DataError as error:
