@@ -18,7 +18,7 @@ from redistill.config import Run
 from redistill.contracts import Batch, Generation, GenerationRequest, Sampling, TokenSequence
 from redistill.data.corpus import load_corpus
 from redistill.errors import ConfigError
-from redistill.guards import EarlyStopping, FiniteGuard
+from redistill.guards import CollapseMonitor, EarlyStopping, Event, Halving, UpdateGuard
 from redistill.methods import method
 from redistill.models.generate import generate
 from redistill.models.lora import load_trainable_state, save_student
@@ -72,6 +72,8 @@ class Bench:
         self.method = config.resolved_method
         self.schedule = config.training.schedule(len(data.train))
         self.meter = tracking.Meter()
+        self.log = tracking.MetricsLog(config.folder / "metrics.jsonl")
+        self.texts_at_once = Halving("training.generation_batch_size", config.training.generation_batch_size)
         self.corpus = self._read_corpus()
         device = accelerator.device
         self.teacher = (
@@ -148,16 +150,19 @@ class Bench:
         self, model: nn.Module, requests: Sequence[GenerationRequest], sampling: Sampling, **mixture: Any
     ) -> list[Generation]:
         with self.accelerator.autocast():
-            written = generate(
-                model,
-                requests,
-                sampling,
-                seed=self.config.seed,
-                end_ids=self.models.end_ids,
-                pad_id=self.models.pad_id,
-                batch_size=self.config.training.generation_batch_size,
-                vocabulary=self.models.vocabulary,
-                **mixture,
+            # Begun anew with fewer at once where memory runs out: what is written does not depend on that.
+            written = self.texts_at_once.repeat(
+                lambda size: generate(
+                    model,
+                    requests,
+                    sampling,
+                    seed=self.config.seed,
+                    end_ids=self.models.end_ids,
+                    pad_id=self.models.pad_id,
+                    batch_size=size,
+                    vocabulary=self.models.vocabulary,
+                    **mixture,
+                )
             )
         self.meter.add(sum(len(generation.token_ids) for generation in written))
         return written
@@ -204,16 +209,34 @@ class Bench:
             divergence=self.divergence,
             teacher=self.teacher if self.method.objective.uses_teacher else None,
             validate=self.validate,
-            guard=FiniteGuard(max_skips=optimiser.max_skips),
+            teacher_faults=(lambda: 0) if self.teacher is None else self.teacher.take_faults,
+            guard=UpdateGuard(
+                self.config.guards,
+                folder=self.config.folder,
+                tell=self._tell,
+                gather=gather_object,
+                is_main=self.accelerator.is_main_process,
+                record={example.sample: example.record.record_id for example in self.data.train}.__getitem__,
+            ),
+            collapse=CollapseMonitor(self.config.guards, self._tell),
+            memory=(Halving("training.micro_batch_size", settings.micro_batch_size), self.texts_at_once),
+            tell=self._tell,
             early_stopping=EarlyStopping(patience=settings.patience),
-            log=tracking.MetricsLog(self.config.folder / "metrics.jsonl"),
+            log=self.log,
             progress=self.progress,
             meter=self.meter,
             schedule=self.schedule,
             checkpoints=self.config.folder / "checkpoints",
             pad_id=self.models.pad_id,
+            end_ids=self.models.end_ids,
             seed=self.config.seed,
         )
+
+    def _tell(self, event: Event) -> None:
+        """An event of a guard, on the screen and in metrics.jsonl; all processes hear of it, and the main one tells."""
+        if self.accelerator.is_main_process:
+            self.log.write(event.line())
+            self.progress.note(event.text)
 
     def gold(self) -> GoldBatches:
         """The training set in its order, this process's share of each batch."""
