@@ -260,10 +260,10 @@ def test_nothing_is_pruned_when_the_new_checkpoint_cannot_be_read_back(tmp_path:
     save(tmp_path, 3, keep=1)
     written = files.write_json
 
-    def bad_disk(path: Path, value: object) -> None:
+    def bad_disk(path: Path, value: object) -> str:
         if path.name == "manifest.json":
             (path.parent / "state.json").write_text("{}")
-        written(path, value)
+        return written(path, value)
 
     monkeypatch.setattr(files, "write_json", bad_disk)
     with pytest.raises(OutputError, match=r"state\.json does not match its manifest right after"):
