@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +10,10 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
 
-from redistill import checkpoint, evaluation, files, tracking
+from redistill import checkpoint, evaluation, files, ranks, signals, tracking
 from redistill.assembly import DataSets, Models, load_data, load_models
 from redistill.config import Run
 from redistill.contracts import Batch, Generation, GenerationRequest, Sampling, TokenSequence
@@ -34,6 +35,8 @@ from redistill.vocab_pass import Head
 
 MAX_CORPUS_BLOCKS = 200_000
 """Text beyond this is not read: 100 million tokens at 512 a block, 400 MB in every process."""
+MEETING = timedelta(hours=2)
+"""So long may one process wait for another that works; one that no longer lives is found by `redistill.ranks`."""
 
 
 @contextmanager
@@ -42,6 +45,7 @@ def open_bench(config: Run) -> Iterator["Bench"]:
 
     Raises:
         ConfigError, DataError, ModelError, VocabularyError: as their names say.
+        Interrupted: a signal has arrived, here or at another process.
     """
     accelerator = make_accelerator(config.training.precision)
     if config.training.batch_size % accelerator.num_processes:
@@ -51,13 +55,15 @@ def open_bench(config: Run) -> Iterator["Bench"]:
         )
     settings = config.training
     is_main = accelerator.is_main_process
-    with tracking.Progress(log_every=settings.log_every, enabled=is_main) as progress:
-        models = load_models(config)
-        rejected = config.folder / "rejected.jsonl" if is_main else None
-        data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, say=progress.note)
-        for note in (*models.notes, *_notes(config)):
-            progress.note(f"note: {note}")
-        bench = Bench(config, accelerator, models, data, progress)
+    with ranks.watched(), tracking.Progress(log_every=settings.log_every, enabled=is_main) as progress:
+        with signals.handled(at_once=True):
+            models = load_models(config)
+            rejected = config.folder / "rejected.jsonl" if is_main else None
+            data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, say=progress.note)
+            for note in (*models.notes, *_notes(config)):
+                progress.note(f"note: {note}")
+            bench = Bench(config, accelerator, models, data, progress)
+        signals.gather([])  # one that left above is missed here
         progress.expect(bench.schedule.updates)
         yield bench
 
@@ -125,7 +131,7 @@ class Bench:
                 teacher=self.teacher,
                 vocabulary=self.models.vocabulary,
                 shard=(self.accelerator.process_index, self.accelerator.num_processes),
-                gather=gather_object,
+                gather=signals.gather,
             )
 
     def export(self) -> None:
@@ -187,7 +193,7 @@ class Bench:
                 batch_size=self.config.evaluation.batch_size,
                 teacher=self.teacher,
                 vocabulary=self.models.vocabulary,
-                gather=gather_object,
+                gather=signals.gather,
                 shard=(self.accelerator.process_index, self.accelerator.num_processes),
             )
 
@@ -257,7 +263,7 @@ class Bench:
             student_rows=self.student_rows,
             teacher=self.teacher,
             gold=gold,
-            gather=gather_object,
+            gather=signals.gather,
             updates=self.schedule.updates,
             end_ids=self.models.end_ids,
             pad_id=self.models.pad_id,
@@ -349,7 +355,11 @@ def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
     with another.  So that state is dropped here, and the process group, which is kept apart from it, stays.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no" if precision == "fp32" else precision)
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=MEETING)],
+    )
 
 
 def truncate_revisions(path: Path, step: int) -> None:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
 
-from redistill import evaluation, files, tracking
+from redistill import evaluation, files, ranks, signals, tracking
 from redistill.assembly import check_positions, load_tests, shared_vocabulary
 from redistill.bench import Bench, make_accelerator, open_bench
 from redistill.config import DataConfig, Run, encode_run, up_to_date, without_places
@@ -76,6 +75,7 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
     return RunResult(folder=config.folder, model=config.folder / "model", scores=scores, report=report)
 
 
+@signals.handled()
 def train_student(config: Run, *, command: str | None = None) -> Path:
     """Train the student of a run, after its stages, and write its best state to `<folder>/model`; returns that folder.
 
@@ -83,6 +83,7 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
         ConfigError: the folder holds another run.
         DataError, ModelError, VocabularyError, OutputError: as their names say.
         TrainingError: too many updates in a row were not finite.
+        Interrupted: SIGTERM or SIGINT; the same call goes on after the last update that was made.
     """
     folder = config.folder
     if _claim(config):
@@ -102,6 +103,7 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
     return folder / "model"
 
 
+@signals.handled()
 def evaluate_run(config: Run) -> Mapping[str, Any]:
     """Evaluate the trained student of a run folder, and its teacher where `evaluation.compare` asks for it.
 
@@ -142,6 +144,7 @@ def tokens_of(model: str) -> TokenizeConfig:
         raise ConfigError(f"{described}: config.data.tokens.{error}") from error
 
 
+@signals.handled()
 def evaluate_model(
     model: ModelConfig,
     tests: Mapping[str, str | None],
@@ -172,6 +175,7 @@ def evaluate_model(
         return _evaluate(model, data, evaluation_config, out, name, teacher, make_accelerator("fp32"))
 
 
+@ranks.watched()
 def _evaluate(
     source: ModelConfig,
     data: DataConfig,
@@ -182,14 +186,15 @@ def _evaluate(
     accelerator: Accelerator,
 ) -> Mapping[str, Any]:
     """Load a model, and a teacher to compare it with on gold answers, and score it."""
-    tests = load_tests(data, tracking.say if accelerator.is_main_process else lambda line: None)
-    model, tokenizer = load_model(source)
-    check_positions(model, data.tokens, label)
-    size, teacher = head(model).num_classes, None
-    if teacher_source is not None:
-        teacher_model, teacher_tokenizer = load_model(teacher_source)
-        size = shared_vocabulary(teacher_model, teacher_tokenizer, model, tokenizer).size
-        teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
+    with signals.handled(at_once=True):
+        tests = load_tests(data, tracking.say if accelerator.is_main_process else lambda line: None)
+        model, tokenizer = load_model(source)
+        check_positions(model, data.tokens, label)
+        size, teacher = head(model).num_classes, None
+        if teacher_source is not None:
+            teacher_model, teacher_tokenizer = load_model(teacher_source)
+            size = shared_vocabulary(teacher_model, teacher_tokenizer, model, tokenizer).size
+            teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
     with accelerator.autocast():
         return evaluation.evaluate(
             model.to(accelerator.device),
@@ -203,7 +208,7 @@ def _evaluate(
             teacher=teacher,
             vocabulary=size,
             shard=(accelerator.process_index, accelerator.num_processes),
-            gather=gather_object,
+            gather=signals.gather,
         )
 
 

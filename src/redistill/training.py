@@ -18,10 +18,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from redistill import checkpoint
+from redistill import checkpoint, signals
 from redistill.contracts import Batch, Draw, SequencePolicy, Teacher, TokenSequence
 from redistill.contracts import Divergence as DivergenceCall
 from redistill.data.collate import collate
+from redistill.errors import Interrupted
 from redistill.guards import (
     CollapseMonitor,
     EarlyStopping,
@@ -55,6 +56,7 @@ class TrainingState:
         best_step: The number of updates behind it.
         trained_tokens: Targets learned from, over all processes; one that carries two terms counts twice.
         generated_tokens: Written for training by student or teacher, over all processes; validation is not counted.
+        validation_due: Whether the last update was made, and the validation that belongs to it was not.
         seconds: Of training, validation included.
         peak_bytes: Most memory that one process has held.
     """
@@ -63,6 +65,7 @@ class TrainingState:
     best_score: float | None = None
     best_step: int | None = None
     stopped: bool = False
+    validation_due: bool = False
     trained_tokens: int = 0
     generated_tokens: int = 0
     seconds: float = 0.0
@@ -107,38 +110,64 @@ class Parts:
 
 
 def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, state: TrainingState) -> TrainingState:
-    """Train until the schedule is done or early stopping says so; `state` says where to start and is kept up to date."""
-    if state.step == 0:
-        _validate(parts, state)
-    while state.step < parts.schedule.updates and not state.stopped:
-        started = time.perf_counter()
-        rates = set_learning_rates(parts.optimizer, optimiser, state.step, parts.schedule.updates)
-        parts.teacher_faults()  # what validation met is no fault of this update
-        whole = parts.policy.draw(state.step)
-        draw = parts.objective.select(whole)
-        drawn = time.perf_counter()
-        batches, counts, sums = gradients(draw, parts, state.step)
-        faults, norms = int(sums.pop(_FAULTS)), _clip(parts, optimiser.max_grad_norm)
-        metrics = averages(parts.objective, counts, sums)
-        if parts.guard.allows(_update(parts, state.step + 1, draw, batches, metrics, norms, faults)):
-            parts.optimizer.step()
-        parts.optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        seconds = time.perf_counter() - started
-        metrics |= {**norms, **rates, "tokens_per_s": counts.tokens / seconds, "seconds": seconds}
-        metrics["draw_seconds"] = drawn - started
-        state.trained_tokens += int(counts.tokens)
-        _log_update(parts, state, metrics, draw, whole.gold)
-        if _is_due(state.step, parts.schedule.evaluate_every) or state.step == parts.schedule.updates:
-            _choose(parts, settings, state, _validate(parts, state))
-        _count_cost(parts, state, time.perf_counter() - started)
-        if (
-            _is_due(state.step, parts.schedule.evaluate_every)
-            or _is_due(state.step, parts.schedule.save_every)
-            or _ends(parts, state)
-        ):
+    """Train until the schedule is done or early stopping says so; `state` says where to start and is kept up to date.
+
+    Raises:
+        Interrupted: a signal has arrived; every update that was made is in a checkpoint, and nothing of one that was not.
+        TrainingError: see the guards.
+    """
+    saved = state.step
+    try:
+        if state.step == 0:
+            _validate(parts, state)
+        while state.validation_due or not _ends(parts, state):
+            if not state.validation_due:
+                _step(parts, optimiser, state)
+            if state.validation_due:
+                _choose(parts, settings, state)
+            if (
+                _is_due(state.step, parts.schedule.evaluate_every)
+                or _is_due(state.step, parts.schedule.save_every)
+                or _ends(parts, state)
+            ):
+                save_checkpoint(parts, settings, state)
+                saved = state.step
+    except Interrupted:
+        if state.step != saved:
             save_checkpoint(parts, settings, state)
+        raise
     return state
+
+
+def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> None:
+    """Make one update and log it, or be interrupted and leave everything as it was.
+
+    Once the gradient is there nothing looks for signals any more, on any process.
+    """
+    started, before = time.perf_counter(), parts.policy.state_dict()
+    parts.teacher_faults()  # what validation met is no fault of this update
+    try:
+        whole = parts.policy.draw(state.step)
+        draw, drawn = parts.objective.select(whole), time.perf_counter()
+        batches, counts, sums = gradients(draw, parts, state.step)
+    except Interrupted:
+        parts.policy.load_state_dict(before)  # a buffer may have grown already
+        parts.meter.read()  # what was written will be written again
+        raise
+    faults, norms = int(sums.pop(_FAULTS)), _clip(parts, optimiser.max_grad_norm)
+    metrics = averages(parts.objective, counts, sums)
+    rates = set_learning_rates(parts.optimizer, optimiser, state.step, parts.schedule.updates)
+    if parts.guard.allows(_update(parts, state.step + 1, draw, batches, metrics, norms, faults)):
+        parts.optimizer.step()
+    parts.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    state.validation_due = _is_due(state.step, parts.schedule.evaluate_every) or state.step == parts.schedule.updates
+    seconds = time.perf_counter() - started
+    metrics |= {**norms, **rates, "tokens_per_s": counts.tokens / seconds, "seconds": seconds}
+    metrics["draw_seconds"] = drawn - started
+    state.trained_tokens += int(counts.tokens)
+    _log_update(parts, state, metrics, draw, whole.gold)
+    _count_cost(parts, state, time.perf_counter() - started)
 
 
 def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
@@ -161,7 +190,7 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
 
 def global_counts(batches: Sequence[Batch]) -> Counts:
     """The counts of the whole global batch: all micro-batches of all processes."""
-    return Counts.total(gather_object([Counts.of(batches)]))
+    return Counts.total(signals.gather([Counts.of(batches)]))
 
 
 def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts, dict[str, float]]:
@@ -189,7 +218,7 @@ def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts)
 
     Processes are joined here and not by hooks of a backward pass, which would leave them waiting for one that has run out.
     """
-    gathered = gather_object([unless_out_of_memory(partial(_backward, batches, counts, parts))])
+    gathered = signals.gather([unless_out_of_memory(partial(_backward, batches, counts, parts))])
     if any(share is None for share in gathered):
         return None
     if parts.accelerator.num_processes > 1:
@@ -205,6 +234,7 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[st
     student.train(parts.objective.policy_gradient is None)
     sums: dict[str, float] = {}
     for batch in batches:
+        signals.poll()
         target = parts.teacher.rows(batch) if parts.teacher is not None and batch.num_sampled else None
         objective, batch_sums = student(batch, target, terms(parts.objective, counts, batch, parts.divergence))
         parts.accelerator.backward(objective)
@@ -272,12 +302,16 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
     return scores
 
 
-def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState, scores: dict[str, float]) -> None:
-    """Note whether this is the best student so far, and whether training is to stop."""
+def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
+    """Validate, and note whether this is the best student so far, and whether training is to stop."""
+    started = time.perf_counter()
+    scores = _validate(parts, state)
     score = scores["rouge_l"] if settings.choose_by == "rouge_l" else -scores["cross_entropy"]
     if state.best_score is None or score > state.best_score:
         state.best_score, state.best_step = score, state.step
     state.stopped = parts.early_stopping.stop(score)
+    state.validation_due = False
+    _count_cost(parts, state, time.perf_counter() - started)
 
 
 def _count_cost(parts: Parts, state: TrainingState, seconds: float) -> None:
