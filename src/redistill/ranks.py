@@ -6,13 +6,14 @@ that one prints what was wrong.
 """
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from types import TracebackType
+
+from redistill.errors import TrainingError
 
 BEAT_S = 1.0
 SILENCE_S = float(os.environ.get("REDISTILL_SILENCE_S", "20"))
@@ -96,14 +97,12 @@ class _Watch:
                     if signs != seen[rank][0]:
                         seen[rank] = (signs, now)
                     elif now - seen[rank][1] > (SILENCE_S if signs else START_S):
-                        _say(f"process {rank} of {self.world} has given no sign of life for {now - seen[rank][1]:.0f} s")
-                        _leave()
+                        _give_up(f"process {rank} of {self.world} has given no sign of life for {now - seen[rank][1]:.0f} s")
                 if self._store.add("failed", 0) and not self._ended.wait(FAREWELL_S):
-                    _leave()
+                    os._exit(1)
         except RuntimeError as error:  # the store is with the launcher, or with the first process
             if not self._ended.is_set():
-                _say(f"the launcher is gone ({str(error).splitlines()[0]})")
-                _leave()
+                _give_up(f"the launcher is gone ({str(error).splitlines()[0]})")
 
     def _signs(self) -> dict[int, int]:
         """How many signs of life each process has given so far; one that has left in peace gives them forever."""
@@ -133,7 +132,11 @@ def _say(what: str) -> None:
     os.write(2, line.encode())
 
 
-def _leave() -> None:
+def _give_up(why: str) -> None:
     """End this process, whatever its main thread waits for."""
-    sys.stdout.flush()
+    _say(why)
+    try:
+        raise TrainingError(why)
+    except TrainingError as error:  # raised, since the launcher is told of a traceback
+        _tell_launcher(error)
     os._exit(1)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from redistill.errors import Interrupted
 
@@ -25,11 +25,11 @@ ECHO_S = 1.0
 
 @dataclass
 class _Flag:
-    """What has arrived, when, and whether to answer it anywhere."""
+    """What has arrived, when, and where it is answered: where the work looks, or at once - by one that is alone, or by all."""
 
     number: int | None = None
     arrived: float = 0.0
-    at_once: bool = False
+    answered: Literal["looking", "alone", "at once"] = "looking"
     installed: bool = False
 
 
@@ -44,13 +44,14 @@ def handled(*, at_once: bool = False) -> Iterator[None]:
 
     Args:
         at_once: For work that may be left anywhere and polls nothing, such as loading a model: `Interrupted` comes when the
-            signal does.  No process may wait for another in such a block.
+            signal does.  No process may wait for another in such a block, and all must come to a `gather` behind it; behind the
+            outermost block none comes, so that there only a process that is alone is interrupted at once.
 
     Raises:
         Interrupted: see above.
     """
     outermost = not _flag.installed and threading.current_thread() is threading.main_thread()
-    before, around = {}, _flag.at_once
+    before, around = {}, _flag.answered
     try:
         if outermost:
             _flag.installed = True
@@ -58,12 +59,12 @@ def handled(*, at_once: bool = False) -> Iterator[None]:
             for number in STOPS:
                 if before[number] is not signal.SIG_IGN:
                     signal.signal(number, _arrive)
-        _flag.at_once = at_once
+        _flag.answered = ("alone" if outermost else "at once") if at_once else "looking"
         if at_once:
             poll()
         yield
     finally:
-        _flag.at_once = around
+        _flag.answered = around
         if outermost:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -114,7 +115,7 @@ def _arrive(number: int, frame: FrameType | None) -> None:
         if "WORLD_SIZE" not in os.environ:
             for each in STOPS:  # the system's own way, which waits for no long computation to end
                 signal.signal(each, signal.SIG_DFL)
-        if _flag.at_once:
+        if _flag.answered == "at once" or (_flag.answered == "alone" and num_processes() == 1):
             poll()
         if os.environ.get("RANK", "0") == "0":
             os.write(2, f"redistill: {signal.Signals(number).name}: stopping in order; a second one ends it now\n".encode())
