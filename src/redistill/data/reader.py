@@ -109,6 +109,11 @@ def survey_records(
     return records, ReadReport(source=name, verdict=verdict, num_rows=len(records), rejected=tuple(bad))
 
 
+def line_of(record: Record) -> int:
+    """The line that a record was read from; in a JSON array or a hub data set, its place from 1."""
+    return int(record.record_id.rpartition(":")[2])
+
+
 def _judge(report: ReadReport, max_bad_rows: int, rejected: Path | None) -> None:
     """Refuse a data set that is empty or has too many unusable rows."""
     name, num_good, bad = report.source, report.num_rows, report.rejected

@@ -8,6 +8,9 @@ from redistill.data.forms import texts_of
 
 Question = tuple[str, ...]
 
+# Quotes and stops, Chinese and Spanish ones too.
+_OUTER_MARKS = " .,;:!?\u3002\u3001\u00bf\u00a1\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb()[]"
+
 
 def first_of_each(records: Iterable[Record]) -> list[int]:
     """For each record, the place of the first one with the same prompt and the same answers to the letter: its own, if new.
@@ -36,19 +39,14 @@ def question(record: Record) -> Question:
 
 
 def loose_question(record: Record) -> Question:
-    """As `question`, but letter case, width and ligatures (NFKC), and marks at either end make no difference either.
+    """As `question`, but case, width and ligatures (NFKC), and quotes and stops at either end make no difference either.
 
-    Marks inside stay: "2 + 2" and "2 - 2" are not the same.
+    What stands inside stays: "2 + 2" and "2 - 2" are not the same.
 
     Example:
         >>> from redistill.contracts import RawPrompt
         >>> loose_question(Record(record_id="", prompt=RawPrompt("NAME a \ufb01sh!"), references=()))
         ('name a fish',)
     """
-    texts = (_without_outer_marks(unicodedata.normalize("NFKC", text).casefold()) for text in question(record))
+    texts = (unicodedata.normalize("NFKC", text).casefold().strip(_OUTER_MARKS) for text in question(record))
     return tuple(text for text in texts if text)
-
-
-def _without_outer_marks(text: str) -> str:
-    marks = "".join({letter for letter in text if unicodedata.category(letter)[0] in "PZ"})
-    return text.strip(marks)

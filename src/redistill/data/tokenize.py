@@ -181,7 +181,7 @@ def _example(
     if not transcript.ended:
         token_ids.append(tokenizer.eos_token_id)
         supervised.append(True)
-    if prompt_length == 0 or len(token_ids) - prompt_length <= (not transcript.ended):
+    if not token_ids or supervised[0] or len(token_ids) - prompt_length <= (not transcript.ended):
         raise DataError("its prompt or its answer has no tokens in this tokenizer")
     limit = prompt_length + config.response_tokens
     example = Example(
