@@ -15,6 +15,7 @@ from redistill import files, sweep
 from redistill.cli import main
 from redistill.divergences import ForwardKL
 from redistill.errors import ConfigError, RedistillError, TrainingError
+from redistill.lock import locked
 from redistill.methods import METHODS
 from redistill.sweep import Plan, plan_sweep, run_sweep
 
@@ -240,7 +241,10 @@ def test_a_stage_that_fails_keeps_only_its_own_runs_from_beginning(plan: Callabl
 
 def test_two_sweeps_at_once_in_a_folder_are_refused(plan: Callable[..., Plan]) -> None:
     made = plan()
-    with sweep._locked(made.folder), pytest.raises(ConfigError, match="another sweep is at work here"):
+    with (
+        locked(made.folder),
+        pytest.raises(ConfigError, match=f"process {os.getpid()}, or one that it started, is at work here"),
+    ):
         run_sweep(made, jobs=1)
     run_sweep(made, jobs=1)
 

@@ -93,7 +93,7 @@ def check_identity(folder: Path, mine: Mapping[str, str]) -> None:
     """
     if other := _differences(identity(folder), mine):
         raise CheckpointError(
-            f"{folder}: its checkpoints were made with another {other[0]}; put it back as it was, or start in a new folder"
+            f"{folder}: its checkpoints are of a run with different {other[0]}; put it back as it was, or start in a new folder"
         )
 
 
@@ -263,7 +263,7 @@ def _verify(folder: Path) -> list[str]:
     if f"step-{content['step']}" != folder.name:
         raise _Damaged(f"{MANIFEST} is that of step-{content['step']}")
     if other := _differences(identity(folder.parent), content.get("run", {})):
-        raise _Damaged(f"it is of a run with another {other[0]}")
+        raise _Damaged(f"it is of a run with different {other[0]}")
     for name, expected in content["files"].items():
         if _size_and_hash(folder / name) != expected:
             raise _Damaged(f"{name} does not match its manifest")

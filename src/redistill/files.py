@@ -304,11 +304,19 @@ def _commit_folder(temporary: Path, target: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove `folder` so that a crash in between leaves no half of it under its own name."""
+    """Remove `folder` so that a crash in between leaves no half of it under its own name.
+
+    Raises:
+        OutputError: the system does not let it.
+    """
     doomed = folder.with_name(f"{TEMPORARY}old-{folder.name}-{uuid.uuid4().hex}")
-    disk.rename(folder, doomed)
-    sync_folder(folder.parent)
-    disk.remove(doomed)
+    try:
+        disk.rename(folder, doomed)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise write_failed(folder, error) from error
+    finally:
+        disk.remove(doomed)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -21,7 +21,7 @@ class BusyError(ConfigError):
 
 
 @contextlib.contextmanager
-def locked(folder: Path, work: str) -> Iterator[int]:
+def locked(folder: Path) -> Iterator[int]:
     """`folder`, made where it is not there, for this process and those that inherit the descriptor.
 
     The lock ends with the last process that holds it, however that one ends.  `.lock` names the first of them and is removed at
@@ -29,7 +29,6 @@ def locked(folder: Path, work: str) -> Iterator[int]:
 
     Args:
         folder: What to lock; nobody can have it twice at once, this process neither.
-        work: What is done there, such as "run", for the message.
 
     Raises:
         BusyError: another process holds the lock.
@@ -40,8 +39,7 @@ def locked(folder: Path, work: str) -> Iterator[int]:
         descriptor = _lock(path)
     except BlockingIOError as error:
         raise BusyError(
-            f"{folder}: another {work} is at work here ({_holder(path)}, or one that it started); "
-            "let it end, or choose another output folder"
+            f"{folder}: {_holder(path)}, or one that it started, is at work here; let it end, or choose another output folder"
         ) from error
     except OSError as error:
         raise files.write_failed(path, error) from error
@@ -85,4 +83,4 @@ def _holder(path: Path) -> str:
     try:
         return f"process {int(path.read_text(encoding='utf-8'))}"
     except (OSError, ValueError):  # it is just coming or going
-        return "a process"
+        return "another process"

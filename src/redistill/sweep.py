@@ -4,14 +4,12 @@ Everything is decoded before anything runs.  Each run is a process of its own, s
 its own; the same command goes on where it was stopped.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,8 @@ from redistill.experiments.lineup import SWEEP_FILE
 from redistill.experiments.matrix import Sweep, cells, read_sweep
 from redistill.experiments.statistics import mean
 from redistill.jobs import Job, JobProgress, last_line, run_jobs
-from redistill.run import RUN_FILE
+from redistill.lock import locked
+from redistill.run_folder import RUN_FILE
 from redistill.stages import stages
 from redistill.terminal import print_comparison
 from redistill.untrusted import plain
@@ -147,7 +146,7 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
         KeyboardInterrupt: the runs were stopped; the same plan goes on where they were.
     """
     statuses = plan.statuses()
-    with _locked(plan.folder) as lock:
+    with locked(plan.folder) as lock:  # the runs inherit it, so that those of a killed sweep are not disturbed
         todo = _jobs(plan, statuses)
         if todo and plan.sweep.world == "toy":
             toy_world()
@@ -212,24 +211,6 @@ def _first_difference(mine: Any, theirs: Any, path: str = "") -> str:
 
 
 # --- running ------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """The lock of a sweep's folder.  It is the kernel's, so it ends with the last process that holds it.
-
-    The runs inherit it: where a sweep was killed and its runs were not, the next one waits for nothing and breaks nothing.
-    """
-    descriptor = os.open(files.make_folder(folder) / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield descriptor
-    except BlockingIOError as error:
-        raise ConfigError(
-            f"{folder}: another sweep is at work here, or a run that it left behind; let it end, or choose another --out"
-        ) from error
-    finally:
-        os.close(descriptor)
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:

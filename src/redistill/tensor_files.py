@@ -1,7 +1,8 @@
 """Safetensors files, written a tensor at a time, so that none has to be in memory twice, and through `files` like all else.
 
 Tied tensors - the same elements of the same storage - are written once; the metadata lists their other names, and they come
-back tied.  The format: the header's length in 8 bytes, the header in JSON with each tensor's type, shape and place, and the tensors.
+back tied.  The format: 8 bytes with the length of the header; the header, JSON with the type, shape and place of each tensor;
+and the tensors.
 """
 
 import json
@@ -96,4 +97,4 @@ def _untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
     plain = tensor.detach().cpu().contiguous()
-    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+    return plain.reshape(-1).view(torch.uint8).numpy().data
