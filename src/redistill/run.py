@@ -54,7 +54,6 @@ class RunResult:
     report: Path
 
 
-@signals.handled()
 def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None = None) -> RunResult:
     """Train, evaluate and report; a run that stands in `config.folder` already goes on where it stopped.
 
@@ -74,8 +73,9 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
     """
     claim(config)
     with sole_use(config.folder, config.training.precision, *WORTH_KEEPING):
-        _train(config, command)
-        scores = _evaluate_student(config)
+        with signals.handled():  # the report is behind it: nothing waits for it, and it can be left anywhere
+            _train(config, command)
+            scores = _evaluate_student(config)
         report = config.folder / "report.html"
         if PartialState().is_main_process:
             build_report(config.folder, baselines)

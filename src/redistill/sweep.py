@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ RECIPE_FILE, LOG_FILE = "recipe.yaml", "log.txt"
 FORMATS = ("html", "md", "tex", "csv")
 REDISTILL = (sys.executable, "-m", "redistill")
 TRAINED, FINISHED = "trained", "finished"
+MAY_GO_WELL_LATER = {files.TRY_AGAIN, *(code for number in (SIGINT, SIGTERM) for code in (128 + number, -number))}
+"""Exit codes of runs that the same command goes on with, and with which nothing is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,19 +145,23 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
 
     Raises:
         ConfigError: the folder holds another sweep or other runs, or another sweep is at work in it.
-        TrainingError: runs failed; the others are finished and compared all the same.
-        KeyboardInterrupt: the runs were stopped; the same plan goes on where they were.
+        TrainingError: runs failed; the others are finished and compared all the same.  Its exit code is 75 where all of them may
+            go well later.
+        Interrupted: the runs were stopped; the same plan goes on where they were.
     """
     statuses = plan.statuses()
     with locked(plan.folder) as lock:  # the runs inherit it, so that those of a killed sweep are not disturbed
         todo = _jobs(plan, statuses)
         if todo and plan.sweep.world == "toy":
             toy_world()
-        failed = _run(plan, todo, statuses, jobs or _room(), lock)
+        failed, codes = _run(plan, todo, statuses, jobs or _room(), lock)
         pages = _compare(plan, statuses)
     if failed:
-        count = f"{len(failed)} of {len(todo)} runs failed"
-        raise TrainingError(f"{plan.folder}: {count}: {'; '.join(failed)}; mend the cause and repeat the command")
+        which = f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}"
+        error = TrainingError(f"{plan.folder}: {which}; mend the cause and repeat the command")
+        if codes - {0} <= MAY_GO_WELL_LATER:
+            error.exit_code = files.TRY_AGAIN
+        raise error
     return pages
 
 
@@ -239,8 +246,8 @@ def _job(config: Run, command: str, needs: Sequence[str], allow_code: Sequence[s
     )
 
 
-def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: int) -> list[str]:
-    """Run the jobs and keep sweep.json true; returns a phrase for each that failed."""
+def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: int) -> tuple[list[str], set[int]]:
+    """Run the jobs and keep sweep.json true; returns a phrase for each that failed, and the exit codes that there were."""
     every = {config.folder: config for entry in plan.wanted for config in (*entry.stages, entry.run)}
     for job in todo:
         recipe = yaml.safe_dump(encode_run(every[job.log.parent]), sort_keys=False)
@@ -264,7 +271,8 @@ def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int,
     _write_sweep(plan, statuses)
     with JobProgress(len(todo)) as progress:
         codes = run_jobs(todo, limit, environment=_environment(limit), on_start=begun, on_end=ended, keep_open=(lock,))
-    return failed + [f"{job.name}: not begun, since what it needs failed" for job in todo if job.name not in codes]
+    failed += [f"{job.name}: not begun, since what it needs failed" for job in todo if job.name not in codes]
+    return failed, set(codes.values())
 
 
 def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
