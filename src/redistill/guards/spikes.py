@@ -9,7 +9,7 @@ from typing import Any
 WINDOW = 64
 FEWEST = 10
 DEVIATIONS = 8.0
-LARGEST_FACTOR = 30.0
+LARGEST_FACTOR = 15.0
 TINY = 1e-12
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 
@@ -17,10 +17,10 @@ MAD_TO_SIGMA = 1.4826  # of a normal distribution
 class SpikeDetector:
     r"""Tells a loss that leaps above those before it, by their median and median absolute deviation in logarithms.
 
-    .. math:: \log|L| - m > \min\bigl(\max(8 \cdot 1.4826\,\mathrm{MAD},\ \log f),\ \max(\log 30,\ \log f)\bigr)
+    .. math:: \log|L| - m > \min\bigl(\max(8 \cdot 1.4826\,\mathrm{MAD},\ \log f),\ \max(\log 15,\ \log f)\bigr)
 
     where m and MAD are of log|L| over the last 64 updates, and f is `factor`.  In logarithms, since the scatter of a loss grows
-    with the loss; by medians, since a spike must not raise the bar for the next.  The bar ends at 30, so that 100 times a usual
+    with the loss; by medians, since a spike must not raise the bar for the next.  The bar ends at 15, so that 100 times a usual
     loss is seen however widely losses scatter.  The first 10 losses are not judged.  Every finite loss is remembered, a spike
     too: one that stays high is the new normal once half of the window knows it.
 
