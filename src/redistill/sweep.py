@@ -145,8 +145,8 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
 
     Raises:
         ConfigError: the folder holds another sweep or other runs, or another sweep is at work in it.
-        TrainingError: runs failed; the others are finished and compared all the same.  Its exit code is 75 where all of them may
-            go well later.
+        TrainingError: runs failed; the others are finished and compared all the same.  Its exit code is 75 where all
+            that failed may go well later.
         Interrupted: the runs were stopped; the same plan goes on where they were.
     """
     statuses = plan.statuses()
