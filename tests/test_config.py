@@ -209,3 +209,10 @@ def test_an_override_of_one_field_keeps_the_rest_of_what_compat_says(tmp_path: P
     path.write_text("name: r\nmethod: gkd\ncompat: distillm\nstudent: {model: s}\nteacher: {model: t}\n")
     policy = load_config(path, ["policy.student_fraction=0.3"]).resolved_method.policy
     assert policy == dataclasses.replace(as_in_reference("gkd").policy, student_fraction=0.3)
+
+
+def test_a_run_of_before_the_guards_keeps_its_skips():
+    older = encode_run(decode_run({"name": "x", "method": "sft", "student": {"model": "m"}}, "a run"))
+    del older["guards"]
+    older["optimiser"]["max_skips"] = 7
+    assert decode_run(older, "an older run").guards.max_skips == 7

@@ -95,7 +95,7 @@ def make_folder(folder: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from error
+        raise _kind(error)(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from error
     return folder
 
 
@@ -360,5 +360,9 @@ def _system_error(error: Exception) -> OSError | None:
 def write_failed(path: Path, error: OSError, num_bytes: int = 0) -> OutputError:
     """The error to raise where the system refused to write `num_bytes`, or 0 for an unknown number, to `path`."""
     size = f"{num_bytes:,} bytes " if num_bytes else ""
-    kind = DiskFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else OutputError
-    return kind(f"{path}: {size}could not be written ({error.strerror or error}); free space or choose another folder")
+    what = f"{path}: {size}could not be written ({error.strerror or error})"
+    return _kind(error)(f"{what}; free space or choose another folder")
+
+
+def _kind(error: OSError) -> type[OutputError]:
+    return DiskFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else OutputError

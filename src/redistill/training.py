@@ -159,6 +159,8 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     rates = set_learning_rates(parts.optimizer, optimiser, state.step, parts.schedule.updates)
     if parts.guard.allows(_update(parts, state.step + 1, draw, batches, metrics, norms, faults)):
         parts.optimizer.step()
+    elif faults:
+        parts.policy.load_state_dict(before)  # no text stays that such a teacher has had a hand in
     parts.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     state.validation_due = _is_due(state.step, parts.schedule.evaluate_every) or state.step == parts.schedule.updates

@@ -74,7 +74,7 @@ def _with_fault(patch, instant, work) -> int:  # type: ignore[no-untyped-def]
         with at_call(instant.number, act) as calls:
             work()
         return calls.number
-    disk = FaultyDisk(instant.number, act, removals=instant.error == 0, piece=PIECE, lasting=instant.error != 0)
+    disk = FaultyDisk(instant.number, act, removals=instant.kind == "save", piece=PIECE, lasting=instant.error != 0)
     patch.setattr(files, "disk", disk)
     if instant.kind == "save":
         disk.counting, save = False, checkpoint.save
