@@ -139,7 +139,7 @@ def _check_texts(tree: Any) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
                 _check_text(path or "the recipe", str(key))
-                waiting.append((f"{path}.{key}".lstrip("."), item))
+                waiting.append((_line(f"{path}.{key}".lstrip(".")), item))
         elif isinstance(value, list | tuple):
             waiting += [(f"{path}[{number}]", item) for number, item in enumerate(value)]
         elif isinstance(value, str):

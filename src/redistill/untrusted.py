@@ -23,20 +23,20 @@ _ESCAPE_SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
-# Each begins at a boundary and looks ahead a bounded way, so that no text takes longer than its length deserves.  A group is
-# what stands before the secret and is shown.
+# Each looks ahead a bounded way, so that no text takes longer than its length deserves.  A group is what stands before the
+# secret and is shown.
 _SECRETS = tuple(
     (what, re.compile(pattern))
     for what, pattern in {
-        "a Hugging Face token": r"(?<![A-Za-z0-9])(?:hf_|api_org_)[A-Za-z0-9]{12,}",
+        "a Hugging Face token": r"(?:hf_|api_org_)[A-Za-z0-9]{12,}",
         "an API key": r"(?<![A-Za-z0-9])sk-(?=[\w-]{0,200}\d)[\w-]{16,}",
-        "a GitHub token": r"(?<![A-Za-z0-9])(?:gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,})",
-        "a GitLab token": r"(?<![A-Za-z0-9])glpat-[\w-]{16,}",
-        "a Slack token": r"(?<![A-Za-z0-9])xox[a-z]-[\w-]{10,}",
-        "an AWS key": r"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}",
-        "a Google key": r"(?<![A-Za-z0-9])AIza[\w-]{30,}",
-        "a package index token": r"(?<![A-Za-z0-9])(?:pypi-[\w-]{40,}|npm_[A-Za-z0-9]{30,})",
-        "a JSON web token": r"(?<![\w.-])eyJ[\w-]{8,2000}\.[\w-]{8,2000}\.[\w-]{8,}",
+        "a GitHub token": r"(?:gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,})",
+        "a GitLab token": r"glpat-[\w-]{16,}",
+        "a Slack token": r"xox[a-z]-[\w-]{10,}",
+        "an AWS key": r"(?:AKIA|ASIA)[A-Z0-9]{16}",
+        "a Google key": r"AIza[\w-]{30,}",
+        "a package index token": r"(?:pypi-[\w-]{40,}|npm_[A-Za-z0-9]{30,})",
+        "a JSON web token": r"(?<![A-Za-z0-9])eyJ[\w-]{8,200}\.[\w-]{8,2000}\.[\w-]{8,}",
         "a private key": r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,20}PRIVATE KEY-----|\Z)",
         "an Authorization header": r"(?i)\b((?:bearer|basic)\s{1,4})(?=[\w.~+/=-]{0,200}\d)[\w.~+/=-]{16,}",
         "user information in a URL": r"\b([A-Za-z][A-Za-z0-9+.-]{0,15}://)(?![^\s/?#@]{0,200}\*{3}@)[^\s/?#'\"<>\\]+(?=@)",
