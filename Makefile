@@ -1,17 +1,21 @@
-# `make demo` and `make test` do everything from nothing: a virtual environment, the installation, the job.
+# `make demo`, `make test` and `make faults` do everything from nothing: a virtual environment, the installation, the job.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/redistill demo $(DEMO_ARGS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Every fault as often as docs/reliability.md says; `make test` tries a few of each.
+faults: $(VENV)/installed-dev
+	REDISTILL_FAULTS=whole OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' tests/faults $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -260,10 +260,10 @@ def test_nothing_is_pruned_when_the_new_checkpoint_cannot_be_read_back(tmp_path:
     save(tmp_path, 3, keep=1)
     written = files.write_json
 
-    def bad_disk(path: Path, value: object) -> None:
+    def bad_disk(path: Path, value: object) -> str:
         if path.name == "manifest.json":
             (path.parent / "state.json").write_text("{}")
-        written(path, value)
+        return written(path, value)
 
     monkeypatch.setattr(files, "write_json", bad_disk)
     with pytest.raises(OutputError, match=r"state\.json does not match its manifest right after"):
@@ -293,3 +293,43 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     found = checkpoint.load(tmp_path)
     assert found is not None and found.state["training"] == "anew" and not found.tensors
     assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
+
+
+# --- whose they are -----------------------------------------------------------------------------------------------------
+
+
+def test_every_manifest_says_which_run_it_is_of(tmp_path: Path) -> None:
+    assert checkpoint.identity(tmp_path) == {}
+    checkpoint.claim(tmp_path, {"config": "a", "training data": "b"})
+    manifest = files.read_json(save(tmp_path, 3) / "manifest.json")
+    assert manifest["schema"] == checkpoint.SCHEMA and manifest["step"] == 3
+    assert manifest["run"] == {"config": "a", "training data": "b"} == checkpoint.identity(tmp_path)
+
+
+def test_checkpoints_of_other_data_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    checkpoint.claim(folder, {"config": "a", "training data": "b"})
+    with pytest.raises(
+        CheckpointError, match="checkpoints: its checkpoints are of a run with different training data; put it back"
+    ):
+        checkpoint.claim(folder, {"config": "a", "training data": "c"})
+    assert checkpoint.identity(folder) == {"config": "a", "training data": "b"}
+
+
+def test_a_checkpoint_that_was_carried_in_from_another_run_is_passed_over(tmp_path: Path) -> None:
+    for name in ("mine", "theirs"):
+        checkpoint.claim(tmp_path / name, {"training data": name})
+    save(tmp_path / "mine", 3)
+    shutil.copytree(save(tmp_path / "theirs", 4), tmp_path / "mine" / "step-4")
+    found = checkpoint.load(tmp_path / "mine")
+    assert found is not None and found.step == 3
+    assert found.skipped == ("mine/step-4: it is of a run with different training data; resumed from step-3",)
+
+
+def test_what_only_an_older_or_newer_version_notes_is_no_difference(tmp_path: Path) -> None:
+    save(tmp_path, 3)  # by a version that noted nothing
+    checkpoint.claim(tmp_path, {"training data": "b"})
+    checkpoint.claim(tmp_path, {"corpus": "c"})
+    assert checkpoint.identity(tmp_path) == {"training data": "b", "corpus": "c"}
+    found = checkpoint.load(tmp_path)
+    assert found is not None and found.step == 3 and found.skipped == ()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from redistill import decoding
 from redistill.errors import ConfigError
+from redistill.untrusted import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,19 +159,21 @@ def test_kinds_are_class_names_in_snake_case():
 
 # --- there and back -----------------------------------------------------------------------------------------------------
 
+wholes = st.integers(-(2**63), 2**63)
 shapes = st.recursive(
-    st.builds(Circle, radius=st.floats(0, 9)) | st.builds(SquareConfig, side=st.integers()),
+    st.builds(Circle, radius=st.floats(0, 9)) | st.builds(SquareConfig, side=wholes),
     lambda inner: st.builds(Group, inner=st.none() | inner),
     max_leaves=3,
 )
+texts = st.text().map(printable)  # what is not so is refused
 pages = st.builds(
     Page,
-    title=st.text(),
+    title=texts,
     shape=st.none() | shapes,
-    size=st.tuples(st.integers(), st.integers()),
-    layers=st.integers() | st.lists(st.integers()).map(tuple),
+    size=st.tuples(wholes, wholes),
+    layers=wholes | st.lists(wholes).map(tuple),
     mode=st.sampled_from(["fast", "slow"]),
-    sources=st.dictionaries(st.text(), st.none() | st.text()),
+    sources=st.dictionaries(texts, st.none() | texts),
     rate=st.floats(allow_nan=False),
     draft=st.booleans(),
     group=st.builds(Group, inner=st.none() | shapes),

@@ -82,6 +82,27 @@ def test_what_is_no_json_is_a_data_error_with_the_path(tmp_path):
             files.read_json(path)
 
 
+def test_parts_are_asked_for_one_at_a_time_and_hashed(tmp_path):
+    asked = []
+
+    def parts():
+        for part in (b"ab", b"", memoryview(b"c")):
+            asked.append(leftovers(tmp_path))
+            yield part
+
+    assert files.write_parts(tmp_path / "a", parts(), 3) == files.digest(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"abc" and all(asked) and not leftovers(tmp_path)
+
+
+def test_what_a_library_in_rust_was_refused_is_an_output_error(tmp_path):
+    with (
+        pytest.raises(files.DiskFullError, match=r"f: 1,234 bytes could not be written \(No space left on device\)") as caught,
+        files.new_folder(tmp_path / "f", 1234),
+    ):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    assert caught.value.exit_code == 75 and not list(tmp_path.iterdir())
+
+
 # --- lines --------------------------------------------------------------------------------------------------------------
 
 values = st.none() | st.booleans() | st.integers() | st.text() | st.dictionaries(st.text(), st.text(), max_size=2)
@@ -111,6 +132,24 @@ def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path):
     path.write_bytes(b'{"a": 1}\n{"a": \n{"a": 2}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: not JSON"):
         files.read_lines(path)
+
+
+@pytest.mark.parametrize("rest", [b'{"a": 3, "b": "', b"x" * 20_000])
+def test_a_cut_line_is_dropped_before_another_is_appended(tmp_path, rest):
+    path = tmp_path / "a.jsonl"
+    for whole in (b'{"a": 1}\n{"a": 2}\n', b""):
+        path.write_bytes(whole + rest)
+        files.append_line(path, {"a": 4})
+        assert path.read_bytes() == whole + b'{"a": 4}\n'
+
+
+def test_lines_that_cannot_be_appended_leave_the_others(tmp_path, full_disk):
+    path = tmp_path / "a.jsonl"
+    files.append_line(path, {"a": 1})
+    full_disk()
+    with pytest.raises(files.DiskFullError, match=r"a\.jsonl: 18 bytes could not be written \(No space left on device\)"):
+        files.append_lines(path, [{"a": 2}, {"a": 3}])
+    assert path.read_bytes() == b'{"a": 1}\n'
 
 
 def test_no_file_has_no_lines(tmp_path):

@@ -1,54 +1,279 @@
-"""The guards: what is not finite never becomes an update, and training stops when it no longer pays."""
+"""The guards: what is not finite is no update, a collapse of text is told of, and training stops when it no longer pays."""
 
 import json
 import math
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+import torch
 
+from redistill import files
+from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError, TrainingError
-from redistill.guards import EarlyStopping, FiniteGuard
+from redistill.guards import (
+    CollapseMonitor,
+    EarlyStopping,
+    GuardConfig,
+    Halving,
+    TextFacts,
+    Update,
+    UpdateGuard,
+    facts_of,
+    is_out_of_memory,
+    text_metrics,
+    unless_out_of_memory,
+)
 
-BAD = [(math.nan, 1.0), (math.inf, 1.0), (-math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)]
+FINE = Update(step=1, metrics={"loss": 2.5}, norms={"grad_norm": 1.0}, teacher_rows=0, samples=[7], read=list)
+BAD = [
+    *(replace(FINE, metrics={"loss": loss}) for loss in (math.nan, math.inf, -math.inf)),
+    *(replace(FINE, norms={"grad_norm": norm}) for norm in (math.nan, math.inf)),
+    replace(FINE, norms={"grad_norm": 1.0, "clip_network_grad_norm": math.nan}),
+    replace(FINE, teacher_rows=1),
+]
 
 
-@pytest.mark.parametrize(("loss", "grad_norm"), BAD)
-def test_an_update_that_is_not_finite_is_not_made(loss: float, grad_norm: float) -> None:
-    guard = FiniteGuard(max_skips=1)
-    assert guard.check(1e30, 0.0, step=0, samples=[1])
-    assert not guard.check(loss, grad_norm, step=1, samples=[1])
-    assert guard.skips == 1
+def update(step, loss, **changes):
+    return replace(FINE, step=step, metrics={"loss": loss}, **changes)
 
 
-def test_skips_count_in_a_row_and_a_good_update_forgives_them() -> None:
-    guard = FiniteGuard(max_skips=2)
+def again(made, state):
+    """The state as a checkpoint keeps it, in a guard made anew."""
+    made.load_state_dict(json.loads(json.dumps(state)))
+    return made
+
+
+# --- updates ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_an_update_that_is_not_finite_is_not_made(tmp_path, bad):
+    told = []
+    guard = UpdateGuard(GuardConfig(max_skips=1), folder=tmp_path, tell=told.append)
+    assert [guard.allows(each) for each in (FINE, bad, FINE)] == [True, False, True]
+    assert [event.name for event in told] == ["not_finite"]
+    json.dumps(told[0].line(), allow_nan=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_skips_count_in_a_row_and_a_good_update_forgives_them(tmp_path):
+    guard = UpdateGuard(GuardConfig(max_skips=2), folder=tmp_path)
     for step, loss in enumerate([math.nan, math.nan, 1.0] * 3):
-        assert guard.check(loss, 1.0, step=step, samples=[0]) == math.isfinite(loss)
-    assert guard.skips == 6
+        assert guard.allows(update(step, loss)) == math.isfinite(loss)
+    assert guard.state_dict()["skips"] == 6
 
 
-def test_beyond_the_allowed_skips_training_ends_and_says_where() -> None:
-    guard = FiniteGuard(max_skips=2)
+def test_beyond_the_allowed_skips_training_ends_and_says_where(tmp_path):
+    guard = UpdateGuard(GuardConfig(max_skips=2), folder=tmp_path)
     for step in (40, 41):
-        guard.check(math.nan, 1.0, step=step, samples=[5])
-    with pytest.raises(TrainingError, match=r"step 42: loss nan and gradient norm 2\.5.* 3 times in a row.*samples 12, 57;"):
-        guard.check(math.nan, 2.5, step=42, samples=[12, 57])
+        guard.allows(update(step, math.nan))
+    message = r"step 42: loss nan and gradient norm 1\.0, not finite; 3 updates in a row.*samples 12, 57;.*guard-step-42\.json"
+    with pytest.raises(TrainingError, match=message) as caught:
+        guard.allows(update(42, math.nan, samples=[57, 12]))
+    assert caught.value.exit_code == 1
     with pytest.raises(TrainingError, match="0, 1, 2, 3, 4, 5, 6, 7 and 92 more"):
-        FiniteGuard(max_skips=0).check(math.inf, 1.0, step=0, samples=range(100))
+        UpdateGuard(GuardConfig(max_skips=0), folder=tmp_path).allows(update(1, math.inf, samples=range(100)))
+
+
+def test_what_ended_a_run_is_written_with_the_rows_of_all_processes(tmp_path):
+    readings = [{"samples": [5], "student": {"not_finite": 3}}]
+    guard = UpdateGuard(
+        GuardConfig(max_skips=0), folder=tmp_path, gather=lambda values: [*values, *values], record=lambda s: f"train.jsonl:{s}"
+    )
+    bad = Update(
+        step=9,
+        metrics={"loss": math.nan, "sft": 2.0, "divergence": math.nan},
+        norms={"grad_norm": math.inf},
+        teacher_rows=4,
+        samples=[5],
+        read=lambda: readings,
+    )
+    with pytest.raises(TrainingError, match="step 9: the teacher's logits are not finite in 4 rows"):
+        guard.allows(bad)
+    described = files.read_json(tmp_path / "guard-step-9.json")
+    assert (described["loss"], described["sft"], described["divergence"], described["grad_norm"]) == (None, 2.0, None, None)
+    assert described["samples"] == [5] and described["records"] == {"5": "train.jsonl:5"}
+    assert described["micro_batches"] == readings * 2 and described["teacher_rows_not_finite"] == 4
 
 
 @pytest.mark.parametrize("interrupted_at", range(6))
-def test_a_resumed_guard_decides_like_one_that_was_not_interrupted(interrupted_at: int) -> None:
+def test_a_resumed_guard_decides_like_one_that_was_not_interrupted(tmp_path, interrupted_at):
     losses = [math.nan, 1.0, math.nan, math.nan, math.nan, math.nan]
-    guard = FiniteGuard(max_skips=3)
-    decisions: list[bool] = []
+    guard = UpdateGuard(GuardConfig(max_skips=3), folder=tmp_path)
+    decisions = []
     with pytest.raises(TrainingError, match="step 5"):
         for step, loss in enumerate(losses):
             if step == interrupted_at:
-                state = json.loads(json.dumps(guard.state_dict()))
-                guard = FiniteGuard(max_skips=3)
-                guard.load_state_dict(state)
-            decisions.append(guard.check(loss, 1.0, step=step, samples=[0]))
+                guard = again(UpdateGuard(GuardConfig(max_skips=3), folder=tmp_path), guard.state_dict())
+            decisions.append(guard.allows(update(step, loss)))
     assert decisions == [False, True, False, False, False]
+
+
+def test_a_leap_of_the_loss_is_told_of_and_made_or_skipped_as_asked(tmp_path):
+    for on_spike, made in (("warn", True), ("skip", False)):
+        told = []
+        guard = UpdateGuard(GuardConfig(on_spike=on_spike), folder=tmp_path, tell=told.append)
+        for step in range(12):
+            assert guard.allows(update(step, 2.0 + 0.1 * (step % 3)))
+        assert guard.allows(update(13, 210.0, samples=[3, 4])) is made
+        (event,) = told
+        assert (event.name, event.step, event.facts["samples"]) == ("loss_spike", 13, [3, 4])
+        assert event.facts["times_median"] == pytest.approx(100, rel=0.01)
+        assert guard.allows(update(14, 2.0)), "the spike has not raised the bar, nor lowered it"
+
+
+def test_leaps_that_are_skipped_spend_the_same_budget(tmp_path):
+    guard = UpdateGuard(GuardConfig(on_spike="skip", max_skips=1), folder=tmp_path)
+    for step in range(12):
+        guard.allows(update(step, 2.0))
+    assert not guard.allows(update(12, 300.0))
+    with pytest.raises(TrainingError, match="step 13: loss 300 is 150 times the median of those before it; 2 updates in a row"):
+        guard.allows(update(13, 300.0))
+
+
+# --- memory -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+        ),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_every_way_to_run_out_of_memory_is_known(error):
+    def work():
+        raise error
+
+    assert is_out_of_memory(error) and unless_out_of_memory(work) is None
+
+
+def test_other_errors_are_not_taken_for_it():
+    def work():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        unless_out_of_memory(work)
+
+
+@pytest.mark.parametrize(("size", "limit", "tried"), [(64, 64, [64]), (64, 10, [64, 32, 16, 8]), (7, 1, [7, 3, 1])])
+def test_work_is_halved_until_it_fits_and_stays_so(size, limit, tried):
+    sizes, seen = Halving("generation_batch_size", size), []
+
+    def work(at_once):
+        seen.append(at_once)
+        if at_once > limit:
+            raise MemoryError
+        return at_once
+
+    assert sizes.repeat(work) == tried[-1] and seen == tried
+    assert sizes.repeat(work) == tried[-1] and seen[len(tried) :] == tried[-1:]
+    changes = sizes.take_changes()
+    assert len(changes) == len(tried) - 1 and sizes.take_changes() == []
+    assert all(f"= {a}; repeated with {b}" in text for text, (a, b) in zip(changes, pairwise(tried), strict=True))
+    assert again(Halving("generation_batch_size", size), sizes.state_dict()).size == tried[-1]
+
+
+def test_less_than_one_at_a_time_is_an_error_with_a_remedy():
+    def work(at_once):
+        raise MemoryError
+
+    with pytest.raises(TrainingError, match=r"micro_batch_size = 1: out of memory.*gradient_checkpointing"):
+        Halving("training.micro_batch_size", 4).repeat(work)
+
+
+# --- collapse -----------------------------------------------------------------------------------------------------------
+
+HEALTHY = TextFacts(origin="student", length=40, ended=True, distinct=0.9)
+GOLD = [TextFacts(origin="dataset", length=50, ended=True, distinct=0.95)]
+COLLAPSED = {
+    "length": (replace(HEALTHY, length=2), 0.9),
+    "ended": (replace(HEALTHY, length=200, ended=False), 0.9),
+    "distinct_2": (replace(HEALTHY, distinct=0.1), 0.9),
+    "kept_mass": (HEALTHY, 0.2),
+}
+
+
+def test_healthy_text_raises_no_alarm():
+    told = []
+    monitor = CollapseMonitor(GuardConfig(collapse_window=4), told.append)
+    for step in range(40):
+        text = replace(HEALTHY, length=20 + 10 * (step % 5), ended=step % 3 > 0, distinct=0.7 + 0.05 * (step % 5))
+        monitor.observe(step, [text, *GOLD], GOLD, 0.7)
+    assert told == []
+
+
+@pytest.mark.parametrize("sign", list(COLLAPSED))
+def test_each_sign_of_collapse_is_told_once_until_it_has_passed(sign):
+    told = []
+    monitor = CollapseMonitor(GuardConfig(collapse_window=4), told.append)
+    text, kept = COLLAPSED[sign]
+    for step in range(60):
+        is_bad = 10 <= step < 30 or step >= 40
+        monitor.observe(step, [text if is_bad else HEALTHY], GOLD, kept if is_bad else 0.9)
+    assert [event.facts["sign"] for event in told] == [sign, sign]
+    assert all(10 <= first.step < 14 and 40 <= second.step < 44 for first, second in [told])
+    assert all(event.facts["value"] < event.facts["least"] for event in told)
+
+
+def test_a_student_that_never_ended_its_texts_has_not_lost_the_habit():
+    told = []
+    monitor = CollapseMonitor(GuardConfig(collapse_window=2), told.append)
+    for step in range(9):
+        monitor.observe(step, [replace(HEALTHY, ended=False)], GOLD, None)
+    assert told == []
+
+
+def test_text_of_others_and_old_text_say_nothing_about_the_student():
+    monitor = CollapseMonitor(GuardConfig(collapse_window=1), pytest.fail)
+    for origin in ("dataset", "teacher", "replay"):
+        monitor.observe(1, [replace(COLLAPSED["distinct_2"][0], origin=origin)], GOLD, 0.0)
+        assert text_metrics([replace(HEALTHY, origin=origin)]) == {}
+
+
+def test_a_collapse_can_end_the_run():
+    monitor = CollapseMonitor(GuardConfig(collapse_window=2, on_collapse="stop"), lambda event: None)
+    monitor.observe(1, [HEALTHY], GOLD, 0.1)
+    with pytest.raises(
+        TrainingError, match=r"step 2: .*mass of the teacher that DAC-KL keeps is 0\.1 over 2 updates, below 0\.5"
+    ):
+        monitor.observe(2, [HEALTHY], GOLD, 0.1)
+
+
+def test_a_threshold_of_zero_looks_away():
+    config = GuardConfig(collapse_window=1, min_length=0, min_ended=0, min_distinct=0, min_kept_mass=0)
+    monitor = CollapseMonitor(config, pytest.fail)
+    for step, (text, kept) in enumerate(COLLAPSED.values()):
+        monitor.observe(step, [text], GOLD, kept)
+
+
+@pytest.mark.parametrize("interrupted_at", range(1, 12))
+def test_a_resumed_monitor_tells_the_same(interrupted_at):
+    told = []
+    config = GuardConfig(collapse_window=3)
+    monitor = CollapseMonitor(config, told.append)
+    for step in range(12):
+        if step == interrupted_at:
+            monitor = again(CollapseMonitor(config, told.append), monitor.state_dict())
+        monitor.observe(step, [COLLAPSED["ended"][0] if step > 5 else HEALTHY], GOLD, 0.9)
+    assert [(event.step, event.facts["sign"]) for event in told] == [(7, "ended")]
+
+
+def test_facts_are_of_the_response_alone():
+    sequence = TokenSequence(
+        sample=1, token_ids=(5, 5, 5, 8, 9, 8, 9, 0), supervised=(False,) * 3 + (True,) * 5, origin="student"
+    )
+    assert facts_of([sequence], end_ids=(0,)) == [TextFacts(origin="student", length=5, ended=True, distinct=0.75)]
+    assert not facts_of([sequence], end_ids=(7,))[0].ended
+    assert text_metrics([HEALTHY, replace(HEALTHY, ended=False, distinct=0.5)]) == {"ended": 0.5, "distinct_2": 0.7}
+
+
+# --- stopping -----------------------------------------------------------------------------------------------------------
 
 
 def test_stops_after_patience_validations_without_a_higher_score() -> None:
@@ -74,15 +299,17 @@ def test_a_resumed_early_stopping_stops_at_the_same_validation(interrupted_at: i
     decisions = []
     for number, score in enumerate([1.0, 2.0, 1.5, 1.0, 2.0]):
         if number == interrupted_at:
-            state = json.loads(json.dumps(early_stopping.state_dict()))
-            early_stopping = EarlyStopping(patience=3)
-            early_stopping.load_state_dict(state)
+            early_stopping = again(EarlyStopping(patience=3), early_stopping.state_dict())
         decisions.append(early_stopping.stop(score))
     assert decisions == [False, False, False, False, True]
 
 
-def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(ConfigError, match="max_skips = -1"):
-        FiniteGuard(max_skips=-1)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("max_skips", -1), ("collapse_window", 0), ("spike_factor", 1.0), ("spike_factor", math.inf), ("min_distinct", 1.5)],
+)
+def test_settings_out_of_range_are_refused(field, value):
+    with pytest.raises(ConfigError, match=f"{field} = {value}: must"):
+        GuardConfig(**{field: value})
     with pytest.raises(ConfigError, match="patience = 0"):
         EarlyStopping(patience=0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from redistill import files, sweep
 from redistill.cli import main
 from redistill.divergences import ForwardKL
 from redistill.errors import ConfigError, RedistillError, TrainingError
+from redistill.lock import locked
 from redistill.methods import METHODS
 from redistill.sweep import Plan, plan_sweep, run_sweep
 
@@ -29,7 +31,7 @@ with open(folder.parent / "calls.txt", "a") as calls:
 print("at work", flush=True)
 if (folder / "fail").exists():
     print("redistill: mine.jsonl: no such file", flush=True)
-    raise SystemExit(2)
+    raise SystemExit(int((folder / "fail").read_text() or 2))
 status = "trained" if command == "train" else "finished"
 (folder / "run.json").write_text(json.dumps({"schema": 1, "status": status, "config": config}))
 scores = {"datasets": {"toy": {"seeds": {"10": {"rouge_l": 40.0}, "20": {"rouge_l": 60.0}}}}}
@@ -198,6 +200,19 @@ def test_a_failure_is_told_and_the_others_are_finished_and_compared(
     assert calls(made.folder) == ["run kd-seed1"]
 
 
+@pytest.mark.parametrize(("first", "second", "expected"), [(75, 0, 75), (75, 143, 75), (75, 2, 1), (1, 143, 1)])
+def test_a_sweep_may_be_tried_again_where_all_that_failed_may(
+    plan: Callable[..., Plan], first: int, second: int, expected: int
+) -> None:
+    made = plan()
+    for name, code in (("sft-seed1", first), ("kd-seed1", second)):
+        if code:
+            files.write_text(made.folder / name / "fail", str(code))
+    with pytest.raises(TrainingError) as error:
+        run_sweep(made, jobs=3)
+    assert error.value.exit_code == expected
+
+
 def test_each_table_is_compared_with_its_own_rows_and_baseline(
     plan: Callable[..., Plan], compared: list[dict[str, Any]]
 ) -> None:
@@ -239,7 +254,10 @@ def test_a_stage_that_fails_keeps_only_its_own_runs_from_beginning(plan: Callabl
 
 def test_two_sweeps_at_once_in_a_folder_are_refused(plan: Callable[..., Plan]) -> None:
     made = plan()
-    with sweep._locked(made.folder), pytest.raises(ConfigError, match="another sweep is at work here"):
+    with (
+        locked(made.folder),
+        pytest.raises(ConfigError, match=f"process {os.getpid()}, or one that it started, is at work here"),
+    ):
         run_sweep(made, jobs=1)
     run_sweep(made, jobs=1)
 

@@ -87,3 +87,17 @@ def test_the_teacher_is_frozen_in_eval_mode_and_tells_everything():
     teacher = LocalTeacher(model, vocabulary=40, device="cpu")
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
     assert teacher.capabilities.full_vocabulary
+
+
+@pytest.mark.parametrize("fault", [float("nan"), float("inf")])
+def test_rows_that_are_not_finite_are_counted_as_they_are_handed_out(fault):
+    model, batch = fresh_model(LLAMA, seed=1), make_batch(2, 4)
+    teacher = LocalTeacher(model, vocabulary=40, device="cpu")
+    teacher.rows(batch)(slice(0, 4))
+    assert teacher.take_faults() == 0
+    with torch.no_grad():
+        model.get_output_embeddings().weight[7, 3] = fault  # one class of 40; the sign of its logit is the hidden state's
+    target = teacher.rows(batch)
+    logp_NV = torch.cat([target(slice(0, 1)), target(slice(1, 4))])
+    assert teacher.take_faults() == int(logp_NV.isnan().any(dim=-1).sum()) > 0
+    assert teacher.take_faults() == 0

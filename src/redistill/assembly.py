@@ -7,15 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from redistill import files, vocabulary
 from redistill.config import DataConfig, Run
-from redistill.contracts import Example, Instruction, RawPrompt, Record
-from redistill.data.reader import ReadReport, read_records
+from redistill.contracts import Example, Record
+from redistill.data.reader import ReadReport, line_of, read_records
+from redistill.data.rejected import list_unlearned
+from redistill.data.repeats import Question, first_of_each, question
 from redistill.data.tasks import load_task
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import ConfigError, DataError
@@ -32,6 +34,8 @@ from redistill.models.load import (
 )
 from redistill.models.lora import add_lora, lora_notes
 from redistill.stages import student_source, teacher_source
+
+Duplicates = Literal["keep", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,15 @@ def check_positions(model: nn.Module, tokens: TokenizeConfig, name: str) -> None
         )
 
 
-def load_data(config: DataConfig, tokenizer: Any, seed: int, *, rejected: Path | None, say: Callable[[str], None]) -> DataSets:
+def load_data(
+    config: DataConfig,
+    tokenizer: Any,
+    seed: int,
+    *,
+    rejected: Path | None,
+    say: Callable[[str], None],
+    duplicates: Duplicates = "keep",
+) -> DataSets:
     """The data of a run, read and tokenised; each source's verdict is said.
 
     A training or validation row that asks what a test set asks is left out and counted.
@@ -149,6 +161,8 @@ def load_data(config: DataConfig, tokenizer: Any, seed: int, *, rejected: Path |
     Args:
         rejected: File for the rows that cannot be used.
         say: Told a line about every source.
+        duplicates: Whether a training row with the prompt and the answers of an earlier one, to the letter, is learned again.
+            Both ways such rows are counted.
 
     Raises:
         DataError: a source is missing or empty, has too many unusable rows, or nothing of it fits the length limits.
@@ -166,19 +180,20 @@ def load_data(config: DataConfig, tokenizer: Any, seed: int, *, rejected: Path |
     pool: list[_Row] = []
     for number, source in enumerate(config.train):
         pool += read(source, "train", "train" if len(config.train) == 1 else f"train {number + 1}")
+    pool, repeats = desk.told_apart(pool, duplicates, say)
     held = None if config.validation is None else read(config.validation, "validation", "validation")
     tests: dict[str, list[Record]] = {}
     for task, (records, report) in _read_tests(config, say, rejected).items():
         path, tests[task] = config.tests[task], records
         counts = {"rows": len(records), "rejected": len(report.rejected)}
         manifest[f"test {task}"] = {"source": path or "hub", **counts, **_hash(path)}
-    asked = {_asked(record) for records in tests.values() for record in records}
+    asked = {question(record) for records in tests.values() for record in records}
     train, validation, leaked = _parted(pool, held, asked, config)
     if any(leaked):
         say(f"asked in a test set too, and left out: {leaked[0]} training rows, {leaked[1]} validation rows")
     examples, counts, _ = desk.tokenised(train[: config.max_train_rows], "train")
     validation_examples, lost, validation = desk.tokenised(validation, "validation")
-    counts |= {"in a test set": leaked[0]}
+    counts |= {"in a test set": leaked[0]} | ({"duplicate": repeats} if repeats and duplicates == "drop" else {})
     dropped = sum(counts.values())
     why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
     say(
@@ -187,6 +202,7 @@ def load_data(config: DataConfig, tokenizer: Any, seed: int, *, rejected: Path |
         + f"; validation: {len(validation)}"
     )
     manifest["kept"] = {"train": len(examples), "dropped": dropped, **counts, "validation": len(validation)}
+    manifest["kept"] |= {"duplicates kept": repeats} if repeats and duplicates == "keep" else {}
     manifest["kept"] |= {f"validation {reason}": n for reason, n in (lost | {"in a test set": leaked[1]}).items() if n}
     return DataSets(
         train=examples,
@@ -222,7 +238,7 @@ class _Row:
 
     @property
     def line(self) -> int:
-        return int(self.record.record_id.rpartition(":")[2])
+        return line_of(self.record)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,17 +260,29 @@ class _Desk:
         if not rows:
             raise DataError(f"{role}: no row is left that no test set asks too; name other data, or other test sets")
         examples, report = tokenize_training([row.record for row in rows], self.tokenizer, self.config.tokens, self.seed)
-        lines = [
-            {"source": rows[found.place].source, "line": rows[found.place].line, "reason": found.reason}
-            for found in sorted((*report.rejected, *report.too_long), key=lambda found: found.place)
-        ]
-        if self.rejected is not None and lines:
-            files.append_lines(self.rejected, lines)
+        found_bad = sorted((*report.rejected, *report.too_long), key=lambda found: found.place)
+        self._list([(rows[found.place], found.reason) for found in found_bad])
         for found in report.rejected:
             self._judge(rows[found.place], found.reason)
         useless = {found.place for found in report.rejected}
         counts = {"too long": report.num_too_long, "nothing to learn": len(useless)}
         return examples, counts, [row for place, row in enumerate(rows) if place not in useless]
+
+    def told_apart(self, rows: list[_Row], duplicates: Duplicates, say: Callable[[str], None]) -> tuple[list[_Row], int]:
+        """The rows to go on with, and how many say what an earlier one says; those are listed where they are dropped."""
+        first = first_of_each([row.record for row in rows])
+        repeats = [(row, rows[k]) for place, (row, k) in enumerate(zip(rows, first)) if k != place]
+        if repeats:
+            fate = "kept" if duplicates == "keep" else "dropped"
+            say(f"train: {len(repeats)} rows repeat an earlier one to the letter, and are {fate}")
+        if duplicates == "keep":
+            return rows, len(repeats)
+        self._list([(row, f"repeats {earlier.source}:{earlier.line} to the letter") for row, earlier in repeats])
+        return [row for place, (row, k) in enumerate(zip(rows, first)) if k == place], len(repeats)
+
+    def _list(self, found: Sequence[tuple[_Row, str]]) -> None:
+        if self.rejected is not None:
+            list_unlearned(self.rejected, [(row.source, row.line, reason) for row, reason in found])
 
     def _judge(self, row: _Row, reason: str) -> None:
         """Count an unusable row, and refuse its source when they are too many."""
@@ -268,13 +296,13 @@ class _Desk:
 
 
 def _parted(
-    pool: list[_Row], held: list[_Row] | None, asked: Set[tuple[str, ...]], config: DataConfig
+    pool: list[_Row], held: list[_Row] | None, asked: Set[Question], config: DataConfig
 ) -> tuple[list[_Row], list[_Row], tuple[int, int]]:
     """Training and validation rows without those that a test set asks, and how many those were in each."""
-    train = [row for row in pool if _asked(row.record) not in asked]
+    train = [row for row in pool if question(row.record) not in asked]
     leaked = len(pool) - len(train)
     if held is not None:
-        validation = [row for row in held if _asked(row.record) not in asked]
+        validation = [row for row in held if question(row.record) not in asked]
         return train, validation[: config.validation_rows], (leaked, len(held) - len(validation))
     if len(train) <= config.validation_rows:
         raise ConfigError(
@@ -282,16 +310,6 @@ def _parted(
             "or name a validation file"
         )
     return train[config.validation_rows :], train[: config.validation_rows], (leaked, 0)
-
-
-def _asked(record: Record) -> tuple[str, ...]:
-    """What a record asks, to compare it by: white space and an empty input make no difference."""
-    prompt = record.prompt
-    if isinstance(prompt, Instruction):
-        texts: tuple[str, ...] = (prompt.instruction, prompt.input)
-    else:
-        texts = (prompt.text,) if isinstance(prompt, RawPrompt) else tuple(turn.content for turn in prompt.turns)
-    return tuple(" ".join(text.split()) for text in texts if text.strip())
 
 
 def _about(model: nn.Module, name: str) -> dict[str, Any]:

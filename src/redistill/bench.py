@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,16 +10,16 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
 
-from redistill import checkpoint, evaluation, files, tracking
+from redistill import checkpoint, evaluation, files, ranks, signals, tracking
 from redistill.assembly import DataSets, Models, load_data, load_models
 from redistill.config import Run
 from redistill.contracts import Batch, Generation, GenerationRequest, Sampling, TokenSequence
 from redistill.data.corpus import load_corpus
 from redistill.errors import ConfigError
-from redistill.guards import EarlyStopping, FiniteGuard
+from redistill.guards import CollapseMonitor, EarlyStopping, Event, Halving, UpdateGuard
 from redistill.methods import method
 from redistill.models.generate import generate
 from redistill.models.lora import load_trainable_state, save_student
@@ -34,6 +35,8 @@ from redistill.vocab_pass import Head
 
 MAX_CORPUS_BLOCKS = 200_000
 """Text beyond this is not read: 100 million tokens at 512 a block, 400 MB in every process."""
+MEETING = timedelta(hours=2)
+"""So long may one process wait for another that works; one that no longer lives is found by `redistill.ranks`."""
 
 
 @contextmanager
@@ -42,6 +45,7 @@ def open_bench(config: Run) -> Iterator["Bench"]:
 
     Raises:
         ConfigError, DataError, ModelError, VocabularyError: as their names say.
+        Interrupted: a signal has arrived, here or at another process.
     """
     accelerator = make_accelerator(config.training.precision)
     if config.training.batch_size % accelerator.num_processes:
@@ -51,13 +55,15 @@ def open_bench(config: Run) -> Iterator["Bench"]:
         )
     settings = config.training
     is_main = accelerator.is_main_process
-    with tracking.Progress(log_every=settings.log_every, enabled=is_main) as progress:
-        models = load_models(config)
-        rejected = config.folder / "rejected.jsonl" if is_main else None
-        data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, say=progress.note)
-        for note in (*models.notes, *_notes(config)):
-            progress.note(f"note: {note}")
-        bench = Bench(config, accelerator, models, data, progress)
+    with ranks.watched(), tracking.Progress(log_every=settings.log_every, enabled=is_main) as progress:
+        with signals.handled(at_once=True):
+            models = load_models(config)
+            rejected = config.folder / "rejected.jsonl" if is_main else None
+            data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, say=progress.note)
+            for note in (*models.notes, *_notes(config)):
+                progress.note(f"note: {note}")
+            bench = Bench(config, accelerator, models, data, progress)
+        signals.gather([])  # one that left above is missed here
         progress.expect(bench.schedule.updates)
         yield bench
 
@@ -72,6 +78,8 @@ class Bench:
         self.method = config.resolved_method
         self.schedule = config.training.schedule(len(data.train))
         self.meter = tracking.Meter()
+        self.log = tracking.MetricsLog(config.folder / "metrics.jsonl")
+        self.texts_at_once = Halving("training.generation_batch_size", config.training.generation_batch_size)
         self.corpus = self._read_corpus()
         device = accelerator.device
         self.teacher = (
@@ -123,7 +131,7 @@ class Bench:
                 teacher=self.teacher,
                 vocabulary=self.models.vocabulary,
                 shard=(self.accelerator.process_index, self.accelerator.num_processes),
-                gather=gather_object,
+                gather=signals.gather,
             )
 
     def export(self) -> None:
@@ -148,16 +156,19 @@ class Bench:
         self, model: nn.Module, requests: Sequence[GenerationRequest], sampling: Sampling, **mixture: Any
     ) -> list[Generation]:
         with self.accelerator.autocast():
-            written = generate(
-                model,
-                requests,
-                sampling,
-                seed=self.config.seed,
-                end_ids=self.models.end_ids,
-                pad_id=self.models.pad_id,
-                batch_size=self.config.training.generation_batch_size,
-                vocabulary=self.models.vocabulary,
-                **mixture,
+            # Begun anew with fewer at once where memory runs out: what is written does not depend on that.
+            written = self.texts_at_once.repeat(
+                lambda size: generate(
+                    model,
+                    requests,
+                    sampling,
+                    seed=self.config.seed,
+                    end_ids=self.models.end_ids,
+                    pad_id=self.models.pad_id,
+                    batch_size=size,
+                    vocabulary=self.models.vocabulary,
+                    **mixture,
+                )
             )
         self.meter.add(sum(len(generation.token_ids) for generation in written))
         return written
@@ -182,7 +193,7 @@ class Bench:
                 batch_size=self.config.evaluation.batch_size,
                 teacher=self.teacher,
                 vocabulary=self.models.vocabulary,
-                gather=gather_object,
+                gather=signals.gather,
                 shard=(self.accelerator.process_index, self.accelerator.num_processes),
             )
 
@@ -204,16 +215,34 @@ class Bench:
             divergence=self.divergence,
             teacher=self.teacher if self.method.objective.uses_teacher else None,
             validate=self.validate,
-            guard=FiniteGuard(max_skips=optimiser.max_skips),
+            teacher_faults=(lambda: 0) if self.teacher is None else self.teacher.take_faults,
+            guard=UpdateGuard(
+                self.config.guards,
+                folder=self.config.folder,
+                tell=self._tell,
+                gather=gather_object,
+                is_main=self.accelerator.is_main_process,
+                record={example.sample: example.record.record_id for example in self.data.train}.__getitem__,
+            ),
+            collapse=CollapseMonitor(self.config.guards, self._tell),
+            memory=(Halving("training.micro_batch_size", settings.micro_batch_size), self.texts_at_once),
+            tell=self._tell,
             early_stopping=EarlyStopping(patience=settings.patience),
-            log=tracking.MetricsLog(self.config.folder / "metrics.jsonl"),
+            log=self.log,
             progress=self.progress,
             meter=self.meter,
             schedule=self.schedule,
             checkpoints=self.config.folder / "checkpoints",
             pad_id=self.models.pad_id,
+            end_ids=self.models.end_ids,
             seed=self.config.seed,
         )
+
+    def _tell(self, event: Event) -> None:
+        """An event of a guard, on the screen and in metrics.jsonl; all processes hear of it, and the main one tells."""
+        if self.accelerator.is_main_process:
+            self.log.write(event.line())
+            self.progress.note(event.text)
 
     def gold(self) -> GoldBatches:
         """The training set in its order, this process's share of each batch."""
@@ -234,7 +263,7 @@ class Bench:
             student_rows=self.student_rows,
             teacher=self.teacher,
             gold=gold,
-            gather=gather_object,
+            gather=signals.gather,
             updates=self.schedule.updates,
             end_ids=self.models.end_ids,
             pad_id=self.models.pad_id,
@@ -329,7 +358,11 @@ def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
     with another.  So that state is dropped here, and the process group, which is kept apart from it, stays.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no" if precision == "fp32" else precision)
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=MEETING)],
+    )
 
 
 def truncate_revisions(path: Path, step: int) -> None:

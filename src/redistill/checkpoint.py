@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
-from redistill import files
+from redistill import files, tensor_files
 from redistill.errors import CheckpointError, DataError, OutputError
+from redistill.tensor_files import read_tensors, write_tensors
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
 STATE = "state.json"
+IDENTITY = "identity.json"
 SUFFIX = ".safetensors"
 
 
@@ -65,6 +66,53 @@ class _Damaged(Exception):
     """Why a checkpoint cannot be trusted; `load` then looks at the one before it."""
 
 
+# --- whose checkpoints they are -------------------------------------------------------------------------------------------
+
+
+def identity(folder: Path) -> dict[str, str]:
+    """Hashes by name that say which run the checkpoints in `folder` are of; empty where that is not known, or damaged."""
+    try:
+        held = files.read_json(folder / IDENTITY)
+        return dict(held["run"]) if held == _sealed(held["run"]) else {}
+    except (DataError, OSError, TypeError, KeyError):
+        return {}
+
+
+def _sealed(run: Any) -> dict[str, Any]:
+    return {"run": run, "sha256": hashlib.sha256(files.json_bytes(run)).hexdigest()}
+
+
+def check_identity(folder: Path, mine: Mapping[str, str]) -> None:
+    """Refuse to go on with checkpoints in `folder` that another run has made.
+
+    Args:
+        mine: Hashes of what makes this run what it is, by name, such as "training data".
+
+    Raises:
+        CheckpointError: one of them is another one than when `claim` was called.
+    """
+    if other := _differences(identity(folder), mine):
+        raise CheckpointError(
+            f"{folder}: its checkpoints are of a run with different {other[0]}; put it back as it was, or start in a new folder"
+        )
+
+
+def claim(folder: Path, mine: Mapping[str, str]) -> None:
+    """Note whose checkpoints `folder` holds; every manifest repeats it, and one of another run is not loaded.
+
+    Raises:
+        CheckpointError: as `check_identity`.
+        OutputError: it cannot be written.
+    """
+    check_identity(folder, mine)
+    files.write_json(files.make_folder(folder) / IDENTITY, _sealed({**mine, **identity(folder)}))
+
+
+def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Names in both under which they differ; what only one of them knows is of another version."""
+    return [name for name in one if name in other and one[name] != other[name]]
+
+
 # --- writing ------------------------------------------------------------------------------------------------------------
 
 
@@ -94,18 +142,22 @@ def save(
         The checkpoint's folder.
 
     Raises:
-        OutputError: it could not be written; the earlier ones are untouched.
+        OutputError: it could not be written; the earlier ones are untouched.  A `DiskFullError` where there is no room.
     """
     assert step >= 0 and keep >= 1, (step, keep)
     files.make_folder(folder)
     files.remove_leftovers(folder)
     target = _folder_of(folder, step)
-    with files.new_folder(target) as temporary:
+    with files.new_folder(target, num_bytes(tensors, state)) as temporary:
+        hashes = {}
         for group, members in tensors.items():
             assert files.slug(group) == group, group
-            _write_tensors(temporary / f"{group}{SUFFIX}", members)
-        files.write_json(temporary / STATE, dict(state))
-        _write_manifest(temporary, step)
+            hashes[f"{group}{SUFFIX}"] = write_tensors(temporary / f"{group}{SUFFIX}", members)
+        hashes[STATE] = files.write_json(temporary / STATE, dict(state))
+        listed = {name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256} for name, sha256 in hashes.items()}
+        manifest = {"schema": SCHEMA, "step": step, "run": identity(folder), "files": listed}
+        seal = files.write_json(temporary / MANIFEST, manifest)
+        files.write_text(temporary / SEAL, f"{seal}  {MANIFEST}\n")
     try:
         _verify(target)
     except _Damaged as error:
@@ -114,30 +166,14 @@ def save(
     return target
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Tied tensors (the same elements of the same storage) go into the file once; the other names are listed as its aliases."""
-    first: dict[tuple[Any, ...], str] = {}
-    unique: dict[str, torch.Tensor] = {}
-    aliases: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        view = (tensor.device, tensor.dtype, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and view in first:
-            aliases[name] = first[view]
-            continue
-        first[view] = name
-        plain = tensor.detach().cpu().contiguous()
-        whole = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
-        unique[name] = plain if whole else plain.clone()  # a slice may share its storage with another
-    try:
-        save_file(unique, path, metadata={"aliases": json.dumps(aliases, sort_keys=True)})
-    except SafetensorError as error:
-        raise OutputError(f"{path}: could not be written ({error}); free space or choose another folder") from error
+def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> int:
+    """What a checkpoint with this content takes on disk, but for its manifest of about a kilobyte.
 
-
-def _write_manifest(folder: Path, step: int) -> None:
-    listed = {path.name: _size_and_hash(path) for path in sorted(folder.iterdir())}
-    files.write_json(folder / MANIFEST, {"schema": SCHEMA, "step": step, "files": listed})
-    files.write_text(folder / SEAL, f"{files.digest(folder / MANIFEST)}  {MANIFEST}\n")
+    Args:
+        tensors: Groups of tensors as in `save`; those on the device "meta" count like others.
+        state: As in `save`.
+    """
+    return sum(map(tensor_files.num_bytes, tensors.values())) + len(files.json_bytes(dict(state)))
 
 
 def _prune(folder: Path, step: int, keep: int, protect: Collection[int]) -> None:
@@ -198,7 +234,7 @@ def load_step(folder: Path, step: int) -> Checkpoint:
 def _read(folder: Path) -> Checkpoint:
     names = _verify(folder)
     try:
-        groups = {name.removesuffix(SUFFIX): _read_tensors(folder / name) for name in names if name.endswith(SUFFIX)}
+        groups = {name.removesuffix(SUFFIX): read_tensors(folder / name) for name in names if name.endswith(SUFFIX)}
         state = files.read_json(folder / STATE)
     except (DataError, SafetensorError, OSError) as error:
         raise _Damaged(str(error)) from error
@@ -208,14 +244,6 @@ def _read(folder: Path) -> Checkpoint:
         tensors=Contents(_label(folder), groups),
         state=Contents(f"{_label(folder)}/{STATE}", state),
     )
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        for name, original in json.loads(file.metadata()["aliases"]).items():
-            tensors[name] = tensors[original]
-    return tensors
 
 
 def _verify(folder: Path) -> list[str]:
@@ -234,6 +262,8 @@ def _verify(folder: Path) -> list[str]:
         )
     if f"step-{content['step']}" != folder.name:
         raise _Damaged(f"{MANIFEST} is that of step-{content['step']}")
+    if other := _differences(identity(folder.parent), content.get("run", {})):
+        raise _Damaged(f"it is of a run with different {other[0]}")
     for name, expected in content["files"].items():
         if _size_and_hash(folder / name) != expected:
             raise _Damaged(f"{name} does not match its manifest")

@@ -1,16 +1,21 @@
-"""The command line.  Exit codes: 0 done, 1 it failed, 2 a mistake that the user can mend, 130 interrupted."""
+"""The command line.
+
+Exit codes: 0 done; 1 it failed; 2 a mistake that the user can mend; 75 nothing is wrong with the command, try it again later
+(no space, folder in use); 130 interrupted (Ctrl-C), 143 told to end (SIGTERM).  The same command goes on with what is not done.
+"""
 
 import argparse
 import dataclasses
+import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import redistill
-from redistill.errors import ConfigError, RedistillError
-
-EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+from redistill import signals
+from redistill.errors import ConfigError, DataError, Interrupted, RedistillError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,13 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(_parser(), arguments)
     _quiet_libraries()
     try:
-        options.command(options)
+        with signals.handled(at_once=True):
+            options.command(options)
     except RedistillError as error:
         print(f"redistill: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("redistill: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        if _is_main_process():
+            print("redistill: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
     return 0
 
 
@@ -94,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     config.set_defaults(command=_config)
 
     commands.add_parser("methods", help="list the methods and the test sets").set_defaults(command=_methods)
+
+    data = commands.add_parser("data", help="look at data before a run")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    _data_check_parser(actions.add_parser("check", help="find rows that cannot be used, repeats, and what a test set asks too"))
 
     models = commands.add_parser("models", help="bring models to this machine")
     fetch = models.add_subparsers(required=True, metavar="ACTION").add_parser(
@@ -171,6 +182,23 @@ def _compare_parser(parser: argparse.ArgumentParser) -> None:
         "--published", nargs="+", default=[], metavar="TABLE", help="tables of the paper to show beside, such as table1-gpt2"
     )
     parser.set_defaults(command=_compare)
+
+
+def _data_check_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="*", metavar="PATH", help="a file, folder or hub data set to learn from")
+    parser.add_argument(
+        "--against", action="append", default=[], metavar="TASK[=PATH]", help="test set that it may not contain (repeatable)"
+    )
+    parser.add_argument(
+        "--recipe", type=Path, dest="configured", help="check the data of this recipe, with its test sets, template and lengths"
+    )
+    _allow_code(parser)
+    parser.add_argument("--tokenizer", metavar="MODEL", help="measure lengths with the tokenizer of this model")
+    parser.add_argument("--template", choices=["alpaca", "chat"], help="prompt template (default: alpaca, or the recipe's)")
+    parser.add_argument("--prompt-tokens", type=int, help="longest prompt of a run (default: 256, or the recipe's)")
+    parser.add_argument("--response-tokens", type=int, help="longest response of a run (default: 256, or the recipe's)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines to read")
+    parser.set_defaults(command=_data_check)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -287,6 +315,37 @@ def _config(options: argparse.Namespace) -> None:
 
     run = load_config(options.recipe, options.overrides, options.allow_code)
     print(yaml.safe_dump(encode_run(run), sort_keys=False), end="")
+
+
+def _data_check(options: argparse.Namespace) -> None:
+    from redistill.data.check import check_data, described
+    from redistill.data.tokenize import TokenizeConfig
+
+    tokenizer, tokens, sources, tests = None, TokenizeConfig(), [(source, "train") for source in options.sources], {}
+    if options.configured is not None:
+        from redistill.config import load_config
+
+        data = load_config(options.configured, [], options.allow_code).data
+        held = [] if data.validation is None else [(data.validation, "validation")]
+        tokens, tests = data.tokens, data.tests
+        sources = sources or [*((source, "train") for source in data.train), *held]
+    if not sources:
+        raise ConfigError("data check: nothing to check; name a file, or give --recipe RECIPE")
+    if options.tokenizer is not None:
+        from redistill.models.load import ModelConfig, load_tokenizer
+
+        tokenizer = load_tokenizer(ModelConfig(model=options.tokenizer))
+    given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
+    tokens = dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
+    tests = {**tests, **dict(_task(text) for text in options.against)}
+    checks = check_data(sources, tests, tokenizer=tokenizer, tokens=tokens)
+    if options.json:
+        print(json.dumps({"schema": 1, "sources": [check.as_json() for check in checks]}, indent=2))
+    else:
+        print(*described(checks), sep="\n")
+    unsound = sum(not check.is_sound for check in checks)
+    if unsound:
+        raise DataError(f"data check: {unsound} of {len(checks)} sources have faults; mend or remove the rows that are named")
 
 
 def _methods(options: argparse.Namespace) -> None:

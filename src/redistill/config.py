@@ -16,6 +16,7 @@ from redistill.data.tokenize import TokenizeConfig
 from redistill.divergences import Divergence
 from redistill.errors import ConfigError
 from redistill.evaluation import EvaluationConfig
+from redistill.guards import GuardConfig
 from redistill.methods import METHODS, Method, as_in_reference, method
 from redistill.models.initialise import InitialiseConfig
 from redistill.models.load import ModelConfig
@@ -24,7 +25,7 @@ from redistill.objectives import Objective
 from redistill.optimiser import OptimiserConfig
 from redistill.outside import Outside, Slot
 from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
-from redistill.training import TrainingConfig, check_length
+from redistill.schedule import TrainingConfig, check_length
 
 NAMES = {"PolicyConfig": PolicyConfig}  # what the forward references of policy nodes mean
 SLOTS = (
@@ -187,6 +188,7 @@ class Run:
         objective: Which terms are minimised; None takes the method's.
         optimiser: AdamW and its schedule.
         training: How long, how much at once, and what is kept.
+        guards: What happens to updates and to text that look wrong.
         evaluation: How test answers are drawn.
         compat: "distillm" repeats what the baselines' reference code does and papers do not say; see docs/methods/compat.md.
 
@@ -205,6 +207,7 @@ class Run:
     objective: Objective | None = None
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     compat: Literal["distillm"] | None = None
 
@@ -306,7 +309,7 @@ def decode_run(tree: Mapping[str, Any], source: str, allow_code: Iterable[str] =
 
     What a method sets of the optimiser stands where the tree says nothing.
     """
-    outside = Outside.of(allow_code, *SLOTS)
+    outside, tree = Outside.of(allow_code, *SLOTS), _with_moved_fields(tree)
     row, optimiser = _row(tree, source, outside), tree.get("optimiser", {})
     if row is not None and isinstance(optimiser, dict):
         tree = {**tree, "optimiser": {**row.optimiser, **optimiser}}
@@ -314,6 +317,15 @@ def decode_run(tree: Mapping[str, Any], source: str, allow_code: Iterable[str] =
         return decoding.decode(Run, tree, NAMES, outside)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def _with_moved_fields(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tree with what older recipes and runs have in another section: `max_skips` was one of `optimiser`."""
+    optimiser, guards = tree.get("optimiser"), tree.get("guards", {})
+    if not (isinstance(optimiser, dict) and isinstance(guards, dict) and "max_skips" in optimiser):
+        return tree
+    rest = {name: value for name, value in optimiser.items() if name != "max_skips"}
+    return {**tree, "optimiser": rest, "guards": {"max_skips": optimiser["max_skips"], **guards}}
 
 
 def _row(tree: Mapping[str, Any], source: str, outside: Outside) -> Method | None:

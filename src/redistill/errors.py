@@ -4,6 +4,8 @@ Every error that redistill raises on purpose is a `RedistillError`; the command 
 `exit_code`.  Broken invariants of our own are `assert`s, never these.
 """
 
+import signal
+
 
 class RedistillError(Exception):
     """Something that the user can mend; `str(error)` is one line that says how."""
@@ -39,3 +41,20 @@ class TrainingError(RedistillError):
     """Training that cannot go on, such as too many updates in a row that are not finite."""
 
     exit_code = 1
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked this process to stop; raised where nothing is half-done, and no mistake of anybody's.
+
+    Args:
+        number: Of the signal.
+
+    Example:
+        >>> error = Interrupted(15)
+        >>> str(error), error.exit_code
+        ('SIGTERM', 143)
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number

@@ -16,7 +16,7 @@ import rich.progress
 from rich.console import Console
 from rich.text import Text
 
-from redistill.errors import OutputError
+from redistill.errors import Interrupted, OutputError
 from redistill.tracking import duration
 
 _POLL_S = 0.1
@@ -111,7 +111,7 @@ def run_jobs(
     """Run all jobs, at most `limit` at a time, in their order as far as their needs allow.
 
     A job that fails stops no other, but for those that need it.  An interruption - Ctrl-C, SIGTERM or SIGHUP - is passed on to
-    those that run, and raised when they have ended.
+    those that run, and raised when they have ended; a second one takes the short way.
 
     Args:
         environment: Of the processes.
@@ -123,7 +123,7 @@ def run_jobs(
         Exit codes by name; a job that did not run since one of its needs failed has none.
 
     Raises:
-        KeyboardInterrupt: the interruption.
+        Interrupted: the interruption.
         OutputError: a log cannot be written.
     """
     assert len({job.name for job in jobs}) == len(jobs)
@@ -205,15 +205,15 @@ def _signal(child: _Child, number: int) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP are interruptions too, so that no child is left behind."""
+    """Each signal is an interruption, also the second one, so that no child is left behind."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise Interrupted(number)
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield

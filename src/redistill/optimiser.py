@@ -23,7 +23,6 @@ class OptimiserConfig:
         weight_decay: On matrices; vectors (biases, norms) have none.
         betas: AdamW's averages.
         max_grad_norm: Clip of the gradient's norm; the clip network has a clip of its own, so that it cannot eat the student's.
-        max_skips: Updates in a row that may be skipped because they are not finite.
 
     Raises:
         ConfigError: a value out of range.
@@ -37,7 +36,6 @@ class OptimiserConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
-    max_skips: int = 3
 
     def __post_init__(self) -> None:
         positive = {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}
@@ -51,7 +49,7 @@ class OptimiserConfig:
             raise ConfigError(
                 f"final_learning_rate = {self.final_learning_rate}: must lie in [0, {lowest}], the lowest rate at the start"
             )
-        for name in ("weight_decay", "warmup_updates", "max_skips"):
+        for name in ("weight_decay", "warmup_updates"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0 and finite")
         if not all(0 <= beta < 1 for beta in self.betas):

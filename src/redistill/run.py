@@ -5,35 +5,36 @@ same config in the same folder goes on where it stopped.
 """
 
 import dataclasses
+import hashlib
+import json
 import shlex
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
 
-from redistill import evaluation, files, tracking
+from redistill import checkpoint, evaluation, files, ranks, signals, tracking
 from redistill.assembly import check_positions, load_tests, shared_vocabulary
 from redistill.bench import Bench, make_accelerator, open_bench
-from redistill.config import DataConfig, Run, encode_run, up_to_date, without_places
+from redistill.config import DataConfig, Run, encode_run, without_places
+from redistill.contracts import Example, TokenSequence
 from redistill.data.tokenize import TokenizeConfig
 from redistill.decoding import decode
-from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
+from redistill.errors import CheckpointError, ConfigError
 from redistill.evaluation import EvaluationConfig
 from redistill.evaluation.folder import SETTINGS
 from redistill.experiments.report import build_report
 from redistill.models.load import ModelConfig, head, load_model
+from redistill.preflight import check_space, needed_space
+from redistill.run_folder import RUN_FILE, WORTH_KEEPING, claim, has_model, sole_use
 from redistill.stages import stages, teacher_source
 from redistill.teachers import LocalTeacher
 from redistill.training import TrainingState
-
-RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,47 +62,88 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
         command: What to print under "repeat this run"; None takes the command line of this process.
 
     Raises:
+        BusyError: another process is at work on the run.
         RedistillError: see the stages; nothing that was finished is lost.
+        Interrupted: SIGTERM or SIGINT; the same call goes on where it stopped.
 
     Example:
         >>> result = distill(load_config(Path("recipes/smollm2-dolly.yaml")))  # doctest: +SKIP
         >>> list(result.scores["datasets"]["dolly"]["seeds"])  # doctest: +SKIP
         ['10', '20', '30', '40', '50']
     """
-    train_student(config, command=command)
-    scores = evaluate_run(config)
-    report = config.folder / "report.html"
-    if PartialState().is_main_process:
-        build_report(config.folder, baselines)
+    claim(config)
+    with sole_use(config.folder, config.training.precision, *WORTH_KEEPING):
+        with signals.handled():  # the report is behind it: nothing waits for it, and it can be left anywhere
+            _train(config, command)
+            scores = _evaluate_student(config)
+        report = config.folder / "report.html"
+        if PartialState().is_main_process:
+            build_report(config.folder, baselines)
     return RunResult(folder=config.folder, model=config.folder / "model", scores=scores, report=report)
 
 
+@signals.handled()
 def train_student(config: Run, *, command: str | None = None) -> Path:
     """Train the student of a run, after its stages, and write its best state to `<folder>/model`; returns that folder.
 
     Raises:
-        ConfigError: the folder holds another run.
+        ConfigError: the folder holds another run, or another process is at work in it.
+        CheckpointError: the data is another than when the run began.
         DataError, ModelError, VocabularyError, OutputError: as their names say.
         TrainingError: too many updates in a row were not finite.
+        Interrupted: SIGTERM or SIGINT; the same call goes on after the last update that was made.
     """
-    folder = config.folder
-    if _claim(config):
-        return folder / "model"
+    if not claim(config):  # one that is trained may be used by many at once
+        with sole_use(config.folder, config.training.precision, *WORTH_KEEPING):
+            _train(config, command)
+    return config.folder / "model"
+
+
+def _train(config: Run, command: str | None) -> None:
+    """Train the student, unless another process has done so in the meantime."""
+    if claim(config):
+        return
     for stage in stages(config).values():
         train_student(stage)
-    with _new_folder(folder, RUN_FILE, "rejected.jsonl"), open_bench(config) as bench:
+    with open_bench(config) as bench:
         is_main = bench.accelerator.is_main_process
         if is_main:
-            _write_run_file(bench, command, status="running")
+            _begin(bench, command)
         bench.evaluate_before()
         state = bench.train()
         if is_main:
             bench.export()
             _write_run_file(bench, command, status="trained", cost=_cost(config, state))
         bench.accelerator.wait_for_everyone()
-    return folder / "model"
 
 
+def _begin(bench: Bench, command: str | None) -> None:
+    """See that the run can be written and that its checkpoints are its own, and write down what it is."""
+    config, checkpoints = bench.config, bench.config.folder / "checkpoints"
+    export = "merged" if config.student.lora is None else config.student.lora.export
+    check_space(config.folder, needed_space(bench.student, bench.schedule, keep=config.training.keep, export=export))
+    mine = _identity(bench)
+    checkpoint.check_identity(checkpoints, mine)
+    _write_run_file(bench, command, status="running")
+    checkpoint.claim(checkpoints, mine)
+
+
+def _identity(bench: Bench) -> dict[str, str]:
+    """Hashes of what the run's checkpoints depend on: its settings, and all that it reads, as tokens."""
+    settings = json.dumps(without_places(encode_run(bench.config)), sort_keys=True)
+    read: dict[str, Sequence[Example | TokenSequence]] = {
+        "training data": bench.data.train,
+        "validation data": bench.data.validation_examples,
+        "corpus": bench.corpus,
+    }
+    hashes = {name: hashlib.sha256() for name in read}
+    for name, sequences in read.items():
+        for sequence in sequences:
+            hashes[name].update(array("q", [sequence.sample, *sequence.token_ids]).tobytes() + bytes(sequence.supervised))
+    return {"config": hashlib.sha256(settings.encode()).hexdigest()} | {name: h.hexdigest() for name, h in hashes.items()}
+
+
+@signals.handled()
 def evaluate_run(config: Run) -> Mapping[str, Any]:
     """Evaluate the trained student of a run folder, and its teacher where `evaluation.compare` asks for it.
 
@@ -110,11 +152,17 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
 
     Raises:
         CheckpointError: the run has no trained student yet, or its scores were made with other settings.
+        BusyError: another process is at work on the run.
     """
     folder = config.folder
-    if not _has_model(folder):
+    if not has_model(folder):
         raise CheckpointError(f"{folder}: has no trained student; run `redistill train` with the same recipe first")
-    accelerator = make_accelerator(config.training.precision)
+    with sole_use(folder, config.training.precision):
+        return _evaluate_student(config)
+
+
+def _evaluate_student(config: Run) -> Mapping[str, Any]:
+    folder, accelerator = config.folder, make_accelerator(config.training.precision)
     source = teacher_source(config)
     student = ModelConfig(model=str(folder / "model"))
     plan = [(student, "student", folder, source)]
@@ -142,6 +190,7 @@ def tokens_of(model: str) -> TokenizeConfig:
         raise ConfigError(f"{described}: config.data.tokens.{error}") from error
 
 
+@signals.handled()
 def evaluate_model(
     model: ModelConfig,
     tests: Mapping[str, str | None],
@@ -167,11 +216,12 @@ def evaluate_model(
     name = Path(model.model).name or model.model
     if (Path(model.model) / RUN_FILE).is_file():
         model = dataclasses.replace(model, model=str(Path(model.model) / "model"))
-    with _new_folder(out, SETTINGS):
-        # The weights' own type is the precision here: bfloat16 weights need no autocast, and float32 ones want none.
+    # The weights' own type is the precision here: bfloat16 weights need no autocast, and float32 ones want none.
+    with sole_use(out, "fp32", SETTINGS):
         return _evaluate(model, data, evaluation_config, out, name, teacher, make_accelerator("fp32"))
 
 
+@ranks.watched()
 def _evaluate(
     source: ModelConfig,
     data: DataConfig,
@@ -182,14 +232,15 @@ def _evaluate(
     accelerator: Accelerator,
 ) -> Mapping[str, Any]:
     """Load a model, and a teacher to compare it with on gold answers, and score it."""
-    tests = load_tests(data, tracking.say if accelerator.is_main_process else lambda line: None)
-    model, tokenizer = load_model(source)
-    check_positions(model, data.tokens, label)
-    size, teacher = head(model).num_classes, None
-    if teacher_source is not None:
-        teacher_model, teacher_tokenizer = load_model(teacher_source)
-        size = shared_vocabulary(teacher_model, teacher_tokenizer, model, tokenizer).size
-        teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
+    with signals.handled(at_once=True):
+        tests = load_tests(data, tracking.say if accelerator.is_main_process else lambda line: None)
+        model, tokenizer = load_model(source)
+        check_positions(model, data.tokens, label)
+        size, teacher = head(model).num_classes, None
+        if teacher_source is not None:
+            teacher_model, teacher_tokenizer = load_model(teacher_source)
+            size = shared_vocabulary(teacher_model, teacher_tokenizer, model, tokenizer).size
+            teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
     with accelerator.autocast():
         return evaluation.evaluate(
             model.to(accelerator.device),
@@ -203,56 +254,8 @@ def _evaluate(
             teacher=teacher,
             vocabulary=size,
             shard=(accelerator.process_index, accelerator.num_processes),
-            gather=gather_object,
+            gather=signals.gather,
         )
-
-
-def _has_model(folder: Path) -> bool:
-    """Whether the trained student of a run folder stands there, whole or as adapters."""
-    return any((folder / "model" / name).exists() for name in ("config.json", "adapter_config.json"))
-
-
-def _claim(config: Run) -> bool:
-    """Make the run folder or recognise it as this run's own; returns whether the student in it is trained already.
-
-    Raises:
-        ConfigError: it holds another run, or what a run leaves behind without saying which.
-        CheckpointError: its run.json holds no run.
-        OutputError: it cannot be read.
-    """
-    folder = config.folder
-    held = _held(folder)
-    if held is None:
-        return False
-    mine, theirs = (_flat(without_places(tree)) for tree in (encode_run(config), up_to_date(held.get("config", {}))))
-    different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-    if different:
-        name = different[0]
-        raise ConfigError(
-            f"{folder}: holds another run ({name} is {theirs.get(name)!r} there and {mine.get(name)!r} here"
-            + (f", and {len(different) - 1} more fields differ" if len(different) > 1 else "")
-            + "); choose another `out`, or remove the folder"
-        )
-    return held.get("status") in {"trained", "finished"} and _has_model(folder)
-
-
-def _held(folder: Path) -> dict[str, Any] | None:
-    """What run.json in `folder` holds; None where no run stands there."""
-    try:
-        if (folder / RUN_FILE).exists():
-            held = files.read_json(folder / RUN_FILE)
-            if not isinstance(held, dict):
-                raise CheckpointError(f"{folder / RUN_FILE}: holds no run; choose another `out`, or remove the folder")
-            return held
-        leftovers = [name for name in ("checkpoints", "model") if (folder / name).exists()]
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be read ({error.strerror}); choose another output folder") from error
-    if leftovers:
-        raise ConfigError(
-            f"{folder}: holds {' and '.join(leftovers)} but no {RUN_FILE}, so it is not this run's; "
-            "choose another `out`, or remove the folder"
-        )
-    return None
 
 
 def _cost(config: Run, state: TrainingState) -> dict[str, Any]:
@@ -309,22 +312,3 @@ def _write_run_file(bench: Bench, command: str | None, status: str, cost: Mappin
         "spans": None if bench.spans is None else bench.spans.description,
     }
     files.write_json(config.folder / RUN_FILE, described)
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict):
-        return {key: value for name, item in tree.items() for key, value in _flat(item, f"{path}.{name}".strip(".")).items()}
-    return {path: tree}
-
-
-@contextmanager
-def _new_folder(folder: Path, *worth_keeping: str) -> Iterator[None]:
-    """An output folder, tried for writing; taken away again if all fails before one of the files `worth_keeping` is in it."""
-    existed = folder.exists()
-    files.make_folder(folder)
-    try:
-        yield
-    except RedistillError:
-        if not existed and not any((folder / name).exists() for name in worth_keeping):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise

@@ -4,16 +4,15 @@ Everything is decoded before anything runs.  Each run is a process of its own, s
 its own; the same command goes on where it was stopped.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import torch
@@ -29,7 +28,8 @@ from redistill.experiments.lineup import SWEEP_FILE
 from redistill.experiments.matrix import Sweep, cells, read_sweep
 from redistill.experiments.statistics import mean
 from redistill.jobs import Job, JobProgress, last_line, run_jobs
-from redistill.run import RUN_FILE
+from redistill.lock import locked
+from redistill.run_folder import RUN_FILE
 from redistill.stages import stages
 from redistill.terminal import print_comparison
 from redistill.untrusted import plain
@@ -38,6 +38,8 @@ RECIPE_FILE, LOG_FILE = "recipe.yaml", "log.txt"
 FORMATS = ("html", "md", "tex", "csv")
 REDISTILL = (sys.executable, "-m", "redistill")
 TRAINED, FINISHED = "trained", "finished"
+MAY_GO_WELL_LATER = {files.TRY_AGAIN, *(code for number in (SIGINT, SIGTERM) for code in (128 + number, -number))}
+"""Exit codes of runs that the same command goes on with, and with which nothing is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,19 +145,23 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
 
     Raises:
         ConfigError: the folder holds another sweep or other runs, or another sweep is at work in it.
-        TrainingError: runs failed; the others are finished and compared all the same.
-        KeyboardInterrupt: the runs were stopped; the same plan goes on where they were.
+        TrainingError: runs failed; the others are finished and compared all the same.  Its exit code is 75 where all
+            that failed may go well later.
+        Interrupted: the runs were stopped; the same plan goes on where they were.
     """
     statuses = plan.statuses()
-    with _locked(plan.folder) as lock:
+    with locked(plan.folder) as lock:  # the runs inherit it, so that those of a killed sweep are not disturbed
         todo = _jobs(plan, statuses)
         if todo and plan.sweep.world == "toy":
             toy_world()
-        failed = _run(plan, todo, statuses, jobs or _room(), lock)
+        failed, codes = _run(plan, todo, statuses, jobs or _room(), lock)
         pages = _compare(plan, statuses)
     if failed:
-        count = f"{len(failed)} of {len(todo)} runs failed"
-        raise TrainingError(f"{plan.folder}: {count}: {'; '.join(failed)}; mend the cause and repeat the command")
+        which = f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}"
+        error = TrainingError(f"{plan.folder}: {which}; mend the cause and repeat the command")
+        if codes - {0} <= MAY_GO_WELL_LATER:
+            error.exit_code = files.TRY_AGAIN
+        raise error
     return pages
 
 
@@ -214,24 +220,6 @@ def _first_difference(mine: Any, theirs: Any, path: str = "") -> str:
 # --- running ------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """The lock of a sweep's folder.  It is the kernel's, so it ends with the last process that holds it.
-
-    The runs inherit it: where a sweep was killed and its runs were not, the next one waits for nothing and breaks nothing.
-    """
-    descriptor = os.open(files.make_folder(folder) / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield descriptor
-    except BlockingIOError as error:
-        raise ConfigError(
-            f"{folder}: another sweep is at work here, or a run that it left behind; let it end, or choose another --out"
-        ) from error
-    finally:
-        os.close(descriptor)
-
-
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
     """What is to do, in order; a stage once, before the first run that needs it."""
     found: dict[Path, Job] = {}
@@ -258,8 +246,8 @@ def _job(config: Run, command: str, needs: Sequence[str], allow_code: Sequence[s
     )
 
 
-def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: int) -> list[str]:
-    """Run the jobs and keep sweep.json true; returns a phrase for each that failed."""
+def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: int) -> tuple[list[str], set[int]]:
+    """Run the jobs and keep sweep.json true; returns a phrase for each that failed, and the exit codes that there were."""
     every = {config.folder: config for entry in plan.wanted for config in (*entry.stages, entry.run)}
     for job in todo:
         recipe = yaml.safe_dump(encode_run(every[job.log.parent]), sort_keys=False)
@@ -283,7 +271,8 @@ def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int,
     _write_sweep(plan, statuses)
     with JobProgress(len(todo)) as progress:
         codes = run_jobs(todo, limit, environment=_environment(limit), on_start=begun, on_end=ended, keep_open=(lock,))
-    return failed + [f"{job.name}: not begun, since what it needs failed" for job in todo if job.name not in codes]
+    failed += [f"{job.name}: not begun, since what it needs failed" for job in todo if job.name not in codes]
+    return failed, set(codes.values())
 
 
 def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:

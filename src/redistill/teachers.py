@@ -33,6 +33,7 @@ class LocalTeacher:
         self._device = torch.device(device)
         self._body = body(model)
         self._head = head(model, vocabulary)
+        self._faults = torch.zeros((), dtype=torch.long, device=device)
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> TeacherTarget:
@@ -51,6 +52,15 @@ class LocalTeacher:
 
         @torch.no_grad()
         def target(rows: slice) -> torch.Tensor:
-            return torch.log_softmax(classifier.finish(classifier.raw(hidden_NE[rows], products)), dim=-1)
+            logits_NV = classifier.finish(classifier.raw(hidden_NE[rows], products))
+            # One reduction, small beside the product: NaN and +inf come through a maximum, and so does a row of -inf alone.
+            self._faults += (~logits_NV.amax(dim=-1).isfinite()).sum()
+            return torch.log_softmax(logits_NV, dim=-1)
 
         return target
+
+    def take_faults(self) -> int:
+        """Rows handed out since this was last asked whose logits were not finite; what is learned from them is NaN."""
+        faults = int(self._faults)
+        self._faults.zero_()
+        return faults

@@ -42,7 +42,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
         seeds = list(found["seeds"].values())
         rouge = [seed["rouge_l"] for seed in seeds]
         table.add_row(
-            plain(dataset),
+            Text(plain(dataset)),  # a text alone would be read as markup
             str(found["prompts"]),
             _spread(mean(rouge), deviation(rouge)),
             *(_shown(mean(seed[name] for seed in seeds), shape) for name, shape in shapes.items()),

@@ -5,121 +5,46 @@ global batch, so that one process with four micro-batches and two with two have 
 """
 
 import math
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from redistill import checkpoint
-from redistill.contracts import Batch, Draw, SequencePolicy, Teacher
+from redistill import checkpoint, signals
+from redistill.contracts import Batch, Draw, SequencePolicy, Teacher, TokenSequence
 from redistill.contracts import Divergence as DivergenceCall
 from redistill.data.collate import collate
-from redistill.errors import ConfigError
-from redistill.guards import EarlyStopping, FiniteGuard
+from redistill.errors import Interrupted
+from redistill.guards import (
+    CollapseMonitor,
+    EarlyStopping,
+    Event,
+    Halving,
+    Tell,
+    Update,
+    UpdateGuard,
+    facts_of,
+    read_again,
+    text_metrics,
+    unless_out_of_memory,
+)
 from redistill.models.lora import load_trainable_state, trainable_state
 from redistill.models.student import StudentModule
 from redistill.objectives import Counts, Objective, averages, terms
 from redistill.optimiser import OptimiserConfig, set_learning_rates
 from redistill.randomness import torch_seed
+from redistill.schedule import Schedule, TrainingConfig
 from redistill.tracking import Meter, MetricsLog, Progress, peak_bytes
 
-_EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How long, how much at once, and what is kept.
-
-    Args:
-        updates: Optimiser steps in all; a number, or passes over the training set such as "20 epochs".
-        batch_size: Sequences of one update over all processes.
-        micro_batch_size: Sequences of one forward and backward on one process; None takes its whole share at once.
-        precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
-        evaluate_every: Updates (or epochs) between validations, each of which may become the best checkpoint; 0 validates
-            before the first update and after the last alone.
-        choose_by: What makes a checkpoint the best: the highest validation ROUGE-L, or the lowest cross entropy.
-        save_every: Updates (or epochs) between checkpoints besides those at validations; 0 saves at validations alone.
-        keep: How many checkpoints stand at once, the best one besides.
-        patience: Validations without a better score before training stops; None trains to the end.
-        log_every: Updates between lines of a log that is no terminal, and between updates whose revisions are kept.
-        generation_batch_size: Sequences that one process writes or scores at once; independent of the micro-batch.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-
-    updates: int | str = 1000
-    batch_size: int = 8
-    micro_batch_size: int | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
-    evaluate_every: int | str = 0
-    choose_by: Literal["rouge_l", "cross_entropy"] = "rouge_l"
-    save_every: int | str = 0
-    keep: int = 1
-    patience: int | None = None
-    log_every: int = 10
-    generation_batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        least = {"batch_size": 1, "micro_batch_size": 1, "keep": 1, "patience": 1, "log_every": 1, "generation_batch_size": 1}
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ConfigError(f"{name} = {value}: must be >= {lowest}")
-        for name, lowest in {"updates": 1, "evaluate_every": 0, "save_every": 0}.items():
-            check_length(name, getattr(self, name), lowest)
-
-    def schedule(self, num_examples: int) -> "Schedule":
-        """The lengths in updates, for a training set of so many examples."""
-        lengths = (
-            in_updates(value, num_examples, self.batch_size) for value in (self.updates, self.evaluate_every, self.save_every)
-        )
-        return Schedule(*lengths)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Numbers of updates: in all, between validations, between checkpoints; see `TrainingConfig`."""
-
-    updates: int
-    evaluate_every: int
-    save_every: int
-
-
-def check_length(name: str, length: int | str, lowest: int) -> None:
-    """Refuse what is neither a number of updates from `lowest` on nor one of epochs above 0.
-
-    Raises:
-        ConfigError: it is refused.
-    """
-    if isinstance(length, int):
-        if length < lowest:
-            raise ConfigError(f"{name} = {length}: must be >= {lowest}")
-    elif not (match := _EPOCHS.fullmatch(length)) or not 0 < float(match[1]) < math.inf:
-        raise ConfigError(f"{name} = {length!r}: must be a whole number of updates, or epochs such as '20 epochs'")
-
-
-def in_updates(length: int | str, num_examples: int, batch_size: int) -> int:
-    """A length in updates, at least 1 where it is in epochs.
-
-    Example:
-        >>> in_updates(50, 1000, 8), in_updates("2 epochs", 1000, 8)
-        (50, 250)
-    """
-    if isinstance(length, int):
-        return length
-    match = _EPOCHS.fullmatch(length)
-    assert match is not None, length
-    return max(1, int(float(match[1]) * num_examples / batch_size))
+_FAULTS = "teacher rows that are not finite"  # beside the sums of the terms, on their way through the processes
 
 
 @dataclass(kw_only=True)
@@ -131,6 +56,7 @@ class TrainingState:
         best_step: The number of updates behind it.
         trained_tokens: Targets learned from, over all processes; one that carries two terms counts twice.
         generated_tokens: Written for training by student or teacher, over all processes; validation is not counted.
+        validation_due: Whether the last update was made, and the validation that belongs to it was not.
         seconds: Of training, validation included.
         peak_bytes: Most memory that one process has held.
     """
@@ -139,6 +65,7 @@ class TrainingState:
     best_score: float | None = None
     best_step: int | None = None
     stopped: bool = False
+    validation_due: bool = False
     trained_tokens: int = 0
     generated_tokens: int = 0
     seconds: float = 0.0
@@ -152,7 +79,10 @@ class Parts:
     Args:
         student: A StudentModule, prepared by the accelerator.
         validate: Scores of the student as it is, with "rouge_l" and "cross_entropy" among them.
+        teacher_faults: At how many rows the teacher was not finite on this process since it was last asked.
+        memory: The micro-batch size; the generation batch size.  Both shrink where memory runs out.
         meter: Counts the tokens that this process writes for training.
+        end_ids: Tokens that end a response.
     """
 
     accelerator: Accelerator
@@ -163,7 +93,11 @@ class Parts:
     divergence: DivergenceCall | nn.Module | None
     teacher: Teacher | None
     validate: Callable[[], dict[str, float]]
-    guard: FiniteGuard
+    teacher_faults: Callable[[], int]
+    guard: UpdateGuard
+    collapse: CollapseMonitor
+    memory: tuple[Halving, Halving]
+    tell: Tell
     early_stopping: EarlyStopping
     log: MetricsLog
     progress: Progress
@@ -171,42 +105,71 @@ class Parts:
     schedule: Schedule
     checkpoints: Path
     pad_id: int
+    end_ids: Collection[int]
     seed: int
 
 
 def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, state: TrainingState) -> TrainingState:
-    """Train until the schedule is done or early stopping says so; `state` says where to start and is kept up to date."""
-    if state.step == 0:
-        _validate(parts, state)
-    while state.step < parts.schedule.updates and not state.stopped:
-        started = time.perf_counter()
-        rates = set_learning_rates(parts.optimizer, optimiser, state.step, parts.schedule.updates)
-        torch.manual_seed(torch_seed(parts.seed, "dropout", state.step, parts.accelerator.process_index))
-        draw = parts.objective.select(parts.policy.draw(state.step))
-        drawn = time.perf_counter()
-        batches = cut(draw, settings.micro_batch_size, parts)
-        counts = global_counts(batches)
-        sums = accumulate_gradients(batches, counts, parts)
-        norms = _clip(parts, optimiser.max_grad_norm)
-        metrics = {**averages(parts.objective, counts, sums), **norms}
-        if parts.guard.check(metrics["loss"], sum(norms.values()), step=state.step, samples=_samples(draw)):
-            parts.optimizer.step()
-        parts.optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        seconds = time.perf_counter() - started
-        metrics |= {**rates, "tokens_per_s": counts.tokens / seconds, "seconds": seconds, "draw_seconds": drawn - started}
-        state.trained_tokens += int(counts.tokens)
-        _log_update(parts, state, metrics, draw)
-        if _is_due(state.step, parts.schedule.evaluate_every) or state.step == parts.schedule.updates:
-            _choose(parts, settings, state, _validate(parts, state))
-        _count_cost(parts, state, time.perf_counter() - started)
-        if (
-            _is_due(state.step, parts.schedule.evaluate_every)
-            or _is_due(state.step, parts.schedule.save_every)
-            or _ends(parts, state)
-        ):
+    """Train until the schedule is done or early stopping says so; `state` says where to start and is kept up to date.
+
+    Raises:
+        Interrupted: a signal has arrived; every update that was made is in a checkpoint, and nothing of one that was not.
+        TrainingError: see the guards.
+    """
+    saved = state.step
+    try:
+        if state.step == 0:
+            _validate(parts, state)
+        while state.validation_due or not _ends(parts, state):
+            if not state.validation_due:
+                _step(parts, optimiser, state)
+            if state.validation_due:
+                _choose(parts, settings, state)
+            if (
+                _is_due(state.step, parts.schedule.evaluate_every)
+                or _is_due(state.step, parts.schedule.save_every)
+                or _ends(parts, state)
+            ):
+                save_checkpoint(parts, settings, state)
+                saved = state.step
+    except Interrupted:
+        if state.step != saved:
             save_checkpoint(parts, settings, state)
+        raise
     return state
+
+
+def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> None:
+    """Make one update and log it, or be interrupted and leave everything as it was.
+
+    Once the gradient is there nothing looks for signals any more, on any process.
+    """
+    started, before = time.perf_counter(), parts.policy.state_dict()
+    parts.teacher_faults()  # what validation met is no fault of this update
+    try:
+        whole = parts.policy.draw(state.step)
+        draw, drawn = parts.objective.select(whole), time.perf_counter()
+        batches, counts, sums = gradients(draw, parts, state.step)
+    except Interrupted:
+        parts.policy.load_state_dict(before)  # a buffer may have grown already
+        parts.meter.read()  # what was written will be written again
+        raise
+    faults, norms = int(sums.pop(_FAULTS)), _clip(parts, optimiser.max_grad_norm)
+    metrics = averages(parts.objective, counts, sums)
+    rates = set_learning_rates(parts.optimizer, optimiser, state.step, parts.schedule.updates)
+    if parts.guard.allows(_update(parts, state.step + 1, draw, batches, metrics, norms, faults)):
+        parts.optimizer.step()
+    elif faults:
+        parts.policy.load_state_dict(before)  # no text stays that such a teacher has had a hand in
+    parts.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    state.validation_due = _is_due(state.step, parts.schedule.evaluate_every) or state.step == parts.schedule.updates
+    seconds = time.perf_counter() - started
+    metrics |= {**norms, **rates, "tokens_per_s": counts.tokens / seconds, "seconds": seconds}
+    metrics["draw_seconds"] = drawn - started
+    state.trained_tokens += int(counts.tokens)
+    _log_update(parts, state, metrics, draw, whole.gold)
+    _count_cost(parts, state, time.perf_counter() - started)
 
 
 def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
@@ -220,7 +183,6 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
     corpus = [draw.corpus[start : start + size] for start in range(0, len(draw.corpus), size)]
     return [
         *(collate(blocks, blocks if distilled else (), role="pretraining", **place) for blocks in corpus),
-        # Last, since the last backward pass is the one that joins the processes: all that learns takes part in it.
         *(
             collate(draw.gold[start : start + size], draw.sampled[start : start + size], span_config=span_config, **place)
             for start in range(0, num, size)
@@ -230,25 +192,71 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
 
 def global_counts(batches: Sequence[Batch]) -> Counts:
     """The counts of the whole global batch: all micro-batches of all processes."""
-    return Counts.total(gather_object([Counts.of(batches)]))
+    return Counts.total(signals.gather([Counts.of(batches)]))
 
 
-def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
-    """Accumulate the gradient of the global objective; returns each term's sum over the global batch."""
-    accelerator = parts.accelerator
-    parts.student.train(parts.objective.policy_gradient is None)
+def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts, dict[str, float]]:
+    """The gradient of the global objective, in micro-batches that fit into every process's memory, with counts and sums.
+
+    Where memory runs out on one process, all begin anew with half the micro-batch.  Coefficients come from the global batch, so
+    the gradient is the same.
+    """
+    micro_batch = parts.memory[0]
+    while True:
+        # For each attempt, so that it has the dropout of a run that began with its micro-batches.
+        torch.manual_seed(torch_seed(parts.seed, "dropout", step, parts.accelerator.process_index))
+        batches = cut(draw, micro_batch.size, parts)
+        counts = global_counts(batches)
+        sums = accumulate_gradients(batches, counts, parts)
+        if sums is not None:
+            return batches, counts, sums
+        parts.optimizer.zero_grad(set_to_none=True)
+        largest = max(gather_object([max(len(draw.gold), len(draw.sampled), len(draw.corpus))]))
+        micro_batch.halve(min(largest, micro_batch.size or largest))
+
+
+def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float] | None:
+    """Each term's sum over the global batch, its gradient in place; None where memory ran out on any process.
+
+    Processes are joined here and not by hooks of a backward pass, which would leave them waiting for one that has run out.
+    """
+    gathered = signals.gather([unless_out_of_memory(partial(_backward, batches, counts, parts))])
+    if any(share is None for share in gathered):
+        return None
+    if parts.accelerator.num_processes > 1:
+        for parameter in _student(parts).parameters():
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+    return {name: sum(share.get(name, 0.0) for share in gathered) for name in sorted({n for s in gathered for n in s})}
+
+
+def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
+    """This process's part of the gradient, and of the terms' sums."""
+    student = _student(parts)
+    student.train(parts.objective.policy_gradient is None)
     sums: dict[str, float] = {}
-    for number, batch in enumerate(batches):
-        is_last = number == len(batches) - 1
+    for batch in batches:
+        signals.poll()
         target = parts.teacher.rows(batch) if parts.teacher is not None and batch.num_sampled else None
-        batch_terms = terms(parts.objective, counts, batch, parts.divergence)
-        with nullcontext() if is_last else accelerator.no_sync(parts.student):
-            objective, batch_sums = parts.student(batch, target, batch_terms)
-            accelerator.backward(objective * accelerator.num_processes)  # the wrapper averages over processes
+        objective, batch_sums = student(batch, target, terms(parts.objective, counts, batch, parts.divergence))
+        parts.accelerator.backward(objective)
         for name, value in batch_sums.items():
             sums[name] = sums.get(name, 0.0) + float(value)
-    gathered = gather_object([sums])
-    return {name: sum(share.get(name, 0.0) for share in gathered) for name in sorted({n for s in gathered for n in s})}
+    return {**sums, _FAULTS: parts.teacher_faults()}
+
+
+def _update(
+    parts: Parts,
+    step: int,
+    draw: Draw,
+    batches: Sequence[Batch],
+    metrics: dict[str, float],
+    norms: dict[str, float],
+    faults: int,
+) -> Update:
+    """What the guard judges by."""
+    read = partial(read_again, batches, _student(parts), parts.teacher, parts.accelerator.autocast)
+    return Update(step=step, metrics=metrics, norms=norms, teacher_rows=faults, samples=_samples(draw), read=read)
 
 
 def _clip(parts: Parts, max_norm: float) -> dict[str, float]:
@@ -260,22 +268,28 @@ def _clip(parts: Parts, max_norm: float) -> dict[str, float]:
     return norms
 
 
-def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], draw: Draw) -> None:
+def _log_update(
+    parts: Parts, state: TrainingState, metrics: dict[str, float], draw: Draw, gold: Sequence[TokenSequence]
+) -> None:
     sampled = draw.gold if parts.objective.sft_on == "sampled" else draw.sampled
-    share = [(sequence.origin, sequence.num_targets) for sequence in sampled]
-    drawn = [pair for process in gather_object([share]) for pair in process]
-    origins = Counter(origin for origin, _ in drawn)
-    lengths = [length for origin, length in drawn if origin != "dataset"]
+    share = facts_of(sampled, parts.end_ids), facts_of(gold, parts.end_ids), [m for h in parts.memory for m in h.take_changes()]
+    texts, gold_texts, changes = ([fact for s in column for fact in s] for column in zip(*gather_object([share]), strict=True))
+    origins = Counter(text.origin for text in texts)
+    lengths = [text.length for text in texts if text.origin != "dataset"]
     if parts.accelerator.is_main_process:
         line: dict[str, Any] = {"kind": "train", "step": state.step, **_finite(metrics)}
         if origins:
             line["origin"] = dict(sorted(origins.items()))
         if lengths:
             line["response_length"] = sum(lengths) / len(lengths)
+        line |= text_metrics(texts)
         if policy := parts.policy.metrics():
             line["policy"] = policy
         parts.log.write(line)
         parts.progress.update(state.step, metrics)
+    for change in dict.fromkeys(changes):
+        parts.tell(Event(state.step, "out_of_memory", f"step {state.step}: {change}"))
+    parts.collapse.observe(state.step, texts, gold_texts, metrics.get("kept_mass"))
 
 
 def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
@@ -290,12 +304,16 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
     return scores
 
 
-def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState, scores: dict[str, float]) -> None:
-    """Note whether this is the best student so far, and whether training is to stop."""
+def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
+    """Validate, and note whether this is the best student so far, and whether training is to stop."""
+    started = time.perf_counter()
+    scores = _validate(parts, state)
     score = scores["rouge_l"] if settings.choose_by == "rouge_l" else -scores["cross_entropy"]
     if state.best_score is None or score > state.best_score:
         state.best_score, state.best_step = score, state.step
     state.stopped = parts.early_stopping.stop(score)
+    state.validation_due = False
+    _count_cost(parts, state, time.perf_counter() - started)
 
 
 def _count_cost(parts: Parts, state: TrainingState, seconds: float) -> None:
@@ -330,6 +348,8 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
                 "optimizer": optimizer_state,
                 "policy": dict(parts.policy.state_dict()),
                 "guard": parts.guard.state_dict(),
+                "collapse": parts.collapse.state_dict(),
+                "micro_batch": parts.memory[0].state_dict(),
                 "early_stopping": parts.early_stopping.state_dict(),
             },
             keep=settings.keep,
@@ -348,6 +368,8 @@ def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingSt
     checkpoint.restore_optimizer(parts.optimizer, names, found.tensors["optimizer"], found.state["optimizer"])
     parts.policy.load_state_dict(found.state["policy"])
     parts.guard.load_state_dict(found.state["guard"])
+    parts.collapse.load_state_dict(found.state["collapse"])
+    parts.memory[0].load_state_dict(found.state["micro_batch"])
     parts.early_stopping.load_state_dict(found.state["early_stopping"])
     return TrainingState(**found.state["training"])
 

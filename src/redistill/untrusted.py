@@ -1,23 +1,153 @@
-r"""Model output is untrusted text: what reaches a terminal or a page is stripped of what either would obey.
+r"""What may be shown: text without what a terminal or a page would obey, and without anybody's secrets.
 
-HTML is escaped by the report's templates; this is about characters.
+Model output, file names and library messages are untrusted; everything printed, put on a page or written into a description
+of a run passes `plain`.  HTML is escaped by the report's templates; this is about characters.  Data and answers in a run
+folder's own .jsonl files are kept to the letter.
 """
 
+import contextlib
+import os
 import re
+import sys
+import traceback
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+MASK = "***"
 
 _ESCAPE_SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)")
 # All of C0 but tab and line feed, DEL, C1, and the marks that turn the direction of text around.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
+# Each looks ahead a bounded way, so that no text takes longer than its length deserves.  A group is what stands before the
+# secret and is shown.
+_SECRETS = tuple(
+    (what, re.compile(pattern))
+    for what, pattern in {
+        "a Hugging Face token": r"(?:hf_|api_org_)[A-Za-z0-9]{12,}",
+        "an API key": r"(?<![A-Za-z0-9])sk-(?=[\w-]{0,200}\d)[\w-]{16,}",
+        "a GitHub token": r"(?:gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,})",
+        "a GitLab token": r"glpat-[\w-]{16,}",
+        "a Slack token": r"xox[a-z]-[\w-]{10,}",
+        "an AWS key": r"(?:AKIA|ASIA)[A-Z0-9]{16}",
+        "a Google key": r"AIza[\w-]{30,}",
+        "a package index token": r"(?:pypi-[\w-]{40,}|npm_[A-Za-z0-9]{30,})",
+        "a JSON web token": r"(?<![A-Za-z0-9])eyJ[\w-]{8,200}\.[\w-]{8,2000}\.[\w-]{8,}",
+        "a private key": r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,20}PRIVATE KEY-----|\Z)",
+        "an Authorization header": r"(?i)\b((?:bearer|basic)\s{1,4})(?=[\w.~+/=-]{0,200}\d)[\w.~+/=-]{16,}",
+        "user information in a URL": r"\b([A-Za-z][A-Za-z0-9+.-]{0,15}://)(?![^\s/?#@]{0,200}\*{3}@)[^\s/?#'\"<>\\]+(?=@)",
+        "an assigned secret": (
+            r"(?i)(--[\w-]{0,30}(?:token|secret|password|key)\s['\"]?"
+            r"|(?:token|secret|passw(?:or)?d|api[_-]?key|access[_-]?key)['\"]?\s?[=:]\s?['\"]?)"
+            r"(?=[\w.~+/=-]{0,200}\d)[\w.~+/=-]{12,}"
+        ),
+    }.items()
+)
+# Variables of the environment whose values are nobody else's business, and what is too short to be one.
+_SECRET_NAME = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASS|PAT|CREDENTIALS?|AUTH)(?:_?\d+)?$", re.IGNORECASE)
+_USER_INFORMATION = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,15}://[^\s/?#@:]*:?([^\s/?#@]{8,})@")
+_LEAST_LENGTH = 8
+
 
 def plain(text: str) -> str:
+    r"""`text` as it may be shown: `printable`, and secrets `redacted`.
+
+    Example:
+        >>> plain("\x1b[31mred\x1b[0m\x07 \u202ednah https://me:pass@host/x")
+        'red dnah https://***@host/x'
+    """
+    return redacted(printable(text))
+
+
+def printable(text: str) -> str:
     r"""`text` without terminal escapes, control characters (tab and line feed stay) and turned writing directions.
 
     Half a surrogate pair, which nothing can print, becomes a replacement character.
 
     Example:
-        >>> plain("\x1b[31mred\x1b[0m\x07 \u202ednah")
-        'red dnah'
+        >>> printable("a\x1b]0;title\x07b\r\n")
+        'ab\n'
     """
     return _SURROGATE.sub("\ufffd", _CONTROL.sub("", _ESCAPE_SEQUENCE.sub("", text)))
+
+
+def redacted(text: str) -> str:
+    """`text` with every secret masked: tokens of known forms, user information in URLs, secret values of the environment.
+
+    A variable's value is secret where its name ends in TOKEN, KEY, SECRET, PASSWORD or the like, and it is no path.
+
+    Example:
+        >>> redacted("HF_TOKEN=hf_abcdefghijklmnop redistill run mine.yaml")
+        'HF_TOKEN=*** redistill run mine.yaml'
+    """
+    spans = [(place, place + len(value)) for value in _environment_secrets().values() for place in _places(value, text)]
+    spans += [(found.end(1) if found.re.groups else found.start(), found.end()) for found in _known_in(text)]
+    shown, reached = [], 0
+    for start, end in sorted(spans):  # of the text as it came: what one rule masks must not hide a secret from another
+        if start >= reached:
+            shown += [text[reached:start], MASK]
+        reached = max(reached, end)
+    return "".join([*shown, text[reached:]])
+
+
+def redacted_tree(value: Any) -> Any:
+    """Plain dicts and lists with every text in them, keys too, `redacted`."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, dict):
+        return {redacted(key) if isinstance(key, str) else key: redacted_tree(item) for key, item in value.items()}
+    return [redacted_tree(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def secret_in(text: str) -> str | None:
+    """What kind of secret `text` holds, in words; None where it holds none that is known here.
+
+    Example:
+        >>> secret_in("https://me:pass@host/model"), secret_in("openai-community/gpt2")
+        ('user information in a URL', None)
+    """
+    held = (f"the value of ${name}" for name, value in _environment_secrets().items() if value in text)
+    return next(held, None) or next((what for what, pattern in _SECRETS if pattern.search(text)), None)
+
+
+def _known_in(text: str) -> Iterator[re.Match[str]]:
+    return (found for _, pattern in _SECRETS for found in pattern.finditer(text))
+
+
+def _places(value: str, text: str) -> Iterator[int]:
+    place = text.find(value)
+    while place >= 0:
+        yield place
+        place = text.find(value, place + len(value))
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A `sys.excepthook` that tells an error of ours whole, and no secret."""
+    sys.stderr.write(plain("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _environment_secrets() -> dict[str, str]:
+    """Variable -> its secret, for those of this process's environment that hold one."""
+    return _secrets_among(tuple(os.environ.items()))
+
+
+@lru_cache(maxsize=8)
+def _secrets_among(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    found = {}
+    for name, value in variables:
+        in_url = _USER_INFORMATION.search(value)
+        if in_url is not None:
+            found[name] = in_url[1]
+        elif _SECRET_NAME.search(name) and len(value) >= _LEAST_LENGTH and not _is_path(value):
+            found[name] = value
+    return found
+
+
+def _is_path(value: str) -> bool:
+    with contextlib.suppress(OSError, RuntimeError):  # a name too long, or of an unknown user's home
+        return "/" in value and Path(value).expanduser().exists()
+    return False

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redistill.contracts import Conversation, Instruction, RawPrompt, Turn
-from redistill.data.forms import BadRow, parse_row
+from redistill.data.forms import MAX_ROW_BYTES, BadRow, parse_row
 from redistill.data.reader import read_records
+from redistill.data.rejected import LISTED_ROWS, list_unlearned
 from redistill.errors import DataError
 from redistill.files import read_lines
 
@@ -184,6 +185,33 @@ def test_a_reading_replaces_its_own_rows_in_the_list_and_no_others(tmp_path):
     read_records(other, max_bad_rows=1, rejected=listed)
     read_records(write(tmp_path, LINE), rejected=listed)
     assert [(row["source"], row["line"]) for row in read_lines(listed)] == [(str(other), 2)]
+
+
+def test_the_list_of_rejected_rows_has_a_limit_and_says_how_many_it_leaves_out(tmp_path):
+    listed, num_bad = tmp_path / "rejected.jsonl", LISTED_ROWS + 5
+    _, report = read_records(write(tmp_path, LINE + b"\n{}" * num_bad), max_bad_rows=num_bad, rejected=listed)
+    *rows, last = read_lines(listed)
+    assert len(report.rejected) == num_bad and [row["line"] for row in rows] == list(range(2, LISTED_ROWS + 2))
+    assert last["line"] == LISTED_ROWS + 2 and "this row and 4 after it are not listed" in last["reason"]
+    list_unlearned(listed, [("other.jsonl", line, "why " * 1000) for line in range(num_bad)])
+    assert len(read_lines(listed)) == 2 * (LISTED_ROWS + 1) and listed.stat().st_size < 1_000 * LISTED_ROWS
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"x" * 10**6: 1}, {"messages": [{"role": "y" * 10**6, "content": "z"}]}, {"messages": [{"role": ["y"] * 10**6}]}],
+)
+def test_a_reason_quotes_no_more_than_a_little_of_a_row(row):
+    with pytest.raises(BadRow) as caught:
+        parse_row(row)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_row_may_hold_so_many_bytes_of_text_and_no_more():
+    answer = "é" * (MAX_ROW_BYTES // 2 - 4)  # two bytes each
+    assert parse_row({"prompt": "12345678", "completion": answer}).references == (answer,)
+    with pytest.raises(BadRow, match=f"holds {MAX_ROW_BYTES + 1} bytes of text; a row may hold {MAX_ROW_BYTES}"):
+        parse_row({"prompt": "123456789", "completion": answer})
 
 
 @pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf", b" \n\n"])

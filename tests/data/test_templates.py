@@ -31,7 +31,7 @@ def chat(template):
         rendered = jinja2.Template(template, keep_trailing_newline=True)
         return rendered.render(messages=messages, add_generation_prompt=add_generation_prompt, raise_exception=refuse)
 
-    return SimpleNamespace(chat_template=template, apply_chat_template=apply_chat_template)
+    return SimpleNamespace(chat_template=template, apply_chat_template=apply_chat_template, eos_token="</s>")
 
 
 def answers(transcript):

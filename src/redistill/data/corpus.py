@@ -14,6 +14,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from redistill import signals
 from redistill.contracts import TokenSequence
 from redistill.errors import DataError, ModelError
 
@@ -103,6 +104,7 @@ def load_corpus(
 def _tokenized(documents: Iterator[str], tokenizer: Any) -> Iterator[list[int]]:
     """Each document that has a token: its ids, and the end token."""
     while texts := list(itertools.islice(documents, TOKENIZED_AT_ONCE)):
+        signals.poll()
         encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         yield from ([*ids, tokenizer.eos_token_id] for ids in encoded if ids)
 

@@ -3,6 +3,7 @@
 A row is taken to the letter or refused with a reason; nothing is stripped, mended or guessed.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,8 +21,35 @@ _ROLES: Mapping[str, Literal["system", "user", "assistant"]] = {
 }
 
 
+Fault = Literal[
+    "not UTF-8",
+    "byte order mark",
+    "not JSON",
+    "not an object",
+    "unknown keys",
+    "no answer",
+    "missing text",
+    "empty text",
+    "wrong type",
+    "NUL character",
+    "lone surrogate",
+    "unknown role",
+    "order of roles",
+    "too large",
+    "nothing to learn",
+]
+"""What can be wrong with a row; "nothing to learn" is a tokenizer's or chat template's verdict, all others the reader's."""
+
+MAX_ROW_BYTES = 1_000_000
+"""A row whose texts have more bytes than this in UTF-8 is no instruction; most likely a file was pasted into it."""
+
+
 class BadRow(Exception):
-    """A row that cannot be used; the message is the reason."""
+    """A row that cannot be used; the message is the reason, in one line of moderate length."""
+
+    def __init__(self, fault: Fault, reason: str) -> None:
+        super().__init__(reason)
+        self.fault: Fault = fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +79,30 @@ def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
         ('Red.', 'Blue.')
     """
     if not isinstance(row, dict):
-        raise BadRow(f"is {_kind(row)}; a row must be a JSON object")
+        raise BadRow("not an object", f"is {_kind(row)}; a row must be a JSON object")
     row = {key: value for key, value in row.items() if value is not None}  # tables of mixed forms fill their gaps with null
     parsed = _conversation_row(row) or _instruction_row(row) or _prompt_row(row)
     if parsed is None:
-        keys = ", ".join(sorted(repr(key) for key in row)[:6]) or "none"
-        raise BadRow(f"its keys are {keys}; rows need instruction and output, prompt and completion, or messages")
+        keys = ", ".join(reprlib.repr(key) for key in sorted(row)[:6]) or "none"
+        known = "rows need instruction and output, prompt and completion, or messages"
+        raise BadRow("unknown keys", f"its keys are {keys}; {known}")
     if require_answer and not parsed.references:
-        raise BadRow(_MISSING_ANSWER[parsed.form])
+        raise BadRow("no answer", _MISSING_ANSWER[parsed.form])
+    _check_size(parsed)
     return parsed
+
+
+def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
+    """The texts that a prompt is made of, in their order."""
+    if isinstance(prompt, Instruction):
+        return (prompt.instruction, prompt.input)
+    return (prompt.text,) if isinstance(prompt, RawPrompt) else tuple(turn.content for turn in prompt.turns)
+
+
+def _check_size(parsed: ParsedRow) -> None:
+    size = sum(len(text.encode()) for text in (*texts_of(parsed.prompt), *parsed.references))
+    if size > MAX_ROW_BYTES:
+        raise BadRow("too large", f"holds {size} bytes of text; a row may hold {MAX_ROW_BYTES}")
 
 
 _MISSING_ANSWER: Mapping[Form, str] = {
@@ -94,7 +137,7 @@ def _prompt_row(row: Mapping[str, Any]) -> ParsedRow | None:
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # the answer is a message as well
         messages = _turns(answer, "'completion'")
         if len(messages) != 1 or messages[0].role != "assistant":
-            raise BadRow("'completion' must be one message of the assistant")
+            raise BadRow("order of roles", "'completion' must be one message of the assistant")
         answer = messages[0].content
     _check_order((*turns, Turn("assistant", "")), "'prompt'")
     return ParsedRow(form=form, prompt=Conversation(turns), references=_references(answer, "'completion'"))
@@ -118,14 +161,16 @@ def _conversation_row(row: Mapping[str, Any]) -> ParsedRow | None:
 def _turns(value: object, name: str) -> tuple[Turn, ...]:
     """A list of {role, content} or {from, value} as turns."""
     if not isinstance(value, list) or not value:
-        raise BadRow(f"{name} is {_kind(value)}; it must be a list of messages")
+        raise BadRow("wrong type", f"{name} is {_kind(value)}; it must be a list of messages")
     turns = []
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict):
-            raise BadRow(f"{name}, message {number} is {_kind(message)}; it must be an object with role and content")
+            reason = f"{name}, message {number} is {_kind(message)}; it must be an object with role and content"
+            raise BadRow("wrong type", reason)
         role = _first(message, "role", "from")
         if not isinstance(role, str) or role not in _ROLES:
-            raise BadRow(f"{name}, message {number}: role {role!r}; roles are system, user and assistant")
+            reason = f"{name}, message {number}: role {reprlib.repr(role)}; roles are system, user and assistant"
+            raise BadRow("unknown role", reason)
         content = _filled(_first(message, "content", "value"), f"{name}, message {number}: content")
         turns.append(Turn(_ROLES[role], content))
     return tuple(turns)
@@ -139,10 +184,11 @@ def _check_order(turns: tuple[Turn, ...], name: str) -> None:
         if turn.role != expected:
             place = number + 1 + len(turns) - len(spoken)
             raise BadRow(
-                f"{name}, message {place} is the {turn.role}'s; after an optional system message, user and assistant alternate"
+                "order of roles",
+                f"{name}, message {place} is the {turn.role}'s; after an optional system message, user and assistant alternate",
             )
     if len(spoken) < 1:
-        raise BadRow(f"{name} holds no user message")
+        raise BadRow("order of roles", f"{name} holds no user message")
 
 
 def _references(answer: object, name: str) -> tuple[str, ...]:
@@ -157,17 +203,18 @@ def _references(answer: object, name: str) -> tuple[str, ...]:
 def _filled(value: object, name: str) -> str:
     text = _text(value, name)
     if not text.strip():
-        raise BadRow(f"{name} is empty")
+        raise BadRow("empty text", f"{name} is empty")
     return text
 
 
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise BadRow(f"{name} is {_kind(value)}; it must be a string")
+        fault: Fault = "missing text" if value is None else "wrong type"
+        raise BadRow(fault, f"{name} is {_kind(value)}; it must be a string")
     if "\x00" in value:
-        raise BadRow(f"{name} holds a NUL character")
+        raise BadRow("NUL character", f"{name} holds a NUL character")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise BadRow(f"{name} holds half of a surrogate pair, which is no character")
+        raise BadRow("lone surrogate", f"{name} holds half of a surrogate pair, which is no character")
     return value
 
 

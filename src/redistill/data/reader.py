@@ -10,22 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from redistill import signals
 from redistill.contracts import Record
-from redistill.data.forms import BadRow, parse_row
+from redistill.data.forms import BadRow, Fault, parse_row
+from redistill.data.rejected import RejectedRow, list_rejected
 from redistill.errors import DataError
-from redistill.files import read_lines, rewrite_lines
 
 _BOM = b"\xef\xbb\xbf"
 _SUFFIXES = (".jsonl", ".json")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RejectedRow:
-    """A row that cannot be used: its line (in a JSON array or a hub data set, its place from 1) and why."""
-
-    line: int
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +35,7 @@ class ReadReport:
 class _Unreadable:
     """A line that is no JSON, in the place of its value."""
 
+    fault: Fault
     reason: str
 
 
@@ -81,37 +75,48 @@ def read_records(
         DataError: There is no such source, it has no usable row, or more than `max_bad_rows` unusable ones.
     """
     assert max_bad_rows >= 0, max_bad_rows
+    records, report = survey_records(source, split=split, hub_file=hub_file, require_answer=require_answer)
+    if rejected is not None:
+        list_rejected(rejected, report.source, report.rejected)
+    _judge(report, max_bad_rows, rejected)
+    return records, report
+
+
+def survey_records(
+    source: str | Path, *, split: str = "train", hub_file: str | None = None, require_answer: bool = True
+) -> tuple[list[Record], ReadReport]:
+    """As `read_records`, but without a verdict: however many rows cannot be used, even all of them, they are in the report.
+
+    Raises:
+        DataError: There is no such source, or it cannot be read at all.
+    """
     name, stem, values = _open(source, split, hub_file)
     records: list[Record] = []
     bad: list[RejectedRow] = []
     forms: Counter[str] = Counter()
     for line, value in values:
+        signals.poll()
         try:
             if isinstance(value, _Unreadable):
-                raise BadRow(value.reason)
+                raise BadRow(value.fault, value.reason)
             row = parse_row(value, require_answer=require_answer)
         except BadRow as error:
-            bad.append(RejectedRow(line=line, reason=str(error)))
+            bad.append(RejectedRow(line=line, fault=error.fault, reason=str(error)))
         else:
             forms[row.form] += 1
             records.append(Record(record_id=f"{stem}:{line}", prompt=row.prompt, references=row.references))
-    if rejected is not None:
-        _list_rejected(rejected, name, bad)
-    _judge(name, len(records), bad, max_bad_rows, rejected)
     verdict = "; ".join(f"{form}, {count} {'row' if count == 1 else 'rows'}" for form, count in forms.most_common())
     return records, ReadReport(source=name, verdict=verdict, num_rows=len(records), rejected=tuple(bad))
 
 
-def _list_rejected(path: Path, name: str, bad: list[RejectedRow]) -> None:
-    """Put this source's rows in the place of those that an earlier reading of it listed."""
-    before = read_lines(path)
-    others = [row for row in before if row["source"] != name]
-    if before or bad:
-        rewrite_lines(path, [*others, *({"source": name, "line": row.line, "reason": row.reason} for row in bad)])
+def line_of(record: Record) -> int:
+    """The line that a record was read from; in a JSON array or a hub data set, its place from 1."""
+    return int(record.record_id.rpartition(":")[2])
 
 
-def _judge(name: str, num_good: int, bad: list[RejectedRow], max_bad_rows: int, rejected: Path | None) -> None:
+def _judge(report: ReadReport, max_bad_rows: int, rejected: Path | None) -> None:
     """Refuse a data set that is empty or has too many unusable rows."""
+    name, num_good, bad = report.source, report.num_rows, report.rejected
     if not num_good and not bad:
         raise DataError(f"{name}: is empty; it must hold one JSON object a line")
     if len(bad) <= max_bad_rows and num_good:
@@ -187,10 +192,16 @@ def _values_of_file(path: Path, name: str) -> Iterator[tuple[int, object]]:
         data = path.read_bytes().removeprefix(_BOM)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    if path.suffix == ".json" and data.lstrip()[:1] == b"[":
-        yield from enumerate(_array(data, name), 1)
-    else:
-        yield from _values_of_lines(data)
+    if data.lstrip()[:1] == b"[":
+        try:
+            array = _array(data, name)
+        except DataError:
+            if path.suffix == ".json":
+                raise  # in a line file, the lines say more
+        else:
+            yield from enumerate(array, 1)
+            return
+    yield from _values_of_lines(data)
 
 
 def _array(data: bytes, name: str) -> list[object]:
@@ -205,13 +216,18 @@ def _array(data: bytes, name: str) -> list[object]:
 
 def _values_of_lines(data: bytes) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            yield number, _Unreadable(f"not UTF-8 (byte 0x{line[error.start]:02x} at place {error.start + 1})")
-        except json.JSONDecodeError as error:
-            yield number, _Unreadable(f"not JSON ({error.msg} at column {error.colno})")
-        except (ValueError, RecursionError) as error:
-            yield number, _Unreadable(f"not JSON that can be read ({error})")
+        if line.strip():
+            yield number, _value_of_line(line)
+
+
+def _value_of_line(line: bytes) -> object:
+    if line.startswith(_BOM):
+        return _Unreadable("byte order mark", "begins with a byte order mark, as where files were joined; remove it")
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return _Unreadable("not UTF-8", f"not UTF-8 (byte 0x{line[error.start]:02x} at place {error.start + 1})")
+    except json.JSONDecodeError as error:
+        return _Unreadable("not JSON", f"not JSON ({error.msg} at column {error.colno})")
+    except (ValueError, RecursionError) as error:
+        return _Unreadable("not JSON", f"not JSON that can be read ({error})")

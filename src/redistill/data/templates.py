@@ -10,6 +10,7 @@ import jinja2
 
 from redistill.contracts import Conversation, Instruction, RawPrompt, Record, Turn
 from redistill.errors import ConfigError, DataError
+from redistill.untrusted import plain
 
 Template = Literal["alpaca", "chat"]
 Prompt = Instruction | RawPrompt | Conversation
@@ -106,6 +107,8 @@ def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Any) -> tuple[in
     """Where the last of `turns` stands in `text`: from the end of its prompt to its end of turn, without the space after."""
     prompt = _chat(turns[:-1], tokenizer, add_generation_prompt=True)
     answered = _chat(turns, tokenizer).rstrip()
+    if not text.startswith(answered):  # the end of a whole text stands behind the last turn alone (Phi-3)
+        answered = answered.removesuffix(tokenizer.eos_token or "").rstrip()
     answer = turns[-1].content.strip()
     if not text.startswith(answered) or not answered.startswith(prompt) or answer not in answered[len(prompt) :]:
         raise DataError(
@@ -131,5 +134,6 @@ def _chat(turns: tuple[Turn, ...], tokenizer: Any, *, add_generation_prompt: boo
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except jinja2.TemplateError as error:
-        raise DataError(f"chat template: refuses this conversation ({error}); use template: alpaca or mend the row") from error
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        said = " ".join(plain(str(error)).split())[:200] or type(error).__name__  # what a template raises may quote the row
+        raise DataError(f"chat template: refuses this conversation ({said}); use template: alpaca or mend the row") from error

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from redistill import signals
 from redistill.contracts import Example, RawPrompt, Record
 from redistill.data.templates import Template, Transcript, render_prompt, render_transcript
 from redistill.errors import ConfigError, DataError, ModelError
@@ -105,6 +106,7 @@ def tokenize_training(
     too_long: list[RejectedRecord] = []
     num_cut = 0
     for place, record in enumerate(records):
+        signals.poll()
         sample = len(examples)
         try:
             example, was_cut = _example(record, encoder, tokenizer, config, seed, sample)
@@ -148,6 +150,7 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Any, config: Tokenize
     encoder = _Encoder(tokenizer, config.template)
     prompts = []
     for record in records:
+        signals.poll()
         try:
             ids = encoder.prompt(record, render_prompt(record.prompt, config.template, tokenizer))
         except DataError as error:
@@ -178,7 +181,7 @@ def _example(
     if not transcript.ended:
         token_ids.append(tokenizer.eos_token_id)
         supervised.append(True)
-    if prompt_length == 0 or len(token_ids) - prompt_length <= (not transcript.ended):
+    if not token_ids or supervised[0] or len(token_ids) - prompt_length <= (not transcript.ended):
         raise DataError("its prompt or its answer has no tokens in this tokenizer")
     limit = prompt_length + config.response_tokens
     example = Example(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from redistill import signals
 from redistill.contracts import Example, Record, Teacher, TokenSequence
 from redistill.data.collate import collate
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
@@ -65,6 +66,7 @@ def gold_sums(
     with eval_mode(model):
         student_head = head(model, vocabulary)
         for start in range(0, len(sequences), batch_size):
+            signals.poll()
             some = sequences[start : start + batch_size]
             batch = collate((), some, pad_id=0, device=student_head.weight_VD.device)
             hidden_ND = body(model)(batch.input_ids_BT, batch.attention_mask_BT).flatten(0, 1)[batch.position_N]

@@ -95,7 +95,7 @@ def evaluate(
         teacher: For KL and agreement on the gold answers; None leaves them out.
         vocabulary: Classes shared with the teacher; None takes all of the model's.
         shard: This process's number and how many there are; of n processes each answers every n-th prompt.
-        gather: Joins the processes' lists into one, known to all, as accelerate's `gather_object` does.
+        gather: Joins the processes' lists into one, known to all, as `signals.gather` does.
 
     Returns:
         What scores.json holds.  rouge_l is in percent; exact_match, eos_rate, distinct_1, distinct_2 and agreement are
@@ -108,6 +108,7 @@ def evaluate(
     assert shard[1] == 1 or gather is not alone, "several processes need a gather"
     chosen = {name: _checked(name, list(records)[: config.limit]) for name, records in datasets.items()}
     prompts = {name: tokenize_prompts(records, tokenizer, tokenize_config) for name, records in chosen.items()}
+    gather([])  # whether a signal has reached any process so far; from here on some may have nothing to do
     settings = _settings(model, label, config, tokenize_config, chosen, prompts)
     claim(folder, settings)
     finished = _finished(folder / SCORES, settings, needs_kl=teacher is not None)

@@ -56,7 +56,7 @@ def percent(value: Any) -> str | None:
 
 def short(value: Any) -> str:
     """A text cut at MAX_TEXT characters, saying how many are left out."""
-    text = str(value)
+    text = plain(str(value))  # before the cut, which may go through a secret
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from redistill.experiments.folders import mapping, number
+from redistill.untrusted import plain
 
 INK = "#010203"  # drawn in this colour, then replaced by the page's own
 COLOURS = ("#3b82c4", "#d97a2b", "#3f9b6a", "#b0569b", "#8a8f98")
 MAX_POINTS = 200
+MAX_LABEL = 40
 SIZE_INCHES = (4.0, 2.3)
 
 TRAINING = {
@@ -98,7 +100,7 @@ def _origins(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
         return []
     steps = np.array([number(line["step"]) for line in counted], dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return [(name, steps, shares[:, column]) for column, name in enumerate(names)]
+    return [(plain(name)[:MAX_LABEL], steps, shares[:, column]) for column, name in enumerate(names)]
 
 
 def _binned(values: np.ndarray) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from redistill.experiments.comparison import Row, dataset_names, evaluations, re
 from redistill.experiments.folders import ROUGE, Evaluation, RunFolder, mapping, number, read_run
 from redistill.experiments.pages import large, render, signed
 from redistill.experiments.statistics import evenly, mean, spread
-from redistill.untrusted import plain
+from redistill.untrusted import plain, redacted_tree
 
 NUM_ANSWERS = 12
 NUM_REVISIONS = 8
@@ -86,11 +86,16 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, Any]:
         "sizes": list(_sizes(run)),
         "data": _data(mapping(description.get("data"))),
         "spans": mapping(description.get("spans")),
-        "config": yaml.safe_dump(description.get("config") or {}, sort_keys=False, allow_unicode=True, width=110),
+        "config": _config(description.get("config")),
         "machine": mapping(description.get("machine")),
         "versions": mapping(description.get("versions")),
         "missing": list(_missing(run, baselines)),
     }
+
+
+def _config(tree: Any) -> str:
+    """The settings as YAML; secrets are masked first, since YAML breaks long texts where it likes."""
+    return yaml.safe_dump(redacted_tree(tree) or {}, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _dataset(name: str, rows: Sequence[Row]) -> dict[str, Any]:

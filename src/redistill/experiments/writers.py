@@ -123,7 +123,7 @@ def _tex_cell(cell: Cell) -> str:
 
 
 def _md(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", _one_line(text))
+    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", _one_line(text))
 
 
 def _tex(text: str) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from redistill import randomness
+from redistill import randomness, signals
 from redistill.contracts import Generation, GenerationRequest, Sampling
 from redistill.errors import ConfigError
 from redistill.models.families import body_module, eval_mode, head, position_limit, text_config
@@ -66,6 +66,7 @@ def generate(
 
     Raises:
         ConfigError: a value out of range, an arg max asked of a mixture, or a sequence longer than a model has positions.
+        Interrupted: a signal has arrived; what was written in this call is lost.
     """
     _check_sampling(sampling)
     _check_share(teacher_share, sampling)
@@ -199,6 +200,7 @@ class _Writer:
             reader.start()
         step = 0
         while True:
+            signals.poll()
             going = batch.accept(self._next_tokens(batch, step), step)
             num_going = int(going.sum())
             if num_going == 0:

@@ -13,10 +13,12 @@ from typing import Any, Literal
 import jinja2
 import torch
 import transformers
+from jinja2.sandbox import SecurityError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from redistill import files
 from redistill.errors import ConfigError, ModelError
 from redistill.models.adapters import Adapter, find_adapter, find_file, merge_adapter
 from redistill.models.families import body, check_split, head, unwrapped
@@ -34,6 +36,16 @@ __all__ = [
     "parameter_count",
 ]
 
+# What a template that is wrong, or not meant for the conversation at hand, ends with: it computes as Python does.
+_TEMPLATE_FAULTS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 _DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
 
@@ -101,7 +113,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Which tokens are padding is decided by position everywhere, never by this id.
 
     Raises:
-        ModelError: it is missing or damaged, or has neither a pad nor an end token.
+        ModelError: it is missing or damaged, has neither a pad nor an end token, or has a chat template that reaches out.
     """
     base, adapter = _base_and_adapter(config)
     if adapter is not None and adapter.name == config.model and adapter.has_tokenizer:
@@ -115,7 +127,27 @@ def load_tokenizer(config: ModelConfig) -> Any:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"{name}: its tokenizer has neither pad_token nor eos_token; set one in tokenizer_config.json")
         tokenizer.pad_token = tokenizer.eos_token
+    _check_chat_templates(name, tokenizer)
     return tokenizer
+
+
+def _check_chat_templates(name: str, tokenizer: Any) -> None:
+    """Refuse templates whose names would lead out of the folder they are saved to, or that reach for Python's insides.
+
+    They run in Jinja's sandbox, which ends such a one wherever it is met; here it is named before a run has begun.
+    """
+    if isinstance(tokenizer.chat_template, dict):
+        for key in tokenizer.chat_template:
+            if files.slug(str(key)) != key:
+                raise ModelError(
+                    f"{name}: a chat template is called {str(key)[:60]!r}, which is no plain name; do not use this model"
+                )
+    try:
+        _two_turns(tokenizer)
+    except SecurityError as error:
+        raise ModelError(f"{name}: its chat template is no template ({error}); do not use this model") from error
+    except _TEMPLATE_FAULTS:  # it wants another conversation, or is broken; only a run that uses it needs to know
+        return
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -142,15 +174,22 @@ def end_token_ids(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
 
 def _end_of_turn(tokenizer: Any) -> int | None:
     """The special token with which the chat template ends an answer, if there is a template and it does."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False)).rstrip()
-    except jinja2.TemplateError:  # it wants another conversation; what it ends with is not known
+        text = _two_turns(tokenizer).rstrip()
+    except _TEMPLATE_FAULTS:  # it wants another conversation; what it ends with is not known
+        return None
+    if not text:
         return None
     last = tokenizer(text, add_special_tokens=False)["input_ids"][-1]
     return int(last) if last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder else None
+
+
+def _two_turns(tokenizer: Any) -> str:
+    """A question and an answer as the chat template renders them; "" where there is none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False))
 
 
 def compatibility_warnings(teacher_tokenizer: Any, student_tokenizer: Any) -> list[str]:
@@ -219,7 +258,8 @@ def _read_weights(config: ModelConfig, source: dict[str, Any], options: dict[str
             source |= _dequantised()
         else:
             source["config"] = AutoConfig.from_pretrained(**source, trust_remote_code=False)
-            source["config"]._attn_implementation = None  # a config.json must not choose which kernels are downloaded
+            # A config.json must not choose which kernels are downloaded and run.
+            source["config"]._attn_implementation = source["config"]._experts_implementation = None
         model, report = AutoModelForCausalLM.from_pretrained(
             **source,
             **options,

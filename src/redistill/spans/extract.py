@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from redistill import files
+from redistill import files, signals
 from redistill.errors import ModelError
 
 OFFICIAL = "en_core_web_sm"
@@ -157,6 +157,7 @@ class SpacyExtractor:
         pieces = ((piece, (index, base)) for index, text in enumerate(texts) for base, piece in prose(text))
         with self._nlp.memory_zone():  # else the words of every text ever seen stay in memory
             for doc, (index, base) in self._nlp.pipe(pieces, as_tuples=True, batch_size=BATCH_SIZE):
+                signals.poll()
                 spans[index] += self._phrases(doc, base)
         return [tuple(sorted(set(found))) for found in spans]
 

@@ -1,0 +1,44 @@
+"""What a guard has to say: a sentence for the screen, and its facts for metrics.jsonl."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a guard noticed.
+
+    Args:
+        step: Number of the update, from 1, as in metrics.jsonl.
+        name: What kind of event: "not_finite", "loss_spike", "out_of_memory", "collapse".
+        text: One sentence.
+        facts: Numbers and names; what is not finite is written as null, for which JSON has no number.
+    """
+
+    step: int
+    name: str
+    text: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self) -> dict[str, Any]:
+        """The event as a line of metrics.jsonl.
+
+        Example:
+            >>> Event(3, "loss_spike", "step 3: a leap", {"loss": float("inf")}).line()
+            {'kind': 'event', 'step': 3, 'event': 'loss_spike', 'text': 'step 3: a leap', 'loss': None}
+        """
+        return {"kind": "event", "step": self.step, "event": self.name, "text": self.text, **without_nan(self.facts)}
+
+
+Tell = Callable[[Event], None]
+
+
+def without_nan(value: Any) -> Any:
+    """`value` with null for every number in it that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,44 @@
+"""When training stops: the score no longer rises."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from redistill.errors import ConfigError
+
+
+class EarlyStopping:
+    """Ends training when the score has not risen for `patience` validations in a row.
+
+    Args:
+        patience: How many; None never stops.
+
+    Raises:
+        ConfigError: `patience` is below 1.
+
+    Example:
+        >>> early_stopping = EarlyStopping(patience=2)
+        >>> [early_stopping.stop(score) for score in (20.0, 21.0, 21.0, 20.5)]
+        [False, False, False, True]
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        if patience is not None and patience < 1:
+            raise ConfigError(f"patience = {patience}: must be >= 1, or null to train to the end")
+        self.patience = patience
+        self.best: float | None = None
+        self.without_gain = 0
+
+    def stop(self, score: float) -> bool:
+        """Hear the score of a validation, higher is better; True ends training.  NaN is no gain."""
+        if math.isfinite(score) and (self.best is None or score > self.best):
+            self.best, self.without_gain = score, 0
+        else:
+            self.without_gain += 1
+        return self.patience is not None and self.without_gain >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "without_gain": self.without_gain}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best, self.without_gain = state["best"], state["without_gain"]

@@ -1,0 +1,97 @@
+"""How long a run is, how much it takes at once, and what it keeps: settings, and lengths in updates."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from redistill.errors import ConfigError
+
+_EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, how much at once, and what is kept.
+
+    Args:
+        updates: Optimiser steps in all; a number, or passes over the training set such as "20 epochs".
+        batch_size: Sequences of one update over all processes.
+        micro_batch_size: Sequences of one forward and backward on one process; None takes its whole share at once.
+        precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
+        evaluate_every: Updates (or epochs) between validations, each of which may become the best checkpoint; 0 validates
+            before the first update and after the last alone.
+        choose_by: What makes a checkpoint the best: the highest validation ROUGE-L, or the lowest cross entropy.
+        save_every: Updates (or epochs) between checkpoints besides those at validations; 0 saves at validations alone.
+        keep: How many checkpoints stand at once, the best one besides.
+        patience: Validations without a better score before training stops; None trains to the end.
+        log_every: Updates between lines of a log that is no terminal, and between updates whose revisions are kept.
+        generation_batch_size: Sequences that one process writes or scores at once; independent of the micro-batch.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    updates: int | str = 1000
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    evaluate_every: int | str = 0
+    choose_by: Literal["rouge_l", "cross_entropy"] = "rouge_l"
+    save_every: int | str = 0
+    keep: int = 1
+    patience: int | None = None
+    log_every: int = 10
+    generation_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        least = {"batch_size": 1, "micro_batch_size": 1, "keep": 1, "patience": 1, "log_every": 1, "generation_batch_size": 1}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ConfigError(f"{name} = {value}: must be >= {lowest}")
+        for name, lowest in {"updates": 1, "evaluate_every": 0, "save_every": 0}.items():
+            check_length(name, getattr(self, name), lowest)
+
+    def schedule(self, num_examples: int) -> "Schedule":
+        """The lengths in updates, for a training set of so many examples."""
+        lengths = (
+            in_updates(value, num_examples, self.batch_size) for value in (self.updates, self.evaluate_every, self.save_every)
+        )
+        return Schedule(*lengths)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Numbers of updates: in all, between validations, between checkpoints; see `TrainingConfig`."""
+
+    updates: int
+    evaluate_every: int
+    save_every: int
+
+
+def check_length(name: str, length: int | str, lowest: int) -> None:
+    """Refuse what is neither a number of updates from `lowest` on nor one of epochs above 0.
+
+    Raises:
+        ConfigError: it is refused.
+    """
+    if isinstance(length, int):
+        if length < lowest:
+            raise ConfigError(f"{name} = {length}: must be >= {lowest}")
+    elif not (match := _EPOCHS.fullmatch(length)) or not 0 < float(match[1]) < math.inf:
+        raise ConfigError(f"{name} = {length!r}: must be a whole number of updates, or epochs such as '20 epochs'")
+
+
+def in_updates(length: int | str, num_examples: int, batch_size: int) -> int:
+    """A length in updates, at least 1 where it is in epochs.
+
+    Example:
+        >>> in_updates(50, 1000, 8), in_updates("2 epochs", 1000, 8)
+        (50, 250)
+    """
+    if isinstance(length, int):
+        return length
+    match = _EPOCHS.fullmatch(length)
+    assert match is not None, length
+    return max(1, int(float(match[1]) * num_examples / batch_size))

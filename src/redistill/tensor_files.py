@@ -1,0 +1,100 @@
+"""Safetensors files, written a tensor at a time, so that none has to be in memory twice, and through `files` like all else.
+
+Tied tensors - the same elements of the same storage - are written once; the metadata lists their other names, and they come
+back tied.  The format: 8 bytes with the length of the header; the header, JSON with the type, shape and place of each tensor;
+and the tensors.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from redistill import files
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Write a safetensors file; returns its SHA-256.
+
+    Raises:
+        OutputError: it could not be written.
+    """
+    header, ordered = _layout(tensors)
+    parts = (part for parts in ([header], map(_bytes, ordered)) for part in parts)
+    return files.write_parts(path, parts, num_bytes(tensors))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of `write_tensors`, mapped from it, so copy them.
+
+    Raises:
+        SafetensorError, OSError: it is no such file.
+    """
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        for name, original in json.loads(file.metadata()["aliases"]).items():
+            tensors[name] = tensors[original]
+    return tensors
+
+
+def num_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """The size of the file that `write_tensors` would write; tensors on the device "meta" count like others.
+
+    Example:
+        >>> num_bytes({"weight": torch.empty(1000, 1000, device="meta")}) - 4_000_000 < 200
+        True
+    """
+    header, ordered = _layout(tensors)
+    return len(header) + sum(tensor.nbytes for tensor in ordered)
+
+
+def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tensor]]:
+    """The head of the file, and what follows it: large elements first, so that each tensor begins at a multiple of its own."""
+    unique, aliases = _untied(tensors)
+    header: dict[str, Any] = {"__metadata__": {"aliases": json.dumps(aliases, sort_keys=True)}}
+    ordered = sorted(unique.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    end = 0
+    for name, tensor in ordered:
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, [tensor for _, tensor in ordered]
+
+
+def _untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Each tensor under the first of its names, and the other names with that one."""
+    first: dict[tuple[Any, ...], str] = {}
+    unique: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        place = id(tensor) if tensor.is_meta or not tensor.numel() else tensor.data_ptr()
+        view = (tensor.device, tensor.dtype, place, tuple(tensor.shape), tensor.stride())
+        if view in first:
+            aliases[name] = first[view]
+        else:
+            first[view], unique[name] = name, tensor
+    return unique, aliases
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    plain = tensor.detach().cpu().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,41 @@
+"""A student that runs out of memory above a number of sequences.
+
+As a program, started by torchrun: a run in which the second process alone has such a student.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from redistill.config import load_config
+from redistill.models.student import StudentModule
+from redistill.run import train_student
+
+
+def limited(monkeypatch: pytest.MonkeyPatch, limit: int, *, spare_every_other: bool = False) -> None:
+    """Let the student read at most `limit` sequences with distillation terms; it fails once it has done its work.
+
+    Args:
+        spare_every_other: The first, third ... beyond the limit succeeds, so that a gradient is there at the failure.
+    """
+    forward, beyond = StudentModule.forward, []
+
+    def short_of_memory(self, batch, target, terms):
+        result = forward(self, batch, target, terms)
+        if batch.num_sampled > limit:
+            beyond.append(batch)
+            if not (spare_every_other and len(beyond) % 2):
+                raise torch.OutOfMemoryError("out of memory, as far as the test goes")
+        return result
+
+    monkeypatch.setattr(StudentModule, "forward", short_of_memory)
+
+
+if __name__ == "__main__":
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["RANK"] == "1":
+            limited(patch, 2)
+        train_student(load_config(Path(sys.argv[1])))

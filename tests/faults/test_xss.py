@@ -1,0 +1,214 @@
+"""What strangers wrote is shown by pages, tables and terminals, and obeyed by none of them; a real browser says so."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from redistill import terminal
+from redistill.experiments.compare import build_comparison
+from redistill.experiments.report import build_report
+from redistill.untrusted import plain
+from tests.experiments.fabricated import metrics, write_json, write_lines, write_method
+from tests.faults.chromium import PROGRAM, Browser, browser
+from tests.faults.counts import trials
+from tests.faults.hostile import HOSTILE, MARK, batches
+
+POLICY = re.compile(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>")
+PROMPTS = 12  # as many as a report shows
+
+
+def hostile_run(folder: Path, texts: Sequence[str], *, curves: bool = False) -> Path:
+    """A run folder in which each of `texts` is a prompt, an answer and a reference, and all of them stand everywhere else."""
+    everything = " ¦ ".join(texts)
+    named = {"name": everything, "method": everything, "status": everything, "created": everything, "commit": everything}
+    about = {"path": everything, everything: 1}
+    described = {
+        "schema": 1,
+        **named,
+        "command": everything,
+        "versions": {everything: everything},
+        "machine": {everything: everything},
+        "spans": {"backend": everything},
+        "config": {"name": everything, "teacher": {"model": everything, "revision": everything}, everything: [everything]},
+        "data": {"train": about, everything: about},
+        "models": {"teacher": {"name": everything, "parameters": 7}, "student": {"name": everything, "parameters": 3}},
+    }
+    write_json(folder / "run.json", described)
+    if curves:
+        write_lines(folder / "metrics.jsonl", [{**line, "origin": {everything: 3, "gold": 1}} for line in metrics(2)])
+    token = {"kept": everything, "student_token": texts[0], "teacher_token": texts[-1], "step": everything}
+    write_lines(
+        folder / "revisions.jsonl", [{**token, "prompt": text, "new_tail": text, "student_tail": text} for text in texts]
+    )
+    for place in ("", "teacher", "before"):
+        write_answers(folder / place, texts, everything)
+    return folder
+
+
+def write_answers(folder: Path, texts: Sequence[str], everything: str) -> None:
+    lines = [
+        {"id": f"{i}{text}", "prompt": text, "response": text, "references": [text], "rouge_l": float(i), "finished": True}
+        for i, text in enumerate(texts)
+    ]
+    write_lines(folder / "responses" / "toy-seed10.jsonl", lines)
+    told = {"prompts": len(texts), "seeds": {"10": {"rouge_l": 1.0}}, "teacher_forced": {"kl": 1.0}}
+    write_json(folder / "scores.json", {"schema": 1, "model": everything, "datasets": {"toy": told}})
+
+
+def hostile_sweep(folder: Path) -> Path:
+    """A sweep whose labels, run names, settings and machines are the strings, a third of them each."""
+    rows = batches(-(-len(HOSTILE) // 3))
+    for number, texts in enumerate(rows):
+        label = " ¦ ".join(texts)
+        change = {
+            "name": label,
+            "machine.cpu": label,
+            "config.training.precision": label,
+            "commit": label,
+            "data.train.source": label,
+        }
+        scores = {"toy": {10: [number + 1.0, 2.0, 3.0]}, f"a{label[:40]}": {10: [1.0, 2.0, number + 1.0]}}
+        write_method(folder / f"run{number}", scores, label, change=change)
+    runs = [{"label": " ¦ ".join(texts), "seed": 10, "folder": f"run{number}"} for number, texts in enumerate(rows)]
+    runs.append({"label": " ¦ ".join(HOSTILE[:9]), "seed": 11, "folder": "missing"})
+    write_json(folder / "sweep.json", {"schema": 1, "name": " ¦ ".join(HOSTILE[-20:]), "runs": runs})
+    return folder
+
+
+def seen(text: str) -> str:
+    """A text as a page's own text has it."""
+    return " ".join(text.split())
+
+
+# --- in a browser -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if PROGRAM is None:
+        pytest.skip("no Chromium here; apt-get install chromium")
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def visited(tab: Browser, page: Path) -> str:
+    """The text of a page that did nothing, neither under its own policy nor without it."""
+    html = page.read_text(encoding="utf-8")
+    bare = page.with_name(f"bare-{page.name}")
+    bare.write_text(POLICY.sub("", html, count=1), encoding="utf-8")
+    assert "Content-Security-Policy" in html and "Content-Security-Policy" not in bare.read_text(encoding="utf-8")
+    for each in (page, bare):
+        visit = tab.visit(each)
+        assert (visit.dialogs, visit.console, visit.requests) == ([], [], []), each
+    return seen(visit.text)
+
+
+def test_the_browser_would_tell(tab: Browser, tmp_path: Path) -> None:
+    (tmp_path / "open.html").write_text("".join(["<!doctype html><title>x</title>", *HOSTILE[:6]]), encoding="utf-8")
+    visit = tab.visit(tmp_path / "open.html")
+    assert {"1", "3"} <= set(visit.dialogs)
+    assert visit.console and any(MARK in asked for asked in visit.requests)
+
+
+def test_a_report_shows_every_string_to_the_letter_and_does_nothing(tab: Browser, tmp_path: Path) -> None:
+    shown = 0
+    for number, texts in enumerate(batches(PROMPTS)[: trials(3, 100)]):
+        text = visited(tab, build_report(hostile_run(tmp_path / str(number), texts, curves=number == 0)))
+        missing = [
+            string for string in texts if text.count(seen(plain(string))) < 3 * 3
+        ]  # prompt, answers, reference, corrections
+        assert not missing
+        shown += len(texts)
+    assert shown >= min(60, 3 * PROMPTS)
+
+
+def test_a_comparison_shows_every_string_to_the_letter_and_does_nothing(tab: Browser, tmp_path: Path) -> None:
+    build_comparison([hostile_sweep(tmp_path / "sweep")], [tmp_path / "compare.html"])
+    text = visited(tab, tmp_path / "compare.html")
+    assert [string for string in HOSTILE if seen(plain(string)) not in text] == []
+
+
+def test_the_list_is_long_enough_and_has_no_string_twice() -> None:
+    assert len(set(HOSTILE)) == len(HOSTILE) >= 60
+
+
+# --- elsewhere ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("compared")
+    outputs = [folder / f"compare.{ending}" for ending in ("md", "tex", "csv")]
+    return build_comparison([hostile_sweep(folder / "sweep")], outputs), folder
+
+
+def test_markdown_renders_to_the_same_words_and_to_no_element_of_theirs(comparison: Any) -> None:
+    page = (comparison[1] / "compare.md").read_text(encoding="utf-8")
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(page)
+    inline = [child for token in tokens for child in token.children or ()]
+    assert {token.type for token in tokens} <= {
+        *(
+            f"{name}_{end}"
+            for name in ("heading", "paragraph", "table", "thead", "tbody", "tr", "th", "td")
+            for end in ("open", "close")
+        ),
+        *("bullet_list_open", "bullet_list_close", "list_item_open", "list_item_close", "inline"),
+    }
+    assert {child.type for child in inline} <= {
+        "text",
+        "softbreak",
+        "strong_open",
+        "strong_close",
+        "html_inline",
+        "text_special",
+    }
+    assert {child.content for child in inline if child.type == "html_inline"} <= {"<u>", "</u>"}
+    text = seen("".join(child.content if child.content else " " for child in inline))
+    assert [string for string in HOSTILE if seen(plain(string)) not in text] == []
+
+
+def test_latex_knows_no_command_but_its_own(comparison: Any) -> None:
+    source = (comparison[1] / "compare.tex").read_text(encoding="utf-8")
+    obeyed = "\n".join(line for line in source.split("\n") if not line.startswith("%"))
+    ours = {
+        "begin",
+        "end",
+        "centering",
+        "caption",
+        "label",
+        "toprule",
+        "midrule",
+        "bottomrule",
+        "textbf",
+        "underline",
+        "scriptsize",
+        "pm",
+    }
+    ours |= {"textbackslash", "textasciitilde", "textasciicircum"}
+    assert set(re.findall(r"\\([a-zA-Z]+)", obeyed)) <= ours
+    assert not re.search(r"(?<!\\)[%#]|\^\^|(?<!\\)_", re.sub(r"\\label\{[^}]*\}", "", obeyed))
+    assert obeyed.count("{") - obeyed.count("\\{") == obeyed.count("}") - obeyed.count("\\}")
+
+
+def test_a_spreadsheet_computes_nothing(comparison: Any) -> None:
+    fields = re.findall(r'(?:^|,)"?([^,"\n])', (comparison[1] / "compare.csv").read_text(encoding="utf-8"), re.MULTILINE)
+    assert not set(fields) & {"=", "@", "+", "\t"}
+
+
+def test_a_terminal_obeys_nothing(comparison: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(terminal, "_console", lambda: Console(file=out, width=20_000, color_system=None))
+    terminal.print_comparison(comparison[0])
+    for number, texts in enumerate(batches(PROMPTS)):
+        terminal.print_summary(hostile_run(tmp_path / str(number), texts))
+    seed = {"rouge_l": 1.0, "exact_match": 0.5, "length_tokens": 3, "eos_rate": 1.0}
+    terminal.print_scores({"datasets": {string: {"prompts": 1, "seeds": {"10": seed}} for string in HOSTILE}})
+    printed = out.getvalue()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", printed)
+    assert [string for string in HOSTILE if seen(plain(string)) not in seen(printed)] == []
