@@ -84,11 +84,15 @@ def test_a_run_without_room_is_refused_before_anything_is_written(tmp_path: Path
     assert not config.folder.exists()
 
 
-def test_what_an_interrupted_run_has_written_counts_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_of_an_interrupted_run_count_as_room_and_its_student_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     space = Space(checkpoint_bytes=1000, while_saving=3, afterwards=2, student_bytes=500)
     assert space.peak_bytes == 3000
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-1" / "model.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(bytes(500))  # another will be written beside it
     monkeypatch.setattr(files, "disk", Full(2000))
     run.check_space(tmp_path, space)
     monkeypatch.setattr(files, "disk", Full(1999))

@@ -20,6 +20,7 @@ from typing import Any
 from redistill.errors import DataError, OutputError
 
 TEMPORARY = ".tmp-"
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
 TRY_AGAIN = 75
 """The exit code for what may go well later without a change to the recipe (EX_TEMPFAIL of sysexits.h)."""
 
@@ -34,8 +35,8 @@ class Disk:
     """What changes the disk, one method each; tests put a disk with faults in its place."""
 
     def open(self, path: Path, mode: str) -> io.FileIO:
-        """Without a buffer, so that a write that fails leaves nothing to be written later."""
-        return io.FileIO(path, mode)
+        """Without a buffer, so that a write that fails leaves nothing to be written later; a link is not followed."""
+        return io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_LINKS, 0o666))
 
     def write(self, file: io.FileIO, data: bytes | memoryview) -> int:
         """As many of the bytes as the system takes at once; how many those were."""
@@ -51,8 +52,8 @@ class Disk:
         folder.mkdir(exist_ok=True)
 
     def remove(self, path: Path) -> None:
-        """A file or a whole folder, as far as that is possible; what is left is swept later."""
-        if path.is_dir():
+        """A file, a link or a whole folder, as far as that is possible; what is left is swept later."""
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
@@ -360,8 +361,8 @@ def _system_error(error: Exception) -> OSError | None:
 def write_failed(path: Path, error: OSError, num_bytes: int = 0) -> OutputError:
     """The error to raise where the system refused to write `num_bytes`, or 0 for an unknown number, to `path`."""
     size = f"{num_bytes:,} bytes " if num_bytes else ""
-    what = f"{path}: {size}could not be written ({error.strerror or error})"
-    return _kind(error)(f"{what}; free space or choose another folder")
+    way_out = "put no link in its place" if error.errno == errno.ELOOP else "free space or choose another folder"
+    return _kind(error)(f"{path}: {size}could not be written ({error.strerror or error}); {way_out}")
 
 
 def _kind(error: OSError) -> type[OutputError]:

@@ -58,7 +58,9 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
 
 
 def check_space(folder: Path, space: Space) -> None:
-    """Refuse a run that the disk has no room for; what an interrupted one has written already counts as room.
+    """Refuse a run that the disk has no room for; checkpoints of an interrupted one already count as room.
+
+    A student that one has left behind does not: it stands until another is written beside it.
 
     Args:
         folder: The run folder, which exists.
@@ -66,7 +68,7 @@ def check_space(folder: Path, space: Space) -> None:
     Raises:
         DiskFullError: too little is free; says how much is, and how much is needed.
     """
-    written = [path for name in ("checkpoints", "model") for path in (folder / name).rglob("*") if path.is_file()]
+    written = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
     needed = space.peak_bytes - sum(path.stat().st_size for path in written)
     free = files.disk.free_bytes(folder)
     if free < needed:

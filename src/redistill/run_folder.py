@@ -74,7 +74,7 @@ def sole_use(folder: Path, precision: Literal["fp32", "bf16"], *worth_keeping: s
 
     Raises:
         BusyError: another job has it.
-        OutputError: it cannot be written to.
+        OutputError: it cannot be written to, or a folder in it is a link to somewhere else.
     """
     existed = folder.exists()
     accelerator = make_accelerator(precision)
@@ -82,7 +82,7 @@ def sole_use(folder: Path, precision: Literal["fp32", "bf16"], *worth_keeping: s
         with ranks.watched():
             if accelerator.is_main_process:
                 held.enter_context(locked(folder))
-                _remove_leftovers(folder)
+                _sweep(folder)
             accelerator.wait_for_everyone()
         try:
             yield
@@ -92,12 +92,14 @@ def sole_use(folder: Path, precision: Literal["fp32", "bf16"], *worth_keeping: s
             raise
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """What killed processes left half-written, wherever a run writes."""
-    for place in (folder, folder / "before", folder / "teacher"):
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written, wherever a run writes; refuse links that lead its files elsewhere."""
+    answers = [folder / "before", folder / "teacher"]
+    inner = [*answers, *(place / RESPONSES for place in (folder, *answers)), folder / "checkpoints"]
+    if links := [place for place in inner if place.is_symlink()]:
+        raise OutputError(f"{links[0]}: is a link, and a run writes inside its folder alone; put a folder in its place")
+    for place in (folder, *inner):
         files.remove_leftovers(place)
-        files.remove_leftovers(place / RESPONSES)
-    files.remove_leftovers(folder / "checkpoints")
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:
