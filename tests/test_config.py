@@ -230,10 +230,3 @@ def test_adapters_over_a_start_of_ones_own_cannot_be_exported_alone() -> None:
 
 def test_lengths_beyond_counting_are_refused() -> None:
     assert "updates" in refusal(training={"updates": "9" * 400 + " epochs"})
-
-
-def test_a_run_of_before_the_guards_keeps_its_skips():
-    older = encode_run(decode_run({"name": "x", "method": "sft", "student": {"model": "m"}}, "a run"))
-    del older["guards"]
-    older["optimiser"]["max_skips"] = 7
-    assert decode_run(older, "an older run").guards.max_skips == 7

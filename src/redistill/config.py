@@ -309,7 +309,7 @@ def decode_run(tree: Mapping[str, Any], source: str, allow_code: Iterable[str] =
 
     What a method sets of the optimiser stands where the tree says nothing.
     """
-    outside, tree = Outside.of(allow_code, *SLOTS), _with_moved_fields(tree)
+    outside = Outside.of(allow_code, *SLOTS)
     row, optimiser = _row(tree, source, outside), tree.get("optimiser", {})
     if row is not None and isinstance(optimiser, dict):
         tree = {**tree, "optimiser": {**row.optimiser, **optimiser}}
@@ -317,15 +317,6 @@ def decode_run(tree: Mapping[str, Any], source: str, allow_code: Iterable[str] =
         return decoding.decode(Run, tree, NAMES, outside)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
-
-
-def _with_moved_fields(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tree with what older recipes and runs have in another section: `max_skips` was one of `optimiser`."""
-    optimiser, guards = tree.get("optimiser"), tree.get("guards", {})
-    if not (isinstance(optimiser, dict) and isinstance(guards, dict) and "max_skips" in optimiser):
-        return tree
-    rest = {name: value for name, value in optimiser.items() if name != "max_skips"}
-    return {**tree, "optimiser": rest, "guards": {"max_skips": optimiser["max_skips"], **guards}}
 
 
 def _row(tree: Mapping[str, Any], source: str, outside: Outside) -> Method | None:
