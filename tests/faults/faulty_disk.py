@@ -31,8 +31,8 @@ class FaultyDisk(files.Disk):
         act: Raises or kills.
         lasting: Whether all calls after the chosen one fail as well, as where a disk stays full.
         removals: Whether removals count; they need no space.
+        contents: Whether writes into an open file count.
         piece: A write takes no more bytes than this at a time, so that there is more to be interrupted.
-        free: What `free_bytes` says; None asks the real disk.
     """
 
     def __init__(
@@ -42,20 +42,21 @@ class FaultyDisk(files.Disk):
         *,
         lasting: bool = False,
         removals: bool = False,
+        contents: bool = True,
         piece: int = 1 << 30,
-        free: int | None = None,
     ) -> None:
         self.calls: list[str] = []
         self.counting = True
-        self._chosen, self._act, self._lasting, self._removals = chosen, act, lasting, removals
-        self._piece, self._free = piece, free
+        self._chosen, self._act, self._lasting = chosen, act, lasting
+        self._removals, self._contents, self._piece = removals, contents, piece
 
     def open(self, path: Path, mode: str) -> io.FileIO:
         self._call(f"open {path.name}")
         return super().open(path, mode)
 
     def write(self, file: io.FileIO, data: bytes | memoryview) -> int:
-        self._call("write", lambda: files.Disk.write(self, file, data[: len(data) // 2]))
+        if self._contents:
+            self._call("write", lambda: files.Disk.write(self, file, data[: len(data) // 2]))
         return super().write(file, data[: self._piece])
 
     def sync(self, descriptor: int) -> None:
@@ -73,9 +74,6 @@ class FaultyDisk(files.Disk):
         if self._removals and path.exists():
             self._call(f"remove {path.name}", lambda: [part.unlink() for part in list(path.glob("*"))[:1]])
         super().remove(path)
-
-    def free_bytes(self, folder: Path) -> int:
-        return super().free_bytes(folder) if self._free is None else self._free
 
     def _call(self, what: str, half: Callable[[], object] = lambda: None) -> None:
         if not self.counting:

@@ -5,10 +5,11 @@ An instant is the n-th call of the disk inside of a save, or the n-th call of a 
 
 import multiprocessing
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tests.faults.faulty_disk import FaultyDisk, kill, refuse
 from tests.faults.instants import at_call
 
 PIECE = 1 << 14
+IMPORTED_LATE = ("torch._dynamo", "transformers.models.gpt2.modeling_gpt2", "rouge_score.rouge_scorer")  # seconds, in each run
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,12 @@ class Instant:
     """When a run meets its fault; None as `number` counts the instants of its kind and lets the run be.
 
     Args:
-        kind: "save" is a call of the disk inside of a save, "write" one anywhere, "call" one of a function of the package.
+        kind: "save" is a call of the disk inside of a save, "commit" one of these that is not of a part of a file's content,
+            "write" a call of the disk anywhere, "call" one of a function of the package.
         error: What the system says to that call; 0 kills the process.
     """
 
-    kind: Literal["save", "write", "call"]
+    kind: Literal["save", "commit", "write", "call"]
     number: int | None = None
     error: int = 0
 
@@ -40,7 +43,7 @@ class Instant:
 def run(recipe: Path, instant: Instant | None = None, *, count_to: Path | None = None) -> int | None:
     """Train and evaluate a recipe's run in a process of its own; returns its exit code, -9 where it was killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, *IMPORTED_LATE])
     process = context.Process(target=_run, args=(recipe, instant, count_to))
     process.start()
     process.join()
@@ -62,7 +65,7 @@ def _run(recipe: Path, instant: Instant | None, count_to: Path | None) -> None:
         count_to.write_text(str(count))
 
 
-def _with_fault(patch, instant, work) -> int:  # type: ignore[no-untyped-def]
+def _with_fault(patch: pytest.MonkeyPatch, instant: Instant | None, work: Callable[[], object]) -> int:
     """Do `work` with the fault at its instant; returns how many instants of that kind there were."""
     if instant is None:
         work()
@@ -72,18 +75,30 @@ def _with_fault(patch, instant, work) -> int:  # type: ignore[no-untyped-def]
         with at_call(instant.number, act) as calls:
             work()
         return calls.number
-    disk = FaultyDisk(instant.number, act, removals=instant.kind == "save", piece=PIECE, lasting=instant.error != 0)
+    in_a_save = instant.kind in ("save", "commit")
+    disk = FaultyDisk(
+        instant.number,
+        act,
+        lasting=instant.error != 0,
+        removals=in_a_save,
+        contents=instant.kind != "commit",
+        piece=PIECE,
+    )
     patch.setattr(files, "disk", disk)
-    if instant.kind == "save":
-        disk.counting, save = False, checkpoint.save
-
-        def counted(*arguments, **options):  # type: ignore[no-untyped-def]
-            disk.counting = True
-            try:
-                return save(*arguments, **options)
-            finally:
-                disk.counting = False
-
-        patch.setattr(checkpoint, "save", counted)
+    if in_a_save:
+        _count_in_saves_alone(patch, disk)
     work()
     return len(disk.calls)
+
+
+def _count_in_saves_alone(patch: pytest.MonkeyPatch, disk: FaultyDisk) -> None:
+    disk.counting, save = False, checkpoint.save
+
+    def counted(*arguments: Any, **options: Any) -> Path:
+        disk.counting = True
+        try:
+            return save(*arguments, **options)
+        finally:
+            disk.counting = False
+
+    patch.setattr(checkpoint, "save", counted)

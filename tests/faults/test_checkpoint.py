@@ -21,7 +21,7 @@ from tests.worlds import GPT2, rows, tiny_run, write_rows
 # Wider weights than a fresh model's, so that texts and teacher differ; no dropout, whose masks belong to a process.
 STILL = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 UPDATES = 6
-POLICY = {"kind": "adaptive", "threshold": 0.7, "capacity": 6, "source": {"kind": "revised"}}  # a buffer, and corrections
+POLICY = {"kind": "adaptive", "threshold": 0.7, "decay": "constant", "capacity": 6, "source": {"kind": "revised"}}
 TRAINING = {"updates": UPDATES, "batch_size": 4, "save_every": 1, "log_every": 1}
 
 

@@ -50,7 +50,7 @@ def untouched(world: Callable[[str], tuple[Path, Path]]) -> dict[str, Any]:
 def totals(world: Callable[[str], tuple[Path, Path]]) -> dict[str, int]:
     """How many instants of each kind such a run has."""
     found = {}
-    for kind in ("save", "write", "call"):
+    for kind in ("save", "commit", "write", "call"):
         recipe, folder = world(f"counted-{kind}")
         assert forked.run(recipe, Instant(kind), count_to=folder.with_suffix(".count")) == 0
         found[kind] = int(folder.with_suffix(".count").read_text())
@@ -59,15 +59,20 @@ def totals(world: Callable[[str], tuple[Path, Path]]) -> dict[str, int]:
 
 def numbers(kind: str, total: int, count: int) -> list[int]:
     """Random instants, the same in every call."""
-    seed = {"save": 1, "write": 2, "call": 3}[kind]
+    seed = ("save", "commit", "write", "call").index(kind)
     return sorted(int(n) for n in 1 + np.random.default_rng(seed).choice(int(LAST * total), size=count, replace=False))
 
 
-@pytest.mark.parametrize("kind", ["save", "call"])
+@pytest.mark.parametrize(("kind", "quick", "whole"), [("save", 1, 13), ("commit", 1, 12), ("call", 2, 25)])
 def test_a_run_that_was_killed_ends_as_one_that_was_not(
-    kind: Any, world: Callable[[str], tuple[Path, Path]], untouched: dict[str, Any], totals: dict[str, int]
+    kind: Any,
+    quick: int,
+    whole: int,
+    world: Callable[[str], tuple[Path, Path]],
+    untouched: dict[str, Any],
+    totals: dict[str, int],
 ) -> None:
-    for number in numbers(kind, totals[kind], trials(2, 25)):
+    for number in numbers(kind, totals[kind], trials(quick, whole)):
         recipe, folder = world(f"{kind}-{number}")
         assert forked.run(recipe, Instant(kind, number)) == KILLED, number
         assert forked.run(recipe) == 0, (number, recipe.with_suffix(".log").read_text())
