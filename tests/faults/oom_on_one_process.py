@@ -1,18 +1,13 @@
-"""A student that runs out of memory above a number of sequences.
-
-As a program, started by torchrun: a run in which the second process alone has such a student.
-"""
+"""A student that runs out of memory above a number of sequences, and a run in which one process alone has such a student."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from redistill.config import load_config
 from redistill.models.student import StudentModule
-from redistill.run import train_student
+from tests.faults.together import train
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, limit: int, *, spare_every_other: bool = False) -> None:
@@ -34,8 +29,9 @@ def limited(monkeypatch: pytest.MonkeyPatch, limit: int, *, spare_every_other: b
     monkeypatch.setattr(StudentModule, "forward", short_of_memory)
 
 
-if __name__ == "__main__":
+def train_with_one_short_of_memory(recipe: Path) -> None:
+    """As one of several processes; the second can read no more than two sequences."""
     with pytest.MonkeyPatch.context() as patch:
         if os.environ["RANK"] == "1":
             limited(patch, 2)
-        train_student(load_config(Path(sys.argv[1])))
+        train([recipe])
