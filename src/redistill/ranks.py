@@ -5,11 +5,13 @@ second, from a thread of its own, and looks for the others'.  The first to fail 
 that one prints what was wrong.
 """
 
+import atexit
 import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import count
 from types import TracebackType
 
@@ -19,7 +21,7 @@ BEAT_S = 1.0
 SILENCE_S = float(os.environ.get("REDISTILL_SILENCE_S", "20"))
 """So long without a sign of life, and a process is given up; long enough for one that computes while the machine is busy."""
 START_S = 300.0
-"""So long for its first sign of life, since a process may come late from what it alone had to do."""
+"""So long for its first sign of life, since a process may be started late."""
 FAREWELL_S = 3.0
 """So long the one that failed has to print its traceback, before the others end."""
 
@@ -39,76 +41,104 @@ def watched() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    watch = _Watch(number)
-    watch.thread.start()
+    watch = _watch()
+    around, watch.block = watch.block, number
     try:
         yield
     except Exception as error:
-        if not watch.is_to_blame(error):
+        if not watch.is_to_blame(error, number):
             raise SystemExit(1) from None
         _tell_launcher(error)
         raise
     finally:
-        watch.stop()
+        watch.block = around
+        watch.leave(number)
 
 
 class _Watch:
-    """This process's view of the others, in the store that the launcher has brought them together by."""
+    """This process's view of the others, in the store that the launcher has brought them together by.
 
-    def __init__(self, number: int) -> None:
+    Its thread gives signs of life for as long as the process lives, so that one that comes late to a block is known from one
+    that will never come; it looks for the others' while this process is in a block.
+    """
+
+    def __init__(self) -> None:
         from torch.distributed import PrefixStore, TCPStore
 
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        place = f"redistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{number}"
+        self.block: int | None = None
         # A connection of our own: the process group waits on its own for as long as it likes.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        place = f"redistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._store = PrefixStore(place, TCPStore(address, port, is_master=False))
         self._ended = threading.Event()
-        self.thread = threading.Thread(target=self._watch, name="signs of life", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
+        self._thread.start()
 
-    def is_to_blame(self, error: Exception) -> bool:
+    def is_to_blame(self, error: Exception, block: int) -> bool:
         """Whether `error` is what is wrong with the job, and not what another process's end has brought about here."""
         if not _is_of_a_meeting(error):
-            return self._store.add("failed", 1) == 1
-        before = self._signs()
+            return self._store.add(f"{block}/failed", 1) == 1
+        before = self._signs(block)
         time.sleep(FAREWELL_S)  # for the one that failed to say so, or the silence of one that cannot
-        if self._store.add("failed", 0):
+        if self._store.add(f"{block}/failed", 0):
             return False
-        silent = [rank for rank, signs in self._signs().items() if signs == before[rank]]
+        silent = [rank for rank, signs in self._signs(block).items() if signs == before[rank]]
         if silent:
             _say(f"process {silent[0]} of {self.world} is gone, killed or out of memory")
             return False
-        return self._store.add("failed", 1) == 1
+        return self._store.add(f"{block}/failed", 1) == 1
 
-    def stop(self) -> None:
-        """Leave in peace."""
-        self._ended.set()
+    def leave(self, block: int) -> None:
+        """Say that this process has come to the end of the block; what becomes of it then is not the others' matter there."""
         with suppress(RuntimeError):  # the first process may have had the store, and have left before
-            self._store.add(f"left/{self.rank}", 1)
+            self._store.add(f"{block}/left/{self.rank}", 1)
 
-    def _watch(self) -> None:
-        """Give signs of life, and end the process when those of another one stay away."""
-        begun = time.monotonic()
-        seen = dict.fromkeys(range(self.world), (0, begun))
+    def end(self) -> None:
+        """No more signs: the process ends."""
+        self._ended.set()
+        self._thread.join(BEAT_S)
+
+    def _live(self) -> None:
+        """Give signs of life, and in a block end the process when those of another one stay away."""
+        judged, looked, seen = None, 0.0, dict[int, tuple[int, float]]()
         try:
+            self._store.add(f"signs/{self.rank}", 1)
             while not self._ended.wait(BEAT_S):
-                now = time.monotonic()
-                for rank, signs in self._signs().items():
-                    if signs != seen[rank][0]:
-                        seen[rank] = (signs, now)
-                    elif now - seen[rank][1] > (SILENCE_S if signs else START_S):
-                        _give_up(f"process {rank} of {self.world} has given no sign of life for {now - seen[rank][1]:.0f} s")
-                if self._store.add("failed", 0) and not self._ended.wait(FAREWELL_S):
-                    os._exit(1)
+                self._store.add(f"signs/{self.rank}", 1)
+                block, now = self.block, time.monotonic()
+                if block is None:
+                    continue
+                if block != judged or now - looked > SILENCE_S / 2:  # this process stood still itself, as all do on Ctrl-Z
+                    judged, seen = block, dict.fromkeys(range(self.world), (0, now))
+                self._judge(block, seen, now)
+                looked = now
         except RuntimeError as error:  # the store is with the launcher, or with the first process
-            if not self._ended.is_set():
+            if self.block is not None:
                 _give_up(f"the launcher is gone ({str(error).splitlines()[0]})")
 
-    def _signs(self) -> dict[int, int]:
-        """How many signs of life each process has given so far; one that has left in peace gives them forever."""
-        self._store.add(f"signs/{self.rank}", 1)
-        left = {rank for rank in range(self.world) if rank == self.rank or self._store.add(f"left/{rank}", 0)}
+    def _judge(self, block: int, seen: dict[int, tuple[int, float]], now: float) -> None:
+        """End the process where another one has failed or is silent for too long; `seen`: signs so far, and since when."""
+        for rank, signs in self._signs(block).items():
+            if signs != seen[rank][0]:
+                seen[rank] = (signs, now)
+            elif now - seen[rank][1] > (SILENCE_S if signs else START_S):
+                _give_up(f"process {rank} of {self.world} has given no sign of life for {now - seen[rank][1]:.0f} s")
+        if self._store.add(f"{block}/failed", 0) and not self._ended.wait(FAREWELL_S):
+            os._exit(1)
+
+    def _signs(self, block: int) -> dict[int, int]:
+        """How many signs of life each process has given so far; one that has left the block in peace gives them forever."""
+        left = {rank for rank in range(self.world) if rank == self.rank or self._store.add(f"{block}/left/{rank}", 0)}
         return {rank: self._store.add(f"signs/{rank}", 1 if rank in left else 0) for rank in range(self.world)}
+
+
+@cache
+def _watch() -> _Watch:
+    """That of this process, begun with its first block."""
+    watch = _Watch()
+    atexit.register(watch.end)
+    return watch
 
 
 def _is_of_a_meeting(error: Exception) -> bool:

@@ -2,19 +2,49 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
-from redistill import files
+import redistill
+from redistill import bench, checkpoint, files
 from redistill.cli import main
-from tests.faults.instants import at_call, spread
+from redistill.config import encode_run
+from redistill.training import TrainingState, train
+from tests.faults.instants import at_call, spread_over
+from tests.worlds import GPT2, tiny_run
 
 RANK = int(os.environ.get("RANK", "0"))
+HANG_S = 600.0  # what hangs must end some time; a healthy job takes a part of it
+UPDATES = 4
+WITH_DROPOUT = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+BUFFERED = {"kind": "adaptive", "threshold": 0.9, "capacity": 4, "source": {"kind": "revised"}}
+
+
+def recipe(folder: Path) -> Path:
+    """A run with all that can be interrupted: a buffer, revisions, validations, an evaluation."""
+    settings = {"updates": UPDATES, "batch_size": 4, "micro_batch_size": 1, "evaluate_every": 2}
+    config = tiny_run(folder, "mgsr", config=WITH_DROPOUT, policy=BUFFERED, training=settings)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(encode_run(config)), encoding="utf-8")
+    return path
+
+
+def torchrun(*arguments: Any, shutdown_s: int, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Two processes of this module."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "--shutdown-timeout", str(shutdown_s), "-m", __name__, *map(str, arguments)]
+    root, package = Path(__file__).parents[2], Path(redistill.__file__).parents[1]
+    paths = {"PYTHONPATH": f"{package}{os.pathsep}{root}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    told = {**os.environ, **paths, **environment}
+    return subprocess.run(command, env=told, cwd=root, capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
 def send(number: signal.Signals) -> None:
@@ -34,16 +64,41 @@ FATES: dict[str, Callable[[], None]] = {
 
 def stopped(recipe: Path, count: int) -> None:
     """A run that nothing happens to, and `count` runs with SIGTERM to process 1 alone, each then gone on with."""
-    folder = recipe.parent
-    with at_call(None, lambda: None) as calls:
+    folder, states = recipe.parent, _states()
+    with at_call(None, lambda: None, with_phases=RANK == 1) as calls:
         assert main(["run", str(recipe), "--out", str(folder / "straight")]) == 0
-    for trial, instant in enumerate(spread(calls.number, count)):
-        command = ["run", str(recipe), "--out", str(folder / f"trial-{trial}")]
-        with at_call(instant, lambda: send(signal.SIGTERM)) if RANK == 1 else nullcontext() as calls:
+    instants = spread_over(calls.phases, count) if RANK == 1 else [0] * count
+    for trial, instant in enumerate(instants):
+        out, sent_at = folder / f"trial-{trial}", folder / f"sent-{trial}.json"
+        command = ["run", str(recipe), "--out", str(out)]
+
+        def act(sent_at: Path = sent_at) -> None:
+            files.write_json(sent_at, time.time())
+            send(signal.SIGTERM)
+
+        states.clear()
+        with at_call(instant, act) if RANK == 1 else nullcontext() as calls_here:
             code = main(command)
-        files.write_json(folder / f"code-{trial}-{RANK}.json", {"code": code, "where": calls.where if calls else None})
+        ended = {"code": code, "time": time.time(), "step": states[0].step if states else 0}
+        if calls_here is not None:
+            ended |= {"where": calls_here.where, "phase": calls_here.phase}
+        saved = checkpoint.load(out / "checkpoints")
+        ended["saved"] = 0 if saved is None else saved.step
+        files.write_json(folder / f"ended-{trial}-{RANK}.json", ended)
         torch.distributed.barrier()
         assert main(command) == 0
+
+
+def _states() -> list[TrainingState]:
+    """Where training stands in this process, for each time that it is begun."""
+    states = list[TrainingState]()
+
+    def noted(parts: Any, settings: Any, optimiser: Any, state: TrainingState) -> TrainingState:
+        states.append(state)
+        return train(parts, settings, optimiser, state)
+
+    bench.train = noted
+    return states
 
 
 def dead(recipe: Path, fate: str, place: str) -> None:

@@ -1,11 +1,14 @@
 """SIGTERM and SIGINT at any instant: every finished update is kept, and the same command ends as if nothing had been."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +22,16 @@ from redistill import checkpoint, files, signals
 from redistill.cli import main
 from redistill.config import Run, encode_run
 from redistill.errors import Interrupted
-from tests.faults.counts import trials
-from tests.faults.instants import at_call, spread
-from tests.worlds import GPT2, tiny_run
+from tests.faults.counts import WHOLE, trials
+from tests.faults.instants import at_call, spread, spread_over
+from tests.faults.ranks_job import BUFFERED, UPDATES, WITH_DROPOUT
+from tests.worlds import tiny_run
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
-UPDATES = 4
+LEFT_S = 5.0
 TIMES = ("seconds", "draw_seconds", "tokens_per_s", "peak_bytes")
-WITH_DROPOUT = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 SECTIONS: dict[str, dict[str, Any]] = {  # a buffer that is drawn from, and a store of what the teacher wrote
-    "mgsr": {"policy": {"kind": "adaptive", "threshold": 0.9, "capacity": 4, "source": {"kind": "revised"}}},
+    "mgsr": {"policy": BUFFERED},
     "seqkd": {},
 }
 send: Callable[[signal.Signals], None] = partial(os.kill, os.getpid())
@@ -161,14 +164,22 @@ def recipe(folder: Path, method: str) -> tuple[Run, list[str]]:
     return config, ["run", str(path)]
 
 
+@dataclass(frozen=True)
+class Straight:
+    """A run that nothing interrupted: its command, its folder, and the phase of each of its calls."""
+
+    command: list[str]
+    folder: Path
+    phases: list[str]
+
+
 @pytest.fixture(scope="module", params=list(SECTIONS))
-def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path, int]:
-    """The command, the folder of the run that nothing interrupted, and how many calls it took."""
+def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Straight:
     folder = tmp_path_factory.mktemp(request.param)
     _, command = recipe(folder, request.param)
-    with at_call(None, lambda: None) as calls:
+    with at_call(None, lambda: None, with_phases=True) as calls:
         assert main([*command, "--out", str(folder / "straight")]) == 0
-    return command, folder / "straight", calls.number
+    return Straight(command, folder / "straight", calls.phases)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -201,25 +212,57 @@ def updates_logged(folder: Path) -> int:
     return sum(line["kind"] == "train" for line in files.read_lines(folder / "metrics.jsonl"))
 
 
-def test_every_instant_can_be_interrupted_and_the_run_ends_as_if_it_had_not_been(
-    straight: tuple[list[str], Path, int], tmp_path: Path
-) -> None:
-    command, untouched, total = straight
-    instants = spread(total, trials(2, 15))
-    for trial, instant in enumerate(instants):
-        number, out = SIGNALS[trial % 2], tmp_path / str(trial)
-        with at_call(instant, lambda number=number: send(number)) as calls:
-            code = main([*command, "--out", str(out)])
-        assert (code, calls.where is None) == (128 + number, False), calls
+def test_every_instant_can_be_interrupted_and_the_run_ends_as_if_it_had_not_been(straight: Straight, tmp_path: Path) -> None:
+    for trial, instant in enumerate(spread_over(straight.phases, trials(2, 15))):
+        number, out, sent_at = SIGNALS[trial % 2], tmp_path / str(trial), list[float]()
+
+        def act(number: signal.Signals = number, sent_at: list[float] = sent_at) -> None:
+            sent_at.append(time.monotonic())
+            send(number)
+
+        with at_call(instant, act) as calls:
+            code = main([*straight.command, "--out", str(out)])
+        assert (code, calls.phase) == (128 + number, straight.phases[instant - 1]), calls
+        assert time.monotonic() - sent_at[0] < LEFT_S or not WHOLE, calls
         finished = updates_logged(out)
         saved = checkpoint.load(out / "checkpoints") if finished else None
         assert (saved.step if saved else 0) == finished, f"{calls}: an update that was made is lost"
-        assert main([*command, "--out", str(out)]) == 0, calls
-        assert_same(outcome(out), outcome(untouched))
+        assert main([*straight.command, "--out", str(out)]) == 0, calls
+        assert_same(outcome(out), outcome(straight.folder))
 
 
-def test_a_finished_run_ends_well_again_and_changes_nothing(straight: tuple[list[str], Path, int]) -> None:
-    command, folder, _ = straight
-    before = {path: files.digest(path) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "report.html"}
-    assert main([*command, "--out", str(folder)]) == 0
+def interrupt_twice(command: list[str], instant: int, log: Path) -> None:
+    """In a process of its own: run `command` with Ctrl-C, and Ctrl-C again, at an instant; leaves when that was in `log`."""
+    torch.set_num_threads(1)
+    torch.cuda.is_available = lambda: False
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where pytest was started behind an &
+
+    def act() -> None:
+        log.write_text(str(time.monotonic()), encoding="utf-8")
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+
+    with at_call(instant, act):
+        main(command)
+
+
+def test_a_second_signal_corrupts_nothing(straight: Straight, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.forked", __name__])
+    saves = [number for number, phase in enumerate(straight.phases, start=1) if phase == "save"]
+    for place in spread(len(saves), trials(1, 5)):
+        out, log = tmp_path / str(place), tmp_path / f"{place}.log"
+        process = context.Process(target=interrupt_twice, args=([*straight.command, "--out", str(out)], saves[place - 1], log))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGINT
+        assert time.monotonic() - float(log.read_text(encoding="utf-8")) < 1.0 or not WHOLE
+        assert main([*straight.command, "--out", str(out)]) == 0, place
+        assert_same(outcome(out), outcome(straight.folder))
+
+
+def test_a_finished_run_ends_well_again_and_changes_nothing(straight: Straight) -> None:
+    paths = [path for path in sorted(straight.folder.rglob("*")) if path.is_file() and path.name != "report.html"]
+    before = {path: files.digest(path) for path in paths}
+    assert main([*straight.command, "--out", str(straight.folder)]) == 0
     assert {path: files.digest(path) for path in before} == before
