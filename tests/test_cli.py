@@ -383,7 +383,7 @@ def test_an_interruption_is_one_line_and_130(
 
     monkeypatch.setattr("redistill.run.distill", interrupted)
     assert main(["run", recipe(world)]) == 130
-    assert capsys.readouterr().err == "redistill: interrupted; the same command goes on from the last checkpoint\n"
+    assert capsys.readouterr().err == "redistill: interrupted; the same command goes on with what is not done\n"
 
 
 @pytest.mark.parametrize("error", RedistillError.__subclasses__())

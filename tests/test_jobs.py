@@ -109,6 +109,34 @@ def test_an_interruption_ends_what_runs(tmp_path: Path, monkeypatch: pytest.Monk
     assert [process.returncode for process in made] == [-signal.SIGTERM] * 2
 
 
+def test_an_interruption_while_a_job_starts_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[subprocess.Popen] = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run([job(tmp_path, "a", "import time\nwhile True: time.sleep(0.01)")])
+    assert [process.returncode for process in made] == [-signal.SIGTERM]
+
+
+def test_a_hangup_that_is_ignored_as_under_nohup_stops_nothing(tmp_path: Path) -> None:
+    class Hangup(Watch):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run([job(tmp_path, "a")], 1, Hangup()) == {"a": 0}
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def told(*, terminal: bool) -> str:
     """What four jobs, of which two have ended after 60 s, look like."""
     seconds = iter([0.0, 60.0, 60.0])

@@ -1,8 +1,4 @@
-"""The command line.
-
-Exit codes: 0 done; 1 it failed; 2 a mistake that the user can mend; 75 nothing is wrong with the command, try it again later
-(no space, folder in use); 130 interrupted (Ctrl-C), 143 told to end (SIGTERM).  The same command goes on with what is not done.
-"""
+"""The command line: it reads arguments, calls what does the work, and prints what came of it."""
 
 import argparse
 import dataclasses
@@ -17,6 +13,11 @@ import redistill
 from redistill import signals
 from redistill.errors import ConfigError, DataError, Interrupted, RedistillError
 
+EXIT_CODES = """\
+exit codes: 0 done; 1 it failed; 2 a mistake that you can mend; 75 nothing is wrong with the command, try it again later (no
+space on the disk, the folder is in use); 130 interrupted (Ctrl-C); 143 told to end (SIGTERM). There is no flag for resuming:
+the same command goes on with what is not done."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code, after one line on stderr where it is not 0."""
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt as error:
         if _is_main_process():
-            print("redistill: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            print("redistill: interrupted; the same command goes on with what is not done", file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
     return 0
 
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="redistill",
         description="Make a small language model out of a large one: MGSR and the methods it is measured against.",
+        epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"redistill {redistill.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -128,9 +128,10 @@ def run_jobs(
     """
     assert len({job.name for job in jobs}) == len(jobs)
     waiting, running, codes = list(jobs), list[_Child](), dict[str, int]()
-    with _interruptible():
+    with _interruptible() as interruption:
         try:
             while waiting or running:
+                interruption.check()
                 for job in _ready(waiting, codes)[: limit - len(running)]:
                     waiting.remove(job)
                     running.append(_start(job, environment, keep_open))
@@ -144,7 +145,9 @@ def run_jobs(
                     break  # what waits needs what has failed
                 if not ended:
                     time.sleep(_POLL_S)
+            interruption.check()
         finally:
+            interruption.is_urgent = True
             _stop(running)
     return codes
 
@@ -203,20 +206,37 @@ def _signal(child: _Child, number: int) -> None:
         os.killpg(child.process.pid, number)  # a session's first process leads a group of the same number
 
 
+@dataclass
+class _Interruption:
+    """A signal that has arrived, and whether another one is answered there and then."""
+
+    number: int | None = None
+    is_urgent: bool = False
+
+    def arrive(self, number: int, frame: FrameType | None) -> None:
+        if self.is_urgent:
+            raise Interrupted(number)
+        # Not here: a child that has just been started is in no list yet, and would be left behind.
+        self.number = self.number or number
+
+    def check(self) -> None:
+        if self.number is not None:
+            raise Interrupted(self.number)
+
+
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Each signal is an interruption, also the second one, so that no child is left behind."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number)
-
+def _interruptible() -> Iterator[_Interruption]:
+    """While the block runs, signals are noted; one that is ignored, as under nohup, stays so."""
+    interruption = _Interruption()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield
+        yield interruption
         return
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, interruption.arrive)
     try:
-        yield
+        yield interruption
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -135,6 +135,8 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
     except Interrupted:
         if state.step != saved:
             save_checkpoint(parts, settings, state)
+        if state.step:
+            parts.progress.note(f"stopped at step {state.step} of {parts.schedule.updates}, which is saved")
         raise
     return state
 
