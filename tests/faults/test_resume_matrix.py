@@ -1,8 +1,8 @@
 """A run resumed at any step goes on to the bit, whatever it minimises, remembers, and computes in.
 
-Every checkpoint of a run stands.  From each, one update is made by a run that begins anew, and all that it saves and logs is held
-against what the straight run has there.  If that is equal at every step, then by induction so is the end of a run that stops
-at any of them; some go on to their end besides, to see that nothing which is not saved matters later.
+Every checkpoint of a run stands.  From each, one update is made by a run that begins anew, and all that it saves and logs is
+held against what the straight run has there.  If that is equal at every step, then by induction so is the end of a run that
+stops at any of them; some go on to their end besides, to see that nothing which is not saved matters later.
 """
 
 import hashlib
