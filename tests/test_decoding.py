@@ -265,3 +265,14 @@ def test_any_override_is_applied_or_refused_on_one_line(override):
         decoding.apply_overrides({"a": {"b": 1}}, [override], "recipe")
     except ConfigError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("length", [decoding.MAX_TEXT, decoding.MAX_TEXT + 1])
+def test_a_text_is_as_long_as_a_path_at_most_and_is_not_quoted_whole(length):
+    tree = {"corners": ["x" * length], "side": 1}
+    if length <= decoding.MAX_TEXT:
+        assert decoding.decode(SquareConfig, tree, NAMES).corners == ("x" * length,)
+        return
+    with pytest.raises(ConfigError, match=r"corners\[0\] = 'x+\.\.\.x+': is 2001 characters long; .* at most 2000") as caught:
+        decoding.decode(SquareConfig, tree, NAMES)
+    assert len(str(caught.value)) < 250

@@ -25,6 +25,7 @@ MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 50
 MAX_VALUES = 100_000  # even few aliases, nested, unfold a kilobyte into gigabytes
 MAX_DEPTH = 20  # sections within sections
+MAX_TEXT = 2_000  # no name or path is as long, and error lines quote them
 MAX_WHOLE = 2**63
 ALIASES = {
     "fkl": "forward_kl",
@@ -57,8 +58,8 @@ def decode(expected: type[Tree], tree: Mapping[str, Any], names: Names, outside:
         outside: Which kinds may come from outside the package.
 
     Raises:
-        ConfigError: unknown key, wrong type, missing field, value out of range, or a text that holds a secret or a control
-            character; the line starts with its path.
+        ConfigError: unknown key, wrong type, missing field, value out of range, or a text that is too long, or
+            holds a secret or a control character; the line starts with its path.
     """
     _check_texts(tree)
     return _decode(expected, tree, "", _Context(names, outside))
@@ -80,17 +81,17 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], source: s
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
-            raise ConfigError(f"{_told(override)}: an override has the form section.field=value")
+            raise ConfigError(f"{told(override)}: an override has the form section.field=value")
         *sections, last = path.split(".")
         if len(sections) > MAX_DEPTH:
-            raise ConfigError(f"{_told(path)}: {len(sections)} sections within each other; a recipe has a few levels of them")
+            raise ConfigError(f"{told(path)}: {len(sections)} sections within each other; a recipe has a few levels of them")
         here = result
         for section in sections:
             if not isinstance(here.get(section), dict):
                 here[section] = {"kind": here[section]} if isinstance(here.get(section), str) else {}
             here = here[section]
-        told = f"{source}: {_line(override)}"
-        here[last] = _load(text, told, "quote the value for YAML inside the quotes for the shell")
+        where = f"{source}: {_line(override)}"
+        here[last] = _load(text, where, "quote the value for YAML inside the quotes for the shell")
     return result
 
 
@@ -147,11 +148,13 @@ def _check_texts(tree: Any) -> None:
 
 
 def _check_text(path: str, text: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise ConfigError(f"{path} = {told(text)}: is {len(text)} characters long; names and paths have at most {MAX_TEXT}")
     if text != printable(text):
-        raise ConfigError(f"{path} = {_told(text)}: holds a control character, or half of a surrogate pair; take it out")
+        raise ConfigError(f"{path} = {told(text)}: holds a control character, or half of a surrogate pair; take it out")
     if what := secret_in(text):
         remedy = "take it out: tokens belong into the environment (HF_TOKEN), and recipes into run folders and reports"
-        raise ConfigError(f"{path} = {_told(text)}: holds {what}; {remedy}")
+        raise ConfigError(f"{path} = {told(text)}: holds {what}; {remedy}")
 
 
 def encode(value: Any, names: Names) -> Any:
@@ -182,7 +185,7 @@ def _decode(expected: Any, value: Any, path: str, context: _Context) -> Any:
     members = _members(expected)
     origin, args = get_origin(expected), get_args(expected)
     if isinstance(value, int) and abs(value) > MAX_WHOLE:
-        raise ConfigError(f"{path} = {_told(value)}: must lie between -2^63 and 2^63")
+        raise ConfigError(f"{path} = {told(value)}: must lie between -2^63 and 2^63")
     if value is None and type(None) in args:
         return None
     if len(members) > 1:
@@ -205,12 +208,12 @@ def _decode(expected: Any, value: Any, path: str, context: _Context) -> Any:
     elif isinstance(expected, type) and isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
     allowed = " or ".join(map(repr, args)) if origin is Literal else _name(expected)
-    raise ConfigError(f"{path} = {_told(value)}: must be {allowed}")
+    raise ConfigError(f"{path} = {told(value)}: must be {allowed}")
 
 
 def _decode_dataclass(cls: type, value: Any, path: str, context: _Context) -> Any:
     if not isinstance(value, dict):
-        raise ConfigError(f"{path or 'the recipe'} = {_told(value)}: must be a mapping of fields")
+        raise ConfigError(f"{path or 'the recipe'} = {told(value)}: must be a mapping of fields")
     hints = get_type_hints(cls, localns=dict(context.names))
     known = [f.name for f in fields(cls)]
     prefix = f"{path}." if path else ""
@@ -240,11 +243,11 @@ def _decode_kind(members: list[type], value: Any, path: str, context: _Context) 
         try:
             kinds[name] = context.outside.part(name, members)
         except ConfigError as error:
-            raise ConfigError(f"{path}.kind = {name!r}: {error}") from error
+            raise ConfigError(f"{path}.kind = {told(name)}: {error}") from error
     if name not in kinds:
         near = difflib.get_close_matches(name, kinds, 1, 0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(kinds)}"
-        raise ConfigError(f"{path}.kind = {_told(tree['kind'])}: no such kind; {hint}")
+        raise ConfigError(f"{path}.kind = {told(tree['kind'])}: no such kind; {hint}")
     return _decode_dataclass(kinds[name], {key: item for key, item in tree.items() if key != "kind"}, path, context)
 
 
@@ -254,16 +257,16 @@ def _decode_either(options: list[Any], value: Any, path: str, context: _Context)
             return _decode(option, value, path, context)
         except ConfigError as error:
             last = error
-    raise last if len(options) == 1 else ConfigError(f"{path} = {_told(value)}: must be {' or '.join(map(_name, options))}")
+    raise last if len(options) == 1 else ConfigError(f"{path} = {told(value)}: must be {' or '.join(map(_name, options))}")
 
 
 def _decode_tuple(args: tuple[Any, ...], value: Any, path: str, context: _Context) -> tuple[Any, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
-        raise ConfigError(f"{path} = {_told(value)}: must be a list")
+        raise ConfigError(f"{path} = {told(value)}: must be a list")
     kinds = [args[0]] * len(items) if len(args) == 2 and args[1] is ... else list(args)
     if len(kinds) != len(items):
-        raise ConfigError(f"{path} = {_told(value)}: must hold {len(kinds)} values")
+        raise ConfigError(f"{path} = {told(value)}: must hold {len(kinds)} values")
     pairs = enumerate(zip(kinds, items, strict=True))
     return tuple(_decode(kind, item, f"{path}[{number}]", context) for number, (kind, item) in pairs)
 
@@ -301,7 +304,7 @@ class _Told(reprlib.Repr):
         )  # Python refuses to write it
 
 
-def _told(value: Any) -> str:
+def told(value: Any) -> str:
     """`value` in an error line: short, without secrets, on one line."""
     return _line(_Told().repr(value))
 
