@@ -18,11 +18,12 @@ from redistill import bench, checkpoint, files
 from redistill.cli import main
 from redistill.config import encode_run
 from redistill.training import TrainingState, train
+from tests.faults.counts import WHOLE
 from tests.faults.instants import at_call, spread_over
 from tests.worlds import GPT2, tiny_run
 
 RANK = int(os.environ.get("RANK", "0"))
-HANG_S = 600.0  # what hangs must end some time; a healthy job takes a part of it
+HANG_S = 3600.0 if WHOLE else 600.0  # what hangs must end some time; a healthy job takes a part of it
 UPDATES = 4
 WITH_DROPOUT = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 BUFFERED = {"kind": "adaptive", "threshold": 0.9, "capacity": 4, "source": {"kind": "revised"}}
