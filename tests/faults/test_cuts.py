@@ -32,6 +32,8 @@ SECTIONS: dict[str, dict[str, Any]] = {  # where a method's defaults would show 
 }
 DIVERGENCES = {member.__name__: member for member in get_args(divergences.Divergence)}
 QUICK = ("AlphaBeta", "mgsr")
+# The gradient of total variation jumps where a class is as likely for both, and there rounding chooses the side.
+LIMITS = {"TotalVariation": 1e-4}
 NAMES = (*METHODS, *DIVERGENCES) if WHOLE else QUICK
 
 every_name = pytest.mark.parametrize("name", NAMES)
@@ -72,11 +74,12 @@ def losses_of(config: Run) -> np.ndarray:
     return found
 
 
-def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
-    """No loss is more than 1e-6 off, and they are not off to one side: the mean is within 4 of its standard errors."""
+def assert_same(found: np.ndarray, expected: np.ndarray, name: str) -> None:
+    """No loss is off by more than its limit; and none to one side, by more than scatter or the rounding of one."""
     off = found - expected
-    assert np.abs(off).max() <= 1e-6, np.abs(off).max()
-    assert abs(off.mean()) <= 4 * off.std() / np.sqrt(len(off)), off.mean()
+    assert np.abs(off).max() <= LIMITS.get(name, 1e-6), np.abs(off).max()
+    rounding = np.finfo(np.float32).eps * np.abs(expected).mean()
+    assert abs(off.mean()) <= max(rounding, 4 * off.std() / np.sqrt(len(off))), off.mean()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,7 @@ def at_once(world: Path) -> Losses:
 def test_micro_batches_change_no_loss(world: Path, at_once: Losses, micro_batch: int, name: str) -> None:
     config = run(world, name, f"by-{micro_batch}", micro_batch)
     train_student(config)
-    assert_same(losses_of(config), at_once(name))
+    assert_same(losses_of(config), at_once(name), name)
 
 
 @pytest.mark.distributed
@@ -116,7 +119,7 @@ def test_processes_change_no_loss(world: Path, at_once: Losses, processes: int) 
     assert together(processes, train, recipes) == [0] * processes, [path.with_suffix(".log").read_text() for path in recipes]
     for name, config in configs.items():
         assert files.read_json(config.folder / "run.json")["processes"] == processes
-        assert_same(losses_of(config), at_once(name))
+        assert_same(losses_of(config), at_once(name), name)
 
 
 def test_a_mean_over_each_micro_batch_would_be_noticed(world: Path, at_once: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
