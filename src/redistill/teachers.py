@@ -1,4 +1,4 @@
-"""Teachers: log-probabilities of a batch's sampled rows, handed out slice by slice.
+"""Teachers: logits of a batch's sampled rows, handed out slice by slice.
 
 A teacher reads only sequences that carry distillation terms, stops at its hidden states, and multiplies by its head slice by
 slice: neither the [rows, vocabulary] tensor of a batch nor its gradient ever exists.
@@ -55,7 +55,7 @@ class LocalTeacher:
             logits_NV = classifier.finish(classifier.raw(hidden_NE[rows], products))
             # One reduction, small beside the product: NaN and +inf come through a maximum, and so does a row of -inf alone.
             self._faults += (~logits_NV.amax(dim=-1).isfinite()).sum()
-            return torch.log_softmax(logits_NV, dim=-1)
+            return logits_NV
 
         return target
 

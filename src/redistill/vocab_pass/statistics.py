@@ -96,7 +96,9 @@ class _Chunk:
     @cached_property
     def logp_CV(self) -> torch.Tensor:
         assert self.target is not None, "row_statistics: a statistic of the teacher was asked for without a target"
-        return self.target(self.rows)
+        word = self.target(self.rows)
+        assert isinstance(word, torch.Tensor), "row_statistics: the teacher lists classes, and statistics need them all"
+        return torch.log_softmax(word, dim=-1)
 
     @cached_property
     def student_argmax_C(self) -> torch.Tensor:
