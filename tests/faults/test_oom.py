@@ -17,12 +17,17 @@ from redistill.errors import TrainingError
 from redistill.models.student import StudentModule
 from redistill.run import train_student
 from tests.faults import oom_on_one_process
-from tests.faults.oom_on_one_process import limited
+from tests.faults.oom_on_one_process import cut_by_size_alone, limited
 from tests.worlds import GPT2, LLAMA, tiny_run
 
 UPDATES = 3
 BATCH = 16
 REVISED = {"kind": "revised", "source": "student_generated"}
+
+
+@pytest.fixture(autouse=True)
+def known_sizes(monkeypatch):
+    cut_by_size_alone(monkeypatch)
 
 
 def run(folder, out, *, config=LLAMA, **settings):
