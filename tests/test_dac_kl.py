@@ -2,12 +2,14 @@
 
 from typing import get_args
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from redistill import clipping
-from redistill.clip_network import ClipNetwork, sort_descending
+from redistill.clip_network import ClipNetwork, ClipNetworkConfig, SortedInput, compact_ranks, rank_edges, sort_descending
 from redistill.clipping import DacKL, DacKLConfig, Mode, clipped_divergence, keep_mask
 from redistill.errors import ConfigError
 
@@ -36,12 +38,83 @@ def test_sorting_on_the_processor_is_a_descending_sort():
     torch.testing.assert_close(sort_descending(p_NV), torch.sort(p_NV, descending=True).values, rtol=0, atol=0)
 
 
-def test_three_maps_equal_one_map_of_the_concatenation():
-    network = ClipNetwork(12, hidden=5, seed=3).double()
-    p_NV, q_NV = log_rows(14).exp(), log_rows(15).exp()
+# --- the compact form ---------------------------------------------------------------------------------------------------
+
+
+def compact_oracle(sorted_NV: torch.Tensor) -> torch.Tensor:
+    """512 values and the masses of 16 buckets, each 16th root of V / 512 times as wide as the last."""
+    vocabulary = sorted_NV.shape[1]
+    if vocabulary <= 528:
+        return sorted_NV
+    edges = np.round(512 * (vocabulary / 512) ** (np.arange(17) / 16)).astype(int)
+    return torch.from_numpy(np.c_[sorted_NV.numpy()[:, :512], np.add.reduceat(sorted_NV.numpy(), edges[:-1], axis=1)])
+
+
+@hypothesis.given(vocabulary=st.one_of(st.integers(1, 700), st.integers(700, 300_000)))
+def test_buckets_are_never_empty_grow_downward_and_end_with_the_last_rank(vocabulary):
+    edges = rank_edges(vocabulary)
+    widths = np.diff(edges)
+    assert edges[0] == min(512, vocabulary) and edges[-1] == vocabulary
+    assert len(widths) == min(16, max(0, vocabulary - 512)) and (widths >= 1).all()
+    assert (np.diff(widths) >= -1).all()  # rounding takes one at most
+
+
+@pytest.mark.parametrize("vocabulary", [1, 511, 512, 513, 520, 528])
+def test_up_to_528_classes_the_compact_form_is_the_exact_one(vocabulary):
+    logq_NV, logp_NV = log_rows(60, 3, vocabulary).float(), log_rows(61, 3, vocabulary).float()
+    results = []
+    for reading in get_args(SortedInput):
+        dac = DacKL(DacKLConfig(network=ClipNetworkConfig(hidden=4, sorted=reading)), vocabulary, seed=3)
+        logits = logq_NV.clone().requires_grad_()
+        divergence_N, rows = run(dac, logits, logp_NV)
+        results.append([divergence_N, logits.grad, *rows.values(), *(parameter.grad for parameter in dac.parameters())])
+    torch.testing.assert_close(*results)
+
+
+def test_compact_weights_spread_over_their_buckets_are_exact_ones():
+    vocabulary, config = 900, ClipNetworkConfig(hidden=4, sorted="compact")
+    compact = ClipNetwork(vocabulary, config, seed=5).double()
+    exact = ClipNetwork(vocabulary, ClipNetworkConfig(hidden=4, sorted="exact"), seed=6).double()
+    state, edges = compact.state_dict(), rank_edges(vocabulary)
+    state["sorted_weight"] = state["sorted_weight"].repeat_interleave(torch.tensor([1] * 512 + np.diff(edges).tolist()), dim=0)
+    exact.load_state_dict(state)
+    p_NV, q_NV = log_rows(62, 5, vocabulary).exp(), log_rows(63, 5, vocabulary).exp()
+    torch.testing.assert_close(compact(p_NV, q_NV), exact(p_NV, q_NV))
+
+
+def rows_with_ties_and_zeros(vocabulary: int) -> torch.Tensor:
+    random = np.random.default_rng(vocabulary)
+    logits = random.normal(scale=[[0.0], [0.1], [1.0], [4.0], [30.0]], size=(5, vocabulary))
+    logits = np.concatenate([logits, np.round(2 * logits[2:4]), np.where(np.arange(vocabulary) < 600, logits[2:3], -np.inf)])
+    return torch.from_numpy(logits).float().softmax(dim=-1)
+
+
+@pytest.mark.parametrize("vocabulary", [700, 9000, 50_257])
+def test_the_histogram_finds_what_a_sort_would(vocabulary):
+    p_NV = rows_with_ties_and_zeros(vocabulary)
     sorted_NV = torch.sort(p_NV, descending=True).values
-    weight = torch.cat([network.teacher_weight, network.sorted_weight, network.student_weight], dim=1)
-    hidden = torch.nn.functional.gelu(torch.cat([p_NV, sorted_NV, q_NV], dim=1) @ weight.T + network.hidden_bias)
+    got = compact_ranks(p_NV, rank_edges(vocabulary))
+    torch.testing.assert_close(got, compact_oracle(sorted_NV.double()).float(), rtol=1e-6, atol=1e-12)
+    assert torch.equal(got[:, :512], sorted_NV[:, :512])
+
+
+def test_a_row_of_nan_is_not_taken_for_a_number():
+    p_NV = torch.stack([torch.full((9000,), value) for value in (INF - INF, -(INF - INF))])
+    assert compact_ranks(p_NV, rank_edges(9000)).isnan().all()
+
+
+# --- ClipNetwork --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reading", get_args(SortedInput))
+@pytest.mark.parametrize("vocabulary", [12, 700])
+def test_three_maps_equal_one_map_of_the_concatenation(reading, vocabulary):
+    network = ClipNetwork(vocabulary, ClipNetworkConfig(hidden=5, sorted=reading), seed=3).double()
+    p_NV, q_NV = log_rows(14, 6, vocabulary).exp(), log_rows(15, 6, vocabulary).exp()
+    sorted_NV = torch.sort(p_NV, descending=True).values
+    ranked_NK = compact_oracle(sorted_NV) if reading == "compact" else sorted_NV
+    weight = torch.cat([network.teacher_weight, network.sorted_weight, network.student_weight])
+    hidden = torch.nn.functional.gelu(torch.cat([p_NV, ranked_NK, q_NV], dim=1) @ weight + network.hidden_bias)
     upper_N, lower_N = torch.sigmoid(hidden @ network.output_weight.T + network.output_bias).T
     torch.testing.assert_close(network(p_NV, q_NV, sorted_NV), (torch.minimum(lower_N, upper_N), upper_N))
 
@@ -55,13 +128,14 @@ def test_training_starts_at_the_biases():
 
 def test_lower_is_cut_to_upper():
     p_NV = log_rows(17).float().exp()
-    lower_N, upper_N = ClipNetwork(12, upper_bias=-1.0, lower_bias=2.0, seed=5)(p_NV, p_NV, p_NV)
+    lower_N, upper_N = ClipNetwork(12, start=(-1.0, 2.0), seed=5)(p_NV, p_NV, p_NV)
     assert torch.equal(lower_N, upper_N)
 
 
 def test_the_interval_needs_only_teacher_and_student():
     p_NV, q_NV = log_rows(32).float().exp(), log_rows(33).float().exp()
-    for network in (ClipNetwork(12), ClipNetwork(12, upper_bias=0.0, lower_bias=0.0), DacKL(DacKLConfig(), 12).network):
+    literal = ClipNetworkConfig(upper_bias=0.0, lower_bias=0.0)
+    for network in (ClipNetwork(12), ClipNetwork(12, literal), DacKL(DacKLConfig(), 12).network):
         lower_N, upper_N = network(p_NV, q_NV)
         assert ((lower_N >= 0) & (lower_N <= upper_N) & (upper_N <= 1)).all()
         given = network(p_NV, q_NV, torch.sort(p_NV, descending=True).values)
@@ -103,8 +177,8 @@ def network_gradient(config: DacKLConfig, logits: torch.Tensor, logp_NV: torch.T
 @every_mode
 def test_straight_through_has_the_gradient_of_the_soft_gate(mode):
     # The literal form is linear in the gate, so the two gradients agree although the two values do not.
-    biases = {"upper_bias": 2.0, "lower_bias": -2.0}
-    hard, soft = (DacKLConfig(hidden=4, mode=mode, gate=gate, **biases) for gate in ("straight_through", "soft"))
+    network = ClipNetworkConfig(hidden=4, upper_bias=2.0, lower_bias=-2.0)
+    hard, soft = (DacKLConfig(network=network, mode=mode, gate=gate) for gate in ("straight_through", "soft"))
     logits, logp_NV = log_rows(19), log_rows(20)
     wanted = network_gradient(soft, logits, logp_NV)
     assert wanted.abs().max() > 0
@@ -118,7 +192,8 @@ def test_straight_through_has_the_gradient_of_the_soft_gate(mode):
     ids=repr,
 )
 def test_soft_gate_has_the_gradient_of_finite_differences(mode, switches):
-    config = DacKLConfig(hidden=3, mode=mode, gate="soft", upper_bias=2.0, lower_bias=-2.0, **switches)
+    network = ClipNetworkConfig(hidden=3, upper_bias=2.0, lower_bias=-2.0)
+    config = DacKLConfig(network=network, mode=mode, gate="soft", **switches)
     dac = DacKL(config, 12, seed=2).double()
     logq_NV, logp_NV, bias = log_rows(21), log_rows(22), dac.network.output_bias.detach().clone().requires_grad_()
 
@@ -147,9 +222,8 @@ def soft_oracle(q: np.ndarray, p: np.ndarray, lower: float, upper: float, mode: 
 @pytest.mark.parametrize("twice", [False, True])
 def test_soft_divergence_and_its_floor_are_those_of_the_definition(mode, twice):
     logq_NV, logp_NV = log_rows(50), log_rows(51)
-    config = DacKLConfig(
-        mode=mode, gate="soft", target_twice=twice, mass_floor=0.95, upper_bias=2.0, lower_bias=-2.0, gate_temperature=0.3
-    )
+    network = ClipNetworkConfig(upper_bias=2.0, lower_bias=-2.0)
+    config = DacKLConfig(network=network, mode=mode, gate="soft", target_twice=twice, mass_floor=0.95, gate_temperature=0.3)
     divergence_N, rows = DacKL(config, 12, seed=3).double()(logq_NV, logp_NV)
     q_NV, p_NV = logq_NV.exp().numpy(), logp_NV.exp().numpy()
     for n, (q, p) in enumerate(zip(q_NV, p_NV, strict=True)):
@@ -170,7 +244,7 @@ def test_the_target_counts_twice_only_where_the_interval_holds_it(interval, weig
 
 
 def test_without_a_gate_the_network_stays_as_it_was():
-    dac = DacKL(DacKLConfig(hidden=4, gate="none"), 12, seed=3)
+    dac = DacKL(DacKLConfig(gate="none"), 12, seed=3)
     run(dac, log_rows(23).requires_grad_(), log_rows(24))
     assert list(dac.parameters()) and all(p.grad is None and not p.requires_grad for p in dac.parameters())
 
@@ -181,7 +255,7 @@ def test_the_student_hears_nothing_through_the_network(config):
     _, rows = run(dac, logits, logp_NV)
     if config.gate == "soft":
         with torch.no_grad():
-            score_NV, *interval = dac._interval(torch.log_softmax(logits, dim=-1), logp_NV)
+            score_NV, *interval = dac._interval(torch.log_softmax(logits, dim=-1), logp_NV, logp_NV.exp())
             ends = clipping._ends(*interval, config.mode)
             gate_NV = dac._gate(score_NV, logp_NV, None, ends, logp_NV.argmax(dim=-1, keepdim=True))
     else:
@@ -205,7 +279,9 @@ def test_a_mass_floor_raises_the_kept_mass_that_falls_without_it():
     logq_NV, logp_NV = log_rows(29), log_rows(30)
 
     def change(mass_floor: float | None) -> float:
-        dac = DacKL(DacKLConfig(hidden=4, lower_bias=-2.5, mass_floor=mass_floor), 12, seed=6).double()
+        dac = DacKL(
+            DacKLConfig(network=ClipNetworkConfig(hidden=4, lower_bias=-2.5), mass_floor=mass_floor), 12, seed=6
+        ).double()
         optimizer = torch.optim.Adam(dac.parameters(), lr=0.05)
         masses = []
         for _ in range(40):
@@ -222,8 +298,9 @@ def test_a_mass_floor_raises_the_kept_mass_that_falls_without_it():
 
 def test_the_penalty_is_ten_times_the_squared_shortfall():
     logq_NV, logp_NV = log_rows(31), log_rows(32)
+    network = ClipNetworkConfig(hidden=4, lower_bias=-1.0)
     (with_floor, rows), (without, _) = (
-        DacKL(DacKLConfig(hidden=4, lower_bias=-1.0, mass_floor=floor), 12, seed=7)(logq_NV, logp_NV) for floor in (0.9, None)
+        DacKL(DacKLConfig(network=network, mass_floor=floor), 12, seed=7)(logq_NV, logp_NV) for floor in (0.9, None)
     )
     kept_mass = rows["kept_mass"].double()
     torch.testing.assert_close(with_floor - without, 10 * (0.9 - kept_mass).clamp(min=0) ** 2, atol=1e-6, rtol=1e-5)
@@ -284,7 +361,9 @@ def test_what_is_kept_can_be_asked_for_alone(config):
 
 
 def test_zero_biases_start_with_the_target_alone():
-    _, rows = DacKL(DacKLConfig(upper_bias=0.0, lower_bias=0.0), 12, seed=10)(log_rows(36), log_rows(37))
+    _, rows = DacKL(DacKLConfig(network=ClipNetworkConfig(upper_bias=0.0, lower_bias=0.0)), 12, seed=10)(
+        log_rows(36), log_rows(37)
+    )
     assert rows["target_only"].tolist() == [1] * 6
 
 
@@ -320,8 +399,6 @@ def test_half_precision_inputs_are_computed_in_single(config):
         ({"mode": "rank"}, "mode = 'rank': must be one of value, relative, mass, entry_quantile"),
         ({"normalise": "both"}, "normalise = 'both': must be one of none, renormalise, other_bin, teacher"),
         ({"gate": "hard"}, "gate = 'hard': must be one of straight_through, soft, none"),
-        ({"hidden": 0}, "hidden = 0: must be at least 1"),
-        ({"upper_bias": INF}, "upper_bias = inf: must be finite"),
         ({"gate_temperature": 0.0}, "gate_temperature = 0.0: must be above 0"),
         ({"fixed_interval": (0.5, 0.2)}, r"fixed_interval = \(0.5, 0.2\): must be 0 <= lower <= upper <= 1"),
         ({"mass_floor": 1.0}, r"mass_floor = 1.0: must lie in \(0, 1\)"),
@@ -339,3 +416,16 @@ def test_half_precision_inputs_are_computed_in_single(config):
 def test_a_setting_out_of_range_is_refused_by_name(setting, message):
     with pytest.raises(ConfigError, match=message):
         DacKLConfig(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"hidden": 0}, "hidden = 0: must be at least 1"),
+        ({"sorted": "top"}, "sorted = 'top': must be one of exact, compact"),
+        ({"upper_bias": INF}, "upper_bias = inf: must be finite"),
+    ],
+)
+def test_a_setting_of_the_network_out_of_range_is_refused_by_name(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        ClipNetworkConfig(**setting)

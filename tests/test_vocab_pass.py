@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from redistill.clip_network import ClipNetworkConfig
 from redistill.clipping import DacKL, DacKLConfig, Mode
 from redistill.divergences import ForwardKL, ReverseKL
 from redistill.randomness import generator
@@ -264,7 +265,7 @@ def test_terms_go_by_the_names_they_are_given():
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("mode", get_args(Mode))
 def test_spans_clipped_by_what_the_divergence_keeps_equal_plain_autograd(mode, budget):
-    config = DacKLConfig(hidden=3, mode=mode, upper_bias=2.0, lower_bias=-2.0)
+    config = DacKLConfig(network=ClipNetworkConfig(hidden=3, upper_bias=2.0, lower_bias=-2.0), mode=mode)
     divergence = DacKL(config, VOCABULARY, seed=1).double()
     hidden, head, target = hidden_states(), make_head(torch.float64), teacher()
     terms = cross_entropy_term(), DivergenceTerm(0.5, divergence, DISTILLED), replace(span_term(), keep=divergence.kept)
