@@ -46,7 +46,7 @@ def make_batch(num_sampled, num_sampled_rows):
 
 
 @pytest.mark.parametrize("vocabulary", [40, 33])
-def test_rows_are_the_full_models_log_probabilities(vocabulary):
+def test_rows_are_the_full_models_distributions(vocabulary):
     model = fresh_model(LLAMA, seed=1)
     batch = make_batch(2, 4)
     with torch.no_grad():
@@ -54,9 +54,9 @@ def test_rows_are_the_full_models_log_probabilities(vocabulary):
     expected = logits.flatten(0, 1)[batch.position_N[:4]].double().log_softmax(-1)
     target = LocalTeacher(model, vocabulary=vocabulary, device="cpu").rows(batch)
     for rows in (slice(0, 4), slice(1, 3), slice(3, 4)):
-        logp_nV = target(rows)
-        assert logp_nV.dtype == torch.float32 and not logp_nV.requires_grad
-        torch.testing.assert_close(logp_nV.double(), expected[rows], rtol=0, atol=1e-5)
+        logits_nV = target(rows)
+        assert logits_nV.dtype == torch.float32 and not logits_nV.requires_grad
+        torch.testing.assert_close(logits_nV.double().log_softmax(-1), expected[rows], rtol=0, atol=1e-5)
 
 
 def test_a_row_has_the_same_distribution_inside_and_outside_autocast():
@@ -98,6 +98,6 @@ def test_rows_that_are_not_finite_are_counted_as_they_are_handed_out(fault):
     with torch.no_grad():
         model.get_output_embeddings().weight[7, 3] = fault  # one class of 40; the sign of its logit is the hidden state's
     target = teacher.rows(batch)
-    logp_NV = torch.cat([target(slice(0, 1)), target(slice(1, 4))])
+    logp_NV = torch.cat([target(slice(0, 1)), target(slice(1, 4))]).log_softmax(dim=-1)
     assert teacher.take_faults() == int(logp_NV.isnan().any(dim=-1).sum()) > 0
     assert teacher.take_faults() == 0

@@ -12,7 +12,7 @@ from torch import nn
 
 from redistill.contracts import Batch, TeacherTarget
 from redistill.models.load import body, head
-from redistill.vocab_pass import CHUNK_BYTES, Head, Term, vocab_pass
+from redistill.vocab_pass import CHUNK_BYTES, Compile, Head, Term, compiles, vocab_pass
 
 
 class StudentModule(nn.Module):
@@ -23,20 +23,35 @@ class StudentModule(nn.Module):
         vocabulary: Classes that teacher and student share; rows beyond them are padding.
         divergence: The objective's divergence; kept as a submodule where it has parameters (DAC-KL's network).
         chunk_bytes: Memory for the [rows, vocabulary] tensors of one chunk.
+        compile: Whether the terms are compiled; "auto" decides by vocabulary and machine.
     """
 
-    def __init__(self, model: nn.Module, *, vocabulary: int, divergence: object = None, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        vocabulary: int,
+        divergence: object = None,
+        chunk_bytes: int = CHUNK_BYTES,
+        compile: Compile = "none",
+    ) -> None:
         super().__init__()
         self.model: Any = model  # a transformers model, which torch's types know nothing of
         self.clip_network = divergence if isinstance(divergence, nn.Module) else None
-        self._vocabulary, self._chunk_bytes = vocabulary, chunk_bytes
+        self._vocabulary, self._chunk_bytes, self._compile = vocabulary, chunk_bytes, compile
 
     def forward(
         self, batch: Batch, target: TeacherTarget | None, terms: Sequence[Term]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The objective of a micro-batch, with its gradients ready, and each term's plain sum."""
+        """The objective of a micro-batch, with its gradients ready, and each term's plain sum.
+
+        The gradient of a head's weight that learns is in its `grad` already: a backward from 1 must follow.
+        """
         hidden_ND, student_head = self.rows(batch)
-        return vocab_pass(hidden_ND, student_head, target, terms, chunk_bytes=self._chunk_bytes)
+        compiled = compiles(self._compile, student_head.num_classes, hidden_ND.device)
+        return vocab_pass(
+            hidden_ND, student_head, target, terms, chunk_bytes=self._chunk_bytes, compiled=compiled, into_grad=True
+        )
 
     def rows(self, batch: Batch) -> tuple[torch.Tensor, Head]:
         """The hidden states of the batch's supervised rows, [N, D], and the head that reads them."""

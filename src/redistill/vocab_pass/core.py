@@ -15,8 +15,6 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
 
 from redistill.contracts import TopClasses
 from redistill.vocab_pass.head import finished
@@ -102,10 +100,12 @@ def visit(
         fill: Rows and halo rows of a compiled tile; None does not compile.
     """
     if fill is not None and core not in _UNFIT:
+        from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
+
         try:
             sums, gradient_CV, others = _differentiate(_compiled(core), core, tile.filled(*fill), coefficients, parameters)
             return sums, gradient_CV[: len(tile.raw_CV)], others
-        except (TorchDynamoException, InductorError) as error:
+        except TorchDynamoException as error:
             _UNFIT.add(core)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(f"training.compile: these terms cannot be compiled and run without: {reason}", stacklevel=2)

@@ -37,6 +37,12 @@ def compared(logq_CV: torch.Tensor, word: torch.Tensor | TopClasses) -> Compared
     return Compared(torch.cat([listed_CK, rest_C1], dim=1), logp_CK.to(logq_CV.dtype))
 
 
+def whole(word: torch.Tensor | TopClasses) -> torch.Tensor:
+    """The log-probabilities of a teacher that knows the whole vocabulary."""
+    assert isinstance(word, torch.Tensor), "this teacher lists its most probable classes, and all are needed here"
+    return torch.log_softmax(word, dim=-1)
+
+
 @dataclass(frozen=True)
 class CrossEntropyRule:
     """-log q of the counted rows' targets."""
@@ -77,9 +83,7 @@ class SpanRule:
     squared: bool
     keep: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
 
-    def __call__(
-        self, logq_CV: torch.Tensor, both: Compared | None, pair_weight_C: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def __call__(self, logq_CV: torch.Tensor, both: Compared | None, pair_weight_C: torch.Tensor) -> dict[str, torch.Tensor]:
         assert both is not None, "spans need a teacher"
         num_pairs = min(len(pair_weight_C), len(logq_CV) - 1)
         left, right = slice(0, num_pairs), slice(1, num_pairs + 1)

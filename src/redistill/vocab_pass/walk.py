@@ -237,7 +237,7 @@ def _visit(
     start: int,
     gradients: _Gradients | None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-    """The terms' sums over one tile, and the gradient of its raw logits, the halo row's included; the block begins at `start`."""
+    """The terms' sums over one tile of the block that begins at `start`, and the gradient of its raw logits, the halo's too."""
     read = task.with_halo(rows)
     inside = slice(read.start - start, read.stop - start)
     is_distilled = rows.stop <= task.num_distilled
