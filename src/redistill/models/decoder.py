@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from redistill.models.families import body_module, eval_mode, head
+from redistill.models.families import body_module, eval_mode, head, text_config
 from redistill.models.kv import Columns, new_cache, prefixes_can_be_reused, takes_positions
 from redistill.models.packed import Product, can_pack, packed_layers, packed_product
 from redistill.models.prefix import PrefixMemory, TokenIds, load_prefixes
@@ -29,7 +29,9 @@ class Decoder:
         self._head = head(model, vocabulary)
         self._logits: Product | None = None
         self._takes_positions = takes_positions(model)
-        self._memory = memory if memory is not None and prefixes_can_be_reused(model) else None
+        sees_all = prefixes_can_be_reused(model)
+        self._memory = memory if sees_all else None
+        self._gives_mask = sees_all and text_config(model)._attn_implementation == "sdpa"
         self.num_classes = self._head.num_classes
         self.device = self._head.weight_VD.device
 
@@ -68,6 +70,10 @@ class Decoder:
             mask_LT: Of all columns so far, those that were read before among them.
         """
         positions = {"position_ids": position_LT} if self._takes_positions else {}
+        if self._gives_mask and input_LT.shape[1] == 1:
+            # As the layers read it.  From a plain mask transformers would make this one at every token, waiting for a GPU to
+            # tell whether it needs any, and without one attention in bf16 takes ten times as long on a CPU.
+            mask_LT = mask_LT[:, None, None, :].bool()
         hidden_LTD = self._body(
             input_ids=input_LT, attention_mask=mask_LT, past_key_values=self._cache, use_cache=True, **positions
         ).last_hidden_state
@@ -96,15 +102,13 @@ def _logits_of(head: Head, like_LD: torch.Tensor) -> Product:
 
     Operands are rounded as `Head.logits` rounds them - to bf16 where the model runs in bf16 - and results are float32.
     """
-    prepared, products = head.prepared(like_LD), Products.like(like_LD)
-    if not can_pack(prepared.weight_VD, products.result):
-        return prepared.logits
-    weight_VD, bias_V = prepared.weight_VD, prepared.bias_V
-    if products.bf16:
-        weight_VD = weight_VD.to(torch.bfloat16)
-    raw = packed_product(weight_VD, bias_V, products.result)
+    products, weight_VD = Products.like(like_LD), head.weight_VD.detach()[: head.vocabulary]
+    if not can_pack(weight_VD, products.result):
+        return head.prepared(like_LD).logits
+    bias_V = None if head.bias_V is None else head.bias_V[: head.vocabulary]
+    raw = packed_product(weight_VD.to(torch.bfloat16) if products.bf16 else weight_VD, bias_V, products.result)
 
     def logits(hidden_LD: torch.Tensor) -> torch.Tensor:
-        return prepared.finish(raw(hidden_LD.to(torch.bfloat16) if products.bf16 else hidden_LD))
+        return head.finish(raw(hidden_LD.to(torch.bfloat16) if products.bf16 else hidden_LD))
 
     return logits

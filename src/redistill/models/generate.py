@@ -218,7 +218,8 @@ class _Writer:
             masses_LV = _masses(logits[0], self.sampling)
         else:
             shares = [share for _, share in self._readers]
-            masses_LV = sum(share * probabilities(each_LV, self.sampling) for share, each_LV in zip(shares, logits))
+            mixed = [share * probabilities(each_LV, self.sampling) for share, each_LV in zip(shares, logits)]
+            masses_LV = torch.stack(mixed).sum(dim=0)
         return sample_rows(masses_LV, batch.uniform_LT[:, step])
 
 

@@ -46,7 +46,7 @@ class Columns:
         return self.view()
 
 
-class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+class LeanLayer(DynamicLayer):
     """Full attention's keys and values in `Columns`; transformers' own layer copies all of them at each token."""
 
     def __init__(self) -> None:

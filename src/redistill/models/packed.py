@@ -7,6 +7,7 @@ half as long again, one with a large head up to 2.6 times as long.  Results are 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,10 +50,11 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module) or hasattr(module, "_hf_hook"):
                 continue
-            weight = module.weight if isinstance(module, nn.Linear) else module.weight.T
-            dtype = autocast or weight.dtype
-            if can_pack(weight, dtype):
-                module.forward = packed_product(weight, module.bias, dtype)  # type: ignore[method-assign]
+            layer: Any = module
+            weight_VD: torch.Tensor = layer.weight if isinstance(module, nn.Linear) else layer.weight.T
+            dtype = autocast or weight_VD.dtype
+            if can_pack(weight_VD, dtype):
+                layer.forward = packed_product(weight_VD, layer.bias, dtype)
                 replaced.append(module)
         yield
     finally:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from redistill.contracts import Batch
 from redistill.models.families import body, body_module
 from redistill.models.kv import new_cache, prefixes_can_be_reused
 from redistill.tensors import pad
@@ -125,16 +124,22 @@ class PrefixReader:
         self.can_reuse = prefixes_can_be_reused(model)
 
     def rows(
-        self, batch: Batch, num_sequences: int, num_rows: int, memory: PrefixMemory | None, *, remember: bool = False
+        self,
+        ids_BT: torch.Tensor,
+        mask_BT: torch.Tensor,
+        position_N: torch.Tensor,
+        memory: PrefixMemory | None,
+        *,
+        remember: bool = False,
     ) -> torch.Tensor:
-        """Hidden states of the batch's first rows, hidden_ND, N = num_rows, which are all in its first sequences.
+        """The hidden states that predict some tokens of right-padded sequences, hidden_ND.
 
         Args:
+            ids_BT, mask_BT: The sequences.
+            position_N: Flat places in [B * T], none of them a sequence's last token.
             memory: Looked into before reading; None, or a family whose prefixes cannot be reused, reads everything.
             remember: Whether what is read goes into it.
         """
-        ids_BT, mask_BT = batch.input_ids_BT[:num_sequences], batch.attention_mask_BT[:num_sequences]
-        position_N = batch.position_N[:num_rows]
         if memory is None or not self.can_reuse:
             return self._body(ids_BT, mask_BT).flatten(0, 1)[position_N]
         lengths = mask_BT.sum(dim=1).tolist()
