@@ -13,10 +13,10 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -64,7 +64,7 @@ class Work:
     """
 
     model: str
-    precision: str
+    precision: Literal["fp32", "bf16"]
     batch: int = 8
     prompt: int = 64
     response: int = 192
@@ -105,8 +105,7 @@ def ours(work: Work, method: str) -> tuple[Bench, training.Parts, Callable[[], N
         },
         "step",
     )
-    models = load_models(config)
-    object.__setattr__(models, "end_ids", (-1,))  # nothing ends a text
+    models = replace(load_models(config), end_ids=(-1,))  # nothing ends a text
     record = Record(record_id="-", prompt=RawPrompt("-"), references=("-",))
     examples = [
         Example(
@@ -130,6 +129,7 @@ def trl(work: Work, checkpointing: bool) -> Callable[[], None]:
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 
+    make_accelerator(work.precision)  # the Trainer's shares its state, and would else be of the precision before
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     teacher = AutoModelForCausalLM.from_pretrained(work.model, dtype=getattr(torch, work.teacher_dtype))
     student = student_from_layers(teacher, work.layers()).to(torch.float32)
