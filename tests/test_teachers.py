@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from redistill.contracts import Batch
+from redistill.contracts import Batch, TokenSequence
+from redistill.data.collate import collate
 from redistill.models.initialise import fresh_model
 from redistill.teachers import LocalTeacher
 from redistill.tensors import pad
@@ -101,3 +102,42 @@ def test_rows_that_are_not_finite_are_counted_as_they_are_handed_out(fault):
     logp_NV = torch.cat([target(slice(0, 1)), target(slice(1, 4))]).log_softmax(dim=-1)
     assert teacher.take_faults() == int(logp_NV.isnan().any(dim=-1).sum()) > 0
     assert teacher.take_faults() == 0
+
+
+def of_tokens(rows):
+    """The rows' sequences as a batch of sampled ones; targets start at the third token."""
+    sequences = [
+        TokenSequence(sample=i, token_ids=tuple(row), supervised=(False, False) + (True,) * (len(row) - 2), origin="student")
+        for i, row in enumerate(rows)
+    ]
+    return collate((), sequences, pad_id=0)
+
+
+@pytest.mark.parametrize("in_training", [False, True], ids=["read as remembered", "read in autocast"])
+def test_what_it_remembers_of_drafts_does_not_change_what_it_says_of_their_revisions(in_training):
+    """Autocast reads with another precision than what is known, so all is read."""
+    model = fresh_model(LLAMA, seed=1)
+    teacher, plain = (LocalTeacher(model, vocabulary=40, device="cpu") for _ in range(2))
+    revisions = of_tokens([[*ROWS[0][:3], 20, 21, 22, 23], ROWS[1], [*ROWS[2][:5], 9, 9]])
+    read = []
+    model.model.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True)
+    with teacher.remembering():
+        teacher.rows(of_tokens(ROWS))
+    read.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_training):
+        target, expected = teacher.rows(revisions), plain.rows(revisions)
+    rows = slice(0, revisions.num_sampled_rows)
+    torch.testing.assert_close(target(rows).log_softmax(-1), expected(rows).log_softmax(-1), rtol=1e-5, atol=1e-5)
+    whole = revisions.input_ids_BT.numel()
+    assert read == ([whole, whole] if in_training else [2 * 3, whole]), "two rows, three tokens at most behind what is known"
+
+
+def test_a_new_step_forgets_the_last_one():
+    model = fresh_model(LLAMA, seed=1)
+    teacher, read = LocalTeacher(model, vocabulary=40, device="cpu"), []
+    model.model.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"].shape[0]), with_kwargs=True)
+    for _ in range(2):
+        with teacher.remembering():
+            teacher.rows(of_tokens(ROWS))
+            teacher.rows(of_tokens(ROWS))
+    assert read == [3, 3]
