@@ -13,7 +13,7 @@ from redistill.vocab_pass.core import Core, Tile, visit
 from redistill.vocab_pass.head import Head, Products
 from redistill.vocab_pass.terms import DivergenceTerm, SpanTerm, Term
 
-CHUNK_BYTES = 224 * 2**20
+CHUNK_BYTES = 192 * 2**20
 """What the [rows, vocabulary] tensors of a walk may take together."""
 
 # The rows are cut twice: into wide blocks for the matrix products, since each of those passes over the whole head, and these
@@ -206,27 +206,47 @@ def _walk(task: _Task, gradients: _Gradients | None) -> tuple[torch.Tensor, dict
         head = task.head.prepared(task.hidden_ND)
         hidden_ND = task.hidden_ND.to(products.storage)
         sums = {term.name: hidden_ND.new_zeros((), dtype=products.result) for term in task.terms}
-        carry_V: torch.Tensor | None = None  # the halo row's gradient from the tile before
+        carry_V: torch.Tensor | None = None
         for block in cuts(slice(0, len(hidden_ND)), 3 * task.quarter_rows // BLOCK_TENSORS):
-            read = task.with_halo(block)
-            logits_CV, word = head.raw(hidden_ND[read], products), task.word(read)
-            for rows in _tiles(task, block):
-                found, gradient_CV = _visit(task, logits_CV, word, rows, block.start, gradients)
-                for name, total in found.items():
-                    sums[name] = sums[name] + total if name in sums else total
-                if gradient_CV is not None:
-                    if carry_V is not None:
-                        gradient_CV[0] += carry_V
-                    num_rows = rows.stop - rows.start
-                    carry_V = gradient_CV[-1].clone() if len(gradient_CV) > num_rows else None
-                    # The logits of these rows are spent: their place holds their gradient from here on.
-                    logits_CV[rows.start - block.start : rows.stop - block.start] = gradient_CV[:num_rows]
-            if gradients is not None:
-                gradients.add_block(block, logits_CV[: block.stop - block.start], hidden_ND[block], head, products)
+            carry_V = _walk_block(task, head, products, hidden_ND, block, carry_V, sums, gradients)
         objective = hidden_ND.new_zeros((), dtype=products.result)
         for term in task.terms:
             objective = objective + term.coefficient * sums[term.name]
     return objective, sums
+
+
+def _walk_block(
+    task: _Task,
+    head: Head,
+    products: Products,
+    hidden_ND: torch.Tensor,
+    block: slice,
+    carry_V: torch.Tensor | None,
+    sums: dict[str, torch.Tensor],
+    gradients: _Gradients | None,
+) -> torch.Tensor | None:
+    """Add one block to `sums` and `gradients`; takes and returns the halo row's gradient from the tile before.
+
+    A function of its own, so that no tensor of a block is alive when those of the next are made.
+    """
+    read = task.with_halo(block)
+    logits_CV = head.raw(hidden_ND[read], products)
+    word = task.word(read)
+    for rows in _tiles(task, block):
+        found, gradient_CV = _visit(task, logits_CV, word, rows, block.start, gradients)
+        for name, total in found.items():
+            sums[name] = sums[name] + total if name in sums else total
+        if gradient_CV is not None:
+            if carry_V is not None:
+                gradient_CV[0] += carry_V
+            num_rows = rows.stop - rows.start
+            carry_V = gradient_CV[-1].clone() if len(gradient_CV) > num_rows else None
+            # The logits of these rows are spent: their place holds their gradient from here on.
+            logits_CV[rows.start - block.start : rows.stop - block.start] = gradient_CV[:num_rows]
+    if gradients is not None:
+        del word
+        gradients.add_block(block, logits_CV[: block.stop - block.start], hidden_ND[block], head, products)
+    return carry_V
 
 
 def _visit(
