@@ -220,6 +220,15 @@ def test_packed_layers_multiply_as_plain_ones_and_become_plain_again(tiny, famil
     torch.testing.assert_close(packed, expected, rtol=tolerance, atol=tolerance)
 
 
+def test_whoever_leaves_last_unpacks(tiny):
+    model = tiny("llama").eval()
+    with packed_layers(model):
+        with packed_layers(model):
+            pass
+        assert any("forward" in vars(module) for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 def test_packed_layers_keep_to_autocast(tiny):
     model = tiny("llama").eval()
     ids_BT, mask_BT, _ = whole_rows(texts(3, 12))

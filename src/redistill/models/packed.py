@@ -4,10 +4,13 @@ oneDNN reads a weight once, straight through, if it is laid out in blocks before
 half as long again, one with a large head up to 2.6 times as long.  Results are those of the plain products but for rounding.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -38,25 +41,50 @@ def _multiply(packed: torch.Tensor, bias_V: torch.Tensor | None, dtype: torch.dt
     return product
 
 
+_lock = threading.Lock()
+_packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
+
+
+@dataclass
+class _Packed:
+    """Which layers of a model multiply by packed copies, and how many callers count on it."""
+
+    layers: list[nn.Module]
+    users: int = 0
+
+
 @contextmanager
 def packed_layers(model: nn.Module) -> Iterator[None]:
     """Inside, the linear layers of a body multiply by packed copies of their weights; nothing else of them changes.
 
-    The copies are of the weights as they are on entry.  Layers of other kinds, such as quantised ones, are left alone.
+    The copies are of the weights as they are on entry; threads that are inside at once share them.  Layers of other kinds,
+    such as quantised ones, are left alone.
     """
-    autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    replaced: list[nn.Module] = []
+    with _lock:
+        if model not in _packed:
+            _packed[model] = _Packed(_pack(model))
+        _packed[model].users += 1
     try:
-        for module in model.modules():
-            if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module) or hasattr(module, "_hf_hook"):
-                continue
-            layer: Any = module
-            weight_VD: torch.Tensor = layer.weight if isinstance(module, nn.Linear) else layer.weight.T
-            dtype = autocast or weight_VD.dtype
-            if can_pack(weight_VD, dtype):
-                layer.forward = packed_product(weight_VD, layer.bias, dtype)
-                replaced.append(module)
         yield
     finally:
-        for module in replaced:
-            del module.forward
+        with _lock:
+            _packed[model].users -= 1
+            if _packed[model].users == 0:
+                for layer in _packed.pop(model).layers:
+                    del layer.forward
+
+
+def _pack(model: nn.Module) -> list[nn.Module]:
+    """Give each linear layer a forward of its own; returns the layers that have got one."""
+    autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    packed: list[nn.Module] = []
+    for module in model.modules():
+        if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):
+            continue
+        layer: Any = module
+        weight_VD: torch.Tensor = layer.weight if isinstance(module, nn.Linear) else layer.weight.T
+        dtype = autocast or weight_VD.dtype
+        if can_pack(weight_VD, dtype):
+            layer.forward = packed_product(weight_VD, layer.bias, dtype)
+            packed.append(module)
+    return packed
