@@ -171,7 +171,7 @@ def main() -> None:
         model={"required": True, "help": "a folder or a hub name"},
         prompts={"required": True, "help": "a file of training rows; their prompts are answered"},
     )
-    batch, prompt, new_tokens = (4, 16, 8) if chosen.quick else (8, 64, 192)
+    batch, prompt, new_tokens = (4, 64, 8) if chosen.quick else (8, 64, 192)
     results: dict[str, Any] = {"batch": batch, "prompt_tokens": prompt, "new_tokens": new_tokens, "student_layers": NUM_LAYERS}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         teacher, tokenizer = load_model(ModelConfig(model=chosen.model))
