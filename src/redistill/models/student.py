@@ -4,6 +4,7 @@ Accelerate wraps this and nothing else, and in training only its forward is call
 gradients unreduced between processes.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from redistill.contracts import Batch, TeacherTarget
-from redistill.models.load import body, head
+from redistill.models.families import BodyCall, body, head
 from redistill.vocab_pass import CHUNK_BYTES, Compile, Head, Term, compiles, vocab_pass
 
 
@@ -23,7 +24,8 @@ class StudentModule(nn.Module):
         vocabulary: Classes that teacher and student share; rows beyond them are padding.
         divergence: The objective's divergence; kept as a submodule where it has parameters (DAC-KL's network).
         chunk_bytes: Memory for the [rows, vocabulary] tensors of one chunk.
-        compile: Whether the terms are compiled; "auto" decides by vocabulary and machine.
+        compile: Whether the terms are compiled, and with "all" the body as training reads it; "auto" decides by vocabulary
+            and machine.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class StudentModule(nn.Module):
         self.model: Any = model  # a transformers model, which torch's types know nothing of
         self.clip_network = divergence if isinstance(divergence, nn.Module) else None
         self._vocabulary, self._chunk_bytes, self._compile = vocabulary, chunk_bytes, compile
+        self._body = _compiled(body(model)) if compile == "all" else body(model)
 
     def forward(
         self, batch: Batch, target: TeacherTarget | None, terms: Sequence[Term]
@@ -55,5 +58,25 @@ class StudentModule(nn.Module):
 
     def rows(self, batch: Batch) -> tuple[torch.Tensor, Head]:
         """The hidden states of the batch's supervised rows, [N, D], and the head that reads them."""
-        hidden_BTD = body(self.model)(batch.input_ids_BT, batch.attention_mask_BT)
+        hidden_BTD = self._body(batch.input_ids_BT, batch.attention_mask_BT)
         return hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)
+
+
+def _compiled(plain: BodyCall) -> BodyCall:
+    """The same call, compiled once for all lengths; as it is, with one warning, where that cannot be done."""
+    from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
+
+    fused, failed = torch.compile(plain, dynamic=True), False
+
+    def hidden_states(input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
+        nonlocal failed
+        if not failed:
+            try:
+                return fused(input_ids_BT, attention_mask_BT)
+            except TorchDynamoException as error:
+                failed = True
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                warnings.warn(f"training.compile: this body cannot be compiled and runs without: {reason}", stacklevel=2)
+        return plain(input_ids_BT, attention_mask_BT)
+
+    return hidden_states
