@@ -12,7 +12,8 @@ import sys
 
 import torch
 
-from redistill.clipping import ClipNetwork, DacKL, DacKLConfig
+from redistill.clip_network import ClipNetwork, ClipNetworkConfig
+from redistill.clipping import DacKL, DacKLConfig
 from redistill.data.reader import read_records
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.models.initialise import student_from_layers
@@ -27,7 +28,7 @@ def main(model: str, data: str) -> None:
     inputs_N = (2 * logp_NV.exp().square().sum(-1) + logq_NV.exp().square().sum(-1)).sqrt()
     print(f"{len(logp_NV)} rows of {logp_NV.shape[1]} classes; mean norm of f_sub's input {inputs_N.mean():.2f}")
     for name, rescale in (("unit normal", False), ("uniform in ±1/sqrt(3V)", True)):
-        dac_kl = DacKL(DacKLConfig(), logp_NV.shape[1], seed=10)
+        dac_kl = DacKL(DacKLConfig(network=ClipNetworkConfig(sorted="exact")), logp_NV.shape[1], seed=10)
         assert dac_kl.network is not None
         if rescale:
             usual_scale(dac_kl.network)
@@ -55,7 +56,7 @@ def rows(model: str, data: str) -> tuple[torch.Tensor, torch.Tensor]:
 def usual_scale(network: ClipNetwork) -> None:
     """The start that torch gives a linear layer of 3V inputs."""
     generator = torch.Generator().manual_seed(0)
-    bound = 1 / math.sqrt(3 * network.teacher_weight.shape[1])
+    bound = 1 / math.sqrt(3 * network.teacher_weight.shape[0])
     with torch.no_grad():
         for weight in (network.teacher_weight, network.sorted_weight, network.student_weight):
             weight.uniform_(-bound, bound, generator=generator)
@@ -65,8 +66,8 @@ def measure(dac_kl: DacKL, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> str:
     network = dac_kl.network
     assert network is not None
     p_NV = logp_NV.exp()
-    hidden_NH = p_NV @ network.teacher_weight.T + logq_NV.exp() @ network.student_weight.T
-    hidden_NH = hidden_NH + p_NV.sort(-1, descending=True).values @ network.sorted_weight.T
+    hidden_NH = p_NV @ network.teacher_weight + logq_NV.exp() @ network.student_weight
+    hidden_NH = hidden_NH + p_NV.sort(-1, descending=True).values @ network.sorted_weight
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-4, weight_decay=0.01)
     found = [f"hidden units {hidden_NH.std():.4f}"]
     for update in range(UPDATES + 1):

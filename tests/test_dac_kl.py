@@ -1,5 +1,6 @@
-"""DAC-KL: the network that predicts an interval, how it learns through the gates, and what a reading of the paper does."""
+"""DAC-KL: how its network learns through the gates, what a reading of the paper does, and the same compiled."""
 
+import shutil
 from typing import get_args
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from redistill import clipping
-from redistill.clip_network import ClipNetwork, sort_descending
+from redistill.clip_network import ClipNetworkConfig, SortedInput
 from redistill.clipping import DacKL, DacKLConfig, Mode, clipped_divergence, keep_mask
 from redistill.errors import ConfigError
 
@@ -28,69 +29,6 @@ def run(dac: DacKL, logits: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.
     return divergence_N, rows
 
 
-# --- ClipNetwork --------------------------------------------------------------------------------------------------------
-
-
-def test_sorting_on_the_processor_is_a_descending_sort():
-    p_NV = log_rows(0).exp()
-    torch.testing.assert_close(sort_descending(p_NV), torch.sort(p_NV, descending=True).values, rtol=0, atol=0)
-
-
-def test_three_maps_equal_one_map_of_the_concatenation():
-    network = ClipNetwork(12, hidden=5, seed=3).double()
-    p_NV, q_NV = log_rows(14).exp(), log_rows(15).exp()
-    sorted_NV = torch.sort(p_NV, descending=True).values
-    weight = torch.cat([network.teacher_weight, network.sorted_weight, network.student_weight], dim=1)
-    hidden = torch.nn.functional.gelu(torch.cat([p_NV, sorted_NV, q_NV], dim=1) @ weight.T + network.hidden_bias)
-    upper_N, lower_N = torch.sigmoid(hidden @ network.output_weight.T + network.output_bias).T
-    torch.testing.assert_close(network(p_NV, q_NV, sorted_NV), (torch.minimum(lower_N, upper_N), upper_N))
-
-
-def test_training_starts_at_the_biases():
-    p_NV = log_rows(16).float().exp()
-    lower_N, upper_N = ClipNetwork(12, seed=4)(p_NV, p_NV)
-    assert torch.logit(upper_N).sub(4).abs().max() < 0.1
-    assert torch.logit(lower_N).add(7).abs().max() < 0.1
-
-
-def test_lower_is_cut_to_upper():
-    p_NV = log_rows(17).float().exp()
-    lower_N, upper_N = ClipNetwork(12, upper_bias=-1.0, lower_bias=2.0, seed=5)(p_NV, p_NV, p_NV)
-    assert torch.equal(lower_N, upper_N)
-
-
-def test_the_interval_needs_only_teacher_and_student():
-    p_NV, q_NV = log_rows(32).float().exp(), log_rows(33).float().exp()
-    for network in (ClipNetwork(12), ClipNetwork(12, upper_bias=0.0, lower_bias=0.0), DacKL(DacKLConfig(), 12).network):
-        lower_N, upper_N = network(p_NV, q_NV)
-        assert ((lower_N >= 0) & (lower_N <= upper_N) & (upper_N <= 1)).all()
-        given = network(p_NV, q_NV, torch.sort(p_NV, descending=True).values)
-        assert torch.equal(lower_N, given[0]) and torch.equal(upper_N, given[1])
-
-
-def test_autocast_does_not_reach_the_network():
-    p_NV, network = log_rows(18).float().exp(), ClipNetwork(12, seed=6)
-    plain = network(p_NV, p_NV, p_NV)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = network(p_NV, p_NV, p_NV)
-    assert cast[0].dtype == torch.float32
-    assert torch.equal(plain[0], cast[0]) and torch.equal(plain[1], cast[1])
-
-
-def test_weights_depend_on_the_seed_alone():
-    state = torch.get_rng_state()
-    first = ClipNetwork(12, seed=7).state_dict()
-    torch.manual_seed(99)
-    again, other = ClipNetwork(12, seed=7).state_dict(), ClipNetwork(12, seed=8).state_dict()
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["teacher_weight"], other["teacher_weight"])
-    torch.manual_seed(99)
-    before = torch.get_rng_state()
-    ClipNetwork(12, seed=7)
-    assert torch.equal(before, torch.get_rng_state())
-    torch.set_rng_state(state)
-
-
 # --- DacKL --------------------------------------------------------------------------------------------------------------
 
 
@@ -103,8 +41,8 @@ def network_gradient(config: DacKLConfig, logits: torch.Tensor, logp_NV: torch.T
 @every_mode
 def test_straight_through_has_the_gradient_of_the_soft_gate(mode):
     # The literal form is linear in the gate, so the two gradients agree although the two values do not.
-    biases = {"upper_bias": 2.0, "lower_bias": -2.0}
-    hard, soft = (DacKLConfig(hidden=4, mode=mode, gate=gate, **biases) for gate in ("straight_through", "soft"))
+    network = ClipNetworkConfig(hidden=4, upper_bias=2.0, lower_bias=-2.0)
+    hard, soft = (DacKLConfig(network=network, mode=mode, gate=gate) for gate in ("straight_through", "soft"))
     logits, logp_NV = log_rows(19), log_rows(20)
     wanted = network_gradient(soft, logits, logp_NV)
     assert wanted.abs().max() > 0
@@ -118,7 +56,8 @@ def test_straight_through_has_the_gradient_of_the_soft_gate(mode):
     ids=repr,
 )
 def test_soft_gate_has_the_gradient_of_finite_differences(mode, switches):
-    config = DacKLConfig(hidden=3, mode=mode, gate="soft", upper_bias=2.0, lower_bias=-2.0, **switches)
+    network = ClipNetworkConfig(hidden=3, upper_bias=2.0, lower_bias=-2.0)
+    config = DacKLConfig(network=network, mode=mode, gate="soft", **switches)
     dac = DacKL(config, 12, seed=2).double()
     logq_NV, logp_NV, bias = log_rows(21), log_rows(22), dac.network.output_bias.detach().clone().requires_grad_()
 
@@ -147,9 +86,8 @@ def soft_oracle(q: np.ndarray, p: np.ndarray, lower: float, upper: float, mode: 
 @pytest.mark.parametrize("twice", [False, True])
 def test_soft_divergence_and_its_floor_are_those_of_the_definition(mode, twice):
     logq_NV, logp_NV = log_rows(50), log_rows(51)
-    config = DacKLConfig(
-        mode=mode, gate="soft", target_twice=twice, mass_floor=0.95, upper_bias=2.0, lower_bias=-2.0, gate_temperature=0.3
-    )
+    network = ClipNetworkConfig(upper_bias=2.0, lower_bias=-2.0)
+    config = DacKLConfig(network=network, mode=mode, gate="soft", target_twice=twice, mass_floor=0.95, gate_temperature=0.3)
     divergence_N, rows = DacKL(config, 12, seed=3).double()(logq_NV, logp_NV)
     q_NV, p_NV = logq_NV.exp().numpy(), logp_NV.exp().numpy()
     for n, (q, p) in enumerate(zip(q_NV, p_NV, strict=True)):
@@ -170,7 +108,7 @@ def test_the_target_counts_twice_only_where_the_interval_holds_it(interval, weig
 
 
 def test_without_a_gate_the_network_stays_as_it_was():
-    dac = DacKL(DacKLConfig(hidden=4, gate="none"), 12, seed=3)
+    dac = DacKL(DacKLConfig(gate="none"), 12, seed=3)
     run(dac, log_rows(23).requires_grad_(), log_rows(24))
     assert list(dac.parameters()) and all(p.grad is None and not p.requires_grad for p in dac.parameters())
 
@@ -181,7 +119,7 @@ def test_the_student_hears_nothing_through_the_network(config):
     _, rows = run(dac, logits, logp_NV)
     if config.gate == "soft":
         with torch.no_grad():
-            score_NV, *interval = dac._interval(torch.log_softmax(logits, dim=-1), logp_NV)
+            score_NV, *interval = dac._interval(torch.log_softmax(logits, dim=-1), logp_NV, logp_NV.exp())
             ends = clipping._ends(*interval, config.mode)
             gate_NV = dac._gate(score_NV, logp_NV, None, ends, logp_NV.argmax(dim=-1, keepdim=True))
     else:
@@ -205,7 +143,9 @@ def test_a_mass_floor_raises_the_kept_mass_that_falls_without_it():
     logq_NV, logp_NV = log_rows(29), log_rows(30)
 
     def change(mass_floor: float | None) -> float:
-        dac = DacKL(DacKLConfig(hidden=4, lower_bias=-2.5, mass_floor=mass_floor), 12, seed=6).double()
+        dac = DacKL(
+            DacKLConfig(network=ClipNetworkConfig(hidden=4, lower_bias=-2.5), mass_floor=mass_floor), 12, seed=6
+        ).double()
         optimizer = torch.optim.Adam(dac.parameters(), lr=0.05)
         masses = []
         for _ in range(40):
@@ -222,8 +162,9 @@ def test_a_mass_floor_raises_the_kept_mass_that_falls_without_it():
 
 def test_the_penalty_is_ten_times_the_squared_shortfall():
     logq_NV, logp_NV = log_rows(31), log_rows(32)
+    network = ClipNetworkConfig(hidden=4, lower_bias=-1.0)
     (with_floor, rows), (without, _) = (
-        DacKL(DacKLConfig(hidden=4, lower_bias=-1.0, mass_floor=floor), 12, seed=7)(logq_NV, logp_NV) for floor in (0.9, None)
+        DacKL(DacKLConfig(network=network, mass_floor=floor), 12, seed=7)(logq_NV, logp_NV) for floor in (0.9, None)
     )
     kept_mass = rows["kept_mass"].double()
     torch.testing.assert_close(with_floor - without, 10 * (0.9 - kept_mass).clamp(min=0) ** 2, atol=1e-6, rtol=1e-5)
@@ -284,7 +225,9 @@ def test_what_is_kept_can_be_asked_for_alone(config):
 
 
 def test_zero_biases_start_with_the_target_alone():
-    _, rows = DacKL(DacKLConfig(upper_bias=0.0, lower_bias=0.0), 12, seed=10)(log_rows(36), log_rows(37))
+    _, rows = DacKL(DacKLConfig(network=ClipNetworkConfig(upper_bias=0.0, lower_bias=0.0)), 12, seed=10)(
+        log_rows(36), log_rows(37)
+    )
     assert rows["target_only"].tolist() == [1] * 6
 
 
@@ -320,8 +263,6 @@ def test_half_precision_inputs_are_computed_in_single(config):
         ({"mode": "rank"}, "mode = 'rank': must be one of value, relative, mass, entry_quantile"),
         ({"normalise": "both"}, "normalise = 'both': must be one of none, renormalise, other_bin, teacher"),
         ({"gate": "hard"}, "gate = 'hard': must be one of straight_through, soft, none"),
-        ({"hidden": 0}, "hidden = 0: must be at least 1"),
-        ({"upper_bias": INF}, "upper_bias = inf: must be finite"),
         ({"gate_temperature": 0.0}, "gate_temperature = 0.0: must be above 0"),
         ({"fixed_interval": (0.5, 0.2)}, r"fixed_interval = \(0.5, 0.2\): must be 0 <= lower <= upper <= 1"),
         ({"mass_floor": 1.0}, r"mass_floor = 1.0: must lie in \(0, 1\)"),
@@ -339,3 +280,49 @@ def test_half_precision_inputs_are_computed_in_single(config):
 def test_a_setting_out_of_range_is_refused_by_name(setting, message):
     with pytest.raises(ConfigError, match=message):
         DacKLConfig(**setting)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 511, 512, 513, 520, 528])
+def test_up_to_528_classes_the_compact_form_is_the_exact_one(vocabulary):
+    logq_NV, logp_NV = log_rows(60, 3, vocabulary).float(), log_rows(61, 3, vocabulary).float()
+    results = []
+    for reading in get_args(SortedInput):
+        dac = DacKL(DacKLConfig(network=ClipNetworkConfig(hidden=4, sorted=reading)), vocabulary, seed=3)
+        logits = logq_NV.clone().requires_grad_()
+        divergence_N, rows = run(dac, logits, logp_NV)
+        results.append([divergence_N, logits.grad, *rows.values(), *(parameter.grad for parameter in dac.parameters())])
+    torch.testing.assert_close(*results)
+
+
+# --- compiled -----------------------------------------------------------------------------------------------------------
+
+
+def values_and_gradients(function, dac: DacKL, logits: torch.Tensor, logp_NV: torch.Tensor) -> list[torch.Tensor]:
+    """Of the divergence and its rows as `function` has them, from student logits on."""
+    leaf, parameters = logits.clone().requires_grad_(), [p for p in dac.parameters() if p.requires_grad]
+    divergence_N, rows = function(leaf, logp_NV)
+    return [divergence_N.detach(), *rows.values(), *torch.autograd.grad(divergence_N.sum(), [leaf, *parameters])]
+
+
+def assert_compiled_equals_plain(config: DacKLConfig, vocabulary: int, backend: str) -> None:
+    dac = DacKL(config, vocabulary, seed=14)
+    logits, logp_NV = log_rows(70, 5, vocabulary).float(), log_rows(71, 5, vocabulary).float()
+
+    def from_logits(logits_NV, logp_NV):
+        return dac(torch.log_softmax(logits_NV, dim=-1), logp_NV)
+
+    torch._dynamo.reset()  # one function is compiled eight times at most in a process
+    compiled = torch.compile(from_logits, fullgraph=True, dynamic=False, backend=backend)
+    wanted = values_and_gradients(from_logits, dac, logits, logp_NV)
+    torch.testing.assert_close(values_and_gradients(compiled, dac, logits, logp_NV), wanted, rtol=1e-5, atol=1e-6)
+
+
+@every_example
+def test_every_reading_is_traced_without_a_break_with_its_gradients(config):
+    assert_compiled_equals_plain(config, 12, "aot_eager")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_code_equals_plain_code():
+    network = ClipNetworkConfig(hidden=4, upper_bias=2.0, lower_bias=-2.0)
+    assert_compiled_equals_plain(DacKLConfig(network=network, mass_floor=0.9), 9000, "inductor")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from redistill.contracts import Batch
+from redistill.contracts import Batch, TokenSequence
+from redistill.data.collate import collate
 from redistill.models.initialise import fresh_model
 from redistill.teachers import LocalTeacher
 from redistill.tensors import pad
@@ -46,7 +47,7 @@ def make_batch(num_sampled, num_sampled_rows):
 
 
 @pytest.mark.parametrize("vocabulary", [40, 33])
-def test_rows_are_the_full_models_log_probabilities(vocabulary):
+def test_rows_are_the_full_models_distributions(vocabulary):
     model = fresh_model(LLAMA, seed=1)
     batch = make_batch(2, 4)
     with torch.no_grad():
@@ -54,9 +55,9 @@ def test_rows_are_the_full_models_log_probabilities(vocabulary):
     expected = logits.flatten(0, 1)[batch.position_N[:4]].double().log_softmax(-1)
     target = LocalTeacher(model, vocabulary=vocabulary, device="cpu").rows(batch)
     for rows in (slice(0, 4), slice(1, 3), slice(3, 4)):
-        logp_nV = target(rows)
-        assert logp_nV.dtype == torch.float32 and not logp_nV.requires_grad
-        torch.testing.assert_close(logp_nV.double(), expected[rows], rtol=0, atol=1e-5)
+        logits_nV = target(rows)
+        assert logits_nV.dtype == torch.float32 and not logits_nV.requires_grad
+        torch.testing.assert_close(logits_nV.double().log_softmax(-1), expected[rows], rtol=0, atol=1e-5)
 
 
 def test_a_row_has_the_same_distribution_inside_and_outside_autocast():
@@ -98,6 +99,45 @@ def test_rows_that_are_not_finite_are_counted_as_they_are_handed_out(fault):
     with torch.no_grad():
         model.get_output_embeddings().weight[7, 3] = fault  # one class of 40; the sign of its logit is the hidden state's
     target = teacher.rows(batch)
-    logp_NV = torch.cat([target(slice(0, 1)), target(slice(1, 4))])
+    logp_NV = torch.cat([target(slice(0, 1)), target(slice(1, 4))]).log_softmax(dim=-1)
     assert teacher.take_faults() == int(logp_NV.isnan().any(dim=-1).sum()) > 0
     assert teacher.take_faults() == 0
+
+
+def of_tokens(rows):
+    """The rows' sequences as a batch of sampled ones; targets start at the third token."""
+    sequences = [
+        TokenSequence(sample=i, token_ids=tuple(row), supervised=(False, False) + (True,) * (len(row) - 2), origin="student")
+        for i, row in enumerate(rows)
+    ]
+    return collate((), sequences, pad_id=0)
+
+
+@pytest.mark.parametrize("in_training", [False, True], ids=["read as remembered", "read in autocast"])
+def test_what_it_remembers_of_drafts_does_not_change_what_it_says_of_their_revisions(in_training):
+    """Autocast reads with another precision than what is known, so all is read."""
+    model = fresh_model(LLAMA, seed=1)
+    teacher, plain = (LocalTeacher(model, vocabulary=40, device="cpu") for _ in range(2))
+    revisions = of_tokens([[*ROWS[0][:3], 20, 21, 22, 23], ROWS[1], [*ROWS[2][:5], 9, 9]])
+    read = []
+    model.model.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True)
+    with teacher.remembering():
+        teacher.rows(of_tokens(ROWS))
+    read.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_training):
+        target, expected = teacher.rows(revisions), plain.rows(revisions)
+    rows = slice(0, revisions.num_sampled_rows)
+    torch.testing.assert_close(target(rows).log_softmax(-1), expected(rows).log_softmax(-1), rtol=1e-5, atol=1e-5)
+    whole = revisions.input_ids_BT.numel()
+    assert read == ([whole, whole] if in_training else [2 * 3, whole]), "two rows, three tokens at most behind what is known"
+
+
+def test_a_new_step_forgets_the_last_one():
+    model = fresh_model(LLAMA, seed=1)
+    teacher, read = LocalTeacher(model, vocabulary=40, device="cpu"), []
+    model.model.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"].shape[0]), with_kwargs=True)
+    for _ in range(2):
+        with teacher.remembering():
+            teacher.rows(of_tokens(ROWS))
+            teacher.rows(of_tokens(ROWS))
+    assert read == [3, 3]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from redistill import checkpoint, files, training
-from redistill.bench import Bench
+from redistill.bench import Bench, open_bench
 from redistill.contracts import Draw, TokenSequence
+from redistill.data.grouping import Reading
 from redistill.errors import ConfigError, TrainingError
 from redistill.objectives import Objective, PretrainingConfig
 from redistill.run import train_student
@@ -20,8 +21,9 @@ from tests.worlds import tiny_run
 # --- micro-batches ------------------------------------------------------------------------------------------------------
 
 
-def sequence(sample, origin="dataset"):
-    return TokenSequence(sample=sample, token_ids=(1, 2, 3), supervised=(False, True, True), origin=origin)
+def sequence(sample, origin="dataset", tokens=3):
+    supervised = (False,) + (True,) * (tokens - 1)
+    return TokenSequence(sample=sample, token_ids=tuple(range(1, tokens + 1)), supervised=supervised, origin=origin)
 
 
 def cut_in(size, gold, sampled, objective=None):
@@ -29,20 +31,51 @@ def cut_in(size, gold, sampled, objective=None):
     return cut(Draw(gold=tuple(gold), sampled=tuple(sampled)), size, parts)
 
 
-def test_a_draw_is_cut_into_micro_batches_that_keep_partners_together():
+def test_a_draw_is_cut_into_micro_batches_of_at_most_so_many_of_either_kind():
     gold, sampled = [sequence(i) for i in range(5)], [sequence(i, "student") for i in range(5)]
     batches = cut_in(2, gold, sampled)
-    assert [batch.samples for batch in batches] == [(0, 1, 0, 1), (2, 3, 2, 3), (4, 4)]
-    assert [batch.num_sampled for batch in batches] == [2, 2, 1]
+    assert sorted(sample for batch in batches for sample in batch.samples) == sorted([*range(5), *range(5)])
+    assert all(batch.num_sampled <= 2 and len(batch.samples) - batch.num_sampled <= 2 for batch in batches)
 
 
-def test_without_a_size_the_whole_share_is_one_micro_batch():
+def test_without_a_size_a_small_share_is_one_micro_batch():
     (batch,) = cut_in(None, [sequence(i) for i in range(5)], [])
     assert batch.samples == (0, 1, 2, 3, 4)
 
 
 def test_a_draw_of_one_kind_alone_is_cut_as_well():
-    assert [len(batch.samples) for batch in cut_in(2, [], [sequence(i, "student") for i in range(3)])] == [2, 1]
+    assert sorted(len(batch.samples) for batch in cut_in(2, [], [sequence(i, "student") for i in range(3)])) == [1, 2]
+
+
+def test_short_sequences_are_not_padded_to_the_longest_of_the_draw():
+    batches = cut_in(None, [sequence(0, tokens=200), sequence(1, tokens=9)], [sequence(2, "student", tokens=200)])
+    assert [batch.input_ids_BT.shape for batch in batches] == [(2, 200), (1, 9)]
+
+
+COSTS = {
+    "by length": Reading(start=0, most=1),
+    "two by two": Reading(start=60, most=150),
+    "at once": Reading(start=10**9, most=10**9),
+}
+
+
+def test_every_cut_gives_the_same_gradient(tmp_path, monkeypatch):
+    """Gold and revised sequences in one forward or in two, sorted or not: the coefficients are those of the global batch."""
+    found = {}
+    with open_bench(tiny_run(tmp_path, "mgsr", training={"batch_size": 6})) as bench:
+        parts = bench.parts()
+        draw = parts.objective.select(parts.policy.draw(0))
+        for name, cost in COSTS.items():
+            monkeypatch.setattr(training, "reading", lambda device, cost=cost: cost)
+            batches, _, sums = training.gradients(draw, parts, 0)
+            gradient = {n: p.grad.clone() for n, p in bench.student.named_parameters() if p.grad is not None}
+            found[name] = (len(batches), sums, gradient)
+            parts.optimizer.zero_grad(set_to_none=True)
+    (most, *_), _, (one, sums, gradient) = found.values()
+    assert one == 1 < most
+    for _, other_sums, other in found.values():
+        assert other_sums == pytest.approx(sums, rel=1e-5) and other.keys() == gradient.keys()
+        assert all((other[name] - value).norm() <= 1e-5 * value.norm() + 1e-9 for name, value in gradient.items())
 
 
 # --- the loop -----------------------------------------------------------------------------------------------------------

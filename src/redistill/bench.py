@@ -21,12 +21,15 @@ from redistill.data.corpus import load_corpus
 from redistill.errors import ConfigError
 from redistill.guards import CollapseMonitor, EarlyStopping, Event, Halving, UpdateGuard
 from redistill.methods import method
+from redistill.models.families import head
 from redistill.models.generate import generate
 from redistill.models.lora import load_trainable_state, save_student
+from redistill.models.prefix import PrefixMemory, PrefixReader
 from redistill.models.student import StudentModule
 from redistill.optimiser import parameter_groups
 from redistill.policies import Adaptive, GoldBatches, Policy, PolicyTools, Revision, Shuffled
 from redistill.policies.legacy import legacy_sequence
+from redistill.policies.revised import revises
 from redistill.spans.extract import load_extractor
 from redistill.spans.mark import SpanMarker
 from redistill.teachers import LocalTeacher
@@ -85,8 +88,14 @@ class Bench:
         self.teacher = (
             None if models.teacher is None else LocalTeacher(models.teacher, vocabulary=models.vocabulary, device=device)
         )
+        if self.teacher is not None:
+            self.method.objective.check_teacher(self.teacher.capabilities)
         self.divergence = self.method.objective.build_divergence(models.vocabulary, config.seed)
-        self.student = StudentModule(models.student, vocabulary=models.vocabulary, divergence=self.divergence).to(device)
+        self.student = StudentModule(
+            models.student, vocabulary=models.vocabulary, divergence=self.divergence, compile=config.training.compile
+        ).to(device)
+        self._reader = PrefixReader(models.student)
+        self._memory: PrefixMemory | None = None
         self.spans = load_extractor(config.data.spans) if self.method.objective.uses_spans else None
 
     def train(self) -> TrainingState:
@@ -145,7 +154,7 @@ class Bench:
     ) -> list[Generation]:
         """The current student's continuations, or its mixture's with the teacher (contracts.Generate, GenerateMixture)."""
         mixture = {"teacher": self.models.teacher, "teacher_share": teacher_share} if teacher_share else {}
-        return self._written_by(self.student.model, requests, sampling, **mixture)
+        return self._written_by(self.student.model, requests, sampling, memory=self._memory, **mixture)
 
     def generate_teacher(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """The teacher's continuations (contracts.Generate)."""
@@ -153,7 +162,7 @@ class Bench:
         return self._written_by(self.models.teacher, requests, sampling)
 
     def _written_by(
-        self, model: nn.Module, requests: Sequence[GenerationRequest], sampling: Sampling, **mixture: Any
+        self, model: nn.Module, requests: Sequence[GenerationRequest], sampling: Sampling, **more: Any
     ) -> list[Generation]:
         with self.accelerator.autocast():
             # Begun anew with fewer at once where memory runs out: what is written does not depend on that.
@@ -167,7 +176,7 @@ class Bench:
                     pad_id=self.models.pad_id,
                     batch_size=size,
                     vocabulary=self.models.vocabulary,
-                    **mixture,
+                    **more,
                 )
             )
         self.meter.add(sum(len(generation.token_ids) for generation in written))
@@ -178,7 +187,23 @@ class Bench:
         """The current student's hidden states of a batch's rows, in evaluation mode."""
         self.student.eval()
         with self.accelerator.autocast():
-            return self.student.rows(batch)
+            hidden_ND = self._reader.rows(
+                batch.input_ids_BT, batch.attention_mask_BT, batch.position_N, self._memory, remember=self._memory is not None
+            )
+        return hidden_ND, head(self.student.model, self.models.vocabulary)
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """While sequences are drawn that are read again, both models remember what they have read of them."""
+        if self.teacher is None or not revises(self.method.policy):
+            yield
+            return
+        with self.teacher.remembering():
+            self._memory = PrefixMemory()
+            try:
+                yield
+            finally:
+                self._memory = None
 
     def validate(self) -> dict[str, float]:
         """Scores that choose the best checkpoint: one sampled answer a prompt, and the reading of the gold one."""
@@ -278,7 +303,8 @@ class Bench:
         special = (*self.models.end_ids, *self.models.tokenizer.all_special_ids)
         marker = None if self.spans is None else SpanMarker(self.spans, self.models.tokenizer, special)
         rewrite = None if self.config.compat is None else partial(legacy_sequence, end_id=self.models.end_ids[0])
-        return Policy(gold, self.method.policy.bind(tools), marker, corpus=self._corpus_batches(), rewrite=rewrite)
+        source, corpus = self.method.policy.bind(tools), self._corpus_batches()
+        return Policy(gold, source, marker, corpus=corpus, rewrite=rewrite, drawing=self._drawing)
 
     def _read_corpus(self) -> Sequence[TokenSequence]:
         """Blocks of plain text for the pre-training term: no more than the run reads, or memory should hold."""

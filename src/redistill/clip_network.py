@@ -1,18 +1,62 @@
 """f_sub, the network that predicts which interval of the teacher DAC-KL keeps, and the gates through which it learns.
 
 Source: MGSR (arXiv 2407.10068), Eq. 6.  Which classes an interval keeps and what becomes of them is told in clipping.py.
+
+What costs here is reading V probabilities three times: as they are, sorted, and the student's.  The two unsorted readings are
+narrow products.  The sorted one is either exact, a sort and a third product, or compact, the largest probabilities and the
+masses of buckets of ranks below them, which a histogram finds in a third of a sort's time.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from redistill.errors import ConfigError
 from redistill.randomness import torch_seed
 from redistill.tensors import loss_dtype
+
+SortedInput = Literal["exact", "compact"]
+
+TOP_CLASSES = 512
+TAIL_BUCKETS = 16
+HISTOGRAM_CLASSES = 8192  # from so many classes on, a histogram is faster than a sort on a CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipNetworkConfig:
+    """f_sub, the network that predicts DAC-KL's interval from a row of the teacher and of the student.
+
+    Args:
+        hidden: Hidden units.
+        sorted: How sort(p) of Eq. 6 is read: "exact", all of it, or "compact", the 512 largest probabilities and the masses of
+            16 buckets of the ranks below them; the same up to 528 classes.
+        upper_bias, lower_bias: Logits at which u and l start; None takes the mode's own, which keep most of the mass.  With
+            0 and 0, the literal start, mode "value" keeps the target alone.
+
+    Raises:
+        ConfigError: a field is out of range.
+    """
+
+    hidden: int = 64
+    sorted: SortedInput = "compact"
+    upper_bias: float | None = None
+    lower_bias: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1:
+            raise ConfigError(f"hidden = {self.hidden}: must be at least 1; 64 is usual")
+        if self.sorted not in get_args(SortedInput):
+            raise ConfigError(f"sorted = {self.sorted!r}: must be one of {', '.join(get_args(SortedInput))}")
+        for name in ("upper_bias", "lower_bias"):
+            if not math.isfinite(getattr(self, name) or 0.0):
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be finite; leave it out for the mode's own")
 
 
 class ClipNetwork(nn.Module):
@@ -21,22 +65,27 @@ class ClipNetwork(nn.Module):
     .. math:: u, l = \sigma\bigl(f_{sub}([p \mid \mathrm{sort}_\downarrow(p) \mid q])\bigr), \quad l \in [0, u]
         \quad\text{(Eq. 6)}
 
-    One hidden layer with GELU.  Its first layer is three [V, hidden] maps whose outputs are added, which equals one map of
-    the concatenation and never builds it.  The interval is in (0, 1); l is cut to u where it exceeds it.
+    One hidden layer with GELU.  Its first layer is three maps whose outputs are added, which equals one map of the
+    concatenation and never builds it.  The interval is in (0, 1); l is cut to u where it exceeds it.
 
     A row's inputs have a norm of about 1 however large V is, so the first layer starts with unit normal weights (those of a
     layer of 3V inputs would leave the hidden units at 0, and them without gradient); the last one starts so small that every
-    row begins at the biases: u = 0.98, l = 9e-4.  With both biases 0, the literal start, u = l = 0.5 keeps the target alone.
+    row begins at the biases.
 
     Args:
         vocabulary: V.
-        hidden: Hidden units.
-        upper_bias, lower_bias: Where the logits of u and l start.
+        config: Its size, and how it reads the sorted row.
+        start: Logits of u and l at the start, where the configuration leaves them out: by default u = 0.98, l = 9e-4.
         seed: Seed of the initial weights; the same on every process.
     """
 
     def __init__(
-        self, vocabulary: int, *, hidden: int = 64, upper_bias: float = 4.0, lower_bias: float = -7.0, seed: int = 0
+        self,
+        vocabulary: int,
+        config: ClipNetworkConfig = ClipNetworkConfig(),
+        *,
+        start: tuple[float, float] = (4.0, -7.0),
+        seed: int = 0,
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(torch_seed(seed, "clip-network"))
@@ -44,12 +93,17 @@ class ClipNetwork(nn.Module):
         def normal(*shape: int, std: float) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, dtype=torch.float32).normal_(std=std, generator=generator))
 
-        self.teacher_weight = normal(hidden, vocabulary, std=1.0)
-        self.sorted_weight = normal(hidden, vocabulary, std=1.0)
-        self.student_weight = normal(hidden, vocabulary, std=1.0)
-        self.hidden_bias = nn.Parameter(torch.zeros(hidden))
-        self.output_weight = normal(2, hidden, std=0.01 / math.sqrt(hidden))
-        self.output_bias = nn.Parameter(torch.tensor([upper_bias, lower_bias], dtype=torch.float32))
+        self.edges = None if config.sorted == "exact" else rank_edges(vocabulary)
+        num_ranked = vocabulary if self.edges is None else self.edges[0] + len(self.edges) - 1
+        # [V, hidden] rather than nn.Linear's [hidden, V]: twice as fast a product for the gradient.
+        self.teacher_weight = normal(vocabulary, config.hidden, std=1.0)
+        self.student_weight = normal(vocabulary, config.hidden, std=1.0)
+        self.sorted_weight = normal(num_ranked, config.hidden, std=1.0)
+        self.hidden_bias = nn.Parameter(torch.zeros(config.hidden))
+        self.output_weight = normal(2, config.hidden, std=0.01 / math.sqrt(config.hidden))
+        upper, lower = (config.upper_bias, config.lower_bias)
+        biases = [start[0] if upper is None else upper, start[1] if lower is None else lower]
+        self.output_bias = nn.Parameter(torch.tensor(biases, dtype=torch.float32))
 
     def forward(self, p_NV: Tensor, q_NV: Tensor, sorted_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The interval of each row.
@@ -67,17 +121,108 @@ class ClipNetwork(nn.Module):
             >>> bool((lower_N <= upper_N).all())
             True
         """
-        sorted_NV = sort_descending(p_NV) if sorted_NV is None else sorted_NV
-        dtype = self.teacher_weight.dtype
-        assert dtype == loss_dtype(self.teacher_weight), f"the clip network stays in float32, not {dtype}"
+        dtype = self.output_weight.dtype
+        assert dtype == loss_dtype(self.output_weight), f"the clip network stays in float32, not {dtype}"
+        p_NV, q_NV = p_NV.detach(), q_NV.detach()
         with torch.autocast(device_type=p_NV.device.type, enabled=False):
-            hidden_NH = functional.linear(p_NV.detach().to(dtype), self.teacher_weight, self.hidden_bias)
-            hidden_NH = hidden_NH + functional.linear(sorted_NV.detach().to(dtype), self.sorted_weight)
-            hidden_NH = hidden_NH + functional.linear(q_NV.detach().to(dtype), self.student_weight)
+            hidden_NH = torch.addmm(self.hidden_bias, p_NV.to(dtype), self.teacher_weight)
+            hidden_NH = hidden_NH + q_NV.to(dtype) @ self.student_weight
+            hidden_NH = hidden_NH + self._ranked(p_NV, sorted_NV).to(dtype) @ self.sorted_weight
             upper_N, lower_N = (
                 functional.linear(functional.gelu(hidden_NH), self.output_weight, self.output_bias).sigmoid().unbind(dim=-1)
             )
         return torch.minimum(lower_N, upper_N), upper_N
+
+    def _ranked(self, p_NV: Tensor, sorted_NV: Tensor | None) -> Tensor:
+        """What is read of the sorted row."""
+        if self.edges is None:
+            return sort_descending(p_NV) if sorted_NV is None else sorted_NV
+        if sorted_NV is not None:
+            return top_and_masses(sorted_NV, self.edges)
+        return compact_ranks(p_NV, self.edges)
+
+
+# --- the sorted row -----------------------------------------------------------------------------------------------------
+
+
+def rank_edges(vocabulary: int) -> tuple[int, ...]:
+    """How many ranks lie above each bucket of the compact form, and V.
+
+    The first 512 ranks stand alone.  Those below fall into 16 buckets, each wider than the last by the same factor, or, where
+    there are fewer ranks than that, into buckets of one.  No bucket is empty, so that K = min(V, 528) numbers tell the row.
+
+    Example:
+        >>> rank_edges(50257)[:3], rank_edges(515), rank_edges(100)
+        ((512, 682, 909), (512, 513, 514, 515), (100,))
+    """
+    edges = [min(TOP_CLASSES, vocabulary)]
+    num_buckets = min(TAIL_BUCKETS, vocabulary - edges[0])
+    for bucket in range(1, num_buckets + 1):
+        geometric = round(TOP_CLASSES * (vocabulary / TOP_CLASSES) ** (bucket / num_buckets))
+        edges.append(min(max(geometric, edges[-1] + 1), vocabulary - (num_buckets - bucket)))
+    return tuple(edges)
+
+
+def top_and_masses(sorted_NV: Tensor, edges: Sequence[int]) -> Tensor:
+    """The compact form of rows in descending order: the ranks above the first edge, and the mass from each edge to the next."""
+    masses = [sorted_NV[:, start:stop].sum(dim=-1, keepdim=True) for start, stop in pairwise(edges)]
+    return torch.cat([sorted_NV[:, : edges[0]], *masses], dim=-1)
+
+
+# The two below are operators of torch's, so that a compiled graph goes through them without a look inside.
+
+
+@torch.library.custom_op("redistill::sort_descending", mutates_args=())
+def sort_descending(p_NV: Tensor) -> Tensor:
+    """p in descending order; NumPy's vectorised sort is 4 to 20 times faster than torch's on a CPU."""
+    if p_NV.device.type != "cpu":
+        return torch.sort(p_NV, dim=-1, descending=True).values
+    negated_NV = np.negative(p_NV.numpy())
+    negated_NV.sort(axis=-1)
+    return torch.from_numpy(np.negative(negated_NV, out=negated_NV))
+
+
+@sort_descending.register_fake
+def _(p_NV: Tensor) -> Tensor:
+    return torch.empty_like(p_NV, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("redistill::compact_ranks", mutates_args=())
+def compact_ranks(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
+    """`top_and_masses` of rows in any order; wide rows on a CPU are not sorted for it."""
+    if p_NV.device.type != "cpu" or p_NV.dtype != torch.float32 or p_NV.shape[1] < HISTOGRAM_CLASSES:
+        return top_and_masses(sort_descending(p_NV), edges)
+    ranked_NK = p_NV.new_empty(p_NV.shape[0], edges[0] + len(edges) - 1)
+    for p_V, ranked_K in zip(p_NV.contiguous().numpy(), ranked_NK.numpy(), strict=True):
+        ranked_K[:] = _compact_row(p_V, np.array(edges))
+    return ranked_NK
+
+
+@compact_ranks.register_fake
+def _(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
+    return p_NV.new_empty(p_NV.shape[0], edges[0] + len(edges) - 1)
+
+
+def _compact_row(p_V: np.ndarray[Any, Any], edges: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """One row by its histogram over the upper 16 bits of the floats, which are in the order of their values.
+
+    Only the classes of bins that hold the top or that an edge cuts are sorted, so the masses are exact.
+    """
+    bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
+    count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # from the largest down
+    through_B = count_B.cumsum()
+    cut_E = through_B.searchsorted(edges)  # the bin that each edge lies in, or at the end of
+    sorted_B = np.arange(len(count_B)) <= cut_E[0]
+    sorted_B[cut_E] = True
+    members = np.sort(p_V[sorted_B[::-1][bits_V]])[::-1]
+    sums = np.concatenate([[0.0], members.cumsum(dtype=np.float64)])
+    first_E = (count_B * sorted_B).cumsum()[cut_E] - count_B[cut_E]  # of each cut bin among the members
+    stop_E = first_E + edges - (through_B - count_B)[cut_E]
+    above_E = (mass_B.cumsum() - mass_B)[cut_E] + sums[stop_E] - sums[first_E]
+    return np.concatenate([members[: edges[0]], np.diff(above_E)])
+
+
+# --- the gates ----------------------------------------------------------------------------------------------------------
 
 
 def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: float) -> Tensor:
@@ -86,34 +231,32 @@ def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: floa
     return above_NV * ((high_N.unsqueeze(-1) - score_NV) / temperature).sigmoid()
 
 
+def at_class(class_N1: Tensor, num_classes: int) -> Tensor:
+    """True at one class of each row, [N, V]; a comparison, since compiled code is slow at scattering."""
+    return torch.arange(num_classes, device=class_N1.device) == class_N1
+
+
 class StraightThrough(torch.autograd.Function):
-    """Forward the hard mask, backward the soft gate, which is built only then; the target's gate has no gradient."""
+    """Forward the hard mask, backward the slope of `soft_gate`, which is taken only then; the target's gate has none."""
 
     @staticmethod
     def forward(
-        ctx: Any, low_N: Tensor, high_N: Tensor, score_NV: Tensor, keep_NV: Tensor, target_N1: Tensor | None, temperature: float
+        low_N: Tensor, high_N: Tensor, score_NV: Tensor, keep_NV: Tensor, target_N1: Tensor | None, temperature: float
     ) -> Tensor:
-        ctx.save_for_backward(low_N, high_N, score_NV, target_N1)
-        ctx.temperature = temperature
         return keep_NV.to(score_NV.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        low_N, high_N, score_NV, _, target_N1, ctx.temperature = inputs
+        ctx.save_for_backward(low_N, high_N, score_NV, target_N1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         low_N, high_N, score_NV, target_N1 = ctx.saved_tensors
-        (gradient_NV,) = gradients
+        above_NV = ((score_NV - low_N.unsqueeze(-1)) / ctx.temperature).sigmoid()
+        below_NV = ((high_N.unsqueeze(-1) - score_NV) / ctx.temperature).sigmoid()
+        slope_NV = gradients[0] * above_NV * below_NV / ctx.temperature
         if target_N1 is not None:
-            gradient_NV = gradient_NV.scatter(-1, target_N1, 0.0)
-        with torch.enable_grad():
-            ends = low_N.detach().requires_grad_(), high_N.detach().requires_grad_()
-            gate_NV = soft_gate(score_NV, *ends, ctx.temperature)
-        return *torch.autograd.grad(gate_NV, ends, gradient_NV), None, None, None, None
-
-
-@torch.no_grad()
-def sort_descending(p_NV: Tensor) -> Tensor:
-    """p in descending order; NumPy's vectorised sort is 4 to 20 times faster than torch's on a CPU."""
-    if p_NV.device.type != "cpu":
-        return torch.sort(p_NV, dim=-1, descending=True).values
-    negated_NV = np.negative(p_NV.numpy())
-    negated_NV.sort(axis=-1)
-    return torch.from_numpy(np.negative(negated_NV, out=negated_NV))
+            slope_NV = slope_NV.masked_fill(at_class(target_N1, slope_NV.shape[-1]), 0.0)
+        low_gradient_N = -(slope_NV * (1 - above_NV)).sum(dim=-1)
+        return low_gradient_N, (slope_NV * (1 - below_NV)).sum(dim=-1), None, None, None, None

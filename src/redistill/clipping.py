@@ -10,14 +10,14 @@ pays for: nothing is concatenated, and the soft gate is rebuilt in the backward 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redistill.clip_network import ClipNetwork, StraightThrough, soft_gate
+from redistill.clip_network import ClipNetwork, ClipNetworkConfig, StraightThrough, at_class, soft_gate
 from redistill.errors import ConfigError
 from redistill.tensors import loss_dtype
 
@@ -77,13 +77,14 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
     """
     logp_NV = logp_NV.double()
     ends = _ends(lower_N.double(), upper_N.double(), mode)
-    return _inside(_score(logp_NV, mode)[0], *ends, mode, logp_NV.argmax(dim=-1, keepdim=True) if keep_target else None)
+    score_NV, _ = _score(logp_NV, logp_NV.exp(), mode)
+    return _inside(score_NV, *ends, mode, logp_NV.argmax(dim=-1, keepdim=True) if keep_target else None)
 
 
-def _score(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
+def _score(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
     """What the mode bounds ("entry_quantile": 1 - s, exact at the top), and p in descending order where it was sorted."""
     if mode == "value":
-        return logp_NV.exp(), None
+        return p_NV, None
     if mode == "relative":
         return (logp_NV - logp_NV.amax(dim=-1, keepdim=True)).exp(), None
     # A double, so that no two different log-probabilities become equal.
@@ -109,7 +110,7 @@ def _inside(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_
     low_N1, high_N1 = low_N.to(score_NV.dtype).unsqueeze(-1), high_N.to(score_NV.dtype).unsqueeze(-1)
     keep_NV = score_NV >= low_N1
     keep_NV &= score_NV < high_N1 if mode == "mass" else score_NV <= high_N1
-    return keep_NV if target_N1 is None else keep_NV.scatter_(-1, target_N1, True)
+    return keep_NV if target_N1 is None else keep_NV | at_class(target_N1, keep_NV.shape[-1])
 
 
 # --- the divergence on the kept classes ---------------------------------------------------------------------------------
@@ -191,9 +192,7 @@ class DacKLConfig:
         normalise: "none" is Eq. 8; see `clipped_divergence`.
         gate: How f_sub learns through the interval: "straight_through" (hard mask forward, soft gate backward), "soft" (the
             gate in both), or "none" (f_sub stays as it started, as the hard set of Eq. 7 taken literally has no gradient).
-        hidden: Hidden units of f_sub.
-        upper_bias, lower_bias: Logits at which u and l start; None takes the mode's own, which keep most of the mass.  With
-            0 and 0, the literal start, mode "value" keeps the target alone.
+        network: f_sub.
         mass_floor: Guard against collapse, not in the paper: adds 10 relu(floor - P)^2, in (0, 1); 0.9 is robust.
         keep_target: Whether the teacher's arg max is always kept (Eq. 7's max); Table 3b drops it.
         target_twice: Whether it counts once for that and once more where the interval holds it; needs `normalise: none`.
@@ -208,9 +207,7 @@ class DacKLConfig:
     mode: Mode = "value"
     normalise: Normalise = "none"
     gate: Gate = "straight_through"
-    hidden: int = 64
-    upper_bias: float | None = None
-    lower_bias: float | None = None
+    network: ClipNetworkConfig = field(default_factory=ClipNetworkConfig)
     mass_floor: float | None = None
     keep_target: bool = True
     target_twice: bool = False
@@ -222,11 +219,6 @@ class DacKLConfig:
         for name, choices in (("mode", get_args(Mode)), ("normalise", get_args(Normalise)), ("gate", get_args(Gate))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} = {getattr(self, name)!r}: must be one of {', '.join(choices)}")
-        if self.hidden < 1:
-            raise ConfigError(f"hidden = {self.hidden}: must be at least 1; 64 is usual")
-        for name in ("upper_bias", "lower_bias"):
-            if not math.isfinite(getattr(self, name) or 0.0):
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be finite; leave it out for the mode's own")
         if self.gate_temperature is not None and not 0 < self.gate_temperature < math.inf:
             raise ConfigError(f"gate_temperature = {self.gate_temperature}: must be above 0; leave it out for the mode's own")
         if self.target_twice and (self.normalise != "none" or not self.keep_target):
@@ -262,13 +254,15 @@ class DacKLConfig:
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
         """One of each reading, for the laws."""
+        small, exact = ClipNetworkConfig(hidden=4), ClipNetworkConfig(hidden=4, sorted="exact")
+        biased = ClipNetworkConfig(hidden=4, upper_bias=3.0, lower_bias=-1.0)
         return (
-            cls(hidden=4),
-            cls(hidden=4, mode="mass", normalise="other_bin", mass_floor=0.9),
-            cls(hidden=4, mode="relative", target_twice=True),
-            cls(hidden=4, mode="entry_quantile", gate="soft", upper_bias=3.0, lower_bias=-1.0),
-            cls(hidden=4, gate="soft", normalise="teacher"),
-            cls(hidden=4, gate="none", normalise="renormalise", keep_target=False),
+            cls(network=small),
+            cls(network=exact, mode="mass", normalise="other_bin", mass_floor=0.9),
+            cls(network=small, mode="relative", target_twice=True),
+            cls(network=biased, mode="entry_quantile", gate="soft"),
+            cls(network=exact, gate="soft", normalise="teacher"),
+            cls(network=small, gate="none", normalise="renormalise", keep_target=False),
             cls(fixed_interval=(0.01, 0.5)),
             cls(mode="entry_quantile", fixed_top=3),
         )
@@ -292,9 +286,7 @@ class DacKL(nn.Module):
         self.temperature = config.gate_temperature or GATE_TEMPERATURE[config.mode]
         self.network = None
         if config.has_network:
-            chosen = (config.upper_bias, config.lower_bias)
-            upper, lower = (own if bias is None else bias for bias, own in zip(chosen, START[config.mode], strict=True))
-            self.network = ClipNetwork(vocabulary, hidden=config.hidden, upper_bias=upper, lower_bias=lower, seed=seed)
+            self.network = ClipNetwork(vocabulary, config.network, start=START[config.mode], seed=seed)
             self.network.requires_grad_(config.gate != "none")  # else weight decay would move what no gradient does
 
     def forward(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -312,7 +304,7 @@ class DacKL(nn.Module):
         p_NV = logp_NV.exp()
         top_N1 = p_NV.argmax(dim=-1, keepdim=True)
         target_N1 = top_N1 if self.config.keep_target else None
-        score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV)
+        score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, p_NV)
         ends = _ends(lower_N, upper_N, self.config.mode)
         keep_NV = _inside(score_NV, *ends, self.config.mode, target_N1)
         gate_NV = self._gate(score_NV, logp_NV, keep_NV, ends, target_N1)
@@ -330,7 +322,7 @@ class DacKL(nn.Module):
             "kept_classes": kept_N,
             "lower": lower_N,
             "upper": upper_N,
-            "target_only": (kept_N == 1) & keep_NV.gather(-1, top_N1).squeeze(-1),
+            "target_only": (kept_N == 1) & (keep_NV & at_class(top_N1, keep_NV.shape[-1])).any(dim=-1),
         }
         return divergence_N, {name: row_N.detach().float() for name, row_N in rows.items()}
 
@@ -338,20 +330,20 @@ class DacKL(nn.Module):
     def kept(self, logq_NV: Tensor, logp_NV: Tensor) -> Tensor:
         """keep_NV, bool: the hard set S of each row, as `forward` finds it; for the span loss of clipped vectors."""
         logp_NV = logp_NV.to(loss_dtype(logq_NV))
-        score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV)
+        score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, logp_NV.exp())
         target_N1 = logp_NV.argmax(dim=-1, keepdim=True) if self.config.keep_target else None
         return _inside(score_NV, *_ends(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
 
-    def _interval(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _interval(self, logq_NV: Tensor, logp_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the interval bounds, by class, and the interval of each row; the network reads what the mode has sorted."""
-        score_NV, sorted_NV = _score(logp_NV, self.config.mode)
+        score_NV, sorted_NV = _score(logp_NV, p_NV, self.config.mode)
         if self.network is None:
             top = self.config.fixed_top
             ends = (max(0.0, 1 - top / logp_NV.shape[-1]), 1.0) if top is not None else self.config.fixed_interval
             assert ends is not None, "without a network the interval is fixed"
             lower_N, upper_N = (logp_NV.new_full(logp_NV.shape[:1], end) for end in ends)
         else:
-            lower_N, upper_N = self.network(logp_NV.exp(), logq_NV.to(logp_NV.dtype).exp(), sorted_NV)
+            lower_N, upper_N = self.network(p_NV, logq_NV.detach().to(logp_NV.dtype).exp(), sorted_NV)
         return score_NV, lower_N.to(logp_NV.dtype), upper_N.to(logp_NV.dtype)
 
     def _gate(
@@ -368,4 +360,4 @@ class DacKL(nn.Module):
         if self.config.gate == "straight_through":
             return StraightThrough.apply(*ends, score_NV, keep_NV, target_N1, self.temperature)
         gate_NV = soft_gate(score_NV, *ends, self.temperature)
-        return gate_NV if target_N1 is None else gate_NV.scatter(-1, target_N1, 1.0)
+        return gate_NV if target_N1 is None else gate_NV.masked_fill(at_class(target_N1, gate_NV.shape[-1]), 1.0)

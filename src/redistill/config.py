@@ -45,7 +45,7 @@ class FinetuneConfig:
         updates: Optimiser steps in all; a number, or "3 epochs".
         learning_rate: At the start of its cosine.
         batch_size: Sequences of one update over all processes.
-        micro_batch_size: Sequences of one forward and backward on one process; None takes its whole share at once.
+        micro_batch_size: As `training.micro_batch_size`.
         evaluate_every: Updates (or epochs) between validations; 0 validates at the end alone.
         seed: Of its order and dropout; None takes 10 for a teacher, so that all training seeds have the same one, and the
             run's for a student.

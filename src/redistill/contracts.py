@@ -5,7 +5,7 @@ Nothing here computes a loss, loads a model, or reads a file.  docs/architecture
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -194,11 +194,22 @@ class Divergence(Protocol):
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor: ...
 
 
+class TopClasses(NamedTuple):
+    """A teacher's word where it lists K classes a row: their log-probabilities, and that of all other classes together."""
+
+    class_NK: torch.Tensor
+    logp_NK: torch.Tensor
+    log_rest_N: torch.Tensor
+
+
 class TeacherTarget(Protocol):
     """The teacher's word on the rows of one batch, handed out slice by slice so that no [N, V] tensor exists."""
 
-    def __call__(self, rows: slice) -> torch.Tensor:
-        """float32 log-probabilities logp_nV of the rows in `rows`, without gradient."""
+    def __call__(self, rows: slice) -> torch.Tensor | TopClasses:
+        """float32 logits_nV of the rows in `rows`, without gradient, for the reader to normalise; or the classes it lists.
+
+        Log-probabilities are logits too.
+        """
         ...
 
 

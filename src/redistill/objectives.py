@@ -16,7 +16,7 @@ from typing import Literal, Self
 from torch import nn
 
 from redistill.clipping import DacKL, DacKLConfig
-from redistill.contracts import Batch, Draw
+from redistill.contracts import Batch, Draw, TeacherCapabilities
 from redistill.contracts import Divergence as DivergenceCall
 from redistill.divergences import Divergence, ForwardKL, ReverseKL
 from redistill.errors import ConfigError
@@ -145,6 +145,19 @@ class Objective:
         """Whether a term compares with the teacher; a policy may need one all the same."""
         distils_corpus = self.pretraining is not None and self.pretraining.divergence_share > 0
         return self.uses_divergence or self.uses_spans or distils_corpus
+
+    def check_teacher(self, capabilities: TeacherCapabilities) -> None:
+        """Refuse a teacher that lists its most probable classes where a term needs them all.
+
+        Raises:
+            ConfigError: spans or DAC-KL, and such a teacher.
+        """
+        if capabilities.full_vocabulary:
+            return
+        if self.uses_spans:
+            raise ConfigError("span_weight: spans need the whole vocabulary of a teacher; set it to 0 for a top-k teacher")
+        if self.uses_divergence and isinstance(self.divergence, DacKLConfig):
+            raise ConfigError("divergence: dac_kl needs the whole vocabulary of a teacher; name another for a top-k teacher")
 
     def build_divergence(self, vocabulary: int, seed: int) -> DivergenceCall | nn.Module | None:
         """The divergence as something to call; DAC-KL gets its network here."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redistill.errors import ConfigError
+from redistill.vocab_pass import Compile
 
 _EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")
 
@@ -17,7 +18,8 @@ class TrainingConfig:
     Args:
         updates: Optimiser steps in all; a number, or passes over the training set such as "20 epochs".
         batch_size: Sequences of one update over all processes.
-        micro_batch_size: Sequences of one forward and backward on one process; None takes its whole share at once.
+        micro_batch_size: At most so many gold and so many sampled sequences in one forward and backward on one process; None
+            stops where more at once would be no faster.
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
         evaluate_every: Updates (or epochs) between validations, each of which may become the best checkpoint; 0 validates
             before the first update and after the last alone.
@@ -27,6 +29,8 @@ class TrainingConfig:
         patience: Validations without a better score before training stops; None trains to the end.
         log_every: Updates between lines of a log that is no terminal, and between updates whose revisions are kept.
         generation_batch_size: Sequences that one process writes or scores at once; independent of the micro-batch.
+        compile: What is compiled: "none", the terms on "rows" of logits, or "all" (the student's body in training too);
+            "auto" is "rows" where a compiler is there and the vocabulary is large enough to pay for its seconds.
 
     Raises:
         ConfigError: a value out of range.
@@ -43,6 +47,7 @@ class TrainingConfig:
     patience: int | None = None
     log_every: int = 10
     generation_batch_size: int = 64
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "micro_batch_size": 1, "keep": 1, "patience": 1, "log_every": 1, "generation_batch_size": 1}

@@ -22,6 +22,7 @@ from redistill import checkpoint, signals
 from redistill.contracts import Batch, Draw, SequencePolicy, Teacher, TokenSequence
 from redistill.contracts import Divergence as DivergenceCall
 from redistill.data.collate import collate
+from redistill.data.grouping import grouped, reading
 from redistill.errors import Interrupted
 from redistill.guards import (
     CollapseMonitor,
@@ -175,20 +176,17 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
 
 
 def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
-    """A process's share of the draw as micro-batches; the i-th gold and the i-th sampled sequence stay together."""
-    num = max(len(draw.gold), len(draw.sampled))
-    size = micro_batch_size or num
+    """A process's share of the draw as micro-batches, of sequences that are about as long; see `grouping.grouped`."""
+    device = parts.accelerator.device
     span_config = parts.objective.span if parts.objective.uses_spans else None
-    place: dict[str, Any] = {"pad_id": parts.pad_id, "device": parts.accelerator.device}
+    place: dict[str, Any] = {"pad_id": parts.pad_id, "device": device}
     pretraining = parts.objective.pretraining
     distilled = pretraining is not None and pretraining.divergence_share > 0
-    corpus = [draw.corpus[start : start + size] for start in range(0, len(draw.corpus), size)]
+    corpus = grouped(draw.corpus, draw.corpus if distilled else (), micro_batch_size, reading(device))
+    task = grouped(draw.gold, draw.sampled, micro_batch_size, reading(device))
     return [
-        *(collate(blocks, blocks if distilled else (), role="pretraining", **place) for blocks in corpus),
-        *(
-            collate(draw.gold[start : start + size], draw.sampled[start : start + size], span_config=span_config, **place)
-            for start in range(0, num, size)
-        ),
+        *(collate(gold, sampled, role="pretraining", **place) for gold, sampled in corpus),
+        *(collate(gold, sampled, span_config=span_config, **place) for gold, sampled in task),
     ]
 
 
@@ -213,8 +211,7 @@ def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts,
         if sums is not None:
             return batches, counts, sums
         parts.optimizer.zero_grad(set_to_none=True)
-        largest = max(gather_object([max(len(draw.gold), len(draw.sampled), len(draw.corpus))]))
-        micro_batch.halve(min(largest, micro_batch.size or largest))
+        micro_batch.halve(max(gather_object([max(map(_most_of_a_kind, batches), default=1)])))
 
 
 def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float] | None:
@@ -236,15 +233,21 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[st
     """This process's part of the gradient, and of the terms' sums."""
     student = _student(parts)
     student.train(parts.objective.policy_gradient is None)
-    sums: dict[str, float] = {}
+    sums: dict[str, torch.Tensor] = {}
     for batch in batches:
         signals.poll()
         target = parts.teacher.rows(batch) if parts.teacher is not None and batch.num_sampled else None
         objective, batch_sums = student(batch, target, terms(parts.objective, counts, batch, parts.divergence))
         parts.accelerator.backward(objective)
         for name, value in batch_sums.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-    return {**sums, _FAULTS: parts.teacher_faults()}
+            sums[name] = sums[name] + value.double() if name in sums else value.double()
+    values = torch.stack(list(sums.values())).tolist() if sums else []  # the one place that waits for the device
+    return {**dict(zip(sums, values, strict=True)), _FAULTS: parts.teacher_faults()}
+
+
+def _most_of_a_kind(batch: Batch) -> int:
+    """The larger of its numbers of gold and of sampled sequences, which `training.micro_batch_size` is about."""
+    return max(batch.num_sampled, len(batch.sequence_N[batch.sft_N].unique()))
 
 
 def _update(

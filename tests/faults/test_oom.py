@@ -12,13 +12,18 @@ from redistill.errors import TrainingError
 from redistill.models.student import StudentModule
 from redistill.run import train_student
 from tests.faults.counts import WHOLE
-from tests.faults.oom_on_one_process import limited, train_with_one_short_of_memory
+from tests.faults.oom_on_one_process import cut_by_size_alone, limited, train_with_one_short_of_memory
 from tests.faults.together import together
 from tests.worlds import GPT2, LLAMA, tiny_run
 
 UPDATES = 3
 BATCH = 16
 REVISED = {"kind": "revised", "source": "student_generated"}
+
+
+@pytest.fixture(autouse=True)
+def known_sizes(monkeypatch):
+    cut_by_size_alone(monkeypatch)
 
 
 def run(folder, out, *, config=LLAMA, **settings):

@@ -1,5 +1,6 @@
 """The sampler: a response belongs to its stream and its prompt, and to nothing else."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import NoRepeatNGramLogitsProcessor
 
+from redistill import randomness
 from redistill.contracts import GenerationRequest, Sampling
 from redistill.errors import ConfigError
-from redistill.models.generate import NgramBan, generate, probabilities
+from redistill.models.generate import NgramBan, _masses, generate, probabilities
+from redistill.vocab_pass import sample_rows
 
 END = 2
 VOCABULARY = 40
@@ -202,9 +205,9 @@ def exact_mixture(student, teacher, ids, share, sampling):
     return (1 - share) * q + share * p
 
 
-def fits(tokens, expected):
+def fits(tokens, expected, vocabulary=VOCABULARY):
     """p-value of the tokens under the distribution; classes with few expected are taken together."""
-    counts = np.bincount(tokens, minlength=VOCABULARY)
+    counts = np.bincount(tokens, minlength=vocabulary)
     assert not counts[expected == 0].any(), "a class without probability was drawn"
     common = expected * len(tokens) >= 5
     observed, wanted = [*counts[common], counts[~common].sum()], [*expected[common], expected[~common].sum()]
@@ -348,3 +351,31 @@ def test_no_ngram_of_prompt_and_response_comes_twice(tiny):
     for generation in run(tiny("llama"), wanted, sampling, end_ids=()):
         text = (3, 4, 3, 5, *generation.token_ids)
         assert len(set(pairwise(text))) == len(text) - 1
+
+
+# --- 50,000 draws -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [10, 20, 30])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.6),
+        Sampling(top_k=70),
+        Sampling(top_p=0.8),
+        Sampling(temperature=1.3, top_p=0.95, top_k=150),
+    ],
+    ids=str,
+)
+def test_many_draws_fit_the_distribution(sampling, seed):
+    """300 classes are five blocks of the two-level search; what is drawn from are masses that need not sum to 1."""
+    draws, vocabulary = 50_000, 300
+    logits = 2 * np.random.default_rng(seed).normal(size=vocabulary)
+    uniforms = np.array([randomness.generator(seed, "response", 0, i).random() for i in range(draws)])
+    masses_V = _masses(torch.tensor(logits, dtype=torch.float32)[None], sampling)[0]
+    parts = torch.from_numpy(uniforms).split(10_000)
+    tokens = torch.cat([sample_rows(masses_V.expand(len(part), -1), part) for part in parts]).numpy()
+    expected = oracle(logits, sampling)
+    assert fits(tokens, expected, vocabulary) > 0.001
+    assert fits(tokens, oracle(logits, replace(sampling, temperature=sampling.temperature * 1.05)), vocabulary) < 0.001

@@ -104,7 +104,7 @@ def log_probabilities(stage: Stage, sequence: TokenSequence) -> tuple[np.ndarray
     batch = collate((), [sequence], pad_id=stage.tools.pad_id)
     hidden_ND, head = stage.tools.student_rows(batch)
     logq_NV = torch.log_softmax(hidden_ND.double() @ head.weight_VD.double().T, -1)
-    logp_NV = stage.tools.teacher.rows(batch)(slice(0, sequence.num_targets))
+    logp_NV = stage.tools.teacher.rows(batch)(slice(0, sequence.num_targets)).log_softmax(dim=-1)
     return tuple(rows_NV.gather(1, batch.target_N[:, None])[:, 0].detach().double().numpy() for rows_NV in (logq_NV, logp_NV))
 
 

@@ -32,16 +32,14 @@ def collate(
         span_config: How Eq. 10 weighs a pair; None leaves all pair weights 0.
         role: Which terms read the batch; see `contracts.Batch`.
     """
-    wanted = Counter(id(sequence) for sequence in gold)  # counted, since a batch over two epochs may hold a sample twice
-    is_gold = [_take(wanted, sequence) for sequence in sampled]
-    sequences = [*sampled, *(sequence for sequence in gold if _take(wanted, sequence))]
-    is_gold += [True] * (len(sequences) - len(sampled))
-    assert sequences, "a batch needs a sequence"
+    everything = joined(gold, sampled)
+    assert everything, "a batch needs a sequence"
+    sequences = [sequence for sequence, _, _ in everything]
     input_ids_BT, attention_mask_BT = pad([sequence.token_ids for sequence in sequences], pad_id)
     supervised_BT, _ = pad([sequence.supervised for sequence in sequences], 0)
     sequence_N, token_N = supervised_BT.nonzero(as_tuple=True)
     width = input_ids_BT.shape[1]
-    sft_B = torch.tensor(is_gold)
+    sft_B = torch.tensor([is_gold for _, _, is_gold in everything])
     weights = [
         torch.zeros(sequence.num_targets)
         if span_config is None or b >= len(sampled)
@@ -67,6 +65,16 @@ def collate(
         samples=tuple(sequence.sample for sequence in sequences),
         origins=tuple(sequence.origin for sequence in sequences),
     )
+
+
+def joined(gold: Sequence[TokenSequence], sampled: Sequence[TokenSequence]) -> list[tuple[TokenSequence, bool, bool]]:
+    """Each sequence once, whether it is sampled, and whether it is gold; sampled ones first.
+
+    The same object in both lists is one sequence; the same object twice in one of them is two.
+    """
+    wanted = Counter(id(sequence) for sequence in gold)  # counted, since a batch over two epochs may hold a sample twice
+    found = [(sequence, True, _take(wanted, sequence)) for sequence in sampled]
+    return found + [(sequence, False, True) for sequence in gold if _take(wanted, sequence)]
 
 
 def _take(wanted: Counter[int], sequence: TokenSequence) -> bool:

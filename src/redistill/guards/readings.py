@@ -9,6 +9,7 @@ import torch
 
 from redistill.contracts import Batch, Teacher
 from redistill.models.student import StudentModule
+from redistill.vocab_pass.rules import whole
 from redistill.vocab_pass.walk import cuts
 
 ROWS_AT_ONCE = 64
@@ -48,7 +49,7 @@ def read_again(
         if teacher is not None and batch.num_sampled_rows:
             target, statistics = teacher.rows(batch), _Statistics(batch)
             for rows in cuts(slice(0, batch.num_sampled_rows), ROWS_AT_ONCE):
-                statistics.add(target(rows), rows)
+                statistics.add(whole(target(rows)), rows)
             about["teacher"] = statistics.described()
         found.append(about)
     return found

@@ -8,21 +8,21 @@ A teacher may write along: both models read the same tokens, each with its own c
 of what the two would write.
 """
 
-import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import DynamicCache
 
 from redistill import randomness, signals
 from redistill.contracts import Generation, GenerationRequest, Sampling
 from redistill.errors import ConfigError
-from redistill.models.families import body_module, eval_mode, head, position_limit, text_config
+from redistill.models.decoder import Decoder
+from redistill.models.families import position_limit
+from redistill.models.prefix import PrefixMemory
 from redistill.tensors import pad
-from redistill.vocab_pass import Head, sample_rows
+from redistill.vocab_pass import sample_rows
 
 # Taking rows out of the cache costs about as much as two steps read of it, so some must go before it pays.
 COMPACT_BELOW = 0.75
@@ -40,6 +40,7 @@ def generate(
     vocabulary: int | None = None,
     teacher: nn.Module | None = None,
     teacher_share: float = 0.0,
+    memory: PrefixMemory | None = None,
 ) -> list[Generation]:
     r"""Continue every request; with all but `requests` and `sampling` bound this is `contracts.Generate`.
 
@@ -60,6 +61,8 @@ def generate(
         vocabulary: Only this many leading classes are drawn (a padded head has rows that are no tokens); None for all.
         teacher: Writes along, on the same device; its first `vocabulary` classes are the student's.  None: the student alone.
         teacher_share: In [0, 1]; at 0 the teacher is not read, and the text is the student's.
+        memory: What `model` has read since its weights last changed.  Beginnings that it knows are not read again, and what is
+            written goes into it; the text is the same.  None reads every prompt.
 
     Returns:
         A `Generation` for each request, in their order; a budget of 0 gives no tokens.
@@ -76,19 +79,25 @@ def generate(
         models.append((teacher, teacher_share))
     for each, _ in models:
         _check_lengths(requests, position_limit(each))
-    readers = [(_Reader(each, vocabulary), share) for each, share in models]
+    readers = [(Decoder(each, vocabulary, memory if each is model else None), share) for each, share in models]
     writer = _Writer(readers, sampling, seed=seed, end_ids=end_ids, pad_id=pad_id)
     order = [i for i, request in enumerate(requests) if request.max_new_tokens > 0]
-    order.sort(key=lambda i: (len(requests[i].prompt_ids), requests[i].max_new_tokens), reverse=True)
+    order.sort(key=lambda i: (_unread(requests[i], memory), requests[i].max_new_tokens), reverse=True)
     results = [Generation(token_ids=(), finished=False)] * len(requests)
-    with ExitStack() as modes, torch.no_grad():
-        for each, _ in models:
-            modes.enter_context(eval_mode(each))
+    with ExitStack() as prepared:
+        for decoder, _ in readers:
+            prepared.enter_context(decoder.prepared())
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             for i, generation in zip(rows, writer.write([requests[i] for i in rows]), strict=True):
                 results[i] = generation
     return results
+
+
+def _unread(request: GenerationRequest, memory: PrefixMemory | None) -> tuple[int, int]:
+    """What rows of one batch had better have in common: tokens to read before the first is written, and length."""
+    length = len(request.prompt_ids)
+    return length - (0 if memory is None else memory.recall(request.prompt_ids[:-1])[0]), length
 
 
 def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -101,11 +110,7 @@ def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     Returns:
         probabilities_NV, each row summing to 1; classes that were left out have exactly 0.
     """
-    logits_NV = logits_NV / sampling.temperature
-    if 0 < sampling.top_k < logits_NV.shape[-1]:
-        kth_N1 = logits_NV.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits_NV = logits_NV.masked_fill(logits_NV < kth_N1, -torch.inf)
-    probabilities_NV = logits_NV.softmax(dim=-1)
+    probabilities_NV = _softened(logits_NV, sampling).softmax(dim=-1)
     if sampling.top_p < 1.0:
         sorted_NV, class_NV = probabilities_NV.sort(dim=-1, descending=True, stable=True)
         before_NV = sorted_NV.cumsum(dim=-1) - sorted_NV
@@ -113,6 +118,24 @@ def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         probabilities_NV = torch.zeros_like(probabilities_NV).scatter(-1, class_NV, kept_NV)
         probabilities_NV = probabilities_NV / probabilities_NV.sum(dim=-1, keepdim=True)
     return probabilities_NV
+
+
+def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The logits after temperature and top-k; the same ones where neither does anything."""
+    if sampling.temperature != 1.0:
+        logits_NV = logits_NV / sampling.temperature
+    if 0 < sampling.top_k < logits_NV.shape[-1]:
+        kth_N1 = logits_NV.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits_NV = logits_NV.masked_fill(logits_NV < kth_N1, -torch.inf)
+    return logits_NV
+
+
+def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """`probabilities` up to a factor for each row, which drawing does not need; the logits may be overwritten."""
+    if sampling.top_p < 1.0:
+        return probabilities(logits_NV, sampling)
+    softened_NV = _softened(logits_NV, sampling)
+    return softened_NV.sub_(softened_NV.amax(dim=-1, keepdim=True)).exp_()
 
 
 class NgramBan:
@@ -144,47 +167,11 @@ class NgramBan:
         return tuple(history[len(history) - self._size + 1 :])
 
 
-class _Reader:
-    """A model that reads a batch token by token, with a cache of its own."""
-
-    def __init__(self, model: nn.Module, vocabulary: int | None) -> None:
-        self._head: Head = head(model, vocabulary)
-        self._head_is_prepared = False
-        self._body = body_module(model)
-        self._config = text_config(model)
-        self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters  # ALiBi families do not
-        self.num_classes = self._head.num_classes
-        self.device = self._head.weight_VD.device
-
-    def start(self) -> None:
-        """Forget what was read."""
-        self._cache = DynamicCache(config=self._config)
-
-    def logits(self, batch: "_LiveBatch", step: int) -> torch.Tensor:
-        """Read what the rows have grown by; returns the float32 logits of their next tokens, logits_LV."""
-        positions = {"position_ids": batch.position_LT} if self._takes_positions else {}
-        hidden_LTD = self._body(
-            input_ids=batch.input_LT,
-            attention_mask=batch.mask_LT[:, : batch.prompt_length + step],
-            past_key_values=self._cache,
-            use_cache=True,
-            **positions,
-        ).last_hidden_state
-        hidden_LD = hidden_LTD[:, -1]
-        if not self._head_is_prepared:  # only now is it known which dtype the body gives
-            self._head, self._head_is_prepared = self._head.prepared(hidden_LD), True
-        return self._head.logits(hidden_LD)
-
-    def select(self, kept: torch.Tensor) -> None:
-        """Go on with only these of the rows."""
-        self._cache.batch_select_indices(kept)
-
-
 class _Writer:
     """Models, each with its share of the mixture, and all else that stays the same from batch to batch."""
 
     def __init__(
-        self, readers: Sequence[tuple[_Reader, float]], sampling: Sampling, *, seed: int, end_ids: Sequence[int], pad_id: int
+        self, readers: Sequence[tuple[Decoder, float]], sampling: Sampling, *, seed: int, end_ids: Sequence[int], pad_id: int
     ) -> None:
         assert len({reader.num_classes for reader, _ in readers}) == 1, "a mixture needs one vocabulary; cut both heads to it"
         self._readers = readers
@@ -193,33 +180,47 @@ class _Writer:
         self.seed = seed
         self.pad_id = pad_id
         self.end_ids = torch.tensor(tuple(end_ids), dtype=torch.long, device=self.device)
+        # Asking a GPU which rows go on waits for it, so it is not asked after every token.
+        self._ask_every = 1 if self.device.type == "cpu" else 8
 
     def write(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         batch = _LiveBatch(self, requests)
-        for reader, _ in self._readers:
-            reader.start()
-        step = 0
-        while True:
+        known = [reader.start(batch.prompts) for reader, _ in self._readers]
+        for step in range(batch.longest):
             signals.poll()
-            going = batch.accept(self._next_tokens(batch, step), step)
-            num_going = int(going.sum())
-            if num_going == 0:
-                return batch.generations()
-            if num_going <= COMPACT_BELOW * len(going):
-                kept = going.nonzero().flatten()
+            going_L = batch.accept(self._next_tokens(batch, step, known), step)
+            if step + 1 == batch.longest or (step + 1) % self._ask_every:
+                continue
+            kept = going_L.nonzero().flatten()
+            if len(kept) == 0:
+                break
+            if len(kept) <= COMPACT_BELOW * len(going_L):
+                self._remember(batch, (~going_L).nonzero().flatten())
                 for reader, _ in self._readers:
                     reader.select(kept)
                 batch.select(kept)
-            step += 1
+        self._remember(batch, torch.arange(batch.num_live, device=self.device))
+        return batch.generations()
 
-    def _next_tokens(self, batch: "_LiveBatch", step: int) -> torch.Tensor:
+    def _remember(self, batch: "_LiveBatch", leaving: torch.Tensor) -> None:
+        """Let memories keep the rows that leave the caches, but for each one's last token, which nobody has read."""
+        for reader, _ in self._readers:
+            if reader.remembers:
+                for live, text, start in batch.texts(leaving):
+                    reader.remember(live, text, start)
+
+    def _next_tokens(self, batch: "_LiveBatch", step: int, known: Sequence[int]) -> torch.Tensor:
+        logits = [batch.ban(reader.logits(*batch.columns(step, skipped))) for (reader, _), skipped in zip(self._readers, known)]
         if self.sampling.temperature == 0:
-            ((reader, _),) = self._readers
-            return batch.ban(reader.logits(batch, step)).argmax(dim=-1)
-        mixed_LV = torch.zeros((), device=self.device)
-        for reader, share in self._readers:
-            mixed_LV = mixed_LV + share * probabilities(batch.ban(reader.logits(batch, step)), self.sampling)
-        return sample_rows(mixed_LV, batch.uniform_LT[:, step])
+            (logits_LV,) = logits
+            return logits_LV.argmax(dim=-1)
+        if len(logits) == 1:
+            masses_LV = _masses(logits[0], self.sampling)
+        else:
+            shares = [share for _, share in self._readers]
+            mixed = [share * probabilities(each_LV, self.sampling) for share, each_LV in zip(shares, logits)]
+            masses_LV = torch.stack(mixed).sum(dim=0)
+        return sample_rows(masses_LV, batch.uniform_LT[:, step])
 
 
 class _LiveBatch:
@@ -230,15 +231,16 @@ class _LiveBatch:
 
     def __init__(self, writer: _Writer, requests: Sequence[GenerationRequest]) -> None:
         budgets = [request.max_new_tokens for request in requests]
-        longest = max(budgets)
-        uniform = np.zeros((len(requests), longest))
+        self.longest = max(budgets)
+        uniform = np.zeros((len(requests), self.longest))
         for row, request in zip(uniform, requests):
             row[: request.max_new_tokens] = randomness.generator(writer.seed, *_key(request)).random(request.max_new_tokens)
-        ids_LT, mask_LT = pad([request.prompt_ids for request in requests], writer.pad_id, side="left")
-        self.prompt_length = ids_LT.shape[1]
-        self.input_LT = ids_LT.to(writer.device)
-        self.mask_LT = torch.cat([mask_LT, mask_LT.new_ones((len(requests), longest))], dim=1).to(writer.device)
-        self.position_LT = (mask_LT.cumsum(dim=1) - 1).clamp(min=0).to(writer.device)
+        self.prompts = [request.prompt_ids for request in requests]
+        ids_LT, mask_LT = pad(self.prompts, writer.pad_id, side="left")
+        self._prompt_length = ids_LT.shape[1]
+        self._input_LT = ids_LT.to(writer.device)
+        self._mask_LT = torch.cat([mask_LT, mask_LT.new_ones((len(requests), self.longest))], dim=1).to(writer.device)
+        self._position_LT = (mask_LT.cumsum(dim=1) - 1).clamp(min=0).to(writer.device)
         self.uniform_LT = torch.from_numpy(uniform).to(writer.device)
         self._end_ids = writer.end_ids
         self._live_L = torch.arange(len(requests), device=writer.device)
@@ -246,25 +248,43 @@ class _LiveBatch:
         self._budget_L = torch.tensor(budgets, device=writer.device)
         self._length_B = torch.zeros(len(requests), dtype=torch.long, device=writer.device)
         self._finished_B = torch.zeros(len(requests), dtype=torch.bool, device=writer.device)
-        self._written_BT = torch.zeros((len(requests), longest), dtype=torch.long, device=writer.device)
+        self._written_BT = torch.zeros((len(requests), self.longest), dtype=torch.long, device=writer.device)
         size = writer.sampling.no_repeat_ngram
-        self._ngrams = NgramBan(size, [request.prompt_ids for request in requests]) if size else None
+        self._ngrams = NgramBan(size, self.prompts) if size else None
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live_L)
+
+    def columns(self, step: int, skipped: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What is to be read before the token of `step`: ids, mask of all so far, positions; the first step may skip some."""
+        first = skipped if step == 0 else 0
+        mask_LT = self._mask_LT[:, : self._prompt_length + step]
+        return self._input_LT[:, first:], mask_LT, self._position_LT[:, first:]
 
     def accept(self, token_L: torch.Tensor, step: int) -> torch.Tensor:
         """Write the tokens of the rows that go on, feed them back, and tell which rows go on after them."""
-        written = self._live_L[self._going_L]
-        ended_L = torch.isin(token_L, self._end_ids)
-        self._written_BT[written, step] = token_L[self._going_L]
-        self._length_B[written] = step + 1
-        self._finished_B[written] = ended_L[self._going_L]
+        ends_L = self._going_L & torch.isin(token_L, self._end_ids)
+        self._written_BT[self._live_L, step] = token_L  # beyond a row's length it does not matter
+        self._length_B[self._live_L] += self._going_L
+        self._finished_B[self._live_L] |= ends_L
         if self._ngrams is not None:
-            for row, token in zip(written.tolist(), token_L[self._going_L].tolist(), strict=True):
+            for row, token in zip(self._live_L[self._going_L].tolist(), token_L[self._going_L].tolist(), strict=True):
                 self._ngrams.push(row, token)
-        self._going_L = self._going_L & ~ended_L & (self._budget_L > step + 1)
-        self.input_LT = token_L[:, None]
+        self._going_L = self._going_L & ~ends_L & (self._budget_L > step + 1)
+        self._input_LT = token_L[:, None]
         # A row that has ended stands still: it must not run past the last position that has an embedding.
-        self.position_LT = self.position_LT[:, -1:] + self._going_L[:, None]
+        self._position_LT = self._position_LT[:, -1:] + self._going_L[:, None]
         return self._going_L
+
+    def texts(self, live: torch.Tensor) -> list[tuple[int, tuple[int, ...], int]]:
+        """Of some live rows: which, prompt and response but for its last token, and the column that these start at."""
+        rows = self._live_L[live]
+        lists = (live.tolist(), rows.tolist(), self._length_B[rows].tolist(), self._written_BT[rows].tolist())
+        return [
+            (place, self.prompts[row] + tuple(tokens[: length - 1]), self._prompt_length - len(self.prompts[row]))
+            for place, row, length, tokens in zip(*lists, strict=True)
+        ]
 
     def ban(self, logits_LV: torch.Tensor) -> torch.Tensor:
         """The same logits with repeated n-grams ruled out, in place."""
@@ -277,7 +297,7 @@ class _LiveBatch:
 
     def select(self, kept: torch.Tensor) -> None:
         """Keep only these of the live rows."""
-        for name in ("input_LT", "mask_LT", "position_LT", "uniform_LT", "_live_L", "_going_L", "_budget_L"):
+        for name in ("_input_LT", "_mask_LT", "_position_LT", "uniform_LT", "_live_L", "_going_L", "_budget_L"):
             setattr(self, name, getattr(self, name)[kept])
 
     def generations(self) -> list[Generation]:

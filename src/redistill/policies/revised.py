@@ -87,6 +87,11 @@ class Revised:
         return RevisedSource(self, self.source.bind(tools), tools)
 
 
+def revises(node: object) -> bool:
+    """Whether a policy, or one that it wraps, has drafts read and written on: then it pays to remember what was read."""
+    return isinstance(node, Revised) or (hasattr(node, "source") and revises(node.source))
+
+
 @dataclass(frozen=True)
 class _Reading:
     """Per draft, at every response position: how suspicious the student's token is, and the teacher's."""

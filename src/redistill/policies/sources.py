@@ -7,6 +7,7 @@ number of processes or on a resume.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -215,6 +216,7 @@ class Policy(Wrapping):
         mark_spans: Adds spans to sequences that have none, or None where no term needs them.
         corpus: Blocks of text for the pre-training term, or None where it is left out.
         rewrite: Changes what the student wrote, roll-outs aside, before it is learned from; None leaves it as it is.
+        drawing: Entered while a draw is made; inside, the models' weights stay as they are.
     """
 
     def __init__(
@@ -225,14 +227,16 @@ class Policy(Wrapping):
         *,
         corpus: Shuffled[TokenSequence] | None = None,
         rewrite: Callable[[TokenSequence], TokenSequence] | None = None,
+        drawing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._gold, self._source, self._mark_spans = gold, source, mark_spans
-        self._corpus, self._rewrite = corpus, rewrite
+        self._corpus, self._rewrite, self._drawing = corpus, rewrite, drawing
 
     def draw(self, step: int) -> Draw:
         items = self._gold.items(step)
         gold = [item.sequence for item in items]
-        sampled = self._source.sequences(step, items)
+        with self._drawing():
+            sampled = self._source.sequences(step, items)
         if self._rewrite is not None:
             sampled = [self._rewrite(s) if s.origin in REWRITTEN and s.rollout is None else s for s in sampled]
         if self._mark_spans is not None:

@@ -6,6 +6,7 @@ rows and takes their gradients on the way, so that nothing is computed twice and
 caller's: nothing here divides.
 """
 
+from redistill.vocab_pass.core import Compile, compiles
 from redistill.vocab_pass.head import Head
 from redistill.vocab_pass.sampling import sample_rows
 from redistill.vocab_pass.statistics import Statistic, row_statistics
@@ -14,6 +15,7 @@ from redistill.vocab_pass.walk import CHUNK_BYTES, dense_reference, vocab_pass
 
 __all__ = [
     "CHUNK_BYTES",
+    "Compile",
     "CrossEntropyTerm",
     "DivergenceTerm",
     "Head",
@@ -21,6 +23,7 @@ __all__ = [
     "SpanTerm",
     "Statistic",
     "Term",
+    "compiles",
     "dense_reference",
     "row_statistics",
     "sample_rows",

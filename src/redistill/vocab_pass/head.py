@@ -103,9 +103,14 @@ class Head:
     def raw(self, hidden_ND: torch.Tensor, products: Products) -> torch.Tensor:
         """h W^T + b."""
         raw_NV = products(hidden_ND, self.weight_VD[: self.vocabulary].T)
-        return raw_NV if self.bias_V is None else raw_NV + self.bias_V[: self.vocabulary].to(raw_NV.dtype)
+        return raw_NV if self.bias_V is None else raw_NV.add_(self.bias_V[: self.vocabulary].to(raw_NV.dtype))
 
     def finish(self, raw_NV: torch.Tensor) -> torch.Tensor:
         """The logits of raw products: scaled, then capped."""
-        logits_NV = raw_NV if self.scale == 1.0 else raw_NV * self.scale
-        return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+        return finished(raw_NV, self.scale, self.softcap)
+
+
+def finished(raw_NV: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
+    """`Head.finish` of a head's numbers alone."""
+    logits_NV = raw_NV if scale == 1.0 else raw_NV * scale
+    return logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)

@@ -11,7 +11,8 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_N: torch.Tensor) -> tor
     """One class per row: the first whose cumulative mass exceeds the row's uniform number.
 
     Two-level, because a cumulative sum over a whole vocabulary is slow: blocks of classes are summed, the block that the number
-    falls into is found, then the class inside it.  Cumulative sums are float64.  A class without mass is never drawn.
+    falls into is found, then the class inside it.  Masses of blocks are float32, cumulative sums float64.  A class without
+    mass is never drawn.
 
     Args:
         probabilities_NV: >= 0, each row with some mass; rows need not sum to 1, the number is scaled to what is there.
@@ -29,8 +30,9 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_N: torch.Tensor) -> tor
     """
     num_blocks = -(-probabilities_NV.shape[1] // BLOCK_CLASSES)
     padding = num_blocks * BLOCK_CLASSES - probabilities_NV.shape[1]
-    blocks_NBK = torch.nn.functional.pad(probabilities_NV, (0, padding)).unflatten(1, (num_blocks, BLOCK_CLASSES))
-    mass_NB = blocks_NBK.sum(-1, dtype=torch.float64)
+    padded_NV = torch.nn.functional.pad(probabilities_NV, (0, padding)) if padding else probabilities_NV
+    blocks_NBK = padded_NV.unflatten(1, (num_blocks, BLOCK_CLASSES))
+    mass_NB = blocks_NBK.sum(-1).double()
     total_N = mass_NB.sum(-1)
     if not bool((total_N.isfinite() & (total_N > 0)).all()):
         raise TrainingError(

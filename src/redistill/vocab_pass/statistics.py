@@ -9,6 +9,7 @@ import torch
 from redistill.contracts import TeacherTarget
 from redistill.tensors import loss_dtype
 from redistill.vocab_pass.head import Head
+from redistill.vocab_pass.rules import whole
 from redistill.vocab_pass.sampling import sample_rows
 from redistill.vocab_pass.walk import CHUNK_BYTES, cuts
 
@@ -96,7 +97,7 @@ class _Chunk:
     @cached_property
     def logp_CV(self) -> torch.Tensor:
         assert self.target is not None, "row_statistics: a statistic of the teacher was asked for without a target"
-        return self.target(self.rows)
+        return whole(self.target(self.rows))
 
     @cached_property
     def student_argmax_C(self) -> torch.Tensor:

@@ -1,14 +1,16 @@
-"""What a walk adds up: each term is a sum over rows, with the coefficient that the loop gave it."""
+"""What a walk adds up: each term is a sum over rows, with the coefficient that the loop gave it.
+
+A term has a `rule`, the arithmetic, and `tensors`, what the rule reads of some rows; see rules.py.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from redistill.contracts import Divergence
-from redistill.policy_gradient import clipped_surrogate
-from redistill.spans.loss import pair_distance
+from redistill.vocab_pass.rules import CrossEntropyRule, DivergenceRule, PolicyGradientRule, SpanRule
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +29,13 @@ class CrossEntropyTerm:
     mask_N: torch.Tensor
     name: str = "sft"
 
-    def sums(self, logq_CV: torch.Tensor, logp_CV: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
-        """The term's sums over `rows`.
+    @property
+    def rule(self) -> CrossEntropyRule:
+        return CrossEntropyRule(self.name)
 
-        logq_CV starts with these rows and may have the one after them too; logp_CV is the same, cut at the last that has a
-        teacher.
-        """
-        target_C = self.target_N[rows]
-        logprob_C = logq_CV[: len(target_C)].gather(1, target_C[:, None])[:, 0]
-        return {self.name: -logprob_C.masked_fill(~self.mask_N[rows], 0.0).sum()}
+    def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """What the rule reads of `rows`."""
+        return self.target_N[rows], self.mask_N[rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +57,14 @@ class DivergenceTerm:
     weight_N: torch.Tensor | None = None
     name: str = "divergence"
 
-    def sums(self, logq_CV: torch.Tensor, logp_CV: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
-        num_rows = min(rows.stop - rows.start, len(logp_CV))
-        if num_rows == 0:
-            return {}
-        answer: Any = self.divergence(logq_CV[:num_rows], logp_CV[:num_rows])
-        divergence_C, diagnostics = answer if isinstance(answer, tuple) else (answer, {})
-        if self.weight_N is not None:
-            divergence_C = divergence_C * self.weight_N[rows][:num_rows]
-        return {self.name: divergence_C.sum(), **{name: value_C.detach().sum() for name, value_C in diagnostics.items()}}
+    @property
+    def rule(self) -> DivergenceRule:
+        return DivergenceRule(self.name, self.divergence)
+
+    def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
+        num_rows = max(0, min(rows.stop, self.num_rows) - rows.start)
+        counted_C = torch.ones(num_rows, dtype=torch.bool, device=device)
+        return (counted_C.float() if self.weight_N is None else self.weight_N[rows]), counted_C
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,17 +86,12 @@ class SpanTerm:
     keep: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     name: ClassVar[str] = "span"
 
-    def sums(self, logq_CV: torch.Tensor, logp_CV: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
-        num_pairs = min(rows.stop - rows.start, len(logp_CV) - 1)
-        if num_pairs <= 0:
-            return {}
-        left, right = slice(0, num_pairs), slice(1, num_pairs + 1)
-        keep_CV = None
-        if self.keep is not None:
-            keep_CV = self.keep(logq_CV[: num_pairs + 1], logp_CV[: num_pairs + 1])
-            keep_CV = keep_CV[left] & keep_CV[right]
-        distance_C = pair_distance(logq_CV[left], logq_CV[right], logp_CV[left], logp_CV[right], self.squared, keep_CV)
-        return {self.name: (distance_C * self.pair_weight_N[rows][left]).sum()}
+    @property
+    def rule(self) -> SpanRule:
+        return SpanRule(self.name, self.squared, self.keep)
+
+    def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
+        return (self.pair_weight_N[rows],)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,15 +113,12 @@ class PolicyGradientTerm:
     clip: float
     name: ClassVar[str] = "policy_gradient"
 
-    def sums(self, logq_CV: torch.Tensor, logp_CV: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
-        token_C = self.token_N[rows]
-        if len(token_C) == 0:
-            return {}
-        logprob_C = logq_CV[: len(token_C)].gather(1, token_C[:, None])[:, 0]
-        loss_C, ratio_C, clipped_C = clipped_surrogate(
-            logprob_C, self.old_logprob_N[rows], self.advantage_N[rows], self.importance_N[rows], self.clip
-        )
-        return {self.name: loss_C.sum(), "ratio": ratio_C.sum(), "clipped": clipped_C.sum(dtype=ratio_C.dtype)}
+    @property
+    def rule(self) -> PolicyGradientRule:
+        return PolicyGradientRule(self.name, self.clip)
+
+    def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
+        return self.token_N[rows], self.old_logprob_N[rows], self.advantage_N[rows], self.importance_N[rows]
 
 
 Term = CrossEntropyTerm | DivergenceTerm | SpanTerm | PolicyGradientTerm

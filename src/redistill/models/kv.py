@@ -1,0 +1,95 @@
+"""Keys and values of what a model has read: a cache that grows in pieces, and whether its prefixes may be used again."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from redistill.models.families import body_module, text_config
+
+PIECE_TOKENS = 128
+# Rotary frequencies of these change with the length that was read, so that a key does not stay what it was.
+_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+class Columns:
+    """A tensor [..., T, D] that grows along T without being copied each time; views of it share its memory."""
+
+    def __init__(self) -> None:
+        self._buffer: torch.Tensor | None = None
+        self._filled = 0
+
+    def append(self, new: torch.Tensor) -> torch.Tensor:
+        """Put `new` behind what is there; returns all of it."""
+        filled = self._filled + new.shape[-2]
+        if self._buffer is None or filled > self._buffer.shape[-2]:
+            room = -(-filled // PIECE_TOKENS) * PIECE_TOKENS
+            larger = new.new_empty((*new.shape[:-2], room, new.shape[-1]))
+            if self._buffer is not None:
+                larger[..., : self._filled, :] = self.view()
+            self._buffer = larger
+        self._buffer[..., self._filled : filled, :] = new
+        self._filled = filled
+        return self.view()
+
+    def view(self) -> torch.Tensor:
+        """What has been appended."""
+        assert self._buffer is not None, "nothing has been appended"
+        return self._buffer[..., : self._filled, :]
+
+    def select(self, kept: torch.Tensor) -> torch.Tensor:
+        """Go on with only these of the first dimension; returns what is left."""
+        assert self._buffer is not None, "nothing has been appended"
+        self._buffer = self._buffer[kept]
+        return self.view()
+
+
+class LeanLayer(DynamicLayer):
+    """Full attention's keys and values in `Columns`; transformers' own layer copies all of them at each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._key_columns, self._value_columns = Columns(), Columns()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = self._key_columns.append(key_states), self._value_columns.append(value_states)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.keys, self.values = self._key_columns.select(indices), self._value_columns.select(indices)
+
+
+def new_cache(model: nn.Module) -> Cache:
+    """An empty cache for `model`: lean where a layer attends to all that was read, transformers' own where it does not."""
+    cache = DynamicCache(config=text_config(model))
+    cache.layers = [LeanLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether the body is told positions; ALiBi families count them by the mask."""
+    return "position_ids" in inspect.signature(body_module(model).forward).parameters
+
+
+def prefixes_can_be_reused(model: nn.Module) -> bool:
+    """Whether keys and values of a prefix stay right wherever they are put, and at whatever length the text ends.
+
+    They do where every layer attends to all that was read and positions are told.  Sliding windows, recurrent states and
+    rotary frequencies that depend on the length rule it out: such families read a prefix again.
+    """
+    config = text_config(model)
+    layers = DynamicCache(config=config).layers
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type")} | {part.get("rope_type") for part in rope.values() if isinstance(part, dict)}
+    return (
+        bool(layers)
+        and all(type(layer) is DynamicLayer for layer in layers)
+        and takes_positions(model)
+        and not kinds & _LENGTH_DEPENDENT_ROPE
+    )

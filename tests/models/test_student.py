@@ -1,0 +1,46 @@
+"""A student whose body is compiled learns what a plain one learns, whatever the lengths, and falls back where it must."""
+
+import pytest
+import torch
+
+from redistill.contracts import TokenSequence
+from redistill.data.collate import collate
+from redistill.models.student import StudentModule
+from redistill.vocab_pass import CrossEntropyTerm
+
+
+def learned(model: torch.nn.Module, setting: str, lengths: list[int]) -> list[torch.Tensor]:
+    """The gradients that cross entropy of texts of these lengths gives."""
+    model.zero_grad()
+    texts = [
+        TokenSequence(
+            sample=i,
+            token_ids=tuple(range(3, 3 + length)),
+            supervised=(False,) + (True,) * (length - 1),
+            origin="dataset",
+        )
+        for i, length in enumerate(lengths)
+    ]
+    batch = collate(texts, (), pad_id=0, device="cpu")
+    student = StudentModule(model, vocabulary=40, compile=setting)
+    objective, _ = student(batch, None, [CrossEntropyTerm(1.0, batch.target_N, batch.sft_N)])
+    objective.backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def test_a_compiled_body_learns_what_a_plain_one_learns(tiny):
+    model = tiny("llama", num_hidden_layers=1).eval()
+    for lengths in ([9, 5], [17, 3, 12]):
+        plain = learned(model, "none", lengths)
+        torch.testing.assert_close(learned(model, "all", lengths), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_body_that_cannot_be_compiled_runs_as_it_is_with_one_warning(tiny, monkeypatch):
+    def refuse(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    model, compile_ = tiny("gpt2", num_hidden_layers=1).eval(), torch.compile
+    plain = learned(model, "none", [9, 5])
+    monkeypatch.setattr(torch, "compile", lambda call, **settings: compile_(call, backend=refuse))
+    with pytest.warns(UserWarning, match="this body cannot be compiled"):
+        torch.testing.assert_close(learned(model, "all", [9, 5]), plain, rtol=1e-4, atol=1e-5)
