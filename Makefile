@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: demo test faults lint clean
+.PHONY: demo test faults lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/redistill demo $(DEMO_ARGS)
@@ -16,6 +16,15 @@ test: $(VENV)/installed-dev
 # Every fault as often as docs/reliability.md says; `make test` tries a few of each.
 faults: $(VENV)/installed-dev
 	REDISTILL_FAULTS=whole OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' tests/faults $(PYTEST_ARGS)
+
+# Every benchmark of docs/performance.md against its rivals, an hour or two on one core: make bench MODEL=folder PROMPTS=rows.jsonl
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	for each in loss memory scaling rows; do $(BIN)/python -m benchmarks.$$each || exit 1; done
+	for each in accuracy generation step estimate; do $(BIN)/python -m benchmarks.$$each --model $(MODEL) || exit 1; done
+	$(BIN)/python -m benchmarks.scrg --model $(MODEL) --prompts $(PROMPTS)
+	$(BIN)/python -m benchmarks.compact --model $(MODEL) --data $(PROMPTS)
+	$(BIN)/python -m benchmarks.chart
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
