@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from benchmarks.measuring import RESULTS
 
 CHART = Path(__file__).parents[1] / "docs" / "performance.svg"
+RIVALS = ("torch", "liger", "trl")
 OURS, THEIRS = "#1b6ca8", "#b8bec6"
 
 
