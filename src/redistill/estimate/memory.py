@@ -129,9 +129,8 @@ def memory(sizes: Sizes) -> Memory:
     drafts = work.writing.of(size)
     at_once = min(drafts, run.training.generation_batch_size)
     answers = min(run.evaluation.batch_size, run.data.validation_rows)
-    writers: tuple[Role, ...] = tuple(
-        role for role, writes in (("student", work.writing.student), ("teacher", work.writing.teacher)) if writes
-    )
+    writes: Mapping[Role, bool] = {"student": work.writing.student, "teacher": work.writing.teacher}
+    writers = tuple(role for role in writes if writes[role])
     standing = sizes.process + sizes.weights + 2 * sizes.gradients
     logits = DRAWN_TENSORS * sizes.classes * 4
     parts = {
