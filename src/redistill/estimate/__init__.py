@@ -112,6 +112,8 @@ def _notes(run: Run, work: Workload) -> Iterator[str]:
         yield "errors are taken to stand anywhere in a text, the middle on average"
     if run.objective is None and run.resolved_method.objective.uses_spans:
         yield "the finding of phrases for the span loss is not counted"
+    if run.training.compile == "all":
+        yield "the student's body is timed as it is without training.compile = all"
     if run.student.lora is not None and run.student.lora.quantise != "none":
         yield f"quantised weights are counted at their size, and timed as if they were not ({run.student.lora.quantise})"
     if (run.teacher is not None and run.teacher.finetune is not None) or run.starts_finetuned:
