@@ -102,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     _allow_code(config)
     config.set_defaults(command=_config)
 
+    _estimate_parser(
+        commands.add_parser("estimate", help="tell the parameters, memory and time of a run, before it loads a weight")
+    )
+
     commands.add_parser("methods", help="list the methods and the test sets").set_defaults(command=_methods)
 
     data = commands.add_parser("data", help="look at data before a run")
@@ -127,6 +131,15 @@ def _sweep_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check everything, list the runs, and run nothing")
     _allow_code(parser)
     parser.set_defaults(command=_sweep)
+
+
+def _estimate_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="a YAML recipe, the run.json of a run, or with --row a sweep")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="settings to change")
+    parser.add_argument("--row", metavar="LABEL", help="the run of a sweep that is estimated")
+    parser.add_argument("--json", action="store_true", help="print JSON, in bytes and seconds, instead of tables")
+    _allow_code(parser)
+    parser.set_defaults(command=_estimate)
 
 
 def _allow_code(parser: argparse.ArgumentParser) -> None:
@@ -317,6 +330,26 @@ def _config(options: argparse.Namespace) -> None:
 
     run = load_config(options.recipe, options.overrides, options.allow_code)
     print(yaml.safe_dump(encode_run(run), sort_keys=False), end="")
+
+
+def _estimate(options: argparse.Namespace) -> None:
+    from redistill.estimate import estimate
+    from redistill.estimate.table import print_estimate
+
+    if options.row is None:
+        from redistill.config import load_config
+
+        config = load_config(options.recipe, options.overrides, options.allow_code)
+    else:
+        from redistill.sweep import plan_sweep
+
+        plan = plan_sweep(options.recipe, options.overrides, only=[options.row], allow_code=options.allow_code)
+        config = next(entry.run for entry in plan.entries if entry.label == options.row)
+    found = estimate(config)
+    if options.json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        print_estimate(found)
 
 
 def _data_check(options: argparse.Namespace) -> None:

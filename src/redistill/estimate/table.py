@@ -1,0 +1,38 @@
+"""An estimate on the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from redistill.estimate import Estimate
+from redistill.tracking import duration
+from redistill.untrusted import plain
+
+
+def print_estimate(found: Estimate, console: Console | None = None) -> None:
+    """Parameters, memory and time as tables, then what was assumed."""
+    console = console or Console()
+    console.print(_table("parameters", [(name, f"{count / 1e6:,.1f} M") for name, count in found.parameters.items()]))
+    phases = [(f"peak: {name}", _megabytes(size)) for name, size in found.memory.phases.items()]
+    parts = [(name, _megabytes(size)) for name, size in found.memory.parts.items() if size]
+    console.print(_table("memory", [*parts, *phases, ("most at once", _megabytes(found.memory.peak_bytes))]))
+    times = [(name, f"{seconds:,.2f} s") for name, seconds in found.seconds.parts.items() if seconds]
+    times += [("update", f"{found.seconds.step:,.2f} s"), ("validation", f"{found.seconds.validation:,.1f} s")]
+    if found.run_seconds is not None:
+        times.append((f"run: {found.updates:,} updates, {found.validations:,} validations", duration(found.run_seconds)))
+    console.print(_table("time", times))
+    for note in found.notes:
+        console.print(Text(plain(f"- {note}")), soft_wrap=True)
+
+
+def _table(title: str, lines: list[tuple[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in lines:
+        table.add_row(Text(name), value)
+    return table
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f} MB"
