@@ -81,9 +81,9 @@ def test_every_cut_gives_the_same_gradient(tmp_path, monkeypatch):
 # --- the loop -----------------------------------------------------------------------------------------------------------
 
 
-def run(folder: Path, optimiser=(), **settings):
+def run(folder: Path, optimiser=(), *, guards=(), **settings):
     settings = {"updates": 4, "batch_size": 2, "log_every": 1, **settings}
-    return tiny_run(folder, "sft", teacher=None, training=settings, optimiser=dict(optimiser))
+    return tiny_run(folder, "sft", teacher=None, training=settings, optimiser=dict(optimiser), guards=dict(guards))
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_too_many_in_a_row_end_the_run_with_exit_code_1(tmp_path, monkeypatch):
     averages = training.averages
     monkeypatch.setattr(training, "averages", lambda *a: averages(*a) | {"loss": math.inf})
     with pytest.raises(TrainingError, match=r"not finite; 2 updates in a row were not made \(guards.max_skips = 1\)") as caught:
-        train_student(run(tmp_path, {"max_skips": 1}))  # where older recipes have it
+        train_student(run(tmp_path, guards={"max_skips": 1}))
     assert caught.value.exit_code == 1
 
 

@@ -153,7 +153,7 @@ def rank_edges(vocabulary: int) -> tuple[int, ...]:
 
     Example:
         >>> rank_edges(50257)[:3], rank_edges(515), rank_edges(100)
-        ((512, 682, 909), (512, 513, 514, 515), (100,))
+        ((512, 682, 908), (512, 513, 514, 515), (100,))
     """
     edges = [min(TOP_CLASSES, vocabulary)]
     num_buckets = min(TAIL_BUCKETS, vocabulary - edges[0])

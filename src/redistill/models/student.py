@@ -41,7 +41,7 @@ class StudentModule(nn.Module):
         self.model: Any = model  # a transformers model, which torch's types know nothing of
         self.clip_network = divergence if isinstance(divergence, nn.Module) else None
         self._vocabulary, self._chunk_bytes, self._compile = vocabulary, chunk_bytes, compile
-        self._body = _compiled(body(model)) if compile == "all" else body(model)
+        self._compiled_body = _compiled(body(model)) if compile == "all" else None
 
     def forward(
         self, batch: Batch, target: TeacherTarget | None, terms: Sequence[Term]
@@ -58,7 +58,8 @@ class StudentModule(nn.Module):
 
     def rows(self, batch: Batch) -> tuple[torch.Tensor, Head]:
         """The hidden states of the batch's supervised rows, [N, D], and the head that reads them."""
-        hidden_BTD = self._body(batch.input_ids_BT, batch.attention_mask_BT)
+        read = self._compiled_body or body(self.model)
+        hidden_BTD = read(batch.input_ids_BT, batch.attention_mask_BT)
         return hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)
 
 
