@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from redistill import files, tensor_files
 from redistill.errors import CheckpointError, DataError, OutputError
 from redistill.tensor_files import read_tensors, write_tensors
+from redistill.untrusted import plain
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -73,8 +74,9 @@ def identity(folder: Path) -> dict[str, str]:
     """Hashes by name that say which run the checkpoints in `folder` are of; empty where that is not known, or damaged."""
     try:
         held = files.read_json(folder / IDENTITY)
-        return dict(held["run"]) if held == _sealed(held["run"]) else {}
-    except (DataError, OSError, TypeError, KeyError):
+        run = held["run"]
+        return dict(run) if isinstance(run, dict) and held == _sealed(run) else {}
+    except (ValueError, OSError, TypeError, KeyError):  # a DataError too, and NaN, which JSON of ours never holds
         return {}
 
 
@@ -110,7 +112,7 @@ def claim(folder: Path, mine: Mapping[str, str]) -> None:
 
 def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     """Names in both under which they differ; what only one of them knows is of another version."""
-    return [name for name in one if name in other and one[name] != other[name]]
+    return [plain(name) for name in one if name in other and one[name] != other[name]]
 
 
 # --- writing ------------------------------------------------------------------------------------------------------------
@@ -237,7 +239,9 @@ def _read(folder: Path) -> Checkpoint:
         groups = {name.removesuffix(SUFFIX): read_tensors(folder / name) for name in names if name.endswith(SUFFIX)}
         state = files.read_json(folder / STATE)
     except (DataError, SafetensorError, OSError) as error:
-        raise _Damaged(str(error)) from error
+        raise _Damaged(plain(str(error))) from error
+    if not isinstance(state, dict):
+        raise _Damaged(f"{STATE} holds no fields")
     return Checkpoint(
         step=int(folder.name.removeprefix("step-")),
         folder=folder,
@@ -254,12 +258,7 @@ def _verify(folder: Path) -> list[str]:
     manifest = _bytes_of(folder / MANIFEST)
     if _bytes_of(folder / SEAL) != f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode():
         raise _Damaged(f"{MANIFEST} does not match {SEAL}")
-    content = json.loads(manifest)
-    if content["schema"] != SCHEMA:
-        raise CheckpointError(
-            f"{_label(folder)}: written in schema {content['schema']}, and this redistill reads {SCHEMA}; "
-            "resume with the version that wrote it (run.json names it)"
-        )
+    content = _parsed(manifest, folder)
     if f"step-{content['step']}" != folder.name:
         raise _Damaged(f"{MANIFEST} is that of step-{content['step']}")
     if other := _differences(identity(folder.parent), content.get("run", {})):
@@ -268,6 +267,28 @@ def _verify(folder: Path) -> list[str]:
         if _size_and_hash(folder / name) != expected:
             raise _Damaged(f"{name} does not match its manifest")
     return list(content["files"])
+
+
+def _parsed(manifest: bytes, folder: Path) -> dict[str, Any]:
+    """What a manifest says.  Whoever can write files can seal them too, so neither types nor names are taken on trust."""
+    try:
+        content = json.loads(manifest)
+    except (ValueError, RecursionError) as error:
+        raise _Damaged(f"{MANIFEST} is not JSON") from error
+    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+        raise _Damaged(f"{MANIFEST} names no schema")
+    if content["schema"] != SCHEMA:
+        raise CheckpointError(
+            f"{_label(folder)}: written in schema {content['schema']}, and this redistill reads {SCHEMA}; "
+            "resume with the version that wrote it (run.json names it)"
+        )
+    types = {"step": int, "files": dict, "run": dict}
+    if not all(isinstance(content.get(name, {}), kind) for name, kind in types.items()):
+        raise _Damaged(f"{MANIFEST} lacks a field, or has one of another type")
+    listed = content.get("files", {})
+    if STATE not in listed or any(files.slug(name) != name for name in listed):
+        raise _Damaged(f"{MANIFEST} does not list the files of a checkpoint")
+    return content
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -8,10 +8,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import redistill
 from redistill import signals
 from redistill.errors import ConfigError, DataError, Interrupted, RedistillError
+from redistill.untrusted import plain, print_traceback
 
 EXIT_CODES = """\
 exit codes: 0 done; 1 it failed; 2 a mistake that you can mend; 75 nothing is wrong with the command, try it again later (no
@@ -19,15 +21,23 @@ space on the disk, the folder is in use); 130 interrupted (Ctrl-C); 143 told to 
 the same command goes on with what is not done."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Mistakes in a command are told without the secrets in it."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(plain(message))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code, after one line on stderr where it is not 0."""
+    sys.excepthook = print_traceback
     options = _options(_parser(), arguments)
     _quiet_libraries()
     try:
         with signals.handled(at_once=True):
             options.command(options)
     except RedistillError as error:
-        print(f"redistill: {error}", file=sys.stderr)
+        print(f"redistill: {plain(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
         if _is_main_process():
@@ -53,7 +63,7 @@ def _options(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="redistill",
         description="Make a small language model out of a large one: MGSR and the methods it is measured against.",
         epilog=EXIT_CODES,

@@ -258,7 +258,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where the run writes."""
-        return Path(self.out or f"runs/{self.name}")
+        return Path(self.out or f"runs/{files.slug(self.name)}")  # a name leads nowhere; `out` is where its author says
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[str] = ()) -> Run:
@@ -327,7 +327,7 @@ def _row(tree: Mapping[str, Any], source: str, outside: Outside) -> Method | Non
     try:
         found = outside.load(name)
     except ConfigError as error:
-        raise ConfigError(f"{source}: method = {name!r}: {error}") from error
+        raise ConfigError(f"{source}: method = {decoding.told(name)}: {error}") from error
     return found if isinstance(found, Method) else None
 
 

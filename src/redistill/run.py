@@ -35,6 +35,7 @@ from redistill.run_folder import RUN_FILE, WORTH_KEEPING, claim, has_model, sole
 from redistill.stages import stages, teacher_source
 from redistill.teachers import LocalTeacher
 from redistill.training import TrainingState
+from redistill.untrusted import plain, redacted_tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +184,10 @@ def tokens_of(model: str) -> TokenizeConfig:
     described = Path(model) / RUN_FILE
     if not described.is_file():
         return TokenizeConfig()
-    tokens = files.read_json(described)["config"]["data"]["tokens"]  # and no more: the rest may be of code that is not at hand
+    try:
+        tokens = files.read_json(described)["config"]["data"]["tokens"]  # and no more: the rest may be of code not at hand
+    except (LookupError, TypeError) as error:
+        raise ConfigError(f"{described}: holds no config.data.tokens; give back the run.json that the run wrote") from error
     try:
         return decode(TokenizeConfig, tokens, {})
     except ConfigError as error:
@@ -298,7 +302,7 @@ def _write_run_file(bench: Bench, command: str | None, status: str, cost: Mappin
         "name": config.name,
         "method": config.method,
         "status": status,
-        "command": command or shlex.join(["redistill", *sys.argv[1:]]),
+        "command": plain(command or shlex.join(["redistill", *sys.argv[1:]])),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": tracking.commit(),
         "versions": tracking.versions(),
@@ -311,4 +315,4 @@ def _write_run_file(bench: Bench, command: str | None, status: str, cost: Mappin
         "models": dict(bench.models.manifest),
         "spans": None if bench.spans is None else bench.spans.description,
     }
-    files.write_json(config.folder / RUN_FILE, described)
+    files.write_json(config.folder / RUN_FILE, redacted_tree(described))

@@ -19,7 +19,7 @@ import torch
 
 import redistill
 from redistill import checkpoint, decoding
-from redistill.config import load_config
+from redistill.config import decode_run, load_config
 from redistill.data.reader import read_records
 from redistill.errors import CheckpointError, ConfigError, DataError, ModelError, RedistillError
 from redistill.experiments.compare import build_comparison
@@ -349,6 +349,12 @@ def test_a_report_replaces_a_link_and_not_what_it_points_to(mark: Path) -> None:
     victim.write_text("mine")
     (run / "report.html").symlink_to(victim)
     assert not build_report(run).is_symlink() and victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../../ran", "/ran", "..", "a/../../ran"])
+def test_the_name_of_a_run_leads_nowhere(name: str) -> None:
+    run = decode_run({"name": name, "method": "sft", "student": {"model": "s"}, "data": {"train": ["t"]}}, "mine.yaml")
+    assert run.folder.parent == Path("runs") and ".." not in run.folder.parts
 
 
 @pytest.mark.parametrize("place", ["../other", "link"])

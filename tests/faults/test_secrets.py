@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -9,13 +10,15 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from redistill import config, untrusted
+from redistill import cli, config, untrusted
 from redistill.config import Run, encode_run, load_config
-from redistill.errors import ConfigError
+from redistill.errors import ConfigError, ModelError
 from redistill.experiments.compare import build_comparison
 from redistill.experiments.report import build_report
+from redistill.run import distill
 from redistill.untrusted import MASK, plain, redacted, redacted_tree, secret_in
 from tests.experiments.fabricated import write_method, write_run
+from tests.worlds import tiny_run
 
 ROOT = Path(__file__).parents[2]
 BODY = "Q7w8E9r0T1y2U3i4O5p6A7s8D9f0G1h2J3k4"  # no secret of anybody's; put together here, so that no scanner takes it for one
@@ -236,6 +239,52 @@ def settings_of(cls: Any, seen: set[type]) -> set[type]:
 
 
 # --- what is written and printed ----------------------------------------------------------------------------------------
+
+
+def test_a_run_with_secrets_in_its_command_and_environment_writes_and_prints_none(
+    environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told = [text for token in TOKENS for text in (f"--hub-token={token}", f"https://me:{token}@host/{token}")]
+    monkeypatch.setattr("sys.argv", ["redistill", "run", "mine.yaml", *told])
+    monkeypatch.setenv("INDEX_URL", f"https://me:{KNOWN['hub']}@host/simple")
+    run = tiny_run(tmp_path, "kd", training={"updates": 1})
+    distill(run)
+    written = [path for path in run.folder.rglob("*") if path.is_file()]
+    assert {"run.json", "report.html", "scores.json", "metrics.jsonl", "state.json"} <= {path.name for path in written}
+    assert [path for path in written if held(path.read_bytes().decode("utf-8", "replace"))] == []
+    assert MASK in (run.folder / "run.json").read_text(encoding="utf-8")
+    assert held("".join(capfd.readouterr())) == []
+
+
+@pytest.mark.parametrize("kind", [ModelError, RuntimeError])
+def test_an_error_that_quotes_secrets_is_told_without_them(
+    kind: type[Exception], environment: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fails(options: Any) -> None:
+        raise kind(f"could not fetch https://me:{BODY}@host: {' '.join(TOKENS)}")
+
+    monkeypatch.setattr(cli, "_methods", fails)
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)
+    try:
+        cli.main(["methods"])
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    told = capfd.readouterr().err
+    assert held(told) == [] and "could not fetch" in told
+
+
+@pytest.mark.parametrize("token", TOKENS, ids=[*KNOWN, *OPAQUE])
+def test_a_mistyped_command_is_refused_without_its_secrets(
+    token: str, environment: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)
+    for arguments in (["run", "mine.yaml", f"--hub-token={token}"], ["run", f"--x={token}", "mine.yaml"], [token]):
+        try:
+            code: Any = cli.main(arguments)
+        except SystemExit as left:  # argparse's own
+            code = left.code
+        assert code == 2
+    assert held("".join(capfd.readouterr())) == []
 
 
 def test_pages_and_tables_of_a_run_that_was_described_with_secrets_hold_none(environment: None, tmp_path: Path) -> None:

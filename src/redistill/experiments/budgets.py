@@ -51,7 +51,8 @@ def check_budgets(lineup: Lineup) -> Budgets:
     """What all runs of a comparison have in common, and where they disagree."""
     unequal, equal, unknown = [], [], []
     for aspect in (*_ASPECTS, _training_seeds(lineup), *_prompts(lineup)):
-        found = [(entry, aspect.read(entry)) for entry in lineup.entries]
+        read = [(entry, aspect.read(entry)) for entry in lineup.entries]
+        found = [(entry, str(value) if value else None) for entry, value in read]  # a run.json may hold anything
         values = [(entry, value or "not recorded") for entry, value in found if value or not aspect.optional]
         if not any(value for _, value in found):
             unknown += [] if aspect.optional else [aspect.name]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from redistill import files
+from redistill.decoding import told
 from redistill.errors import CheckpointError, DataError
 
 SCHEMA = 1
@@ -134,7 +135,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise DataError(f"{path}: holds {type(value).__name__}, not an object")
     if value.get("schema", SCHEMA) != SCHEMA:
-        raise DataError(f"{path}: schema {value['schema']} is not {SCHEMA}, the one that this version of redistill reads")
+        raise DataError(f"{path}: schema {told(value['schema'])} is not {SCHEMA}, the one that this version of redistill reads")
     return value
 
 

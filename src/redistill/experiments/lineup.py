@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from redistill import files
+from redistill import decoding, files
 from redistill.errors import CheckpointError, ConfigError, DataError, OutputError
 from redistill.experiments.folders import RunFolder, mapping, read_object, read_run
 
@@ -114,7 +114,7 @@ def _read_sweep(folder: Path) -> _Sweep:
             about = mapping(told)
             label, seed, place = about.get("label"), about.get("seed"), about.get("folder")
             if not isinstance(label, str) or not isinstance(seed, int) or not isinstance(place, str):
-                raise DataError(f"{path}: a run is {told!r}; it needs a label, a seed and a folder")
+                raise DataError(f"{path}: a run is {decoding.told(told)}; it needs a label, a seed and a folder")
             path_of_run = files.inside(folder, place)
             if path_of_run not in runs:
                 runs[path_of_run] = _finished(path_of_run)
