@@ -207,6 +207,8 @@ class Bench:
 
     def validate(self) -> dict[str, float]:
         """Scores that choose the best checkpoint: one sampled answer a prompt, and the reading of the gold one."""
+        if self.teacher is not None:
+            self.teacher.forget()  # a run that is resumed here remembers nothing either, and rounding would tell them apart
         with self.accelerator.autocast():
             return evaluation.validation_scores(
                 self.student.model,

@@ -79,6 +79,10 @@ class LocalTeacher:
         finally:
             self._remembers = False
 
+    def forget(self) -> None:
+        """Let go of what was remembered."""
+        self._memory = None
+
     def _autocasts(self) -> bool:
         return torch.is_autocast_enabled(self._device.type)
 
