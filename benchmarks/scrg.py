@@ -5,7 +5,8 @@
 The teacher is the model named, the student eight of its layers; 8 drafts of 192 tokens, nothing ends a text.  Two questions:
 
 `half`  Every error stands in the middle of its draft; what does the tail cost, finding the error left aside?
-`real`  The teacher reads the drafts, errors are where Eq. 3 finds them, and the tails are written.  Their positions are told.
+`real`  The teacher reads the drafts, errors are where Eq. 3 finds them, and the tails are written.  Their positions are told;
+        `detection` is the part before the tails.  An untrained student errs at once: then the tail is the whole response.
 
 Each is compared with what else one could do: write the whole response again, or write the tail after reading its prefix again.
 All figures are shares of what writing the drafts costs.
@@ -22,7 +23,7 @@ from torch import nn
 
 from benchmarks import measuring
 from benchmarks.generation import NUM_LAYERS, truncated
-from redistill.contracts import GenerationRequest, Sampling, TokenSequence
+from redistill.contracts import Generation, GenerationRequest, Sampling, TokenSequence
 from redistill.data.reader import read_records
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.models.families import head
@@ -54,7 +55,10 @@ class Scene:
         self.student = truncated(teacher, dtype)
         self.device = next(self.student.parameters()).device
         self.vocabulary = head(self.student).num_classes
-        self.teacher = LocalTeacher(teacher.to(dtype), vocabulary=self.vocabulary, device=self.device)
+        # One that remembers, as runs have it, and one that never does.
+        self.teacher, self.forgetful = (
+            LocalTeacher(teacher.to(dtype), vocabulary=self.vocabulary, device=self.device) for _ in range(2)
+        )
         self.examples, self.new_tokens = examples, new_tokens
         self.revisions: list[Revision] = []
         self._memory: PrefixMemory | None = None
@@ -94,13 +98,14 @@ class Scene:
             ]
         )
 
-    def revise(self, drafts: Sequence[TokenSequence]) -> None:
+    def revise(self, drafts: Sequence[TokenSequence], *, with_tails: bool = True) -> None:
         """SCRG as the policy has it: read, locate, correct, write on."""
         self.revisions.clear()
+        nothing = Generation(token_ids=(), finished=False)
         tools = PolicyTools(
-            generate=self.write,
+            generate=self.write if with_tails else lambda requests, sampling: [nothing] * len(requests),
             student_rows=self._student_rows,
-            teacher=self.teacher,
+            teacher=self.forgetful if self._memory is None else self.teacher,
             gold=GoldBatches(self.examples, batch_size=len(self.examples), seed=0),
             updates=1,
             end_ids=(-1,),
@@ -150,12 +155,15 @@ def measured(scene: Scene, repetitions: int) -> dict[str, Any]:
         "draft": scene.drafts,
         "half": remembering(lambda: scene.tails(drafts, half)),
         "half, prefix read again": lambda: scene.tails(drafts, half),
+        "detection": remembering(lambda: scene.revise(drafts, with_tails=False)),
         "real": remembering(lambda: scene.revise(drafts)),
         "real, prefix read again": lambda: scene.revise(drafts),
     }
     found = measuring.interleaved(ways, repetitions)
     cost = {name: each["median"] / found["draft"]["median"] for name, each in found.items()}
-    extra = {name: share - 1 if name in {"half", "real"} else share for name, share in cost.items() if name != "draft"}
+    extra = {
+        name: share - 1 if name in {"half", "detection", "real"} else share for name, share in cost.items() if name != "draft"
+    }
     extra["half, whole response again"] = 1.0
     places = sorted(position / scene.new_tokens for position in positions)
     return {
