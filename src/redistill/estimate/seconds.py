@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from redistill.config import Run
-from redistill.data.grouping import CPU
 from redistill.estimate.costs import Costs
 from redistill.estimate.slivers import Blueprint, Role
 from redistill.estimate.workload import Workload
@@ -44,12 +43,12 @@ def seconds(
         work: What an update has to do.
         updates: Of the whole run, where that is known.
     """
-    student, start = costs["student"], CPU.start
+    student = costs["student"]
     parts = {
         "write": _writing(run, costs, work, updates),
         "revise": _revising(run, costs, head, work),
         "teacher reads": _teacher(run, costs, work),
-        "student learns": student["learn"] * (work.mean("padded") + start * work.micro_batches),
+        "student learns": student["learn"] * (work.mean("padded") + work.start * work.micro_batches),
         "vocabulary pass": head["walk"] * work.mean("rows"),
         "optimiser": student["update"] + head["update"],
     }
@@ -93,7 +92,7 @@ def _teacher(run: Run, costs: Mapping[Role, Costs], work: Workload) -> float:
     """Reading what is learned from, less the beginnings that were read when drafts were scored."""
     if "teacher" not in costs or not run.resolved_method.objective.uses_teacher:
         return 0.0
-    tokens = work.mean("sampled_padded") + CPU.start * work.micro_batches
+    tokens = work.mean("sampled_padded") + work.start * work.micro_batches
     if work.writing.rounds and not work.writing.is_added:
         batches, size = _texts(run, work)
         tokens -= batches * size * (work.prompt + work.response / 2)

@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from redistill.config import Run
 from redistill.errors import ConfigError, ModelError
 from redistill.models.families import layer_list
 from redistill.models.initialise import cast_weights, fresh_model
-from redistill.models.load import ModelConfig, _base_and_adapter, _locate, _one_line
+from redistill.models.load import ModelConfig, read_config
 from redistill.models.lora import LoraConfig, add_lora
 
 SIZES = (1, 3)
@@ -91,10 +90,7 @@ def blueprints(run: Run) -> dict[Role, Blueprint]:
 
 
 def _blueprint(config: ModelConfig) -> Blueprint:
-    base, _ = _base_and_adapter(config)
-    source = _locate(base)
-    with _one_line(base.model):
-        found = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+    found = read_config(config)
     own = getattr(found, "dtype", None) or torch.float32
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": own}[config.dtype]
     layers = getattr(found.get_text_config(), "num_hidden_layers", None)

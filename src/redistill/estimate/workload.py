@@ -125,6 +125,7 @@ class Workload:
     Args:
         writing: What is written.
         batch_size: Sequences of an update on one process.
+        start: What one more forward costs, in tokens.
         prompt: Mean length of a prompt, in tokens.
         response: The longest response; what is written is taken to be as long.
         updates: Each one's micro-batches.
@@ -134,6 +135,7 @@ class Workload:
 
     writing: Writing
     batch_size: int
+    start: int
     prompt: int
     response: int
     updates: tuple[tuple[Micro, ...], ...]
@@ -177,7 +179,7 @@ def workload(run: Run, device: torch.device) -> Workload:
         draw = objective.select(Draw(gold=tuple(gold), sampled=tuple(sampled), corpus=tuple(corpus)))
         updates.append(tuple(_cut(run, draw, device)))
     prompt = round(sum(prompt for prompt, _ in lengths) / len(lengths))
-    return Workload(written, size, prompt, tokens.response_tokens, tuple(updates), num_examples, notes)
+    return Workload(written, size, reading(device).start, prompt, tokens.response_tokens, tuple(updates), num_examples, notes)
 
 
 def _cut(run: Run, draw: Draw, device: torch.device) -> list[Micro]:

@@ -107,6 +107,18 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Any, A
     return model, tokenizer
 
 
+def read_config(config: ModelConfig) -> Any:
+    """The configuration of the model that `config` names, its adapter's base for one that has an adapter; no weights are read.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    base, _ = _base_and_adapter(config)
+    source = _locate(base)
+    with _one_line(base.model):
+        return AutoConfig.from_pretrained(**source, trust_remote_code=False)
+
+
 def load_tokenizer(config: ModelConfig) -> Any:
     """The tokenizer of the model that `config` names; one without a pad token pads with its end token.
 
