@@ -19,14 +19,14 @@ def prepare(rival: str, divergence: str, shape: Shape) -> Callable[[], object]:
 
 
 def main() -> None:
-    options = measuring.arguments(__doc__ or "")
-    rivals = [name for name in RIVALS if name != "floor"]
+    options = measuring.arguments(__doc__ or "", only={"nargs": "*", "help": "rivals; all where left out"})
+    rivals = [name for name in RIVALS if name != "floor" and name in (options.only or RIVALS)]
     first = Shape(128, 20000, 64, 96) if options.quick else SHAPES[0]
     megabytes: dict[str, dict[str, float]] = {}
     for divergence in ("jsd", "forward_kl"):
         for rows in (first.rows, first.rows * 2) if options.quick else ROWS:
             shape = Shape(rows, first.classes, first.student, first.teacher)
-            for rival in rivals if rows == first.rows else LONG:
+            for rival in rivals if rows == first.rows else [name for name in LONG if name in rivals]:
                 if rows > first.rows and divergence != "jsd":
                     continue
                 peak = measuring.peak_of(prepare, rival, divergence, shape) / 1e6
