@@ -32,7 +32,7 @@ _blocks = count()
 def watched() -> Iterator[None]:
     """While the block runs, this process ends soon after another one of the job has failed or fallen silent.
 
-    All processes must come to their watched blocks in the same order.  Alone, nothing is watched.
+    All processes must come to their watched blocks in the same order; blocks may be nested.  Alone, nothing is watched.
 
     Raises:
         SystemExit: where an error in the block only followed from the end of another process.
@@ -42,7 +42,7 @@ def watched() -> Iterator[None]:
         yield
         return
     watch = _watch()
-    around, watch.block = watch.block, number
+    around, watch.blocks = watch.blocks, (*watch.blocks, number)
     try:
         yield
     except Exception as error:
@@ -51,7 +51,7 @@ def watched() -> Iterator[None]:
         _tell_launcher(error)
         raise
     finally:
-        watch.block = around
+        watch.blocks = around
         watch.leave(number)
 
 
@@ -66,7 +66,7 @@ class _Watch:
         from torch.distributed import PrefixStore, TCPStore
 
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.block: int | None = None
+        self.blocks: tuple[int, ...] = ()  # that this process is in, the innermost last
         # A connection of our own: the process group waits on its own for as long as it likes.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         place = f"redistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
@@ -81,7 +81,7 @@ class _Watch:
             return self._store.add(f"{block}/failed", 1) == 1
         before = self._signs(block)
         time.sleep(FAREWELL_S)  # for the one that failed to say so, or the silence of one that cannot
-        if self._store.add(f"{block}/failed", 0):
+        if self._has_failed(self.blocks):
             return False
         silent = [rank for rank, signs in self._signs(block).items() if signs == before[rank]]
         if silent:
@@ -101,31 +101,35 @@ class _Watch:
 
     def _live(self) -> None:
         """Give signs of life, and in a block end the process when those of another one stay away."""
-        judged, looked, seen = None, 0.0, dict[int, tuple[int, float]]()
+        judged, looked, seen = tuple[int, ...](), 0.0, dict[int, tuple[int, float]]()
         try:
             self._store.add(f"signs/{self.rank}", 1)
             while not self._ended.wait(BEAT_S):
                 self._store.add(f"signs/{self.rank}", 1)
-                block, now = self.block, time.monotonic()
-                if block is None:
+                blocks, now = self.blocks, time.monotonic()
+                if not blocks:
                     continue
-                if block != judged or now - looked > SILENCE_S / 2:  # this process stood still itself, as all do on Ctrl-Z
-                    judged, seen = block, dict.fromkeys(range(self.world), (0, now))
-                self._judge(block, seen, now)
+                if blocks != judged or now - looked > SILENCE_S / 2:  # this process stood still itself, as all do on Ctrl-Z
+                    judged, seen = blocks, dict.fromkeys(range(self.world), (0, now))
+                self._judge(blocks, seen, now)
                 looked = now
         except RuntimeError as error:  # the store is with the launcher, or with the first process
-            if self.block is not None:
+            if self.blocks:
                 _give_up(f"the launcher is gone ({str(error).splitlines()[0]})")
 
-    def _judge(self, block: int, seen: dict[int, tuple[int, float]], now: float) -> None:
+    def _judge(self, blocks: tuple[int, ...], seen: dict[int, tuple[int, float]], now: float) -> None:
         """End the process where another one has failed or is silent for too long; `seen`: signs so far, and since when."""
-        for rank, signs in self._signs(block).items():
+        for rank, signs in self._signs(blocks[-1]).items():
             if signs != seen[rank][0]:
                 seen[rank] = (signs, now)
             elif now - seen[rank][1] > (SILENCE_S if signs else START_S):
                 _give_up(f"process {rank} of {self.world} has given no sign of life for {now - seen[rank][1]:.0f} s")
-        if self._store.add(f"{block}/failed", 0) and not self._ended.wait(FAREWELL_S):
+        if self._has_failed(blocks) and not self._ended.wait(FAREWELL_S):
             os._exit(1)
+
+    def _has_failed(self, blocks: tuple[int, ...]) -> bool:
+        """Whether a process has said that it failed in one of them."""
+        return any(self._store.add(f"{block}/failed", 0) for block in blocks)
 
     def _signs(self, block: int) -> dict[int, int]:
         """How many signs of life each process has given so far; one that has left the block in peace gives them forever."""

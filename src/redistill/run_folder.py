@@ -78,12 +78,11 @@ def sole_use(folder: Path, precision: Literal["fp32", "bf16"], *worth_keeping: s
     """
     existed = folder.exists()
     accelerator = make_accelerator(precision)
-    with ExitStack() as held:
-        with ranks.watched():
-            if accelerator.is_main_process:
-                held.enter_context(locked(folder))
-                _sweep(folder)
-            accelerator.wait_for_everyone()
+    with ranks.watched(), ExitStack() as held:  # also what lies between the parts of a job that are watched themselves
+        if accelerator.is_main_process:
+            held.enter_context(locked(folder))
+            _sweep(folder)
+        accelerator.wait_for_everyone()
         try:
             yield
         except RedistillError:
