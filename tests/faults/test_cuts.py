@@ -75,11 +75,14 @@ def losses_of(config: Run) -> np.ndarray:
 
 
 def assert_same(found: np.ndarray, expected: np.ndarray, name: str) -> None:
-    """No loss is off by more than its limit; and none to one side, by more than scatter or the rounding of one."""
+    """No loss is off by more than 1e-6; and all together to neither side, by more than scatter or two units in the last place.
+
+    Total variation is held to its limit alone: two runs that have parted stay apart to one side for a while.
+    """
     off = found - expected
     assert np.abs(off).max() <= LIMITS.get(name, 1e-6), np.abs(off).max()
-    rounding = np.finfo(np.float32).eps * np.abs(expected).mean()
-    assert abs(off.mean()) <= max(rounding, 4 * off.std() / np.sqrt(len(off))), off.mean()
+    rounding = 2 * np.finfo(np.float32).eps * np.abs(expected).mean()
+    assert name in LIMITS or abs(off.mean()) <= max(rounding, 4 * off.std() / np.sqrt(len(off))), off.mean()
 
 
 @pytest.fixture(scope="module")
