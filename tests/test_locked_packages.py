@@ -27,7 +27,7 @@ def asked() -> list[Requirement]:
     return found
 
 
-@pytest.mark.parametrize("wanted", asked(), ids=lambda wanted: wanted.name)
+@pytest.mark.parametrize("wanted", sorted(asked(), key=str), ids=lambda wanted: wanted.name)
 def test_what_is_asked_for_is_locked_in_a_version_that_will_do(wanted: Requirement) -> None:
     versions = [pin.specifier for pin in PINS if canonicalize_name(pin.name) == canonicalize_name(wanted.name)]
     assert versions

@@ -144,6 +144,17 @@ def test_what_does_not_compile_runs_as_it_is_with_one_warning():
     assert len([warning for warning in caught if "training.compile" in str(warning.message)]) == 1
 
 
+def test_many_kinds_of_terms_are_compiled_in_one_process(monkeypatch):
+    """Dynamo refuses a ninth compilation of the same code, and a program may make many runs."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: compile_(function, backend="eager", **settings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for temperature in range(1, 12):
+            terms = (DivergenceTerm(0.5, ForwardKL(temperature=float(temperature)), DISTILLED),)
+            assert_equal_to_dense(make_head(), target, terms, compiled=True)
+
+
 def test_auto_compiles_large_vocabularies_where_there_is_a_compiler(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/" + name)
     assert compiles("auto", 50257, "cpu") and not compiles("auto", 300, "cpu")

@@ -197,13 +197,13 @@ class Bench:
         """While sequences are drawn that are read again, both models remember what they have read of them."""
         if self.teacher is None or not revises(self.method.policy):
             yield
-            return
-        with self.teacher.remembering():
-            self._memory = PrefixMemory()
-            try:
-                yield
-            finally:
-                self._memory = None
+        else:
+            with self.teacher.remembering():
+                self._memory = PrefixMemory()
+                try:
+                    yield
+                finally:
+                    self._memory = None
 
     def validate(self) -> dict[str, float]:
         """Scores that choose the best checkpoint: one sampled answer a prompt, and the reading of the gold one."""

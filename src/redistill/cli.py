@@ -1,4 +1,7 @@
-"""The command line: it reads arguments, calls what does the work, and prints what came of it."""
+"""The command line: it reads arguments, calls what does the work, and prints what came of it.
+
+Longer than other files, since all commands stand side by side here and nothing else does.
+"""
 
 import argparse
 import dataclasses
@@ -215,7 +218,11 @@ def _data_check_parser(parser: argparse.ArgumentParser) -> None:
         "--against", action="append", default=[], metavar="TASK[=PATH]", help="test set that it may not contain (repeatable)"
     )
     parser.add_argument(
-        "--recipe", type=Path, dest="configured", help="check the data of this recipe, with its test sets, template and lengths"
+        "--recipe",
+        type=Path,
+        dest="configured",
+        metavar="RECIPE",
+        help="check the data of this recipe, with its test sets, template and lengths",
     )
     _allow_code(parser)
     parser.add_argument("--tokenizer", metavar="MODEL", help="measure lengths with the tokenizer of this model")

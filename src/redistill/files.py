@@ -232,6 +232,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is no JSONDecodeError
         raise DataError(f"{path}: not JSON ({error})") from error
 

@@ -6,6 +6,7 @@ that one prints what was wrong.
 """
 
 import atexit
+import math
 import os
 import threading
 import time
@@ -15,10 +16,10 @@ from functools import cache
 from itertools import count
 from types import TracebackType
 
-from redistill.errors import TrainingError
+from redistill.errors import ConfigError, TrainingError
 
 BEAT_S = 1.0
-SILENCE_S = float(os.environ.get("REDISTILL_SILENCE_S", "20"))
+SILENCE_S = 20.0
 """So long without a sign of life, and a process is given up; long enough for one that computes while the machine is busy."""
 START_S = 300.0
 """So long for its first sign of life, since a process may be started late."""
@@ -55,6 +56,18 @@ def watched() -> Iterator[None]:
         watch.leave(number)
 
 
+def _silence_s() -> float:
+    """`SILENCE_S`, or what the environment says."""
+    text = os.environ.get("REDISTILL_SILENCE_S", str(SILENCE_S))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 2 * BEAT_S <= seconds < math.inf:
+        raise ConfigError(f"REDISTILL_SILENCE_S = {text!r}: must be a number of seconds, 2 or more; leave it out for 20")
+    return seconds
+
+
 class _Watch:
     """This process's view of the others, in the store that the launcher has brought them together by.
 
@@ -71,6 +84,7 @@ class _Watch:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         place = f"redistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._store = PrefixStore(place, TCPStore(address, port, is_master=False))
+        self._silence_s = _silence_s()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
         self._thread.start()
@@ -109,7 +123,8 @@ class _Watch:
                 blocks, now = self.blocks, time.monotonic()
                 if not blocks:
                     continue
-                if blocks != judged or now - looked > SILENCE_S / 2:  # this process stood still itself, as all do on Ctrl-Z
+                stood_still = now - looked > self._silence_s / 2  # this process itself, as all do on Ctrl-Z
+                if blocks != judged or stood_still:
                     judged, seen = blocks, dict.fromkeys(range(self.world), (0, now))
                 self._judge(blocks, seen, now)
                 looked = now
@@ -122,7 +137,7 @@ class _Watch:
         for rank, signs in self._signs(blocks[-1]).items():
             if signs != seen[rank][0]:
                 seen[rank] = (signs, now)
-            elif now - seen[rank][1] > (SILENCE_S if signs else START_S):
+            elif now - seen[rank][1] > (self._silence_s if signs else START_S):
                 _give_up(f"process {rank} of {self.world} has given no sign of life for {now - seen[rank][1]:.0f} s")
         if self._has_failed(blocks) and not self._ended.wait(FAREWELL_S):
             os._exit(1)

@@ -114,7 +114,8 @@ def _arrive(number: int, frame: FrameType | None) -> None:
         _flag.number, _flag.arrived = number, time.monotonic()
         if "WORLD_SIZE" not in os.environ:
             for each in STOPS:  # the system's own way, which waits for no long computation to end
-                signal.signal(each, signal.SIG_DFL)
+                if signal.getsignal(each) is not signal.SIG_IGN:
+                    signal.signal(each, signal.SIG_DFL)
         if _flag.answered == "at once" or (_flag.answered == "alone" and num_processes() == 1):
             poll()
         if os.environ.get("RANK", "0") == "0":

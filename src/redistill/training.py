@@ -1,5 +1,7 @@
 """The loop: draw, count, read, step, log, validate, save - only ever at a step boundary.
 
+Longer than other files, since a step and what is saved of it must be read together.
+
 It builds nothing and knows no method: it is handed built parts.  Coefficients are set once a step from the counts of the whole
 global batch, so that one process with four micro-batches and two with two have the same gradient.
 """
@@ -156,6 +158,7 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     except Interrupted:
         parts.policy.load_state_dict(before)  # a buffer may have grown already
         parts.meter.read()  # what was written will be written again
+        parts.optimizer.zero_grad(set_to_none=True)
         raise
     faults, norms = int(sums.pop(_FAULTS)), _clip(parts, optimiser.max_grad_norm)
     metrics = averages(parts.objective, counts, sums)
@@ -354,7 +357,7 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
                 "policy": dict(parts.policy.state_dict()),
                 "guard": parts.guard.state_dict(),
                 "collapse": parts.collapse.state_dict(),
-                "micro_batch": parts.memory[0].state_dict(),
+                "memory": [size.state_dict() for size in parts.memory],
                 "early_stopping": parts.early_stopping.state_dict(),
             },
             keep=settings.keep,
@@ -374,7 +377,8 @@ def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingSt
     parts.policy.load_state_dict(found.state["policy"])
     parts.guard.load_state_dict(found.state["guard"])
     parts.collapse.load_state_dict(found.state["collapse"])
-    parts.memory[0].load_state_dict(found.state["micro_batch"])
+    for size, held in zip(parts.memory, found.state["memory"], strict=True):
+        size.load_state_dict(held)
     parts.early_stopping.load_state_dict(found.state["early_stopping"])
     return TrainingState(**found.state["training"])
 

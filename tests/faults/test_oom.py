@@ -59,7 +59,7 @@ def test_an_update_in_smaller_pieces_is_the_same_update(tmp_path, monkeypatch, l
     pieces, found, state = trained(config)
     assert found == pytest.approx(losses, rel=1e-6)
     assert_same(pieces, whole)
-    assert state["micro_batch"] == {"size": limit}
+    assert state["memory"][0] == {"size": limit}
     sizes = [BATCH >> halvings for halvings in range(5) if BATCH >> halvings >= limit]
     texts = [line["text"] for line in lines(config, "event")]
     assert texts == [
@@ -122,6 +122,6 @@ def test_when_one_process_runs_out_all_cut_alike(tmp_path):
     codes = together(2, train_with_one_short_of_memory, recipe)
     assert codes == [0, 0], recipe.with_suffix(".log").read_text()
     last = checkpoint.load_step(config.folder / "checkpoints", UPDATES)
-    assert last.state["micro_batch"] == {"size": 2}
+    assert last.state["memory"][0] == {"size": 2}
     assert [line["loss"] for line in lines(config, "train")] == pytest.approx(losses, rel=1e-5)
     assert_same({**last.tensors["model"], **last.tensors["clip_network"]}, alone)

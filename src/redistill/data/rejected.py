@@ -25,7 +25,7 @@ class RejectedRow:
 def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:
     """Put a source's rows in the place of those that an earlier reading of it listed."""
     before = read_lines(path)
-    others = [row for row in before if row["source"] != source]
+    others = [row for row in before if isinstance(row, dict) and row.get("source") != source]
     if before or bad:
         rewrite_lines(path, [*others, *_listed(source, [(row.line, row.reason) for row in bad])])
 

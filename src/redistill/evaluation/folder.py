@@ -36,7 +36,10 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{folder}: holds {RESPONSES}/ of unknown settings (no {SETTINGS}); choose another folder")
         files.write_json(folder / SETTINGS, settings)
         return
-    theirs, ours = _flat(files.read_json(folder / SETTINGS)), _flat(settings)
+    held = files.read_json(folder / SETTINGS)
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{folder / SETTINGS}: holds no settings; choose another folder, or remove it and {RESPONSES}/")
+    theirs, ours = _flat(held), _flat(settings)
     for name in [*ours, *theirs]:  # in their own order: a cause (tokens) is named before what follows from it (datasets)
         if theirs.get(name) != ours.get(name):
             raise CheckpointError(
@@ -102,7 +105,8 @@ class Writer:
     def responses(self, dataset: str, records: Sequence[Record], prompts: Sequence[tuple[int, ...]], seed: int) -> list[Line]:
         """All lines of one file in the order of the records, the missing ones of this process's share made first."""
         name = f"{dataset}-seed{seed}"
-        found = {line["id"]: line for path in self._files(name) for line in files.read_lines(path)}
+        written = [line for path in self._files(name) for line in files.read_lines(path)]
+        found = {line["id"]: line for line in written if isinstance(line, dict) and "id" in line}
         mine = share(range(len(records)), self.shard)
         missing = [place for place in mine if records[place].record_id not in found]
         missing.sort(key=lambda place: (-len(prompts[place]), place))  # batches of like lengths, the hungriest first

@@ -11,7 +11,7 @@ from torch import nn
 from redistill import files
 from redistill.contracts import Example, Record, Sampling, Teacher
 from redistill.data.tokenize import TokenizeConfig, tokenize_prompts
-from redistill.errors import ConfigError, DataError
+from redistill.errors import CheckpointError, ConfigError, DataError
 from redistill.evaluation.answers import Answerer, Gather, alone, response_scores, share
 from redistill.evaluation.folder import RESPONSES, ProgressCall, Tally, Writer, claim, data_hash, model_hash
 from redistill.evaluation.gold import gold_examples, gold_sums, token_means
@@ -220,6 +220,9 @@ def _finished(path: Path, settings: dict[str, Any], *, needs_kl: bool) -> dict[s
     if not path.exists():
         return None
     held: dict[str, Any] = files.read_json(path)
-    forced = [scores["teacher_forced"] for scores in held["datasets"].values()]
-    has_kl = all("kl" in means for means in forced if means)  # a set without gold sequences has nothing to ask a teacher
-    return held if held["settings"] == settings and (has_kl or not needs_kl) else None
+    try:
+        forced = [scores["teacher_forced"] for scores in held["datasets"].values()]
+        has_kl = all("kl" in means for means in forced if means)  # a set without gold sequences has nothing to ask a teacher
+        return held if held["settings"] == settings and (has_kl or not needs_kl) else None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: holds no scores of an evaluation; remove it, and they are counted anew") from error

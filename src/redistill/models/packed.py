@@ -70,8 +70,7 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
         with _lock:
             _packed[model].users -= 1
             if _packed[model].users == 0:
-                for layer in _packed.pop(model).layers:
-                    del layer.forward
+                _unpack(_packed.pop(model).layers)
 
 
 def _pack(model: nn.Module) -> list[nn.Module]:
@@ -84,7 +83,17 @@ def _pack(model: nn.Module) -> list[nn.Module]:
         layer: Any = module
         weight_VD: torch.Tensor = layer.weight if isinstance(module, nn.Linear) else layer.weight.T
         dtype = autocast or weight_VD.dtype
-        if can_pack(weight_VD, dtype):
+        if not can_pack(weight_VD, dtype):
+            continue
+        try:
             layer.forward = packed_product(weight_VD, layer.bias, dtype)
-            packed.append(module)
+        except BaseException:  # no memory for all: a layer that kept its copy would never learn again
+            _unpack(packed)
+            raise
+        packed.append(module)
     return packed
+
+
+def _unpack(layers: list[nn.Module]) -> None:
+    for layer in layers:
+        del layer.forward
