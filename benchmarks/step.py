@@ -50,6 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mgsr-all-revised": {"policy": "revised"},
 }
 TRL = {"trl": False, "trl-checkpointing": True}
+WHAT = ("time", "memory", "parts")
 
 
 @dataclass(frozen=True)
@@ -242,21 +243,26 @@ def main() -> None:
         model={"default": "HuggingFaceTB/SmolLM2-135M", "help": "the teacher: a folder or a hub name"},
         precision={"choices": ["fp32", "bf16"], "help": "one alone; both without"},
         rivals={"nargs": "+", "choices": [*METHODS, *TRL], "help": "these alone"},
+        what={"nargs": "+", "choices": WHAT, "default": list(WHAT), "help": "this alone"},
     )
     shape = {"batch": 2, "prompt": 16, "response": 16} if chosen.quick else {}
     names = chosen.rivals or [*METHODS, *TRL]
     results = {}
     for precision in [chosen.precision] if chosen.precision else ["fp32", "bf16"]:
         work = Work(chosen.model, precision, **shape)
-        memory = {name: measuring.peak_of(rival, work, name) for name in names}
-        parts = {name: breakdown(work, name, 1 if chosen.quick else 2) for name in names if name in METHODS}
-        seconds = measuring.interleaved(
-            {name: rival(work, name) for name in names}, chosen.repetitions or (1 if chosen.quick else 5), warmups=0
-        )
-        results[precision] = {"seconds": seconds, "peak_bytes": memory, "parts": parts}
-        if "trl" in names:
-            results[precision]["ratios"] = measuring.ratios(seconds, "trl")
-            results[precision]["memory_ratios"] = {name: peak / memory["trl"] for name, peak in memory.items()}
+        found: dict[str, Any] = {}
+        if "time" in chosen.what:
+            turns = chosen.repetitions or (1 if chosen.quick else 5)
+            found["seconds"] = measuring.interleaved({name: rival(work, name) for name in names}, turns, warmups=0)
+            if "trl" in names:
+                found["ratios"] = measuring.ratios(found["seconds"], "trl")
+        if "memory" in chosen.what:
+            peaks = found["peak_bytes"] = {name: measuring.peak_of(rival, work, name) for name in names}
+            if "trl" in names:
+                found["memory_ratios"] = {name: peak / peaks["trl"] for name, peak in peaks.items()}
+        if "parts" in chosen.what:
+            found["parts"] = {name: breakdown(work, name, 1 if chosen.quick else 2) for name in names if name in METHODS}
+        results[precision] = found
     measuring.write("step", {"work": {"layers": STUDENT_LAYERS, **vars(work)}, **results}, quick=chosen.quick)
 
 
