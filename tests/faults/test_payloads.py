@@ -394,5 +394,6 @@ def test_every_model_is_loaded_from_safetensors_and_without_its_code() -> None:
     calls = re.compile(r"\bAuto\w+\.from_pretrained\((?:[^()]|\([^()]*\))*\)")
     sources = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     found = calls.findall(sources)
-    assert len(found) == 3 and all("trust_remote_code=False" in call for call in found)
+    assert len(found) == len(re.findall(r"\bAuto\w+\.from_pretrained\(", sources)) > 0
+    assert all("trust_remote_code=False" in call for call in found)
     assert all("use_safetensors=True" in call for call in found if "ForCausalLM" in call)
