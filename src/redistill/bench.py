@@ -1,4 +1,7 @@
-"""The workbench of one run: models, data, teacher and student on their device, and what the loop asks of them."""
+"""The workbench of one run: models, data, teacher and student on their device, and what the loop asks of them.
+
+Longer than other files, since all that a run is built of comes together here.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
