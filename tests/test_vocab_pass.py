@@ -14,6 +14,7 @@ from redistill.divergences import ForwardKL, ReverseKL
 from redistill.randomness import generator
 from redistill.spans import SpanConfig, pair_weights
 from redistill.vocab_pass import (
+    NUMBERS_PER_DRAW,
     CrossEntropyTerm,
     DivergenceTerm,
     Head,
@@ -21,6 +22,7 @@ from redistill.vocab_pass import (
     SpanTerm,
     dense_reference,
     row_statistics,
+    sample_rows,
     vocab_pass,
 )
 
@@ -444,9 +446,9 @@ ASK = (
 def test_statistics_equal_numpy_for_every_chunk(budget):
     hidden, head, target = hidden_states(), make_head(torch.float64, **HEADS["sliced"]), teacher(ROWS)
     token_N = torch.arange(ROWS) % VOCABULARY
-    uniforms_N = torch.from_numpy(generator(0, "uniforms").random(ROWS))
+    uniforms_NK = torch.from_numpy(generator(0, "uniforms").random((ROWS, NUMBERS_PER_DRAW)))
     found = row_statistics(
-        hidden, head, target, ASK, uniforms_N=uniforms_N, token_N=token_N, chunk_bytes=chunk_bytes(budget, torch.float64)
+        hidden, head, target, ASK, uniforms_NK=uniforms_NK, token_N=token_N, chunk_bytes=chunk_bytes(budget, torch.float64)
     )
 
     logits = (hidden @ head.weight_VD[:VOCABULARY].T + head.bias_V[:VOCABULARY]).detach().numpy()
@@ -463,7 +465,7 @@ def test_statistics_equal_numpy_for_every_chunk(budget):
         "agreement": logq.argmax(1) == logp.argmax(1),
         "student_logprob": logq[rows, token_N],
         "teacher_logprob": logp[rows, token_N],
-        "teacher_sample": (p.cumsum(1) <= uniforms_N.numpy()[:, None]).sum(1),
+        "teacher_sample": sample_rows(torch.from_numpy(p), uniforms_NK).numpy(),
     }
     assert found.keys() == expected.keys()
     for name, value in found.items():

@@ -15,7 +15,7 @@ from redistill import randomness
 from redistill.contracts import GenerationRequest, Sampling
 from redistill.errors import ConfigError
 from redistill.models.generate import NgramBan, _masses, generate, probabilities
-from redistill.vocab_pass import sample_rows
+from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
 
 END = 2
 VOCABULARY = 40
@@ -369,10 +369,10 @@ def test_no_ngram_of_prompt_and_response_comes_twice(tiny):
     ids=str,
 )
 def test_many_draws_fit_the_distribution(sampling, seed):
-    """300 classes are five blocks of the two-level search; what is drawn from are masses that need not sum to 1."""
+    """What is drawn from are masses that need not sum to 1."""
     draws, vocabulary = 50_000, 300
     logits = 2 * np.random.default_rng(seed).normal(size=vocabulary)
-    uniforms = np.array([randomness.generator(seed, "response", 0, i).random() for i in range(draws)])
+    uniforms = np.array([randomness.generator(seed, "response", 0, i).random(NUMBERS_PER_DRAW) for i in range(draws)])
     masses_V = _masses(torch.tensor(logits, dtype=torch.float32)[None], sampling)[0]
     parts = torch.from_numpy(uniforms).split(10_000)
     tokens = torch.cat([sample_rows(masses_V.expand(len(part), -1), part) for part in parts]).numpy()

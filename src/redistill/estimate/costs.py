@@ -23,7 +23,7 @@ from redistill.models.student import StudentModule
 from redistill.objectives import Counts, terms
 from redistill.optimiser import parameter_groups
 from redistill.teachers import LocalTeacher
-from redistill.vocab_pass import compiles, row_statistics, vocab_pass
+from redistill.vocab_pass import NUMBERS_PER_DRAW, compiles, row_statistics, vocab_pass
 
 REPETITIONS = 2
 DECODED = (4, 20)
@@ -227,10 +227,10 @@ def head_costs(prints: Mapping[Any, Blueprint], run: Run, work: Workload, watch:
     }
     if target is not None and work.writing.is_scored:
         num_rows = batch.num_sampled_rows
-        uniforms = torch.full((num_rows,), 0.5, dtype=torch.float64, device=watch.device)
+        uniforms = torch.full((num_rows, NUMBERS_PER_DRAW), 0.5, dtype=torch.float64, device=watch.device)
         scored = watch.seconds(
             lambda: row_statistics(
-                hidden_ND[:num_rows], student_head, target, ("reverse_kl", "teacher_sample"), uniforms_N=uniforms
+                hidden_ND[:num_rows], student_head, target, ("reverse_kl", "teacher_sample"), uniforms_NK=uniforms
             )
         )
         found["statistics"] = scored / num_rows

@@ -1,8 +1,8 @@
 """The only sampler: continues prompts, with randomness that belongs to the sequence and not to the batch.
 
-Token t of a sequence is drawn with number t of its own stream, by inverse transform of its probabilities.  So a response does
+The numbers that token t of a sequence is drawn with are the t-th few of its own stream; see `sample_rows`.  So a response does
 not depend on which batch it fell into, on the order of the requests, or on the number of processes (but for the last bits of a
-floating-point sum, which batches do change).
+floating-point sum, which batches do change, and which hardly ever change a token).
 
 A teacher may write along: both models read the same tokens, each with its own cache, and each token is drawn from the mixture
 of what the two would write.
@@ -22,7 +22,7 @@ from redistill.models.decoder import Decoder
 from redistill.models.families import position_limit
 from redistill.models.prefix import PrefixMemory
 from redistill.tensors import pad
-from redistill.vocab_pass import sample_rows
+from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
 
 # Taking rows out of the cache costs about as much as two steps read of it, so some must go before it pays.
 COMPACT_BELOW = 0.75
@@ -220,7 +220,7 @@ class _Writer:
             shares = [share for _, share in self._readers]
             mixed = [share * probabilities(each_LV, self.sampling) for share, each_LV in zip(shares, logits)]
             masses_LV = torch.stack(mixed).sum(dim=0)
-        return sample_rows(masses_LV, batch.uniform_LT[:, step])
+        return sample_rows(masses_LV, batch.uniform_LTK[:, step])
 
 
 class _LiveBatch:
@@ -232,16 +232,17 @@ class _LiveBatch:
     def __init__(self, writer: _Writer, requests: Sequence[GenerationRequest]) -> None:
         budgets = [request.max_new_tokens for request in requests]
         self.longest = max(budgets)
-        uniform = np.zeros((len(requests), self.longest))
+        uniform = np.zeros((len(requests), self.longest, NUMBERS_PER_DRAW))
         for row, request in zip(uniform, requests):
-            row[: request.max_new_tokens] = randomness.generator(writer.seed, *_key(request)).random(request.max_new_tokens)
+            numbers = randomness.generator(writer.seed, *_key(request))
+            row[: request.max_new_tokens] = numbers.random((request.max_new_tokens, NUMBERS_PER_DRAW))
         self.prompts = [request.prompt_ids for request in requests]
         ids_LT, mask_LT = pad(self.prompts, writer.pad_id, side="left")
         self._prompt_length = ids_LT.shape[1]
         self._input_LT = ids_LT.to(writer.device)
         self._mask_LT = torch.cat([mask_LT, mask_LT.new_ones((len(requests), self.longest))], dim=1).to(writer.device)
         self._position_LT = (mask_LT.cumsum(dim=1) - 1).clamp(min=0).to(writer.device)
-        self.uniform_LT = torch.from_numpy(uniform).to(writer.device)
+        self.uniform_LTK = torch.from_numpy(uniform).to(writer.device)
         self._end_ids = writer.end_ids
         self._live_L = torch.arange(len(requests), device=writer.device)
         self._going_L = torch.ones(len(requests), dtype=torch.bool, device=writer.device)
@@ -297,7 +298,7 @@ class _LiveBatch:
 
     def select(self, kept: torch.Tensor) -> None:
         """Keep only these of the live rows."""
-        for name in ("_input_LT", "_mask_LT", "_position_LT", "uniform_LT", "_live_L", "_going_L", "_budget_L"):
+        for name in ("_input_LT", "_mask_LT", "_position_LT", "uniform_LTK", "_live_L", "_going_L", "_budget_L"):
             setattr(self, name, getattr(self, name)[kept])
 
     def generations(self) -> list[Generation]:

@@ -19,7 +19,7 @@ from redistill.policies.sources import GoldItem, PolicyTools, Revision, Source, 
 from redistill.randomness import generator
 from redistill.revision import Correction, correct, locate_error
 from redistill.tensors import pad
-from redistill.vocab_pass import Statistic, row_statistics
+from redistill.vocab_pass import NUMBERS_PER_DRAW, Statistic, row_statistics
 
 if TYPE_CHECKING:
     from redistill.policies import PolicyConfig
@@ -174,7 +174,9 @@ class RevisedSource(Wrapping):
             batch = collate((), part, pad_id=self._tools.pad_id, device=self._tools.device)
             uniforms = np.concatenate(
                 [
-                    generator(self._tools.seed, "teacher-token", step, draft.sample, number).random(draft.num_targets)
+                    generator(self._tools.seed, "teacher-token", step, draft.sample, number).random(
+                        (draft.num_targets, NUMBERS_PER_DRAW)
+                    )
                     for draft in part
                 ]
             )
@@ -184,7 +186,7 @@ class RevisedSource(Wrapping):
                 head,
                 self._teacher.rows(batch),
                 (*statistics, ask_token),
-                uniforms_N=torch.from_numpy(uniforms).to(hidden_ND.device),
+                uniforms_NK=torch.from_numpy(uniforms).to(hidden_ND.device),
                 token_N=batch.target_N,
             )
             is_surprise = self._settings.detection == "surprise"

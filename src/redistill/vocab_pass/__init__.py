@@ -8,13 +8,14 @@ caller's: nothing here divides.
 
 from redistill.vocab_pass.core import Compile, compiles
 from redistill.vocab_pass.head import Head
-from redistill.vocab_pass.sampling import sample_rows
+from redistill.vocab_pass.sampling import NUMBERS_PER_DRAW, sample_rows
 from redistill.vocab_pass.statistics import Statistic, row_statistics
 from redistill.vocab_pass.terms import CrossEntropyTerm, DivergenceTerm, PolicyGradientTerm, SpanTerm, Term
 from redistill.vocab_pass.walk import CHUNK_BYTES, dense_reference, vocab_pass
 
 __all__ = [
     "CHUNK_BYTES",
+    "NUMBERS_PER_DRAW",
     "Compile",
     "CrossEntropyTerm",
     "DivergenceTerm",

@@ -1,22 +1,26 @@
-"""Drawing classes from rows of probabilities by inverting their cumulative distribution."""
+"""Drawing classes from rows of probabilities by inverting cumulative distributions, from coarse ranges of classes to fine."""
 
 import torch
 
 from redistill.errors import TrainingError
 
-BLOCK_CLASSES = 64
+FAN_OUT = 8
+NUMBERS_PER_DRAW = 6
+BLOCK_CLASSES = FAN_OUT**2  # summed in one go: sums of eight neighbours, over a whole vocabulary, are slow
 
 
-def sample_rows(probabilities_NV: torch.Tensor, uniforms_N: torch.Tensor) -> torch.Tensor:
-    """One class per row: the first whose cumulative mass exceeds the row's uniform number.
+def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> torch.Tensor:
+    """One class per row, found by descending a tree: a range of classes, one of the eight ranges in it, and so on to a class.
 
-    Two-level, because a cumulative sum over a whole vocabulary is slow: blocks of classes are summed, the block that the number
-    falls into is found, then the class inside it.  Masses of blocks are float32, cumulative sums float64.  A class without
-    mass is never drawn.
+    At each of the six levels the child is drawn whose cumulative mass is the first to exceed a uniform number of that level's
+    own.  One number inverted over the whole vocabulary would be as right, but fragile: a large vocabulary is narrow intervals,
+    and whoever sums logits in another order (another batch size does) shifts them all under the number.  Here each number
+    meets few boundaries, and text differs about as rarely as the distributions do.  Masses of blocks of 64 classes are float32,
+    all sums above float64.  A class without mass is never drawn.
 
     Args:
-        probabilities_NV: >= 0, each row with some mass; rows need not sum to 1, the number is scaled to what is there.
-        uniforms_N: In [0, 1).
+        probabilities_NV: >= 0, each row with some mass; rows need not sum to 1, numbers are scaled to what is there.
+        uniforms_NK: In [0, 1), coarsest level first; K is NUMBERS_PER_DRAW.
 
     Returns:
         token_N, int64.
@@ -25,35 +29,45 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_N: torch.Tensor) -> tor
         TrainingError: a row has no mass, or is not finite: what a diverged model gives.
 
     Example:
-        >>> sample_rows(torch.tensor([[0.25, 0.0, 0.75]]).expand(3, 3), torch.tensor([0.0, 0.25, 0.99]))
+        >>> uniforms_NK = torch.tensor([[0.0], [0.25], [0.99]]).expand(3, NUMBERS_PER_DRAW)
+        >>> sample_rows(torch.tensor([[0.25, 0.0, 0.75]]).expand(3, 3), uniforms_NK)
         tensor([0, 2, 2])
     """
-    num_blocks = -(-probabilities_NV.shape[1] // BLOCK_CLASSES)
-    padding = num_blocks * BLOCK_CLASSES - probabilities_NV.shape[1]
-    padded_NV = torch.nn.functional.pad(probabilities_NV, (0, padding)) if padding else probabilities_NV
-    blocks_NBK = padded_NV.unflatten(1, (num_blocks, BLOCK_CLASSES))
-    mass_NB = blocks_NBK.sum(-1).double()
-    total_N = mass_NB.sum(-1)
+    assert uniforms_NK.shape == (len(probabilities_NV), NUMBERS_PER_DRAW), "as many numbers a row as the tree has levels"
+    blocks_NBK = _grouped(probabilities_NV, BLOCK_CLASSES)
+    levels = [blocks_NBK.sum(-1).double()]
+    while len(levels) < NUMBERS_PER_DRAW - 2:
+        levels.insert(0, _grouped(levels[0], FAN_OUT).sum(-1))
+    total_N = levels[0].sum(-1)
     if not bool((total_N.isfinite() & (total_N > 0)).all()):
         raise TrainingError(
             "generation: the student's probabilities are not finite, and no token can be drawn from them; "
             "lower the learning rate and resume from the last checkpoint"
         )
-    block_N, rest_N = _invert(mass_NB, uniforms_N.to(total_N) * total_N)
-    inside_NK = blocks_NBK[torch.arange(len(block_N), device=block_N.device), block_N].double()
-    class_N, _ = _invert(inside_NK, rest_N)
-    return block_N * BLOCK_CLASSES + class_N
+    uniforms = uniforms_NK.to(total_N).unbind(-1)
+    row_N = torch.arange(len(total_N), device=total_N.device)
+    node_N = _invert(levels[0], uniforms[0])
+    for masses_NB, uniform_N in zip(levels[1:], uniforms[1:]):
+        if masses_NB.shape[-1] > 1:
+            node_N = node_N * FAN_OUT + _invert(_grouped(masses_NB, FAN_OUT)[row_N, node_N], uniform_N)
+    inside_NKK = blocks_NBK[row_N, node_N].double().unflatten(-1, (FAN_OUT, FAN_OUT))
+    part_N = _invert(inside_NKK.sum(-1), uniforms[-2])
+    class_N = _invert(inside_NKK[row_N, part_N], uniforms[-1])
+    return node_N * BLOCK_CLASSES + part_N * FAN_OUT + class_N
 
 
-def _invert(mass_NK: torch.Tensor, threshold_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first entry with mass whose cumulative mass exceeds the threshold, and what is left of the threshold inside it.
+def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
+    """Neighbours together, masses_NBK with K = `size`; the last group is filled up with 0."""
+    padding = -masses_NV.shape[-1] % size
+    padded_NV = torch.nn.functional.pad(masses_NV, (0, padding)) if padding else masses_NV
+    return padded_NV.unflatten(-1, (-1, size))
 
-    Rounding (a parallel cumulative sum need not be monotonic) can leave none that exceeds it: then the last entry with mass.
+
+def _invert(masses_NK: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
+    """The first entry with mass whose cumulative mass exceeds the number times the largest of them; one always does.
+
+    Entries without mass are told by their mass: a parallel cumulative sum need not be monotonic.
     """
-    cumulative_NK = mass_NK.cumsum(-1)
-    has_mass_NK = mass_NK > 0
-    exceeds_NK = has_mass_NK & (cumulative_NK > threshold_N[:, None])
-    last_N = mass_NK.shape[-1] - 1 - has_mass_NK.flip(-1).int().argmax(-1)
-    index_N = torch.where(exceeds_NK.any(-1), exceeds_NK.int().argmax(-1), last_N)
-    before_N = (cumulative_NK - mass_NK).gather(-1, index_N[:, None])[:, 0]
-    return index_N, (threshold_N - before_N).clamp_min(0.0)
+    cumulative_NK = masses_NK.cumsum(-1).masked_fill(masses_NK <= 0, -1.0)
+    threshold_N = uniform_N * cumulative_NK.amax(-1)
+    return (cumulative_NK > threshold_N[:, None]).int().argmax(-1)

@@ -37,7 +37,7 @@ def row_statistics(
     target: TeacherTarget | None,
     ask: Collection[Statistic],
     *,
-    uniforms_N: torch.Tensor | None = None,
+    uniforms_NK: torch.Tensor | None = None,
     token_N: torch.Tensor | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> dict[str, torch.Tensor]:
@@ -52,7 +52,7 @@ def row_statistics(
         student_head: The student's head.
         target: The teacher's word; None where nothing asked needs it.
         ask: Names of Statistic.
-        uniforms_N: Numbers in [0, 1), for teacher_sample.
+        uniforms_NK: Numbers in [0, 1), for teacher_sample: NUMBERS_PER_DRAW a row.
         token_N: The tokens that log-probabilities are of.
         chunk_bytes: What the [rows, vocabulary] tensors may take together, about.
 
@@ -68,7 +68,7 @@ def row_statistics(
     found: dict[str, list[torch.Tensor]] = {name: [] for name in ask}
     # An empty batch is walked as one empty chunk, so that its answers have the right types.
     for rows in cuts(slice(0, len(student_hidden_ND)), chunk_bytes // (LIVE_TENSORS * row_bytes)) or [slice(0, 0)]:
-        chunk = _Chunk(student_hidden_ND, head, target, rows, uniforms_N, token_N)
+        chunk = _Chunk(student_hidden_ND, head, target, rows, uniforms_NK, token_N)
         for name in ask:
             found[name].append(_STATISTICS[name](chunk))
     return {name: torch.cat(pieces) for name, pieces in found.items()}
@@ -83,12 +83,12 @@ class _Chunk:
         head: Head,
         target: TeacherTarget | None,
         rows: slice,
-        uniforms_N: torch.Tensor | None,
+        uniforms_NK: torch.Tensor | None,
         token_N: torch.Tensor | None,
     ) -> None:
         self.hidden_CD = hidden_ND[rows]
         self.head, self.target, self.rows = head, target, rows
-        self.uniforms_N, self.token_N = uniforms_N, token_N
+        self.uniforms_NK, self.token_N = uniforms_NK, token_N
 
     @cached_property
     def logq_CV(self) -> torch.Tensor:
@@ -112,8 +112,8 @@ class _Chunk:
         return logprob_CV.gather(1, self.token_N[self.rows, None])[:, 0]
 
     def teacher_sample_C(self) -> torch.Tensor:
-        assert self.uniforms_N is not None, "row_statistics: teacher_sample was asked for without uniforms_N"
-        return sample_rows(self.logp_CV.exp(), self.uniforms_N[self.rows])
+        assert self.uniforms_NK is not None, "row_statistics: teacher_sample was asked for without uniforms_NK"
+        return sample_rows(self.logp_CV.exp(), self.uniforms_NK[self.rows])
 
 
 def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
