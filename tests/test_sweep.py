@@ -13,6 +13,7 @@ import yaml
 
 from redistill import files, sweep
 from redistill.cli import main
+from redistill.config import load_config
 from redistill.divergences import ForwardKL
 from redistill.errors import ConfigError, RedistillError, TrainingError
 from redistill.lock import locked
@@ -342,6 +343,12 @@ def test_every_sweep_recipe_is_valid(path: Path) -> None:
     made = plan_sweep(path)
     assert made.sweep.name == path.stem
     assert all(entry.run.data.tests for entry in made.entries)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("table*.yaml")), ids=lambda path: path.stem)
+def test_a_sweep_in_the_place_of_one_run_is_told_what_it_is(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rows: this is a sweep, .* `redistill sweep`, .* `redistill estimate --row LABEL`"):
+        load_config(path)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("table1-*.yaml")), ids=lambda path: path.stem)
