@@ -283,8 +283,8 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
             raise ConfigError(f"{path}: config = {tree!r}: must be a mapping; give the run.json of a run, or a recipe")
     if "rows" in tree:
         raise ConfigError(
-            f"{path}: rows: this is a sweep, and one run is asked for; give it to `redistill sweep`, or estimate one of its runs "
-            "with `redistill estimate --row LABEL`"
+            f"{path}: rows: this is a sweep, and one run is asked for; give it to `redistill sweep`, "
+            "or estimate one of its runs with `redistill estimate --row LABEL`"
         )
     return override_run(tree, overrides, str(path), allow_code)
 
