@@ -1,7 +1,9 @@
 """Estimates: parameters are exact, costs are affine in the layers, and no weight is read."""
 
+import gc
 import itertools
 import json
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,6 +117,21 @@ def test_what_autograd_keeps_of_a_linear_layer_is_its_input():
     ids = torch.ones((1, 4), dtype=torch.long)
     once, twice = (kept_bytes(model, ids.repeat(n, 1), torch.ones_like(ids).repeat(n, 1)) for n in (1, 2))
     assert once < twice <= 2 * once  # of no tensor more than its tokens', and not of the weights
+
+
+def test_what_autograd_kept_is_freed(tmp_path):
+    (tmp_path / "world").mkdir()
+    model = blueprints(tiny_run(tmp_path / "world"))["student"].sliver(2, 1, CPU).train()
+    outputs: list[weakref.ref[torch.Tensor]] = []
+    for module in model.modules():
+        module.register_forward_hook(
+            lambda module, inputs, output: outputs.append(weakref.ref(output)) if isinstance(output, torch.Tensor) else None
+        )
+    ids = torch.ones((2, 24), dtype=torch.long)
+    kept_bytes(model, ids, torch.ones_like(ids))
+    gc.collect()
+    assert outputs
+    assert not [output for output in outputs if output() is not None]
 
 
 def test_lengths_are_those_of_the_data_where_it_lies_in_files(tmp_path):

@@ -154,13 +154,15 @@ def kept_bytes(model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor) ->
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def keep(tensor: torch.Tensor) -> None:
+        # Nothing walks back through this graph, and one that was given its own output to keep would never be freed.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
+            alive.append(storage)
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    alive: list[torch.UntypedStorage] = []  # else a place that was freed would count once for two tensors
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
         hidden_BTD = body(model)(ids_BT, mask_BT)
     del hidden_BTD
     return sum(kept.values())
