@@ -20,6 +20,7 @@ from redistill.vocab_pass import (
     Head,
     PolicyGradientTerm,
     SpanTerm,
+    chunk_budget,
     dense_reference,
     row_statistics,
     sample_rows,
@@ -425,7 +426,17 @@ def test_the_precision_of_other_products_is_left_as_it_was():
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
+@pytest.mark.parametrize(
+    ("classes", "width", "megabytes"), [(32_000, 576, 192), (50_257, 768, 192), (151_936, 576, 334), (151_936, 3584, 1024)]
+)
+def test_a_larger_head_is_given_larger_blocks(classes, width, megabytes):
+    head = Head(torch.empty(classes, width, device="meta"))
+    assert chunk_budget(head.num_bytes) // 2**20 == megabytes
+    assert chunk_budget(replace(head, vocabulary=32_000).num_bytes) <= chunk_budget(head.num_bytes)
+
+
 # --- statistics ---------------------------------------------------------------------------------------------------------
+
 
 ASK = (
     "forward_kl",

@@ -14,9 +14,9 @@ from redistill.estimate.workload import Workload
 from redistill.models.kv import PIECE_TOKENS
 from redistill.models.prefix import MEMORY_BYTES
 from redistill.tracking import peak_bytes
-from redistill.vocab_pass import CHUNK_BYTES, compiles
+from redistill.vocab_pass import chunk_budget, compiles
 from redistill.vocab_pass.statistics import LIVE_TENSORS
-from redistill.vocab_pass.walk import BLOCK_TENSORS, COMPILED_TENSORS, TILE_TENSORS
+from redistill.vocab_pass.walk import BLOCK_TENSORS, COMPILED_TENSORS, LEAST_CHUNK_BYTES, TILE_TENSORS
 
 DRAWN_TENSORS = 4
 """Of [sequences, vocabulary] while a token is drawn: logits, masses, their sums, and what ruling out copies."""
@@ -91,18 +91,23 @@ class Sizes:
         is_copied = teacher is not None and teacher.dtype != torch.float32 and self.device.type == "cpu"
         return head_bytes(teacher) if teacher is not None and is_copied else 0
 
+    @property
+    def budget(self) -> int:
+        """Of tensors of [rows, vocabulary]."""
+        return chunk_budget(head_bytes(self.prints["student"]))
+
     def walk(self) -> int:
         """The vocabulary pass over the largest micro-batch; see vocab_pass/walk.py."""
         rows, row_bytes = max(m.rows for micros in self.work.updates for m in micros), self.classes * 4
-        quarter = CHUNK_BYTES // 4 // row_bytes
+        block, tile = (budget // 4 // row_bytes for budget in (self.budget, LEAST_CHUNK_BYTES))
         live = COMPILED_TENSORS if compiles(self.run.training.compile, self.classes, self.device) else TILE_TENSORS
-        block = min(rows, max(1, 3 * quarter // BLOCK_TENSORS))
-        return (BLOCK_TENSORS * block + live * min(rows, max(1, quarter // live))) * row_bytes + self.teacher_head()
+        block = min(rows, max(1, 3 * block // BLOCK_TENSORS))
+        return (BLOCK_TENSORS * block + live * min(rows, max(1, tile // live))) * row_bytes + self.teacher_head()
 
     def statistics(self, sequences: int) -> int:
         """The statistics of so many sequences' rows."""
         rows = sequences * self.work.response
-        return min(CHUNK_BYTES, rows * LIVE_TENSORS * self.classes * 4) + self.teacher_head()
+        return min(self.budget, rows * LIVE_TENSORS * self.classes * 4) + self.teacher_head()
 
     def with_gaps(self, size: int) -> int:
         """What the system gives to a process whose tensors take `size`."""

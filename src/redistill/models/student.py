@@ -13,7 +13,7 @@ from torch import nn
 
 from redistill.contracts import Batch, TeacherTarget
 from redistill.models.families import BodyCall, body, head
-from redistill.vocab_pass import CHUNK_BYTES, Compile, Head, Term, compiles, vocab_pass
+from redistill.vocab_pass import Compile, Head, Term, compiles, vocab_pass
 
 
 class StudentModule(nn.Module):
@@ -23,7 +23,7 @@ class StudentModule(nn.Module):
         model: A causal language model of transformers.
         vocabulary: Classes that teacher and student share; rows beyond them are padding.
         divergence: The objective's divergence; kept as a submodule where it has parameters (DAC-KL's network).
-        chunk_bytes: Memory for the [rows, vocabulary] tensors of one chunk.
+        chunk_bytes: Memory for the [rows, vocabulary] tensors of one chunk; None asks `chunk_budget`.
         compile: Whether the terms are compiled, and with "all" the body as training reads it; "auto" decides by vocabulary
             and machine.
     """
@@ -34,7 +34,7 @@ class StudentModule(nn.Module):
         *,
         vocabulary: int,
         divergence: object = None,
-        chunk_bytes: int = CHUNK_BYTES,
+        chunk_bytes: int | None = None,
         compile: Compile = "none",
     ) -> None:
         super().__init__()

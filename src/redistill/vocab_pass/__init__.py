@@ -11,10 +11,9 @@ from redistill.vocab_pass.head import Head
 from redistill.vocab_pass.sampling import NUMBERS_PER_DRAW, sample_rows
 from redistill.vocab_pass.statistics import Statistic, row_statistics
 from redistill.vocab_pass.terms import CrossEntropyTerm, DivergenceTerm, PolicyGradientTerm, SpanTerm, Term
-from redistill.vocab_pass.walk import CHUNK_BYTES, dense_reference, vocab_pass
+from redistill.vocab_pass.walk import chunk_budget, dense_reference, vocab_pass
 
 __all__ = [
-    "CHUNK_BYTES",
     "NUMBERS_PER_DRAW",
     "Compile",
     "CrossEntropyTerm",
@@ -24,6 +23,7 @@ __all__ = [
     "SpanTerm",
     "Statistic",
     "Term",
+    "chunk_budget",
     "compiles",
     "dense_reference",
     "row_statistics",

@@ -87,6 +87,11 @@ class Head:
         """How many classes have a logit."""
         return self.weight_VD[: self.vocabulary].shape[0]
 
+    @property
+    def num_bytes(self) -> int:
+        """What its weight takes in float32."""
+        return self.num_classes * self.weight_VD.shape[1] * torch.float32.itemsize
+
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """logits_NV of `hidden_ND`, float32 whatever the weights are (float64 for float64); autocast does not reach them."""
         return self.finish(self.raw(hidden_ND, Products.like(hidden_ND)))

@@ -11,7 +11,7 @@ from redistill.tensors import loss_dtype
 from redistill.vocab_pass.head import Head
 from redistill.vocab_pass.rules import whole
 from redistill.vocab_pass.sampling import sample_rows
-from redistill.vocab_pass.walk import CHUNK_BYTES, cuts
+from redistill.vocab_pass.walk import chunk_budget, cuts
 
 Statistic = Literal[
     "forward_kl",
@@ -39,7 +39,7 @@ def row_statistics(
     *,
     uniforms_NK: torch.Tensor | None = None,
     token_N: torch.Tensor | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Each statistic of `ask` for every row, chunk by chunk, without gradient.
 
@@ -54,7 +54,7 @@ def row_statistics(
         ask: Names of Statistic.
         uniforms_NK: Numbers in [0, 1), for teacher_sample: NUMBERS_PER_DRAW a row.
         token_N: The tokens that log-probabilities are of.
-        chunk_bytes: What the [rows, vocabulary] tensors may take together, about.
+        chunk_bytes: What the [rows, vocabulary] tensors may take together, about; None asks `chunk_budget`.
 
     Returns:
         For each name a tensor over N: int64 tokens, bool agreement, else float32 (float64 for float64).
@@ -64,6 +64,7 @@ def row_statistics(
         f"row_statistics: no such statistic: {', '.join(sorted(unknown))}; there are {', '.join(get_args(Statistic))}"
     )
     head = student_head.prepared(student_hidden_ND)
+    chunk_bytes = chunk_budget(head.num_bytes) if chunk_bytes is None else chunk_bytes
     row_bytes = head.num_classes * loss_dtype(student_hidden_ND).itemsize
     found: dict[str, list[torch.Tensor]] = {name: [] for name in ask}
     # An empty batch is walked as one empty chunk, so that its answers have the right types.

@@ -13,12 +13,12 @@ from redistill.vocab_pass.core import Core, Tile, visit
 from redistill.vocab_pass.head import Head, Products
 from redistill.vocab_pass.terms import DivergenceTerm, SpanTerm, Term
 
-CHUNK_BYTES = 192 * 2**20
-"""What the [rows, vocabulary] tensors of a walk may take together."""
+LEAST_CHUNK_BYTES = 192 * 2**20
+MOST_CHUNK_BYTES = 2**30
 
 # The rows are cut twice: into wide blocks for the matrix products, since each of those passes over the whole head, and these
-# into narrow tiles for what autograd keeps of the terms.  Blocks get three quarters of the budget, tiles one (narrow tiles stay
-# near the cache); these count the tensors alive at once.
+# into narrow tiles for what autograd keeps of the terms.  Blocks get three quarters of the budget, tiles a quarter of the least
+# one (narrow tiles stay near the cache); these count the tensors alive at once.
 BLOCK_TENSORS = 2  # logits (later their gradient), and the teacher's
 TILE_TENSORS = 10  # log q, p, products of both and their gradients
 COMPILED_TENSORS = 7  # what is left of them where loops are fused
@@ -30,7 +30,7 @@ def vocab_pass(
     student_head: Head,
     target: TeacherTarget | None,
     terms: Sequence[Term],
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     *,
     compiled: bool = False,
     into_grad: bool = False,
@@ -48,7 +48,8 @@ def vocab_pass(
         student_head: The student's head; a frozen one costs no gradient.
         target: The teacher's word, asked only for rows that a divergence or span needs; None where no term does.
         terms: At most one of each kind.
-        chunk_bytes: What the [rows, vocabulary] tensors may take together, about; at least a row at a time is read.
+        chunk_bytes: What the [rows, vocabulary] tensors may take together, about; at least a row at a time is read.  None
+            asks `chunk_budget`.
         compiled: Whether the terms and their gradients are compiled; see core.py.
         into_grad: Whether the gradient of a head's weight that is a leaf in the results' dtype is added to its `grad` at once,
             which spares a copy of it.  The objective's backward must then follow, once, from a gradient of 1.
@@ -60,6 +61,8 @@ def vocab_pass(
     See also: dense_reference.
     """
     assert student_hidden_ND.ndim == 2, f"hidden states of shape {tuple(student_hidden_ND.shape)}: pick the rows [N, D] first"
+    if chunk_bytes is None:
+        chunk_bytes = chunk_budget(student_head.num_bytes)
     task = _Task(student_hidden_ND, student_head, target, tuple(terms), _parameters(terms), chunk_bytes, compiled, into_grad)
     inputs = (student_hidden_ND, student_head.weight_VD, student_head.bias_V, *task.parameters)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
@@ -84,6 +87,17 @@ def dense_reference(
         for term in terms:
             objective = objective + term.coefficient * sums[term.name]
     return objective, {name: total.detach() for name, total in sums.items()}
+
+
+def chunk_budget(head_bytes: int) -> int:
+    """What the [rows, vocabulary] tensors of a walk take together where nobody says: as much as the head, within limits.
+
+    Every block of rows passes over the whole head and its gradient, so the larger these are, the more rows must share a pass.
+
+    Args:
+        head_bytes: Of the head's weight in float32.
+    """
+    return min(max(LEAST_CHUNK_BYTES, head_bytes), MOST_CHUNK_BYTES)
 
 
 def cuts(rows: slice, num_rows: int) -> list[slice]:
@@ -115,15 +129,20 @@ class _Task:
         return any(isinstance(term, SpanTerm) for term in self.terms)
 
     @property
-    def quarter_rows(self) -> int:
-        """How many rows of one [rows, vocabulary] tensor fill a quarter of the budget."""
-        return self.chunk_bytes // (4 * self.head.num_classes * loss_dtype(self.hidden_ND).itemsize)
+    def row_bytes(self) -> int:
+        """Of one [rows, vocabulary] tensor."""
+        return self.head.num_classes * loss_dtype(self.hidden_ND).itemsize
+
+    @property
+    def block_rows(self) -> int:
+        return 3 * (self.chunk_bytes // (4 * self.row_bytes)) // BLOCK_TENSORS
 
     @property
     def tile_rows(self) -> int:
+        rows = min(self.chunk_bytes, LEAST_CHUNK_BYTES) // (4 * self.row_bytes)
         if not self.compiled:
-            return self.quarter_rows // TILE_TENSORS
-        return max(1, self.quarter_rows // COMPILED_TENSORS // ALIGNED_ROWS) * ALIGNED_ROWS
+            return rows // TILE_TENSORS
+        return max(1, rows // COMPILED_TENSORS // ALIGNED_ROWS) * ALIGNED_ROWS
 
     def with_halo(self, rows: slice) -> slice:
         """`rows` and, where spans may pair it with the last of them, the row after."""
@@ -207,7 +226,7 @@ def _walk(task: _Task, gradients: _Gradients | None) -> tuple[torch.Tensor, dict
         hidden_ND = task.hidden_ND.to(products.storage)
         sums = {term.name: hidden_ND.new_zeros((), dtype=products.result) for term in task.terms}
         carry_V: torch.Tensor | None = None
-        for block in cuts(slice(0, len(hidden_ND)), 3 * task.quarter_rows // BLOCK_TENSORS):
+        for block in cuts(slice(0, len(hidden_ND)), task.block_rows):
             carry_V = _walk_block(task, head, products, hidden_ND, block, carry_V, sums, gradients)
         objective = hidden_ND.new_zeros((), dtype=products.result)
         for term in task.terms:
