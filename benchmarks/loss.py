@@ -137,9 +137,15 @@ RIVALS: dict[str, Callable[[Case, str], None]] = {
 
 
 def main() -> None:
-    options = measuring.arguments(__doc__ or "", only={"nargs": "*", "help": "rivals; all where left out"})
+    options = measuring.arguments(
+        __doc__ or "",
+        only={"nargs": "*", "help": "rivals; all where left out"},
+        classes={"nargs": "*", "type": int, "help": "sizes of the vocabulary; all where left out"},
+    )
     results = {}
-    for shape in QUICK if options.quick else SHAPES:
+    for shape in (
+        QUICK if options.quick else [shape for shape in SHAPES if shape.classes in (options.classes or [shape.classes])]
+    ):
         case = Case(shape)
         for divergence in DIVERGENCES:
             print(f"{shape}, {divergence}", flush=True)
