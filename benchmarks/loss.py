@@ -143,9 +143,9 @@ def main() -> None:
         classes={"nargs": "*", "type": int, "help": "sizes of the vocabulary; all where left out"},
     )
     results = {}
-    for shape in (
-        QUICK if options.quick else [shape for shape in SHAPES if shape.classes in (options.classes or [shape.classes])]
-    ):
+    for shape in QUICK if options.quick else SHAPES:
+        if options.classes and shape.classes not in options.classes:
+            continue
         case = Case(shape)
         for divergence in DIVERGENCES:
             print(f"{shape}, {divergence}", flush=True)
