@@ -3,14 +3,15 @@
 import math
 import warnings
 from collections.abc import Iterator
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from redistill.clipping import DacKLConfig
+from redistill.clipping import DacKL, DacKLConfig
 from redistill.contracts import TeacherCapabilities, TopClasses
 from redistill.divergences import Divergence, ForwardKL, JensenShannon, ReverseKL
 from redistill.errors import ConfigError
@@ -29,7 +30,9 @@ from redistill.vocab_pass import (
 )
 
 ROWS, DISTILLED, WIDTH, VOCABULARY = 23, 17, 5, 40
-TILE = 4 * 7 * 8 * VOCABULARY * 4  # bytes: 8 rows in a compiled tile
+ROW = 4 * VOCABULARY * 4  # bytes: one row of a [rows, vocabulary] tensor in a quarter of the budget
+TILE = 7 * 8 * ROW  # 8 rows in a compiled tile, all in one block
+BUDGETS = [1, 5 * ROW, TILE]  # blocks of one row, of seven, and one of all
 
 MEMBERS = [example for member in get_args(Divergence) for example in member.examples()]
 
@@ -42,13 +45,21 @@ def hidden_states() -> torch.Tensor:
     return normal(ROWS, WIDTH, key="hidden").requires_grad_()
 
 
-def make_head(**settings: float) -> Head:
+def make_head(*, frozen: bool = False, bias: bool = True, **settings: float) -> Head:
     return Head(
-        normal(VOCABULARY + 3, WIDTH, key="weight").requires_grad_(),
-        normal(VOCABULARY + 3, key="bias").requires_grad_(),
+        normal(VOCABULARY + 3, WIDTH, key="weight").requires_grad_(not frozen),
+        normal(VOCABULARY + 3, key="bias").requires_grad_(not frozen) if bias else None,
         vocabulary=VOCABULARY,
         **settings,
     )
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "plain": {"bias": False},
+    "bias": {},
+    "capped": {"scale": 0.7, "softcap": 5.0},
+    "frozen": {"frozen": True},
+}
 
 
 def target(rows: slice) -> torch.Tensor:
@@ -70,18 +81,22 @@ def all_terms(divergence: object, coefficient: float = 0.5) -> tuple:
     )
 
 
-def assert_equal_to_dense(head: Head, word: object, terms: tuple, **settings: object) -> None:
+def assert_equal_to_dense(head: Head, word: object, terms: tuple, *, chunk_bytes: int = TILE, **settings: object) -> None:
     """Values and gradients, those of the parameters that a divergence learns included."""
     modules = [term.divergence for term in terms if isinstance(getattr(term, "divergence", None), torch.nn.Module)]
     hidden = hidden_states()
     inputs = [hidden, *(t for t in (head.weight_VD, head.bias_V) if t is not None and t.requires_grad)]
     inputs += [parameter for module in modules for parameter in module.parameters()]
-    found, sums = vocab_pass(hidden, head, word, terms, TILE, **settings)
     wanted, wanted_sums = dense_reference(hidden, head, word, terms)
+    references = torch.autograd.grad(wanted, inputs)
+    for tensor in inputs:
+        tensor.grad = None
+    found, sums = vocab_pass(hidden, head, word, terms, chunk_bytes, **settings)
+    found.backward()
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sums, wanted_sums, rtol=1e-5, atol=1e-5)
-    for ours, reference in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(wanted, inputs), strict=True):
-        torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+    for tensor, reference in zip(inputs, references, strict=True):
+        torch.testing.assert_close(tensor.grad, reference, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture
@@ -91,6 +106,16 @@ def compiler() -> Iterator[None]:
         pytest.skip("no C++ compiler on this machine")
     torch._dynamo.reset()
     counters.clear()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="training.compile")
+        yield
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Both graphs are traced as for any compiler and run as they are, which takes less time; a fallback counts as a failure."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: compile_(function, backend="aot_eager", **settings))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="training.compile")
         yield
@@ -112,9 +137,30 @@ class Gate(torch.nn.Module):
 
 
 @pytest.mark.parametrize("divergence", MEMBERS, ids=repr)
-@pytest.mark.parametrize("settings", [{}, {"scale": 0.7, "softcap": 5.0}], ids=["plain", "capped"])
-def test_every_divergence_in_chunks_equals_the_dense_one(divergence, settings):
-    assert_equal_to_dense(make_head(**settings), target, all_terms(divergence))
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("into_grad", [False, True], ids=["returned", "in place"])
+def test_every_divergence_in_chunks_equals_the_dense_one(divergence, kind, into_grad):
+    for chunk_bytes in BUDGETS:
+        assert_equal_to_dense(
+            make_head(**HEADS[kind]), target, all_terms(divergence), chunk_bytes=chunk_bytes, into_grad=into_grad
+        )
+
+
+@pytest.mark.parametrize("divergence", MEMBERS, ids=repr)
+def test_every_divergence_compiled_equals_the_dense_one(divergence, traced):
+    for kind, into_grad in (("bias", False), ("capped", True)):
+        for chunk_bytes in BUDGETS:
+            settings = {"chunk_bytes": chunk_bytes, "compiled": True, "into_grad": into_grad}
+            assert_equal_to_dense(make_head(**HEADS[kind]), target, all_terms(divergence), **settings)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dac_kl_and_spans_on_what_it_keeps_equal_the_dense_ones(compiled, traced):
+    for chunk_bytes in BUDGETS:
+        divergence = DacKL(DacKLConfig(), VOCABULARY, 3)
+        cross_entropy, dac_kl, span, _ = all_terms(divergence)
+        terms = (cross_entropy, dac_kl, replace(span, keep=divergence.kept))
+        assert_equal_to_dense(make_head(), target, terms, chunk_bytes=chunk_bytes, compiled=compiled, into_grad=True)
 
 
 def test_compiled_terms_equal_the_dense_ones_and_are_compiled_once_for_all_tiles_and_steps(compiler):

@@ -25,7 +25,9 @@ from redistill.vocab_pass import (
     row_statistics,
     sample_rows,
     vocab_pass,
+    walk,
 )
+from redistill.vocab_pass.walk import TILE_TENSORS
 
 ROWS, DISTILLED, WIDTH, VOCABULARY, PADDED = 17, 12, 6, 11, 13
 
@@ -168,6 +170,18 @@ def test_tied_embeddings_get_both_gradients(budget):
     found = vocab_pass(weight[ids].tanh(), Head(weight), teacher(), terms, chunk_bytes(budget, torch.float64))[0]
     wanted = dense_reference(weight[ids].tanh(), Head(weight), teacher(), terms)[0]
     torch.testing.assert_close(gradients(found, [weight]), gradients(wanted, [weight]), rtol=1e-10, atol=1e-10)
+
+
+def test_budgets_above_the_least_make_blocks_larger_and_leave_tiles(monkeypatch):
+    row = VOCABULARY * 8  # bytes in float64
+    monkeypatch.setattr(walk, "LEAST_CHUNK_BYTES", 4 * TILE_TENSORS * 2 * row)
+    monkeypatch.setattr(walk, "MOST_CHUNK_BYTES", 4 * TILE_TENSORS * 4 * row)
+    inside, above = (walk.cut_rows(walk.chunk_budget(size), row, compiled=False) for size in (1, 2**40))
+    assert (inside.tile, above.tile) == (2, 2) and above.block == 2 * inside.block
+    hidden, head, target = hidden_states(), make_head(torch.float64, **HEADS["everything"]), teacher()
+    found, wanted = (each(hidden, head, target, all_terms(forward_kl))[0] for each in (vocab_pass, dense_reference))
+    inputs = [hidden, head.weight_VD, head.bias_V]
+    torch.testing.assert_close(gradients(found, inputs), gradients(wanted, inputs), rtol=1e-10, atol=1e-10)
 
 
 def test_values_equal_equations_in_numpy():

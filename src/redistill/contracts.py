@@ -273,7 +273,7 @@ class GenerationRequest:
     Args:
         prompt_ids: What stands already; for a tail this holds the corrected prefix too.
         max_new_tokens: Length budget of the continuation.
-        stream: Key of its randomness below the seed, such as ("response", step, sample); new token n uses number n.
+        stream: Key of its randomness below the seed, such as ("response", step, sample); token n has its n-th few numbers.
     """
 
     prompt_ids: tuple[int, ...]
@@ -290,7 +290,7 @@ class Generation:
 
 
 class Generate(Protocol):
-    """Continue every request; the answers come in the order of the requests and do not depend on how they are batched."""
+    """Continue every request; the answers come in the order of the requests, and how they are batched only rounds them."""
 
     def __call__(self, requests: list[GenerationRequest], sampling: Sampling) -> list[Generation]: ...
 

@@ -15,7 +15,9 @@ from redistill import randomness
 from redistill.contracts import GenerationRequest, Sampling
 from redistill.errors import ConfigError
 from redistill.models.generate import NgramBan, _masses, generate, probabilities
+from redistill.models.initialise import fresh_model
 from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
+from tests.worlds import LLAMA
 
 END = 2
 VOCABULARY = 40
@@ -379,3 +381,26 @@ def test_many_draws_fit_the_distribution(sampling, seed):
     expected = oracle(logits, sampling)
     assert fits(tokens, expected, vocabulary) > 0.001
     assert fits(tokens, oracle(logits, replace(sampling, temperature=sampling.temperature * 1.05)), vocabulary) < 0.001
+
+
+def test_many_draws_of_a_large_vocabulary_fit_its_distribution():
+    """The first five tokens of 10,000 streams; classes are counted in ranges, and by what is left of dividing their number."""
+    vocabulary, streams = 40_000, 10_000
+    masses_V = torch.from_numpy(np.random.default_rng(40).gamma(0.3, size=vocabulary)).float()
+    numbers = [randomness.generator(40, "response", 0, i).random((5, NUMBERS_PER_DRAW)) for i in range(streams)]
+    parts = torch.from_numpy(np.concatenate(numbers)).split(1_000)
+    tokens = torch.cat([sample_rows(masses_V.expand(len(part), -1), part) for part in parts]).numpy()
+    share = masses_V.double().numpy() / masses_V.double().sum().item()
+    assert len(tokens) == 50_000 and (masses_V[tokens] > 0).all()
+    for group in (np.arange(vocabulary) // 199, np.arange(vocabulary) % 97):
+        observed = np.bincount(group[tokens], minlength=group.max() + 1)
+        assert chisquare(observed, np.bincount(group, share) * 50_000).pvalue > 0.001
+
+
+def test_text_of_a_large_vocabulary_is_one_for_every_batch():
+    config = {**LLAMA, "vocab_size": 50_000, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    model = fresh_model(config, 1)
+    requests = [GenerationRequest(prompt_ids=tuple(range(5, 9 + i)), max_new_tokens=30, stream=("large", i)) for i in range(16)]
+    texts = [generate(model, requests, Sampling(), seed=3, end_ids=(), pad_id=0, batch_size=size) for size in (1, 4, 16)]
+    assert texts[0] == texts[1] == texts[2]
+    assert len({token for text in texts[0] for token in text.token_ids}) > 400, "the case must be flat"

@@ -91,7 +91,7 @@ def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
     return Estimate(
         parameters=parameters(costs),
         memory=memory(sizes),
-        seconds=seconds(run, prints, costs, head, work, updates),
+        seconds=seconds(run, costs, head, work, updates),
         updates=updates,
         validations=validations,
         notes=(*work.notes, *_notes(run, work)),

@@ -41,11 +41,11 @@ class Stopwatch:
     clock: Clock
     device: torch.device
 
-    def seconds(self, work: Callable[[], object], *, warm: bool = True, repetitions: int = REPETITIONS) -> float:
+    def seconds(self, work: Callable[[], object], *, warm: bool = True) -> float:
         """Of `work`, which is done once before where `warm`."""
         if warm:
             work()
-        return min(self._once(work) for _ in range(repetitions))
+        return min(self._once(work) for _ in range(REPETITIONS))
 
     def _once(self, work: Callable[[], object]) -> float:
         self._wait()

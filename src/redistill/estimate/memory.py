@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from redistill.config import Run
+from redistill.contracts import Sampling
 from redistill.estimate.costs import Costs, head_bytes
 from redistill.estimate.slivers import Blueprint, Role
 from redistill.estimate.workload import Workload
@@ -16,15 +17,17 @@ from redistill.models.prefix import MEMORY_BYTES
 from redistill.tracking import peak_bytes
 from redistill.vocab_pass import chunk_budget, compiles
 from redistill.vocab_pass.statistics import LIVE_TENSORS
-from redistill.vocab_pass.walk import BLOCK_TENSORS, COMPILED_TENSORS, LEAST_CHUNK_BYTES, TILE_TENSORS
+from redistill.vocab_pass.walk import BLOCK_TENSORS, COMPILED_TENSORS, TILE_TENSORS, cut_rows
 
-DRAWN_TENSORS = 4
-"""Of [sequences, vocabulary] while a token is drawn: logits, masses, their sums, and what ruling out copies."""
+DRAWN_TENSORS = 3
+"""Of [sequences, vocabulary] while a token is drawn: logits, with a temperature their quotient, and masses."""
+SORTED_TENSORS = 9
+"""The same where top-p sorts them."""
 
 
 HEAP_GAPS = 0.12
-"""Of what a phase holds on a CPU, what the C library keeps of freed memory beside it; between 0.09 and 0.22 in runs of three
-models of 40 to 135 million parameters."""
+"""Of what a phase holds on a CPU, what the C library keeps of freed memory beside it; between 0.09 and 0.22 in the runs of
+benchmarks/estimate.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +102,18 @@ class Sizes:
     def walk(self) -> int:
         """The vocabulary pass over the largest micro-batch; see vocab_pass/walk.py."""
         rows, row_bytes = max(m.rows for micros in self.work.updates for m in micros), self.classes * 4
-        block, tile = (budget // 4 // row_bytes for budget in (self.budget, LEAST_CHUNK_BYTES))
-        live = COMPILED_TENSORS if compiles(self.run.training.compile, self.classes, self.device) else TILE_TENSORS
-        block = min(rows, max(1, 3 * block // BLOCK_TENSORS))
-        return (BLOCK_TENSORS * block + live * min(rows, max(1, tile // live))) * row_bytes + self.teacher_head()
+        compiled = compiles(self.run.training.compile, self.classes, self.device)
+        most, live = cut_rows(self.budget, row_bytes, compiled), COMPILED_TENSORS if compiled else TILE_TENSORS
+        return (BLOCK_TENSORS * min(rows, most.block) + live * min(rows, most.tile)) * row_bytes + self.teacher_head()
 
     def statistics(self, sequences: int) -> int:
         """The statistics of so many sequences' rows."""
         rows = sequences * self.work.response
         return min(self.budget, rows * LIVE_TENSORS * self.classes * 4) + self.teacher_head()
+
+    def drawn(self, sampling: Sampling) -> int:
+        """What drawing a token takes, for each sequence."""
+        return (SORTED_TENSORS if sampling.top_p < 1 else DRAWN_TENSORS) * self.classes * 4
 
     def with_gaps(self, size: int) -> int:
         """What the system gives to a process whose tensors take `size`."""
@@ -146,7 +152,8 @@ def memory(sizes: Sizes) -> Memory:
     writes: Mapping[Role, bool] = {"student": work.writing.student, "teacher": work.writing.teacher}
     writers = tuple(role for role in writes if writes[role])
     standing = sizes.weights + 2 * sizes.gradients
-    logits = DRAWN_TENSORS * sizes.classes * 4
+    policy = run.resolved_method.policy.sampling
+    logits, answered = (sizes.drawn(sampling) for sampling in (policy or Sampling(), run.evaluation.sampling))
     parts = {
         "process": sizes.process,
         "weights": sizes.weights,
@@ -163,7 +170,7 @@ def memory(sizes: Sizes) -> Memory:
     phases = {
         "validate": standing
         + max(
-            sizes.packed(("student",)) + sizes.keys_and_values(answers, ("student",)) + logits * answers,
+            sizes.packed(("student",)) + sizes.keys_and_values(answers, ("student",)) + answered * answers,
             sizes.statistics(answers) + sizes.reading(answers * sizes.longest),
         ),
         "learn": standing + sizes.remembered("teacher", drafts) + _learning(sizes),

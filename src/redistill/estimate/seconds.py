@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from redistill.config import Run
 from redistill.estimate.costs import Costs
-from redistill.estimate.slivers import Blueprint, Role
+from redistill.estimate.slivers import Role
 from redistill.estimate.workload import Workload
 from redistill.policies import TeacherGenerated
 
@@ -29,7 +29,6 @@ class Seconds:
 
 def seconds(
     run: Run,
-    prints: Mapping[Role, Blueprint],
     costs: Mapping[Role, Costs],
     head: Mapping[str, float],
     work: Workload,
@@ -38,7 +37,7 @@ def seconds(
     """What an update and a validation take.
 
     Args:
-        prints, costs: Of the models.
+        costs: Of the models.
         head: Of `costs.head_costs`.
         work: What an update has to do.
         updates: Of the whole run, where that is known.

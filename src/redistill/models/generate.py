@@ -57,12 +57,12 @@ def generate(
         seed: The run's seed; `request.stream` is the key below it.
         end_ids: A row stops at any of these, which is the last of its tokens.
         pad_id: Any id; what is padding is told by the attention mask.
-        batch_size: Rows at a time.  Larger is faster as long as the cache fits; results do not depend on it.
+        batch_size: Rows at a time.  Larger is faster as long as the cache fits; results depend on it by rounding alone.
         vocabulary: Only this many leading classes are drawn (a padded head has rows that are no tokens); None for all.
         teacher: Writes along, on the same device; its first `vocabulary` classes are the student's.  None: the student alone.
         teacher_share: In [0, 1]; at 0 the teacher is not read, and the text is the student's.
         memory: What `model` has read since its weights last changed.  Beginnings that it knows are not read again, and what is
-            written goes into it; the text is the same.  None reads every prompt.
+            written goes into it; the text is the same but for rounding.  None reads every prompt.
 
     Returns:
         A `Generation` for each request, in their order; a budget of 0 gives no tokens.

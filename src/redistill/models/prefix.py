@@ -1,8 +1,8 @@
 """What models have read or written within one step, so that no text's beginning is read twice.
 
 A `PrefixMemory` holds keys, values and last hidden states by token ids.  Whoever reads looks there first and reads what is
-left.  Only rounding tells the result from that of reading all; so a memory changes no text in fp32, and what it does not
-hold is simply read.  It belongs to one model with the weights of one step: its owner drops it when they change.
+left.  Only rounding tells the result from that of reading all; so in fp32 a memory hardly ever changes a text, and what
+it does not hold is simply read.  It belongs to one model with the weights of one step: its owner drops it when they change.
 """
 
 from bisect import bisect_left, insort

@@ -23,7 +23,6 @@ class StudentModule(nn.Module):
         model: A causal language model of transformers.
         vocabulary: Classes that teacher and student share; rows beyond them are padding.
         divergence: The objective's divergence; kept as a submodule where it has parameters (DAC-KL's network).
-        chunk_bytes: Memory for the [rows, vocabulary] tensors of one chunk; None asks `chunk_budget`.
         compile: Whether the terms are compiled, and with "all" the body as training reads it; "auto" decides by vocabulary
             and machine.
     """
@@ -34,13 +33,12 @@ class StudentModule(nn.Module):
         *,
         vocabulary: int,
         divergence: object = None,
-        chunk_bytes: int | None = None,
         compile: Compile = "none",
     ) -> None:
         super().__init__()
         self.model: Any = model  # a transformers model, which torch's types know nothing of
         self.clip_network = divergence if isinstance(divergence, nn.Module) else None
-        self._vocabulary, self._chunk_bytes, self._compile = vocabulary, chunk_bytes, compile
+        self._vocabulary, self._compile = vocabulary, compile
         self._compiled_body = _compiled(body(model)) if compile == "all" else None
 
     def forward(
@@ -52,9 +50,7 @@ class StudentModule(nn.Module):
         """
         hidden_ND, student_head = self.rows(batch)
         compiled = compiles(self._compile, student_head.num_classes, hidden_ND.device)
-        return vocab_pass(
-            hidden_ND, student_head, target, terms, chunk_bytes=self._chunk_bytes, compiled=compiled, into_grad=True
-        )
+        return vocab_pass(hidden_ND, student_head, target, terms, compiled=compiled, into_grad=True)
 
     def rows(self, batch: Batch) -> tuple[torch.Tensor, Head]:
         """The hidden states of the batch's supervised rows, [N, D], and the head that reads them."""

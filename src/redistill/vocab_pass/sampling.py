@@ -15,8 +15,8 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
     At each of the six levels the child is drawn whose cumulative mass is the first to exceed a uniform number of that level's
     own.  One number inverted over the whole vocabulary would be as right, but fragile: a large vocabulary is narrow intervals,
     and whoever sums logits in another order (another batch size does) shifts them all under the number.  Here each number
-    meets few boundaries, and text differs about as rarely as the distributions do.  Masses of blocks of 64 classes are float32,
-    all sums above float64.  A class without mass is never drawn.
+    meets few boundaries, and text differs about as rarely as the distributions do.  Masses of blocks of 64 classes have the
+    probabilities' dtype, all sums above are float64.  A class without mass is never drawn.
 
     Args:
         probabilities_NV: >= 0, each row with some mass; rows need not sum to 1, numbers are scaled to what is there.
@@ -26,7 +26,7 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
         token_N, int64.
 
     Raises:
-        TrainingError: a row has no mass, or is not finite: what a diverged model gives.
+        TrainingError: a row has no mass that a normal number can hold, or is not finite: what a diverged model gives.
 
     Example:
         >>> uniforms_NK = torch.tensor([[0.0], [0.25], [0.99]]).expand(3, NUMBERS_PER_DRAW)
@@ -39,7 +39,7 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
     while len(levels) < NUMBERS_PER_DRAW - 2:
         levels.insert(0, _grouped(levels[0], FAN_OUT).sum(-1))
     total_N = levels[0].sum(-1)
-    if not bool((total_N.isfinite() & (total_N > 0)).all()):
+    if not bool((total_N.isfinite() & (total_N >= torch.finfo(total_N.dtype).tiny)).all()):
         raise TrainingError(
             "generation: the student's probabilities are not finite, and no token can be drawn from them; "
             "lower the learning rate and resume from the last checkpoint"

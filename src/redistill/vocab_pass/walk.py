@@ -100,6 +100,21 @@ def chunk_budget(head_bytes: int) -> int:
     return min(max(LEAST_CHUNK_BYTES, head_bytes), MOST_CHUNK_BYTES)
 
 
+class CutRows(NamedTuple):
+    """The most rows of a block and of a tile."""
+
+    block: int
+    tile: int
+
+
+def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool) -> CutRows:
+    """What a budget and the bytes of one [rows, vocabulary] tensor's row make of blocks and tiles; at least one row each."""
+    block = 3 * (chunk_bytes // (4 * row_bytes)) // BLOCK_TENSORS
+    rows = min(chunk_bytes, LEAST_CHUNK_BYTES) // (4 * row_bytes)
+    tile = max(1, rows // COMPILED_TENSORS // ALIGNED_ROWS) * ALIGNED_ROWS if compiled else rows // TILE_TENSORS
+    return CutRows(max(1, block), max(1, tile))
+
+
 def cuts(rows: slice, num_rows: int) -> list[slice]:
     """`rows` in as few pieces of at most `num_rows` (of 1 where that is less) as there can be, all of about one length."""
     total = rows.stop - rows.start
@@ -129,20 +144,8 @@ class _Task:
         return any(isinstance(term, SpanTerm) for term in self.terms)
 
     @property
-    def row_bytes(self) -> int:
-        """Of one [rows, vocabulary] tensor."""
-        return self.head.num_classes * loss_dtype(self.hidden_ND).itemsize
-
-    @property
-    def block_rows(self) -> int:
-        return 3 * (self.chunk_bytes // (4 * self.row_bytes)) // BLOCK_TENSORS
-
-    @property
-    def tile_rows(self) -> int:
-        rows = min(self.chunk_bytes, LEAST_CHUNK_BYTES) // (4 * self.row_bytes)
-        if not self.compiled:
-            return rows // TILE_TENSORS
-        return max(1, rows // COMPILED_TENSORS // ALIGNED_ROWS) * ALIGNED_ROWS
+    def cut_rows(self) -> "CutRows":
+        return cut_rows(self.chunk_bytes, self.head.num_classes * loss_dtype(self.hidden_ND).itemsize, self.compiled)
 
     def with_halo(self, rows: slice) -> slice:
         """`rows` and, where spans may pair it with the last of them, the row after."""
@@ -226,7 +229,7 @@ def _walk(task: _Task, gradients: _Gradients | None) -> tuple[torch.Tensor, dict
         hidden_ND = task.hidden_ND.to(products.storage)
         sums = {term.name: hidden_ND.new_zeros((), dtype=products.result) for term in task.terms}
         carry_V: torch.Tensor | None = None
-        for block in cuts(slice(0, len(hidden_ND)), task.block_rows):
+        for block in cuts(slice(0, len(hidden_ND)), task.cut_rows.block):
             carry_V = _walk_block(task, head, products, hidden_ND, block, carry_V, sums, gradients)
         objective = hidden_ND.new_zeros((), dtype=products.result)
         for term in task.terms:
@@ -287,7 +290,7 @@ def _visit(
             return core(tile.raw_CV, tile.word, tensors), None
         if not core.rules:
             return {}, torch.zeros_like(tile.raw_CV)
-        fill = (task.tile_rows, int(is_distilled and task.has_pairs)) if task.compiled else None
+        fill = (task.cut_rows.tile, int(is_distilled and task.has_pairs)) if task.compiled else None
         sums, gradient_CV, others = visit(core, tile, coefficients, task.parameters, fill)
     for total, other in zip(gradients.parameters, others, strict=True):
         if other is not None:
@@ -297,7 +300,7 @@ def _visit(
 
 def _tiles(task: _Task, block: slice) -> list[slice]:
     """The block's tiles; those of rows that have a teacher come first, and none has rows of both kinds."""
-    return [tile for part in _parts(block, task.num_distilled) for tile in cuts(part, task.tile_rows)]
+    return [tile for part in _parts(block, task.num_distilled) for tile in cuts(part, task.cut_rows.tile)]
 
 
 def _parts(rows: slice, num_distilled: int) -> list[slice]:
