@@ -61,6 +61,15 @@ def test_sampled_frequencies_are_the_probabilities_and_massless_classes_never_co
     assert scipy.stats.chisquare(observed, expected).pvalue > 0.001
 
 
+@pytest.mark.parametrize("before", [6, 7, 61, 62, 63, 510, 511])
+def test_neighbours_in_different_ranges_are_drawn_range_by_range(before):
+    mass = np.array([0.0] * before + [0.25, 0.25, 0.5] + [0.0] * 70)
+    for number in (0.0, 0.2499, 0.25, 0.5, 1 - 2**-53):
+        numbers = np.full(NUMBERS_PER_DRAW, number)
+        drawn = sample_rows(torch.from_numpy(mass)[None], torch.from_numpy(numbers)[None])
+        assert drawn.tolist() == [descended(mass, numbers)]
+
+
 @pytest.mark.parametrize("num_classes", [1, 8, 65, 333, 4_097, 70_000])
 def test_sampling_agrees_with_a_plain_descent(num_classes):
     random = generator(4, "search", num_classes)

@@ -152,8 +152,8 @@ def memory(sizes: Sizes) -> Memory:
     writes: Mapping[Role, bool] = {"student": work.writing.student, "teacher": work.writing.teacher}
     writers = tuple(role for role in writes if writes[role])
     standing = sizes.weights + 2 * sizes.gradients
-    policy = run.resolved_method.policy.sampling
-    logits, answered = (sizes.drawn(sampling) for sampling in (policy or Sampling(), run.evaluation.sampling))
+    drafted = sizes.drawn(run.resolved_method.policy.sampling or Sampling())
+    answered = sizes.drawn(run.evaluation.sampling)
     parts = {
         "process": sizes.process,
         "weights": sizes.weights,
@@ -165,7 +165,7 @@ def memory(sizes: Sizes) -> Memory:
         "KV cache": max(sizes.keys_and_values(at_once, writers), sizes.keys_and_values(answers, ("student",))),
         "remembered prefixes": sizes.remembered("student", 2 * drafts) + sizes.remembered("teacher", drafts),
     }
-    writing = sizes.packed(writers) + sizes.keys_and_values(at_once, writers) + logits * at_once
+    writing = sizes.packed(writers) + sizes.keys_and_values(at_once, writers) + drafted * at_once
     scoring = sizes.statistics(at_once) + sizes.reading(at_once * sizes.longest)
     phases = {
         "validate": standing

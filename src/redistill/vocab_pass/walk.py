@@ -144,7 +144,7 @@ class _Task:
         return any(isinstance(term, SpanTerm) for term in self.terms)
 
     @property
-    def cut_rows(self) -> "CutRows":
+    def cut_rows(self) -> CutRows:
         return cut_rows(self.chunk_bytes, self.head.num_classes * loss_dtype(self.hidden_ND).itemsize, self.compiled)
 
     def with_halo(self, rows: slice) -> slice:
