@@ -73,16 +73,12 @@ def generate(
     """
     _check_sampling(sampling)
     _check_share(teacher_share, sampling)
-    models = [(model, 1.0 - teacher_share)]
-    if teacher_share > 0:
-        assert teacher is not None, "a share for no teacher"
-        models.append((teacher, teacher_share))
+    models = _writers(model, teacher, teacher_share)
     for each, _ in models:
         _check_lengths(requests, position_limit(each))
     readers = [(Decoder(each, vocabulary, memory if each is model else None), share) for each, share in models]
     writer = _Writer(readers, sampling, seed=seed, end_ids=end_ids, pad_id=pad_id)
-    order = [i for i, request in enumerate(requests) if request.max_new_tokens > 0]
-    order.sort(key=lambda i: (_unread(requests[i], memory), requests[i].max_new_tokens), reverse=True)
+    order = _longest_first(requests, memory)
     results = [Generation(token_ids=(), finished=False)] * len(requests)
     with ExitStack() as prepared:
         for decoder, _ in readers:
@@ -92,6 +88,20 @@ def generate(
             for i, generation in zip(rows, writer.write([requests[i] for i in rows]), strict=True):
                 results[i] = generation
     return results
+
+
+def _writers(model: nn.Module, teacher: nn.Module | None, teacher_share: float) -> list[tuple[nn.Module, float]]:
+    """Who writes, each with its share of the mixture."""
+    if teacher_share == 0:
+        return [(model, 1.0)]
+    assert teacher is not None, "a share for no teacher"
+    return [(model, 1.0 - teacher_share), (teacher, teacher_share)]
+
+
+def _longest_first(requests: Sequence[GenerationRequest], memory: PrefixMemory | None) -> list[int]:
+    """Which requests have something to write, those together that have as much to read."""
+    order = [i for i, request in enumerate(requests) if request.max_new_tokens > 0]
+    return sorted(order, key=lambda i: (_unread(requests[i], memory), requests[i].max_new_tokens), reverse=True)
 
 
 def _unread(request: GenerationRequest, memory: PrefixMemory | None) -> tuple[int, int]:
