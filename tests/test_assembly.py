@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from redistill import files
 from redistill.assembly import load_data, load_models, load_tests
 from redistill.config import DataConfig, Run
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError, DataError, VocabularyError
+from redistill.storage import files
 from tests.tokenizers import llama_like
 from tests.worlds import LLAMA, gpt2_tokenizer, rows, tiny_run, write_model, write_rows
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from redistill import checkpoint, files
+from redistill import checkpoint
 from redistill.errors import CheckpointError, OutputError
+from redistill.storage import files
 
 
 def network() -> nn.Module:

@@ -13,12 +13,12 @@ import torch
 import yaml
 
 import redistill
-from redistill import files
 from redistill.cli import main
 from redistill.config import decode_run, encode_run
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import RedistillError
 from redistill.run import tokens_of
+from redistill.storage import files
 from tests.tokenizers import opt_like
 from tests.worlds import GPT2, LLAMA, rows, tiny_run, write_model
 

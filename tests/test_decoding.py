@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from redistill import decoding
 from redistill.errors import ConfigError
-from redistill.untrusted import printable
+from redistill.storage.redaction import printable
 
 
 @dataclass(frozen=True, kw_only=True)

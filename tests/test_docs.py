@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import redistill
-from redistill import files, policies
+from redistill import policies
 from redistill.cli import _parser
 from redistill.config import decode_run, encode_run, load_config
 from redistill.contracts import Sampling, TokenSequence
@@ -24,6 +24,7 @@ from redistill.data.forms import parse_row
 from redistill.data.tasks import Task
 from redistill.decoding import kind_of
 from redistill.errors import RedistillError
+from redistill.storage import files
 from redistill.testing import check_divergence
 from tests.configuration_page import page, sections
 from tests.worlds import LLAMA, rows, write_model, write_rows

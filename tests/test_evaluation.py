@@ -17,12 +17,12 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from redistill import files
 from redistill.contracts import Batch, Conversation, Instruction, RawPrompt, Record, TeacherCapabilities, TeacherTarget, Turn
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import CheckpointError, ConfigError, DataError
 from redistill.evaluation import EvaluationConfig, evaluate, teacher_forced, validation_scores
 from redistill.rouge import rouge_l
+from redistill.storage import files
 from redistill.teachers import LocalTeacher
 
 TEXT = "name a color now add two and is it say word about the sea go why not red"

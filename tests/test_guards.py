@@ -8,7 +8,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from redistill import files
 from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError, TrainingError
 from redistill.guards import (
@@ -24,6 +23,7 @@ from redistill.guards import (
     text_metrics,
     unless_out_of_memory,
 )
+from redistill.storage import files
 
 FINE = Update(step=1, metrics={"loss": 2.5}, norms={"grad_norm": 1.0}, teacher_rows=0, samples=[7], read=list)
 BAD = [

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from redistill import files, run
+from redistill import run
 from redistill.bench import Bench
 from redistill.config import Run
-from redistill.files import DiskFullError
 from redistill.preflight import Space
 from redistill.run import train_student
+from redistill.storage import files
+from redistill.storage.files import DiskFullError
 from tests.worlds import GPT2, tiny_run
 
 WIDE = {**GPT2, "n_embd": 128, "n_layer": 2}  # weights beside which names and tokenizer files are small

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from redistill import files
 from redistill.cli import main
 from redistill.config import Run, encode_run
 from redistill.evaluation.folder import RESPONSES
-from redistill.lock import LOCK, locked
 from redistill.run_folder import RUN_FILE, sole_use
+from redistill.storage import files
+from redistill.storage.lock import LOCK, locked
 from tests.worlds import tiny_run
 
 

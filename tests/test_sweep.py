@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from redistill import files, sweep
+from redistill import sweep
 from redistill.cli import main
 from redistill.config import load_config
 from redistill.divergences import ForwardKL
 from redistill.errors import ConfigError, RedistillError, TrainingError
-from redistill.lock import locked
 from redistill.methods import METHODS
+from redistill.storage import files
+from redistill.storage.lock import locked
 from redistill.sweep import Plan, plan_sweep, run_sweep
 
 # Stands for the command: notes that it was called, fails where the recipe's name says so, else leaves what a run leaves.

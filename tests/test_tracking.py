@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import redistill
-from redistill import files
+from redistill.storage import files
+from redistill.storage.redaction import plain
 from redistill.tracking import AnswerProgress, MetricsLog, Progress, commit, duration, machine, versions
-from redistill.untrusted import plain
 
 
 def log_console() -> Console:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from redistill import checkpoint, files, training
+from redistill import checkpoint, training
 from redistill.bench import Bench, open_bench
 from redistill.contracts import Draw, TokenSequence
 from redistill.data.grouping import Reading
@@ -15,6 +15,7 @@ from redistill.errors import ConfigError, TrainingError
 from redistill.objectives import Objective, PretrainingConfig
 from redistill.run import train_student
 from redistill.schedule import TrainingConfig, in_updates
+from redistill.storage import files
 from redistill.training import cut
 from tests.worlds import tiny_run
 

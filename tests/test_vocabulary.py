@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from redistill.errors import VocabularyError
-from redistill.files import read_lines
 from redistill.run import train_student
+from redistill.storage.files import read_lines
 from redistill.vocabulary import VocabularyMatch, compare
 from tests.tokenizers import llama_like
 from tests.worlds import gpt2_tokenizer, tiny_run

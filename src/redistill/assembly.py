@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from redistill import files, vocabulary
+from redistill import vocabulary
 from redistill.config import DataConfig, Run
 from redistill.contracts import Example, Record
 from redistill.data.reader import ReadReport, line_of, read_records
@@ -34,6 +34,7 @@ from redistill.models.load import (
 )
 from redistill.models.lora import add_lora, lora_notes
 from redistill.stages import student_source, teacher_source
+from redistill.storage import files
 
 Duplicates = Literal["keep", "drop"]
 

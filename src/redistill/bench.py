@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
 
-from redistill import checkpoint, evaluation, files, ranks, signals, tracking
+from redistill import checkpoint, evaluation, tracking
 from redistill.assembly import DataSets, Models, load_data, load_models
 from redistill.config import Run
 from redistill.contracts import Batch, Generation, GenerationRequest, Sampling, TokenSequence
@@ -33,8 +33,11 @@ from redistill.optimiser import parameter_groups
 from redistill.policies import Adaptive, GoldBatches, Policy, PolicyTools, Revision, Shuffled
 from redistill.policies.legacy import legacy_sequence
 from redistill.policies.revised import revises
+from redistill.processes import signals
+from redistill.processes import watch as ranks
 from redistill.spans.extract import load_extractor
 from redistill.spans.mark import SpanMarker
+from redistill.storage import files
 from redistill.teachers import LocalTeacher
 from redistill.training import Parts, TrainingState, restore_checkpoint, train
 from redistill.vocab_pass import Head
@@ -42,7 +45,7 @@ from redistill.vocab_pass import Head
 MAX_CORPUS_BLOCKS = 200_000
 """Text beyond this is not read: 100 million tokens at 512 a block, 400 MB in every process."""
 MEETING = timedelta(hours=2)
-"""So long may one process wait for another that works; one that no longer lives is found by `redistill.ranks`."""
+"""So long may one process wait for another that works; one that no longer lives is found by `redistill.processes.watch`."""
 
 
 @contextmanager

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from redistill import files, tensor_files
 from redistill.errors import CheckpointError, DataError, OutputError
-from redistill.tensor_files import read_tensors, write_tensors
-from redistill.untrusted import plain
+from redistill.storage import files
+from redistill.storage import tensors as tensor_files
+from redistill.storage.redaction import plain
+from redistill.storage.tensors import read_tensors, write_tensors
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import redistill
-from redistill import signals
 from redistill.errors import ConfigError, DataError, Interrupted, RedistillError
-from redistill.untrusted import plain, print_traceback
+from redistill.processes import signals
+from redistill.storage.redaction import plain, print_traceback
 
 EXIT_CODES = """\
 exit codes: 0 done; 1 it failed; 2 a mistake that you can mend; 75 nothing is wrong with the command, try it again later (no

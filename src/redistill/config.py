@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from redistill import decoding, files
+from redistill import decoding
 from redistill.data.tokenize import TokenizeConfig
 from redistill.divergences import Divergence
 from redistill.errors import ConfigError
@@ -26,6 +26,7 @@ from redistill.optimiser import OptimiserConfig
 from redistill.outside import Outside, Slot
 from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
 from redistill.schedule import TrainingConfig, check_length
+from redistill.storage import files
 
 NAMES = {"PolicyConfig": PolicyConfig}  # what the forward references of policy nodes mean
 SLOTS = (

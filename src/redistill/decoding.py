@@ -19,7 +19,7 @@ import yaml
 
 from redistill.errors import ConfigError
 from redistill.outside import Outside, name_of
-from redistill.untrusted import plain, printable, redacted_tree, secret_in
+from redistill.storage.redaction import plain, printable, redacted_tree, secret_in
 
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 50

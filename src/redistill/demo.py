@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from redistill import __version__, files
+from redistill import __version__
 from redistill.config import Run, decode_run
 from redistill.contracts import Instruction, Record
 from redistill.data import toy
@@ -18,6 +18,7 @@ from redistill.data.toy import Split, toy_records, toy_tokenizer
 from redistill.errors import ConfigError
 from redistill.models.initialise import fresh_model
 from redistill.run import RUN_FILE, RunResult, distill, train_student
+from redistill.storage import files
 from redistill.terminal import print_summary
 
 SEED = 10

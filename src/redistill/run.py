@@ -18,7 +18,7 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 
-from redistill import checkpoint, evaluation, files, ranks, signals, tracking
+from redistill import checkpoint, evaluation, tracking
 from redistill.assembly import check_positions, load_tests, shared_vocabulary
 from redistill.bench import Bench, make_accelerator, open_bench
 from redistill.config import DataConfig, Run, encode_run, without_places
@@ -31,11 +31,14 @@ from redistill.evaluation.folder import SETTINGS
 from redistill.experiments.report import build_report
 from redistill.models.load import ModelConfig, head, load_model
 from redistill.preflight import check_space, needed_space
+from redistill.processes import signals
+from redistill.processes import watch as ranks
 from redistill.run_folder import RUN_FILE, WORTH_KEEPING, claim, has_model, sole_use
 from redistill.stages import stages, teacher_source
+from redistill.storage import files
+from redistill.storage.redaction import plain, redacted_tree
 from redistill.teachers import LocalTeacher
 from redistill.training import TrainingState
-from redistill.untrusted import plain, redacted_tree
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from redistill import files, ranks
 from redistill.bench import make_accelerator
 from redistill.config import Run, encode_run, up_to_date, without_places
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
-from redistill.lock import locked
+from redistill.processes import watch as ranks
+from redistill.storage import files
+from redistill.storage.lock import locked
 
 RUN_FILE = "run.json"
 WORTH_KEEPING = (RUN_FILE, "rejected.jsonl")

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import yaml
 
-from redistill import files
 from redistill.config import Run, encode_run, override_run, up_to_date, without_places
 from redistill.demo import student_tree, toy_world, world_folder
 from redistill.errors import ConfigError, TrainingError
@@ -28,11 +27,12 @@ from redistill.experiments.lineup import SWEEP_FILE
 from redistill.experiments.matrix import Sweep, cells, read_sweep
 from redistill.experiments.statistics import mean
 from redistill.jobs import Job, JobProgress, last_line, run_jobs
-from redistill.lock import locked
 from redistill.run_folder import RUN_FILE
 from redistill.stages import stages
+from redistill.storage import files
+from redistill.storage.lock import locked
+from redistill.storage.redaction import plain
 from redistill.terminal import print_comparison
-from redistill.untrusted import plain
 
 RECIPE_FILE, LOG_FILE = "recipe.yaml", "log.txt"
 FORMATS = ("html", "md", "tex", "csv")

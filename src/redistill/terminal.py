@@ -14,7 +14,7 @@ from redistill.experiments.sheet import Comparison
 from redistill.experiments.statistics import deviation, mean
 from redistill.experiments.tables import Cell
 from redistill.methods import METHODS
-from redistill.untrusted import plain
+from redistill.storage.redaction import plain
 
 
 def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.text import Text
 
 import redistill
-from redistill import files
-from redistill.untrusted import plain
+from redistill.storage import files
+from redistill.storage.redaction import plain
 
 SHOWN = ("loss", "sft", "divergence", "span", "policy_gradient", "pretraining")
 PACKAGES = (

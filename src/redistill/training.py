@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from redistill import checkpoint, signals
+from redistill import checkpoint
 from redistill.contracts import Batch, Draw, SequencePolicy, Teacher, TokenSequence
 from redistill.contracts import Divergence as DivergenceCall
 from redistill.data.collate import collate
@@ -43,6 +43,7 @@ from redistill.models.lora import load_trainable_state, trainable_state
 from redistill.models.student import StudentModule
 from redistill.objectives import Counts, Objective, averages, terms
 from redistill.optimiser import OptimiserConfig, set_learning_rates
+from redistill.processes import signals
 from redistill.randomness import torch_seed
 from redistill.schedule import Schedule, TrainingConfig
 from redistill.tracking import Meter, MetricsLog, Progress, peak_bytes

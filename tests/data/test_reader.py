@@ -13,7 +13,7 @@ from redistill.data.forms import MAX_ROW_BYTES, BadRow, parse_row
 from redistill.data.reader import read_records
 from redistill.data.rejected import LISTED_ROWS, list_unlearned
 from redistill.errors import DataError
-from redistill.files import read_lines
+from redistill.storage.files import read_lines
 
 GOOD = {"instruction": "Name a colour.", "input": "", "output": "Red."}
 LINE = json.dumps(GOOD).encode()

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from fabricated import write_run
+
+from tests.experiments.fabricated import write_run
 
 
 @pytest.fixture

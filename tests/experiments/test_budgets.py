@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from fabricated import write_json, write_method
 
 from redistill.experiments.budgets import Budgets, check_budgets
 from redistill.experiments.costs import machines, method_cost, teacher_cost
 from redistill.experiments.lineup import read_lineup
+from tests.experiments.fabricated import write_json, write_method
 
 SCORES = {"dolly": {10: [20.0, 30.0], 20: [25.0, 35.0]}}
 COST = {"updates": 50, "sequences": 800, "trained_tokens": 3000, "generated_tokens": 0, "seconds": 8.0, "peak_bytes": 10**9}

@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 
 import pytest
-from fabricated import write_json, write_method, write_sweep
 
 from redistill.cli import main
 from redistill.errors import CheckpointError, ConfigError
 from redistill.experiments.compare import build_comparison
+from tests.experiments.fabricated import write_json, write_method, write_sweep
 
 ENDINGS = ("html", "md", "tex", "csv")
 GAINS = {"sft": 0.0, "kd": 2.0, "gkd": 4.0, "mgsr": 9.0}

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import write_method, write_sweep
 from scipy import stats
 
 from redistill.experiments.comparison import Entrant, Row, columns, compare, entrants
 from redistill.experiments.lineup import Lineup, read_lineup
+from tests.experiments.fabricated import write_method, write_sweep
 
 DATASETS = ("dolly", "vicuna")
 

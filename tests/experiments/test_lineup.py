@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from fabricated import write_json, write_method, write_sweep
 
 from redistill.errors import CheckpointError, ConfigError
 from redistill.experiments.lineup import read_lineup
+from tests.experiments.fabricated import write_json, write_method, write_sweep
 
 SCORES = {"dolly": {10: [20.0, 30.0], 20: [25.0, 35.0]}}
 

@@ -3,9 +3,9 @@
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from fabricated import metrics
 
 from redistill.experiments.plots import INK, MAX_POINTS, Panel, panels
+from tests.experiments.fabricated import metrics
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from fabricated import GAIN, PROMPTS, write_json, write_lines, write_run
 
 from redistill.errors import CheckpointError
 from redistill.experiments.report import build_report, summary_table
-from redistill.untrusted import plain
+from redistill.storage.redaction import plain
+from tests.experiments.fabricated import GAIN, PROMPTS, write_json, write_lines, write_run
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -1,4 +1,4 @@
-"""A disk with faults, to stand in for `redistill.files.disk`: at a chosen call it fails, or the process is killed."""
+"""A disk with faults, to stand in for `redistill.storage.files.disk`: at a chosen call it fails, or the process is killed."""
 
 import io
 import os
@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from redistill import files
+from redistill.storage import files
 
 
 def refuse(number: int) -> Callable[[], None]:

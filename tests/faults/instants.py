@@ -40,8 +40,8 @@ class Calls:
 def at_call(chosen: int | str | None, act: Callable[[], None], *, with_phases: bool = False) -> Iterator[Calls]:
     """Do `act` when the call number `chosen` begins, counted from 1, or the first one of the function `chosen`; None counts.
 
-    Calls of `redistill.signals` do not count: a signal in the midst of one is another one at its end.  Nor do the bodies of
-    modules and classes, which run in the first run of a process only.
+    Calls of `redistill.processes.signals` do not count: a signal in the midst of one is another one at its end.  Nor do the
+    bodies of modules and classes, which run in the first run of a process only.
     """
     calls = Calls()
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from redistill.errors import RedistillError
-from redistill.untrusted import printable
+from redistill.storage.redaction import printable
 from tests.faults.counts import trials
 
 NUMBERS = st.one_of(

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from redistill import signals, training
+from redistill import training
 from redistill.config import load_config
+from redistill.processes import signals
 from redistill.run import train_student
 
 

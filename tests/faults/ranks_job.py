@@ -14,9 +14,10 @@ import torch
 import yaml
 
 import redistill
-from redistill import bench, checkpoint, files
+from redistill import bench, checkpoint
 from redistill.cli import main
 from redistill.config import encode_run
+from redistill.storage import files
 from redistill.training import TrainingState, train
 from tests.faults.counts import WHOLE
 from tests.faults.instants import at_call, spread_over

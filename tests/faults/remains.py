@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from redistill import files
+from redistill.storage import files
 
 TIMES = {"seconds", "draw_seconds", "tokens_per_s", "peak_bytes"}
 OF_THE_DAY = {"manifest.json", "manifest.sha256"}  # hashes of what holds times

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
-from redistill import divergences, files, training
+from redistill import divergences, training
 from redistill.config import Run, encode_run
 from redistill.evaluation.folder import RESPONSES
 from redistill.methods import METHODS
 from redistill.objectives import Counts, Objective
 from redistill.run import train_student
+from redistill.storage import files
 from tests.faults.counts import WHOLE, trials
 from tests.faults.together import evaluate, together, train
 from tests.worlds import GPT2, rows, tiny_run, write_rows

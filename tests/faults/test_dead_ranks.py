@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from redistill import files, ranks
+from redistill.processes import watch as ranks
+from redistill.storage import files
 from tests.faults import ranks_job
 from tests.faults.counts import WHOLE, trials
 from tests.faults.ranks_job import recipe

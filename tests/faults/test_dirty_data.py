@@ -14,7 +14,7 @@ from redistill.config import DataConfig
 from redistill.data.check import check_data, described
 from redistill.data.forms import MAX_ROW_BYTES
 from redistill.data.reader import read_records
-from redistill.files import read_lines
+from redistill.storage.files import read_lines
 
 ROWS, EACH, FIRST = 10_000, 20, 25  # the first rows are clean, so that a duplicate has an earlier row to repeat
 

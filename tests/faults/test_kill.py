@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from redistill import files
 from redistill.config import encode_run
+from redistill.storage import files
 from tests.faults import forked
 from tests.faults.counts import trials
 from tests.faults.forked import Instant

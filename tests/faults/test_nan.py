@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from redistill import files, training
+from redistill import training
 from redistill.errors import TrainingError
 from redistill.models.student import StudentModule
 from redistill.run import train_student
+from redistill.storage import files
 from redistill.teachers import LocalTeacher
 from tests.worlds import tiny_run
 

@@ -16,11 +16,13 @@ import torch
 import yaml
 
 import redistill
-from redistill import checkpoint, files, signals
+from redistill import checkpoint
 from redistill.cli import main
 from redistill.config import Run, encode_run
 from redistill.errors import Interrupted
 from redistill.policies.teacher import FILE as TEACHER_STORE
+from redistill.processes import signals
+from redistill.storage import files
 from tests.faults.counts import WHOLE, trials
 from tests.faults.instants import at_call, spread, spread_over
 from tests.faults.ranks_job import BUFFERED, UPDATES, WITH_DROPOUT
@@ -116,7 +118,7 @@ def test_outside_of_the_main_thread_no_handler_is_touched() -> None:
 
 TWICE = """
 import os, signal, sys, time
-from redistill import signals
+from redistill.processes import signals
 clock = [100.0]
 time.monotonic = lambda: clock[0]
 with signals.handled():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from redistill import files
+from redistill.storage import files
 from tests.faults.counts import WHOLE, trials
 from tests.faults.ranks_job import UPDATES, recipe, torchrun
 from tests.faults.test_signals import assert_same, outcome, updates_logged

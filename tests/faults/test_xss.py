@@ -13,7 +13,7 @@ from rich.console import Console
 from redistill import terminal
 from redistill.experiments.compare import build_comparison
 from redistill.experiments.report import build_report
-from redistill.untrusted import plain
+from redistill.storage.redaction import plain
 from tests.experiments.fabricated import metrics, write_json, write_lines, write_method
 from tests.faults.chromium import PROGRAM, Browser, browser
 from tests.faults.counts import trials

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from redistill import files
 from redistill.methods import METHODS, as_in_reference
 from redistill.models.load import ModelConfig, load_model
 from redistill.run import train_student
+from redistill.storage import files
 from tests.worlds import GPT2, LLAMA, tiny_run
 
 WIDE = {**LLAMA, "num_key_value_heads": 2, "head_dim": 8}

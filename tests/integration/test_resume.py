@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from redistill import checkpoint, files, training
+from redistill import checkpoint, training
 from redistill.config import Run
 from redistill.run import distill, train_student
+from redistill.storage import files
 from tests.worlds import GPT2, tiny_run
 
 WITH_DROPOUT = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}

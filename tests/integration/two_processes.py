@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
-from redistill import files
 from redistill.bench import Bench, open_bench
 from redistill.config import load_config
 from redistill.contracts import GenerationRequest, Sampling
 from redistill.run import train_student
+from redistill.storage import files
 from redistill.training import accumulate_gradients, cut, global_counts
 
 

@@ -18,7 +18,7 @@ from redistill.data.repeats import Question, first_of_each, loose_question, ques
 from redistill.data.tasks import load_task
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
-from redistill.untrusted import plain
+from redistill.storage.redaction import plain
 
 _UNLIMITED = 1 << 40  # tokens; all lengths are wanted, also those that a run would cut
 

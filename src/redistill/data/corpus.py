@@ -14,9 +14,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from redistill import signals
 from redistill.contracts import TokenSequence
 from redistill.errors import DataError, ModelError
+from redistill.processes import signals
 
 TOKENIZED_AT_ONCE = 256
 """Documents that are handed to the tokenizer together."""

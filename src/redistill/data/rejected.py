@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redistill.data.forms import Fault
-from redistill.files import append_lines, read_lines, rewrite_lines
+from redistill.storage.files import append_lines, read_lines, rewrite_lines
 
 LISTED_ROWS = 1000
 """Rows that one reading of a source lists; a further line says how many it leaves out.  All are counted."""

@@ -10,7 +10,7 @@ import jinja2
 
 from redistill.contracts import Conversation, Instruction, RawPrompt, Record, Turn
 from redistill.errors import ConfigError, DataError
-from redistill.untrusted import plain
+from redistill.storage.redaction import plain
 
 Template = Literal["alpaca", "chat"]
 Prompt = Instruction | RawPrompt | Conversation

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from redistill import signals
 from redistill.contracts import Example, RawPrompt, Record
 from redistill.data.templates import Template, Transcript, render_prompt, render_transcript
 from redistill.errors import ConfigError, DataError, ModelError
+from redistill.processes import signals
 from redistill.randomness import generator
 
 Supervise = Literal["last", "every"]

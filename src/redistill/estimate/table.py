@@ -5,8 +5,8 @@ from rich.table import Table
 from rich.text import Text
 
 from redistill.estimate import Estimate
+from redistill.storage.redaction import plain
 from redistill.tracking import duration
-from redistill.untrusted import plain
 
 
 def print_estimate(found: Estimate, console: Console | None = None) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill import files
 from redistill.contracts import Record
 from redistill.errors import CheckpointError
 from redistill.evaluation.answers import Answerer, Gather, Line, share
+from redistill.storage import files
 
 ProgressCall = Callable[[int, int, int], None]
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from torch import nn
 
-from redistill import files
 from redistill.contracts import Example, Record, Sampling, Teacher
 from redistill.data.tokenize import TokenizeConfig, tokenize_prompts
 from redistill.errors import CheckpointError, ConfigError, DataError
@@ -16,6 +15,7 @@ from redistill.evaluation.answers import Answerer, Gather, alone, response_score
 from redistill.evaluation.folder import RESPONSES, ProgressCall, Tally, Writer, claim, data_hash, model_hash
 from redistill.evaluation.gold import gold_examples, gold_sums, token_means
 from redistill.models.load import parameter_bytes, parameter_count
+from redistill.storage import files
 
 SCHEMA = 1
 SCORES = "scores.json"

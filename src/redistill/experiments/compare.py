@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from redistill import files
 from redistill.errors import ConfigError
 from redistill.experiments.sheet import Comparison, compare_runs
 from redistill.experiments.writers import csv_text, html, latex, markdown
+from redistill.storage import files
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {".html": html, ".md": markdown, ".tex": latex, ".csv": csv_text}
 

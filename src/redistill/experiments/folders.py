@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redistill import files
 from redistill.decoding import told
 from redistill.errors import CheckpointError, DataError
+from redistill.storage import files
 
 SCHEMA = 1
 ROUGE = "rouge_l"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from redistill import decoding, files
+from redistill import decoding
 from redistill.errors import CheckpointError, ConfigError, DataError, OutputError
 from redistill.experiments.folders import RunFolder, mapping, read_object, read_run
+from redistill.storage import files
 
 SWEEP_FILE = "sweep.json"
 _NOT_THE_METHOD = {"seed", "out", "name"}  # settings that may differ between the training seeds of one label

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from redistill import decoding, files
+from redistill import decoding
 from redistill.errors import ConfigError
 from redistill.experiments.published import published_names
+from redistill.storage import files
 
 SET_BY_SWEEP = ("name", "seed", "out")
 WHOLE = ("policy", "objective")  # sections that replace the method's own as a whole, as in any recipe

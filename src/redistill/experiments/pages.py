@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from redistill.experiments.folders import number
-from redistill.untrusted import plain
+from redistill.storage.redaction import plain
 
 MAX_TEXT = 2000
 NOTHING = "–"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from redistill.experiments.folders import mapping, number
-from redistill.untrusted import plain
+from redistill.storage.redaction import plain
 
 INK = "#010203"  # drawn in this colour, then replaced by the page's own
 COLOURS = ("#3b82c4", "#d97a2b", "#3f9b6a", "#b0569b", "#8a8f98")

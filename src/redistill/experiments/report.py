@@ -8,13 +8,13 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from redistill import files
 from redistill.experiments import plots
 from redistill.experiments.comparison import Row, dataset_names, evaluations, report_rows
 from redistill.experiments.folders import ROUGE, Evaluation, RunFolder, mapping, number, read_run
 from redistill.experiments.pages import large, render, signed
 from redistill.experiments.statistics import evenly, mean, spread
-from redistill.untrusted import plain, redacted_tree
+from redistill.storage import files
+from redistill.storage.redaction import plain, redacted_tree
 
 NUM_ANSWERS = 12
 NUM_REVISIONS = 8

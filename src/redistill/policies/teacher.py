@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from redistill import files
 from redistill.contracts import Example, GenerationRequest, Sampling, TokenSequence
 from redistill.data.collate import collate
 from redistill.errors import DataError
 from redistill.policies.generated import answered, check_writing
 from redistill.policies.sources import GoldItem, PolicyTools, Stateless
+from redistill.storage import files
 from redistill.vocab_pass import Statistic, row_statistics
 
 FILE = "teacher-responses.jsonl"

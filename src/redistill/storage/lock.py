@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from redistill import files
 from redistill.errors import ConfigError
+from redistill.storage import files
 
 LOCK = ".lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}

@@ -10,12 +10,12 @@ import pytest
 
 import redistill
 from redistill.errors import ConfigError, OutputError
-from redistill.lock import LOCK, BusyError, locked
+from redistill.storage.lock import LOCK, BusyError, locked
 
 HOLD = """
 import subprocess, sys
 from pathlib import Path
-from redistill.lock import locked
+from redistill.storage.lock import locked
 with locked(Path(sys.argv[1])) as descriptor:
     if sys.argv[2:]:  # leave somebody behind who has inherited it
         subprocess.Popen([sys.executable, "-c", "input()"], pass_fds=[descriptor])

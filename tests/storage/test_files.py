@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redistill import files
 from redistill.errors import DataError, OutputError
+from redistill.storage import files
 
 
 def leftovers(folder: Path) -> list[str]:

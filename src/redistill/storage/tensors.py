@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from redistill import files
+from redistill.storage import files
 
 _NAMES = {
     torch.float64: "F64",

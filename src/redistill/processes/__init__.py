@@ -1,0 +1,1 @@
+"""Processes: signals, dead ranks, and where a model's weights are placed."""

@@ -1,0 +1,1 @@
+"""Files: atomic writes, locks, tensor files, and text that is safe to show."""
