@@ -22,10 +22,10 @@ import pytest
 import yaml
 
 from redistill.data.reader import read_records
-from redistill.data.toy import toy_tokenizer
 from redistill.models.initialise import fresh_model
 from redistill.rouge import rouge_l
 from redistill.storage import files
+from redistill.toy.world import toy_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks import measuring
-from redistill.divergences import ForwardKL, JensenShannon
+from redistill.losses.divergences import ForwardKL, JensenShannon
 from redistill.models.load import ModelConfig, body, head, load_model
 from redistill.vocab_pass import DivergenceTerm, Head, vocab_pass
 

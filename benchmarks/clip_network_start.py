@@ -12,10 +12,10 @@ import sys
 
 import torch
 
-from redistill.clip_network import ClipNetwork, ClipNetworkConfig
-from redistill.clipping import DacKL, DacKLConfig
 from redistill.data.reader import read_records
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
+from redistill.losses.clip_network import ClipNetwork, ClipNetworkConfig
+from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.models.initialise import student_from_layers
 from redistill.models.load import ModelConfig, load_model
 

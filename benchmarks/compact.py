@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from benchmarks import measuring
-from redistill.clip_network import ClipNetworkConfig, SortedInput, rank_edges
-from redistill.clipping import DacKL, DacKLConfig
 from redistill.data.reader import read_records
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
+from redistill.losses.clip_network import ClipNetworkConfig, SortedInput, rank_edges
+from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.models.families import body, head
 from redistill.models.load import ModelConfig, load_model
 from redistill.randomness import generator, torch_seed

@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks import measuring
 from redistill.contracts import GenerationRequest, Sampling
-from redistill.models.generate import generate
+from redistill.generation.generate import generate
 from redistill.models.initialise import student_from_layers
 from redistill.models.load import ModelConfig, load_model
 

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from benchmarks import measuring
 from benchmarks.loss import Case, Shape
-from redistill.clip_network import ClipNetworkConfig
-from redistill.clipping import DacKL, DacKLConfig
-from redistill.divergences import ForwardKL
+from redistill.losses.clip_network import ClipNetworkConfig
+from redistill.losses.dac_kl import DacKL, DacKLConfig
+from redistill.losses.divergences import ForwardKL
 from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, Head, SpanTerm, vocab_pass
 from redistill.vocab_pass.terms import Term
 

@@ -26,10 +26,10 @@ from benchmarks.generation import NUM_LAYERS, truncated
 from redistill.contracts import Generation, GenerationRequest, Sampling, TokenSequence
 from redistill.data.reader import read_records
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
+from redistill.generation.generate import generate
+from redistill.generation.prefix import PrefixMemory, PrefixReader
 from redistill.models.families import head
-from redistill.models.generate import generate
 from redistill.models.load import ModelConfig, load_model
-from redistill.models.prefix import PrefixMemory, PrefixReader
 from redistill.policies import GoldBatches, PolicyTools, Revised, Revision
 from redistill.policies.revised import RevisedSource
 from redistill.policies.sources import Stateless

@@ -29,10 +29,10 @@ from redistill.assembly import DataSets, load_models
 from redistill.bench import Bench, make_accelerator
 from redistill.config import decode_run
 from redistill.contracts import Example, RawPrompt, Record
+from redistill.data.spans.mark import SpanMarker
 from redistill.models.initialise import student_from_layers
 from redistill.models.student import StudentModule
 from redistill.policies.revised import RevisedSource
-from redistill.spans.mark import SpanMarker
 from redistill.teachers import LocalTeacher
 
 STUDENT_LAYERS = 8

@@ -8,11 +8,11 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from redistill.clipping import DacKLConfig
 from redistill.config import Run, decode_run, encode_run, load_config, up_to_date
 from redistill.decoding import kind_of
-from redistill.divergences import Divergence
 from redistill.errors import ConfigError
+from redistill.losses.dac_kl import DacKLConfig
+from redistill.losses.divergences import Divergence
 from redistill.methods import METHODS, as_in_reference, method
 from redistill.objectives import Objective
 from redistill.policies import Fixed, PolicyConfig, Rollouts

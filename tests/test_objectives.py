@@ -5,13 +5,13 @@ from typing import get_args
 import pytest
 import torch
 
-from redistill.clipping import DacKL, DacKLConfig
 from redistill.contracts import Draw, TokenSequence
 from redistill.data.collate import collate
-from redistill.divergences import Divergence, ForwardKL, ReverseKL
 from redistill.errors import ConfigError
+from redistill.losses.dac_kl import DacKL, DacKLConfig
+from redistill.losses.divergences import Divergence, ForwardKL, ReverseKL
+from redistill.losses.span import SpanConfig
 from redistill.objectives import Counts, Objective, averages, terms
-from redistill.spans.loss import SpanConfig
 from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, SpanTerm
 
 FULL = Objective(sft_weight=2.0, divergence=ForwardKL(), divergence_weight=3.0, span_weight=5.0)

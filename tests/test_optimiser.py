@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from redistill.clipping import DacKL, DacKLConfig
+from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.models.student import StudentModule
 from redistill.optimiser import OptimiserConfig, parameter_groups, set_learning_rates
 

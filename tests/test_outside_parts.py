@@ -9,8 +9,8 @@ import yaml
 
 from redistill import cli
 from redistill.config import Run, decode_run, encode_run, load_config
-from redistill.divergences import SkewForwardKL, TotalVariation
 from redistill.errors import ConfigError
+from redistill.losses.divergences import SkewForwardKL, TotalVariation
 from redistill.objectives import Objective
 from redistill.policies import Mixed
 from redistill.run import tokens_of
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from redistill.divergences import ReverseKL, Softened
+from redistill.losses.divergences import ReverseKL, Softened
 from redistill.methods import Method
 from redistill.objectives import Objective
 from redistill.policies import Fixed

@@ -14,8 +14,8 @@ import yaml
 from redistill import sweep
 from redistill.cli import main
 from redistill.config import load_config
-from redistill.divergences import ForwardKL
 from redistill.errors import ConfigError, RedistillError, TrainingError
+from redistill.losses.divergences import ForwardKL
 from redistill.methods import METHODS
 from redistill.storage import files
 from redistill.storage.lock import locked

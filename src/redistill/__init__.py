@@ -1,6 +1,7 @@
 """redistill: make a small language model out of a large one.
 
-The public names below are loaded when they are first used, so `import redistill.divergences` costs torch and nothing else.
+The public names below are loaded when they are first used, so `import redistill.losses.divergences` costs torch and nothing
+else.
 """
 
 from importlib import import_module
@@ -25,7 +26,7 @@ _HOMES = {
     "InitialiseConfig": "redistill.models.initialise",
     "TokenizeConfig": "redistill.data.tokenize",
     "Objective": "redistill.objectives",
-    "DacKLConfig": "redistill.clipping",
+    "DacKLConfig": "redistill.losses.dac_kl",
     "LoraConfig": "redistill.models.lora",
     "FinetuneConfig": "redistill.config",
     "RedistillError": "redistill.errors",

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from redistill import vocabulary
 from redistill.config import DataConfig, Run
 from redistill.contracts import Example, Record
 from redistill.data.reader import ReadReport, line_of, read_records
@@ -21,6 +20,7 @@ from redistill.data.repeats import Question, first_of_each, question
 from redistill.data.tasks import load_task
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import ConfigError, DataError
+from redistill.models import vocabulary
 from redistill.models.families import position_limit
 from redistill.models.initialise import cast_weights, student_from_layers
 from redistill.models.load import (

@@ -21,13 +21,15 @@ from redistill.assembly import DataSets, Models, load_data, load_models
 from redistill.config import Run
 from redistill.contracts import Batch, Generation, GenerationRequest, Sampling, TokenSequence
 from redistill.data.corpus import load_corpus
+from redistill.data.spans.extract import load_extractor
+from redistill.data.spans.mark import SpanMarker
 from redistill.errors import ConfigError
+from redistill.generation.generate import generate
+from redistill.generation.prefix import PrefixMemory, PrefixReader
 from redistill.guards import CollapseMonitor, EarlyStopping, Event, Halving, UpdateGuard
 from redistill.methods import method
 from redistill.models.families import head
-from redistill.models.generate import generate
 from redistill.models.lora import load_trainable_state, save_student
-from redistill.models.prefix import PrefixMemory, PrefixReader
 from redistill.models.student import StudentModule
 from redistill.optimiser import parameter_groups
 from redistill.policies import Adaptive, GoldBatches, Policy, PolicyTools, Revision, Shuffled
@@ -35,8 +37,6 @@ from redistill.policies.legacy import legacy_sequence
 from redistill.policies.revised import revises
 from redistill.processes import signals
 from redistill.processes import watch as ranks
-from redistill.spans.extract import load_extractor
-from redistill.spans.mark import SpanMarker
 from redistill.storage import files
 from redistill.teachers import LocalTeacher
 from redistill.training import Parts, TrainingState, restore_checkpoint, train

@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 
 from redistill import decoding
 from redistill.data.tokenize import TokenizeConfig
-from redistill.divergences import Divergence
 from redistill.errors import ConfigError
 from redistill.evaluation import EvaluationConfig
 from redistill.guards import GuardConfig
+from redistill.losses.divergences import Divergence
 from redistill.methods import METHODS, Method, as_in_reference, method
 from redistill.models.initialise import InitialiseConfig
 from redistill.models.load import ModelConfig

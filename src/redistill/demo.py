@@ -13,13 +13,13 @@ from typing import Any
 from redistill import __version__
 from redistill.config import Run, decode_run
 from redistill.contracts import Instruction, Record
-from redistill.data import toy
-from redistill.data.toy import Split, toy_records, toy_tokenizer
 from redistill.errors import ConfigError
 from redistill.models.initialise import fresh_model
 from redistill.run import RUN_FILE, RunResult, distill, train_student
 from redistill.storage import files
 from redistill.terminal import print_summary
+from redistill.toy import world as toy
+from redistill.toy.world import Split, toy_records, toy_tokenizer
 
 SEED = 10
 # Few gold rows for the students, many for the teacher: what a teacher is for.

@@ -7,9 +7,9 @@ and schedules of each model family stand in recipes/.
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from redistill.clipping import DacKLConfig
-from redistill.divergences import ForwardKL, JensenShannon, ReverseKL, SkewReverseKL
 from redistill.errors import ConfigError
+from redistill.losses.dac_kl import DacKLConfig
+from redistill.losses.divergences import ForwardKL, JensenShannon, ReverseKL, SkewReverseKL
 from redistill.objectives import Objective, PolicyGradientConfig, PretrainingConfig
 from redistill.outside import loaded
 from redistill.policies import (

@@ -15,12 +15,12 @@ from typing import Literal, Self
 
 from torch import nn
 
-from redistill.clipping import DacKL, DacKLConfig
 from redistill.contracts import Batch, Draw, TeacherCapabilities
 from redistill.contracts import Divergence as DivergenceCall
-from redistill.divergences import Divergence, ForwardKL, ReverseKL
 from redistill.errors import ConfigError
-from redistill.spans.loss import SpanConfig
+from redistill.losses.dac_kl import DacKL, DacKLConfig
+from redistill.losses.divergences import Divergence, ForwardKL, ReverseKL
+from redistill.losses.span import SpanConfig
 from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PolicyGradientTerm, SpanTerm, Term
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from redistill.contracts import Batch, TeacherCapabilities, TeacherTarget
+from redistill.generation.prefix import PrefixMemory, PrefixReader
 from redistill.models.families import head
-from redistill.models.prefix import PrefixMemory, PrefixReader
 from redistill.vocab_pass.head import Products
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from redistill.contracts import TokenSequence
 from redistill.data.collate import collate
-from redistill.spans.loss import SpanConfig, pair_weights
+from redistill.losses.span import SpanConfig, pair_weights
 
 PAD = 99
 

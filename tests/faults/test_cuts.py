@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
-from redistill import divergences, training
+from redistill import training
 from redistill.config import Run, encode_run
 from redistill.evaluation.folder import RESPONSES
+from redistill.losses import divergences
 from redistill.methods import METHODS
 from redistill.objectives import Counts, Objective
 from redistill.run import train_student

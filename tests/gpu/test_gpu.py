@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from redistill.contracts import GenerationRequest, Sampling
-from redistill.divergences import ForwardKL, JensenShannon
-from redistill.models.generate import generate
+from redistill.generation.generate import generate
+from redistill.generation.prefix import PrefixMemory
+from redistill.losses.divergences import ForwardKL, JensenShannon
 from redistill.models.initialise import fresh_model
-from redistill.models.prefix import PrefixMemory
 from redistill.run import train_student
 from redistill.vocab_pass import (
     NUMBERS_PER_DRAW,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from redistill.divergences import (
+from redistill.losses.divergences import (
     AdaptiveKL,
     AlphaBeta,
     Divergence,

@@ -6,8 +6,8 @@ from torch import nn
 
 from redistill.contracts import GenerationRequest, Sampling
 from redistill.errors import ModelError
+from redistill.generation.generate import generate
 from redistill.models.families import body, check_split, head, layer_list, position_limit
-from redistill.models.generate import generate
 from redistill.tensors import pad
 
 FAMILIES = ("gpt2", "opt", "llama", "smollm", "gemma2", "gemma3", "qwen2", "qwen3", "cohere", "granite")

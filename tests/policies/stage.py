@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from redistill.contracts import Example, Instruction, Record, TokenSequence
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
-from redistill.models.generate import generate
+from redistill.generation.generate import generate
 from redistill.models.initialise import fresh_model
 from redistill.models.student import StudentModule
 from redistill.policies import GoldBatches, Policy, PolicyConfig, PolicyTools, Revision

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from redistill.contracts import Batch, TokenSequence
-from redistill.spans.loss import SpanConfig, counted_spans, pair_weights
+from redistill.losses.span import SpanConfig, counted_spans, pair_weights
 from redistill.tensors import pad
 
 

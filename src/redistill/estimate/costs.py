@@ -15,9 +15,9 @@ from redistill.contracts import GenerationRequest, Sampling
 from redistill.data.grouping import reading
 from redistill.estimate.slivers import SIZES, Affine, Blueprint, Costs, autocast_of, sizes
 from redistill.estimate.workload import Micro, Workload
+from redistill.generation.generate import generate
+from redistill.generation.kv import new_cache, prefixes_can_be_reused
 from redistill.models.families import body, body_module, eval_mode
-from redistill.models.generate import generate
-from redistill.models.kv import new_cache, prefixes_can_be_reused
 from redistill.models.load import checkpoint_activations
 from redistill.models.student import StudentModule
 from redistill.objectives import Counts, terms

@@ -12,8 +12,8 @@ from redistill.contracts import Sampling
 from redistill.estimate.costs import Costs, head_bytes
 from redistill.estimate.slivers import Blueprint, Role
 from redistill.estimate.workload import Workload
-from redistill.models.kv import PIECE_TOKENS
-from redistill.models.prefix import MEMORY_BYTES
+from redistill.generation.kv import PIECE_TOKENS
+from redistill.generation.prefix import MEMORY_BYTES
 from redistill.tracking import peak_bytes
 from redistill.vocab_pass import chunk_budget, compiles
 from redistill.vocab_pass.statistics import LIVE_TENSORS

@@ -1,8 +1,8 @@
 """MiniLLM's roll-outs: text written and scored at once, then learned from in several passes of mini-batches.
 
-The arithmetic is in redistill.policy_gradient; here a pool of sequences is kept between updates.  A *cycle* has as many updates
-as one pass takes, times the passes.  At its first update the source answers the prompts of a whole pass, and both models read
-the answers once.  Advantages are made anew for each mini-batch, since whitening looks at a mini-batch as a whole.
+The arithmetic is in redistill.losses.policy_gradient; here a pool of sequences is kept between updates.  A *cycle* has as many
+updates as one pass takes, times the passes.  At its first update the source answers the prompts of a whole pass, and both
+models read the answers once.  Advantages are made anew for each mini-batch, since whitening looks at a mini-batch as a whole.
 """
 
 import math
@@ -16,10 +16,10 @@ import torch
 from redistill.contracts import Rollout, Sampling, TokenSequence
 from redistill.data.collate import collate
 from redistill.errors import ConfigError
+from redistill.losses.policy_gradient import discounted_returns, importance_weights, token_rewards, whiten
 from redistill.policies.generated import StudentGenerated
 from redistill.policies.mixture import TeacherMixed
 from redistill.policies.sources import GoldItem, PolicyTools, Source, Wrapping
-from redistill.policy_gradient import discounted_returns, importance_weights, token_rewards, whiten
 from redistill.randomness import generator
 from redistill.vocab_pass import row_statistics
 

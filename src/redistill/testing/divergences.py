@@ -26,7 +26,7 @@ def check_divergence(divergence: Divergence) -> None:
         AssertionError: which law is broken, on which input, with which numbers.
 
     Example:
-        >>> from redistill.divergences import TotalVariation
+        >>> from redistill.losses.divergences import TotalVariation
         >>> check_divergence(TotalVariation())
     """
     excused = disobeyed(divergence, DIVERGENCE_LAWS)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from redistill.contracts import Example, RawPrompt, Record
-from redistill.models.generate import generate
+from redistill.generation.generate import generate
 from redistill.models.initialise import fresh_model
 from redistill.models.student import StudentModule
 from redistill.policies.sources import GoldBatches, Policy, PolicyNode, PolicyTools

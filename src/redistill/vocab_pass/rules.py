@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from redistill.contracts import Divergence, TopClasses
-from redistill.policy_gradient import clipped_surrogate
-from redistill.spans.loss import pair_distance
+from redistill.losses.policy_gradient import clipped_surrogate
+from redistill.losses.span import pair_distance
 
 
 class Compared(NamedTuple):

@@ -1,0 +1,1 @@
+"""Text generation: the local engine, its sampler, caches and prefix memory."""

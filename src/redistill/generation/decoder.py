@@ -1,0 +1,114 @@
+"""A model that reads a batch token by token: its cache, its logits, and what a memory keeps of both."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from redistill.generation.kv import Columns, new_cache, prefixes_can_be_reused, takes_positions
+from redistill.generation.packed import Product, can_pack, packed_layers, packed_product
+from redistill.generation.prefix import PrefixMemory, TokenIds, load_prefixes
+from redistill.models.families import body_module, eval_mode, head, text_config
+from redistill.vocab_pass import Head
+from redistill.vocab_pass.head import Products
+
+
+class Decoder:
+    """Reads left-padded rows, first their prompts, then a column of one token each at a time.
+
+    Args:
+        model: A causal language model.
+        vocabulary: Only this many leading classes have a logit; None for all.
+        memory: What is known of the model's texts; their beginnings are not read again, and `remember` adds to it.
+    """
+
+    def __init__(self, model: nn.Module, vocabulary: int | None, memory: PrefixMemory | None = None) -> None:
+        self._model = model
+        self._body = body_module(model)
+        self._head = head(model, vocabulary)
+        self._logits: Product | None = None
+        self._takes_positions = takes_positions(model)
+        sees_all = prefixes_can_be_reused(model)
+        self._memory = memory if sees_all else None
+        self._gives_mask = sees_all and text_config(model)._attn_implementation == "sdpa"
+        self.num_classes = self._head.num_classes
+        self.device = self._head.weight_VD.device
+
+    @property
+    def remembers(self) -> bool:
+        """Whether `remember` keeps anything."""
+        return self._memory is not None
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Inside, in eval mode and without gradient, it decodes; outside its weights may change."""
+        with eval_mode(self._model), torch.no_grad(), packed_layers(self._body):
+            yield
+
+    def start(self, prompts: Sequence[TokenIds]) -> int:
+        """Forget the last batch; returns how many columns of the left-padded prompts need not be read.
+
+        Each row has the same number of columns left to read, one at least, so what is known of some is read again.
+        """
+        self._cache, self._hidden = new_cache(self._model), Columns()
+        if self._memory is None:
+            return 0
+        found = [self._memory.recall(prompt[:-1]) for prompt in prompts]
+        unread = max(len(prompt) - known for prompt, (known, _) in zip(prompts, found, strict=True))
+        width = max(map(len, prompts)) - unread
+        if width:
+            prefixes = [(max(0, len(prompt) - unread), reading) for prompt, (_, reading) in zip(prompts, found, strict=True)]
+            self._hidden.append(load_prefixes(self._cache, prefixes, width))
+        return width
+
+    def logits(self, input_LT: torch.Tensor, mask_LT: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
+        """Read some columns; returns the float32 logits of the tokens behind them, logits_LV.
+
+        Args:
+            input_LT, position_LT: The columns.
+            mask_LT: Of all columns so far, those that were read before among them.
+        """
+        positions = {"position_ids": position_LT} if self._takes_positions else {}
+        if self._gives_mask and input_LT.shape[1] == 1:
+            # As the layers read it.  From a plain mask transformers would make this one at every token, waiting for a GPU to
+            # tell whether it needs any, and without one attention in bf16 takes ten times as long on a CPU.
+            mask_LT = mask_LT[:, None, None, :].bool()
+        hidden_LTD = self._body(
+            input_ids=input_LT, attention_mask=mask_LT, past_key_values=self._cache, use_cache=True, **positions
+        ).last_hidden_state
+        if self._memory is not None:
+            self._hidden.append(hidden_LTD)
+        hidden_LD = hidden_LTD[:, -1]
+        if self._logits is None:  # only now is it known which dtype the body gives
+            self._logits = _logits_of(self._head, hidden_LD)
+        return self._logits(hidden_LD)
+
+    def remember(self, row: int, token_ids: TokenIds, start: int) -> None:
+        """Let the memory keep a row's text, which stands from column `start` on."""
+        assert self._memory is not None
+        columns = slice(start, start + len(token_ids))
+        self._memory.remember(token_ids, self._cache, row, columns, self._hidden.view()[row, columns])
+
+    def select(self, kept: torch.Tensor) -> None:
+        """Go on with only these of the rows."""
+        self._cache.batch_select_indices(kept)
+        if self._memory is not None:
+            self._hidden.select(kept)
+
+
+def _logits_of(head: Head, like_LD: torch.Tensor) -> Product:
+    """The head as a product of its own, its weight laid out for few rows where there is such a layout.
+
+    Operands are rounded as `Head.logits` rounds them - to bf16 where the model runs in bf16 - and results are float32.
+    """
+    products, weight_VD = Products.like(like_LD), head.weight_VD.detach()[: head.vocabulary]
+    if not can_pack(weight_VD, products.result):
+        return head.prepared(like_LD).logits
+    bias_V = None if head.bias_V is None else head.bias_V[: head.vocabulary]
+    raw = packed_product(weight_VD.to(torch.bfloat16) if products.bf16 else weight_VD, bias_V, products.result)
+
+    def logits(hidden_LD: torch.Tensor) -> torch.Tensor:
+        return head.finish(raw(hidden_LD.to(torch.bfloat16) if products.bf16 else hidden_LD))
+
+    return logits

@@ -1,0 +1,1 @@
+"""Losses as pure functions and small modules: torch in, torch out, no model library."""

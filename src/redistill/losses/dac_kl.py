@@ -1,0 +1,363 @@
+"""DAC-KL: clip the teacher's distribution to an interval that a small network predicts, and match what is left.
+
+Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  From bottom to top: which classes an interval keeps (`keep_mask`), the
+divergence on the kept classes (`clipped_divergence`), and the module that joins them (`DacKL`) with the network that predicts
+the interval (`ClipNetwork`, in clip_network.py), built from its configuration (`DacKLConfig`).  The paper leaves several
+readings open; each is a field of the configuration, and the defaults stay closest to its text.
+
+Nothing here reduces over rows or knows about models.  Rows come in chunks, and a chunk's [N, V] tensors are what training
+pays for: nothing is concatenated, and the soft gate is rebuilt in the backward pass rather than kept.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from redistill.errors import ConfigError
+from redistill.losses.clip_network import ClipNetwork, ClipNetworkConfig, StraightThrough, at_class, soft_gate
+from redistill.tensors import loss_dtype
+
+Mode = Literal["value", "relative", "mass", "entry_quantile"]
+Normalise = Literal["none", "renormalise", "other_bin", "teacher"]
+Gate = Literal["straight_through", "soft", "none"]
+
+MASS_FLOOR_WEIGHT = 10.0
+# Nats of log p, twice; share of the mass; nats of log rank.
+GATE_TEMPERATURE: dict[Mode, float] = {"value": 0.5, "relative": 0.5, "mass": 0.02, "entry_quantile": 0.5}
+# The logits of u and l at the start.  "value": all classes of p >= 9e-4.  "relative": those above p_max / 400; u so near to 1
+# that a close second stays.  "mass": the head that holds 98 %; l cuts the arg max alone, which is kept in any case.
+# "entry_quantile": one class in 1000; u = 1 - 2e-6, since 1 - 6e-6 would drop the second of 262,144 classes.
+START: dict[Mode, tuple[float, float]] = {
+    "value": (4.0, -7.0),
+    "relative": (12.0, -6.0),
+    "mass": (4.0, -7.0),
+    "entry_quantile": (13.0, 6.9),
+}
+
+
+# --- which classes are kept ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "value", keep_target: bool = True) -> Tensor:
+    r"""The classes S that an interval keeps of each row of the teacher.
+
+    .. math:: S = \{v : l \le s_v \le u\} \cup \{\arg\max p\} \quad\text{(Eq. 7)}
+
+    What the interval bounds depends on the mode; the classes are sorted by p, descending, ties by id, and r_v counts from 0:
+
+    - "value", the formula of Eq. 7: s_v = p_v.
+    - "relative": s_v = p_v / max p, so that l alone is min-p.
+    - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V entries; l = 1 - k/V alone keeps the first k.
+    - "mass": s_v is the mass strictly before v, and l <= s_v < u.  There u cuts the tail and l the head, the opposite of all
+      others.  u = 1 cuts no class that has any mass.
+
+    Whatever the inputs are, scores are taken and compared in float64: added up in float32, the mass before a class of
+    the tail reaches 1, and drifts by more than such a class holds.
+
+    Args:
+        logp_NV: Teacher log-probabilities.
+        lower_N, upper_N: The interval of each row, in [0, 1].
+        mode: What the interval bounds.
+        keep_target: Whether the arg max of p (the first of equals) is kept wherever the interval lies.
+
+    Returns:
+        keep_NV, bool.
+
+    Example:
+        >>> logp_NV = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+        >>> keep_mask(logp_NV, torch.tensor([0.1]), torch.tensor([0.4]))
+        tensor([[ True,  True,  True, False]])
+        >>> keep_mask(logp_NV, torch.tensor([0.1]), torch.tensor([0.9]), mode="mass", keep_target=False)
+        tensor([[False,  True,  True, False]])
+    """
+    logp_NV = logp_NV.double()
+    ends = _ends(lower_N.double(), upper_N.double(), mode)
+    score_NV, _ = _score(logp_NV, logp_NV.exp(), mode)
+    return _inside(score_NV, *ends, mode, logp_NV.argmax(dim=-1, keepdim=True) if keep_target else None)
+
+
+def _score(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
+    """What the mode bounds ("entry_quantile": 1 - s, exact at the top), and p in descending order where it was sorted."""
+    if mode == "value":
+        return p_NV, None
+    if mode == "relative":
+        return (logp_NV - logp_NV.amax(dim=-1, keepdim=True)).exp(), None
+    # A double, so that no two different log-probabilities become equal.
+    sorted_NV, order_NV = torch.sort(logp_NV.double().exp(), dim=-1, descending=True, stable=True)
+    if mode == "mass":
+        before_NV = functional.pad(sorted_NV[:, :-1].cumsum(dim=-1), (1, 0))
+        # Below 1 exactly for a class that has mass itself, whatever rounding adds up to.
+        before_NV = before_NV.clamp_(max=1 - 2**-53).masked_fill_(sorted_NV == 0, 1.0)
+    else:
+        vocabulary = logp_NV.shape[-1]
+        above_V = (torch.arange(vocabulary, dtype=sorted_NV.dtype, device=logp_NV.device) + 0.5) / vocabulary
+        before_NV = above_V.expand_as(sorted_NV)
+    return torch.empty_like(sorted_NV).scatter_(-1, order_NV, before_NV), sorted_NV
+
+
+def _ends(lower_N: Tensor, upper_N: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+    """Between which scores of `_score` the interval lies."""
+    return (1 - upper_N, 1 - lower_N) if mode == "entry_quantile" else (lower_N, upper_N)
+
+
+def _inside(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_N1: Tensor | None) -> Tensor:
+    """Where the score lies between the ends, and the target class."""
+    low_N1, high_N1 = low_N.to(score_NV.dtype).unsqueeze(-1), high_N.to(score_NV.dtype).unsqueeze(-1)
+    keep_NV = score_NV >= low_N1
+    keep_NV &= score_NV < high_N1 if mode == "mass" else score_NV <= high_N1
+    return keep_NV if target_N1 is None else keep_NV | at_class(target_N1, keep_NV.shape[-1])
+
+
+# --- the divergence on the kept classes ---------------------------------------------------------------------------------
+
+
+def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normalise: Normalise = "none") -> Tensor:
+    r"""KL from the clipped teacher to the student, in one of four normalisations.
+
+    With P = sum of p over S, Q the same of q, and q always from the softmax over all classes:
+
+    .. math::
+        \text{none (Eq. 8):}   \quad & L = \sum_{v \in S} p_v \log (p_v / q_v) \\
+        \text{renormalise:}    \quad & L / P - \log P + \log Q = \mathrm{KL}(p_S / P \,\|\, q_S / Q) \\
+        \text{other\_bin:}     \quad & L + (1 - P) \log \frac{1 - P}{1 - Q} \\
+        \text{teacher:}        \quad & L / P - \log P = \mathrm{KL}(p_S / P \,\|\, q)
+
+    Nats per token.  "none" may be negative, down to P log P; the others are >= 0 for a mask.  The gradient of "none" with
+    respect to the student's logits is q_k P - p_k [k in S]: it rests where q = p_S / P, with nothing outside S.  An empty S
+    gives 0 without gradient.  A class at -inf contributes 0 to L.
+
+    Args:
+        logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
+        logp_NV: Teacher log-probabilities, no gradient.
+        keep_NV: S as a bool mask, or a gate in [0, 1] that weighs each class's summand (1 - gate in the other bin), with
+            gradient through it.
+        normalise: Which of the four.
+
+    Returns:
+        divergence_N, unreduced.
+    """
+    assert normalise in get_args(Normalise), normalise
+    dtype = loss_dtype(logq_NV)
+    logq_NV, logp_NV = logq_NV.to(dtype), logp_NV.detach().to(dtype)
+    kept_NV = logp_NV.exp() * keep_NV
+    # Filled before it meets a factor, so that no gradient is 0 * inf.
+    log_ratio_NV = (logp_NV - logq_NV).masked_fill(logp_NV.isneginf() | logq_NV.isneginf(), 0.0)
+    divergence_N = (kept_NV * log_ratio_NV).sum(dim=-1)
+    if normalise == "none":
+        return divergence_N
+    mass_N = kept_NV.sum(dim=-1)
+    any_N = mass_N > 0
+    if normalise == "other_bin":
+        return torch.where(any_N, divergence_N + _other_bin(logq_NV, logp_NV, keep_NV), 0.0)
+    mass_N = torch.where(any_N, mass_N, 1.0)
+    divergence_N = divergence_N / mass_N - mass_N.log()
+    if normalise == "renormalise":
+        log_student_mass_N, student_any_N = _log_mass(logq_NV, keep_NV)
+        divergence_N, any_N = divergence_N + log_student_mass_N, any_N & student_any_N
+    return torch.where(any_N, divergence_N, 0.0)
+
+
+def _other_bin(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor) -> Tensor:
+    """(1 - P) log((1 - P) / (1 - Q)), 0 where either has nothing outside S."""
+    rest_NV = ~keep_NV if keep_NV.dtype == torch.bool else 1 - keep_NV
+    (log_p_N, p_any_N), (log_q_N, q_any_N) = _log_mass(logp_NV, rest_NV), _log_mass(logq_NV, rest_NV)
+    return torch.where(p_any_N & q_any_N, log_p_N.exp() * (log_p_N - log_q_N), 0.0)
+
+
+def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """log of the weighted mass by logsumexp over weights > 0 (1 - mass would cancel), and where there is any."""
+    peak_N1 = log_NV.detach().masked_fill(weight_NV == 0, -torch.inf).amax(dim=-1, keepdim=True)
+    peak_N1 = peak_N1.masked_fill(peak_N1.isneginf(), 0.0)
+    # A class of weight 0 may lie far above the peak: bounded, its exp times 0 is 0 and not NaN.
+    total_N = (weight_NV * (log_NV - peak_N1).clamp(max=60).exp()).sum(dim=-1)
+    any_N = total_N > 0
+    return torch.where(any_N, total_N, 1.0).log() + peak_N1.squeeze(-1), any_N
+
+
+# --- DAC-KL -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DacKLConfig:
+    """How DAC-KL reads the paper; the defaults stay closest to its text.
+
+    Args:
+        mode: What the interval bounds: each class's probability ("value", Eq. 7), that over the largest one ("relative"), the
+            teacher's mass before the class ("mass"), or the class's quantile among the entries; see `keep_mask`.
+        normalise: "none" is Eq. 8; see `clipped_divergence`.
+        gate: How f_sub learns through the interval: "straight_through" (hard mask forward, soft gate backward), "soft" (the
+            gate in both), or "none" (f_sub stays as it started, as the hard set of Eq. 7 taken literally has no gradient).
+        network: f_sub.
+        mass_floor: Guard against collapse, not in the paper: adds 10 relu(floor - P)^2, in (0, 1); 0.9 is robust.
+        keep_target: Whether the teacher's arg max is always kept (Eq. 7's max); Table 3b drops it.
+        target_twice: Whether it counts once for that and once more where the interval holds it; needs `normalise: none`.
+        fixed_interval: (lower, upper) in place of f_sub; in mode "relative", (0.05, 1) is min-p 0.05.
+        fixed_top: So many of the most probable classes in place of f_sub; needs mode "entry_quantile".
+        gate_temperature: Width of the soft gate; by default 0.02 of mass in mode "mass", else 0.5 nats of log p or log rank.
+
+    Raises:
+        ConfigError: a field is out of range, or does not go with another.
+    """
+
+    mode: Mode = "value"
+    normalise: Normalise = "none"
+    gate: Gate = "straight_through"
+    network: ClipNetworkConfig = field(default_factory=ClipNetworkConfig)
+    mass_floor: float | None = None
+    keep_target: bool = True
+    target_twice: bool = False
+    fixed_interval: tuple[float, float] | None = None
+    fixed_top: int | None = None
+    gate_temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("mode", get_args(Mode)), ("normalise", get_args(Normalise)), ("gate", get_args(Gate))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} = {getattr(self, name)!r}: must be one of {', '.join(choices)}")
+        if self.gate_temperature is not None and not 0 < self.gate_temperature < math.inf:
+            raise ConfigError(f"gate_temperature = {self.gate_temperature}: must be above 0; leave it out for the mode's own")
+        if self.target_twice and (self.normalise != "none" or not self.keep_target):
+            raise ConfigError("target_twice = True: needs normalise none and keep_target; weights above 1 have no remainder")
+        self._check_clip()
+
+    def _check_clip(self) -> None:
+        """The fields that f_sub's interval is replaced or guarded by."""
+        if self.fixed_interval is not None:
+            lower, upper = self.fixed_interval
+            if not 0 <= lower <= upper <= 1:
+                raise ConfigError(f"fixed_interval = {self.fixed_interval}: must be 0 <= lower <= upper <= 1; put lower first")
+        if self.fixed_top is not None:
+            if self.fixed_top < 1:
+                raise ConfigError(f"fixed_top = {self.fixed_top}: must be at least 1; 200 is a usual control")
+            if self.mode != "entry_quantile" or self.fixed_interval is not None:
+                raise ConfigError(
+                    f"fixed_top = {self.fixed_top}: needs mode entry_quantile and no fixed_interval; set mode, drop the other"
+                )
+        if self.mass_floor is not None:
+            if not 0 < self.mass_floor < 1:
+                raise ConfigError(f"mass_floor = {self.mass_floor}: must lie in (0, 1); 0.9 is robust, leave it out for none")
+            if self.gate == "none" or not self.has_network:
+                raise ConfigError(
+                    f"mass_floor = {self.mass_floor}: needs a network that learns; drop it, gate none or what is fixed"
+                )
+
+    @property
+    def has_network(self) -> bool:
+        """Whether f_sub predicts the interval."""
+        return self.fixed_interval is None and self.fixed_top is None
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """One of each reading, for the laws."""
+        small, exact = ClipNetworkConfig(hidden=4), ClipNetworkConfig(hidden=4, sorted="exact")
+        biased = ClipNetworkConfig(hidden=4, upper_bias=3.0, lower_bias=-1.0)
+        return (
+            cls(network=small),
+            cls(network=exact, mode="mass", normalise="other_bin", mass_floor=0.9),
+            cls(network=small, mode="relative", target_twice=True),
+            cls(network=biased, mode="entry_quantile", gate="soft"),
+            cls(network=exact, gate="soft", normalise="teacher"),
+            cls(network=small, gate="none", normalise="renormalise", keep_target=False),
+            cls(fixed_interval=(0.01, 0.5)),
+            cls(mode="entry_quantile", fixed_top=3),
+        )
+
+
+class DacKL(nn.Module):
+    """DAC-KL (Eq. 6-8): predict an interval for each row, clip the teacher to it, and take the divergence there.
+
+    Nats per token.  It is no divergence in the strict sense: un-normalised it may be negative, and minimising it jointly
+    with f_sub rewards dropping every class where p > q.  Hence the diagnostics: watch `kept_mass` and `target_only`.
+
+    Args:
+        config: The reading of the paper.
+        vocabulary: V.
+        seed: Seed of f_sub's initial weights.
+    """
+
+    def __init__(self, config: DacKLConfig, vocabulary: int, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.temperature = config.gate_temperature or GATE_TEMPERATURE[config.mode]
+        self.network = None
+        if config.has_network:
+            self.network = ClipNetwork(vocabulary, config.network, start=START[config.mode], seed=seed)
+            self.network.requires_grad_(config.gate != "none")  # else weight decay would move what no gradient does
+
+    def forward(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The divergence of each row, and what was kept of it.
+
+        Args:
+            logq_NV: Student log-probabilities; they get gradient from the divergence alone, never through the network.
+            logp_NV: Teacher log-probabilities, no gradient.
+
+        Returns:
+            divergence_N, the mass-floor penalty included, and float32 rows by name: `kept_mass` (of p, on the hard set S),
+            `kept_classes`, `lower`, `upper`, `target_only` (1 where S is the arg max alone).
+        """
+        logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
+        p_NV = logp_NV.exp()
+        top_N1 = p_NV.argmax(dim=-1, keepdim=True)
+        target_N1 = top_N1 if self.config.keep_target else None
+        score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, p_NV)
+        ends = _ends(lower_N, upper_N, self.config.mode)
+        keep_NV = _inside(score_NV, *ends, self.config.mode, target_N1)
+        gate_NV = self._gate(score_NV, logp_NV, keep_NV, ends, target_N1)
+        divergence_N = clipped_divergence(logq_NV, logp_NV, gate_NV, self.config.normalise)
+        if self.config.target_twice:
+            score_N1, logq_N1, logp_N1 = (rows_NV.gather(-1, top_N1) for rows_NV in (score_NV, logq_NV, logp_NV))
+            gate_N1 = self._gate(score_N1, logp_N1, _inside(score_N1, *ends, self.config.mode, None), ends, None)
+            divergence_N = divergence_N + clipped_divergence(logq_N1, logp_N1, gate_N1)
+        if self.config.mass_floor is not None:
+            shortfall_N = (self.config.mass_floor - (gate_NV * p_NV).sum(dim=-1)).relu()
+            divergence_N = divergence_N + MASS_FLOOR_WEIGHT * shortfall_N.square()
+        kept_N = keep_NV.sum(dim=-1)
+        rows = {
+            "kept_mass": (p_NV * keep_NV).sum(dim=-1),
+            "kept_classes": kept_N,
+            "lower": lower_N,
+            "upper": upper_N,
+            "target_only": (kept_N == 1) & (keep_NV & at_class(top_N1, keep_NV.shape[-1])).any(dim=-1),
+        }
+        return divergence_N, {name: row_N.detach().float() for name, row_N in rows.items()}
+
+    @torch.no_grad()
+    def kept(self, logq_NV: Tensor, logp_NV: Tensor) -> Tensor:
+        """keep_NV, bool: the hard set S of each row, as `forward` finds it; for the span loss of clipped vectors."""
+        logp_NV = logp_NV.to(loss_dtype(logq_NV))
+        score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, logp_NV.exp())
+        target_N1 = logp_NV.argmax(dim=-1, keepdim=True) if self.config.keep_target else None
+        return _inside(score_NV, *_ends(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
+
+    def _interval(self, logq_NV: Tensor, logp_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the interval bounds, by class, and the interval of each row; the network reads what the mode has sorted."""
+        score_NV, sorted_NV = _score(logp_NV, p_NV, self.config.mode)
+        if self.network is None:
+            top = self.config.fixed_top
+            ends = (max(0.0, 1 - top / logp_NV.shape[-1]), 1.0) if top is not None else self.config.fixed_interval
+            assert ends is not None, "without a network the interval is fixed"
+            lower_N, upper_N = (logp_NV.new_full(logp_NV.shape[:1], end) for end in ends)
+        else:
+            lower_N, upper_N = self.network(p_NV, logq_NV.detach().to(logp_NV.dtype).exp(), sorted_NV)
+        return score_NV, lower_N.to(logp_NV.dtype), upper_N.to(logp_NV.dtype)
+
+    def _gate(
+        self, score_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, ends: tuple[Tensor, Tensor], target_N1: Tensor | None
+    ) -> Tensor:
+        """Each class's weight; the gate is soft in mass in mode "mass", else in logarithms."""
+        if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
+            return keep_NV
+        if self.config.mode != "mass":
+            tiny = torch.finfo(logp_NV.dtype).tiny  # log 0 would meet a ruled-out class as -inf - -inf
+            ends = (ends[0].clamp(min=tiny).log(), ends[1].clamp(min=tiny).log())
+            score_NV = logp_NV if self.config.mode == "value" else score_NV.log()
+        score_NV = score_NV.to(logp_NV.dtype)
+        if self.config.gate == "straight_through":
+            return StraightThrough.apply(*ends, score_NV, keep_NV, target_N1, self.temperature)
+        gate_NV = soft_gate(score_NV, *ends, self.temperature)
+        return gate_NV if target_N1 is None else gate_NV.masked_fill(at_class(target_N1, gate_NV.shape[-1]), 1.0)

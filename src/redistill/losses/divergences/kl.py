@@ -1,0 +1,186 @@
+"""KL in either direction, a fixed blend of the two, and a blend that each row chooses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+
+from redistill.losses.divergences.softened import Softened, fraction, log_ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardKL(Softened):
+    r"""Forward KL, the classic distillation loss: the student must cover the teacher.
+
+    .. math:: D(p, q) = \mathrm{KL}(p \,\|\, q) = \sum_v p_v \log \frac{p_v}{q_v}
+
+    p is the teacher, q the student. Source: Hinton et al. (arXiv 1503.02531); the paper's Eq. 1 and Table 3c's "Forward KL".
+    Nats per token, D >= 0, 0 exactly when p = q. The teacher's entropy is part of the value. The gradient flows through q
+    only; with respect to the student's logits it is q - p.
+
+    Call:
+        logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
+        logp_NV: Teacher log-probabilities, same shape, no gradient.
+        Returns divergence_N, unreduced.
+
+    Example:
+        >>> logp_NV = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).log()
+        >>> logq_NV = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log()
+        >>> ForwardKL()(logq_NV, logp_NV)
+        tensor([0.0000, 0.6931])
+
+    See also: ReverseKL, SkewForwardKL.
+    """
+
+    def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
+        logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
+        return (logp_NV.exp() * log_ratio(logp_NV, logq_NV)).sum(dim=-1)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """The members that the laws are tried on."""
+        return (cls(), cls(temperature=2.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReverseKL(Softened):
+    r"""Reverse KL: the student may leave out what it cannot cover, but must not invent.
+
+    .. math:: D(p, q) = \mathrm{KL}(q \,\|\, p) = \sum_v q_v \log \frac{q_v}{p_v}
+
+    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), here token by token; Table 3c's "Reverse KL", and
+    Eq. 3's measure of where the student went wrong. Nats per token, D >= 0, 0 exactly when p = q. The gradient flows through
+    q only; with respect to the student's logits it is q (log(q / p) - D).
+
+    Call:
+        logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
+        logp_NV: Teacher log-probabilities, same shape, no gradient.
+        Returns divergence_N, unreduced.
+
+    Example:
+        >>> logp_NV = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log()
+        >>> logq_NV = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).log()
+        >>> ReverseKL()(logq_NV, logp_NV)
+        tensor([0.0000, 0.6931])
+
+    See also: ForwardKL, SkewReverseKL.
+    """
+
+    def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
+        logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
+        return (logq_NV.exp() * log_ratio(logq_NV, logp_NV)).sum(dim=-1)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """The members that the laws are tried on."""
+        return (cls(), cls(temperature=0.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SymmetricKL(Softened):
+    r"""A fixed blend of forward and reverse KL.
+
+    .. math:: D(p, q) = a\,\mathrm{KL}(p \,\|\, q) + (1 - a)\,\mathrm{KL}(q \,\|\, p)
+
+    p is the teacher, q the student, a = `forward_weight`. Source: Jeffreys's divergence, halved; Table 3c's "Symmetric KL".
+    The published DistiLLM code has a = 0.1 but no method that uses it; other papers weigh both alike, as the default here does.
+    Nats per token, D >= 0, 0 exactly when p = q. The gradient flows through q only.
+
+    Args:
+        forward_weight: Share of the forward KL, in (0, 1).
+
+    Call:
+        logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
+        logp_NV: Teacher log-probabilities, same shape, no gradient.
+        Returns divergence_N, unreduced.
+
+    Raises:
+        ConfigError: forward_weight outside (0, 1).
+
+    Example:
+        >>> logp_NV, logq_NV = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.25, 0.75]]).log()
+        >>> SymmetricKL()(logq_NV, logp_NV)
+        tensor([0.5493])
+
+    See also: ForwardKL, ReverseKL, AdaptiveKL.
+    """
+
+    forward_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction("forward_weight", self.forward_weight, "for one direction alone use forward_kl or reverse_kl")
+
+    def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
+        logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
+        weight_NV = self.forward_weight * logp_NV.exp() - (1 - self.forward_weight) * logq_NV.exp()
+        return (weight_NV * log_ratio(logp_NV, logq_NV)).sum(dim=-1)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """The members that the laws are tried on."""
+        return (cls(), cls(forward_weight=0.1), cls(temperature=2.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveKL(Softened):
+    r"""Adaptive KL (AKL): each row weighs the two directions by where student and teacher lie apart.
+
+    .. math:: D(p, q) = \frac{g_h\,\mathrm{KL}(p \,\|\, q) + g_t\,\mathrm{KL}(q \,\|\, p)}{g_h + g_t},
+              \qquad g_h = \sum_{v \in \mathrm{head}} |p_v - q_v|,\quad g_t = \sum_{v \in \mathrm{tail}} |p_v - q_v|
+
+    p is the teacher, q the student. The head holds the teacher's most probable classes as long as their summed mass, each
+    class's own included, stays within `head_mass`; the first is always in it. (The paper's prose asks for the smallest set that
+    reaches the mass, which is one class more; this is its code.) Source: Wu et al. (arXiv 2404.02657). Nats per token, D >= 0,
+    0 exactly when p = q. The gradient flows through q only, and the weights are constants for it.
+
+    Args:
+        head_mass: Teacher mass that makes the head, in (0, 1); the paper's mu, 0.5.
+
+    Call:
+        logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
+        logp_NV: Teacher log-probabilities, same shape, no gradient.
+        Returns divergence_N, unreduced.
+
+    Raises:
+        ConfigError: head_mass outside (0, 1).
+
+    Example:
+        >>> logp_NV, logq_NV = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.25, 0.75]]).log()
+        >>> AdaptiveKL()(logq_NV, logp_NV)
+        tensor([0.5493])
+
+    See also: SymmetricKL, whose weights are fixed.
+    """
+
+    disobeys: ClassVar[Mapping[str, str]] = {
+        "gradient_is_that_of_the_value": "the weights follow the student, but are constants for the gradient (arXiv 2404.02657)"
+    }
+
+    head_mass: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction("head_mass", self.head_mass, "the paper uses 0.5")
+
+    def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
+        logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
+        head_N1 = self._head_share(logq_NV.detach(), logp_NV)
+        weight_NV = head_N1 * logp_NV.exp() - (1 - head_N1) * logq_NV.exp()
+        return (weight_NV * log_ratio(logp_NV, logq_NV)).sum(dim=-1)
+
+    def _head_share(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
+        """g_h / (g_h + g_t) by row, as a column."""
+        sorted_NV, order_NV = logp_NV.exp().sort(dim=-1, descending=True, stable=True)
+        gap_NV = (sorted_NV - logq_NV.exp().gather(-1, order_NV)).abs_()
+        whole_N1 = gap_NV.sum(dim=-1, keepdim=True)
+        outside_NV = sorted_NV.cumsum(dim=-1) > self.head_mass
+        outside_NV[:, :1] = False
+        head_N1 = gap_NV.masked_fill_(outside_NV, 0.0).sum(dim=-1, keepdim=True)
+        return head_N1 / whole_N1.clamp(min=torch.finfo(whole_N1.dtype).tiny)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """The members that the laws are tried on."""
+        return (cls(), cls(head_mass=0.9, temperature=2.0))

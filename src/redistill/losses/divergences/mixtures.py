@@ -1,0 +1,152 @@
+"""Divergences to a mixture of teacher and student: finite whatever either model rules out."""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from redistill.losses.divergences.softened import Softened, bounded, fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class JensenShannon(Softened):
+    r"""Generalised Jensen-Shannon divergence: both models' KL to their mixture.
+
+    .. math:: D(p, q) = w\,\mathrm{KL}(p \,\|\, m) + (1 - w)\,\mathrm{KL}(q \,\|\, m), \qquad m = w p + (1 - w) q
+
+    p is the teacher, q the student, w = `teacher_weight`: GKD's beta (arXiv 2306.13649, JSD(beta)), and 1 minus the lambda of
+    the published DistiLLM code, whose 0.9 is the default here (m is mostly the student); TRL's beta is 0.5. Table 3c's "JSD".
+    Nats per token, 0 <= D <= H(w) <= log 2, 0 exactly when p = q. The gradient flows through q, m's included. D is about
+    w KL(p || q) for small w and (1 - w) KL(q || p) for w near 1, hence small gradients at either end.
+
+    Args:
+        teacher_weight: Share of the teacher in the mixture, and weight of its KL, in (0, 1).
+
+    Call:
+        logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
+        logp_NV: Teacher log-probabilities, same shape, no gradient.
+        Returns divergence_N, unreduced.
+
+    Raises:
+        ConfigError: teacher_weight outside (0, 1).
+
+    Example:
+        >>> logp_NV, logq_NV = torch.tensor([[1.0, 0.0]]).log(), torch.tensor([[0.0, 1.0]]).log()
+        >>> JensenShannon(teacher_weight=0.5)(logq_NV, logp_NV)
+        tensor([0.6931])
+
+    See also: SkewForwardKL and SkewReverseKL, which keep one of the two terms.
+    """
+
+    teacher_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction("teacher_weight", self.teacher_weight, "the reference code's is 0.1, GKD's beta in TRL 0.5")
+
+    def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
+        logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
+        weight = self.teacher_weight
+        return weight * _kl_to_mixture(logp_NV, logq_NV, weight) + (1 - weight) * _kl_to_mixture(logq_NV, logp_NV, 1 - weight)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """The members that the laws are tried on."""
+        return (cls(), cls(teacher_weight=0.5), cls(teacher_weight=0.9, temperature=2.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkewForwardKL(Softened):
+    r"""Forward KL toward a mixture of teacher and student.
+
+    .. math:: D(p, q) = \mathrm{KL}\bigl(p \,\|\, \alpha p + (1 - \alpha) q\bigr)
+
+    p is the teacher, q the student. Source: DistiLLM (arXiv 2402.03898), its skew KL; Table 3c's SFKL. Nats per token,
+    0 <= D <= -log(alpha), 0 exactly when p = q. The gradient flows through q only.
+
+    Args:
+        alpha: Share of the teacher in the mixture, in (0, 1); the paper's value is 0.1.
+
+    Call:
+        logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
+        logp_NV: Teacher log-probabilities, same shape, no gradient.
+        Returns divergence_N, unreduced.
+
+    Raises:
+        ConfigError: alpha outside (0, 1).
+
+    Example:
+        >>> logp_NV, logq_NV = torch.tensor([[1.0, 0.0]]).log(), torch.tensor([[0.0, 1.0]]).log()
+        >>> SkewForwardKL(alpha=0.1)(logq_NV, logp_NV)
+        tensor([2.3026])
+
+    See also: ForwardKL (alpha -> 0), JensenShannon.
+    """
+
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction("alpha", self.alpha, "the paper uses 0.1; forward_kl is the limit 0")
+
+    def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
+        logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
+        return _kl_to_mixture(logp_NV, logq_NV, self.alpha)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """The members that the laws are tried on."""
+        return (cls(), cls(alpha=0.5, temperature=2.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkewReverseKL(Softened):
+    r"""Reverse KL toward a mixture of teacher and student.
+
+    .. math:: D(p, q) = \mathrm{KL}\bigl(q \,\|\, (1 - \alpha) p + \alpha q\bigr)
+
+    p is the teacher, q the student. Source: DistiLLM (arXiv 2402.03898), its skew reverse KL; Table 3c's SRKL. Nats per token,
+    0 <= D <= -log(alpha), 0 exactly when p = q. The gradient flows through both places of q.
+
+    Args:
+        alpha: Share of the student in the mixture, in (0, 1); the paper's value is 0.1.
+
+    Call:
+        logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
+        logp_NV: Teacher log-probabilities, same shape, no gradient.
+        Returns divergence_N, unreduced.
+
+    Raises:
+        ConfigError: alpha outside (0, 1).
+
+    Example:
+        >>> logp_NV, logq_NV = torch.tensor([[1.0, 0.0]]).log(), torch.tensor([[0.0, 1.0]]).log()
+        >>> SkewReverseKL(alpha=0.1)(logq_NV, logp_NV)
+        tensor([2.3026])
+
+    See also: ReverseKL (alpha -> 0), JensenShannon.
+    """
+
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fraction("alpha", self.alpha, "the paper uses 0.1; reverse_kl is the limit 0")
+
+    def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
+        logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
+        return _kl_to_mixture(logq_NV, logp_NV, self.alpha)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """The members that the laws are tried on."""
+        return (cls(), cls(alpha=0.5, temperature=2.0))
+
+
+def _kl_to_mixture(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, share: float) -> torch.Tensor:
+    """KL(a || share a + (1 - share) b) by row, by way of log(m / a), which is small where a and b are close."""
+    odds_NV = bounded(log_b_NV) - bounded(log_a_NV) + math.log1p(-share) - math.log(share)
+    # log(m / a) = log(share) + log(1 + exp(odds)): a logaddexp that keeps one tensor for the backward pass instead of three.
+    log_mixture_NV = torch.nn.functional.softplus(odds_NV, threshold=50.0) + math.log(share)
+    return -(log_a_NV.exp() * log_mixture_NV).sum(dim=-1)

@@ -1,0 +1,122 @@
+"""Marking: phrases of the decoded targets as ranges over targets, and gold sequences looked at once."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from redistill.contracts import TokenSequence
+from redistill.data.spans.extract import CharSpan, SimpleExtractor
+from redistill.data.spans.mark import SpanMarker, target_runs
+from tests.worlds import gpt2_tokenizer
+
+END = 0
+
+
+class CountingExtractor(SimpleExtractor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
+        self.texts += texts
+        return super().extract(texts)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return gpt2_tokenizer()
+
+
+@pytest.fixture
+def extractor():
+    return CountingExtractor()
+
+
+@pytest.fixture
+def marker(tokenizer, extractor):
+    return SpanMarker(extractor, tokenizer, {END})
+
+
+def answer(tokenizer, *turns, sample=0, origin="dataset"):
+    """A sequence in which each of `turns` is a run of targets behind a prompt, with an end token."""
+    ids, supervised = [], []
+    for text in turns:
+        prompt, targets = tokenizer("Where? ").input_ids, [*tokenizer(text).input_ids, END]
+        ids += [*prompt, *targets]
+        supervised += [False] * len(prompt) + [True] * len(targets)
+    return TokenSequence(sample=sample, token_ids=tuple(ids), supervised=tuple(supervised), origin=origin)
+
+
+def phrases(tokenizer, sequence):
+    """What the spans of a sequence cover, as text."""
+    targets = [token for token, is_target in zip(sequence.token_ids, sequence.supervised, strict=True) if is_target]
+    return [tokenizer.decode(targets[first:behind]).strip() for first, behind in sequence.spans]
+
+
+def test_spans_cover_the_phrases_of_the_answer(marker, tokenizer):
+    (marked,) = marker([answer(tokenizer, "The old cat is sleeping in the quiet barn.")])
+    assert phrases(tokenizer, marked) == ["old cat", "sleeping", "quiet barn"]
+
+
+def test_each_run_of_targets_is_a_text_of_its_own(marker, tokenizer, extractor):
+    (marked,) = marker([answer(tokenizer, "the old cat", "the quiet barn")])
+    assert extractor.texts == ["the old cat", "the quiet barn"]
+    assert phrases(tokenizer, marked) == ["old cat", "quiet barn"]
+
+
+def test_nothing_but_spans_changes_and_the_order_stays(marker, tokenizer):
+    sequences = [answer(tokenizer, f"the old cat {i}", sample=i, origin="student") for i in range(4)]
+    marked = marker(sequences)
+    for before, after in zip(sequences, marked, strict=True):
+        assert (after.sample, after.token_ids, after.supervised, after.origin) == (
+            before.sample,
+            before.token_ids,
+            before.supervised,
+            before.origin,
+        )
+        assert after.spans and not before.spans
+
+
+def test_gold_sequences_are_looked_at_once(marker, tokenizer, extractor):
+    gold = answer(tokenizer, "the old cat")
+    first = marker([gold])[0]
+    again = marker([gold, answer(tokenizer, "the quiet barn", sample=1)])
+    assert extractor.texts == ["the old cat", "the quiet barn"]
+    assert again[0] is first, "the same object, so that a batch reads it once"
+
+
+def test_the_students_text_of_the_same_sample_is_not_mistaken_for_the_gold_one(marker, tokenizer, extractor):
+    marker([answer(tokenizer, "the old cat")])
+    (marked,) = marker([answer(tokenizer, "the quiet barn", origin="student")])
+    assert phrases(tokenizer, marked) == ["quiet barn"]
+    (again,) = marker([answer(tokenizer, "the old cat")])
+    assert phrases(tokenizer, again) == ["old cat"] and len(extractor.texts) == 2
+
+
+def test_another_answer_of_the_same_sample_is_looked_at(marker, tokenizer, extractor):
+    marker([answer(tokenizer, "the old cat")])
+    (marked,) = marker([answer(tokenizer, "the quiet barn")])
+    assert phrases(tokenizer, marked) == ["quiet barn"] and len(extractor.texts) == 2
+
+
+def test_the_same_object_twice_is_marked_twice(marker, tokenizer):
+    one = answer(tokenizer, "the old cat", origin="student")
+    first, second = marker([one, one])
+    assert first.spans == second.spans != ()
+
+
+def test_a_gold_sequence_twice_in_one_call_is_the_same_object(marker, tokenizer):
+    gold = answer(tokenizer, "the old cat")
+    first, second = marker([gold, gold])
+    assert first is second
+
+
+def test_an_answer_that_is_only_an_end_token_has_no_spans(marker):
+    sequence = TokenSequence(sample=0, token_ids=(5, END), supervised=(False, True), origin="student")
+    assert marker([sequence])[0].spans == ()
+    assert marker([]) == []
+
+
+def test_runs_are_told_apart_where_one_token_parts_them():
+    sequence = TokenSequence(sample=0, token_ids=(1, 2, 3, 4, 5), supervised=(False, True, True, False, True), origin="dataset")
+    assert target_runs(sequence) == [(0, (2, 3)), (2, (5,))]

@@ -1,0 +1,160 @@
+"""The network that predicts DAC-KL's interval: its three maps, where they start, and how it reads the sorted teacher."""
+
+from typing import get_args
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from redistill.errors import ConfigError
+from redistill.losses.clip_network import (
+    ClipNetwork,
+    ClipNetworkConfig,
+    SortedInput,
+    compact_ranks,
+    rank_edges,
+    sort_descending,
+)
+from redistill.losses.dac_kl import DacKL, DacKLConfig
+
+INF = float("inf")
+
+
+def log_rows(seed: int, num_rows: int = 6, vocabulary: int = 12, scale: float = 1.5) -> torch.Tensor:
+    logits = scale * np.random.default_rng(seed).standard_normal((num_rows, vocabulary))
+    return torch.log_softmax(torch.from_numpy(logits), dim=-1)
+
+
+# --- the sorted row -----------------------------------------------------------------------------------------------------
+
+
+def test_sorting_on_the_processor_is_a_descending_sort():
+    p_NV = log_rows(0).exp()
+    torch.testing.assert_close(sort_descending(p_NV), torch.sort(p_NV, descending=True).values, rtol=0, atol=0)
+
+
+def compact_oracle(sorted_NV: torch.Tensor) -> torch.Tensor:
+    """512 values and the masses of 16 buckets, each 16th root of V / 512 times as wide as the last."""
+    vocabulary = sorted_NV.shape[1]
+    if vocabulary <= 528:
+        return sorted_NV
+    edges = np.round(512 * (vocabulary / 512) ** (np.arange(17) / 16)).astype(int)
+    return torch.from_numpy(np.c_[sorted_NV.numpy()[:, :512], np.add.reduceat(sorted_NV.numpy(), edges[:-1], axis=1)])
+
+
+@hypothesis.given(vocabulary=st.one_of(st.integers(1, 700), st.integers(700, 300_000)))
+def test_buckets_are_never_empty_grow_downward_and_end_with_the_last_rank(vocabulary):
+    edges = rank_edges(vocabulary)
+    widths = np.diff(edges)
+    assert edges[0] == min(512, vocabulary) and edges[-1] == vocabulary
+    assert len(widths) == min(16, max(0, vocabulary - 512)) and (widths >= 1).all()
+    assert (np.diff(widths) >= -1).all()  # rounding takes one at most
+
+
+def test_compact_weights_spread_over_their_buckets_are_exact_ones():
+    vocabulary, config = 900, ClipNetworkConfig(hidden=4, sorted="compact")
+    compact = ClipNetwork(vocabulary, config, seed=5).double()
+    exact = ClipNetwork(vocabulary, ClipNetworkConfig(hidden=4, sorted="exact"), seed=6).double()
+    state, edges = compact.state_dict(), rank_edges(vocabulary)
+    state["sorted_weight"] = state["sorted_weight"].repeat_interleave(torch.tensor([1] * 512 + np.diff(edges).tolist()), dim=0)
+    exact.load_state_dict(state)
+    p_NV, q_NV = log_rows(62, 5, vocabulary).exp(), log_rows(63, 5, vocabulary).exp()
+    torch.testing.assert_close(compact(p_NV, q_NV), exact(p_NV, q_NV))
+
+
+def rows_with_ties_and_zeros(vocabulary: int) -> torch.Tensor:
+    random = np.random.default_rng(vocabulary)
+    logits = random.normal(scale=[[0.0], [0.1], [1.0], [4.0], [30.0]], size=(5, vocabulary))
+    logits = np.concatenate([logits, np.round(2 * logits[2:4]), np.where(np.arange(vocabulary) < 600, logits[2:3], -np.inf)])
+    return torch.from_numpy(logits).float().softmax(dim=-1)
+
+
+@pytest.mark.parametrize("vocabulary", [700, 9000, 50_257])
+def test_the_histogram_finds_what_a_sort_would(vocabulary):
+    p_NV = rows_with_ties_and_zeros(vocabulary)
+    sorted_NV = torch.sort(p_NV, descending=True).values
+    got = compact_ranks(p_NV, rank_edges(vocabulary))
+    torch.testing.assert_close(got, compact_oracle(sorted_NV.double()).float(), rtol=1e-6, atol=1e-12)
+    assert torch.equal(got[:, :512], sorted_NV[:, :512])
+
+
+def test_a_row_of_nan_is_not_taken_for_a_number():
+    p_NV = torch.stack([torch.full((9000,), value) for value in (INF - INF, -(INF - INF))])
+    assert compact_ranks(p_NV, rank_edges(9000)).isnan().all()
+
+
+# --- ClipNetwork --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reading", get_args(SortedInput))
+@pytest.mark.parametrize("vocabulary", [12, 700])
+def test_three_maps_equal_one_map_of_the_concatenation(reading, vocabulary):
+    network = ClipNetwork(vocabulary, ClipNetworkConfig(hidden=5, sorted=reading), seed=3).double()
+    p_NV, q_NV = log_rows(14, 6, vocabulary).exp(), log_rows(15, 6, vocabulary).exp()
+    sorted_NV = torch.sort(p_NV, descending=True).values
+    ranked_NK = compact_oracle(sorted_NV) if reading == "compact" else sorted_NV
+    weight = torch.cat([network.teacher_weight, network.sorted_weight, network.student_weight])
+    hidden = torch.nn.functional.gelu(torch.cat([p_NV, ranked_NK, q_NV], dim=1) @ weight + network.hidden_bias)
+    upper_N, lower_N = torch.sigmoid(hidden @ network.output_weight.T + network.output_bias).T
+    torch.testing.assert_close(network(p_NV, q_NV, sorted_NV), (torch.minimum(lower_N, upper_N), upper_N))
+
+
+def test_training_starts_at_the_biases():
+    p_NV = log_rows(16).float().exp()
+    lower_N, upper_N = ClipNetwork(12, seed=4)(p_NV, p_NV)
+    assert torch.logit(upper_N).sub(4).abs().max() < 0.1
+    assert torch.logit(lower_N).add(7).abs().max() < 0.1
+
+
+def test_lower_is_cut_to_upper():
+    p_NV = log_rows(17).float().exp()
+    lower_N, upper_N = ClipNetwork(12, start=(-1.0, 2.0), seed=5)(p_NV, p_NV, p_NV)
+    assert torch.equal(lower_N, upper_N)
+
+
+def test_the_interval_needs_only_teacher_and_student():
+    p_NV, q_NV = log_rows(32).float().exp(), log_rows(33).float().exp()
+    literal = ClipNetworkConfig(upper_bias=0.0, lower_bias=0.0)
+    for network in (ClipNetwork(12), ClipNetwork(12, literal), DacKL(DacKLConfig(), 12).network):
+        lower_N, upper_N = network(p_NV, q_NV)
+        assert ((lower_N >= 0) & (lower_N <= upper_N) & (upper_N <= 1)).all()
+        given = network(p_NV, q_NV, torch.sort(p_NV, descending=True).values)
+        assert torch.equal(lower_N, given[0]) and torch.equal(upper_N, given[1])
+
+
+def test_autocast_does_not_reach_the_network():
+    p_NV, network = log_rows(18).float().exp(), ClipNetwork(12, seed=6)
+    plain = network(p_NV, p_NV, p_NV)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = network(p_NV, p_NV, p_NV)
+    assert cast[0].dtype == torch.float32
+    assert torch.equal(plain[0], cast[0]) and torch.equal(plain[1], cast[1])
+
+
+def test_weights_depend_on_the_seed_alone():
+    state = torch.get_rng_state()
+    first = ClipNetwork(12, seed=7).state_dict()
+    torch.manual_seed(99)
+    again, other = ClipNetwork(12, seed=7).state_dict(), ClipNetwork(12, seed=8).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["teacher_weight"], other["teacher_weight"])
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    ClipNetwork(12, seed=7)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"hidden": 0}, "hidden = 0: must be at least 1"),
+        ({"sorted": "top"}, "sorted = 'top': must be one of exact, compact"),
+        ({"upper_bias": INF}, "upper_bias = inf: must be finite"),
+    ],
+)
+def test_a_setting_of_the_network_out_of_range_is_refused_by_name(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        ClipNetworkConfig(**setting)

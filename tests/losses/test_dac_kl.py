@@ -1,0 +1,328 @@
+"""DAC-KL: how its network learns through the gates, what a reading of the paper does, and the same compiled."""
+
+import shutil
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from redistill.errors import ConfigError
+from redistill.losses import dac_kl as clipping
+from redistill.losses.clip_network import ClipNetworkConfig, SortedInput
+from redistill.losses.dac_kl import DacKL, DacKLConfig, Mode, clipped_divergence, keep_mask
+
+every_mode = pytest.mark.parametrize("mode", get_args(Mode))
+every_example = pytest.mark.parametrize("config", DacKLConfig.examples(), ids=repr)
+INF = float("inf")
+
+
+def log_rows(seed: int, num_rows: int = 6, vocabulary: int = 12, scale: float = 1.5) -> torch.Tensor:
+    logits = scale * np.random.default_rng(seed).standard_normal((num_rows, vocabulary))
+    return torch.log_softmax(torch.from_numpy(logits), dim=-1)
+
+
+def run(dac: DacKL, logits: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Forward and backward from a leaf of student logits."""
+    divergence_N, rows = dac(torch.log_softmax(logits, dim=-1), logp_NV)
+    divergence_N.sum().backward()
+    return divergence_N, rows
+
+
+# --- DacKL --------------------------------------------------------------------------------------------------------------
+
+
+def network_gradient(config: DacKLConfig, logits: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
+    dac = DacKL(config, logp_NV.shape[-1], seed=1).double()
+    run(dac, logits.clone().requires_grad_(), logp_NV)
+    return torch.cat([parameter.grad.flatten() for parameter in dac.parameters()])
+
+
+@every_mode
+def test_straight_through_has_the_gradient_of_the_soft_gate(mode):
+    # The literal form is linear in the gate, so the two gradients agree although the two values do not.
+    network = ClipNetworkConfig(hidden=4, upper_bias=2.0, lower_bias=-2.0)
+    hard, soft = (DacKLConfig(network=network, mode=mode, gate=gate) for gate in ("straight_through", "soft"))
+    logits, logp_NV = log_rows(19), log_rows(20)
+    wanted = network_gradient(soft, logits, logp_NV)
+    assert wanted.abs().max() > 0
+    torch.testing.assert_close(network_gradient(hard, logits, logp_NV), wanted)
+
+
+@every_mode
+@pytest.mark.parametrize(
+    "switches",
+    [{}, {"keep_target": False}, {"target_twice": True}, {"mass_floor": 0.97}, {"mass_floor": 0.97, "normalise": "other_bin"}],
+    ids=repr,
+)
+def test_soft_gate_has_the_gradient_of_finite_differences(mode, switches):
+    network = ClipNetworkConfig(hidden=3, upper_bias=2.0, lower_bias=-2.0)
+    config = DacKLConfig(network=network, mode=mode, gate="soft", **switches)
+    dac = DacKL(config, 12, seed=2).double()
+    logq_NV, logp_NV, bias = log_rows(21), log_rows(22), dac.network.output_bias.detach().clone().requires_grad_()
+
+    def value(output_bias):
+        return torch.func.functional_call(dac, {"network.output_bias": output_bias}, (logq_NV, logp_NV))[0]
+
+    assert torch.autograd.gradcheck(value, bias)
+    assert torch.autograd.grad(value(bias).sum(), bias)[0].abs().min() > 0, "both ends have something to learn from"
+
+
+def soft_oracle(q: np.ndarray, p: np.ndarray, lower: float, upper: float, mode: str, temperature: float) -> np.ndarray:
+    """The gates of 7.7 in NumPy: two sigmoids, in the logarithm of what the mode bounds, or in mass."""
+    order = np.argsort(-p, kind="stable")
+    if mode == "mass":
+        score, low, high = np.empty_like(p), lower, upper
+        score[order] = np.concatenate([[0.0], np.cumsum(p[order])[:-1]])
+    elif mode == "entry_quantile":
+        score, low, high = np.empty_like(p), np.log(1 - upper), np.log(1 - lower)
+        score[order] = np.log((np.arange(len(p)) + 0.5) / len(p))
+    else:
+        score, low, high = np.log(p / (p.max() if mode == "relative" else 1.0)), np.log(lower), np.log(upper)
+    return 1 / (1 + np.exp(-(score - low) / temperature)) / (1 + np.exp(-(high - score) / temperature))
+
+
+@every_mode
+@pytest.mark.parametrize("twice", [False, True])
+def test_soft_divergence_and_its_floor_are_those_of_the_definition(mode, twice):
+    logq_NV, logp_NV = log_rows(50), log_rows(51)
+    network = ClipNetworkConfig(upper_bias=2.0, lower_bias=-2.0)
+    config = DacKLConfig(network=network, mode=mode, gate="soft", target_twice=twice, mass_floor=0.95, gate_temperature=0.3)
+    divergence_N, rows = DacKL(config, 12, seed=3).double()(logq_NV, logp_NV)
+    q_NV, p_NV = logq_NV.exp().numpy(), logp_NV.exp().numpy()
+    for n, (q, p) in enumerate(zip(q_NV, p_NV, strict=True)):
+        alone = soft_oracle(q, p, rows["lower"][n].item(), rows["upper"][n].item(), mode, 0.3)
+        gate = np.where(np.arange(12) == p.argmax(), 1.0, alone)
+        weight = gate + twice * alone * (np.arange(12) == p.argmax())
+        wanted = (weight * p * np.log(p / q)).sum() + 10 * max(0.95 - (gate * p).sum(), 0) ** 2
+        assert divergence_N[n].item() == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize(("interval", "weight"), [((0.05, 0.9), 2.0), ((0.05, 0.4), 1.0)])
+def test_the_target_counts_twice_only_where_the_interval_holds_it(interval, weight):
+    logp_NV, logq_NV = torch.tensor([[0.6, 0.3, 0.09, 0.01]]).double().log(), log_rows(52, 1, 4)
+    divergence_N, rows = DacKL(DacKLConfig(fixed_interval=interval, target_twice=True), 4)(logq_NV, logp_NV)
+    terms = (logp_NV.exp() * (logp_NV - logq_NV))[0]
+    torch.testing.assert_close(divergence_N[0], weight * terms[0] + terms[1] + terms[2])
+    assert rows["kept_classes"].tolist() == [3] and rows["kept_mass"].item() == pytest.approx(0.99)
+
+
+def test_without_a_gate_the_network_stays_as_it_was():
+    dac = DacKL(DacKLConfig(gate="none"), 12, seed=3)
+    run(dac, log_rows(23).requires_grad_(), log_rows(24))
+    assert list(dac.parameters()) and all(p.grad is None and not p.requires_grad for p in dac.parameters())
+
+
+@every_example
+def test_the_student_hears_nothing_through_the_network(config):
+    dac, logits, logp_NV = DacKL(config, 12, seed=4).double(), log_rows(25).requires_grad_(), log_rows(26)
+    _, rows = run(dac, logits, logp_NV)
+    if config.gate == "soft":
+        with torch.no_grad():
+            score_NV, *interval = dac._interval(torch.log_softmax(logits, dim=-1), logp_NV, logp_NV.exp())
+            ends = clipping._ends(*interval, config.mode)
+            gate_NV = dac._gate(score_NV, logp_NV, None, ends, logp_NV.argmax(dim=-1, keepdim=True))
+    else:
+        gate_NV = keep_mask(logp_NV, rows["lower"], rows["upper"], config.mode, config.keep_target).double()
+    if config.target_twice:
+        inside_NV = keep_mask(logp_NV, rows["lower"], rows["upper"], config.mode, keep_target=False)
+        gate_NV = gate_NV + inside_NV * (logp_NV == logp_NV.amax(dim=-1, keepdim=True))
+    alone = logits.detach().clone().requires_grad_()
+    clipped_divergence(torch.log_softmax(alone, dim=-1), logp_NV, gate_NV, config.normalise).sum().backward()
+    torch.testing.assert_close(logits.grad, alone.grad)
+
+
+@every_example
+def test_the_teacher_gets_no_gradient(config):
+    logp_NV = log_rows(27).requires_grad_()
+    run(DacKL(config, 12, seed=5), log_rows(28).requires_grad_(), logp_NV)
+    assert logp_NV.grad is None
+
+
+def test_a_mass_floor_raises_the_kept_mass_that_falls_without_it():
+    logq_NV, logp_NV = log_rows(29), log_rows(30)
+
+    def change(mass_floor: float | None) -> float:
+        dac = DacKL(
+            DacKLConfig(network=ClipNetworkConfig(hidden=4, lower_bias=-2.5), mass_floor=mass_floor), 12, seed=6
+        ).double()
+        optimizer = torch.optim.Adam(dac.parameters(), lr=0.05)
+        masses = []
+        for _ in range(40):
+            divergence_N, rows = dac(logq_NV, logp_NV)
+            masses.append(rows["kept_mass"].mean().item())
+            optimizer.zero_grad()
+            divergence_N.sum().backward()
+            optimizer.step()
+        return masses[-1] - masses[0]
+
+    assert change(0.95) > 0.01
+    assert change(None) < -0.01
+
+
+def test_the_penalty_is_ten_times_the_squared_shortfall():
+    logq_NV, logp_NV = log_rows(31), log_rows(32)
+    network = ClipNetworkConfig(hidden=4, lower_bias=-1.0)
+    (with_floor, rows), (without, _) = (
+        DacKL(DacKLConfig(network=network, mass_floor=floor), 12, seed=7)(logq_NV, logp_NV) for floor in (0.9, None)
+    )
+    kept_mass = rows["kept_mass"].double()
+    torch.testing.assert_close(with_floor - without, 10 * (0.9 - kept_mass).clamp(min=0) ** 2, atol=1e-6, rtol=1e-5)
+    assert (kept_mass < 0.9).any()
+
+
+@every_mode
+def test_a_fixed_interval_has_nothing_to_learn(mode):
+    dac = DacKL(DacKLConfig(mode=mode, fixed_interval=(0.05, 0.4)), 12, seed=8)
+    logq_NV, logp_NV = log_rows(33), log_rows(34)
+    divergence_N, rows = dac(logq_NV, logp_NV)
+    keep_NV = keep_mask(logp_NV, torch.full((6,), 0.05).double(), torch.full((6,), 0.4).double(), mode)
+    assert not list(dac.parameters())
+    torch.testing.assert_close(divergence_N, clipped_divergence(logq_NV, logp_NV, keep_NV))
+    assert rows["kept_classes"].tolist() == keep_NV.sum(dim=-1).tolist()
+
+
+def test_the_rows_say_what_was_kept():
+    logp_NV = torch.tensor([[0.6, 0.3, 0.1], [0.45, 0.45, 0.1], [0.2, 0.1, 0.7]]).log()
+    _, rows = DacKL(DacKLConfig(fixed_interval=(0.15, 0.5)), 3, seed=9)(log_rows(35, 3, 3), logp_NV)
+    torch.testing.assert_close(rows["kept_mass"], torch.tensor([0.9, 0.9, 0.9]))
+    assert rows["kept_classes"].tolist() == [2, 2, 2]
+    assert rows["target_only"].tolist() == [0, 0, 0]
+    assert {row_N.dtype for row_N in rows.values()} == {torch.float32}
+    _, rows = DacKL(DacKLConfig(fixed_interval=(0.05, 0.25), keep_target=False), 3, seed=9)(log_rows(35, 3, 3), logp_NV)
+    assert rows["kept_classes"].tolist() == [1, 1, 2]
+    assert rows["target_only"].tolist() == [0, 0, 0]  # one class, but not the arg max
+
+
+@pytest.mark.parametrize("vocabulary", [7, 50_257])
+def test_a_fixed_top_keeps_so_many_classes_and_never_more_than_there_are(vocabulary):
+    logp_NV = torch.log_softmax(log_rows(42, 3, vocabulary).float(), dim=-1)
+    for top in (1, 7, 200):
+        dac = DacKL(DacKLConfig(mode="entry_quantile", fixed_top=top), vocabulary)
+        kept = min(top, vocabulary)
+        _, rows = dac(logp_NV, logp_NV)
+        assert rows["kept_classes"].tolist() == [kept] * 3 and not list(dac.parameters())
+        assert rows["lower"].min() >= 0 and rows["upper"].max() <= 1
+        torch.testing.assert_close(rows["kept_mass"], logp_NV.exp().topk(kept).values.sum(dim=-1))
+
+
+@every_mode
+def test_each_mode_starts_with_most_of_the_mass_of_a_teacher_that_is_sure(mode):
+    logp_NV = torch.log_softmax(-2.5 * torch.arange(1, 50_258).double().log(), dim=-1).float().expand(3, -1)
+    _, rows = DacKL(DacKLConfig(mode=mode), 50_257, seed=1)(logp_NV, logp_NV)
+    assert rows["kept_mass"].min() > 0.95
+    assert rows["kept_classes"].min() > 3
+
+
+@every_example
+def test_what_is_kept_can_be_asked_for_alone(config):
+    dac, logq_NV, logp_NV = DacKL(config, 12, seed=4), log_rows(43), log_rows(44)
+    keep_NV = dac.kept(logq_NV, logp_NV)
+    _, rows = dac(logq_NV, logp_NV)
+    assert keep_NV.dtype == torch.bool and 0 < keep_NV.sum() < keep_NV.numel()
+    torch.testing.assert_close(keep_NV.sum(dim=-1).float(), rows["kept_classes"])
+    torch.testing.assert_close((keep_NV * logp_NV.exp()).sum(dim=-1).float(), rows["kept_mass"])
+
+
+def test_zero_biases_start_with_the_target_alone():
+    _, rows = DacKL(DacKLConfig(network=ClipNetworkConfig(upper_bias=0.0, lower_bias=0.0)), 12, seed=10)(
+        log_rows(36), log_rows(37)
+    )
+    assert rows["target_only"].tolist() == [1] * 6
+
+
+@every_example
+def test_rows_do_not_depend_on_their_chunk(config):
+    dac, logq_NV, logp_NV = DacKL(config, 12, seed=11).double(), log_rows(38), log_rows(39)
+    whole, whole_rows = dac(logq_NV, logp_NV)
+    for n in range(6):
+        part, part_rows = dac(logq_NV[n : n + 1], logp_NV[n : n + 1])
+        torch.testing.assert_close(part, whole[n : n + 1])
+        torch.testing.assert_close(part_rows, {name: row_N[n : n + 1] for name, row_N in whole_rows.items()})
+
+
+@pytest.mark.parametrize("config", [*DacKLConfig.examples(), DacKLConfig(fixed_interval=(0.0, 1.0), gate="soft")], ids=repr)
+def test_ruled_out_classes_and_extreme_logits_stay_finite(config):
+    dac = DacKL(config, 4, seed=12)
+    logits = torch.tensor([[0.0, 1e4, -1e4, 0.0], [1.0, 2.0, 0.0, -INF], [0.0, 0.0, 0.0, -INF]]).requires_grad_()
+    teacher = torch.tensor([[1e4, 0.0, -1e4, 0.0], [0.0, 1.0, -INF, -INF], [5.0, 1.0, 0.0, 0.0]])
+    divergence_N, rows = run(dac, logits, torch.log_softmax(teacher, dim=-1))
+    everything = [divergence_N, logits.grad, *rows.values(), *(p.grad for p in dac.parameters() if p.requires_grad)]
+    assert all(tensor.isfinite().all() for tensor in everything)
+
+
+@every_example
+def test_half_precision_inputs_are_computed_in_single(config):
+    divergence_N, _ = DacKL(config, 12, seed=13)(log_rows(40).bfloat16(), log_rows(41).bfloat16())
+    assert divergence_N.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"mode": "rank"}, "mode = 'rank': must be one of value, relative, mass, entry_quantile"),
+        ({"normalise": "both"}, "normalise = 'both': must be one of none, renormalise, other_bin, teacher"),
+        ({"gate": "hard"}, "gate = 'hard': must be one of straight_through, soft, none"),
+        ({"gate_temperature": 0.0}, "gate_temperature = 0.0: must be above 0"),
+        ({"fixed_interval": (0.5, 0.2)}, r"fixed_interval = \(0.5, 0.2\): must be 0 <= lower <= upper <= 1"),
+        ({"mass_floor": 1.0}, r"mass_floor = 1.0: must lie in \(0, 1\)"),
+        ({"mass_floor": float("nan")}, r"mass_floor = nan: must lie in \(0, 1\)"),
+        ({"mass_floor": 0.9, "gate": "none"}, "mass_floor = 0.9: needs a network that learns"),
+        ({"mass_floor": 0.9, "fixed_interval": (0.0, 1.0)}, "mass_floor = 0.9: needs a network that learns"),
+        ({"mass_floor": 0.9, "mode": "entry_quantile", "fixed_top": 3}, "mass_floor = 0.9: needs a network that learns"),
+        ({"fixed_top": 0, "mode": "entry_quantile"}, "fixed_top = 0: must be at least 1"),
+        ({"fixed_top": 200}, "fixed_top = 200: needs mode entry_quantile"),
+        ({"fixed_top": 2, "mode": "entry_quantile", "fixed_interval": (0.0, 1.0)}, "fixed_top = 2: needs mode entry_quantile"),
+        ({"target_twice": True, "normalise": "teacher"}, "target_twice = True: needs normalise none and keep_target"),
+        ({"target_twice": True, "keep_target": False}, "target_twice = True: needs normalise none and keep_target"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        DacKLConfig(**setting)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 511, 512, 513, 520, 528])
+def test_up_to_528_classes_the_compact_form_is_the_exact_one(vocabulary):
+    logq_NV, logp_NV = log_rows(60, 3, vocabulary).float(), log_rows(61, 3, vocabulary).float()
+    results = []
+    for reading in get_args(SortedInput):
+        dac = DacKL(DacKLConfig(network=ClipNetworkConfig(hidden=4, sorted=reading)), vocabulary, seed=3)
+        logits = logq_NV.clone().requires_grad_()
+        divergence_N, rows = run(dac, logits, logp_NV)
+        results.append([divergence_N, logits.grad, *rows.values(), *(parameter.grad for parameter in dac.parameters())])
+    torch.testing.assert_close(*results)
+
+
+# --- compiled -----------------------------------------------------------------------------------------------------------
+
+
+def values_and_gradients(function, dac: DacKL, logits: torch.Tensor, logp_NV: torch.Tensor) -> list[torch.Tensor]:
+    """Of the divergence and its rows as `function` has them, from student logits on."""
+    leaf, parameters = logits.clone().requires_grad_(), [p for p in dac.parameters() if p.requires_grad]
+    divergence_N, rows = function(leaf, logp_NV)
+    return [divergence_N.detach(), *rows.values(), *torch.autograd.grad(divergence_N.sum(), [leaf, *parameters])]
+
+
+def assert_compiled_equals_plain(config: DacKLConfig, vocabulary: int, backend: str) -> None:
+    dac = DacKL(config, vocabulary, seed=14)
+    logits, logp_NV = log_rows(70, 5, vocabulary).float(), log_rows(71, 5, vocabulary).float()
+
+    def from_logits(logits_NV, logp_NV):
+        return dac(torch.log_softmax(logits_NV, dim=-1), logp_NV)
+
+    torch._dynamo.reset()  # one function is compiled eight times at most in a process
+    compiled = torch.compile(from_logits, fullgraph=True, dynamic=False, backend=backend)
+    wanted = values_and_gradients(from_logits, dac, logits, logp_NV)
+    torch.testing.assert_close(values_and_gradients(compiled, dac, logits, logp_NV), wanted, rtol=1e-5, atol=1e-6)
+
+
+@every_example
+def test_every_reading_is_traced_without_a_break_with_its_gradients(config):
+    assert_compiled_equals_plain(config, 12, "aot_eager")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_code_equals_plain_code():
+    network = ClipNetworkConfig(hidden=4, upper_bias=2.0, lower_bias=-2.0)
+    assert_compiled_equals_plain(DacKLConfig(network=network, mass_floor=0.9), 9000, "inductor")
