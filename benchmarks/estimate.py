@@ -80,9 +80,9 @@ def estimated(tree: dict[str, Any]) -> dict[str, Any]:
 
 def measured(tree: dict[str, Any]) -> dict[str, Any]:
     """Peak memory and seconds of the run itself."""
-    from redistill import training
     from redistill.config import decode_run
     from redistill.run import train_student
+    from redistill.training import loop as training
 
     run = decode_run(tree, "benchmark")
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time

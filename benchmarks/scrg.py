@@ -32,8 +32,8 @@ from redistill.models.families import head
 from redistill.models.load import ModelConfig, load_model
 from redistill.policies import GoldBatches, PolicyTools, Revised, Revision
 from redistill.policies.revised import RevisedSource
-from redistill.policies.sources import Stateless
-from redistill.teachers import LocalTeacher
+from redistill.policies.source import Stateless
+from redistill.teachers.local import LocalTeacher
 
 Work = Callable[[], object]
 

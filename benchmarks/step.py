@@ -24,7 +24,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import redistill.bench
 import redistill.models.student
 from benchmarks import measuring
-from redistill import tracking, training
 from redistill.assembly import DataSets, load_models
 from redistill.bench import Bench, make_accelerator
 from redistill.config import decode_run
@@ -33,7 +32,9 @@ from redistill.data.spans.mark import SpanMarker
 from redistill.models.initialise import student_from_layers
 from redistill.models.student import StudentModule
 from redistill.policies.revised import RevisedSource
-from redistill.teachers import LocalTeacher
+from redistill.teachers.local import LocalTeacher
+from redistill.training import loop as training
+from redistill.training import tracking
 
 STUDENT_LAYERS = 8
 PAGES = Path(__file__).parents[1] / "docs"

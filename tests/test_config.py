@@ -14,8 +14,8 @@ from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKLConfig
 from redistill.losses.divergences import Divergence
 from redistill.methods import METHODS, as_in_reference, method
-from redistill.objectives import Objective
 from redistill.policies import Fixed, PolicyConfig, Rollouts
+from redistill.training.objective import Objective
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("[!t]*.yaml"))  # table*.yaml are sweeps: test_sweep.py
 LEAST = {"name": "r", "student": {"model": "s"}, "teacher": {"model": "t"}}

@@ -11,10 +11,10 @@ from redistill import cli
 from redistill.config import Run, decode_run, encode_run, load_config
 from redistill.errors import ConfigError
 from redistill.losses.divergences import SkewForwardKL, TotalVariation
-from redistill.objectives import Objective
 from redistill.policies import Mixed
 from redistill.run import tokens_of
 from redistill.testing import check_divergence
+from redistill.training.objective import Objective
 from tests.worlds import tiny_run
 
 MODULE = '''
@@ -27,7 +27,7 @@ import torch
 
 from redistill.losses.divergences import ReverseKL, Softened
 from redistill.methods import Method
-from redistill.objectives import Objective
+from redistill.training.objective import Objective
 from redistill.policies import Fixed
 
 Path("was_run").touch()

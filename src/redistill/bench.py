@@ -16,7 +16,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
 
-from redistill import checkpoint, evaluation, tracking
 from redistill.assembly import DataSets, Models, load_data, load_models
 from redistill.config import Run
 from redistill.contracts import Batch, Generation, GenerationRequest, Sampling, TokenSequence
@@ -24,22 +23,24 @@ from redistill.data.corpus import load_corpus
 from redistill.data.spans.extract import load_extractor
 from redistill.data.spans.mark import SpanMarker
 from redistill.errors import ConfigError
+from redistill.evaluation import scores as evaluation
 from redistill.generation.generate import generate
 from redistill.generation.prefix import PrefixMemory, PrefixReader
-from redistill.guards import CollapseMonitor, EarlyStopping, Event, Halving, UpdateGuard
 from redistill.methods import method
 from redistill.models.families import head
 from redistill.models.lora import load_trainable_state, save_student
 from redistill.models.student import StudentModule
-from redistill.optimiser import parameter_groups
 from redistill.policies import Adaptive, GoldBatches, Policy, PolicyTools, Revision, Shuffled
 from redistill.policies.legacy import legacy_sequence
 from redistill.policies.revised import revises
 from redistill.processes import signals
 from redistill.processes import watch as ranks
 from redistill.storage import files
-from redistill.teachers import LocalTeacher
-from redistill.training import Parts, TrainingState, restore_checkpoint, train
+from redistill.teachers.local import LocalTeacher
+from redistill.training import checkpoint, tracking
+from redistill.training.guards import CollapseMonitor, EarlyStopping, Event, Halving, UpdateGuard
+from redistill.training.loop import Parts, TrainingState, restore_checkpoint, train
+from redistill.training.optimiser import parameter_groups
 from redistill.vocab_pass import Head
 
 MAX_CORPUS_BLOCKS = 200_000

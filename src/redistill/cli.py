@@ -285,7 +285,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from redistill.evaluation import EvaluationConfig
+    from redistill.evaluation.scores import EvaluationConfig
     from redistill.models.load import ModelConfig
     from redistill.run import evaluate_model, tokens_of
     from redistill.terminal import print_scores

@@ -14,19 +14,19 @@ from typing import Any, Literal, get_args
 from redistill import decoding
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
-from redistill.evaluation import EvaluationConfig
-from redistill.guards import GuardConfig
+from redistill.evaluation.scores import EvaluationConfig
 from redistill.losses.divergences import Divergence
 from redistill.methods import METHODS, Method, as_in_reference, method
 from redistill.models.initialise import InitialiseConfig
 from redistill.models.load import ModelConfig
 from redistill.models.lora import LoraConfig
-from redistill.objectives import Objective
-from redistill.optimiser import OptimiserConfig
 from redistill.outside import Outside, Slot
 from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
-from redistill.schedule import TrainingConfig, check_length
 from redistill.storage import files
+from redistill.training.guards import GuardConfig
+from redistill.training.objective import Objective
+from redistill.training.optimiser import OptimiserConfig
+from redistill.training.schedule import TrainingConfig, check_length
 
 NAMES = {"PolicyConfig": PolicyConfig}  # what the forward references of policy nodes mean
 SLOTS = (

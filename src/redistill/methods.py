@@ -10,7 +10,6 @@ from typing import Any, Literal
 from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKLConfig
 from redistill.losses.divergences import ForwardKL, JensenShannon, ReverseKL, SkewReverseKL
-from redistill.objectives import Objective, PolicyGradientConfig, PretrainingConfig
 from redistill.outside import loaded
 from redistill.policies import (
     Adaptive,
@@ -24,6 +23,7 @@ from redistill.policies import (
     TeacherGenerated,
     TeacherMixed,
 )
+from redistill.training.objective import Objective, PolicyGradientConfig, PretrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from redistill import checkpoint
 from redistill.models.families import unwrapped
 from redistill.models.lora import Export, has_adapters, trainable_state
 from redistill.models.quantised import num_weights
 from redistill.models.student import StudentModule
 from redistill.storage import files
 from redistill.storage import tensors as tensor_files
-from redistill.training import Schedule
+from redistill.training import checkpoint
+from redistill.training.loop import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,6 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 
-from redistill import checkpoint, evaluation, tracking
 from redistill.assembly import check_positions, load_tests, shared_vocabulary
 from redistill.bench import Bench, make_accelerator, open_bench
 from redistill.config import DataConfig, Run, encode_run, without_places
@@ -26,8 +25,9 @@ from redistill.contracts import Example, TokenSequence
 from redistill.data.tokenize import TokenizeConfig
 from redistill.decoding import decode
 from redistill.errors import CheckpointError, ConfigError
-from redistill.evaluation import EvaluationConfig
+from redistill.evaluation import scores as evaluation
 from redistill.evaluation.folder import SETTINGS
+from redistill.evaluation.scores import EvaluationConfig
 from redistill.experiments.report import build_report
 from redistill.models.load import ModelConfig, head, load_model
 from redistill.preflight import check_space, needed_space
@@ -37,8 +37,9 @@ from redistill.run_folder import RUN_FILE, WORTH_KEEPING, claim, has_model, sole
 from redistill.stages import stages, teacher_source
 from redistill.storage import files
 from redistill.storage.redaction import plain, redacted_tree
-from redistill.teachers import LocalTeacher
-from redistill.training import TrainingState
+from redistill.teachers.local import LocalTeacher
+from redistill.training import checkpoint, tracking
+from redistill.training.loop import TrainingState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from redistill.config import DataConfig, FinetuneConfig, Run, StudentConfig, TeacherConfig
-from redistill.evaluation import EvaluationConfig
+from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig
-from redistill.optimiser import OptimiserConfig
-from redistill.training import TrainingConfig
+from redistill.training.loop import TrainingConfig
+from redistill.training.optimiser import OptimiserConfig
 
 
 def stages(config: Run) -> dict[str, Run]:

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from redistill import checkpoint
 from redistill.config import load_config
 from redistill.errors import RedistillError
 from redistill.run import evaluate_run, train_student
 from redistill.storage import files
+from redistill.training import checkpoint
 from tests.faults.faulty_disk import FaultyDisk, kill, refuse
 from tests.faults.instants import at_call
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from redistill import training
 from redistill.data.grouping import Reading
 from redistill.models.student import StudentModule
+from redistill.training import loop as training
 from tests.faults.together import train
 
 

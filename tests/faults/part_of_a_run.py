@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from redistill import training
 from redistill.config import load_config
 from redistill.processes import signals
 from redistill.run import train_student
+from redistill.training import loop as training
 
 
 class Enough(KeyboardInterrupt):

@@ -14,11 +14,12 @@ import torch
 import yaml
 
 import redistill
-from redistill import bench, checkpoint
+from redistill import bench
 from redistill.cli import main
 from redistill.config import encode_run
 from redistill.storage import files
-from redistill.training import TrainingState, train
+from redistill.training import checkpoint
+from redistill.training.loop import TrainingState, train
 from tests.faults.counts import WHOLE
 from tests.faults.instants import at_call, spread_over
 from tests.worlds import GPT2, tiny_run

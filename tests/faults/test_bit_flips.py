@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from redistill import checkpoint
 from redistill.config import Run
 from redistill.run import train_student
 from redistill.storage import files
+from redistill.training import checkpoint
 from tests.faults.counts import trials
 from tests.faults.remains import remains
 from tests.worlds import GPT2, tiny_run

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 import redistill
-from redistill import checkpoint
 from redistill.config import Run, encode_run
 from redistill.errors import CheckpointError
 from redistill.run import train_student
 from redistill.storage import files
+from redistill.training import checkpoint
 from tests.faults import part_of_a_run
 from tests.faults.part_of_a_run import train_until
 from tests.worlds import GPT2, rows, tiny_run, write_rows

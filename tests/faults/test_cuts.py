@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import yaml
 
-from redistill import training
 from redistill.config import Run, encode_run
 from redistill.evaluation.folder import RESPONSES
 from redistill.losses import divergences
 from redistill.methods import METHODS
-from redistill.objectives import Counts, Objective
 from redistill.run import train_student
 from redistill.storage import files
+from redistill.training import loop as training
+from redistill.training.objective import Counts, Objective
 from tests.faults.counts import WHOLE, trials
 from tests.faults.together import evaluate, together, train
 from tests.worlds import GPT2, rows, tiny_run, write_rows

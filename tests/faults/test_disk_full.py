@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from redistill import checkpoint
 from redistill.errors import OutputError
 from redistill.models.initialise import fresh_model
 from redistill.models.lora import save_student
 from redistill.storage import files
+from redistill.training import checkpoint
 from tests.faults.faulty_disk import FaultyDisk, refuse
 from tests.worlds import GPT2, gpt2_tokenizer
 

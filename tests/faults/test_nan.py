@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from redistill import training
 from redistill.errors import TrainingError
 from redistill.models.student import StudentModule
 from redistill.run import train_student
 from redistill.storage import files
-from redistill.teachers import LocalTeacher
+from redistill.teachers.local import LocalTeacher
+from redistill.training import loop as training
 from tests.worlds import tiny_run
 
 UPDATES = 41

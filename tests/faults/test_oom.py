@@ -6,12 +6,13 @@ import pytest
 import torch
 import yaml
 
-from redistill import bench, checkpoint
+from redistill import bench
 from redistill.config import encode_run
 from redistill.errors import TrainingError
 from redistill.models.student import StudentModule
 from redistill.run import train_student
 from redistill.storage import files
+from redistill.training import checkpoint
 from tests.faults.counts import WHOLE
 from tests.faults.oom_on_one_process import cut_by_size_alone, limited, train_with_one_short_of_memory
 from tests.faults.together import together

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import redistill
-from redistill import checkpoint, decoding
+from redistill import decoding
 from redistill.config import decode_run, load_config
 from redistill.data.reader import read_records
 from redistill.errors import CheckpointError, ConfigError, DataError, ModelError, RedistillError
@@ -28,6 +28,7 @@ from redistill.models import fetch
 from redistill.models.initialise import fresh_model
 from redistill.models.load import ModelConfig, end_token_ids, load_model, load_tokenizer
 from redistill.models.lora import save_student
+from redistill.training import checkpoint
 from tests.experiments.fabricated import write_json, write_method, write_run
 from tests.models.conftest import CONFIGS, make_tokenizer
 

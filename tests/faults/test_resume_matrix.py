@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
-from redistill import bench, checkpoint
+from redistill import bench
 from redistill.config import encode_run, load_config
 from redistill.policies import Adaptive, Buffered, PolicyConfig, Revised, Rollouts, TeacherMixed
-from redistill.policies.sources import Policy
+from redistill.policies.source import Policy
 from redistill.run import train_student
 from redistill.testing.stage import make_stage
+from redistill.training import checkpoint
 from tests.faults.counts import WHOLE, trials
 from tests.faults.part_of_a_run import train_until
 from tests.faults.remains import remains

@@ -16,13 +16,13 @@ import torch
 import yaml
 
 import redistill
-from redistill import checkpoint
 from redistill.cli import main
 from redistill.config import Run, encode_run
 from redistill.errors import Interrupted
 from redistill.policies.teacher import FILE as TEACHER_STORE
 from redistill.processes import signals
 from redistill.storage import files
+from redistill.training import checkpoint
 from tests.faults.counts import WHOLE, trials
 from tests.faults.instants import at_call, spread, spread_over
 from tests.faults.ranks_job import BUFFERED, UPDATES, WITH_DROPOUT

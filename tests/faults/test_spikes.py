@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from redistill import training
-from redistill.guards import SpikeDetector
-from redistill.guards.spikes import FEWEST
 from redistill.randomness import generator
 from redistill.run import train_student
 from redistill.storage import files
+from redistill.training import loop as training
+from redistill.training.guards import SpikeDetector
+from redistill.training.guards.spikes import FEWEST
 from tests.worlds import tiny_run
 
 FACTOR = 5.0

@@ -11,7 +11,7 @@ import torch
 from torch.distributed import TCPStore
 
 from redistill.config import load_config
-from redistill.evaluation import EvaluationConfig
+from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig
 from redistill.run import evaluate_model, train_student
 

@@ -48,7 +48,7 @@ def drawn(run, monkeypatch, *, remembers):
             for step in range(2):
                 draw = parts.policy.draw(step)
                 texts += [(sequence.origin, sequence.token_ids) for sequence in draw.sampled]
-                batch = redistill.training.cut(draw, 2, parts)
+                batch = redistill.training.loop.cut(draw, 2, parts)
                 for each in batch:
                     target = bench.teacher.rows(each)
                     told.append(target(slice(0, each.num_sampled_rows)).log_softmax(dim=-1))

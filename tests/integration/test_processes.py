@@ -14,10 +14,10 @@ import yaml
 from safetensors.torch import load_file
 
 import redistill
-from redistill import checkpoint
 from redistill.config import Run, encode_run
 from redistill.methods import METHODS
 from redistill.storage import files
+from redistill.training import checkpoint
 from tests.integration import two_processes
 from tests.worlds import GPT2, rows, tiny_run
 

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from redistill import checkpoint, training
 from redistill.config import Run
 from redistill.run import distill, train_student
 from redistill.storage import files
+from redistill.training import checkpoint
+from redistill.training import loop as training
 from tests.worlds import GPT2, tiny_run
 
 WITH_DROPOUT = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}

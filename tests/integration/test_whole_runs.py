@@ -9,12 +9,12 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from redistill import checkpoint
 from redistill.cli import main
 from redistill.config import decode_run, encode_run
 from redistill.methods import METHODS
 from redistill.run import distill
 from redistill.storage import files
+from redistill.training import checkpoint
 from tests.worlds import LLAMA, tiny_run
 
 UPDATES = 10

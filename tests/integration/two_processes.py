@@ -16,7 +16,7 @@ from redistill.config import load_config
 from redistill.contracts import GenerationRequest, Sampling
 from redistill.run import train_student
 from redistill.storage import files
-from redistill.training import accumulate_gradients, cut, global_counts
+from redistill.training.loop import accumulate_gradients, cut, global_counts
 
 
 def gradients(bench: Bench) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import pytest
 from redistill.contracts import TokenSequence
 from redistill.policies import Fixed, PolicyConfig
 from redistill.policies.generated import answered
-from redistill.policies.sources import GoldItem, Stateless
+from redistill.policies.source import GoldItem, Stateless
 from redistill.testing import POLICY_LAWS, check_policy
 from redistill.testing.laws import disobeyed
 

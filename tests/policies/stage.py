@@ -17,7 +17,7 @@ from redistill.generation.generate import generate
 from redistill.models.initialise import fresh_model
 from redistill.models.student import StudentModule
 from redistill.policies import GoldBatches, Policy, PolicyConfig, PolicyTools, Revision
-from redistill.teachers import LocalTeacher
+from redistill.teachers.local import LocalTeacher
 from tests.worlds import GPT2, gpt2_tokenizer, rows
 
 RESPONSE_TOKENS = 10

@@ -23,7 +23,7 @@ from redistill.policies import (
     TeacherGenerated,
     TeacherMixed,
 )
-from redistill.revision import is_finished
+from redistill.policies.correction import is_finished
 from tests.policies.stage import RESPONSE_TOKENS, SEED, Stage, ids, in_processes, make_stage
 
 EXAMPLES = [node for member in get_args(PolicyConfig) for node in member.examples()]

@@ -12,7 +12,7 @@ import torch
 from redistill.contracts import Batch, Example, Instruction, Record, Rollout, TokenSequence
 from redistill.policies import GoldBatches, Mixed, Policy, PolicyTools, Revised, Revision
 from redistill.policies.revised import RevisedSource
-from redistill.policies.sources import GoldItem, Stateless, gold_sequence
+from redistill.policies.source import GoldItem, Stateless, gold_sequence
 from redistill.randomness import generator
 from redistill.vocab_pass import Head
 

@@ -10,7 +10,7 @@ import pytest
 from redistill.contracts import Draw, GenerationRequest, Sampling
 from redistill.errors import DataError
 from redistill.policies import Policy, TeacherGenerated
-from redistill.teachers import LocalTeacher
+from redistill.teachers.local import LocalTeacher
 from tests.policies.stage import RESPONSE_TOKENS, Stage, ending_model, ids, in_processes, make_stage
 
 FILE = "teacher-responses.jsonl"

@@ -15,8 +15,8 @@ from redistill.contracts import TeacherCapabilities, TopClasses
 from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.losses.divergences import Divergence, ForwardKL, JensenShannon, ReverseKL
-from redistill.objectives import Objective
 from redistill.randomness import generator
+from redistill.training.objective import Objective
 from redistill.vocab_pass import (
     CrossEntropyTerm,
     DivergenceTerm,

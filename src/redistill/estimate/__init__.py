@@ -18,7 +18,7 @@ from redistill.estimate.memory import Memory, Sizes, memory, resident_bytes
 from redistill.estimate.seconds import Seconds, seconds
 from redistill.estimate.slivers import Affine, Blueprint, blueprints, parameters
 from redistill.estimate.workload import Workload, workload
-from redistill.schedule import in_updates
+from redistill.training.schedule import in_updates
 
 __all__ = ["Affine", "Blueprint", "Estimate", "Memory", "Seconds", "Workload", "estimate"]
 

@@ -20,9 +20,9 @@ from redistill.generation.kv import new_cache, prefixes_can_be_reused
 from redistill.models.families import body, body_module, eval_mode
 from redistill.models.load import checkpoint_activations
 from redistill.models.student import StudentModule
-from redistill.objectives import Counts, terms
-from redistill.optimiser import parameter_groups
-from redistill.teachers import LocalTeacher
+from redistill.teachers.local import LocalTeacher
+from redistill.training.objective import Counts, terms
+from redistill.training.optimiser import parameter_groups
 from redistill.vocab_pass import NUMBERS_PER_DRAW, compiles, row_statistics, vocab_pass
 
 REPETITIONS = 2

@@ -9,9 +9,9 @@ from torch import nn
 
 from redistill.contracts import Conversation, GenerationRequest, Instruction, Record, Sampling
 from redistill.data.tokenize import response_text
+from redistill.evaluation.metrics.text import distinct_n, exact_match, rouge_l
 from redistill.generation.generate import generate
 from redistill.models.load import end_token_ids
-from redistill.rouge import distinct_n, exact_match, rouge_l
 
 Item = TypeVar("Item")
 Line = dict[str, Any]

@@ -9,7 +9,7 @@ from redistill.policies.mixed import Mixed
 from redistill.policies.mixture import TeacherMixed
 from redistill.policies.revised import Revised
 from redistill.policies.rollouts import Rollouts
-from redistill.policies.sources import GoldBatches, GoldItem, Policy, PolicyTools, Revision, Shuffled, gold_sequence
+from redistill.policies.source import GoldBatches, GoldItem, Policy, PolicyTools, Revision, Shuffled, gold_sequence
 from redistill.policies.teacher import TeacherGenerated
 
 PolicyConfig = Fixed | TeacherGenerated | StudentGenerated | TeacherMixed | Mixed | Buffered | Adaptive | Revised | Rollouts

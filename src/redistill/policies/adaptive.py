@@ -9,7 +9,7 @@ from redistill.contracts import Sampling, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.buffered import SequenceBuffer, check_buffer
 from redistill.policies.generated import StudentGenerated
-from redistill.policies.sources import Coin, GoldItem, PolicyTools, Source
+from redistill.policies.source import Coin, GoldItem, PolicyTools, Source
 from redistill.randomness import generator
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from redistill.contracts import Sampling, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.generated import StudentGenerated
-from redistill.policies.sources import GoldItem, PolicyTools, Source, Wrapping
+from redistill.policies.source import GoldItem, PolicyTools, Source, Wrapping
 from redistill.randomness import generator
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from redistill.contracts import Sampling, TokenSequence
-from redistill.policies.sources import GoldItem, PolicyTools, Stateless
+from redistill.policies.source import GoldItem, PolicyTools, Stateless
 
 
 @dataclass(frozen=True, kw_only=True)

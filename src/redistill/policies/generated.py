@@ -7,7 +7,7 @@ from typing import Self
 
 from redistill.contracts import Example, Generation, GenerationRequest, Origin, Sampling, TokenSequence
 from redistill.errors import ConfigError
-from redistill.policies.sources import GoldItem, PolicyTools, Stateless
+from redistill.policies.source import GoldItem, PolicyTools, Stateless
 
 Write = Callable[[list[GenerationRequest]], list[Generation]]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 from redistill.contracts import Sampling, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.generated import StudentGenerated
-from redistill.policies.sources import Coin, GoldItem, PolicyTools, Source, Wrapping, coin
+from redistill.policies.source import Coin, GoldItem, PolicyTools, Source, Wrapping, coin
 
 if TYPE_CHECKING:
     from redistill.policies import PolicyConfig

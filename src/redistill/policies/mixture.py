@@ -7,7 +7,7 @@ from typing import Self
 from redistill.contracts import Sampling
 from redistill.errors import ConfigError
 from redistill.policies.generated import WritingSource, check_writing
-from redistill.policies.sources import PolicyTools
+from redistill.policies.source import PolicyTools
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """SCRG around a source of student text: write, score, locate the error, correct it, write on (paper section 4.1).
 
-The formulas are in redistill.revision; here they are put to work: one reading of the drafts by both models, then one
+The formulas are in redistill.policies.correction; here they are put to work: one reading of the drafts by both models, then one
 generation of the tails.  Gold sequences that a source hands through are never revised.
 """
 
@@ -14,10 +14,10 @@ import torch
 from redistill.contracts import GenerationRequest, Sampling, TokenSequence
 from redistill.data.collate import collate
 from redistill.errors import ConfigError
+from redistill.policies.correction import Correction, correct, locate_error
 from redistill.policies.generated import StudentGenerated
-from redistill.policies.sources import GoldItem, PolicyTools, Revision, Source, Wrapping
+from redistill.policies.source import GoldItem, PolicyTools, Revision, Source, Wrapping
 from redistill.randomness import generator
-from redistill.revision import Correction, correct, locate_error
 from redistill.tensors import pad
 from redistill.vocab_pass import NUMBERS_PER_DRAW, Statistic, row_statistics
 

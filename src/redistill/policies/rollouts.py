@@ -19,7 +19,7 @@ from redistill.errors import ConfigError
 from redistill.losses.policy_gradient import discounted_returns, importance_weights, token_rewards, whiten
 from redistill.policies.generated import StudentGenerated
 from redistill.policies.mixture import TeacherMixed
-from redistill.policies.sources import GoldItem, PolicyTools, Source, Wrapping
+from redistill.policies.source import GoldItem, PolicyTools, Source, Wrapping
 from redistill.randomness import generator
 from redistill.vocab_pass import row_statistics
 

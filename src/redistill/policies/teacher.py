@@ -12,7 +12,7 @@ from redistill.contracts import Example, GenerationRequest, Sampling, TokenSeque
 from redistill.data.collate import collate
 from redistill.errors import DataError
 from redistill.policies.generated import answered, check_writing
-from redistill.policies.sources import GoldItem, PolicyTools, Stateless
+from redistill.policies.source import GoldItem, PolicyTools, Stateless
 from redistill.storage import files
 from redistill.vocab_pass import Statistic, row_statistics
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from redistill.contracts import Draw, Sampling, TokenSequence
-from redistill.policies.sources import Policy, PolicyNode
+from redistill.policies.source import Policy, PolicyNode
 from redistill.testing.laws import demand, disobeyed, is_its_own_configuration
 from redistill.testing.stage import RESPONSE_TOKENS, in_processes, make_stage
 

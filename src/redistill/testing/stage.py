@@ -17,9 +17,9 @@ from redistill.contracts import Example, RawPrompt, Record
 from redistill.generation.generate import generate
 from redistill.models.initialise import fresh_model
 from redistill.models.student import StudentModule
-from redistill.policies.sources import GoldBatches, Policy, PolicyNode, PolicyTools
+from redistill.policies.source import GoldBatches, Policy, PolicyNode, PolicyTools
 from redistill.randomness import generator
-from redistill.teachers import LocalTeacher
+from redistill.teachers.local import LocalTeacher
 
 VOCABULARY, END = 24, 0
 NUM_EXAMPLES, BATCH_SIZE, RESPONSE_TOKENS, UPDATES, SEED = 14, 4, 6, 6, 4

@@ -20,13 +20,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from redistill import checkpoint
 from redistill.contracts import Batch, Draw, SequencePolicy, Teacher, TokenSequence
 from redistill.contracts import Divergence as DivergenceCall
 from redistill.data.collate import collate
 from redistill.data.grouping import grouped, reading
 from redistill.errors import Interrupted
-from redistill.guards import (
+from redistill.models.lora import load_trainable_state, trainable_state
+from redistill.models.student import StudentModule
+from redistill.processes import signals
+from redistill.randomness import torch_seed
+from redistill.training import checkpoint
+from redistill.training.guards import (
     CollapseMonitor,
     EarlyStopping,
     Event,
@@ -39,14 +43,10 @@ from redistill.guards import (
     text_metrics,
     unless_out_of_memory,
 )
-from redistill.models.lora import load_trainable_state, trainable_state
-from redistill.models.student import StudentModule
-from redistill.objectives import Counts, Objective, averages, terms
-from redistill.optimiser import OptimiserConfig, set_learning_rates
-from redistill.processes import signals
-from redistill.randomness import torch_seed
-from redistill.schedule import Schedule, TrainingConfig
-from redistill.tracking import Meter, MetricsLog, Progress, peak_bytes
+from redistill.training.objective import Counts, Objective, averages, terms
+from redistill.training.optimiser import OptimiserConfig, set_learning_rates
+from redistill.training.schedule import Schedule, TrainingConfig
+from redistill.training.tracking import Meter, MetricsLog, Progress, peak_bytes
 
 _FAULTS = "teacher rows that are not finite"  # beside the sums of the terms, on their way through the processes
 

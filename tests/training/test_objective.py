@@ -11,7 +11,7 @@ from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.losses.divergences import Divergence, ForwardKL, ReverseKL
 from redistill.losses.span import SpanConfig
-from redistill.objectives import Counts, Objective, averages, terms
+from redistill.training.objective import Counts, Objective, averages, terms
 from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, SpanTerm
 
 FULL = Objective(sft_weight=2.0, divergence=ForwardKL(), divergence_weight=3.0, span_weight=5.0)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from redistill.revision import Correction, correct, is_finished, locate_error
+from redistill.policies.correction import Correction, correct, is_finished, locate_error
 
 EOS = 0
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from redistill.contracts import Origin, TokenSequence
 from redistill.errors import TrainingError
-from redistill.guards.events import Event, Tell
-from redistill.guards.settings import GuardConfig
+from redistill.training.guards.events import Event, Tell
+from redistill.training.guards.settings import GuardConfig
 
 OWN: frozenset[Origin] = frozenset({"student", "mixture", "revised"})  # written at this update, by the student or with it
 ENDED_AT_ALL = 0.2

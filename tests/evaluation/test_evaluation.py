@@ -20,10 +20,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from redistill.contracts import Batch, Conversation, Instruction, RawPrompt, Record, TeacherCapabilities, TeacherTarget, Turn
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import CheckpointError, ConfigError, DataError
-from redistill.evaluation import EvaluationConfig, evaluate, teacher_forced, validation_scores
-from redistill.rouge import rouge_l
+from redistill.evaluation.gold import teacher_forced
+from redistill.evaluation.metrics.text import rouge_l
+from redistill.evaluation.scores import EvaluationConfig, evaluate, validation_scores
 from redistill.storage import files
-from redistill.teachers import LocalTeacher
+from redistill.teachers.local import LocalTeacher
 
 TEXT = "name a color now add two and is it say word about the sea go why not red"
 WORDS = ["?", "<|endoftext|>", *TEXT.split()]

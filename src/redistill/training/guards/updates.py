@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from redistill.errors import TrainingError
-from redistill.guards.events import Event, Tell, without_nan
-from redistill.guards.settings import GuardConfig
-from redistill.guards.spikes import SpikeDetector
 from redistill.storage import files
+from redistill.training.guards.events import Event, Tell, without_nan
+from redistill.training.guards.settings import GuardConfig
+from redistill.training.guards.spikes import SpikeDetector
 
 LISTED_SAMPLES = 8
 

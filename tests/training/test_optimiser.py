@@ -6,7 +6,7 @@ from torch import nn
 
 from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.models.student import StudentModule
-from redistill.optimiser import OptimiserConfig, parameter_groups, set_learning_rates
+from redistill.training.optimiser import OptimiserConfig, parameter_groups, set_learning_rates
 
 # --- learning rates -----------------------------------------------------------------------------------------------------
 

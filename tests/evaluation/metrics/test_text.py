@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redistill.errors import DataError
-from redistill.rouge import distinct_n, exact_match, rouge_l
+from redistill.evaluation.metrics.text import distinct_n, exact_match, rouge_l
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "rouge_l.json").read_text(encoding="utf-8"))["cases"]
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "rouge_l.json").read_text(encoding="utf-8"))["cases"]
 
 # Words of at most three letters are never stemmed, so the oracle needs no stemmer.
 short_texts = st.lists(st.sampled_from(["a", "cat", "sat", "on", "7", "the"]), max_size=8).map(" ".join)
@@ -87,5 +87,5 @@ def test_distinct_n_is_different_over_all(texts, n, share):
 
 
 def test_importing_rouge_does_not_import_torch_or_nltk():
-    code = "import sys, redistill.rouge; print(sorted({'torch', 'nltk'} & set(sys.modules)))"
+    code = "import sys, redistill.evaluation.metrics.text; print(sorted({'torch', 'nltk'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -7,16 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from redistill import checkpoint, training
 from redistill.bench import Bench, open_bench
 from redistill.contracts import Draw, TokenSequence
 from redistill.data.grouping import Reading
 from redistill.errors import ConfigError, TrainingError
-from redistill.objectives import Objective, PretrainingConfig
 from redistill.run import train_student
-from redistill.schedule import TrainingConfig, in_updates
 from redistill.storage import files
-from redistill.training import cut
+from redistill.training import checkpoint
+from redistill.training import loop as training
+from redistill.training.loop import cut
+from redistill.training.objective import Objective, PretrainingConfig
+from redistill.training.schedule import TrainingConfig, in_updates
 from tests.worlds import tiny_run
 
 # --- micro-batches ------------------------------------------------------------------------------------------------------

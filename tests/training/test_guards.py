@@ -10,7 +10,8 @@ import torch
 
 from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError, TrainingError
-from redistill.guards import (
+from redistill.storage import files
+from redistill.training.guards import (
     CollapseMonitor,
     EarlyStopping,
     GuardConfig,
@@ -23,7 +24,6 @@ from redistill.guards import (
     text_metrics,
     unless_out_of_memory,
 )
-from redistill.storage import files
 
 FINE = Update(step=1, metrics={"loss": 2.5}, norms={"grad_norm": 1.0}, teacher_rows=0, samples=[7], read=list)
 BAD = [

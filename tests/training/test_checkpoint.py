@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from redistill import checkpoint
 from redistill.errors import CheckpointError, OutputError
 from redistill.storage import files
+from redistill.training import checkpoint
 
 
 def network() -> nn.Module:

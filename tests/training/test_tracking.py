@@ -13,7 +13,7 @@ from rich.console import Console
 import redistill
 from redistill.storage import files
 from redistill.storage.redaction import plain
-from redistill.tracking import AnswerProgress, MetricsLog, Progress, commit, duration, machine, versions
+from redistill.training.tracking import AnswerProgress, MetricsLog, Progress, commit, duration, machine, versions
 
 
 def log_console() -> Console:

@@ -6,7 +6,7 @@ import torch
 from redistill.contracts import Batch, TokenSequence
 from redistill.data.collate import collate
 from redistill.models.initialise import fresh_model
-from redistill.teachers import LocalTeacher
+from redistill.teachers.local import LocalTeacher
 from redistill.tensors import pad
 
 LLAMA = {

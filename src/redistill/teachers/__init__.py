@@ -1,0 +1,1 @@
+"""Teachers: sources of teacher logits for a batch's sampled rows."""

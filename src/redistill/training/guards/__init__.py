@@ -1,0 +1,31 @@
+"""What watches training: updates that must not be made, memory that runs out, text that collapses, scores that no longer rise.
+
+Each is told numbers that are the same on every process, so that all processes decide alike.
+"""
+
+from redistill.training.guards.collapse import CollapseMonitor, TextFacts, facts_of, text_metrics
+from redistill.training.guards.events import Event, Tell
+from redistill.training.guards.memory import Halving, is_out_of_memory, unless_out_of_memory
+from redistill.training.guards.readings import read_again
+from redistill.training.guards.settings import GuardConfig
+from redistill.training.guards.spikes import SpikeDetector
+from redistill.training.guards.stopping import EarlyStopping
+from redistill.training.guards.updates import Update, UpdateGuard
+
+__all__ = [
+    "CollapseMonitor",
+    "EarlyStopping",
+    "Event",
+    "GuardConfig",
+    "Halving",
+    "SpikeDetector",
+    "Tell",
+    "TextFacts",
+    "Update",
+    "UpdateGuard",
+    "facts_of",
+    "is_out_of_memory",
+    "read_again",
+    "text_metrics",
+    "unless_out_of_memory",
+]
