@@ -70,7 +70,7 @@ def case(name: str, model: str, folder: Path, changes: dict[str, Any]) -> dict[s
 
 def estimated(tree: dict[str, Any]) -> dict[str, Any]:
     """The estimate, by the processor's time where the run is."""
-    from redistill.config import decode_run
+    from redistill.config.run import decode_run
     from redistill.estimate import estimate
 
     return estimate(
@@ -80,8 +80,8 @@ def estimated(tree: dict[str, Any]) -> dict[str, Any]:
 
 def measured(tree: dict[str, Any]) -> dict[str, Any]:
     """Peak memory and seconds of the run itself."""
-    from redistill.config import decode_run
-    from redistill.run import train_student
+    from redistill.config.run import decode_run
+    from redistill.runs.run import train_student
     from redistill.training import loop as training
 
     run = decode_run(tree, "benchmark")

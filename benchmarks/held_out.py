@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from redistill.bench import Bench, open_bench
-from redistill.config import load_config
+from redistill.config.run import load_config
 from redistill.contracts import GenerationRequest, Sampling, TokenSequence
 from redistill.data.collate import collate
 from redistill.models.load import ModelConfig, load_model
+from redistill.runs.bench import Bench, open_bench
 from redistill.storage import files
 from redistill.vocab_pass import row_statistics
 

@@ -21,17 +21,17 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import redistill.bench
 import redistill.models.student
+import redistill.runs.bench
 from benchmarks import measuring
-from redistill.assembly import DataSets, load_models
-from redistill.bench import Bench, make_accelerator
-from redistill.config import decode_run
+from redistill.config.run import decode_run
 from redistill.contracts import Example, RawPrompt, Record
 from redistill.data.spans.mark import SpanMarker
 from redistill.models.initialise import student_from_layers
 from redistill.models.student import StudentModule
 from redistill.policies.revised import RevisedSource
+from redistill.runs.bench import Bench, make_accelerator
+from redistill.runs.load import DataSets, load_models
 from redistill.teachers.local import LocalTeacher
 from redistill.training import loop as training
 from redistill.training import tracking
@@ -217,7 +217,7 @@ def breakdown(work: Work, method: str, steps: int) -> dict[str, float]:
     step()
     watch = Stopwatch()
     places = [
-        (redistill.bench, "generate", "generate"),
+        (redistill.runs.bench, "generate", "generate"),
         (RevisedSource, "_read", "detect"),
         (SpanMarker, "__call__", "spans"),
         (LocalTeacher, "rows", "teacher body"),

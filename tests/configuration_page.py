@@ -11,9 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from redistill.config import NAMES, Run, StudentConfig, TeacherConfig, encode_run
-from redistill.decoding import kind_of
-from redistill.methods import METHODS
+from redistill.config.decode import kind_of
+from redistill.config.methods import METHODS
+from redistill.config.run import NAMES, Run, StudentConfig, TeacherConfig, encode_run
 
 INTRODUCTION = """# Configuration
 

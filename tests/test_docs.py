@@ -17,12 +17,12 @@ import yaml
 
 import redistill
 from redistill import policies
-from redistill.cli import _parser
-from redistill.config import decode_run, encode_run, load_config
+from redistill.cli.main import _parser
+from redistill.config.decode import kind_of
+from redistill.config.run import decode_run, encode_run, load_config
 from redistill.contracts import Sampling, TokenSequence
 from redistill.data.forms import parse_row
 from redistill.data.tasks import Task
-from redistill.decoding import kind_of
 from redistill.errors import RedistillError
 from redistill.storage import files
 from redistill.testing import check_divergence
@@ -217,7 +217,7 @@ def test_every_public_name_is_there():
 @pytest.fixture(scope="module")
 def added() -> dict[str, Any]:
     """What the snippets of docs/adding.md define, run where their text says that they stand."""
-    names = {**vars(policies.mixed), **vars(policies.sources)}
+    names = {**vars(policies.mixed), **vars(policies.source)}
     names |= {"Any": Any, "Self": Self, "Sequence": Sequence, "Mapping": Mapping, "Task": Task, "Sampling": Sampling}
     text = (ROOT / "docs/adding.md").read_text(encoding="utf-8")
     for code in blocks(text, "python"):

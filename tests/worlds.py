@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from redistill.config import Run, decode_run
+from redistill.config.run import Run, decode_run
 from redistill.contracts import Instruction
 from redistill.data.templates import render_prompt
 from redistill.models.initialise import fresh_model

@@ -10,16 +10,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "distill": "redistill.run",
-    "train_student": "redistill.run",
-    "evaluate_run": "redistill.run",
-    "evaluate_model": "redistill.run",
-    "RunResult": "redistill.run",
-    "Run": "redistill.config",
-    "TeacherConfig": "redistill.config",
-    "StudentConfig": "redistill.config",
-    "DataConfig": "redistill.config",
-    "load_config": "redistill.config",
+    "distill": "redistill.runs.run",
+    "train_student": "redistill.runs.run",
+    "evaluate_run": "redistill.runs.run",
+    "evaluate_model": "redistill.runs.run",
+    "RunResult": "redistill.runs.run",
+    "Run": "redistill.config.run",
+    "TeacherConfig": "redistill.config.run",
+    "StudentConfig": "redistill.config.run",
+    "DataConfig": "redistill.config.run",
+    "load_config": "redistill.config.run",
     "TrainingConfig": "redistill.training.schedule",
     "OptimiserConfig": "redistill.training.optimiser",
     "EvaluationConfig": "redistill.evaluation.scores",
@@ -28,7 +28,7 @@ _HOMES = {
     "Objective": "redistill.training.objective",
     "DacKLConfig": "redistill.losses.dac_kl",
     "LoraConfig": "redistill.models.lora",
-    "FinetuneConfig": "redistill.config",
+    "FinetuneConfig": "redistill.config.run",
     "RedistillError": "redistill.errors",
 }
 

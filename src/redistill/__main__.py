@@ -2,6 +2,6 @@
 
 import sys
 
-from redistill.cli import main
+from redistill.cli.main import main
 
 sys.exit(main())

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redistill.cli import main
+from redistill.cli.main import main
 from redistill.contracts import Instruction, RawPrompt, Record
 from redistill.data.check import Lengths, Repeat, check_data
 from redistill.data.repeats import first_of_each, loose_question, question

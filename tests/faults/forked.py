@@ -14,9 +14,9 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from redistill.config import load_config
+from redistill.config.run import load_config
 from redistill.errors import RedistillError
-from redistill.run import evaluate_run, train_student
+from redistill.runs.run import evaluate_run, train_student
 from redistill.storage import files
 from redistill.training import checkpoint
 from tests.faults.faulty_disk import FaultyDisk, kill, refuse

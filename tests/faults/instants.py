@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 import redistill
-from redistill.cli import main
+from redistill.cli.main import main
 
 PACKAGE = str(Path(redistill.__file__).parent)
 PHASES = {  # by the first of these functions, in this order, that is at work

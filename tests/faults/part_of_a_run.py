@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from redistill.config import load_config
+from redistill.config.run import load_config
 from redistill.processes import signals
-from redistill.run import train_student
+from redistill.runs.run import train_student
 from redistill.training import loop as training
 
 

@@ -14,9 +14,9 @@ import torch
 import yaml
 
 import redistill
-from redistill import bench
-from redistill.cli import main
-from redistill.config import encode_run
+from redistill.cli.main import main
+from redistill.config.run import encode_run
+from redistill.runs import bench
 from redistill.storage import files
 from redistill.training import checkpoint
 from redistill.training.loop import TrainingState, train

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from redistill.config import Run
-from redistill.run import train_student
+from redistill.config.run import Run
+from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training import checkpoint
 from tests.faults.counts import trials

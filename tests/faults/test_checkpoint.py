@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 import redistill
-from redistill.config import Run, encode_run
+from redistill.config.run import Run, encode_run
 from redistill.errors import CheckpointError
-from redistill.run import train_student
+from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training import checkpoint
 from tests.faults import part_of_a_run

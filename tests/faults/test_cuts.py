@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
-from redistill.config import Run, encode_run
+from redistill.config.methods import METHODS
+from redistill.config.run import Run, encode_run
 from redistill.evaluation.folder import RESPONSES
 from redistill.losses import divergences
-from redistill.methods import METHODS
-from redistill.run import train_student
+from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training import loop as training
 from redistill.training.objective import Counts, Objective

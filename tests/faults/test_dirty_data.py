@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from redistill.assembly import load_data
-from redistill.config import DataConfig
+from redistill.config.run import DataConfig
 from redistill.data.check import check_data, described
 from redistill.data.forms import MAX_ROW_BYTES
 from redistill.data.reader import read_records
+from redistill.runs.load import load_data
 from redistill.storage.files import read_lines
 
 ROWS, EACH, FIRST = 10_000, 20, 25  # the first rows are clean, so that a duplicate has an earlier row to repeat

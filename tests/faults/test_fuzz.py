@@ -12,12 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redistill import decoding
-from redistill.config import decode_run, encode_run, load_config, override_run
+from redistill.config import decode as decoding
+from redistill.config.run import decode_run, encode_run, load_config, override_run
 from redistill.data.forms import BadRow, parse_row
 from redistill.data.reader import read_records
 from redistill.errors import ConfigError
-from redistill.experiments.matrix import cells, read_sweep
+from redistill.reports.matrix import cells, read_sweep
 from tests.faults.noise import KEYS, TEXTS, VALUES, changed, is_one_line, places, read_or_refused, tried
 
 ROOT = Path(__file__).parents[2]

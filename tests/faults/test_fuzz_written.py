@@ -11,14 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redistill.config import load_config
-from redistill.experiments.compare import build_comparison
-from redistill.experiments.report import build_report, summary_table
-from redistill.run import tokens_of
+from redistill.config.run import load_config
+from redistill.reports.compare import build_comparison
+from redistill.reports.report import build_report, summary_table
+from redistill.runs.run import tokens_of
 from redistill.storage import files
 from redistill.training import checkpoint
-from tests.experiments.fabricated import write_method, write_run
 from tests.faults.noise import VALUES, changed, read_or_refused, tried
+from tests.reports.fabricated import write_method, write_run
 
 
 @pytest.fixture(scope="module")

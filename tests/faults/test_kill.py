@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from redistill.config import encode_run
+from redistill.config.run import encode_run
 from redistill.storage import files
 from tests.faults import forked
 from tests.faults.counts import trials

@@ -8,7 +8,7 @@ import torch
 
 from redistill.errors import TrainingError
 from redistill.models.student import StudentModule
-from redistill.run import train_student
+from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.teachers.local import LocalTeacher
 from redistill.training import loop as training

@@ -6,11 +6,11 @@ import pytest
 import torch
 import yaml
 
-from redistill import bench
-from redistill.config import encode_run
+from redistill.config.run import encode_run
 from redistill.errors import TrainingError
 from redistill.models.student import StudentModule
-from redistill.run import train_student
+from redistill.runs import bench
+from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training import checkpoint
 from tests.faults.counts import WHOLE

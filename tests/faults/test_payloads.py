@@ -18,19 +18,19 @@ import pytest
 import torch
 
 import redistill
-from redistill import decoding
-from redistill.config import decode_run, load_config
+from redistill.config import decode as decoding
+from redistill.config.run import decode_run, load_config
 from redistill.data.reader import read_records
 from redistill.errors import CheckpointError, ConfigError, DataError, ModelError, RedistillError
-from redistill.experiments.compare import build_comparison
-from redistill.experiments.report import build_report
 from redistill.models import fetch
 from redistill.models.initialise import fresh_model
 from redistill.models.load import ModelConfig, end_token_ids, load_model, load_tokenizer
 from redistill.models.lora import save_student
+from redistill.reports.compare import build_comparison
+from redistill.reports.report import build_report
 from redistill.training import checkpoint
-from tests.experiments.fabricated import write_json, write_method, write_run
 from tests.models.conftest import CONFIGS, make_tokenizer
+from tests.reports.fabricated import write_json, write_method, write_run
 
 PACKAGE = Path(redistill.__file__).parent
 
@@ -169,7 +169,7 @@ def test_pickled_adapters_are_not_read(folder: Path, mark: Path) -> None:
         "!!python/object/new:os.system ['touch {mark}']",
         "!!python/name:os.system",
         "!!python/module:this",
-        "!!python/object:redistill.config.Run {{}}",
+        "!!python/object:redistill.config.run.Run {{}}",
         "!!python/tuple [1]",
     ],
 )

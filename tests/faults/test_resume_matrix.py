@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
-from redistill import bench
-from redistill.config import encode_run, load_config
+from redistill.config.run import encode_run, load_config
 from redistill.policies import Adaptive, Buffered, PolicyConfig, Revised, Rollouts, TeacherMixed
 from redistill.policies.source import Policy
-from redistill.run import train_student
+from redistill.runs import bench
+from redistill.runs.run import train_student
 from redistill.testing.stage import make_stage
 from redistill.training import checkpoint
 from tests.faults.counts import WHOLE, trials

@@ -10,15 +10,16 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from redistill import cli, config
-from redistill.config import Run, encode_run, load_config
+from redistill.cli import main as cli
+from redistill.config import run as config
+from redistill.config.run import Run, encode_run, load_config
 from redistill.errors import ConfigError, ModelError
-from redistill.experiments.compare import build_comparison
-from redistill.experiments.report import build_report
-from redistill.run import distill
+from redistill.reports.compare import build_comparison
+from redistill.reports.report import build_report
+from redistill.runs.run import distill
 from redistill.storage import redaction as untrusted
 from redistill.storage.redaction import MASK, plain, redacted, redacted_tree, secret_in
-from tests.experiments.fabricated import write_method, write_run
+from tests.reports.fabricated import write_method, write_run
 from tests.worlds import tiny_run
 
 ROOT = Path(__file__).parents[2]

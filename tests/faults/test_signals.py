@@ -16,8 +16,8 @@ import torch
 import yaml
 
 import redistill
-from redistill.cli import main
-from redistill.config import Run, encode_run
+from redistill.cli.main import main
+from redistill.config.run import Run, encode_run
 from redistill.errors import Interrupted
 from redistill.policies.teacher import FILE as TEACHER_STORE
 from redistill.processes import signals

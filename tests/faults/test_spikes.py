@@ -6,7 +6,7 @@ import math
 import pytest
 
 from redistill.randomness import generator
-from redistill.run import train_student
+from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training import loop as training
 from redistill.training.guards import SpikeDetector

@@ -10,14 +10,14 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from redistill import terminal
-from redistill.experiments.compare import build_comparison
-from redistill.experiments.report import build_report
+from redistill.reports import terminal
+from redistill.reports.compare import build_comparison
+from redistill.reports.report import build_report
 from redistill.storage.redaction import plain
-from tests.experiments.fabricated import metrics, write_json, write_lines, write_method
 from tests.faults.chromium import PROGRAM, Browser, browser
 from tests.faults.counts import trials
 from tests.faults.hostile import HOSTILE, MARK, batches
+from tests.reports.fabricated import metrics, write_json, write_lines, write_method
 
 POLICY = re.compile(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>")
 PROMPTS = 12  # as many as a report shows
@@ -203,7 +203,7 @@ def test_a_spreadsheet_computes_nothing(comparison: Any) -> None:
 
 def test_a_terminal_obeys_nothing(comparison: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    monkeypatch.setattr(terminal, "_console", lambda: Console(file=out, width=20_000, color_system=None))
+    monkeypatch.setattr(terminal, "console", lambda: Console(file=out, width=20_000, color_system=None))
     terminal.print_comparison(comparison[0])
     for number, texts in enumerate(batches(PROMPTS)):
         terminal.print_summary(hostile_run(tmp_path / str(number), texts))

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from redistill.config import load_config
+from redistill.config.run import load_config
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig
-from redistill.run import evaluate_model, train_student
+from redistill.runs.run import evaluate_model, train_student
 
 PATIENCE_S = 1800
 

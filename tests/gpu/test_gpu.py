@@ -11,7 +11,7 @@ from redistill.generation.generate import generate
 from redistill.generation.prefix import PrefixMemory
 from redistill.losses.divergences import ForwardKL, JensenShannon
 from redistill.models.initialise import fresh_model
-from redistill.run import train_student
+from redistill.runs.run import train_student
 from redistill.vocab_pass import (
     NUMBERS_PER_DRAW,
     CrossEntropyTerm,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from redistill.methods import METHODS, as_in_reference
+from redistill.config.methods import METHODS, as_in_reference
 from redistill.models.load import ModelConfig, load_model
-from redistill.run import train_student
+from redistill.runs.run import train_student
 from redistill.storage import files
 from tests.worlds import GPT2, LLAMA, tiny_run
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from accelerate import Accelerator, PartialState
 
-from redistill.bench import make_accelerator
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig
-from redistill.run import evaluate_model, train_student
+from redistill.runs.bench import make_accelerator
+from redistill.runs.run import evaluate_model, train_student
 from tests.worlds import tiny_run
 
 

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-import redistill.bench
-from redistill.bench import open_bench
+import redistill.runs.bench
+from redistill.runs.bench import open_bench
 from tests.worlds import GPT2, LLAMA, tiny_run
 
 OPT = {
@@ -41,7 +41,7 @@ def tokens_read(*models):
 def drawn(run, monkeypatch, *, remembers):
     """Two steps' sequences, the teacher's word on them, and how many tokens both models have read for that."""
     if not remembers:
-        monkeypatch.setattr(redistill.bench, "revises", lambda node: False)
+        monkeypatch.setattr(redistill.runs.bench, "revises", lambda node: False)
     with open_bench(run) as bench:
         parts, told, texts = bench.parts(), [], []
         with tokens_read(bench.models.teacher, bench.models.student) as read:

@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import load_file
 
 import redistill
-from redistill.config import Run, encode_run
-from redistill.methods import METHODS
+from redistill.config.methods import METHODS
+from redistill.config.run import Run, encode_run
 from redistill.storage import files
 from redistill.training import checkpoint
 from tests.integration import two_processes

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from redistill.config import Run
-from redistill.run import distill, train_student
+from redistill.config.run import Run
+from redistill.runs.run import distill, train_student
 from redistill.storage import files
 from redistill.training import checkpoint
 from redistill.training import loop as training

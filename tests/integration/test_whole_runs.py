@@ -9,10 +9,10 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from redistill.cli import main
-from redistill.config import decode_run, encode_run
-from redistill.methods import METHODS
-from redistill.run import distill
+from redistill.cli.main import main
+from redistill.config.methods import METHODS
+from redistill.config.run import decode_run, encode_run
+from redistill.runs.run import distill
 from redistill.storage import files
 from redistill.training import checkpoint
 from tests.worlds import LLAMA, tiny_run

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
-from redistill.bench import Bench, open_bench
-from redistill.config import load_config
+from redistill.config.run import load_config
 from redistill.contracts import GenerationRequest, Sampling
-from redistill.run import train_student
+from redistill.runs.bench import Bench, open_bench
+from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training.loop import accumulate_gradients, cut, global_counts
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from redistill.errors import VocabularyError
 from redistill.models.vocabulary import VocabularyMatch, compare
-from redistill.run import train_student
+from redistill.runs.run import train_student
 from redistill.storage.files import read_lines
 from tests.tokenizers import llama_like
 from tests.worlds import gpt2_tokenizer, tiny_run

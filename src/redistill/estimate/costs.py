@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill.config import Run
+from redistill.config.run import Run
 from redistill.contracts import GenerationRequest, Sampling
 from redistill.data.grouping import reading
 from redistill.estimate.slivers import SIZES, Affine, Blueprint, Costs, autocast_of, sizes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from redistill.config import Run
+from redistill.config.run import Run
 from redistill.contracts import Sampling
 from redistill.estimate.costs import Costs, head_bytes
 from redistill.estimate.slivers import Blueprint, Role

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from redistill.config import Run
+from redistill.config.run import Run
 from redistill.estimate.costs import Costs
 from redistill.estimate.slivers import Role
 from redistill.estimate.workload import Workload

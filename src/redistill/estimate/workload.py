@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from redistill import randomness
-from redistill.config import Run
+from redistill.config.run import Run
 from redistill.contracts import Batch, Draw, TokenSequence
 from redistill.data.collate import collate
 from redistill.data.grouping import grouped, reading

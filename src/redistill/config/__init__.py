@@ -1,0 +1,1 @@
+"""Configuration: the tree of a run, its YAML form, methods, and parts from outside the package."""

@@ -1,0 +1,342 @@
+"""YAML to frozen dataclasses and back, strictly: every key known, every type right, every error with its path.
+
+Knows no particular config: the tree is whatever dataclass is asked for.  A union of dataclasses is chosen by `kind`,
+the class's name in snake case without "Config", or `module:Name` for one from outside the package.  A recipe may be a
+stranger's: what it unfolds into is limited, and a text in it that holds a secret or a control character is refused.
+"""
+
+import dataclasses
+import difflib
+import re
+import reprlib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from redistill.config.plugins import Outside, name_of
+from redistill.errors import ConfigError
+from redistill.storage.redaction import plain, printable, redacted_tree, secret_in
+
+MAX_YAML_BYTES = 1_000_000
+MAX_YAML_ALIASES = 50
+MAX_VALUES = 100_000  # even few aliases, nested, unfold a kilobyte into gigabytes
+MAX_DEPTH = 20  # sections within sections
+MAX_TEXT = 2_000  # no name or path is as long, and error lines quote them
+MAX_WHOLE = 2**63
+ALIASES = {
+    "fkl": "forward_kl",
+    "rkl": "reverse_kl",
+    "sfkl": "skew_forward_kl",
+    "srkl": "skew_reverse_kl",
+    "jsd": "jensen_shannon",
+    "tvd": "total_variation",
+    "akl": "adaptive_kl",
+    "ab": "alpha_beta",
+}
+
+Tree = TypeVar("Tree")
+Names = Mapping[str, Any]
+
+
+class _Context(NamedTuple):
+    names: Names
+    outside: Outside
+
+
+NOTHING = Outside()
+
+
+def decode(expected: type[Tree], tree: Mapping[str, Any], names: Names, outside: Outside = NOTHING) -> Tree:
+    """`tree` as an `expected` dataclass.
+
+    Args:
+        names: What type names that are only forward references stand for.
+        outside: Which kinds may come from outside the package.
+
+    Raises:
+        ConfigError: unknown key, wrong type, missing field, value out of range, or a text that is too long, or
+            holds a secret or a control character; the line starts with its path.
+    """
+    _check_texts(tree)
+    return _decode(expected, tree, "", _Context(names, outside))
+
+
+def parse_yaml(text: bytes, source: str) -> dict[str, Any]:
+    """A mapping out of YAML, with plain types only, a limit on size and aliases, and no key twice."""
+    if len(text) > MAX_YAML_BYTES:
+        raise ConfigError(f"{source}: {len(text)} bytes of YAML; at most {MAX_YAML_BYTES} are read")
+    tree = _load(text, source, "mend the line, or quote its text")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: a recipe is a mapping of sections, such as `method: mgsr`; found {type(tree).__name__}")
+    return tree
+
+
+def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], source: str) -> dict[str, Any]:
+    """A copy of `tree` with each `a.b=c` set; the value is read as YAML."""
+    result = _copy(tree)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"{told(override)}: an override has the form section.field=value")
+        *sections, last = path.split(".")
+        if len(sections) > MAX_DEPTH:
+            raise ConfigError(f"{told(path)}: {len(sections)} sections within each other; a recipe has a few levels of them")
+        here = result
+        for section in sections:
+            if not isinstance(here.get(section), dict):
+                here[section] = {"kind": here[section]} if isinstance(here.get(section), str) else {}
+            here = here[section]
+        where = f"{source}: {_line(override)}"
+        here[last] = _load(text, where, "quote the value for YAML inside the quotes for the shell")
+    return result
+
+
+def _load(text: bytes | str, source: str, remedy: str) -> Any:
+    """A value out of YAML.  PyYAML lets through what its constructors stumble over: `!!int x`, or a 13th month."""
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+        if _num_values(value, {}) > MAX_VALUES:
+            raise ConfigError(f"{source}: its aliases unfold into more than {MAX_VALUES} values; write out what is meant")
+    except RecursionError as error:
+        raise ConfigError(f"{source}: nested too deeply; a recipe is a few levels of sections") from error
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{source}: not YAML ({_yaml_fault(error)}); {remedy}") from error
+    return value
+
+
+def _yaml_fault(error: Exception) -> str:
+    """What is wrong, and in which line; PyYAML's own words quote the text around it, which may be a piece of a secret."""
+    mark = getattr(error, "problem_mark", None)
+    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
+        return _line(str(error) or type(error).__name__)
+    return _line(f"{error.problem or error.context}, line {mark.line + 1}, column {mark.column + 1}")
+
+
+def _num_values(value: Any, known: dict[int, int]) -> int:
+    """How many values a tree has when every alias is written out; what stands in more than one place is counted once.
+
+    Raises:
+        RecursionError: a value holds itself.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        items = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(item, known) for item in items)
+    return known[id(value)]
+
+
+def _check_texts(tree: Any) -> None:
+    """Refuse secrets, which would be written into run.json and reports, and characters that no name or path has."""
+    waiting = [("", tree)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, dict):
+            for key, item in value.items():
+                _check_text(path or "the recipe", str(key))
+                waiting.append((_line(f"{path}.{key}".lstrip(".")), item))
+        elif isinstance(value, list | tuple):
+            waiting += [(f"{path}[{number}]", item) for number, item in enumerate(value)]
+        elif isinstance(value, str):
+            _check_text(path, value)
+
+
+def _check_text(path: str, text: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise ConfigError(f"{path} = {told(text)}: is {len(text)} characters long; names and paths have at most {MAX_TEXT}")
+    if text != printable(text):
+        raise ConfigError(f"{path} = {told(text)}: holds a control character, or half of a surrogate pair; take it out")
+    if what := secret_in(text):
+        remedy = "take it out: tokens belong into the environment (HF_TOKEN), and recipes into run folders and reports"
+        raise ConfigError(f"{path} = {told(text)}: holds {what}; {remedy}")
+
+
+def encode(value: Any, names: Names) -> Any:
+    """A dataclass as plain dicts, lists and scalars that decode to an equal one; secrets, which none may hold, are masked."""
+    return redacted_tree(_encode(value, names))
+
+
+def _encode(value: Any, names: Names) -> Any:
+    if isinstance(value, tuple | list):
+        return [_encode(item, names) for item in value]
+    if isinstance(value, dict):
+        return {key: _encode(item, names) for key, item in value.items()}
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    tree = {}
+    hints = get_type_hints(type(value), localns=dict(names))
+    for f in fields(value):
+        item, members = getattr(value, f.name), _members(hints[f.name])
+        tree[f.name] = _encode(item, names)
+        if len(members) > 1 and is_dataclass(item):
+            kind = kind_of(type(item)) if type(item) in members else name_of(type(item))
+            tree[f.name] = {"kind": kind} | tree[f.name]
+    return tree
+
+
+def _decode(expected: Any, value: Any, path: str, context: _Context) -> Any:
+    """`value` as the type `expected`, or a ConfigError that starts with the path."""
+    members = _members(expected)
+    origin, args = get_origin(expected), get_args(expected)
+    if isinstance(value, int) and abs(value) > MAX_WHOLE:
+        raise ConfigError(f"{path} = {told(value)}: must lie between -2^63 and 2^63")
+    if value is None and type(None) in args:
+        return None
+    if len(members) > 1:
+        return _decode_kind(members, value, path, context)
+    if members:
+        return _decode_dataclass(members[0], value, path, context)
+    if origin in {Union, types.UnionType}:
+        return _decode_either([arg for arg in args if arg is not type(None)], value, path, context)
+    if origin is Literal and value in args:
+        return value
+    if origin is tuple:
+        return _decode_tuple(args, value, path, context)
+    if origin is dict and isinstance(value, dict):
+        return {str(key): _decode(args[1], item, f"{path}.{_line(str(key))}", context) for key, item in value.items()}
+    if expected is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 5e-4 as text
+        except ValueError:
+            pass
+    elif isinstance(expected, type) and isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
+        return value
+    allowed = " or ".join(map(repr, args)) if origin is Literal else _name(expected)
+    raise ConfigError(f"{path} = {told(value)}: must be {allowed}")
+
+
+def _decode_dataclass(cls: type, value: Any, path: str, context: _Context) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path or 'the recipe'} = {told(value)}: must be a mapping of fields")
+    hints = get_type_hints(cls, localns=dict(context.names))
+    known = [f.name for f in fields(cls)]
+    prefix = f"{path}." if path else ""
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1, 0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"allowed are {', '.join(known)}"
+            raise ConfigError(f"{prefix}{_line(str(key))}: no such {'field' if path else 'section'}; {hint}")
+    for f in fields(cls):
+        if f.name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{prefix}{f.name}: missing; it has no default")
+    decoded = {key: _decode(hints[key], item, prefix + key, context) for key, item in value.items()}
+    try:
+        return cls(**decoded)
+    except ValueError as error:  # a ConfigError of ours, or whatever kind of ValueError a class from outside chose
+        raise ConfigError(f"{prefix}{' '.join(plain(str(error)).split())}") from error
+
+
+def _decode_kind(members: list[type], value: Any, path: str, context: _Context) -> Any:
+    """One of several dataclasses, named by `kind` (or by a bare name, for its defaults)."""
+    tree = {"kind": value} if isinstance(value, str) else value
+    kinds = {kind_of(member): member for member in members}
+    if not isinstance(tree, dict) or "kind" not in tree:
+        raise ConfigError(f"{path}.kind: missing; choose one of {', '.join(kinds)}")
+    name = ALIASES.get(str(tree["kind"]), str(tree["kind"]))
+    if ":" in name:
+        try:
+            kinds[name] = context.outside.part(name, members)
+        except ConfigError as error:
+            raise ConfigError(f"{path}.kind = {told(name)}: {error}") from error
+    if name not in kinds:
+        near = difflib.get_close_matches(name, kinds, 1, 0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(kinds)}"
+        raise ConfigError(f"{path}.kind = {told(tree['kind'])}: no such kind; {hint}")
+    return _decode_dataclass(kinds[name], {key: item for key, item in tree.items() if key != "kind"}, path, context)
+
+
+def _decode_either(options: list[Any], value: Any, path: str, context: _Context) -> Any:
+    for option in options:
+        try:
+            return _decode(option, value, path, context)
+        except ConfigError as error:
+            last = error
+    raise last if len(options) == 1 else ConfigError(f"{path} = {told(value)}: must be {' or '.join(map(_name, options))}")
+
+
+def _decode_tuple(args: tuple[Any, ...], value: Any, path: str, context: _Context) -> tuple[Any, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise ConfigError(f"{path} = {told(value)}: must be a list")
+    kinds = [args[0]] * len(items) if len(args) == 2 and args[1] is ... else list(args)
+    if len(kinds) != len(items):
+        raise ConfigError(f"{path} = {told(value)}: must hold {len(kinds)} values")
+    pairs = enumerate(zip(kinds, items, strict=True))
+    return tuple(_decode(kind, item, f"{path}[{number}]", context) for number, (kind, item) in pairs)
+
+
+def _members(expected: Any) -> list[type]:
+    """The dataclasses that a type allows."""
+    options = get_args(expected) if get_origin(expected) in {Union, types.UnionType} else (expected,)
+    return [option for option in options if isinstance(option, type) and is_dataclass(option)]
+
+
+def kind_of(cls: type) -> str:
+    """ForwardKL -> forward_kl, DacKLConfig -> dac_kl."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
+
+
+def _name(expected: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping", tuple: "a list"}
+    return names.get(get_origin(expected) or expected, str(typing.cast(Any, expected)))
+
+
+class _Told(reprlib.Repr):
+    """A value as an error line shows it: a few items deep and wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 100, 100
+        self.maxlist = self.maxtuple = self.maxdict = 8
+
+    def repr_str(self, value: str, level: int) -> str:
+        return super().repr_str(plain(value), level)  # first, since what is cut short is known no more
+
+    def repr_int(self, value: int, level: int) -> str:
+        return (
+            repr(value) if abs(value) <= MAX_WHOLE else f"a number of {value.bit_length()} bits"
+        )  # Python refuses to write it
+
+
+def told(value: Any) -> str:
+    """`value` in an error line: short, without secrets, on one line."""
+    return _line(_Told().repr(value))
+
+
+def _line(text: str) -> str:
+    """`text` on one line, short, without what a terminal would obey, and without secrets."""
+    text = " ".join(plain(text).split())
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+def _copy(tree: Any) -> Any:
+    return {key: _copy(item) for key, item in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that counts aliases and refuses a key given twice."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            self._aliases += 1
+            if self._aliases > MAX_YAML_ALIASES:
+                raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (self.construct_object(key, deep=True) for key, _ in node.value):
+            if key in seen:  # a key that cannot be hashed is a TypeError, which is told as any other mistake
+                raise yaml.YAMLError(f"key '{key}' stands twice, the second time in line {node.start_mark.line + 1} or below")
+            seen.add(key)
+        return super().construct_mapping(node, deep)

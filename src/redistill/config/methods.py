@@ -1,0 +1,172 @@
+"""The methods as data: reading this file is reading the paper's tables.
+
+A row says which sequences are learnt from, which terms are minimised on them, and where the student starts.  The learning rates
+and schedules of each model family stand in recipes/.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from redistill.config.plugins import loaded
+from redistill.errors import ConfigError
+from redistill.losses.dac_kl import DacKLConfig
+from redistill.losses.divergences import ForwardKL, JensenShannon, ReverseKL, SkewReverseKL
+from redistill.policies import (
+    Adaptive,
+    Buffered,
+    Fixed,
+    Mixed,
+    PolicyConfig,
+    Revised,
+    Rollouts,
+    StudentGenerated,
+    TeacherGenerated,
+    TeacherMixed,
+)
+from redistill.training.objective import Objective, PolicyGradientConfig, PretrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of Table 1.
+
+    Args:
+        policy: Which sequences.
+        objective: Which terms.
+        summary: One line for `redistill methods`.
+        source: Where it was published.
+        start: Whether the student is distilled as it comes ("base") or after supervised fine-tuning ("finetuned"), where the
+            recipe says how to fine-tune it.
+        optimiser: Fields of `optimiser` that the method sets where the recipe does not.
+    """
+
+    policy: PolicyConfig
+    objective: Objective
+    summary: str
+    source: str
+    start: Literal["base", "finetuned"] = "base"
+    optimiser: dict[str, Any] = field(default_factory=dict)
+
+
+_MGSR_POLICY = Mixed(source=Revised(source=StudentGenerated()), student_fraction=0.5)
+
+METHODS: dict[str, Method] = {
+    "sft": Method(
+        policy=Fixed(),
+        objective=Objective(),
+        summary="cross entropy on the gold answers; no teacher",
+        source="the paper's Eq. 2",
+    ),
+    "kd": Method(
+        policy=Fixed(),
+        objective=Objective(sft_weight=0.0, divergence=ForwardKL()),
+        summary="forward KL to the teacher on the gold answers",
+        source="Hinton et al. 2015 (arXiv 1503.02531)",
+    ),
+    "seqkd": Method(
+        policy=TeacherGenerated(),
+        objective=Objective(sft_on="sampled"),
+        summary="cross entropy on answers that the teacher wrote",
+        source="Kim and Rush 2016 (arXiv 1606.07947)",
+    ),
+    "imitkd": Method(
+        policy=StudentGenerated(),
+        objective=Objective(sft_weight=0.0, divergence=ForwardKL(), pretraining=PretrainingConfig()),
+        summary="forward KL on the student's own text",
+        source="Lin et al. 2020 (arXiv 2009.07253)",
+        start="finetuned",
+    ),
+    "gkd": Method(
+        policy=Mixed(source=StudentGenerated(), student_fraction=0.5),
+        objective=Objective(sft_weight=0.0, divergence=JensenShannon(teacher_weight=0.1)),
+        summary="generalised Jensen-Shannon divergence, half on the student's own text, half on gold answers",
+        source="Agarwal et al. 2024 (arXiv 2306.13649)",
+        start="finetuned",
+    ),
+    "minillm": Method(
+        policy=Rollouts(source=TeacherMixed(teacher_share=0.2)),
+        objective=Objective(
+            sft_weight=0.0,
+            divergence=ReverseKL(),
+            policy_gradient=PolicyGradientConfig(),
+            pretraining=PretrainingConfig(divergence_share=0.5),
+        ),
+        summary="policy gradient on sequence-level reverse KL, over roll-outs from a mixture of student and teacher",
+        source="Gu et al. 2024 (arXiv 2306.08543)",
+        start="finetuned",
+        optimiser={
+            "learning_rate": 5e-6,
+            "betas": (0.9, 0.95),
+            "weight_decay": 1e-6,
+            "schedule": "constant",
+            "warmup_updates": 100,
+        },
+    ),
+    "distillm": Method(
+        policy=Adaptive(source=StudentGenerated()),
+        objective=Objective(sft_weight=0.0, divergence=SkewReverseKL(alpha=0.1), pretraining=PretrainingConfig()),
+        summary="skew KL, with student text taken in and replayed as validation asks for it",
+        source="Ko et al. 2024 (arXiv 2402.03898)",
+        start="finetuned",
+    ),
+    "mgsr": Method(
+        policy=_MGSR_POLICY,
+        objective=Objective(divergence=DacKLConfig(), span_weight=1.0),
+        summary="SFT + DAC-KL + span loss on half revised (SCRG), half gold sequences; the paper read literally",
+        source="Liu et al. 2026 (arXiv 2407.10068)",
+        start="finetuned",
+    ),
+    "mgsr-robust": Method(
+        policy=_MGSR_POLICY,
+        objective=Objective(divergence=DacKLConfig(mass_floor=0.9), span_weight=1.0),
+        summary="mgsr with a floor under the mass that DAC-KL keeps, so that its network cannot collapse",
+        source="this project; docs/methods/mgsr.md",
+        start="finetuned",
+    ),
+}
+
+# What the public code of DistiLLM does under these names (docs/methods/compat.md): "on-policy" text is drawn from a buffer of
+# stale text, one coin falls for a whole batch, SeqKD matches the teacher on the gold answers, and padding counts in MiniLLM's
+# whitening.
+_REFERENCE: dict[str, dict[str, Any]] = {
+    "seqkd": {"policy": Fixed(), "objective": Objective(sft_weight=0.0, divergence=ForwardKL())},
+    "imitkd": {"policy": Buffered(source=StudentGenerated())},
+    "gkd": {"policy": Mixed(source=Buffered(source=StudentGenerated()), student_fraction=0.5, coin="step")},
+    "minillm": {"policy": Rollouts(source=TeacherMixed(teacher_share=0.2), whiten="padded")},
+    "distillm": {"policy": Adaptive(source=StudentGenerated(), coin="step")},
+    "mgsr": {"policy": replace(_MGSR_POLICY, coin="step")},
+    "mgsr-robust": {"policy": replace(_MGSR_POLICY, coin="step")},
+}
+
+
+def method(name: str) -> Method:
+    """The row of that name.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    if ":" in name:
+        return _from_outside(name)
+    if name not in METHODS:
+        raise ConfigError(f"method = '{name}': no such method; choose one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _from_outside(name: str) -> Method:
+    """A row that stands in somebody's own module; only a module that is imported already is looked into."""
+    found = loaded(name)
+    if found is None:
+        module = name.partition(":")[0]
+        raise ConfigError(f"method = '{name}': not imported; add --allow-code {module}, or in Python import {module} first")
+    if not isinstance(found, Method):
+        raise ConfigError(f"method = '{name}': is a {type(found).__name__}; must be a redistill.config.methods.Method")
+    return found
+
+
+def as_in_reference(name: str) -> Method:
+    """The row of that name as DistiLLM's public code runs it.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    return replace(method(name), **_REFERENCE.get(name, {}))

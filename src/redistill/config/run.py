@@ -1,0 +1,360 @@
+"""One typed tree for a run: YAML and `section.field=value` overrides in, frozen dataclasses out, strictly.
+
+A component's dataclass stands beside the component and checks its own ranges; this file composes them and decodes.  An unknown
+key, a wrong type or a value out of range is an error that names the file, the path, and the nearest name or the remedy.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from redistill.config import decode as decoding
+from redistill.config.methods import METHODS, Method, as_in_reference, method
+from redistill.config.plugins import Outside, Slot
+from redistill.data.tokenize import TokenizeConfig
+from redistill.errors import ConfigError
+from redistill.evaluation.scores import EvaluationConfig
+from redistill.losses.divergences import Divergence
+from redistill.models.initialise import InitialiseConfig
+from redistill.models.load import ModelConfig
+from redistill.models.lora import LoraConfig
+from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
+from redistill.storage import files
+from redistill.training.guards import GuardConfig
+from redistill.training.objective import Objective
+from redistill.training.optimiser import OptimiserConfig
+from redistill.training.schedule import TrainingConfig, check_length
+
+NAMES = {"PolicyConfig": PolicyConfig}  # what the forward references of policy nodes mean
+SLOTS = (
+    Slot("divergence", get_args(Divergence), needs=("__call__",)),
+    Slot("policy", get_args(PolicyConfig), needs=("bind", "sampling", "needs_teacher")),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Supervised fine-tuning of a model before the run, on the run's own data.
+
+    Its settings stand here and not in the run's, so that runs which differ in theirs have the same teacher and start.  The
+    fine-tuned model gets a run folder of its own, and is not tuned again where that is finished.
+
+    Args:
+        updates: Optimiser steps in all; a number, or "3 epochs".
+        learning_rate: At the start of its cosine.
+        batch_size: Sequences of one update over all processes.
+        micro_batch_size: As `training.micro_batch_size`.
+        evaluate_every: Updates (or epochs) between validations; 0 validates at the end alone.
+        seed: Of its order and dropout; None takes 10 for a teacher, so that all training seeds have the same one, and the
+            run's for a student.
+        choose_by: What makes a checkpoint the best, as `training.choose_by`; None takes ROUGE-L for a teacher and cross entropy
+            for a student.
+        lora: Adapters that are tuned in place of all weights, and merged at the end; None tunes all weights.
+        out: Its run folder; None takes `<out>-teacher` or `<out>-start`.
+
+    Raises:
+        ConfigError: updates below 1, or a rate that is not above 0.
+    """
+
+    updates: int | str = 500
+    learning_rate: float = 5e-5
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    evaluate_every: int | str = "1 epoch"
+    seed: int | None = None
+    choose_by: Literal["rouge_l", "cross_entropy"] | None = None
+    lora: LoraConfig | None = None
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        check_length("updates", self.updates, 1)
+        check_length("evaluate_every", self.evaluate_every, 0)
+        for name in ("batch_size", "micro_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate = {self.learning_rate}: must be > 0 and finite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(ModelConfig):
+    """The model to learn from: a hub name, a folder or a GGUF file, fine-tuned first where `finetune` says so.
+
+    Args:
+        finetune: How it is fine-tuned before it teaches; None takes it as it is.
+    """
+
+    finetune: FinetuneConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig(ModelConfig):
+    """The model that learns: `model: teacher` with `initialise` takes layers of the teacher, any other name loads that model.
+
+    Args:
+        model: "teacher", or a hub name, a folder or a GGUF file as for the teacher.
+        initialise: Which layers to keep, of the teacher or of the model named; None keeps all.
+        finetune: How the student is fine-tuned before it is distilled (the literature's "init" checkpoint); None never is.
+        start: "base" distils the student as it is, "finetuned" after `finetune`; "method" asks the method, which is base for
+            sft, kd and seqkd, and leaves `finetune` out where that is so.
+        lora: Adapters that learn in place of the student's own weights; None trains all weights.
+
+    Raises:
+        ConfigError: `model: teacher` without layers chosen, or `start: finetuned` without `finetune`.
+    """
+
+    model: str = "teacher"
+    initialise: InitialiseConfig | None = None
+    finetune: FinetuneConfig | None = None
+    start: Literal["method", "base", "finetuned"] = "method"
+    lora: LoraConfig | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model == "teacher" and self.initialise is None:
+            raise ConfigError("initialise: missing; choose layers of the teacher (layers: 8), or name a model of its own")
+        is_changed = self.initialise is not None or self.adapter is not None or self.model.endswith(".gguf")
+        if self.lora is not None and is_changed and (self.lora.quantise != "none" or self.lora.export == "adapter"):
+            setting = "quantise" if self.lora.quantise != "none" else "export"
+            raise ConfigError(
+                f"lora.{setting} = {getattr(self.lora, setting)!r}: needs a student that is loaded as it is, by a name "
+                f"that others can load; drop initialise, adapter or the .gguf file, or leave {setting} out"
+            )
+        if self.start == "finetuned" and self.finetune is None:
+            raise ConfigError("start = 'finetuned': needs `finetune`, which says how; {updates: 3 epochs, learning_rate: 5e-4}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read.
+
+    Args:
+        train: Files or hub names; all their rows together are the training set.
+        validation: A file or hub name; None holds out `validation_rows` rows of the training set.
+        validation_rows: How many rows validation looks at.
+        tests: Task -> file, or null for the task's place on the hub; `redistill methods` lists the tasks.
+        max_train_rows: Only the first rows, where a study wants fewer; None takes all.
+        corpus: Plain text for the pre-training term: .txt, .jsonl with a "text" key, or hub names; empty leaves the term out.
+        max_bad_rows: How many unusable rows a file may hold; they are listed in rejected.jsonl.  0 refuses the first.
+        spans: Who finds phrases for the span loss: "auto", "simple", or a spaCy pipeline's name or folder.
+        tokens: Lengths, template, which turns are supervised.
+
+    Raises:
+        ConfigError: no training data, a test set's name that cannot name a file, or a number out of range.
+    """
+
+    train: tuple[str, ...] = ("databricks/databricks-dolly-15k",)
+    validation: str | None = None
+    validation_rows: int = 100
+    tests: dict[str, str | None] = field(default_factory=dict)
+    max_train_rows: int | None = None
+    corpus: tuple[str, ...] = ()
+    max_bad_rows: int = 100
+    spans: str = "auto"
+    tokens: TokenizeConfig = field(default_factory=TokenizeConfig)
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ConfigError("train: empty; name at least one file or hub data set")
+        if self.validation_rows < 1:
+            raise ConfigError(f"validation_rows = {self.validation_rows}: must be >= 1; validation chooses the best checkpoint")
+        if self.max_train_rows is not None and self.max_train_rows < 1:
+            raise ConfigError(f"max_train_rows = {self.max_train_rows}: must be >= 1, or null to take all")
+        if self.max_bad_rows < 0:
+            raise ConfigError(f"max_bad_rows = {self.max_bad_rows}: must be >= 0")
+        for name in self.tests:
+            if files.slug(name) != name:
+                raise ConfigError(
+                    f"tests: {name!r}: a test set's name may hold letters, digits, '.', '_' and '-', since files are called "
+                    f"after it; call it {files.slug(name)}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run: `method` gives policy and objective, which `policy` and `objective` replace as a whole where they are set.
+
+    Args:
+        name: What the run is called in reports and, where `out` is not set, its folder.
+        method: A row of `redistill methods`.
+        seed: Of everything random about training: order, coins, text, dropout, new weights.
+        out: The run folder; None takes runs/NAME.
+        teacher: The model to learn from; only a method without a teacher can do without.
+        student: The model that learns.
+        data: What is read.
+        policy: Which sequences the student learns from; None takes the method's.
+        objective: Which terms are minimised; None takes the method's.
+        optimiser: AdamW and its schedule.
+        training: How long, how much at once, and what is kept.
+        guards: What happens to updates and to text that look wrong.
+        evaluation: How test answers are drawn.
+        compat: "distillm" repeats what the baselines' reference code does and papers do not say; see docs/methods/compat.md.
+
+    Raises:
+        ConfigError: an unknown method, no teacher where one is needed, or parts that do not fit each other.
+    """
+
+    name: str
+    method: str = "mgsr"
+    seed: int = 10
+    out: str | None = None
+    teacher: TeacherConfig | None = None
+    student: StudentConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    policy: PolicyConfig | None = None
+    objective: Objective | None = None
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    compat: Literal["distillm"] | None = None
+
+    def __post_init__(self) -> None:
+        policy, objective = self.resolved_method.policy, self.resolved_method.objective
+        if (policy.sampling is not None or policy.needs_teacher) and not objective.reads_sampled:
+            raise ConfigError(
+                "policy: makes a model write what no term of the objective reads; set policy to fixed, or "
+                "objective.divergence to how its text is matched to the teacher"
+            )
+        needs_teacher = objective.uses_teacher or policy.needs_teacher or self.student.model == "teacher"
+        if needs_teacher and self.teacher is None:
+            raise ConfigError(f"teacher: missing; method {self.method} with student.model = {self.student.model} needs one")
+        if objective.policy_gradient is not None and not isinstance(policy, Rollouts):
+            raise ConfigError("objective.policy_gradient: needs the policy rollouts, which scores what the student has written")
+        if self.starts_finetuned and self.student.lora is not None and self.student.lora.export == "adapter":
+            raise ConfigError(
+                "student.lora.export = 'adapter': its base would be a fine-tuned start that is in this run's folders alone; "
+                "set it to merged, or leave student.finetune out"
+            )
+        self._check_layers(policy)
+
+    def _check_layers(self, policy: Any) -> None:
+        """A policy and its sources, from the outermost to the innermost."""
+        outermost = policy
+        while policy is not None:
+            if isinstance(policy, Rollouts) and policy is not outermost:
+                raise ConfigError("policy: rollouts hand out a pool of their own and are no other policy's source; unwrap them")
+            if isinstance(policy, Adaptive | Buffered) and policy.capacity < self.training.batch_size:
+                raise ConfigError(
+                    f"policy: capacity = {policy.capacity}: must be at least training.batch_size = {self.training.batch_size}, "
+                    "since a batch is drawn without replacement; raise the one or lower the other"
+                )
+            policy = getattr(policy, "source", None)
+
+    @property
+    def resolved_method(self) -> Method:
+        """The method's row, with the reference code's habits where `compat` asks, and this run's own policy and objective."""
+        row = method(self.method) if self.compat is None else as_in_reference(self.method)
+        return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
+
+    @property
+    def starts_finetuned(self) -> bool:
+        """Whether the student is fine-tuned before it is distilled."""
+        start = method(self.method).start if self.student.start == "method" else self.student.start
+        return start == "finetuned" and self.student.finetune is not None
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.out or f"runs/{files.slug(self.name)}")  # a name leads nowhere; `out` is where its author says
+
+
+def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[str] = ()) -> Run:
+    """The run that a YAML file (or a run.json) describes, with `section.field=value` overrides on top.
+
+    Args:
+        path: The file.
+        overrides: Settings to change, each as `section.field=value`.
+        allow_code: Modules whose code may run where the file names a part of them, as `my_module:MyDivergence`.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or anything in it is unknown, mistyped or out of range.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give the path of a recipe, such as recipes/smollm2-dolly.yaml") from error
+    tree = decoding.parse_yaml(text, str(path))
+    if path.suffix == ".json" and "config" in tree:
+        tree = tree["config"]
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{path}: config = {tree!r}: must be a mapping; give the run.json of a run, or a recipe")
+    if "rows" in tree:
+        raise ConfigError(
+            f"{path}: rows: this is a sweep, and one run is asked for; give it to `redistill sweep`, "
+            "or estimate one of its runs with `redistill estimate --row LABEL`"
+        )
+    return override_run(tree, overrides, str(path), allow_code)
+
+
+def override_run(tree: Mapping[str, Any], overrides: Iterable[str], source: str, allow_code: Iterable[str] = ()) -> Run:
+    """The run of a tree with `section.field=value` overrides on top; `source` stands at the front of error lines."""
+    allow_code = tuple(allow_code)
+    overrides = list(overrides)
+    inner = [override for override in overrides if override.startswith(("policy.", "objective."))]
+    tree = decoding.apply_overrides(tree, [override for override in overrides if override not in inner], source)
+    blocks = _with_method_blocks(tree, inner, _row(tree, source, Outside.of(allow_code)))
+    return decode_run(decoding.apply_overrides(blocks, inner, source), source, allow_code)
+
+
+def _with_method_blocks(tree: dict[str, Any], inner: Iterable[str], row: Method | None) -> dict[str, Any]:
+    """The tree with the method's own `policy` or `objective` where one is about to be changed and the recipe has none.
+
+    Without this, `objective.span.squared=true` would replace the whole objective of the method by defaults.
+    """
+    touched = {override.partition(".")[0] for override in inner}
+    blocks = {} if row is None else {name: block for name, block in decoding.encode(row, NAMES).items() if name in touched}
+    return {**tree, **{name: block for name, block in blocks.items() if tree.get(name) is None}}
+
+
+def decode_run(tree: Mapping[str, Any], source: str, allow_code: Iterable[str] = ()) -> Run:
+    """A Run out of plain dicts, lists and scalars; `source` stands at the front of error lines.
+
+    What a method sets of the optimiser stands where the tree says nothing.
+    """
+    outside = Outside.of(allow_code, *SLOTS)
+    row, optimiser = _row(tree, source, outside), tree.get("optimiser", {})
+    if row is not None and isinstance(optimiser, dict):
+        tree = {**tree, "optimiser": {**row.optimiser, **optimiser}}
+    try:
+        return decoding.decode(Run, tree, NAMES, outside)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _row(tree: Mapping[str, Any], source: str, outside: Outside) -> Method | None:
+    """The tree's method, its module imported where it is from outside; None where there is none, as decoding will say."""
+    name = str(tree.get("method", Run.method))
+    if ":" not in name:
+        return None if name not in METHODS else as_in_reference(name) if tree.get("compat") else METHODS[name]
+    try:
+        found = outside.load(name)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: method = {decoding.told(name)}: {error}") from error
+    return found if isinstance(found, Method) else None
+
+
+def encode_run(run: Run) -> dict[str, Any]:
+    """The run as plain dicts, lists and scalars; `decode_run` of them gives an equal run.
+
+    A part from outside the package is written as `module:Name`, and read again where that module is allowed.
+    """
+    return decoding.encode(run, NAMES)
+
+
+def up_to_date(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a stored run with the fields that came later at their defaults; as it is where it is no run any more."""
+    try:
+        return encode_run(decode_run(tree, "a stored run"))
+    except ConfigError:
+        return dict(tree)
+
+
+def without_places(tree: Any) -> Any:
+    """The tree of a run without the folders that it and its stages write to, which may be moved."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {name: without_places(item) for name, item in tree.items() if name != "out"}

@@ -1,0 +1,170 @@
+"""The curves of a run as SVG that takes its ink from the page, so that it reads in light and in dark.
+
+The same numbers give the same bytes: no date, no random ids.  matplotlib is imported when the first curve is drawn.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from redistill.reports.folders import mapping, number
+from redistill.storage.redaction import plain
+
+INK = "#010203"  # drawn in this colour, then replaced by the page's own
+COLOURS = ("#3b82c4", "#d97a2b", "#3f9b6a", "#b0569b", "#8a8f98")
+MAX_POINTS = 200
+MAX_LABEL = 40
+SIZE_INCHES = (4.0, 2.3)
+
+TRAINING = {
+    "loss": "Loss, weighted sum of its terms",
+    "sft": "Cross entropy of answers, nats per token",
+    "divergence": "Divergence from the teacher, nats per token",
+    "span": "Span loss",
+    "policy_gradient": "Policy gradient loss",
+    "ratio": "Probability of roll-outs over that when written",
+    "clipped": "Roll-out tokens beyond the clip, share",
+    "pretraining": "Cross entropy of plain text, nats per token",
+    "pretraining_kl": "KL on plain text, nats per token",
+    "grad_norm": "Gradient norm before clipping",
+    "learning_rate": "Learning rate",
+    "response_length": "Length of sampled responses, tokens",
+    "tokens_per_s": "Target tokens per second",
+}
+VALIDATION = {
+    "rouge_l": "ROUGE-L",
+    "exact_match": "Exact match, share",
+    "cross_entropy": "Cross entropy, nats per token",
+    "kl": "KL(teacher, student), nats per token",
+    "agreement": "Same top token as the teacher, share",
+    "length_tokens": "Length of responses, tokens",
+    "eos_rate": "Responses that end by themselves, share",
+}
+CLIPPING = {"kept_mass": "kept mass", "upper": "u", "lower": "l", "target_only": "target only"}
+
+Series = tuple[str, np.ndarray, np.ndarray]  # name, steps, values
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small chart: where it belongs, what it shows, and its SVG."""
+
+    group: str
+    title: str
+    svg: str
+
+
+def panels(metrics: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """A chart for every quantity that the metrics of a run hold; groups are training, validation and clipping."""
+    train = [line for line in metrics if line.get("kind") == "train"]
+    validation = [line for line in metrics if line.get("kind") == "validation"]
+    charts = [*_single("training", train, TRAINING), *_single("validation", validation, VALIDATION)]
+    shares = [series for name, label in CLIPPING.items() if (series := _series(train, name, label)) is not None]
+    if shares:
+        charts.append(Panel("clipping", "Shares kept by DAC-KL", _draw(shares, limits=(0, 1.02))))
+    classes = _series(train, "kept_classes", "kept classes")
+    if classes is not None:
+        charts.append(
+            Panel(
+                "clipping", "Classes kept per token", _draw([classes], log=bool(classes[2].max() > 20 * classes[2].min() > 0))
+            )
+        )
+    origins = _origins(train)
+    if origins:
+        charts.append(Panel("training", "Where the sequences came from, share", _draw(origins, limits=(0, 1), stacked=True)))
+    return charts
+
+
+def _single(group: str, lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Iterator[Panel]:
+    for name, title in titles.items():
+        series = _series(lines, name, title)
+        if series is not None:
+            yield Panel(group, title, _draw([series]))
+
+
+def _series(lines: Sequence[Mapping[str, Any]], name: str, label: str) -> Series | None:
+    points = [(number(line.get("step")), number(line.get(name))) for line in lines]
+    known = np.array([(step, value) for step, value in points if step is not None and value is not None])
+    return (label, known[:, 0], known[:, 1]) if len(known) else None
+
+
+def _origins(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
+    counted = [line for line in lines if mapping(line.get("origin")) and number(line.get("step")) is not None]
+    names = sorted({str(name) for line in counted for name in line["origin"]})
+    counts = np.array([[number(line["origin"].get(name)) or 0.0 for name in names] for line in counted])
+    if not counts.size:
+        return []
+    steps = np.array([number(line["step"]) for line in counted], dtype=np.float64)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return [(plain(name)[:MAX_LABEL], steps, shares[:, column]) for column, name in enumerate(names)]
+
+
+def _binned(values: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(values, min(len(values), MAX_POINTS))
+
+
+def _draw(
+    series: Sequence[Series], *, limits: tuple[float, float] | None = None, log: bool = False, stacked: bool = False
+) -> str:
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    # Text stays text, and clip paths get the same ids whenever the same numbers are drawn.
+    look: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "redistill", "font.size": 9, "axes.linewidth": 0.6}
+    look |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    with matplotlib.style.context(["default", look]):
+        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+        axes.set_xlabel("update")
+        if stacked:
+            _stack(axes, series)
+        else:
+            _lines(axes, series)
+        if log:
+            axes.set_yscale("log")
+        if limits is not None:
+            axes.set_ylim(*limits)
+        if len(series) > 1 or stacked:
+            legend = axes.legend(
+                frameon=False, fontsize=8, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0
+            )
+            for text in legend.get_texts():
+                text.set_parse_math(False)
+        out = io.StringIO()
+        unmarked = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=unmarked)
+    return _inline(out.getvalue())
+
+
+def _lines(axes: Any, series: Sequence[Series]) -> None:
+    """Long curves are drawn as the mean of each stretch of updates, with its range behind it."""
+    for (label, steps, values), colour in zip(series, COLOURS, strict=False):
+        step = [float(part.mean()) for part in _binned(steps)]
+        parts = _binned(values)
+        if len(values) > MAX_POINTS:
+            axes.fill_between(
+                step, [part.min() for part in parts], [part.max() for part in parts], color=colour, alpha=0.2, lw=0
+            )
+        marker = "o" if len(values) < 12 else None
+        axes.plot(step, [part.mean() for part in parts], color=colour, lw=1.5, label=label, marker=marker, markersize=3)
+
+
+def _stack(axes: Any, series: Sequence[Series]) -> None:
+    steps = [float(part.mean()) for part in _binned(series[0][1])]
+    shares = [[part.mean() for part in _binned(values)] for _, _, values in series]
+    axes.stackplot(steps, shares, labels=[name for name, _, _ in series], colors=COLOURS, alpha=0.75)
+
+
+def _inline(document: str) -> str:
+    """The <svg> element alone, as wide as the page lets it be."""
+    svg = document[document.index("<svg") :]
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    return svg.replace(INK, "currentColor").strip()

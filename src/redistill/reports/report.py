@@ -1,0 +1,218 @@
+"""One HTML page that tells what a run did: self-contained, without JavaScript, the same bytes from the same files."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from redistill.reports import plots
+from redistill.reports.comparison import Row, dataset_names, evaluations, report_rows
+from redistill.reports.folders import ROUGE, Evaluation, RunFolder, mapping, number, read_run
+from redistill.reports.pages import large, render, signed
+from redistill.reports.statistics import evenly, mean, spread
+from redistill.storage import files
+from redistill.storage.redaction import plain, redacted_tree
+
+NUM_ANSWERS = 12
+NUM_REVISIONS = 8
+
+
+def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | None = None) -> Path:
+    """Write the report of a run; pieces that are missing are named in it.
+
+    Args:
+        run_folder: Folder of the run.
+        baselines: Folders of runs to compare with; differences are to the first.
+        out: Where to write; None is `report.html` in the run folder.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        CheckpointError: a folder is no run folder, or a file in it is damaged.
+        OutputError: the page cannot be written.
+    """
+    run, others = read_run(Path(run_folder)), [read_run(Path(folder)) for folder in baselines]
+    path = Path(run_folder) / "report.html" if out is None else Path(out)
+    files.write_text(path, render("report.html", _page(run, others)))
+    return path
+
+
+def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict[str, Any]]:
+    """The headline table as data: a row for each data set and model, safe to print on a terminal.
+
+    Returns:
+        Rows with dataset, model, role, rouge_l, rouge_l_sd, num_seeds, num_prompts, difference, lower, upper, versus, note,
+        exact_match, length_tokens, eos_rate, distinct_2, cross_entropy, kl, agreement; None is what was not measured.
+
+    Raises:
+        CheckpointError: a folder is no run folder, or a file in it is damaged.
+    """
+    run, others = read_run(Path(run_folder)), [read_run(Path(folder)) for folder in baselines]
+    return [_flat(row) for row in report_rows(evaluations(run, others))]
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    interval = dict.fromkeys(("difference", "lower", "upper")) if row.interval is None else asdict(row.interval)
+    texts = {"dataset": row.column, "model": row.model, "role": row.role, "versus": row.versus, "note": row.note}
+    return {
+        **{name: None if text is None else plain(text) for name, text in texts.items()},
+        "rouge_l": row.rouge.mean,
+        "rouge_l_sd": row.rouge.deviation,
+        "num_seeds": row.rouge.num_seeds,
+        "num_prompts": row.num_prompts,
+        **interval,
+        **row.scores,
+    }
+
+
+def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, Any]:
+    models = evaluations(run, baselines)
+    rows = report_rows(models)
+    charts = [{"group": p.group, "title": p.title, "svg": Markup(p.svg)} for p in plots.panels(run.metrics)]
+    description = run.description
+    return {
+        "run": {key: description.get(key) for key in ("method", "status", "created", "commit", "command")},
+        "name": run.name,
+        "tiles": list(_tiles(run, rows)),
+        "datasets": [_dataset(name, [row for row in rows if row.column == name]) for name in dataset_names(models)],
+        "answers": list(_answers(models)),
+        "charts": charts,
+        "revisions": [_revision(run.revisions[place]) for place in evenly(len(run.revisions), NUM_REVISIONS)],
+        "num_revisions": len(run.revisions),
+        "sizes": list(_sizes(run)),
+        "data": _data(mapping(description.get("data"))),
+        "spans": mapping(description.get("spans")),
+        "config": _config(description.get("config")),
+        "machine": mapping(description.get("machine")),
+        "versions": mapping(description.get("versions")),
+        "missing": list(_missing(run, baselines)),
+    }
+
+
+def _config(tree: Any) -> str:
+    """The settings as YAML; secrets are masked first, since YAML breaks long texts where it likes."""
+    return yaml.safe_dump(redacted_tree(tree) or {}, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _dataset(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "rows": rows,
+        "num_prompts": max(row.num_prompts for row in rows),
+        "num_seeds": max(row.rouge.num_seeds for row in rows),
+        "versus": next((row.versus for row in rows if row.versus), None),
+        "best": max((row.rouge.mean for row in rows if row.rouge.mean is not None), default=0.0),
+    }
+
+
+def _tiles(run: RunFolder, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
+    """(figure, what it is, what to compare it with) of the page's head."""
+    student = [row for row in rows if row.role == "student"]
+    ours = mean(row.rouge.mean for row in student if row.rouge.mean is not None)
+    if ours is not None:
+        theirs = mean(row.rouge.mean for row in rows if row.role == "teacher" and row.rouge.mean is not None)
+        yield (
+            f"{ours:.2f}",
+            f"ROUGE-L, mean of {len(student)} data sets" if len(student) > 1 else "ROUGE-L",
+            ("" if theirs is None else f"the teacher's is {theirs:.2f}"),
+        )
+    compared = [row for row in student if row.interval is not None]
+    if compared:
+        gain = mean(row.interval.difference for row in compared if row.interval)
+        ahead = sum(row.interval.lower > 0 for row in compared if row.interval)
+        yield signed(gain), f"against {compared[0].versus}", f"95 % interval above 0 on {ahead} of {len(compared)}"
+    size = dict(_sizes(run))
+    for key, word in (("parameters", "smaller than the teacher"), ("tokens_per_s", "faster than the teacher")):
+        ratio = _ratio(size.get("teacher", {}).get(key), size.get("student", {}).get(key), inverse=key == "tokens_per_s")
+        if ratio is not None:
+            unit = "parameters" if key == "parameters" else "tokens per second"
+            values = " against ".join(large(size[role][key]) for role in ("student", "teacher"))
+            yield f"{ratio:.1f}×", word, f"{values} {unit}"
+
+
+def _ratio(teacher: Any, student: Any, *, inverse: bool) -> float | None:
+    above, below = (student, teacher) if inverse else (teacher, student)
+    return above / below if above is not None and below else None
+
+
+def _sizes(run: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:
+    for role, evaluation in (("teacher", run.teacher), ("student", run.student)):
+        told = mapping(mapping(run.description.get("models")).get(role))
+        measured: Mapping[str, Any] = {} if evaluation is None else evaluation.scores
+        if told or measured:
+            figures = {key: _first(measured.get(key), told.get(key)) for key in ("parameters", "bytes", "tokens_per_s")}
+            yield role, {"name": str(told.get("name") or measured.get("model") or role), **figures}
+
+
+def _first(*values: Any) -> float | None:
+    return next((known for value in values if (known := number(value)) is not None), None)
+
+
+def _answers(models: Sequence[Evaluation]) -> Iterator[dict[str, Any]]:
+    """Prompts from the worst to the best answered ones of each data set, with every model's answer of its first seed."""
+    datasets = [name for name in dataset_names(models) if any(model.answers.get(name) for model in models)]
+    for place, dataset in enumerate(datasets):
+        count = NUM_ANSWERS // len(datasets) + (place < NUM_ANSWERS % len(datasets))
+        first = [(model, _first_seed(model, dataset)) for model in models]
+        lead = next(lines for _, lines in reversed(first) if lines)
+        for prompt in spread({key: number(line.get(ROUGE)) or 0.0 for key, line in lead.items()}, count):
+            line = lead[prompt]
+            yield {
+                "dataset": dataset,
+                "id": prompt,
+                "prompt": line.get("prompt", ""),
+                "references": list(line.get("references") or []),
+                "answers": [(model, _answer(lines[prompt])) for model, lines in first if prompt in lines],
+            }
+
+
+def _answer(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {"response": line.get("response") or "", "rouge_l": line.get(ROUGE), "cut": line.get("finished") is False}
+
+
+def _first_seed(model: Evaluation, dataset: str) -> Mapping[str, Mapping[str, Any]]:
+    seeds = model.answers.get(dataset, {})
+    return seeds[min(seeds, key=int)] if seeds else {}
+
+
+def _revision(line: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {
+        key: line.get(key) or "" for key in ("prompt", "kept", "student_token", "teacher_token", "student_tail", "new_tail")
+    }
+    for key in ("student_token", "teacher_token"):
+        if not str(shown[key]).strip():  # a mark around white space alone would not be seen
+            shown[key] = str(shown[key]).replace("\n", "⏎").replace(" ", "␣").replace("\t", "⇥") or "∅"
+    return {
+        **shown,
+        "step": line.get("step"),
+        "sample": line.get("sample"),
+        "position": line.get("position"),
+        "kl": number(line.get("kl")),
+    }
+
+
+def _data(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The data manifest as a table: columns in order of appearance, a row for each role."""
+    rows = {str(role): mapping(about) for role, about in manifest.items() if isinstance(about, Mapping)}
+    columns = list(dict.fromkeys(str(key) for about in rows.values() for key in about))
+    return {"columns": columns, "rows": rows}
+
+
+def _missing(run: RunFolder, baselines: Sequence[RunFolder]) -> Iterator[str]:
+    if run.student is None:
+        yield "scores of this run (scores.json)"
+    if run.teacher is None:
+        yield "scores of the teacher (teacher/scores.json)"
+    if run.before is None:
+        yield "scores of the student before training (before/scores.json)"
+    if not run.metrics:
+        yield "training metrics (metrics.jsonl)"
+    if not run.revisions:
+        yield "corrections (revisions.jsonl; only methods with SCRG write them)"
+    for baseline in baselines:
+        if baseline.student is None:
+            yield f"scores of the baseline {baseline.name}"

@@ -1,0 +1,168 @@
+"""The main job on an embedded default: a toy world, a tiny teacher, and a tinier student distilled by MGSR and by SFT.
+
+Both students get the same updates, batch size and data.  The learning rate was chosen on validation, out of three for
+each method: docs/results/toy-world.md has the table and how to repeat it.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from redistill import __version__
+from redistill.config.run import Run, decode_run
+from redistill.contracts import Instruction, Record
+from redistill.errors import ConfigError
+from redistill.models.initialise import fresh_model
+from redistill.reports.terminal import print_summary
+from redistill.runs.run import RUN_FILE, RunResult, distill, train_student
+from redistill.storage import files
+from redistill.toy import world as toy
+from redistill.toy.world import Split, toy_records, toy_tokenizer
+
+SEED = 10
+# Few gold rows for the students, many for the teacher: what a teacher is for.
+ROWS: dict[Split, int] = {"teacher": 16000, "train": 120, "validation": 64, "test": 120}
+VOCABULARY = 1536
+TEACHER = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 3, "num_attention_heads": 4}
+STUDENT_LAYERS = [0]
+# The paper's template takes 35 tokens, which is most of a toy prompt; this one takes 4.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m.role == 'user' %}Q: {{ m.content }}\nA: {% else %}{{ m.content }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+TOKENS = {"prompt_tokens": 96, "response_tokens": 32, "template": "chat"}
+TEACHER_UPDATES, UPDATES = 400, 150
+LEARNING_RATE = 1e-3  # the best of three on validation, for SFT and for MGSR
+
+
+def demo(out: Path, *, fresh: bool = False) -> RunResult:
+    """Run the demo into `out` and print its table; the toy teacher is cached for the next time.
+
+    Args:
+        out: Holds a run folder for each method; MGSR's has the report.
+        fresh: Train the toy teacher and the students again.
+    """
+    world = toy_world(fresh=fresh)
+    sft = _distilled(student_run("sft", world, out / "sft"), [], fresh=fresh)
+    mgsr = _distilled(student_run("mgsr", world, out / "mgsr"), [sft.folder], fresh=fresh)
+    print_summary(mgsr.folder, [sft.folder])
+    print(f"report: {mgsr.report}")  # noqa: T201 - the demo's last word is where to look
+    return mgsr
+
+
+def _distilled(config: Run, baselines: list[Path], *, fresh: bool) -> RunResult:
+    """A run of the demo; what another version of it left in the run's folder gives way."""
+    if fresh and config.folder.exists():
+        files.remove_folder(config.folder)
+    try:
+        return distill(config, baselines=baselines)
+    except ConfigError:
+        if not (config.folder / RUN_FILE).exists():
+            raise
+        files.remove_folder(config.folder)
+        return distill(config, baselines=baselines)
+
+
+def student_run(method: str, world: Path, out: Path, overrides: Mapping[str, Any] | None = None) -> Run:
+    """The run of one method in the toy world."""
+    named = {"name": f"toy-{method}", "method": method, "seed": SEED, "out": str(out)}
+    return decode_run({**named, **student_tree(world), **(overrides or {})}, "demo")
+
+
+def student_tree(world: Path) -> dict[str, Any]:
+    """What every run in the toy world has in common, whatever its method; sweeps lay their rows over it."""
+    return {
+        "teacher": {"model": str(world / "teacher" / "model")},
+        "student": {"model": "teacher", "initialise": {"layers": STUDENT_LAYERS}},
+        "data": {
+            "train": [str(world / "train.jsonl")],
+            "validation": str(world / "validation.jsonl"),
+            "validation_rows": ROWS["validation"],
+            "tests": {"toy": str(world / "test.jsonl")},
+            "tokens": TOKENS,
+        },
+        "optimiser": {"learning_rate": LEARNING_RATE},
+        "training": {"updates": UPDATES, "batch_size": 16, "evaluate_every": UPDATES // 3, "log_every": 50},
+        "evaluation": {"batch_size": 128},
+    }
+
+
+def world_folder() -> Path:
+    """Where the toy world stands, made or not: under $REDISTILL_CACHE (default ~/.cache/redistill).
+
+    Its name is a hash of everything that it depends on.
+    """
+    described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, TEACHER_UPDATES, TOKENS, CHAT_TEMPLATE, _source_digest()))
+    cache = Path(os.environ.get("REDISTILL_CACHE", Path.home() / ".cache" / "redistill"))
+    return cache / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+
+
+def toy_world(*, fresh: bool = False) -> Path:
+    """The folder of the toy world - data and teacher - made now if it is not cached."""
+    world = world_folder()
+    if fresh and world.exists():
+        files.remove_folder(world)
+    if not (world / "start" / "config.json").exists():
+        with files.new_folder(world) as folder:
+            _write_data(folder)
+            _write_model(folder / "start", TEACHER)
+    train_student(_teacher_run(world))
+    return world
+
+
+def _teacher_run(world: Path) -> Run:
+    tree = {
+        "name": "toy-teacher",
+        "method": "sft",
+        "seed": SEED,
+        "out": str(world / "teacher"),
+        "student": {"model": str(world / "start")},
+        "data": {
+            "train": [str(world / "teacher.jsonl")],
+            "validation": str(world / "validation.jsonl"),
+            "tokens": TOKENS,
+        },
+        "optimiser": {"learning_rate": 3e-3, "warmup_updates": 40},
+        "training": {"updates": TEACHER_UPDATES, "batch_size": 48, "log_every": 50},
+        "evaluation": {"compare": []},
+    }
+    return decode_run(tree, "demo teacher")
+
+
+def _write_data(folder: Path) -> None:
+    for split, count in ROWS.items():  # the names of toy_records' splits
+        files.rewrite_lines(folder / f"{split}.jsonl", [_row(record) for record in toy_records(count, SEED, split)])
+
+
+def _row(record: Record) -> dict[str, Any]:
+    assert isinstance(record.prompt, Instruction)
+    return {
+        "instruction": record.prompt.instruction,
+        "input": record.prompt.input,
+        "output": list(record.references) if len(record.references) > 1 else record.references[0],
+    }
+
+
+def _write_model(folder: Path, shape: Mapping[str, int]) -> None:
+    tokenizer = toy_tokenizer(VOCABULARY, SEED)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    config = {
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **shape,
+    }
+    fresh_model(config, SEED).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _source_digest() -> str:
+    """Changes of the toy world's generator make another world."""
+    return "".join(files.digest(path) for path in sorted(Path(toy.__file__).parent.glob("toy*.py")))

@@ -1,0 +1,113 @@
+"""What has to be trained before a run: its teacher, its student's start - each a run of its own, as supervised fine-tuning.
+
+Nothing is trained here; the stages are described, and what the run then reads is named.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from redistill.config.run import DataConfig, FinetuneConfig, Run, StudentConfig, TeacherConfig
+from redistill.evaluation.scores import EvaluationConfig
+from redistill.models.load import ModelConfig
+from redistill.training.loop import TrainingConfig
+from redistill.training.optimiser import OptimiserConfig
+
+
+def stages(config: Run) -> dict[str, Run]:
+    """The runs that must be finished before `config`, by name ("teacher", "start"), in the order of training."""
+    found: dict[str, Run] = {}
+    if config.teacher is not None and config.teacher.finetune is not None:
+        found["teacher"] = _teacher_stage(config, config.teacher, config.teacher.finetune)
+    if config.starts_finetuned:
+        assert config.student.finetune is not None
+        found["start"] = _start_stage(config, config.student.finetune)
+    return found
+
+
+def teacher_source(config: Run) -> ModelConfig | None:
+    """Where the teacher's weights are: what the config names, or the copy that was fine-tuned first."""
+    teacher = config.teacher
+    if teacher is None:
+        return None
+    plain = ModelConfig(**{f.name: getattr(teacher, f.name) for f in dataclasses.fields(ModelConfig)})
+    if teacher.finetune is None:
+        return plain
+    folder = _stage_folder(config, teacher.finetune, "teacher")
+    return dataclasses.replace(plain, model=str(folder / "model"), revision=None, adapter=None)
+
+
+def student_source(config: Run) -> StudentConfig:
+    """Where the student's weights are: what the config names, or the copy that was fine-tuned first."""
+    if not config.starts_finetuned:
+        return config.student
+    assert config.student.finetune is not None
+    folder = _stage_folder(config, config.student.finetune, "start")
+    return dataclasses.replace(
+        config.student, model=str(folder / "model"), revision=None, adapter=None, initialise=None, finetune=None, start="base"
+    )
+
+
+def _teacher_stage(config: Run, teacher: TeacherConfig, finetune: FinetuneConfig) -> Run:
+    student = StudentConfig(
+        model=teacher.model,
+        revision=teacher.revision,
+        adapter=teacher.adapter,
+        dtype="float32" if finetune.lora is None else teacher.dtype,  # what is frozen may stay as small as it is
+        gradient_checkpointing=teacher.gradient_checkpointing,
+        lora=finetune.lora,
+        start="base",
+    )
+    return _tuning(config, finetune, "teacher", student, None, seed=Run.seed, choose_by=finetune.choose_by or "rouge_l")
+
+
+def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
+    source = teacher_source(config)
+    teacher = None
+    if config.student.model == "teacher":
+        assert source is not None
+        teacher = TeacherConfig(**{f.name: getattr(source, f.name) for f in dataclasses.fields(ModelConfig)})
+    lora = finetune.lora or config.student.lora
+    lora = None if lora is None else dataclasses.replace(lora, export="merged")  # the run goes on from a whole model
+    student = dataclasses.replace(config.student, finetune=None, start="base", lora=lora)
+    choose_by = finetune.choose_by or "cross_entropy"
+    return _tuning(config, finetune, "start", student, teacher, seed=config.seed, choose_by=choose_by)
+
+
+def _tuning(
+    config: Run,
+    finetune: FinetuneConfig,
+    name: str,
+    student: StudentConfig,
+    teacher: TeacherConfig | None,
+    *,
+    seed: int,
+    choose_by: Literal["rouge_l", "cross_entropy"],
+) -> Run:
+    """The stage as a run: what it shares with others is the run's data, precision and machine, and nothing of its method."""
+    rate, fallback = finetune.learning_rate, OptimiserConfig.final_learning_rate
+    folder = _stage_folder(config, finetune, name)
+    return Run(
+        name=folder.name,  # not the run's: others may share the stage
+        method="sft",
+        seed=seed if finetune.seed is None else finetune.seed,
+        out=str(folder),
+        teacher=teacher,
+        student=student,
+        # With the tests: what they ask is not trained on here either.
+        data=dataclasses.replace(config.data, corpus=(), spans=DataConfig.spans),
+        optimiser=OptimiserConfig(learning_rate=rate, final_learning_rate=min(rate, fallback)),
+        training=TrainingConfig(
+            updates=finetune.updates,
+            batch_size=finetune.batch_size,
+            micro_batch_size=finetune.micro_batch_size,
+            evaluate_every=finetune.evaluate_every,
+            choose_by=choose_by,
+            precision=config.training.precision,
+        ),
+        evaluation=EvaluationConfig(compare=()),
+    )
+
+
+def _stage_folder(config: Run, finetune: FinetuneConfig, name: str) -> Path:
+    return Path(finetune.out) if finetune.out else config.folder.with_name(f"{config.folder.name}-{name}")

@@ -1,0 +1,278 @@
+"""From YAML to dataclasses: every key known, every type right, every error on one line with its path."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from redistill.config import decode as decoding
+from redistill.errors import ConfigError
+from redistill.storage.redaction import printable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circle:
+    radius: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.radius < 0:
+            raise ConfigError(f"radius = {self.radius}: must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquareConfig:
+    side: int
+    corners: tuple[str, ...] = ("round",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    inner: "Shape | None" = None
+
+
+Shape = Circle | SquareConfig | Group
+NAMES = {"Shape": Shape}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    title: str
+    shape: Shape | None = None
+    size: tuple[int, int] = (2, 3)
+    layers: int | tuple[int, ...] = 1
+    mode: Literal["fast", "slow"] = "fast"
+    sources: dict[str, str | None] = field(default_factory=dict)
+    rate: float = 0.5
+    draft: bool = False
+    group: Group = field(default_factory=Group)
+
+
+def decode(**tree):
+    return decoding.decode(Page, {"title": "t", **tree}, NAMES)
+
+
+def refusal(**tree):
+    with pytest.raises(ConfigError) as caught:
+        decode(**tree)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+# --- decoding -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_field_is_decoded():
+    page = decode(
+        shape={"kind": "square", "side": 2, "corners": ["a", "b"]},
+        size=[4, 5],
+        layers=[0, 1],
+        mode="slow",
+        sources={"a": "x", "b": None},
+        rate=1,
+        draft=True,
+        group={"inner": {"kind": "group", "inner": "circle"}},
+    )
+    assert page == Page(
+        title="t",
+        shape=SquareConfig(side=2, corners=("a", "b")),
+        size=(4, 5),
+        layers=(0, 1),
+        mode="slow",
+        sources={"a": "x", "b": None},
+        rate=1.0,
+        draft=True,
+        group=Group(inner=Group(inner=Circle())),
+    )
+    assert type(page.rate) is float
+
+
+def test_what_yaml_reads_as_text_may_be_a_number():
+    """YAML 1.1 takes 5e-4 for text, for want of a point."""
+    assert decoding.parse_yaml(b"rate: 5e-4", "s") == {"rate": "5e-4"}
+    assert decode(rate="5e-4").rate == 0.0005
+
+
+def test_a_text_alone_is_a_list_of_one():
+    assert decode(shape={"kind": "square", "side": 1, "corners": "sharp"}).shape.corners == ("sharp",)
+
+
+REFUSED = {
+    "unknown, near": ({"titel": 1}, "titel: no such section; did you mean 'title'?"),
+    "unknown, far": ({"group": {"zzz": 1}}, "group.zzz: no such field; allowed are inner"),
+    "not a key": ({"group": {1: 1}}, "group.1: no such field"),
+    "text for a number": ({"rate": "fast"}, "rate = 'fast': must be a number"),
+    "truth for a number": ({"rate": True}, "rate = True: must be a number"),
+    "number for a truth": ({"draft": 1}, "draft = 1: must be true or false"),
+    "number for text": ({"title": 3}, "title = 3: must be text"),
+    "null where none may be": ({"rate": None}, "rate = None: must be a number"),
+    "fraction for a whole number": (
+        {"shape": {"kind": "square", "side": 1.5}},
+        "shape.side = 1.5: must be a whole number",
+    ),
+    "no such word": ({"mode": "medium"}, "mode = 'medium': must be 'fast' or 'slow'"),
+    "a list as a word": ({"mode": ["fast"]}, "mode = ['fast']: must be 'fast' or 'slow'"),
+    "wrong length": ({"size": [1]}, "size = [1]: must hold 2 values"),
+    "wrong item": ({"size": [1, "b"]}, "size[1] = 'b': must be a whole number"),
+    "no list": ({"size": 3}, "size = 3: must be a list"),
+    "neither": ({"layers": "few"}, "layers = 'few': must be a whole number or a list"),
+    "no mapping": ({"group": 3}, "group = 3: must be a mapping of fields"),
+    "no mapping of sources": ({"sources": ["a"]}, "sources = ['a']: must be a mapping"),
+    "wrong value in a mapping": ({"sources": {"a": 3}}, "sources.a = 3: must be text"),
+    "kind missing": ({"shape": {"side": 1}}, "shape.kind: missing; choose one of circle, square, group"),
+    "kind near": ({"shape": "sqare"}, "shape.kind = 'sqare': no such kind; did you mean 'square'?"),
+    "kind far": ({"shape": "xyz"}, "shape.kind = 'xyz': no such kind; choose one of circle, square, group"),
+    "field missing": ({"shape": "square"}, "shape.side: missing; it has no default"),
+    "out of range": ({"shape": {"kind": "circle", "radius": -1}}, "shape.radius = -1.0: must be >= 0"),
+    "deep": (
+        {"group": {"inner": {"kind": "circle", "radios": 1}}},
+        "group.inner.radios: no such field; did you mean 'radius'?",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_the_error_starts_with_the_path(case):
+    tree, said = REFUSED[case]
+    assert refusal(**tree).startswith(said)
+
+
+def test_a_kind_is_refused_where_there_is_no_choice():
+    assert refusal(group={"kind": "circle"}).startswith("group.kind: no such field")
+
+
+def test_kinds_are_class_names_in_snake_case():
+    class ForwardKL: ...
+
+    class DacKLConfig: ...
+
+    class StudentGenerated: ...
+
+    assert [decoding.kind_of(cls) for cls in (ForwardKL, DacKLConfig, StudentGenerated)] == [
+        "forward_kl",
+        "dac_kl",
+        "student_generated",
+    ]
+
+
+# --- there and back -----------------------------------------------------------------------------------------------------
+
+wholes = st.integers(-(2**63), 2**63)
+shapes = st.recursive(
+    st.builds(Circle, radius=st.floats(0, 9)) | st.builds(SquareConfig, side=wholes),
+    lambda inner: st.builds(Group, inner=st.none() | inner),
+    max_leaves=3,
+)
+texts = st.text().map(printable)  # what is not so is refused
+pages = st.builds(
+    Page,
+    title=texts,
+    shape=st.none() | shapes,
+    size=st.tuples(wholes, wholes),
+    layers=wholes | st.lists(wholes).map(tuple),
+    mode=st.sampled_from(["fast", "slow"]),
+    sources=st.dictionaries(texts, st.none() | texts),
+    rate=st.floats(allow_nan=False),
+    draft=st.booleans(),
+    group=st.builds(Group, inner=st.none() | shapes),
+)
+
+
+@given(pages)
+def test_encoding_and_decoding_gives_the_same(page):
+    tree = decoding.encode(page, NAMES)
+    assert decoding.decode(Page, tree, NAMES) == page
+    assert_plain(tree)
+
+
+def assert_plain(tree):
+    if isinstance(tree, dict):
+        assert all(isinstance(key, str) for key in tree)
+        for item in tree.values():
+            assert_plain(item)
+    elif isinstance(tree, list):
+        for item in tree:
+            assert_plain(item)
+    else:
+        assert tree is None or isinstance(tree, str | int | float | bool)
+
+
+# --- YAML ---------------------------------------------------------------------------------------------------------------
+
+
+@given(st.text(alphabet="ab: -[]{}&*!\"'#\n|>%@`,?1.0\ue000", max_size=40).map(str.encode) | st.binary(max_size=40))
+@example(b"a: 2020-13-45")
+@example(b"a: !!int x")
+@example(b"a: !!float x")
+@example(b"a: !!binary x")
+@example(b"a: !!timestamp x")
+@example(b"a: !!bool x")
+@example(b"? [a]\n: b")
+@example(b"? {a: b}\n: c")
+@example(b"<<: 1")
+@example(b"a: &a {<<: *a}")
+@example(b"a: 1__:_")
+@example(b"a: 0x_")
+def test_whatever_is_given_the_answer_is_a_mapping_or_one_line(text):
+    try:
+        tree = decoding.parse_yaml(text, "recipe")
+    except ConfigError as error:
+        assert str(error).startswith("recipe: ") and "\n" not in str(error)
+    else:
+        assert isinstance(tree, dict)
+
+
+def test_a_few_aliases_are_fine():
+    assert decoding.parse_yaml(b"a: &a [1]\nb: *a\nc: *a", "s") == {"a": [1], "b": [1], "c": [1]}
+
+
+def test_a_key_twice_in_a_section_is_refused_with_its_line():
+    with pytest.raises(ConfigError, match="key 'b' stands twice, the second time in line 2 or below"):
+        decoding.parse_yaml(b"a:\n  b: 1\n  b: 2\n", "s")
+
+
+# --- overrides ----------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_any_depth_and_leave_the_tree_alone():
+    tree = {"a": {"b": 1}, "c": 2}
+    found = decoding.apply_overrides(tree, ["a.b=[1, 2]", "d.e.f=x", "c=null", "g=a=b"], "s")
+    assert found == {"a": {"b": [1, 2]}, "c": None, "d": {"e": {"f": "x"}}, "g": "a=b"}
+    assert tree == {"a": {"b": 1}, "c": 2}
+
+
+def test_an_override_below_a_bare_kind_keeps_the_kind():
+    assert decoding.apply_overrides({"shape": "circle"}, ["shape.radius=2"], "s") == {"shape": {"kind": "circle", "radius": 2}}
+
+
+def test_later_overrides_win():
+    assert decoding.apply_overrides({}, ["a=1", "a=2"], "s") == {"a": 2}
+
+
+@pytest.mark.parametrize("override", ["a", "=1", "", "a.b"])
+def test_what_is_no_override_is_refused(override):
+    with pytest.raises(ConfigError, match="an override has the form"):
+        decoding.apply_overrides({}, [override], "s")
+
+
+@given(st.text(alphabet="ab.=[]{}: &*!2", max_size=20))
+@example("a=2020-13-45")
+@example("a=!!int x")
+def test_any_override_is_applied_or_refused_on_one_line(override):
+    try:
+        decoding.apply_overrides({"a": {"b": 1}}, [override], "recipe")
+    except ConfigError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("length", [decoding.MAX_TEXT, decoding.MAX_TEXT + 1])
+def test_a_text_is_as_long_as_a_path_at_most_and_is_not_quoted_whole(length):
+    tree = {"corners": ["x" * length], "side": 1}
+    if length <= decoding.MAX_TEXT:
+        assert decoding.decode(SquareConfig, tree, NAMES).corners == ("x" * length,)
+        return
+    with pytest.raises(ConfigError, match=r"corners\[0\] = 'x+\.\.\.x+': is 2001 characters long; .* at most 2000") as caught:
+        decoding.decode(SquareConfig, tree, NAMES)
+    assert len(str(caught.value)) < 250

@@ -1,0 +1,135 @@
+"""Means, spreads and differences of fabricated runs against NumPy and scipy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from redistill.reports.comparison import Entrant, Row, columns, compare, entrants
+from redistill.reports.lineup import Lineup, read_lineup
+from tests.reports.fabricated import write_method, write_sweep
+
+DATASETS = ("dolly", "vicuna")
+
+
+def scores(*seed: int, gain: float = 0.0, prompts: int = 10, datasets=DATASETS) -> dict:
+    rng = np.random.default_rng(seed)
+    return {name: {k: 30 + gain + rng.normal(0, 5, prompts) for k in (10, 20)} for name in datasets}
+
+
+def rows_of(lineup: Lineup) -> tuple[list[Entrant], dict[tuple[str, str], Row]]:
+    models = entrants(lineup)
+    baseline = [model for model in models if model.role == "baseline"]
+    return models, {(row.model, row.column): row for row in compare(models, columns(models), baseline)}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> tuple[dict[tuple[str, int], dict], dict[tuple[str, str], Row]]:
+    """Two methods, three training seeds each, over two data sets of equal size; what was written and what was read."""
+    written = {(m, s): scores(n, s, gain=2.0 * n) for n, m in enumerate(("sft", "mgsr")) for s in (1, 2, 3)}
+    folders = [write_method(tmp_path / f"{m}{s}", found, m, s) for (m, s), found in written.items()]
+    return written, rows_of(read_lineup(folders))[1]
+
+
+def test_with_several_training_seeds_the_spread_is_theirs(table):
+    written, rows = table
+    by_training = [np.mean(list(written["mgsr", s]["dolly"].values())) for s in (1, 2, 3)]
+    found = rows["mgsr", "dolly"].rouge
+    assert (found.mean, found.deviation) == pytest.approx((np.mean(by_training), np.std(by_training, ddof=1)))
+    assert (found.over, found.num_trainings, found.num_seeds) == ("training seeds", 3, 2)
+
+
+def test_with_one_training_seed_the_spread_is_that_of_evaluation_seeds(tmp_path):
+    written = scores(7)
+    _, rows = rows_of(read_lineup([write_method(tmp_path / "a", written, "mgsr")]))
+    by_seed = [np.mean([written[name][seed] for name in DATASETS]) for seed in (10, 20)]
+    found = rows["mgsr", "average"].rouge
+    assert (found.mean, found.deviation) == pytest.approx((np.mean(by_seed), np.std(by_seed, ddof=1)))
+    assert (found.over, found.num_trainings) == ("evaluation seeds", 1)
+
+
+def test_the_average_weighs_data_sets_alike_and_needs_all_of_them(tmp_path):
+    big, small = scores(1, prompts=30, datasets=["dolly"]), scores(2, gain=20, prompts=5, datasets=["vicuna"])
+    both = write_method(tmp_path / "a", big | small, "mgsr")
+    half = write_method(tmp_path / "b", big, "sft")
+    _, rows = rows_of(read_lineup([both, half], "mgsr"))
+    expected = (np.mean(list(big["dolly"].values())) + np.mean(list(small["vicuna"].values()))) / 2
+    assert rows["mgsr", "average"].rouge.mean == pytest.approx(expected)
+    assert ("sft", "dolly") in rows and ("sft", "vicuna") not in rows and ("sft", "average") not in rows
+
+
+def test_differences_are_paired_by_prompt_and_training_seed_and_agree_with_scipy(table):
+    written, rows = table
+
+    def matrix(dataset):
+        return np.array([np.mean(list(written["mgsr", s][dataset].values()), axis=0) for s in (1, 2, 3)]) - np.array(
+            [np.mean(list(written["sft", s][dataset].values()), axis=0) for s in (1, 2, 3)]
+        )
+
+    found = rows["mgsr", "dolly"].contrast
+    of_prompts = matrix("dolly").mean(axis=0)
+    assert found.interval.difference == pytest.approx(of_prompts.mean()) and found.num_seeds == 3
+    theirs = stats.permutation_test((of_prompts,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert found.p == pytest.approx(theirs.pvalue)
+    assert (found.wins, found.losses) == ((of_prompts > 0).sum(), (of_prompts < 0).sum())
+    average = rows["mgsr", "average"].contrast
+    assert average.interval.difference == pytest.approx((matrix("dolly").mean() + matrix("vicuna").mean()) / 2)
+    assert average.wins + average.ties + average.losses == 20
+    assert rows["sft", "dolly"].contrast is None and rows["sft", "dolly"].versus is None
+
+
+def test_with_one_training_seed_the_interval_agrees_with_scipys(tmp_path):
+    a, b = scores(1, gain=3, prompts=50, datasets=["dolly"]), scores(2, prompts=50, datasets=["dolly"])
+    _, rows = rows_of(read_lineup([write_method(tmp_path / "b", b, "sft"), write_method(tmp_path / "a", a, "mgsr")]))
+    difference = np.mean(list(a["dolly"].values()), axis=0) - np.mean(list(b["dolly"].values()), axis=0)
+    theirs = stats.bootstrap((difference,), np.mean, n_resamples=20_000, method="percentile", rng=0)
+    found = rows["mgsr", "dolly"].interval
+    # 2,000 draws: the standard error of a 2.5 % quantile is 0.06 standard errors of the mean; 4 of these.
+    slack = 4 * 0.06 * theirs.standard_error
+    assert found.lower == pytest.approx(theirs.confidence_interval.low, abs=slack)
+    assert found.upper == pytest.approx(theirs.confidence_interval.high, abs=slack)
+
+
+def test_without_shared_training_seeds_all_of_each_are_averaged_and_that_is_said(tmp_path):
+    written = {seed: scores(seed, datasets=["dolly"]) for seed in (1, 2, 3, 4)}
+    folders = [write_method(tmp_path / str(s), found, "sft" if s < 3 else "mgsr", s) for s, found in written.items()]
+    _, rows = rows_of(read_lineup(folders))
+    means = {seed: np.mean(list(found["dolly"].values())) for seed, found in written.items()}
+    found = rows["mgsr", "dolly"].contrast
+    assert found.num_seeds == 0
+    assert found.interval.difference == pytest.approx((means[3] + means[4] - means[1] - means[2]) / 2)
+
+
+def test_holm_counts_the_methods_and_neither_teacher_nor_untrained_student(tmp_path):
+    sweep = write_sweep(tmp_path, {"sft": 0.0, "kd": 0.4, "mgsr": 0.5}, prompts=12)
+    _, rows = rows_of(read_lineup([sweep]))
+    kd, mgsr = (rows[name, "dolly"].contrast for name in ("kd", "mgsr"))
+    low, high = sorted([kd.p, mgsr.p])
+    assert min(kd.p_holm, mgsr.p_holm) == pytest.approx(min(1, 2 * low))
+    assert max(kd.p_holm, mgsr.p_holm) == pytest.approx(max(min(1, 2 * low), high))
+    assert rows["teacher", "dolly"].contrast.p_holm is None
+
+
+def test_other_prompts_under_the_same_ids_are_not_paired(tmp_path):
+    ours = write_method(tmp_path / "a", scores(1), "sft")
+    theirs = write_method(tmp_path / "b", scores(2), "mgsr", text="asked otherwise")
+    _, rows = rows_of(read_lineup([ours, theirs]))
+    assert rows["mgsr", "dolly"].contrast is None and rows["mgsr", "dolly"].note == "different prompts"
+    assert rows["mgsr", "average"].note == "different prompts"
+
+
+def test_a_shared_teacher_is_one_row_and_different_ones_are_several(tmp_path):
+    folders = [write_method(tmp_path / m, scores(1), m) for m in ("sft", "kd", "mgsr")]
+    assert [model.label for model in entrants(read_lineup(folders)) if not model.is_method] == ["teacher", "before training"]
+    scores_file = folders[2] / "teacher" / "scores.json"
+    scores_file.write_text(scores_file.read_text().replace("7eac", "aaaa"))
+    labels = [model.label for model in entrants(read_lineup(folders)) if model.role == "teacher"]
+    assert labels == ["teacher (sft, kd)", "teacher (mgsr)"]
+
+
+def test_a_model_that_serves_several_training_seeds_is_one_training(tmp_path):
+    models, rows = rows_of(read_lineup([write_sweep(tmp_path, {"sft": 0.0}, prompts=5)]))
+    trainings = {model.role: len(model.trainings) for model in models}
+    assert trainings == {"teacher": 1, "before": 3, "baseline": 3}  # one teacher; a student made anew for each seed
+    assert rows["teacher", "dolly"].rouge.deviation is None

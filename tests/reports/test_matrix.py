@@ -1,0 +1,129 @@
+"""Sweep recipes: what they expand to, and what is refused with its place and remedy."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from redistill.errors import ConfigError
+from redistill.reports.matrix import Cell, Sweep, cells, merged, read_sweep
+
+MINIMAL: dict[str, Any] = {"name": "table", "rows": {"sft": {"method": "sft"}, "mgsr": {"method": "mgsr"}}}
+
+
+def write(folder: Path, tree: Any, name: str = "sweep.yaml") -> Path:
+    (folder / name).write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    return folder / name
+
+
+def expanded(folder: Path, world: dict[str, Any] | None = None, **tree: Any) -> list[Cell]:
+    return list(cells(read_sweep(write(folder, {**MINIMAL, **tree})), world))
+
+
+def test_every_row_runs_with_every_seed(tmp_path: Path) -> None:
+    found = expanded(tmp_path, seeds=[1, 2])
+    assert [(cell.label, cell.seed) for cell in found] == [("sft", 1), ("sft", 2), ("mgsr", 1), ("mgsr", 2)]
+    assert [cell.tree["seed"] for cell in found] == [1, 2, 1, 2]
+    assert [cell.tree["name"] for cell in found] == ["sft-seed1", "sft-seed2", "mgsr-seed1", "mgsr-seed2"]
+
+
+def test_a_row_lies_over_the_base_and_the_base_over_the_world(tmp_path: Path) -> None:
+    world = {"training": {"updates": 1, "batch_size": 1, "keep": 1}, "name": "world"}
+    base = {"training": {"batch_size": 2, "keep": 2}, "seed": 99}
+    rows = {"kd": {"method": "kd", "training": {"keep": 3}}}
+    (cell,) = expanded(tmp_path, world, base=base, rows=rows, seeds=[5])
+    assert cell.tree == {
+        "training": {"updates": 1, "batch_size": 2, "keep": 3},
+        "name": "kd-seed5",
+        "seed": 5,
+        "method": "kd",
+    }
+
+
+def test_policy_and_objective_replace_as_a_whole() -> None:
+    under = {"policy": {"kind": "mixed", "student_fraction": 0.3}, "objective": {"span_weight": 1.0}}
+    assert merged(under, {"policy": {"kind": "revised"}}) == {"policy": {"kind": "revised"}, "objective": {"span_weight": 1.0}}
+
+
+def test_dotted_keys_are_settings_to_change(tmp_path: Path) -> None:
+    rows = {"a": {"method": "mgsr", "objective.span_weight": 0, "data.tests": {"x": None}, "optimiser.learning_rate": "1e-3"}}
+    (cell,) = expanded(tmp_path, rows=rows, seeds=[1])
+    assert set(cell.tree) == {"method", "name", "seed"}
+    values = {key: yaml.safe_load(text) for key, _, text in (override.partition("=") for override in cell.overrides)}
+    assert values == {"objective.span_weight": 0, "data.tests": {"x": None}, "optimiser.learning_rate": "1e-3"}
+
+
+def test_a_base_may_be_another_file_beside_the_sweep(tmp_path: Path) -> None:
+    write(tmp_path, {"method": "kd", "training": {"updates": 7}}, "base.yaml")
+    (cell,) = expanded(tmp_path, base="base.yaml", rows={"a": {}}, seeds=[1])
+    assert cell.tree["training"] == {"updates": 7}
+
+
+def test_one_table_of_all_rows_unless_groups_say_otherwise(tmp_path: Path) -> None:
+    sweep = read_sweep(write(tmp_path, {**MINIMAL, "published": "table1-gpt2"}))
+    (table,) = sweep.tables.values()
+    assert (list(sweep.tables), table.rows, table.baseline) == (["compare"], ("sft", "mgsr"), "sft")
+    assert table.published == ("table1-gpt2",)
+
+
+def test_a_group_has_its_own_baseline_else_the_sweeps_else_its_first_row(tmp_path: Path) -> None:
+    groups = {
+        "a": {"rows": ["x", "y"], "baseline": "x", "published": ["table2"]},
+        "b": {"rows": ["x", "y"]},
+        "c": {"rows": ["z", "x"]},
+    }
+    tree = {"name": "s", "rows": {"x": {}, "y": {}, "z": {}}, "baseline": "y", "groups": groups, "published": "table1-opt"}
+    tables = read_sweep(write(tmp_path, tree)).tables
+    assert {name: (table.baseline, table.published) for name, table in tables.items()} == {
+        "compare-a": ("x", ("table2",)),
+        "compare-b": ("y", ("table1-opt",)),
+        "compare-c": ("z", ("table1-opt",)),
+    }
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown field": ({"seed": 3}, "seed: no such section; did you mean 'seeds'?"),
+    "no rows": ({"rows": {}}, "rows: empty; name at least one"),
+    "an empty row": ({"rows": {"sft": None}}, "rows.sft = None: must be a mapping"),
+    "a label that is no file name": ({"rows": {"a/b": {}}}, "rows: 'a/b': may hold letters, digits, '.', '_' and '-'"),
+    "a name that leaves the folder": ({"name": "../x"}, "name: '../x': may hold letters"),
+    "a key that is no text": ({"rows": {"a": {1: 2}}}, "rows.a: 1: must be text"),
+    "a seed in a row": ({"rows": {"a": {"seed": 3}}}, "rows.a.seed: is set by the sweep itself; leave it out"),
+    "a seed twice": ({"seeds": [1, 1]}, "seeds = [1, 1]: must be at least one, and all different"),
+    "no seed": ({"seeds": []}, "seeds = []: must be at least one"),
+    "an unknown baseline": ({"baseline": "kd"}, "baseline: no row 'kd'; the rows are sft, mgsr"),
+    "an unknown row in a group": ({"groups": {"a": {"rows": ["kd"]}}}, "groups.a.rows: no row 'kd'; the rows are sft, mgsr"),
+    "a group's baseline elsewhere": (
+        {"groups": {"a": {"rows": ["sft"], "baseline": "mgsr"}}},
+        "groups.a.baseline: no row 'mgsr'; the rows are sft",
+    ),
+    "no such table of the paper": (
+        {"published": "table9"},
+        "published: no table 'table9' of the paper; choose from table1-gpt2",
+    ),
+    "an unknown world": ({"world": "real"}, "world = 'real': must be 'toy'"),
+    "a base that is not there": ({"base": "none.yaml"}, "No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_wrong_sweep_is_refused_with_its_place(tmp_path: Path, case: str) -> None:
+    changes, said = REFUSED[case]
+    path = write(tmp_path, {**MINIMAL, **changes})
+    with pytest.raises(ConfigError) as error:
+        read_sweep(path)
+    assert said in str(error.value) and str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_sweep_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file or directory; give the path of a sweep"):
+        read_sweep(tmp_path / "none.yaml")
+
+
+def test_the_page_of_sweeps_has_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert named == [field.name for field in dataclasses.fields(Sweep)]

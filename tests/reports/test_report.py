@@ -1,0 +1,147 @@
+"""The report of a fabricated run: its numbers, what it does to hostile text, and what it says when pieces are missing."""
+
+import html
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from redistill.errors import CheckpointError
+from redistill.reports.report import build_report, summary_table
+from redistill.storage.redaction import plain
+from tests.reports.fabricated import GAIN, PROMPTS, write_json, write_lines, write_run
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    "<img src=x onerror=alert(3)>",
+    "<svg onload=alert(4)>",
+    "\" onmouseover='alert(5)' x=\"",
+    "'><iframe src=http://evil.example></iframe>",
+    "</style><style>@import url(http://evil.example/a.css)</style>",
+    "</pre></td></table><base href=http://evil.example>",
+    "<a href=javascript:alert(6)>link</a>",
+    "{{ 7 * 7 }}{% raw %}",
+    "+ADw-script+AD4-alert(7)+ADw-/script+AD4-",
+    "<!-- \u2028 --><meta http-equiv=refresh content='0;url=http://evil.example'>",
+    "&lt;script&gt; &#60;b&#62;",
+    "]]><x:script xmlns:x='http://www.w3.org/1999/xhtml'>alert(8)</x:script>",
+)
+
+
+def test_the_headline_table_holds_the_means_deviations_and_paired_differences(run_folder, baseline_folder):
+    table = summary_table(run_folder, [baseline_folder])
+    assert [(row["dataset"], row["model"]) for row in table] == [
+        (dataset, model) for dataset in ("dolly", "vicuna") for model in ("teacher", "before training", "plain-sft", "mine")
+    ]
+    means = [20 + GAIN["student"] + 5 * np.random.default_rng([0, seed]).standard_normal(PROMPTS).mean() for seed in (10, 20)]
+    mine = table[3]
+    assert mine["rouge_l"] == pytest.approx(np.mean(means)) and mine["rouge_l_sd"] == pytest.approx(np.std(means, ddof=1))
+    # Every prompt's score differs by the same amount, so the interval has no width.
+    gain = GAIN["student"] - GAIN["baseline"]
+    assert (mine["difference"], mine["lower"], mine["upper"]) == pytest.approx((gain, gain, gain))
+    assert mine["versus"] == "plain-sft" and mine["num_prompts"] == PROMPTS and mine["num_seeds"] == 2
+    assert (mine["cross_entropy"], mine["kl"], mine["distinct_2"]) == (2.345, 0.456, 0.812)
+    assert table[2]["versus"] is None and table[2]["difference"] is None and table[0]["kl"] is None
+
+
+def test_without_a_baseline_the_difference_is_to_the_student_before(run_folder):
+    mine = summary_table(run_folder)[2]
+    assert mine["versus"] == "before training" and mine["difference"] == pytest.approx(GAIN["student"] - GAIN["before"])
+
+
+def test_the_page_shows_numbers_answers_corrections_curves_and_how_to_repeat_the_run(tmp_path, baseline_folder):
+    run_folder = write_run(tmp_path / "run", "mine", updates=20)
+    page = build_report(run_folder, [baseline_folder]).read_text(encoding="utf-8")
+    for row in summary_table(run_folder, [baseline_folder]):
+        assert f"{row['rouge_l']:.2f}" in page
+    assert "+2.00" in page and "12.5×" in page and "4.5×" in page
+    assert page.count('<div class="prompt text">') == 12 and page.count("the student wrote") == 8
+    assert "<del> wrong</del>" in page and "<ins> right</ins>" in page
+    assert page.count("<figure") == 14 and "redistill run mine.yaml" in page and "updates: 40" in page
+    for who in ("teacher", "before", "baseline", "student"):
+        assert re.search(rf"{who} answers \d+ with seed 10\.", page)
+
+
+def test_two_builds_write_the_same_bytes(run_folder, baseline_folder, tmp_path):
+    first = build_report(run_folder, [baseline_folder], tmp_path / "a.html").read_bytes()
+    assert first == build_report(run_folder, [baseline_folder], tmp_path / "b.html").read_bytes()
+    assert not (run_folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_shown_and_never_obeyed(text, tmp_path):
+    page = build_report(write_run(tmp_path / "run", "mine", text=text)).read_text(encoding="utf-8")
+    assert text in html.unescape(page)
+    tags = set(re.findall(r"<\s*/?([a-zA-Z:]+)", page))
+    assert not tags & {"script", "img", "iframe", "base", "x:script", "object", "link", "form", "b:script"}
+    assert page.count("<style>") == 1 and len(re.findall(r"<meta[^>]+http-equiv", page)) == 1
+    attributes = " ".join(re.findall(r"<[a-zA-Z][^<>]*>", page))
+    assert not re.search(r"\son[a-z]+\s*=", attributes) and "javascript:" not in attributes
+
+
+def test_the_page_loads_nothing(tmp_path):
+    page = build_report(write_run(tmp_path / "run", "mine", updates=3)).read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert "default-src 'none'" in page
+    links = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", page)
+    assert links and all(link.startswith("#") for link in links)
+    assert not re.search(r"url\((?!#)", page) and "@import" not in page
+
+
+def test_control_characters_reach_neither_the_page_nor_the_table(tmp_path):
+    folder = write_run(tmp_path / "run", "mine", text="\x1b[31mred\x1b]0;title\x07\x00\x9b1m\u202e\ud83d")
+    page = build_report(folder).read_text(encoding="utf-8")
+    assert "red" in page and not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
+    assert [row["model"] for row in summary_table(folder)][-1].startswith("minered")
+
+
+def test_plain_keeps_text_lines_and_tabs():
+    assert plain("a\tb\nç 中 😀 é") == "a\tb\nç 中 😀 é"
+    assert plain("\x1b[1;31mred\x1b[0m \x1b]8;;http://x\x1b\\link\x1b]8;;\x07 \x1bc\r\x08end") == "red link cend"
+    assert plain("\x1b]never closed, and kept") == "]never closed, and kept"
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        ("scores.json", "scores of this run"),
+        ("teacher", "scores of the teacher"),
+        ("before", "before training (before/scores.json)"),
+        ("metrics.jsonl", "training metrics"),
+        ("revisions.jsonl", "corrections (revisions.jsonl"),
+    ],
+)
+def test_a_missing_piece_is_named_and_the_rest_is_shown(gone, told, run_folder):
+    path = run_folder / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    page = build_report(run_folder).read_text(encoding="utf-8")
+    assert told in page and "Repeat this run" in page
+
+
+def test_a_run_that_has_just_begun_has_a_report(tmp_path):
+    write_json(tmp_path / "new" / "run.json", {"schema": 1, "status": "running", "config": None, "data": [], "models": "?"})
+    page = build_report(tmp_path / "new").read_text(encoding="utf-8")
+    assert "running" in page and "<h1>new</h1>" in page and summary_table(tmp_path / "new") == []
+
+
+def test_answers_with_missing_keys_are_shown_as_far_as_they_go(run_folder):
+    write_lines(run_folder / "responses" / "dolly-seed10.jsonl", [{"id": "dolly:0"}, {"prompt": "no id"}, "no object"])
+    assert "dolly:0" in build_report(run_folder).read_text(encoding="utf-8")
+    mine = next(row for row in summary_table(run_folder) if row["model"] == "mine")
+    assert mine["difference"] is None and mine["note"] == "different prompts"
+
+
+def test_a_folder_that_is_no_run_is_refused_in_one_line(run_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    newer = write_run(tmp_path / "newer", "newer")
+    write_json(newer / "scores.json", {"schema": 2})
+    damaged = write_run(tmp_path / "damaged", "damaged")
+    (damaged / "run.json").write_text("{")
+    torn = write_run(tmp_path / "torn", "torn")
+    (torn / "metrics.jsonl").write_text('{"kind"\n{}\n')
+    for folder in (tmp_path / "nowhere", tmp_path / "empty", newer, damaged, torn):
+        with pytest.raises(CheckpointError) as caught:
+            build_report(run_folder, [folder])
+        assert folder.name in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,162 @@
+"""Commands side by side: order, needs, failures, interruptions."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from redistill.runs.jobs import Job, JobProgress, last_line, run_jobs
+
+FAIL = "print('first'); print('it broke', flush=True); raise SystemExit(3)"
+
+
+class Watch:
+    """What run_jobs told, and how many jobs ran at once."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.running = self.most = 0
+
+    def start(self, job: Job) -> None:
+        self.told.append(("start", job.name))
+        self.running += 1
+        self.most = max(self.most, self.running)
+
+    def end(self, job: Job, code: int, seconds: float) -> None:
+        assert seconds >= 0
+        self.told.append(("end", job.name))
+        self.running -= 1
+
+
+def job(folder: Path, name: str, code: str = "", needs: Sequence[str] = ()) -> Job:
+    return Job(name=name, command=(sys.executable, "-c", code), log=folder / name / "log.txt", needs=needs)
+
+
+def run(jobs: Sequence[Job], limit: int = 2, watch: Watch | None = None, **environment: str) -> dict[str, int]:
+    watch = watch or Watch()
+    return run_jobs(jobs, limit, environment={**os.environ, **environment}, on_start=watch.start, on_end=watch.end)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_all_run_and_never_more_than_the_limit_at_once(tmp_path: Path, limit: int) -> None:
+    watch = Watch()
+    assert run([job(tmp_path, f"j{i}") for i in range(5)], limit, watch) == {f"j{i}": 0 for i in range(5)}
+    assert [name for what, name in watch.told if what == "start"] == [f"j{i}" for i in range(5)]
+    assert watch.most <= limit and watch.running == 0
+
+
+def test_a_job_starts_when_what_it_needs_has_ended(tmp_path: Path) -> None:
+    watch = Watch()
+    run([job(tmp_path, "run", needs=["stage"]), job(tmp_path, "stage"), job(tmp_path, "free")], 2, watch)
+    assert watch.told.index(("end", "stage")) < watch.told.index(("start", "run"))
+    assert watch.told.index(("start", "free")) < watch.told.index(("start", "run"))
+
+
+def test_a_failure_stops_only_what_needs_it(tmp_path: Path) -> None:
+    jobs = [
+        job(tmp_path, "stage", FAIL),
+        job(tmp_path, "run", needs=["stage"]),
+        job(tmp_path, "after", needs=["run"]),
+        job(tmp_path, "free"),
+    ]
+    assert run(jobs, 1) == {"stage": 3, "free": 0}
+    assert last_line(tmp_path / "stage" / "log.txt") == "it broke"
+
+
+def test_a_log_is_continued_and_holds_both_streams(tmp_path: Path) -> None:
+    both = "import sys; print('out', flush=True); print('err', file=sys.stderr)"
+    for _ in range(2):
+        run([job(tmp_path, "a", both)])
+    assert (tmp_path / "a" / "log.txt").read_text().split() == ["out", "err"] * 2
+    assert last_line(tmp_path / "none.txt") == ""
+
+
+def test_jobs_get_the_environment(tmp_path: Path) -> None:
+    run([job(tmp_path, "a", "import os; print(os.environ['OMP_NUM_THREADS'])")], OMP_NUM_THREADS="7")
+    assert last_line(tmp_path / "a" / "log.txt") == "7"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_ends_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    started: list[int] = []
+    made: list[subprocess.Popen] = []
+
+    def interrupt(started_job: Job) -> None:
+        started.append(1)
+        if len(started) == 2:
+            os.kill(os.getpid(), number)
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    endless = "import time\nwhile True: time.sleep(0.01)"
+    jobs = [job(tmp_path, name, endless) for name in ("a", "b", "c")]
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, 2, environment=os.environ, on_start=interrupt, on_end=lambda *told: None)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == handlers
+    assert not (tmp_path / "c").exists()
+    assert [process.returncode for process in made] == [-signal.SIGTERM] * 2
+
+
+def test_an_interruption_while_a_job_starts_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[subprocess.Popen] = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run([job(tmp_path, "a", "import time\nwhile True: time.sleep(0.01)")])
+    assert [process.returncode for process in made] == [-signal.SIGTERM]
+
+
+def test_a_hangup_that_is_ignored_as_under_nohup_stops_nothing(tmp_path: Path) -> None:
+    class Hangup(Watch):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run([job(tmp_path, "a")], 1, Hangup()) == {"a": 0}
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def told(*, terminal: bool) -> str:
+    """What four jobs, of which two have ended after 60 s, look like."""
+    seconds = iter([0.0, 60.0, 60.0])
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    with JobProgress(4, console=console, clock=lambda: next(seconds)) as progress:
+        progress.started("a")
+        progress.ended("a", 30.4, "ROUGE-L 70.00")
+        progress.ended("b", 60.0, "")
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_progress_in_a_log_is_a_line_for_each_job_with_the_time_left() -> None:
+    assert told(terminal=False).splitlines() == [
+        "a: started",
+        "a: 0:30  ROUGE-L 70.00  1/4  3:00 left",
+        "b: 1:00  2/4  1:00 left",
+    ]
+
+
+def test_progress_on_a_terminal_has_a_bar_below_the_lines() -> None:
+    text = told(terminal=True)
+    assert "a: 0:30  ROUGE-L 70.00" in text and "2/4  1:00 left" in text

@@ -1,0 +1,244 @@
+"""Assembly: from a config to data and models, and what the manifest says of them."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from redistill.config.run import DataConfig, Run
+from redistill.data.tokenize import TokenizeConfig
+from redistill.errors import ConfigError, DataError, VocabularyError
+from redistill.runs.load import load_data, load_models, load_tests
+from redistill.storage import files
+from tests.tokenizers import llama_like
+from tests.worlds import LLAMA, gpt2_tokenizer, rows, tiny_run, write_model, write_rows
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return gpt2_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("assembly")
+    tiny_run(folder)
+    return folder
+
+
+# --- data ---------------------------------------------------------------------------------------------------------------
+
+
+def data(folder: Path, **fields) -> DataConfig:
+    fields = {"train": (write_rows(folder / "train.jsonl", rows(10)),), "validation_rows": 3, **fields}
+    return DataConfig(**fields)
+
+
+def load(config, tokenizer, said=None, rejected=None, seed=1):
+    return load_data(config, tokenizer, seed, rejected=rejected, say=(said if said is not None else []).append)
+
+
+def instructions(records):
+    return [record.prompt.instruction for record in records]
+
+
+def test_validation_is_held_out_from_the_front_and_never_trained_on(tmp_path, tokenizer):
+    found = load(data(tmp_path), tokenizer)
+    assert instructions(found.validation) == [row["instruction"] for row in rows(3)]
+    assert instructions(e.record for e in found.train) == [row["instruction"] for row in rows(10)[3:]]
+    assert [e.record for e in found.validation_examples] == list(found.validation)
+
+
+def test_a_validation_file_leaves_the_training_set_whole(tmp_path, tokenizer):
+    validation = write_rows(tmp_path / "validation.jsonl", rows(6, 50))
+    found = load(data(tmp_path, validation=validation), tokenizer)
+    assert len(found.train) == 10 and instructions(found.validation) == [row["instruction"] for row in rows(3, 50)]
+
+
+def test_the_first_so_many_rows_are_taken_after_holding_out(tmp_path, tokenizer):
+    found = load(data(tmp_path, max_train_rows=2), tokenizer)
+    assert instructions(e.record for e in found.train) == [row["instruction"] for row in rows(2, 3)]
+    assert len(found.validation) == 3
+
+
+def test_several_sources_are_one_training_set_and_each_is_described(tmp_path, tokenizer):
+    more = write_rows(tmp_path / "more.jsonl", rows(4, 70))
+    config = data(tmp_path)
+    config = data(tmp_path, train=(*config.train, more))
+    said = []
+    found = load(config, tokenizer, said)
+    assert len(found.train) == 10 + 4 - 3
+    assert found.manifest["train 2"] == {
+        "source": more,
+        "form": "instruction/input/output, 4 rows",
+        "rows": 4,
+        "rejected": 0,
+        "sha256": files.digest(Path(more)),
+    }
+    assert said[1] == f"train 2: {more}: instruction/input/output, 4 rows"
+    assert said[-1] == "train: 11 examples; validation: 3"
+
+
+def test_prompts_that_are_too_long_are_dropped_and_counted(tmp_path, tokenizer):
+    long = {"instruction": "Where is the cat? " * 60, "output": "Here."}
+    path = write_rows(tmp_path / "mixed.jsonl", [*rows(6), long])
+    said = []
+    found = load(data(tmp_path, train=(path,)), tokenizer, said)
+    assert found.manifest["kept"] == {
+        "train": 3, "dropped": 1, "too long": 1, "nothing to learn": 0, "in a test set": 0, "validation": 3
+    }  # fmt: skip
+    assert said[-1] == "train: 3 examples (1 dropped: 1 too long); validation: 3"
+
+
+def test_a_prompt_that_is_too_long_is_listed_and_is_no_bad_row(tmp_path, tokenizer):
+    path = write_rows(tmp_path / "mixed.jsonl", [*rows(6), {"instruction": "Where is the cat? " * 60, "output": "Here."}])
+    rejected = tmp_path / "rejected.jsonl"
+    for _ in range(2):  # a run that is resumed lists it once
+        load(data(tmp_path, train=(path,), max_bad_rows=0), tokenizer, rejected=rejected)
+    (row,) = files.read_lines(rejected)
+    assert (row["source"], row["line"]) == (path, 7) and "prompt_tokens = 256" in row["reason"]
+
+
+NEVER = {"messages": [{"role": "user", "content": "REFUSE"}, {"role": "assistant", "content": "No."}]}
+
+
+@pytest.fixture
+def chatty():
+    """A tokenizer whose chat template refuses one message."""
+    tokenizer = gpt2_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.content == 'REFUSE' %}{{ raise_exception('not that') }}{% endif %}"
+        "<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return tokenizer
+
+
+def test_a_row_that_the_chat_template_refuses_is_a_bad_row(tmp_path, chatty):
+    path = write_rows(tmp_path / "mixed.jsonl", [NEVER, *rows(6), NEVER])
+    rejected, said = tmp_path / "rejected.jsonl", []
+    config = data(tmp_path, train=(path,), tokens=TokenizeConfig(template="chat"), max_bad_rows=2)
+    found = load(config, chatty, said, rejected)
+    listed = files.read_lines(rejected)
+    assert {(row["source"], row["line"]) for row in listed} == {(path, 1), (path, 8)}
+    assert all("not that" in row["reason"] for row in listed)
+    assert instructions(found.validation) == [row["instruction"] for row in rows(2)], "it cannot be asked either"
+    assert found.manifest["kept"]["nothing to learn"] == found.manifest["kept"]["validation nothing to learn"] == 1
+    assert said[-1] == "train: 4 examples (1 dropped: 1 nothing to learn); validation: 2"
+    with pytest.raises(DataError, match=r"mixed\.jsonl:1: .*more than 1 rows cannot be used .*raise max_bad_rows"):
+        load(dataclasses.replace(config, max_bad_rows=1), chatty, rejected=rejected)
+
+
+def test_what_a_test_set_asks_is_not_learnt_from(tmp_path, tokenizer):
+    test = write_rows(tmp_path / "test.jsonl", [{**row, "output": "Else."} for row in (*rows(2), *rows(1, 50), *rows(1, 9))])
+    validation = write_rows(tmp_path / "validation.jsonl", rows(4, 50))
+    said = []
+    found = load(data(tmp_path, validation=validation, tests={"mine": test}), tokenizer, said)
+    assert instructions(e.record for e in found.train) == [row["instruction"] for row in rows(7, 2)]
+    assert instructions(found.validation) == [row["instruction"] for row in rows(3, 51)]
+    kept = found.manifest["kept"]
+    assert (kept["in a test set"], kept["dropped"], kept["validation in a test set"]) == (3, 3, 1)
+    assert "asked in a test set too, and left out: 3 training rows, 1 validation rows" in said
+
+
+def test_the_same_instruction_about_another_input_is_another_question(tmp_path, tokenizer):
+    row = rows(1)[0]
+    test = write_rows(tmp_path / "test.jsonl", [{**row, "input": "the moon"}])
+    assert len(load(data(tmp_path, tests={"mine": test}), tokenizer).train) == 7
+    test = write_rows(tmp_path / "test.jsonl", [{**row, "input": f" {row['input']}\n"}])
+    assert len(load(data(tmp_path, tests={"mine": test}), tokenizer).train) == 6
+
+
+def test_data_that_a_test_set_asks_throughout_is_refused(tmp_path, tokenizer):
+    config = data(tmp_path, validation=write_rows(tmp_path / "validation.jsonl", rows(2, 50)))
+    with pytest.raises(DataError, match="train: no row is left that no test set asks too"):
+        load(dataclasses.replace(config, tests={"mine": config.train[0]}), tokenizer)
+
+
+def test_tests_are_read_and_their_files_hashed(tmp_path, tokenizer):
+    path = write_rows(tmp_path / "test.jsonl", rows(2, 90))
+    config = data(tmp_path, tests={"mine": path})
+    found = load(config, tokenizer)
+    assert found.manifest["test mine"] == {"source": path, "rows": 2, "rejected": 0, "sha256": files.digest(Path(path))}
+    assert load_tests(config, lambda line: None) == found.tests
+
+
+def test_too_few_rows_to_hold_out_from_are_refused(tmp_path, tokenizer):
+    with pytest.raises(ConfigError, match="the training set has only 10 rows; hold out fewer"):
+        load(data(tmp_path, validation_rows=10), tokenizer)
+
+
+def test_rows_that_cannot_be_used_are_listed_by_source(tmp_path, tokenizer):
+    bad = write_rows(tmp_path / "bad.jsonl", [*rows(5), {"instruction": "no answer"}])
+    worse = write_rows(tmp_path / "worse.jsonl", [{"instruction": ""}, *rows(5)])
+    rejected = tmp_path / "rejected.jsonl"
+    found = load(data(tmp_path, train=(bad, worse), max_bad_rows=1), tokenizer, rejected=rejected)
+    assert [(row["source"], row["line"]) for row in files.read_lines(rejected)] == [(bad, 6), (worse, 1)]
+    assert (found.manifest["train 1"]["rejected"], found.manifest["train 2"]["rejected"]) == (1, 1)
+    with pytest.raises(DataError, match=r"bad\.jsonl:6: 'output' is missing"):
+        load(data(tmp_path, train=(bad, worse), max_bad_rows=0), tokenizer)
+    assert len(load(data(tmp_path, train=(bad, worse)), tokenizer).train) == 7, "a single bad row is put up with"
+
+
+# --- models -------------------------------------------------------------------------------------------------------------
+
+
+def models(config: Run):
+    return load_models(config)
+
+
+def test_a_student_of_its_own_and_a_teacher_share_their_vocabulary(world):
+    found = models(tiny_run(world))
+    assert found.vocabulary == len(found.tokenizer) and not found.notes
+    assert found.end_ids == (found.tokenizer.eos_token_id,) and found.pad_id == found.tokenizer.pad_token_id
+    student, teacher = (sum(p.numel() for p in model.parameters()) for model in (found.student, found.teacher))
+    assert found.manifest["student"]["parameters"] == student and found.manifest["teacher"]["parameters"] == teacher
+
+
+def test_a_student_of_teacher_layers(world):
+    config = tiny_run(world, student={"model": "teacher", "initialise": {"layers": [0, 2]}})
+    found = models(config)
+    assert found.student.config.num_hidden_layers == 2
+    own, theirs = found.student.model.layers[1].mlp.up_proj.weight, found.teacher.model.layers[2].mlp.up_proj.weight
+    assert torch.equal(own, theirs) and own.data_ptr() != theirs.data_ptr()
+
+
+def test_layers_of_a_student_of_its_own(world):
+    found = models(tiny_run(world, student={"initialise": {"layers": 1}}))
+    assert found.student.config.num_hidden_layers == 1
+
+
+def test_without_a_teacher_none_is_loaded(world):
+    found = models(tiny_run(world, "sft", teacher=None))
+    assert found.teacher is None and "teacher" not in found.manifest and found.vocabulary == len(found.tokenizer)
+
+
+def test_the_student_is_trained_in_float32_unless_told(world):
+    assert models(tiny_run(world)).student.dtype == torch.float32
+    assert models(tiny_run(world, student={"dtype": "bfloat16"})).student.dtype == torch.bfloat16
+
+
+def test_a_padded_head_is_cut_to_what_both_know(world, tmp_path):
+    size = len(gpt2_tokenizer())
+    padded = write_model(tmp_path / "padded", LLAMA, 5, vocab_size=size + 28)
+    found = models(tiny_run(world, teacher={"model": padded}))
+    assert found.vocabulary == size
+    assert any(f"{size + 28} (teacher) and {size} (student)" in note for note in found.notes)
+
+
+def test_other_token_ids_are_refused(world, tmp_path):
+    other = write_model(tmp_path / "other", LLAMA, 5)
+    llama_like().save_pretrained(other)
+    with pytest.raises(
+        VocabularyError, match="id 0 is '<unk>' in the teacher and '<|endoftext|>' in the student".replace("|", r"\|")
+    ):
+        models(tiny_run(world, teacher={"model": other}))
+
+
+def test_gradient_checkpointing_reaches_the_student(world):
+    found = models(tiny_run(world, student={"gradient_checkpointing": True}))
+    recomputes = [
+        any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        for model in (found.student, found.teacher)
+    ]
+    assert recomputes == [True, False]

@@ -1,0 +1,384 @@
+"""Sweeps: all is checked first, equal runs are shared, what is finished is skipped, what fails stops nothing else."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from redistill.cli.main import main
+from redistill.config.methods import METHODS
+from redistill.config.run import load_config
+from redistill.errors import ConfigError, RedistillError, TrainingError
+from redistill.losses.divergences import ForwardKL
+from redistill.runs import sweep
+from redistill.runs.sweep import Plan, plan_sweep, run_sweep
+from redistill.storage import files
+from redistill.storage.lock import locked
+
+# Stands for the command: notes that it was called, fails where the recipe's name says so, else leaves what a run leaves.
+COMMAND = """
+import json, os, pathlib, sys, yaml
+command, recipe, option, out = sys.argv[1:]
+assert command in {"run", "train"} and option == "--out"
+config = yaml.safe_load(open(recipe))
+folder = pathlib.Path(out)
+with open(folder.parent / "calls.txt", "a") as calls:
+    calls.write(f"{command} {folder.name}\\n")
+print("at work", flush=True)
+if (folder / "fail").exists():
+    print("redistill: mine.jsonl: no such file", flush=True)
+    raise SystemExit(int((folder / "fail").read_text() or 2))
+status = "trained" if command == "train" else "finished"
+(folder / "run.json").write_text(json.dumps({"schema": 1, "status": status, "config": config}))
+scores = {"datasets": {"toy": {"seeds": {"10": {"rouge_l": 40.0}, "20": {"rouge_l": 60.0}}}}}
+if command == "run":
+    (folder / "scores.json").write_text(json.dumps(scores))
+"""
+
+BASE = {
+    "teacher": {"model": "big"},
+    "student": {"model": "small"},
+    "data": {"tests": {"dolly": None}},
+    "optimiser": {"learning_rate": 1e-3},
+}
+ROWS = {"sft": {"method": "sft"}, "kd": {"method": "kd"}, "mgsr": {"method": "mgsr"}}
+
+
+@pytest.fixture(autouse=True)
+def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Nothing is trained and nothing compared; returns what was asked to be compared."""
+    asked: list[dict[str, Any]] = []
+
+    def compare(folders: Any, outputs: Any, **options: Any) -> None:
+        asked.append({"folders": list(folders), "outputs": [path.name for path in outputs], **options})
+
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND, encoding="utf-8")
+    monkeypatch.setattr(sweep, "REDISTILL", (sys.executable, str(script)))
+    monkeypatch.setattr(sweep, "build_comparison", compare)
+    monkeypatch.setattr(sweep, "print_comparison", lambda comparison: None)
+    return asked
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Callable[..., Plan]:
+    """Write a sweep recipe and plan it; `only` is of the command line, all else of the recipe."""
+
+    def write(only: tuple[str, ...] = (), **tree: Any) -> Plan:
+        path = tmp_path / "table.yaml"
+        path.write_text(yaml.safe_dump({"name": "table", "base": BASE, "rows": ROWS, "seeds": [1], **tree}, sort_keys=False))
+        return plan_sweep(path, out=tmp_path / "out", only=only)
+
+    return write
+
+
+def calls(folder: Path) -> list[str]:
+    """What was run in a folder since the last look."""
+    path = folder / "calls.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+def held(plan: Plan) -> dict[str, Any]:
+    return files.read_json(plan.folder / "sweep.json")
+
+
+def test_every_row_and_seed_becomes_a_run_of_its_own(plan: Callable[..., Plan]) -> None:
+    made = plan(seeds=[1, 2])
+    assert [(e.label, e.seed, e.run.method, e.run.seed, e.run.folder.name) for e in made.entries] == [
+        (label, seed, label, seed, f"{label}-seed{seed}") for label in ROWS for seed in (1, 2)
+    ]
+    run_sweep(made, jobs=1)
+    assert calls(made.folder) == [f"run {label}-seed{seed}" for label in ROWS for seed in (1, 2)]
+    assert held(made) == {
+        "schema": 1,
+        "name": "table",
+        "baseline": "sft",
+        "published": [],
+        "groups": {},
+        "runs": [
+            {"label": label, "seed": seed, "folder": f"{label}-seed{seed}", "status": "finished"}
+            for label in ROWS
+            for seed in (1, 2)
+        ],
+    }
+
+
+def test_dotted_keys_change_single_fields_of_the_methods_own_parts(plan: Callable[..., Plan]) -> None:
+    rows = {"mgsr": {"method": "mgsr"}, "no-span": {"method": "mgsr", "objective.span_weight": 0, "policy": "mixed"}}
+    full, changed = (entry.run for entry in plan(rows=rows).entries)
+    assert changed.resolved_method.objective.divergence == full.resolved_method.objective.divergence
+    assert (full.resolved_method.objective.span_weight, changed.resolved_method.objective.span_weight) == (1.0, 0.0)
+    assert changed.resolved_method.policy != full.resolved_method.policy
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"method": "mgrs"}, "method = 'mgrs': no such method"),
+        ({"optimiser": {"learnig_rate": 1}}, "optimiser.learnig_rate: no such field; did you mean 'learning_rate'?"),
+        ({"optimiser.learning_rate": "fast"}, "optimiser.learning_rate = 'fast': must be a number"),
+        ({"method": "mgsr", "objective.divergence.alfa": 1}, "objective.divergence.alfa: no such field"),
+    ],
+)
+def test_a_mistake_in_the_last_row_is_found_before_anything_runs(
+    plan: Callable[..., Plan], tmp_path: Path, row: Mapping[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan(rows={**ROWS, "last": row})
+    assert f"{tmp_path / 'table.yaml'}: rows.last: {said}" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_the_command_line_win_over_rows(tmp_path: Path) -> None:
+    rows = {"a": {"method": "sft", "training": {"updates": 5}}, "b": {"method": "sft", "training.updates": 6}}
+    files.write_text(tmp_path / "table.yaml", yaml.safe_dump({"name": "table", "base": BASE, "rows": rows, "seeds": [1]}))
+    made = plan_sweep(tmp_path / "table.yaml", ["training.updates=7"], out=tmp_path / "out")
+    assert [entry.run.training.updates for entry in made.entries] == [7, 7]
+    assert len({entry.run.folder for entry in made.entries}) == 1
+
+
+def test_equal_runs_are_run_once_and_stand_under_every_label(plan: Callable[..., Plan]) -> None:
+    rows = {**ROWS, "dac-kl": {"method": "mgsr"}, "other": {"method": "mgsr", "training.updates": 7}}
+    made = plan(rows=rows, seeds=[1, 2])
+    run_sweep(made, jobs=1)
+    assert calls(made.folder) == [f"run {label}-seed{seed}" for label in (*ROWS, "other") for seed in (1, 2)]
+    shared = [entry for entry in held(made)["runs"] if entry["folder"] == "mgsr-seed2"]
+    assert [(entry["label"], entry["seed"], entry["status"]) for entry in shared] == [
+        ("mgsr", 2, "finished"),
+        ("dac-kl", 2, "finished"),
+    ]
+
+
+def test_what_is_finished_is_skipped_and_the_rest_goes_on(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    run_sweep(plan(only=("kd",)), jobs=1)
+    assert calls(tmp_path / "out") == ["run kd-seed1"]
+    made = plan()
+    assert list(made.statuses().values()) == ["waiting", "finished", "waiting"]
+    run_sweep(made, jobs=1)
+    assert calls(made.folder) == ["run sft-seed1", "run mgsr-seed1"]
+    run_sweep(plan(), jobs=1)
+    assert calls(made.folder) == []
+
+
+def test_a_run_with_another_config_is_refused_and_nothing_is_lost(plan: Callable[..., Plan]) -> None:
+    made = plan()
+    run_sweep(made, jobs=1)
+    before = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
+    changed = plan(base={**BASE, "optimiser": {"learning_rate": 2e-3}})
+    with pytest.raises(ConfigError, match=r"holds another run \(optimiser.learning_rate is 0.001 there and 0.002 here\)"):
+        run_sweep(changed, jobs=1)
+    assert {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_folder_of_another_sweep_is_refused(plan: Callable[..., Plan]) -> None:
+    run_sweep(plan(only=("sft",)), jobs=1)
+    with pytest.raises(ConfigError, match="holds the sweep 'table', not 'other'"):
+        run_sweep(plan(name="other"), jobs=1)
+
+
+def test_a_failure_is_told_and_the_others_are_finished_and_compared(
+    plan: Callable[..., Plan], compared: list[dict[str, Any]]
+) -> None:
+    made = plan()
+    files.write_text(made.folder / "kd-seed1" / "fail", "")
+    with pytest.raises(TrainingError) as error:
+        run_sweep(made, jobs=2)
+    assert error.value.exit_code == 1
+    assert "1 of 3 runs failed: kd-seed1: exit code 2, redistill: mine.jsonl: no such file" in str(error.value)
+    assert str(made.folder / "kd-seed1" / "log.txt") in str(error.value)
+    assert [entry["status"] for entry in held(made)["runs"]] == ["finished", "failed", "finished"]
+    assert compared[0]["labels"] == ["sft", "mgsr"]
+    (made.folder / "kd-seed1" / "fail").unlink()
+    calls(made.folder)
+    run_sweep(plan(), jobs=1)
+    assert calls(made.folder) == ["run kd-seed1"]
+
+
+@pytest.mark.parametrize(("first", "second", "expected"), [(75, 0, 75), (75, 143, 75), (75, 2, 1), (1, 143, 1)])
+def test_a_sweep_may_be_tried_again_where_all_that_failed_may(
+    plan: Callable[..., Plan], first: int, second: int, expected: int
+) -> None:
+    made = plan()
+    for name, code in (("sft-seed1", first), ("kd-seed1", second)):
+        if code:
+            files.write_text(made.folder / name / "fail", str(code))
+    with pytest.raises(TrainingError) as error:
+        run_sweep(made, jobs=3)
+    assert error.value.exit_code == expected
+
+
+def test_each_table_is_compared_with_its_own_rows_and_baseline(
+    plan: Callable[..., Plan], compared: list[dict[str, Any]]
+) -> None:
+    groups = {"a": {"rows": ["sft", "kd"]}, "b": {"rows": ["mgsr", "kd"], "published": ["table2"]}}
+    made = plan(baseline="kd", groups=groups, published="table1-gpt2")
+    pages = run_sweep(made, jobs=1)
+    endings = ("html", "md", "tex", "csv")
+    assert [path.name for path in pages] == [f"compare-{name}.{ending}" for name in "ab" for ending in endings]
+    assert [(told["labels"], told["baseline"], told["published"]) for told in compared] == [
+        (["sft", "kd"], "kd", ("table1-gpt2",)),
+        (["mgsr", "kd"], "kd", ("table2",)),
+    ]
+    assert held(made)["groups"] == {"a": ["sft", "kd"], "b": ["mgsr", "kd"]}
+
+
+def test_a_stage_runs_once_before_the_runs_that_share_it(plan: Callable[..., Plan]) -> None:
+    tuned = {"model": "small", "finetune": {"updates": 5, "learning_rate": 1e-3}}
+    base = {**BASE, "teacher": {"model": "big", "finetune": {"updates": 7}}, "student": tuned}
+    made = plan(base=base)
+    names = {entry.label: [stage.folder.name.partition("-")[0] for stage in entry.stages] for entry in made.entries}
+    assert names == {"sft": ["teacher"], "kd": ["teacher"], "mgsr": ["teacher", "start"]}
+    folders = {stage.folder for entry in made.entries for stage in entry.stages}
+    assert len(folders) == 2 and {folder.parent for folder in folders} == {made.folder / "stages"}
+    run_sweep(made, jobs=1)
+    assert sorted(calls(made.folder / "stages")) == sorted(f"train {folder.name}" for folder in folders)
+    run_sweep(plan(base=base), jobs=1)
+    assert calls(made.folder / "stages") == []
+
+
+def test_a_stage_that_fails_keeps_only_its_own_runs_from_beginning(plan: Callable[..., Plan]) -> None:
+    tuned = {"model": "small", "finetune": {"updates": 5, "learning_rate": 1e-3}}
+    made = plan(base={**BASE, "student": tuned})
+    (stage,) = (stage for entry in made.entries for stage in entry.stages)
+    files.write_text(stage.folder / "fail", "")
+    with pytest.raises(TrainingError, match="mgsr-seed1: not begun, since what it needs failed"):
+        run_sweep(made, jobs=1)
+    assert [entry["status"] for entry in held(made)["runs"]] == ["finished", "finished", "waiting"]
+
+
+def test_two_sweeps_at_once_in_a_folder_are_refused(plan: Callable[..., Plan]) -> None:
+    made = plan()
+    with (
+        locked(made.folder),
+        pytest.raises(ConfigError, match=f"process {os.getpid()}, or one that it started, is at work here"),
+    ):
+        run_sweep(made, jobs=1)
+    run_sweep(made, jobs=1)
+
+
+def test_an_interruption_leaves_a_sweep_that_goes_on(plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan()
+    begun: list[str] = []
+
+    def interrupted(progress: object, name: str) -> None:
+        begun.append(name)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.JobProgress, "started", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(made, jobs=1)
+    calls(made.folder)
+    run_sweep(plan(), jobs=1)
+    assert "run sft-seed1" not in calls(made.folder)
+    assert {entry["status"] for entry in held(made)["runs"]} == {"finished"}
+
+
+def test_runs_side_by_side_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [sweep._environment(limit).get("OMP_NUM_THREADS") for limit in (1, 2, 8, 20)] == [None, "4", "1", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert sweep._environment(8)["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_score_is_the_mean_over_data_sets_of_the_mean_over_seeds(tmp_path: Path) -> None:
+    scores = {"a": {"seeds": {"1": {"rouge_l": 10}, "2": {"rouge_l": 20}}}, "b": {"seeds": {"1": {"rouge_l": 35}}}}
+    (tmp_path / "scores.json").write_text(json.dumps({"datasets": scores}))
+    assert sweep._score(tmp_path) == "ROUGE-L 25.00"
+    assert sweep._score(tmp_path / "none") == ""
+
+
+def test_a_plan_is_described_run_by_run(plan: Callable[..., Plan]) -> None:
+    made = plan(rows={"mgsr": {"method": "mgsr"}, "dac-kl": {"method": "mgsr"}, "sft": {"method": "sft"}})
+    assert made.describe() == [
+        f"{made.folder}/mgsr-seed1  waiting  mgsr (seed 1), dac-kl (seed 1)",
+        f"{made.folder}/sft-seed1  waiting  sft (seed 1)",
+    ]
+    assert not made.folder.exists()
+
+
+def test_the_command_checks_lists_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "table.yaml", tmp_path / "out"
+    files.write_text(path, yaml.safe_dump({"name": "table", "base": BASE, "rows": ROWS, "seeds": [1]}))
+    command = ["sweep", str(path), "--out", str(out)]
+    assert main([*command, "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"{out}/kd-seed1  waiting  kd (seed 1)"
+    assert main([*command, "--jobs", "0"]) == 2 and main([*command, "training.update=3"]) == 2
+    assert "did you mean 'updates'?" in capsys.readouterr().err and not out.exists()
+    assert main([*command, "--jobs", "1", "--only", "kd", "--only", "sft", "training.updates=3"]) == 0
+    assert calls(out) == ["run kd-seed1", "run sft-seed1"]
+    assert capsys.readouterr().out.splitlines() == [f"{out}/compare.{ending}" for ending in ("html", "md", "tex", "csv")]
+    assert main([*command, "--jobs", "1"]) == 2
+    assert "holds another run (training.updates is 3 there and 1000 here)" in capsys.readouterr().err
+
+
+def test_the_runs_may_use_the_code_that_the_sweep_may_use(plan: Callable[..., Plan]) -> None:
+    made = dataclasses.replace(plan(), allow_code=("mine", "yours"))
+    command = sweep._jobs(made, made.statuses())[0].command
+    assert command[-2:] == ("--allow-code=mine", "--allow-code=yours")
+
+
+def test_an_unknown_label_is_refused(plan: Callable[..., Plan]) -> None:
+    with pytest.raises(RedistillError, match="--only dkm: no such row; the rows are sft, kd, mgsr"):
+        plan(only=("dkm",))
+
+
+# --- the recipes --------------------------------------------------------------------------------------------------------
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+METHODS_OF_TABLE_1 = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "mgsr", "mgsr-robust"]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("table*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_recipe_is_valid(path: Path) -> None:
+    made = plan_sweep(path)
+    assert made.sweep.name == path.stem
+    assert all(entry.run.data.tests for entry in made.entries)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("table*.yaml")), ids=lambda path: path.stem)
+def test_a_sweep_in_the_place_of_one_run_is_told_what_it_is(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rows: this is a sweep, .* `redistill sweep`, .* `redistill estimate --row LABEL`"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("table1-*.yaml")), ids=lambda path: path.stem)
+def test_table_1_has_a_row_for_every_method(path: Path) -> None:
+    entries = plan_sweep(path).entries
+    assert list(dict.fromkeys(entry.run.method for entry in entries)) == METHODS_OF_TABLE_1
+    assert len({entry.run.folder for entry in entries}) == len(entries)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("table2*.yaml")), ids=lambda path: path.stem)
+def test_table_2_adds_one_part_at_a_time(path: Path) -> None:
+    rows = {entry.label: entry.run.resolved_method for entry in plan_sweep(path).entries}
+    none, scrg, dac, span = rows.values()
+    assert none.objective == scrg.objective and none.policy != scrg.policy
+    assert scrg.policy == dac.policy == span.policy == METHODS["mgsr"].policy
+    assert scrg.objective == dataclasses.replace(dac.objective, divergence=ForwardKL())
+    assert dac.objective == dataclasses.replace(METHODS["mgsr"].objective, span_weight=0.0)
+    assert span.objective == METHODS["mgsr"].objective
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("table3*.yaml")), ids=lambda path: path.stem)
+def test_table_3_changes_one_part_a_group_and_shares_what_is_mgsr(path: Path) -> None:
+    made = plan_sweep(path)
+    rows = {entry.label: entry.run.resolved_method for entry in made.entries}
+    mgsr = METHODS["mgsr"]
+    groups = made.sweep.groups
+    assert all(rows[label].objective == mgsr.objective for label in groups["3a"].rows)
+    assert all(rows[label].policy == mgsr.policy for name in ("3b", "3c") for label in groups[name].rows)
+    for label in (*groups["3b"].rows, *groups["3c"].rows):
+        assert dataclasses.replace(rows[label].objective, divergence=mgsr.objective.divergence) == mgsr.objective
+    assert all(rows[group.baseline] == mgsr for group in groups.values() if group.baseline)
+    assert len({entry.run.folder for entry in made.entries}) == 14 * len(made.sweep.seeds)
