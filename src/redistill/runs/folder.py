@@ -10,7 +10,7 @@ from redistill.config.run import Run, encode_run, up_to_date, without_places
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
 from redistill.processes import watch as ranks
-from redistill.runs.bench import make_accelerator
+from redistill.runs.build import make_accelerator
 from redistill.storage import files
 from redistill.storage.lock import locked
 
