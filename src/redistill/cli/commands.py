@@ -204,12 +204,14 @@ def estimate(options: argparse.Namespace) -> None:
 
 
 def methods(options: argparse.Namespace) -> None:
-    from redistill.cli.tables import methods_as_json, print_methods
+    from redistill.cli import tables
 
     if options.json:
-        print_json(options, methods_as_json())
+        print_json(options, {"matrix": tables.matrix()} if options.matrix else tables.methods_as_json())
+    elif options.matrix:
+        tables.print_matrix()
     else:
-        print_methods()
+        tables.print_methods()
 
 
 def data_check(options: argparse.Namespace) -> None:

@@ -214,7 +214,9 @@ def _estimate(group: Any) -> None:
 
 def _methods(group: Any) -> None:
     text = "list the methods and the test sets"
-    _add_json(_command(group, "methods", commands.methods, text, "redistill methods --json"))
+    parser = _command(group, "methods", commands.methods, text, "redistill methods --matrix")
+    parser.add_argument("--matrix", action="store_true", help="show which teachers and engines each method can run with")
+    _add_json(parser)
 
 
 def _data(group: Any) -> None:

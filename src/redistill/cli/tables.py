@@ -1,9 +1,10 @@
-"""Tables of what the package provides: its methods and its test sets."""
+"""Tables of what the package provides: its methods, what they can run with, and its test sets."""
 
 from typing import Any
 
 from rich.table import Table
 
+from redistill.config.capabilities import ENGINES, TEACHERS, mismatch
 from redistill.config.methods import METHODS
 from redistill.data.tasks import TASKS
 from redistill.reports.terminal import console
@@ -29,3 +30,27 @@ def methods_as_json() -> dict[str, Any]:
         ],
         "tasks": [{"name": name, "description": task.description, "hub_name": task.hub_name} for name, task in TASKS.items()],
     }
+
+
+def matrix() -> list[dict[str, Any]]:
+    """For each method, kind of teacher and kind of engine: whether they fit, or the reason why not."""
+    return [
+        {"method": name, "teacher": teacher, "engine": engine, "reason": mismatch(row, teacher_can, engine_can)}
+        for name, row in METHODS.items()
+        for teacher, teacher_can in TEACHERS.items()
+        for engine, engine_can in ENGINES.items()
+    ]
+
+
+def print_matrix() -> None:
+    """Print `matrix` as a table, with the reasons as numbered lines below it."""
+    cells = {(cell["method"], cell["teacher"], cell["engine"]): cell["reason"] for cell in matrix()}
+    reasons = list(dict.fromkeys(reason for reason in cells.values() if reason))
+    table = Table("method", "teacher", *ENGINES, title="method x teacher x engine", title_justify="left")
+    for name in METHODS:
+        for teacher in TEACHERS:
+            row = [cells[name, teacher, engine] for engine in ENGINES]
+            table.add_row(name, teacher, *("yes" if reason is None else f"({reasons.index(reason) + 1})" for reason in row))
+    console().print(table)
+    for number, reason in enumerate(reasons, 1):
+        console().print(f"({number}) {reason}", markup=False, highlight=False, soft_wrap=True)
