@@ -89,14 +89,13 @@ class OpenRun:
 
 
 @contextmanager
-def open_run(config: Run) -> Iterator[OpenRun]:
+def open_run(config: Run, accelerator: Accelerator) -> Iterator[OpenRun]:
     """Everything of a run loaded and on its device, with progress on the terminal while it is open.
 
     Raises:
         ConfigError, DataError, ModelError, VocabularyError: as their names say.
         Interrupted: a signal has arrived, in this process or in another one.
     """
-    accelerator = make_accelerator(config.training.precision)
     if config.training.batch_size % accelerator.num_processes:
         raise ConfigError(
             f"training.batch_size = {config.training.batch_size}: must be a multiple of the number of processes, "
@@ -199,7 +198,7 @@ def build_teacher(
 
 def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
     """What the loop is given."""
-    config, accelerator = run.config, run.accelerator
+    config = run.config
     optimiser, settings = config.optimiser, config.training
     groups = parameter_groups(run.student, run.student.clip_network, optimiser)
     optimizer = torch.optim.AdamW(
@@ -209,12 +208,12 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
     learner = Learner(
         student=run.student,
         placement=run.placement,
-        optimizer=accelerator.prepare(optimizer),
+        optimizer=optimizer,
         objective=objective,
         teacher=run.teacher,
     )
     return Parts(
-        accelerator=accelerator,
+        accelerator=run.accelerator,
         learner=learner,
         policy=build_policy(run),
         engine=run.engine,

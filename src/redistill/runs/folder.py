@@ -4,13 +4,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from accelerate import Accelerator
 
 from redistill.config.run import Run, encode_run, up_to_date, without_places
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
 from redistill.processes import watch as ranks
-from redistill.runs.build import make_accelerator
 from redistill.storage import files
 from redistill.storage.lock import locked
 
@@ -68,7 +69,7 @@ def has_model(folder: Path) -> bool:
 
 
 @contextmanager
-def sole_use(folder: Path, precision: Literal["fp32", "bf16"], *worth_keeping: str) -> Iterator[None]:
+def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Iterator[None]:
     """An output folder, made, tried for writing, swept, and locked by the main process for all of this job.
 
     It is taken away again if all fails before one of the files `worth_keeping` is in it.
@@ -78,7 +79,6 @@ def sole_use(folder: Path, precision: Literal["fp32", "bf16"], *worth_keeping: s
         OutputError: it cannot be written to, or a folder in it is a link to somewhere else.
     """
     existed = folder.exists()
-    accelerator = make_accelerator(precision)
     with ranks.watched(), ExitStack() as held:  # also what lies between the parts of a job that are watched themselves
         if accelerator.is_main_process:
             held.enter_context(locked(folder))
