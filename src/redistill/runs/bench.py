@@ -37,10 +37,12 @@ from redistill.processes import watch as ranks
 from redistill.runs.load import DataSets, Models, load_data, load_models
 from redistill.storage import files
 from redistill.teachers.local import LocalTeacher
-from redistill.training import checkpoint, tracking
+from redistill.training import checkpoint
 from redistill.training.guards import CollapseMonitor, EarlyStopping, Event, Halving, UpdateGuard
 from redistill.training.loop import Parts, TrainingState, restore_checkpoint, train
+from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.optimiser import parameter_groups
+from redistill.training.progress import AnswerProgress, Progress
 from redistill.vocab_pass import Head
 
 MAX_CORPUS_BLOCKS = 200_000
@@ -65,7 +67,7 @@ def open_bench(config: Run) -> Iterator["Bench"]:
         )
     settings = config.training
     is_main = accelerator.is_main_process
-    with ranks.watched(), tracking.Progress(log_every=settings.log_every, enabled=is_main) as progress:
+    with ranks.watched(), Progress(log_every=settings.log_every, enabled=is_main) as progress:
         with signals.handled(at_once=True):
             models = load_models(config)
             rejected = config.folder / "rejected.jsonl" if is_main else None
@@ -81,14 +83,12 @@ def open_bench(config: Run) -> Iterator["Bench"]:
 class Bench:
     """The built parts of one run, on their device."""
 
-    def __init__(
-        self, config: Run, accelerator: Accelerator, models: Models, data: DataSets, progress: tracking.Progress
-    ) -> None:
+    def __init__(self, config: Run, accelerator: Accelerator, models: Models, data: DataSets, progress: Progress) -> None:
         self.config, self.accelerator, self.models, self.data, self.progress = config, accelerator, models, data, progress
         self.method = config.resolved_method
         self.schedule = config.training.schedule(len(data.train))
-        self.meter = tracking.Meter()
-        self.log = tracking.MetricsLog(config.folder / "metrics.jsonl")
+        self.meter = Meter()
+        self.log = MetricsLog(config.folder / "metrics.jsonl")
         self.texts_at_once = Halving("training.generation_batch_size", config.training.generation_batch_size)
         self.corpus = self._read_corpus()
         device = accelerator.device
@@ -143,7 +143,7 @@ class Bench:
                 self.config.data.tokens,
                 folder,
                 label=label,
-                progress=tracking.AnswerProgress(label, self.progress.note),
+                progress=AnswerProgress(label, self.progress.note),
                 teacher=self.teacher,
                 vocabulary=self.models.vocabulary,
                 shard=(self.accelerator.process_index, self.accelerator.num_processes),

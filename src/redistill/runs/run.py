@@ -30,6 +30,7 @@ from redistill.models.load import ModelConfig, head, load_model
 from redistill.processes import signals
 from redistill.processes import watch as ranks
 from redistill.reports.report import build_report
+from redistill.runs import record
 from redistill.runs.bench import Bench, make_accelerator, open_bench
 from redistill.runs.disk_space import check_space, needed_space
 from redistill.runs.folder import RUN_FILE, WORTH_KEEPING, claim, has_model, sole_use
@@ -38,8 +39,9 @@ from redistill.runs.stages import stages, teacher_source
 from redistill.storage import files
 from redistill.storage.redaction import plain, redacted_tree
 from redistill.teachers.local import LocalTeacher
-from redistill.training import checkpoint, tracking
+from redistill.training import checkpoint
 from redistill.training.loop import TrainingState
+from redistill.training.progress import AnswerProgress, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +243,7 @@ def _evaluate(
 ) -> Mapping[str, Any]:
     """Load a model, and a teacher to compare it with on gold answers, and score it."""
     with signals.handled(at_once=True):
-        tests = load_tests(data, tracking.say if accelerator.is_main_process else lambda line: None)
+        tests = load_tests(data, say if accelerator.is_main_process else lambda line: None)
         model, tokenizer = load_model(source)
         check_positions(model, data.tokens, label)
         size, teacher = head(model).num_classes, None
@@ -258,7 +260,7 @@ def _evaluate(
             data.tokens,
             folder,
             label=label,
-            progress=tracking.AnswerProgress(label, tracking.say) if accelerator.is_main_process else None,
+            progress=AnswerProgress(label, say) if accelerator.is_main_process else None,
             teacher=teacher,
             vocabulary=size,
             shard=(accelerator.process_index, accelerator.num_processes),
@@ -308,9 +310,9 @@ def _write_run_file(bench: Bench, command: str | None, status: str, cost: Mappin
         "status": status,
         "command": plain(command or shlex.join(["redistill", *sys.argv[1:]])),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": tracking.commit(),
-        "versions": tracking.versions(),
-        "machine": tracking.machine(),
+        "commit": record.commit(),
+        "versions": record.versions(),
+        "machine": record.machine(),
         "processes": bench.accelerator.num_processes,
         "cost": cost,
         "stages": _stages(config),

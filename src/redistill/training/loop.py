@@ -43,10 +43,11 @@ from redistill.training.guards import (
     text_metrics,
     unless_out_of_memory,
 )
+from redistill.training.metrics import Meter, MetricsLog, peak_bytes
 from redistill.training.objective import Counts, Objective, averages, terms
 from redistill.training.optimiser import OptimiserConfig, set_learning_rates
+from redistill.training.progress import Progress
 from redistill.training.schedule import Schedule, TrainingConfig
-from redistill.training.tracking import Meter, MetricsLog, Progress, peak_bytes
 
 _FAULTS = "teacher rows that are not finite"  # beside the sums of the terms, on their way through the processes
 
