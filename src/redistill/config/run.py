@@ -193,6 +193,8 @@ class Run:
         evaluation: How test answers are drawn.
         compat: "distillm" repeats what the baselines' reference code does and papers do not say; see docs/methods/compat.md.
 
+    More than 12 fields: one for each section of a recipe.
+
     Raises:
         ConfigError: an unknown method, no teacher where one is needed, or parts that do not fit each other.
     """
