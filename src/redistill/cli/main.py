@@ -344,9 +344,10 @@ def _config(options: argparse.Namespace) -> None:
     import yaml
 
     from redistill.config.run import encode_run, load_config
+    from redistill.config.schema import SCHEMA
 
     run = load_config(options.recipe, options.overrides, options.allow_code)
-    print(yaml.safe_dump(encode_run(run), sort_keys=False), end="")
+    print(yaml.safe_dump({"schema": SCHEMA, **encode_run(run)}, sort_keys=False), end="")
 
 
 def _estimate(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from redistill.config import decode as decoding
 from redistill.config.methods import METHODS, Method, as_in_reference, method
 from redistill.config.plugins import Outside, Slot
+from redistill.config.schema import FIRST, check_schema, current_tree
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.evaluation.scores import EvaluationConfig
@@ -273,7 +274,8 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
         allow_code: Modules whose code may run where the file names a part of them, as `my_module:MyDivergence`.
 
     Raises:
-        ConfigError: the file is missing or not YAML, or anything in it is unknown, mistyped or out of range.
+        ConfigError: the file is missing or not YAML, of a schema that only a later version reads, or anything in it is unknown,
+            mistyped, renamed or out of range.
     """
     try:
         text = path.read_bytes()
@@ -281,6 +283,9 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
         raise ConfigError(f"{path}: {error.strerror}; give the path of a recipe, such as recipes/smollm2-dolly.yaml") from error
     tree = decoding.parse_yaml(text, str(path))
     if path.suffix == ".json" and "config" in tree:
+        versions = tree.get("versions")
+        written_by = versions.get("redistill") if isinstance(versions, dict) else None
+        check_schema(tree.get("schema", FIRST), str(path), written_by)
         tree = tree["config"]
         if not isinstance(tree, dict):
             raise ConfigError(f"{path}: config = {tree!r}: must be a mapping; give the run.json of a run, or a recipe")
@@ -315,8 +320,9 @@ def _with_method_blocks(tree: dict[str, Any], inner: Iterable[str], row: Method 
 def decode_run(tree: Mapping[str, Any], source: str, allow_code: Iterable[str] = ()) -> Run:
     """A Run out of plain dicts, lists and scalars; `source` stands at the front of error lines.
 
-    What a method sets of the optimiser stands where the tree says nothing.
+    What a method sets of the optimiser stands where the tree says nothing.  The tree may carry a schema number.
     """
+    tree = current_tree(tree, source)
     outside = Outside.of(allow_code, *SLOTS)
     row, optimiser = _row(tree, source, outside), tree.get("optimiser", {})
     if row is not None and isinstance(optimiser, dict):

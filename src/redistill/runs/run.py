@@ -20,6 +20,7 @@ from accelerate import Accelerator, PartialState
 
 from redistill.config.decode import decode
 from redistill.config.run import DataConfig, Run, encode_run, without_places
+from redistill.config.schema import SCHEMA
 from redistill.contracts import Example, TokenSequence
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError
@@ -304,7 +305,7 @@ def _corpus(bench: Bench) -> dict[str, Any]:
 def _write_run_file(bench: Bench, command: str | None, status: str, cost: Mapping[str, Any] | None = None) -> None:
     config = bench.config
     described = {
-        "schema": 1,
+        "schema": SCHEMA,
         "name": config.name,
         "method": config.method,
         "status": status,

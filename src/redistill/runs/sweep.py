@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from redistill.config.run import Run, encode_run, up_to_date
+from redistill.config.schema import SCHEMA
 from redistill.errors import ConfigError, TrainingError
 from redistill.reports.compare import build_comparison
 from redistill.reports.folders import mapping, number
@@ -23,7 +24,7 @@ from redistill.reports.lineup import SWEEP_FILE
 from redistill.reports.statistics import mean
 from redistill.reports.terminal import print_comparison
 from redistill.runs.demo import toy_world
-from redistill.runs.folder import RUN_FILE
+from redistill.runs.folder import RUN_FILE, check_run_schema
 from redistill.runs.jobs import Job, JobProgress, last_line, run_jobs
 from redistill.runs.sweep_recipe import Entry, Sweep, expand, read_sweep, settings_of
 from redistill.storage import files
@@ -148,12 +149,13 @@ def _status(config: Run) -> str:
     """What stands in the folder of a run.
 
     Raises:
-        ConfigError: another run.
+        ConfigError: another run, or an unfinished one of an older schema.
     """
     path = config.folder / RUN_FILE
     if not path.is_file():
         return "waiting"
     held = mapping(files.read_json(path))
+    check_run_schema(config.folder, held, resumes=held.get("status") not in {TRAINED, FINISHED})
     different = _first_difference(settings_of(encode_run(config)), settings_of(up_to_date(mapping(held.get("config")))))
     if different:
         raise ConfigError(f"{config.folder}: holds another run ({different}); choose another --out, or remove the folder")
@@ -202,7 +204,7 @@ def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int,
     """Run the jobs and keep sweep.json true; returns a phrase for each that failed, and the exit codes that there were."""
     every = {config.folder: config for entry in plan.wanted for config in (*entry.stages, entry.run)}
     for job in todo:
-        recipe = yaml.safe_dump(encode_run(every[job.log.parent]), sort_keys=False)
+        recipe = yaml.safe_dump({"schema": SCHEMA, **encode_run(every[job.log.parent])}, sort_keys=False)
         files.write_text(job.log.parent / RECIPE_FILE, recipe)
     failed: list[str] = []
 

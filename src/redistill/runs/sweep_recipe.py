@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from redistill.config import decode as decoding
 from redistill.config.run import Run, encode_run, override_run, without_places
+from redistill.config.schema import current_tree
 from redistill.errors import ConfigError
 from redistill.reports.published import published_names
 from redistill.runs.demo import student_tree, world_folder
@@ -144,7 +145,7 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         ConfigError: a file is missing or not YAML, or anything in the sweep is unknown, mistyped or out of range.
     """
-    tree = _read_yaml(path, "give the path of a sweep, such as recipes/table1-toy.yaml")
+    tree = current_tree(_read_yaml(path, "give the path of a sweep, such as recipes/table1-toy.yaml"), str(path))
     try:
         sweep = decoding.decode(Sweep, tree, {})
     except ConfigError as error:
