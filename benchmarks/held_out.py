@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 import torch
+from redistill.runs.bench import Bench, open_bench
 
 from redistill.config.run import load_config
 from redistill.contracts import GenerationRequest, Sampling, TokenSequence
 from redistill.data.collate import collate
 from redistill.models.load import ModelConfig, load_model
-from redistill.runs.bench import Bench, open_bench
 from redistill.storage import files
 from redistill.vocab_pass import row_statistics
 

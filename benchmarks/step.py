@@ -18,11 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import redistill.runs.bench
 import torch
+from redistill.runs.bench import Bench, make_accelerator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import redistill.models.student
-import redistill.runs.bench
 from benchmarks import measuring
 from redistill.config.run import decode_run
 from redistill.contracts import Example, RawPrompt, Record
@@ -30,7 +31,6 @@ from redistill.data.spans.mark import SpanMarker
 from redistill.models.initialise import student_from_layers
 from redistill.models.student import StudentModule
 from redistill.policies.revised import RevisedSource
-from redistill.runs.bench import Bench, make_accelerator
 from redistill.runs.load import DataSets, load_models
 from redistill.teachers.local import LocalTeacher
 from redistill.training import loop as training

@@ -17,7 +17,7 @@ import yaml
 
 import redistill
 from redistill import policies
-from redistill.cli.main import _parser
+from redistill.cli.parsers import build_parser
 from redistill.config.decode import kind_of
 from redistill.config.run import decode_run, encode_run, load_config
 from redistill.contracts import Sampling, TokenSequence
@@ -113,7 +113,7 @@ def test_every_command_parses(path):
         if "redistill" not in words:
             continue
         arguments = words[words.index("redistill") + 1 :]
-        options = _parser().parse_args(arguments)
+        options = build_parser().parse_args(arguments)
         if getattr(options, "recipe", None) in {Path(RECIPE), *(r.relative_to(ROOT) for r in RECIPES)}:
             load_config(ROOT / options.recipe, options.overrides)
         for name in re.findall(r"recipes/\S+", " ".join(arguments)):
@@ -121,7 +121,7 @@ def test_every_command_parses(path):
 
 
 def test_the_table_of_commands_has_every_command():
-    (choices,) = (action.choices for action in _parser()._actions if isinstance(action.choices, Mapping))
+    (choices,) = (action.choices for action in build_parser()._actions if isinstance(action.choices, Mapping))
     assert set(re.findall(r"^\| `redistill (\w+)", README, re.MULTILINE)) == set(choices)
 
 

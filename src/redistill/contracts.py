@@ -1,13 +1,18 @@
-"""What the rooms of the house say to one another: records, sequences, batches, and the protocols between the layers.
+"""Types that packages share: sequences, batches, capabilities, and the protocols of teachers and engines.
 
-Nothing here computes a loss, loads a model, or reads a file.  docs/architecture.md tells how a sequence travels through these.
+Nothing here computes a loss, loads a model, or reads a file.  docs/architecture.md describes the path of a sequence through
+them.
+
+Longer than 400 lines: a reader finds every type that crosses a package's border in one file.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+from torch import nn
 
 Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
 
@@ -128,22 +133,49 @@ class TokenSequence:
         return self.token_ids[: self.response_start]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """This process's share of one update.
+Role = Literal["sft", "distillation"]
+"""Terms that read a sequence: cross entropy; or the divergence, the span loss and the policy gradient."""
 
-    `gold` carries the SFT term, `sampled` the distillation terms and the policy gradient, `corpus` the pre-training term.  A
-    sequence may be in both of the first two, as the same object; it is then read once.
+
+@dataclass(frozen=True)
+class DrawItem:
+    """A sequence and the terms that read it.
+
+    A policy gives gold answers the role "sft" and sampled answers the role "distillation"; a gold answer that is also the
+    sampled one has both and is read once.  The objective then keeps the roles that its terms have.
     """
 
-    gold: tuple[TokenSequence, ...]
-    sampled: tuple[TokenSequence, ...]
+    sequence: TokenSequence
+    roles: frozenset[Role]
+
+
+def items_of(sequences: Iterable[TokenSequence], *roles: Role) -> tuple[DrawItem, ...]:
+    """Each sequence as an item with the same roles."""
+    return tuple(DrawItem(sequence, frozenset(roles)) for sequence in sequences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """This process's part of one update.
+
+    Args:
+        items: The sequences of the task, those with distillation terms first.
+        corpus: The sequences of the pre-training term.
+    """
+
+    items: tuple[DrawItem, ...]
     corpus: tuple[TokenSequence, ...] = ()
+
+    def with_role(self, role: Role) -> tuple[TokenSequence, ...]:
+        """The sequences that have a role, in order."""
+        return tuple(item.sequence for item in self.items if role in item.roles)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """A right-padded micro-batch and its supervised rows, sequences with distillation terms first.
+
+    It has more than 12 fields because it is a container of tensors that are made and moved to the device together.
 
     Sequences 0 .. num_sampled-1 carry distillation terms, and so do rows 0 .. num_sampled_rows-1, in sequence order: the
     teacher reads only those.  Row n is the prediction of `target_N[n]`, made by the hidden state at flat place `position_N[n]`.
@@ -215,18 +247,52 @@ class TeacherTarget(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherCapabilities:
-    """What a teacher can tell: the whole distribution, or `top_k` classes and a tail."""
+    """What a teacher can do; recipes are checked against it before any model is loaded.
+
+    Args:
+        full_vocabulary: Its targets are logits of the whole shared vocabulary; otherwise they are `TopClasses`.
+        statistics: It gives statistics of freshly generated text: divergences, samples, log-probabilities of given tokens.
+        generates: It generates text; the teacher then is a `TextTeacher`.
+        mixture: The local engine can sample tokens from a mixture of the student and this teacher.
+        prefix_memory: It has `remembering`, which reuses what it has read of a step's drafts.
+        top_k: How many classes it lists at a position; None where that does not apply.
+    """
 
     full_vocabulary: bool
+    statistics: bool = False
+    generates: bool = False
+    mixture: bool = False
+    prefix_memory: bool = False
     top_k: int | None = None
 
 
 class Teacher(Protocol):
-    """Log-probabilities of a batch's sampled rows, please."""
+    """A source of targets for the rows of a batch that carry distillation terms."""
 
-    capabilities: TeacherCapabilities
+    @property
+    def capabilities(self) -> TeacherCapabilities: ...
 
-    def rows(self, batch: Batch) -> TeacherTarget: ...
+    def prepare(self, sequences: Sequence[TokenSequence]) -> None:
+        """Fetch or look up what `rows` will need for these sequences; may do nothing."""
+        ...
+
+    def rows(self, batch: Batch) -> TeacherTarget:
+        """The target of the batch's first `num_sampled_rows` rows."""
+        ...
+
+    def faults(self) -> int:
+        """How many rows were not finite since the last call, in this process."""
+        ...
+
+    def release(self) -> None:
+        """Drop what was kept for the update that has just been made."""
+        ...
+
+
+class TextTeacher(Teacher, Protocol):
+    """A teacher that generates text (`TeacherCapabilities.generates`)."""
+
+    def generate(self, requests: "Sequence[GenerationRequest]", sampling: "Sampling") -> "list[Generation]": ...
 
 
 class SequencePolicy(Protocol):
@@ -257,13 +323,16 @@ class Sampling:
         temperature: >= 0; 0 takes the arg max.
         top_p: Smallest set of classes whose mass reaches this, in (0, 1]; 1 keeps all.
         top_k: The k most probable classes; 0 keeps all.
-        no_repeat_ngram: An n-gram of this length that stands in prompt + response already is not repeated; 0 allows all.
+        no_repeat_ngram: An n-gram of this length that occurs in prompt + response already is not repeated; 0 allows all.
+        teacher_share: Fraction of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone.
+            Bans, temperature, top-k and top-p apply to both models before they are mixed.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     no_repeat_ngram: int = 0
+    teacher_share: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,31 +340,179 @@ class GenerationRequest:
     """One sequence to continue.
 
     Args:
-        prompt_ids: What stands already; for a tail this holds the corrected prefix too.
-        max_new_tokens: Length budget of the continuation.
-        stream: Key of its randomness below the seed, such as ("response", step, sample); token n has its n-th few numbers.
+        prompt_ids: The tokens to continue; for a revised text they include the corrected prefix.
+        max_new_tokens: Length limit of the continuation.
+        seed: Of the run, or of the evaluation.
+        stream: Key of its randomness below the seed, such as ("response", step, sample).  Token n uses the n-th few numbers
+            of this stream, so that a text depends on neither its batch nor the number of processes.
     """
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
+    seed: int
     stream: tuple[int | str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A continuation: its tokens, the end token included where one was written (`finished`)."""
+    """A continuation.
+
+    Args:
+        token_ids: Its tokens, the end token included where one was generated.
+        finished: Whether it ends with an end token.
+        logprobs: Natural log-probability of each token under the raw model, whatever the temperature; None where the engine
+            does not report them (`EngineCapabilities.logprobs`).
+    """
 
     token_ids: tuple[int, ...]
     finished: bool
+    logprobs: tuple[float, ...] | None = None
 
 
-class Generate(Protocol):
-    """Continue every request; the answers come in the order of the requests, and how they are batched only rounds them."""
+@dataclass(frozen=True, kw_only=True)
+class EngineCapabilities:
+    """What a generation engine can do; recipes are checked against it before any model is loaded.
 
-    def __call__(self, requests: list[GenerationRequest], sampling: Sampling) -> list[Generation]: ...
+    Args:
+        mixture: Samples tokens from a mixture of student and teacher (`Sampling.teacher_share`).
+        no_repeat_ngram: Bans repeated n-grams (`Sampling.no_repeat_ngram`).
+        prefix_memory: Has `remembering`, which reuses what the student has read or generated within a step.
+        logprobs: Reports the log-probability of each token (`Generation.logprobs`).
+        deterministic: The same request with the same weights gives the same text.
+        samples_student: Its text is sampled from the student; False for an engine that returns fixed text.
+    """
+
+    mixture: bool = False
+    no_repeat_ngram: bool = False
+    prefix_memory: bool = False
+    logprobs: bool = False
+    deterministic: bool = False
+    samples_student: bool = True
 
 
-class GenerateMixture(Protocol):
-    """As `Generate`, with each token drawn from (1 - teacher_share) q + teacher_share p, q the student and p the teacher."""
+class Engine(Protocol):
+    """Generates text of the student for training."""
 
-    def __call__(self, requests: list[GenerationRequest], sampling: Sampling, teacher_share: float) -> list[Generation]: ...
+    @property
+    def capabilities(self) -> EngineCapabilities: ...
+
+    def sync(self, student: nn.Module, step: int) -> None:
+        """Take over the student's weights; called once an update, before its draw.
+
+        Args:
+            student: The language model, not sharded.
+            step: Number of updates behind the weights.
+        """
+        ...
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        """Continue every request, in the order of the requests; how they are batched changes rounding alone."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineTools:
+    """What an engine is built from.
+
+    Args:
+        student: The language model.
+        teacher: The local teacher's language model, for mixtures; None where there is none.
+        tokenizer: Of the student.
+        vocabulary: Number of leading classes that may be sampled.
+        end_ids: Tokens that end a response.
+        pad_id: Fills short rows.
+        batch_size: Sequences at once; an engine that runs out of memory lowers it.
+        autocast: Makes the context that models run in.
+    """
+
+    student: nn.Module
+    teacher: nn.Module | None
+    tokenizer: Any
+    vocabulary: int
+    end_ids: tuple[int, ...]
+    pad_id: int
+    batch_size: "BatchSize"
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherTools:
+    """What a teacher that the package does not load itself is built from.
+
+    Args:
+        tokenizer: Of the student.
+        vocabulary: Number of classes of the student's vocabulary.
+        end_ids: Tokens that end a response.
+        pad_id: Fills short rows.
+        device: Where batches are, and where targets must be.
+    """
+
+    tokenizer: Any
+    vocabulary: int
+    end_ids: tuple[int, ...]
+    pad_id: int
+    device: torch.device
+
+
+class BatchSize(Protocol):
+    """A batch size that is lowered where memory runs out."""
+
+    def repeat(self, work: Callable[[int], list[Generation]]) -> list[Generation]:
+        """What `work` returns, given a size that fits into memory; it is retried with smaller ones."""
+        ...
+
+
+# --- processes and requirements -----------------------------------------------------------------------------------------
+
+
+def alone(values: list[Any]) -> list[Any]:
+    """`Processes.gather` of a single process."""
+    return values
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of a job.
+
+    Args:
+        rank: Its number, from 0.
+        world: How many there are.
+        gather: Joins the lists of all processes in the order of their ranks; every process must call it.
+    """
+
+    rank: int = 0
+    world: int = 1
+    gather: Callable[[list[Any]], list[Any]] = alone
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+
+ONE_PROCESS = Processes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a policy or an objective requires of teacher and engine, checked when a recipe is read.
+
+    Args:
+        teacher: A teacher at all.
+        full_vocabulary: Its logits of the whole vocabulary.
+        statistics: Its statistics of freshly generated text.
+        teacher_text: Text that it generates.
+        mixture: Tokens sampled from a mixture of student and teacher.
+        samples_student: Text that is sampled from the student, since its probability counts.
+    """
+
+    teacher: bool = False
+    full_vocabulary: bool = False
+    statistics: bool = False
+    teacher_text: bool = False
+    mixture: bool = False
+    samples_student: bool = False
+
+    def __or__(self, other: "Needs") -> "Needs":
+        """What either of two parts requires."""
+        return Needs(**{f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self)})

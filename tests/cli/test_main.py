@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ import yaml
 
 import redistill
 from redistill.cli.main import main
-from redistill.config.run import decode_run, encode_run
+from redistill.config.run import encode_run
 from redistill.config.schema import SCHEMA
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import RedistillError
@@ -363,19 +362,6 @@ def test_a_report_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "no such folder; give the folder of a run" in capsys.readouterr().err
 
 
-def test_config_prints_a_recipe_that_is_the_same_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", recipe(world), "training.updates=7"]) == 0
-    printed: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
-    expected = tiny_run(world, training={"updates": 7})
-    assert decode_run(printed, "printed") == expected
-
-
-def test_methods_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods"]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in ("sft", "kd", "mgsr", "mgsr-robust", "dolly", "vicuna"))
-
-
 def test_an_interruption_is_one_line_and_130(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -384,7 +370,7 @@ def test_an_interruption_is_one_line_and_130(
 
     monkeypatch.setattr("redistill.runs.run.distill", interrupted)
     assert main(["run", recipe(world)]) == 130
-    assert capsys.readouterr().err == "redistill: interrupted; the same command goes on with what is not done\n"
+    assert capsys.readouterr().err == "redistill: interrupted; run the same command again to resume\n"
 
 
 @pytest.mark.parametrize("error", RedistillError.__subclasses__())

@@ -265,7 +265,7 @@ def test_an_error_that_quotes_secrets_is_told_without_them(
     def fails(options: Any) -> None:
         raise kind(f"could not fetch https://me:{BODY}@host: {' '.join(TOKENS)}")
 
-    monkeypatch.setattr(cli, "_methods", fails)
+    monkeypatch.setattr("redistill.cli.commands.methods", fails)
     monkeypatch.setattr("sys.excepthook", sys.excepthook)
     try:
         cli.main(["methods"])

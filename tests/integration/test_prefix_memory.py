@@ -3,10 +3,10 @@
 from contextlib import contextmanager
 
 import pytest
-import torch
-
 import redistill.runs.bench
+import torch
 from redistill.runs.bench import open_bench
+
 from tests.worlds import GPT2, LLAMA, tiny_run
 
 OPT = {

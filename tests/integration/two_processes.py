@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from redistill.runs.bench import Bench, open_bench
 from safetensors.torch import save_file
 
 from redistill.config.run import load_config
 from redistill.contracts import GenerationRequest, Sampling
-from redistill.runs.bench import Bench, open_bench
 from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training.loop import accumulate_gradients, cut, global_counts

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redistill.runs.bench import Bench
 
 from redistill.config.run import Run
 from redistill.runs import run
-from redistill.runs.bench import Bench
 from redistill.runs.disk_space import Space
 from redistill.runs.run import train_student
 from redistill.storage import files

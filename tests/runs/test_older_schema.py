@@ -76,6 +76,12 @@ def test_without_a_trained_student_it_is_not_resumed(older: Path, status: str, c
     assert {path: path.read_bytes() for path in older.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("entry", [None, [], "0.1.0", {"redistill": 1}])
+def test_a_folder_that_names_no_version_is_refused_as_well(older: Path, entry: object) -> None:
+    with pytest.raises(ConfigError, match=r"finish it with the version that wrote it \(not recorded\)"):
+        claim(config_of(with_entries(older, versions=entry, commit=None)))
+
+
 def test_a_sweep_does_not_resume_it_either(older: Path) -> None:
     assert sweep._status(config_of(older)) == "finished"
     with pytest.raises(ConfigError, match="holds an unfinished run of schema 1"):

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from redistill.runs.bench import Bench, open_bench
 
 from redistill.contracts import Draw, TokenSequence
 from redistill.data.grouping import Reading
 from redistill.errors import ConfigError, TrainingError
-from redistill.runs.bench import Bench, open_bench
 from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training import checkpoint

@@ -1,19 +1,56 @@
-"""Tables of what the package holds: its methods and its test sets."""
+"""Tables of what the package provides: its methods, what they can run with, and its test sets."""
+
+from typing import Any
 
 from rich.table import Table
 
+from redistill.config.capabilities import ENGINES, TEACHERS, mismatch
 from redistill.config.methods import METHODS
 from redistill.data.tasks import TASKS
 from redistill.reports.terminal import console
 
 
 def print_methods() -> None:
-    """Every method, and every test set with its place on the hub."""
-    methods = Table("method", "what it does", "source", title="methods", title_justify="left")
+    """Print every method, and every test set with its name on the hub."""
+    methods = Table("method", "description", "source", title="methods", title_justify="left")
     for name, row in METHODS.items():
         methods.add_row(name, row.summary, row.source)
-    tasks = Table("task", "what it holds", "on the hub", title="test sets", title_justify="left")
+    tasks = Table("task", "description", "on the hub", title="test sets", title_justify="left")
     for name, task in TASKS.items():
         tasks.add_row(name, task.description, task.hub_name)
     console().print(methods)
     console().print(tasks)
+
+
+def methods_as_json() -> dict[str, Any]:
+    """The same for programs: a list of "methods" and a list of "tasks"."""
+    return {
+        "methods": [
+            {"name": name, "summary": row.summary, "source": row.source, "start": row.start} for name, row in METHODS.items()
+        ],
+        "tasks": [{"name": name, "description": task.description, "hub_name": task.hub_name} for name, task in TASKS.items()],
+    }
+
+
+def matrix() -> list[dict[str, Any]]:
+    """For each method, kind of teacher and kind of engine: whether they fit, or the reason why not."""
+    return [
+        {"method": name, "teacher": teacher, "engine": engine, "reason": mismatch(row, teacher_can, engine_can)}
+        for name, row in METHODS.items()
+        for teacher, teacher_can in TEACHERS.items()
+        for engine, engine_can in ENGINES.items()
+    ]
+
+
+def print_matrix() -> None:
+    """Print `matrix` as a table, with the reasons as numbered lines below it."""
+    cells = {(cell["method"], cell["teacher"], cell["engine"]): cell["reason"] for cell in matrix()}
+    reasons = list(dict.fromkeys(reason for reason in cells.values() if reason))
+    table = Table("method", "teacher", *ENGINES, title="method x teacher x engine", title_justify="left")
+    for name in METHODS:
+        for teacher in TEACHERS:
+            row = [cells[name, teacher, engine] for engine in ENGINES]
+            table.add_row(name, teacher, *("yes" if reason is None else f"({reasons.index(reason) + 1})" for reason in row))
+    console().print(table)
+    for number, reason in enumerate(reasons, 1):
+        console().print(f"({number}) {reason}", markup=False, highlight=False, soft_wrap=True)

@@ -174,7 +174,7 @@ def _encode(value: Any, names: Names) -> Any:
     for f in fields(value):
         item, members = getattr(value, f.name), _members(hints[f.name])
         tree[f.name] = _encode(item, names)
-        if len(members) > 1 and is_dataclass(item):
+        if (len(members) > 1 or any(map(_default_kind, members))) and is_dataclass(item):
             kind = kind_of(type(item)) if type(item) in members else name_of(type(item))
             tree[f.name] = {"kind": kind} | tree[f.name]
     return tree
@@ -188,7 +188,7 @@ def _decode(expected: Any, value: Any, path: str, context: _Context) -> Any:
         raise ConfigError(f"{path} = {told(value)}: must lie between -2^63 and 2^63")
     if value is None and type(None) in args:
         return None
-    if len(members) > 1:
+    if len(members) > 1 or any(map(_default_kind, members)):
         return _decode_kind(members, value, path, context)
     if members:
         return _decode_dataclass(members[0], value, path, context)
@@ -236,7 +236,9 @@ def _decode_kind(members: list[type], value: Any, path: str, context: _Context) 
     """One of several dataclasses, named by `kind` (or by a bare name, for its defaults)."""
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}
-    if not isinstance(tree, dict) or "kind" not in tree:
+    if isinstance(tree, dict) and "kind" not in tree:
+        tree = {"kind": next((kind for member in members if (kind := _default_kind(member))), None)} | tree
+    if not isinstance(tree, dict) or tree["kind"] is None:
         raise ConfigError(f"{path}.kind: missing; choose one of {', '.join(kinds)}")
     name = ALIASES.get(str(tree["kind"]), str(tree["kind"]))
     if ":" in name:
@@ -278,8 +280,16 @@ def _members(expected: Any) -> list[type]:
 
 
 def kind_of(cls: type) -> str:
-    """ForwardKL -> forward_kl, DacKLConfig -> dac_kl."""
+    """The name of a class among others: its own `kind`, or ForwardKL -> forward_kl, DacKLConfig -> dac_kl."""
+    if kind := _default_kind(cls):
+        return kind
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
+
+
+def _default_kind(cls: type) -> str | None:
+    """The `kind` that a class declares, which a recipe may then leave out."""
+    kind = vars(cls).get("kind")
+    return kind if isinstance(kind, str) else None
 
 
 def _name(expected: Any) -> str:

@@ -9,31 +9,31 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from redistill.config import decode as decoding
+from redistill.config.capabilities import mismatch
 from redistill.config.methods import METHODS, Method, as_in_reference, method
 from redistill.config.plugins import Outside, Slot
-from redistill.config.schema import FIRST, check_schema, current_tree
+from redistill.config.schema import current_tree, schema_of_run
+from redistill.contracts import TeacherCapabilities
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.evaluation.scores import EvaluationConfig
+from redistill.generation.local import LocalEngineConfig
 from redistill.losses.divergences import Divergence
 from redistill.models.initialise import InitialiseConfig
 from redistill.models.load import ModelConfig
 from redistill.models.lora import LoraConfig
 from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
 from redistill.storage import files
+from redistill.teachers.local import LOCAL as LOCAL_TEACHER
 from redistill.training.guards import GuardConfig
 from redistill.training.objective import Objective
 from redistill.training.optimiser import OptimiserConfig
 from redistill.training.schedule import TrainingConfig, check_length
 
 NAMES = {"PolicyConfig": PolicyConfig}  # what the forward references of policy nodes mean
-SLOTS = (
-    Slot("divergence", get_args(Divergence), needs=("__call__",)),
-    Slot("policy", get_args(PolicyConfig), needs=("bind", "sampling", "needs_teacher")),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +82,14 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(ModelConfig):
-    """The model to learn from: a hub name, a folder or a GGUF file, fine-tuned first where `finetune` says so.
+    """The model to learn from, in this process: a hub name, a folder or a GGUF file, fine-tuned first if `finetune` is given.
 
     Args:
         finetune: How it is fine-tuned before it teaches; None takes it as it is.
     """
+
+    kind: ClassVar[str] = "local"
+    capabilities: ClassVar[TeacherCapabilities] = LOCAL_TEACHER
 
     finetune: FinetuneConfig | None = None
 
@@ -178,6 +181,8 @@ class DataConfig:
 class Run:
     """One run: `method` gives policy and objective, which `policy` and `objective` replace as a whole where they are set.
 
+    It has more than 12 fields because it is the root of a recipe, which has a field for each section.
+
     Args:
         name: What the run is called in reports and, where `out` is not set, its folder.
         method: A row of `redistill methods`.
@@ -186,6 +191,8 @@ class Run:
         teacher: The model to learn from; only a method without a teacher can do without.
         student: The model that learns.
         data: What is read.
+        engine: What generates the student's text for training.
+        placement: "auto" keeps a whole student in each process; "sharded" spreads it over the processes (FSDP2).
         policy: Which sequences the student learns from; None takes the method's.
         objective: Which terms are minimised; None takes the method's.
         optimiser: AdamW and its schedule.
@@ -207,6 +214,8 @@ class Run:
     teacher: TeacherConfig | None = None
     student: StudentConfig
     data: DataConfig = field(default_factory=DataConfig)
+    engine: LocalEngineConfig = field(default_factory=LocalEngineConfig)
+    placement: Literal["auto", "sharded"] = "auto"
     policy: PolicyConfig | None = None
     objective: Objective | None = None
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -216,15 +225,20 @@ class Run:
     compat: Literal["distillm"] | None = None
 
     def __post_init__(self) -> None:
-        policy, objective = self.resolved_method.policy, self.resolved_method.objective
-        if (policy.sampling is not None or policy.needs_teacher) and not objective.reads_sampled:
+        row = self.resolved_method
+        policy, objective = row.policy, row.objective
+        if (policy.sampling is not None or policy.needs.teacher_text) and not objective.reads_sampled:
             raise ConfigError(
-                "policy: makes a model write what no term of the objective reads; set policy to fixed, or "
-                "objective.divergence to how its text is matched to the teacher"
+                "policy: generates text that no term of the objective uses; set policy to fixed, or objective.divergence to "
+                "how its text is matched to the teacher"
             )
-        needs_teacher = objective.uses_teacher or policy.needs_teacher or self.student.model == "teacher"
-        if needs_teacher and self.teacher is None:
-            raise ConfigError(f"teacher: missing; method {self.method} with student.model = {self.student.model} needs one")
+        if self.student.model == "teacher" and not isinstance(self.teacher, TeacherConfig):
+            raise ConfigError(
+                "student.model = 'teacher': needs a teacher whose weights are loaded here (teacher.kind local); name one, or "
+                "name a student of its own"
+            )
+        if fault := mismatch(row, None if self.teacher is None else self.teacher.capabilities, self.engine.capabilities):
+            raise ConfigError(f"{fault} (method {self.method})")
         if objective.policy_gradient is not None and not isinstance(policy, Rollouts):
             raise ConfigError("objective.policy_gradient: needs the policy rollouts, which scores what the student has written")
         if self.starts_finetuned and self.student.lora is not None and self.student.lora.export == "adapter":
@@ -233,6 +247,7 @@ class Run:
                 "set it to merged, or leave student.finetune out"
             )
         self._check_layers(policy)
+        self._check_placement()
 
     def _check_layers(self, policy: Any) -> None:
         """A policy and its sources, from the outermost to the innermost."""
@@ -246,6 +261,16 @@ class Run:
                     "since a batch is drawn without replacement; raise the one or lower the other"
                 )
             policy = getattr(policy, "source", None)
+
+    def _check_placement(self) -> None:
+        """What a sharded student cannot have."""
+        if self.placement != "sharded":
+            return
+        lora = self.student.lora
+        if lora is not None and (lora.quantise != "none" or lora.export == "adapter"):
+            raise ConfigError("placement = 'sharded': needs lora.quantise none and lora.export merged; or use auto")
+        if self.training.compile == "all":
+            raise ConfigError("placement = 'sharded': cannot run with training.compile = 'all'; set it to rows, or use auto")
 
     @property
     def resolved_method(self) -> Method:
@@ -265,6 +290,14 @@ class Run:
         return Path(self.out or f"runs/{files.slug(self.name)}")  # a name leads nowhere; `out` is where its author says
 
 
+SLOTS = (
+    Slot("divergence", get_args(Divergence), needs=("__call__",)),
+    Slot("policy", get_args(PolicyConfig), needs=("bind", "sampling", "needs")),
+    Slot("teacher", (TeacherConfig,), needs=("capabilities", "build")),
+    Slot("engine", (LocalEngineConfig,), needs=("capabilities", "build")),
+)
+
+
 def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[str] = ()) -> Run:
     """The run that a YAML file (or a run.json) describes, with `section.field=value` overrides on top.
 
@@ -274,8 +307,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
         allow_code: Modules whose code may run where the file names a part of them, as `my_module:MyDivergence`.
 
     Raises:
-        ConfigError: the file is missing or not YAML, of a schema that only a later version reads, or anything in it is unknown,
-            mistyped, renamed or out of range.
+        ConfigError: the file is missing, not YAML or of a later schema, or anything in it is unknown, mistyped or out of range.
     """
     try:
         text = path.read_bytes()
@@ -283,9 +315,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
         raise ConfigError(f"{path}: {error.strerror}; give the path of a recipe, such as recipes/smollm2-dolly.yaml") from error
     tree = decoding.parse_yaml(text, str(path))
     if path.suffix == ".json" and "config" in tree:
-        versions = tree.get("versions")
-        written_by = versions.get("redistill") if isinstance(versions, dict) else None
-        check_schema(tree.get("schema", FIRST), str(path), written_by)
+        schema_of_run(tree, str(path))
         tree = tree["config"]
         if not isinstance(tree, dict):
             raise ConfigError(f"{path}: config = {tree!r}: must be a mapping; give the run.json of a run, or a recipe")

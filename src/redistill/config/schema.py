@@ -35,6 +35,23 @@ def check_schema(number: Any, where: str, written_by: Any = None) -> None:
         raise ConfigError(f"{where}: schema = {told(number)}: redistill {__version__} reads up to {SCHEMA}; install {version}")
 
 
+def schema_of_run(held: Mapping[str, Any], where: str) -> int:
+    """The schema number of what a run.json holds.
+
+    Raises:
+        ConfigError: `check_schema` refuses it.
+    """
+    number = held.get("schema", FIRST)
+    check_schema(number, where, writer_of(held))
+    return int(number)
+
+
+def writer_of(held: Mapping[str, Any]) -> Any:
+    """The version of redistill that a run.json names as its writer; None where it names none."""
+    versions = held.get("versions")
+    return versions.get("redistill") if isinstance(versions, Mapping) else None
+
+
 def current_tree(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The tree of a recipe without its schema number.
 

@@ -1,45 +1,42 @@
 """Sequences into one padded batch with its supervised rows: the shift by one is made here and nowhere else."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
-from redistill.contracts import Batch, TokenSequence
+from redistill.contracts import Batch, DrawItem, TokenSequence
 from redistill.losses.span import SpanConfig, counted_spans, pair_weights
 from redistill.tensors import pad
 
 
 def collate(
-    gold: Sequence[TokenSequence],
-    sampled: Sequence[TokenSequence],
+    items: Sequence[DrawItem],
     *,
     pad_id: int,
     device: torch.device | str = "cpu",
     span_config: SpanConfig | None = None,
     role: Literal["task", "pretraining"] = "task",
 ) -> Batch:
-    """One micro-batch of gold sequences (SFT term) and sampled ones (distillation terms).
+    """One micro-batch of sequences and the terms that read them.
 
-    A sequence that is in both lists, as the same object, is read once and its rows carry both.  Sampled sequences come
-    first, so that the teacher reads a prefix of the batch.
+    Items with the role "distillation" come first, so that the teacher reads a prefix of the batch.
 
     Args:
-        gold: Sequences whose targets count in the SFT term.
-        sampled: Sequences whose targets count in the distillation terms.
-        pad_id: Fills the right of short sequences; never looked at.
-        span_config: How Eq. 10 weighs a pair; None leaves all pair weights 0.
+        items: At least one sequence, each with its roles.
+        pad_id: Fills the right of short sequences; never read.
+        span_config: How Eq. 10 weights a pair; None leaves all pair weights 0.
         role: Which terms read the batch; see `contracts.Batch`.
     """
-    everything = joined(gold, sampled)
-    assert everything, "a batch needs a sequence"
-    sequences = [sequence for sequence, _, _ in everything]
+    assert items, "a batch needs a sequence"
+    ordered = sorted(items, key=lambda item: "distillation" not in item.roles)
+    sequences = [item.sequence for item in ordered]
+    sampled = [item.sequence for item in ordered if "distillation" in item.roles]
     input_ids_BT, attention_mask_BT = pad([sequence.token_ids for sequence in sequences], pad_id)
     supervised_BT, _ = pad([sequence.supervised for sequence in sequences], 0)
     sequence_N, token_N = supervised_BT.nonzero(as_tuple=True)
     width = input_ids_BT.shape[1]
-    sft_B = torch.tensor([is_gold for _, _, is_gold in everything])
+    sft_B = torch.tensor(["sft" in item.roles for item in ordered])
     weights = [
         torch.zeros(sequence.num_targets)
         if span_config is None or b >= len(sampled)
@@ -67,21 +64,32 @@ def collate(
     )
 
 
-def joined(gold: Sequence[TokenSequence], sampled: Sequence[TokenSequence]) -> list[tuple[TokenSequence, bool, bool]]:
-    """Each sequence once, whether it is sampled, and whether it is gold; sampled ones first.
+def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
+    """A micro-batch of one token without targets: a pass over it adds zero to every sum and gradient.
 
-    The same object in both lists is one sequence; the same object twice in one of them is two.
+    A process that has fewer micro-batches than another one reads it where passes are collective.
     """
-    wanted = Counter(id(sequence) for sequence in gold)  # counted, since a batch over two epochs may hold a sample twice
-    found = [(sequence, True, _take(wanted, sequence)) for sequence in sampled]
-    return found + [(sequence, False, True) for sequence in gold if _take(wanted, sequence)]
-
-
-def _take(wanted: Counter[int], sequence: TokenSequence) -> bool:
-    """Whether one more of this very object is wanted; if so, one fewer is from now on."""
-    is_wanted = wanted[id(sequence)] > 0
-    wanted[id(sequence)] -= is_wanted
-    return is_wanted
+    ids_BT, none_N = torch.full((1, 1), pad_id, device=device), torch.empty(0, dtype=torch.long, device=device)
+    weight_N = torch.empty(0, device=device)
+    return Batch(
+        input_ids_BT=ids_BT,
+        attention_mask_BT=torch.ones_like(ids_BT),
+        position_N=none_N,
+        target_N=none_N,
+        sequence_N=none_N,
+        sft_N=none_N.bool(),
+        pair_weight_N=weight_N,
+        num_sampled=0,
+        num_sampled_rows=0,
+        num_span_samples=0,
+        role="task",
+        sequence_weight_N=weight_N,
+        old_logprob_N=weight_N,
+        advantage_N=weight_N,
+        importance_N=weight_N,
+        samples=(),
+        origins=(),
+    )
 
 
 def _rollout_rows(sampled: Sequence[TokenSequence], name: str) -> torch.Tensor:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from redistill.contracts import TokenSequence
-from redistill.data.collate import joined
+from redistill.contracts import DrawItem
 
 
 @dataclass(frozen=True)
@@ -35,29 +34,26 @@ def reading(device: torch.device | str) -> Reading:
     return CPU if torch.device(device).type == "cpu" else ACCELERATOR
 
 
-def grouped(
-    gold: Sequence[TokenSequence], sampled: Sequence[TokenSequence], size: int | None, cost: Reading
-) -> list[tuple[list[TokenSequence], list[TokenSequence]]]:
-    r"""The gold and the sampled sequences of each micro-batch, longest first.
+def grouped(items: Sequence[DrawItem], size: int | None, cost: Reading) -> list[list[DrawItem]]:
+    r"""The items of each micro-batch, longest first.
 
     .. math:: \min \sum_g \bigl( n_g \max_{i \in g} T_i + \text{start} \bigr)
 
-    over all cuts of the sequences in order of their length T_i into groups g of n_g sequences.  So gold and sampled sequences
-    share a forward where their lengths are near, and have one each where padding would cost more.  A sequence that is in both
-    lists, as the same object, stays one.
+    over all cuts of the sequences in order of their length T_i into groups g of n_g sequences.  Gold and sampled sequences
+    share a forward where their lengths are similar, and have one each where padding would cost more.
 
     Args:
-        size: No group has more gold sequences than this, nor more sampled ones; None cuts where `cost.most` is reached.
+        size: No group has more sequences of a role than this; None cuts where `cost.most` is reached.
     """
-    everything = sorted(joined(gold, sampled), key=lambda each: -len(each[0].token_ids))
-    best: list[tuple[int, int]] = [(0, 0)]  # of the first so many: tokens, and where the last group begins
+    everything = sorted(items, key=lambda item: -len(item.sequence.token_ids))
+    best: list[tuple[int, int]] = [(0, 0)]  # of the first N items: tokens, and where the last group begins
     for end in range(1, len(everything) + 1):
         options: list[tuple[int, int]] = []
         num_sampled = num_gold = 0
         for begin in range(end - 1, -1, -1):
-            sequence, is_sampled, is_gold = everything[begin]
-            num_sampled, num_gold = num_sampled + is_sampled, num_gold + is_gold
-            padded = (end - begin) * len(sequence.token_ids)
+            item = everything[begin]
+            num_sampled, num_gold = num_sampled + ("distillation" in item.roles), num_gold + ("sft" in item.roles)
+            padded = (end - begin) * len(item.sequence.token_ids)
             is_full = padded > cost.most if size is None else max(num_sampled, num_gold) > size
             if is_full and begin < end - 1:
                 break
@@ -67,7 +63,6 @@ def grouped(
     end = len(everything)
     while end:
         begin = best[end][1]
-        group = everything[begin:end]
-        groups.append(([s for s, _, is_gold in group if is_gold], [s for s, is_sampled, _ in group if is_sampled]))
+        groups.append(everything[begin:end])
         end = begin
     return groups[::-1]

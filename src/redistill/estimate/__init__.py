@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from redistill.config.run import Run
+from redistill.config.run import Run, TeacherConfig
 from redistill.estimate.costs import Clock, Stopwatch, free, head_costs, model_costs
 from redistill.estimate.memory import Memory, Sizes, memory, resident_bytes
 from redistill.estimate.seconds import Seconds, seconds
@@ -116,5 +116,5 @@ def _notes(run: Run, work: Workload) -> Iterator[str]:
         yield "the student's body is timed as it is without training.compile = all"
     if run.student.lora is not None and run.student.lora.quantise != "none":
         yield f"quantised weights are counted at their size, and timed as if they were not ({run.student.lora.quantise})"
-    if (run.teacher is not None and run.teacher.finetune is not None) or run.starts_finetuned:
+    if (isinstance(run.teacher, TeacherConfig) and run.teacher.finetune is not None) or run.starts_finetuned:
         yield "fine-tuning before the run (`finetune`) is a run of its own and not counted"

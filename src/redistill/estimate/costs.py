@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from redistill.config.run import Run
-from redistill.contracts import GenerationRequest, Sampling
+from redistill.contracts import DrawItem, GenerationRequest, Sampling
 from redistill.data.grouping import reading
 from redistill.estimate.slivers import SIZES, Affine, Blueprint, Costs, autocast_of, sizes
 from redistill.estimate.workload import Micro, Workload
@@ -174,11 +174,11 @@ def _writing(model: Any, run: Run, work: Workload, count: int, watch: Stopwatch,
 
     def write(prompt: int, tokens: int) -> Callable[[], object]:
         requests = [
-            GenerationRequest(prompt_ids=(1,) * prompt, max_new_tokens=tokens, stream=(name, row)) for row in range(size)
+            GenerationRequest(prompt_ids=(1,) * prompt, max_new_tokens=tokens, seed=run.seed, stream=(name, row))
+            for row in range(size)
+            for row in range(size)
         ]
-        return lambda: generate(
-            model, requests, Sampling(), seed=run.seed, end_ids=(-1,), pad_id=0, batch_size=size, vocabulary=None
-        )
+        return lambda: generate(model, requests, Sampling(), end_ids=(-1,), pad_id=0, batch_size=size, vocabulary=None)
 
     few, many = min(DECODED[0], work.response), min(DECODED[1], work.response)
     middle = max(1, work.prompt + (work.response - many) // 2)  # keys are as many as half-way through a response
@@ -241,21 +241,14 @@ def head_costs(prints: Mapping[Any, Blueprint], run: Run, work: Workload, watch:
 
 def _some_rows(micro: Micro) -> Micro:
     """Its first sequences, with about as many rows as are timed; those that carry all terms among them."""
-    gold: list[Any] = []
-    sampled: list[Any] = []
-    total = 0
-    shared = {id(sequence) for sequence in micro.sampled}
-    rest = [sequence for sequence in micro.gold if id(sequence) not in shared]
-    for place in range(max(len(micro.sampled), len(rest))):
-        if total and total >= HEAD_ROWS:
+    sampled = [item for item in micro.items if "distillation" in item.roles]
+    rest = [item for item in micro.items if "distillation" not in item.roles]
+    found: list[DrawItem] = []
+    for place in range(max(len(sampled), len(rest))):
+        if sum(item.sequence.num_targets for item in found) >= HEAD_ROWS:
             break
-        for source, into in ((micro.sampled, sampled), (rest, gold)):
-            if place < len(source):
-                into.append(source[place])
-                total += source[place].num_targets
-    golds = {id(sequence) for sequence in micro.gold}
-    gold += [sequence for sequence in sampled if id(sequence) in golds]
-    return Micro(tuple(gold), tuple(sampled), micro.is_corpus)
+        found += [items[place] for items in (sampled, rest) if place < len(items)]
+    return Micro(tuple(found), micro.is_corpus)
 
 
 def head_bytes(blueprint: Blueprint) -> int:

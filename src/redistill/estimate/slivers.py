@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from redistill.config.run import Run
+from redistill.config.run import Run, TeacherConfig
 from redistill.errors import ConfigError, ModelError
 from redistill.models.families import layer_list
 from redistill.models.initialise import cast_weights, fresh_model
@@ -78,7 +78,7 @@ def blueprints(run: Run) -> dict[Role, Blueprint]:
         ConfigError: fewer layers than the student is to have.
     """
     found: dict[Role, Blueprint] = {}
-    if run.teacher is not None:
+    if isinstance(run.teacher, TeacherConfig):
         found["teacher"] = _blueprint(run.teacher)
     source = run.student
     base = found["teacher"] if source.model == "teacher" else _blueprint(source)

@@ -9,7 +9,7 @@ import torch
 
 from redistill import randomness
 from redistill.config.run import Run
-from redistill.contracts import Batch, Draw, TokenSequence
+from redistill.contracts import Batch, Draw, DrawItem, TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.data.grouping import grouped, reading
 from redistill.data.reader import read_records
@@ -17,6 +17,7 @@ from redistill.data.tokenize import tokenize_training
 from redistill.errors import RedistillError
 from redistill.models.load import load_tokenizer
 from redistill.policies import Adaptive, Buffered, Fixed, Mixed, Revised, Rollouts, TeacherGenerated, TeacherMixed
+from redistill.training.objective import corpus_items
 
 SAMPLE_ROWS = 256
 """So many rows of the training data tell its lengths."""
@@ -84,16 +85,20 @@ def writing(policy: Any, batch_size: int) -> Writing:
 
 @dataclass(frozen=True)
 class Micro:
-    """A micro-batch: its sequences of gold and of sampled answers."""
+    """A micro-batch: its sequences and the terms that read them."""
 
-    gold: tuple[TokenSequence, ...]
-    sampled: tuple[TokenSequence, ...]
+    items: tuple[DrawItem, ...]
     is_corpus: bool = False
 
     @property
     def sequences(self) -> list[TokenSequence]:
         """Each once."""
-        return list({id(sequence): sequence for sequence in (*self.sampled, *self.gold)}.values())
+        return [item.sequence for item in self.items]
+
+    @property
+    def sampled(self) -> list[TokenSequence]:
+        """Those that the teacher reads."""
+        return [item.sequence for item in self.items if "distillation" in item.roles]
 
     @property
     def padded(self) -> int:
@@ -115,7 +120,7 @@ class Micro:
         objective = run.resolved_method.objective
         spans = objective.span if objective.uses_spans and not self.is_corpus else None
         role: Any = "pretraining" if self.is_corpus else "task"
-        return collate(self.gold, self.sampled, pad_id=0, device=device, span_config=spans, role=role)
+        return collate(self.items, pad_id=0, device=device, span_config=spans, role=role)
 
 
 @dataclass(frozen=True)
@@ -173,10 +178,15 @@ def workload(run: Run, device: torch.device) -> Workload:
         num_drafts = min(size, round(written.share * size)) if written.writes else 0
         if isinstance(run.resolved_method.policy, Rollouts):
             num_drafts = size  # a pool is read several times
-        sampled = [*drafts[:num_drafts], *gold[num_drafts:], *(drafts[:num_drafts] if written.is_added else ())]
+        items = [
+            *items_of(drafts[:num_drafts], "distillation"),
+            *items_of(gold[num_drafts:], "sft", "distillation"),
+            *items_of(drafts[:num_drafts] if written.is_added else (), "distillation"),
+            *items_of(gold[:num_drafts], "sft"),
+        ]
         block = _sequence(1, tokens.prompt_tokens + tokens.response_tokens - 1)
         corpus = [replace(block) for _ in range(size)] if run.data.corpus else []
-        draw = objective.select(Draw(gold=tuple(gold), sampled=tuple(sampled), corpus=tuple(corpus)))
+        draw = objective.select(Draw(items=tuple(items), corpus=tuple(corpus)))
         updates.append(tuple(_cut(run, draw, device)))
     prompt = round(sum(prompt for prompt, _ in lengths) / len(lengths))
     return Workload(written, size, reading(device).start, prompt, tokens.response_tokens, tuple(updates), num_examples, notes)
@@ -185,10 +195,10 @@ def workload(run: Run, device: torch.device) -> Workload:
 def _cut(run: Run, draw: Draw, device: torch.device) -> list[Micro]:
     """The draw's micro-batches, as `training.cut` makes them."""
     pretraining, size, cost = run.resolved_method.objective.pretraining, run.training.micro_batch_size, reading(device)
-    distilled = draw.corpus if pretraining is not None and pretraining.divergence_share > 0 else ()
+    corpus = () if pretraining is None else corpus_items(draw, pretraining)
     return [
-        *(Micro(tuple(gold), tuple(sampled), True) for gold, sampled in grouped(draw.corpus, distilled, size, cost)),
-        *(Micro(tuple(gold), tuple(sampled)) for gold, sampled in grouped(draw.gold, draw.sampled, size, cost)),
+        *(Micro(tuple(items), True) for items in grouped(corpus, size, cost)),
+        *(Micro(tuple(items)) for items in grouped(draw.items, size, cost)),
     ]
 
 

@@ -34,7 +34,10 @@ class Answerer:
         end_ids = end_token_ids(self.model, self.tokenizer)
         requests = [
             GenerationRequest(
-                prompt_ids=prompt_ids, max_new_tokens=self.max_new_tokens, stream=("evaluate", dataset, record.record_id)
+                prompt_ids=prompt_ids,
+                max_new_tokens=self.max_new_tokens,
+                seed=seed,
+                stream=("evaluate", dataset, record.record_id),
             )
             for record, prompt_ids in zip(records, prompts, strict=True)
         ]
@@ -42,7 +45,6 @@ class Answerer:
             self.model,
             requests,
             self.sampling,
-            seed=seed,
             end_ids=end_ids,
             pad_id=self.tokenizer.pad_token_id or 0,
             batch_size=self.batch_size,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill.contracts import Example, Record, Teacher, TokenSequence
+from redistill.contracts import Example, Record, Teacher, TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
@@ -68,8 +68,10 @@ def gold_sums(
         for start in range(0, len(sequences), batch_size):
             signals.poll()
             some = sequences[start : start + batch_size]
-            batch = collate((), some, pad_id=0, device=student_head.weight_VD.device)
+            batch = collate(items_of(some, "distillation"), pad_id=0, device=student_head.weight_VD.device)
             hidden_ND = body(model)(batch.input_ids_BT, batch.attention_mask_BT).flatten(0, 1)[batch.position_N]
+            if teacher is not None and knows_all:
+                teacher.prepare(some)
             target = teacher.rows(batch) if teacher is not None and knows_all else None
             found = row_statistics(hidden_ND, student_head, target, ask, token_N=batch.target_N)
             sequence_N = batch.sequence_N.cpu()

@@ -34,34 +34,31 @@ def generate(
     requests: Sequence[GenerationRequest],
     sampling: Sampling,
     *,
-    seed: int,
     end_ids: Sequence[int],
     pad_id: int,
     batch_size: int,
     vocabulary: int | None = None,
     teacher: nn.Module | None = None,
-    teacher_share: float = 0.0,
     memory: PrefixMemory | None = None,
 ) -> list[Generation]:
-    r"""Continue every request; with all but `requests` and `sampling` bound this is `contracts.Generate`.
+    r"""Continue every request with a model of this process.
 
     With a teacher each token is drawn from a mixture (MiniLLM, arXiv 2306.08543, its teacher-mixed sampling):
 
     .. math:: y_t \sim (1 - a)\, q(\cdot \mid y_{<t}) + a\, p(\cdot \mid y_{<t})
 
-    where a is `teacher_share`, and bans, temperature, top-k and top-p have been applied to q and p each.
+    where a is `sampling.teacher_share`, and bans, temperature, top-k and top-p have been applied to q and p each.
 
     Args:
         model: A causal language model; it writes in eval mode without gradient and gets its modes back.
         requests: Sequences to continue, in any order; they are batched by length.
         sampling: How a token is drawn.  Bans come first, then temperature, top-k and top-p, as in transformers.
-        seed: The run's seed; `request.stream` is the key below it.
         end_ids: A row stops at any of these, which is the last of its tokens.
         pad_id: Any id; what is padding is told by the attention mask.
         batch_size: Rows at a time.  Larger is faster as long as the cache fits; results depend on it by rounding alone.
         vocabulary: Only this many leading classes are drawn (a padded head has rows that are no tokens); None for all.
-        teacher: Writes along, on the same device; its first `vocabulary` classes are the student's.  None: the student alone.
-        teacher_share: In [0, 1]; at 0 the teacher is not read, and the text is the student's.
+        teacher: The other model of the mixture, on the same device; its first `vocabulary` classes are the student's.  It is
+            not read where `sampling.teacher_share` is 0.
         memory: What `model` has read since its weights last changed.  Beginnings that it knows are not read again, and what is
             written goes into it; the text is the same but for rounding.  None reads every prompt.
 
@@ -72,13 +69,12 @@ def generate(
         ConfigError: a value out of range, an arg max asked of a mixture, or a sequence longer than a model has positions.
         Interrupted: a signal has arrived; what was written in this call is lost.
     """
-    _check_sampling(sampling)
-    _check_share(teacher_share, sampling)
-    models = _writers(model, teacher, teacher_share)
+    check_sampling(sampling)
+    models = _writers(model, teacher, sampling.teacher_share)
     for each, _ in models:
         _check_lengths(requests, position_limit(each))
     readers = [(Decoder(each, vocabulary, memory if each is model else None), share) for each, share in models]
-    writer = _Writer(readers, sampling, seed=seed, end_ids=end_ids, pad_id=pad_id)
+    writer = _Writer(readers, sampling, end_ids=end_ids, pad_id=pad_id)
     order = _longest_first(requests, memory)
     results = [Generation(token_ids=(), finished=False)] * len(requests)
     with ExitStack() as prepared:
@@ -182,13 +178,12 @@ class _Writer:
     """Models, each with its share of the mixture, and all else that stays the same from batch to batch."""
 
     def __init__(
-        self, readers: Sequence[tuple[Decoder, float]], sampling: Sampling, *, seed: int, end_ids: Sequence[int], pad_id: int
+        self, readers: Sequence[tuple[Decoder, float]], sampling: Sampling, *, end_ids: Sequence[int], pad_id: int
     ) -> None:
         assert len({reader.num_classes for reader, _ in readers}) == 1, "a mixture needs one vocabulary; cut both heads to it"
         self._readers = readers
         self.device = readers[0][0].device
         self.sampling = sampling
-        self.seed = seed
         self.pad_id = pad_id
         self.end_ids = torch.tensor(tuple(end_ids), dtype=torch.long, device=self.device)
         # Asking a GPU which rows go on waits for it, so it is not asked after every token.
@@ -245,7 +240,7 @@ class _LiveBatch:
         self.longest = max(budgets)
         uniform = np.zeros((len(requests), self.longest, NUMBERS_PER_DRAW))
         for row, request in zip(uniform, requests):
-            numbers = randomness.generator(writer.seed, *_key(request))
+            numbers = randomness.generator(request.seed, *_key(request))
             row[: request.max_new_tokens] = numbers.random((request.max_new_tokens, NUMBERS_PER_DRAW))
         self.prompts = [request.prompt_ids for request in requests]
         ids_LT, mask_LT = pad(self.prompts, writer.pad_id, side="left")
@@ -322,22 +317,23 @@ def _key(request: GenerationRequest) -> tuple[str, *tuple[int | str, ...]]:
     return str(purpose), *counters
 
 
-def _check_sampling(sampling: Sampling) -> None:
+def check_sampling(sampling: Sampling) -> None:
+    """Reject values out of range.
+
+    Raises:
+        ConfigError: one is out of range, or an arg max is asked of a mixture.
+    """
     for name, value, good, allowed in (
         ("temperature", sampling.temperature, 0 <= sampling.temperature < float("inf"), ">= 0; 0 takes the arg max"),
         ("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "in (0, 1]; 1 keeps all"),
         ("top_k", sampling.top_k, sampling.top_k >= 0, ">= 0; 0 keeps all"),
         ("no_repeat_ngram", sampling.no_repeat_ngram, sampling.no_repeat_ngram >= 0, ">= 0; 0 allows all"),
+        ("teacher_share", sampling.teacher_share, 0 <= sampling.teacher_share <= 1, "in [0, 1]; MiniLLM uses 0.2"),
     ):
         if not good:
             raise ConfigError(f"sampling.{name} = {value}: must be {allowed}")
-
-
-def _check_share(teacher_share: float, sampling: Sampling) -> None:
-    if not 0 <= teacher_share <= 1:
-        raise ConfigError(f"teacher_share = {teacher_share}: must lie in [0, 1]; MiniLLM uses 0.2")
-    if teacher_share > 0 and sampling.temperature == 0:
-        raise ConfigError("sampling.temperature = 0: a mixture with the teacher is drawn from; must be > 0")
+    if sampling.teacher_share > 0 and sampling.temperature == 0:
+        raise ConfigError("sampling.temperature = 0: a mixture with the teacher is sampled from; must be > 0")
 
 
 def _check_lengths(requests: Sequence[GenerationRequest], limit: int | None) -> None:

@@ -18,6 +18,7 @@ from redistill import randomness
 from redistill.errors import CheckpointError, ConfigError, ModelError
 from redistill.models.families import layer_list, text_config, unwrapped
 from redistill.models.quantised import Quantise, is_quantised, num_weights, plain_weight
+from redistill.processes.placement import placed_like
 
 Export = Literal["merged", "adapter"]
 
@@ -129,21 +130,30 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a checkpoint must hold of `model`: the adapters where it has some, else everything."""
+    """What a checkpoint must hold of `model`: the adapters if it has some, else everything.
+
+    Without adapters these are the parameters themselves, so that tied ones are the same object. What is sharded stays sharded;
+    see `placement.full`.
+    """
     if not has_adapters(model):
-        return model.state_dict()
+        return model.state_dict(keep_vars=True)
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @torch.no_grad()
 def load_trainable_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `trainable_state` gave of a model built in the same way.
+    """Put back what `trainable_state` gave of a model built in the same way; each process keeps its part if it is sharded.
+
+    Args:
+        model: The model, sharded or not.
+        tensors: Full tensors, the same in every process.
 
     Raises:
         CheckpointError: `tensors` are adapters of other layers or of another rank.
     """
     if not has_adapters(model):
-        model.load_state_dict(tensors)
+        here = model.state_dict()
+        model.load_state_dict({name: placed_like(tensor, here.get(name, tensor)) for name, tensor in tensors.items()})
         return
     here = trainable_state(model)
     odd = sorted(here.keys() ^ tensors.keys()) or [name for name in here if here[name].shape != tensors[name].shape]
@@ -153,16 +163,25 @@ def load_trainable_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) 
             "give student.lora as it was, or start in a new folder"
         )
     for name, parameter in here.items():
-        parameter.copy_(tensors[name])
+        parameter.copy_(placed_like(tensors[name], parameter))
 
 
-def save_student(model: Any, tokenizer: Any, folder: Path, export: Export = "merged") -> None:
+def save_student(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    export: Export = "merged",
+    *,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Write `model` and its tokenizer; the model is left as it is, so that training may go on.
 
     Args:
         model: The student, with or without adapters.
         tokenizer: Saved beside it.
         folder: An existing folder.
+        state: The full `trainable_state` of a sharded model, whose own state dict holds shards even inside
+            `Placement.unsharded`; None takes the model's own.
         export: "merged" writes a model that transformers loads, with the adapters added to their weights and quantised weights
             written out; "adapter" writes the adapters alone, as PEFT does.  Without adapters there is nothing to merge.
 
@@ -170,11 +189,11 @@ def save_student(model: Any, tokenizer: Any, folder: Path, export: Export = "mer
         ModelError: adapters alone are asked for, and their base cannot be loaded by its name again.
     """
     if export == "adapter" and has_adapters(model):
-        _save_adapters(model, folder)
+        _save_adapters(model, folder, state)
     elif has_adapters(model):
         merged_copy(model).save_pretrained(folder)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 
 
@@ -242,11 +261,11 @@ def _weight(plain: Any, adapted: dict[str, nn.Module], name: str) -> torch.Tenso
     return whole.to(tensor.dtype if tensor.is_floating_point() else plain.dtype)
 
 
-def _save_adapters(model: Any, folder: Path) -> None:
+def _save_adapters(model: Any, folder: Path, state: Mapping[str, torch.Tensor] | None) -> None:
     if not model.active_peft_config.base_model_name_or_path:
         raise ModelError(
             "export = 'adapter': the student's base was built in this run (from layers, a GGUF file, or another adapter) and "
             "is in no folder that adapters could name; use export: merged"
         )
     # The embeddings have no adapters; with "auto" PEFT would ask the hub about the base's vocabulary.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)

@@ -1,12 +1,12 @@
-"""The student as one module: body, head and the clip network, so that one wrapper sees every gradient.
+"""The student as one module: body, head and the clip network, so that one placement sees every gradient.
 
-Accelerate wraps this and nothing else, and in training only its forward is called: a body called past the wrapper would leave
-gradients unreduced between processes.
+A placement wraps this module and nothing else, and training calls only its forward: a body that is called past the root has no
+parameters when they are sharded. Without gradients any part may be called inside ``Placement.unsharded``.
 """
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from torch import nn
 from redistill.contracts import Batch, TeacherTarget
 from redistill.models.families import BodyCall, body, head
 from redistill.vocab_pass import Compile, Head, Term, compiles, vocab_pass
+
+Learned = tuple[torch.Tensor, dict[str, torch.Tensor]]
+Rows = tuple[torch.Tensor, Head]
 
 
 class StudentModule(nn.Module):
@@ -41,19 +44,47 @@ class StudentModule(nn.Module):
         self._vocabulary, self._compile = vocabulary, compile
         self._compiled_body = _compiled(body(model)) if compile == "all" else None
 
+    @overload
     def forward(
-        self, batch: Batch, target: TeacherTarget | None, terms: Sequence[Term]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The objective of a micro-batch, with its gradients ready, and each term's plain sum.
+        self, batch: Batch, target: TeacherTarget | None, terms: Sequence[Term], *, mode: Literal["learn"] = "learn"
+    ) -> Learned: ...
 
-        The gradient of a head's weight that learns is in its `grad` already: a backward from 1 must follow.
+    @overload
+    def forward(self, batch: Batch, *, mode: Literal["rows"]) -> Rows: ...
+
+    def forward(
+        self,
+        batch: Batch,
+        target: TeacherTarget | None = None,
+        terms: Sequence[Term] = (),
+        *,
+        mode: Literal["learn", "rows"] = "learn",
+    ) -> Learned | Rows:
+        """Read a micro-batch.
+
+        Args:
+            batch: The micro-batch.
+            target: The teacher's rows, if a term compares with them.
+            terms: The terms of the objective.
+            mode: What to return.
+
+        Returns:
+            With "learn", the objective, a scalar with its gradients ready, and the plain sum of each term. The gradient of a
+            trainable head's weight has been added to its ``grad`` already, so a backward from 1 must follow. With "rows", the
+            hidden states of the supervised rows, [N, D], and the head that reads them.
         """
-        hidden_ND, student_head = self.rows(batch)
+        hidden_ND, student_head = self._rows(batch)
+        if mode == "rows":
+            return hidden_ND, student_head
         compiled = compiles(self._compile, student_head.num_classes, hidden_ND.device)
         return vocab_pass(hidden_ND, student_head, target, terms, compiled=compiled, into_grad=True)
 
-    def rows(self, batch: Batch) -> tuple[torch.Tensor, Head]:
-        """The hidden states of the batch's supervised rows, [N, D], and the head that reads them."""
+    def rows(self, batch: Batch) -> Rows:
+        """The forward in mode "rows"."""
+        found: Rows = self(batch, mode="rows")
+        return found
+
+    def _rows(self, batch: Batch) -> Rows:
         read = self._compiled_body or body(self.model)
         hidden_BTD = read(batch.input_ids_BT, batch.attention_mask_BT)
         return hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)

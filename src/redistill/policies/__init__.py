@@ -7,9 +7,12 @@ from redistill.policies.generated import StudentGenerated
 from redistill.policies.legacy import legacy_sequence
 from redistill.policies.mixed import Mixed
 from redistill.policies.mixture import TeacherMixed
+from redistill.policies.order import GoldBatches, GoldItem, Shuffled, gold_sequence
+from redistill.policies.policy import Policy
 from redistill.policies.revised import Revised
 from redistill.policies.rollouts import Rollouts
-from redistill.policies.source import GoldBatches, GoldItem, Policy, PolicyTools, Revision, Shuffled, gold_sequence
+from redistill.policies.scorer import Scorer
+from redistill.policies.source import PolicyTools, Revision
 from redistill.policies.teacher import TeacherGenerated
 
 PolicyConfig = Fixed | TeacherGenerated | StudentGenerated | TeacherMixed | Mixed | Buffered | Adaptive | Revised | Rollouts
@@ -27,6 +30,7 @@ __all__ = [
     "Revised",
     "Revision",
     "Rollouts",
+    "Scorer",
     "Shuffled",
     "StudentGenerated",
     "TeacherGenerated",

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from redistill.contracts import Sampling, TokenSequence
+from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.buffered import SequenceBuffer, check_buffer
 from redistill.policies.generated import StudentGenerated
-from redistill.policies.source import Coin, GoldItem, PolicyTools, Source
+from redistill.policies.order import Coin, GoldItem
+from redistill.policies.source import PolicyTools, Source, WrappingNode
 from redistill.randomness import generator
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ Choice = Literal["fresh", "replay", "gold"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive:
+class Adaptive(WrappingNode):
     r"""Fresh text, text of earlier steps or the gold answer, in a mix that follows the validation loss.
 
     With a coin r in [0, 1), the threshold :math:`\phi`, update t of T (t = 1, 2 ...) and
@@ -70,14 +71,6 @@ class Adaptive:
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
         return (cls(), cls(threshold=0.6, decay="constant", capacity=12), cls(threshold=0.9, capacity=8, coin="step"))
-
-    @property
-    def sampling(self) -> Sampling | None:
-        return self.source.sampling
-
-    @property
-    def needs_teacher(self) -> bool:
-        return self.source.needs_teacher
 
     def bind(self, tools: PolicyTools) -> "AdaptiveSource":
         return AdaptiveSource(self, self.source.bind(tools), tools)

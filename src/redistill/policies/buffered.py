@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from redistill.contracts import Sampling, TokenSequence
+from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.generated import StudentGenerated
-from redistill.policies.source import GoldItem, PolicyTools, Source, Wrapping
+from redistill.policies.order import GoldItem
+from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode
 from redistill.randomness import generator
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Buffered:
+class Buffered(WrappingNode):
     """Texts drawn from the newest `capacity` that a source wrote, this step's among them.
 
     What the source writes goes into a first-in, first-out buffer; then each written answer is replaced by a sequence drawn from
@@ -43,14 +44,6 @@ class Buffered:
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
         return (cls(), cls(capacity=12))
-
-    @property
-    def sampling(self) -> Sampling | None:
-        return self.source.sampling
-
-    @property
-    def needs_teacher(self) -> bool:
-        return self.source.needs_teacher
 
     def bind(self, tools: PolicyTools) -> "BufferedSource":
         return BufferedSource(self.source.bind(tools), SequenceBuffer(self.capacity, tools))
@@ -102,7 +95,7 @@ class SequenceBuffer:
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
         """Keep what all processes' sources wrote for this step: first all answers, then what stands behind them."""
         mine = [(place >= num_answers, sequence) for place, sequence in enumerate(sequences) if is_written(sequence)]
-        written = self._tools.gather(mine)
+        written = self._tools.processes.gather(mine)
         if any(sequence.rollout is not None for _, sequence in written):
             raise ConfigError(
                 "policy: roll-outs cannot be kept in a buffer, since they are scored once; put rollouts outermost"
@@ -114,8 +107,8 @@ class SequenceBuffer:
 
         What was written at this step keeps its origin, all else is "replay".
         """
-        counts = self._tools.gather([count])
-        first = sum(counts[: self._tools.gold.rank])
+        counts = self._tools.processes.gather([count])
+        first = sum(counts[: self._tools.processes.rank])
         rng = generator(self._tools.seed, "replay", step)
         chosen = rng.choice(len(self._kept), size=sum(counts), replace=False).tolist()[first : first + count]
         return [

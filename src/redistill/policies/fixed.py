@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from redistill.contracts import Sampling, TokenSequence
-from redistill.policies.source import GoldItem, PolicyTools, Stateless
+from redistill.contracts import Needs, Sampling, TokenSequence
+from redistill.policies.order import GoldItem
+from redistill.policies.source import PolicyTools, Stateless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,8 @@ class Fixed:
         return None
 
     @property
-    def needs_teacher(self) -> bool:
-        return False
+    def needs(self) -> Needs:
+        return Needs()
 
     def bind(self, tools: PolicyTools) -> "FixedSource":
         return FixedSource()

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
-from redistill.contracts import Example, Generation, GenerationRequest, Origin, Sampling, TokenSequence
+from redistill.contracts import Example, Generation, GenerationRequest, Needs, Origin, Sampling, TokenSequence
 from redistill.errors import ConfigError
-from redistill.policies.source import GoldItem, PolicyTools, Stateless
+from redistill.policies.order import GoldItem
+from redistill.policies.source import PolicyTools, Stateless
 
 Write = Callable[[list[GenerationRequest]], list[Generation]]
 
@@ -42,24 +43,25 @@ class StudentGenerated:
         return Sampling(temperature=self.temperature, top_p=self.top_p)
 
     @property
-    def needs_teacher(self) -> bool:
-        return False
+    def needs(self) -> Needs:
+        return Needs()
 
     def bind(self, tools: PolicyTools) -> "WritingSource":
-        return WritingSource(partial(tools.generate, sampling=self.sampling), "student", tools)
+        return WritingSource(partial(tools.engine.generate, sampling=self.sampling), "student", tools)
 
 
 class WritingSource(Stateless):
     """Each item's answer as `write` gives it at this step."""
 
     def __init__(self, write: Write, origin: Origin, tools: PolicyTools) -> None:
-        self._write, self._origin, self._response_tokens = write, origin, tools.response_tokens
+        self._write, self._origin, self._tools = write, origin, tools
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         requests = [
             GenerationRequest(
                 prompt_ids=item.example.prompt_ids,
-                max_new_tokens=self._response_tokens,
+                max_new_tokens=self._tools.response_tokens,
+                seed=self._tools.seed,
                 stream=("response", step, item.example.sample),
             )
             for item in items

@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from redistill.contracts import Sampling, TokenSequence
+from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.generated import StudentGenerated
-from redistill.policies.source import Coin, GoldItem, PolicyTools, Source, Wrapping, coin
+from redistill.policies.order import Coin, GoldItem, coin
+from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode
 
 if TYPE_CHECKING:
     from redistill.policies import PolicyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixed:
+class Mixed(WrappingNode):
     """Student text with probability `student_fraction`, the gold answer otherwise.
 
     Source: GKD's lambda; the paper's section 5.3 and Table 3a, row "Mixed".  The reference code throws one coin for a whole
@@ -40,14 +41,6 @@ class Mixed:
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
         return (cls(), cls(student_fraction=0.25), cls(coin="step"))
-
-    @property
-    def sampling(self) -> Sampling | None:
-        return self.source.sampling
-
-    @property
-    def needs_teacher(self) -> bool:
-        return self.source.needs_teacher
 
     def bind(self, tools: PolicyTools) -> "MixedSource":
         return MixedSource(self, self.source.bind(tools), tools.seed)

@@ -1,10 +1,10 @@
 """Learning from text that student and teacher write together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
-from redistill.contracts import Sampling
+from redistill.contracts import Needs, Sampling
 from redistill.errors import ConfigError
 from redistill.policies.generated import WritingSource, check_writing
 from redistill.policies.source import PolicyTools
@@ -48,10 +48,9 @@ class TeacherMixed:
         return Sampling(temperature=self.temperature, top_p=self.top_p)
 
     @property
-    def needs_teacher(self) -> bool:
-        return True
+    def needs(self) -> Needs:
+        return Needs(teacher=True, mixture=self.teacher_share > 0)
 
     def bind(self, tools: PolicyTools) -> WritingSource:
-        assert tools.generate_mixture is not None, "a mixture needs a teacher that writes"
-        write = partial(tools.generate_mixture, sampling=self.sampling, teacher_share=self.teacher_share)
+        write = partial(tools.engine.generate, sampling=replace(self.sampling, teacher_share=self.teacher_share))
         return WritingSource(write, "mixture", tools)

@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Self
 
-import numpy as np
 import torch
 
-from redistill.contracts import GenerationRequest, Sampling, TokenSequence
-from redistill.data.collate import collate
+from redistill.contracts import GenerationRequest, Needs, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.correction import Correction, correct, locate_error
 from redistill.policies.generated import StudentGenerated
-from redistill.policies.source import GoldItem, PolicyTools, Revision, Source, Wrapping
+from redistill.policies.order import GoldItem
+from redistill.policies.source import PolicyTools, Revision, Source, Wrapping, WrappingNode
 from redistill.randomness import generator
 from redistill.tensors import pad
-from redistill.vocab_pass import NUMBERS_PER_DRAW, Statistic, row_statistics
+from redistill.vocab_pass import NUMBERS_PER_DRAW, Statistic
 
 if TYPE_CHECKING:
     from redistill.policies import PolicyConfig
@@ -35,7 +34,7 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Revised:
+class Revised(WrappingNode):
     """Student text whose worst token the teacher has replaced, and from there on written anew.
 
     Source: the paper's Eq. 3 and 4; the readings of them are listed in docs/methods/mgsr.md.
@@ -76,12 +75,8 @@ class Revised:
         )
 
     @property
-    def sampling(self) -> Sampling | None:
-        return self.source.sampling
-
-    @property
-    def needs_teacher(self) -> bool:
-        return True
+    def needs(self) -> Needs:
+        return self.source.needs | Needs(teacher=True, statistics=True)
 
     def bind(self, tools: PolicyTools) -> "RevisedSource":
         return RevisedSource(self, self.source.bind(tools), tools)
@@ -102,8 +97,8 @@ class _Reading:
 
 class RevisedSource(Wrapping):
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools) -> None:
-        assert tools.teacher is not None, "SCRG needs a teacher"
-        self._settings, self._source, self._tools, self._teacher = settings, source, tools, tools.teacher
+        assert tools.scorer is not None, "checked by `needs` when the recipe was read"
+        self._settings, self._source, self._tools, self._scorer = settings, source, tools, tools.scorer
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         sequences = list(self._source.sequences(step, items))
@@ -164,37 +159,22 @@ class RevisedSource(Wrapping):
         return locate_error(_pad_float(scores), student_BT, teacher_BT, valid_BT.bool() & is_behind_BT).tolist()
 
     def _read(self, step: int, number: int, drafts: list[TokenSequence]) -> _Reading:
-        """One reading of every draft by both models, `score_batch_size` sequences at a time."""
-        statistics = _STATISTICS[self._settings.detection]
-        ask_token: Statistic = "teacher_sample" if self._settings.teacher_token == "sample" else "teacher_argmax"
-        scores: list[list[float]] = []
-        tokens: list[list[int]] = []
-        for start in range(0, len(drafts), self._tools.score_batch_size):
-            part = drafts[start : start + self._tools.score_batch_size]
-            batch = collate((), part, pad_id=self._tools.pad_id, device=self._tools.device)
-            uniforms = np.concatenate(
-                [
-                    generator(self._tools.seed, "teacher-token", step, draft.sample, number).random(
-                        (draft.num_targets, NUMBERS_PER_DRAW)
-                    )
-                    for draft in part
-                ]
+        """One reading of every draft by both models."""
+        settings = self._settings
+        statistics = _STATISTICS[settings.detection]
+        ask_token: Statistic = "teacher_sample" if settings.teacher_token == "sample" else "teacher_argmax"
+        uniforms = [
+            generator(self._tools.seed, "teacher-token", step, draft.sample, number).random(
+                (draft.num_targets, NUMBERS_PER_DRAW)
             )
-            hidden_ND, head = self._tools.student_rows(batch)
-            found = row_statistics(
-                hidden_ND,
-                head,
-                self._teacher.rows(batch),
-                (*statistics, ask_token),
-                uniforms_NK=torch.from_numpy(uniforms).to(hidden_ND.device),
-                token_N=batch.target_N,
-            )
-            is_surprise = self._settings.detection == "surprise"
-            score_N = -found["teacher_logprob"] - found["teacher_entropy"] if is_surprise else found[statistics[0]]
-            lengths = [draft.num_targets for draft in part]
-            scores += [rows.tolist() for rows in score_N.split(lengths)]
-            tokens += [rows.tolist() for rows in found[ask_token].split(lengths)]
-        return _Reading(scores, tokens)
+            for draft in drafts
+        ]
+        found = self._scorer.statistics(drafts, (*statistics, ask_token), uniforms)
+        scores = found[statistics[0]]
+        if settings.detection == "surprise":
+            pairs = zip(found["teacher_logprob"], found["teacher_entropy"], strict=True)
+            scores = [-logprob_N - entropy_N for logprob_N, entropy_N in pairs]
+        return _Reading([rows.tolist() for rows in scores], [rows.tolist() for rows in found[ask_token]])
 
     def _tails(
         self, step: int, number: int, drafts: list[TokenSequence], corrections: list[Correction]
@@ -206,6 +186,7 @@ class RevisedSource(Wrapping):
             GenerationRequest(
                 prompt_ids=drafts[place].prompt_ids + corrections[place].prefix_ids,
                 max_new_tokens=corrections[place].tail_budget,
+                seed=self._tools.seed,
                 stream=("tail", step, drafts[place].sample, number),
             )
             for place in open_places
@@ -213,7 +194,7 @@ class RevisedSource(Wrapping):
         sampling = self._settings.sampling
         assert sampling is not None
         if requests:
-            for place, generation in zip(open_places, self._tools.generate(requests, sampling), strict=True):
+            for place, generation in zip(open_places, self._tools.engine.generate(requests, sampling), strict=True):
                 tails[place] = generation.token_ids
         return tails
 

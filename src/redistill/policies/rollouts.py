@@ -13,21 +13,20 @@ from typing import Any, Literal, Self, get_args
 
 import torch
 
-from redistill.contracts import Rollout, Sampling, TokenSequence
-from redistill.data.collate import collate
+from redistill.contracts import Needs, Rollout, TokenSequence
 from redistill.errors import ConfigError
 from redistill.losses.policy_gradient import discounted_returns, importance_weights, token_rewards, whiten
 from redistill.policies.generated import StudentGenerated
 from redistill.policies.mixture import TeacherMixed
-from redistill.policies.source import GoldItem, PolicyTools, Source, Wrapping
+from redistill.policies.order import GoldItem
+from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode
 from redistill.randomness import generator
-from redistill.vocab_pass import row_statistics
 
 Whiten = Literal["tokens", "padded", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rollouts:
+class Rollouts(WrappingNode):
     """Text with what a policy gradient needs to know of it, learned from in several passes.
 
     Source: MiniLLM (arXiv 2306.08543) and its published code, whose values are the defaults.  Old log-probabilities, rewards
@@ -77,13 +76,8 @@ class Rollouts:
         )
 
     @property
-    def sampling(self) -> Sampling | None:
-        return self.source.sampling
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Rewards are the teacher's."""
-        return True
+    def needs(self) -> Needs:
+        return self.source.needs | Needs(teacher=True, statistics=True, samples_student=True)
 
     @property
     def teacher_share(self) -> float:
@@ -105,8 +99,8 @@ class _Scored:
 
 class RolloutsSource(Wrapping):
     def __init__(self, settings: Rollouts, source: Source, tools: PolicyTools) -> None:
-        assert tools.teacher is not None, "rewards are the teacher's"
-        self._settings, self._source, self._tools, self._teacher = settings, source, tools, tools.teacher
+        assert tools.scorer is not None, "checked by `needs` when the recipe was read"
+        self._settings, self._source, self._tools, self._scorer = settings, source, tools, tools.scorer
         self._pass_steps = max(1, settings.num_rollouts // tools.gold.batch_size)
         self._cycle: int | None = None
         self._pool: list[_Scored] = []
@@ -149,27 +143,18 @@ class RolloutsSource(Wrapping):
             written += self._source.sequences(first_step + number, [items[place] for place in mine])
             places += mine
         scored = list(zip(places, self._score(written), strict=True))
-        pool = [entry for _, entry in sorted(self._tools.gather(scored), key=lambda pair: pair[0])]
+        pool = [entry for _, entry in sorted(self._tools.processes.gather(scored), key=lambda pair: pair[0])]
         assert len(pool) == len(items), "a pool is gathered from all processes"
         return pool
 
     def _score(self, sequences: list[TokenSequence]) -> list[_Scored]:
-        """One reading of every sequence by both models, `score_batch_size` sequences at a time."""
-        found: list[_Scored] = []
-        for start in range(0, len(sequences), self._tools.score_batch_size):
-            part = sequences[start : start + self._tools.score_batch_size]
-            batch = collate((), part, pad_id=self._tools.pad_id, device=self._tools.device)
-            hidden_ND, head = self._tools.student_rows(batch)
-            rows = row_statistics(
-                hidden_ND, head, self._teacher.rows(batch), ("student_logprob", "teacher_logprob"), token_N=batch.target_N
-            )
-            lengths = [sequence.num_targets for sequence in part]
-            columns = (rows[name].split(lengths) for name in ("student_logprob", "teacher_logprob"))
-            found += [
-                _Scored(sequence, tuple(old.tolist()), tuple(teacher.tolist()))
-                for sequence, old, teacher in zip(part, *columns, strict=True)
-            ]
-        return found
+        """One reading of every sequence by both models."""
+        found = self._scorer.statistics(sequences, ("student_logprob", "teacher_logprob"))
+        columns = (found["student_logprob"], found["teacher_logprob"])
+        return [
+            _Scored(sequence, tuple(old.tolist()), tuple(teacher.tolist()))
+            for sequence, old, teacher in zip(sequences, *columns, strict=True)
+        ]
 
     # --- weighing ---
 

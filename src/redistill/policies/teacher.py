@@ -8,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from redistill.contracts import Example, GenerationRequest, Sampling, TokenSequence
-from redistill.data.collate import collate
+import torch
+
+from redistill.contracts import Example, GenerationRequest, Needs, Sampling, TokenSequence
 from redistill.errors import DataError
 from redistill.policies.generated import answered, check_writing
-from redistill.policies.source import GoldItem, PolicyTools, Stateless
+from redistill.policies.order import GoldItem
+from redistill.policies.source import PolicyTools, Stateless
 from redistill.storage import files
-from redistill.vocab_pass import Statistic, row_statistics
 
 FILE = "teacher-responses.jsonl"
 TEACHER_MARK = "teacher_cross_entropy"
@@ -58,8 +59,8 @@ class TeacherGenerated:
         return None
 
     @property
-    def needs_teacher(self) -> bool:
-        return True
+    def needs(self) -> Needs:
+        return Needs(teacher=True, teacher_text=True)
 
     def bind(self, tools: PolicyTools) -> "TeacherSource":
         return TeacherSource(self, tools)
@@ -72,9 +73,9 @@ class TeacherSource(Stateless):
     """
 
     def __init__(self, settings: TeacherGenerated, tools: PolicyTools) -> None:
-        assert tools.generate_teacher is not None, "a policy of the teacher's text needs a teacher that writes"
+        assert tools.teacher is not None, "checked by `needs` when the recipe was read"
         self._sampling = Sampling(temperature=settings.temperature, top_p=settings.top_p)
-        self._tools, self._generate = tools, tools.generate_teacher
+        self._tools, self._generate = tools, tools.teacher.generate
         path = Path(settings.store) if settings.store else tools.folder and tools.folder / FILE
         self._store = ResponseStore(path, self._sampling, tools) if path else None
         self._answers: dict[Key, tuple[int, ...]] | None = None
@@ -89,7 +90,7 @@ class TeacherSource(Stateless):
 
     def _block(self, step: int) -> list[Example]:
         """This step's prompts without an answer, and later ones until the generation batch of every process is full."""
-        size = self._tools.score_batch_size * self._tools.gold.world
+        size = self._tools.batch_size * self._tools.processes.world
         now = self._unanswered(step)
         block = dict(now)
         for later in range(step + 1, self._tools.updates):
@@ -111,13 +112,14 @@ class TeacherSource(Stateless):
             GenerationRequest(
                 prompt_ids=example.prompt_ids,
                 max_new_tokens=self._tools.response_tokens,
+                seed=self._tools.seed,
                 stream=("teacher-response", example.sample),
             )
             for example in share
         ]
         generations = self._generate(requests, self._sampling) if requests else []
-        answers = dict(self._tools.gather([(_key(e), g.token_ids) for e, g in zip(share, generations, strict=True)]))
-        if self._store is not None and self._tools.is_main:
+        answers = dict(self._tools.processes.gather([(_key(e), g.token_ids) for e, g in zip(share, generations, strict=True)]))
+        if self._store is not None and self._tools.processes.is_main:
             self._store.append(answers)
         self._answers |= answers
 
@@ -135,12 +137,12 @@ class ResponseStore:
     def read(self) -> dict[Key, tuple[int, ...]]:
         """All answers, as the main process finds them; every process asks."""
         lines: list[Any] = []
-        if self._tools.is_main and self._path.exists():
+        if self._tools.processes.is_main and self._path.exists():
             lines = files.read_lines(self._path) or [None]  # what is there but empty is no store
-        lines = self._tools.gather(lines)
+        lines = self._tools.processes.gather(lines)
         if lines:
             self._check(lines[0])
-            if self._tools.is_main:
+            if self._tools.processes.is_main:
                 files.rewrite_lines(self._path, lines)  # nothing must be appended to a line that was cut
         return {(line["sample"], line["prompt"]): tuple(line["token_ids"]) for line in lines[1:]}
 
@@ -171,26 +173,24 @@ class ResponseStore:
         if not (isinstance(found, Mapping) and found.keys() == self._header.keys()):
             raise DataError(f"{self._path}: holds something else than a teacher's answers; name another file as policy.store")
         for name, mine in self._header.items():
-            same = math.isclose(found[name], mine, abs_tol=SAME_TEACHER_NATS) if name == TEACHER_MARK else found[name] == mine
-            if not same:
+            is_close = name == TEACHER_MARK and None not in (found[name], mine)
+            if not (math.isclose(found[name], mine, abs_tol=SAME_TEACHER_NATS) if is_close else found[name] == mine):
                 raise DataError(
                     f"{self._path}: written with {name} = {found[name]}, where this run has {mine}; name another file as "
                     "policy.store, or remove this one"
                 )
 
 
-def teacher_cross_entropy(tools: PolicyTools) -> float:
-    """Mean -log p of the first gold answers' tokens, in nats: tells one teacher or data set from another.
+def teacher_cross_entropy(tools: PolicyTools) -> float | None:
+    """Mean -log p of the first gold answers' tokens, in nats: differs between teachers and data sets.
 
-    A name would not: the weights behind it may have changed.
+    A name would not: the weights behind it may have changed.  None for a teacher that gives no log-probabilities of tokens.
     """
-    assert tools.teacher is not None
+    if tools.scorer is None:
+        return None
     ordered = [item.sequence for step in range(MARK_SEQUENCES) for item in tools.gold.all_items(step)]
-    batch = collate((), ordered[:MARK_SEQUENCES], pad_id=tools.pad_id, device=tools.device)
-    hidden_ND, head = tools.student_rows(batch)
-    ask: tuple[Statistic, ...] = ("teacher_logprob",)
-    found = row_statistics(hidden_ND, head, tools.teacher.rows(batch), ask, token_N=batch.target_N)
-    return -float(found["teacher_logprob"].double().mean())
+    found = tools.scorer.statistics(ordered[:MARK_SEQUENCES], ("teacher_logprob",))
+    return -float(torch.cat(found["teacher_logprob"]).double().mean())
 
 
 def _key(example: Example) -> Key:

@@ -12,7 +12,7 @@ from redistill.models.student import StudentModule
 from redistill.storage import files
 from redistill.storage import tensors as tensor_files
 from redistill.training import checkpoint
-from redistill.training.loop import Schedule
+from redistill.training.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

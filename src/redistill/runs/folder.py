@@ -9,11 +9,11 @@ from typing import Any, Literal
 from redistill import __version__
 from redistill.config.decode import told
 from redistill.config.run import Run, encode_run, up_to_date, without_places
-from redistill.config.schema import FIRST, SCHEMA, check_schema
+from redistill.config.schema import SCHEMA, schema_of_run, writer_of
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
 from redistill.processes import watch as ranks
-from redistill.runs.bench import make_accelerator
+from redistill.runs.build import make_accelerator
 from redistill.storage import files
 from redistill.storage.lock import locked
 
@@ -59,11 +59,9 @@ def check_run_schema(folder: Path, held: Mapping[str, Any], *, resumes: bool) ->
     Raises:
         ConfigError: the folder is refused.
     """
-    number, versions = held.get("schema", FIRST), held.get("versions")
-    version = versions.get("redistill") if isinstance(versions, Mapping) else None
-    check_schema(number, str(folder / RUN_FILE), version)
+    number = schema_of_run(held, str(folder / RUN_FILE))
     if resumes and number < SCHEMA:
-        names = {"redistill": version, "commit": held.get("commit")}
+        names = {"redistill": writer_of(held), "commit": held.get("commit")}
         writer = ", ".join(f"{name} {told(value)}" for name, value in names.items() if isinstance(value, str))
         raise ConfigError(
             f"{folder}: holds an unfinished run of schema {number}, and redistill {__version__} resumes schema {SCHEMA} only; "

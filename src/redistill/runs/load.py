@@ -1,6 +1,6 @@
-"""Everything a run needs, built from its config: data, tokenizer, teacher, student.
+"""The data of a run, read and tokenised.
 
-Nothing is written here, so a mistake in a config costs no half-made run folder.
+Nothing is written here but rejected.jsonl, so a mistake in a config costs no half-made run folder.
 """
 
 from collections import Counter
@@ -9,31 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import nn
-
-from redistill.config.run import DataConfig, Run
+from redistill.config.run import DataConfig
 from redistill.contracts import Example, Record
 from redistill.data.reader import ReadReport, line_of, read_records
 from redistill.data.rejected import list_unlearned
 from redistill.data.repeats import Question, first_of_each, question
 from redistill.data.tasks import load_task
-from redistill.data.tokenize import TokenizeConfig, tokenize_training
+from redistill.data.tokenize import tokenize_training
 from redistill.errors import ConfigError, DataError
-from redistill.models import vocabulary
-from redistill.models.families import position_limit
-from redistill.models.initialise import cast_weights, student_from_layers
-from redistill.models.load import (
-    checkpoint_activations,
-    compatibility_warnings,
-    end_token_ids,
-    head,
-    load_model,
-    parameter_bytes,
-    parameter_count,
-)
-from redistill.models.lora import add_lora, lora_notes
-from redistill.runs.stages import student_source, teacher_source
 from redistill.storage import files
 
 Duplicates = Literal["keep", "drop"]
@@ -51,99 +34,6 @@ class DataSets:
     validation_examples: Sequence[Example]
     tests: Mapping[str, Sequence[Record]]
     manifest: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """Teacher (None where no part of the run asks it) and student, with what they share.
-
-    Args:
-        vocabulary: Classes that both heads are cut to.
-        notes: Sentences about differences that may matter, for the log.
-    """
-
-    teacher: nn.Module | None
-    student: Any
-    tokenizer: Any
-    vocabulary: int
-    end_ids: tuple[int, ...]
-    manifest: Mapping[str, Any]
-    notes: Sequence[str]
-
-    @property
-    def pad_id(self) -> int:
-        return int(self.tokenizer.pad_token_id)
-
-
-def load_models(config: Run) -> Models:
-    """The models of a run, on the CPU; a fine-tuned copy is read from its stage's folder.
-
-    Raises:
-        ModelError: a model cannot be loaded.
-        VocabularyError: teacher and student do not share their token ids.
-    """
-    source, taught_by = student_source(config), teacher_source(config)
-    teacher, teacher_tokenizer = load_model(taught_by) if taught_by is not None else (None, None)
-    if source.model == "teacher":
-        assert teacher is not None and source.initialise is not None
-        student, tokenizer = student_from_layers(teacher, source.initialise.layers), teacher_tokenizer
-    else:
-        student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise)
-        if source.initialise is not None:
-            student = student_from_layers(student, source.initialise.layers)
-    cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
-    notes: list[str] = []
-    if source.lora is not None:
-        student = add_lora(student, source.lora, config.seed)
-        notes = lora_notes(student)
-    if source.gradient_checkpointing:
-        checkpoint_activations(student)
-    check_positions(student, config.data.tokens, "student")
-    size = head(student).num_classes
-    if teacher is not None:
-        check_positions(teacher, config.data.tokens, "teacher")
-        match = shared_vocabulary(teacher, teacher_tokenizer, student, tokenizer)
-        size = match.size
-        notes += compatibility_warnings(teacher_tokenizer, tokenizer)
-        if match.padded:
-            notes.append(
-                f"the heads have {match.teacher_size} (teacher) and {match.student_size} (student) rows for one vocabulary; "
-                f"both are cut to {match.size}"
-            )
-    manifest = {"student": _about(student, config.student.model)}
-    if teacher is not None and config.teacher is not None:
-        manifest["teacher"] = _about(teacher, config.teacher.model)
-    return Models(
-        teacher=teacher,
-        student=student,
-        tokenizer=tokenizer,
-        vocabulary=size,
-        end_ids=end_token_ids(student, tokenizer),
-        manifest=manifest,
-        notes=notes,
-    )
-
-
-def shared_vocabulary(
-    teacher: nn.Module, teacher_tokenizer: Any, student: nn.Module, tokenizer: Any
-) -> vocabulary.VocabularyMatch:
-    """The classes that both models know by the same ids, or VocabularyError."""
-    return vocabulary.compare(
-        teacher_tokenizer.get_vocab(), tokenizer.get_vocab(), head(teacher).num_classes, head(student).num_classes
-    )
-
-
-def check_positions(model: nn.Module, tokens: TokenizeConfig, name: str) -> None:
-    """Refuse lengths that the model cannot read, before anything is written.
-
-    Raises:
-        ConfigError: a prompt and its response may be longer than the model has positions.
-    """
-    limit, longest = position_limit(model), tokens.prompt_tokens + tokens.response_tokens
-    if limit is not None and longest > limit:
-        raise ConfigError(
-            f"prompt_tokens + response_tokens = {longest}: the {name} has {limit} positions; lower one of the two"
-        )
 
 
 def load_data(
@@ -311,10 +201,6 @@ def _parted(
             "or name a validation file"
         )
     return train[config.validation_rows :], train[: config.validation_rows], (leaked, 0)
-
-
-def _about(model: nn.Module, name: str) -> dict[str, Any]:
-    return {"name": name, "parameters": parameter_count(model), "bytes": parameter_bytes(model)}
 
 
 def _about_source(source: str, report: ReadReport) -> dict[str, Any]:

@@ -5,44 +5,40 @@ same config in the same folder goes on where it stopped.
 """
 
 import dataclasses
-import hashlib
-import json
-import shlex
-import sys
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
 
 from redistill.config.decode import decode
-from redistill.config.run import DataConfig, Run, encode_run, without_places
-from redistill.config.schema import SCHEMA
-from redistill.contracts import Example, TokenSequence
+from redistill.config.run import DataConfig, Run
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError
-from redistill.evaluation import scores as evaluation
+from redistill.evaluation.evaluator import Evaluator
 from redistill.evaluation.folder import SETTINGS
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig, head, load_model
+from redistill.models.lora import load_trainable_state, save_student, trainable_state
 from redistill.processes import signals
 from redistill.processes import watch as ranks
+from redistill.processes.placement import full
 from redistill.reports.report import build_report
-from redistill.runs import record
-from redistill.runs.bench import Bench, make_accelerator, open_bench
-from redistill.runs.disk_space import check_space, needed_space
+from redistill.runs.build import OpenRun, build_evaluator, build_parts, make_accelerator, open_run, processes_of
 from redistill.runs.folder import RUN_FILE, WORTH_KEEPING, claim, has_model, sole_use
-from redistill.runs.load import check_positions, load_tests, shared_vocabulary
+from redistill.runs.load import load_tests
+from redistill.runs.models import check_positions, shared_vocabulary
+from redistill.runs.record import begin, cost, write_run_file
+from redistill.runs.revisions import truncate_revisions
 from redistill.runs.stages import stages, teacher_source
 from redistill.storage import files
-from redistill.storage.redaction import plain, redacted_tree
 from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
-from redistill.training.loop import TrainingState
+from redistill.training.loop import train
+from redistill.training.parts import TrainingState
 from redistill.training.progress import AnswerProgress, say
+from redistill.training.saving import restore_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,42 +109,69 @@ def _train(config: Run, command: str | None) -> None:
         return
     for stage in stages(config).values():
         train_student(stage)
-    with open_bench(config) as bench:
-        is_main = bench.accelerator.is_main_process
-        if is_main:
-            _begin(bench, command)
-        bench.evaluate_before()
-        state = bench.train()
-        if is_main:
-            bench.export()
-            _write_run_file(bench, command, status="trained", cost=_cost(config, state))
-        bench.accelerator.wait_for_everyone()
+    with open_run(config) as run:
+        if run.processes.is_main:
+            begin(run, command)
+        _evaluate_before(run)
+        state = _fit(run)
+        _export(run)
+        if run.processes.is_main:
+            write_run_file(run, command, status="trained", cost=cost(config, state))
+        run.accelerator.wait_for_everyone()
 
 
-def _begin(bench: Bench, command: str | None) -> None:
-    """See that the run can be written and that its checkpoints are its own, and write down what it is."""
-    config, checkpoints = bench.config, bench.config.folder / "checkpoints"
-    export = "merged" if config.student.lora is None else config.student.lora.export
-    check_space(config.folder, needed_space(bench.student, bench.schedule, keep=config.training.keep, export=export))
-    mine = _identity(bench)
-    checkpoint.check_identity(checkpoints, mine)
-    _write_run_file(bench, command, status="running")
-    checkpoint.claim(checkpoints, mine)
+def _evaluate_before(run: OpenRun) -> None:
+    """Evaluate the untrained student; a resumed run finds this done."""
+    if "before" not in run.config.evaluation.compare or not run.data.tests:
+        return
+    with run.placement.unsharded(run.student):
+        build_evaluator(run, run.models.student).evaluate(
+            run.data.tests,
+            run.config.folder / "before",
+            label="before",
+            progress=AnswerProgress("before", run.output.progress.note),
+        )
 
 
-def _identity(bench: Bench) -> dict[str, str]:
-    """Hashes of what the run's checkpoints depend on: its settings, and all that it reads, as tokens."""
-    settings = json.dumps(without_places(encode_run(bench.config)), sort_keys=True)
-    read: dict[str, Sequence[Example | TokenSequence]] = {
-        "training data": bench.data.train,
-        "validation data": bench.data.validation_examples,
-        "corpus": bench.corpus,
-    }
-    hashes = {name: hashlib.sha256() for name in read}
-    for name, sequences in read.items():
-        for sequence in sequences:
-            hashes[name].update(array("q", [sequence.sample, *sequence.token_ids]).tobytes() + bytes(sequence.supervised))
-    return {"config": hashlib.sha256(settings.encode()).hexdigest()} | {name: h.hexdigest() for name, h in hashes.items()}
+def _fit(run: OpenRun) -> TrainingState:
+    """Run the loop from the newest valid checkpoint, or from the start; the student has its best weights afterwards."""
+    parts = build_parts(run, build_evaluator(run, run.models.student))
+    note, checkpoints = run.output.progress.note, run.output.checkpoints
+    found = checkpoint.load(checkpoints)
+    state = TrainingState()
+    if found is not None:
+        for line in found.skipped:
+            note(line)
+        state = restore_checkpoint(parts, found)
+        note(f"resumed at step {state.step} of {parts.schedule.updates}")
+    if run.processes.is_main:
+        logged = -1 if found is None else state.step  # the validation before the first update is logged at step 0
+        parts.output.log.truncate_after(logged)
+        truncate_revisions(run.config.folder, state.step)
+    run.accelerator.wait_for_everyone()
+    state = train(parts, run.config.training, run.config.optimiser, state)
+    assert state.best_step is not None, "the last update is always validated"
+    best = checkpoint.load_step(checkpoints, state.best_step)
+    load_trainable_state(run.student.model, best.tensors["model"])
+    note(f"best checkpoint: step {best.step}, validation {_named_score(run.config, state)}")
+    return state
+
+
+def _export(run: OpenRun) -> None:
+    """Write the student as a folder that transformers loads; all processes collect it, and the main process writes."""
+    model, lora = run.models.student, run.config.student.lora
+    state = full(trainable_state(model))
+    with run.placement.unsharded(run.student):
+        if run.processes.is_main:
+            with files.new_folder(run.config.folder / "model") as folder:
+                save_student(model, run.models.tokenizer, folder, "merged" if lora is None else lora.export, state=state)
+
+
+def _named_score(config: Run, state: TrainingState) -> str:
+    assert state.best_score is not None
+    if config.training.choose_by == "rouge_l":
+        return f"ROUGE-L {state.best_score:.2f}"
+    return f"cross entropy {-state.best_score:.3f}"
 
 
 @signals.handled()
@@ -252,74 +275,15 @@ def _evaluate(
             teacher_model, teacher_tokenizer = load_model(teacher_source)
             size = shared_vocabulary(teacher_model, teacher_tokenizer, model, tokenizer).size
             teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
-    with accelerator.autocast():
-        return evaluation.evaluate(
-            model.to(accelerator.device),
-            tokenizer,
-            tests,
-            config,
-            data.tokens,
-            folder,
-            label=label,
-            progress=AnswerProgress(label, say) if accelerator.is_main_process else None,
-            teacher=teacher,
-            vocabulary=size,
-            shard=(accelerator.process_index, accelerator.num_processes),
-            gather=signals.gather,
-        )
-
-
-def _cost(config: Run, state: TrainingState) -> dict[str, Any]:
-    """What training has cost, for comparisons; tokens are those of all processes, memory is that of the largest."""
-    return {
-        "updates": state.step,
-        "sequences": state.step * config.training.batch_size,
-        "trained_tokens": state.trained_tokens,
-        "generated_tokens": state.generated_tokens,
-        "seconds": round(state.seconds, 2),
-        "peak_bytes": state.peak_bytes,
-    }
-
-
-def _stages(config: Run) -> dict[str, Any]:
-    """The stages of a run as run.json tells them."""
-    return {
-        name: {
-            "folder": str(stage.folder),
-            "cost": files.read_json(stage.folder / RUN_FILE).get("cost"),
-            "sha256": {path.name: files.digest(path) for path in sorted((stage.folder / "model").glob("*.safetensors"))},
-        }
-        for name, stage in stages(config).items()
-    }
-
-
-def _corpus(bench: Bench) -> dict[str, Any]:
-    """What was read of the corpus, as run.json tells it; nothing where no term reads one."""
-    if not bench.corpus:
-        return {}
-    sources = bench.config.data.corpus
-    hashes = [files.digest(Path(source)) for source in sources if Path(source).is_file()]
-    return {"corpus": {"source": ", ".join(sources), "blocks": len(bench.corpus), "sha256": ", ".join(hashes)}}
-
-
-def _write_run_file(bench: Bench, command: str | None, status: str, cost: Mapping[str, Any] | None = None) -> None:
-    config = bench.config
-    described = {
-        "schema": SCHEMA,
-        "name": config.name,
-        "method": config.method,
-        "status": status,
-        "command": plain(command or shlex.join(["redistill", *sys.argv[1:]])),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": record.commit(),
-        "versions": record.versions(),
-        "machine": record.machine(),
-        "processes": bench.accelerator.num_processes,
-        "cost": cost,
-        "stages": _stages(config),
-        "config": encode_run(config),
-        "data": {**bench.data.manifest, **_corpus(bench)},
-        "models": dict(bench.models.manifest),
-        "spans": None if bench.spans is None else bench.spans.description,
-    }
-    files.write_json(config.folder / RUN_FILE, redacted_tree(described))
+    evaluator = Evaluator(
+        model=model.to(accelerator.device),
+        tokenizer=tokenizer,
+        config=config,
+        tokens=data.tokens,
+        teacher=teacher,
+        vocabulary=size,
+        processes=processes_of(accelerator),
+        autocast=accelerator.autocast,
+    )
+    progress = AnswerProgress(label, say) if accelerator.is_main_process else None
+    return evaluator.evaluate(tests, folder, label=label, progress=progress)

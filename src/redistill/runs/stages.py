@@ -17,7 +17,7 @@ from redistill.training.optimiser import OptimiserConfig
 def stages(config: Run) -> dict[str, Run]:
     """The runs that must be finished before `config`, by name ("teacher", "start"), in the order of training."""
     found: dict[str, Run] = {}
-    if config.teacher is not None and config.teacher.finetune is not None:
+    if isinstance(config.teacher, TeacherConfig) and config.teacher.finetune is not None:
         found["teacher"] = _teacher_stage(config, config.teacher, config.teacher.finetune)
     if config.starts_finetuned:
         assert config.student.finetune is not None
@@ -26,9 +26,9 @@ def stages(config: Run) -> dict[str, Run]:
 
 
 def teacher_source(config: Run) -> ModelConfig | None:
-    """Where the teacher's weights are: what the config names, or the copy that was fine-tuned first."""
+    """Where a local teacher's weights are: what the config names, or the copy that was fine-tuned first; None without one."""
     teacher = config.teacher
-    if teacher is None:
+    if not isinstance(teacher, TeacherConfig):
         return None
     plain = ModelConfig(**{f.name: getattr(teacher, f.name) for f in dataclasses.fields(ModelConfig)})
     if teacher.finetune is None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from redistill.contracts import Draw, Sampling, TokenSequence
-from redistill.policies.source import Policy, PolicyNode
+from redistill.contracts import Draw, Needs, Processes, Sampling, TokenSequence
+from redistill.policies.policy import Policy
+from redistill.policies.source import PolicyNode
 from redistill.testing.laws import demand, disobeyed, is_its_own_configuration
 from redistill.testing.stage import RESPONSE_TOKENS, in_processes, make_stage
 
@@ -27,7 +28,7 @@ def check_policy(node: PolicyNode) -> None:
     """Hold a policy against every law that it does not declare to disobey, on a stage of two tiny random models.
 
     Args:
-        node: A frozen dataclass with `bind`, `sampling` and `needs_teacher`.
+        node: A frozen dataclass with `bind`, `sampling` and `needs`.
 
     Raises:
         AssertionError: which law is broken, at which step, with which sequences.
@@ -42,14 +43,14 @@ def check_policy(node: PolicyNode) -> None:
             law(node)
 
 
-def says_what_it_needs(node: PolicyNode) -> None:
-    """`sampling` tells how the student writes, or None; `needs_teacher` whether the teacher has a part."""
-    sampling, needs_teacher = node.sampling, node.needs_teacher
+def declares_what_it_needs(node: PolicyNode) -> None:
+    """`sampling` says how the student's text is sampled, or None; `needs` what it requires of teacher and engine."""
+    sampling, needs = node.sampling, node.needs
     text = f"sampling is {sampling!r}; must be a redistill.contracts.Sampling or None"
-    demand(sampling is None or isinstance(sampling, Sampling), node, "says_what_it_needs", text)
-    demand(isinstance(needs_teacher, bool), node, "says_what_it_needs", f"needs_teacher is {needs_teacher!r}; must be a bool")
-    if not needs_teacher:
-        drawn(make_stage().policy(node, teacher=None, generate_teacher=None, generate_mixture=None), range(STEPS))
+    demand(sampling is None or isinstance(sampling, Sampling), node, "declares_what_it_needs", text)
+    demand(isinstance(needs, Needs), node, "declares_what_it_needs", f"needs is {needs!r}; must be a redistill.contracts.Needs")
+    if not needs.teacher:
+        drawn(make_stage().policy(node, teacher=None, scorer=None), range(STEPS))
 
 
 def draws_the_same_again(node: PolicyNode) -> None:
@@ -80,22 +81,21 @@ def resumes_where_it_stopped(node: PolicyNode) -> None:
 
 def answers_in_order(node: PolicyNode) -> None:
     """One sequence for each item, in order, and what it adds behind them; gold answers are handed through as they are."""
-    prompts = {example.sample: example.prompt_ids for example in make_stage().examples}
-    for step, draw in enumerate(drawn(make_stage().policy(node), range(STEPS))):
-        count = f"step {step}: {len(draw.sampled)} sequences for {len(draw.gold)} items"
-        demand(len(draw.sampled) >= len(draw.gold), node, "answers_in_order", count)
-        for place, sequence in enumerate(draw.sampled):
+    stage, law = make_stage(), "answers_in_order"
+    prompts = {example.sample: example.prompt_ids for example in stage.examples}
+    for step, draw in enumerate(drawn(stage.policy(node), range(STEPS))):
+        sampled, items = draw.with_role("distillation"), stage.tools.gold.items(step)
+        demand(len(sampled) >= len(items), node, law, f"step {step}: {len(sampled)} sequences for {len(items)} items")
+        for place, sequence in enumerate(sampled):
             where = f"step {step}, sequence {place} ({sequence.origin}, sample {sequence.sample})"
             own = sequence.prompt_ids == prompts.get(sequence.sample)
-            demand(own, node, "answers_in_order", f"{where}: its prompt is not that of its sample")
+            demand(own, node, law, f"{where}: its prompt is not that of its sample")
             length = len(sequence.response_ids)
             fits = sequence.origin == "dataset" or length <= RESPONSE_TOKENS
-            demand(
-                fits, node, "answers_in_order", f"{where}: {length} tokens of response; at most {RESPONSE_TOKENS} are allowed"
-            )
+            demand(fits, node, law, f"{where}: {length} tokens of response; at most {RESPONSE_TOKENS} are allowed")
             if sequence.origin == "dataset":
-                same = place < len(draw.gold) and sequence is draw.gold[place]
-                demand(same, node, "answers_in_order", f"{where}: is not the very gold sequence of item {place}")
+                same = place < len(items) and _plain(sequence) == _plain(items[place].sequence)
+                demand(same, node, law, f"{where}: is not the gold sequence of item {place}")
 
 
 def takes_no_items(node: PolicyNode) -> None:
@@ -113,17 +113,18 @@ def processes_draw_together_what_one_draws(node: PolicyNode) -> None:
     whole = drawn(make_stage().policy(node), range(STEPS))
 
     def share(rank: int, gather: Callable[[list[Any]], list[Any]]) -> list[Draw]:
-        return drawn(make_stage().policy(node, rank=rank, world=2, gather=gather), range(STEPS))
+        return drawn(make_stage().policy(node, Processes(rank, 2, gather)), range(STEPS))
 
     try:
         parts = in_processes(2, share)
     except BrokenBarrierError as error:
         raise AssertionError(f"{node!r} breaks the law {law}: one of two processes gathered where the other did not") from error
     for step, one in enumerate(whole):
-        shares = [draws[step] for draws in parts]
-        answers = [sequence for draw in shares for sequence in draw.sampled[: len(draw.gold)]]
-        additions = [sequence for draw in shares for sequence in draw.sampled[len(draw.gold) :]]
-        got, wanted = [list(map(_told, sequences)) for sequences in (answers + additions, one.sampled)]
+        shares = [draws[step].with_role("distillation") for draws in parts]
+        counts = [len(draws[step].with_role("sft")) for draws in parts]  # of the items, each of which has a gold answer
+        answers = [sequence for share, count in zip(shares, counts, strict=True) for sequence in share[:count]]
+        additions = [sequence for share, count in zip(shares, counts, strict=True) for sequence in share[count:]]
+        got, wanted = [list(map(_plain, sequences)) for sequences in (answers + additions, one.with_role("distillation"))]
         demand(got == wanted, node, law, f"step {step}: two processes drew {got}, one drew {wanted}")
 
 
@@ -131,7 +132,7 @@ POLICY_LAWS: Mapping[str, Law] = {
     law.__name__: law
     for law in (
         is_its_own_configuration,
-        says_what_it_needs,
+        declares_what_it_needs,
         draws_the_same_again,
         leaves_global_generators_alone,
         resumes_where_it_stopped,
@@ -156,14 +157,14 @@ def _demand_equal(
     got: Sequence[Draw], wanted: Sequence[Draw], node: PolicyNode, law: str, who: str, first_step: int = 0
 ) -> None:
     for step, (one, other) in enumerate(zip(got, wanted, strict=True), first_step):
-        told = [list(map(_told, draw.sampled)) for draw in (one, other)]
-        demand(told[0] == told[1], node, law, f"step {step}: {who} drew {told[0]}, the first {told[1]}")
+        plain = [list(map(_plain, draw.with_role("distillation"))) for draw in (one, other)]
+        demand(plain[0] == plain[1], node, law, f"step {step}: {who} drew {plain[0]}, the first {plain[1]}")
 
 
-def _told(sequence: TokenSequence) -> tuple[Any, ...]:
-    """What tells a sequence from another; numbers of a roll-out to 3 decimals, since batches change the last ones."""
-    told = (sequence.sample, sequence.origin, sequence.token_ids, sequence.supervised)
+def _plain(sequence: TokenSequence) -> tuple[Any, ...]:
+    """A sequence as plain values; numbers of a roll-out to 3 decimals, since batches change the last ones."""
+    values = (sequence.sample, sequence.origin, sequence.token_ids, sequence.supervised)
     if sequence.rollout is None:
-        return told
+        return values
     columns = dataclasses.astuple(sequence.rollout)
-    return *told, *(tuple(round(value, 3) for value in column) for column in columns)
+    return *values, *(tuple(round(value, 3) for value in column) for column in columns)

@@ -7,17 +7,21 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from threading import Barrier, BrokenBarrierError
 from typing import Any, TypeVar
 
 import torch
 
-from redistill.contracts import Example, RawPrompt, Record
-from redistill.generation.generate import generate
+from redistill.contracts import ONE_PROCESS, Example, Processes, RawPrompt, Record
+from redistill.generation.local import LocalEngine
 from redistill.models.initialise import fresh_model
 from redistill.models.student import StudentModule
-from redistill.policies.source import GoldBatches, Policy, PolicyNode, PolicyTools
+from redistill.policies.order import GoldBatches
+from redistill.policies.policy import Policy
+from redistill.policies.scorer import Scorer
+from redistill.policies.source import PolicyNode, PolicyTools
+from redistill.processes.memory import Halving
 from redistill.randomness import generator
 from redistill.teachers.local import LocalTeacher
 
@@ -37,34 +41,32 @@ class Stage:
     examples: tuple[Example, ...]
     tools: PolicyTools
 
-    def policy(self, node: PolicyNode, *, rank: int = 0, world: int = 1, **tools: Any) -> Policy:
-        """A policy in its first state, as one of `world` processes has it."""
-        gold = GoldBatches(self.examples, batch_size=BATCH_SIZE, seed=SEED, rank=rank, world=world)
-        return Policy(gold, node.bind(replace(self.tools, gold=gold, is_main=rank == 0, **tools)))
+    def policy(self, node: PolicyNode, processes: Processes = ONE_PROCESS, **tools: Any) -> Policy:
+        """A policy in its first state, as one of `processes` has it."""
+        gold = GoldBatches(self.examples, batch_size=BATCH_SIZE, seed=SEED, processes=processes)
+        return Policy(gold, node.bind(replace(self.tools, gold=gold, processes=processes, **tools)))
 
 
 @cache
 def make_stage() -> Stage:
     """The stage; the same every time."""
     teacher, student = (fresh_model({**MODEL, "initializer_range": 0.5}, seed).eval() for seed in (1, 2))
-    writing: dict[str, Any] = {"seed": SEED, "end_ids": (END,), "pad_id": END, "batch_size": 64}
+    settings: dict[str, Any] = {"vocabulary": VOCABULARY, "end_ids": (END,), "pad_id": END}
+    engine = LocalEngine(student, teacher=teacher, batch_size=Halving("batch_size", 64), **settings)
+    own_engine = LocalEngine(teacher, batch_size=Halving("batch_size", 64), **settings)
+    local = LocalTeacher(teacher, vocabulary=VOCABULARY, device="cpu", engine=own_engine)
     examples = tuple(_example(sample) for sample in range(NUM_EXAMPLES))
-
-    def generate_mixture(requests: Any, sampling: Any, teacher_share: float) -> Any:
-        return generate(student, requests, sampling, teacher=teacher, teacher_share=teacher_share, **writing)
-
     tools = PolicyTools(
-        generate=partial(generate, student, **writing),
-        generate_teacher=partial(generate, teacher, **writing),
-        generate_mixture=generate_mixture,
-        student_rows=torch.no_grad()(StudentModule(student, vocabulary=VOCABULARY).eval().rows),
-        teacher=LocalTeacher(teacher, vocabulary=VOCABULARY, device="cpu"),
+        engine=engine,
+        teacher=local,
+        scorer=Scorer(
+            torch.no_grad()(StudentModule(student, vocabulary=VOCABULARY).eval().rows), local, pad_id=END, batch_size=64
+        ),
         gold=GoldBatches(examples, batch_size=BATCH_SIZE, seed=SEED),
         updates=UPDATES,
         end_ids=(END,),
-        pad_id=END,
         response_tokens=RESPONSE_TOKENS,
-        score_batch_size=64,
+        batch_size=64,
         seed=SEED,
     )
     return Stage(examples, tools)

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from redistill.errors import CheckpointError, DataError, OutputError
+from redistill.processes.placement import placed_like
 from redistill.storage import files
 from redistill.storage import tensors as tensor_files
 from redistill.storage.redaction import plain
@@ -329,7 +330,8 @@ def optimizer_tensors(
         parameters: `dict(module.named_parameters())` of everything that it updates.
 
     Returns:
-        Tensors keyed "<state>/<parameter>" ("exp_avg/transformer.wte.weight"), and the groups and scalars.
+        Tensors keyed "<state>/<parameter>" ("exp_avg/transformer.wte.weight"), and the groups and scalars. Tensors of sharded
+        parameters are sharded too (see `placement.full`).
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     tensors: dict[str, torch.Tensor] = {}
@@ -371,7 +373,8 @@ def restore_optimizer(
     entries = {name: dict(values) for name, values in state["scalars"].items()}
     for key in state["tensors"]:
         kind, name = key.split("/", 1)
-        entries[name][kind] = tensors[key].clone()
+        value, parameter = tensors[key].clone(), parameters[name]
+        entries[name][kind] = placed_like(value, parameter) if value.shape == parameter.shape else value  # `step` is a number
     numbers = {name: number for number, name in enumerate(chain.from_iterable(here))}  # as torch counts them
     groups = [
         {

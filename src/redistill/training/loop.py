@@ -1,117 +1,35 @@
 """The loop: draw, count, read, step, log, validate, save - only ever at a step boundary.
 
-Longer than other files, since a step and what is saved of it must be read together.
-
-It builds nothing and knows no method: it is handed built parts.  Coefficients are set once a step from the counts of the whole
+It builds nothing and knows no method: it is given built parts.  Coefficients are set once a step from the counts of the whole
 global batch, so that one process with four micro-batches and two with two have the same gradient.
 """
 
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
 
-from redistill.contracts import Batch, Draw, SequencePolicy, Teacher, TokenSequence
-from redistill.contracts import Divergence as DivergenceCall
-from redistill.data.collate import collate
+from redistill.contracts import Batch, Draw, TokenSequence
+from redistill.data.collate import collate, empty_batch
 from redistill.data.grouping import grouped, reading
 from redistill.errors import Interrupted
-from redistill.models.lora import load_trainable_state, trainable_state
-from redistill.models.student import StudentModule
 from redistill.processes import signals
+from redistill.processes.memory import unless_out_of_memory
 from redistill.randomness import torch_seed
-from redistill.training import checkpoint
-from redistill.training.guards import (
-    CollapseMonitor,
-    EarlyStopping,
-    Event,
-    Halving,
-    Tell,
-    Update,
-    UpdateGuard,
-    facts_of,
-    read_again,
-    text_metrics,
-    unless_out_of_memory,
-)
-from redistill.training.metrics import Meter, MetricsLog, peak_bytes
-from redistill.training.objective import Counts, Objective, averages, terms
-from redistill.training.optimiser import OptimiserConfig, set_learning_rates
-from redistill.training.progress import Progress
-from redistill.training.schedule import Schedule, TrainingConfig
+from redistill.training.guards import Event, Update, facts_of, read_again, text_metrics
+from redistill.training.metrics import peak_bytes
+from redistill.training.objective import Counts, averages, corpus_items, terms
+from redistill.training.optimiser import OptimiserConfig, clip_gradients, set_learning_rates
+from redistill.training.parts import Learner, Parts, TrainingState
+from redistill.training.saving import save_checkpoint
+from redistill.training.schedule import TrainingConfig
 
 _FAULTS = "teacher rows that are not finite"  # beside the sums of the terms, on their way through the processes
-
-
-@dataclass(kw_only=True)
-class TrainingState:
-    """Where training stands, and what it has cost; goes into checkpoints as it is.
-
-    Args:
-        best_score: Of the best validation so far: ROUGE-L, or minus the cross entropy; higher is better.
-        best_step: The number of updates behind it.
-        trained_tokens: Targets learned from, over all processes; one that carries two terms counts twice.
-        generated_tokens: Written for training by student or teacher, over all processes; validation is not counted.
-        validation_due: Whether the last update was made, and the validation that belongs to it was not.
-        seconds: Of training, validation included.
-        peak_bytes: Most memory that one process has held.
-    """
-
-    step: int = 0
-    best_score: float | None = None
-    best_step: int | None = None
-    stopped: bool = False
-    validation_due: bool = False
-    trained_tokens: int = 0
-    generated_tokens: int = 0
-    seconds: float = 0.0
-    peak_bytes: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What the loop is handed, all of it built (by run.py).
-
-    Args:
-        student: A StudentModule, prepared by the accelerator.
-        validate: Scores of the student as it is, with "rouge_l" and "cross_entropy" among them.
-        teacher_faults: At how many rows the teacher was not finite on this process since it was last asked.
-        memory: The micro-batch size; the generation batch size.  Both shrink where memory runs out.
-        meter: Counts the tokens that this process writes for training.
-        end_ids: Tokens that end a response.
-    """
-
-    accelerator: Accelerator
-    student: nn.Module
-    optimizer: torch.optim.Optimizer
-    policy: SequencePolicy
-    objective: Objective
-    divergence: DivergenceCall | nn.Module | None
-    teacher: Teacher | None
-    validate: Callable[[], dict[str, float]]
-    teacher_faults: Callable[[], int]
-    guard: UpdateGuard
-    collapse: CollapseMonitor
-    memory: tuple[Halving, Halving]
-    tell: Tell
-    early_stopping: EarlyStopping
-    log: MetricsLog
-    progress: Progress
-    meter: Meter
-    schedule: Schedule
-    checkpoints: Path
-    pad_id: int
-    end_ids: Collection[int]
-    seed: int
 
 
 def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, state: TrainingState) -> TrainingState:
@@ -141,7 +59,7 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
         if state.step != saved:
             save_checkpoint(parts, settings, state)
         if state.step:
-            parts.progress.note(f"stopped at step {state.step} of {parts.schedule.updates}, which is saved")
+            parts.output.progress.note(f"stopped at step {state.step} of {parts.schedule.updates}, which is saved")
         raise
     return state
 
@@ -149,50 +67,68 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
 def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> None:
     """Make one update and log it, or be interrupted and leave everything as it was.
 
-    Once the gradient is there nothing looks for signals any more, on any process.
+    Once the gradient is there no process polls for signals any more.
     """
+    learner = parts.learner
     started, before = time.perf_counter(), parts.policy.state_dict()
-    parts.teacher_faults()  # what validation met is no fault of this update
+    if learner.teacher is not None:
+        learner.teacher.faults()  # those of validation do not belong to this update
     try:
-        whole = parts.policy.draw(state.step)
-        draw, drawn = parts.objective.select(whole), time.perf_counter()
+        whole = _draw(parts, state.step)
+        draw, drawn = learner.objective.select(whole), time.perf_counter()
         batches, counts, sums = gradients(draw, parts, state.step)
     except Interrupted:
         parts.policy.load_state_dict(before)  # a buffer may have grown already
-        parts.meter.read()  # what was written will be written again
-        parts.optimizer.zero_grad(set_to_none=True)
+        parts.output.meter.read()  # the text will be generated again
+        learner.optimizer.zero_grad(set_to_none=True)
         raise
-    faults, norms = int(sums.pop(_FAULTS)), _clip(parts, optimiser.max_grad_norm)
-    metrics = averages(parts.objective, counts, sums)
-    rates = set_learning_rates(parts.optimizer, optimiser, state.step, parts.schedule.updates)
-    if parts.guard.allows(_update(parts, state.step + 1, draw, batches, metrics, norms, faults)):
-        parts.optimizer.step()
+    faults, norms = int(sums.pop(_FAULTS)), _clip(learner, optimiser.max_grad_norm)
+    metrics = averages(learner.objective, counts, sums)
+    rates = set_learning_rates(learner.optimizer, optimiser, state.step, parts.schedule.updates)
+    if parts.guards.update.allows(_update(parts, state.step + 1, draw, batches, metrics, norms, faults)):
+        learner.optimizer.step()
     elif faults:
-        parts.policy.load_state_dict(before)  # no text stays that such a teacher has had a hand in
-    parts.optimizer.zero_grad(set_to_none=True)
+        parts.policy.load_state_dict(before)  # no text stays that such a teacher has had a part in
+    learner.optimizer.zero_grad(set_to_none=True)
+    if learner.teacher is not None:
+        learner.teacher.release()
     state.step += 1
     state.validation_due = _is_due(state.step, parts.schedule.evaluate_every) or state.step == parts.schedule.updates
     seconds = time.perf_counter() - started
     metrics |= {**norms, **rates, "tokens_per_s": counts.tokens / seconds, "seconds": seconds}
     metrics["draw_seconds"] = drawn - started
     state.trained_tokens += int(counts.tokens)
-    _log_update(parts, state, metrics, draw, whole.gold)
+    _log_update(parts, state, metrics, draw, whole.with_role("sft"))
     _count_cost(parts, state, time.perf_counter() - started)
 
 
+def _draw(parts: Parts, step: int) -> Draw:
+    """The step's sequences, from an engine that has the student's present weights."""
+    student = parts.learner.student
+    with parts.learner.placement.unsharded(student):
+        parts.engine.sync(student.model, step)
+        return parts.policy.draw(step)
+
+
 def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
-    """A process's share of the draw as micro-batches, of sequences that are about as long; see `grouping.grouped`."""
-    device = parts.accelerator.device
-    span_config = parts.objective.span if parts.objective.uses_spans else None
+    """A process's part of the draw as micro-batches of sequences of similar length; see `grouping.grouped`."""
+    device, objective = parts.accelerator.device, parts.learner.objective
+    span_config = objective.span if objective.uses_spans else None
     place: dict[str, Any] = {"pad_id": parts.pad_id, "device": device}
-    pretraining = parts.objective.pretraining
-    distilled = pretraining is not None and pretraining.divergence_share > 0
-    corpus = grouped(draw.corpus, draw.corpus if distilled else (), micro_batch_size, reading(device))
-    task = grouped(draw.gold, draw.sampled, micro_batch_size, reading(device))
+    corpus = () if objective.pretraining is None else corpus_items(draw, objective.pretraining)
     return [
-        *(collate(gold, sampled, role="pretraining", **place) for gold, sampled in corpus),
-        *(collate(gold, sampled, span_config=span_config, **place) for gold, sampled in task),
+        *(collate(items, role="pretraining", **place) for items in grouped(corpus, micro_batch_size, reading(device))),
+        *(collate(items, span_config=span_config, **place) for items in grouped(draw.items, micro_batch_size, reading(device))),
     ]
+
+
+def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
+    """The micro-batches, and empty ones behind them, so that all processes make the same number of passes if they must."""
+    if not parts.learner.placement.passes_communicate:
+        return batches
+    most = max(signals.gather([len(batches)]))
+    empty = empty_batch(pad_id=parts.pad_id, device=parts.accelerator.device)
+    return [*batches, *[empty] * (most - len(batches))]
 
 
 def global_counts(batches: Sequence[Batch]) -> Counts:
@@ -203,55 +139,59 @@ def global_counts(batches: Sequence[Batch]) -> Counts:
 def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts, dict[str, float]]:
     """The gradient of the global objective, in micro-batches that fit into every process's memory, with counts and sums.
 
-    Where memory runs out on one process, all begin anew with half the micro-batch.  Coefficients come from the global batch, so
-    the gradient is the same.
+    Where memory runs out on one process, all retry with half the micro-batch.  Coefficients come from the global batch, so the
+    gradient is the same.
     """
-    micro_batch = parts.memory[0]
+    learner, micro_batch = parts.learner, parts.guards.micro_batch
+    if learner.teacher is not None and learner.objective.uses_teacher:
+        learner.teacher.prepare([*draw.with_role("distillation"), *draw.corpus])
     while True:
         # For each attempt, so that it has the dropout of a run that began with its micro-batches.
         torch.manual_seed(torch_seed(parts.seed, "dropout", step, parts.accelerator.process_index))
-        batches = cut(draw, micro_batch.size, parts)
+        batches = filled_up(cut(draw, micro_batch.size, parts), parts)
         counts = global_counts(batches)
         sums = accumulate_gradients(batches, counts, parts)
         if sums is not None:
             return batches, counts, sums
-        parts.optimizer.zero_grad(set_to_none=True)
-        micro_batch.halve(max(gather_object([max(map(_most_of_a_kind, batches), default=1)])))
+        learner.optimizer.zero_grad(set_to_none=True)
+        micro_batch.halve(max(gather_object([max(map(_most_of_a_role, batches), default=1)])))
 
 
 def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float] | None:
     """Each term's sum over the global batch, its gradient in place; None where memory ran out on any process.
 
-    Processes are joined here and not by hooks of a backward pass, which would leave them waiting for one that has run out.
+    Replicas are joined here and not by hooks of a backward pass, which would leave them waiting for one that has run out.
+    Where passes communicate, a process that runs out of memory ends, and the others with it.
     """
-    gathered = signals.gather([unless_out_of_memory(partial(_backward, batches, counts, parts))])
+    learner, backward = parts.learner, partial(_backward, batches, counts, parts)
+    gathered = signals.gather([backward() if learner.placement.passes_communicate else unless_out_of_memory(backward)])
     if any(share is None for share in gathered):
         return None
-    if parts.accelerator.num_processes > 1:
-        for parameter in _student(parts).parameters():
-            if parameter.grad is not None:
-                torch.distributed.all_reduce(parameter.grad)
+    learner.placement.reduce(learner.student.parameters())
     return {name: sum(share.get(name, 0.0) for share in gathered) for name in sorted({n for s in gathered for n in s})}
 
 
 def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
     """This process's part of the gradient, and of the terms' sums."""
-    student = _student(parts)
-    student.train(parts.objective.policy_gradient is None)
+    learner = parts.learner
+    objective, teacher = learner.objective, learner.teacher
+    learner.student.train(objective.policy_gradient is None)
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
-        signals.poll()
-        target = parts.teacher.rows(batch) if parts.teacher is not None and batch.num_sampled else None
-        objective, batch_sums = student(batch, target, terms(parts.objective, counts, batch, parts.divergence))
-        parts.accelerator.backward(objective)
+        if not learner.placement.passes_communicate:  # else none may leave here; all do at the `gather` behind the passes
+            signals.poll()
+        target = teacher.rows(batch) if teacher is not None and objective.uses_teacher and batch.num_sampled else None
+        with parts.accelerator.autocast():
+            total, batch_sums = learner.student(batch, target, terms(objective, counts, batch, learner.divergence))
+        parts.accelerator.backward(total)
         for name, value in batch_sums.items():
             sums[name] = sums[name] + value.double() if name in sums else value.double()
     values = torch.stack(list(sums.values())).tolist() if sums else []  # the one place that waits for the device
-    return {**dict(zip(sums, values, strict=True)), _FAULTS: parts.teacher_faults()}
+    return {**dict(zip(sums, values, strict=True)), _FAULTS: 0 if teacher is None else teacher.faults()}
 
 
-def _most_of_a_kind(batch: Batch) -> int:
-    """The larger of its numbers of gold and of sampled sequences, which `training.micro_batch_size` is about."""
+def _most_of_a_role(batch: Batch) -> int:
+    """The larger of its numbers of sequences by role, which `training.micro_batch_size` limits."""
     return max(batch.num_sampled, len(batch.sequence_N[batch.sft_N].unique()))
 
 
@@ -265,24 +205,30 @@ def _update(
     faults: int,
 ) -> Update:
     """What the guard judges by."""
-    read = partial(read_again, batches, _student(parts), parts.teacher, parts.accelerator.autocast)
+    learner = parts.learner
+
+    def read() -> list[dict[str, Any]]:
+        teacher = learner.teacher if learner.objective.uses_teacher else None
+        with learner.placement.unsharded(learner.student):
+            return read_again(batches, learner.student, teacher, parts.accelerator.autocast)
+
     return Update(step=step, metrics=metrics, norms=norms, teacher_rows=faults, samples=_samples(draw), read=read)
 
 
-def _clip(parts: Parts, max_norm: float) -> dict[str, float]:
+def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
     """Clip the student's gradient and the clip network's apart; returns both norms before clipping."""
-    student = _student(parts)
-    norms = {"grad_norm": float(nn.utils.clip_grad_norm_(student.model.parameters(), max_norm))}
-    if _clip_parameters(student):
-        norms["clip_network_grad_norm"] = float(nn.utils.clip_grad_norm_(_clip_parameters(student), max_norm))
+    norms = {"grad_norm": clip_gradients(learner.student.model.parameters(), max_norm)}
+    if learner.clip_parameters:
+        norms["clip_network_grad_norm"] = clip_gradients(learner.clip_parameters, max_norm)
     return norms
 
 
 def _log_update(
     parts: Parts, state: TrainingState, metrics: dict[str, float], draw: Draw, gold: Sequence[TokenSequence]
 ) -> None:
-    sampled = draw.gold if parts.objective.sft_on == "sampled" else draw.sampled
-    share = facts_of(sampled, parts.end_ids), facts_of(gold, parts.end_ids), [m for h in parts.memory for m in h.take_changes()]
+    sampled = draw.with_role("sft" if parts.learner.objective.sft_on == "sampled" else "distillation")
+    changes_here = [change for size in parts.guards.sizes for change in size.take_changes()]
+    share = facts_of(sampled, parts.end_ids), facts_of(gold, parts.end_ids), changes_here
     texts, gold_texts, changes = ([fact for s in column for fact in s] for column in zip(*gather_object([share]), strict=True))
     origins = Counter(text.origin for text in texts)
     lengths = [text.length for text in texts if text.origin != "dataset"]
@@ -295,20 +241,21 @@ def _log_update(
         line |= text_metrics(texts)
         if policy := parts.policy.metrics():
             line["policy"] = policy
-        parts.log.write(line)
-        parts.progress.update(state.step, metrics)
+        parts.output.log.write(line)
+        parts.output.progress.update(state.step, metrics)
     for change in dict.fromkeys(changes):
-        parts.tell(Event(state.step, "out_of_memory", f"step {state.step}: {change}"))
-    parts.collapse.observe(state.step, texts, gold_texts, metrics.get("kept_mass"))
+        parts.guards.tell(Event(state.step, "out_of_memory", f"step {state.step}: {change}"))
+    parts.guards.collapse.observe(state.step, texts, gold_texts, metrics.get("kept_mass"))
 
 
 def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
     """Score the student as it is, and tell log and policy."""
-    scores = parts.validate()
+    with parts.learner.placement.unsharded(parts.learner.student):
+        scores = parts.validate()
     parts.policy.observe(scores["cross_entropy"])
     if parts.accelerator.is_main_process:
-        parts.log.write({"kind": "validation", "step": state.step, **_finite(scores)})
-        parts.progress.note(
+        parts.output.log.write({"kind": "validation", "step": state.step, **_finite(scores)})
+        parts.output.progress.note(
             f"step {state.step}: validation ROUGE-L {scores['rouge_l']:.2f}, cross entropy {scores['cross_entropy']:.3f}"
         )
     return scores
@@ -321,13 +268,13 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
     score = scores["rouge_l"] if settings.choose_by == "rouge_l" else -scores["cross_entropy"]
     if state.best_score is None or score > state.best_score:
         state.best_score, state.best_step = score, state.step
-    state.stopped = parts.early_stopping.stop(score)
+    state.stopped = parts.guards.early_stopping.stop(score)
     state.validation_due = False
     _count_cost(parts, state, time.perf_counter() - started)
 
 
 def _count_cost(parts: Parts, state: TrainingState, seconds: float) -> None:
-    shares = gather_object([(parts.meter.read(), peak_bytes(parts.accelerator.device))])
+    shares = gather_object([(parts.output.meter.read(), peak_bytes(parts.accelerator.device))])
     state.generated_tokens += sum(generated for generated, _ in shares)
     state.peak_bytes = max(state.peak_bytes, *(peak for _, peak in shares))
     state.seconds += seconds
@@ -341,63 +288,8 @@ def _ends(parts: Parts, state: TrainingState) -> bool:
     return state.stopped or state.step == parts.schedule.updates
 
 
-def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
-    """Everything a resume needs, committed by one rename; the main process writes, the others wait."""
-    student = _student(parts)
-    if parts.accelerator.is_main_process:
-        optimizer, optimizer_state = checkpoint.optimizer_tensors(parts.optimizer, dict(student.named_parameters()))
-        tensors = {"model": trainable_state(student.model), "optimizer": optimizer}
-        if student.clip_network is not None and _clip_parameters(student):
-            tensors["clip_network"] = student.clip_network.state_dict()
-        checkpoint.save(
-            parts.checkpoints,
-            state.step,
-            tensors=tensors,
-            state={
-                "training": asdict(state),
-                "optimizer": optimizer_state,
-                "policy": dict(parts.policy.state_dict()),
-                "guard": parts.guard.state_dict(),
-                "collapse": parts.collapse.state_dict(),
-                "memory": [size.state_dict() for size in parts.memory],
-                "early_stopping": parts.early_stopping.state_dict(),
-            },
-            keep=settings.keep,
-            protect=() if state.best_step is None else (state.best_step,),
-        )
-    parts.accelerator.wait_for_everyone()
-
-
-def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingState:
-    """Put everything back as it was when `found` was saved."""
-    student = _student(parts)
-    load_trainable_state(student.model, found.tensors["model"])
-    if student.clip_network is not None and _clip_parameters(student):
-        student.clip_network.load_state_dict(found.tensors["clip_network"])
-    names = dict(student.named_parameters())
-    checkpoint.restore_optimizer(parts.optimizer, names, found.tensors["optimizer"], found.state["optimizer"])
-    parts.policy.load_state_dict(found.state["policy"])
-    parts.guard.load_state_dict(found.state["guard"])
-    parts.collapse.load_state_dict(found.state["collapse"])
-    for size, held in zip(parts.memory, found.state["memory"], strict=True):
-        size.load_state_dict(held)
-    parts.early_stopping.load_state_dict(found.state["early_stopping"])
-    return TrainingState(**found.state["training"])
-
-
-def _student(parts: Parts) -> StudentModule:
-    student = parts.accelerator.unwrap_model(parts.student)
-    assert isinstance(student, StudentModule)
-    return student
-
-
-def _clip_parameters(student: StudentModule) -> list[nn.Parameter]:
-    """What DAC-KL learns; nothing where the objective has another divergence or fixed thresholds."""
-    return [] if student.clip_network is None else list(student.clip_network.parameters())
-
-
 def _samples(draw: Draw) -> list[int]:
-    return sorted({sequence.sample for sequence in (*draw.gold, *draw.sampled)})
+    return sorted({item.sequence.sample for item in draw.items})
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float | None]:

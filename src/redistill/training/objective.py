@@ -15,7 +15,7 @@ from typing import Literal, Self
 
 from torch import nn
 
-from redistill.contracts import Batch, Draw, TeacherCapabilities
+from redistill.contracts import Batch, Draw, DrawItem, Needs, Role, items_of
 from redistill.contracts import Divergence as DivergenceCall
 from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKL, DacKLConfig
@@ -146,18 +146,11 @@ class Objective:
         distils_corpus = self.pretraining is not None and self.pretraining.divergence_share > 0
         return self.uses_divergence or self.uses_spans or distils_corpus
 
-    def check_teacher(self, capabilities: TeacherCapabilities) -> None:
-        """Refuse a teacher that lists its most probable classes where a term needs them all.
-
-        Raises:
-            ConfigError: spans or DAC-KL, and such a teacher.
-        """
-        if capabilities.full_vocabulary:
-            return
-        if self.uses_spans:
-            raise ConfigError("span_weight: spans need the whole vocabulary of a teacher; set it to 0 for a top-k teacher")
-        if self.uses_divergence and isinstance(self.divergence, DacKLConfig):
-            raise ConfigError("divergence: dac_kl needs the whole vocabulary of a teacher; name another for a top-k teacher")
+    @property
+    def needs(self) -> Needs:
+        """What the terms require of the teacher."""
+        is_dac = self.uses_divergence and isinstance(self.divergence, DacKLConfig)
+        return Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans or is_dac)
 
     def build_divergence(self, vocabulary: int, seed: int) -> DivergenceCall | nn.Module | None:
         """The divergence as something to call; DAC-KL gets its network here."""
@@ -166,13 +159,24 @@ class Objective:
         return self.divergence
 
     def select(self, draw: Draw) -> Draw:
-        """The part of a draw that some term reads."""
-        answers = draw.gold if self.sft_on == "gold" else draw.sampled
-        return Draw(
-            gold=answers if self.sft_weight else (),
-            sampled=draw.sampled if self.uses_sampled else (),
-            corpus=() if self.pretraining is None else draw.corpus,
-        )
+        """The part of a draw that some term reads, with the roles of the terms."""
+        selected = ((item, self._roles(item)) for item in draw.items)
+        items = tuple(DrawItem(item.sequence, roles) for item, roles in selected if roles)
+        return Draw(items=items, corpus=() if self.pretraining is None else draw.corpus)
+
+    def _roles(self, item: DrawItem) -> frozenset[Role]:
+        """The roles that an item of a policy's draw has under this objective."""
+        roles: set[Role] = set()
+        if self.sft_weight and ("sft" if self.sft_on == "gold" else "distillation") in item.roles:
+            roles.add("sft")
+        if self.uses_sampled and "distillation" in item.roles:
+            roles.add("distillation")
+        return frozenset(roles)
+
+
+def corpus_items(draw: Draw, pretraining: PretrainingConfig) -> tuple[DrawItem, ...]:
+    """The draw's corpus with the roles of the pre-training term."""
+    return items_of(draw.corpus, "sft", "distillation") if pretraining.divergence_share > 0 else items_of(draw.corpus, "sft")
 
 
 @dataclass(frozen=True)

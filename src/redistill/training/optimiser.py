@@ -1,6 +1,7 @@
 """AdamW: its configuration, its groups of parameters, and its learning rates as a pure function of the step."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from redistill.errors import ConfigError
+from redistill.processes.placement import scalar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,11 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig
         group["lr"] = config.final_learning_rate + (peak - config.final_learning_rate) * share
         rates[group["rate_name"]] = group["lr"]
     return rates
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Clip the norm of all gradients together to `max_norm`; returns the norm before. Sharded or not, but not both."""
+    return scalar(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
 def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, Any]]:

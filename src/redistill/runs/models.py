@@ -1,0 +1,127 @@
+"""The models of a run: teacher and student on the CPU, with the vocabulary that they share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from redistill.config.decode import kind_of
+from redistill.config.run import Run
+from redistill.data.tokenize import TokenizeConfig
+from redistill.errors import ConfigError
+from redistill.models import vocabulary
+from redistill.models.families import position_limit
+from redistill.models.initialise import cast_weights, student_from_layers
+from redistill.models.load import (
+    checkpoint_activations,
+    compatibility_warnings,
+    end_token_ids,
+    head,
+    load_model,
+    parameter_bytes,
+    parameter_count,
+)
+from redistill.models.lora import add_lora, lora_notes
+from redistill.runs.stages import student_source, teacher_source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Teacher and student, with what they share.
+
+    Args:
+        teacher: The local teacher's language model; None where there is none.
+        vocabulary: Classes that both heads are cut to.
+        notes: Sentences about differences that may matter, for the log.
+    """
+
+    teacher: nn.Module | None
+    student: Any
+    tokenizer: Any
+    vocabulary: int
+    end_ids: tuple[int, ...]
+    manifest: Mapping[str, Any]
+    notes: Sequence[str]
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+
+def load_models(config: Run) -> Models:
+    """The models of a run, on the CPU; a fine-tuned copy is read from its stage's folder.
+
+    Raises:
+        ModelError: a model cannot be loaded.
+        VocabularyError: teacher and student do not share their token ids.
+    """
+    source, taught_by = student_source(config), teacher_source(config)
+    teacher, teacher_tokenizer = load_model(taught_by) if taught_by is not None else (None, None)
+    if source.model == "teacher":
+        assert teacher is not None and source.initialise is not None
+        student, tokenizer = student_from_layers(teacher, source.initialise.layers), teacher_tokenizer
+    else:
+        student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise)
+        if source.initialise is not None:
+            student = student_from_layers(student, source.initialise.layers)
+    cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
+    notes: list[str] = []
+    if source.lora is not None:
+        student = add_lora(student, source.lora, config.seed)
+        notes = lora_notes(student)
+    if source.gradient_checkpointing:
+        checkpoint_activations(student)
+    check_positions(student, config.data.tokens, "student")
+    size = head(student).num_classes
+    if teacher is not None:
+        check_positions(teacher, config.data.tokens, "teacher")
+        match = shared_vocabulary(teacher, teacher_tokenizer, student, tokenizer)
+        size = match.size
+        notes += compatibility_warnings(teacher_tokenizer, tokenizer)
+        if match.padded:
+            notes.append(
+                f"the heads have {match.teacher_size} (teacher) and {match.student_size} (student) rows for one vocabulary; "
+                f"both are cut to {match.size}"
+            )
+    manifest = {"student": _about(student, config.student.model)}
+    if teacher is not None and config.teacher is not None:
+        manifest["teacher"] = _about(teacher, config.teacher.model)
+    elif config.teacher is not None:
+        manifest["teacher"] = {"name": kind_of(type(config.teacher))}
+    return Models(
+        teacher=teacher,
+        student=student,
+        tokenizer=tokenizer,
+        vocabulary=size,
+        end_ids=end_token_ids(student, tokenizer),
+        manifest=manifest,
+        notes=notes,
+    )
+
+
+def shared_vocabulary(
+    teacher: nn.Module, teacher_tokenizer: Any, student: nn.Module, tokenizer: Any
+) -> vocabulary.VocabularyMatch:
+    """The classes that both models know by the same ids, or VocabularyError."""
+    return vocabulary.compare(
+        teacher_tokenizer.get_vocab(), tokenizer.get_vocab(), head(teacher).num_classes, head(student).num_classes
+    )
+
+
+def check_positions(model: nn.Module, tokens: TokenizeConfig, name: str) -> None:
+    """Refuse lengths that the model cannot read, before anything is written.
+
+    Raises:
+        ConfigError: a prompt and its response may be longer than the model has positions.
+    """
+    limit, longest = position_limit(model), tokens.prompt_tokens + tokens.response_tokens
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"prompt_tokens + response_tokens = {longest}: the {name} has {limit} positions; lower one of the two"
+        )
+
+
+def _about(model: nn.Module, name: str) -> dict[str, Any]:
+    return {"name": name, "parameters": parameter_count(model), "bytes": parameter_bytes(model)}

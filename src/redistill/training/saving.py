@@ -1,0 +1,61 @@
+"""The state of training in a checkpoint and back; the files are those of `redistill.training.checkpoint`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import torch
+
+from redistill.models.lora import load_trainable_state, trainable_state
+from redistill.processes.placement import full
+from redistill.training import checkpoint
+from redistill.training.parts import Parts, TrainingState
+from redistill.training.schedule import TrainingConfig
+
+
+def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
+    """Everything a resume needs, committed by one rename; all processes collect it, and the main process writes."""
+    learner = parts.learner
+    student = learner.student
+    optimizer, optimizer_state = checkpoint.optimizer_tensors(learner.optimizer, dict(student.named_parameters()))
+    tensors: dict[str, Mapping[str, torch.Tensor]] = {
+        "model": full(trainable_state(student.model)),
+        "optimizer": full(optimizer),
+    }
+    if student.clip_network is not None and learner.clip_parameters:
+        tensors["clip_network"] = learner.placement.state(student.clip_network)
+    if parts.accelerator.is_main_process:
+        checkpoint.save(
+            parts.output.checkpoints,
+            state.step,
+            tensors=tensors,
+            state={
+                "training": asdict(state),
+                "optimizer": optimizer_state,
+                "policy": dict(parts.policy.state_dict()),
+                "guard": parts.guards.update.state_dict(),
+                "collapse": parts.guards.collapse.state_dict(),
+                "memory": [size.state_dict() for size in parts.guards.sizes],
+                "early_stopping": parts.guards.early_stopping.state_dict(),
+            },
+            keep=settings.keep,
+            protect=() if state.best_step is None else (state.best_step,),
+        )
+    parts.accelerator.wait_for_everyone()
+
+
+def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingState:
+    """Put everything back as it was when `found` was saved."""
+    learner, guards = parts.learner, parts.guards
+    student = learner.student
+    load_trainable_state(student.model, found.tensors["model"])
+    if student.clip_network is not None and learner.clip_parameters:
+        load_trainable_state(student.clip_network, found.tensors["clip_network"])
+    names = dict(student.named_parameters())
+    checkpoint.restore_optimizer(learner.optimizer, names, found.tensors["optimizer"], found.state["optimizer"])
+    parts.policy.load_state_dict(found.state["policy"])
+    guards.update.load_state_dict(found.state["guard"])
+    guards.collapse.load_state_dict(found.state["collapse"])
+    for size, held in zip(guards.sizes, found.state["memory"], strict=True):
+        size.load_state_dict(held)
+    guards.early_stopping.load_state_dict(found.state["early_stopping"])
+    return TrainingState(**found.state["training"])
