@@ -1,0 +1,136 @@
+"""Every file of docs/adding.md, run from outside the package as the page says."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from redistill.cli.main import main
+from redistill.config.run import encode_run
+from tests.worlds import tiny_run
+
+PAGE = (Path(__file__).parents[2] / "docs" / "adding.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with the files of the page in it; imported modules are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, code in FILES.items():
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    yield tmp_path
+    for name in FILES:
+        sys.modules.pop(name, None)
+
+
+def recipe(folder: Path, method: str = "gkd", **sections: Any) -> Path:
+    """A tiny run as a recipe, with some sections replaced."""
+    tree = encode_run(tiny_run(folder, method))
+    for name in ("policy", "objective"):
+        tree.pop(name)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**tree, "out": str(folder / "out"), **sections}), encoding="utf-8")
+    return path
+
+
+def run(folder: Path, capsys: pytest.CaptureFixture[str], module: str, *, command: str = "train", **sections: Any) -> str:
+    """Run a recipe with a module allowed; returns stderr and expects exit code 0."""
+    code = main([command, str(recipe(folder, **sections)), "--allow-code", module])
+    printed = capsys.readouterr().err
+    assert code == 0, printed
+    return printed
+
+
+def rejected(folder: Path, capsys: pytest.CaptureFixture[str], module: str, **sections: Any) -> str:
+    """The one line that a recipe is rejected with, before anything is written."""
+    path = recipe(folder, **sections)
+    capsys.readouterr()
+    assert main(["train", str(path), "--allow-code", module]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert not (folder / "out").exists()
+    return lines[0]
+
+
+def test_the_page_has_a_file_for_every_kind_of_part():
+    assert {"my_divergence", "my_policy", "my_engine", "my_teacher"} <= FILES.keys()
+
+
+def test_nothing_of_the_page_runs_unless_it_is_allowed(folder, capsys):
+    path = recipe(folder, engine={"kind": "my_engine:FixedText"})
+    assert main(["train", str(path)]) == 2
+    assert "--allow-code my_engine" in capsys.readouterr().err
+    assert "my_engine" not in sys.modules
+
+
+def test_a_divergence(folder, capsys):
+    run(folder, capsys, "my_divergence", objective={"sft_weight": 0.0, "divergence": {"kind": "my_divergence:Hellinger"}})
+    lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < line["divergence"] < 1 for line in lines if line["kind"] == "train")
+
+
+def test_a_policy(folder, capsys):
+    run(folder, capsys, "my_policy", policy={"kind": "my_policy:WarmUp", "updates": 2})
+    lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [list(line["origin"]) for line in lines if line["kind"] == "train"] == [["dataset"]] * 2 + [["student"]] * 2
+
+
+@pytest.fixture
+def calls(folder, monkeypatch) -> list[tuple[str, int]]:
+    """The calls of the page's engine, in order."""
+    sys.path.append(str(folder))
+    import my_engine
+
+    assert isinstance(my_engine, ModuleType)
+    made: list[tuple[str, int]] = []
+    engine = my_engine.FixedTextEngine
+    generate = engine.generate
+
+    def noted_generate(self, requests, sampling):
+        made.append(("generate", len(requests)))
+        return generate(self, requests, sampling)
+
+    monkeypatch.setattr(engine, "sync", lambda self, student, step: made.append(("sync", step)))
+    monkeypatch.setattr(engine, "generate", noted_generate)
+    return made
+
+
+def test_an_engine_is_synchronised_once_an_update_before_the_draw(folder, capsys, calls):
+    run(folder, capsys, "my_engine", method="imitkd", engine={"kind": "my_engine:FixedText"})
+    assert calls == [call for step in range(4) for call in (("sync", step), ("generate", 4))]
+    described = json.loads((folder / "out" / "run.json").read_text())
+    assert described["config"]["engine"] == {"kind": "my_engine:FixedText", "text": "The cat is sleeping."}
+    assert described["cost"]["generated_tokens"] > 0
+
+
+def test_a_policy_of_mixtures_is_rejected_with_an_engine_that_has_none(folder, capsys):
+    line = rejected(folder, capsys, "my_engine", method="minillm", engine={"kind": "my_engine:FixedText"})
+    assert "mixture" in line and "engine local" in line
+
+
+@pytest.mark.parametrize("method", ["kd", "gkd"])
+def test_a_teacher_of_top_classes(folder, capsys, method):
+    teacher = {"kind": "my_teacher:TopK", "model": str(folder / "teacher"), "k": 64}
+    run(folder, capsys, "my_teacher", method=method, teacher=teacher)
+    lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["divergence"] > 0 for line in lines if line["kind"] == "train")
+
+
+def test_mgsr_is_rejected_with_a_teacher_of_top_classes(folder, capsys):
+    teacher = {"kind": "my_teacher:TopK", "model": str(folder / "teacher")}
+    line = rejected(folder, capsys, "my_teacher", method="mgsr", teacher=teacher)
+    assert "whole vocabulary" in line and "64 most probable classes" in line and "use a local teacher" in line
+
+
+def test_layers_of_a_teacher_need_its_weights_here(folder, capsys):
+    teacher = {"kind": "my_teacher:TopK", "model": str(folder / "teacher")}
+    student = {"model": "teacher", "initialise": {"layers": 1}}
+    line = rejected(folder, capsys, "my_teacher", method="kd", teacher=teacher, student=student)
+    assert "student.model = 'teacher'" in line

@@ -1,0 +1,100 @@
+"""Every method with every kind of teacher and engine: an update is made, or the recipe is rejected in one line."""
+
+import json
+import sys
+from typing import Any
+
+import pytest
+import yaml
+
+from redistill.cli.main import main
+from redistill.cli.tables import matrix
+from redistill.config.methods import METHODS
+from redistill.config.run import encode_run
+from tests.integration.test_extension_points import FILES
+from tests.worlds import tiny_run
+
+PARTS = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import my_engine
+import my_teacher
+from redistill.config.capabilities import ENGINES, TEACHERS
+from redistill.generation.local import LocalEngine, LocalEngineConfig
+from redistill.models.load import ModelConfig, load_model
+from redistill.processes.memory import Halving
+from redistill.teachers.local import LocalTeacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKWithText(my_teacher.TopK):
+    @property
+    def capabilities(self):
+        return TEACHERS["top-k with rest"]
+
+    def build(self, tools):
+        model, _ = load_model(ModelConfig(model=self.model))
+        engine = LocalEngine(
+            model, vocabulary=tools.vocabulary, end_ids=tools.end_ids, pad_id=tools.pad_id, batch_size=Halving("size", 8)
+        )
+        local = LocalTeacher(model, vocabulary=tools.vocabulary, device=tools.device, engine=engine)
+        teacher = my_teacher.TopKTeacher(local, self.capabilities)
+        teacher.generate = local.generate
+        return teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restricted(LocalEngineConfig):
+    capabilities: ClassVar = ENGINES["no mixtures, no n-gram bans"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed(my_engine.FixedText):
+    capabilities: ClassVar = ENGINES["fixed text"]
+"""
+TEACHERS: dict[str, Any] = {"full vocabulary": {}, "top-k with rest": {"kind": "parts:TopKWithText"}, "none": None}
+ENGINES: dict[str, Any] = {
+    "local": {"kind": "local"},
+    "no mixtures, no n-gram bans": {"kind": "parts:Restricted"},
+    "fixed text": {"kind": "parts:Fixed"},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Tiny models and data, and the parts that stand for kinds of teachers and engines."""
+    folder = tmp_path_factory.mktemp("matrix")
+    for name, code in {**FILES, "parts": PARTS}.items():
+        (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", [*sys.path, str(folder)])
+        yield folder
+    for name in (*FILES, "parts"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_cell_runs_an_update_or_is_rejected_in_one_line(world, capsys, method):
+    tree = encode_run(tiny_run(world, method, training={"updates": 1}, data={"validation_rows": 1, "tests": {}}))
+    for number, cell in enumerate(cell for cell in matrix() if cell["method"] == method):
+        teacher = TEACHERS[cell["teacher"]]
+        out = world / f"{method}-{number}"
+        parts = {
+            "teacher": None if teacher is None else {"model": str(world / "teacher"), **teacher},
+            "engine": ENGINES[cell["engine"]],
+            "out": str(out),
+        }
+        path = world / f"{method}-{number}.yaml"
+        path.write_text(yaml.safe_dump({**tree, **parts, "policy": None, "objective": None}), encoding="utf-8")
+        capsys.readouterr()
+        code = main(["train", str(path), "--allow-code", "parts"])
+        printed = capsys.readouterr().err
+        if cell["reason"] is None:
+            assert code == 0, (cell, printed)
+            assert json.loads((out / "run.json").read_text())["status"] == "trained"
+        else:
+            assert code == 2, (cell, printed)
+            assert cell["reason"] in printed and len(printed.splitlines()) == 1, (cell, printed)
+            assert not out.exists()
