@@ -27,6 +27,8 @@ defaults filled in; it loads no model and writes nothing.
   `training.updates=50 'data.train=[mine.jsonl]' 'evaluation={seeds: [10], limit: 20}'`.
 - **Kinds.** Where a field can hold one of several things, `kind` chooses: `policy: {kind: fixed}`, or `policy: fixed` for its
   defaults. `fkl` and `rkl` are short for `forward_kl` and `reverse_kl`.
+- **Schema.** `schema: 2` at the top names the version of these fields; a recipe without it is read as the current version. A
+  number that only a later redistill knows is refused, and a field that was renamed is an error that names the new one.
 - **A method is a policy and an objective.** A recipe's own `policy` or `objective` replaces the method's *as a whole*: fields
   that it leaves out have the defaults of this page, not the method's values. On the command line single fields can be changed:
   `objective.span.squared=true` keeps the rest of the method's block.

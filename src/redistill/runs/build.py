@@ -46,9 +46,10 @@ from redistill.runs.models import Models, load_models
 from redistill.runs.revisions import log_revision
 from redistill.teachers.local import LocalTeacher
 from redistill.training.guards import CollapseMonitor, EarlyStopping, Event, UpdateGuard
+from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.optimiser import parameter_groups
 from redistill.training.parts import Guards, Learner, Output, Parts
-from redistill.training.tracking import Meter, MetricsLog, Progress
+from redistill.training.progress import Progress
 from redistill.vocab_pass import Head
 
 MAX_CORPUS_BLOCKS = 200_000

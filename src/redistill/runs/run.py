@@ -34,9 +34,10 @@ from redistill.runs.revisions import truncate_revisions
 from redistill.runs.stages import stages, teacher_source
 from redistill.storage import files
 from redistill.teachers.local import LocalTeacher
-from redistill.training import checkpoint, tracking
+from redistill.training import checkpoint
 from redistill.training.loop import train
 from redistill.training.parts import TrainingState
+from redistill.training.progress import AnswerProgress, say
 from redistill.training.saving import restore_checkpoint
 
 
@@ -132,7 +133,7 @@ def _evaluate_before(run: OpenRun) -> None:
             run.data.tests,
             run.config.folder / "before",
             label="before",
-            progress=tracking.AnswerProgress("before", run.output.progress.note),
+            progress=AnswerProgress("before", run.output.progress.note),
         )
 
 
@@ -271,7 +272,7 @@ def _evaluate(
 ) -> Mapping[str, Any]:
     """Load a model, and a teacher to compare it with on gold answers, and score it."""
     with signals.handled(at_once=True):
-        tests = load_tests(data, tracking.say if accelerator.is_main_process else lambda line: None)
+        tests = load_tests(data, say if accelerator.is_main_process else lambda line: None)
         model, tokenizer = load_model(source)
         check_positions(model, data.tokens, label)
         size, teacher = head(model).num_classes, None
@@ -289,5 +290,5 @@ def _evaluate(
         processes=processes_of(accelerator),
         autocast=accelerator.autocast,
     )
-    progress = tracking.AnswerProgress(label, tracking.say) if accelerator.is_main_process else None
+    progress = AnswerProgress(label, say) if accelerator.is_main_process else None
     return evaluator.evaluate(tests, folder, label=label, progress=progress)
