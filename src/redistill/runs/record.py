@@ -20,9 +20,9 @@ import redistill
 from redistill.config.run import Run, encode_run, without_places
 from redistill.config.schema import SCHEMA
 from redistill.contracts import Example, TokenSequence
-from redistill.runs.build import OpenRun
 from redistill.runs.disk_space import check_space, needed_space
 from redistill.runs.folder import RUN_FILE
+from redistill.runs.opened import OpenRun
 from redistill.runs.stages import stages
 from redistill.storage import files
 from redistill.storage.redaction import plain, redacted_tree

@@ -25,10 +25,11 @@ from redistill.processes import signals
 from redistill.processes import watch as ranks
 from redistill.processes.placement import full
 from redistill.reports.report import build_report
-from redistill.runs.build import OpenRun, build_evaluator, build_parts, make_accelerator, open_run, processes_of
+from redistill.runs.build import build_evaluator, build_parts
 from redistill.runs.folder import RUN_FILE, WORTH_KEEPING, claim, has_model, sole_use
 from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
+from redistill.runs.opened import OpenRun, make_accelerator, open_run, processes_of
 from redistill.runs.record import begin, cost, write_run_file
 from redistill.runs.revisions import truncate_revisions
 from redistill.runs.stages import stages, teacher_source
