@@ -60,8 +60,8 @@ class Late:
         return self.source.sampling
 
     @property
-    def needs_teacher(self):
-        return self.source.needs_teacher
+    def needs(self):
+        return self.source.needs
 
     def bind(self, tools):
         return self.source.bind(tools)

@@ -132,13 +132,16 @@ def test_the_folder_is_out_or_the_name() -> None:
 
 def test_a_teacher_is_needed_where_something_asks_it() -> None:
     assert least(method="sft", teacher=None).teacher is None
-    assert "teacher: missing; method kd" in refusal(method="kd", teacher=None)
-    assert "teacher: missing" in refusal(method="sft", teacher=None, student={"model": "teacher", "initialise": {"layers": 2}})
+    assert refusal(method="kd", teacher=None) == (
+        "test: teacher: missing; name one, or choose the method sft, which has none (method kd)"
+    )
+    of_layers = {"model": "teacher", "initialise": {"layers": 2}}
+    assert "student.model = 'teacher': needs a teacher" in refusal(method="sft", teacher=None, student=of_layers)
 
 
 def test_text_that_no_term_reads_is_not_written() -> None:
     for policy in ("student_generated", "revised", "mixed"):
-        assert "policy: makes a model write what no term" in refusal(method="sft", teacher=None, policy=policy)
+        assert "policy: generates text that no term of the objective uses" in refusal(method="sft", teacher=None, policy=policy)
     assert least(method="sft", policy={"kind": "mixed", "source": "fixed"})
 
 

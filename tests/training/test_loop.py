@@ -6,15 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from redistill.runs.bench import Bench, open_bench
 
-from redistill.contracts import Draw, TokenSequence
+from redistill.contracts import Draw, TokenSequence, items_of
 from redistill.data.grouping import Reading
 from redistill.errors import ConfigError, TrainingError
+from redistill.evaluation.evaluator import Evaluator
+from redistill.runs.build import build_evaluator, build_parts, open_run
 from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training import checkpoint
 from redistill.training import loop as training
+from redistill.training.guards import UpdateGuard
 from redistill.training.loop import cut
 from redistill.training.objective import Objective, PretrainingConfig
 from redistill.training.schedule import TrainingConfig, in_updates
@@ -28,9 +30,13 @@ def sequence(sample, origin="dataset", tokens=3):
     return TokenSequence(sample=sample, token_ids=tuple(range(1, tokens + 1)), supervised=supervised, origin=origin)
 
 
+def parts_of(objective):
+    return SimpleNamespace(learner=SimpleNamespace(objective=objective), pad_id=0, accelerator=SimpleNamespace(device="cpu"))
+
+
 def cut_in(size, gold, sampled, objective=None):
-    parts = SimpleNamespace(objective=objective or Objective(), pad_id=0, accelerator=SimpleNamespace(device="cpu"))
-    return cut(Draw(gold=tuple(gold), sampled=tuple(sampled)), size, parts)
+    items = (*items_of(sampled, "distillation"), *items_of(gold, "sft"))
+    return cut(Draw(items=items), size, parts_of(objective or Objective()))
 
 
 def test_a_draw_is_cut_into_micro_batches_of_at_most_so_many_of_either_kind():
@@ -64,15 +70,15 @@ COSTS = {
 def test_every_cut_gives_the_same_gradient(tmp_path, monkeypatch):
     """Gold and revised sequences in one forward or in two, sorted or not: the coefficients are those of the global batch."""
     found = {}
-    with open_bench(tiny_run(tmp_path, "mgsr", training={"batch_size": 6})) as bench:
-        parts = bench.parts()
-        draw = parts.objective.select(parts.policy.draw(0))
+    with open_run(tiny_run(tmp_path, "mgsr", training={"batch_size": 6})) as opened:
+        parts = build_parts(opened, build_evaluator(opened, opened.models.student))
+        draw = parts.learner.objective.select(parts.policy.draw(0))
         for name, cost in COSTS.items():
             monkeypatch.setattr(training, "reading", lambda device, cost=cost: cost)
             batches, _, sums = training.gradients(draw, parts, 0)
-            gradient = {n: p.grad.clone() for n, p in bench.student.named_parameters() if p.grad is not None}
+            gradient = {n: p.grad.clone() for n, p in opened.student.named_parameters() if p.grad is not None}
             found[name] = (len(batches), sums, gradient)
-            parts.optimizer.zero_grad(set_to_none=True)
+            parts.learner.optimizer.zero_grad(set_to_none=True)
     (most, *_), _, (one, sums, gradient) = found.values()
     assert one == 1 < most
     for _, other_sums, other in found.values():
@@ -94,7 +100,7 @@ def scripted(monkeypatch):
 
     def script(*scores):
         left = [0.0, *scores]
-        monkeypatch.setattr(Bench, "validate", lambda self: {"rouge_l": left.pop(0), "cross_entropy": 1.0})
+        monkeypatch.setattr(Evaluator, "validate", lambda *_, **__: {"rouge_l": left.pop(0), "cross_entropy": 1.0})
 
     return script
 
@@ -178,21 +184,20 @@ def test_gradients_do_not_pile_up_over_skipped_updates(tmp_path, scripted, monke
     norms = []
     clip = training._clip
 
-    def noted(parts, max_norm):
-        norms.append(clip(parts, max_norm)["grad_norm"])
+    def noted(learner, max_norm):
+        norms.append(clip(learner, max_norm)["grad_norm"])
         return {"grad_norm": norms[-1]}
 
     monkeypatch.setattr(training, "_clip", noted)
-    monkeypatch.setattr(training.UpdateGuard, "allows", lambda self, update: False)
+    monkeypatch.setattr(UpdateGuard, "allows", lambda self, update: False)
     train_student(run(tmp_path, updates=4, batch_size=24))
     assert norms == pytest.approx([norms[0]] * 4, rel=1e-4), "the same batch and the same weights, four times"
 
 
 def test_a_corpus_is_read_in_batches_of_its_own_before_the_task():
     objective = Objective(sft_weight=1.0, pretraining=PretrainingConfig(divergence_share=0.5))
-    parts = SimpleNamespace(objective=objective, pad_id=0, accelerator=SimpleNamespace(device="cpu"))
-    draw = Draw(gold=(sequence(1), sequence(2)), sampled=(), corpus=(sequence(7, "corpus"), sequence(8, "corpus")))
-    batches = cut(draw, 1, parts)
+    gold = items_of([sequence(1), sequence(2)], "sft")
+    batches = cut(Draw(items=gold, corpus=(sequence(7, "corpus"), sequence(8, "corpus"))), 1, parts_of(objective))
     assert [batch.role for batch in batches] == ["pretraining", "pretraining", "task", "task"]
     assert [batch.samples for batch in batches] == [(7,), (8,), (1,), (2,)]
     assert [batch.num_sampled_rows for batch in batches] == [2, 2, 0, 0], "the teacher reads the corpus where its KL counts"
@@ -200,7 +205,9 @@ def test_a_corpus_is_read_in_batches_of_its_own_before_the_task():
 
 def test_cross_entropy_can_choose_the_best_checkpoint(tmp_path, monkeypatch):
     left = [(0.0, 9.0), (5.0, 3.0), (6.0, 2.0), (9.0, 2.5)]  # the highest ROUGE-L comes with a worse cross entropy
-    monkeypatch.setattr(Bench, "validate", lambda self: dict(zip(("rouge_l", "cross_entropy"), left.pop(0), strict=True)))
+    monkeypatch.setattr(
+        Evaluator, "validate", lambda *_, **__: dict(zip(("rouge_l", "cross_entropy"), left.pop(0), strict=True))
+    )
     config = run(tmp_path, updates=3, evaluate_every=1, choose_by="cross_entropy")
     train_student(config)
     last = checkpoint.load_step(config.folder / "checkpoints", 3)
