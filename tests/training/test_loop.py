@@ -8,17 +8,20 @@ import pytest
 import torch
 
 from redistill.contracts import Draw, TokenSequence, items_of
+from redistill.data.collate import empty_batch
 from redistill.data.grouping import Reading
 from redistill.errors import ConfigError, TrainingError
 from redistill.evaluation.evaluator import Evaluator
+from redistill.generation.local import LocalEngine
+from redistill.policies import Policy
 from redistill.runs.build import build_evaluator, build_parts, open_run
 from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training import checkpoint
 from redistill.training import loop as training
 from redistill.training.guards import UpdateGuard
-from redistill.training.loop import cut
-from redistill.training.objective import Objective, PretrainingConfig
+from redistill.training.loop import cut, filled_up
+from redistill.training.objective import Counts, Objective, PretrainingConfig
 from redistill.training.schedule import TrainingConfig, in_updates
 from tests.worlds import tiny_run
 
@@ -220,6 +223,44 @@ def test_lengths_may_be_given_in_epochs(tmp_path, scripted):
     train_student(config)
     assert [line["step"] for line in lines(config, "train")] == [1, 2, 3, 4], "24 rows in batches of 6"
     assert [line["step"] for line in lines(config, "validation")] == [0, 2, 4]
+
+
+def test_the_engine_takes_over_the_weights_once_an_update_before_its_draw(tmp_path, scripted, monkeypatch):
+    scripted(1.0)
+    seen = []
+    draw = Policy.draw
+    monkeypatch.setattr(LocalEngine, "sync", lambda self, student, step: seen.append(("sync", step, student is self._model)))
+    monkeypatch.setattr(Policy, "draw", lambda self, step: seen.append(("draw", step, True)) or draw(self, step))
+    train_student(run(tmp_path, updates=3))
+    assert seen == [(what, step, True) for step in range(3) for what in ("sync", "draw")]
+
+
+@pytest.mark.parametrize(("communicates", "expected"), [(False, 2), (True, 5)])
+def test_processes_make_the_same_number_of_passes_where_passes_communicate(monkeypatch, communicates, expected):
+    monkeypatch.setattr(training.signals, "gather", lambda values: [*values, 5])  # another process has five
+    parts = parts_of(Objective())
+    parts.learner.placement = SimpleNamespace(passes_communicate=communicates)
+    batches = cut_in(1, [sequence(0), sequence(1)], [])
+    filled = filled_up(batches, parts)
+    assert len(filled) == expected and filled[:2] == batches
+    assert Counts.of(filled) == Counts.of(batches), "what is filled in counts nowhere"
+
+
+def test_a_micro_batch_without_rows_adds_nothing_to_the_gradient(tmp_path, monkeypatch):
+    found = []
+    with open_run(tiny_run(tmp_path, "mgsr", training={"batch_size": 2})) as opened:
+        parts = build_parts(opened, build_evaluator(opened, opened.models.student))
+        draw = parts.learner.objective.select(parts.policy.draw(0))
+        for empty in (0, 2):
+            fill = [empty_batch(pad_id=parts.pad_id)] * empty
+            monkeypatch.setattr(training, "filled_up", lambda batches, parts, fill=fill: [*batches, *fill])
+            _, counts, sums = training.gradients(draw, parts, 0)
+            gradient = {n: p.grad.clone() for n, p in opened.student.named_parameters() if p.grad is not None}
+            found.append((counts, sums, gradient))
+            parts.learner.optimizer.zero_grad(set_to_none=True)
+    (counts, sums, gradient), (other_counts, other_sums, other) = found
+    assert counts == other_counts and sums == other_sums and gradient.keys() == other.keys()
+    assert all(torch.equal(other[name], value) for name, value in gradient.items())
 
 
 def test_epochs_are_whole_updates_and_at_least_one():
