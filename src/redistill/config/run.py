@@ -292,8 +292,8 @@ class Run:
 
 
 SLOTS = (
-    Slot("divergence", get_args(Divergence), needs=("__call__",)),
-    Slot("policy", get_args(PolicyConfig), needs=("bind", "sampling", "needs")),
+    Slot("divergence", get_args(Divergence), needs=("__call__",), has_laws=True),
+    Slot("policy", get_args(PolicyConfig), needs=("bind", "sampling", "needs"), has_laws=True),
     Slot("teacher", (TeacherConfig,), needs=("capabilities", "build")),
     Slot("engine", (LocalEngineConfig,), needs=("capabilities", "build")),
 )
