@@ -25,11 +25,12 @@ import redistill.models.student
 import redistill.runs.bench
 from benchmarks import measuring
 from redistill.config.run import decode_run
-from redistill.contracts import Example, RawPrompt, Record
+from redistill.contracts import Example
 from redistill.data.spans.mark import SpanMarker
 from redistill.models.initialise import student_from_layers
 from redistill.models.student import StudentModule
 from redistill.policies.revised import RevisedSource
+from redistill.records import RawPrompt, Record
 from redistill.runs.bench import Bench, make_accelerator
 from redistill.runs.load import DataSets, load_models
 from redistill.teachers.local import LocalTeacher

@@ -17,12 +17,13 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from redistill.contracts import Batch, Conversation, Instruction, RawPrompt, Record, TeacherCapabilities, TeacherTarget, Turn
+from redistill.contracts import Batch, TeacherCapabilities, TeacherTarget
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import CheckpointError, ConfigError, DataError
 from redistill.evaluation.gold import teacher_forced
 from redistill.evaluation.metrics.text import rouge_l
 from redistill.evaluation.scores import EvaluationConfig, evaluate, validation_scores
+from redistill.records import Conversation, Instruction, RawPrompt, Record, Turn
 from redistill.storage import files
 from redistill.teachers.local import LocalTeacher
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from redistill.contracts import Record
 from redistill.data.reader import line_of, survey_records
 from redistill.data.rejected import LISTED_ROWS, RejectedRow
 from redistill.data.repeats import Question, first_of_each, loose_question, question
 from redistill.data.tasks import load_task
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
+from redistill.records import Record
 from redistill.storage.redaction import plain
 
 _UNLIMITED = 1 << 40  # tokens; all lengths are wanted, also those that a run would cut

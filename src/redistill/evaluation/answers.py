@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from redistill.contracts import Conversation, GenerationRequest, Instruction, Record, Sampling
+from redistill.contracts import GenerationRequest, Sampling
 from redistill.data.tokenize import response_text
 from redistill.evaluation.metrics.text import distinct_n, exact_match, rouge_l
 from redistill.generation.generate import generate
 from redistill.models.load import end_token_ids
+from redistill.records import Conversation, Instruction, Record
 
 Item = TypeVar("Item")
 Line = dict[str, Any]

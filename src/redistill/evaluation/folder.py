@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill.contracts import Record
 from redistill.errors import CheckpointError
 from redistill.evaluation.answers import Answerer, Gather, Line, share
+from redistill.records import Record
 from redistill.storage import files
 
 ProgressCall = Callable[[int, int, int], None]

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from torch import nn
 
-from redistill.contracts import Example, Record, Sampling, Teacher
+from redistill.contracts import Example, Sampling, Teacher
 from redistill.data.tokenize import TokenizeConfig, tokenize_prompts
 from redistill.errors import CheckpointError, ConfigError, DataError
 from redistill.evaluation.answers import Answerer, Gather, alone, response_scores, share
 from redistill.evaluation.folder import RESPONSES, ProgressCall, Tally, Writer, claim, data_hash, model_hash
 from redistill.evaluation.gold import gold_examples, gold_sums, token_means
 from redistill.models.load import parameter_bytes, parameter_count
+from redistill.records import Record
 from redistill.storage import files
 
 SCHEMA = 1

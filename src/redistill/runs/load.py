@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from redistill.config.run import DataConfig, Run
-from redistill.contracts import Example, Record
+from redistill.contracts import Example
 from redistill.data.reader import ReadReport, line_of, read_records
 from redistill.data.rejected import list_unlearned
 from redistill.data.repeats import Question, first_of_each, question
@@ -33,6 +33,7 @@ from redistill.models.load import (
     parameter_count,
 )
 from redistill.models.lora import add_lora, lora_notes
+from redistill.records import Record
 from redistill.runs.stages import student_source, teacher_source
 from redistill.storage import files
 

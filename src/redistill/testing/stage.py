@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from redistill.contracts import Example, RawPrompt, Record
+from redistill.contracts import Example
 from redistill.generation.generate import generate
 from redistill.models.initialise import fresh_model
 from redistill.models.student import StudentModule
 from redistill.policies.source import GoldBatches, Policy, PolicyNode, PolicyTools
 from redistill.randomness import generator
+from redistill.records import RawPrompt, Record
 from redistill.teachers.local import LocalTeacher
 
 VOCABULARY, END = 24, 0

@@ -4,11 +4,11 @@ import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
-from redistill.contracts import Record
 from redistill.data.reader import ReadReport, read_records
 from redistill.data.tasks import dolly, self_instruct, super_natural, unnatural, vicuna
 from redistill.data.tasks.task import Task, with_long_references
 from redistill.errors import ConfigError
+from redistill.records import Record
 
 __all__ = ["TASKS", "Task", "load_task"]
 

@@ -4,9 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from redistill.contracts import Instruction, Record
 from redistill.data.reader import ReadReport, read_records
 from redistill.errors import DataError
+from redistill.records import Instruction, Record
 
 
 @dataclass(frozen=True, kw_only=True)
