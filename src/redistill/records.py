@@ -74,7 +74,7 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # the object itself counts: functions cannot be compared
 class Metric:
     """A score of a model's answers: how it is computed, and how it is shown.
 

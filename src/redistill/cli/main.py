@@ -170,6 +170,14 @@ def _evaluate_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", action="append", required=True, metavar="TASK[=PATH]", help="test set, from a file or the hub (repeatable)"
     )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="score answers by this metric, the first being the primary one (repeatable; default: those of a recipe)",
+    )
+    _allow_code(parser)
     parser.add_argument("--out", type=Path, required=True, help="where responses and scores.json go")
     parser.add_argument("--seeds", default="10,20,30,40,50", help="sampling seeds (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first so many prompts of each set")
@@ -301,10 +309,12 @@ def _evaluate(options: argparse.Namespace) -> None:
             no_repeat_ngram=options.no_repeat_ngram,
             batch_size=options.batch_size,
             limit=options.limit,
+            metrics=tuple(options.metric) or EvaluationConfig.metrics,
         ),
         dataclasses.replace(tokens_of(options.model), **{name: value for name, value in given.items() if value is not None}),
         options.out,
         teacher=ModelConfig(model=options.teacher, dtype=options.dtype) if options.teacher else None,
+        allow_code=options.allow_code,
     )
     print_scores(scores)
     print(f"scores: {options.out / 'scores.json'}")
@@ -370,6 +380,8 @@ def _estimate(options: argparse.Namespace) -> None:
 
 
 def _data_check(options: argparse.Namespace) -> None:
+    from redistill.config.plugins import Outside
+    from redistill.config.scoring import load_outside, named_tasks
     from redistill.data.check import check_data, described
     from redistill.data.tokenize import TokenizeConfig
 
@@ -390,7 +402,8 @@ def _data_check(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
     tokens = dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
     tests = {**tests, **dict(_task(text) for text in options.against)}
-    checks = check_data(sources, tests, tokenizer=tokenizer, tokens=tokens)
+    load_outside((("--against", name) for name in tests), Outside.of(options.allow_code))
+    checks = check_data(sources, named_tasks(tests), tokenizer=tokenizer, tokens=tokens)
     if options.json:
         print(json.dumps({"schema": 1, "sources": [check.as_json() for check in checks]}, indent=2))
     else:

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 from redistill.config import decode as decoding
 from redistill.config.methods import METHODS, Method, as_in_reference, method
 from redistill.config.plugins import Outside, Slot
+from redistill.config.scoring import check_choice, load_outside, metrics, metrics_of, named_tasks, names_in
+from redistill.data.tasks import Task
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.evaluation.scores import EvaluationConfig
@@ -22,6 +24,7 @@ from redistill.models.initialise import InitialiseConfig
 from redistill.models.load import ModelConfig
 from redistill.models.lora import LoraConfig
 from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
+from redistill.records import Metric
 from redistill.storage import files
 from redistill.training.guards import GuardConfig
 from redistill.training.objective import Objective
@@ -50,8 +53,8 @@ class FinetuneConfig:
         evaluate_every: Updates (or epochs) between validations; 0 validates at the end alone.
         seed: Of its order and dropout; None takes 10 for a teacher, so that all training seeds have the same one, and the
             run's for a student.
-        choose_by: What makes a checkpoint the best, as `training.choose_by`; None takes ROUGE-L for a teacher and cross entropy
-            for a student.
+        choose_by: What makes a checkpoint the best, as `training.choose_by`; None takes rouge_l for a teacher and
+            cross_entropy for a student.
         lora: Adapters that are tuned in place of all weights, and merged at the end; None tunes all weights.
         out: Its run folder; None takes `<out>-teacher` or `<out>-start`.
 
@@ -65,7 +68,7 @@ class FinetuneConfig:
     micro_batch_size: int | None = None
     evaluate_every: int | str = "1 epoch"
     seed: int | None = None
-    choose_by: Literal["rouge_l", "cross_entropy"] | None = None
+    choose_by: str | None = None
     lora: LoraConfig | None = None
     out: str | None = None
 
@@ -135,7 +138,8 @@ class DataConfig:
         train: Files or hub names; all their rows together are the training set.
         validation: A file or hub name; None holds out `validation_rows` rows of the training set.
         validation_rows: How many rows validation looks at.
-        tests: Task -> file, or null for the task's place on the hub; `redistill methods` lists the tasks.
+        tests: Task -> file, or null for the task's place on the hub; `redistill methods` lists the tasks. A name of your own
+            stands for a file, and `module:NAME` for a task of your own with metrics of its own.
         max_train_rows: Only the first rows, where a study wants fewer; None takes all.
         corpus: Plain text for the pre-training term: .txt, .jsonl with a "text" key, or hub names; empty leaves the term out.
         max_bad_rows: How many unusable rows a file may hold; they are listed in rejected.jsonl.  0 refuses the first.
@@ -165,12 +169,12 @@ class DataConfig:
             raise ConfigError(f"max_train_rows = {self.max_train_rows}: must be >= 1, or null to take all")
         if self.max_bad_rows < 0:
             raise ConfigError(f"max_bad_rows = {self.max_bad_rows}: must be >= 0")
-        for name in self.tests:
-            if files.slug(name) != name:
-                raise ConfigError(
-                    f"tests: {name!r}: a test set's name may hold letters, digits, '.', '_' and '-', since files are called "
-                    f"after it; call it {files.slug(name)}"
-                )
+        _ = self.tasks  # names are checked
+
+    @property
+    def tasks(self) -> dict[Task, str | None]:
+        """The test sets that `tests` names, each with its file; None stands for its place on the hub."""
+        return named_tasks(self.tests)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +234,14 @@ class Run:
                 "set it to merged, or leave student.finetune out"
             )
         self._check_layers(policy)
+        try:
+            validated, _ = self.validation_metrics, self.test_metrics
+        except ConfigError as error:
+            raise ConfigError(f"evaluation.{error}") from error
+        check_choice(self.training.choose_by, validated, "training.choose_by")
+        for role, node in {"teacher": self.teacher, "student": self.student}.items():
+            if node is not None and node.finetune is not None and node.finetune.choose_by is not None:
+                check_choice(node.finetune.choose_by, validated, f"{role}.finetune.choose_by")
 
     def _check_layers(self, policy: Any) -> None:
         """A policy and its sources, from the outermost to the innermost."""
@@ -249,6 +261,16 @@ class Run:
         """The method's row, with the reference code's habits where `compat` asks, and this run's own policy and objective."""
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
+
+    @property
+    def validation_metrics(self) -> tuple[Metric, ...]:
+        """What answers to validation prompts are scored by."""
+        return metrics(self.evaluation.metrics)
+
+    @property
+    def test_metrics(self) -> dict[str, tuple[Metric, ...]]:
+        """Test set's name -> what its answers are scored by, its primary metric first."""
+        return metrics_of(self.data.tasks, self.evaluation.metrics)
 
     @property
     def starts_finetuned(self) -> bool:
@@ -320,6 +342,7 @@ def decode_run(tree: Mapping[str, Any], source: str, allow_code: Iterable[str] =
     if row is not None and isinstance(optimiser, dict):
         tree = {**tree, "optimiser": {**row.optimiser, **optimiser}}
     try:
+        load_outside(names_in(tree), outside)
         return decoding.decode(Run, tree, NAMES, outside)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error

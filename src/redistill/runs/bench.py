@@ -143,6 +143,7 @@ class Bench:
                 self.config.data.tokens,
                 folder,
                 label=label,
+                metrics=self.config.test_metrics,
                 progress=tracking.AnswerProgress(label, self.progress.note),
                 teacher=self.teacher,
                 vocabulary=self.models.vocabulary,
@@ -223,6 +224,7 @@ class Bench:
                 self.data.validation,
                 self.data.validation_examples,
                 self.config.data.tokens,
+                metrics=self.config.validation_metrics,
                 seed=self.config.seed,
                 batch_size=self.config.evaluation.batch_size,
                 teacher=self.teacher,
@@ -249,6 +251,7 @@ class Bench:
             divergence=self.divergence,
             teacher=self.teacher if self.method.objective.uses_teacher else None,
             validate=self.validate,
+            metrics=self.config.validation_metrics,
             teacher_faults=(lambda: 0) if self.teacher is None else self.teacher.take_faults,
             guard=UpdateGuard(
                 self.config.guards,
@@ -381,8 +384,9 @@ def _notes(config: Run) -> Iterator[str]:
 
 def _named_score(config: Run, state: TrainingState) -> str:
     assert state.best_score is not None
-    if config.training.choose_by == "rouge_l":
-        return f"ROUGE-L {state.best_score:.2f}"
+    for metric in config.validation_metrics:
+        if metric.name == config.training.choose_by:
+            return f"{metric.title} {metric.shown(metric.goodness(state.best_score))}"
     return f"cross entropy {-state.best_score:.3f}"
 
 

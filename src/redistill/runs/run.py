@@ -19,7 +19,9 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 
 from redistill.config.decode import decode
+from redistill.config.plugins import Outside
 from redistill.config.run import DataConfig, Run, encode_run, without_places
+from redistill.config.scoring import load_outside, metrics_of
 from redistill.contracts import Example, TokenSequence
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError
@@ -207,6 +209,7 @@ def evaluate_model(
     out: Path,
     *,
     teacher: ModelConfig | None = None,
+    allow_code: Sequence[str] = (),
 ) -> Mapping[str, Any]:
     """Score any Transformers model on any of the test sets; `out` becomes an evaluation folder.
 
@@ -215,11 +218,15 @@ def evaluate_model(
         tokens: Template and lengths of prompts; `tokens_of(model)` are those that a run was trained with.
         tests: Task -> file, or None for the task's place on the hub.
         teacher: To measure KL and agreement on the gold answers with.
+        allow_code: Modules whose code may run where a metric or a test set is named `module:NAME`.
 
     Raises:
+        ConfigError: no such metric or test set.
         ModelError, DataError, VocabularyError: as their names say.
         CheckpointError: `out` holds answers of another model or of other settings.
     """
+    named = [*(("tests", name) for name in tests), *(("metrics", name) for name in evaluation_config.metrics)]
+    load_outside(named, Outside.of(allow_code))
     data = DataConfig(tests=dict(tests), tokens=tokens)
     name = Path(model.model).name or model.model
     if (Path(model.model) / RUN_FILE).is_file():
@@ -240,6 +247,7 @@ def _evaluate(
     accelerator: Accelerator,
 ) -> Mapping[str, Any]:
     """Load a model, and a teacher to compare it with on gold answers, and score it."""
+    metrics = metrics_of(data.tasks, config.metrics)
     with signals.handled(at_once=True):
         tests = load_tests(data, tracking.say if accelerator.is_main_process else lambda line: None)
         model, tokenizer = load_model(source)
@@ -258,6 +266,7 @@ def _evaluate(
             data.tokens,
             folder,
             label=label,
+            metrics=metrics,
             progress=tracking.AnswerProgress(label, tracking.say) if accelerator.is_main_process else None,
             teacher=teacher,
             vocabulary=size,

@@ -29,6 +29,7 @@ from redistill.models.lora import load_trainable_state, trainable_state
 from redistill.models.student import StudentModule
 from redistill.processes import signals
 from redistill.randomness import torch_seed
+from redistill.records import Metric
 from redistill.training import checkpoint
 from redistill.training.guards import (
     CollapseMonitor,
@@ -56,7 +57,8 @@ class TrainingState:
     """Where training stands, and what it has cost; goes into checkpoints as it is.
 
     Args:
-        best_score: Of the best validation so far: ROUGE-L, or minus the cross entropy; higher is better.
+        best_score: Of the best validation so far, what `choose_by` names; negated where lower is better.
+        best_cross_entropy: Of the same validation.
         best_step: The number of updates behind it.
         trained_tokens: Targets learned from, over all processes; one that carries two terms counts twice.
         generated_tokens: Written for training by student or teacher, over all processes; validation is not counted.
@@ -67,6 +69,7 @@ class TrainingState:
 
     step: int = 0
     best_score: float | None = None
+    best_cross_entropy: float | None = None
     best_step: int | None = None
     stopped: bool = False
     validation_due: bool = False
@@ -82,7 +85,8 @@ class Parts:
 
     Args:
         student: A StudentModule, prepared by the accelerator.
-        validate: Scores of the student as it is, with "rouge_l" and "cross_entropy" among them.
+        validate: Scores of the student as it is: of each of `metrics`, "cross_entropy", and others.
+        metrics: What validation scores answers by.
         teacher_faults: At how many rows the teacher was not finite on this process since it was last asked.
         memory: The micro-batch size; the generation batch size.  Both shrink where memory runs out.
         meter: Counts the tokens that this process writes for training.
@@ -97,6 +101,7 @@ class Parts:
     divergence: DivergenceCall | nn.Module | None
     teacher: Teacher | None
     validate: Callable[[], dict[str, float]]
+    metrics: Sequence[Metric]
     teacher_faults: Callable[[], int]
     guard: UpdateGuard
     collapse: CollapseMonitor
@@ -307,9 +312,9 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
     parts.policy.observe(scores["cross_entropy"])
     if parts.accelerator.is_main_process:
         parts.log.write({"kind": "validation", "step": state.step, **_finite(scores)})
-        parts.progress.note(
-            f"step {state.step}: validation ROUGE-L {scores['rouge_l']:.2f}, cross entropy {scores['cross_entropy']:.3f}"
-        )
+        shown = [f"{metric.title} {metric.shown(scores[metric.name])}" for metric in parts.metrics]
+        shown.append(f"cross entropy {scores['cross_entropy']:.3f}")
+        parts.progress.note(f"step {state.step}: validation {', '.join(shown)}")
     return scores
 
 
@@ -317,12 +322,26 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
     """Validate, and note whether this is the best student so far, and whether training is to stop."""
     started = time.perf_counter()
     scores = _validate(parts, state)
-    score = scores["rouge_l"] if settings.choose_by == "rouge_l" else -scores["cross_entropy"]
-    if state.best_score is None or score > state.best_score:
-        state.best_score, state.best_step = score, state.step
+    by = next((metric for metric in parts.metrics if metric.name == settings.choose_by), None)
+    score = -scores["cross_entropy"] if by is None else by.goodness(scores[by.name])
+    if _is_best(score, scores["cross_entropy"], state):
+        state.best_score, state.best_cross_entropy, state.best_step = score, scores["cross_entropy"], state.step
     state.stopped = parts.early_stopping.stop(score)
     state.validation_due = False
     _count_cost(parts, state, time.perf_counter() - started)
+
+
+def _is_best(score: float, cross_entropy: float, state: TrainingState) -> bool:
+    """Whether a validation is better than the best so far: by score, then the lower cross entropy, then the later step.
+
+    A score that is not a number is never better, and any is better than it.
+    """
+    if state.best_score is None or math.isnan(state.best_score):
+        return True
+    if score != state.best_score:
+        return score > state.best_score
+    before = state.best_cross_entropy
+    return before is None or math.isnan(before) or cross_entropy <= before
 
 
 def _count_cost(parts: Parts, state: TrainingState, seconds: float) -> None:
