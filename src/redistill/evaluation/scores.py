@@ -56,7 +56,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
-            raise ConfigError(f"metrics = {list(self.metrics)}: must be at least one, and all different, such as [rouge_l]")
+            raise ConfigError(f"metrics = {list(self.metrics)}: must be at least one, and all different")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(
                 f"seeds = {list(self.seeds)}: must be at least one, and all different; the papers use 10, 20, ... 50"

@@ -59,7 +59,7 @@ class Panel:
     svg: str
 
 
-def panels(metrics: Sequence[Mapping[str, Any]], validated: Sequence[Measure]) -> list[Panel]:
+def panels(metrics: Sequence[Mapping[str, Any]], validated: Sequence[Measure] = ()) -> list[Panel]:
     """A chart for every quantity that the log of a run holds; groups are training, validation and clipping.
 
     Args:

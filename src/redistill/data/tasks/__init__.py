@@ -31,7 +31,7 @@ def check_source(task: Task, path: str | Path | None) -> None:
     if path is None and task.hub_name is None:
         near = difflib.get_close_matches(task.name, TASKS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(TASKS)};"
-        raise ConfigError(f"tests: no task '{task.name}' on the hub; {hint} give a path to use a file of your own")
+        raise ConfigError(f"tests: no task '{task.name}'; {hint} give a path to use a file of your own")
 
 
 def load_task(
