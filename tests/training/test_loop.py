@@ -139,7 +139,7 @@ def test_among_equal_scores_the_lower_cross_entropy_wins_then_the_later_step(tmp
 def test_the_notes_name_every_metric_of_validation_in_its_unit(tmp_path, scripted, capsys):
     scripted(12.345, 12.345)
     train_student(run(tmp_path, updates=1, evaluate_every=1))
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "step 1: validation ROUGE-L 12.35, exact match 0.0 %, cross entropy 1.000" in said
     assert "best checkpoint: step 1, validation ROUGE-L 12.35" in said
 

@@ -58,7 +58,7 @@ class TrainingState:
 
     Args:
         best_score: Of the best validation so far, what `choose_by` names; negated where lower is better.
-        best_cross_entropy: Of the same validation.
+        best_cross_entropy: Of the same validation; None where it was not finite.
         best_step: The number of updates behind it.
         trained_tokens: Targets learned from, over all processes; one that carries two terms counts twice.
         generated_tokens: Written for training by student or teacher, over all processes; validation is not counted.
@@ -325,23 +325,18 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
     by = next((metric for metric in parts.metrics if metric.name == settings.choose_by), None)
     score = -scores["cross_entropy"] if by is None else by.goodness(scores[by.name])
     if _is_best(score, scores["cross_entropy"], state):
-        state.best_score, state.best_cross_entropy, state.best_step = score, scores["cross_entropy"], state.step
+        state.best_score, state.best_step = score, state.step
+        state.best_cross_entropy = _finite(scores)["cross_entropy"]
     state.stopped = parts.early_stopping.stop(score)
     state.validation_due = False
     _count_cost(parts, state, time.perf_counter() - started)
 
 
 def _is_best(score: float, cross_entropy: float, state: TrainingState) -> bool:
-    """Whether a validation is better than the best so far: by score, then the lower cross entropy, then the later step.
-
-    A score that is not a number is never better, and any is better than it.
-    """
-    if state.best_score is None or math.isnan(state.best_score):
-        return True
-    if score != state.best_score:
-        return score > state.best_score
-    before = state.best_cross_entropy
-    return before is None or math.isnan(before) or cross_entropy <= before
+    """Whether a validation is better than the best so far: by score, then the lower cross entropy, then the later step."""
+    if state.best_score is None or score != state.best_score:
+        return state.best_score is None or score > state.best_score
+    return state.best_cross_entropy is None or cross_entropy <= state.best_cross_entropy
 
 
 def _count_cost(parts: Parts, state: TrainingState, seconds: float) -> None:
