@@ -20,10 +20,15 @@ SOLVED = {"solved": {"title": "problems solved", "unit": "fraction", "better": "
 TABLE = {"sft": 30.0, "kd": 20.0, "mgsr": 10.0}
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("LINES", "50")  # without it a dumb terminal has 80 columns
+
+
 def scores(level: float, *datasets: str) -> dict[str, dict[int, list[float]]]:
-    return {
-        name: {seed: [level + 0.1 * i + seed / 100 for i in range(8)] for seed in (10, 20)} for name in datasets or ("dolly",)
-    }
+    by_seed = {seed: [level + 0.1 * i + seed / 100 for i in range(8)] for seed in (10, 20)}
+    return dict.fromkeys(datasets or ("dolly",), by_seed)
 
 
 def runs(folder: Path, metrics: Any, **kinds: Any) -> list[Path]:
