@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from redistill.data.reader import read_records
-from redistill.evaluation.metrics.text import rouge_l
+from redistill.evaluation.metrics.rouge_l import rouge_l
 from redistill.models.initialise import fresh_model
 from redistill.storage import files
 from redistill.toy.world import toy_tokenizer

@@ -26,11 +26,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import redistill.models.student
 from benchmarks import measuring
 from redistill.config.run import decode_run
-from redistill.contracts import Example, RawPrompt, Record
+from redistill.contracts import Example
 from redistill.data.spans.mark import SpanMarker
 from redistill.models.initialise import student_from_layers
 from redistill.models.student import StudentModule
 from redistill.policies.revised import RevisedSource
+from redistill.records import RawPrompt, Record
 from redistill.runs.load import DataSets, load_models
 from redistill.teachers.local import LocalTeacher
 from redistill.training import loop as training

@@ -13,7 +13,8 @@ import yaml
 
 from redistill.config.decode import kind_of
 from redistill.config.methods import METHODS
-from redistill.config.run import NAMES, Run, StudentConfig, TeacherConfig, encode_run
+from redistill.config.run import NAMES, Run, encode_run
+from redistill.config.sections import StudentConfig, TeacherConfig
 
 INTRODUCTION = """# Configuration
 

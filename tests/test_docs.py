@@ -24,6 +24,7 @@ from redistill.contracts import Sampling, TokenSequence
 from redistill.data.forms import parse_row
 from redistill.data.tasks import Task
 from redistill.errors import RedistillError
+from redistill.records import RawPrompt, Record
 from redistill.storage import files
 from redistill.testing import check_divergence
 from tests.configuration_page import page, sections
@@ -231,6 +232,12 @@ def test_the_divergence_that_is_added_obeys_the_laws(added):
     logp_NV, logq_NV = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).log(), torch.tensor([[0.5, 0.5], [0.0, 1.0]]).log()
     torch.testing.assert_close(added["Hellinger"]()(logq_NV, logp_NV), torch.tensor([0.0, 1.0]))
     assert kind_of(added["Hellinger"]) == "hellinger"
+
+
+def test_the_metric_that_is_added_scores_an_answer(added):
+    metric, record = added["METRIC"], Record(record_id="r", prompt=RawPrompt("Say it."), references=("good morning all",))
+    assert metric.scored("Good evening", record) == pytest.approx(1 / 3)
+    assert metric.scored("all good", record) == pytest.approx(2 / 3) and metric.aggregated([0.0, 1.0]) == 0.5
 
 
 def test_the_policy_that_is_added_hands_over_at_its_update(added):

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from redistill.config.run import Run, decode_run
-from redistill.contracts import Instruction
 from redistill.data.templates import render_prompt
 from redistill.models.initialise import fresh_model
+from redistill.records import Instruction
 
 ANIMALS = ("cat", "dog", "owl", "fox", "hen", "cow")
 PLACES = ("the barn", "the garden", "a quiet house", "the old mill")

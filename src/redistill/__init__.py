@@ -16,9 +16,9 @@ _HOMES = {
     "evaluate_model": "redistill.runs.run",
     "RunResult": "redistill.runs.run",
     "Run": "redistill.config.run",
-    "TeacherConfig": "redistill.config.run",
-    "StudentConfig": "redistill.config.run",
-    "DataConfig": "redistill.config.run",
+    "TeacherConfig": "redistill.config.sections",
+    "StudentConfig": "redistill.config.sections",
+    "DataConfig": "redistill.config.sections",
     "load_config": "redistill.config.run",
     "TrainingConfig": "redistill.training.schedule",
     "OptimiserConfig": "redistill.training.optimiser",
@@ -28,7 +28,7 @@ _HOMES = {
     "Objective": "redistill.training.objective",
     "DacKLConfig": "redistill.losses.dac_kl",
     "LoraConfig": "redistill.models.lora",
-    "FinetuneConfig": "redistill.config.run",
+    "FinetuneConfig": "redistill.config.sections",
     "RedistillError": "redistill.errors",
 }
 

@@ -14,49 +14,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from redistill.records import Record
+
 Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """A prompt of the instruction kind, to be put into a template."""
-
-    instruction: str
-    input: str = ""
-
-
-@dataclass(frozen=True)
-class RawPrompt:
-    """A prompt that is used to the letter."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """The turns before the last answer; the answer itself is the record's reference."""
-
-    turns: tuple[Turn, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One row of data: a prompt and the answers that count as right (none where the row is a prompt alone)."""
-
-    record_id: str
-    prompt: Instruction | RawPrompt | Conversation
-    references: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from redistill.cli.main import main
-from redistill.contracts import Instruction, RawPrompt, Record
 from redistill.data.check import Lengths, Repeat, check_data
 from redistill.data.repeats import first_of_each, loose_question, question
 from redistill.data.tokenize import TokenizeConfig
+from redistill.records import Instruction, RawPrompt, Record
 
 
 def record(prompt: str, *answers: str) -> Record:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redistill.contracts import Conversation, Instruction, RawPrompt, Turn
 from redistill.data.forms import MAX_ROW_BYTES, BadRow, parse_row
 from redistill.data.reader import read_records
 from redistill.data.rejected import LISTED_ROWS, list_unlearned
 from redistill.errors import DataError
+from redistill.records import Conversation, Instruction, RawPrompt, Turn
 from redistill.storage.files import read_lines
 
 GOOD = {"instruction": "Name a colour.", "input": "", "output": "Red."}

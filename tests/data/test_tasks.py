@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from redistill.contracts import Instruction
 from redistill.data import reader
 from redistill.data.tasks import TASKS, load_task
 from redistill.errors import ConfigError, DataError
+from redistill.records import Instruction
 from redistill.storage.files import read_lines
 
 ROWS = [{"instruction": f"Say {k} words.", "output": ["word " * k, "word"]} for k in (3, 11, 12)]

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import jinja2
 import pytest
 
-from redistill.contracts import Conversation, Instruction, RawPrompt, Record, Turn
 from redistill.data.templates import render_prompt, render_transcript
 from redistill.errors import ConfigError, DataError
+from redistill.records import Conversation, Instruction, RawPrompt, Record, Turn
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "alpaca.json").read_text(encoding="utf-8"))["cases"]
 CHATML = (

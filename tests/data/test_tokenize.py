@@ -6,10 +6,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from redistill.contracts import Conversation, Instruction, RawPrompt, Record, Turn
 from redistill.data.templates import render_prompt
 from redistill.data.tokenize import TokenizeConfig, response_text, tokenize_prompts, tokenize_training
 from redistill.errors import ConfigError, DataError, ModelError
+from redistill.records import Conversation, Instruction, RawPrompt, Record, Turn
 
 CORPUS = [
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n",

@@ -17,12 +17,14 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from redistill.contracts import Batch, Conversation, Instruction, RawPrompt, Record, TeacherCapabilities, TeacherTarget, Turn
+from redistill.contracts import Batch, TeacherCapabilities, TeacherTarget
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import CheckpointError, ConfigError, DataError
 from redistill.evaluation.gold import teacher_forced
-from redistill.evaluation.metrics.text import rouge_l
+from redistill.evaluation.metrics import METRICS
+from redistill.evaluation.metrics.rouge_l import rouge_l
 from redistill.evaluation.scores import EvaluationConfig, evaluate, validation_scores
+from redistill.records import Conversation, Instruction, Metric, RawPrompt, Record, Turn
 from redistill.storage import files
 from redistill.teachers.local import LocalTeacher
 
@@ -72,6 +74,7 @@ def records(count: int = 5) -> list[Record]:
 
 def run(tokenizer: Any, folder: Path, model: nn.Module | None = None, **changes: Any) -> dict[str, Any]:
     given = {"datasets": {"dolly": records()}, "config": CONFIG, "tokenize_config": TOKENS, "label": "student"} | changes
+    given = {"metrics": dict.fromkeys(given["datasets"], tuple(METRICS.values()))} | given
     return evaluate(model or network(), tokenizer, folder=folder, **given)
 
 
@@ -290,6 +293,54 @@ def test_one_changed_weight_is_another_model(tokenizer: Any, tmp_path: Path) -> 
         run(tokenizer, tmp_path, model)
 
 
+# --- metrics ------------------------------------------------------------------------------------------------------------
+
+WORDS_OF = Metric(name="words", title="words", unit="words", better="lower", score=lambda answer, record: len(answer.split()))
+LONGEST = Metric(name="longest", title="longest", score=lambda answer, record: float(len(answer)), aggregate=max)
+
+
+def test_each_data_set_is_scored_by_its_own_metrics_and_says_which(tokenizer: Any, tmp_path: Path) -> None:
+    datasets = {"a": records(), "b": records()}
+    metrics = {"a": [LONGEST, METRICS["rouge_l"]], "b": [WORDS_OF]}
+    scores = run(tokenizer, tmp_path, datasets=datasets, metrics=metrics)["datasets"]
+    assert list(scores["a"]["metrics"]) == ["longest", "rouge_l"]
+    assert scores["b"]["metrics"] == {"words": {"title": "words", "unit": "words", "better": "lower"}}
+    lines = {name: files.read_lines(tmp_path / "responses" / f"{name}-seed10.jsonl") for name in datasets}
+    assert list(lines["a"][0])[4:] == ["longest", "rouge_l", "tokens", "finished"]
+    assert list(lines["b"][0])[4:] == ["words", "tokens", "finished"]
+    found = {name: scores[name]["seeds"]["10"] for name in datasets}
+    assert found["a"]["longest"] == max(len(line["response"]) for line in lines["a"])
+    assert found["b"]["words"] == pytest.approx(np.mean([len(line["response"].split()) for line in lines["b"]]))
+    assert "rouge_l" not in found["b"] and "eos_rate" in found["b"]
+
+
+def test_a_metric_that_comes_later_scores_the_answers_that_are_there(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run(tokenizer, tmp_path / "folder")
+    written = responses(tmp_path / "folder")
+    more = {"dolly": [*METRICS.values(), WORDS_OF]}
+    both = run(tokenizer, tmp_path / "both", metrics=more)
+    monkeypatch.setattr("redistill.evaluation.answers.generate", None)
+    after = run(tokenizer, tmp_path / "folder", metrics=more)
+    assert after["datasets"] == both["datasets"] and after["tokens_per_s"] == before["tokens_per_s"]
+    assert responses(tmp_path / "folder") == responses(tmp_path / "both") != written
+    assert run(tokenizer, tmp_path / "folder")["datasets"] == before["datasets"] and responses(tmp_path / "folder") == written
+
+
+def test_validation_computes_the_metrics_that_it_is_given(tokenizer: Any) -> None:
+    scores = validate(tokenizer, network(), metrics=[WORDS_OF])
+    assert list(scores)[:2] == ["words", "length_tokens"] and "rouge_l" not in scores
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "7", None])
+def test_a_metric_that_gives_no_number_is_named(tokenizer: Any, tmp_path: Path, bad: Any) -> None:
+    for fault in ("score", "aggregate"):
+        metric = Metric(**{"name": "odd", "title": "odd", "score": lambda answer, record: 1.0, fault: lambda *_: bad})
+        with pytest.raises(DataError, match=f"metric odd: the {fault} of .* is .*; it must be a finite Python number"):
+            run(tokenizer, tmp_path / fault, metrics={"dolly": [metric]})
+
+
 # --- reading the gold answers -------------------------------------------------------------------------------------------
 
 
@@ -351,7 +402,8 @@ def test_prompts_that_are_all_too_long_for_gold_sequences_still_get_answers(toke
 
 def validate(tokenizer: Any, model: nn.Module, **changes: Any) -> dict[str, float]:
     examples, _ = tokenize_training(records(), tokenizer, TOKENS, seed=0)
-    return validation_scores(model, tokenizer, records(), examples, TOKENS, seed=10, batch_size=2, teacher=teacher(), **changes)
+    given = {"metrics": tuple(METRICS.values()), "seed": 10, "batch_size": 2, "teacher": teacher()} | changes
+    return validation_scores(model, tokenizer, records(), examples, TOKENS, **given)
 
 
 def test_validation_draws_with_the_same_numbers_every_time(tokenizer: Any) -> None:
@@ -396,6 +448,7 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(tokeni
     [
         *[("seeds", ()), ("seeds", (1, 1)), ("temperature", -1.0), ("temperature", float("nan")), ("top_p", 0.0)],
         *[("top_p", 1.1), ("top_k", -1), ("no_repeat_ngram", -1), ("batch_size", 0), ("limit", 0)],
+        *[("metrics", ()), ("metrics", ("rouge_l", "rouge_l"))],
     ],
 )
 def test_settings_out_of_range_are_refused(field: str, value: Any) -> None:

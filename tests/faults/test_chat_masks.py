@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from redistill.contracts import Conversation, Example, Record, Turn
+from redistill.contracts import Example
 from redistill.data.tokenize import TokenizeConfig, tokenize_prompts, tokenize_training
 from redistill.errors import DataError
+from redistill.records import Conversation, Record, Turn
 from tests.worlds import gpt2_tokenizer
 
 

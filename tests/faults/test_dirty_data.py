@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from redistill.config.run import DataConfig
+from redistill.config.sections import DataConfig
 from redistill.data.check import check_data, described
 from redistill.data.forms import MAX_ROW_BYTES
 from redistill.data.reader import read_records

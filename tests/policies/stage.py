@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from redistill.contracts import Example, Instruction, Record, TokenSequence
+from redistill.contracts import Example, TokenSequence
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.generation.generate import generate
 from redistill.models.initialise import fresh_model
 from redistill.models.student import StudentModule
 from redistill.policies import GoldBatches, Policy, PolicyConfig, PolicyTools, Revision
+from redistill.records import Instruction, Record
 from redistill.teachers.local import LocalTeacher
 from tests.worlds import GPT2, gpt2_tokenizer, rows
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from redistill.contracts import Example, Generation, GenerationRequest, Instruction, Record, Sampling
+from redistill.contracts import Example, Generation, GenerationRequest, Sampling
 from redistill.errors import ConfigError
 from redistill.policies import Adaptive, Buffered, Fixed, GoldBatches, Mixed, PolicyTools, Revised, Rollouts, TeacherGenerated
 from redistill.randomness import generator
+from redistill.records import Instruction, Record
 from tests.policies.stage import SEED, Stage, make_stage
 
 BATCH, EXAMPLES, STEPS, CAPACITY = 8, 40, 200, 30

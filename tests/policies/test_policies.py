@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from redistill.contracts import Draw, Example, Instruction, Record, TokenSequence
+from redistill.contracts import Draw, Example, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies import (
     Adaptive,
@@ -24,6 +24,7 @@ from redistill.policies import (
     TeacherMixed,
 )
 from redistill.policies.correction import is_finished
+from redistill.records import Instruction, Record
 from tests.policies.stage import RESPONSE_TOKENS, SEED, Stage, ids, in_processes, make_stage
 
 EXAMPLES = [node for member in get_args(PolicyConfig) for node in member.examples()]

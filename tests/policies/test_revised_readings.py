@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from redistill.contracts import Batch, Example, Instruction, Record, Rollout, TokenSequence
+from redistill.contracts import Batch, Example, Rollout, TokenSequence
 from redistill.policies import GoldBatches, Mixed, Policy, PolicyTools, Revised, Revision
 from redistill.policies.revised import RevisedSource
 from redistill.policies.source import GoldItem, Stateless, gold_sequence
 from redistill.randomness import generator
+from redistill.records import Instruction, Record
 from redistill.vocab_pass import Head
 
 VOCABULARY, EOS, BUDGET = 8, 0, 4

@@ -33,10 +33,21 @@ def write_evaluation(folder: Path, role: str, datasets=("dolly", "vicuna"), text
     write_scores(folder, role, scores, text=text)
 
 
-def write_scores(folder: Path, who: str, scores: Scores, text: str = "", settings: dict | None = None) -> None:
-    """An evaluation folder with these scores: data set -> evaluation seed -> a score for each prompt."""
+def write_scores(
+    folder: Path,
+    who: str,
+    scores: Scores,
+    text: str = "",
+    settings: dict | None = None,
+    metrics: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """An evaluation folder with these scores: data set -> evaluation seed -> a score for each prompt.
+
+    `metrics` describes the metrics of each data set; without it the folder is one of commit 98f02f3.
+    """
     told = {}
     for dataset, by_seed in scores.items():
+        primary = next(iter((metrics or {}).get(dataset, ["rouge_l"])))
         seeds = {}
         for seed, rouge in by_seed.items():
             lines = [
@@ -45,7 +56,7 @@ def write_scores(folder: Path, who: str, scores: Scores, text: str = "", setting
                     "prompt": f"Question {i}? {text}",
                     "response": f"{who} answers {i} with seed {seed}. {text}",
                     "references": [f"Reference {i}. {text}", "another"],
-                    "rouge_l": float(score),
+                    primary: float(score),
                     "exact_match": False,
                     "tokens": 12,
                     "finished": i != 3,
@@ -54,9 +65,10 @@ def write_scores(folder: Path, who: str, scores: Scores, text: str = "", setting
             ]
             write_lines(folder / "responses" / f"{dataset}-seed{seed}.jsonl", lines)
             averages = {"exact_match": 0.125, "length_tokens": 41.5, "eos_rate": 0.75, "distinct_1": 0.4, "distinct_2": 0.812}
-            seeds[str(seed)] = {"rouge_l": float(np.mean(rouge)), **averages}
+            seeds[str(seed)] = {primary: float(np.mean(rouge)), **averages}
         forced = {"cross_entropy": 2.345, "kl": None if who == "teacher" else 0.456, "agreement": 0.678}
         told[dataset] = {"prompts": len(rouge), "seeds": seeds, "teacher_forced": forced}
+        told[dataset] |= {"metrics": metrics[dataset]} if metrics is not None and dataset in metrics else {}
     big = who == "teacher"
     size = {
         "parameters": 1_500_000_000 if big else 120_000_000,
@@ -107,6 +119,7 @@ def write_method(
     *,
     change: Mapping[str, Any] | None = None,
     text: str = "",
+    metrics: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """A finished run as a comparison reads it; `change` replaces entries of run.json by dotted name."""
     evaluation = {"seeds": [10, 20], "limit": None, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram": 6}
@@ -145,10 +158,10 @@ def write_method(
             place = place.setdefault(part, {})
         place[last] = value
     write_json(folder / "run.json", described)
-    write_scores(folder, method, scores, text=text)
+    write_scores(folder, method, scores, text=text, metrics=metrics)
     flat = {dataset: {10: [30.0 + i for i in range(len(next(iter(by.values()))))]} for dataset, by in scores.items()}
-    write_scores(folder / "teacher", "teacher", flat, text=text, settings={"model": "7eac" * 16})
-    write_scores(folder / "before", "before", flat, text=text, settings={"model": f"be{seed}" * 10})
+    write_scores(folder / "teacher", "teacher", flat, text=text, settings={"model": "7eac" * 16}, metrics=metrics)
+    write_scores(folder / "before", "before", flat, text=text, settings={"model": f"be{seed}" * 10}, metrics=metrics)
     return folder
 
 

@@ -35,7 +35,7 @@ def table(tmp_path: Path) -> tuple[dict[tuple[str, int], dict], dict[tuple[str, 
 def test_with_several_training_seeds_the_spread_is_theirs(table):
     written, rows = table
     by_training = [np.mean(list(written["mgsr", s]["dolly"].values())) for s in (1, 2, 3)]
-    found = rows["mgsr", "dolly"].rouge
+    found = rows["mgsr", "dolly"].primary
     assert (found.mean, found.deviation) == pytest.approx((np.mean(by_training), np.std(by_training, ddof=1)))
     assert (found.over, found.num_trainings, found.num_seeds) == ("training seeds", 3, 2)
 
@@ -44,7 +44,7 @@ def test_with_one_training_seed_the_spread_is_that_of_evaluation_seeds(tmp_path)
     written = scores(7)
     _, rows = rows_of(read_lineup([write_method(tmp_path / "a", written, "mgsr")]))
     by_seed = [np.mean([written[name][seed] for name in DATASETS]) for seed in (10, 20)]
-    found = rows["mgsr", "average"].rouge
+    found = rows["mgsr", "average"].primary
     assert (found.mean, found.deviation) == pytest.approx((np.mean(by_seed), np.std(by_seed, ddof=1)))
     assert (found.over, found.num_trainings) == ("evaluation seeds", 1)
 
@@ -55,7 +55,7 @@ def test_the_average_weighs_data_sets_alike_and_needs_all_of_them(tmp_path):
     half = write_method(tmp_path / "b", big, "sft")
     _, rows = rows_of(read_lineup([both, half], "mgsr"))
     expected = (np.mean(list(big["dolly"].values())) + np.mean(list(small["vicuna"].values()))) / 2
-    assert rows["mgsr", "average"].rouge.mean == pytest.approx(expected)
+    assert rows["mgsr", "average"].primary.mean == pytest.approx(expected)
     assert ("sft", "dolly") in rows and ("sft", "vicuna") not in rows and ("sft", "average") not in rows
 
 
@@ -132,4 +132,4 @@ def test_a_model_that_serves_several_training_seeds_is_one_training(tmp_path):
     models, rows = rows_of(read_lineup([write_sweep(tmp_path, {"sft": 0.0}, prompts=5)]))
     trainings = {model.role: len(model.trainings) for model in models}
     assert trainings == {"teacher": 1, "before": 3, "baseline": 3}  # one teacher; a student made anew for each seed
-    assert rows["teacher", "dolly"].rouge.deviation is None
+    assert rows["teacher", "dolly"].primary.deviation is None

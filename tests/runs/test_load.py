@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from redistill.config.run import DataConfig, Run
+from redistill.config.run import Run
+from redistill.config.sections import DataConfig
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError, DataError, VocabularyError
 from redistill.runs.load import load_data, load_tests

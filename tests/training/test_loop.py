@@ -99,7 +99,10 @@ def run(folder: Path, optimiser=(), *, guards=(), **settings):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Validation scores as a test wants them, one a validation; the one before the first update scores 0."""
+    """Validation scores as a test wants them, one a validation; the one before the first update scores 0.
+
+    Each is a ROUGE-L, or a pair of it and a cross entropy.
+    """
 
     def script(*scores):
         left = [0.0, *scores]
@@ -113,12 +116,36 @@ def lines(config, kind):
 
 
 def test_the_best_checkpoint_is_kept_and_exported(tmp_path, scripted):
-    scripted(5.0, 9.0, 9.0, 2.0)
+    scripted(5.0, 9.0, 8.0, 2.0)
     config = run(tmp_path, evaluate_every=1, keep=1)
     train_student(config)
     assert checkpoint.steps(config.folder / "checkpoints") == [2, 4]
     last = checkpoint.load_step(config.folder / "checkpoints", 4)
     assert (last.state["training"]["best_step"], last.state["training"]["best_score"]) == (2, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([(5.0, 2.0), (5.0, 1.5), (5.0, 1.8), (4.0, 0.1)], 2),  # the lower cross entropy among equal scores
+        ([(5.0, 2.0), (5.0, 1.5), (5.0, 1.5), (4.0, 1.5)], 3),  # then the later step
+        ([(5.0, math.nan), (5.0, 1.5), (5.0, math.nan), (4.0, 1.0)], 2),  # any cross entropy before none
+    ],
+)
+def test_among_equal_scores_the_lower_cross_entropy_wins_then_the_later_step(tmp_path, scripted, scores, best):
+    scripted(*scores)
+    config = run(tmp_path, evaluate_every=1)
+    train_student(config)
+    last = checkpoint.load_step(config.folder / "checkpoints", 4)
+    assert last.state["training"]["best_step"] == best
+
+
+def test_the_notes_name_every_metric_of_validation_in_its_unit(tmp_path, scripted, capsys):
+    scripted(12.345, 12.345)
+    train_student(run(tmp_path, updates=1, evaluate_every=1))
+    said = capsys.readouterr().err
+    assert "step 1: validation ROUGE-L 12.35, exact match 0.0 %, cross entropy 1.000" in said
+    assert "best checkpoint: step 1, validation ROUGE-L 12.35" in said
 
 
 def test_training_stops_when_validation_no_longer_gains(tmp_path, scripted):

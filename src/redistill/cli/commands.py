@@ -111,10 +111,12 @@ def evaluate(options: argparse.Namespace) -> None:
             no_repeat_ngram=options.no_repeat_ngram,
             batch_size=options.batch_size,
             limit=options.limit,
+            metrics=tuple(options.metric) or EvaluationConfig.metrics,
         ),
         dataclasses.replace(tokens_of(options.model), **_lengths(options)),
         options.out,
         teacher=ModelConfig(model=options.teacher, dtype=options.dtype) if options.teacher else None,
+        allow_code=options.allow_code,
     )
     if not is_main_process():
         return
@@ -216,6 +218,8 @@ def methods(options: argparse.Namespace) -> None:
 
 
 def data_check(options: argparse.Namespace) -> None:
+    from redistill.config.plugins import Outside
+    from redistill.config.scoring import load_outside, named_tasks
     from redistill.data.check import check_data, described
     from redistill.data.tokenize import TokenizeConfig
 
@@ -235,7 +239,8 @@ def data_check(options: argparse.Namespace) -> None:
         tokenizer = load_tokenizer(ModelConfig(model=options.tokenizer))
     tokens = dataclasses.replace(tokens, **_lengths(options))
     tests = {**tests, **dict(_task(text) for text in options.against)}
-    checks = check_data(sources, tests, tokenizer=tokenizer, tokens=tokens)
+    load_outside((("--against", name) for name in tests), Outside.of(options.allow_code))
+    checks = check_data(sources, named_tasks(tests), tokenizer=tokenizer, tokens=tokens)
     if options.json:
         print_json(options, {"sources": [check.as_json() for check in checks]})
     else:

@@ -134,6 +134,10 @@ def _evaluate(group: Any) -> None:
         metavar="TASK[=PATH]",
         help="test set, from the hub or from PATH (repeatable)",
     )
+    parser.add_argument(
+        "--metric", action="append", default=[], metavar="NAME", help="metric of the answers; the first is primary (repeatable)"
+    )
+    _allow_code(parser)
     parser.add_argument("--out", type=Path, required=True, help="output folder for responses and scores.json")
     parser.add_argument("--teacher", metavar="MODEL", help="model to measure the KL divergence to, on references")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N prompts of each test set")

@@ -7,28 +7,36 @@ from rich.table import Table
 from redistill.config.capabilities import ENGINES, TEACHERS, mismatch
 from redistill.config.methods import METHODS
 from redistill.data.tasks import TASKS
+from redistill.evaluation.metrics import METRICS
 from redistill.reports.terminal import console
 
 
 def print_methods() -> None:
-    """Print every method, and every test set with its name on the hub."""
+    """Print every method, every test set with its name on the hub, and every metric."""
     methods = Table("method", "description", "source", title="methods", title_justify="left")
     for name, row in METHODS.items():
         methods.add_row(name, row.summary, row.source)
     tasks = Table("task", "description", "on the hub", title="test sets", title_justify="left")
     for name, task in TASKS.items():
         tasks.add_row(name, task.description, task.hub_name)
-    console().print(methods)
-    console().print(tasks)
+    metrics = Table("metric", "title", "unit", "better", title="metrics of answers", title_justify="left")
+    for name, metric in METRICS.items():
+        metrics.add_row(name, metric.title, metric.unit, metric.better)
+    for table in (methods, tasks, metrics):
+        console().print(table)
 
 
 def methods_as_json() -> dict[str, Any]:
-    """The same for programs: a list of "methods" and a list of "tasks"."""
+    """The same for programs: a list of "methods", of "tasks" and of "metrics"."""
     return {
         "methods": [
             {"name": name, "summary": row.summary, "source": row.source, "start": row.start} for name, row in METHODS.items()
         ],
         "tasks": [{"name": name, "description": task.description, "hub_name": task.hub_name} for name, task in TASKS.items()],
+        "metrics": [
+            {"name": name, "title": metric.title, "unit": metric.unit, "better": metric.better}
+            for name, metric in METRICS.items()
+        ],
     }
 
 

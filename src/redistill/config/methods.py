@@ -7,7 +7,7 @@ and schedules of each model family stand in recipes/.
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from redistill.config.plugins import loaded
+from redistill.config.plugins import instance
 from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKLConfig
 from redistill.losses.divergences import ForwardKL, JensenShannon, ReverseKL, SkewReverseKL
@@ -146,21 +146,13 @@ def method(name: str) -> Method:
         ConfigError: no such method.
     """
     if ":" in name:
-        return _from_outside(name)
+        try:
+            return instance(name, Method)
+        except ConfigError as error:
+            raise ConfigError(f"method = '{name}': {error}") from error
     if name not in METHODS:
         raise ConfigError(f"method = '{name}': no such method; choose one of {', '.join(METHODS)}")
     return METHODS[name]
-
-
-def _from_outside(name: str) -> Method:
-    """A row that stands in somebody's own module; only a module that is imported already is looked into."""
-    found = loaded(name)
-    if found is None:
-        module = name.partition(":")[0]
-        raise ConfigError(f"method = '{name}': not imported; add --allow-code {module}, or in Python import {module} first")
-    if not isinstance(found, Method):
-        raise ConfigError(f"method = '{name}': is a {type(found).__name__}; must be a redistill.config.methods.Method")
-    return found
 
 
 def as_in_reference(name: str) -> Method:

@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from redistill.errors import ConfigError
+
+Part = TypeVar("Part")
 
 _NAME = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
@@ -93,6 +95,21 @@ class Outside:
         if missing := [need for need in slot.needs if not _has(found, need)]:
             raise ConfigError(f"has no {' and no '.join(missing)}, as {slot.name} must; {advice}")
         return found
+
+
+def instance(name: str, expected: type[Part]) -> Part:
+    """The object `module:NAME` of a module that has been imported already; runs nothing.
+
+    Raises:
+        ConfigError: the module has not been imported, or what the name stands for is no instance of `expected`.
+    """
+    found = loaded(name)
+    if found is None:
+        module = name.partition(":")[0]
+        raise ConfigError(f"not imported; add --allow-code {module}, or in Python import {module} first")
+    if not isinstance(found, expected):
+        raise ConfigError(f"is a {type(found).__name__}; must be a {expected.__module__}.{expected.__name__}")
+    return found
 
 
 def name_of(cls: type) -> str:

@@ -5,177 +5,32 @@ key, a wrong type or a value out of range is an error that names the file, the p
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from redistill.config import decode as decoding
 from redistill.config.capabilities import mismatch
 from redistill.config.methods import METHODS, Method, as_in_reference, method
 from redistill.config.plugins import Outside, Slot
 from redistill.config.schema import current_tree, schema_of_run
-from redistill.contracts import TeacherCapabilities
-from redistill.data.tokenize import TokenizeConfig
+from redistill.config.scoring import check_choice, load_outside, metrics, metrics_of, names_in
+from redistill.config.sections import DataConfig, StudentConfig, TeacherConfig
 from redistill.errors import ConfigError
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.generation.local import LocalEngineConfig
 from redistill.losses.divergences import Divergence
-from redistill.models.initialise import InitialiseConfig
-from redistill.models.load import ModelConfig
-from redistill.models.lora import LoraConfig
 from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
+from redistill.records import Metric
 from redistill.storage import files
-from redistill.teachers.local import LOCAL as LOCAL_TEACHER
 from redistill.training.guards import GuardConfig
 from redistill.training.objective import Objective
 from redistill.training.optimiser import OptimiserConfig
-from redistill.training.schedule import TrainingConfig, check_length
+from redistill.training.schedule import TrainingConfig
 
 NAMES = {"PolicyConfig": PolicyConfig}  # what the forward references of policy nodes mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Supervised fine-tuning of a model before the run, on the run's own data.
-
-    Its settings stand here and not in the run's, so that runs which differ in theirs have the same teacher and start.  The
-    fine-tuned model gets a run folder of its own, and is not tuned again where that is finished.
-
-    Args:
-        updates: Optimiser steps in all; a number, or "3 epochs".
-        learning_rate: At the start of its cosine.
-        batch_size: Sequences of one update over all processes.
-        micro_batch_size: As `training.micro_batch_size`.
-        evaluate_every: Updates (or epochs) between validations; 0 validates at the end alone.
-        seed: Of its order and dropout; None takes 10 for a teacher, so that all training seeds have the same one, and the
-            run's for a student.
-        choose_by: What makes a checkpoint the best, as `training.choose_by`; None takes ROUGE-L for a teacher and cross entropy
-            for a student.
-        lora: Adapters that are tuned in place of all weights, and merged at the end; None tunes all weights.
-        out: Its run folder; None takes `<out>-teacher` or `<out>-start`.
-
-    Raises:
-        ConfigError: updates below 1, or a rate that is not above 0.
-    """
-
-    updates: int | str = 500
-    learning_rate: float = 5e-5
-    batch_size: int = 8
-    micro_batch_size: int | None = None
-    evaluate_every: int | str = "1 epoch"
-    seed: int | None = None
-    choose_by: Literal["rouge_l", "cross_entropy"] | None = None
-    lora: LoraConfig | None = None
-    out: str | None = None
-
-    def __post_init__(self) -> None:
-        check_length("updates", self.updates, 1)
-        check_length("evaluate_every", self.evaluate_every, 0)
-        for name in ("batch_size", "micro_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate = {self.learning_rate}: must be > 0 and finite")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig(ModelConfig):
-    """The model to learn from, in this process: a hub name, a folder or a GGUF file, fine-tuned first if `finetune` is given.
-
-    Args:
-        finetune: How it is fine-tuned before it teaches; None takes it as it is.
-    """
-
-    kind: ClassVar[str] = "local"
-    capabilities: ClassVar[TeacherCapabilities] = LOCAL_TEACHER
-
-    finetune: FinetuneConfig | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentConfig(ModelConfig):
-    """The model that learns: `model: teacher` with `initialise` takes layers of the teacher, any other name loads that model.
-
-    Args:
-        model: "teacher", or a hub name, a folder or a GGUF file as for the teacher.
-        initialise: Which layers to keep, of the teacher or of the model named; None keeps all.
-        finetune: How the student is fine-tuned before it is distilled (the literature's "init" checkpoint); None never is.
-        start: "base" distils the student as it is, "finetuned" after `finetune`; "method" asks the method, which is base for
-            sft, kd and seqkd, and leaves `finetune` out where that is so.
-        lora: Adapters that learn in place of the student's own weights; None trains all weights.
-
-    Raises:
-        ConfigError: `model: teacher` without layers chosen, or `start: finetuned` without `finetune`.
-    """
-
-    model: str = "teacher"
-    initialise: InitialiseConfig | None = None
-    finetune: FinetuneConfig | None = None
-    start: Literal["method", "base", "finetuned"] = "method"
-    lora: LoraConfig | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.model == "teacher" and self.initialise is None:
-            raise ConfigError("initialise: missing; choose layers of the teacher (layers: 8), or name a model of its own")
-        is_changed = self.initialise is not None or self.adapter is not None or self.model.endswith(".gguf")
-        if self.lora is not None and is_changed and (self.lora.quantise != "none" or self.lora.export == "adapter"):
-            setting = "quantise" if self.lora.quantise != "none" else "export"
-            raise ConfigError(
-                f"lora.{setting} = {getattr(self.lora, setting)!r}: needs a student that is loaded as it is, by a name "
-                f"that others can load; drop initialise, adapter or the .gguf file, or leave {setting} out"
-            )
-        if self.start == "finetuned" and self.finetune is None:
-            raise ConfigError("start = 'finetuned': needs `finetune`, which says how; {updates: 3 epochs, learning_rate: 5e-4}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is read.
-
-    Args:
-        train: Files or hub names; all their rows together are the training set.
-        validation: A file or hub name; None holds out `validation_rows` rows of the training set.
-        validation_rows: How many rows validation looks at.
-        tests: Task -> file, or null for the task's place on the hub; `redistill methods` lists the tasks.
-        max_train_rows: Only the first rows, where a study wants fewer; None takes all.
-        corpus: Plain text for the pre-training term: .txt, .jsonl with a "text" key, or hub names; empty leaves the term out.
-        max_bad_rows: How many unusable rows a file may hold; they are listed in rejected.jsonl.  0 refuses the first.
-        spans: Who finds phrases for the span loss: "auto", "simple", or a spaCy pipeline's name or folder.
-        tokens: Lengths, template, which turns are supervised.
-
-    Raises:
-        ConfigError: no training data, a test set's name that cannot name a file, or a number out of range.
-    """
-
-    train: tuple[str, ...] = ("databricks/databricks-dolly-15k",)
-    validation: str | None = None
-    validation_rows: int = 100
-    tests: dict[str, str | None] = field(default_factory=dict)
-    max_train_rows: int | None = None
-    corpus: tuple[str, ...] = ()
-    max_bad_rows: int = 100
-    spans: str = "auto"
-    tokens: TokenizeConfig = field(default_factory=TokenizeConfig)
-
-    def __post_init__(self) -> None:
-        if not self.train:
-            raise ConfigError("train: empty; name at least one file or hub data set")
-        if self.validation_rows < 1:
-            raise ConfigError(f"validation_rows = {self.validation_rows}: must be >= 1; validation chooses the best checkpoint")
-        if self.max_train_rows is not None and self.max_train_rows < 1:
-            raise ConfigError(f"max_train_rows = {self.max_train_rows}: must be >= 1, or null to take all")
-        if self.max_bad_rows < 0:
-            raise ConfigError(f"max_bad_rows = {self.max_bad_rows}: must be >= 0")
-        for name in self.tests:
-            if files.slug(name) != name:
-                raise ConfigError(
-                    f"tests: {name!r}: a test set's name may hold letters, digits, '.', '_' and '-', since files are called "
-                    f"after it; call it {files.slug(name)}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +104,15 @@ class Run:
             )
         self._check_layers(policy)
         self._check_placement()
+        try:
+            validated, _ = self.validation_metrics, self.test_metrics
+        except ConfigError as error:
+            raise ConfigError(f"evaluation.{error}") from error
+        check_choice(self.training.choose_by, validated, "training.choose_by")
+        for role, node in {"teacher": self.teacher, "student": self.student}.items():
+            finetune = node.finetune if isinstance(node, TeacherConfig | StudentConfig) else None
+            if finetune is not None and finetune.choose_by is not None:
+                check_choice(finetune.choose_by, validated, f"{role}.finetune.choose_by")
 
     def _check_layers(self, policy: Any) -> None:
         """A policy and its sources, from the outermost to the innermost."""
@@ -278,6 +142,16 @@ class Run:
         """The method's row, with the reference code's habits where `compat` asks, and this run's own policy and objective."""
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
+
+    @property
+    def validation_metrics(self) -> tuple[Metric, ...]:
+        """What answers to validation prompts are scored by."""
+        return metrics(self.evaluation.metrics)
+
+    @property
+    def test_metrics(self) -> dict[str, tuple[Metric, ...]]:
+        """Test set's name -> what its answers are scored by, its primary metric first."""
+        return metrics_of(self.data.tasks, self.evaluation.metrics)
 
     @property
     def starts_finetuned(self) -> bool:
@@ -359,6 +233,7 @@ def decode_run(tree: Mapping[str, Any], source: str, allow_code: Iterable[str] =
     if row is not None and isinstance(optimiser, dict):
         tree = {**tree, "optimiser": {**row.optimiser, **optimiser}}
     try:
+        load_outside(names_in(tree), outside)
         return decoding.decode(Run, tree, NAMES, outside)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error

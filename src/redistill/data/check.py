@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from redistill.contracts import Record
 from redistill.data.reader import line_of, survey_records
 from redistill.data.rejected import LISTED_ROWS, RejectedRow
 from redistill.data.repeats import Question, first_of_each, loose_question, question
-from redistill.data.tasks import load_task
+from redistill.data.tasks import Task, load_task
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
+from redistill.records import Record
 from redistill.storage.redaction import plain
 
 _UNLIMITED = 1 << 40  # tokens; all lengths are wanted, also those that a run would cut
@@ -131,7 +131,7 @@ class SourceCheck:
 
 def check_data(
     sources: Sequence[tuple[str, str]],
-    tests: Mapping[str, str | None],
+    tests: Mapping[str, str | None] | Mapping[Task, str | None],
     *,
     tokenizer: Any = None,
     tokens: TokenizeConfig | None = None,
@@ -140,7 +140,7 @@ def check_data(
 
     Args:
         sources: (file, folder or hub name; split of a folder or hub data set), as a run reads them.
-        tests: Test sets as `DataConfig.tests` has them: name -> file, or None for the place of a known one on the hub.
+        tests: Test sets, or their names -> file, or None for the place of a known one on the hub.
         tokenizer: For lengths in tokens, and rows that have nothing to learn with it; None leaves both out.
         tokens: Template and limits of lengths; None takes the defaults.
 
@@ -247,11 +247,12 @@ class _Asked:
         return None
 
 
-def _check_tests(tests: Mapping[str, str | None]) -> tuple[list[SourceCheck], _Asked]:
+def _check_tests(tests: Mapping[str, str | None] | Mapping[Task, str | None]) -> tuple[list[SourceCheck], _Asked]:
     checks, asked = [], _Asked({}, {})
-    for name, path in tests.items():
+    for task, path in tests.items():
+        name = task if isinstance(task, str) else task.name
         try:
-            records, report = load_task(name, path, max_bad_rows=sys.maxsize)
+            records, report = load_task(task, path, max_bad_rows=sys.maxsize)
         except DataError as error:
             checks.append(SourceCheck(source=path or name, test=name, rows=0, verdict=str(error), readable=False))
             continue

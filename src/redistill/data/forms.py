@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from redistill.contracts import Conversation, Instruction, RawPrompt, Turn
+from redistill.records import Conversation, Instruction, RawPrompt, Turn
 
 Form = Literal["instruction/input/output", "prompt/completion", "messages", "conversations"]
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from redistill.contracts import Record
 from redistill.data.forms import BadRow, Fault, parse_row
 from redistill.data.rejected import RejectedRow, list_rejected
 from redistill.errors import DataError
 from redistill.processes import signals
+from redistill.records import Record
 
 _BOM = b"\xef\xbb\xbf"
 _SUFFIXES = (".jsonl", ".json")

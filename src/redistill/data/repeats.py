@@ -3,8 +3,8 @@
 import unicodedata
 from collections.abc import Iterable
 
-from redistill.contracts import Record
 from redistill.data.forms import texts_of
+from redistill.records import Record
 
 Question = tuple[str, ...]
 
@@ -16,7 +16,7 @@ def first_of_each(records: Iterable[Record]) -> list[int]:
     """For each record, the place of the first one with the same prompt and the same answers to the letter: its own, if new.
 
     Example:
-        >>> from redistill.contracts import RawPrompt
+        >>> from redistill.records import RawPrompt
         >>> a, b = (Record(record_id="", prompt=RawPrompt("1 + 1 ="), references=(text,)) for text in (" 2", " two"))
         >>> first_of_each([a, b, a])
         [0, 1, 0]
@@ -31,7 +31,7 @@ def question(record: Record) -> Question:
     A run leaves out of its training rows whatever a test row asks in this sense.
 
     Example:
-        >>> from redistill.contracts import Instruction
+        >>> from redistill.records import Instruction
         >>> question(Record(record_id="", prompt=Instruction(" Add.\\n", "1  2"), references=()))
         ('Add.', '1 2')
     """
@@ -44,7 +44,7 @@ def loose_question(record: Record) -> Question:
     What stands inside stays: "2 + 2" and "2 - 2" are not the same.
 
     Example:
-        >>> from redistill.contracts import RawPrompt
+        >>> from redistill.records import RawPrompt
         >>> loose_question(Record(record_id="", prompt=RawPrompt("NAME a \ufb01sh!"), references=()))
         ('name a fish',)
     """

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import jinja2
 
-from redistill.contracts import Conversation, Instruction, RawPrompt, Record, Turn
 from redistill.errors import ConfigError, DataError
+from redistill.records import Conversation, Instruction, RawPrompt, Record, Turn
 from redistill.storage.redaction import plain
 
 Template = Literal["alpaca", "chat"]

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from redistill.contracts import Example, RawPrompt, Record
+from redistill.contracts import Example
 from redistill.data.templates import Template, Transcript, render_prompt, render_transcript
 from redistill.errors import ConfigError, DataError, ModelError
 from redistill.processes import signals
 from redistill.randomness import generator
+from redistill.records import RawPrompt, Record
 
 Supervise = Literal["last", "every"]
 Reference = Literal["first", "longest", "shortest", "random"]

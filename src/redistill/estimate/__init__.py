@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from redistill.config.run import Run, TeacherConfig
+from redistill.config.run import Run
+from redistill.config.sections import TeacherConfig
 from redistill.estimate.costs import Clock, Stopwatch, free, head_costs, model_costs
 from redistill.estimate.memory import Memory, Sizes, memory, resident_bytes
 from redistill.estimate.seconds import Seconds, seconds

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from redistill.config.run import Run, TeacherConfig
+from redistill.config.run import Run
+from redistill.config.sections import TeacherConfig
 from redistill.errors import ConfigError, ModelError
 from redistill.models.families import layer_list
 from redistill.models.initialise import cast_weights, fresh_model

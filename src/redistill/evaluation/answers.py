@@ -1,17 +1,17 @@
 """A model's own answers to prompts, and how good they are: the lines of a responses file."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
 
-from redistill.contracts import Conversation, GenerationRequest, Instruction, Record, Sampling
+from redistill.contracts import GenerationRequest, Sampling
 from redistill.data.tokenize import response_text
-from redistill.evaluation.metrics.text import distinct_n, exact_match, rouge_l
+from redistill.evaluation.metrics.distinct import distinct_n
 from redistill.generation.generate import generate
 from redistill.models.load import end_token_ids
+from redistill.records import Conversation, Instruction, Metric, Record, mean
 
 Item = TypeVar("Item")
 Line = dict[str, Any]
@@ -29,7 +29,14 @@ class Answerer:
     batch_size: int
     vocabulary: int | None
 
-    def lines(self, dataset: str, records: Sequence[Record], prompts: Sequence[tuple[int, ...]], seed: int) -> list[Line]:
+    def lines(
+        self,
+        dataset: str,
+        records: Sequence[Record],
+        prompts: Sequence[tuple[int, ...]],
+        seed: int,
+        metrics: Sequence[Metric],
+    ) -> list[Line]:
         """A line of a responses file for each record."""
         end_ids = end_token_ids(self.model, self.tokenizer)
         requests = [
@@ -59,8 +66,7 @@ class Answerer:
                     "prompt": _prompt_text(record),
                     "response": response,
                     "references": list(record.references),
-                    "rouge_l": rouge_l(response, record.references),
-                    "exact_match": exact_match(response, record.references),
+                    **{metric.name: metric.scored(response, record) for metric in metrics},
                     "tokens": len(generation.token_ids),
                     "finished": generation.finished,
                 }
@@ -68,17 +74,29 @@ class Answerer:
         return lines
 
 
-def response_scores(lines: Sequence[Line]) -> dict[str, float]:
+def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
+    """A line of a responses file with one key for each of `metrics`, and none for others.
+
+    Scores that it has already are kept; a metric that was added later is computed from its response.
+    """
+    before = ("id", "prompt", "response", "references")
+    after = ("tokens", "finished")
+    scores = {
+        metric.name: line[metric.name] if metric.name in line else metric.scored(line["response"], record) for metric in metrics
+    }
+    return {**{name: line[name] for name in before}, **scores, **{name: line[name] for name in after}}
+
+
+def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[str, float]:
     """The scores of some answers together, from their lines in a responses file; see `evaluate` for the units.
 
     Sums are exact (`math.fsum`), so that the scores do not depend on the order in which processes hand in their answers.
     """
     responses = [line["response"] for line in lines]
     return {
-        "rouge_l": _mean([line["rouge_l"] for line in lines]),
-        "exact_match": _mean([line["exact_match"] for line in lines]),
-        "length_tokens": _mean([line["tokens"] for line in lines]),
-        "eos_rate": _mean([line["finished"] for line in lines]),
+        **{metric.name: metric.aggregated([line[metric.name] for line in lines]) for metric in metrics},
+        "length_tokens": mean([line["tokens"] for line in lines]),
+        "eos_rate": mean([line["finished"] for line in lines]),
         "distinct_1": distinct_n(responses, 1),
         "distinct_2": distinct_n(responses, 2),
     }
@@ -103,7 +121,3 @@ def _prompt_text(record: Record) -> str:
     if isinstance(prompt, Conversation):
         return "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt.turns)
     return prompt.text
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from redistill.contracts import ONE_PROCESS, Example, Processes, Record, Teacher
+from redistill.contracts import ONE_PROCESS, Example, Processes, Teacher
 from redistill.data.tokenize import TokenizeConfig
 from redistill.evaluation import scores
 from redistill.evaluation.folder import ProgressCall
 from redistill.evaluation.scores import EvaluationConfig
+from redistill.records import Metric, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Evaluator:
         folder: Path,
         *,
         label: str,
+        metrics: Mapping[str, Sequence[Metric]],
         progress: ProgressCall | None = None,
     ) -> dict[str, Any]:
         """See `scores.evaluate`."""
@@ -57,6 +59,7 @@ class Evaluator:
                 self.tokens,
                 folder,
                 label=label,
+                metrics=metrics,
                 progress=progress,
                 teacher=self.teacher,
                 vocabulary=self.vocabulary,
@@ -64,7 +67,9 @@ class Evaluator:
                 gather=self.processes.gather,
             )
 
-    def validate(self, records: Sequence[Record], examples: Sequence[Example], *, seed: int) -> dict[str, float]:
+    def validate(
+        self, records: Sequence[Record], examples: Sequence[Example], *, metrics: Sequence[Metric], seed: int
+    ) -> dict[str, float]:
         """See `scores.validation_scores`."""
         with self.autocast():
             return scores.validation_scores(
@@ -73,6 +78,7 @@ class Evaluator:
                 records,
                 examples,
                 self.tokens,
+                metrics=metrics,
                 seed=seed,
                 batch_size=self.config.batch_size,
                 teacher=self.teacher,

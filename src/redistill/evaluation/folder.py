@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill.contracts import Record
 from redistill.errors import CheckpointError
-from redistill.evaluation.answers import Answerer, Gather, Line, share
+from redistill.evaluation.answers import Answerer, Gather, Line, share, with_metrics
+from redistill.records import Metric, Record
 from redistill.storage import files
 
 ProgressCall = Callable[[int, int, int], None]
@@ -102,8 +102,18 @@ class Writer:
     shard: tuple[int, int]
     gather: Gather
 
-    def responses(self, dataset: str, records: Sequence[Record], prompts: Sequence[tuple[int, ...]], seed: int) -> list[Line]:
-        """All lines of one file in the order of the records, the missing ones of this process's share made first."""
+    def responses(
+        self,
+        dataset: str,
+        records: Sequence[Record],
+        prompts: Sequence[tuple[int, ...]],
+        seed: int,
+        metrics: Sequence[Metric],
+    ) -> list[Line]:
+        """All lines of one file in the order of the records, the missing ones of this process's share made first.
+
+        Answers that are there already are scored by those of `metrics` that they lack.
+        """
         name = f"{dataset}-seed{seed}"
         written = [line for path in self._files(name) for line in files.read_lines(path)]
         found = {line["id"]: line for line in written if isinstance(line, dict) and "id" in line}
@@ -118,11 +128,12 @@ class Writer:
         for start in range(0, len(missing), self.answerer.batch_size):
             began = time.perf_counter()
             places = missing[start : start + self.answerer.batch_size]
-            lines = self.answerer.lines(dataset, [records[i] for i in places], [prompts[i] for i in places], seed)
+            lines = self.answerer.lines(dataset, [records[i] for i in places], [prompts[i] for i in places], seed, metrics)
             files.append_lines(path, lines)
             found |= {line["id"]: line for line in lines}
             self.tally.add(len(lines), sum(line["tokens"] for line in lines), time.perf_counter() - began)
-        gathered = {line["id"]: line for line in self.gather([found[records[place].record_id] for place in mine])}
+        complete = [with_metrics(found[records[place].record_id], records[place], metrics) for place in mine]
+        gathered = {line["id"]: line for line in self.gather(complete)}
         ordered = [gathered[record.record_id] for record in records]
         if rank == 0:
             files.rewrite_lines(self.folder / f"{name}.jsonl", ordered)

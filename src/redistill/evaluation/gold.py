@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill.contracts import Example, Record, Teacher, TokenSequence, items_of
+from redistill.contracts import Example, Teacher, TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
 from redistill.evaluation.answers import Line
 from redistill.models.families import body, eval_mode, head
 from redistill.processes import signals
+from redistill.records import Record
 from redistill.vocab_pass import Statistic, row_statistics
 
 

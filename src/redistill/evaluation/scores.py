@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 from torch import nn
 
-from redistill.contracts import Example, Record, Sampling, Teacher
+from redistill.contracts import Example, Sampling, Teacher
 from redistill.data.tokenize import TokenizeConfig, tokenize_prompts
 from redistill.errors import CheckpointError, ConfigError, DataError
 from redistill.evaluation.answers import Answerer, Gather, alone, response_scores, share
 from redistill.evaluation.folder import RESPONSES, ProgressCall, Tally, Writer, claim, data_hash, model_hash
 from redistill.evaluation.gold import gold_examples, gold_sums, token_means
+from redistill.evaluation.metrics import METRICS
 from redistill.models.load import parameter_bytes, parameter_count
+from redistill.records import Metric, Record
 from redistill.storage import files
 
 SCHEMA = 1
@@ -34,6 +36,9 @@ class EvaluationConfig:
         batch_size: Prompts at a time; no answer depends on it.
         limit: Only the first so many prompts of each data set; None takes all.
         compare: Which models are evaluated besides the student: its teacher, and the student before training.
+        metrics: What answers to test sets and to validation prompts are scored by: names of `redistill methods`, or
+            `module:NAME` for a metric of your own. A test set with metrics of its own has those first. The first metric of a
+            test set is the one that models are ranked and tested by.
 
     Raises:
         ConfigError: a value out of range.
@@ -47,8 +52,11 @@ class EvaluationConfig:
     batch_size: int = 16
     limit: int | None = None
     compare: tuple[Literal["teacher", "before"], ...] = ("teacher", "before")
+    metrics: tuple[str, ...] = tuple(METRICS)
 
     def __post_init__(self) -> None:
+        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
+            raise ConfigError(f"metrics = {list(self.metrics)}: must be at least one, and all different")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(
                 f"seeds = {list(self.seeds)}: must be at least one, and all different; the papers use 10, 20, ... 50"
@@ -75,6 +83,7 @@ def evaluate(
     folder: Path,
     *,
     label: str,
+    metrics: Mapping[str, Sequence[Metric]],
     progress: ProgressCall | None = None,
     teacher: Teacher | None = None,
     vocabulary: int | None = None,
@@ -91,6 +100,7 @@ def evaluate(
         config, tokenize_config: How answers are drawn, and how prompts are made; an answer has at most `response_tokens`.
         folder: Where settings.json, responses/ and scores.json go.
         label: What the report calls this model, such as "student".
+        metrics: What the answers to each data set are scored by, at least one metric each; the first is its primary one.
         progress: Told (answers done, answers in all, tokens written) of this process after every batch.
         teacher: For KL and agreement on the gold answers; None leaves them out.
         vocabulary: Classes shared with the teacher; None takes all of the model's.
@@ -98,8 +108,12 @@ def evaluate(
         gather: Joins the processes' lists into one, known to all, as `signals.gather` does.
 
     Returns:
-        What scores.json holds.  rouge_l is in percent; exact_match, eos_rate, distinct_1, distinct_2 and agreement are
-        shares in [0, 1]; cross_entropy and kl (forward, from the teacher) are nats per gold token; lengths count the end token.
+        What scores.json holds.  Each data set says under "metrics" which metrics it has, with their titles, units and
+        directions.  eos_rate, distinct_1, distinct_2 and agreement are shares in [0, 1]; cross_entropy and kl (forward, from
+        the teacher) are nats per gold token; lengths count the end token.
+
+    What an interrupted call or one with other metrics has answered is not answered again; metrics that are new are computed
+    from the answers.
 
     Raises:
         CheckpointError: the folder holds answers of another model or of other settings.
@@ -111,7 +125,8 @@ def evaluate(
     gather([])  # whether a signal has reached any process so far; from here on some may have nothing to do
     settings = _settings(model, label, config, tokenize_config, chosen, prompts)
     claim(folder, settings)
-    finished = _finished(folder / SCORES, settings, needs_kl=teacher is not None)
+    shown = {name: {metric.name: metric.described for metric in metrics[name]} for name in chosen}
+    finished = _finished(folder / SCORES, settings, shown, needs_kl=teacher is not None)
     if finished is not None:
         return finished
     answerer = Answerer(model, tokenizer, config.sampling, tokenize_config.response_tokens, config.batch_size, vocabulary)
@@ -119,11 +134,16 @@ def evaluate(
     writer = Writer(answerer, tally, folder / RESPONSES, shard, gather)
     scores: dict[str, Any] = {}
     for name, records in chosen.items():
-        by_seed = {str(seed): response_scores(writer.responses(name, records, prompts[name], seed)) for seed in config.seeds}
+        by_seed = {}
+        for seed in config.seeds:
+            lines = writer.responses(name, records, prompts[name], seed, metrics[name])
+            by_seed[str(seed)] = response_scores(lines, metrics[name])
         examples = share(gold_examples(records, tokenizer, tokenize_config), shard)
         sums = gather(gold_sums(model, teacher, examples, config.batch_size, vocabulary))
-        scores[name] = {"prompts": len(records), "seeds": by_seed, "teacher_forced": token_means(sums)}
-    result = _described(model, label) | {"tokens_per_s": tally.tokens_per_s, "settings": settings, "datasets": scores}
+        about = {"prompts": len(records), "metrics": shown[name]}
+        scores[name] = about | {"seeds": by_seed, "teacher_forced": token_means(sums)}
+    speed = tally.tokens_per_s or _speed_before(folder / SCORES)
+    result = _described(model, label) | {"tokens_per_s": speed, "settings": settings, "datasets": scores}
     if shard[0] == 0:
         files.write_json(folder / SCORES, result)
     return result
@@ -147,7 +167,7 @@ def _settings(
     records: Mapping[str, Sequence[Record]],
     prompts: Mapping[str, Sequence[tuple[int, ...]]],
 ) -> dict[str, Any]:
-    """All that an answer or a score depends on; the batch size is not of it."""
+    """All that an answer depends on; the batch size is not of it, and neither are metrics, which read answers."""
     return {
         "schema": SCHEMA,
         "label": label,
@@ -167,6 +187,7 @@ def validation_scores(
     examples: Sequence[Example],
     tokenize_config: TokenizeConfig,
     *,
+    metrics: Sequence[Metric],
     seed: int,
     batch_size: int,
     teacher: Teacher | None = None,
@@ -183,6 +204,7 @@ def validation_scores(
         model, tokenizer: A causal language model, on its device.
         records, examples: The validation prompts, and their gold sequences.
         tokenize_config: How prompts are made; an answer has at most `response_tokens`.
+        metrics: What the answers are scored by.
         seed: The run's seed.
         batch_size, teacher, vocabulary, shard, gather: As for `evaluate`.
 
@@ -193,9 +215,9 @@ def validation_scores(
     mine = share(records, shard)
     prompts = tokenize_prompts(mine, tokenizer, tokenize_config)
     answerer = Answerer(model, tokenizer, Sampling(), tokenize_config.response_tokens, batch_size, vocabulary)
-    lines = gather(answerer.lines("validation", mine, prompts, seed))
+    lines = gather(answerer.lines("validation", mine, prompts, seed, metrics))
     sums = gather(gold_sums(model, teacher, share(examples, shard), batch_size, vocabulary))
-    return response_scores(lines) | token_means(sums)
+    return response_scores(lines, metrics) | token_means(sums)
 
 
 def _checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
@@ -215,7 +237,15 @@ def _checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
     return records
 
 
-def _finished(path: Path, settings: dict[str, Any], *, needs_kl: bool) -> dict[str, Any] | None:
+def _speed_before(path: Path) -> float | None:
+    """Tokens per second of the call that wrote all answers, where this one has only computed scores again."""
+    held = files.read_json(path) if path.exists() else {}
+    return held.get("tokens_per_s")
+
+
+def _finished(
+    path: Path, settings: dict[str, Any], metrics: Mapping[str, Mapping[str, Any]], *, needs_kl: bool
+) -> dict[str, Any] | None:
     """The scores of an earlier call with the same settings, if they have all that is asked for."""
     if not path.exists():
         return None
@@ -223,6 +253,7 @@ def _finished(path: Path, settings: dict[str, Any], *, needs_kl: bool) -> dict[s
     try:
         forced = [scores["teacher_forced"] for scores in held["datasets"].values()]
         has_kl = all("kl" in means for means in forced if means)  # a set without gold sequences has nothing to ask a teacher
-        return held if held["settings"] == settings and (has_kl or not needs_kl) else None
+        same_metrics = metrics == {name: found.get("metrics") for name, found in held["datasets"].items()}
+        return held if held["settings"] == settings and same_metrics and (has_kl or not needs_kl) else None
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: holds no scores of an evaluation; remove it, and they are counted anew") from error

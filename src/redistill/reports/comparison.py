@@ -3,13 +3,14 @@
 The report of one run and the comparison of many read the same rows; only the models in them differ.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from redistill.reports.folders import ROUGE, Evaluation, RunFolder
+from redistill.reports.folders import Evaluation, Measure, RunFolder
 from redistill.reports.lineup import Lineup
 from redistill.reports.statistics import (
     Interval,
@@ -23,7 +24,7 @@ from redistill.reports.statistics import (
     win_tie_loss,
 )
 
-GENERATED = ("exact_match", "length_tokens", "eos_rate", "distinct_2")
+GENERATED = ("length_tokens", "eos_rate", "distinct_2")
 TEACHER_FORCED = ("cross_entropy", "kl", "agreement")
 METHOD_ROLES = (
     "baseline",
@@ -55,14 +56,23 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Column:
-    """What a row is measured on: one data set, or several of equal weight."""
+    """What a row is measured on: one data set, or several of equal weight.
+
+    Args:
+        measures: The metrics of the data sets. The first is the primary one: models are ranked and tested by it.
+    """
 
     name: str
     datasets: tuple[str, ...]
+    measures: tuple[Measure, ...]
 
     @property
     def is_average(self) -> bool:
         return len(self.datasets) > 1
+
+    @property
+    def primary(self) -> Measure:
+        return self.measures[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +98,9 @@ class Contrast:
     """How a model differs from the reference model on the same prompts.
 
     Args:
+        interval: Of the primary metric, ours minus theirs, whichever direction is better.
         p: Of the sign-flip test over prompts.
+        wins, ties, losses: Prompts on which the model is better, as good, and worse than the reference model.
         p_holm: Corrected over the methods of the column; None for a model that is no method.
         num_seeds: Training seeds that both have, paired and drawn anew with the prompts; 0 where they share none, and each
             prompt's score is the mean over all that the model has.
@@ -108,17 +120,19 @@ class Row:
     """One model on one column.
 
     Args:
-        rouge: ROUGE-L, in [0, 100].
+        measures: The metrics of the column, its primary one first.
+        primary: The primary metric's score.
         versus: The reference model's label; None for its own row.
         note: Why there is no contrast, where one would be expected.
-        scores: Means over seeds of the other scores, and the teacher-forced ones; exact match, EOS rate, distinct-2 and
-            agreement are shares in [0, 1], cross entropy and KL are nats per token.
+        scores: Means over seeds of the other metrics, in their units, of the diagnostics of text, and the teacher-forced
+            ones; EOS rate, distinct-2 and agreement are shares in [0, 1], cross entropy and KL are nats per token.
     """
 
     column: str
+    measures: tuple[Measure, ...]
     model: str
     role: str
-    rouge: Estimate
+    primary: Estimate
     num_prompts: int
     contrast: Contrast | None
     versus: str | None
@@ -134,6 +148,14 @@ class Row:
         """The difference to the reference model with its bounds."""
         return None if self.contrast is None else self.contrast.interval
 
+    @property
+    def tone(self) -> int:
+        """1 where the model is better by the whole interval, -1 where it is worse by it, else 0."""
+        if self.interval is None:
+            return 0
+        side = 1 if self.interval.lower > 0 else -1 if self.interval.upper < 0 else 0
+        return side * self.measures[0].sign
+
 
 def evaluations(run: RunFolder, baselines: Sequence[RunFolder]) -> list[Evaluation]:
     """All models to show of one run, in the order of the tables: teacher, student before, baselines, this run."""
@@ -145,12 +167,19 @@ def report_rows(models: Sequence[Evaluation]) -> list[Row]:
     """A row for each data set and model; differences are to the first baseline, else to the student before training."""
     entrants = [Entrant(label=model.label, role=model.role, trainings={0: model}) for model in models]
     references = [entrant for role in ("baseline", "before") for entrant in entrants if entrant.role == role]
-    return compare(entrants, [Column(name, (name,)) for name in dataset_names(models)], references)
+    columns = [Column(name, (name,), measures_of([name], models[::-1])) for name in dataset_names(models)]
+    return compare(entrants, columns, references)
 
 
 def dataset_names(models: Sequence[Evaluation]) -> list[str]:
     """Every data set that some model was measured on; the last model's first."""
     return list(dict.fromkeys(name for model in reversed(models) for name in model.datasets))
+
+
+def measures_of(datasets: Sequence[str], models: Sequence[Evaluation]) -> tuple[Measure, ...]:
+    """Every metric of these data sets; that which the first model names first is the primary one."""
+    named = [measure for name in datasets for model in models if name in model.datasets for measure in model.measures(name)]
+    return tuple({measure.name: measure for measure in reversed(named)}[name] for name in dict.fromkeys(m.name for m in named))
 
 
 def entrants(lineup: Lineup) -> list[Entrant]:
@@ -167,10 +196,26 @@ def entrants(lineup: Lineup) -> list[Entrant]:
 
 
 def columns(models: Sequence[Entrant]) -> list[Column]:
-    """A column for each data set that a method was measured on, and their average where there are several."""
+    """A column for each data set that a method was measured on, and the average of those with the same primary metric.
+
+    Those with the same primary metric stand together; see `by_primary`.
+    """
     found = [training for model in models if model.is_method for training in model.trainings.values()]
-    names = tuple(dict.fromkeys(name for training in found for name in training.datasets))
-    return [*(Column(name, (name,)) for name in names), *([Column("average", names)] if len(names) > 1 else [])]
+    groups: dict[str, list[Column]] = {}
+    for name in dict.fromkeys(name for training in found for name in training.datasets):
+        column = Column(name, (name,), measures_of([name], found))
+        groups.setdefault(column.primary.name, []).append(column)
+    for singles in groups.values():
+        if len(singles) > 1:
+            names = tuple(column.name for column in singles)
+            title = "average" if len(groups) == 1 else f"average {singles[0].primary.title}"
+            singles.append(Column(title, names, measures_of(names, found)))
+    return [column for group in groups.values() for column in group]
+
+
+def by_primary(over: Sequence[Column]) -> list[list[Column]]:
+    """The columns of each primary metric, the average of several data sets last."""
+    return [list(group) for _, group in itertools.groupby(over, key=lambda column: column.primary.name)]
 
 
 def compare(models: Sequence[Entrant], over: Sequence[Column], references: Sequence[Entrant]) -> list[Row]:
@@ -182,11 +227,11 @@ def compare(models: Sequence[Entrant], over: Sequence[Column], references: Seque
     return [row for column in over for row in _corrected(list(_rows(column, models, references)))]
 
 
-def estimate(model: Entrant, datasets: Sequence[str]) -> Estimate:
-    """A model's ROUGE-L as the mean over `datasets`, counting trainings that were evaluated on all of them."""
+def estimate(model: Entrant, datasets: Sequence[str], metric: str) -> Estimate:
+    """A model's score by a metric as the mean over `datasets`, counting trainings that were evaluated on all of them."""
     by_training = []
     for training in model.measured_on(datasets).values():
-        scores = [training.seed_scores(name, ROUGE) for name in datasets]
+        scores = [training.seed_scores(name, metric) for name in datasets]
         seeds = [seed for seed in scores[0] if all(seed in found for found in scores)]
         if seeds:
             by_training.append([sum(found[seed] for found in scores) / len(scores) for seed in seeds])
@@ -207,22 +252,24 @@ def _rows(column: Column, models: Sequence[Entrant], references: Sequence[Entran
         measured = list(model.measured_on(column.datasets).values())
         if not measured:
             continue
-        contrast, note = (None, "") if reference is None or model is reference else _contrast(column.datasets, model, reference)
+        contrast, note = (None, "") if reference is None or model is reference else _contrast(column, model, reference)
+        others = (*(measure.name for measure in column.measures[1:]), *GENERATED, *TEACHER_FORCED)
         yield Row(
             column=column.name,
+            measures=column.measures,
             model=model.label,
             role=model.role,
-            rouge=estimate(model, column.datasets),
+            primary=estimate(model, column.datasets, column.primary.name),
             num_prompts=sum(max(found.num_prompts(name) for found in measured) for name in column.datasets),
             contrast=contrast,
             versus=None if reference is None or model is reference else reference.label,
             note=note,
-            scores={name: _score(measured, column.datasets, name) for name in (*GENERATED, *TEACHER_FORCED)},
+            scores={name: _score(measured, column.datasets, name) for name in others},
         )
 
 
 def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) -> float | None:
-    """Mean of another score than ROUGE-L over data sets and seeds; None where a data set has none."""
+    """Mean of another score than the primary one over data sets and seeds; None where a data set has none."""
     found = [
         training.forced_score(dataset, name) if name in TEACHER_FORCED else mean(training.seed_scores(dataset, name).values())
         for training in trainings
@@ -232,14 +279,15 @@ def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) 
     return mean(known) if len(known) == len(found) else None
 
 
-def _contrast(datasets: Sequence[str], model: Entrant, reference: Entrant) -> tuple[Contrast | None, str]:
+def _contrast(column: Column, model: Entrant, reference: Entrant) -> tuple[Contrast | None, str]:
     """The difference, or why there is none."""
-    ours, theirs = model.measured_on(datasets), reference.measured_on(datasets)
-    obstacles = [_obstacle(name, [*theirs.values(), *ours.values()]) for name in datasets]
+    ours, theirs = model.measured_on(column.datasets), reference.measured_on(column.datasets)
+    metric = column.primary.name
+    obstacles = [_obstacle(name, metric, [*theirs.values(), *ours.values()]) for name in column.datasets]
     if any(obstacles):
         return None, next(filter(None, obstacles))
-    strata, num_seeds = _strata(datasets, ours, theirs)
-    wins, ties, losses = win_tie_loss(strata)
+    strata, num_seeds = _strata(column.datasets, metric, ours, theirs)
+    wins, ties, losses = win_tie_loss([column.primary.sign * stratum for stratum in strata])
     contrast = Contrast(
         interval=paired_bootstrap(strata),
         p=sign_flip(strata),
@@ -252,9 +300,9 @@ def _contrast(datasets: Sequence[str], model: Entrant, reference: Entrant) -> tu
     return contrast, ""
 
 
-def _obstacle(dataset: str, models: Sequence[Evaluation]) -> str:
+def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:
     """Why the models' answers to a data set cannot be paired; "" where they can."""
-    scores = [model.prompt_scores(dataset, ROUGE) for model in models]
+    scores = [model.prompt_scores(dataset, metric) for model in models]
     if not all(any(of_model) for of_model in scores):
         return "no responses to compare"
     prompts = [of_seed.keys() for of_model in scores for of_seed in of_model]
@@ -264,14 +312,14 @@ def _obstacle(dataset: str, models: Sequence[Evaluation]) -> str:
 
 
 def _strata(
-    datasets: Sequence[str], ours: Mapping[int, Evaluation], theirs: Mapping[int, Evaluation]
+    datasets: Sequence[str], metric: str, ours: Mapping[int, Evaluation], theirs: Mapping[int, Evaluation]
 ) -> tuple[list[np.ndarray], int]:
     """Differences by data set, [training seeds, prompts], and how many training seeds could be paired."""
     shared = sorted(ours.keys() & theirs.keys())
     strata = []
     for dataset in datasets:
         mine, other = (
-            {seed: prompt_means(found.prompt_scores(dataset, ROUGE)) for seed, found in models.items()}
+            {seed: prompt_means(found.prompt_scores(dataset, metric)) for seed, found in models.items()}
             for models in (ours, theirs)
         )
         pairs = [(mine[seed], other[seed]) for seed in shared]

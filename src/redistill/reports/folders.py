@@ -7,19 +7,56 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from redistill.config.decode import told
 from redistill.errors import CheckpointError, DataError
+from redistill.records import FRACTION, PERCENT, Better
 from redistill.storage import files
 
 SCHEMAS = (1, 2)  # of run.json; other files have stayed at 1
-ROUGE = "rouge_l"
+MAX_TITLE = 60
 _ASKED = "asked"
+_KEY = re.compile(r"\w+", re.ASCII)
 _RESPONSES = re.compile(r"(.+)-seed(-?\d+)\.jsonl")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric as scores.json describes it.
+
+    Args:
+        name: Its key in files.
+        title, unit, better: As of `redistill.records.Metric`.
+    """
+
+    name: str
+    title: str
+    unit: str
+    better: Better
+
+    @property
+    def sign(self) -> int:
+        """1 where a higher value is better, -1 where a lower one is."""
+        return -1 if self.better == "lower" else 1
+
+
+BEFORE_METRICS_HAD_NAMES = (
+    Measure("rouge_l", "ROUGE-L", PERCENT, "higher"),
+    Measure("exact_match", "exact match", FRACTION, "higher"),
+)
+"""The metrics of a folder whose scores.json does not say which it has: commit 98f02f3 and before."""
+
+
+def measures(scores: Any) -> tuple[Measure, ...]:
+    """The metrics of a data set in scores.json, its primary one first."""
+    about = mapping(mapping(scores).get("metrics"))
+    return (
+        tuple(_measure(name, mapping(told)) for name, told in about.items() if _KEY.fullmatch(name)) or BEFORE_METRICS_HAD_NAMES
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +78,10 @@ class Evaluation:
     @property
     def datasets(self) -> Mapping[str, Any]:
         return mapping(self.scores.get("datasets"))
+
+    def measures(self, dataset: str) -> tuple[Measure, ...]:
+        """What the answers to a data set were scored by, the primary metric first."""
+        return measures(self.datasets.get(dataset))
 
     def num_prompts(self, dataset: str) -> int:
         told = number(mapping(self.datasets.get(dataset)).get("prompts"))
@@ -162,15 +203,22 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
         match = _RESPONSES.fullmatch(path.name)
         dataset = datasets.get(files.slug(match[1])) if match else None
         if match and dataset is not None:
-            lines = {str(line["id"]): _answer(line, scores_only) for line in _objects(path) if "id" in line}
+            names = [measure.name for measure in measures(mapping(scores["datasets"])[dataset])] if scores_only else None
+            lines = {str(line["id"]): _answer(line, names) for line in _objects(path) if "id" in line}
             answers.setdefault(dataset, {})[match[2]] = lines
     return Evaluation(label=label, role=role, scores=scores, answers=answers)
 
 
-def _answer(line: Mapping[str, Any], scores_only: bool) -> Mapping[str, Any]:
+def _answer(line: Mapping[str, Any], names: Sequence[str] | None) -> Mapping[str, Any]:
+    """A line with a hash of its question; only these keys of it, where not all are wanted."""
     question = json.dumps([line.get("prompt"), line.get("references")])
     asked = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
-    return {**({ROUGE: line.get(ROUGE)} if scores_only else line), _ASKED: asked}
+    return {**(line if names is None else {name: line.get(name) for name in names}), _ASKED: asked}
+
+
+def _measure(name: str, told: Mapping[str, Any]) -> Measure:
+    title, unit = (str(told.get(key) or "")[:MAX_TITLE] for key in ("title", "unit"))
+    return Measure(name, title or name, unit, "lower" if told.get("better") == "lower" else "higher")
 
 
 def _objects(path: Path) -> list[Mapping[str, Any]]:

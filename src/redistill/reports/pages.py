@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from redistill.reports.folders import number
+from redistill.records import FRACTION, PERCENT
+from redistill.reports.folders import Measure, number
 from redistill.storage.redaction import plain
 
 MAX_TEXT = 2000
@@ -32,8 +33,43 @@ def render(template: str, page: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"fixed": fixed, "signed": signed, "percent": percent, "short": short, "large": large}
+    environment.filters |= {
+        "score": score,
+        "difference": difference,
+        "heading": heading,
+        "fixed": fixed,
+        "signed": signed,
+        "percent": percent,
+        "short": short,
+        "large": large,
+    }
     return environment.get_template(template).render(page)
+
+
+def score(value: Any, unit: str, digits: int = 2) -> str | None:
+    """A metric's value in its unit; None of what is no number.
+
+    Example:
+        >>> score(12.345, "%"), score(0.125, "fraction"), score(3, "words")
+        ('12.35', '12.5 %', '3.00')
+    """
+    return percent(value) if unit == FRACTION else fixed(value, digits)
+
+
+def difference(value: Any, unit: str) -> str:
+    """A difference of two values of a metric with its sign, a true minus: of fractions in percent."""
+    known = number(value)
+    return signed(100 * known if known is not None and unit == FRACTION else known)
+
+
+def heading(measure: Measure) -> str:
+    """What a column of a metric is called, with its unit where the figures do not show it.
+
+    Example:
+        >>> heading(Measure("w", "length", "words", "lower")), heading(Measure("f", "F1", "%", "higher"))
+        ('length, words', 'F1')
+    """
+    return measure.title if measure.unit in (PERCENT, FRACTION, "") else f"{measure.title}, {measure.unit}"
 
 
 def fixed(value: Any, digits: int = 2) -> str | None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from redistill.reports.folders import mapping, number
+from redistill.records import FRACTION
+from redistill.reports.folders import BEFORE_METRICS_HAD_NAMES, Measure, mapping, number
+from redistill.reports.pages import heading
 from redistill.storage.redaction import plain
 
 INK = "#010203"  # drawn in this colour, then replaced by the page's own
@@ -36,14 +38,13 @@ TRAINING = {
     "tokens_per_s": "Target tokens per second",
 }
 VALIDATION = {
-    "rouge_l": "ROUGE-L",
-    "exact_match": "Exact match, share",
     "cross_entropy": "Cross entropy, nats per token",
     "kl": "KL(teacher, student), nats per token",
     "agreement": "Same top token as the teacher, share",
     "length_tokens": "Length of responses, tokens",
     "eos_rate": "Responses that end by themselves, share",
 }
+_NOT_METRICS = ("kind", "step", "distinct_1", "distinct_2")
 CLIPPING = {"kept_mass": "kept mass", "upper": "u", "lower": "l", "target_only": "target only"}
 
 Series = tuple[str, np.ndarray, np.ndarray]  # name, steps, values
@@ -58,11 +59,17 @@ class Panel:
     svg: str
 
 
-def panels(metrics: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """A chart for every quantity that the metrics of a run hold; groups are training, validation and clipping."""
+def panels(metrics: Sequence[Mapping[str, Any]], validated: Sequence[Measure] = ()) -> list[Panel]:
+    """A chart for every quantity that the log of a run holds; groups are training, validation and clipping.
+
+    Args:
+        metrics: The lines of metrics.jsonl.
+        validated: What validation may have scored answers by; empty where that is not known.
+    """
     train = [line for line in metrics if line.get("kind") == "train"]
     validation = [line for line in metrics if line.get("kind") == "validation"]
-    charts = [*_single("training", train, TRAINING), *_single("validation", validation, VALIDATION)]
+    scores = {measure.name: _title(measure) for measure in validated or _undescribed(validation)}
+    charts = [*_single("training", train, TRAINING), *_single("validation", validation, scores | VALIDATION)]
     shares = [series for name, label in CLIPPING.items() if (series := _series(train, name, label)) is not None]
     if shares:
         charts.append(Panel("clipping", "Shares kept by DAC-KL", _draw(shares, limits=(0, 1.02))))
@@ -77,6 +84,19 @@ def panels(metrics: Sequence[Mapping[str, Any]]) -> list[Panel]:
     if origins:
         charts.append(Panel("training", "Where the sequences came from, share", _draw(origins, limits=(0, 1), stacked=True)))
     return charts
+
+
+def _undescribed(lines: Sequence[Mapping[str, Any]]) -> Iterator[Measure]:
+    """The metrics in the log of a run that no test set describes."""
+    known = {measure.name: measure for measure in BEFORE_METRICS_HAD_NAMES}
+    for name in dict.fromkeys(name for line in lines for name in line):
+        if name not in VALIDATION and name not in _NOT_METRICS:
+            yield known.get(name) or Measure(name, name, "", "higher")
+
+
+def _title(measure: Measure) -> str:
+    title = f"{measure.title}, share" if measure.unit == FRACTION else heading(measure)
+    return title[:1].upper() + title[1:]
 
 
 def _single(group: str, lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Iterator[Panel]:

@@ -19,13 +19,15 @@ class Published:
     """One table of the paper.
 
     Args:
-        score: What the figures are.
+        metric: The metric's key in files.
+        score: What the figures are, in words.
         columns: Data sets, called as `redistill methods` calls them, and perhaps their average.
         rows: Label -> a figure for each column.
         notes: What is doubtful about the figures.
     """
 
     title: str
+    metric: str
     score: str
     columns: Sequence[str]
     rows: Mapping[str, Sequence[float]]

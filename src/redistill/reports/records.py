@@ -1,19 +1,25 @@
 """A comparison as flat records, in full precision, for whoever wants to compute with it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from redistill.reports.comparison import Row
+from redistill.reports.comparison import GENERATED, TEACHER_FORCED, Column, Row
 from redistill.reports.costs import PEAK, SUMMED, Cost
 from redistill.reports.published import Published
 
 COSTS = (*SUMMED, PEAK, "parameters")
-FIELDS = (
-    *("model", "role", "column", "rouge_l", "rouge_l_sd", "sd_over", "training_seeds", "evaluation_seeds", "prompts"),
-    *("versus", "difference", "lower", "upper", "p", "p_holm", "wins", "ties", "losses", "paired_seeds", "note"),
-    *("exact_match", "length_tokens", "eos_rate", "distinct_2", "cross_entropy", "kl", "agreement"),
-    *COSTS,
-)
+
+
+def comparison_fields(over: Sequence[Column], published: Iterable[Published] = ()) -> list[str]:
+    """The names that records have, in order: primary metrics with their spread first, other metrics after the differences."""
+    primary = dict.fromkeys([*(column.primary.name for column in over), *(table.metric for table in published)])
+    others = dict.fromkeys(measure.name for column in over for measure in column.measures if measure.name not in primary)
+    return [
+        *("model", "role", "column", *(field for name in primary for field in (name, f"{name}_sd"))),
+        *("sd_over", "training_seeds", "evaluation_seeds", "prompts"),
+        *("versus", "difference", "lower", "upper", "p", "p_holm", "wins", "ties", "losses", "paired_seeds", "note"),
+        *(*others, *GENERATED, *TEACHER_FORCED, *COSTS),
+    ]
 
 
 def comparison_records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[str, Any]]:
@@ -24,11 +30,11 @@ def comparison_records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterat
             "model": row.model,
             "role": row.role,
             "column": row.column,
-            "rouge_l": row.rouge.mean,
-            "rouge_l_sd": row.rouge.deviation,
-            "sd_over": None if row.rouge.deviation is None else row.rouge.over,
-            "training_seeds": row.rouge.num_trainings,
-            "evaluation_seeds": row.rouge.num_seeds,
+            row.measures[0].name: row.primary.mean,
+            f"{row.measures[0].name}_sd": row.primary.deviation,
+            "sd_over": None if row.primary.deviation is None else row.primary.over,
+            "training_seeds": row.primary.num_trainings,
+            "evaluation_seeds": row.primary.num_seeds,
             "prompts": row.num_prompts,
             "note": row.note,
             **row.scores,
@@ -41,7 +47,7 @@ def published_records(name: str, table: Published) -> Iterator[dict[str, Any]]:
     """The figures of a table of the paper, with its name as their role."""
     for label, figures in table.rows.items():
         for column, figure in zip(table.columns, figures, strict=True):
-            yield {"model": label, "role": f"published {name}", "column": column, "rouge_l": figure}
+            yield {"model": label, "role": f"published {name}", "column": column, table.metric: figure}
 
 
 def _difference(row: Row) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import yaml
 from markupsafe import Markup
 
 from redistill.reports import plots
-from redistill.reports.comparison import Row, dataset_names, evaluations, report_rows
-from redistill.reports.folders import ROUGE, Evaluation, RunFolder, mapping, number, read_run
-from redistill.reports.pages import large, render, signed
+from redistill.reports.comparison import Row, dataset_names, evaluations, measures_of, report_rows
+from redistill.reports.folders import Evaluation, Measure, RunFolder, mapping, number, read_run
+from redistill.reports.pages import NOTHING, difference, heading, large, render, score
 from redistill.reports.statistics import evenly, mean, spread
 from redistill.storage import files
 from redistill.storage.redaction import plain, redacted_tree
@@ -45,8 +45,10 @@ def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict
     """The headline table as data: a row for each data set and model, safe to print on a terminal.
 
     Returns:
-        Rows with dataset, model, role, rouge_l, rouge_l_sd, num_seeds, num_prompts, difference, lower, upper, versus, note,
-        exact_match, length_tokens, eos_rate, distinct_2, cross_entropy, kl, agreement; None is what was not measured.
+        Rows with dataset, model, role, metric (the name of the data set's primary metric), title (its heading), unit,
+        num_seeds, num_prompts, difference, lower, upper, versus, note, length_tokens, eos_rate, distinct_2, cross_entropy, kl,
+        agreement, and under its name each metric, of the primary one also the deviation, as NAME_sd; None is what was not
+        measured.
 
     Raises:
         CheckpointError: a folder is no run folder, or a file in it is damaged.
@@ -57,12 +59,16 @@ def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict
 
 def _flat(row: Row) -> dict[str, Any]:
     interval = dict.fromkeys(("difference", "lower", "upper")) if row.interval is None else asdict(row.interval)
+    primary = row.measures[0]
     texts = {"dataset": row.column, "model": row.model, "role": row.role, "versus": row.versus, "note": row.note}
     return {
         **{name: None if text is None else plain(text) for name, text in texts.items()},
-        "rouge_l": row.rouge.mean,
-        "rouge_l_sd": row.rouge.deviation,
-        "num_seeds": row.rouge.num_seeds,
+        "metric": primary.name,
+        "title": plain(heading(primary)),
+        "unit": plain(primary.unit),
+        primary.name: row.primary.mean,
+        f"{primary.name}_sd": row.primary.deviation,
+        "num_seeds": row.primary.num_seeds,
         "num_prompts": row.num_prompts,
         **interval,
         **row.scores,
@@ -72,13 +78,14 @@ def _flat(row: Row) -> dict[str, Any]:
 def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, Any]:
     models = evaluations(run, baselines)
     rows = report_rows(models)
-    charts = [{"group": p.group, "title": p.title, "svg": Markup(p.svg)} for p in plots.panels(run.metrics)]
+    charts = [{"group": p.group, "title": p.title, "svg": Markup(p.svg)} for p in plots.panels(run.metrics, _validated(run))]
     description = run.description
     return {
         "run": {key: description.get(key) for key in ("method", "status", "created", "commit", "command")},
         "name": run.name,
         "tiles": list(_tiles(run, rows)),
         "datasets": [_dataset(name, [row for row in rows if row.column == name]) for name in dataset_names(models)],
+        "primaries": list(dict.fromkeys(heading(row.measures[0]) for row in rows)),
         "answers": list(_answers(models)),
         "charts": charts,
         "revisions": [_revision(run.revisions[place]) for place in evenly(len(run.revisions), NUM_REVISIONS)],
@@ -102,29 +109,22 @@ def _dataset(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "name": name,
         "rows": rows,
+        "primary": rows[0].measures[0],
+        "others": rows[0].measures[1:],
         "num_prompts": max(row.num_prompts for row in rows),
-        "num_seeds": max(row.rouge.num_seeds for row in rows),
+        "num_seeds": max(row.primary.num_seeds for row in rows),
         "versus": next((row.versus for row in rows if row.versus), None),
-        "best": max((row.rouge.mean for row in rows if row.rouge.mean is not None), default=0.0),
+        "largest": max((row.primary.mean for row in rows if row.primary.mean is not None), default=0.0),
     }
 
 
 def _tiles(run: RunFolder, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
     """(figure, what it is, what to compare it with) of the page's head."""
     student = [row for row in rows if row.role == "student"]
-    ours = mean(row.rouge.mean for row in student if row.rouge.mean is not None)
-    if ours is not None:
-        theirs = mean(row.rouge.mean for row in rows if row.role == "teacher" and row.rouge.mean is not None)
-        yield (
-            f"{ours:.2f}",
-            f"ROUGE-L, mean of {len(student)} data sets" if len(student) > 1 else "ROUGE-L",
-            ("" if theirs is None else f"the teacher's is {theirs:.2f}"),
-        )
-    compared = [row for row in student if row.interval is not None]
-    if compared:
-        gain = mean(row.interval.difference for row in compared if row.interval)
-        ahead = sum(row.interval.lower > 0 for row in compared if row.interval)
-        yield signed(gain), f"against {compared[0].versus}", f"95 % interval above 0 on {ahead} of {len(compared)}"
+    primaries = list(dict.fromkeys(row.measures[0] for row in student))
+    for primary in primaries:
+        of_metric = [row for row in rows if row.measures[0] == primary]
+        yield from _quality(primary, of_metric, named=len(primaries) > 1)
     size = dict(_sizes(run))
     for key, word in (("parameters", "smaller than the teacher"), ("tokens_per_s", "faster than the teacher")):
         ratio = _ratio(size.get("teacher", {}).get(key), size.get("student", {}).get(key), inverse=key == "tokens_per_s")
@@ -132,6 +132,33 @@ def _tiles(run: RunFolder, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]
             unit = "parameters" if key == "parameters" else "tokens per second"
             values = " against ".join(large(size[role][key]) for role in ("student", "teacher"))
             yield f"{ratio:.1f}×", word, f"{values} {unit}"
+
+
+def _quality(primary: Measure, rows: Sequence[Row], *, named: bool) -> Iterator[tuple[str, str, str]]:
+    """The tiles of a primary metric: the student's mean over the data sets that have it, and its mean difference."""
+    student = [row for row in rows if row.role == "student"]
+    ours = mean(row.primary.mean for row in student if row.primary.mean is not None)
+    if ours is not None:
+        theirs = mean(row.primary.mean for row in rows if row.role == "teacher" and row.primary.mean is not None)
+        title = heading(primary)
+        yield (
+            score(ours, primary.unit) or "",
+            f"{title}, mean of {len(student)} data sets" if len(student) > 1 else title,
+            ("" if theirs is None else f"the teacher's is {score(theirs, primary.unit)}"),
+        )
+    compared = [row for row in student if row.interval is not None]
+    if compared:
+        gain = mean(row.interval.difference for row in compared if row.interval)
+        ahead = sum(row.tone > 0 for row in compared)
+        side = "above" if primary.sign > 0 else "below"
+        against = f"{primary.title} against {compared[0].versus}" if named else f"against {compared[0].versus}"
+        yield difference(gain, primary.unit), against, f"95 % interval {side} 0 on {ahead} of {len(compared)}"
+
+
+def _validated(run: RunFolder) -> tuple[Measure, ...]:
+    """The metrics whose curves may be in the log of a run: those that its test sets have."""
+    models = [found for found in (run.student, run.before) if found is not None]
+    return measures_of(dataset_names(models), models)
 
 
 def _ratio(teacher: Any, student: Any, *, inverse: bool) -> float | None:
@@ -158,20 +185,23 @@ def _answers(models: Sequence[Evaluation]) -> Iterator[dict[str, Any]]:
     for place, dataset in enumerate(datasets):
         count = NUM_ANSWERS // len(datasets) + (place < NUM_ANSWERS % len(datasets))
         first = [(model, _first_seed(model, dataset)) for model in models]
-        lead = next(lines for _, lines in reversed(first) if lines)
-        for prompt in spread({key: number(line.get(ROUGE)) or 0.0 for key, line in lead.items()}, count):
+        leader, lead = next((model, lines) for model, lines in reversed(first) if lines)
+        primary = leader.measures(dataset)[0]
+        goodness = {key: primary.sign * (number(line.get(primary.name)) or 0.0) for key, line in lead.items()}
+        for prompt in spread(goodness, count):
             line = lead[prompt]
             yield {
                 "dataset": dataset,
                 "id": prompt,
                 "prompt": line.get("prompt", ""),
                 "references": list(line.get("references") or []),
-                "answers": [(model, _answer(lines[prompt])) for model, lines in first if prompt in lines],
+                "answers": [(model, _answer(lines[prompt], primary)) for model, lines in first if prompt in lines],
             }
 
 
-def _answer(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {"response": line.get("response") or "", "rouge_l": line.get(ROUGE), "cut": line.get("finished") is False}
+def _answer(line: Mapping[str, Any], primary: Measure) -> dict[str, Any]:
+    shown = f"{heading(primary)} {score(line.get(primary.name), primary.unit, 1) or NOTHING}"
+    return {"response": line.get("response") or "", "score": shown, "cut": line.get("finished") is False}
 
 
 def _first_seed(model: Evaluation, dataset: str) -> Mapping[str, Mapping[str, Any]]:

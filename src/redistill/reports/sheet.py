@@ -7,11 +7,11 @@ from typing import Any
 
 from redistill.errors import CheckpointError
 from redistill.reports.budgets import Budgets, check_budgets
-from redistill.reports.comparison import columns, compare, entrants
+from redistill.reports.comparison import by_primary, columns, compare, entrants
 from redistill.reports.costs import machines, method_cost, teacher_cost
 from redistill.reports.lineup import read_lineup
 from redistill.reports.published import read_published
-from redistill.reports.records import comparison_records, published_records
+from redistill.reports.records import comparison_fields, comparison_records, published_records
 from redistill.reports.statistics import FLIPS, RESAMPLES, TIE
 from redistill.reports.tables import Table, contrast_table, cost_table, other_scores_table, published_table, score_table
 
@@ -31,10 +31,12 @@ class Comparison:
     """A finished comparison, ready to be written.
 
     Args:
-        tables: Scores, differences, other scores, costs, published figures, in this order.
+        tables: Scores, differences, other scores, costs, published figures, in this order; of the first three one set for each
+            primary metric of the test sets.
         tests: How intervals and p-values were made.
         left_out: Runs of a sweep that are not finished.
         records: All figures in full, a flat record for each model and column.
+        fields: The names that records may have, in order.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Comparison:
     tests: str
     left_out: Sequence[str]
     records: Sequence[dict[str, Any]]
+    fields: Sequence[str]
 
 
 def compare_runs(
@@ -61,16 +64,20 @@ def compare_runs(
     rows = compare(models, over, [model for model in models if model.label == lineup.baseline and model.is_method])
     costs = {label: method_cost(lineup.of(label)) for label in lineup.labels}
     teacher = teacher_cost(lineup.entries)
-    widest_first = [over[-1], *over[:-1]]
-    contrasts = [contrast_table(column, rows, lineup.baseline) for column in widest_first]
+    groups = by_primary(over)
+    contrasts = [
+        contrast_table(column, rows, lineup.baseline, is_detail=column is not group[-1])
+        for group in groups
+        for column in (group[-1], *group[:-1])
+    ]
     return Comparison(
         name=lineup.name,
         baseline=lineup.baseline,
         tables=[
-            score_table(models, over, rows),
+            *(score_table(models, group, rows, apart=place > 0) for place, group in enumerate(groups)),
             *(table for table in contrasts if table is not None),
-            other_scores_table(over, rows),
-            cost_table(costs, teacher, over, rows, machines(lineup.entries)),
+            *(other_scores_table(group[-1], rows, apart=place > 0) for place, group in enumerate(groups)),
+            cost_table(costs, teacher, groups[0][-1], rows, machines(lineup.entries)),
             *(published_table(name, table) for name, table in tables.items()),
         ],
         budgets=check_budgets(lineup),
@@ -80,4 +87,5 @@ def compare_runs(
             *comparison_records(rows, costs),
             *(line for name, table in tables.items() for line in published_records(name, table)),
         ],
+        fields=comparison_fields(over, tables.values()),
     )

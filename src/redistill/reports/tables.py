@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from redistill.reports.comparison import Column, Contrast, Entrant, Estimate, Row
+from redistill.records import FRACTION, PERCENT
+from redistill.reports.comparison import Column, Entrant, Estimate, Row
 from redistill.reports.costs import SUMMED, Cost
-from redistill.reports.pages import NOTHING, fixed, large, percent, signed
+from redistill.reports.folders import Measure
+from redistill.reports.pages import NOTHING, difference, fixed, heading, large, percent, score
 from redistill.reports.published import SOURCE, Published
 
 Mark = Literal["", "best", "second"]
@@ -24,7 +26,7 @@ class Cell:
     Args:
         detail: What stands behind it in small print, such as its spread.
         mark: Its rank in the column.
-        tone: 1 where a difference is surely above 0, -1 where it is surely below, else 0.
+        tone: 1 where a difference is for the better by its whole interval, -1 where it is for the worse, else 0.
     """
 
     text: str
@@ -50,6 +52,7 @@ class Table:
         key: Short and unique in a comparison: an anchor, a LaTeX label.
         columns: Headings; the first is that of the labels.
         measured: False for figures of the paper.
+        is_detail: Whether it is left out where there is room for the essential tables only.
     """
 
     key: str
@@ -58,60 +61,76 @@ class Table:
     columns: Sequence[str]
     lines: Sequence[Line]
     measured: bool = True
+    is_detail: bool = False
 
 
-def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequence[Row]) -> Table:
-    """The paper's kind of table: models by data sets, mean and spread, best and second best marked."""
+def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequence[Row], *, apart: bool = False) -> Table:
+    """The paper's kind of table: models by data sets, mean and spread, best and second best marked.
+
+    Args:
+        over: Columns of one primary metric.
+        apart: Whether there is a table of another metric before this one.
+    """
+    measure, names = over[0].primary, {column.name for column in over}
+    rows = [row for row in rows if row.column in names]
     found = {(row.is_method, row.model, row.column): row for row in rows}
     marks = {column.name: _ranks([row for row in rows if row.column == column.name]) for column in over}
 
     def cell(model: Entrant, column: Column) -> Cell:
         row = found.get((model.is_method, model.label, column.name))
-        text = None if row is None else fixed(row.rouge.mean, DIGITS)
+        text = None if row is None else score(row.primary.mean, measure.unit, DIGITS)
         if row is None or text is None:
             return Cell(text=NOTHING)
-        spread = fixed(row.rouge.deviation, DIGITS)
+        spread = score(row.primary.deviation, measure.unit, DIGITS)
         detail = "" if spread is None else f"± {spread}"
         return Cell(text=text, detail=detail, mark=marks[column.name].get(model.label, "") if model.is_method else "")
 
     prompts = [(column.name, row.num_prompts) for column in over if (row := _first(rows, column)) and not column.is_average]
     counted = ", ".join(f"{count:,} of {name}" for name, count in prompts)
     return Table(
-        key="scores",
-        title="ROUGE-L",
-        caption=f"ROUGE-L. {_spread_told(models, rows)} Prompts: {counted}. Best in bold, second best underlined; the teacher "
-        "and the student before training are not ranked.",
+        key=f"scores-{measure.name}" if apart else "scores",
+        title=_sentence(heading(measure)),
+        caption=f"{_sentence(heading(measure))}{_direction(measure)}. {_spread_told(models, rows)} Prompts: {counted}. Best in "
+        "bold, second best underlined; the teacher and the student before training are not ranked.",
         columns=["", *(column.name for column in over)],
         lines=[Line(label=model.label, kind=_kind(model), cells=[cell(model, column) for column in over]) for model in models],
     )
 
 
-def contrast_table(column: Column, rows: Sequence[Row], baseline: str) -> Table | None:
+def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_detail: bool = False) -> Table | None:
     """How each method differs from the baseline on one column; None where there is no other method."""
     others = [row for row in rows if row.column == column.name and row.role == "student" and row.versus is not None]
     if not others:
         return None
-    tested = sum(row.contrast is not None for row in others)
+    tested, measure = sum(row.contrast is not None for row in others), column.primary
+    unit = ", in percentage points" if measure.unit == FRACTION else ""
     return Table(
         key=f"difference-{column.name}",
         title=f"Difference to {baseline}, {column.name}",
-        caption=f"ROUGE-L minus that of {baseline}, {_where(column)}, {max(row.num_prompts for row in others):,} prompts; "
+        caption=f"{_sentence(heading(measure))} minus that of {baseline}{unit}{_direction(measure)}, {_where(column)}, "
+        f"{max(row.num_prompts for row in others):,} prompts; "
         f"p (Holm) is corrected over {tested} {'method' if tested == 1 else 'methods'}.",
         columns=["", "difference", "95 % interval", "p", "p (Holm)", "better", "equal", "worse", "paired seeds"],
-        lines=[Line(label=row.model, kind="method", cells=_contrast_cells(row.contrast, row.note)) for row in others],
+        lines=[Line(label=row.model, kind="method", cells=_contrast_cells(row)) for row in others],
+        is_detail=is_detail,
     )
 
 
-def other_scores_table(over: Sequence[Column], rows: Sequence[Row]) -> Table:
-    """What was measured besides ROUGE-L, as the mean over data sets."""
-    column = over[-1]
+def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = False) -> Table:
+    """What was measured besides the primary metric, as the mean over data sets."""
+    others = column.measures[1:]
+    told = [f"{_sentence(measure.title)}: {_unit(measure)}{_direction(measure)}; " for measure in others]
     return Table(
-        key="other-scores",
-        title="Other scores",
-        caption=f"Means over seeds, {_where(column)}. Exact match: share of answers; tokens: length of an answer; ends itself: "
+        key=f"other-scores-{column.primary.name}" if apart else "other-scores",
+        title="Other scores" + (f" beside {column.primary.title}" if apart else ""),
+        caption=f"Means over seeds, {_where(column)}. {_sentence(''.join(told) + 'tokens')}: length of an answer; ends itself: "
         "share of answers with an end token; distinct-2: share of different bigrams. Cross entropy and KL(teacher, student) in "
         "nats per token, and agreement with the teacher's top token, are measured by reading the references.",
-        columns=["", "exact match", "tokens", "ends itself", "distinct-2", "cross entropy", "KL", "agreement"],
+        columns=[
+            "",
+            *(heading(measure) for measure in others),
+            *("tokens", "ends itself", "distinct-2", "cross entropy", "KL", "agreement"),
+        ],
         lines=[
             Line(
                 label=row.model,
@@ -119,7 +138,7 @@ def other_scores_table(over: Sequence[Column], rows: Sequence[Row]) -> Table:
                 cells=[
                     Cell(text=text or NOTHING)
                     for text in (
-                        percent(row.scores["exact_match"]),
+                        *(score(row.scores[measure.name], measure.unit) for measure in others),
                         fixed(row.scores["length_tokens"], 1),
                         percent(row.scores["eos_rate"]),
                         fixed(row.scores["distinct_2"], 3),
@@ -132,21 +151,24 @@ def other_scores_table(over: Sequence[Column], rows: Sequence[Row]) -> Table:
             for row in rows
             if row.column == column.name
         ],
+        is_detail=True,
     )
 
 
 def cost_table(
-    costs: Mapping[str, Cost], teacher: Cost | None, over: Sequence[Column], rows: Sequence[Row], machines: Sequence[str]
+    costs: Mapping[str, Cost], teacher: Cost | None, column: Column, rows: Sequence[Row], machines: Sequence[str]
 ) -> Table:
-    """What each method took, beside what it reached."""
-    scores = {row.model: row.rouge for row in rows if row.is_method and row.column == over[-1].name}
+    """What each method took, beside what it reached on a column."""
+    measure = column.primary
+    scores = {row.model: row.primary for row in rows if row.is_method and row.column == column.name}
     stages = [
         f"{label} counts {', '.join(f'{name} ({large(updates)} updates)' for name, updates in cost.stages.items())}"
         for label, cost in costs.items()
         if cost.stages
     ]
     told = [
-        f"ROUGE-L {_where(over[-1])}. Costs of training are means over training seeds; peak memory is the most of any stage. "
+        f"{_sentence(measure.title)} {_where(column)}. Costs of training are means over training seeds; peak memory is the "
+        "most of any stage. "
         "Generated tokens differ by the nature of the methods and are not held equal."
     ]
     if stages:
@@ -155,14 +177,16 @@ def cost_table(
         told.append("The teacher's fine-tuning stands apart and counts for no method.")
     if len(machines) > 1:
         told.append(f"The runs were made on different machines ({'; '.join(machines)}): their seconds cannot be compared.")
-    apart = [] if teacher is None else [Line(label="teacher, fine-tuning", kind="reference", cells=_cost_cells(teacher, None))]
+    apart = (
+        [] if teacher is None else [Line(label="teacher, fine-tuning", kind="reference", cells=_cost_cells(teacher, None, ""))]
+    )
     return Table(
         key="cost",
         title="Cost beside quality",
         caption=" ".join(told),
         columns=[
             "",
-            "ROUGE-L",
+            heading(measure),
             "updates",
             "sequences",
             "trained tokens",
@@ -173,7 +197,10 @@ def cost_table(
         ],
         lines=[
             *apart,
-            *(Line(label=label, kind="method", cells=_cost_cells(cost, scores.get(label))) for label, cost in costs.items()),
+            *(
+                Line(label=label, kind="method", cells=_cost_cells(cost, scores.get(label), measure.unit))
+                for label, cost in costs.items()
+            ),
         ],
     )
 
@@ -210,25 +237,29 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _contrast_cells(contrast: Contrast | None, note: str) -> list[Cell]:
+def _contrast_cells(row: Row) -> list[Cell]:
+    contrast, unit = row.contrast, row.measures[0].unit
     if contrast is None:
-        return [Cell(text=note), *[Cell(text=NOTHING)] * 7]
+        return [Cell(text=row.note), *[Cell(text=NOTHING)] * 7]
     found = contrast.interval
-    tone = 1 if found.lower > 0 else -1 if found.upper < 0 else 0
-    texts = (f"{signed(found.lower)} to {signed(found.upper)}", p_value(contrast.p), p_value(contrast.p_holm))
+    texts = (
+        f"{difference(found.lower, unit)} to {difference(found.upper, unit)}",
+        p_value(contrast.p),
+        p_value(contrast.p_holm),
+    )
     counts = (contrast.wins, contrast.ties, contrast.losses)
     return [
-        Cell(text=signed(found.difference), tone=tone),
+        Cell(text=difference(found.difference, unit), tone=row.tone),
         *(Cell(text=text) for text in texts),
         *(Cell(text=f"{count:,}") for count in counts),
         Cell(text=str(contrast.num_seeds) if contrast.num_seeds else "none shared"),
     ]
 
 
-def _cost_cells(cost: Cost, score: Estimate | None) -> list[Cell]:
+def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
     seconds = cost.figures["seconds"]
     texts = [
-        NOTHING if score is None else fixed(score.mean, DIGITS) or NOTHING,
+        NOTHING if reached is None else score(reached.mean, unit, DIGITS) or NOTHING,
         *(large(cost.figures[name]) for name in SUMMED if name != "seconds"),
         NOTHING if seconds is None else f"{seconds:,.0f}",
         NOTHING if cost.figures["peak_bytes"] is None else f"{large(cost.figures['peak_bytes'], 'G')}B",
@@ -239,22 +270,45 @@ def _cost_cells(cost: Cost, score: Estimate | None) -> list[Cell]:
 
 def _ranks(rows: Sequence[Row]) -> dict[str, Mark]:
     """Marks of the best and second best method by the digits shown; a second best of two would be the worst."""
-    shown = {row.model: round(row.rouge.mean, DIGITS) for row in rows if row.rouge.mean is not None and row.is_method}
+    methods = [row for row in rows if row.primary.mean is not None and row.is_method]
+    shown = {row.model: row.measures[0].sign * _as_shown(row.primary.mean, row.measures[0].unit) for row in methods}
     if len(shown) < 2:
         return {}
     ordered = sorted(set(shown.values()), reverse=True)
-    best = [model for model, score in shown.items() if score == ordered[0]]
-    second = [model for model, score in shown.items() if len(best) == 1 and len(shown) > 2 and score == ordered[1]]
+    best = [model for model, value in shown.items() if value == ordered[0]]
+    second = [model for model, value in shown.items() if len(best) == 1 and len(shown) > 2 and value == ordered[1]]
     return {**dict.fromkeys(best, "best"), **dict.fromkeys(second, "second")}
+
+
+def _as_shown(value: float | None, unit: str) -> float:
+    """A score with the digits that tables show."""
+    assert value is not None
+    return round(value, DIGITS + 1 if unit == FRACTION else DIGITS)
+
+
+def _sentence(text: str) -> str:
+    """`text` as a sentence begins with it."""
+    return text[:1].upper() + text[1:]
+
+
+def _unit(measure: Measure) -> str:
+    if measure.unit == FRACTION:
+        return "share of answers"
+    return "in percent" if measure.unit == PERCENT else measure.unit or "without unit"
+
+
+def _direction(measure: Measure) -> str:
+    """A remark where a lower value is better, which readers do not expect."""
+    return ", lower is better" if measure.better == "lower" else ""
 
 
 def _spread_told(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
     """What the figures are means of, and what ± is over, for whom."""
     groups: dict[str, list[str]] = {}
     for model in models:
-        found = [row.rouge for row in rows if (row.is_method, row.model) == (model.is_method, model.label)]
+        found = [row.primary for row in rows if (row.is_method, row.model) == (model.is_method, model.label)]
         if found:
-            most = max(found, key=lambda rouge: (rouge.num_trainings, rouge.num_seeds))
+            most = max(found, key=lambda each: (each.num_trainings, each.num_seeds))
             groups.setdefault(_over(most), []).append(model.label)
     told = [over if len(groups) == 1 else f"{over} ({', '.join(labels)})" for over, labels in groups.items() if over]
     if not told:
@@ -263,12 +317,12 @@ def _spread_told(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
     return f"Means over seeds; ± is the standard deviation {'; '.join(told)}.{alone}"
 
 
-def _over(rouge: Estimate) -> str:
+def _over(found: Estimate) -> str:
     """What ± is over; "" where there is one seed of each kind."""
-    each = "one evaluation seed" if rouge.num_seeds == 1 else f"{rouge.num_seeds} evaluation seeds"
-    if rouge.num_trainings > 1:
-        return f"over {rouge.num_trainings} training seeds, each the mean of {each}"
-    return f"over {each}" if rouge.num_seeds > 1 else ""
+    each = "one evaluation seed" if found.num_seeds == 1 else f"{found.num_seeds} evaluation seeds"
+    if found.num_trainings > 1:
+        return f"over {found.num_trainings} training seeds, each the mean of {each}"
+    return f"over {each}" if found.num_seeds > 1 else ""
 
 
 def _where(column: Column) -> str:

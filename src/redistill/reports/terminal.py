@@ -8,6 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from redistill.records import FRACTION
+from redistill.reports.folders import measures
+from redistill.reports.pages import heading
 from redistill.reports.report import summary_table
 from redistill.reports.sheet import Comparison
 from redistill.reports.statistics import deviation, mean
@@ -16,34 +19,49 @@ from redistill.storage.redaction import plain
 
 
 def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
-    """The headline of a run: every model on every test set, with the difference to the first baseline."""
-    table = Table()
+    """The headline of a run: every model on every test set, with the difference to the first baseline.
+
+    Test sets with different primary metrics stand in tables of their own.
+    """
     rows = summary_table(run, baselines)
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        console().print(_headline([row for row in rows if row["metric"] == metric]))
+    if not rows:
+        console().print(_headline([]))
+
+
+def _headline(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of one primary metric."""
+    table = Table()
+    title, unit = (rows[0]["title"], rows[0]["unit"]) if rows else ("score", "")
     versus = next((f"difference to {row['versus']}" for row in rows if row["versus"]), "difference")
-    for column in ("data set", "model", "ROUGE-L", versus, "95 % interval"):
+    for column in ("data set", "model", title, versus, "95 % interval"):
         table.add_column(Text(plain(column)), justify="left" if column in {"data set", "model"} else "right")
     for row in rows:
-        interval = "" if row["lower"] is None else f"{row['lower']:+.2f} to {row['upper']:+.2f}"
-        difference = "" if row["difference"] is None else f"{row['difference']:+.2f}"
-        rouge = _spread(row["rouge_l"], row["rouge_l_sd"])
-        table.add_row(*(Text(plain(cell)) for cell in (row["dataset"], row["model"], rouge, difference, interval)))
-    console().print(table)
+        times = 100 if unit == FRACTION else 1  # differences of shares are in percentage points
+        interval = "" if row["lower"] is None else f"{times * row['lower']:+.2f} to {times * row['upper']:+.2f}"
+        difference = "" if row["difference"] is None else f"{times * row['difference']:+.2f}"
+        score = _spread(row[row["metric"]], row[f"{row['metric']}_sd"], unit)
+        table.add_row(*(Text(plain(cell)) for cell in (row["dataset"], row["model"], score, difference, interval)))
+    return table
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:
     """The scores of one model: mean and standard deviation over seeds."""
-    table = Table()
-    for column in ("data set", "prompts", "ROUGE-L", "exact match", "length", "ended"):
+    table, datasets = Table(), scores["datasets"]
+    columns = list(dict.fromkeys(measure for found in datasets.values() for measure in measures(found)))
+    for column in ("data set", "prompts", *map(heading, columns), "length", "ended"):
         table.add_column(Text(plain(column)), justify="left" if column == "data set" else "right")
-    shapes = {"exact_match": "{:.1%}", "length_tokens": "{:.0f} tokens", "eos_rate": "{:.0%}"}
-    for dataset, found in scores["datasets"].items():
+    for dataset, found in datasets.items():
         seeds = list(found["seeds"].values())
-        rouge = [seed["rouge_l"] for seed in seeds]
+        values = {measure: [seed[measure.name] for seed in seeds if measure.name in seed] for measure in columns}
+        spreads = {measure: deviation(values[measure]) if measure == measures(found)[0] else None for measure in columns}
         table.add_row(
             Text(plain(dataset)),  # a text alone would be read as markup
             str(found["prompts"]),
-            _spread(mean(rouge), deviation(rouge)),
-            *(_shown(mean(seed[name] for seed in seeds), shape) for name, shape in shapes.items()),
+            *(_spread(mean(values[measure]), spreads[measure], measure.unit) for measure in columns),
+            _shown(mean(seed["length_tokens"] for seed in seeds), "{:.0f} tokens"),
+            _shown(mean(seed["eos_rate"] for seed in seeds), "{:.0%}"),
         )
     console().print(table)
 
@@ -51,9 +69,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
 def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
     """What was not equal in the compared runs and, with `tables`, the tables but for details that need a page's width."""
     page = console()
-    differences = [table.key for table in comparison.tables if table.key.startswith("difference-")]
-    details = {*differences[1:], "other-scores"}
-    for table in (table for table in comparison.tables if tables and table.key not in details):
+    for table in (table for table in comparison.tables if tables and not table.is_detail):
         shown = Table(title=Text(plain(table.title)), title_justify="left", caption=Text(plain(table.caption)))
         shown.caption_justify = "left"
         for column in table.columns:
@@ -72,9 +88,10 @@ def _cell(cell: Cell) -> Text:
     return text if not cell.detail else text.append(f" {plain(cell.detail)}", style="not bold not underline dim")
 
 
-def _spread(value: float | None, deviation_: float | None) -> str:
+def _spread(value: float | None, deviation_: float | None, unit: str) -> str:
     """Mean ± standard deviation, as far as there are any."""
-    return _shown(value, "{:.2f}") + ("" if deviation_ is None else f" ± {deviation_:.2f}")
+    shape = "{:.1%}" if unit == FRACTION else "{:.2f}"
+    return _shown(value, shape) + ("" if deviation_ is None else f" ± {_shown(deviation_, shape)}")
 
 
 def _shown(value: float | None, shape: str) -> str:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 
 from redistill.reports.pages import render
-from redistill.reports.records import FIELDS
 from redistill.reports.sheet import Comparison
 from redistill.reports.tables import Cell, Table
 from redistill.storage import files
@@ -58,9 +57,9 @@ def csv_text(comparison: Comparison) -> str:
     """A record for each model and column, in full precision; an empty field is what was not measured."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(FIELDS)
+    writer.writerow(comparison.fields)
     for record in comparison.records:
-        writer.writerow([_field(record.get(name)) for name in FIELDS])
+        writer.writerow([_field(record.get(name)) for name in comparison.fields])
     return out.getvalue()
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from redistill import __version__
 from redistill.config.run import Run, decode_run
-from redistill.contracts import Instruction, Record
 from redistill.errors import ConfigError
 from redistill.models.initialise import fresh_model
+from redistill.records import Instruction, Record
 from redistill.reports.terminal import print_summary
 from redistill.runs.run import RUN_FILE, RunResult, distill, train_student
 from redistill.storage import files

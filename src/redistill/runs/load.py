@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from redistill.config.run import DataConfig
+from redistill.config.sections import DataConfig
 from redistill.contracts import Example, Record
 from redistill.data.reader import ReadReport, line_of, read_records
 from redistill.data.rejected import list_unlearned
 from redistill.data.repeats import Question, first_of_each, question
-from redistill.data.tasks import load_task
+from redistill.data.tasks import Task, load_task
 from redistill.data.tokenize import tokenize_training
 from redistill.errors import ConfigError, DataError
 from redistill.storage import files
@@ -75,9 +75,9 @@ def load_data(
     held = None if config.validation is None else read(config.validation, "validation", "validation")
     tests: dict[str, list[Record]] = {}
     for task, (records, report) in _read_tests(config, say, rejected).items():
-        path, tests[task] = config.tests[task], records
+        path, tests[task.name] = config.tasks[task], records
         counts = {"rows": len(records), "rejected": len(report.rejected)}
-        manifest[f"test {task}"] = {"source": path or "hub", **counts, **_hash(path)}
+        manifest[f"test {task.name}"] = {"source": path or "hub", **counts, **_hash(path)}
     asked = {question(record) for records in tests.values() for record in records}
     train, validation, leaked = _parted(pool, held, asked, config)
     if any(leaked):
@@ -113,17 +113,17 @@ def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping
 
 def load_tests(config: DataConfig, say: Callable[[str], None], rejected: Path | None = None) -> dict[str, list[Record]]:
     """The test sets by name; `rejected` lists their rows that cannot be used."""
-    return {task: records for task, (records, _) in _read_tests(config, say, rejected).items()}
+    return {task.name: records for task, (records, _) in _read_tests(config, say, rejected).items()}
 
 
 def _read_tests(
     config: DataConfig, say: Callable[[str], None], rejected: Path | None
-) -> dict[str, tuple[list[Record], ReadReport]]:
+) -> dict[Task, tuple[list[Record], ReadReport]]:
     tests = {
-        task: load_task(task, path, max_bad_rows=config.max_bad_rows, rejected=rejected) for task, path in config.tests.items()
+        task: load_task(task, path, max_bad_rows=config.max_bad_rows, rejected=rejected) for task, path in config.tasks.items()
     }
     for task, (records, report) in tests.items():
-        say(f"test: {task}: {len(records)} rows" + (f", {len(report.rejected)} rejected" if report.rejected else ""))
+        say(f"test: {task.name}: {len(records)} rows" + (f", {len(report.rejected)} rejected" if report.rejected else ""))
     return tests
 
 

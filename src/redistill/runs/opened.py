@@ -13,7 +13,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from redistill.config.methods import method
-from redistill.config.run import Run, TeacherConfig
+from redistill.config.run import Run
+from redistill.config.sections import TeacherConfig
 from redistill.contracts import Engine, EngineTools, Processes, Teacher, TeacherTools, TokenSequence
 from redistill.data.corpus import load_corpus
 from redistill.data.spans.extract import SpanExtractor, load_extractor

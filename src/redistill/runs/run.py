@@ -13,7 +13,10 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 
 from redistill.config.decode import decode
-from redistill.config.run import DataConfig, Run
+from redistill.config.plugins import Outside
+from redistill.config.run import Run
+from redistill.config.scoring import load_outside, metrics_of
+from redistill.config.sections import DataConfig
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError
 from redistill.evaluation.evaluator import Evaluator
@@ -134,6 +137,7 @@ def _evaluate_before(run: OpenRun) -> None:
             run.data.tests,
             run.config.folder / "before",
             label="before",
+            metrics=run.config.test_metrics,
             progress=AnswerProgress("before", run.output.progress.note),
         )
 
@@ -174,8 +178,9 @@ def _export(run: OpenRun) -> None:
 
 def _named_score(config: Run, state: TrainingState) -> str:
     assert state.best_score is not None
-    if config.training.choose_by == "rouge_l":
-        return f"ROUGE-L {state.best_score:.2f}"
+    for metric in config.validation_metrics:
+        if metric.name == config.training.choose_by:
+            return f"{metric.title} {metric.shown(metric.goodness(state.best_score))}"
     return f"cross entropy {-state.best_score:.3f}"
 
 
@@ -238,6 +243,7 @@ def evaluate_model(
     out: Path,
     *,
     teacher: ModelConfig | None = None,
+    allow_code: Sequence[str] = (),
 ) -> Mapping[str, Any]:
     """Score any Transformers model on any of the test sets; `out` becomes an evaluation folder.
 
@@ -246,11 +252,15 @@ def evaluate_model(
         tokens: Template and lengths of prompts; `tokens_of(model)` are those that a run was trained with.
         tests: Task -> file, or None for the task's place on the hub.
         teacher: To measure KL and agreement on the gold answers with.
+        allow_code: Modules whose code may run where a metric or a test set is named `module:NAME`.
 
     Raises:
+        ConfigError: no such metric or test set.
         ModelError, DataError, VocabularyError: as their names say.
         CheckpointError: `out` holds answers of another model or of other settings.
     """
+    named = [*(("tests", name) for name in tests), *(("metrics", name) for name in evaluation_config.metrics)]
+    load_outside(named, Outside.of(allow_code))
     data = DataConfig(tests=dict(tests), tokens=tokens)
     name = Path(model.model).name or model.model
     if (Path(model.model) / RUN_FILE).is_file():
@@ -272,6 +282,7 @@ def _evaluate(
     accelerator: Accelerator,
 ) -> Mapping[str, Any]:
     """Load a model, and a teacher to compare it with on gold answers, and score it."""
+    metrics = metrics_of(data.tasks, config.metrics)
     with signals.handled(at_once=True):
         tests = load_tests(data, say if accelerator.is_main_process else lambda line: None)
         model, tokenizer = load_model(source)
@@ -292,4 +303,4 @@ def _evaluate(
         autocast=accelerator.autocast,
     )
     progress = AnswerProgress(label, say) if accelerator.is_main_process else None
-    return evaluator.evaluate(tests, folder, label=label, progress=progress)
+    return evaluator.evaluate(tests, folder, label=label, metrics=metrics, progress=progress)

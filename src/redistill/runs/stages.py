@@ -5,9 +5,10 @@ Nothing is trained here; the stages are described, and what the run then reads i
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
-from redistill.config.run import DataConfig, FinetuneConfig, Run, StudentConfig, TeacherConfig
+from redistill.config.run import Run
+from redistill.config.scoring import CROSS_ENTROPY
+from redistill.config.sections import DataConfig, FinetuneConfig, StudentConfig, TeacherConfig
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig
 from redistill.training.loop import TrainingConfig
@@ -58,7 +59,8 @@ def _teacher_stage(config: Run, teacher: TeacherConfig, finetune: FinetuneConfig
         lora=finetune.lora,
         start="base",
     )
-    return _tuning(config, finetune, "teacher", student, None, seed=Run.seed, choose_by=finetune.choose_by or "rouge_l")
+    choose_by = finetune.choose_by or TrainingConfig.choose_by
+    return _tuning(config, finetune, "teacher", student, None, seed=Run.seed, choose_by=choose_by)
 
 
 def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
@@ -70,7 +72,7 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
     lora = finetune.lora or config.student.lora
     lora = None if lora is None else dataclasses.replace(lora, export="merged")  # the run goes on from a whole model
     student = dataclasses.replace(config.student, finetune=None, start="base", lora=lora)
-    choose_by = finetune.choose_by or "cross_entropy"
+    choose_by = finetune.choose_by or CROSS_ENTROPY
     return _tuning(config, finetune, "start", student, teacher, seed=config.seed, choose_by=choose_by)
 
 
@@ -82,10 +84,12 @@ def _tuning(
     teacher: TeacherConfig | None,
     *,
     seed: int,
-    choose_by: Literal["rouge_l", "cross_entropy"],
+    choose_by: str,
 ) -> Run:
     """The stage as a run: what it shares with others is the run's data, precision and machine, and nothing of its method."""
     rate, fallback = finetune.learning_rate, OptimiserConfig.final_learning_rate
+    # The run's metrics only where one of them chooses: runs that differ in others share their stages.
+    has_usual = choose_by in (*EvaluationConfig.metrics, CROSS_ENTROPY)
     folder = _stage_folder(config, finetune, name)
     return Run(
         name=folder.name,  # not the run's: others may share the stage
@@ -105,7 +109,7 @@ def _tuning(
             choose_by=choose_by,
             precision=config.training.precision,
         ),
-        evaluation=EvaluationConfig(compare=()),
+        evaluation=EvaluationConfig(compare=(), metrics=EvaluationConfig.metrics if has_usual else config.evaluation.metrics),
     )
 
 

@@ -19,8 +19,9 @@ from redistill.config.run import Run, encode_run, up_to_date
 from redistill.config.schema import SCHEMA
 from redistill.errors import ConfigError, TrainingError
 from redistill.reports.compare import build_comparison
-from redistill.reports.folders import mapping, number
+from redistill.reports.folders import mapping, measures, number
 from redistill.reports.lineup import SWEEP_FILE
+from redistill.reports.pages import score
 from redistill.reports.statistics import mean
 from redistill.reports.terminal import print_comparison
 from redistill.runs.demo import toy_world
@@ -269,15 +270,17 @@ def _environment(limit: int) -> dict[str, str]:
 
 
 def _score(folder: Path) -> str:
-    """The mean ROUGE-L over data sets and evaluation seeds, in words; "" for a run without scores."""
+    """The first data set's primary metric as the mean over data sets that have it; "" for a run without scores."""
     path = folder / "scores.json"
     datasets = mapping(mapping(files.read_json(path)).get("datasets")) if path.is_file() else {}
-    means = []
+    means, primary = [], next((measures(told)[0] for told in datasets.values()), None)
+    if primary is None:
+        return ""
     for told in datasets.values():
-        scores = [number(mapping(seed).get("rouge_l")) for seed in mapping(mapping(told).get("seeds")).values()]
+        scores = [number(mapping(seed).get(primary.name)) for seed in mapping(mapping(told).get("seeds")).values()]
         means.append(mean(score for score in scores if score is not None))
     total = mean(score for score in means if score is not None)
-    return "" if total is None else f"ROUGE-L {total:.2f}"
+    return "" if total is None else f"{primary.title} {score(total, primary.unit)}"
 
 
 # --- comparing ----------------------------------------------------------------------------------------------------------

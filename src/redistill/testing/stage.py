@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from redistill.contracts import ONE_PROCESS, Example, Processes, RawPrompt, Record
+from redistill.contracts import ONE_PROCESS, Example, Processes
 from redistill.generation.local import LocalEngine
 from redistill.models.initialise import fresh_model
 from redistill.models.student import StudentModule
@@ -23,6 +23,7 @@ from redistill.policies.scorer import Scorer
 from redistill.policies.source import PolicyNode, PolicyTools
 from redistill.processes.memory import Halving
 from redistill.randomness import generator
+from redistill.records import RawPrompt, Record
 from redistill.teachers.local import LocalTeacher
 
 VOCABULARY, END = 24, 0

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from redistill.contracts import Instruction, Record
 from redistill.data.templates import render_prompt
 from redistill.randomness import generator
+from redistill.records import Instruction, Record
 from redistill.toy.tasks import KINDS, Question
 
 Split = Literal["teacher", "train", "validation", "test"]

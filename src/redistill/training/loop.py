@@ -255,9 +255,9 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
     parts.policy.observe(scores["cross_entropy"])
     if parts.accelerator.is_main_process:
         parts.output.log.write({"kind": "validation", "step": state.step, **_finite(scores)})
-        parts.output.progress.note(
-            f"step {state.step}: validation ROUGE-L {scores['rouge_l']:.2f}, cross entropy {scores['cross_entropy']:.3f}"
-        )
+        shown = [f"{metric.title} {metric.shown(scores[metric.name])}" for metric in parts.metrics]
+        shown.append(f"cross entropy {scores['cross_entropy']:.3f}")
+        parts.output.progress.note(f"step {state.step}: validation {', '.join(shown)}")
     return scores
 
 
@@ -265,12 +265,21 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
     """Validate, and note whether this is the best student so far, and whether training is to stop."""
     started = time.perf_counter()
     scores = _validate(parts, state)
-    score = scores["rouge_l"] if settings.choose_by == "rouge_l" else -scores["cross_entropy"]
-    if state.best_score is None or score > state.best_score:
+    by = next((metric for metric in parts.metrics if metric.name == settings.choose_by), None)
+    score = -scores["cross_entropy"] if by is None else by.goodness(scores[by.name])
+    if _is_best(score, scores["cross_entropy"], state):
         state.best_score, state.best_step = score, state.step
+        state.best_cross_entropy = _finite(scores)["cross_entropy"]
     state.stopped = parts.guards.early_stopping.stop(score)
     state.validation_due = False
     _count_cost(parts, state, time.perf_counter() - started)
+
+
+def _is_best(score: float, cross_entropy: float, state: TrainingState) -> bool:
+    """Whether a validation is better than the best so far: by score, then the lower cross entropy, then the later step."""
+    if state.best_score is None or score != state.best_score:
+        return state.best_score is None or score > state.best_score
+    return state.best_cross_entropy is None or cross_entropy <= state.best_cross_entropy
 
 
 def _count_cost(parts: Parts, state: TrainingState, seconds: float) -> None:

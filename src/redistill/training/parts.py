@@ -1,6 +1,6 @@
 """What the loop is given, all of it built by `redistill.runs.build`, and the state that it keeps."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from redistill.contracts import Engine, SequencePolicy, Teacher
 from redistill.models.student import StudentModule
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement
+from redistill.records import Metric
 from redistill.training.guards import CollapseMonitor, EarlyStopping, Tell, UpdateGuard
 from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.objective import Objective
@@ -25,7 +26,8 @@ class TrainingState:
     """Where training stands, and what it has cost; goes into checkpoints as it is.
 
     Args:
-        best_score: Of the best validation so far: ROUGE-L, or minus the cross entropy; higher is better.
+        best_score: Of the best validation so far, what `choose_by` names; negated where lower is better.
+        best_cross_entropy: Of the same validation; None where it was not finite.
         best_step: The number of updates behind it.
         trained_tokens: Targets learned from, over all processes; one that carries two terms counts twice.
         generated_tokens: Generated for training by student or teacher, over all processes; validation is not counted.
@@ -36,6 +38,7 @@ class TrainingState:
 
     step: int = 0
     best_score: float | None = None
+    best_cross_entropy: float | None = None
     best_step: int | None = None
     stopped: bool = False
     validation_due: bool = False
@@ -126,7 +129,8 @@ class Parts:
     Args:
         policy: Which sequences are learned from.
         engine: Generates the student's text; synchronised before each draw.
-        validate: Scores of the student as it is, with "cross_entropy" and the metrics of validation among them.
+        validate: Scores of the student as it is: of each of `metrics`, "cross_entropy", and others.
+        metrics: What validation scores answers by.
         end_ids: Tokens that end a response.
     """
 
@@ -135,6 +139,7 @@ class Parts:
     policy: SequencePolicy
     engine: Engine
     validate: Callable[[], dict[str, float]]
+    metrics: Sequence[Metric]
     guards: Guards
     output: Output
     schedule: Schedule

@@ -23,7 +23,8 @@ class TrainingConfig:
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
         evaluate_every: Updates (or epochs) between validations, each of which may become the best checkpoint; 0 validates
             before the first update and after the last alone.
-        choose_by: What makes a checkpoint the best: the highest validation ROUGE-L, or the lowest cross entropy.
+        choose_by: What makes a checkpoint the best: a metric of `evaluation.metrics`, by its name, or "cross_entropy". Where
+            two validations have the same value, the lower cross entropy wins, then the later one.
         save_every: Updates (or epochs) between checkpoints besides those at validations; 0 saves at validations alone.
         keep: How many checkpoints stand at once, the best one besides.
         patience: Validations without a better score before training stops; None trains to the end.
@@ -41,7 +42,7 @@ class TrainingConfig:
     micro_batch_size: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     evaluate_every: int | str = 0
-    choose_by: Literal["rouge_l", "cross_entropy"] = "rouge_l"
+    choose_by: str = "rouge_l"
     save_every: int | str = 0
     keep: int = 1
     patience: int | None = None

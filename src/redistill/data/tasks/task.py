@@ -4,31 +4,33 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from redistill.contracts import Instruction, Record
 from redistill.data.reader import ReadReport, read_records
 from redistill.errors import DataError
+from redistill.records import Instruction, Metric, Record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A test set of the literature.
+    """A test set.
 
     The hub files write "<n>" for a line break in a prompt, and it becomes one when they are loaded.  A file of your own is used
-    to the letter.
+    verbatim.
 
     Args:
-        name: What recipes call it.
+        name: What recipes and files call it.
         description: What it holds, in one line.
-        hub_name: The data set on the hub.
+        hub_name: The data set on the hub; None where its rows are in a file that the recipe names.
         hub_file: The file of it that holds the test rows; these repositories mix kinds of files, so a split would not find it.
         hub_rows: How many rows, from the first, the papers evaluate; None where it is all.
+        metrics: What its answers are scored by before the metrics that the recipe names; the first is its primary one.
     """
 
     name: str
     description: str
-    hub_name: str
+    hub_name: str | None = None
     hub_file: str = "valid.jsonl"
     hub_rows: int | None = None
+    metrics: tuple[Metric, ...] = ()
 
     def load(
         self, path: str | Path | None = None, *, max_bad_rows: int = 0, rejected: Path | None = None
@@ -43,6 +45,7 @@ class Task:
         """
         if path is not None:
             return read_records(path, split="test", max_bad_rows=max_bad_rows, rejected=rejected)
+        assert self.hub_name is not None, "check_source"
         records, report = read_records(self.hub_name, hub_file=self.hub_file, max_bad_rows=max_bad_rows, rejected=rejected)
         return [_with_line_breaks(record) for record in records[: self.hub_rows]], report
 

@@ -1,0 +1,32 @@
+"""Exact match: whether an answer is one of its references."""
+
+import re
+import string
+from collections.abc import Sequence
+
+from redistill.records import Metric, Record
+
+_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
+
+
+def exact_match(prediction: str, references: Sequence[str]) -> bool:
+    """Whether a text equals one of its references, up to case, punctuation and white space.
+
+    SQuAD's normalisation, but articles stay.
+
+    Example:
+        >>> exact_match("Blue,  I think!", ["red", "blue i think"])
+        True
+    """
+    return _normalised(prediction) in {_normalised(reference) for reference in references}
+
+
+def _normalised(text: str) -> str:
+    return " ".join(_PUNCTUATION.sub("", text.lower()).split())
+
+
+def _score(answer: str, record: Record) -> bool:
+    return exact_match(answer, record.references)
+
+
+METRIC = Metric(name="exact_match", title="exact match", unit="fraction", score=_score)

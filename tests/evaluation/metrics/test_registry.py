@@ -1,0 +1,52 @@
+"""The registry of metrics, and that nothing else in the package knows one of them by name."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import redistill
+from redistill.evaluation.metrics import METRICS
+from redistill.records import Instruction, Record
+from redistill.reports.folders import BEFORE_METRICS_HAD_NAMES
+
+SOURCE = Path(redistill.__file__).parent
+MAY_NAME_ONE = {
+    "config/run.py",  # the docstring of a default
+    "training/schedule.py",  # a default
+    "reports/folders.py",  # folders that were written before scores.json described its metrics
+    "records.py",  # an example in a docstring
+    "training/tracking.py",  # the version of the package rouge-score goes into run.json
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_has_its_key_and_scores_a_right_answer_best(name):
+    metric = METRICS[name]
+    record = Record(record_id="r", prompt=Instruction("Which animal?"), references=("a cat", "the cat"))
+    right, wrong = (metric.scored(answer, record) for answer in ("The cat.", "seven boats"))
+    assert metric.name == name and metric.needs == "answers"
+    assert metric.goodness(right) > metric.goodness(wrong)
+    assert metric.aggregated([right, wrong]) == (right + wrong) / 2
+
+
+def test_old_folders_are_read_as_what_the_default_metrics_are():
+    assert [vars(measure) for measure in BEFORE_METRICS_HAD_NAMES] == [
+        {"name": metric.name, **metric.described} for metric in METRICS.values()
+    ]
+
+
+def test_importing_the_metrics_imports_neither_torch_nor_nltk():
+    code = "import sys, redistill.evaluation.metrics; print(sorted({'torch', 'nltk'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_no_other_file_of_the_package_names_a_metric():
+    named = {
+        path.relative_to(SOURCE).as_posix()
+        for path in (*SOURCE.rglob("*.py"), *SOURCE.rglob("*.html"))
+        if re.search("rouge|exact.match", path.read_text(encoding="utf-8"), re.IGNORECASE)
+    }
+    assert {name for name in named if not name.startswith("evaluation/metrics/")} == MAY_NAME_ONE
