@@ -20,6 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from redistill.contracts import Batch, TeacherCapabilities, TeacherTarget
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import CheckpointError, ConfigError, DataError
+from redistill.evaluation.folder import model_hash
 from redistill.evaluation.gold import teacher_forced
 from redistill.evaluation.metrics import METRICS
 from redistill.evaluation.metrics.rouge_l import rouge_l
@@ -459,4 +460,20 @@ def test_settings_out_of_range_are_refused(field: str, value: Any) -> None:
 def test_the_defaults_are_the_papers_protocol() -> None:
     config = EvaluationConfig()
     assert config.seeds == (10, 20, 30, 40, 50)
-    assert json.dumps(vars(config.sampling)) == '{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram": 6}'
+    assert (
+        json.dumps(vars(config.sampling))
+        == '{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram": 6, "teacher_share": 0.0}'
+    )
+
+
+def test_hashing_a_model_leaves_its_storages_resizable() -> None:
+    """FSDP frees the storages of gathered parameters, which NumPy prevents for good."""
+    model = network()
+    assert model_hash(model) == model_hash(network())
+    assert all(parameter.untyped_storage().resizable() for parameter in model.parameters())
+
+
+def test_folders_from_before_there_were_mixtures_stay_valid(tokenizer: Any, tmp_path: Path) -> None:
+    run(tokenizer, tmp_path)
+    sampling = files.read_json(tmp_path / "settings.json")["sampling"]
+    assert sampling.keys() == {"temperature", "top_p", "top_k", "no_repeat_ngram"}

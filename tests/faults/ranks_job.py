@@ -16,10 +16,11 @@ import yaml
 import redistill
 from redistill.cli.main import main
 from redistill.config.run import encode_run
-from redistill.runs import bench
+from redistill.runs import run as runs
 from redistill.storage import files
 from redistill.training import checkpoint
-from redistill.training.loop import TrainingState, train
+from redistill.training.loop import train
+from redistill.training.parts import TrainingState
 from tests.faults.counts import WHOLE
 from tests.faults.instants import at_call, spread_over
 from tests.worlds import GPT2, tiny_run
@@ -100,7 +101,7 @@ def _states() -> list[TrainingState]:
         states.append(state)
         return train(parts, settings, optimiser, state)
 
-    bench.train = noted
+    runs.train = noted
     return states
 
 

@@ -43,7 +43,7 @@ def inject(monkeypatch):
         def broken_backward(batches, counts, parts):
             sums = backward(batches, counts, parts)
             if is_due():
-                next(iter(training._student(parts).model.parameters())).grad.view(-1)[3] = math.inf
+                next(iter(parts.learner.student.model.parameters())).grad.view(-1)[3] = math.inf
             return sums
 
         def broken_rows(self, batch):
@@ -72,10 +72,10 @@ def after_each_update(monkeypatch):
     seen, log_update = [], training._log_update
 
     def noted(parts, *arguments):
-        weights = torch.cat([p.detach().flatten() for p in training._student(parts).parameters()])
+        weights = torch.cat([p.detach().flatten() for p in parts.learner.student.parameters()])
         moments = [
             value.flatten().float()
-            for entry in parts.optimizer.state.values()
+            for entry in parts.learner.optimizer.state.values()
             for value in entry.values()
             if torch.is_tensor(value)
         ]

@@ -8,8 +8,8 @@ import yaml
 
 from redistill.config.run import encode_run
 from redistill.errors import TrainingError
+from redistill.generation import local
 from redistill.models.student import StudentModule
-from redistill.runs import bench
 from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training import checkpoint
@@ -81,7 +81,7 @@ def test_an_attempt_leaves_no_gradient_and_no_randomness_behind(tmp_path, monkey
 
 def test_text_is_the_same_however_few_are_written_at_once(tmp_path, monkeypatch):
     whole, losses, _ = trained(run(tmp_path, "whole"))
-    generate, tried = bench.generate, []
+    generate, tried = local.generate, []
 
     def limited_generate(*arguments, batch_size, **settings):
         tried.append(batch_size)
@@ -89,7 +89,7 @@ def test_text_is_the_same_however_few_are_written_at_once(tmp_path, monkeypatch)
             raise MemoryError
         return generate(*arguments, batch_size=batch_size, **settings)
 
-    monkeypatch.setattr(bench, "generate", limited_generate)
+    monkeypatch.setattr(local, "generate", limited_generate)
     config = run(tmp_path, "pieces", generation_batch_size=16)
     found, found_losses, _ = trained(config)
     assert_same(found, whole)

@@ -18,9 +18,8 @@ import pytest
 import yaml
 
 from redistill.config.run import encode_run, load_config
-from redistill.policies import Adaptive, Buffered, PolicyConfig, Revised, Rollouts, TeacherMixed
-from redistill.policies.source import Policy
-from redistill.runs import bench
+from redistill.policies import Adaptive, Buffered, Policy, PolicyConfig, Revised, Rollouts, TeacherMixed
+from redistill.runs import run as runs
 from redistill.runs.run import train_student
 from redistill.testing.stage import make_stage
 from redistill.training import checkpoint
@@ -113,7 +112,7 @@ def test_a_run_resumed_long_before_its_end_leaves_the_same_files(straight: Strai
 def test_whatever_is_not_put_back_is_noticed(straight: Straight, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the tests above would show nothing about it.  An older state of each part is put back instead of its own."""
     old, new = (checkpoint.load_step(straight.folder / "checkpoints", step) for step in (3, 7))
-    restore, changing = bench.restore_checkpoint, {name for name in new.state if new.state[name] != old.state[name]}
+    restore, changing = runs.restore_checkpoint, {name for name in new.state if new.state[name] != old.state[name]}
     assert {"guard", "early_stopping"} <= changing
     changing -= {"training", "optimizer"}  # where it stands; and learning rates, which each update sets anew
     for name in ("optimizer tensors", "model tensors", *sorted(changing)):
@@ -125,7 +124,7 @@ def test_whatever_is_not_put_back_is_noticed(straight: Straight, monkeypatch: py
             return restore(parts, replace(found, tensors={**found.tensors, group: old.tensors[group]}))
 
         folder, recipe = straight.stopped_behind(7)
-        monkeypatch.setattr(bench, "restore_checkpoint", stale)
+        monkeypatch.setattr(runs, "restore_checkpoint", stale)
         train_until(recipe, 8, world=1)
         assert straight.held_against(folder, 8) != [], name
 
@@ -150,7 +149,7 @@ def test_what_a_policy_remembers_is_put_back_in_its_order_with_all_that_is_pendi
         draw = policy.draw(step)
         if step % 3 == 2:
             policy.observe(1.0 + step)
-        return [astuple(sequence) for sequence in draw.sampled]
+        return [astuple(sequence) for sequence in draw.with_role("distillation")]
 
     def digest(policy: Policy) -> str:
         return hashlib.sha256(json.dumps(policy.state_dict()).encode()).hexdigest()

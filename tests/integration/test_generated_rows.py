@@ -2,7 +2,7 @@
 
 import pytest
 
-from redistill.contracts import Batch, TokenSequence
+from redistill.contracts import Batch, TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.policies import Revised, StudentGenerated
 from tests.policies.stage import RESPONSE_TOKENS, Stage, make_stage
@@ -16,8 +16,8 @@ def stage(request: pytest.FixtureRequest) -> Stage:
 
 def drawn(stage: Stage, node: StudentGenerated | Revised) -> tuple[list[TokenSequence], Batch]:
     """A large draw, and as a batch padded with what this tokenizer pads with."""
-    sequences = list(stage.policy(node, batch_size=40).draw(0).sampled)
-    return sequences, collate((), sequences, pad_id=stage.tools.pad_id)
+    sequences = list(stage.policy(node, batch_size=40).draw(0).with_role("distillation"))
+    return sequences, collate(items_of(sequences, "distillation"), pad_id=stage.pad_id)
 
 
 NODES = [StudentGenerated(), Revised(), Revised(teacher_token="argmax", detection="forward", rounds=2)]
@@ -71,7 +71,7 @@ def test_some_corrections_end_a_text_and_some_take_its_end_away(stage: Stage) ->
 def test_gold_rows_are_supervised_to_the_end_token_as_well(stage: Stage) -> None:
     """What stands in front of a prompt may be the end token too (OPT): only the position tells them apart."""
     gold = [item.sequence for item in stage.gold(batch_size=20).items(0)]
-    batch = collate(gold, (), pad_id=stage.tools.pad_id)
+    batch = collate(items_of(gold, "sft"), pad_id=stage.pad_id)
     examples = {example.sample: example for example in stage.examples}
     for b, sequence in enumerate(gold):
         example = examples[sequence.sample]

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
-from redistill.runs.bench import make_accelerator
 
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig
+from redistill.runs.build import make_accelerator
 from redistill.runs.run import evaluate_model, train_student
 from tests.worlds import tiny_run
 

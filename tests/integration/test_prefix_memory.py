@@ -3,10 +3,11 @@
 from contextlib import contextmanager
 
 import pytest
-import redistill.runs.bench
 import torch
-from redistill.runs.bench import open_bench
 
+import redistill.runs.build
+from redistill.runs.build import build_evaluator, build_parts, open_run
+from redistill.training.loop import cut
 from tests.worlds import GPT2, LLAMA, tiny_run
 
 OPT = {
@@ -38,22 +39,22 @@ def tokens_read(*models):
             hook.remove()
 
 
-def drawn(run, monkeypatch, *, remembers):
+def drawn(config, monkeypatch, *, remembers):
     """Two steps' sequences, the teacher's word on them, and how many tokens both models have read for that."""
     if not remembers:
-        monkeypatch.setattr(redistill.runs.bench, "revises", lambda node: False)
-    with open_bench(run) as bench:
-        parts, told, texts = bench.parts(), [], []
-        with tokens_read(bench.models.teacher, bench.models.student) as read:
+        monkeypatch.setattr(redistill.runs.build, "revises", lambda node: False)
+    with open_run(config) as run:
+        parts, told, texts = build_parts(run, build_evaluator(run, run.models.student)), [], []
+        with tokens_read(run.models.teacher, run.models.student) as read:
             for step in range(2):
                 draw = parts.policy.draw(step)
-                texts += [(sequence.origin, sequence.token_ids) for sequence in draw.sampled]
-                batch = redistill.training.loop.cut(draw, 2, parts)
+                texts += [(sequence.origin, sequence.token_ids) for sequence in draw.with_role("distillation")]
+                batch = cut(draw, 2, parts)
                 for each in batch:
-                    target = bench.teacher.rows(each)
+                    target = run.teacher.rows(each)
                     told.append(target(slice(0, each.num_sampled_rows)).log_softmax(dim=-1))
                 with torch.no_grad():  # as an update does: what was read before it must not be used after it
-                    for parameter in bench.student.model.parameters():
+                    for parameter in run.student.model.parameters():
                         parameter.mul_(1.1)
         return texts, torch.cat(told), sum(read)
 

@@ -7,58 +7,58 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
-from redistill.runs.bench import Bench, open_bench
 from safetensors.torch import save_file
 
 from redistill.config.run import load_config
 from redistill.contracts import GenerationRequest, Sampling
+from redistill.runs.build import OpenRun, build_evaluator, build_gold, build_parts, open_run
 from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training.loop import accumulate_gradients, cut, global_counts
 
 
-def gradients(bench: Bench) -> dict[str, torch.Tensor]:
+def gradients(run: OpenRun) -> dict[str, torch.Tensor]:
     """The gradient of the first update; a parameter without one is left out."""
-    parts = bench.parts()
-    draw = parts.objective.select(parts.policy.draw(0))
-    batches = cut(draw, bench.config.training.micro_batch_size, parts)
+    parts = build_parts(run, build_evaluator(run, run.models.student))
+    draw = parts.learner.objective.select(parts.policy.draw(0))
+    batches = cut(draw, run.config.training.micro_batch_size, parts)
     accumulate_gradients(batches, global_counts(batches), parts)
-    student = parts.accelerator.unwrap_model(parts.student)
-    return {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+    return {name: p.grad.clone() for name, p in parts.learner.student.named_parameters() if p.grad is not None}
 
 
-def texts(bench: Bench, accelerator: Accelerator) -> list[list[int]]:
+def texts(run: OpenRun) -> list[list[int]]:
     """Continuations of sixteen training prompts, each process its share."""
     requests = [
-        GenerationRequest(prompt_ids=example.prompt_ids, max_new_tokens=16, stream=("test", example.sample))
-        for example in bench.data.train[:16]
+        GenerationRequest(
+            prompt_ids=example.prompt_ids, max_new_tokens=16, seed=run.config.seed, stream=("test", example.sample)
+        )
+        for example in run.data.train[:16]
     ]
-    mine = requests[accelerator.process_index :: accelerator.num_processes]
-    written = bench.generate(mine, Sampling())
+    mine = requests[run.processes.rank :: run.processes.world]
+    written = run.engine.generate(mine, Sampling())
     pairs = gather_object([(request.stream[1], list(g.token_ids)) for request, g in zip(mine, written, strict=True)])
     return [ids for _, ids in sorted(pairs)]
 
 
-def checked_shares(bench: Bench, expected_world: int) -> list[list[int]]:
+def checked_shares(run: OpenRun, expected_world: int) -> list[list[int]]:
     """Which samples of the first batch each process has: as many processes as expected, and every sample in one of them."""
-    assert bench.accelerator.num_processes == expected_world, bench.accelerator.num_processes
-    shares = gather_object([[item.example.sample for item in bench.gold().items(0)]])
+    assert run.accelerator.num_processes == expected_world == run.processes.world, run.accelerator.num_processes
+    shares = gather_object([[item.example.sample for item in build_gold(run).items(0)]])
     everything = [sample for share in shares for sample in share]
     assert len(shares) == expected_world and all(shares), shares
-    assert len(everything) == len(set(everything)) == bench.config.training.batch_size, shares
+    assert len(everything) == len(set(everything)) == run.config.training.batch_size, shares
     return shares
 
 
 def compute(recipe: Path, out: Path, expected_world: int) -> None:
     """Everything of one run, into `out`."""
     config = load_config(recipe)
-    with open_bench(config) as bench:
-        shares = checked_shares(bench, expected_world)
-        written = texts(bench, bench.accelerator)
-        found = gradients(bench)
-        if bench.accelerator.is_main_process:
+    with open_run(config) as run:
+        shares = checked_shares(run, expected_world)
+        written = texts(run)
+        found = gradients(run)
+        if run.processes.is_main:
             out.mkdir(parents=True)
             save_file({name: value.contiguous() for name, value in found.items()}, out / "gradients.safetensors")
             files.write_json(out / "texts.json", written)

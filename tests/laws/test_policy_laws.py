@@ -7,10 +7,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from redistill.contracts import TokenSequence
-from redistill.policies import Fixed, PolicyConfig
+from redistill.contracts import Needs, TokenSequence
+from redistill.policies import Fixed, GoldItem, PolicyConfig
 from redistill.policies.generated import answered
-from redistill.policies.source import GoldItem, Stateless
+from redistill.policies.source import Stateless
 from redistill.testing import POLICY_LAWS, check_policy
 from redistill.testing.laws import disobeyed
 
@@ -35,11 +35,11 @@ class Wrong:
 
     @property
     def sampling(self) -> Any:
-        return "as it likes" if self.breaks == "says_what_it_needs" else None
+        return "as it likes" if self.breaks == "declares_what_it_needs" else None
 
     @property
-    def needs_teacher(self) -> bool:
-        return False
+    def needs(self) -> Needs:
+        return Needs()
 
     def bind(self, tools):
         return WrongSource(self.breaks, tools)
@@ -90,7 +90,9 @@ def test_a_process_that_gathers_alone_is_noticed(monkeypatch):
     class Lonely(Fixed):
         def bind(self, tools):
             source = Wrong(breaks="nothing").bind(tools)
-            source.sequences = lambda step, items: tools.gather([item.sequence for item in items]) if tools.is_main else []
+            source.sequences = lambda step, items: (
+                tools.processes.gather([item.sequence for item in items]) if tools.processes.is_main else []
+            )
             return source
 
     with pytest.raises(AssertionError, match="one of two processes gathered where the other did not"):

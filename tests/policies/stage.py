@@ -1,31 +1,52 @@
 """A small stage for policies: two random models that end their answers now and then, and prompts for them."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from threading import Barrier
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from redistill.contracts import Example, TokenSequence
+from redistill.contracts import (
+    ONE_PROCESS,
+    EngineCapabilities,
+    Example,
+    Generation,
+    GenerationRequest,
+    Processes,
+    Sampling,
+    Teacher,
+    TokenSequence,
+)
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
-from redistill.generation.generate import generate
+from redistill.generation.local import LocalEngine
 from redistill.models.initialise import fresh_model
 from redistill.models.student import StudentModule
-from redistill.policies import GoldBatches, Policy, PolicyConfig, PolicyTools, Revision
+from redistill.policies import GoldBatches, Policy, PolicyConfig, PolicyTools, Revision, Scorer
+from redistill.policies.scorer import ReadStudent
+from redistill.processes.memory import Halving
 from redistill.records import Instruction, Record
 from redistill.teachers.local import LocalTeacher
+from redistill.testing.stage import in_processes
 from tests.worlds import GPT2, gpt2_tokenizer, rows
+
+__all__ = ["RESPONSE_TOKENS", "SEED", "Stage", "Writer", "ending_model", "ids", "in_processes", "make_stage"]
 
 RESPONSE_TOKENS = 10
 SEED = 4
 UPDATES = 12
+AT_ONCE = 64
 
-Result = TypeVar("Result")
+
+@dataclass(frozen=True)
+class Writer:
+    """An engine, or a teacher that is asked for text alone, whose text a function makes."""
+
+    generate: Callable[[Sequence[GenerationRequest], Sampling], list[Generation]]
+    capabilities: ClassVar[EngineCapabilities] = EngineCapabilities(mixture=True)
+
+    def sync(self, student: torch.nn.Module, step: int) -> None:
+        """The function knows no weights."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +55,44 @@ class Stage:
     examples: list[Example]
     tools: PolicyTools
     revisions: list[Revision]
+    engine_alone: LocalEngine
+    """The student's engine without a teacher to mix with."""
 
-    def gold(self, *, batch_size: int = 8, rank: int = 0, world: int = 1) -> GoldBatches:
-        return GoldBatches(self.examples, batch_size=batch_size, seed=SEED, rank=rank, world=world)
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
 
-    def policy(self, node: PolicyConfig, *, batch_size: int = 8, rank: int = 0, world: int = 1, **tools: Any) -> Policy:
-        gold = self.gold(batch_size=batch_size, rank=rank, world=world)
-        return Policy(gold, node.bind(replace(self.tools, gold=gold, is_main=rank == 0, **tools)))
+    def gold(self, *, batch_size: int = 8, processes: Processes = ONE_PROCESS) -> GoldBatches:
+        return GoldBatches(self.examples, batch_size=batch_size, seed=SEED, processes=processes)
+
+    def scorer(
+        self, *, read_student: ReadStudent | None = None, teacher: Teacher | None = None, at_once: int = AT_ONCE
+    ) -> Scorer:
+        """The stage's own, but for what is given."""
+        own = self.tools.scorer
+        assert own is not None
+        return Scorer(read_student or own.read_student, teacher or own.teacher, pad_id=self.pad_id, batch_size=at_once)
+
+    def policy(
+        self,
+        node: PolicyConfig,
+        *,
+        batch_size: int = 8,
+        processes: Processes = ONE_PROCESS,
+        at_once: int = AT_ONCE,
+        **tools: Any,
+    ) -> Policy:
+        """A policy in its first state.
+
+        Args:
+            batch_size: Examples of an update.
+            processes: As one of them has it.
+            at_once: Texts that are generated and scored together.
+            tools: Fields of PolicyTools that are others than the stage's.
+        """
+        gold = self.gold(batch_size=batch_size, processes=processes)
+        tools = {"scorer": self.scorer(at_once=at_once), "batch_size": at_once, **tools}
+        return Policy(gold, node.bind(replace(self.tools, gold=gold, processes=processes, **tools)))
 
 
 def make_stage(make_tokenizer: Callable[[], PreTrainedTokenizerFast] = gpt2_tokenizer, num_examples: int = 20) -> Stage:
@@ -51,29 +103,26 @@ def make_stage(make_tokenizer: Callable[[], PreTrainedTokenizerFast] = gpt2_toke
     ]
     config = TokenizeConfig(prompt_tokens=200, response_tokens=RESPONSE_TOKENS)
     examples, _ = tokenize_training(records, tokenizer, config, SEED)
-    models = [ending_model(tokenizer, seed) for seed in (1, 2)]
-    student = StudentModule(models[1], vocabulary=len(tokenizer)).eval()
+    teacher, student = (ending_model(tokenizer, seed) for seed in (1, 2))
     end_ids, pad_id = (int(tokenizer.eos_token_id),), int(tokenizer.pad_token_id)
+    writing: dict[str, Any] = {"vocabulary": None, "end_ids": end_ids, "pad_id": pad_id}
+    writing |= {"batch_size": Halving("generation_batch_size", AT_ONCE)}
+    local = LocalTeacher(teacher, vocabulary=len(tokenizer), device="cpu", engine=LocalEngine(teacher, **writing))
+    read_student = torch.no_grad()(StudentModule(student, vocabulary=len(tokenizer)).eval().rows)
     revisions: list[Revision] = []
-    writing: dict[str, Any] = {"seed": SEED, "end_ids": end_ids, "pad_id": pad_id, "batch_size": 64}
     tools = PolicyTools(
-        generate=partial(generate, models[1], **writing),
-        generate_teacher=partial(generate, models[0], **writing),
-        generate_mixture=lambda requests, sampling, teacher_share: generate(
-            models[1], requests, sampling, teacher=models[0], teacher_share=teacher_share, **writing
-        ),
-        student_rows=torch.no_grad()(student.rows),
-        teacher=LocalTeacher(models[0], vocabulary=len(tokenizer), device="cpu"),
+        engine=LocalEngine(student, teacher=teacher, **writing),
+        teacher=local,
+        scorer=Scorer(read_student, local, pad_id=pad_id, batch_size=AT_ONCE),
         gold=GoldBatches(examples, batch_size=8, seed=SEED),
         updates=UPDATES,
         end_ids=end_ids,
-        pad_id=pad_id,
         response_tokens=RESPONSE_TOKENS,
-        score_batch_size=64,
+        batch_size=AT_ONCE,
         seed=SEED,
         on_revision=revisions.append,
     )
-    return Stage(tokenizer, examples, tools, revisions)
+    return Stage(tokenizer, examples, tools, revisions, LocalEngine(student, **writing))
 
 
 def ending_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Any:
@@ -85,32 +134,6 @@ def ending_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Any:
         model.transformer.ln_f.bias.copy_(2.0 * direction_D)
         model.transformer.wte.weight[tokenizer.eos_token_id] = 2.5 * direction_D
     return model
-
-
-def in_processes(world: int, work: Callable[[int, Callable[[list[Any]], list[Any]]], Result]) -> list[Result]:
-    """What each of `world` processes makes of `work(rank, gather)`: threads that meet whenever they gather.
-
-    What comes out of a gather is a copy, as it is where processes send it to one another.
-    """
-    shelf: list[list[Any]] = [[] for _ in range(world)]
-    barrier = Barrier(world, timeout=60)
-
-    def process(rank: int) -> Result:
-        def gather(values: list[Any]) -> list[Any]:
-            shelf[rank] = values
-            barrier.wait()
-            joined = deepcopy([value for share in shelf for value in share])
-            barrier.wait()
-            return joined
-
-        try:
-            return work(rank, gather)
-        except BaseException:
-            barrier.abort()  # else the others would wait for this one
-            raise
-
-    with ThreadPoolExecutor(world) as pool:
-        return list(pool.map(process, range(world)))
 
 
 def ids(sequences: tuple[TokenSequence, ...]) -> list[tuple[int, str, tuple[int, ...]]]:

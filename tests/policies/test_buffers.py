@@ -13,8 +13,7 @@ from redistill.contracts import Example, Generation, GenerationRequest, Sampling
 from redistill.errors import ConfigError
 from redistill.policies import Adaptive, Buffered, Fixed, GoldBatches, Mixed, PolicyTools, Revised, Rollouts, TeacherGenerated
 from redistill.randomness import generator
-from redistill.records import Instruction, Record
-from tests.policies.stage import SEED, Stage, make_stage
+from tests.policies.stage import SEED, Stage, Writer, make_stage
 
 BATCH, EXAMPLES, STEPS, CAPACITY = 8, 40, 200, 30
 
@@ -40,7 +39,7 @@ def fake_tools(stage: Stage, **tools: Any) -> PolicyTools:
         Example(sample=i, record=record, prompt_ids=(1,), token_ids=(1, 2), supervised=(False, True)) for i in range(EXAMPLES)
     ]
     gold = GoldBatches(examples, batch_size=BATCH, seed=SEED)
-    return replace(stage.tools, generate=write, gold=gold, updates=STEPS, **tools)
+    return replace(stage.tools, engine=Writer(write), gold=gold, updates=STEPS, **tools)
 
 
 # --- the scheduler ------------------------------------------------------------------------------------------------------
@@ -147,7 +146,7 @@ def test_the_buffer_keeps_revised_text_and_replay_is_not_revised_again(stage: St
     known: set[tuple[int, ...]] = set()
     origins: Counter[str] = Counter()
     for step in range(6):
-        sampled = policy.draw(step).sampled
+        sampled = policy.draw(step).with_role("distillation")
         origins.update(sequence.origin for sequence in sampled)
         assert {s.token_ids for s in sampled if s.origin == "replay"} <= known
         known |= {s.token_ids for s in sampled if s.origin in {"student", "revised"}}
@@ -192,7 +191,7 @@ def test_gold_answers_pass_a_buffer_by(stage: Stage) -> None:
 
 def test_what_a_source_adds_goes_into_the_buffer_behind_the_answers(stage: Stage) -> None:
     policy = stage.policy(Buffered(source=Revised(mode="append")))
-    assert len(policy.draw(0).sampled) == BATCH
+    assert len(policy.draw(0).with_role("distillation")) == BATCH
     origins = [line["origin"] for line in policy.state_dict()["buffer"]]
     assert origins == ["student"] * BATCH + ["revised"] * (len(origins) - BATCH) and len(origins) > BATCH
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redistill.contracts import TokenSequence
+from redistill.contracts import TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.policies import legacy_sequence
 
@@ -38,7 +38,7 @@ def reference_rows(response_ids) -> tuple[list[int], list[tuple[int, ...]]]:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12).filter(any))
 def test_rows_are_those_of_the_reference_code(response_ids: list[int]) -> None:
     masked, contexts = reference_rows(response_ids)
-    batch = collate((), [legacy_sequence(written(response_ids), END)], pad_id=END)
+    batch = collate(items_of([legacy_sequence(written(response_ids), END)], "distillation"), pad_id=END)
     assert batch.position_N.tolist() == masked
     read = batch.input_ids_BT[0].tolist()
     assert [tuple(read[: place + 1]) for place in batch.position_N.tolist()] == contexts

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from redistill.contracts import Draw, Example, TokenSequence
+from redistill.contracts import Draw, Example, Generation, Processes, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies import (
     Adaptive,
@@ -25,7 +25,7 @@ from redistill.policies import (
 )
 from redistill.policies.correction import is_finished
 from redistill.records import Instruction, Record
-from tests.policies.stage import RESPONSE_TOKENS, SEED, Stage, ids, in_processes, make_stage
+from tests.policies.stage import RESPONSE_TOKENS, SEED, Stage, Writer, ids, in_processes, make_stage
 
 EXAMPLES = [node for member in get_args(PolicyConfig) for node in member.examples()]
 NODES = [
@@ -61,7 +61,7 @@ def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
 
 
 def plain(draws: Sequence[Draw]) -> list[tuple[object, object]]:
-    return [(ids(draw.gold), ids(draw.sampled)) for draw in draws]
+    return [(ids(draw.with_role("sft")), ids(draw.with_role("distillation"))) for draw in draws]
 
 
 def test_every_policy_gives_examples() -> None:
@@ -78,7 +78,7 @@ def test_a_resume_draws_what_an_unbroken_run_draws(stage: Stage, node: PolicyCon
     resumed.load_state_dict(state)
     assert plain(drawn(resumed, range(STEPS // 2, STEPS))) == plain(rest)
     assert json.loads(json.dumps(resumed.state_dict())) == json.loads(json.dumps(policy.state_dict()))
-    assert ids(first[0].sampled) != ids(first[1].sampled)
+    assert ids(first[0].with_role("distillation")) != ids(first[1].with_role("distillation"))
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
@@ -94,30 +94,37 @@ def test_without_state_a_draw_depends_on_the_step_and_nothing_before_it(stage: S
 def test_processes_together_draw_what_one_draws(stage: Stage, node: PolicyConfig, world: int) -> None:
     whole = drawn(stage.policy(node), range(STEPS))
     shares = in_processes(
-        world, lambda rank, gather: drawn(stage.policy(node, rank=rank, world=world, gather=gather), range(STEPS))
+        world, lambda rank, gather: drawn(stage.policy(node, processes=Processes(rank, world, gather)), range(STEPS))
     )
     for step, one in enumerate(whole):
         parts = [draws[step] for draws in shares]
-        assert all(len(part.gold) == 8 // world for part in parts)
-        answers = [answer for part in parts for answer in ids(part.sampled[: len(part.gold)])]
-        additions = [answer for part in parts for answer in ids(part.sampled[len(part.gold) :])]
-        assert answers + additions == ids(one.sampled)
-        assert [found for part in parts for found in ids(part.gold)] == ids(one.gold)
+        sampled = [ids(part.with_role("distillation")) for part in parts]
+        gold = [ids(part.with_role("sft")) for part in parts]
+        assert all(len(part) == 8 // world for part in gold)
+        answers = [answer for part in sampled for answer in part[: 8 // world]]
+        additions = [answer for part in sampled for answer in part[8 // world :]]
+        assert answers + additions == ids(one.with_role("distillation"))
+        for rank, part in enumerate(gold):  # in a draw, gold answers that are also the sampled ones come first
+            items = stage.gold(processes=Processes(rank, world)).items(step)
+            assert sorted(part) == sorted(ids(tuple(item.sequence for item in items)))
+        assert sorted(found for part in gold for found in part) == sorted(ids(one.with_role("sft")))
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
 def test_each_item_has_its_place_and_additions_follow(stage: Stage, node: PolicyConfig) -> None:
     shuffles = "Buffered(" in repr(node) or "Rollouts(" in repr(node)  # what takes a place need not answer its prompt
     prompts = {example.sample: example.prompt_ids for example in stage.examples}
-    for draw in drawn(stage.policy(node), range(STEPS)):
-        assert len(draw.sampled) >= len(draw.gold)
-        for sequence in draw.sampled:
+    for step, draw in enumerate(drawn(stage.policy(node), range(STEPS))):
+        sampled, gold = draw.with_role("distillation"), draw.with_role("sft")
+        wanted = [item.example.sample for item in stage.gold().items(step)]
+        assert len(sampled) >= len(gold) and sorted(sequence.sample for sequence in gold) == sorted(wanted)
+        for sequence in sampled:
             assert sequence.prompt_ids == prompts[sequence.sample]
             assert len(sequence.response_ids) >= 1 and not sequence.spans
-            assert (sequence.origin == "dataset") == any(sequence is gold for gold in draw.gold)
+            assert (sequence.origin == "dataset") == any(sequence is each for each in gold)
             assert sequence.origin == "dataset" or len(sequence.response_ids) <= RESPONSE_TOKENS
-        for gold, answer in zip(draw.gold, draw.sampled):
-            assert answer.sample == gold.sample or answer.origin == "replay" or shuffles
+        for sample, answer in zip(wanted, sampled):
+            assert answer.sample == sample or answer.origin == "replay" or shuffles
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
@@ -128,22 +135,22 @@ def test_a_process_without_items_gets_no_sequences(stage: Stage, node: PolicyCon
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
 def test_how_many_are_scored_at_once_changes_nothing(stage: Stage, node: PolicyConfig) -> None:
-    assert ids(stage.policy(node, score_batch_size=3).draw(0).sampled) == ids(stage.policy(node).draw(0).sampled)
+    assert plain([stage.policy(node, at_once=3).draw(0)]) == plain([stage.policy(node).draw(0)])
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
 def test_a_policy_needs_a_teacher_if_it_says_so(stage: Stage, node: PolicyConfig) -> None:
-    nobody = {"teacher": None, "generate_teacher": None, "generate_mixture": None}
-    if node.needs_teacher:
+    nobody = {"teacher": None, "scorer": None, "engine": stage.engine_alone}
+    if node.needs.teacher:
         with pytest.raises(AssertionError):
-            stage.policy(node, **nobody)
+            drawn(stage.policy(node, **nobody), range(STEPS))
     else:
         drawn(stage.policy(node, **nobody), range(STEPS))
 
 
 @pytest.mark.parametrize("node", [node for node in NODES if node.sampling is None], ids=repr)
 def test_the_student_does_not_write_where_there_is_no_sampling(stage: Stage, node: PolicyConfig) -> None:
-    drawn(stage.policy(node, generate=None, generate_mixture=None), range(STEPS))
+    drawn(stage.policy(node, engine=None), range(STEPS))
 
 
 # --- each policy --------------------------------------------------------------------------------------------------------
@@ -151,13 +158,15 @@ def test_the_student_does_not_write_where_there_is_no_sampling(stage: Stage, nod
 
 def test_fixed_learns_from_the_gold_sequences_themselves(stage: Stage) -> None:
     draw = stage.policy(Fixed()).draw(0)
-    assert all(sampled is gold for sampled, gold in zip(draw.sampled, draw.gold, strict=True))
-    assert {sequence.origin for sequence in draw.sampled} == {"dataset"}
+    assert all(item.roles == {"sft", "distillation"} for item in draw.items)
+    gold = tuple(item.sequence for item in stage.gold().items(0))
+    assert ids(draw.with_role("distillation")) == ids(draw.with_role("sft")) == ids(gold)
+    assert {item.sequence.origin for item in draw.items} == {"dataset"}
 
 
 def test_student_text_is_new_every_step(stage: Stage) -> None:
     policy = stage.policy(StudentGenerated(), batch_size=len(stage.examples))
-    first, second = ({s.sample: s.response_ids for s in policy.draw(step).sampled} for step in (0, 1))
+    first, second = ({s.sample: s.response_ids for s in policy.draw(step).with_role("distillation")} for step in (0, 1))
     assert first.keys() == second.keys()
     assert sum(first[sample] != second[sample] for sample in first) > len(first) / 2
 
@@ -167,10 +176,10 @@ def test_the_student_writes_as_the_policy_says(stage: Stage) -> None:
 
     def generate(requests, sampling):
         asked.append((requests, sampling))
-        return stage.tools.generate(requests, sampling)
+        return stage.tools.engine.generate(requests, sampling)
 
     node = StudentGenerated(temperature=0.7, top_p=0.9)
-    stage.policy(node, generate=generate).draw(3)
+    stage.policy(node, engine=Writer(generate)).draw(3)
     ((requests, sampling),) = asked
     assert sampling == node.sampling and (sampling.temperature, sampling.top_p) == (0.7, 0.9)
     assert [request.stream for request in requests] == [("response", 3, item.example.sample) for item in stage.gold().items(3)]
@@ -185,46 +194,43 @@ def many_examples(count: int) -> list[Example]:
 def test_text_of_a_mixture_says_so_and_is_written_with_the_declared_share(stage: Stage) -> None:
     asked = []
 
-    def generate_mixture(requests, sampling, teacher_share):
-        asked.append((sampling, teacher_share))
-        return stage.tools.generate_mixture(requests, sampling, teacher_share)
+    def generate(requests, sampling):
+        asked.append(sampling)
+        return stage.tools.engine.generate(requests, sampling)
 
     node = TeacherMixed(teacher_share=0.4, temperature=0.7)
-    draw = stage.policy(node, generate_mixture=generate_mixture).draw(0)
-    assert {sequence.origin for sequence in draw.sampled} == {"mixture"}
-    assert asked == [(node.sampling, 0.4)] and node.sampling.temperature == 0.7
-    alone = stage.policy(TeacherMixed(teacher_share=0.0)).draw(0)
-    student = stage.policy(StudentGenerated()).draw(0)
-    assert [s.token_ids for s in alone.sampled] == [s.token_ids for s in student.sampled]
-    assert [s.token_ids for s in draw.sampled] != [s.token_ids for s in student.sampled]
+    sampled = stage.policy(node, engine=Writer(generate)).draw(0).with_role("distillation")
+    assert {sequence.origin for sequence in sampled} == {"mixture"}
+    assert asked == [replace(node.sampling, teacher_share=0.4)] and node.sampling.temperature == 0.7
+    alone = stage.policy(TeacherMixed(teacher_share=0.0)).draw(0).with_role("distillation")
+    student = stage.policy(StudentGenerated()).draw(0).with_role("distillation")
+    assert [s.token_ids for s in alone] == [s.token_ids for s in student]
+    assert [s.token_ids for s in sampled] != [s.token_ids for s in student]
 
 
 def test_additions_stand_behind_all_answers(stage: Stage) -> None:
     draw = stage.policy(Mixed(source=Revised(mode="append"))).draw(0)
-    answers, additions = draw.sampled[: len(draw.gold)], draw.sampled[len(draw.gold) :]
+    sampled, num_items = draw.with_role("distillation"), len(draw.with_role("sft"))
+    answers, additions = sampled[:num_items], sampled[num_items:]
     assert {answer.origin for answer in answers} == {"dataset", "student"}
     assert additions and {addition.origin for addition in additions} == {"revised"}
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
 def test_the_mix_is_the_declared_one(stage: Stage, fraction: float) -> None:
-    tools = replace(stage.tools, generate=lambda requests, sampling: [_Written() for _ in requests])
+    written = Generation(token_ids=(3,), finished=True)
+    tools = replace(stage.tools, engine=Writer(lambda requests, sampling: [written for _ in requests]))
     gold = GoldBatches(many_examples(500), batch_size=100, seed=SEED)
     policy = Policy(gold, Mixed(student_fraction=fraction).bind(tools))
-    origins = [sequence.origin for step in range(40) for sequence in policy.draw(step).sampled]
+    origins = [sequence.origin for step in range(40) for sequence in policy.draw(step).with_role("distillation")]
     share = origins.count("student") / len(origins)
     assert abs(share - fraction) <= 4 * np.sqrt(fraction * (1 - fraction) / len(origins))
     assert set(origins) <= {"dataset", "student"}
 
 
-class _Written:
-    token_ids = (3,)
-    finished = True
-
-
 def test_the_coin_of_a_sample_falls_anew_each_step(stage: Stage) -> None:
     policy = stage.policy(Mixed(), batch_size=len(stage.examples))
-    coins = [{s.sample: s.origin for s in policy.draw(step).sampled} for step in range(2)]
+    coins = [{s.sample: s.origin for s in policy.draw(step).with_role("distillation")} for step in range(2)]
     assert any(coins[0][sample] != coins[1][sample] for sample in coins[0])
 
 
@@ -233,17 +239,18 @@ def test_the_coin_of_a_sample_falls_anew_each_step(stage: Stage) -> None:
 
 def test_gold_answers_are_never_revised(stage: Stage) -> None:
     draw = stage.policy(Revised(source=Mixed())).draw(0)
-    gold = {id(sequence) for sequence in draw.gold}
-    kept = [sequence for sequence in draw.sampled if sequence.origin == "dataset"]
+    sampled = draw.with_role("distillation")
+    gold = {id(sequence) for sequence in draw.with_role("sft")}
+    kept = [sequence for sequence in sampled if sequence.origin == "dataset"]
     assert kept and all(id(sequence) in gold for sequence in kept)
-    assert {sequence.origin for sequence in draw.sampled} >= {"dataset", "revised"}
+    assert {sequence.origin for sequence in sampled} >= {"dataset", "revised"}
 
 
 def test_a_revision_keeps_the_prefix_and_puts_the_teachers_token(stage: Stage) -> None:
     stage.revisions.clear()
-    drafts = {s.sample: s for s in stage.policy(StudentGenerated()).draw(0).sampled}
-    draw = stage.policy(Revised()).draw(0)
-    assert [r.sample for r in stage.revisions] == [s.sample for s in draw.sampled if s.origin == "revised"]
+    drafts = {s.sample: s for s in stage.policy(StudentGenerated()).draw(0).with_role("distillation")}
+    sampled = stage.policy(Revised()).draw(0).with_role("distillation")
+    assert [r.sample for r in stage.revisions] == [s.sample for s in sampled if s.origin == "revised"]
     for revision in stage.revisions:
         before, after, at = revision.before, revision.after, revision.position
         assert before.token_ids == drafts[revision.sample].token_ids, "the draft is what the student writes unrevised"
@@ -258,19 +265,20 @@ def test_a_teacher_that_agrees_leaves_the_draft_alone(stage: Stage) -> None:
     """With arg max for both, student and teacher the same model: no token differs."""
 
     def greedy(requests, sampling):
-        return stage.tools.generate(requests, replace(sampling, temperature=0.0))
+        return stage.tools.engine.generate(requests, replace(sampling, temperature=0.0))
 
     class Same:
-        capabilities = stage.tools.teacher.capabilities
+        def prepare(self, sequences):
+            pass
 
         def rows(self, batch):
-            hidden_ND, head = stage.tools.student_rows(batch)
+            hidden_ND, head = stage.tools.scorer.read_student(batch)
             return lambda rows: head.logits(hidden_ND[rows]).log_softmax(-1)
 
     stage.revisions.clear()
-    policy = stage.policy(Revised(teacher_token="argmax"), generate=greedy, teacher=Same())
-    draw = policy.draw(0)
-    assert {sequence.origin for sequence in draw.sampled} == {"student"} and not stage.revisions
+    policy = stage.policy(Revised(teacher_token="argmax"), engine=Writer(greedy), scorer=stage.scorer(teacher=Same()))
+    sampled = policy.draw(0).with_role("distillation")
+    assert {sequence.origin for sequence in sampled} == {"student"} and not stage.revisions
 
 
 def test_two_rounds_revise_the_revised(stage: Stage) -> None:

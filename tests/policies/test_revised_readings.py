@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from redistill.contracts import Batch, Example, Rollout, TokenSequence
-from redistill.policies import GoldBatches, Mixed, Policy, PolicyTools, Revised, Revision
+from redistill.policies import GoldBatches, GoldItem, Mixed, Policy, PolicyTools, Revised, Revision, Scorer, gold_sequence
 from redistill.policies.revised import RevisedSource
-from redistill.policies.source import GoldItem, Stateless, gold_sequence
+from redistill.policies.source import Stateless
 from redistill.randomness import generator
 from redistill.records import Instruction, Record
 from redistill.vocab_pass import Head
+from tests.policies.stage import Writer
 
 VOCABULARY, EOS, BUDGET = 8, 0, 4
 SAME = 5  # what the scripted student writes wherever it is not told otherwise
@@ -38,15 +39,18 @@ class Script:
 
     def tools(self) -> PolicyTools:
         return PolicyTools(
-            generate=self.generate,
-            student_rows=lambda batch: (self.logits(batch, self.student), Head(torch.eye(VOCABULARY, dtype=torch.float64))),
-            teacher=SimpleNamespace(rows=self.rows),
+            engine=Writer(self.generate),
+            scorer=Scorer(
+                lambda batch: (self.logits(batch, self.student), Head(torch.eye(VOCABULARY, dtype=torch.float64))),
+                SimpleNamespace(rows=self.rows, prepare=lambda sequences: None),
+                pad_id=EOS,
+                batch_size=2,
+            ),
             gold=GoldBatches(self.examples(), batch_size=len(self.drafts), seed=0),
             updates=10,
             end_ids=(EOS,),
-            pad_id=EOS,
             response_tokens=BUDGET,
-            score_batch_size=2,
+            batch_size=2,
             seed=0,
             on_revision=self.revisions.append,
         )
@@ -223,8 +227,10 @@ def test_a_policy_puts_appended_sequences_behind_its_prompts_answers():
     script = Script(dict.fromkeys(range(6), (SAME,) * BUDGET), dict.fromkeys(range(6), TWO_ERRORS))
     tools = script.tools()
     draw = Policy(tools.gold, Mixed(source=replace(ARGMAX, mode="append")).bind(tools)).draw(0)
-    answers, added = draw.sampled[: len(draw.gold)], draw.sampled[len(draw.gold) :]
-    assert [sequence.sample for sequence in answers] == [sequence.sample for sequence in draw.gold]
+    sampled, samples = draw.with_role("distillation"), [item.example.sample for item in tools.gold.items(0)]
+    answers, added = sampled[: len(samples)], sampled[len(samples) :]
+    assert sorted(sequence.sample for sequence in draw.with_role("sft")) == sorted(samples)
+    assert [sequence.sample for sequence in answers] == samples
     assert {sequence.origin for sequence in answers} == {"dataset", "student"}
     assert [s.sample for s in added] == [s.sample for s in answers if s.origin == "student"]
     assert {sequence.origin for sequence in added} == {"revised"}

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from redistill.contracts import TokenSequence
+from redistill.contracts import Processes, TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.errors import ConfigError
 from redistill.policies import Rollouts, StudentGenerated, TeacherMixed
-from tests.policies.stage import RESPONSE_TOKENS, Stage, ids, in_processes, make_stage
+from tests.policies.stage import RESPONSE_TOKENS, Stage, Writer, ids, in_processes, make_stage
 
 BATCH = 8
 NODE = Rollouts(num_rollouts=16, inner_epochs=2)  # a cycle: two updates a pass, two passes
@@ -29,7 +29,7 @@ def numbers(sequences) -> list[tuple]:
 
 
 def draws(policy, steps) -> list[tuple[TokenSequence, ...]]:
-    return [policy.draw(step).sampled for step in steps]
+    return [policy.draw(step).with_role("distillation") for step in steps]
 
 
 # --- what is drawn when -------------------------------------------------------------------------------------------------
@@ -62,21 +62,21 @@ def test_a_pass_is_cut_to_whole_batches_and_has_at_least_one(stage: Stage, num_r
 def test_text_is_written_and_read_once_a_cycle(stage: Stage) -> None:
     written, read = [], []
 
-    def mixture(requests, sampling, teacher_share):
-        written.append((len(requests), sampling, teacher_share))
-        return stage.tools.generate_mixture(requests, sampling, teacher_share)
+    def mixture(requests, sampling):
+        written.append((len(requests), sampling))
+        return stage.tools.engine.generate(requests, sampling)
 
     def rows(batch):
         read.append(batch.num_sampled)
-        return stage.tools.student_rows(batch)
+        return stage.tools.scorer.read_student(batch)
 
     node = replace(NODE, source=TeacherMixed(teacher_share=0.3, temperature=0.8))
-    policy = stage.policy(node, generate_mixture=mixture, student_rows=rows, score_batch_size=6)
+    policy = stage.policy(node, engine=Writer(mixture), scorer=stage.scorer(read_student=rows, at_once=6), at_once=6)
     draws(policy, range(CYCLE))
-    assert [count for count, _, _ in written] == [16] and read == [6, 6, 4]
+    assert [count for count, _ in written] == [16] and read == [6, 6, 4]
     draws(policy, range(CYCLE, 2 * CYCLE))
-    assert sum(count for count, _, _ in written) == 32 and read == [6, 6, 4] * 2
-    assert {(sampling.temperature, share) for _, sampling, share in written} == {(0.8, 0.3)}
+    assert sum(count for count, _ in written) == 32 and read == [6, 6, 4] * 2
+    assert {(sampling.temperature, sampling.teacher_share) for _, sampling in written} == {(0.8, 0.3)}
 
 
 def test_a_prompt_that_comes_twice_in_a_pool_is_answered_twice(stage: Stage) -> None:
@@ -101,10 +101,10 @@ def test_no_more_is_handed_out_than_there_are_items(stage: Stage) -> None:
 
 def log_probabilities(stage: Stage, sequence: TokenSequence) -> tuple[np.ndarray, np.ndarray]:
     """log q and log p of the targets, each sequence read alone and in float64 from the hidden states on."""
-    batch = collate((), [sequence], pad_id=stage.tools.pad_id)
-    hidden_ND, head = stage.tools.student_rows(batch)
+    batch = collate(items_of([sequence], "distillation"), pad_id=stage.pad_id)
+    hidden_ND, head = stage.tools.scorer.read_student(batch)
     logq_NV = torch.log_softmax(hidden_ND.double() @ head.weight_VD.double().T, -1)
-    logp_NV = stage.tools.teacher.rows(batch)(slice(0, sequence.num_targets)).log_softmax(dim=-1)
+    logp_NV = stage.tools.scorer.teacher.rows(batch)(slice(0, sequence.num_targets)).log_softmax(dim=-1)
     return tuple(rows_NV.gather(1, batch.target_N[:, None])[:, 0].detach().double().numpy() for rows_NV in (logq_NV, logp_NV))
 
 
@@ -138,7 +138,7 @@ def oracle(stage: Stage, node: Rollouts, drawn) -> list[tuple[np.ndarray, np.nda
 def test_a_mini_batch_carries_the_numbers_of_the_equations(stage: Stage, node: Rollouts) -> None:
     policy = stage.policy(node)
     for step in (0, CYCLE - 1):
-        drawn = policy.draw(step).sampled
+        drawn = policy.draw(step).with_role("distillation")
         for sequence, (old, advantages, importances) in zip(drawn, oracle(stage, node, drawn), strict=True):
             close = {"rtol": 2e-4, "atol": 2e-4}
             np.testing.assert_allclose(sequence.rollout.old_logprobs, old, **close)
@@ -152,13 +152,13 @@ def test_the_old_student_is_the_one_that_wrote_until_the_next_cycle(stage: Stage
     moved = {"now": False}
 
     def rows(batch):
-        hidden_ND, head = stage.tools.student_rows(batch)
+        hidden_ND, head = stage.tools.scorer.read_student(batch)
         return (hidden_ND * 1.1 if moved["now"] else hidden_ND), head
 
-    policy = stage.policy(NODE, student_rows=rows)
+    policy = stage.policy(NODE, scorer=stage.scorer(read_student=rows))
     before = draws(policy, range(CYCLE))
     moved["now"] = True
-    still = stage.policy(NODE, student_rows=rows)
+    still = stage.policy(NODE, scorer=stage.scorer(read_student=rows))
     still.load_state_dict(policy.state_dict())
     assert [numbers(drawn) for drawn in draws(still, range(CYCLE))] == [numbers(drawn) for drawn in before]
     stale, fresh = draws(stage.policy(NODE), [CYCLE])[0], draws(policy, [CYCLE])[0]
@@ -185,7 +185,7 @@ def test_a_resume_in_the_middle_of_a_cycle_goes_on_bit_for_bit(stage: Stage, ste
     def nobody_writes(*args):
         raise AssertionError("the pool was in the checkpoint")
 
-    asleep = {} if step % CYCLE == 0 else {"generate_mixture": nobody_writes, "student_rows": nobody_writes}
+    asleep = {"engine": Writer(nobody_writes), "scorer": stage.scorer(read_student=nobody_writes)} if step % CYCLE else {}
     resumed = stage.policy(NODE, **asleep)
     resumed.load_state_dict(state)
     assert resumed.metrics() == straight.metrics()
@@ -199,7 +199,7 @@ def test_processes_together_draw_and_whiten_what_one_does(stage: Stage, world: i
     whole = draws(stage.policy(NODE), steps)
 
     def process(rank, gather):
-        return draws(stage.policy(NODE, rank=rank, world=world, gather=gather), steps)
+        return draws(stage.policy(NODE, processes=Processes(rank, world, gather)), steps)
 
     shares = in_processes(world, process)
     for at in range(len(steps)):
@@ -214,7 +214,7 @@ def test_processes_together_draw_and_whiten_what_one_does(stage: Stage, world: i
 
 def test_the_state_is_the_same_on_every_process(stage: Stage) -> None:
     def process(rank, gather):
-        policy = stage.policy(NODE, rank=rank, world=2, gather=gather)
+        policy = stage.policy(NODE, processes=Processes(rank, 2, gather))
         policy.draw(0)
         return deepcopy(policy.state_dict())
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from redistill.contracts import Draw, GenerationRequest, Sampling
+from redistill.contracts import Draw, GenerationRequest, Processes, Sampling
 from redistill.errors import DataError
 from redistill.policies import Policy, TeacherGenerated
 from redistill.teachers.local import LocalTeacher
-from tests.policies.stage import RESPONSE_TOKENS, Stage, ending_model, ids, in_processes, make_stage
+from tests.policies.stage import RESPONSE_TOKENS, SEED, Stage, Writer, ending_model, ids, in_processes, make_stage
 
 FILE = "teacher-responses.jsonl"
 BATCH = 8
@@ -26,9 +26,9 @@ class Recorder:
     """The stage's teacher, and what it was asked."""
 
     def __init__(self, stage: Stage) -> None:
-        self._generate, self.calls = stage.tools.generate_teacher, []
+        self._generate, self.calls = stage.tools.teacher.generate, []
 
-    def __call__(self, requests: Any, sampling: Any) -> Any:
+    def generate(self, requests: Any, sampling: Any) -> Any:
         self.calls.append([request.stream for request in requests])
         return self._generate(requests, sampling)
 
@@ -37,12 +37,20 @@ class Recorder:
         return [stream for call in self.calls for stream in call]
 
 
-def nobody(requests: Any, sampling: Any) -> Any:
+def _refuse(requests: Any, sampling: Any) -> Any:
     raise AssertionError(f"asked to write again: {[request.stream for request in requests]}")
+
+
+nobody = Writer(_refuse)
 
 
 def run(policy: Policy, steps: int = 5) -> list[Draw]:
     return [policy.draw(step) for step in range(steps)]
+
+
+def answers(draws: list[Draw]) -> list[Any]:
+    """What each draw learns from."""
+    return [ids(draw.with_role("distillation")) for draw in draws]
 
 
 def lines_of(folder: Path) -> list[Any]:
@@ -50,43 +58,43 @@ def lines_of(folder: Path) -> list[Any]:
 
 
 def test_answers_are_the_teachers_own(stage: Stage) -> None:
-    for sequence in stage.policy(TeacherGenerated(temperature=0.7, top_p=0.9)).draw(0).sampled:
+    for sequence in stage.policy(TeacherGenerated(temperature=0.7, top_p=0.9)).draw(0).with_role("distillation"):
         stream = ("teacher-response", sequence.sample)
-        request = GenerationRequest(prompt_ids=sequence.prompt_ids, max_new_tokens=RESPONSE_TOKENS, stream=stream)
-        (generation,) = stage.tools.generate_teacher([request], Sampling(temperature=0.7, top_p=0.9))
+        request = GenerationRequest(prompt_ids=sequence.prompt_ids, max_new_tokens=RESPONSE_TOKENS, seed=SEED, stream=stream)
+        (generation,) = stage.tools.teacher.generate([request], Sampling(temperature=0.7, top_p=0.9))
         assert sequence.response_ids == generation.token_ids and sequence.origin == "teacher"
 
 
 def test_each_prompt_is_answered_once_in_a_run_and_batches_are_full(stage: Stage) -> None:
     recorder = Recorder(stage)
-    run(stage.policy(TeacherGenerated(), generate_teacher=recorder, score_batch_size=12), 12)
+    run(stage.policy(TeacherGenerated(), teacher=recorder, at_once=12), 12)
     assert [len(call) for call in recorder.calls] == [12, 8], "twenty prompts in blocks of twelve"
     assert sorted(recorder.streams) == [("teacher-response", example.sample) for example in stage.examples]
 
 
 def test_a_step_is_answered_even_if_it_is_more_than_a_block(stage: Stage) -> None:
     recorder = Recorder(stage)
-    stage.policy(TeacherGenerated(), generate_teacher=recorder, score_batch_size=3).draw(0)
+    stage.policy(TeacherGenerated(), teacher=recorder, at_once=3).draw(0)
     assert [len(call) for call in recorder.calls] == [BATCH]
 
 
 def test_nothing_is_written_for_steps_behind_the_last(stage: Stage) -> None:
     recorder = Recorder(stage)
-    run(stage.policy(TeacherGenerated(), generate_teacher=recorder, updates=1), 1)
+    run(stage.policy(TeacherGenerated(), teacher=recorder, updates=1), 1)
     assert [len(call) for call in recorder.calls] == [BATCH]
 
 
 def test_a_resume_writes_nothing_again(stage: Stage, tmp_path: Path) -> None:
     first = run(stage.policy(TeacherGenerated(), folder=tmp_path))
-    again = run(stage.policy(TeacherGenerated(), folder=tmp_path, generate_teacher=nobody))
-    assert [ids(draw.sampled) for draw in again] == [ids(draw.sampled) for draw in first]
+    again = run(stage.policy(TeacherGenerated(), folder=tmp_path, teacher=nobody))
+    assert answers(again) == answers(first)
     assert len(lines_of(tmp_path)) == 1 + len(stage.examples)
 
 
 def test_a_store_of_ones_own_is_used_instead_of_the_run_folder(stage: Stage, tmp_path: Path) -> None:
     node = TeacherGenerated(store=str(tmp_path / "shared" / "answers.jsonl"))
     run(stage.policy(node, folder=tmp_path / "one"))
-    run(stage.policy(node, folder=tmp_path / "two", generate_teacher=nobody, batch_size=4))
+    run(stage.policy(node, folder=tmp_path / "two", teacher=nobody, batch_size=4))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shared"]
 
 
@@ -96,23 +104,23 @@ def test_a_line_cut_by_a_crash_is_written_anew_and_nothing_else(stage: Stage, tm
     whole = lines_of(tmp_path)
     path.write_bytes(path.read_bytes()[:-10])
     recorder = Recorder(stage)
-    again = run(stage.policy(TeacherGenerated(), folder=tmp_path, generate_teacher=recorder))
-    assert [ids(draw.sampled) for draw in again] == [ids(draw.sampled) for draw in first]
+    again = run(stage.policy(TeacherGenerated(), folder=tmp_path, teacher=recorder))
+    assert answers(again) == answers(first)
     assert recorder.streams == [("teacher-response", whole[-1]["sample"])]
     assert lines_of(tmp_path) == whole
 
 
 def test_two_processes_share_the_writing_and_one_puts_it_on_disk(stage: Stage, tmp_path: Path) -> None:
-    whole = run(stage.policy(TeacherGenerated(), folder=tmp_path / "one", score_batch_size=8))
+    whole = run(stage.policy(TeacherGenerated(), folder=tmp_path / "one", at_once=8))
     recorders = [Recorder(stage), Recorder(stage)]
 
     def process(rank: int, gather: Any) -> list[Draw]:
-        tools = {"gather": gather, "folder": tmp_path / "two", "generate_teacher": recorders[rank], "score_batch_size": 4}
-        return run(stage.policy(TeacherGenerated(), rank=rank, world=2, **tools))
+        tools = {"folder": tmp_path / "two", "teacher": recorders[rank], "at_once": 4}
+        return run(stage.policy(TeacherGenerated(), processes=Processes(rank, 2, gather), **tools))
 
     shares = in_processes(2, process)
     for step, draw in enumerate(whole):
-        assert [found for share in shares for found in ids(share[step].sampled)] == ids(draw.sampled)
+        assert [found for share in shares for found in answers(share)[step]] == ids(draw.with_role("distillation"))
     assert [[len(call) for call in recorder.calls] for recorder in recorders] == [[4, 4, 2]] * 2
     assert lines_of(tmp_path / "two") == lines_of(tmp_path / "one")
 
@@ -122,8 +130,8 @@ def test_processes_read_a_store_that_only_the_main_one_can_see(stage: Stage, tmp
 
     def process(rank: int, gather: Any) -> list[Draw]:
         folder = tmp_path if rank == 0 else tmp_path / "another machine"
-        tools = {"gather": gather, "folder": folder, "generate_teacher": nobody}
-        return run(stage.policy(TeacherGenerated(), rank=rank, world=2, **tools))
+        tools = {"folder": folder, "teacher": nobody}
+        return run(stage.policy(TeacherGenerated(), processes=Processes(rank, 2, gather), **tools))
 
     in_processes(2, process)
 
@@ -143,7 +151,7 @@ def test_a_prompt_that_changed_is_answered_anew(stage: Stage, tmp_path: Path) ->
         for example in stage.examples
     ]
     recorder = Recorder(stage)
-    run(replace(stage, examples=changed).policy(TeacherGenerated(), folder=tmp_path, generate_teacher=recorder))
+    run(replace(stage, examples=changed).policy(TeacherGenerated(), folder=tmp_path, teacher=recorder))
     assert recorder.streams == [("teacher-response", last)]
 
 
@@ -166,11 +174,11 @@ def test_another_teachers_answers_are_refused_and_a_rounding_is_not(stage: Stage
     run(stage.policy(TeacherGenerated(), folder=tmp_path))
     other = LocalTeacher(ending_model(stage.tokenizer, 3), vocabulary=len(stage.tokenizer), device="cpu")
     with pytest.raises(DataError, match="written with teacher_cross_entropy = "):
-        run(stage.policy(TeacherGenerated(), folder=tmp_path, teacher=other))
+        run(stage.policy(TeacherGenerated(), folder=tmp_path, scorer=stage.scorer(teacher=other)))
     header, *rest = lines_of(tmp_path)
     header["teacher_cross_entropy"] += 0.005
     (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in [header, *rest]))
-    run(stage.policy(TeacherGenerated(), folder=tmp_path, generate_teacher=nobody))
+    run(stage.policy(TeacherGenerated(), folder=tmp_path, teacher=nobody))
 
 
 @pytest.mark.parametrize("content", ["", '{"instruction": "Name a bird."}\n', "[1, 2]\n", "notes without a line break"])

@@ -61,7 +61,8 @@ def model_hash(model: nn.Module) -> str:
     found = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        found.update(parameter.detach().reshape(-1).view(torch.uint8).cpu().numpy().data)
+        # A copy: NumPy makes a storage unresizable, and FSDP resizes the storages of a sharded model.
+        found.update(parameter.detach().reshape(-1).view(torch.uint8).to("cpu", copy=True).numpy().data)
     return found.hexdigest()
 
 

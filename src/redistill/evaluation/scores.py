@@ -168,11 +168,13 @@ def _settings(
     prompts: Mapping[str, Sequence[tuple[int, ...]]],
 ) -> dict[str, Any]:
     """All that an answer depends on; the batch size is not of it, and neither are metrics, which read answers."""
+    sampling = asdict(config.sampling)
+    del sampling["teacher_share"]  # an answer is sampled from one model
     return {
         "schema": SCHEMA,
         "label": label,
         "model": model_hash(model),
-        "sampling": asdict(config.sampling),
+        "sampling": sampling,
         "seeds": list(config.seeds),
         "limit": config.limit,
         "tokens": asdict(tokenize_config),

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from redistill.config.sections import DataConfig
-from redistill.contracts import Example, Record
+from redistill.contracts import Example
 from redistill.data.reader import ReadReport, line_of, read_records
 from redistill.data.rejected import list_unlearned
 from redistill.data.repeats import Question, first_of_each, question
 from redistill.data.tasks import Task, load_task
 from redistill.data.tokenize import tokenize_training
 from redistill.errors import ConfigError, DataError
+from redistill.records import Record
 from redistill.storage import files
 
 Duplicates = Literal["keep", "drop"]

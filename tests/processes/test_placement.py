@@ -1,0 +1,148 @@
+"""Whether replicated or sharded over two processes, a student learns what it learns in one process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import redistill
+from redistill.processes.placement import Replicated, Sharded, Single, full, placed_like
+from redistill.runs.build import make_placement
+from redistill.storage import files
+from redistill.training import checkpoint
+from tests.processes import updates
+
+pytestmark = pytest.mark.distributed
+every_pair = pytest.mark.parametrize(("placement", "case"), updates.PAIRS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_gpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases of one and of two processes; the latter are started once, since that takes longest."""
+    folder = tmp_path_factory.mktemp("placements")
+    singles = [("single", case) for case in updates.CASES]
+    for placement, case in [*updates.PAIRS, *singles, ("single", updates.WHOLE_RUN), ("sharded", updates.WHOLE_RUN)]:
+        updates.write_recipe(folder, placement, case)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    paths = os.pathsep.join([str(Path(redistill.__file__).parents[1]), str(Path(__file__).parents[2])])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launcher, updates.__file__, str(folder), "2"]
+    log = folder / "two.log"
+    with log.open("w") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as two:
+        try:
+            updates.main(folder, world=1)
+            two.wait(timeout=240)
+        finally:
+            two.terminate()
+    assert two.returncode == 0, log.read_text()[-6000:]
+    return folder
+
+
+def found(folder: Path, placement: str, case: str, kind: str = "") -> dict[str, torch.Tensor]:
+    everything = load_file(folder / placement / case / "found.safetensors")
+    kinds = ("measured.", "rows.")
+    return {
+        name: tensor for name, tensor in everything.items() if (name.startswith(kind) if kind else not name.startswith(kinds))
+    }
+
+
+def saved(folder: Path, placement: str, case: str, step: int) -> dict[str, torch.Tensor]:
+    tensors = checkpoint.load_step(folder / placement / case / "checkpoints", step).tensors
+    return {f"{group}.{name}": tensor for group, members in tensors.items() for name, tensor in members.items()}
+
+
+def distance(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
+    """The norm of the difference of everything together, over that of what is expected."""
+    assert found.keys() == expected.keys()
+    left, right = (torch.cat([each[name].flatten().double() for name in sorted(expected)]) for each in (found, expected))
+    return float((left - right).norm() / right.norm())
+
+
+@every_pair
+def test_gradients_are_those_of_one_process(folder: Path, placement: str, case: str) -> None:
+    gradients = found(folder, placement, case)
+    assert gradients and distance(gradients, found(folder, "single", case)) <= 1e-6
+
+
+@every_pair
+def test_sums_and_norms_are_those_of_one_process(folder: Path, placement: str, case: str) -> None:
+    assert distance(found(folder, placement, case, "measured."), found(folder, "single", case, "measured.")) <= 1e-6
+
+
+@every_pair
+def test_a_checkpoint_holds_the_weights_and_moments_of_one_process(folder: Path, placement: str, case: str) -> None:
+    for step, tolerance in ((1, 1e-5), (2, 1e-4)):  # AdamW's first step is a sign: noise of small gradients counts fully
+        assert distance(saved(folder, placement, case, step), saved(folder, "single", case, step)) <= tolerance
+
+
+@every_pair
+def test_a_checkpoint_loads_into_one_process_and_gives_the_same_logits(folder: Path, placement: str, case: str) -> None:
+    recipe = updates.write_recipe(folder, f"{placement}-resumed", case)
+    with updates.opened(recipe) as parts:
+        assert torch.equal(found(folder, placement, case, "rows.")["rows.before"], updates.rows_of(parts))
+        updates.restore(parts, folder / placement / case, 1)
+        assert torch.equal(found(folder, placement, case, "rows.")["rows.after"], updates.rows_of(parts))
+        model = parts.learner.student.model
+        resumed = {name: tensor.clone() for name, tensor in full(model.state_dict(keep_vars=True)).items()}
+        updates.update(parts, 1)
+        updates.save(parts, recipe, 2)
+        again = saved(folder, f"{placement}-resumed", case, 2)
+        assert distance(again, saved(folder, placement, case, 2)) <= 1e-5
+        assert any(not torch.equal(tensor, model.state_dict()[name]) for name, tensor in resumed.items())
+
+
+def test_tied_weights_are_written_once(folder: Path) -> None:
+    for case, times in (("llama-tied-sft", 1), ("llama-untied-sft", 2)):
+        tensors = checkpoint.load_step(folder / "sharded" / case / "checkpoints", 1).tensors["model"]
+        assert len({tensors[name].data_ptr() for name in ("model.embed_tokens.weight", "lm_head.weight")}) == times
+
+
+def test_a_whole_sharded_run_is_that_of_one_process(folder: Path) -> None:
+    """Generation, revision, spans, validation, evaluation before training and export."""
+    sharded, single = (folder / placement / updates.WHOLE_RUN for placement in ("sharded", "single"))
+    assert files.read_json(sharded / "run.json")["processes"] == 2
+    lines = [files.read_lines(run / "metrics.jsonl") for run in (sharded, single)]
+    kinds = [[line["kind"] for line in each] for each in lines]
+    assert kinds[0] == kinds[1] and kinds[0].count("train") == 2
+    for ours, expected in zip(*lines, strict=True):
+        assert (ours["step"], ours.get("origin")) == (expected["step"], expected.get("origin"))
+        assert ours.keys() == expected.keys()
+        for name in expected.keys() & {"loss", "sft", "divergence", "span", "grad_norm", "cross_entropy", "kl"}:
+            assert ours[name] == pytest.approx(expected[name], rel=1e-4), name
+    assert answers(sharded / "before") == answers(single / "before")
+    assert distance(saved(*_of(sharded), 2), saved(*_of(single), 2)) <= 1e-4
+    models = [load_file(run / "model" / "model.safetensors") for run in (sharded, single)]
+    assert distance(*models) <= 1e-4
+
+
+def _of(run: Path) -> tuple[Path, str, str]:
+    return run.parents[1], run.parent.name, run.name
+
+
+def answers(folder: Path) -> list[Any]:
+    return [line for path in sorted((folder / "responses").iterdir()) for line in files.read_lines(path)]
+
+
+def test_full_keeps_ties_and_gives_no_gradient() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    tensors = full({"one": weight, "other": weight})
+    assert tensors["one"] is tensors["other"] and not tensors["one"].requires_grad
+    assert placed_like(tensors["one"], weight) is tensors["one"]
+
+
+def test_one_process_is_never_sharded() -> None:
+    assert type(make_placement(1, "sharded")) is type(make_placement(1, "auto")) is Single
+    assert isinstance(make_placement(2, "sharded"), Sharded) and isinstance(make_placement(2, "auto"), Replicated)
