@@ -13,6 +13,7 @@ from redistill.contracts import Example, Generation, GenerationRequest, Sampling
 from redistill.errors import ConfigError
 from redistill.policies import Adaptive, Buffered, Fixed, GoldBatches, Mixed, PolicyTools, Revised, Rollouts, TeacherGenerated
 from redistill.randomness import generator
+from redistill.records import Instruction, Record
 from tests.policies.stage import SEED, Stage, Writer, make_stage
 
 BATCH, EXAMPLES, STEPS, CAPACITY = 8, 40, 200, 30
