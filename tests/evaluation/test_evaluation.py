@@ -17,14 +17,15 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from redistill.contracts import Batch, TeacherCapabilities, TeacherTarget
+from redistill.contracts import ONE_PROCESS, Batch, Processes, Teacher, TeacherCapabilities, TeacherTarget
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import CheckpointError, ConfigError, DataError
+from redistill.evaluation.evaluator import Evaluator, local_engine
 from redistill.evaluation.folder import model_hash
 from redistill.evaluation.gold import teacher_forced
 from redistill.evaluation.metrics import METRICS
 from redistill.evaluation.metrics.rouge_l import rouge_l
-from redistill.evaluation.scores import EvaluationConfig, evaluate, validation_scores
+from redistill.evaluation.scores import EvaluationConfig
 from redistill.records import Conversation, Instruction, Metric, RawPrompt, Record, Turn
 from redistill.storage import files
 from redistill.teachers.local import LocalTeacher
@@ -73,10 +74,41 @@ def records(count: int = 5) -> list[Record]:
     ]
 
 
-def run(tokenizer: Any, folder: Path, model: nn.Module | None = None, **changes: Any) -> dict[str, Any]:
-    given = {"datasets": {"dolly": records()}, "config": CONFIG, "tokenize_config": TOKENS, "label": "student"} | changes
-    given = {"metrics": dict.fromkeys(given["datasets"], tuple(METRICS.values()))} | given
-    return evaluate(model or network(), tokenizer, folder=folder, **given)
+def evaluator(
+    tokenizer: Any,
+    model: nn.Module,
+    *,
+    config: EvaluationConfig = CONFIG,
+    tokens: TokenizeConfig = TOKENS,
+    teacher: Teacher | None = None,
+    processes: Processes = ONE_PROCESS,
+) -> Evaluator:
+    return Evaluator(
+        model=model,
+        tokenizer=tokenizer,
+        engine=local_engine(model, tokenizer, config),
+        config=config,
+        tokens=tokens,
+        teacher=teacher,
+        processes=processes,
+    )
+
+
+def run(
+    tokenizer: Any,
+    folder: Path,
+    model: nn.Module | None = None,
+    *,
+    datasets: Any = None,
+    label: str = "student",
+    metrics: Any = None,
+    progress: Any = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    datasets = {"dolly": records()} if datasets is None else datasets
+    metrics = dict.fromkeys(datasets, tuple(METRICS.values())) if metrics is None else metrics
+    made = evaluator(tokenizer, model or network(), **changes)
+    return made.evaluate(datasets, folder, label=label, metrics=metrics, progress=progress)
 
 
 def responses(folder: Path) -> dict[str, bytes]:
@@ -178,7 +210,7 @@ def test_several_processes_write_what_one_writes(tokenizer: Any, tmp_path: Path,
     alone = run(tokenizer, tmp_path / "one", config=EvaluationConfig(seeds=(10,)))
 
     def work(rank: int, gather: Any) -> dict[str, Any]:
-        given = {"config": EvaluationConfig(seeds=(10,)), "shard": (rank, world), "gather": gather}
+        given = {"config": EvaluationConfig(seeds=(10,)), "processes": Processes(rank, world, gather)}
         return run(tokenizer, tmp_path / "many", **given)
 
     for scores in on_processes(world, work):
@@ -224,7 +256,7 @@ def test_one_process_goes_on_where_several_were_interrupted(tokenizer: Any, tmp_
 
     def work(rank: int, gather: Any) -> None:
         with pytest.raises(Interrupted):
-            run(tokenizer, tmp_path / "many", shard=(rank, 2), gather=gather, progress=stop_after(2))
+            run(tokenizer, tmp_path / "many", processes=Processes(rank, 2, gather), progress=stop_after(2))
 
     on_processes(2, work)
     assert sorted(responses(tmp_path / "many")) == ["dolly-seed10.part0.jsonl", "dolly-seed10.part1.jsonl"]
@@ -260,7 +292,7 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     "sampling.temperature": {"config": EvaluationConfig(seeds=(10, 20), temperature=0.5)},
     "seeds": {"config": EvaluationConfig(seeds=(10,))},
     "limit": {"config": EvaluationConfig(seeds=(10, 20), limit=3)},
-    "tokens.response_tokens": {"tokenize_config": TokenizeConfig(prompt_tokens=24, response_tokens=7)},
+    "tokens.response_tokens": {"tokens": TokenizeConfig(prompt_tokens=24, response_tokens=7)},
     "datasets.dolly": {"datasets": {"dolly": records(4)}},
     "label": {"label": "teacher"},
     "model": {"model": network(1)},
@@ -401,10 +433,10 @@ def test_prompts_that_are_all_too_long_for_gold_sequences_still_get_answers(toke
 # --- scores that choose a checkpoint ------------------------------------------------------------------------------------
 
 
-def validate(tokenizer: Any, model: nn.Module, **changes: Any) -> dict[str, float]:
+def validate(tokenizer: Any, model: nn.Module, processes: Processes = ONE_PROCESS) -> dict[str, float]:
     examples, _ = tokenize_training(records(), tokenizer, TOKENS, seed=0)
-    given = {"metrics": tuple(METRICS.values()), "seed": 10, "batch_size": 2, "teacher": teacher()} | changes
-    return validation_scores(model, tokenizer, records(), examples, TOKENS, **given)
+    made = evaluator(tokenizer, model, teacher=teacher(), processes=processes)
+    return made.validate(records(), examples, metrics=tuple(METRICS.values()), seed=10)
 
 
 def test_validation_draws_with_the_same_numbers_every_time(tokenizer: Any) -> None:
@@ -420,7 +452,7 @@ def test_validation_on_several_processes_scores_every_prompt_once(tokenizer: Any
     alone = validate(tokenizer, network())
 
     def work(rank: int, gather: Any) -> dict[str, float]:
-        return validate(tokenizer, network(), shard=(rank, world), gather=gather)
+        return validate(tokenizer, network(), Processes(rank, world, gather))
 
     for scores in on_processes(world, work):
         assert [scores[name] for name in ANSWERED] == [alone[name] for name in ANSWERED]

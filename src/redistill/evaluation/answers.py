@@ -1,33 +1,35 @@
 """A model's own answers to prompts, and how good they are: the lines of a responses file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import nn
-
-from redistill.contracts import GenerationRequest, Sampling
+from redistill.contracts import Engine, GenerationRequest, Processes, Sampling
 from redistill.data.tokenize import response_text
 from redistill.evaluation.metrics.distinct import distinct_n
-from redistill.generation.generate import generate
-from redistill.models.load import end_token_ids
 from redistill.records import Conversation, Instruction, Metric, Record, mean
 
 Item = TypeVar("Item")
 Line = dict[str, Any]
-Gather = Callable[[list[Line]], list[Line]]
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """A model that answers prompts, and the scoring of what it answers."""
+    """An engine that answers prompts, and the scoring of its answers.
 
-    model: nn.Module
+    Args:
+        engine: Generates with the evaluated model's weights.
+        tokenizer: Of that model.
+        sampling: How a token is sampled.
+        max_new_tokens: Length limit of an answer.
+        end_ids: Tokens that end an answer.
+    """
+
+    engine: Engine
     tokenizer: Any
     sampling: Sampling
     max_new_tokens: int
-    batch_size: int
-    vocabulary: int | None
+    end_ids: tuple[int, ...]
 
     def lines(
         self,
@@ -38,7 +40,6 @@ class Answerer:
         metrics: Sequence[Metric],
     ) -> list[Line]:
         """A line of a responses file for each record."""
-        end_ids = end_token_ids(self.model, self.tokenizer)
         requests = [
             GenerationRequest(
                 prompt_ids=prompt_ids,
@@ -48,18 +49,10 @@ class Answerer:
             )
             for record, prompt_ids in zip(records, prompts, strict=True)
         ]
-        generations = generate(
-            self.model,
-            requests,
-            self.sampling,
-            end_ids=end_ids,
-            pad_id=self.tokenizer.pad_token_id or 0,
-            batch_size=self.batch_size,
-            vocabulary=self.vocabulary,
-        )
+        generations = self.engine.generate(requests, self.sampling)
         lines = []
         for record, generation in zip(records, generations, strict=True):
-            response = response_text(generation.token_ids, self.tokenizer, end_ids)
+            response = response_text(generation.token_ids, self.tokenizer, self.end_ids)
             lines.append(
                 {
                     "id": record.record_id,
@@ -102,15 +95,9 @@ def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[st
     }
 
 
-def share(values: Sequence[Item], shard: tuple[int, int]) -> Sequence[Item]:
-    """The part of `values` that process `shard[0]` of `shard[1]` looks after."""
-    rank, world = shard
-    return values[rank::world]
-
-
-def alone(lines: list[Line]) -> list[Line]:
-    """`gather` of a single process."""
-    return lines
+def share(values: Sequence[Item], processes: Processes) -> Sequence[Item]:
+    """The values that this process answers: every n-th of n processes."""
+    return values[processes.rank :: processes.world]
 
 
 def _prompt_text(record: Record) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from redistill.contracts import Processes
 from redistill.errors import CheckpointError
-from redistill.evaluation.answers import Answerer, Gather, Line, share, with_metrics
+from redistill.evaluation.answers import Answerer, Line, share, with_metrics
 from redistill.records import Metric, Record
 from redistill.storage import files
 
@@ -100,8 +101,8 @@ class Writer:
     answerer: Answerer
     tally: Tally
     folder: Path
-    shard: tuple[int, int]
-    gather: Gather
+    processes: Processes
+    batch_size: int
 
     def responses(
         self,
@@ -118,25 +119,25 @@ class Writer:
         name = f"{dataset}-seed{seed}"
         written = [line for path in self._files(name) for line in files.read_lines(path)]
         found = {line["id"]: line for line in written if isinstance(line, dict) and "id" in line}
-        mine = share(range(len(records)), self.shard)
+        mine = share(range(len(records)), self.processes)
         missing = [place for place in mine if records[place].record_id not in found]
         missing.sort(key=lambda place: (-len(prompts[place]), place))  # batches of like lengths, the hungriest first
         self.tally.add(len(mine) - len(missing))
-        rank, world = self.shard
-        path = self.folder / (f"{name}.jsonl" if world == 1 else f"{name}.part{rank}.jsonl")
+        rank = self.processes.rank
+        path = self.folder / (f"{name}.jsonl" if self.processes.world == 1 else f"{name}.part{rank}.jsonl")
         if missing and path.exists():
             files.rewrite_lines(path, files.read_lines(path))  # nothing must be appended to a line that was cut
-        for start in range(0, len(missing), self.answerer.batch_size):
+        for start in range(0, len(missing), self.batch_size):
             began = time.perf_counter()
-            places = missing[start : start + self.answerer.batch_size]
+            places = missing[start : start + self.batch_size]
             lines = self.answerer.lines(dataset, [records[i] for i in places], [prompts[i] for i in places], seed, metrics)
             files.append_lines(path, lines)
             found |= {line["id"]: line for line in lines}
             self.tally.add(len(lines), sum(line["tokens"] for line in lines), time.perf_counter() - began)
         complete = [with_metrics(found[records[place].record_id], records[place], metrics) for place in mine]
-        gathered = {line["id"]: line for line in self.gather(complete)}
+        gathered = {line["id"]: line for line in self.processes.gather(complete)}
         ordered = [gathered[record.record_id] for record in records]
-        if rank == 0:
+        if self.processes.is_main:
             files.rewrite_lines(self.folder / f"{name}.jsonl", ordered)
             for part in self._files(name)[1:]:
                 part.unlink()

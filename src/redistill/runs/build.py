@@ -11,6 +11,7 @@ from torch import nn
 from redistill.contracts import Batch, Teacher, TextTeacher, TokenSequence
 from redistill.data.spans.mark import SpanMarker
 from redistill.evaluation.evaluator import Evaluator
+from redistill.evaluation.evaluator import local_engine as answering_engine
 from redistill.generation.local import LocalEngine, MeteredEngine
 from redistill.generation.prefix import PrefixReader
 from redistill.models.families import head
@@ -93,13 +94,15 @@ def _guards(run: OpenRun) -> Guards:
 
 def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
     """Evaluates `model`, which is the student before or during training."""
+    models, config = run.models, run.config.evaluation
     return Evaluator(
         model=model,
-        tokenizer=run.models.tokenizer,
-        config=run.config.evaluation,
+        tokenizer=models.tokenizer,
+        engine=answering_engine(model, models.tokenizer, config, models.vocabulary),
+        config=config,
         tokens=run.config.data.tokens,
         teacher=run.teacher,
-        vocabulary=run.models.vocabulary,
+        vocabulary=models.vocabulary,
         processes=run.processes,
         autocast=run.accelerator.autocast,
     )

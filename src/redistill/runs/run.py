@@ -19,7 +19,7 @@ from redistill.config.scoring import load_outside, metrics_of
 from redistill.config.sections import DataConfig
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError
-from redistill.evaluation.evaluator import Evaluator
+from redistill.evaluation.evaluator import Evaluator, local_engine
 from redistill.evaluation.folder import SETTINGS
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig, head, load_model
@@ -292,9 +292,11 @@ def _evaluate(
             teacher_model, teacher_tokenizer = load_model(teacher_source)
             size = shared_vocabulary(teacher_model, teacher_tokenizer, model, tokenizer).size
             teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
+    model = model.to(accelerator.device)
     evaluator = Evaluator(
-        model=model.to(accelerator.device),
+        model=model,
         tokenizer=tokenizer,
+        engine=local_engine(model, tokenizer, config, size),
         config=config,
         tokens=data.tokens,
         teacher=teacher,
