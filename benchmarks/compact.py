@@ -15,7 +15,8 @@ import torch
 from benchmarks import measuring
 from redistill.data.reader import read_records
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
-from redistill.losses.clip_network import ClipNetworkConfig, SortedInput, rank_edges
+from redistill.losses.clip_network import ClipNetworkConfig, SortedInput
+from redistill.losses.clip_ranks import rank_edges
 from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.models.families import body, head
 from redistill.models.load import ModelConfig, load_model

@@ -34,7 +34,7 @@ from redistill.policies.revised import RevisedSource
 from redistill.runs.load import DataSets, load_models
 from redistill.teachers.local import LocalTeacher
 from redistill.training import loop as training
-from redistill.training import tracking
+from redistill.training.progress import Progress
 
 STUDENT_LAYERS = 8
 PAGES = Path(__file__).parents[1] / "docs"
@@ -120,7 +120,7 @@ def ours(work: Work, method: str) -> tuple[Bench, training.Parts, Callable[[], N
         for sample, (prompt, answer) in enumerate(work.texts(models.tokenizer))
     ]
     data = DataSets(train=examples, validation=(), validation_examples=(), tests={}, manifest={})
-    bench = Bench(config, make_accelerator(config.training.precision), models, data, tracking.Progress(enabled=False))
+    bench = Bench(config, make_accelerator(config.training.precision), models, data, Progress(enabled=False))
     parts, state = bench.parts(), training.TrainingState()
     config.folder.mkdir(parents=True, exist_ok=True)
     return bench, parts, partial(training._step, parts, config.optimiser, state)

@@ -26,7 +26,10 @@ defaults filled in; it loads no model and writes nothing.
 - **Overrides** on the command line have the form `section.field=value`; the value is read as YAML:
   `training.updates=50 'data.train=[mine.jsonl]' 'evaluation={seeds: [10], limit: 20}'`.
 - **Kinds.** Where a field can hold one of several things, `kind` chooses: `policy: {kind: fixed}`, or `policy: fixed` for its
-  defaults. `fkl` and `rkl` are short for `forward_kl` and `reverse_kl`.
+  defaults. `fkl` and `rkl` are short for `forward_kl` and `reverse_kl`. `teacher` and `engine` are `local` where no kind
+  is given.
+- **Schema.** `schema: 2` at the top names the version of these fields; a recipe without it is read as the current version. A
+  number that only a later redistill knows is refused, and a field that was renamed is an error that names the new one.
 - **A method is a policy and an objective.** A recipe's own `policy` or `objective` replaces the method's *as a whole*: fields
   that it leaves out have the defaults of this page, not the method's values. On the command line single fields can be changed:
   `objective.span.squared=true` keeps the rest of the method's block.
@@ -71,7 +74,7 @@ def sections() -> list[Section]:
     def below(section: Section) -> Iterator[Section]:
         for name, hint in _hints(section.node).items():
             nodes = members(hint)
-            here = [Section(f"{section.path}.{name}".strip("."), node, len(nodes) > 1) for node in nodes]
+            here = [Section(f"{section.path}.{name}".strip("."), node, has_kinds(nodes)) for node in nodes]
             here = [section for section in here if section.node not in seen]
             seen.update(section.node for section in here)
             yield from here
@@ -87,6 +90,11 @@ def members(hint: Any) -> list[type]:
     """The dataclasses that a type allows."""
     options = get_args(hint) if _is_union(hint) else (hint,)
     return [option for option in options if dataclasses.is_dataclass(option)]
+
+
+def has_kinds(nodes: list[type]) -> bool:
+    """Whether `kind` chooses among these dataclasses: there are several, or the one declares its kind."""
+    return len(nodes) > 1 or any("kind" in vars(node) for node in nodes)
 
 
 def _hints(node: type) -> dict[str, Any]:
@@ -131,7 +139,7 @@ def _default(f: "dataclasses.Field[Any]") -> str:
         return "needed"
     if dataclasses.is_dataclass(value):
         assert value == type(value)(), f"{f.name}: a default that differs from its class's defaults has no short name"
-        return f"`{kind_of(type(value))}`" if len(members(f.type)) > 1 or "PolicyConfig" in str(f.type) else "its own"
+        return f"`{kind_of(type(value))}`" if has_kinds(members(f.type)) or "PolicyConfig" in str(f.type) else "its own"
     return f"`{_plain(value)}`"
 
 
@@ -163,7 +171,7 @@ def _words(hint: Any) -> Iterator[str]:
         item = _type(get_args(hint)[0])
         yield f"list of {item}" if "`" in item else f"list of {item}s"
     elif dataclasses.is_dataclass(hint):
-        yield "section"
+        yield f"section (kind `{kind_of(hint)}`)" if has_kinds([hint]) else "section"
     else:
         names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
         yield names.get(hint, "mapping")

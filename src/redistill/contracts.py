@@ -175,7 +175,7 @@ class Draw:
 class Batch:
     """A right-padded micro-batch and its supervised rows, sequences with distillation terms first.
 
-    It has more than 12 fields because it is a container of tensors that are made and moved to the device together.
+    More than 12 fields: it is a container of tensors that are made and moved to the device together.
 
     Sequences 0 .. num_sampled-1 carry distillation terms, and so do rows 0 .. num_sampled_rows-1, in sequence order: the
     teacher reads only those.  Row n is the prediction of `target_N[n]`, made by the hidden state at flat place `position_N[n]`.

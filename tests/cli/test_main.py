@@ -14,6 +14,7 @@ import yaml
 import redistill
 from redistill.cli.main import main
 from redistill.config.run import encode_run
+from redistill.config.schema import SCHEMA
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import RedistillError
 from redistill.runs.run import tokens_of
@@ -270,7 +271,7 @@ def test_an_output_folder_that_is_a_file_is_refused(world: Path, tmp_path: Path,
 def test_the_folder_of_another_run_is_refused(world: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     out = tmp_path / "out"
     config = encode_run(tiny_run(world, "kd"))
-    files.write_json(files.make_folder(out) / "run.json", {"schema": 1, "status": "running", "config": config})
+    files.write_json(files.make_folder(out) / "run.json", {"schema": SCHEMA, "status": "running", "config": config})
     before = (out / "run.json").read_bytes()
     line = refused("run", recipe(world), out=out)
     assert line.startswith(f"{out}: holds another run (method is 'kd' there and 'mgsr' here") and "choose another `out`" in line

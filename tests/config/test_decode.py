@@ -1,7 +1,7 @@
 """From YAML to dataclasses: every key known, every type right, every error on one line with its path."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from hypothesis import example, given
@@ -32,6 +32,20 @@ class Group:
     inner: "Shape | None" = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class LocalSetup:
+    """A member that says how it is called, and that it is meant where no kind is given."""
+
+    kind: ClassVar[str] = "local"
+
+    threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteSetup:
+    address: str = "here"
+
+
 Shape = Circle | SquareConfig | Group
 NAMES = {"Shape": Shape}
 
@@ -47,6 +61,8 @@ class Page:
     rate: float = 0.5
     draft: bool = False
     group: Group = field(default_factory=Group)
+    engine: LocalSetup = field(default_factory=LocalSetup)
+    store: LocalSetup | RemoteSetup | None = None
 
 
 def decode(**tree):
@@ -126,6 +142,17 @@ REFUSED = {
     "kind far": ({"shape": "xyz"}, "shape.kind = 'xyz': no such kind; choose one of circle, square, group"),
     "field missing": ({"shape": "square"}, "shape.side: missing; it has no default"),
     "out of range": ({"shape": {"kind": "circle", "radius": -1}}, "shape.radius = -1.0: must be >= 0"),
+    "default kind, near": ({"engine": {"kind": "locl"}}, "engine.kind = 'locl': no such kind; did you mean 'local'?"),
+    "default kind, far": ({"engine": "vllm"}, "engine.kind = 'vllm': no such kind; choose one of local"),
+    "default kind, class name": ({"store": "local_setup"}, "store.kind = 'local_setup': no such kind"),
+    "default kind, null": ({"engine": {"kind": None}}, "engine.kind: missing; choose one of local"),
+    "default kind, unknown field": ({"engine": {"thread": 2}}, "engine.thread: no such field; did you mean 'threads'?"),
+    "default kind, another's field": ({"store": {"address": "there"}}, "store.address: no such field; allowed are threads"),
+    "default kind, no mapping": ({"engine": 3}, "engine.kind: missing; choose one of local"),
+    "default kind from outside": (
+        {"engine": "own:Engine"},
+        "engine.kind = 'own:Engine': nothing from outside can stand here; outside kinds are for none of its fields",
+    ),
     "deep": (
         {"group": {"inner": {"kind": "circle", "radios": 1}}},
         "group.inner.radios: no such field; did you mean 'radius'?",
@@ -141,6 +168,27 @@ def test_the_error_starts_with_the_path(case):
 
 def test_a_kind_is_refused_where_there_is_no_choice():
     assert refusal(group={"kind": "circle"}).startswith("group.kind: no such field")
+
+
+def test_a_kind_that_a_class_declares_may_be_left_out():
+    for tree in ({}, {"engine": {}}, {"engine": "local"}, {"engine": {"kind": "local"}}, {"engine": {"threads": 1}}):
+        assert decode(**tree).engine == LocalSetup()
+    assert decode(engine={"threads": 4}).engine == LocalSetup(threads=4)
+    assert decode(store={"threads": 4}).store == LocalSetup(threads=4), "of several, the one that declares it is meant"
+    assert decode(store="remote_setup").store == RemoteSetup() and decode().store is None
+
+
+def test_a_kind_that_a_class_declares_is_written_out():
+    tree = decoding.encode(decode(store={"threads": 4}), NAMES)
+    assert tree["engine"] == {"kind": "local", "threads": 1} and tree["store"] == {"kind": "local", "threads": 4}
+    assert "kind" not in tree["group"], "nothing else can stand there"
+
+
+def test_a_subclass_has_a_kind_of_its_own():
+    class Nearby(LocalSetup):
+        """It does not take the place of the class that it comes from."""
+
+    assert (decoding.kind_of(LocalSetup), decoding.kind_of(Nearby)) == ("local", "nearby")
 
 
 def test_kinds_are_class_names_in_snake_case():
@@ -177,6 +225,8 @@ pages = st.builds(
     rate=st.floats(allow_nan=False),
     draft=st.booleans(),
     group=st.builds(Group, inner=st.none() | shapes),
+    engine=st.builds(LocalSetup, threads=wholes),
+    store=st.none() | st.builds(LocalSetup, threads=wholes) | st.builds(RemoteSetup, address=texts),
 )
 
 

@@ -22,8 +22,11 @@ MODULE = '''
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
+
+from redistill.contracts import EngineCapabilities, TeacherCapabilities
 
 from redistill.losses.divergences import ReverseKL, Softened
 from redistill.config.methods import Method
@@ -60,11 +63,36 @@ class Late:
         return self.source.sampling
 
     @property
-    def needs_teacher(self):
-        return self.source.needs_teacher
+    def needs(self):
+        return self.source.needs
 
     def bind(self, tools):
         return self.source.bind(tools)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopTeacher:
+    """A teacher that gives the most probable classes."""
+
+    top_k: int = 64
+
+    @property
+    def capabilities(self):
+        return TeacherCapabilities(full_vocabulary=False, top_k=self.top_k)
+
+    def build(self, tools):
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEngine:
+    """An engine of fixed text."""
+
+    capabilities: ClassVar[EngineCapabilities] = EngineCapabilities(deterministic=True, samples_student=False)
+    text: str = "yes"
+
+    def build(self, tools):
+        raise NotImplementedError
 
 
 @dataclass(kw_only=True)
@@ -148,6 +176,15 @@ def test_code_that_is_not_allowed_is_not_run_and_the_flag_is_named(place, capsys
     assert "own_parts" not in sys.modules
 
 
+@pytest.mark.parametrize(("section", "kind"), [("teacher", "own_parts:TopTeacher"), ("engine", "own_parts:TextEngine")])
+def test_a_teacher_or_engine_that_is_not_allowed_is_not_run(place, section, kind):
+    for value in (kind, {"kind": kind}):
+        assert refusal(place, method="kd", **{section: value}) == (
+            f"{section}.kind = '{kind}': code from outside is not run; add --allow-code own_parts"
+        )
+    assert not (place / "was_run").exists()
+
+
 def test_allowing_one_module_allows_no_other(place):
     assert "add --allow-code own_parts" in refusal(place, "own", "own_parts_too", **DIVERGENCE)
     assert not (place / "was_run").exists()
@@ -204,6 +241,36 @@ def test_a_method_may_be_from_outside(place):
     assert decode_run(encode_run(run), "run.json", ["own_parts"]) == run
 
 
+OUTSIDE = {"teacher": {"kind": "own_parts:TopTeacher", "top_k": 32}, "engine": "own_parts:TextEngine"}
+
+
+@pytest.mark.parametrize("method", ["kd", "gkd"])
+def test_a_teacher_and_an_engine_may_be_from_outside(place, method):
+    run = load_config(write_recipe(place, method=method, **OUTSIDE), allow_code=["own_parts"])
+    assert (type(run.teacher).__name__, run.teacher.top_k) == ("TopTeacher", 32)
+    assert (type(run.engine).__name__, run.engine.text) == ("TextEngine", "yes")
+    tree = json.loads(json.dumps(encode_run(run)))
+    assert tree["teacher"] == {"kind": "own_parts:TopTeacher", "top_k": 32}
+    assert tree["engine"] == {"kind": "own_parts:TextEngine", "text": "yes"}
+    assert decode_run(tree, "run.json", ["own_parts"]) == run
+
+
+def test_what_they_declare_is_checked_against_the_method(place):
+    assert refusal(place, "own_parts", method="mgsr", **OUTSIDE) == (
+        "objective.span_weight: needs the teacher's logits of the whole vocabulary, and the teacher gives its 32 most probable "
+        "classes; use a local teacher, or a method without DAC-KL and span loss, such as gkd (method mgsr)"
+    )
+    said = refusal(place, "own_parts", method="minillm", engine="own_parts:TextEngine")
+    assert said.startswith("policy rollouts: samples tokens from a mixture") and said.endswith("(method minillm)")
+
+
+def test_a_student_cannot_have_the_layers_of_a_teacher_from_outside(place):
+    student = {"model": "teacher", "initialise": {"layers": 2}}
+    assert refusal(place, "own_parts", method="kd", student=student, **OUTSIDE).startswith(
+        "student.model = 'teacher': needs a teacher whose weights are loaded here (teacher.kind local)"
+    )
+
+
 def test_a_package_is_allowed_with_all_its_modules(place):
     (place / "own_package").mkdir()
     (place / "own_package/__init__.py").touch()
@@ -256,6 +323,24 @@ def test_what_is_no_policy_is_refused(place):
     said = refusal(place, "own_parts", policy="own_parts:Mute")
     assert said.startswith("policy.kind = 'own_parts:Mute': has no bind and no sampling")
     assert said.endswith("as a policy must; redistill.testing.check_policy tries one")
+
+
+@pytest.mark.parametrize(("section", "said"), [("teacher", "a teacher"), ("engine", "an engine")])
+def test_what_is_no_teacher_or_engine_is_refused(place, section, said):
+    assert refusal(place, "own_parts", **{section: "own_parts:Mute"}) == (
+        f"{section}.kind = 'own_parts:Mute': has no capabilities and no build, as {said} must; docs/adding.md shows one"
+    )
+    assert refusal(place, "own_parts", **{section: "own_parts:Thawed"}) == (
+        f"{section}.kind = 'own_parts:Thawed': is no frozen dataclass, as {said} must be; docs/adding.md shows one"
+    )
+
+
+def test_where_nothing_from_outside_can_stand_the_places_for_it_are_named(place):
+    policy = {"kind": "rollouts", "source": "own_parts:Late"}
+    assert refusal(place, "own_parts", method="minillm", policy=policy) == (
+        "policy.source.kind = 'own_parts:Late': nothing from outside can stand here; outside kinds are for divergence, policy, "
+        "teacher, engine"
+    )
 
 
 def test_what_is_no_method_is_refused(place):

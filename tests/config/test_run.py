@@ -132,13 +132,30 @@ def test_the_folder_is_out_or_the_name() -> None:
 
 def test_a_teacher_is_needed_where_something_asks_it() -> None:
     assert least(method="sft", teacher=None).teacher is None
-    assert "teacher: missing; method kd" in refusal(method="kd", teacher=None)
-    assert "teacher: missing" in refusal(method="sft", teacher=None, student={"model": "teacher", "initialise": {"layers": 2}})
+    assert refusal(method="kd", teacher=None) == (
+        "test: teacher: missing; name one, or choose the method sft, which has none (method kd)"
+    )
+    of_layers = {"model": "teacher", "initialise": {"layers": 2}}
+    assert "student.model = 'teacher': needs a teacher" in refusal(method="sft", teacher=None, student=of_layers)
+
+
+def test_teacher_and_engine_are_local_where_no_kind_is_given() -> None:
+    plain = least()
+    assert plain == least(teacher={"kind": "local", "model": "t"}, engine="local") == least(engine={"kind": "local"})
+    tree = encode_run(plain)
+    assert (tree["teacher"]["kind"], tree["engine"]) == ("local", {"kind": "local"})
+    assert there_and_back(plain) == plain
+
+
+def test_a_stored_run_from_before_there_were_kinds_is_read() -> None:
+    tree = encode_run(least())
+    del tree["teacher"]["kind"], tree["engine"], tree["placement"]
+    assert decode_run(tree, "test") == least() and up_to_date(tree) == encode_run(least())
 
 
 def test_text_that_no_term_reads_is_not_written() -> None:
     for policy in ("student_generated", "revised", "mixed"):
-        assert "policy: makes a model write what no term" in refusal(method="sft", teacher=None, policy=policy)
+        assert "policy: generates text that no term of the objective uses" in refusal(method="sft", teacher=None, policy=policy)
     assert least(method="sft", policy={"kind": "mixed", "source": "fixed"})
 
 
@@ -149,6 +166,22 @@ def test_short_names_of_divergences_are_known() -> None:
 
 REFUSED = {
     "student from nowhere": ({"student": {"model": "teacher"}}, "student.initialise: missing; choose layers"),
+    "no such teacher": ({"teacher": {"kind": "remote"}}, "teacher.kind = 'remote': no such kind; choose one of local"),
+    "no such engine": ({"engine": "loca"}, "engine.kind = 'loca': no such kind; did you mean 'local'?"),
+    "a field of no engine": ({"engine": {"size": 1}}, "engine.size: no such field; allowed are none"),
+    "no such placement": ({"placement": "shared"}, "placement = 'shared': must be 'auto' or 'sharded'"),
+    "a sharded student of 4 bits": (
+        {"placement": "sharded", "student": {"model": "s", "lora": {"quantise": "nf4"}}},
+        "placement = 'sharded': needs lora.quantise none and lora.export merged",
+    ),
+    "a sharded student's adapter alone": (
+        {"placement": "sharded", "student": {"model": "s", "lora": {"export": "adapter"}}},
+        "placement = 'sharded': needs lora.quantise none and lora.export merged",
+    ),
+    "a sharded student, compiled": (
+        {"placement": "sharded", "training": {"compile": "all"}},
+        "placement = 'sharded': cannot run with training.compile = 'all'; set it to rows, or use auto",
+    ),
     "no layers": ({"student": {"model": "teacher", "initialise": {"layers": 0}}}, "student.initialise.layers = 0"),
     "layers twice": ({"student": {"model": "teacher", "initialise": {"layers": [0, 0]}}}, "layers = [0, 0]: must be"),
     "no model": ({"student": {"model": " "}}, "student.model = '': must be a hub name"),

@@ -1,12 +1,14 @@
 """Collation: which rows a batch has, what they predict, and what each of them counts in."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redistill.contracts import TokenSequence
-from redistill.data.collate import collate
+from redistill.contracts import DrawItem, TokenSequence, items_of
+from redistill.data.collate import collate, empty_batch
 from redistill.losses.span import SpanConfig, pair_weights
 
 PAD = 99
@@ -17,15 +19,27 @@ def sequence(ids, mask, *, sample=0, origin="dataset", spans=()):
     return TokenSequence(sample=sample, token_ids=tuple(ids), supervised=supervised, origin=origin, spans=spans)
 
 
+def gold(*sequences):
+    return items_of(sequences, "sft")
+
+
+def sampled(*sequences):
+    return items_of(sequences, "distillation")
+
+
+def both(*sequences):
+    return items_of(sequences, "sft", "distillation")
+
+
 def test_rows_are_one_place_before_their_targets():
-    batch = collate([sequence([5, 6, 7, 8], "..xx")], [], pad_id=PAD)
+    batch = collate(gold(sequence([5, 6, 7, 8], "..xx")), pad_id=PAD)
     assert batch.position_N.tolist() == [1, 2]
     assert batch.target_N.tolist() == [7, 8]
 
 
 def test_short_sequences_are_padded_on_the_right_and_padding_is_no_row():
     short, long = sequence([1, 2], ".x", sample=3), sequence([4, 5, 6, 7], ".xxx", sample=8, origin="student")
-    batch = collate([short], [long], pad_id=PAD)
+    batch = collate([*gold(short), *sampled(long)], pad_id=PAD)
     assert batch.input_ids_BT.tolist() == [[4, 5, 6, 7], [1, 2, PAD, PAD]]
     assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch.position_N.tolist() == [0, 1, 2, 4]
@@ -36,42 +50,44 @@ def test_short_sequences_are_padded_on_the_right_and_padding_is_no_row():
 
 def test_a_pad_id_that_is_a_target_stays_a_target():
     """Pad = EOS: the mask goes by position."""
-    batch = collate([sequence([1, 2, PAD], "..x"), sequence([1, 2, 3, PAD], "..xx")], [], pad_id=PAD)
+    batch = collate(gold(sequence([1, 2, PAD], "..x"), sequence([1, 2, 3, PAD], "..xx")), pad_id=PAD)
     assert batch.target_N.tolist() == [PAD, 3, PAD]
 
 
 def test_sampled_sequences_come_first_and_only_they_are_sampled_rows():
-    gold, sampled = sequence([1, 2, 3], ".xx"), sequence([4, 5, 6, 7], "..xx", origin="student")
-    batch = collate([gold], [sampled], pad_id=PAD)
+    answer, draft = sequence([1, 2, 3], ".xx"), sequence([4, 5, 6, 7], "..xx", origin="student")
+    batch = collate([*gold(answer), *sampled(draft)], pad_id=PAD)
     assert (batch.num_sampled, batch.num_sampled_rows) == (1, 2)
     assert batch.sft_N.tolist() == [False, False, True, True]
 
 
-def test_a_sequence_in_both_lists_is_read_once_and_carries_both():
-    both, other = sequence([1, 2, 3], ".xx"), sequence([4, 5], ".x", origin="student")
+def test_a_sequence_with_both_roles_is_read_once_and_carries_both():
+    shared, other = sequence([1, 2, 3], ".xx"), sequence([4, 5], ".x", origin="student")
     gold_of_other = sequence([4, 6], ".x")
-    batch = collate([both, gold_of_other], [both, other], pad_id=PAD)
+    batch = collate([*gold(gold_of_other), *both(shared), *sampled(other)], pad_id=PAD)
     assert batch.input_ids_BT.shape[0] == 3
     assert batch.sft_N.tolist() == [True, True, False, True]
     assert (batch.num_sampled, batch.num_sampled_rows) == (2, 3)
 
 
-def test_equal_sequences_that_are_not_the_same_object_are_read_apart():
-    one, twin = sequence([1, 2], ".x"), sequence([1, 2], ".x")
-    assert collate([one], [twin], pad_id=PAD).input_ids_BT.shape[0] == 2
+def test_roles_and_not_identity_decide_what_is_read_once():
+    one = sequence([1, 2], ".x")
+    for each in (one, replace(one)):
+        assert collate(both(each), pad_id=PAD).input_ids_BT.shape[0] == 1
+        assert collate([*gold(one), *sampled(each)], pad_id=PAD).input_ids_BT.shape[0] == 2, "two items are two sequences"
 
 
 def test_several_runs_of_targets_are_rows_of_one_sequence():
-    batch = collate([sequence([1, 2, 3, 4, 5], ".x.xx")], [], pad_id=PAD)
+    batch = collate(gold(sequence([1, 2, 3, 4, 5], ".x.xx")), pad_id=PAD)
     assert batch.position_N.tolist() == [0, 2, 3] and batch.target_N.tolist() == [2, 4, 5]
 
 
 def test_pair_weights_are_those_of_the_span_loss_sample_by_sample():
     first = sequence([1, 2, 3, 4, 5], "..xxx", origin="student", spans=((0, 2), (1, 3)))
     second = sequence([1, 2, 3], ".xx", origin="revised")
-    gold = sequence([1, 2, 3], ".xx", spans=((0, 2),))
+    answer = sequence([1, 2, 3], ".xx", spans=((0, 2),))
     config = SpanConfig(denominator="pairs")
-    batch = collate([gold], [first, second], pad_id=PAD, span_config=config)
+    batch = collate([*gold(answer), *sampled(first, second)], pad_id=PAD, span_config=config)
     expected = [*pair_weights(first.spans, 3, config).tolist(), 0.0, 0.0, 0.0, 0.0]
     assert batch.pair_weight_N.tolist() == expected, "gold rows have no teacher, so no pair"
     assert batch.num_span_samples == 1
@@ -81,12 +97,12 @@ def test_pair_weights_are_those_of_the_span_loss_sample_by_sample():
 def test_a_sample_whose_spans_are_all_left_out_is_no_span_sample(skip_singletons, counted):
     single = sequence([1, 2, 3], ".xx", origin="student", spans=((0, 1), (1, 2)))
     phrase = sequence([1, 2, 3], ".xx", origin="student", spans=((0, 1), (0, 2)))
-    batch = collate([], [single, phrase], pad_id=PAD, span_config=SpanConfig(skip_singletons=skip_singletons))
+    batch = collate(sampled(single, phrase), pad_id=PAD, span_config=SpanConfig(skip_singletons=skip_singletons))
     assert batch.num_span_samples == counted
 
 
 def test_without_a_span_config_no_pair_weighs_anything():
-    batch = collate([], [sequence([1, 2, 3], ".xx", spans=((0, 2),))], pad_id=PAD)
+    batch = collate(sampled(sequence([1, 2, 3], ".xx", spans=((0, 2),))), pad_id=PAD)
     assert batch.num_span_samples == 0 and not batch.pair_weight_N.any()
 
 
@@ -94,7 +110,9 @@ def test_without_a_span_config_no_pair_weighs_anything():
 def test_a_sequence_counts_as_often_as_it_is_given(in_gold, in_sampled):
     """A batch that spans two epochs can hold a sample twice, and how it is cut must not change what counts."""
     one, other = sequence([1, 2, 3], ".xx"), sequence([4, 5], ".x", origin="student")
-    batch = collate([one] * in_gold, [*[one] * in_sampled, other], pad_id=PAD)
+    shared = min(in_gold, in_sampled)
+    items = [*both(one) * shared, *gold(one) * (in_gold - shared), *sampled(one) * (in_sampled - shared), *sampled(other)]
+    batch = collate(items, pad_id=PAD)
     assert int(batch.sft_N.sum()) == 2 * in_gold
     assert batch.num_sampled_rows == 2 * in_sampled + 1
     assert batch.input_ids_BT.shape[0] == max(in_gold, in_sampled) + 1
@@ -108,20 +126,31 @@ def sequences(draw):
     return TokenSequence(sample=draw(st.integers(0, 5)), token_ids=tuple(ids), supervised=tuple(mask), origin="student")
 
 
-@given(st.lists(sequences(), max_size=4), st.lists(sequences(), min_size=1, max_size=4), st.data())
-def test_rows_agree_with_a_loop(gold, sampled, data):
-    gold = gold + data.draw(st.lists(st.sampled_from(sampled), unique_by=id))
-    batch = collate(gold, sampled, pad_id=PAD)
-    order = sampled + [g for g in gold if not any(g is s for s in sampled)]
-    width = max(len(s.token_ids) for s in order)
+ROLES = st.sampled_from([{"sft"}, {"distillation"}, {"sft", "distillation"}]).map(frozenset)
+
+
+@given(st.lists(st.builds(DrawItem, sequences(), ROLES), min_size=1, max_size=8))
+def test_rows_agree_with_a_loop(items):
+    batch = collate(items, pad_id=PAD)
+    order = [item for item in items if "distillation" in item.roles] + [i for i in items if "distillation" not in i.roles]
+    width = max(len(item.sequence.token_ids) for item in order)
     rows = [
-        (b * width + t - 1, s.token_ids[t], b, any(s is g for g in gold))
-        for b, s in enumerate(order)
-        for t in range(len(s.token_ids))
-        if s.supervised[t]
+        (b * width + t - 1, item.sequence.token_ids[t], b, "sft" in item.roles)
+        for b, item in enumerate(order)
+        for t in range(len(item.sequence.token_ids))
+        if item.sequence.supervised[t]
     ]
     found = (batch.position_N, batch.target_N, batch.sequence_N, batch.sft_N)
     assert list(zip(*(column.tolist() for column in found), strict=True)) == rows
-    assert batch.num_sampled_rows == sum(s.num_targets for s in sampled)
+    assert batch.num_sampled_rows == sum(item.sequence.num_targets for item in items if "distillation" in item.roles)
     flat = batch.attention_mask_BT.flatten()
     assert flat[batch.position_N].all() and batch.input_ids_BT.dtype == torch.int64
+
+
+def test_an_empty_batch_has_no_rows_and_one_token():
+    batch = empty_batch(pad_id=PAD)
+    assert batch.input_ids_BT.tolist() == [[PAD]] and batch.attention_mask_BT.tolist() == [[1]]
+    assert len(batch.position_N) == batch.num_sampled == batch.num_sampled_rows == 0
+    made = vars(collate(gold(sequence([1, 2], ".x")), pad_id=PAD))
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    assert {name: value.dtype for name, value in tensors.items()} == {name: made[name].dtype for name in tensors}

@@ -1,81 +1,101 @@
 """Which sequences are read together: every one once, within bounds, at the least cost."""
 
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redistill.contracts import TokenSequence
+from redistill.contracts import DrawItem, TokenSequence
 from redistill.data.grouping import Reading, grouped, reading
 
 COST = Reading(start=10, most=40)
 
 
-def sequence(length, origin="dataset"):
-    return TokenSequence(sample=0, token_ids=(1,) * length, supervised=(False,) + (True,) * (length - 1), origin=origin)
+GOLD, SAMPLED, BOTH = frozenset({"sft"}), frozenset({"distillation"}), frozenset({"sft", "distillation"})
+
+
+def item(length, roles=GOLD, sample=0):
+    ids, supervised = (1,) * length, (False,) + (True,) * (length - 1)
+    return DrawItem(TokenSequence(sample=sample, token_ids=ids, supervised=supervised, origin="dataset"), roles)
 
 
 @st.composite
 def draws(draw):
-    """Gold and sampled sequences, some of them in both lists, some twice in one."""
-    pool = [sequence(length) for length in draw(st.lists(st.integers(2, 30), min_size=1, max_size=6))]
-    return draw(st.lists(st.sampled_from(pool), max_size=5)), draw(st.lists(st.sampled_from(pool), max_size=5))
+    """Items of every role, some of them twice."""
+    pool = st.builds(item, st.integers(2, 30), st.sampled_from([GOLD, SAMPLED, BOTH]), st.integers(0, 4))
+    pool = draw(st.lists(pool, min_size=1, max_size=6))
+    return draw(st.lists(st.sampled_from(pool), max_size=10))
+
+
+def length(item):
+    return len(item.sequence.token_ids)
 
 
 def tokens(groups, cost):
-    """What the groups cost by the formula; a sequence of both kinds is read once."""
-    return sum(len(g) * max(len(s.token_ids) for s in g) + cost.start for g in groups)
+    """What the groups cost by the formula; an item of both roles is read once."""
+    return sum(len(group) * max(map(length, group)) + cost.start for group in groups)
+
+
+def plain(items):
+    """The items as plain values, in an order of their own: what they are, not which objects."""
+    return sorted((item.sequence.sample, length(item), sorted(item.roles)) for item in items)
 
 
 @given(draws(), st.one_of(st.none(), st.integers(1, 4)))
-def test_every_sequence_is_learned_from_once_as_what_it_is(draw, size):
-    groups = grouped(*draw, size, COST)
-    for kind in (0, 1):
-        found = [id(s) for group in groups for s in group[kind]]
-        assert sorted(found) == sorted(id(s) for s in draw[kind])
-    assert all(gold or sampled for gold, sampled in groups)
+def test_every_sequence_is_learned_from_once_as_what_it_is(items, size):
+    groups = grouped(items, size, COST)
+    assert plain(item for group in groups for item in group) == plain(items)
+    assert all(groups)
+
+
+@given(draws(), st.one_of(st.none(), st.integers(1, 4)))
+def test_copies_are_cut_as_the_sequences_themselves(items, size):
+    copies = [DrawItem(replace(item.sequence), item.roles) for item in items]
+    assert [plain(group) for group in grouped(copies, size, COST)] == [plain(group) for group in grouped(items, size, COST)]
 
 
 @given(draws(), st.integers(1, 4))
-def test_no_group_has_more_of_a_kind_than_its_size(draw, size):
-    assert all(max(len(gold), len(sampled)) <= size for gold, sampled in grouped(*draw, size, COST))
+def test_no_group_has_more_of_a_role_than_its_size(items, size):
+    for group in grouped(items, size, COST):
+        assert all(sum(role in item.roles for item in group) <= size for role in ("sft", "distillation"))
 
 
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=8))
 def test_without_a_size_the_padded_tokens_are_bounded(lengths):
-    for gold, _ in grouped([sequence(length) for length in lengths], (), None, COST):
-        assert len(gold) == 1 or len(gold) * max(len(s.token_ids) for s in gold) <= COST.most
+    for group in grouped(list(map(item, lengths)), None, COST):
+        assert len(group) == 1 or len(group) * max(map(length, group)) <= COST.most
 
 
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=7), st.one_of(st.none(), st.integers(1, 4)))
 def test_no_other_cut_costs_less(lengths, size):
-    ordered = sorted((sequence(length) for length in lengths), key=lambda s: -len(s.token_ids))
+    ordered = sorted(map(item, lengths), key=length, reverse=True)
     costs = []
     for cuts in product([False, True], repeat=len(ordered) - 1):
         edges = [0, *(place for place, is_cut in enumerate(cuts, 1) if is_cut), len(ordered)]
         groups = [ordered[begin:end] for begin, end in pairwise(edges)]
-        padded = [len(g) * len(g[0].token_ids) for g in groups]
+        padded = [len(group) * length(group[0]) for group in groups]
         fits = [len(g) <= size if size else len(g) == 1 or p <= COST.most for g, p in zip(groups, padded)]
         if all(fits):
             costs.append(tokens(groups, COST))
-    assert tokens([gold for gold, _ in grouped(ordered, (), size, COST)], COST) == min(costs)
+    assert tokens(grouped(ordered, size, COST), COST) == min(costs)
 
 
-def test_both_kinds_share_a_forward_where_their_lengths_are_near_and_not_where_padding_costs_more():
-    gold, near, far = [sequence(10)], [sequence(9, "student")], [sequence(30, "student")]
-    assert grouped(gold, near, None, COST) == [(gold, near)]
-    assert grouped(gold, far, None, COST) == [([], far), (gold, [])]
+def test_both_roles_share_a_forward_where_their_lengths_are_near_and_not_where_padding_costs_more():
+    gold, near, far = item(10), item(9, SAMPLED), item(30, SAMPLED)
+    assert grouped([gold, near], None, COST) == [[gold, near]]
+    assert grouped([gold, far], None, COST) == [[far], [gold]]
 
 
 def test_the_longest_come_first():
     """So that memory that is too small is found out before most of the work is done."""
-    groups = grouped([sequence(length) for length in (5, 30, 12)], (), 1, COST)
-    assert [len(gold[0].token_ids) for gold, _ in groups] == [30, 12, 5]
+    groups = grouped([item(5), item(30), item(12)], 1, COST)
+    assert [length(group[0]) for group in groups] == [30, 12, 5]
 
 
 def test_nothing_is_cut_into_nothing():
-    assert grouped((), (), None, COST) == []
+    assert grouped((), None, COST) == []
 
 
 @pytest.mark.parametrize(("device", "busier"), [("cpu", False), ("cuda:1", True)])

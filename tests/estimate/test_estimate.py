@@ -13,6 +13,7 @@ from rich.console import Console
 
 from redistill.cli.main import main
 from redistill.config.methods import METHODS
+from redistill.contracts import items_of
 from redistill.estimate import estimate
 from redistill.estimate.costs import kept_bytes
 from redistill.estimate.memory import resident_bytes
@@ -21,10 +22,11 @@ from redistill.estimate.table import print_estimate
 from redistill.estimate.workload import Micro, workload, writing
 from redistill.models.load import parameter_bytes, parameter_count
 from redistill.policies import Fixed, Mixed, Revised, StudentGenerated, TeacherGenerated, TeacherMixed
-from redistill.runs.load import load_models
+from redistill.runs.models import load_models
 from tests.worlds import GPT2, LLAMA, tiny_run
 
 CPU = torch.device("cpu")
+ROLES = ("sft", "distillation")
 RUNS = {
     "mgsr-llama": {"method": "mgsr"},
     "sft": {"method": "sft", "teacher": None},
@@ -152,7 +154,7 @@ def test_lengths_are_the_limits_where_the_data_is_elsewhere(tmp_path):
 def test_micro_batches_hold_what_the_methods_terms_read(tmp_path):
     works = {name: workload(tiny_run(tmp_path, name), CPU) for name in ("sft", "kd", "mgsr")}
     num = {
-        name: [(sum(len(m.gold) for m in micros), sum(len(m.sampled) for m in micros)) for micros in work.updates]
+        name: [tuple(sum(role in i.roles for m in micros for i in m.items) for role in ROLES) for micros in work.updates]
         for name, work in works.items()
     }
     assert set(num["sft"]) == {(4, 0)}
@@ -162,8 +164,9 @@ def test_micro_batches_hold_what_the_methods_terms_read(tmp_path):
 
 def test_padded_counts_each_sequence_once_and_its_padding(tmp_path):
     micro = workload(tiny_run(tmp_path, "mgsr"), CPU).largest
-    both = Micro(micro.sampled, micro.sampled)
+    both = Micro(items_of(micro.sampled, "sft", "distillation"))
     assert both.padded == len(micro.sampled) * max(len(s.token_ids) for s in micro.sampled)
+    assert both.sampled_padded == both.padded and both.rows == sum(s.num_targets for s in micro.sampled)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from redistill.config.run import decode_run, encode_run, load_config, override_r
 from redistill.data.forms import BadRow, parse_row
 from redistill.data.reader import read_records
 from redistill.errors import ConfigError
-from redistill.reports.matrix import cells, read_sweep
+from redistill.runs.sweep_recipe import cells, read_sweep
 from tests.faults.noise import KEYS, TEXTS, VALUES, changed, is_one_line, places, read_or_refused, tried
 
 ROOT = Path(__file__).parents[2]

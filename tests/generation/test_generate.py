@@ -20,6 +20,7 @@ from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
 from tests.worlds import LLAMA
 
 END = 2
+SEED = 10
 VOCABULARY = 40
 
 
@@ -29,14 +30,16 @@ def requests(count=16, budget=12):
         GenerationRequest(
             prompt_ids=tuple(generator.integers(3, VOCABULARY, generator.integers(1, 12)).tolist()),
             max_new_tokens=int(generator.integers(1, budget + 1)),
+            seed=SEED,
             stream=("response", 1, i),
         )
         for i in range(count)
     ]
 
 
-def run(model, requests, sampling=Sampling(), batch_size=16, end_ids=(END,), **options):  # noqa: B008
-    return generate(model, requests, sampling, seed=10, end_ids=end_ids, pad_id=0, batch_size=batch_size, **options)
+def run(model, requests, sampling=Sampling(), batch_size=16, end_ids=(END,), teacher_share=0.0, **options):  # noqa: B008
+    sampling = replace(sampling, teacher_share=teacher_share)
+    return generate(model, requests, sampling, end_ids=end_ids, pad_id=0, batch_size=batch_size, **options)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2"])
@@ -53,11 +56,11 @@ def test_a_response_does_not_depend_on_batch_size_or_order(tiny, family):
 
 def test_another_stream_or_seed_gives_another_response(tiny):
     model = tiny("llama")
-    one = GenerationRequest(prompt_ids=(3, 4), max_new_tokens=12, stream=("response", 1, 1))
-    other = GenerationRequest(prompt_ids=(3, 4), max_new_tokens=12, stream=("response", 1, 2))
+    one = GenerationRequest(prompt_ids=(3, 4), max_new_tokens=12, seed=SEED, stream=("response", 1, 1))
+    other = GenerationRequest(prompt_ids=(3, 4), max_new_tokens=12, seed=SEED, stream=("response", 1, 2))
     first, second = run(model, [one, other], end_ids=())
     assert first != second
-    assert generate(model, [one], Sampling(), seed=20, end_ids=(), pad_id=0, batch_size=1) != [first]
+    assert run(model, [replace(one, seed=20)], end_ids=()) != [first]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2"])
@@ -85,7 +88,9 @@ def test_frequencies_are_those_of_the_softmax(tiny):
         model.lm_head.weight.mul_(0.3)
         expected = model(input_ids=torch.tensor([[5, 9]])).logits[0, -1].double().softmax(-1).numpy()
     draws = 4000
-    wanted = [GenerationRequest(prompt_ids=(5, 9), max_new_tokens=1, stream=("response", 1, i)) for i in range(draws)]
+    wanted = [
+        GenerationRequest(prompt_ids=(5, 9), max_new_tokens=1, seed=SEED, stream=("response", 1, i)) for i in range(draws)
+    ]
     tokens = [generation.token_ids[0] for generation in run(model, wanted, batch_size=draws)]
     counts = np.bincount(tokens, minlength=VOCABULARY)
     common = expected * draws >= 5
@@ -113,8 +118,8 @@ def test_any_end_token_stops_a_row_and_is_its_last(tiny):
 def test_no_request_and_no_budget_give_no_tokens(tiny):
     model = tiny("gpt2")
     assert run(model, []) == []
-    empty = GenerationRequest(prompt_ids=(3,), max_new_tokens=0, stream=("tail", 1))
-    full = GenerationRequest(prompt_ids=(3,), max_new_tokens=2, stream=("tail", 2))
+    empty = GenerationRequest(prompt_ids=(3,), max_new_tokens=0, seed=SEED, stream=("tail", 1))
+    full = GenerationRequest(prompt_ids=(3,), max_new_tokens=2, seed=SEED, stream=("tail", 2))
     none, some = run(model, [empty, full], end_ids=())
     assert none.token_ids == () and not none.finished and len(some.token_ids) == 2
 
@@ -122,13 +127,15 @@ def test_no_request_and_no_budget_give_no_tokens(tiny):
 def test_a_tail_goes_on_from_its_prefix_with_its_own_stream(tiny):
     model = tiny("llama")
     prompt, prefix = (3, 4, 5), (6, 7)
-    tail = GenerationRequest(prompt_ids=prompt + prefix, max_new_tokens=6, stream=("tail", 1, 0))
-    neighbour = GenerationRequest(prompt_ids=tuple(range(3, 20)), max_new_tokens=9, stream=("tail", 1, 1))
+    tail = GenerationRequest(prompt_ids=prompt + prefix, max_new_tokens=6, seed=SEED, stream=("tail", 1, 0))
+    neighbour = GenerationRequest(prompt_ids=tuple(range(3, 20)), max_new_tokens=9, seed=SEED, stream=("tail", 1, 1))
     alone = run(model, [tail], end_ids=())[0]
     assert run(model, [neighbour, tail], end_ids=())[1] == alone
     greedy = Sampling(temperature=0)
-    whole = run(model, [GenerationRequest(prompt_ids=prompt, max_new_tokens=8, stream=("a",))], greedy, end_ids=())[0]
-    cut = GenerationRequest(prompt_ids=prompt + whole.token_ids[:3], max_new_tokens=5, stream=("b",))
+    whole = run(model, [GenerationRequest(prompt_ids=prompt, max_new_tokens=8, seed=SEED, stream=("a",))], greedy, end_ids=())[
+        0
+    ]
+    cut = GenerationRequest(prompt_ids=prompt + whole.token_ids[:3], max_new_tokens=5, seed=SEED, stream=("b",))
     assert run(model, [cut], greedy, end_ids=())[0].token_ids == whole.token_ids[3:]
 
 
@@ -160,11 +167,11 @@ def test_bf16_weights_and_autocast_write_text(tiny):
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_a_sequence_may_fill_the_models_positions_but_not_pass_them(tiny, family):
     model = tiny(family)
-    longest = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=4, stream=("a", 1))
-    short = [GenerationRequest(prompt_ids=(4,), max_new_tokens=63, stream=("b", i)) for i in range(4)]
+    longest = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=4, seed=SEED, stream=("a", 1))
+    short = [GenerationRequest(prompt_ids=(4,), max_new_tokens=63, seed=SEED, stream=("b", i)) for i in range(4)]
     full = run(model, [longest, *short], end_ids=())  # one row in five has ended: it stays in the batch, and must stand still
     assert [len(generation.token_ids) for generation in full] == [4, 63, 63, 63, 63]
-    too_long = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, stream=("a", 1))
+    too_long = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, seed=SEED, stream=("a", 1))
     with pytest.raises(ConfigError, match="60 prompt tokens \\+ 5 new = 65, the model has 64 positions"):
         run(model, [too_long])
 
@@ -231,7 +238,9 @@ def test_frequencies_of_both_tokens_are_those_of_the_mixture(tiny):
     """20,000 draws, and those of the second token given the commonest first: so both caches hold what was really drawn."""
     student, teacher = softened(tiny("llama")), softened(tiny("gpt2", vocab_size=VOCABULARY + 9))
     prompt, share, draws = (5, 9), 0.3, 20_000
-    wanted = [GenerationRequest(prompt_ids=prompt, max_new_tokens=2, stream=("response", 1, i)) for i in range(draws)]
+    wanted = [
+        GenerationRequest(prompt_ids=prompt, max_new_tokens=2, seed=SEED, stream=("response", 1, i)) for i in range(draws)
+    ]
     options = {"end_ids": (), "vocabulary": VOCABULARY, "teacher": teacher, "teacher_share": share}
     drawn = [g.token_ids for g in run(student, wanted, MIXED, batch_size=draws, **options)]
     expected = exact_mixture(student, teacher, prompt, share, MIXED)
@@ -271,7 +280,7 @@ def test_a_model_mixed_with_itself_writes_its_own_text(tiny):
 
 
 def test_ngrams_are_banned_in_both_models(tiny, teacher):
-    wanted = [GenerationRequest(prompt_ids=(3, 4, 3, 5), max_new_tokens=24, stream=("a", i)) for i in range(4)]
+    wanted = [GenerationRequest(prompt_ids=(3, 4, 3, 5), max_new_tokens=24, seed=SEED, stream=("a", i)) for i in range(4)]
     sampling = Sampling(temperature=0.05, no_repeat_ngram=2)
     options = {"end_ids": (), "vocabulary": VOCABULARY, "teacher": teacher, "teacher_share": 0.5}
     for generation in run(tiny("llama"), wanted, sampling, **options):
@@ -288,7 +297,7 @@ def test_the_teacher_gets_its_modes_back(tiny):
 
 
 def test_a_teacher_with_too_few_positions_is_refused(tiny):
-    long = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, stream=("a", 1))
+    long = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, seed=SEED, stream=("a", 1))
     assert len(run(tiny("llama"), [long], end_ids=())[0].token_ids) == 5
     with pytest.raises(ConfigError, match="the model has 64 positions"):
         run(tiny("llama"), [long], teacher=tiny("gpt2"), teacher_share=0.5)
@@ -297,9 +306,9 @@ def test_a_teacher_with_too_few_positions_is_refused(tiny):
 @pytest.mark.parametrize(
     ("share", "sampling", "said"),
     [
-        (1.5, Sampling(), r"teacher_share = 1.5: must lie in \[0, 1\]"),
-        (float("nan"), Sampling(), "teacher_share = nan"),
-        (0.5, Sampling(temperature=0), "sampling.temperature = 0: a mixture with the teacher is drawn from"),
+        (1.5, Sampling(), r"sampling.teacher_share = 1.5: must be in \[0, 1\]"),
+        (float("nan"), Sampling(), "sampling.teacher_share = nan"),
+        (0.5, Sampling(temperature=0), "sampling.temperature = 0: a mixture with the teacher is sampled from"),
     ],
 )
 def test_a_mixture_that_is_none_is_refused(tiny, share, sampling, said):
@@ -348,7 +357,7 @@ def test_the_ngram_ban_is_that_of_transformers(tokens, size):
 
 
 def test_no_ngram_of_prompt_and_response_comes_twice(tiny):
-    wanted = [GenerationRequest(prompt_ids=(3, 4, 3, 5), max_new_tokens=24, stream=("a", i)) for i in range(4)]
+    wanted = [GenerationRequest(prompt_ids=(3, 4, 3, 5), max_new_tokens=24, seed=SEED, stream=("a", i)) for i in range(4)]
     sampling = Sampling(temperature=0.05, no_repeat_ngram=2)
     for generation in run(tiny("llama"), wanted, sampling, end_ids=()):
         text = (3, 4, 3, 5, *generation.token_ids)
@@ -400,7 +409,9 @@ def test_many_draws_of_a_large_vocabulary_fit_its_distribution():
 def test_text_of_a_large_vocabulary_is_one_for_every_batch():
     config = {**LLAMA, "vocab_size": 50_000, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     model = fresh_model(config, 1)
-    requests = [GenerationRequest(prompt_ids=tuple(range(5, 9 + i)), max_new_tokens=30, stream=("large", i)) for i in range(16)]
-    texts = [generate(model, requests, Sampling(), seed=3, end_ids=(), pad_id=0, batch_size=size) for size in (1, 4, 16)]
+    requests = [
+        GenerationRequest(prompt_ids=tuple(range(5, 9 + i)), max_new_tokens=30, seed=3, stream=("large", i)) for i in range(16)
+    ]
+    texts = [generate(model, requests, Sampling(), end_ids=(), pad_id=0, batch_size=size) for size in (1, 4, 16)]
     assert texts[0] == texts[1] == texts[2]
     assert len({token for text in texts[0] for token in text.token_ids}) > 400, "the case must be flat"

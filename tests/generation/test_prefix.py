@@ -125,15 +125,13 @@ def test_the_longest_common_prefix_is_found(tiny):
 
 
 def write(model, requests, memory=None, batch_size=4, **options):
-    return generate(
-        model, requests, Sampling(), seed=10, end_ids=(2, 3), pad_id=0, batch_size=batch_size, memory=memory, **options
-    )
+    return generate(model, requests, Sampling(), end_ids=(2, 3), pad_id=0, batch_size=batch_size, memory=memory, **options)
 
 
 def drafts_and_tails(model, memory, batch_size=4):
     """Drafts of different lengths, and the tails from a token inside each of them."""
     wanted = [
-        GenerationRequest(prompt_ids=prompt, max_new_tokens=6 + 3 * i, stream=("response", 1, i))
+        GenerationRequest(prompt_ids=prompt, max_new_tokens=6 + 3 * i, seed=10, stream=("response", 1, i))
         for i, prompt in enumerate(texts(10, 12))
     ]
     drafts = write(model, wanted, memory, batch_size)
@@ -141,6 +139,7 @@ def drafts_and_tails(model, memory, batch_size=4):
         GenerationRequest(
             prompt_ids=request.prompt_ids + draft.token_ids[: len(draft.token_ids) * i // 10] + (7,),
             max_new_tokens=8,
+            seed=10,
             stream=("tail", 1, i),
         )
         for i, (request, draft) in enumerate(zip(wanted, drafts, strict=True))
@@ -180,7 +179,9 @@ def test_a_prompt_that_nobody_knows_is_read_beside_prefixes_that_are_known(tiny)
     model, memory = tiny("llama"), PrefixMemory()
     wanted, drafts, _ = drafts_and_tails(model, memory)
     known = [replace(r, prompt_ids=r.prompt_ids + d.token_ids) for r, d in zip(wanted, drafts, strict=True)]
-    unknown = [GenerationRequest(prompt_ids=t, max_new_tokens=9, stream=("new", i)) for i, t in enumerate(texts(3, 25, 7))]
+    unknown = [
+        GenerationRequest(prompt_ids=t, max_new_tokens=9, seed=10, stream=("new", i)) for i, t in enumerate(texts(3, 25, 7))
+    ]
     assert write(model, known + unknown, memory, batch_size=16) == write(model, known + unknown)
 
 

@@ -84,10 +84,12 @@ def test_a_run_in_bf16_trains_on_the_device(tmp_path: Path) -> None:
 def test_generated_text_depends_on_neither_the_batch_nor_what_is_remembered() -> None:
     config = {**LLAMA, "vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     model = fresh_model(config, 1).cuda()
-    requests = [GenerationRequest(prompt_ids=tuple(range(5, 9 + i)), max_new_tokens=24, stream=("test", i)) for i in range(8)]
+    requests = [
+        GenerationRequest(prompt_ids=tuple(range(5, 9 + i)), max_new_tokens=24, seed=3, stream=("test", i)) for i in range(8)
+    ]
     memory = PrefixMemory()
     texts = [
-        generate(model, requests, Sampling(), seed=3, end_ids=(0,), pad_id=0, batch_size=size, memory=kept)
+        generate(model, requests, Sampling(), end_ids=(0,), pad_id=0, batch_size=size, memory=kept)
         for size, kept in ((1, None), (3, None), (8, memory), (8, memory))
     ]
     assert texts[0] == texts[1] == texts[2] == texts[3]

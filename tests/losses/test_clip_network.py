@@ -2,22 +2,18 @@
 
 from typing import get_args
 
-import hypothesis
 import numpy as np
 import pytest
 import torch
-from hypothesis import strategies as st
 
 from redistill.errors import ConfigError
 from redistill.losses.clip_network import (
     ClipNetwork,
     ClipNetworkConfig,
     SortedInput,
-    compact_ranks,
-    rank_edges,
-    sort_descending,
 )
 from redistill.losses.dac_kl import DacKL, DacKLConfig
+from tests.losses.test_clip_ranks import compact_oracle
 
 INF = float("inf")
 
@@ -25,64 +21,6 @@ INF = float("inf")
 def log_rows(seed: int, num_rows: int = 6, vocabulary: int = 12, scale: float = 1.5) -> torch.Tensor:
     logits = scale * np.random.default_rng(seed).standard_normal((num_rows, vocabulary))
     return torch.log_softmax(torch.from_numpy(logits), dim=-1)
-
-
-# --- the sorted row -----------------------------------------------------------------------------------------------------
-
-
-def test_sorting_on_the_processor_is_a_descending_sort():
-    p_NV = log_rows(0).exp()
-    torch.testing.assert_close(sort_descending(p_NV), torch.sort(p_NV, descending=True).values, rtol=0, atol=0)
-
-
-def compact_oracle(sorted_NV: torch.Tensor) -> torch.Tensor:
-    """512 values and the masses of 16 buckets, each 16th root of V / 512 times as wide as the last."""
-    vocabulary = sorted_NV.shape[1]
-    if vocabulary <= 528:
-        return sorted_NV
-    edges = np.round(512 * (vocabulary / 512) ** (np.arange(17) / 16)).astype(int)
-    return torch.from_numpy(np.c_[sorted_NV.numpy()[:, :512], np.add.reduceat(sorted_NV.numpy(), edges[:-1], axis=1)])
-
-
-@hypothesis.given(vocabulary=st.one_of(st.integers(1, 700), st.integers(700, 300_000)))
-def test_buckets_are_never_empty_grow_downward_and_end_with_the_last_rank(vocabulary):
-    edges = rank_edges(vocabulary)
-    widths = np.diff(edges)
-    assert edges[0] == min(512, vocabulary) and edges[-1] == vocabulary
-    assert len(widths) == min(16, max(0, vocabulary - 512)) and (widths >= 1).all()
-    assert (np.diff(widths) >= -1).all()  # rounding takes one at most
-
-
-def test_compact_weights_spread_over_their_buckets_are_exact_ones():
-    vocabulary, config = 900, ClipNetworkConfig(hidden=4, sorted="compact")
-    compact = ClipNetwork(vocabulary, config, seed=5).double()
-    exact = ClipNetwork(vocabulary, ClipNetworkConfig(hidden=4, sorted="exact"), seed=6).double()
-    state, edges = compact.state_dict(), rank_edges(vocabulary)
-    state["sorted_weight"] = state["sorted_weight"].repeat_interleave(torch.tensor([1] * 512 + np.diff(edges).tolist()), dim=0)
-    exact.load_state_dict(state)
-    p_NV, q_NV = log_rows(62, 5, vocabulary).exp(), log_rows(63, 5, vocabulary).exp()
-    torch.testing.assert_close(compact(p_NV, q_NV), exact(p_NV, q_NV))
-
-
-def rows_with_ties_and_zeros(vocabulary: int) -> torch.Tensor:
-    random = np.random.default_rng(vocabulary)
-    logits = random.normal(scale=[[0.0], [0.1], [1.0], [4.0], [30.0]], size=(5, vocabulary))
-    logits = np.concatenate([logits, np.round(2 * logits[2:4]), np.where(np.arange(vocabulary) < 600, logits[2:3], -np.inf)])
-    return torch.from_numpy(logits).float().softmax(dim=-1)
-
-
-@pytest.mark.parametrize("vocabulary", [700, 9000, 50_257])
-def test_the_histogram_finds_what_a_sort_would(vocabulary):
-    p_NV = rows_with_ties_and_zeros(vocabulary)
-    sorted_NV = torch.sort(p_NV, descending=True).values
-    got = compact_ranks(p_NV, rank_edges(vocabulary))
-    torch.testing.assert_close(got, compact_oracle(sorted_NV.double()).float(), rtol=1e-6, atol=1e-12)
-    assert torch.equal(got[:, :512], sorted_NV[:, :512])
-
-
-def test_a_row_of_nan_is_not_taken_for_a_number():
-    p_NV = torch.stack([torch.full((9000,), value) for value in (INF - INF, -(INF - INF))])
-    assert compact_ranks(p_NV, rank_edges(9000)).isnan().all()
 
 
 # --- ClipNetwork --------------------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from redistill.errors import ConfigError
-from redistill.losses import dac_kl as clipping
 from redistill.losses.clip_network import ClipNetworkConfig, SortedInput
-from redistill.losses.dac_kl import DacKL, DacKLConfig, Mode, clipped_divergence, keep_mask
+from redistill.losses.clip_ranks import Mode, keep_mask, score_bounds
+from redistill.losses.dac_kl import DacKL, DacKLConfig, clipped_divergence
 
 every_mode = pytest.mark.parametrize("mode", get_args(Mode))
 every_example = pytest.mark.parametrize("config", DacKLConfig.examples(), ids=repr)
@@ -120,7 +120,7 @@ def test_the_student_hears_nothing_through_the_network(config):
     if config.gate == "soft":
         with torch.no_grad():
             score_NV, *interval = dac._interval(torch.log_softmax(logits, dim=-1), logp_NV, logp_NV.exp())
-            ends = clipping._ends(*interval, config.mode)
+            ends = score_bounds(*interval, config.mode)
             gate_NV = dac._gate(score_NV, logp_NV, None, ends, logp_NV.argmax(dim=-1, keepdim=True))
     else:
         gate_NV = keep_mask(logp_NV, rows["lower"], rows["upper"], config.mode, config.keep_target).double()

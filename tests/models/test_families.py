@@ -29,9 +29,11 @@ def test_body_and_head_give_the_models_own_logits(tiny, family):
 
 def write(model, prompts, tokens):
     """The most probable text without any token twice, all prompts in one batch, padded on the left."""
-    requests = [GenerationRequest(prompt_ids=tuple(p), max_new_tokens=tokens, stream=("r", i)) for i, p in enumerate(prompts)]
+    requests = [
+        GenerationRequest(prompt_ids=tuple(p), max_new_tokens=tokens, seed=1, stream=("r", i)) for i, p in enumerate(prompts)
+    ]
     sampling = Sampling(temperature=0, no_repeat_ngram=1)
-    texts = generate(model, requests, sampling, seed=1, end_ids=(), pad_id=0, batch_size=len(prompts))
+    texts = generate(model, requests, sampling, end_ids=(), pad_id=0, batch_size=len(prompts))
     return [text.token_ids for text in texts]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from redistill.contracts import TokenSequence
+from redistill.contracts import TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.models.student import StudentModule
 from redistill.vocab_pass import CrossEntropyTerm
@@ -21,7 +21,7 @@ def learned(model: torch.nn.Module, setting: str, lengths: list[int]) -> list[to
         )
         for i, length in enumerate(lengths)
     ]
-    batch = collate(texts, (), pad_id=0, device="cpu")
+    batch = collate(items_of(texts, "sft"), pad_id=0)
     student = StudentModule(model, vocabulary=40, compile=setting)
     objective, _ = student(batch, None, [CrossEntropyTerm(1.0, batch.target_N, batch.sft_N)])
     objective.backward()

@@ -136,7 +136,7 @@ def test_answers_with_missing_keys_are_shown_as_far_as_they_go(run_folder):
 def test_a_folder_that_is_no_run_is_refused_in_one_line(run_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     newer = write_run(tmp_path / "newer", "newer")
-    write_json(newer / "scores.json", {"schema": 2})
+    write_json(newer / "scores.json", {"schema": 3})
     damaged = write_run(tmp_path / "damaged", "damaged")
     (damaged / "run.json").write_text("{")
     torn = write_run(tmp_path / "torn", "torn")

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redistill.runs.bench import Bench
 
 from redistill.config.run import Run
-from redistill.runs import run
-from redistill.runs.disk_space import Space
+from redistill.evaluation.evaluator import Evaluator
+from redistill.runs import record
+from redistill.runs.disk_space import Space, check_space
 from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.storage.files import DiskFullError
@@ -65,9 +65,9 @@ def test_the_estimate_is_within_a_tenth_of_what_stands_at_once(
     config, estimates = case(tmp_path, name), list[Space]()
     disk = Watching(config.folder)
     monkeypatch.setattr(files, "disk", disk)
-    monkeypatch.setattr(run, "check_space", lambda folder, space: estimates.append(space))
+    monkeypatch.setattr(record, "check_space", lambda folder, space: estimates.append(space))
     # All alike, so that the first stays the best one and stands beside the newest.
-    monkeypatch.setattr(Bench, "validate", lambda bench: {"rouge_l": 1.0, "cross_entropy": 1.0})
+    monkeypatch.setattr(Evaluator, "validate", lambda *_, **__: {"rouge_l": 1.0, "cross_entropy": 1.0})
     train_student(config)
     assert estimates[0].peak_bytes == pytest.approx(disk.peak, rel=0.1)
     newest = config.folder / "checkpoints" / f"step-{config.training.updates}"
@@ -95,10 +95,10 @@ def test_checkpoints_of_an_interrupted_run_count_as_room_and_its_student_does_no
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(bytes(500))  # another will be written beside it
     monkeypatch.setattr(files, "disk", Full(2000))
-    run.check_space(tmp_path, space)
+    check_space(tmp_path, space)
     monkeypatch.setattr(files, "disk", Full(1999))
     with pytest.raises(DiskFullError):
-        run.check_space(tmp_path, space)
+        check_space(tmp_path, space)
 
 
 def test_a_large_student_beside_small_adapters_is_what_counts() -> None:

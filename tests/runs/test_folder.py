@@ -8,6 +8,7 @@ import yaml
 
 from redistill.cli.main import main
 from redistill.config.run import Run, encode_run
+from redistill.config.schema import SCHEMA
 from redistill.evaluation.folder import RESPONSES
 from redistill.runs.folder import RUN_FILE, sole_use
 from redistill.storage import files
@@ -63,7 +64,7 @@ def test_a_folder_in_it_that_is_a_link_is_refused_and_nothing_behind_it_touched(
     (run.folder / name).parent.mkdir(exist_ok=True)
     (run.folder / name).symlink_to(elsewhere)
     if name == "checkpoints":
-        (run.folder / RUN_FILE).write_text(f'{{"config": {files.json_bytes(encode_run(run)).decode()}}}')
+        (run.folder / RUN_FILE).write_text(f'{{"schema": {SCHEMA}, "config": {files.json_bytes(encode_run(run)).decode()}}}')
     code, line = refusal(run, capsys)
     assert (code, line) == (
         2,

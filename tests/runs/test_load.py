@@ -9,7 +9,8 @@ import torch
 from redistill.config.run import DataConfig, Run
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError, DataError, VocabularyError
-from redistill.runs.load import load_data, load_models, load_tests
+from redistill.runs.load import load_data, load_tests
+from redistill.runs.models import load_models
 from redistill.storage import files
 from tests.tokenizers import llama_like
 from tests.worlds import LLAMA, gpt2_tokenizer, rows, tiny_run, write_model, write_rows

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from redistill.contracts import Batch, TokenSequence
+from redistill.contracts import Batch, TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.models.initialise import fresh_model
 from redistill.teachers.local import LocalTeacher
@@ -95,13 +95,13 @@ def test_rows_that_are_not_finite_are_counted_as_they_are_handed_out(fault):
     model, batch = fresh_model(LLAMA, seed=1), make_batch(2, 4)
     teacher = LocalTeacher(model, vocabulary=40, device="cpu")
     teacher.rows(batch)(slice(0, 4))
-    assert teacher.take_faults() == 0
+    assert teacher.faults() == 0
     with torch.no_grad():
         model.get_output_embeddings().weight[7, 3] = fault  # one class of 40; the sign of its logit is the hidden state's
     target = teacher.rows(batch)
     logp_NV = torch.cat([target(slice(0, 1)), target(slice(1, 4))]).log_softmax(dim=-1)
-    assert teacher.take_faults() == int(logp_NV.isnan().any(dim=-1).sum()) > 0
-    assert teacher.take_faults() == 0
+    assert teacher.faults() == int(logp_NV.isnan().any(dim=-1).sum()) > 0
+    assert teacher.faults() == 0
 
 
 def of_tokens(rows):
@@ -110,7 +110,7 @@ def of_tokens(rows):
         TokenSequence(sample=i, token_ids=tuple(row), supervised=(False, False) + (True,) * (len(row) - 2), origin="student")
         for i, row in enumerate(rows)
     ]
-    return collate((), sequences, pad_id=0)
+    return collate(items_of(sequences, "distillation"), pad_id=0)
 
 
 @pytest.mark.parametrize("in_training", [False, True], ids=["read as remembered", "read in autocast"])

@@ -191,13 +191,14 @@ def test_no_sound_checkpoint_at_all_is_an_error_and_none_is_not(tmp_path: Path) 
         checkpoint.load(tmp_path)
 
 
-def test_another_schema_is_refused_not_skipped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", [checkpoint.SCHEMA - 1, checkpoint.SCHEMA + 1])
+def test_another_schema_is_refused_not_skipped(tmp_path: Path, schema: int) -> None:
     save(tmp_path, 3)
     folder = save(tmp_path, 4)
     manifest = json.loads((folder / "manifest.json").read_text())
-    files.write_json(folder / "manifest.json", {**manifest, "schema": 2})
+    files.write_json(folder / "manifest.json", {**manifest, "schema": schema})
     files.write_text(folder / "manifest.sha256", f"{files.digest(folder / 'manifest.json')}  manifest.json\n")
-    with pytest.raises(CheckpointError, match="schema 2"):
+    with pytest.raises(CheckpointError, match=rf"step-4: has schema {schema}, .* resumes schema {checkpoint.SCHEMA} only"):
         checkpoint.load(tmp_path)
 
 

@@ -3,10 +3,8 @@
 import json
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
-import torch
 
 from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError, TrainingError
@@ -15,14 +13,11 @@ from redistill.training.guards import (
     CollapseMonitor,
     EarlyStopping,
     GuardConfig,
-    Halving,
     TextFacts,
     Update,
     UpdateGuard,
     facts_of,
-    is_out_of_memory,
     text_metrics,
-    unless_out_of_memory,
 )
 
 FINE = Update(step=1, metrics={"loss": 2.5}, norms={"grad_norm": 1.0}, teacher_rows=0, samples=[7], read=list)
@@ -130,61 +125,6 @@ def test_leaps_that_are_skipped_spend_the_same_budget(tmp_path):
     assert not guard.allows(update(12, 300.0))
     with pytest.raises(TrainingError, match="step 13: loss 300 is 150 times the median of those before it; 2 updates in a row"):
         guard.allows(update(13, 300.0))
-
-
-# --- memory -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
-        ),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    ],
-)
-def test_every_way_to_run_out_of_memory_is_known(error):
-    def work():
-        raise error
-
-    assert is_out_of_memory(error) and unless_out_of_memory(work) is None
-
-
-def test_other_errors_are_not_taken_for_it():
-    def work():
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    with pytest.raises(RuntimeError, match="shapes"):
-        unless_out_of_memory(work)
-
-
-@pytest.mark.parametrize(("size", "limit", "tried"), [(64, 64, [64]), (64, 10, [64, 32, 16, 8]), (7, 1, [7, 3, 1])])
-def test_work_is_halved_until_it_fits_and_stays_so(size, limit, tried):
-    sizes, seen = Halving("generation_batch_size", size), []
-
-    def work(at_once):
-        seen.append(at_once)
-        if at_once > limit:
-            raise MemoryError
-        return at_once
-
-    assert sizes.repeat(work) == tried[-1] and seen == tried
-    assert sizes.repeat(work) == tried[-1] and seen[len(tried) :] == tried[-1:]
-    changes = sizes.take_changes()
-    assert len(changes) == len(tried) - 1 and sizes.take_changes() == []
-    assert all(f"= {a}; repeated with {b}" in text for text, (a, b) in zip(changes, pairwise(tried), strict=True))
-    assert again(Halving("generation_batch_size", size), sizes.state_dict()).size == tried[-1]
-
-
-def test_less_than_one_at_a_time_is_an_error_with_a_remedy():
-    def work(at_once):
-        raise MemoryError
-
-    with pytest.raises(TrainingError, match=r"micro_batch_size = 1: out of memory.*gradient_checkpointing"):
-        Halving("training.micro_batch_size", 4).repeat(work)
 
 
 # --- collapse -----------------------------------------------------------------------------------------------------------

@@ -6,17 +6,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from redistill.runs.bench import Bench, open_bench
 
-from redistill.contracts import Draw, TokenSequence
+from redistill.contracts import Draw, TokenSequence, items_of
+from redistill.data.collate import empty_batch
 from redistill.data.grouping import Reading
 from redistill.errors import ConfigError, TrainingError
+from redistill.evaluation.evaluator import Evaluator
+from redistill.generation.local import LocalEngine
+from redistill.policies import Policy
+from redistill.runs.build import build_evaluator, build_parts, open_run
 from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training import checkpoint
 from redistill.training import loop as training
-from redistill.training.loop import cut
-from redistill.training.objective import Objective, PretrainingConfig
+from redistill.training.guards import UpdateGuard
+from redistill.training.loop import cut, filled_up
+from redistill.training.objective import Counts, Objective, PretrainingConfig
 from redistill.training.schedule import TrainingConfig, in_updates
 from tests.worlds import tiny_run
 
@@ -28,9 +33,13 @@ def sequence(sample, origin="dataset", tokens=3):
     return TokenSequence(sample=sample, token_ids=tuple(range(1, tokens + 1)), supervised=supervised, origin=origin)
 
 
+def parts_of(objective):
+    return SimpleNamespace(learner=SimpleNamespace(objective=objective), pad_id=0, accelerator=SimpleNamespace(device="cpu"))
+
+
 def cut_in(size, gold, sampled, objective=None):
-    parts = SimpleNamespace(objective=objective or Objective(), pad_id=0, accelerator=SimpleNamespace(device="cpu"))
-    return cut(Draw(gold=tuple(gold), sampled=tuple(sampled)), size, parts)
+    items = (*items_of(sampled, "distillation"), *items_of(gold, "sft"))
+    return cut(Draw(items=items), size, parts_of(objective or Objective()))
 
 
 def test_a_draw_is_cut_into_micro_batches_of_at_most_so_many_of_either_kind():
@@ -64,15 +73,15 @@ COSTS = {
 def test_every_cut_gives_the_same_gradient(tmp_path, monkeypatch):
     """Gold and revised sequences in one forward or in two, sorted or not: the coefficients are those of the global batch."""
     found = {}
-    with open_bench(tiny_run(tmp_path, "mgsr", training={"batch_size": 6})) as bench:
-        parts = bench.parts()
-        draw = parts.objective.select(parts.policy.draw(0))
+    with open_run(tiny_run(tmp_path, "mgsr", training={"batch_size": 6})) as opened:
+        parts = build_parts(opened, build_evaluator(opened, opened.models.student))
+        draw = parts.learner.objective.select(parts.policy.draw(0))
         for name, cost in COSTS.items():
             monkeypatch.setattr(training, "reading", lambda device, cost=cost: cost)
             batches, _, sums = training.gradients(draw, parts, 0)
-            gradient = {n: p.grad.clone() for n, p in bench.student.named_parameters() if p.grad is not None}
+            gradient = {n: p.grad.clone() for n, p in opened.student.named_parameters() if p.grad is not None}
             found[name] = (len(batches), sums, gradient)
-            parts.optimizer.zero_grad(set_to_none=True)
+            parts.learner.optimizer.zero_grad(set_to_none=True)
     (most, *_), _, (one, sums, gradient) = found.values()
     assert one == 1 < most
     for _, other_sums, other in found.values():
@@ -94,7 +103,7 @@ def scripted(monkeypatch):
 
     def script(*scores):
         left = [0.0, *scores]
-        monkeypatch.setattr(Bench, "validate", lambda self: {"rouge_l": left.pop(0), "cross_entropy": 1.0})
+        monkeypatch.setattr(Evaluator, "validate", lambda *_, **__: {"rouge_l": left.pop(0), "cross_entropy": 1.0})
 
     return script
 
@@ -178,21 +187,20 @@ def test_gradients_do_not_pile_up_over_skipped_updates(tmp_path, scripted, monke
     norms = []
     clip = training._clip
 
-    def noted(parts, max_norm):
-        norms.append(clip(parts, max_norm)["grad_norm"])
+    def noted(learner, max_norm):
+        norms.append(clip(learner, max_norm)["grad_norm"])
         return {"grad_norm": norms[-1]}
 
     monkeypatch.setattr(training, "_clip", noted)
-    monkeypatch.setattr(training.UpdateGuard, "allows", lambda self, update: False)
+    monkeypatch.setattr(UpdateGuard, "allows", lambda self, update: False)
     train_student(run(tmp_path, updates=4, batch_size=24))
     assert norms == pytest.approx([norms[0]] * 4, rel=1e-4), "the same batch and the same weights, four times"
 
 
 def test_a_corpus_is_read_in_batches_of_its_own_before_the_task():
     objective = Objective(sft_weight=1.0, pretraining=PretrainingConfig(divergence_share=0.5))
-    parts = SimpleNamespace(objective=objective, pad_id=0, accelerator=SimpleNamespace(device="cpu"))
-    draw = Draw(gold=(sequence(1), sequence(2)), sampled=(), corpus=(sequence(7, "corpus"), sequence(8, "corpus")))
-    batches = cut(draw, 1, parts)
+    gold = items_of([sequence(1), sequence(2)], "sft")
+    batches = cut(Draw(items=gold, corpus=(sequence(7, "corpus"), sequence(8, "corpus"))), 1, parts_of(objective))
     assert [batch.role for batch in batches] == ["pretraining", "pretraining", "task", "task"]
     assert [batch.samples for batch in batches] == [(7,), (8,), (1,), (2,)]
     assert [batch.num_sampled_rows for batch in batches] == [2, 2, 0, 0], "the teacher reads the corpus where its KL counts"
@@ -200,7 +208,9 @@ def test_a_corpus_is_read_in_batches_of_its_own_before_the_task():
 
 def test_cross_entropy_can_choose_the_best_checkpoint(tmp_path, monkeypatch):
     left = [(0.0, 9.0), (5.0, 3.0), (6.0, 2.0), (9.0, 2.5)]  # the highest ROUGE-L comes with a worse cross entropy
-    monkeypatch.setattr(Bench, "validate", lambda self: dict(zip(("rouge_l", "cross_entropy"), left.pop(0), strict=True)))
+    monkeypatch.setattr(
+        Evaluator, "validate", lambda *_, **__: dict(zip(("rouge_l", "cross_entropy"), left.pop(0), strict=True))
+    )
     config = run(tmp_path, updates=3, evaluate_every=1, choose_by="cross_entropy")
     train_student(config)
     last = checkpoint.load_step(config.folder / "checkpoints", 3)
@@ -213,6 +223,44 @@ def test_lengths_may_be_given_in_epochs(tmp_path, scripted):
     train_student(config)
     assert [line["step"] for line in lines(config, "train")] == [1, 2, 3, 4], "24 rows in batches of 6"
     assert [line["step"] for line in lines(config, "validation")] == [0, 2, 4]
+
+
+def test_the_engine_takes_over_the_weights_once_an_update_before_its_draw(tmp_path, scripted, monkeypatch):
+    scripted(1.0)
+    seen = []
+    draw = Policy.draw
+    monkeypatch.setattr(LocalEngine, "sync", lambda self, student, step: seen.append(("sync", step, student is self._model)))
+    monkeypatch.setattr(Policy, "draw", lambda self, step: seen.append(("draw", step, True)) or draw(self, step))
+    train_student(run(tmp_path, updates=3))
+    assert seen == [(what, step, True) for step in range(3) for what in ("sync", "draw")]
+
+
+@pytest.mark.parametrize(("communicates", "expected"), [(False, 2), (True, 5)])
+def test_processes_make_the_same_number_of_passes_where_passes_communicate(monkeypatch, communicates, expected):
+    monkeypatch.setattr(training.signals, "gather", lambda values: [*values, 5])  # another process has five
+    parts = parts_of(Objective())
+    parts.learner.placement = SimpleNamespace(passes_communicate=communicates)
+    batches = cut_in(1, [sequence(0), sequence(1)], [])
+    filled = filled_up(batches, parts)
+    assert len(filled) == expected and filled[:2] == batches
+    assert Counts.of(filled) == Counts.of(batches), "what is filled in counts nowhere"
+
+
+def test_a_micro_batch_without_rows_adds_nothing_to_the_gradient(tmp_path, monkeypatch):
+    found = []
+    with open_run(tiny_run(tmp_path, "mgsr", training={"batch_size": 2})) as opened:
+        parts = build_parts(opened, build_evaluator(opened, opened.models.student))
+        draw = parts.learner.objective.select(parts.policy.draw(0))
+        for empty in (0, 2):
+            fill = [empty_batch(pad_id=parts.pad_id)] * empty
+            monkeypatch.setattr(training, "filled_up", lambda batches, parts, fill=fill: [*batches, *fill])
+            _, counts, sums = training.gradients(draw, parts, 0)
+            gradient = {n: p.grad.clone() for n, p in opened.student.named_parameters() if p.grad is not None}
+            found.append((counts, sums, gradient))
+            parts.learner.optimizer.zero_grad(set_to_none=True)
+    (counts, sums, gradient), (other_counts, other_sums, other) = found
+    assert counts == other_counts and sums == other_sums and gradient.keys() == other.keys()
+    assert all(torch.equal(other[name], value) for name, value in gradient.items())
 
 
 def test_epochs_are_whole_updates_and_at_least_one():

@@ -1,17 +1,18 @@
 """Objectives: which terms a batch has, what each is divided by, and that the cut of a batch does not matter."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 
-from redistill.contracts import Draw, TokenSequence
+from redistill.contracts import Draw, Needs, TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.losses.divergences import Divergence, ForwardKL, ReverseKL
 from redistill.losses.span import SpanConfig
-from redistill.training.objective import Counts, Objective, averages, terms
+from redistill.training.objective import Counts, Objective, PretrainingConfig, averages, corpus_items, terms
 from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, SpanTerm
 
 FULL = Objective(sft_weight=2.0, divergence=ForwardKL(), divergence_weight=3.0, span_weight=5.0)
@@ -24,8 +25,9 @@ def sequence(num_targets, *, origin="student", spans=()):
     return TokenSequence(sample=0, token_ids=ids, supervised=supervised, origin=origin, spans=spans)
 
 
-def batch(gold=(), sampled=(), span_config=SpanConfig()):  # noqa: B008
-    return collate(gold, sampled, pad_id=0, span_config=span_config)
+def batch(gold=(), sampled=(), both=(), span_config=SpanConfig()):  # noqa: B008
+    items = [*items_of(gold, "sft"), *items_of(sampled, "distillation"), *items_of(both, "sft", "distillation")]
+    return collate(items, pad_id=0, span_config=span_config)
 
 
 def full_batch():
@@ -41,7 +43,7 @@ def test_the_three_counts_are_taken_over_all_micro_batches():
 
 def test_rows_that_carry_both_count_in_both():
     both = sequence(3, origin="dataset")
-    assert Counts.of([batch([both], [both])]) == Counts(3, 3, sampled_sequences=1)
+    assert Counts.of([batch(both=[both])]) == Counts(3, 3, sampled_sequences=1)
 
 
 def test_no_batches_count_nothing():
@@ -102,10 +104,54 @@ def test_the_squared_norm_reaches_the_span_term():
 
 
 def test_only_the_part_of_a_draw_that_some_term_reads_is_kept():
-    draw = Draw(gold=(sequence(1),), sampled=(sequence(2),))
-    assert Objective().select(draw) == Draw(gold=draw.gold, sampled=())
-    assert Objective(sft_weight=0, divergence=ForwardKL()).select(draw) == Draw(gold=(), sampled=draw.sampled)
+    gold, sampled = items_of([sequence(1)], "sft"), items_of([sequence(2)], "distillation")
+    draw = Draw(items=(*sampled, *gold), corpus=(sequence(3, origin="corpus"),))
+    assert Objective().select(draw) == Draw(items=gold)
+    assert Objective(sft_weight=0, divergence=ForwardKL()).select(draw) == Draw(items=sampled)
+    assert FULL.select(draw) == replace(draw, corpus=())
+    assert replace(FULL, pretraining=PretrainingConfig()).select(draw) == draw
+
+
+def test_cross_entropy_on_sampled_answers_reads_those_and_no_gold_ones():
+    gold, sampled, both = (items_of([sequence(1)], *roles) for roles in (["sft"], ["distillation"], ["sft", "distillation"]))
+    draw = Draw(items=(*sampled, *both, *gold))
+    answers = draw.with_role("distillation")
+    assert Objective(sft_on="sampled").select(draw) == Draw(items=items_of(answers, "sft"))
+    found = Objective(sft_on="sampled", divergence=ForwardKL()).select(draw)
+    assert found == Draw(items=items_of(answers, "sft", "distillation"))
+
+
+def test_an_item_keeps_only_the_roles_of_the_terms():
+    draw = Draw(items=items_of([sequence(1)], "sft", "distillation"))
+    assert Objective().select(draw) == Draw(items=items_of(draw.with_role("sft"), "sft"))
+    only = Objective(sft_weight=0, divergence=ForwardKL()).select(draw)
+    assert only == Draw(items=items_of(draw.with_role("sft"), "distillation"))
     assert FULL.select(draw) == draw
+
+
+def test_the_corpus_carries_a_divergence_only_where_it_is_distilled():
+    draw = Draw(items=(), corpus=(sequence(3, origin="corpus"),))
+    assert corpus_items(draw, PretrainingConfig()) == items_of(draw.corpus, "sft")
+    assert corpus_items(draw, PretrainingConfig(divergence_share=0.5)) == items_of(draw.corpus, "sft", "distillation")
+
+
+@pytest.mark.parametrize(
+    ("objective", "needs"),
+    [
+        (Objective(), Needs()),
+        (Objective(sft_on="sampled"), Needs()),
+        (Objective(divergence=ForwardKL()), Needs(teacher=True)),
+        (Objective(divergence=ForwardKL(), divergence_weight=0), Needs()),
+        (Objective(divergence=DacKLConfig()), Needs(teacher=True, full_vocabulary=True)),
+        (Objective(divergence=DacKLConfig(), divergence_weight=0), Needs()),
+        (Objective(span_weight=1), Needs(teacher=True, full_vocabulary=True)),
+        (Objective(pretraining=PretrainingConfig()), Needs()),
+        (Objective(pretraining=PretrainingConfig(divergence_share=0.5)), Needs(teacher=True)),
+    ],
+    ids=repr,
+)
+def test_an_objective_needs_what_its_terms_read(objective, needs):
+    assert objective.needs == needs
 
 
 # --- what is logged -----------------------------------------------------------------------------------------------------

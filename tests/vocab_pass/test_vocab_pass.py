@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from redistill.losses.clip_network import ClipNetworkConfig
-from redistill.losses.dac_kl import DacKL, DacKLConfig, Mode
+from redistill.losses.clip_ranks import Mode
+from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.losses.divergences import ForwardKL, ReverseKL
 from redistill.losses.span import SpanConfig, pair_weights
 from redistill.randomness import generator

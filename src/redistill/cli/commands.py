@@ -175,8 +175,9 @@ def config(options: argparse.Namespace) -> None:
     import yaml
 
     from redistill.config.run import encode_run, load_config
+    from redistill.config.schema import SCHEMA
 
-    tree = encode_run(load_config(options.recipe, options.overrides, options.allow_code))
+    tree = {"schema": SCHEMA, **encode_run(load_config(options.recipe, options.overrides, options.allow_code))}
     if options.json:
         print_json(options, {"config": tree})
     else:

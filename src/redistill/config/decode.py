@@ -220,7 +220,7 @@ def _decode_dataclass(cls: type, value: Any, path: str, context: _Context) -> An
     for key in value:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1, 0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"allowed are {', '.join(known)}"
+            hint = f"did you mean '{near[0]}'?" if near else f"allowed are {', '.join(known) or 'none'}"
             raise ConfigError(f"{prefix}{_line(str(key))}: no such {'field' if path else 'section'}; {hint}")
     for f in fields(cls):
         if f.name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:

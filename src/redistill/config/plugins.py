@@ -21,14 +21,21 @@ class Slot:
     """A place in the configuration that a class from outside may take.
 
     Args:
-        what: What such a class is, as in `redistill.testing.check_divergence`.
+        what: What such a class is, such as "divergence".
         members: The package's own classes there.
         needs: What a class must have to work there.
+        has_laws: Whether `redistill.testing` has laws for it.
     """
 
     what: str
     members: tuple[type, ...]
     needs: tuple[str, ...]
+    has_laws: bool = False
+
+    @property
+    def name(self) -> str:
+        """`what` with its article."""
+        return f"{'an' if self.what[0] in 'aeiou' else 'a'} {self.what}"
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,14 @@ class Outside:
         """
         slot = next((slot for slot in self.slots if set(slot.members) <= set(members)), None)
         if slot is None:
-            raise ConfigError("nothing from outside can stand here; outside kinds are for divergences and policies")
+            slots = ", ".join(slot.what for slot in self.slots) or "none of its fields"
+            raise ConfigError(f"nothing from outside can stand here; outside kinds are for {slots}")
         found = self.load(kind)
-        advice = f"redistill.testing.check_{slot.what} tries one"
+        advice = f"redistill.testing.check_{slot.what} tries one" if slot.has_laws else "docs/adding.md shows one"
         if not (isinstance(found, type) and is_dataclass(found) and found.__dataclass_params__.frozen):  # type: ignore[attr-defined]
-            raise ConfigError(f"is no frozen dataclass, as a {slot.what} must be; {advice}")
+            raise ConfigError(f"is no frozen dataclass, as {slot.name} must be; {advice}")
         if missing := [need for need in slot.needs if not _has(found, need)]:
-            raise ConfigError(f"has no {' and no '.join(missing)}, as a {slot.what} must; {advice}")
+            raise ConfigError(f"has no {' and no '.join(missing)}, as {slot.name} must; {advice}")
         return found
 
 

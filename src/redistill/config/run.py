@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -15,6 +16,7 @@ from redistill.config import decode as decoding
 from redistill.config.capabilities import mismatch
 from redistill.config.methods import METHODS, Method, as_in_reference, method
 from redistill.config.plugins import Outside, Slot
+from redistill.config.schema import current_tree, schema_of_run
 from redistill.contracts import TeacherCapabilities
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
@@ -200,6 +202,8 @@ class Run:
         evaluation: How test answers are drawn.
         compat: "distillm" repeats what the baselines' reference code does and papers do not say; see docs/methods/compat.md.
 
+    More than 12 fields: one for each section of a recipe.
+
     Raises:
         ConfigError: an unknown method, no teacher where one is needed, or parts that do not fit each other.
     """
@@ -269,7 +273,7 @@ class Run:
         if self.training.compile == "all":
             raise ConfigError("placement = 'sharded': cannot run with training.compile = 'all'; set it to rows, or use auto")
 
-    @property
+    @cached_property
     def resolved_method(self) -> Method:
         """The method's row, with the reference code's habits where `compat` asks, and this run's own policy and objective."""
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
@@ -288,8 +292,8 @@ class Run:
 
 
 SLOTS = (
-    Slot("divergence", get_args(Divergence), needs=("__call__",)),
-    Slot("policy", get_args(PolicyConfig), needs=("bind", "sampling", "needs")),
+    Slot("divergence", get_args(Divergence), needs=("__call__",), has_laws=True),
+    Slot("policy", get_args(PolicyConfig), needs=("bind", "sampling", "needs"), has_laws=True),
     Slot("teacher", (TeacherConfig,), needs=("capabilities", "build")),
     Slot("engine", (LocalEngineConfig,), needs=("capabilities", "build")),
 )
@@ -304,7 +308,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
         allow_code: Modules whose code may run where the file names a part of them, as `my_module:MyDivergence`.
 
     Raises:
-        ConfigError: the file is missing or not YAML, or anything in it is unknown, mistyped or out of range.
+        ConfigError: the file is missing, not YAML or of a later schema, or anything in it is unknown, mistyped or out of range.
     """
     try:
         text = path.read_bytes()
@@ -312,6 +316,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
         raise ConfigError(f"{path}: {error.strerror}; give the path of a recipe, such as recipes/smollm2-dolly.yaml") from error
     tree = decoding.parse_yaml(text, str(path))
     if path.suffix == ".json" and "config" in tree:
+        schema_of_run(tree, str(path))
         tree = tree["config"]
         if not isinstance(tree, dict):
             raise ConfigError(f"{path}: config = {tree!r}: must be a mapping; give the run.json of a run, or a recipe")
@@ -346,8 +351,9 @@ def _with_method_blocks(tree: dict[str, Any], inner: Iterable[str], row: Method 
 def decode_run(tree: Mapping[str, Any], source: str, allow_code: Iterable[str] = ()) -> Run:
     """A Run out of plain dicts, lists and scalars; `source` stands at the front of error lines.
 
-    What a method sets of the optimiser stands where the tree says nothing.
+    What a method sets of the optimiser stands where the tree says nothing.  The tree may carry a schema number.
     """
+    tree = current_tree(tree, source)
     outside = Outside.of(allow_code, *SLOTS)
     row, optimiser = _row(tree, source, outside), tree.get("optimiser", {})
     if row is not None and isinstance(optimiser, dict):

@@ -14,7 +14,7 @@ from redistill.estimate.slivers import Blueprint, Role
 from redistill.estimate.workload import Workload
 from redistill.generation.kv import PIECE_TOKENS
 from redistill.generation.prefix import MEMORY_BYTES
-from redistill.training.tracking import peak_bytes
+from redistill.training.metrics import peak_bytes
 from redistill.vocab_pass import chunk_budget, compiles
 from redistill.vocab_pass.statistics import LIVE_TENSORS
 from redistill.vocab_pass.walk import BLOCK_TENSORS, COMPILED_TENSORS, TILE_TENSORS, cut_rows

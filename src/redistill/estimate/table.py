@@ -6,7 +6,7 @@ from rich.text import Text
 
 from redistill.estimate import Estimate
 from redistill.storage.redaction import plain
-from redistill.training.tracking import duration
+from redistill.training.progress import duration
 
 
 def print_estimate(found: Estimate, console: Console | None = None) -> None:

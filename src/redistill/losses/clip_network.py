@@ -1,32 +1,26 @@
 """f_sub, the network that predicts which interval of the teacher DAC-KL keeps, and the gates through which it learns.
 
-Source: MGSR (arXiv 2407.10068), Eq. 6.  Which classes an interval keeps and what becomes of them is told in clipping.py.
+Source: MGSR (arXiv 2407.10068), Eq. 6.  clip_ranks.py has the classes that an interval keeps, dac_kl.py
+the divergence on them.
 
-What costs here is reading V probabilities three times: as they are, sorted, and the student's.  The two unsorted readings are
-narrow products.  The sorted one is either exact, a sort and a third product, or compact, the largest probabilities and the
-masses of buckets of ranks below them, which a histogram finds in a third of a sort's time.
+The cost is reading V probabilities three times: as they are, sorted, and the student's.  The two unsorted readings are
+narrow products.  The sorted one is either exact, a sort and a third product, or compact (clip_ranks.py).
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from redistill.errors import ConfigError
+from redistill.losses.clip_ranks import at_class, compact_ranks, rank_edges, sort_descending, top_and_masses
 from redistill.randomness import torch_seed
 from redistill.tensors import loss_dtype
 
 SortedInput = Literal["exact", "compact"]
-
-TOP_CLASSES = 512
-TAIL_BUCKETS = 16
-HISTOGRAM_CLASSES = 8192  # from so many classes on, a histogram is faster than a sort on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,86 +136,6 @@ class ClipNetwork(nn.Module):
         return compact_ranks(p_NV, self.edges)
 
 
-# --- the sorted row -----------------------------------------------------------------------------------------------------
-
-
-def rank_edges(vocabulary: int) -> tuple[int, ...]:
-    """How many ranks lie above each bucket of the compact form, and V.
-
-    The first 512 ranks stand alone.  Those below fall into 16 buckets, each wider than the last by the same factor, or, where
-    there are fewer ranks than that, into buckets of one.  No bucket is empty, so that K = min(V, 528) numbers tell the row.
-
-    Example:
-        >>> rank_edges(50257)[:3], rank_edges(515), rank_edges(100)
-        ((512, 682, 908), (512, 513, 514, 515), (100,))
-    """
-    edges = [min(TOP_CLASSES, vocabulary)]
-    num_buckets = min(TAIL_BUCKETS, vocabulary - edges[0])
-    for bucket in range(1, num_buckets + 1):
-        geometric = round(TOP_CLASSES * (vocabulary / TOP_CLASSES) ** (bucket / num_buckets))
-        edges.append(min(max(geometric, edges[-1] + 1), vocabulary - (num_buckets - bucket)))
-    return tuple(edges)
-
-
-def top_and_masses(sorted_NV: Tensor, edges: Sequence[int]) -> Tensor:
-    """The compact form of rows in descending order: the ranks above the first edge, and the mass from each edge to the next."""
-    masses = [sorted_NV[:, start:stop].sum(dim=-1, keepdim=True) for start, stop in pairwise(edges)]
-    return torch.cat([sorted_NV[:, : edges[0]], *masses], dim=-1)
-
-
-# The two below are operators of torch's, so that a compiled graph goes through them without a look inside.
-
-
-@torch.library.custom_op("redistill::sort_descending", mutates_args=())
-def sort_descending(p_NV: Tensor) -> Tensor:
-    """p in descending order; NumPy's vectorised sort is 4 to 20 times faster than torch's on a CPU."""
-    if p_NV.device.type != "cpu":
-        return torch.sort(p_NV, dim=-1, descending=True).values
-    negated_NV = np.negative(p_NV.numpy())
-    negated_NV.sort(axis=-1)
-    return torch.from_numpy(np.negative(negated_NV, out=negated_NV))
-
-
-@sort_descending.register_fake
-def _(p_NV: Tensor) -> Tensor:
-    return torch.empty_like(p_NV, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("redistill::compact_ranks", mutates_args=())
-def compact_ranks(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
-    """`top_and_masses` of rows in any order; wide rows on a CPU are not sorted for it."""
-    if p_NV.device.type != "cpu" or p_NV.dtype != torch.float32 or p_NV.shape[1] < HISTOGRAM_CLASSES:
-        return top_and_masses(sort_descending(p_NV), edges)
-    ranked_NK = p_NV.new_empty(p_NV.shape[0], edges[0] + len(edges) - 1)
-    for p_V, ranked_K in zip(p_NV.contiguous().numpy(), ranked_NK.numpy(), strict=True):
-        ranked_K[:] = _compact_row(p_V, np.array(edges))
-    return ranked_NK
-
-
-@compact_ranks.register_fake
-def _(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
-    return p_NV.new_empty(p_NV.shape[0], edges[0] + len(edges) - 1)
-
-
-def _compact_row(p_V: np.ndarray[Any, Any], edges: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """One row by its histogram over the upper 16 bits of the floats, which are in the order of their values.
-
-    Only the classes of bins that hold the top or that an edge cuts are sorted, so the masses are exact.
-    """
-    bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
-    count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # from the largest down
-    through_B = count_B.cumsum()
-    cut_E = through_B.searchsorted(edges)  # the bin that each edge lies in, or at the end of
-    sorted_B = np.arange(len(count_B)) <= cut_E[0]
-    sorted_B[cut_E] = True
-    members = np.sort(p_V[sorted_B[::-1][bits_V]])[::-1]
-    sums = np.concatenate([[0.0], members.cumsum(dtype=np.float64)])
-    first_E = (count_B * sorted_B).cumsum()[cut_E] - count_B[cut_E]  # of each cut bin among the members
-    stop_E = first_E + edges - (through_B - count_B)[cut_E]
-    above_E = (mass_B.cumsum() - mass_B)[cut_E] + sums[stop_E] - sums[first_E]
-    return np.concatenate([members[: edges[0]], np.diff(above_E)])
-
-
 # --- the gates ----------------------------------------------------------------------------------------------------------
 
 
@@ -229,11 +143,6 @@ def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: floa
     """1 well inside (low, high), 0 well outside, with a slope for both ends."""
     above_NV = ((score_NV - low_N.unsqueeze(-1)) / temperature).sigmoid()
     return above_NV * ((high_N.unsqueeze(-1) - score_NV) / temperature).sigmoid()
-
-
-def at_class(class_N1: Tensor, num_classes: int) -> Tensor:
-    """True at one class of each row, [N, V]; a comparison, since compiled code is slow at scattering."""
-    return torch.arange(num_classes, device=class_N1.device) == class_N1
 
 
 class StraightThrough(torch.autograd.Function):

@@ -1,9 +1,9 @@
 """DAC-KL: clip the teacher's distribution to an interval that a small network predicts, and match what is left.
 
-Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  From bottom to top: which classes an interval keeps (`keep_mask`), the
-divergence on the kept classes (`clipped_divergence`), and the module that joins them (`DacKL`) with the network that predicts
-the interval (`ClipNetwork`, in clip_network.py), built from its configuration (`DacKLConfig`).  The paper leaves several
-readings open; each is a field of the configuration, and the defaults stay closest to its text.
+Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  From bottom to top: the divergence on the kept classes
+(`clipped_divergence`), and the module (`DacKL`, built from `DacKLConfig`) that joins it with the network that predicts the
+interval (`ClipNetwork`, in clip_network.py) and the classes that the interval keeps (`keep_mask`, in clip_ranks.py).  The
+paper leaves several readings open; each is a field of the configuration, and the defaults stay closest to its text.
 
 Nothing here reduces over rows or knows about models.  Rows come in chunks, and a chunk's [N, V] tensors are what training
 pays for: nothing is concatenated, and the soft gate is rebuilt in the backward pass rather than kept.
@@ -15,13 +15,12 @@ from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from redistill.errors import ConfigError
-from redistill.losses.clip_network import ClipNetwork, ClipNetworkConfig, StraightThrough, at_class, soft_gate
+from redistill.losses.clip_network import ClipNetwork, ClipNetworkConfig, StraightThrough, soft_gate
+from redistill.losses.clip_ranks import Mode, at_class, class_scores, score_bounds, within
 from redistill.tensors import loss_dtype
 
-Mode = Literal["value", "relative", "mass", "entry_quantile"]
 Normalise = Literal["none", "renormalise", "other_bin", "teacher"]
 Gate = Literal["straight_through", "soft", "none"]
 
@@ -37,80 +36,6 @@ START: dict[Mode, tuple[float, float]] = {
     "mass": (4.0, -7.0),
     "entry_quantile": (13.0, 6.9),
 }
-
-
-# --- which classes are kept ---------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "value", keep_target: bool = True) -> Tensor:
-    r"""The classes S that an interval keeps of each row of the teacher.
-
-    .. math:: S = \{v : l \le s_v \le u\} \cup \{\arg\max p\} \quad\text{(Eq. 7)}
-
-    What the interval bounds depends on the mode; the classes are sorted by p, descending, ties by id, and r_v counts from 0:
-
-    - "value", the formula of Eq. 7: s_v = p_v.
-    - "relative": s_v = p_v / max p, so that l alone is min-p.
-    - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V entries; l = 1 - k/V alone keeps the first k.
-    - "mass": s_v is the mass strictly before v, and l <= s_v < u.  There u cuts the tail and l the head, the opposite of all
-      others.  u = 1 cuts no class that has any mass.
-
-    Whatever the inputs are, scores are taken and compared in float64: added up in float32, the mass before a class of
-    the tail reaches 1, and drifts by more than such a class holds.
-
-    Args:
-        logp_NV: Teacher log-probabilities.
-        lower_N, upper_N: The interval of each row, in [0, 1].
-        mode: What the interval bounds.
-        keep_target: Whether the arg max of p (the first of equals) is kept wherever the interval lies.
-
-    Returns:
-        keep_NV, bool.
-
-    Example:
-        >>> logp_NV = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-        >>> keep_mask(logp_NV, torch.tensor([0.1]), torch.tensor([0.4]))
-        tensor([[ True,  True,  True, False]])
-        >>> keep_mask(logp_NV, torch.tensor([0.1]), torch.tensor([0.9]), mode="mass", keep_target=False)
-        tensor([[False,  True,  True, False]])
-    """
-    logp_NV = logp_NV.double()
-    ends = _ends(lower_N.double(), upper_N.double(), mode)
-    score_NV, _ = _score(logp_NV, logp_NV.exp(), mode)
-    return _inside(score_NV, *ends, mode, logp_NV.argmax(dim=-1, keepdim=True) if keep_target else None)
-
-
-def _score(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
-    """What the mode bounds ("entry_quantile": 1 - s, exact at the top), and p in descending order where it was sorted."""
-    if mode == "value":
-        return p_NV, None
-    if mode == "relative":
-        return (logp_NV - logp_NV.amax(dim=-1, keepdim=True)).exp(), None
-    # A double, so that no two different log-probabilities become equal.
-    sorted_NV, order_NV = torch.sort(logp_NV.double().exp(), dim=-1, descending=True, stable=True)
-    if mode == "mass":
-        before_NV = functional.pad(sorted_NV[:, :-1].cumsum(dim=-1), (1, 0))
-        # Below 1 exactly for a class that has mass itself, whatever rounding adds up to.
-        before_NV = before_NV.clamp_(max=1 - 2**-53).masked_fill_(sorted_NV == 0, 1.0)
-    else:
-        vocabulary = logp_NV.shape[-1]
-        above_V = (torch.arange(vocabulary, dtype=sorted_NV.dtype, device=logp_NV.device) + 0.5) / vocabulary
-        before_NV = above_V.expand_as(sorted_NV)
-    return torch.empty_like(sorted_NV).scatter_(-1, order_NV, before_NV), sorted_NV
-
-
-def _ends(lower_N: Tensor, upper_N: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
-    """Between which scores of `_score` the interval lies."""
-    return (1 - upper_N, 1 - lower_N) if mode == "entry_quantile" else (lower_N, upper_N)
-
-
-def _inside(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_N1: Tensor | None) -> Tensor:
-    """Where the score lies between the ends, and the target class."""
-    low_N1, high_N1 = low_N.to(score_NV.dtype).unsqueeze(-1), high_N.to(score_NV.dtype).unsqueeze(-1)
-    keep_NV = score_NV >= low_N1
-    keep_NV &= score_NV < high_N1 if mode == "mass" else score_NV <= high_N1
-    return keep_NV if target_N1 is None else keep_NV | at_class(target_N1, keep_NV.shape[-1])
 
 
 # --- the divergence on the kept classes ---------------------------------------------------------------------------------
@@ -305,13 +230,13 @@ class DacKL(nn.Module):
         top_N1 = p_NV.argmax(dim=-1, keepdim=True)
         target_N1 = top_N1 if self.config.keep_target else None
         score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, p_NV)
-        ends = _ends(lower_N, upper_N, self.config.mode)
-        keep_NV = _inside(score_NV, *ends, self.config.mode, target_N1)
+        ends = score_bounds(lower_N, upper_N, self.config.mode)
+        keep_NV = within(score_NV, *ends, self.config.mode, target_N1)
         gate_NV = self._gate(score_NV, logp_NV, keep_NV, ends, target_N1)
         divergence_N = clipped_divergence(logq_NV, logp_NV, gate_NV, self.config.normalise)
         if self.config.target_twice:
             score_N1, logq_N1, logp_N1 = (rows_NV.gather(-1, top_N1) for rows_NV in (score_NV, logq_NV, logp_NV))
-            gate_N1 = self._gate(score_N1, logp_N1, _inside(score_N1, *ends, self.config.mode, None), ends, None)
+            gate_N1 = self._gate(score_N1, logp_N1, within(score_N1, *ends, self.config.mode, None), ends, None)
             divergence_N = divergence_N + clipped_divergence(logq_N1, logp_N1, gate_N1)
         if self.config.mass_floor is not None:
             shortfall_N = (self.config.mass_floor - (gate_NV * p_NV).sum(dim=-1)).relu()
@@ -332,11 +257,11 @@ class DacKL(nn.Module):
         logp_NV = logp_NV.to(loss_dtype(logq_NV))
         score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, logp_NV.exp())
         target_N1 = logp_NV.argmax(dim=-1, keepdim=True) if self.config.keep_target else None
-        return _inside(score_NV, *_ends(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
+        return within(score_NV, *score_bounds(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
 
     def _interval(self, logq_NV: Tensor, logp_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the interval bounds, by class, and the interval of each row; the network reads what the mode has sorted."""
-        score_NV, sorted_NV = _score(logp_NV, p_NV, self.config.mode)
+        score_NV, sorted_NV = class_scores(logp_NV, p_NV, self.config.mode)
         if self.network is None:
             top = self.config.fixed_top
             ends = (max(0.0, 1 - top / logp_NV.shape[-1]), 1.0) if top is not None else self.config.fixed_interval

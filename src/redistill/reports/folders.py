@@ -16,7 +16,7 @@ from redistill.config.decode import told
 from redistill.errors import CheckpointError, DataError
 from redistill.storage import files
 
-SCHEMA = 1
+SCHEMAS = (1, 2)  # of run.json; other files have stayed at 1
 ROUGE = "rouge_l"
 _ASKED = "asked"
 _RESPONSES = re.compile(r"(.+)-seed(-?\d+)\.jsonl")
@@ -134,8 +134,9 @@ def read_object(path: Path) -> Mapping[str, Any]:
     value = files.read_json(path)
     if not isinstance(value, Mapping):
         raise DataError(f"{path}: holds {type(value).__name__}, not an object")
-    if value.get("schema", SCHEMA) != SCHEMA:
-        raise DataError(f"{path}: schema {told(value['schema'])} is not {SCHEMA}, the one that this version of redistill reads")
+    if value.get("schema", SCHEMAS[0]) not in SCHEMAS:
+        held, read = told(value["schema"]), " or ".join(map(str, SCHEMAS))
+        raise DataError(f"{path}: schema = {held}: this version of redistill reads {read}; install a later one")
     return value
 
 

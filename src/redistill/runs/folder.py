@@ -1,16 +1,20 @@
 """The folder of a run: whose it is, and that one job at a time works in it."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from accelerate import Accelerator
+
+from redistill import __version__
+from redistill.config.decode import told
 from redistill.config.run import Run, encode_run, up_to_date, without_places
+from redistill.config.schema import SCHEMA, schema_of_run, writer_of
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
 from redistill.processes import watch as ranks
-from redistill.runs.build import make_accelerator
 from redistill.storage import files
 from redistill.storage.lock import locked
 
@@ -23,7 +27,7 @@ def claim(config: Run) -> bool:
     """See that the folder, if it stands, is this run's own; returns whether the student in it is trained already.
 
     Raises:
-        ConfigError: it holds another run, or what a run leaves behind without saying which.
+        ConfigError: it holds another run, an unfinished run of an older schema, or files of a run without its run.json.
         CheckpointError: its run.json holds no run.
         OutputError: it cannot be read.
     """
@@ -31,6 +35,8 @@ def claim(config: Run) -> bool:
     held = _held(folder)
     if held is None:
         return False
+    is_trained = held.get("status") in {"trained", "finished"} and has_model(folder)
+    check_run_schema(folder, held, resumes=not is_trained)
     mine, theirs = (_flat(without_places(tree)) for tree in (encode_run(config), up_to_date(held.get("config", {}))))
     different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if different:
@@ -40,7 +46,28 @@ def claim(config: Run) -> bool:
             + (f", and {len(different) - 1} more fields differ" if len(different) > 1 else "")
             + "); choose another `out`, or remove the folder"
         )
-    return held.get("status") in {"trained", "finished"} and has_model(folder)
+    return is_trained
+
+
+def check_run_schema(folder: Path, held: Mapping[str, Any], *, resumes: bool) -> None:
+    """Refuse a run folder of a newer schema, and to resume an unfinished run of an older one.
+
+    Args:
+        folder: Of the run.
+        held: What its run.json holds.
+        resumes: Whether training would continue there; a trained student of an older schema can be evaluated and reported.
+
+    Raises:
+        ConfigError: the folder is refused.
+    """
+    number = schema_of_run(held, str(folder / RUN_FILE))
+    if resumes and number < SCHEMA:
+        names = {"redistill": writer_of(held), "commit": held.get("commit")}
+        writer = ", ".join(f"{name} {told(value)}" for name, value in names.items() if isinstance(value, str))
+        raise ConfigError(
+            f"{folder}: holds an unfinished run of schema {number}, and redistill {__version__} resumes schema {SCHEMA} only; "
+            f"finish it with the version that wrote it ({writer or 'not recorded'}), or choose another `out`"
+        )
 
 
 def _held(folder: Path) -> dict[str, Any] | None:
@@ -68,7 +95,7 @@ def has_model(folder: Path) -> bool:
 
 
 @contextmanager
-def sole_use(folder: Path, precision: Literal["fp32", "bf16"], *worth_keeping: str) -> Iterator[None]:
+def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Iterator[None]:
     """An output folder, made, tried for writing, swept, and locked by the main process for all of this job.
 
     It is taken away again if all fails before one of the files `worth_keeping` is in it.
@@ -78,7 +105,6 @@ def sole_use(folder: Path, precision: Literal["fp32", "bf16"], *worth_keeping: s
         OutputError: it cannot be written to, or a folder in it is a link to somewhere else.
     """
     existed = folder.exists()
-    accelerator = make_accelerator(precision)
     with ranks.watched(), ExitStack() as held:  # also what lies between the parts of a job that are watched themselves
         if accelerator.is_main_process:
             held.enter_context(locked(folder))

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from redistill.errors import Interrupted, OutputError
-from redistill.training.tracking import duration
+from redistill.training.progress import duration
 
 _POLL_S = 0.1
 _STOP_S = 60.0  # a child may be writing a checkpoint

@@ -85,16 +85,11 @@ def load_data(
     examples, counts, _ = desk.tokenised(train[: config.max_train_rows], "train")
     validation_examples, lost, validation = desk.tokenised(validation, "validation")
     counts |= {"in a test set": leaked[0]} | ({"duplicate": repeats} if repeats and duplicates == "drop" else {})
-    dropped = sum(counts.values())
+    lost |= {"in a test set": leaked[1]}
+    manifest["kept"] = _kept(len(examples), counts, len(validation), lost, repeats if duplicates == "keep" else 0)
     why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-    say(
-        f"train: {len(examples)} examples"
-        + (f" ({dropped} dropped: {why})" if dropped else "")
-        + f"; validation: {len(validation)}"
-    )
-    manifest["kept"] = {"train": len(examples), "dropped": dropped, **counts, "validation": len(validation)}
-    manifest["kept"] |= {"duplicates kept": repeats} if repeats and duplicates == "keep" else {}
-    manifest["kept"] |= {f"validation {reason}": n for reason, n in (lost | {"in a test set": leaked[1]}).items() if n}
+    dropped = f" ({sum(counts.values())} dropped: {why})" if why else ""
+    say(f"train: {len(examples)} examples{dropped}; validation: {len(validation)}")
     return DataSets(
         train=examples,
         validation=[row.record for row in validation],
@@ -102,6 +97,18 @@ def load_data(
         tests=tests,
         manifest=manifest,
     )
+
+
+def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping[str, int], duplicates: int) -> dict[str, int]:
+    """How many rows were kept and dropped, by reason, as run.json has it."""
+    return {
+        "train": train,
+        "dropped": sum(dropped.values()),
+        **dropped,
+        "validation": validation,
+        **({"duplicates kept": duplicates} if duplicates else {}),
+        **{f"validation {reason}": count for reason, count in lost.items() if count},
+    }
 
 
 def load_tests(config: DataConfig, say: Callable[[str], None], rejected: Path | None = None) -> dict[str, list[Record]]:

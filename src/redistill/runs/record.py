@@ -1,8 +1,12 @@
-"""What a run folder records of its run: run.json, and the identity of its checkpoints."""
+"""What a run folder records of its run: run.json with where it ran, and the identity of its checkpoints."""
 
 import hashlib
+import importlib.metadata
 import json
+import os
+import platform
 import shlex
+import subprocess
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
@@ -10,16 +14,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import redistill
 from redistill.config.run import Run, encode_run, without_places
+from redistill.config.schema import SCHEMA
 from redistill.contracts import Example, TokenSequence
-from redistill.runs.build import OpenRun
 from redistill.runs.disk_space import check_space, needed_space
 from redistill.runs.folder import RUN_FILE
+from redistill.runs.opened import OpenRun
 from redistill.runs.stages import stages
 from redistill.storage import files
 from redistill.storage.redaction import plain, redacted_tree
-from redistill.training import checkpoint, tracking
+from redistill.training import checkpoint
 from redistill.training.parts import TrainingState
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "rouge-score",
+    "spacy",
+)
 
 
 def begin(run: OpenRun, command: str | None) -> None:
@@ -85,15 +106,15 @@ def _corpus(run: OpenRun) -> dict[str, Any]:
 def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping[str, Any] | None = None) -> None:
     config = run.config
     described = {
-        "schema": 1,
+        "schema": SCHEMA,
         "name": config.name,
         "method": config.method,
         "status": status,
         "command": plain(command or shlex.join(["redistill", *sys.argv[1:]])),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": tracking.commit(),
-        "versions": tracking.versions(),
-        "machine": tracking.machine(),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
         "processes": run.processes.world,
         "cost": cost,
         "stages": _stages(config),
@@ -103,3 +124,58 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
         "spans": None if run.spans is None else run.spans.description,
     }
     files.write_json(config.folder / RUN_FILE, redacted_tree(described))
+
+
+# --- where a run ran ---------------------------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """The machine in plain words for run.json: processor, cores, memory, accelerators, Python, platform, torch's threads."""
+    return {
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
+        "accelerators": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of redistill and of the packages whose releases can change a result; those not installed are left out."""
+    found = {"redistill": redistill.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit(folder: Path | None = None) -> str | None:
+    """The git commit checked out in `folder` (else where redistill itself is), "-dirty" behind it where tracked files differ.
+
+    None outside a git checkout, or without git.
+    """
+    place = folder or Path(redistill.__file__).parent
+    head = _git(place, "rev-parse", "--verify", "HEAD")
+    changes = _git(place, "status", "--porcelain", "--untracked-files=no") if head else None
+    return f"{head}-dirty" if changes else head
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -25,18 +25,20 @@ from redistill.processes import signals
 from redistill.processes import watch as ranks
 from redistill.processes.placement import full
 from redistill.reports.report import build_report
-from redistill.runs.build import OpenRun, build_evaluator, build_parts, make_accelerator, open_run, processes_of
+from redistill.runs.build import build_evaluator, build_parts
 from redistill.runs.folder import RUN_FILE, WORTH_KEEPING, claim, has_model, sole_use
 from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
+from redistill.runs.opened import OpenRun, make_accelerator, open_run, processes_of
 from redistill.runs.record import begin, cost, write_run_file
 from redistill.runs.revisions import truncate_revisions
 from redistill.runs.stages import stages, teacher_source
 from redistill.storage import files
 from redistill.teachers.local import LocalTeacher
-from redistill.training import checkpoint, tracking
+from redistill.training import checkpoint
 from redistill.training.loop import train
 from redistill.training.parts import TrainingState
+from redistill.training.progress import AnswerProgress, say
 from redistill.training.saving import restore_checkpoint
 
 
@@ -75,10 +77,11 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
         ['10', '20', '30', '40', '50']
     """
     claim(config)
-    with sole_use(config.folder, config.training.precision, *WORTH_KEEPING):
+    accelerator = make_accelerator(config.training.precision)
+    with sole_use(config.folder, accelerator, *WORTH_KEEPING):
         with signals.handled():  # the report is behind it: nothing waits for it, and it can be left anywhere
-            _train(config, command)
-            scores = _evaluate_student(config)
+            _train(config, accelerator, command)
+            scores = _evaluate_student(config, accelerator)
         report = config.folder / "report.html"
         if PartialState().is_main_process:
             build_report(config.folder, baselines)
@@ -96,19 +99,22 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
         TrainingError: too many updates in a row were not finite.
         Interrupted: SIGTERM or SIGINT; the same call goes on after the last update that was made.
     """
-    if not claim(config):  # one that is trained may be used by many at once
-        with sole_use(config.folder, config.training.precision, *WORTH_KEEPING):
-            _train(config, command)
+    if not claim(config):  # a finished stage may be used by many runs at once
+        accelerator = make_accelerator(config.training.precision)
+        with sole_use(config.folder, accelerator, *WORTH_KEEPING):
+            _train(config, accelerator, command)
     return config.folder / "model"
 
 
-def _train(config: Run, command: str | None) -> None:
+def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
     """Train the student, unless another process has done so in the meantime."""
     if claim(config):
         return
     for stage in stages(config).values():
-        train_student(stage)
-    with open_run(config) as run:
+        if not claim(stage):
+            with sole_use(stage.folder, accelerator, *WORTH_KEEPING):
+                _train(stage, accelerator, None)
+    with open_run(config, accelerator) as run:
         if run.processes.is_main:
             begin(run, command)
         _evaluate_before(run)
@@ -128,7 +134,7 @@ def _evaluate_before(run: OpenRun) -> None:
             run.data.tests,
             run.config.folder / "before",
             label="before",
-            progress=tracking.AnswerProgress("before", run.output.progress.note),
+            progress=AnswerProgress("before", run.output.progress.note),
         )
 
 
@@ -187,13 +193,13 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
     folder = config.folder
     if not has_model(folder):
         raise CheckpointError(f"{folder}: has no trained student; run `redistill train` with the same recipe first")
-    with sole_use(folder, config.training.precision):
-        return _evaluate_student(config)
+    accelerator = make_accelerator(config.training.precision)
+    with sole_use(folder, accelerator):
+        return _evaluate_student(config, accelerator)
 
 
-def _evaluate_student(config: Run) -> Mapping[str, Any]:
-    folder, accelerator = config.folder, make_accelerator(config.training.precision)
-    source = teacher_source(config)
+def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Any]:
+    folder, source = config.folder, teacher_source(config)
     student = ModelConfig(model=str(folder / "model"))
     plan = [(student, "student", folder, source)]
     if source is not None and "teacher" in config.evaluation.compare:
@@ -250,8 +256,9 @@ def evaluate_model(
     if (Path(model.model) / RUN_FILE).is_file():
         model = dataclasses.replace(model, model=str(Path(model.model) / "model"))
     # The weights' own type is the precision here: bfloat16 weights need no autocast, and float32 ones want none.
-    with sole_use(out, "fp32", SETTINGS):
-        return _evaluate(model, data, evaluation_config, out, name, teacher, make_accelerator("fp32"))
+    accelerator = make_accelerator("fp32")
+    with sole_use(out, accelerator, SETTINGS):
+        return _evaluate(model, data, evaluation_config, out, name, teacher, accelerator)
 
 
 @ranks.watched()
@@ -266,7 +273,7 @@ def _evaluate(
 ) -> Mapping[str, Any]:
     """Load a model, and a teacher to compare it with on gold answers, and score it."""
     with signals.handled(at_once=True):
-        tests = load_tests(data, tracking.say if accelerator.is_main_process else lambda line: None)
+        tests = load_tests(data, say if accelerator.is_main_process else lambda line: None)
         model, tokenizer = load_model(source)
         check_positions(model, data.tokens, label)
         size, teacher = head(model).num_classes, None
@@ -284,5 +291,5 @@ def _evaluate(
         processes=processes_of(accelerator),
         autocast=accelerator.autocast,
     )
-    progress = tracking.AnswerProgress(label, tracking.say) if accelerator.is_main_process else None
+    progress = AnswerProgress(label, say) if accelerator.is_main_process else None
     return evaluator.evaluate(tests, folder, label=label, progress=progress)

@@ -1,12 +1,9 @@
-"""A whole table as one command: every row of a sweep recipe with every seed, and the comparison of them.
+"""Execution of a sweep: every row of a sweep recipe with every seed, and the comparison of them.
 
-Everything is decoded before anything runs.  Each run is a process of its own, so that its memory comes back and a crash stays
-its own; the same command goes on where it was stopped.
+Everything is decoded before anything runs.  Each run is a process of its own, so that its memory is freed and a crash ends
+that run alone; the same command resumes where it was stopped.
 """
 
-import dataclasses
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,18 +15,18 @@ from typing import Any
 import torch
 import yaml
 
-from redistill.config.run import Run, encode_run, override_run, up_to_date, without_places
+from redistill.config.run import Run, encode_run, up_to_date
+from redistill.config.schema import SCHEMA
 from redistill.errors import ConfigError, TrainingError
 from redistill.reports.compare import build_comparison
 from redistill.reports.folders import mapping, number
 from redistill.reports.lineup import SWEEP_FILE
-from redistill.reports.matrix import Sweep, cells, read_sweep
 from redistill.reports.statistics import mean
 from redistill.reports.terminal import print_comparison
-from redistill.runs.demo import student_tree, toy_world, world_folder
-from redistill.runs.folder import RUN_FILE
+from redistill.runs.demo import toy_world
+from redistill.runs.folder import RUN_FILE, check_run_schema
 from redistill.runs.jobs import Job, JobProgress, last_line, run_jobs
-from redistill.runs.stages import stages
+from redistill.runs.sweep_recipe import Entry, Sweep, expand, read_sweep, settings_of
 from redistill.storage import files
 from redistill.storage.lock import locked
 from redistill.storage.redaction import plain
@@ -38,22 +35,8 @@ RECIPE_FILE, LOG_FILE = "recipe.yaml", "log.txt"
 FORMATS = ("html", "md", "tex", "csv")
 REDISTILL = (sys.executable, "-m", "redistill")
 TRAINED, FINISHED = "trained", "finished"
-MAY_GO_WELL_LATER = {files.TRY_AGAIN, *(code for number in (SIGINT, SIGTERM) for code in (128 + number, -number))}
-"""Exit codes of runs that the same command goes on with, and with which nothing is wrong."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A row with a seed, and its run; rows whose settings are the same share one.
-
-    Args:
-        stages: Fine-tunings that come before the run, in order.
-    """
-
-    label: str
-    seed: int
-    run: Run
-    stages: tuple[Run, ...]
+RETRYABLE = {files.TRY_AGAIN, *(code for number in (SIGINT, SIGTERM) for code in (128 + number, -number))}
+"""Exit codes of runs that failed or were interrupted without a fault of their own; the same command resumes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +106,9 @@ def plan_sweep(
         if label not in sweep.rows:
             raise ConfigError(f"--only {label}: no such row; the rows are {', '.join(sweep.rows)}")
     folder = out or Path("runs") / sweep.name
-    distinct: dict[str, tuple[Run, tuple[Run, ...]]] = {}
-    entries = []
-    for cell in cells(sweep, student_tree(world_folder()) if sweep.world == "toy" else None):
-        tree = {**cell.tree, "out": str(folder / cell.name)}
-        config = override_run(tree, [*cell.overrides, *overrides], f"{recipe}: rows.{cell.label}", allow_code)
-        found = distinct.setdefault(_digest(config), _with_shared_stages(config, folder / "stages"))
-        entries.append(Entry(label=cell.label, seed=cell.seed, run=found[0], stages=found[1]))
+    entries = expand(sweep, recipe, folder, overrides, allow_code)
     only = tuple(only) or tuple(sweep.rows)
-    return Plan(sweep=sweep, folder=folder, entries=tuple(entries), only=only, allow_code=tuple(allow_code))
+    return Plan(sweep=sweep, folder=folder, entries=entries, only=only, allow_code=tuple(allow_code))
 
 
 def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
@@ -145,9 +122,9 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
 
     Raises:
         ConfigError: the folder holds another sweep or other runs, or another sweep is at work in it.
-        TrainingError: runs failed; the others are finished and compared all the same.  Its exit code is 75 where all
-            that failed may go well later.
-        Interrupted: the runs were stopped; the same plan goes on where they were.
+        TrainingError: runs failed; the others are finished and compared nevertheless.  Its exit code is 75 where all
+            failures are retryable.
+        Interrupted: the runs were stopped; the same plan resumes them.
     """
     statuses = plan.statuses()
     with locked(plan.folder) as lock:  # the runs inherit it, so that those of a killed sweep are not disturbed
@@ -158,51 +135,28 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
         pages = _compare(plan, statuses)
     if failed:
         which = f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}"
-        error = TrainingError(f"{plan.folder}: {which}; mend the cause and repeat the command")
-        if codes - {0} <= MAY_GO_WELL_LATER:
+        error = TrainingError(f"{plan.folder}: {which}; fix the cause and repeat the command")
+        if codes - {0} <= RETRYABLE:
             error.exit_code = files.TRY_AGAIN
         raise error
     return pages
 
 
-# --- planning -----------------------------------------------------------------------------------------------------------
-
-
-def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
-    """The run with each fine-tuning before it in a folder named by what it depends on, and those fine-tunings in order."""
-    for section, name in (("teacher", "teacher"), ("student", "start")):  # the start may be made of the tuned teacher
-        stage = stages(config).get(name)
-        if stage is not None:
-            config = _with_stage_folder(config, section, folder / f"{name}-{_digest(stage)[:12]}")
-    return config, tuple(stages(config).values())
-
-
-def _with_stage_folder(config: Run, section: str, folder: Path) -> Run:
-    node = getattr(config, section)
-    finetune = dataclasses.replace(node.finetune, out=str(folder))
-    return dataclasses.replace(config, **{section: dataclasses.replace(node, finetune=finetune)})
-
-
-def _digest(config: Run) -> str:
-    """The same for runs that differ only in name and folder."""
-    return hashlib.sha256(json.dumps(_settings(encode_run(config)), sort_keys=True).encode()).hexdigest()
-
-
-def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in without_places(tree).items() if key != "name"}
+# --- what is there already --------------------------------------------------------------------------------------------
 
 
 def _status(config: Run) -> str:
     """What stands in the folder of a run.
 
     Raises:
-        ConfigError: another run.
+        ConfigError: another run, or an unfinished one of an older schema.
     """
     path = config.folder / RUN_FILE
     if not path.is_file():
         return "waiting"
     held = mapping(files.read_json(path))
-    different = _first_difference(_settings(encode_run(config)), _settings(up_to_date(mapping(held.get("config")))))
+    check_run_schema(config.folder, held, resumes=held.get("status") not in {TRAINED, FINISHED})
+    different = _first_difference(settings_of(encode_run(config)), settings_of(up_to_date(mapping(held.get("config")))))
     if different:
         raise ConfigError(f"{config.folder}: holds another run ({different}); choose another --out, or remove the folder")
     return str(held.get("status"))
@@ -250,7 +204,7 @@ def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int,
     """Run the jobs and keep sweep.json true; returns a phrase for each that failed, and the exit codes that there were."""
     every = {config.folder: config for entry in plan.wanted for config in (*entry.stages, entry.run)}
     for job in todo:
-        recipe = yaml.safe_dump(encode_run(every[job.log.parent]), sort_keys=False)
+        recipe = yaml.safe_dump({"schema": SCHEMA, **encode_run(every[job.log.parent])}, sort_keys=False)
         files.write_text(job.log.parent / RECIPE_FILE, recipe)
     failed: list[str] = []
 

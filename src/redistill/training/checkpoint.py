@@ -24,7 +24,7 @@ from redistill.storage import tensors as tensor_files
 from redistill.storage.redaction import plain
 from redistill.storage.tensors import read_tensors, write_tensors
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
 STATE = "state.json"
@@ -281,8 +281,8 @@ def _parsed(manifest: bytes, folder: Path) -> dict[str, Any]:
         raise _Damaged(f"{MANIFEST} names no schema")
     if content["schema"] != SCHEMA:
         raise CheckpointError(
-            f"{_label(folder)}: written in schema {content['schema']}, and this redistill reads {SCHEMA}; "
-            "resume with the version that wrote it (run.json names it)"
+            f"{_label(folder)}: has schema {content['schema']}, and this version of redistill resumes schema {SCHEMA} only; "
+            "finish the run with the version that wrote it (run.json names it), or choose another `out`"
         )
     types = {"step": int, "files": dict, "run": dict}
     if not all(isinstance(content.get(name, {}), kind) for name, kind in types.items()):

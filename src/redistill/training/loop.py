@@ -22,12 +22,12 @@ from redistill.processes import signals
 from redistill.processes.memory import unless_out_of_memory
 from redistill.randomness import torch_seed
 from redistill.training.guards import Event, Update, facts_of, read_again, text_metrics
+from redistill.training.metrics import peak_bytes
 from redistill.training.objective import Counts, averages, corpus_items, terms
 from redistill.training.optimiser import OptimiserConfig, clip_gradients, set_learning_rates
 from redistill.training.parts import Learner, Parts, TrainingState
 from redistill.training.saving import save_checkpoint
 from redistill.training.schedule import TrainingConfig
-from redistill.training.tracking import peak_bytes
 
 _FAULTS = "teacher rows that are not finite"  # beside the sums of the terms, on their way through the processes
 

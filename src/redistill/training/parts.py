@@ -14,9 +14,10 @@ from redistill.models.student import StudentModule
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement
 from redistill.training.guards import CollapseMonitor, EarlyStopping, Tell, UpdateGuard
+from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.objective import Objective
+from redistill.training.progress import Progress
 from redistill.training.schedule import Schedule
-from redistill.training.tracking import Meter, MetricsLog, Progress
 
 
 @dataclass(kw_only=True)

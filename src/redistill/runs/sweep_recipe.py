@@ -1,8 +1,9 @@
-"""A table of the paper as data: rows and seeds, laid over one recipe.
+"""Sweep recipes: rows and seeds laid over one recipe, and the runs that they expand to.
 
-Knows no field of a run: a cell is a tree, and the settings to change in it.  Whoever runs the cells decodes them.
+Nothing is written or run here; sweep.py does that.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from redistill.config import decode as decoding
+from redistill.config.run import Run, encode_run, override_run, without_places
+from redistill.config.schema import current_tree
 from redistill.errors import ConfigError
 from redistill.reports.published import published_names
+from redistill.runs.demo import student_tree, world_folder
+from redistill.runs.stages import stages
 from redistill.storage import files
 
 SET_BY_SWEEP = ("name", "seed", "out")
@@ -120,13 +125,27 @@ class Cell:
         return f"{self.label}-seed{self.seed}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A row with a seed, and its run; rows whose settings are the same share one.
+
+    Args:
+        stages: Fine-tunings that come before the run, in order.
+    """
+
+    label: str
+    seed: int
+    run: Run
+    stages: tuple[Run, ...]
+
+
 def read_sweep(path: Path) -> Sweep:
     """The sweep that a YAML file describes; a base that it names is read too.
 
     Raises:
         ConfigError: a file is missing or not YAML, or anything in the sweep is unknown, mistyped or out of range.
     """
-    tree = _read_yaml(path, "give the path of a sweep, such as recipes/table1-toy.yaml")
+    tree = current_tree(_read_yaml(path, "give the path of a sweep, such as recipes/table1-toy.yaml"), str(path))
     try:
         sweep = decoding.decode(Sweep, tree, {})
     except ConfigError as error:
@@ -166,6 +185,56 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if key not in WHOLE and isinstance(value, Mapping) and isinstance(under.get(key), Mapping)
     }
     return {**under, **over, **both}
+
+
+def expand(
+    sweep: Sweep, recipe: Path, folder: Path, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()
+) -> tuple[Entry, ...]:
+    """The entries of a sweep, row by row, each run decoded; rows whose settings are the same share one run.
+
+    Args:
+        sweep: What `read_sweep` returned for `recipe`.
+        recipe: Named at the front of error lines.
+        folder: Of the sweep: runs and their stages get folders in it.
+        overrides: Settings to change in every run, as `section.field=value`; they win over the rows.
+        allow_code: Modules whose code may run where the recipe names a part of them, as `my_module:MyDivergence`.
+
+    Raises:
+        ConfigError: a mistake in one of the runs, named with its row.
+    """
+    distinct: dict[str, tuple[Run, tuple[Run, ...]]] = {}
+    entries = []
+    for cell in cells(sweep, student_tree(world_folder()) if sweep.world == "toy" else None):
+        tree = {**cell.tree, "out": str(folder / cell.name)}
+        config = override_run(tree, [*cell.overrides, *overrides], f"{recipe}: rows.{cell.label}", allow_code)
+        found = distinct.setdefault(_digest(config), _with_shared_stages(config, folder / "stages"))
+        entries.append(Entry(label=cell.label, seed=cell.seed, run=found[0], stages=found[1]))
+    return tuple(entries)
+
+
+def settings_of(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a run without its name and its folders."""
+    return {key: value for key, value in without_places(tree).items() if key != "name"}
+
+
+def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
+    """The run with each fine-tuning before it in a folder named by what it depends on, and those fine-tunings in order."""
+    for section, name in (("teacher", "teacher"), ("student", "start")):  # the start may be made of the tuned teacher
+        stage = stages(config).get(name)
+        if stage is not None:
+            config = _with_stage_folder(config, section, folder / f"{name}-{_digest(stage)[:12]}")
+    return config, tuple(stages(config).values())
+
+
+def _with_stage_folder(config: Run, section: str, folder: Path) -> Run:
+    node = getattr(config, section)
+    finetune = replace(node.finetune, out=str(folder))
+    return replace(config, **{section: replace(node, finetune=finetune)})
+
+
+def _digest(config: Run) -> str:
+    """The same for runs that differ only in name and folder."""
+    return hashlib.sha256(json.dumps(settings_of(encode_run(config)), sort_keys=True).encode()).hexdigest()
 
 
 def _read_yaml(path: Path, remedy: str) -> dict[str, Any]:

@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+from redistill.config.methods import METHODS
+from redistill.config.run import load_config
 from redistill.errors import ConfigError
-from redistill.reports.matrix import Cell, Sweep, cells, merged, read_sweep
+from redistill.losses.divergences import ForwardKL
+from redistill.runs.sweep import plan_sweep
+from redistill.runs.sweep_recipe import Cell, Sweep, cells, merged, read_sweep
 
 MINIMAL: dict[str, Any] = {"name": "table", "rows": {"sft": {"method": "sft"}, "mgsr": {"method": "mgsr"}}}
 
@@ -127,3 +131,54 @@ def test_the_page_of_sweeps_has_every_field() -> None:
     page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
     named = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
     assert named == [field.name for field in dataclasses.fields(Sweep)]
+
+
+# --- the recipes --------------------------------------------------------------------------------------------------------
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+METHODS_OF_TABLE_1 = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "mgsr", "mgsr-robust"]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("table*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_recipe_is_valid(path: Path) -> None:
+    made = plan_sweep(path)
+    assert made.sweep.name == path.stem
+    assert all(entry.run.data.tests for entry in made.entries)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("table*.yaml")), ids=lambda path: path.stem)
+def test_a_sweep_in_the_place_of_one_run_is_told_what_it_is(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rows: this is a sweep, .* `redistill sweep`, .* `redistill estimate --row LABEL`"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("table1-*.yaml")), ids=lambda path: path.stem)
+def test_table_1_has_a_row_for_every_method(path: Path) -> None:
+    entries = plan_sweep(path).entries
+    assert list(dict.fromkeys(entry.run.method for entry in entries)) == METHODS_OF_TABLE_1
+    assert len({entry.run.folder for entry in entries}) == len(entries)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("table2*.yaml")), ids=lambda path: path.stem)
+def test_table_2_adds_one_part_at_a_time(path: Path) -> None:
+    rows = {entry.label: entry.run.resolved_method for entry in plan_sweep(path).entries}
+    none, scrg, dac, span = rows.values()
+    assert none.objective == scrg.objective and none.policy != scrg.policy
+    assert scrg.policy == dac.policy == span.policy == METHODS["mgsr"].policy
+    assert scrg.objective == dataclasses.replace(dac.objective, divergence=ForwardKL())
+    assert dac.objective == dataclasses.replace(METHODS["mgsr"].objective, span_weight=0.0)
+    assert span.objective == METHODS["mgsr"].objective
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("table3*.yaml")), ids=lambda path: path.stem)
+def test_table_3_changes_one_part_a_group_and_shares_what_is_mgsr(path: Path) -> None:
+    made = plan_sweep(path)
+    rows = {entry.label: entry.run.resolved_method for entry in made.entries}
+    mgsr = METHODS["mgsr"]
+    groups = made.sweep.groups
+    assert all(rows[label].objective == mgsr.objective for label in groups["3a"].rows)
+    assert all(rows[label].policy == mgsr.policy for name in ("3b", "3c") for label in groups[name].rows)
+    for label in (*groups["3b"].rows, *groups["3c"].rows):
+        assert dataclasses.replace(rows[label].objective, divergence=mgsr.objective.divergence) == mgsr.objective
+    assert all(rows[group.baseline] == mgsr for group in groups.values() if group.baseline)
+    assert len({entry.run.folder for entry in made.entries}) == 14 * len(made.sweep.seeds)

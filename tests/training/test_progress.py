@@ -1,19 +1,15 @@
-"""Tracking: the metrics file continues cleanly, and nothing a model writes reaches the terminal as a command."""
+"""Progress: a line now and then, a bar on a terminal, and nothing a model generates reaches the terminal as a command."""
 
 import io
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-import redistill
-from redistill.storage import files
 from redistill.storage.redaction import plain
-from redistill.training.tracking import AnswerProgress, MetricsLog, Progress, commit, duration, machine, versions
+from redistill.training.progress import AnswerProgress, Progress, duration
 
 
 def log_console() -> Console:
@@ -34,33 +30,6 @@ def ticks(seconds: float) -> Iterator[float]:
     while True:
         yield now
         now += seconds
-
-
-# --- metrics.jsonl ------------------------------------------------------------------------------------------------------
-
-
-def test_an_interrupted_and_resumed_log_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    def write(log: MetricsLog, first: int, last: int) -> None:
-        for step in range(first, last + 1):
-            log.write({"kind": "train", "step": step, "loss": 1 / step})
-            if step % 2 == 0:
-                log.write({"kind": "validation", "step": step, "rouge_l": 20.0 + step})
-
-    straight, broken = MetricsLog(tmp_path / "a.jsonl"), MetricsLog(tmp_path / "b.jsonl")
-    write(straight, 1, 6)
-    write(broken, 1, 5)
-    with broken.path.open("ab") as file:
-        file.write(b'{"kind": "train", "st')  # killed in the middle of a write
-    broken.truncate_after(4)
-    assert [line["step"] for line in files.read_lines(broken.path)] == [1, 2, 2, 3, 4, 4]
-    write(broken, 5, 6)
-    assert broken.path.read_bytes() == straight.path.read_bytes()
-
-
-def test_truncating_a_log_that_was_never_written_is_nothing(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.truncate_after(0)
-    assert not log.path.exists()
 
 
 # --- progress -----------------------------------------------------------------------------------------------------------
@@ -130,44 +99,6 @@ def test_plain_text_is_printable_and_plain_twice_is_plain_once(text: str) -> Non
 )
 def test_durations_read_like_a_clock(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
-
-
-# --- where a run ran ----------------------------------------------------------------------------------------------------
-
-
-def test_the_machine_is_described_in_json(tmp_path: Path) -> None:
-    described = machine()
-    files.write_json(tmp_path / "machine.json", described)
-    assert described["cpu"] and described["cores"] >= 1 and described["memory_bytes"] > 2**28
-    assert {"python", "platform", "torch_threads", "accelerators"} <= described.keys()
-
-
-def test_versions_name_redistill_and_what_is_installed() -> None:
-    found = versions()
-    assert found["redistill"] == redistill.__version__ and "torch" in found and "transformers" in found
-
-
-def test_the_commit_of_a_checkout_and_whether_it_was_changed(tmp_path: Path) -> None:
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    assert commit(tmp_path) is None
-    git("init")
-    assert commit(tmp_path) is None  # no commit yet
-    (tmp_path / "a.txt").write_text("1")
-    git("add", "a.txt")
-    git("commit", "-m", "first")
-    (tmp_path / "untracked.txt").write_text("")
-    assert commit(tmp_path) == git("rev-parse", "HEAD")
-    (tmp_path / "a.txt").write_text("2")
-    assert commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
-
-
-def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert commit() is None
 
 
 # --- answers ------------------------------------------------------------------------------------------------------------

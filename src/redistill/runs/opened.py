@@ -1,0 +1,238 @@
+"""A run with its models and data loaded: what everything else of the run is built from."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
+
+from redistill.config.methods import method
+from redistill.config.run import Run, TeacherConfig
+from redistill.contracts import Engine, EngineTools, Processes, Teacher, TeacherTools, TokenSequence
+from redistill.data.corpus import load_corpus
+from redistill.data.spans.extract import SpanExtractor, load_extractor
+from redistill.errors import ConfigError
+from redistill.generation.local import LocalEngine, MeteredEngine
+from redistill.models.families import layer_list
+from redistill.models.student import StudentModule
+from redistill.policies import Adaptive
+from redistill.processes import signals
+from redistill.processes import watch as ranks
+from redistill.processes.memory import Halving
+from redistill.processes.placement import Placement, Replicated, Sharded, Single
+from redistill.runs.load import DataSets, load_data
+from redistill.runs.models import Models, load_models
+from redistill.teachers.local import LocalTeacher
+from redistill.training.metrics import Meter, MetricsLog
+from redistill.training.parts import Output
+from redistill.training.progress import Progress
+
+MAX_CORPUS_BLOCKS = 200_000
+"""Text beyond this is not read: 100 million tokens at 512 a block, 400 MB in every process."""
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""Timeout of collectives.  Dead ranks are detected earlier, by `redistill.processes.watch`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRun:
+    """A run whose models and data are loaded and on their device.
+
+    Args:
+        student: Wrapped by its placement.
+        engine: Generates the student's text for training.
+        teacher: None where no part of the run has one.
+        sizes: The batch sizes that are lowered where memory runs out: micro-batches, texts.
+        corpus: Blocks of text for the pre-training term; empty without one.
+        spans: Finds phrases; None where no term needs them.
+    """
+
+    config: Run
+    accelerator: Accelerator
+    models: Models
+    data: DataSets
+    student: StudentModule
+    placement: Placement
+    engine: Engine
+    teacher: Teacher | None
+    sizes: tuple[Halving, Halving]
+    corpus: Sequence[TokenSequence]
+    spans: SpanExtractor | None
+    output: Output = field(repr=False)
+
+    @property
+    def processes(self) -> Processes:
+        return processes_of(self.accelerator)
+
+
+@contextmanager
+def open_run(config: Run, accelerator: Accelerator) -> Iterator[OpenRun]:
+    """Everything of a run loaded and on its device, with progress on the terminal while it is open.
+
+    Raises:
+        ConfigError, DataError, ModelError, VocabularyError: as their names say.
+        Interrupted: a signal has arrived, in this process or in another one.
+    """
+    if config.training.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"training.batch_size = {config.training.batch_size}: must be a multiple of the number of processes, "
+            f"{accelerator.num_processes}"
+        )
+    settings, is_main = config.training, accelerator.is_main_process
+    with ranks.watched(), Progress(log_every=settings.log_every, enabled=is_main) as progress:
+        with signals.handled(at_once=True):
+            models = load_models(config)
+            rejected = config.folder / "rejected.jsonl" if is_main else None
+            data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, say=progress.note)
+            for note in (*models.notes, *notes(config)):
+                progress.note(f"note: {note}")
+            opened = assemble(config, accelerator, models, data, progress)
+        signals.gather([])  # barrier: detects a rank that was interrupted above
+        progress.expect(settings.schedule(len(data.train)).updates)
+        yield opened
+
+
+def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSets, progress: Progress) -> OpenRun:
+    """Put the models on their device, and build what generates text and what teaches."""
+    settings, device = config.training, accelerator.device
+    sizes = (
+        Halving("training.micro_batch_size", settings.micro_batch_size),
+        Halving("training.generation_batch_size", settings.generation_batch_size),
+    )
+    output = Output(
+        log=MetricsLog(config.folder / "metrics.jsonl"),
+        progress=progress,
+        meter=Meter(),
+        checkpoints=config.folder / "checkpoints",
+    )
+    objective = config.resolved_method.objective
+    divergence = objective.build_divergence(models.vocabulary, config.seed)
+    student = StudentModule(models.student, vocabulary=models.vocabulary, divergence=divergence, compile=settings.compile).to(
+        device
+    )
+    teacher = build_teacher(config, models, accelerator, sizes[1], output.meter.add)
+    engine = config.engine.build(
+        EngineTools(
+            student=models.student,
+            teacher=models.teacher,
+            tokenizer=models.tokenizer,
+            vocabulary=models.vocabulary,
+            end_ids=models.end_ids,
+            pad_id=models.pad_id,
+            batch_size=sizes[1],
+            autocast=accelerator.autocast,
+        )
+    )
+    placement = make_placement(accelerator.num_processes, config.placement)
+    placement.wrap(student)
+    return OpenRun(
+        config=config,
+        accelerator=accelerator,
+        models=models,
+        data=data,
+        student=student,
+        placement=placement,
+        engine=MeteredEngine(engine, output.meter.add),
+        teacher=teacher,
+        sizes=sizes,
+        corpus=_read_corpus(config, models, progress, updates=settings.schedule(len(data.train)).updates),
+        spans=load_extractor(config.data.spans) if objective.uses_spans else None,
+        output=output,
+    )
+
+
+def build_teacher(
+    config: Run, models: Models, accelerator: Accelerator, batch_size: Halving, count: Callable[[int], None]
+) -> Teacher | None:
+    """The run's teacher on its device; None where it has none, or where no part of the run asks it."""
+    if models.teacher is not None:
+        engine = LocalEngine(
+            models.teacher,
+            vocabulary=models.vocabulary,
+            end_ids=models.end_ids,
+            pad_id=models.pad_id,
+            batch_size=batch_size,
+            autocast=accelerator.autocast,
+        )
+        return LocalTeacher(
+            models.teacher,
+            vocabulary=models.vocabulary,
+            device=accelerator.device,
+            engine=MeteredEngine(engine, count),
+        )
+    if config.teacher is None or isinstance(config.teacher, TeacherConfig):
+        return None
+    return config.teacher.build(
+        TeacherTools(
+            tokenizer=models.tokenizer,
+            vocabulary=models.vocabulary,
+            end_ids=models.end_ids,
+            pad_id=models.pad_id,
+            device=accelerator.device,
+        )
+    )
+
+
+def _read_corpus(config: Run, models: Models, progress: Progress, *, updates: int) -> Sequence[TokenSequence]:
+    """Blocks of plain text for the pre-training term: at most what the run reads, and what memory should hold."""
+    sources, tokens = config.data.corpus, config.data.tokens
+    wanted = config.resolved_method.objective.pretraining is not None
+    if wanted != bool(sources):
+        why = "no data.corpus" if wanted else f"method {config.method} does not read data.corpus"
+        progress.note(f"note: {why}; there is no pre-training term")
+    if not (wanted and sources):
+        return ()
+    return load_corpus(
+        sources,
+        models.tokenizer,
+        block_tokens=tokens.prompt_tokens + tokens.response_tokens,
+        max_blocks=min(updates * config.training.batch_size, MAX_CORPUS_BLOCKS),
+    )
+
+
+def notes(config: Run) -> Iterator[str]:
+    """What of a recipe may surprise its author, though nothing is wrong with it."""
+    if method(config.method).start == "finetuned" and config.student.start == "method" and config.student.finetune is None:
+        yield f"{config.method} usually starts from a fine-tuned student; set student.finetune to do so"
+    for name, usual in method(config.method).optimiser.items():
+        if (value := getattr(config.optimiser, name)) != usual:
+            yield f"optimiser.{name} is {value}, by the recipe; the method's own is {usual}"
+    policy = config.resolved_method.policy
+    if isinstance(policy, Adaptive) and policy.threshold == 0 and not config.training.evaluate_every:
+        yield "adaptive draws student text only after a validation loss has risen, and training.evaluate_every is 0"
+
+
+def processes_of(accelerator: Accelerator) -> Processes:
+    """This process among those of the job; its `gather` also reports signals."""
+    return Processes(accelerator.process_index, accelerator.num_processes, signals.gather)
+
+
+def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:
+    """How the student is distributed over the processes."""
+    if kind == "sharded" and num_processes > 1:
+        return Sharded(_layers)
+    return Single() if num_processes == 1 else Replicated()
+
+
+def _layers(student: nn.Module) -> nn.ModuleList:
+    assert isinstance(student, StudentModule)
+    return layer_list(student.model)[1]
+
+
+def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
+    """On the GPU where there is one; "bf16" computes under autocast, all else without.
+
+    Accelerate keeps its state for the whole process: a second run in it would inherit the precision of the first one, or be
+    rejected with another.  So that state is dropped here; the process group is kept apart from it and stays.
+    """
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+    )

@@ -1,0 +1,140 @@
+"""Methods against teachers and engines: what fits, and the one line with a remedy where something does not."""
+
+from dataclasses import replace
+
+import pytest
+
+from redistill.config.capabilities import ENGINES, TEACHERS, mismatch
+from redistill.config.methods import METHODS, Method
+from redistill.contracts import EngineCapabilities, TeacherCapabilities
+from redistill.losses.dac_kl import DacKLConfig
+from redistill.losses.divergences import ForwardKL
+from redistill.policies import Mixed, Revised, Rollouts, StudentGenerated, TeacherGenerated, TeacherMixed
+from redistill.training.objective import Objective
+
+FULL, TOP_K, NONE = "full vocabulary", "top-k with rest", "none"
+LOCAL, PLAIN, FIXED_TEXT = "local", "no mixtures, no n-gram bans", "fixed text"
+
+MISSING = "teacher: missing; name one"
+WHOLE = "objective.span_weight: needs the teacher's logits of the whole vocabulary"
+STATISTICS = "policy rollouts: needs teacher statistics of generated text"
+MIXTURE = "policy rollouts: samples tokens from a mixture of student and teacher, and the engine cannot"
+
+# Of each method, by teacher and then by engine, how the line begins that says why not.
+FITS = dict.fromkeys((LOCAL, PLAIN, FIXED_TEXT))
+NEEDS_ANY = {FULL: FITS, TOP_K: FITS, NONE: dict.fromkeys(FITS, MISSING)}
+NEEDS_ALL = {**NEEDS_ANY, TOP_K: dict.fromkeys(FITS, WHOLE)}
+EXPECTED = {
+    "sft": {FULL: FITS, TOP_K: FITS, NONE: FITS},
+    "kd": NEEDS_ANY,
+    "seqkd": NEEDS_ANY,
+    "imitkd": NEEDS_ANY,
+    "gkd": NEEDS_ANY,
+    "minillm": {
+        FULL: {LOCAL: None, PLAIN: MIXTURE, FIXED_TEXT: MIXTURE},
+        TOP_K: dict.fromkeys(FITS, STATISTICS),
+        NONE: dict.fromkeys(FITS, MISSING),
+    },
+    "distillm": NEEDS_ANY,
+    "mgsr": NEEDS_ALL,
+    "mgsr-robust": NEEDS_ALL,
+}
+
+
+def found(method: Method, teacher: str = FULL, engine: str = LOCAL) -> str | None:
+    return mismatch(method, TEACHERS[teacher], ENGINES[engine])
+
+
+def of(policy: object, **objective: object) -> Method:
+    """A method of this policy, with forward KL where nothing else is said."""
+    terms = {"sft_weight": 0.0, "divergence": ForwardKL(), **objective}
+    return replace(METHODS["gkd"], policy=policy, objective=Objective(**terms))
+
+
+def test_the_table_has_every_method_teacher_and_engine() -> None:
+    assert set(EXPECTED) == set(METHODS)
+    for by_teacher in EXPECTED.values():
+        assert set(by_teacher) == set(TEACHERS)
+        assert all(set(by_engine) == set(ENGINES) for by_engine in by_teacher.values())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("name", METHODS)
+def test_each_cell_runs_or_has_a_reason_with_a_remedy(name: str, teacher: str, engine: str) -> None:
+    line, expected = found(METHODS[name], teacher, engine), EXPECTED[name][teacher][engine]
+    if expected is None:
+        assert line is None
+    else:
+        assert line is not None and line.startswith(expected)
+        assert "\n" not in line and ("; use " in line or "; name one" in line)
+
+
+def test_mgsr_needs_the_whole_vocabulary_of_the_teacher() -> None:
+    assert found(METHODS["mgsr"], TOP_K) == (
+        "objective.span_weight: needs the teacher's logits of the whole vocabulary, and the teacher gives its 64 most probable "
+        "classes; use a local teacher, or a method without DAC-KL and span loss, such as gkd"
+    )
+    without_spans = of(StudentGenerated(), divergence=DacKLConfig())
+    assert (found(without_spans, TOP_K) or "").startswith(
+        "objective.divergence dac_kl: needs the teacher's logits of the whole"
+    )
+    without_weight = of(StudentGenerated(), sft_weight=1.0, divergence=DacKLConfig(), divergence_weight=0.0)
+    assert found(without_weight, TOP_K) is None
+    assert found(of(StudentGenerated()), TOP_K) is None
+
+
+def test_minillm_needs_mixtures_and_the_source_of_its_remedy_does_not() -> None:
+    assert found(METHODS["minillm"], engine=PLAIN) == (
+        "policy rollouts: samples tokens from a mixture of student and teacher, and the engine cannot; use the engine local, "
+        "or the source student_generated"
+    )
+    assert found(of(Rollouts(source=StudentGenerated())), engine=PLAIN) is None
+    assert found(of(TeacherMixed(teacher_share=0.0)), engine=PLAIN) is None, "which samples from the student alone"
+
+
+def test_roll_outs_need_text_that_the_student_sampled() -> None:
+    assert found(of(Rollouts(source=StudentGenerated())), engine=FIXED_TEXT) == (
+        "policy rollouts: weights text by the student's probability of it, and the engine's text is not sampled from the "
+        "student; use the engine local"
+    )
+    assert found(of(StudentGenerated()), engine=FIXED_TEXT) is None
+
+
+def test_a_policy_inside_another_needs_what_it_needs_outside() -> None:
+    inner = of(Mixed(source=Revised(source=TeacherMixed()), student_fraction=0.5))
+    assert (found(inner, TOP_K) or "").startswith("policy mixed: needs teacher statistics of generated text")
+    assert (found(inner, engine=PLAIN) or "").startswith("policy mixed: samples tokens from a mixture")
+
+
+def test_only_a_teacher_that_can_be_mixed_is_mixed() -> None:
+    remote = TeacherCapabilities(full_vocabulary=True, statistics=True, generates=True)
+    line = mismatch(METHODS["minillm"], remote, ENGINES[LOCAL])
+    assert line is not None and line.startswith("policy rollouts: ") and "the teacher cannot be mixed; use a local" in line
+    assert mismatch(METHODS["mgsr"], remote, ENGINES[LOCAL]) is None
+
+
+def test_only_a_teacher_that_generates_can_be_copied_from() -> None:
+    mute = TeacherCapabilities(full_vocabulary=True, statistics=True)
+    line = mismatch(METHODS["seqkd"], mute, ENGINES[LOCAL])
+    assert line is not None and line.startswith("policy teacher_generated: needs text that the teacher generates")
+    assert mismatch(of(TeacherGenerated()), mute, ENGINES[LOCAL]) == line
+
+
+def test_a_teacher_without_a_number_of_classes_is_named_without_one() -> None:
+    plain = TeacherCapabilities(full_vocabulary=False)
+    line = mismatch(METHODS["mgsr"], plain, ENGINES[LOCAL])
+    assert line is not None and "which the teacher does not give; use a local teacher" in line
+
+
+def test_a_ban_of_n_grams_needs_an_engine_that_bans() -> None:
+    class Banning(StudentGenerated):
+        """Text without a repeated 4-gram."""
+
+        @property
+        def sampling(self):  # type: ignore[no-untyped-def]
+            return replace(super().sampling, no_repeat_ngram=4)
+
+    line = mismatch(of(Banning()), TEACHERS[FULL], EngineCapabilities())
+    assert line is not None and "bans repeated n-grams, and the engine cannot; use the engine local" in line
+    assert found(of(Banning())) is None
