@@ -88,6 +88,7 @@ def _tuning(
 ) -> Run:
     """The stage as a run: what it shares with others is the run's data, precision and machine, and nothing of its method."""
     rate, fallback = finetune.learning_rate, OptimiserConfig.final_learning_rate
+    can_shard = student.lora is None or student.lora.quantise == "none"
     # The run's metrics only where one of them chooses: runs that differ in others share their stages.
     has_usual = choose_by in (*EvaluationConfig.metrics, CROSS_ENTROPY)
     folder = _stage_folder(config, finetune, name)
@@ -98,6 +99,7 @@ def _tuning(
         out=str(folder),
         teacher=teacher,
         student=student,
+        placement=config.placement if can_shard else "auto",
         # With the tests: what they ask is not trained on here either.
         data=dataclasses.replace(config.data, corpus=(), spans=DataConfig.spans),
         optimiser=OptimiserConfig(learning_rate=rate, final_learning_rate=min(rate, fallback)),
