@@ -354,7 +354,7 @@ def test_a_metric_that_comes_later_scores_the_answers_that_are_there(
     written = responses(tmp_path / "folder")
     more = {"dolly": [*METRICS.values(), WORDS_OF]}
     both = run(tokenizer, tmp_path / "both", metrics=more)
-    monkeypatch.setattr("redistill.evaluation.answers.generate", None)
+    monkeypatch.setattr("redistill.generation.local.generate", None)
     after = run(tokenizer, tmp_path / "folder", metrics=more)
     assert after["datasets"] == both["datasets"] and after["tokens_per_s"] == before["tokens_per_s"]
     assert responses(tmp_path / "folder") == responses(tmp_path / "both") != written
@@ -433,10 +433,12 @@ def test_prompts_that_are_all_too_long_for_gold_sequences_still_get_answers(toke
 # --- scores that choose a checkpoint ------------------------------------------------------------------------------------
 
 
-def validate(tokenizer: Any, model: nn.Module, processes: Processes = ONE_PROCESS) -> dict[str, float]:
+def validate(
+    tokenizer: Any, model: nn.Module, processes: Processes = ONE_PROCESS, metrics: Any = tuple(METRICS.values())
+) -> dict[str, float]:
     examples, _ = tokenize_training(records(), tokenizer, TOKENS, seed=0)
     made = evaluator(tokenizer, model, teacher=teacher(), processes=processes)
-    return made.validate(records(), examples, metrics=tuple(METRICS.values()), seed=10)
+    return made.validate(records(), examples, metrics=metrics, seed=10)
 
 
 def test_validation_draws_with_the_same_numbers_every_time(tokenizer: Any) -> None:

@@ -70,8 +70,7 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Answer every prompt with every seed, score the answers, and write the evaluation folder.
 
-        What an interrupted call, or one with other metrics, has answered is not answered again, if it was made with the same
-        settings; new metrics are computed from the answers.
+        Answers of an interrupted call, or of one with other metrics, are kept if it had the same settings.
 
         Args:
             datasets: Records by name of the data set; each record has references and an id of its own.
@@ -99,16 +98,17 @@ class Evaluator:
         held = finished(folder / SCORES, mine, shown, needs_kl=self.teacher is not None)
         if held is not None:
             return held
-        num_answers = sum(len(share(records, self.processes)) for records in chosen.values())
-        tally = Tally(progress, total=len(config.seeds) * num_answers)
+        tally = Tally(progress, len(config.seeds) * sum(len(share(records, self.processes)) for records in chosen.values()))
         writer = Writer(self._answerer(config.sampling), tally, folder / RESPONSES, self.processes, config.batch_size)
         scores: dict[str, Any] = {}
         with self.autocast():
             for name, records in chosen.items():
-                by_seed = {}
-                for seed in config.seeds:
-                    lines = writer.responses(name, records, prompts[name], seed, metrics[name])
-                    by_seed[str(seed)] = response_scores(lines, metrics[name])
+                by_seed = {
+                    str(seed): response_scores(
+                        writer.responses(name, records, prompts[name], seed, metrics[name]), metrics[name]
+                    )
+                    for seed in config.seeds
+                }
                 forced = self._teacher_forced(gold_examples(records, self.tokenizer, self.tokens))
                 about = {"prompts": len(records), "metrics": shown[name]}
                 scores[name] = about | {"seeds": by_seed, "teacher_forced": forced}

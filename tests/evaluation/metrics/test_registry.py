@@ -14,11 +14,11 @@ from redistill.reports.folders import BEFORE_METRICS_HAD_NAMES
 
 SOURCE = Path(redistill.__file__).parent
 MAY_NAME_ONE = {
-    "config/run.py",  # the docstring of a default
+    "config/sections.py",  # the docstring of a default
     "training/schedule.py",  # a default
     "reports/folders.py",  # folders that were written before scores.json described its metrics
     "records.py",  # an example in a docstring
-    "training/tracking.py",  # the version of the package rouge-score goes into run.json
+    "runs/record.py",  # the version of the package rouge-score goes into run.json
 }
 
 
