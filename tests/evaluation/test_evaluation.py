@@ -433,12 +433,10 @@ def test_prompts_that_are_all_too_long_for_gold_sequences_still_get_answers(toke
 # --- scores that choose a checkpoint ------------------------------------------------------------------------------------
 
 
-def validate(
-    tokenizer: Any, model: nn.Module, processes: Processes = ONE_PROCESS, metrics: Any = tuple(METRICS.values())
-) -> dict[str, float]:
+def validate(tokenizer: Any, model: nn.Module, processes: Processes = ONE_PROCESS, metrics: Any = None) -> dict[str, float]:
     examples, _ = tokenize_training(records(), tokenizer, TOKENS, seed=0)
     made = evaluator(tokenizer, model, teacher=teacher(), processes=processes)
-    return made.validate(records(), examples, metrics=metrics, seed=10)
+    return made.validate(records(), examples, metrics=metrics or tuple(METRICS.values()), seed=10)
 
 
 def test_validation_draws_with_the_same_numbers_every_time(tokenizer: Any) -> None:

@@ -60,7 +60,7 @@ def rejected(folder: Path, capsys: pytest.CaptureFixture[str], module: str, **se
 
 
 def test_the_page_has_a_file_for_every_kind_of_part():
-    assert {"my_divergence", "my_policy", "my_engine", "my_teacher"} <= FILES.keys()
+    assert {f"my_{kind}" for kind in ("divergence", "policy", "metric", "task", "engine", "teacher")} == FILES.keys()
 
 
 def test_nothing_of_the_page_runs_unless_it_is_allowed(folder, capsys):
@@ -134,3 +134,31 @@ def test_layers_of_a_teacher_need_its_weights_here(folder, capsys):
     student = {"model": "teacher", "initialise": {"layers": 1}}
     line = rejected(folder, capsys, "my_teacher", method="kd", teacher=teacher, student=student)
     assert "student.model = 'teacher'" in line
+
+
+def test_a_metric_chooses_the_checkpoint_and_is_in_log_scores_report_and_comparison(folder, capsys):
+    evaluation = {"seeds": [10], "compare": [], "metrics": ["rouge_l", "my_metric:METRIC"]}
+    training = {"updates": 2, "batch_size": 4, "evaluate_every": 1, "choose_by": "word_recall"}
+    printed = run(folder, capsys, "my_metric", command="run", evaluation=evaluation, training=training)
+    assert "word recall" in printed
+    out = folder / "out"
+    assert all(
+        "word_recall" in line
+        for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        if line["kind"] == "validation"
+    )
+    scores = json.loads((out / "scores.json").read_text())["datasets"]["toy"]
+    assert scores["metrics"]["word_recall"] == {"title": "word recall", "unit": "fraction", "better": "higher"}
+    assert "word_recall" in scores["seeds"]["10"]
+    assert "word recall" in (out / "report.html").read_text()
+    assert main(["compare", str(out), "--output", str(folder / "compare.csv")]) == 0
+    assert "word_recall" in (folder / "compare.csv").read_text()
+
+
+def test_a_test_set_with_a_metric_of_its_own(folder, capsys):
+    data = encode_run(tiny_run(folder, "sft"))["data"]
+    data["tests"] = {"my_task:TASK": data["tests"]["toy"]}
+    run(folder, capsys, "my_task", command="run", data=data)
+    scores = json.loads((folder / "out" / "scores.json").read_text())["datasets"]["lengths"]
+    assert list(scores["metrics"]) == ["length_error", "rouge_l", "exact_match"]
+    assert "length error" in (folder / "out" / "report.html").read_text()

@@ -52,9 +52,8 @@ def load_data(
 
     Args:
         rejected: File for the rows that cannot be used.
-        say: Told a line about every source.
-        duplicates: Whether a training row with the prompt and the answers of an earlier one, to the letter, is learned again.
-            Both ways such rows are counted.
+        say: Called with a line about every source.
+        duplicates: Whether exact duplicates of earlier training rows are kept; both ways they are counted.
 
     Raises:
         DataError: a source is missing or empty, has too many unusable rows, or nothing of it fits the length limits.
