@@ -40,14 +40,14 @@ def prompts(model: nn.Module, batch: int, length: int) -> torch.Tensor:
 
 def requests(ids_BT: torch.Tensor, new_tokens: int) -> list[GenerationRequest]:
     return [
-        GenerationRequest(prompt_ids=tuple(ids), max_new_tokens=new_tokens, stream=("response", 0, i))
+        GenerationRequest(prompt_ids=tuple(ids), max_new_tokens=new_tokens, seed=10, stream=("response", 0, i))
         for i, ids in enumerate(ids_BT.tolist())
     ]
 
 
 def ours(model: nn.Module, ids_BT: torch.Tensor, new_tokens: int, batch_size: int = 8) -> list[tuple[int, ...]]:
     wanted = requests(ids_BT, new_tokens)
-    written = generate(model, wanted, Sampling(), seed=10, end_ids=(), pad_id=0, batch_size=batch_size)
+    written = generate(model, wanted, Sampling(), end_ids=(), pad_id=0, batch_size=batch_size)
     return [generation.token_ids for generation in written]
 
 

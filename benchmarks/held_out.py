@@ -12,25 +12,25 @@ import sys
 from pathlib import Path
 
 import torch
-from redistill.runs.bench import Bench, open_bench
 
 from redistill.config.run import load_config
 from redistill.contracts import GenerationRequest, Sampling, TokenSequence
-from redistill.data.collate import collate
 from redistill.models.load import ModelConfig, load_model
+from redistill.policies import Scorer
+from redistill.runs.opened import OpenRun, make_accelerator, open_run
 from redistill.storage import files
-from redistill.vocab_pass import row_statistics
 
 
-def rollouts(bench: Bench) -> list[TokenSequence]:
+def rollouts(run: OpenRun) -> list[TokenSequence]:
     """The student's answers to the validation prompts."""
     requests = [
         GenerationRequest(
             prompt_ids=example.prompt_ids,
-            max_new_tokens=bench.config.data.tokens.response_tokens,
+            max_new_tokens=run.config.data.tokens.response_tokens,
+            seed=run.config.seed,
             stream=("fixed-rollout", example.sample),
         )
-        for example in bench.data.validation_examples
+        for example in run.data.validation_examples
     ]
     return [
         TokenSequence(
@@ -39,32 +39,32 @@ def rollouts(bench: Bench) -> list[TokenSequence]:
             supervised=(False,) * len(request.prompt_ids) + (True,) * len(generation.token_ids),
             origin="student",
         )
-        for number, (request, generation) in enumerate(zip(requests, bench.generate(requests, Sampling()), strict=True))
+        for number, (request, generation) in enumerate(zip(requests, run.engine.generate(requests, Sampling()), strict=True))
     ]
 
 
-def reverse_kl(bench: Bench, sequences: list[TokenSequence], batch_size: int = 16) -> float:
+@torch.no_grad()
+def reverse_kl(run: OpenRun, sequences: list[TokenSequence], batch_size: int = 16) -> float:
     """KL(q || p) per token of the sequences, for the student as it is."""
-    assert bench.teacher is not None, "a run without a teacher"
-    total, count = 0.0, 0
-    for start in range(0, len(sequences), batch_size):
-        batch = collate((), sequences[start : start + batch_size], pad_id=bench.models.pad_id, device=bench.accelerator.device)
-        hidden_ND, head = bench.student_rows(batch)
-        found = row_statistics(hidden_ND, head, bench.teacher.rows(batch), ["reverse_kl"])["reverse_kl"]
-        total, count = total + float(found.double().sum()), count + len(found)
-    return total / count
+    assert run.teacher is not None, "a run without a teacher"
+    place = {"pad_id": run.models.pad_id, "device": run.accelerator.device}
+    scorer = Scorer(run.student.eval().rows, run.teacher, batch_size=batch_size, **place)
+    with run.accelerator.autocast():
+        found = scorer.statistics(sequences, ["reverse_kl"])["reverse_kl"]
+    return float(torch.cat(found).double().mean())
 
 
 def fixed_rollouts(folder: Path) -> tuple[float, float, int]:
     """Reverse KL before and after training, and how many roll-outs it was measured on."""
-    with open_bench(load_config(folder / "run.json")) as bench:
-        sequences = rollouts(bench)
-        before = reverse_kl(bench, sequences)
+    config = load_config(folder / "run.json")
+    with open_run(config, make_accelerator(config.training.precision)) as run:
+        sequences = rollouts(run)
+        before = reverse_kl(run, sequences)
         trained, _ = load_model(ModelConfig(model=str(folder / "model")))
         with torch.no_grad():
-            for parameter, value in zip(bench.student.model.parameters(), trained.parameters(), strict=True):
+            for parameter, value in zip(run.student.model.parameters(), trained.parameters(), strict=True):
                 parameter.copy_(value)
-        return before, reverse_kl(bench, sequences), len(sequences)
+        return before, reverse_kl(run, sequences), len(sequences)
 
 
 def main(folders: list[Path]) -> None:

@@ -26,13 +26,14 @@ from benchmarks.generation import NUM_LAYERS, truncated
 from redistill.contracts import Generation, GenerationRequest, Sampling, TokenSequence
 from redistill.data.reader import read_records
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
-from redistill.generation.generate import generate
-from redistill.generation.prefix import PrefixMemory, PrefixReader
+from redistill.generation.local import LOCAL, LocalEngine
+from redistill.generation.prefix import PrefixReader
 from redistill.models.families import head
 from redistill.models.load import ModelConfig, load_model
-from redistill.policies import GoldBatches, PolicyTools, Revised, Revision
+from redistill.policies import GoldBatches, PolicyTools, Revised, Revision, Scorer
 from redistill.policies.revised import RevisedSource
 from redistill.policies.source import Stateless
+from redistill.processes.memory import Halving
 from redistill.teachers.local import LocalTeacher
 
 Work = Callable[[], object]
@@ -48,6 +49,18 @@ class Written(Stateless):
         return list(self._drafts)
 
 
+class Silent:
+    """An engine that generates nothing."""
+
+    capabilities = LOCAL
+
+    def sync(self, student: nn.Module, step: int) -> None:
+        """There is nothing to take over."""
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        return [Generation(token_ids=(), finished=False)] * len(requests)
+
+
 class Scene:
     """A teacher, a student, and prompts to answer."""
 
@@ -61,18 +74,17 @@ class Scene:
         )
         self.examples, self.new_tokens = examples, new_tokens
         self.revisions: list[Revision] = []
-        self._memory: PrefixMemory | None = None
-        self._reader = PrefixReader(self.student)
-
-    def write(self, requests: Sequence[GenerationRequest], sampling: Sampling = Sampling()) -> list[Any]:  # noqa: B008
-        return generate(
-            self.student, requests, sampling, seed=10, end_ids=(), pad_id=0, batch_size=len(requests), memory=self._memory
+        self.engine = LocalEngine(
+            self.student, vocabulary=None, end_ids=(), pad_id=0, batch_size=Halving("batch size", len(examples))
         )
+        self._reader = PrefixReader(self.student)
 
     def drafts(self) -> list[TokenSequence]:
         """Each prompt answered."""
         requests = [
-            GenerationRequest(prompt_ids=e.prompt_ids, max_new_tokens=self.new_tokens, stream=("response", 0, e.sample))
+            GenerationRequest(
+                prompt_ids=e.prompt_ids, max_new_tokens=self.new_tokens, seed=10, stream=("response", 0, e.sample)
+            )
             for e in self.examples
         ]
         return [
@@ -82,38 +94,40 @@ class Scene:
                 supervised=(False,) * len(example.prompt_ids) + (True,) * self.new_tokens,
                 origin="student",
             )
-            for example, generation in zip(self.examples, self.write(requests), strict=True)
+            for example, generation in zip(self.examples, self.engine.generate(requests, Sampling()), strict=True)
         ]
 
     def tails(self, drafts: Sequence[TokenSequence], positions: Sequence[int], token: int = 7) -> None:
         """Write on from each error's place."""
-        self.write(
-            [
-                GenerationRequest(
-                    prompt_ids=draft.prompt_ids + draft.response_ids[:position] + (token,),
-                    max_new_tokens=self.new_tokens - position - 1,
-                    stream=("tail", 0, draft.sample),
-                )
-                for draft, position in zip(drafts, positions, strict=True)
-            ]
-        )
+        requests = [
+            GenerationRequest(
+                prompt_ids=draft.prompt_ids + draft.response_ids[:position] + (token,),
+                max_new_tokens=self.new_tokens - position - 1,
+                seed=10,
+                stream=("tail", 0, draft.sample),
+            )
+            for draft, position in zip(drafts, positions, strict=True)
+        ]
+        self.engine.generate(requests, Sampling())
 
     def revise(self, drafts: Sequence[TokenSequence], *, with_tails: bool = True) -> None:
         """SCRG as the policy has it: read, locate, correct, write on."""
         self.revisions.clear()
-        nothing = Generation(token_ids=(), finished=False)
         tools = PolicyTools(
-            generate=self.write if with_tails else lambda requests, sampling: [nothing] * len(requests),
-            student_rows=self._student_rows,
-            teacher=self.forgetful if self._memory is None else self.teacher,
+            engine=self.engine if with_tails else Silent(),
+            scorer=Scorer(
+                self._read_student,
+                self.forgetful if self.engine.memory is None else self.teacher,
+                pad_id=0,
+                batch_size=len(drafts),
+                device=self.device,
+            ),
             gold=GoldBatches(self.examples, batch_size=len(self.examples), seed=0),
             updates=1,
             end_ids=(-1,),
-            pad_id=0,
             response_tokens=self.new_tokens,
-            score_batch_size=len(drafts),
+            batch_size=len(drafts),
             seed=10,
-            device=self.device,
             on_revision=self.revisions.append,
         )
         RevisedSource(Revised(), Written(drafts), tools).sequences(0, [])
@@ -121,17 +135,14 @@ class Scene:
     @contextmanager
     def remembering(self) -> Iterator[None]:
         """As a run has it while a step's sequences are drawn."""
-        with self.teacher.remembering():
-            self._memory = PrefixMemory()
-            try:
-                yield
-            finally:
-                self._memory = None
+        with self.teacher.remembering(), self.engine.remembering():
+            yield
 
     @torch.no_grad()
-    def _student_rows(self, batch: Any) -> tuple[torch.Tensor, Any]:
+    def _read_student(self, batch: Any) -> tuple[torch.Tensor, Any]:
+        memory = self.engine.memory
         hidden_ND = self._reader.rows(
-            batch.input_ids_BT, batch.attention_mask_BT, batch.position_N, self._memory, remember=self._memory is not None
+            batch.input_ids_BT, batch.attention_mask_BT, batch.position_N, memory, remember=memory is not None
         )
         return hidden_ND, head(self.student, self.vocabulary)
 

@@ -18,11 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import redistill.runs.bench
 import torch
-from redistill.runs.bench import Bench, make_accelerator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import redistill.generation.local
 import redistill.models.student
 from benchmarks import measuring
 from redistill.config.run import decode_run
@@ -32,9 +31,13 @@ from redistill.models.initialise import student_from_layers
 from redistill.models.student import StudentModule
 from redistill.policies.revised import RevisedSource
 from redistill.records import RawPrompt, Record
-from redistill.runs.load import DataSets, load_models
+from redistill.runs.build import build_evaluator, build_parts
+from redistill.runs.load import DataSets
+from redistill.runs.models import load_models
+from redistill.runs.opened import assemble, make_accelerator
 from redistill.teachers.local import LocalTeacher
 from redistill.training import loop as training
+from redistill.training.parts import Parts, TrainingState
 from redistill.training.progress import Progress
 
 STUDENT_LAYERS = 8
@@ -93,7 +96,7 @@ class Work:
 # --- the rivals -----------------------------------------------------------------------------------------------------------
 
 
-def ours(work: Work, method: str) -> tuple[Bench, training.Parts, Callable[[], None]]:
+def ours(work: Work, method: str) -> tuple[Parts, Callable[[], None]]:
     """This package's own parts, as a run has them, and its own step, log and guards and all."""
     config = decode_run(
         {
@@ -121,10 +124,10 @@ def ours(work: Work, method: str) -> tuple[Bench, training.Parts, Callable[[], N
         for sample, (prompt, answer) in enumerate(work.texts(models.tokenizer))
     ]
     data = DataSets(train=examples, validation=(), validation_examples=(), tests={}, manifest={})
-    bench = Bench(config, make_accelerator(config.training.precision), models, data, Progress(enabled=False))
-    parts, state = bench.parts(), training.TrainingState()
+    run = assemble(config, make_accelerator(config.training.precision), models, data, Progress(enabled=False))
+    parts = build_parts(run, build_evaluator(run, models.student))
     config.folder.mkdir(parents=True, exist_ok=True)
-    return bench, parts, partial(training._step, parts, config.optimiser, state)
+    return parts, partial(training._step, parts, config.optimiser, TrainingState())
 
 
 def trl(work: Work, checkpointing: bool) -> Callable[[], None]:
@@ -175,7 +178,7 @@ def trl(work: Work, checkpointing: bool) -> Callable[[], None]:
 
 def rival(work: Work, name: str) -> Callable[[], object]:
     """The step of one rival, tried once, so that the optimiser's state is there."""
-    step = trl(work, TRL[name]) if name in TRL else ours(work, name)[2]
+    step = trl(work, TRL[name]) if name in TRL else ours(work, name)[1]
     step()
     return step
 
@@ -214,19 +217,19 @@ class Stopwatch:
 
 def breakdown(work: Work, method: str, steps: int) -> dict[str, float]:
     """Seconds of a step by part; only of use on a CPU, where nothing runs on behind the call that started it."""
-    _, parts, step = ours(work, method)
+    parts, step = ours(work, method)
     step()
     watch = Stopwatch()
     places = [
-        (redistill.runs.bench, "generate", "generate"),
+        (redistill.generation.local, "generate", "generate"),
         (RevisedSource, "_read", "detect"),
         (SpanMarker, "__call__", "spans"),
         (LocalTeacher, "rows", "teacher body"),
-        (StudentModule, "rows", "student body, forward"),
+        (StudentModule, "_rows", "student body, forward"),
         (redistill.models.student, "vocab_pass", "both heads and the terms"),
         (parts.accelerator, "backward", "student body, backward"),
         (training, "_clip", "clip and optimiser"),
-        (parts.optimizer, "step", "clip and optimiser"),
+        (parts.learner.optimizer, "step", "clip and optimiser"),
     ]
     with contextlib.ExitStack() as stack:
         for place in places:
