@@ -17,7 +17,7 @@ from redistill.config.run import load_config
 from redistill.contracts import GenerationRequest, Sampling, TokenSequence
 from redistill.models.load import ModelConfig, load_model
 from redistill.policies import Scorer
-from redistill.runs.opened import OpenRun, make_accelerator, open_run
+from redistill.runs.opened import OpenRun, open_run
 from redistill.storage import files
 
 
@@ -56,8 +56,7 @@ def reverse_kl(run: OpenRun, sequences: list[TokenSequence], batch_size: int = 1
 
 def fixed_rollouts(folder: Path) -> tuple[float, float, int]:
     """Reverse KL before and after training, and how many roll-outs it was measured on."""
-    config = load_config(folder / "run.json")
-    with open_run(config, make_accelerator(config.training.precision)) as run:
+    with open_run(load_config(folder / "run.json")) as run:
         sequences = rollouts(run)
         before = reverse_kl(run, sequences)
         trained, _ = load_model(ModelConfig(model=str(folder / "model")))

@@ -9,7 +9,7 @@ from accelerate import Accelerator, PartialState
 
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig
-from redistill.runs.build import make_accelerator
+from redistill.runs.opened import make_accelerator
 from redistill.runs.run import evaluate_model, train_student
 from tests.worlds import tiny_run
 

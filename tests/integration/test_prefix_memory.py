@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import redistill.runs.build
-from redistill.runs.build import build_evaluator, build_parts, open_run
+from redistill.runs.build import build_evaluator, build_parts
+from redistill.runs.opened import open_run
 from redistill.training.loop import cut
 from tests.worlds import GPT2, LLAMA, tiny_run
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from redistill.config.run import load_config
 from redistill.contracts import GenerationRequest, Sampling
-from redistill.runs.build import OpenRun, build_evaluator, build_gold, build_parts, open_run
+from redistill.runs.build import build_evaluator, build_gold, build_parts
+from redistill.runs.opened import OpenRun, open_run
 from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training.loop import accumulate_gradients, cut, global_counts

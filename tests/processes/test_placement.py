@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import redistill
 from redistill.processes.placement import Replicated, Sharded, Single, full, placed_like
-from redistill.runs.build import make_placement
+from redistill.runs.opened import make_placement
 from redistill.storage import files
 from redistill.training import checkpoint
 from tests.processes import updates

@@ -18,7 +18,8 @@ from redistill.config.run import encode_run, load_config
 from redistill.contracts import Draw, DrawItem, TokenSequence, items_of
 from redistill.models.families import body
 from redistill.processes.placement import full
-from redistill.runs.build import build_evaluator, build_parts, open_run
+from redistill.runs.build import build_evaluator, build_parts
+from redistill.runs.opened import open_run
 from redistill.runs.run import train_student
 from redistill.training import checkpoint, saving
 from redistill.training import loop as training

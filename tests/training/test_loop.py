@@ -14,7 +14,8 @@ from redistill.errors import ConfigError, TrainingError
 from redistill.evaluation.evaluator import Evaluator
 from redistill.generation.local import LocalEngine
 from redistill.policies import Policy
-from redistill.runs.build import build_evaluator, build_parts, open_run
+from redistill.runs.build import build_evaluator, build_parts
+from redistill.runs.opened import open_run
 from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training import checkpoint

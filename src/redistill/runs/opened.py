@@ -72,13 +72,18 @@ class OpenRun:
 
 
 @contextmanager
-def open_run(config: Run, accelerator: Accelerator) -> Iterator[OpenRun]:
+def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[OpenRun]:
     """Everything of a run loaded and on its device, with progress on the terminal while it is open.
+
+    Args:
+        config: The run.
+        accelerator: Of the job; None makes one for the run's precision.
 
     Raises:
         ConfigError, DataError, ModelError, VocabularyError: as their names say.
         Interrupted: a signal has arrived, in this process or in another one.
     """
+    accelerator = accelerator or make_accelerator(config.training.precision)
     if config.training.batch_size % accelerator.num_processes:
         raise ConfigError(
             f"training.batch_size = {config.training.batch_size}: must be a multiple of the number of processes, "
