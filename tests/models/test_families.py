@@ -79,7 +79,7 @@ def test_the_layers_are_found(tiny, family, path):
     assert layer_list(tiny(family))[0] == path
 
 
-def test_a_family_with_an_unknown_twist_is_refused_and_the_mode_restored(tiny):
+def test_a_family_with_other_logits_is_rejected_and_the_mode_restored(tiny):
     model = tiny("granite").train()
     check_split(model, name="m")
     model.config.logits_scaling = 1.0
@@ -96,7 +96,7 @@ def test_a_family_with_an_unknown_twist_is_refused_and_the_mode_restored(tiny):
     assert model.training
 
 
-def test_a_head_with_an_adapter_is_refused(tiny):
+def test_a_head_with_an_adapter_is_rejected(tiny):
     model = tiny("llama", tie_word_embeddings=False)
     model.lm_head = nn.Sequential(model.lm_head)
     with pytest.raises(ModelError, match="lm_head out of the adapter"):

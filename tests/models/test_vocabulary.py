@@ -18,7 +18,7 @@ from tests.worlds import gpt2_tokenizer, tiny_run
 TOKENS = {"a": 0, "b": 1, "c": 2}
 
 
-def test_equal_maps_and_heads_share_everything():
+def test_equal_maps_and_heads_share_all_classes():
     match = match_vocabularies(TOKENS, dict(reversed(TOKENS.items())), 3, 3)
     assert match == VocabularyMatch(size=3, teacher_size=3, student_size=3)
     assert not match.padded
@@ -54,8 +54,8 @@ def test_many_differences_are_counted_and_the_first_named():
 
 
 @pytest.mark.parametrize(("teacher_size", "student_size", "side"), [(2, 3, "teacher"), (3, 2, "student")])
-def test_a_head_without_a_row_for_some_id_is_refused(teacher_size, student_size, side):
-    with pytest.raises(VocabularyError, match=f"{side} vocabulary: the tokenizer has id 2, the model only 2 rows"):
+def test_a_head_without_a_row_for_some_id_is_rejected(teacher_size, student_size, side):
+    with pytest.raises(VocabularyError, match=f"{side} vocabulary: the tokenizer has id 2, but the model has only 2 rows"):
         match_vocabularies(TOKENS, TOKENS, teacher_size, student_size)
 
 
@@ -63,7 +63,7 @@ def test_a_head_without_a_row_for_some_id_is_refused(teacher_size, student_size,
 
 
 def with_padding(source: Path, folder: Path, rows: int) -> str:
-    """A copy of a model whose head has `rows` more rows, loud ones, so that a loss which reads them is another one."""
+    """A copy of a model whose head has `rows` more rows with large weights, so that a loss that uses them differs."""
     model = AutoModelForCausalLM.from_pretrained(source)
     size = model.config.vocab_size
     model.resize_token_embeddings(size + rows, mean_resizing=False)
@@ -93,7 +93,7 @@ def test_a_padded_teacher_or_student_trains_as_one_that_is_cut_by_hand(tmp_path:
         assert losses(tmp_path, method, f"run-{padded}", **{padded: model}) == pytest.approx(cut, abs=1e-6), padded
 
 
-def test_a_pair_of_other_maps_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_pair_with_different_maps_is_rejected_before_anything_is_written(tmp_path: Path) -> None:
     run = tiny_run(tmp_path)
     llama_like().save_pretrained(tmp_path / "teacher")
     with pytest.raises(VocabularyError, match=r"id 0 is '<unk>' in the teacher and '<\|endoftext\|>' in the student"):
