@@ -124,7 +124,7 @@ def test_the_longest_common_prefix_is_found(tiny):
 # --- generation -----------------------------------------------------------------------------------------------------------
 
 
-def write(model, requests, memory=None, batch_size=4, **options):
+def generated(model, requests, memory=None, batch_size=4, **options):
     return generate(model, requests, Sampling(), end_ids=(2, 3), pad_id=0, batch_size=batch_size, memory=memory, **options)
 
 
@@ -134,7 +134,7 @@ def drafts_and_tails(model, memory, batch_size=4):
         GenerationRequest(prompt_ids=prompt, max_new_tokens=6 + 3 * i, seed=10, stream=("response", 1, i))
         for i, prompt in enumerate(texts(10, 12))
     ]
-    drafts = write(model, wanted, memory, batch_size)
+    drafts = generated(model, wanted, memory, batch_size)
     tails = [
         GenerationRequest(
             prompt_ids=request.prompt_ids + draft.token_ids[: len(draft.token_ids) * i // 10] + (7,),
@@ -144,7 +144,7 @@ def drafts_and_tails(model, memory, batch_size=4):
         )
         for i, (request, draft) in enumerate(zip(wanted, drafts, strict=True))
     ]
-    return wanted, drafts, write(model, tails, memory, batch_size)
+    return wanted, drafts, generated(model, tails, memory, batch_size)
 
 
 @pytest.mark.parametrize("family", FAMILIES + SLIDING)
@@ -171,7 +171,7 @@ def test_generated_text_is_not_read_again(tiny, family):
     torch.testing.assert_close(hidden, body(model)(*rows[:2]).flatten(0, 1)[rows[2]], rtol=1e-5, atol=1e-5)
     again = [replace(request, prompt_ids=text, stream=("again", i)) for i, (request, text) in enumerate(zip(wanted, whole))]
     read.clear()
-    write(model, again, memory, batch_size=16)
+    generated(model, again, memory, batch_size=16)
     assert read[0] == len(again)
 
 
@@ -182,7 +182,7 @@ def test_unknown_prompts_are_read_in_one_batch_with_known_prefixes(tiny):
     unknown = [
         GenerationRequest(prompt_ids=t, max_new_tokens=9, seed=10, stream=("new", i)) for i, t in enumerate(texts(3, 25, 7))
     ]
-    assert write(model, known + unknown, memory, batch_size=16) == write(model, known + unknown)
+    assert generated(model, known + unknown, memory, batch_size=16) == generated(model, known + unknown)
 
 
 # --- the cache and the weights ----------------------------------------------------------------------------------------------

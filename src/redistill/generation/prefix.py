@@ -192,9 +192,8 @@ class PrefixReader:
         ids_GU, mask_GU = pad(new_ids, 0)
         known_G1 = torch.tensor(known)[:, None]
         mask_GC = (torch.arange(width) >= width - known_G1).to(mask_GU.dtype)
-        position_GU = (known_G1 + mask_GU.cumsum(dim=1) - 1).clamp(
-            min=0
-        )  # positions of padding do not increase: they stay within the limit
+        # Positions do not increase in padding, so that they stay within the model's limit.
+        position_GU = (known_G1 + mask_GU.cumsum(dim=1) - 1).clamp(min=0)
         hidden_GUD: torch.Tensor = body_module(self._model)(
             input_ids=ids_GU.to(device),
             attention_mask=torch.cat([mask_GC, mask_GU], dim=1).to(device),

@@ -166,14 +166,16 @@ class DacKLConfig:
                 raise ConfigError(f"fixed_top = {self.fixed_top}: must be at least 1; 200 is a usual control")
             if self.mode != "entry_quantile" or self.fixed_interval is not None:
                 raise ConfigError(
-                    f"fixed_top = {self.fixed_top}: needs mode entry_quantile and no fixed_interval; set mode or leave it out"
+                    f"fixed_top = {self.fixed_top}: needs mode entry_quantile and no fixed_interval; set mode to "
+                    "entry_quantile and leave out fixed_interval"
                 )
         if self.mass_floor is not None:
             if not 0 < self.mass_floor < 1:
                 raise ConfigError(f"mass_floor = {self.mass_floor}: must lie in (0, 1); use 0.9, or leave it out for no floor")
             if self.gate == "none" or not self.has_network:
                 raise ConfigError(
-                    f"mass_floor = {self.mass_floor}: needs a trained f_sub; leave out this or gate: none, fixed_*"
+                    f"mass_floor = {self.mass_floor}: needs a trained f_sub; leave it out, or set gate to straight_through and "
+                    "leave out fixed_interval and fixed_top"
                 )
 
     @property

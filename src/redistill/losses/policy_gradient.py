@@ -156,8 +156,9 @@ def clipped_surrogate(
         \rho_t = w_t\, q(y_t) / q_{old}(y_t), \qquad
         L_t = \max\bigl(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\bigr)
 
-    Clipping acts on the product with the importance weight.  The gradient flows through log q only.  It is -A rho where
-    clipping is inactive, and 0 where it is active: at rho > 1 + eps for A > 0, at rho < 1 - eps for A < 0.
+    Clipping acts on the product with the importance weight.  The gradient flows through log q only.  With respect to
+    log q it is -A rho where clipping is inactive, and 0 where it is active: at rho > 1 + eps for A > 0, at rho < 1 - eps for
+    A < 0.
 
     Args:
         logq_N: log q of each token, by the student in training.

@@ -61,7 +61,7 @@ def row_statistics(
     """
     unknown = set(names) - set(get_args(Statistic))
     assert not unknown, (
-        f"row_statistics: no such statistic: {', '.join(sorted(unknown))}; must be of {', '.join(get_args(Statistic))}"
+        f"row_statistics: no such statistic: {', '.join(sorted(unknown))}; must be one of {', '.join(get_args(Statistic))}"
     )
     head = student_head.prepared(student_hidden_ND)
     chunk_bytes = chunk_budget(head.num_bytes) if chunk_bytes is None else chunk_bytes
