@@ -289,7 +289,7 @@ def test_the_name_of_a_template_leads_nowhere(key: str, folder: Path, mark: Path
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     named = [{"name": "default", "template": "w1"}, {"name": key.replace("/ran", str(mark)), "template": "w1"}]
     change(folder / "tokenizer_config.json", chat_template=named)
-    assert "which is no plain name" in refused_model(folder)
+    assert "which is not a plain file name" in refused_model(folder)
 
 
 def test_templates_with_plain_names_are_kept(folder: Path) -> None:
