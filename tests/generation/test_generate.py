@@ -1,4 +1,4 @@
-"""The sampler: a response belongs to its stream and its prompt, and to nothing else."""
+"""The sampler: a response depends on its stream and its prompt only."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -124,7 +124,7 @@ def test_no_request_and_no_budget_give_no_tokens(tiny):
     assert none.token_ids == () and not none.finished and len(some.token_ids) == 2
 
 
-def test_a_tail_goes_on_from_its_prefix_with_its_own_stream(tiny):
+def test_a_tail_continues_its_prefix_with_its_own_stream(tiny):
     model = tiny("llama")
     prompt, prefix = (3, 4, 5), (6, 7)
     tail = GenerationRequest(prompt_ids=prompt + prefix, max_new_tokens=6, seed=SEED, stream=("tail", 1, 0))
@@ -139,12 +139,12 @@ def test_a_tail_goes_on_from_its_prefix_with_its_own_stream(tiny):
     assert run(model, [cut], greedy, end_ids=())[0].token_ids == whole.token_ids[3:]
 
 
-def test_padded_classes_are_never_drawn(tiny):
+def test_padded_classes_are_never_sampled(tiny):
     tokens = [t for g in run(tiny("llama"), requests(), end_ids=(), vocabulary=9) for t in g.token_ids]
     assert max(tokens) == 8
 
 
-def test_modes_and_gradient_come_back_and_checkpointing_does_not_disturb(tiny):
+def test_modes_and_gradient_are_restored_and_checkpointing_has_no_effect(tiny):
     model, wanted = tiny("llama", attention_dropout=0.9), requests()
     expected = run(model, wanted)
     model.activation_checkpointing_enable({"use_reentrant": False})
@@ -155,7 +155,7 @@ def test_modes_and_gradient_come_back_and_checkpointing_does_not_disturb(tiny):
     assert [module.training for module in model.modules()] == modes and torch.is_grad_enabled()
 
 
-def test_bf16_weights_and_autocast_write_text(tiny):
+def test_text_is_generated_with_bf16_weights_and_autocast(tiny):
     wanted = requests()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         automatic = run(tiny("llama"), wanted)
@@ -165,14 +165,16 @@ def test_bf16_weights_and_autocast_write_text(tiny):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
-def test_a_sequence_may_fill_the_models_positions_but_not_pass_them(tiny, family):
+def test_a_sequence_may_fill_the_models_positions_but_not_exceed_them(tiny, family):
     model = tiny(family)
     longest = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=4, seed=SEED, stream=("a", 1))
     short = [GenerationRequest(prompt_ids=(4,), max_new_tokens=63, seed=SEED, stream=("b", i)) for i in range(4)]
-    full = run(model, [longest, *short], end_ids=())  # one row in five has ended: it stays in the batch, and must stand still
+    full = run(
+        model, [longest, *short], end_ids=()
+    )  # one row in five has ended: it stays in the batch, and its position must not increase
     assert [len(generation.token_ids) for generation in full] == [4, 63, 63, 63, 63]
     too_long = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, seed=SEED, stream=("a", 1))
-    with pytest.raises(ConfigError, match="60 prompt tokens \\+ 5 new = 65, the model has 64 positions"):
+    with pytest.raises(ConfigError, match="60 prompt tokens \\+ 5 new = 65: must be at most 64, the model's positions"):
         run(model, [too_long])
 
 
@@ -186,12 +188,12 @@ def test_a_sequence_may_fill_the_models_positions_but_not_pass_them(tiny, family
         Sampling(no_repeat_ngram=-1),
     ],
 )
-def test_sampling_out_of_range_is_refused(tiny, sampling):
+def test_sampling_out_of_range_is_rejected(tiny, sampling):
     with pytest.raises(ConfigError, match=r"sampling\.\w+ = .*: must be"):
         run(tiny("gpt2"), requests(1), sampling)
 
 
-# --- a teacher that writes along ----------------------------------------------------------------------------------------
+# --- mixtures with a teacher --------------------------------------------------------------------------------------------
 
 MIXED = Sampling(temperature=0.8, top_p=0.95, top_k=30)
 TEACHERS = {"wider": ("llama", {"hidden_size": 32, "num_hidden_layers": 2}), "another family": ("gpt2", {}), "opt": ("opt", {})}
@@ -199,13 +201,13 @@ TEACHERS = {"wider": ("llama", {"hidden_size": 32, "num_hidden_layers": 2}), "an
 
 @pytest.fixture(params=TEACHERS, ids=str)
 def teacher(tiny, request):
-    """Not the student's shape, and with more rows in its head than there are tokens."""
+    """A teacher of another shape, with more rows in its head than there are tokens."""
     family, fields = TEACHERS[request.param]
     return tiny(family, vocab_size=VOCABULARY + 9, **fields)
 
 
 def exact_mixture(student, teacher, ids, share, sampling):
-    """The distribution that the token after `ids` is drawn from, in float64."""
+    """The distribution that the token after `ids` is sampled from, in float64."""
     with torch.no_grad():
         q, p = (
             oracle(model(input_ids=torch.tensor([ids])).logits[0, -1, :VOCABULARY].double().numpy(), sampling)
@@ -215,7 +217,7 @@ def exact_mixture(student, teacher, ids, share, sampling):
 
 
 def fits(tokens, expected, vocabulary=VOCABULARY):
-    """p-value of the tokens under the distribution; classes with few expected are taken together."""
+    """p-value of the tokens under the distribution; classes with few expected tokens are pooled."""
     counts = np.bincount(tokens, minlength=vocabulary)
     assert not counts[expected == 0].any(), "a class without probability was drawn"
     common = expected * len(tokens) >= 5
@@ -227,7 +229,7 @@ def fits(tokens, expected, vocabulary=VOCABULARY):
 
 
 def softened(model):
-    """Logits small enough for many classes to be drawn."""
+    """A model with logits small enough for many classes to be sampled."""
     with torch.no_grad():
         for parameter in {id(p): p for p in model.get_output_embeddings().parameters()}.values():
             parameter.mul_(0.4)
@@ -235,7 +237,7 @@ def softened(model):
 
 
 def test_frequencies_of_both_tokens_are_those_of_the_mixture(tiny):
-    """20,000 draws, and those of the second token given the commonest first: so both caches hold what was really drawn."""
+    """20,000 first tokens, and second tokens given the most frequent first: so both caches contain the sampled token."""
     student, teacher = softened(tiny("llama")), softened(tiny("gpt2", vocab_size=VOCABULARY + 9))
     prompt, share, draws = (5, 9), 0.3, 20_000
     wanted = [
@@ -265,7 +267,7 @@ def test_a_mixtures_text_does_not_depend_on_batch_size_or_order(tiny, teacher):
     assert min(lengths) < 5 < 10 < max(lengths), "rows that end early are taken out of both caches"
 
 
-def test_no_share_gives_the_students_text_and_the_whole_share_the_teachers(tiny, teacher):
+def test_teacher_share_0_gives_the_students_text_and_1_the_teachers(tiny, teacher):
     student, wanted = tiny("llama"), requests()
     options = {"vocabulary": VOCABULARY}
     assert run(student, wanted, teacher=teacher, teacher_share=0.0, **options) == run(student, wanted, **options)
@@ -274,7 +276,7 @@ def test_no_share_gives_the_students_text_and_the_whole_share_the_teachers(tiny,
     assert both not in (run(student, wanted, **options), run(teacher, wanted, **options))
 
 
-def test_a_model_mixed_with_itself_writes_its_own_text(tiny):
+def test_a_model_mixed_with_itself_generates_its_own_text(tiny):
     model, wanted = tiny("llama"), requests()
     assert run(model, wanted, MIXED, teacher=model, teacher_share=0.5) == run(model, wanted, MIXED)
 
@@ -288,7 +290,7 @@ def test_ngrams_are_banned_in_both_models(tiny, teacher):
         assert len(set(pairwise(text))) == len(text) - 1
 
 
-def test_the_teacher_gets_its_modes_back(tiny):
+def test_the_teachers_modes_are_restored(tiny):
     student, teacher = tiny("llama"), tiny("llama", attention_dropout=0.9)
     expected = run(student, requests(), teacher=teacher.eval(), teacher_share=0.5)
     teacher.train()
@@ -296,28 +298,28 @@ def test_the_teacher_gets_its_modes_back(tiny):
     assert teacher.training
 
 
-def test_a_teacher_with_too_few_positions_is_refused(tiny):
+def test_a_teacher_with_too_few_positions_is_rejected(tiny):
     long = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, seed=SEED, stream=("a", 1))
     assert len(run(tiny("llama"), [long], end_ids=())[0].token_ids) == 5
-    with pytest.raises(ConfigError, match="the model has 64 positions"):
+    with pytest.raises(ConfigError, match="must be at most 64, the model's positions"):
         run(tiny("llama"), [long], teacher=tiny("gpt2"), teacher_share=0.5)
 
 
 @pytest.mark.parametrize(
-    ("share", "sampling", "said"),
+    ("share", "sampling", "message"),
     [
         (1.5, Sampling(), r"sampling.teacher_share = 1.5: must be in \[0, 1\]"),
         (float("nan"), Sampling(), "sampling.teacher_share = nan"),
-        (0.5, Sampling(temperature=0), "sampling.temperature = 0: a mixture with the teacher is sampled from"),
+        (0.5, Sampling(temperature=0), "sampling.temperature = 0: must be > 0 for a mixture"),
     ],
 )
-def test_a_mixture_that_is_none_is_refused(tiny, share, sampling, said):
+def test_an_invalid_mixture_is_rejected(tiny, share, sampling, message):
     model = tiny("llama")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         run(model, requests(1), sampling, teacher=model, teacher_share=share)
 
 
-# --- what a token is drawn from -----------------------------------------------------------------------------------------
+# --- the distribution of a token ----------------------------------------------------------------------------------------
 
 
 def oracle(logits, sampling):
@@ -356,7 +358,7 @@ def test_the_ngram_ban_is_that_of_transformers(tokens, size):
     assert set(NgramBan(size, [tokens]).banned(0)) == set(torch.isinf(scores[0]).nonzero().flatten().tolist())
 
 
-def test_no_ngram_of_prompt_and_response_comes_twice(tiny):
+def test_no_ngram_of_prompt_and_response_is_repeated(tiny):
     wanted = [GenerationRequest(prompt_ids=(3, 4, 3, 5), max_new_tokens=24, seed=SEED, stream=("a", i)) for i in range(4)]
     sampling = Sampling(temperature=0.05, no_repeat_ngram=2)
     for generation in run(tiny("llama"), wanted, sampling, end_ids=()):
@@ -379,8 +381,8 @@ def test_no_ngram_of_prompt_and_response_comes_twice(tiny):
     ],
     ids=str,
 )
-def test_many_draws_fit_the_distribution(sampling, seed):
-    """What is drawn from are masses that need not sum to 1."""
+def test_many_samples_fit_the_distribution(sampling, seed):
+    """Tokens are sampled from masses that need not sum to 1."""
     draws, vocabulary = 50_000, 300
     logits = 2 * np.random.default_rng(seed).normal(size=vocabulary)
     uniforms = np.array([randomness.generator(seed, "response", 0, i).random(NUMBERS_PER_DRAW) for i in range(draws)])
@@ -392,8 +394,8 @@ def test_many_draws_fit_the_distribution(sampling, seed):
     assert fits(tokens, oracle(logits, replace(sampling, temperature=sampling.temperature * 1.05)), vocabulary) < 0.001
 
 
-def test_many_draws_of_a_large_vocabulary_fit_its_distribution():
-    """The first five tokens of 10,000 streams; classes are counted in ranges, and by what is left of dividing their number."""
+def test_many_samples_of_a_large_vocabulary_fit_its_distribution():
+    """The first five tokens of 10,000 streams; classes are counted in ranges, and by their id modulo a number."""
     vocabulary, streams = 40_000, 10_000
     masses_V = torch.from_numpy(np.random.default_rng(40).gamma(0.3, size=vocabulary)).float()
     numbers = [randomness.generator(40, "response", 0, i).random((5, NUMBERS_PER_DRAW)) for i in range(streams)]
@@ -406,7 +408,7 @@ def test_many_draws_of_a_large_vocabulary_fit_its_distribution():
         assert chisquare(observed, np.bincount(group, share) * 50_000).pvalue > 0.001
 
 
-def test_text_of_a_large_vocabulary_is_one_for_every_batch():
+def test_text_of_a_large_vocabulary_does_not_depend_on_the_batch():
     config = {**LLAMA, "vocab_size": 50_000, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     model = fresh_model(config, 1)
     requests = [

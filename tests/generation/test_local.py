@@ -1,4 +1,4 @@
-"""The local engine: it retries with fewer sequences at once, remembers within a draw, and mixes in the teacher."""
+"""The local engine: it retries with a smaller batch size, remembers prefixes within a draw, and samples from mixtures."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def plainly(model, wanted, sampling=SAMPLING, **options):
 
 
 def read_by(model):
-    """A list that gets the number of rows of every forward pass."""
+    """A list to which the number of rows of every forward pass is appended."""
     read = []
     body_module(model).register_forward_pre_hook(
         lambda module, args, kwargs: read.append(kwargs["input_ids"].shape), with_kwargs=True
@@ -49,7 +49,7 @@ def test_its_text_is_that_of_the_sampler(tiny):
     assert engine_of(model).generate(wanted, warm) == plainly(model, wanted, warm)
 
 
-def test_it_declares_what_it_can_do(tiny):
+def test_it_declares_its_capabilities(tiny):
     engine = engine_of(tiny("llama"))
     assert engine.capabilities == LOCAL == LocalEngineConfig.capabilities
     assert LOCAL.mixture and LOCAL.no_repeat_ngram and LOCAL.prefix_memory and LOCAL.deterministic and LOCAL.samples_student
@@ -78,7 +78,7 @@ def test_its_config_builds_it_from_the_tools(tiny):
     assert found == plainly(student, requests(), mixed, teacher=teacher) and entered == [1]
 
 
-def test_where_memory_runs_out_it_retries_with_fewer_at_once_and_keeps_the_size(tiny, monkeypatch):
+def test_where_memory_runs_out_it_retries_with_a_smaller_batch_size_and_keeps_it(tiny, monkeypatch):
     model, sizes, tried = tiny("llama"), Halving("training.generation_batch_size", 16), []
 
     def tight(*arguments, batch_size, **options):
@@ -94,7 +94,7 @@ def test_where_memory_runs_out_it_retries_with_fewer_at_once_and_keeps_the_size(
     assert sizes.size == 4 and len(sizes.take_changes()) == 2
 
 
-def test_where_one_sequence_does_not_fit_the_setting_is_named(tiny, monkeypatch):
+def test_where_one_sequence_does_not_fit_the_error_names_the_setting(tiny, monkeypatch):
     def never(*arguments, **options):
         raise MemoryError
 
@@ -116,7 +116,7 @@ def test_sync_is_a_no_op_since_the_weights_are_the_students_own(tiny):
     assert engine.generate(wanted, SAMPLING) == plainly(other, wanted) != before, "an update is seen without sync"
 
 
-def test_a_mixture_is_sampled_only_where_sampling_asks_for_it(tiny):
+def test_a_mixture_is_sampled_only_if_teacher_share_is_above_0(tiny):
     student, teacher, wanted = tiny("llama"), tiny("gpt2"), requests()
     engine, read = engine_of(student, teacher=teacher), read_by(teacher)
     assert engine.generate(wanted, SAMPLING) == plainly(student, wanted) and read == []
@@ -148,7 +148,7 @@ def test_inside_remembering_what_was_generated_is_not_read_again(tiny):
         assert engine.memory is not memory, "the weights may have changed meanwhile"
 
 
-def test_what_is_remembered_is_dropped_where_a_draw_fails(tiny):
+def test_the_memory_is_dropped_if_a_draw_fails(tiny):
     engine = engine_of(tiny("llama"))
     with pytest.raises(KeyError), engine.remembering():
         raise KeyError
@@ -161,7 +161,7 @@ def test_a_retry_inside_remembering_gives_the_same_text(tiny, monkeypatch):
     def fails_late(*arguments, batch_size, **options):
         generations = generate(*arguments, batch_size=batch_size, **options)
         if batch_size > 4:
-            raise MemoryError  # when the memory of prefixes has been filled already
+            raise MemoryError  # after the prefix memory has been filled
         return generations
 
     monkeypatch.setattr(local, "generate", fails_late)
@@ -170,11 +170,11 @@ def test_a_retry_inside_remembering_gives_the_same_text(tiny, monkeypatch):
         assert engine.generate(wanted, SAMPLING) == plainly(model, wanted)
 
 
-# --- an engine that is counted ------------------------------------------------------------------------------------------
+# --- MeteredEngine ------------------------------------------------------------------------------------------------------
 
 
 class Scripted:
-    """An engine of fixed text that notes its calls."""
+    """An engine with fixed text that records its calls."""
 
     capabilities = EngineCapabilities(deterministic=True, samples_student=False)
 
@@ -199,7 +199,7 @@ def test_a_metered_engine_counts_the_tokens_of_each_call():
     assert [sampling for _, sampling in inner.asked] == [SAMPLING] * 3
 
 
-def test_a_metered_engine_is_else_the_engine_itself():
+def test_a_metered_engine_delegates_everything_else():
     inner = Scripted()
     engine = MeteredEngine(inner, [].append)
     assert engine.engine is inner and engine.capabilities is inner.capabilities

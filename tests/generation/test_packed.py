@@ -1,4 +1,4 @@
-"""Packed copies of weights stand in for them inside, and for nothing and nowhere else."""
+"""Packed layers use copies of their weights inside the context only."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def two_layers():
     return nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16, bias=False))
 
 
-def test_a_packed_body_gives_what_a_plain_one_gives():
+def test_a_packed_body_equals_a_plain_one():
     body, x = two_layers(), torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
     plain = body(x)
     with packed_layers(body), torch.no_grad():

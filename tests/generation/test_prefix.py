@@ -1,4 +1,4 @@
-"""What a model remembers of texts changes what is read, and nothing of what comes out."""
+"""A prefix memory changes what a model reads, and no result."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def texts(count, longest, seed=0):
 
 
 def revised(drafts, seed=1):
-    """Each draft up to some token, then others; some as they are."""
+    """Each draft up to some token, followed by other tokens; some drafts unchanged."""
     generator, changed = np.random.default_rng(seed), []
     for number, draft in enumerate(drafts):
         kept = int(generator.integers(1, len(draft) + 1))
@@ -39,14 +39,14 @@ def revised(drafts, seed=1):
 
 
 def whole_rows(texts):
-    """ids_BT, mask_BT and the flat places of all tokens but the last ones."""
+    """ids_BT, mask_BT and the flat positions of all tokens except the last ones."""
     ids_BT, mask_BT = pad(texts, 0)
     places = [b * ids_BT.shape[1] + t for b, text in enumerate(texts) for t in range(len(text) - 1)]
     return ids_BT, mask_BT, torch.tensor(places)
 
 
 def counted(model):
-    """A list that gets the number of tokens, padding included, of every forward pass of the body."""
+    """A list to which the number of tokens, including padding, of every forward pass of the body is appended."""
     read = []
     body_module(model).register_forward_pre_hook(
         lambda module, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
@@ -62,7 +62,7 @@ def test_hidden_states_are_those_of_reading_all_again(tiny, family):
     model = tiny(family).eval()
     reader, memory = PrefixReader(model), PrefixMemory()
     drafts = texts(9, 30)
-    for part in (drafts[:5], drafts[5:]):  # what was read in one batch is known in another
+    for part in (drafts[:5], drafts[5:]):  # states of one batch are reused in another
         reader.rows(*whole_rows(part), memory, remember=True)
     rows = whole_rows([*revised(drafts), *texts(2, 20, seed=4)])
     expected = body(model)(*rows[:2]).flatten(0, 1)[rows[2]]
@@ -70,7 +70,7 @@ def test_hidden_states_are_those_of_reading_all_again(tiny, family):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
-def test_what_is_known_is_not_read_again(tiny, family):
+def test_known_prefixes_are_not_read_again(tiny, family):
     model = tiny(family).eval()
     reader, memory, drafts = PrefixReader(model), PrefixMemory(), texts(6, 30)
     reader.rows(*whole_rows(drafts), memory, remember=True)
@@ -83,7 +83,7 @@ def test_what_is_known_is_not_read_again(tiny, family):
 
 
 @pytest.mark.parametrize("family", SLIDING)
-def test_a_family_that_forgets_reads_everything(tiny, family):
+def test_a_family_without_full_attention_reads_everything(tiny, family):
     model = tiny(family).eval()
     reader, memory, rows = PrefixReader(model), PrefixMemory(), whole_rows(texts(4, 30))
     assert not prefixes_can_be_reused(model)
@@ -121,10 +121,10 @@ def test_the_longest_common_prefix_is_found(tiny):
         assert memory.recall(text)[0] == known
 
 
-# --- writing --------------------------------------------------------------------------------------------------------------
+# --- generation -----------------------------------------------------------------------------------------------------------
 
 
-def write(model, requests, memory=None, batch_size=4, **options):
+def generated(model, requests, memory=None, batch_size=4, **options):
     return generate(model, requests, Sampling(), end_ids=(2, 3), pad_id=0, batch_size=batch_size, memory=memory, **options)
 
 
@@ -134,7 +134,7 @@ def drafts_and_tails(model, memory, batch_size=4):
         GenerationRequest(prompt_ids=prompt, max_new_tokens=6 + 3 * i, seed=10, stream=("response", 1, i))
         for i, prompt in enumerate(texts(10, 12))
     ]
-    drafts = write(model, wanted, memory, batch_size)
+    drafts = generated(model, wanted, memory, batch_size)
     tails = [
         GenerationRequest(
             prompt_ids=request.prompt_ids + draft.token_ids[: len(draft.token_ids) * i // 10] + (7,),
@@ -144,7 +144,7 @@ def drafts_and_tails(model, memory, batch_size=4):
         )
         for i, (request, draft) in enumerate(zip(wanted, drafts, strict=True))
     ]
-    return wanted, drafts, write(model, tails, memory, batch_size)
+    return wanted, drafts, generated(model, tails, memory, batch_size)
 
 
 @pytest.mark.parametrize("family", FAMILIES + SLIDING)
@@ -158,8 +158,8 @@ def test_tails_are_those_of_reading_their_prefixes_again(tiny, family, batch_siz
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
-def test_what_was_written_need_not_be_read(tiny, family):
-    """A draft's tokens, those of rows that left early too, are known; a tail reads one token of each before it writes."""
+def test_generated_text_is_not_read_again(tiny, family):
+    """All tokens of drafts are known, also of rows that ended early; each tail reads one token before the first new one."""
     model, memory = tiny(family), PrefixMemory()
     wanted, drafts, _ = drafts_and_tails(model, memory)
     whole = [request.prompt_ids + draft.token_ids for request, draft in zip(wanted, drafts, strict=True)]
@@ -171,18 +171,18 @@ def test_what_was_written_need_not_be_read(tiny, family):
     torch.testing.assert_close(hidden, body(model)(*rows[:2]).flatten(0, 1)[rows[2]], rtol=1e-5, atol=1e-5)
     again = [replace(request, prompt_ids=text, stream=("again", i)) for i, (request, text) in enumerate(zip(wanted, whole))]
     read.clear()
-    write(model, again, memory, batch_size=16)
+    generated(model, again, memory, batch_size=16)
     assert read[0] == len(again)
 
 
-def test_a_prompt_that_nobody_knows_is_read_beside_prefixes_that_are_known(tiny):
+def test_unknown_prompts_are_read_in_one_batch_with_known_prefixes(tiny):
     model, memory = tiny("llama"), PrefixMemory()
     wanted, drafts, _ = drafts_and_tails(model, memory)
     known = [replace(r, prompt_ids=r.prompt_ids + d.token_ids) for r, d in zip(wanted, drafts, strict=True)]
     unknown = [
         GenerationRequest(prompt_ids=t, max_new_tokens=9, seed=10, stream=("new", i)) for i, t in enumerate(texts(3, 25, 7))
     ]
-    assert write(model, known + unknown, memory, batch_size=16) == write(model, known + unknown)
+    assert generated(model, known + unknown, memory, batch_size=16) == generated(model, known + unknown)
 
 
 # --- the cache and the weights ----------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_columns_keep_what_was_appended_and_selected():
             assert torch.equal(columns.select(kept), expected)
 
 
-def test_only_full_attention_is_lean(tiny):
+def test_only_full_attention_uses_lean_layers(tiny):
     assert all(type(layer) is LeanLayer for layer in new_cache(tiny("llama")).layers)
     kinds = [type(layer) is LeanLayer for layer in new_cache(tiny("gemma2")).layers]
     assert kinds == [False, True, True, False]
@@ -209,7 +209,7 @@ def test_only_full_attention_is_lean(tiny):
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_layers_multiply_as_plain_ones_and_become_plain_again(tiny, family, dtype):
+def test_packed_layers_equal_plain_ones_and_are_restored(tiny, family, dtype):
     model = tiny(family).to(dtype).eval()
     ids_BT, mask_BT, _ = whole_rows(texts(3, 12))
     expected = body(model)(ids_BT, mask_BT)
@@ -221,7 +221,7 @@ def test_packed_layers_multiply_as_plain_ones_and_become_plain_again(tiny, famil
     torch.testing.assert_close(packed, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_whoever_leaves_last_unpacks(tiny):
+def test_the_last_context_to_exit_unpacks(tiny):
     model = tiny("llama").eval()
     with packed_layers(model):
         with packed_layers(model):
@@ -230,7 +230,7 @@ def test_whoever_leaves_last_unpacks(tiny):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_packed_layers_keep_to_autocast(tiny):
+def test_packed_layers_use_the_autocast_dtype(tiny):
     model = tiny("llama").eval()
     ids_BT, mask_BT, _ = whole_rows(texts(3, 12))
     with torch.autocast("cpu", dtype=torch.bfloat16):

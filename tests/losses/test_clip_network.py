@@ -1,4 +1,4 @@
-"""The network that predicts DAC-KL's interval: its three maps, where they start, and how it reads the sorted teacher."""
+"""The network that predicts DAC-KL's interval: its three linear maps, their initialisation, and the sorted input."""
 
 from typing import get_args
 
@@ -39,14 +39,14 @@ def test_three_maps_equal_one_map_of_the_concatenation(reading, vocabulary):
     torch.testing.assert_close(network(p_NV, q_NV, sorted_NV), (torch.minimum(lower_N, upper_N), upper_N))
 
 
-def test_training_starts_at_the_biases():
+def test_the_initial_interval_is_that_of_the_biases():
     p_NV = log_rows(16).float().exp()
     lower_N, upper_N = ClipNetwork(12, seed=4)(p_NV, p_NV)
     assert torch.logit(upper_N).sub(4).abs().max() < 0.1
     assert torch.logit(lower_N).add(7).abs().max() < 0.1
 
 
-def test_lower_is_cut_to_upper():
+def test_lower_is_clipped_to_upper():
     p_NV = log_rows(17).float().exp()
     lower_N, upper_N = ClipNetwork(12, start=(-1.0, 2.0), seed=5)(p_NV, p_NV, p_NV)
     assert torch.equal(lower_N, upper_N)
@@ -93,6 +93,6 @@ def test_weights_depend_on_the_seed_alone():
         ({"upper_bias": INF}, "upper_bias = inf: must be finite"),
     ],
 )
-def test_a_setting_of_the_network_out_of_range_is_refused_by_name(setting, message):
+def test_a_setting_of_the_network_out_of_range_is_rejected_by_name(setting, message):
     with pytest.raises(ConfigError, match=message):
         ClipNetworkConfig(**setting)

@@ -48,7 +48,7 @@ def keep_oracle(p: np.ndarray, lower: float, upper: float, mode: str, keep_targe
 def test_kept_classes_are_those_of_the_definition(counts, ends, mode, keep_target):
     logp_NV = (torch.tensor([counts], dtype=torch.float64) / sum(counts)).log()
     p = logp_NV.exp()[0].numpy()
-    if mode == "relative":  # its scores are made of logarithms here and of a quotient there: ends lie between them
+    if mode == "relative":  # computed from logarithms here and as a quotient there: choose ends between the scores
         edges = (np.unique(np.append(p / p.max(), 0.0))[1:] + np.unique(np.append(p / p.max(), 0.0))[:-1]) / 2
         ends = [end if isinstance(end, int) else round(end * 8) for end in ends]
     else:
@@ -114,7 +114,7 @@ def test_the_quantile_above_one_minus_k_over_v_keeps_the_first_k(vocabulary, top
     assert torch.equal(got, wanted)
 
 
-def test_a_share_of_the_largest_probability_is_min_p():
+def test_mode_relative_with_a_lower_bound_is_min_p():
     logp_NV = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]]).log()
     got = keep_mask(logp_NV, torch.full((2,), 0.45), torch.ones(2), "relative", keep_target=False)
     assert got.tolist() == [[True, True, False, False], [False, True, True, True]]
@@ -154,7 +154,7 @@ def rows_with_ties_and_zeros(vocabulary: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("vocabulary", [700, 9000, 50_257])
-def test_the_histogram_finds_what_a_sort_would(vocabulary):
+def test_the_histogram_equals_a_sort(vocabulary):
     p_NV = rows_with_ties_and_zeros(vocabulary)
     sorted_NV = torch.sort(p_NV, descending=True).values
     got = compact_ranks(p_NV, rank_edges(vocabulary))
@@ -162,6 +162,6 @@ def test_the_histogram_finds_what_a_sort_would(vocabulary):
     assert torch.equal(got[:, :512], sorted_NV[:, :512])
 
 
-def test_a_row_of_nan_is_not_taken_for_a_number():
+def test_a_row_of_nan_stays_nan():
     p_NV = torch.stack([torch.full((9000,), value) for value in (INF - INF, -(INF - INF))])
     assert compact_ranks(p_NV, rank_edges(9000)).isnan().all()

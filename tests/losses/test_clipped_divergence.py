@@ -79,14 +79,14 @@ def literal_gradient(logits: torch.Tensor, logp_NV: torch.Tensor, keep_NV: torch
 
 @hypothesis.given(seed=st.integers(0, 2**32), keep=st.lists(st.booleans(), min_size=12, max_size=12))
 @hypothesis.settings(max_examples=25, deadline=None)
-def test_literal_form_pulls_the_logits_by_q_times_mass_minus_p_on_the_set(seed, keep):
+def test_gradient_of_the_literal_form_is_q_times_mass_minus_p_on_the_set(seed, keep):
     logits, logp_NV, keep_NV = log_rows(seed), log_rows(seed + 1), torch.tensor([keep]).expand(6, 12)
     kept_NV = logp_NV.exp() * keep_NV
     wanted = logits.softmax(dim=-1) * kept_NV.sum(dim=-1, keepdim=True) - kept_NV
     torch.testing.assert_close(literal_gradient(logits, logp_NV, keep_NV), wanted, atol=1e-10, rtol=0)
 
 
-def test_literal_form_rests_where_the_student_is_the_teacher_renormalised_on_the_set():
+def test_literal_form_has_no_gradient_where_the_student_is_the_teacher_renormalised_on_the_set():
     logp_NV = log_rows(9)
     keep_NV = keep_mask(logp_NV, torch.full((6,), 0.1), torch.full((6,), 0.9))
     assert 0 < keep_NV.sum() < keep_NV.numel()
@@ -110,7 +110,7 @@ def test_a_full_set_is_forward_kl(normalise):
     torch.testing.assert_close(got, (logp_NV.exp() * (logp_NV - logq_NV)).sum(dim=-1))
 
 
-def test_other_bin_survives_a_remainder_that_one_minus_the_mass_would_lose():
+def test_other_bin_is_exact_where_one_minus_the_mass_would_cancel():
     logp_NV = torch.log_softmax(torch.tensor([[0.0, -60.0, -61.0]]), dim=-1)
     logq_NV = torch.log_softmax(torch.tensor([[0.0, -130.0, -131.0]]), dim=-1).requires_grad_()
     value = clipped_divergence(logq_NV, logp_NV, torch.tensor([[True, False, False]]), "other_bin")

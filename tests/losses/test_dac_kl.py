@@ -1,4 +1,4 @@
-"""DAC-KL: how its network learns through the gates, what a reading of the paper does, and the same compiled."""
+"""DAC-KL: gradients through the gates, the effect of each setting, and compiled code."""
 
 import shutil
 from typing import get_args
@@ -69,7 +69,7 @@ def test_soft_gate_has_the_gradient_of_finite_differences(mode, switches):
 
 
 def soft_oracle(q: np.ndarray, p: np.ndarray, lower: float, upper: float, mode: str, temperature: float) -> np.ndarray:
-    """The gates of 7.7 in NumPy: two sigmoids, in the logarithm of what the mode bounds, or in mass."""
+    """The gates in NumPy: two sigmoids, in the logarithm of the score, or in mass."""
     order = np.argsort(-p, kind="stable")
     if mode == "mass":
         score, low, high = np.empty_like(p), lower, upper
@@ -114,7 +114,7 @@ def test_without_a_gate_the_network_stays_as_it_was():
 
 
 @every_example
-def test_the_student_hears_nothing_through_the_network(config):
+def test_no_gradient_reaches_the_student_through_the_network(config):
     dac, logits, logp_NV = DacKL(config, 12, seed=4).double(), log_rows(25).requires_grad_(), log_rows(26)
     _, rows = run(dac, logits, logp_NV)
     if config.gate == "soft":
@@ -139,7 +139,7 @@ def test_the_teacher_gets_no_gradient(config):
     assert logp_NV.grad is None
 
 
-def test_a_mass_floor_raises_the_kept_mass_that_falls_without_it():
+def test_a_mass_floor_raises_the_kept_mass_that_decreases_without_it():
     logq_NV, logp_NV = log_rows(29), log_rows(30)
 
     def change(mass_floor: float | None) -> float:
@@ -182,7 +182,7 @@ def test_a_fixed_interval_has_nothing_to_learn(mode):
     assert rows["kept_classes"].tolist() == keep_NV.sum(dim=-1).tolist()
 
 
-def test_the_rows_say_what_was_kept():
+def test_the_diagnostics_describe_the_kept_classes():
     logp_NV = torch.tensor([[0.6, 0.3, 0.1], [0.45, 0.45, 0.1], [0.2, 0.1, 0.7]]).log()
     _, rows = DacKL(DacKLConfig(fixed_interval=(0.15, 0.5)), 3, seed=9)(log_rows(35, 3, 3), logp_NV)
     torch.testing.assert_close(rows["kept_mass"], torch.tensor([0.9, 0.9, 0.9]))
@@ -195,7 +195,7 @@ def test_the_rows_say_what_was_kept():
 
 
 @pytest.mark.parametrize("vocabulary", [7, 50_257])
-def test_a_fixed_top_keeps_so_many_classes_and_never_more_than_there_are(vocabulary):
+def test_a_fixed_top_keeps_at_most_that_number_of_classes(vocabulary):
     logp_NV = torch.log_softmax(log_rows(42, 3, vocabulary).float(), dim=-1)
     for top in (1, 7, 200):
         dac = DacKL(DacKLConfig(mode="entry_quantile", fixed_top=top), vocabulary)
@@ -215,7 +215,7 @@ def test_each_mode_starts_with_most_of_the_mass_of_a_teacher_that_is_sure(mode):
 
 
 @every_example
-def test_what_is_kept_can_be_asked_for_alone(config):
+def test_the_kept_classes_are_available_separately(config):
     dac, logq_NV, logp_NV = DacKL(config, 12, seed=4), log_rows(43), log_rows(44)
     keep_NV = dac.kept(logq_NV, logp_NV)
     _, rows = dac(logq_NV, logp_NV)
@@ -264,12 +264,12 @@ def test_half_precision_inputs_are_computed_in_single(config):
         ({"normalise": "both"}, "normalise = 'both': must be one of none, renormalise, other_bin, teacher"),
         ({"gate": "hard"}, "gate = 'hard': must be one of straight_through, soft, none"),
         ({"gate_temperature": 0.0}, "gate_temperature = 0.0: must be above 0"),
-        ({"fixed_interval": (0.5, 0.2)}, r"fixed_interval = \(0.5, 0.2\): must be 0 <= lower <= upper <= 1"),
+        ({"fixed_interval": (0.5, 0.2)}, r"fixed_interval = \(0.5, 0.2\): must satisfy 0 <= lower <= upper <= 1"),
         ({"mass_floor": 1.0}, r"mass_floor = 1.0: must lie in \(0, 1\)"),
         ({"mass_floor": float("nan")}, r"mass_floor = nan: must lie in \(0, 1\)"),
-        ({"mass_floor": 0.9, "gate": "none"}, "mass_floor = 0.9: needs a network that learns"),
-        ({"mass_floor": 0.9, "fixed_interval": (0.0, 1.0)}, "mass_floor = 0.9: needs a network that learns"),
-        ({"mass_floor": 0.9, "mode": "entry_quantile", "fixed_top": 3}, "mass_floor = 0.9: needs a network that learns"),
+        ({"mass_floor": 0.9, "gate": "none"}, "mass_floor = 0.9: needs a trained f_sub"),
+        ({"mass_floor": 0.9, "fixed_interval": (0.0, 1.0)}, "mass_floor = 0.9: needs a trained f_sub"),
+        ({"mass_floor": 0.9, "mode": "entry_quantile", "fixed_top": 3}, "mass_floor = 0.9: needs a trained f_sub"),
         ({"fixed_top": 0, "mode": "entry_quantile"}, "fixed_top = 0: must be at least 1"),
         ({"fixed_top": 200}, "fixed_top = 200: needs mode entry_quantile"),
         ({"fixed_top": 2, "mode": "entry_quantile", "fixed_interval": (0.0, 1.0)}, "fixed_top = 2: needs mode entry_quantile"),
@@ -277,7 +277,7 @@ def test_half_precision_inputs_are_computed_in_single(config):
         ({"target_twice": True, "keep_target": False}, "target_twice = True: needs normalise none and keep_target"),
     ],
 )
-def test_a_setting_out_of_range_is_refused_by_name(setting, message):
+def test_a_setting_out_of_range_is_rejected_by_name(setting, message):
     with pytest.raises(ConfigError, match=message):
         DacKLConfig(**setting)
 
@@ -298,7 +298,7 @@ def test_up_to_528_classes_the_compact_form_is_the_exact_one(vocabulary):
 
 
 def values_and_gradients(function, dac: DacKL, logits: torch.Tensor, logp_NV: torch.Tensor) -> list[torch.Tensor]:
-    """Of the divergence and its rows as `function` has them, from student logits on."""
+    """Values and gradients of the divergence and its rows under `function`, from student logits."""
     leaf, parameters = logits.clone().requires_grad_(), [p for p in dac.parameters() if p.requires_grad]
     divergence_N, rows = function(leaf, logp_NV)
     return [divergence_N.detach(), *rows.values(), *torch.autograd.grad(divergence_N.sum(), [leaf, *parameters])]
@@ -311,7 +311,7 @@ def assert_compiled_equals_plain(config: DacKLConfig, vocabulary: int, backend: 
     def from_logits(logits_NV, logp_NV):
         return dac(torch.log_softmax(logits_NV, dim=-1), logp_NV)
 
-    torch._dynamo.reset()  # one function is compiled eight times at most in a process
+    torch._dynamo.reset()  # one function is compiled at most eight times in a process
     compiled = torch.compile(from_logits, fullgraph=True, dynamic=False, backend=backend)
     wanted = values_and_gradients(from_logits, dac, logits, logp_NV)
     torch.testing.assert_close(values_and_gradients(compiled, dac, logits, logp_NV), wanted, rtol=1e-5, atol=1e-6)

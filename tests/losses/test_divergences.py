@@ -1,4 +1,4 @@
-"""What tells the divergences apart; the laws that they share are in laws/test_divergence_laws.py."""
+"""Properties of single divergences; the laws of all are in laws/test_divergence_laws.py."""
 
 import math
 
@@ -35,14 +35,14 @@ def test_reverse_kl_is_forward_kl_with_the_roles_swapped():
     torch.testing.assert_close(ReverseKL()(logq_NV, logp_NV), ForwardKL()(logp_NV, logq_NV))
 
 
-def test_forward_kl_pulls_the_logits_by_q_minus_p():
+def test_gradient_of_forward_kl_is_q_minus_p():
     logits = torch.tensor([[0.3, -1.0, 2.0]], dtype=torch.float64, requires_grad=True)
     logp_NV = rows([0.2, 0.2, 0.6])
     ForwardKL()(torch.log_softmax(logits, dim=-1), logp_NV).sum().backward()
     torch.testing.assert_close(logits.grad, torch.softmax(logits.detach(), dim=-1) - logp_NV.exp())
 
 
-def test_reverse_kl_pulls_the_logits_through_the_expectation_too():
+def test_gradient_of_reverse_kl_includes_the_expectation():
     logits = torch.tensor([[0.3, -1.0, 2.0]], dtype=torch.float64, requires_grad=True)
     logp_NV = rows([0.2, 0.2, 0.6])
     divergence_N = ReverseKL()(torch.log_softmax(logits, dim=-1), logp_NV)
@@ -54,14 +54,14 @@ def test_reverse_kl_pulls_the_logits_through_the_expectation_too():
 # --- temperature --------------------------------------------------------------------------------------------------------
 
 
-def test_a_temperature_softens_both_rows_and_scales_nothing():
+def test_a_temperature_applies_to_both_rows_without_a_factor():
     logq_NV, logp_NV = log_rows(1), log_rows(2)
     softer = [(row / 3).log_softmax(-1) for row in (logq_NV, logp_NV)]
     torch.testing.assert_close(JensenShannon(temperature=3.0)(logq_NV, logp_NV), JensenShannon()(*softer))
 
 
 def test_at_temperature_1_rows_are_taken_as_they_are():
-    """A row that does not sum to 1, such as one rounded to bfloat16, is not normalised behind the caller's back."""
+    """A row that does not sum to 1, such as one rounded to bfloat16, is not normalised implicitly."""
     got = TotalVariation()(rows([0.5, 0.3]), rows([0.5, 0.5]))
     assert got.item() == pytest.approx(0.1)
 
@@ -77,7 +77,7 @@ def test_jensen_shannon_at_its_default_is_the_reference_codes():
     assert JensenShannon()(rows([*q]), rows([*p])).item() == pytest.approx(wanted)
 
 
-def test_jensen_shannon_with_even_weights_takes_both_alike():
+def test_jensen_shannon_with_equal_weights_is_symmetric():
     logq_NV, logp_NV = log_rows(3), log_rows(4)
     even = JensenShannon(teacher_weight=0.5)
     torch.testing.assert_close(even(logq_NV, logp_NV), even(logp_NV, logq_NV))
@@ -116,14 +116,14 @@ def test_an_exponent_of_0_is_the_limit_of_small_ones(alpha, beta):
 
 
 def test_adaptive_kl_weighs_by_the_gaps_in_head_and_tail():
-    """Teacher .4 .3 .2 .1, head mass .7: the head is the first two; gaps .3 + .2 there and .2 + .3 behind."""
+    """Teacher .4 .3 .2 .1, head mass .7: the head is the first two; gaps .3 + .2 in the head and .2 + .3 in the tail."""
     q, p = [0.1, 0.1, 0.4, 0.4], [0.4, 0.3, 0.2, 0.1]
     logq_NV, logp_NV = rows(q), rows(p)
     wanted = 0.5 * ForwardKL()(logq_NV, logp_NV) + 0.5 * ReverseKL()(logq_NV, logp_NV)
     torch.testing.assert_close(AdaptiveKL(head_mass=0.7000001)(logq_NV, logp_NV), wanted)
 
 
-def test_a_sure_teachers_first_class_is_the_head_however_little_it_is_asked_to_hold():
+def test_the_most_probable_class_is_in_the_head_for_any_head_mass():
     q, p = [0.5, 0.4, 0.1], [0.9, 0.06, 0.04]
     logq_NV, logp_NV = rows(q), rows(p)
     share = 0.4 / (0.4 + 0.34 + 0.06)
@@ -135,7 +135,7 @@ def test_the_weights_of_adaptive_kl_are_constants_for_the_gradient():
     logq_NV, logp_NV = rows([0.5, 0.4, 0.1]).requires_grad_(), rows([0.9, 0.06, 0.04])
     AdaptiveKL()(logq_NV, logp_NV).sum().backward()
     fixed_NV = logq_NV.detach().clone().requires_grad_()
-    SymmetricKL(forward_weight=0.5)(fixed_NV, logp_NV).sum().backward()  # the gaps are .4 in the head and .4 behind it
+    SymmetricKL(forward_weight=0.5)(fixed_NV, logp_NV).sum().backward()  # the gaps are .4 in the head and .4 in the tail
     torch.testing.assert_close(logq_NV.grad, fixed_NV.grad)
 
 
@@ -164,14 +164,14 @@ def test_a_class_that_one_model_rules_out_contributes_nothing_where_it_would_be_
     ],
     ids=repr,
 )
-def test_where_it_is_finite_it_contributes_its_share(divergence, student_lacks_it, teacher_lacks_it):
-    """A row of one class that has all the mass in one model and none in the other: all but one class is as it was."""
+def test_where_it_is_finite_it_contributes_the_value_of_the_formula(divergence, student_lacks_it, teacher_lacks_it):
+    """A row of one class that has all the mass in one model and none in the other: all other classes are unchanged."""
     all_, none = rows([1.0]), rows([0.0])
     assert divergence(none, all_).item() == pytest.approx(student_lacks_it)
     assert divergence(all_, none).item() == pytest.approx(teacher_lacks_it, abs=1e-12)
 
 
-def test_a_probability_that_underflows_is_as_good_as_none():
+def test_a_probability_that_underflows_counts_as_0():
     none, tiny, all_ = rows([0.0]), torch.tensor([[-5000.0]], dtype=torch.float64), rows([1.0])
     for divergence in (JensenShannon(), SkewForwardKL(), SkewReverseKL()):
         for one, other in (((none, all_), (tiny, all_)), ((all_, none), (all_, tiny))):
@@ -182,7 +182,7 @@ def test_a_probability_that_underflows_is_as_good_as_none():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: ForwardKL(temperature=0.0), "temperature = 0.0: must be > 0 and finite"),
         (lambda: AlphaBeta(temperature=float("nan")), "temperature = nan: must be > 0 and finite"),
@@ -194,10 +194,10 @@ def test_a_probability_that_underflows_is_as_good_as_none():
         (lambda: AlphaBeta(alpha=-0.2), "alpha = -0.2: must be 0, or finite and at least 0.01"),
         (lambda: AlphaBeta(beta=1e-6), "beta = 1e-06: must be 0, or finite and at least 0.01"),
         (lambda: AlphaBeta(alpha=float("nan")), "alpha = nan: must be 0, or finite"),
-        (lambda: AlphaBeta(alpha=0.0, beta=0.0), "alpha = beta = 0: one must be above 0"),
+        (lambda: AlphaBeta(alpha=0.0, beta=0.0), "alpha = beta = 0: at least one must be above 0"),
     ],
 )
-def test_values_out_of_range_are_refused(make, said):
+def test_values_out_of_range_are_rejected(make, message):
     with pytest.raises(ConfigError) as caught:
         make()
-    assert said in str(caught.value)
+    assert message in str(caught.value)

@@ -13,7 +13,7 @@ LENGTHS = (5, 1, 8, 3)
 
 
 def rows(key: str, *, longest: int = max(LENGTHS)) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random rows of different lengths, with rubbish where they are padded, and the mask of what is real."""
+    """Random rows of different lengths, with random values as padding, and the mask of valid tokens."""
     values = generator(0, "policy-gradient-test", key).normal(size=(len(LENGTHS), longest))
     valid = np.arange(longest) < np.array(LENGTHS)[:, None]
     return torch.from_numpy(np.where(valid, values, 1e6)), torch.from_numpy(valid)
@@ -105,7 +105,7 @@ def test_equal_returns_stay_finite(padded_length):
     assert whiten(returns, valid, padded_length=padded_length).tolist() == [[0.0] * 4] * 2
 
 
-def test_a_padded_length_below_the_rows_is_refused():
+def test_a_padded_length_below_the_rows_is_rejected():
     with pytest.raises(AssertionError, match="padded_length = 1"):
         whiten(torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool), padded_length=1)
 
@@ -114,7 +114,7 @@ def test_a_padded_length_below_the_rows_is_refused():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
-def test_importance_weights_are_the_students_share_of_the_mixture(share):
+def test_importance_weights_are_the_students_fraction_of_the_mixture(share):
     random = generator(0, "policy-gradient-test", "importance")
     p, q = random.random(50), random.random(50)
     found = importance_weights(torch.from_numpy(np.log(p)), torch.from_numpy(np.log(q)), share)
@@ -134,12 +134,12 @@ def test_importance_weights_stay_in_their_range_at_the_extremes():
     ("q", "advantage", "importance", "loss", "slope"),
     [
         (0.25, 2.0, 1.0, -2.0, -2.0),  # rho 1
-        (0.35, 2.0, 1.0, -2.4, 0.0),  # rho 1.4 for a good token: enough
-        (0.35, -2.0, 1.0, 2.8, 2.8),  # rho 1.4 for a bad one: it must come down
-        (0.10, 2.0, 1.0, -0.8, -0.8),  # rho 0.4 for a good one: it must come up
-        (0.10, -2.0, 1.0, 1.6, 0.0),  # rho 0.4 for a bad one: enough
-        (0.35, 2.0, 0.5, -1.4, -1.4),  # the weight halves rho to 0.7, for a good token below the clip
-        (0.25, -2.0, 0.5, 1.6, 0.0),  # the clip acts on the product: rho 0.5, though the student has not moved
+        (0.35, 2.0, 1.0, -2.4, 0.0),  # rho 1.4, positive advantage: clipped
+        (0.35, -2.0, 1.0, 2.8, 2.8),  # rho 1.4, negative advantage: not clipped
+        (0.10, 2.0, 1.0, -0.8, -0.8),  # rho 0.4, positive advantage: not clipped
+        (0.10, -2.0, 1.0, 1.6, 0.0),  # rho 0.4, negative advantage: clipped
+        (0.35, 2.0, 0.5, -1.4, -1.4),  # the weight halves rho to 0.7, positive advantage: not clipped
+        (0.25, -2.0, 0.5, 1.6, 0.0),  # clipping acts on the product: rho 0.5, although q is unchanged
         (0.50, 0.0, 1.0, 0.0, 0.0),
     ],
 )

@@ -1,4 +1,4 @@
-"""The span loss: Eq. 10 in NumPy, its weights, and what its gradient may and may not do."""
+"""The span loss: Eq. 10 in NumPy, its weights, and properties of its gradient."""
 
 import math
 
@@ -119,12 +119,12 @@ def test_classes_that_cannot_be_taken_give_no_nan():
     assert torch.isfinite(logq.grad).all()
 
 
-def test_a_span_outside_the_sample_is_refused():
+def test_a_span_outside_the_sample_is_rejected():
     with pytest.raises(AssertionError, match=r"\[3, 6\)"):
         pair_weights([(3, 6)], 5, SpanConfig())
 
 
-def test_an_unknown_denominator_is_refused():
+def test_an_unknown_denominator_is_rejected():
     with pytest.raises(ConfigError, match="denominator = 'characters': must be tokens or pairs"):
         SpanConfig(denominator="characters")
 
@@ -161,9 +161,9 @@ def test_clipped_gradient_is_right_in_float64():
 
 
 @pytest.mark.parametrize("vectors", ["full", "clipped"])
-def test_clipped_vectors_go_with_what_is_kept(vectors):
+def test_clipped_vectors_need_the_kept_classes(vectors):
     keep = kept_rows(3, 4) if vectors == "full" else None
-    with pytest.raises(AssertionError, match="need to know what is kept"):
+    with pytest.raises(AssertionError, match="clipped vectors need keep_TV"):
         span_loss(log_rows(3, 4, "q"), log_rows(3, 4, "p"), [(0, 3)], SpanConfig(vectors=vectors), keep)
 
 
@@ -192,12 +192,12 @@ def test_a_prepositional_phrase_and_its_noun_phrase_count_as_one(nested):
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ({"nested": "flat"}, "nested = 'flat': must be both, outer or inner"),
         ({"vectors": "top"}, "vectors = 'top': must be full or clipped"),
     ],
 )
-def test_an_unknown_reading_is_refused(setting, said):
-    with pytest.raises(ConfigError, match=said):
+def test_an_unknown_reading_is_rejected(setting, message):
+    with pytest.raises(ConfigError, match=message):
         SpanConfig(**setting)

@@ -1,4 +1,4 @@
-"""Adapters that others saved: merged exactly, or refused in one line before anything of them is obeyed."""
+"""Adapters saved by other programs: merged exactly, or rejected in one line before any of their fields is applied."""
 
 import json
 
@@ -62,7 +62,7 @@ def test_an_adapter_is_merged_into_the_base_as_peft_would(tiny, world, family, n
     assert tokenizer.eos_token == "w2" and model.name_or_path == ""
 
 
-def test_the_tokenizer_beside_an_adapter_comes_before_the_bases(world):
+def test_the_adapters_own_tokenizer_has_priority_over_the_bases(world):
     _, adapter = world("llama")
     make_tokenizer(eos_token="w5").save_pretrained(adapter)
     assert load_tokenizer(ModelConfig(model=str(adapter))).eos_token == "w5"
@@ -74,7 +74,7 @@ def test_a_bfloat16_base_stays_bfloat16(world):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"peft_type": "LOHA"}, "sets peft_type = 'LOHA'"),
         ({"use_dora": True}, "sets use_dora = 'True'"),
@@ -86,12 +86,12 @@ def test_a_bfloat16_base_stays_bfloat16(world):
         ({"not_known_yet": "something"}, "sets not_known_yet = 'something'"),
     ],
 )
-def test_what_is_more_than_a_plain_adapter_is_refused(world, fields, said):
+def test_adapters_other_than_plain_lora_are_rejected(world, fields, message):
     _, adapter = world("llama")
     edit(adapter, **fields)
     with pytest.raises(ModelError) as caught:
         load_model(ModelConfig(model=str(adapter)))
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_config_imports_no_module(world, tmp_path, monkeypatch):
@@ -111,7 +111,7 @@ def test_pickled_adapters_are_not_read(world):
 
 
 @pytest.mark.parametrize("damage", ["another base", "a weight too few", "cut short", "no JSON"])
-def test_an_adapter_that_does_not_fit_or_is_damaged_is_refused_in_one_line(tiny, world, damage):
+def test_an_adapter_that_does_not_fit_or_is_damaged_is_rejected_in_one_line(tiny, world, damage):
     base, adapter = world("llama")
     weights = adapter / "adapter_model.safetensors"
     if damage == "another base":
@@ -124,22 +124,22 @@ def test_an_adapter_that_does_not_fit_or_is_damaged_is_refused_in_one_line(tiny,
         weights.write_bytes(weights.read_bytes()[:100])
     else:
         (adapter / "adapter_config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"do not fit its base|cannot be merged|is not JSON") as caught:
+    with pytest.raises(ModelError, match=r"do not fit the base model|cannot be merged|is not JSON") as caught:
         load_model(ModelConfig(model=str(adapter)))
     assert str(caught.value).startswith(str(adapter)) and "\n" not in str(caught.value)
 
 
-def test_an_adapted_embedding_that_is_the_head_too_is_refused(tiny, world):
+def test_an_adapted_embedding_tied_to_the_head_is_rejected(tiny, world):
     _, adapter = world("gpt2", target_modules=["wte"])
-    with pytest.raises(ModelError, match="an embedding that is the head as well"):
+    with pytest.raises(ModelError, match="an embedding that is tied to the LM head"):
         load_model(ModelConfig(model=str(adapter)))
 
 
-def test_what_an_adapter_stands_on_must_be_clear(world, tmp_path):
+def test_the_base_of_an_adapter_must_be_unambiguous(world, tmp_path):
     base, adapter = world("llama")
     with pytest.raises(ModelError, match="is an adapter itself"):
         load_model(ModelConfig(model=str(adapter), adapter=str(adapter)))
-    with pytest.raises(ModelError, match=r"holds no adapter_config\.json"):
+    with pytest.raises(ModelError, match=r"contains no adapter_config\.json"):
         load_model(ModelConfig(model=str(base), adapter=str(base)))
     with pytest.raises(ModelError, match="no such folder"):
         load_model(ModelConfig(model=str(base), adapter=str(tmp_path / "none")))
@@ -147,13 +147,13 @@ def test_what_an_adapter_stands_on_must_be_clear(world, tmp_path):
     with pytest.raises(ModelError, match="is an adapter as well"):
         load_model(ModelConfig(model=str(adapter)))
     edit(adapter, base_model_name_or_path=None)
-    with pytest.raises(ModelError, match="does not say which model it adapts"):
+    with pytest.raises(ModelError, match="does not name its base"):
         load_model(ModelConfig(model=str(adapter)))
 
 
-def test_a_model_folder_with_an_adapter_in_it_is_not_guessed_at(world):
+def test_a_folder_with_a_model_and_an_adapter_is_rejected(world):
     base, adapter = world("llama")
     for path in adapter.glob("adapter*"):
         path.rename(base / path.name)
-    with pytest.raises(ModelError, match="holds a model and an adapter"):
+    with pytest.raises(ModelError, match="contains a model and an adapter"):
         load_model(ModelConfig(model=str(base)))

@@ -27,8 +27,8 @@ def test_body_and_head_give_the_models_own_logits(tiny, family):
     assert own[real].std() > 0.01
 
 
-def write(model, prompts, tokens):
-    """The most probable text without any token twice, all prompts in one batch, padded on the left."""
+def greedy_text(model, prompts, tokens):
+    """Greedy text without repeated tokens, all prompts in one batch, padded on the left."""
     requests = [
         GenerationRequest(prompt_ids=tuple(p), max_new_tokens=tokens, seed=1, stream=("r", i)) for i, p in enumerate(prompts)
     ]
@@ -38,7 +38,7 @@ def write(model, prompts, tokens):
 
 
 @torch.no_grad()
-def write_plainly(model, prompt, tokens):
+def greedy_text_without_cache(model, prompt, tokens):
     """The same by whole forward passes: one row, no padding, no cache."""
     ids = list(prompt)
     for _ in range(tokens):
@@ -50,14 +50,14 @@ def write_plainly(model, prompt, tokens):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_from_a_padded_batch_with_a_cache_is_that_of_plain_forward_passes(tiny, family):
-    """16 tokens: what the sliding windows of 6 have let go of must be gone from the cache, and nothing else."""
+    """16 tokens: the cache must drop the tokens outside the sliding windows of 6, and no others."""
     model = tiny(family)
-    assert write(model, PROMPTS, 16) == [write_plainly(model, prompt, 16) for prompt in PROMPTS]
+    assert greedy_text(model, PROMPTS, 16) == [greedy_text_without_cache(model, prompt, 16) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 def test_the_sliding_window_matters_to_that_text(tiny, family):
-    assert write(tiny(family), PROMPTS, 16) != write(tiny(family, sliding_window=64), PROMPTS, 16)
+    assert greedy_text(tiny(family), PROMPTS, 16) != greedy_text(tiny(family, sliding_window=64), PROMPTS, 16)
 
 
 def test_the_head_is_cut_to_the_shared_vocabulary_and_shares_its_weights(tiny):
@@ -79,7 +79,7 @@ def test_the_layers_are_found(tiny, family, path):
     assert layer_list(tiny(family))[0] == path
 
 
-def test_a_family_with_an_unknown_twist_is_refused_and_the_mode_restored(tiny):
+def test_a_family_with_other_logits_is_rejected_and_the_mode_restored(tiny):
     model = tiny("granite").train()
     check_split(model, name="m")
     model.config.logits_scaling = 1.0
@@ -96,7 +96,7 @@ def test_a_family_with_an_unknown_twist_is_refused_and_the_mode_restored(tiny):
     assert model.training
 
 
-def test_a_head_with_an_adapter_is_refused(tiny):
+def test_a_head_with_an_adapter_is_rejected(tiny):
     model = tiny("llama", tie_word_embeddings=False)
     model.lm_head = nn.Sequential(model.lm_head)
     with pytest.raises(ModelError, match="lm_head out of the adapter"):

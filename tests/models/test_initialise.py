@@ -1,4 +1,4 @@
-"""Students out of teacher layers, and models out of a seed."""
+"""Students from teacher layers, and models from a seed."""
 
 from itertools import pairwise
 
@@ -37,13 +37,13 @@ def test_a_subset_is_the_teacher_with_the_other_layers_skipped(tiny, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_subset_writes_the_same_with_and_without_a_cache(tiny, family):
+def test_a_subset_generates_the_same_with_and_without_a_cache(tiny, family):
     student = student_from_layers(tiny(family), (1, 3))
     options = {"input_ids": IDS_BT[:1], "attention_mask": MASK_BT[:1], "max_new_tokens": 8, "do_sample": False}
     assert torch.equal(student.generate(**options, use_cache=True), student.generate(**options, use_cache=False))
 
 
-def test_attention_patterns_go_with_their_layers(tiny):
+def test_attention_patterns_are_those_of_the_chosen_layers(tiny):
     student = student_from_layers(tiny("gemma2"), (0, 1, 3))
     assert student.config.layer_types == ["sliding_attention", "full_attention", "sliding_attention"]
     assert [layer.self_attn.layer_idx for layer in student.model.layers] == [0, 1, 2]
@@ -62,7 +62,7 @@ def test_no_memory_is_shared_and_tied_embeddings_stay_tied(tiny, family):
     assert (student.get_output_embeddings().weight is student.get_input_embeddings().weight) == tied
 
 
-def test_the_dtype_and_end_tokens_are_the_teachers_and_the_global_generator_is_left_alone(tiny):
+def test_the_dtype_and_end_tokens_are_the_teachers_and_the_global_generator_is_unchanged(tiny):
     teacher = tiny("llama").to(torch.bfloat16)
     teacher.generation_config.eos_token_id = [2, 5]
     state = torch.get_rng_state()
@@ -73,7 +73,7 @@ def test_the_dtype_and_end_tokens_are_the_teachers_and_the_global_generator_is_l
 
 @pytest.mark.parametrize("family", (*FAMILIES, "qwen3"))
 def test_a_student_of_a_bfloat16_teacher_is_the_same_once_reloaded(tiny, family, tmp_path):
-    """Rotary frequencies are in no checkpoint: rounded to bfloat16 on the way they would be others in the trained student."""
+    """Checkpoints do not contain rotary frequencies: rounded to bfloat16 they would differ in the trained student."""
     tiny(family).to(torch.bfloat16).save_pretrained(tmp_path / "teacher")
     teacher = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher", dtype=torch.bfloat16)
     student = student_from_layers(teacher, 2)
@@ -93,14 +93,14 @@ def test_a_count_spreads_evenly_from_the_first_to_the_last(num_layers):
 
 
 @pytest.mark.parametrize("layers", [0, -1, (), (1, 1), (2, 1), (-1, 2)])
-def test_layers_that_are_none_repeated_or_unsorted_are_refused(layers):
+def test_invalid_repeated_or_unsorted_layers_are_rejected(layers):
     with pytest.raises(ConfigError, match="layers = "):
         InitialiseConfig(layers=layers)
 
 
 @pytest.mark.parametrize("layers", [5, (0, 4)])
-def test_layers_that_the_teacher_does_not_have_are_refused(tiny, layers):
-    with pytest.raises(ConfigError, match="the teacher has"):
+def test_layers_that_the_teacher_does_not_have_are_rejected(tiny, layers):
+    with pytest.raises(ConfigError, match=r"must be at most [34], the teacher's"):
         student_from_layers(tiny("gpt2"), layers)
 
 
@@ -115,8 +115,8 @@ def test_a_fresh_model_depends_on_its_seed_alone():
 
 
 @pytest.mark.parametrize("config", [{"vocab_size": 8}, {"model_type": "no-such-family"}])
-def test_a_model_config_without_a_known_family_is_refused(config):
-    with pytest.raises(ConfigError, match="give model_type"):
+def test_a_model_config_without_a_known_family_is_rejected(config):
+    with pytest.raises(ConfigError, match="set model_type"):
         fresh_model(config, seed=1)
 
 

@@ -1,4 +1,4 @@
-"""LoRA students: what learns, what a checkpoint holds, and what is written."""
+"""LoRA students: trainable parameters, checkpoints, and export."""
 
 import json
 
@@ -36,7 +36,7 @@ def logits(model):
 
 
 def trained(model):
-    """The model with adapters that say something, as after training."""
+    """The model with non-zero adapters, as after training."""
     generator = torch.Generator().manual_seed(5)
     for parameter in trainable_state(model).values():
         parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -45,7 +45,7 @@ def trained(model):
 
 def learn(model):
     """One backward pass of cross entropy through body and vocab_pass."""
-    torch.manual_seed(0)  # the base may have dropout of its own
+    torch.manual_seed(0)  # the base may have dropout
     hidden_ND = body(model)(IDS_BT, MASK_BT)[MASK_BT.bool()]
     targets = CrossEntropyTerm(1.0, IDS_BT[MASK_BT.bool()], torch.ones(len(hidden_ND), dtype=torch.bool))
     objective, _ = vocab_pass(hidden_ND, head(model), None, [targets])
@@ -58,7 +58,7 @@ def test_an_untrained_student_is_its_base_exactly(tiny, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_query_and_value_of_every_layer_learn_and_nothing_else(tiny, family):
+def test_query_and_value_of_every_layer_are_trained_and_nothing_else(tiny, family):
     model = trained(add_lora(tiny(family), SMALL, 1)).train()
     learn(model)
     learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -70,23 +70,21 @@ def test_query_and_value_of_every_layer_learn_and_nothing_else(tiny, family):
     assert len(learning) == 2 * 4 * len(names)
 
 
-def test_the_notes_count_what_learns_and_say_that_a_fused_projection_holds_the_key(tiny):
+def test_the_notes_count_trained_weights_and_name_fused_projections(tiny):
     count, fused = lora_notes(add_lora(tiny("gpt2"), SMALL, 1))
     weights = sum(p.numel() for p in tiny("gpt2").parameters())
     learning = 4 * 2 * (16 + 48)
     assert f"LoRA in c_attn: {learning} of {weights + learning:,} weights" in count
-    assert fused == "c_attn holds query, key and value in one matrix, so that the adapters change the key too"
+    assert fused == "c_attn computes query, key and value with one matrix, so the adapters change the key too"
     assert len(lora_notes(add_lora(tiny("llama"), SMALL, 1))) == 1
 
 
-def test_other_targets_may_be_named_and_unknown_ones_are_refused(tiny):
+def test_other_targets_may_be_named_and_unknown_ones_are_rejected(tiny):
     model = add_lora(tiny("llama"), LoraConfig(rank=2, targets=("o_proj", "down_proj")), 1)
     assert {path.split(".")[-4] for path in trainable_state(model)} == {"o_proj", "down_proj"}
-    with pytest.raises(
-        ConfigError, match="'c_attn' is no linear layer in the layers of the llama family; choose from down_proj"
-    ):
+    with pytest.raises(ConfigError, match="'c_attn' is not a linear layer in the llama family; choose from down_proj"):
         add_lora(tiny("llama"), LoraConfig(targets=("q_proj", "c_attn")), 1)
-    with pytest.raises(ConfigError, match="'lm_head' is no linear layer in the layers"):
+    with pytest.raises(ConfigError, match="'lm_head' is not a linear layer in the"):
         add_lora(tiny("llama"), LoraConfig(targets=("lm_head",)), 1)
 
 
@@ -145,7 +143,7 @@ def test_recomputed_activations_give_the_same_gradients(tiny, family, before):
         torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-7)
 
 
-def test_dropout_falls_in_training_alone(tiny):
+def test_dropout_is_active_in_training_only(tiny):
     model = trained(add_lora(tiny("llama"), LoraConfig(rank=2, dropout=0.5), 1)).eval()
     assert torch.equal(logits(model), logits(model))
     torch.manual_seed(0)
@@ -155,7 +153,7 @@ def test_dropout_falls_in_training_alone(tiny):
 # --- checkpoints --------------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_holds_the_adapters_alone_and_brings_them_back(tiny):
+def test_a_checkpoint_contains_the_adapters_only_and_restores_them(tiny):
     model = trained(add_lora(tiny("gpt2"), SMALL, 1))
     saved = {name: tensor.clone() for name, tensor in trainable_state(model).items()}
     fresh = add_lora(tiny("gpt2"), SMALL, 2)
@@ -165,7 +163,7 @@ def test_a_checkpoint_holds_the_adapters_alone_and_brings_them_back(tiny):
     assert saved.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_without_adapters_a_checkpoint_holds_everything(tiny):
+def test_without_adapters_a_checkpoint_contains_everything(tiny):
     model = tiny("gpt2")
     assert not has_adapters(model) and trainable_state(model).keys() == model.state_dict().keys()
     other = fresh_model(model.config, 9)
@@ -174,9 +172,9 @@ def test_without_adapters_a_checkpoint_holds_everything(tiny):
 
 
 @pytest.mark.parametrize("other", [LoraConfig(rank=3), LoraConfig(rank=2, targets=("q_proj",))])
-def test_adapters_of_another_shape_are_refused(tiny, other):
+def test_adapters_of_another_shape_are_rejected(tiny, other):
     saved = trainable_state(add_lora(tiny("llama"), SMALL, 1))
-    with pytest.raises(CheckpointError, match="its adapters are others than this run's"):
+    with pytest.raises(CheckpointError, match="its adapters differ from this run's"):
         load_trainable_state(add_lora(tiny("llama"), other, 1), saved)
 
 
@@ -184,7 +182,7 @@ def test_adapters_of_another_shape_are_refused(tiny, other):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_merged_model_is_an_ordinary_one_that_says_the_same(tiny, family, tmp_path):
+def test_the_merged_model_is_an_ordinary_one_with_the_same_logits(tiny, family, tmp_path):
     model = trained(add_lora(tiny(family), SMALL, 1))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     save_student(model, make_tokenizer(eos_token="w2"), tmp_path)
@@ -201,7 +199,7 @@ def test_the_merged_model_is_an_ordinary_one_that_says_the_same(tiny, family, tm
     assert (merged.get_output_embeddings().weight is merged.get_input_embeddings().weight) == tied
 
 
-def test_a_student_without_adapters_is_written_as_it_is(tiny, tmp_path):
+def test_a_student_without_adapters_is_saved_unchanged(tiny, tmp_path):
     save_student(tiny("opt"), make_tokenizer(eos_token="w2"), tmp_path, "adapter")
     model, tokenizer = load_model(ModelConfig(model=str(tmp_path)))
     assert torch.equal(logits(model), logits(tiny("opt"))) and tokenizer.eos_token == "w2"
@@ -223,16 +221,16 @@ def test_adapters_alone_load_with_the_base_they_name(tiny, family, tmp_path):
     assert (settings["r"], settings["lora_alpha"], settings["base_model_name_or_path"]) == (2, 8.0, str(tmp_path / "base"))
 
 
-def test_adapters_of_a_base_that_no_folder_holds_are_not_written_alone(tiny, tmp_path):
+def test_adapters_of_a_base_without_a_name_are_not_saved_alone(tiny, tmp_path):
     tiny("llama").save_pretrained(tmp_path / "teacher")
     teacher = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher")
     model = add_lora(student_from_layers(teacher, 2), SMALL, 1)
-    with pytest.raises(ModelError, match="is in no folder that adapters could name; use export: merged"):
+    with pytest.raises(ModelError, match="has no name that its adapters could refer to; use export: merged"):
         save_student(model, make_tokenizer(eos_token="w2"), tmp_path, "adapter")
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"rank": 0}, "rank = 0: must be >= 1"),
         ({"alpha": 0.0}, "alpha = 0.0: must be > 0"),
@@ -242,7 +240,7 @@ def test_adapters_of_a_base_that_no_folder_holds_are_not_written_alone(tiny, tmp
         ({"export": "both"}, "export = 'both': must be one of merged, adapter"),
     ],
 )
-def test_settings_out_of_range_are_refused(fields, said):
+def test_settings_out_of_range_are_rejected(fields, message):
     with pytest.raises(ConfigError) as caught:
         LoraConfig(**fields)
-    assert said in str(caught.value)
+    assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""QLoRA: a base in 4 or 8 bits that still learns, and leaves as an ordinary model."""
+"""QLoRA: adapters train over a base in 4 or 8 bits, and the merged model is an ordinary one."""
 
 import importlib.util
 
@@ -36,7 +36,7 @@ def folder(tiny, tmp_path):
 
 
 def student(folder, quantise):
-    """A quantised student whose adapters say something."""
+    """A quantised student with non-zero adapters."""
     model, tokenizer = load_model(ModelConfig(model=str(folder)), quantise)
     model = add_lora(model, LoraConfig(rank=2, alpha=8.0, dropout=0.0), seed=1)
     generator = torch.Generator().manual_seed(5)
@@ -55,7 +55,7 @@ def test_without_bitsandbytes_the_extra_is_named(folder, monkeypatch, quantise):
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("quantise", ["nf4", "int8"])
-def test_adapters_learn_over_a_quantised_base_before_and_after_it_has_written(folder, quantise):
+def test_adapters_train_over_a_quantised_base_before_and_after_generation(folder, quantise):
     model, _ = student(folder, quantise)
     for _ in range(2):
         model.train()
@@ -78,7 +78,7 @@ def test_casting_leaves_quantised_weights_alone(folder, quantise):
 
 @needs_bitsandbytes
 @pytest.mark.parametrize(("quantise", "tolerance"), [("nf4", 1e-4), ("int8", 0.05)])
-def test_the_merged_model_is_an_ordinary_one_that_says_the_same(folder, tmp_path, quantise, tolerance):
+def test_the_merged_model_is_an_ordinary_one_with_the_same_logits(folder, tmp_path, quantise, tolerance):
     """int8 products round their inputs too, which the ordinary model does not."""
     model, tokenizer = student(folder, quantise)
     before = logits(model)
@@ -100,6 +100,6 @@ def test_the_size_counts_weights_and_not_bytes(folder, quantise):
 
 
 @needs_bitsandbytes
-def test_layers_of_a_quantised_model_are_not_taken(folder):
-    with pytest.raises(ConfigError, match="cannot take layers of a quantised model"):
+def test_layers_of_a_quantised_model_cannot_be_copied(folder):
+    with pytest.raises(ConfigError, match="layers of a quantised model cannot be copied"):
         student_from_layers(load_model(ModelConfig(model=str(folder)), "nf4")[0], 1)

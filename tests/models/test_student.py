@@ -1,4 +1,4 @@
-"""A student whose body is compiled learns what a plain one learns, whatever the lengths, and falls back where it must."""
+"""A compiled body has the gradients of a plain one for any lengths, and falls back if it cannot be compiled."""
 
 import pytest
 import torch
@@ -28,19 +28,19 @@ def learned(model: torch.nn.Module, setting: str, lengths: list[int]) -> list[to
     return [parameter.grad.clone() for parameter in model.parameters()]
 
 
-def test_a_compiled_body_learns_what_a_plain_one_learns(tiny):
+def test_a_compiled_body_has_the_gradients_of_a_plain_one(tiny):
     model = tiny("llama", num_hidden_layers=1).eval()
     for lengths in ([9, 5], [17, 3, 12]):
         plain = learned(model, "none", lengths)
         torch.testing.assert_close(learned(model, "all", lengths), plain, rtol=1e-4, atol=1e-5)
 
 
-def test_a_body_that_cannot_be_compiled_runs_as_it_is_with_one_warning(tiny, monkeypatch):
+def test_a_body_that_cannot_be_compiled_runs_uncompiled_with_one_warning(tiny, monkeypatch):
     def refuse(graph, inputs):
         raise RuntimeError("no compiler here")
 
     model, compile_ = tiny("gpt2", num_hidden_layers=1).eval(), torch.compile
     plain = learned(model, "none", [9, 5])
     monkeypatch.setattr(torch, "compile", lambda call, **settings: compile_(call, backend=refuse))
-    with pytest.warns(UserWarning, match="this body cannot be compiled"):
+    with pytest.warns(UserWarning, match="the body cannot be compiled"):
         torch.testing.assert_close(learned(model, "all", [9, 5]), plain, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from redistill.errors import VocabularyError
-from redistill.models.vocabulary import VocabularyMatch, compare
+from redistill.models.vocabulary import VocabularyMatch, match_vocabularies
 from redistill.runs.run import train_student
 from redistill.storage.files import read_lines
 from tests.tokenizers import llama_like
@@ -18,15 +18,15 @@ from tests.worlds import gpt2_tokenizer, tiny_run
 TOKENS = {"a": 0, "b": 1, "c": 2}
 
 
-def test_equal_maps_and_heads_share_everything():
-    match = compare(TOKENS, dict(reversed(TOKENS.items())), 3, 3)
+def test_equal_maps_and_heads_share_all_classes():
+    match = match_vocabularies(TOKENS, dict(reversed(TOKENS.items())), 3, 3)
     assert match == VocabularyMatch(size=3, teacher_size=3, student_size=3)
     assert not match.padded
 
 
 @given(st.integers(3, 50), st.integers(3, 50))
 def test_padding_of_the_heads_is_cut_to_the_smaller_one_that_covers_all_ids(teacher_size, student_size):
-    match = compare(TOKENS, TOKENS, teacher_size, student_size)
+    match = match_vocabularies(TOKENS, TOKENS, teacher_size, student_size)
     assert match.size == min(teacher_size, student_size) >= len(TOKENS)
     assert match.padded == (teacher_size != student_size)
 
@@ -37,33 +37,33 @@ def test_two_swapped_tokens_are_named(tokens, data):
     swapped = list(tokens)
     swapped[first], swapped[second] = swapped[second], swapped[first]
     with pytest.raises(VocabularyError) as caught:
-        compare({t: i for i, t in enumerate(tokens)}, {t: i for i, t in enumerate(swapped)}, 9, 9)
+        match_vocabularies({t: i for i, t in enumerate(tokens)}, {t: i for i, t in enumerate(swapped)}, 9, 9)
     assert f"id {first} is {tokens[first]!r} in the teacher and {tokens[second]!r} in the student" in str(caught.value)
     assert f"id {second} is" in str(caught.value)
 
 
 def test_a_token_on_one_side_only_is_a_difference_even_within_the_other_sides_padding():
     with pytest.raises(VocabularyError, match="id 3 is '<pad>' in the teacher and no token in the student; choose"):
-        compare({**TOKENS, "<pad>": 3}, TOKENS, 8, 8)
+        match_vocabularies({**TOKENS, "<pad>": 3}, TOKENS, 8, 8)
 
 
 def test_many_differences_are_counted_and_the_first_named():
     with pytest.raises(VocabularyError, match=r"differ: id 0 is 'a0'.*id 2 is 'a2' .*; and 7 more") as caught:
-        compare({f"a{i}": i for i in range(10)}, {f"b{i}": i for i in range(10)}, 10, 10)
+        match_vocabularies({f"a{i}": i for i in range(10)}, {f"b{i}": i for i in range(10)}, 10, 10)
     assert "\n" not in str(caught.value) and "a3" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("teacher_size", "student_size", "side"), [(2, 3, "teacher"), (3, 2, "student")])
-def test_a_head_without_a_row_for_some_id_is_refused(teacher_size, student_size, side):
-    with pytest.raises(VocabularyError, match=f"{side} vocabulary: the tokenizer has id 2, the model only 2 rows"):
-        compare(TOKENS, TOKENS, teacher_size, student_size)
+def test_a_head_without_a_row_for_some_id_is_rejected(teacher_size, student_size, side):
+    with pytest.raises(VocabularyError, match=f"{side} vocabulary: the tokenizer has id 2, but the model has only 2 rows"):
+        match_vocabularies(TOKENS, TOKENS, teacher_size, student_size)
 
 
 # --- training with a padded head ----------------------------------------------------------------------------------------
 
 
 def with_padding(source: Path, folder: Path, rows: int) -> str:
-    """A copy of a model whose head has `rows` more rows, loud ones, so that a loss which reads them is another one."""
+    """A copy of a model whose head has `rows` more rows with large weights, so that a loss that uses them differs."""
     model = AutoModelForCausalLM.from_pretrained(source)
     size = model.config.vocab_size
     model.resize_token_embeddings(size + rows, mean_resizing=False)
@@ -93,7 +93,7 @@ def test_a_padded_teacher_or_student_trains_as_one_that_is_cut_by_hand(tmp_path:
         assert losses(tmp_path, method, f"run-{padded}", **{padded: model}) == pytest.approx(cut, abs=1e-6), padded
 
 
-def test_a_pair_of_other_maps_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_pair_with_different_maps_is_rejected_before_anything_is_written(tmp_path: Path) -> None:
     run = tiny_run(tmp_path)
     llama_like().save_pretrained(tmp_path / "teacher")
     with pytest.raises(VocabularyError, match=r"id 0 is '<unk>' in the teacher and '<\|endoftext\|>' in the student"):

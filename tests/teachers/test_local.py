@@ -1,4 +1,4 @@
-"""A local teacher says what the full model says, about the sampled rows only."""
+"""The local teacher gives the logits of the full model, for the sampled rows only."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_only_sequences_with_distillation_terms_are_read():
     assert read == [2]
 
 
-def test_the_teacher_is_frozen_in_eval_mode_and_tells_everything():
+def test_the_teacher_is_frozen_in_eval_mode_and_has_all_capabilities():
     model = fresh_model(LLAMA, seed=1).train()
     teacher = LocalTeacher(model, vocabulary=40, device="cpu")
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
@@ -91,7 +91,7 @@ def test_the_teacher_is_frozen_in_eval_mode_and_tells_everything():
 
 
 @pytest.mark.parametrize("fault", [float("nan"), float("inf")])
-def test_rows_that_are_not_finite_are_counted_as_they_are_handed_out(fault):
+def test_rows_that_are_not_finite_are_counted(fault):
     model, batch = fresh_model(LLAMA, seed=1), make_batch(2, 4)
     teacher = LocalTeacher(model, vocabulary=40, device="cpu")
     teacher.rows(batch)(slice(0, 4))
@@ -114,8 +114,8 @@ def of_tokens(rows):
 
 
 @pytest.mark.parametrize("in_training", [False, True], ids=["read as remembered", "read in autocast"])
-def test_what_it_remembers_of_drafts_does_not_change_what_it_says_of_their_revisions(in_training):
-    """Autocast reads with another precision than what is known, so all is read."""
+def test_remembered_drafts_do_not_change_the_logits_of_their_revisions(in_training):
+    """Under autocast the precision differs from that of the remembered states, so everything is read."""
     model = fresh_model(LLAMA, seed=1)
     teacher, plain = (LocalTeacher(model, vocabulary=40, device="cpu") for _ in range(2))
     revisions = of_tokens([[*ROWS[0][:3], 20, 21, 22, 23], ROWS[1], [*ROWS[2][:5], 9, 9]])
@@ -132,7 +132,7 @@ def test_what_it_remembers_of_drafts_does_not_change_what_it_says_of_their_revis
     assert read == ([whole, whole] if in_training else [2 * 3, whole]), "two rows, three tokens at most behind what is known"
 
 
-def test_a_new_step_forgets_the_last_one():
+def test_release_drops_the_memory_of_the_last_step():
     model = fresh_model(LLAMA, seed=1)
     teacher, read = LocalTeacher(model, vocabulary=40, device="cpu"), []
     model.model.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"].shape[0]), with_kwargs=True)

@@ -1,4 +1,4 @@
-"""The compiled core equals the plain one, is compiled once, and falls back; gradients in place; teachers that list classes."""
+"""The compiled core: equal to the plain one, compiled once, with a fallback; gradients in place; listed classes."""
 
 import math
 import warnings
@@ -83,17 +83,17 @@ def all_terms(divergence: object, coefficient: float = 0.5) -> tuple:
     )
 
 
-def assert_equal_to_dense(head: Head, word: object, terms: tuple, *, chunk_bytes: int = TILE, **settings: object) -> None:
-    """Values and gradients, those of the parameters that a divergence learns included."""
+def assert_equal_to_dense(head: Head, target: object, terms: tuple, *, chunk_bytes: int = TILE, **settings: object) -> None:
+    """Compare values and gradients, including those of the divergence's parameters."""
     modules = [term.divergence for term in terms if isinstance(getattr(term, "divergence", None), torch.nn.Module)]
     hidden = hidden_states()
     inputs = [hidden, *(t for t in (head.weight_VD, head.bias_V) if t is not None and t.requires_grad)]
     inputs += [parameter for module in modules for parameter in module.parameters()]
-    wanted, wanted_sums = dense_reference(hidden, head, word, terms)
+    wanted, wanted_sums = dense_reference(hidden, head, target, terms)
     references = torch.autograd.grad(wanted, inputs)
     for tensor in inputs:
         tensor.grad = None
-    found, sums = vocab_pass(hidden, head, word, terms, chunk_bytes, **settings)
+    found, sums = vocab_pass(hidden, head, target, terms, chunk_bytes, **settings)
     found.backward()
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sums, wanted_sums, rtol=1e-5, atol=1e-5)
@@ -115,7 +115,7 @@ def compiler() -> Iterator[None]:
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Both graphs are traced as for any compiler and run as they are, which takes less time; a fallback counts as a failure."""
+    """Both graphs are traced but not compiled, which is faster; a fallback counts as a failure."""
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **settings: compile_(function, backend="aot_eager", **settings))
     with warnings.catch_warnings():
@@ -124,7 +124,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Gate(torch.nn.Module):
-    """A divergence that learns, with a diagnostic."""
+    """A trainable divergence with a diagnostic."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,20 +180,20 @@ def test_a_compiled_divergence_equals_the_dense_one_below_a_frozen_head(compiler
     assert_equal_to_dense(frozen, target, terms, compiled=True)
 
 
-def test_what_does_not_compile_runs_as_it_is_with_one_warning():
+def test_terms_that_do_not_compile_run_uncompiled_with_one_warning():
     class Breaks(torch.nn.Module):
         def forward(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
             torch._dynamo.graph_break()
             return ForwardKL()(logq_NV, logp_NV)
 
     terms = (DivergenceTerm(0.5, Breaks(), DISTILLED),)
-    with pytest.warns(UserWarning, match=r"training\.compile: these terms cannot be compiled") as caught:
+    with pytest.warns(UserWarning, match=r"training\.compile: the terms cannot be compiled") as caught:
         assert_equal_to_dense(make_head(), target, terms, compiled=True)
     assert len([warning for warning in caught if "training.compile" in str(warning.message)]) == 1
 
 
 def test_many_kinds_of_terms_are_compiled_in_one_process(monkeypatch):
-    """Dynamo refuses a ninth compilation of the same code, and a program may make many runs."""
+    """Dynamo rejects a ninth compilation of the same code, and a program may start many runs."""
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **settings: compile_(function, backend="eager", **settings))
     with warnings.catch_warnings():
@@ -227,11 +227,11 @@ def test_a_tied_weight_collects_the_gradients_of_embedding_and_head_over_micro_b
     torch.testing.assert_close(gradient(in_place=True), gradient(in_place=False), rtol=1e-6, atol=1e-6)
 
 
-def test_in_place_is_refused_where_backward_scales():
+def test_into_grad_is_rejected_where_backward_scales():
     objective, _ = vocab_pass(
         hidden_states(), make_head(), target, (DivergenceTerm(0.5, ReverseKL(), DISTILLED),), into_grad=True
     )
-    with pytest.raises(RuntimeError, match="backward from 1"):
+    with pytest.raises(RuntimeError, match="backward needs a gradient of 1"):
         (2 * objective).backward()
 
 
@@ -253,17 +253,17 @@ def test_a_weight_whose_grad_cannot_hold_the_sum_gets_its_gradient_from_backward
 def listing(top: int):
     """The teacher that lists its `top` most probable classes."""
 
-    def word(rows: slice) -> TopClasses:
+    def listed_target(rows: slice) -> TopClasses:
         logp_NV = target(rows).log_softmax(dim=-1)
         listed = logp_NV.topk(top)
         rest_N = logp_NV.scatter(1, listed.indices, -math.inf).logsumexp(dim=-1)
         return TopClasses(listed.indices, listed.values, rest_N)
 
-    return word
+    return listed_target
 
 
 @pytest.mark.parametrize("divergence", [m for m in MEMBERS if m.temperature == 1.0], ids=repr)
-def test_a_list_of_the_whole_vocabulary_is_as_good_as_logits(divergence):
+def test_a_list_of_the_whole_vocabulary_equals_logits(divergence):
     terms = (DivergenceTerm(0.5, divergence, DISTILLED),)
     found, wanted = (hidden_states() for _ in range(2))
     vocab_pass(found, make_head(), listing(VOCABULARY), terms, TILE)[0].backward()
@@ -278,15 +278,15 @@ def test_listed_classes_and_one_bin_of_the_rest_are_compared(compiled, request):
     head, terms = make_head(), (DivergenceTerm(1.0, ForwardKL(), DISTILLED),)
     assert_equal_to_dense(head, listing(4), terms, compiled=compiled)
     q = torch.softmax(head.logits(hidden_states())[:DISTILLED].double(), -1).detach().numpy()
-    word = listing(4)(slice(0, DISTILLED))
-    p_listed, p_rest = word.logp_NK.double().exp().numpy(), word.log_rest_N.double().exp().numpy()
-    q_listed = q[torch.arange(DISTILLED)[:, None], word.class_NK]
+    listed = listing(4)(slice(0, DISTILLED))
+    p_listed, p_rest = listed.logp_NK.double().exp().numpy(), listed.log_rest_N.double().exp().numpy()
+    q_listed = q[torch.arange(DISTILLED)[:, None], listed.class_NK]
     expected = (p_listed * np.log(p_listed / q_listed)).sum() + (p_rest * np.log(p_rest / (1 - q_listed.sum(1)))).sum()
     assert float(vocab_pass(hidden_states(), head, listing(4), terms)[1]["divergence"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_statistics_need_the_whole_vocabulary():
-    with pytest.raises(AssertionError, match="all are needed"):
+    with pytest.raises(AssertionError, match="all classes are needed"):
         row_statistics(normal(DISTILLED, WIDTH, key="hidden"), make_head(), listing(4), ["forward_kl"])
 
 
@@ -295,7 +295,7 @@ def test_statistics_need_the_whole_vocabulary():
     [Objective(divergence=ReverseKL(), span_weight=1.0), Objective(divergence=DacKLConfig())],
     ids=["spans", "dac_kl"],
 )
-def test_objectives_that_need_the_whole_vocabulary_refuse_a_teacher_that_lists(objective):
+def test_objectives_that_need_the_whole_vocabulary_reject_a_teacher_that_lists(objective):
     lists, whole = TeacherCapabilities(full_vocabulary=False, top_k=8), TeacherCapabilities(full_vocabulary=True)
     row = replace(METHODS["kd"], objective=objective)
     assert "whole vocabulary" in str(mismatch(row, lists, LOCAL))

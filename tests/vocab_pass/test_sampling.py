@@ -1,4 +1,4 @@
-"""The sampler: exact on small rows, right in distribution, steady under rounding, and never a class without mass."""
+"""Sampling: exact on small rows, correct in distribution, robust to rounding, and never a class without mass."""
 
 import math
 
@@ -13,7 +13,7 @@ from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
 
 
 def descended(mass: np.ndarray, numbers: np.ndarray) -> int:
-    """What a plain descent through ranges of 8^5, 8^4, ... classes draws."""
+    """The class that a plain descent through ranges of 8^5, 8^4, ... classes samples."""
     start, end = 0, len(mass)
     for level, number in enumerate(numbers):
         width = 8 ** (NUMBERS_PER_DRAW - 1 - level)
@@ -39,14 +39,16 @@ def descended(mass: np.ndarray, numbers: np.ndarray) -> int:
     ],
 )
 @pytest.mark.parametrize("before", [0, 1, 64, 200, 8**5, 5 * 8**5])
-def test_of_a_few_neighbours_the_first_whose_cumulative_mass_exceeds_the_number_is_drawn(probabilities, uniform, token, before):
+def test_of_a_few_neighbours_the_first_whose_cumulative_mass_exceeds_the_number_is_sampled(
+    probabilities, uniform, token, before
+):
     row = torch.tensor([[0.0] * before + probabilities + [0.0] * 70])
     numbers = torch.full((1, NUMBERS_PER_DRAW), uniform, dtype=torch.float64)
     assert sample_rows(row, numbers).tolist() == [before + token]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sampled_frequencies_are_the_probabilities_and_massless_classes_never_come(dtype):
+def test_sampled_frequencies_are_the_probabilities_and_massless_classes_are_never_sampled(dtype):
     random = generator(3, "chi-square")
     mass = np.where(random.random(200) < 0.3, 0.0, random.gamma(0.5, size=200))
     probabilities = torch.from_numpy(mass / mass.sum()).to(dtype)
@@ -62,7 +64,7 @@ def test_sampled_frequencies_are_the_probabilities_and_massless_classes_never_co
 
 
 @pytest.mark.parametrize("before", [6, 7, 61, 62, 63, 510, 511])
-def test_neighbours_in_different_ranges_are_drawn_range_by_range(before):
+def test_neighbours_in_different_ranges_are_sampled_range_by_range(before):
     mass = np.array([0.0] * before + [0.25, 0.25, 0.5] + [0.0] * 70)
     for number in (0.0, 0.2499, 0.25, 0.5, 1 - 2**-53):
         numbers = np.full(NUMBERS_PER_DRAW, number)
@@ -80,9 +82,9 @@ def test_sampling_agrees_with_a_plain_descent(num_classes):
     assert sample_rows(torch.from_numpy(masses), torch.from_numpy(numbers)).tolist() == expected
 
 
-def test_a_rounding_of_the_logits_hardly_ever_changes_what_is_drawn():
-    # What is drawn should differ about as often as the distributions do.  One number inverted over all 50,000 classes changed
-    # 9 of these 3,000 draws.
+def test_a_rounding_of_the_logits_hardly_ever_changes_the_sample():
+    # Samples should differ about as often as the distributions do.  One number inverted over all 50,000 classes changed
+    # 9 of these 3,000 samples.
     random = torch.Generator().manual_seed(6)
     changed = 0
     for _ in range(60):
@@ -94,7 +96,7 @@ def test_a_rounding_of_the_logits_hardly_ever_changes_what_is_drawn():
     assert changed <= 1
 
 
-def test_massless_classes_never_come_where_the_cumulative_sum_rounds_unevenly(monkeypatch):
+def test_massless_classes_are_never_sampled_where_the_cumulative_sum_rounds_unevenly(monkeypatch):
     # Accelerators sum in parallel: neighbouring partial sums may differ although the class between them has no mass.
     random = generator(5, "parallel-sum")
     exact = torch.Tensor.cumsum
@@ -108,6 +110,6 @@ def test_massless_classes_never_come_where_the_cumulative_sum_rounds_unevenly(mo
 
 
 @pytest.mark.parametrize("row", [[0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0]])
-def test_a_row_that_no_class_can_be_drawn_from_is_refused(row):
+def test_a_row_without_finite_mass_is_rejected(row):
     with pytest.raises(TrainingError, match=r"not finite.* lower the learning rate and resume from the last checkpoint"):
         sample_rows(torch.tensor([row]), torch.zeros(1, NUMBERS_PER_DRAW))

@@ -1,4 +1,4 @@
-"""The vocabulary pass: equal to plain autograd for every cut, in fp32 whatever comes in; and its row statistics."""
+"""The vocabulary pass: equal to plain autograd for every cut, in fp32 for any input; and row statistics."""
 
 import math
 from dataclasses import replace
@@ -45,7 +45,7 @@ def forward_kl(logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
 
 
 class Gated(torch.nn.Module):
-    """A divergence that learns, as DAC-KL does: one gate per class, and diagnostics by row."""
+    """A trainable divergence like DAC-KL: one gate per class, and diagnostics by row."""
 
     def __init__(self, vocabulary: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Gated(torch.nn.Module):
 
 
 class Teacher:
-    """A target that remembers which rows it was asked for."""
+    """A target that records the rows of each call."""
 
     def __init__(self, logp_NV: torch.Tensor) -> None:
         self.logp_NV = logp_NV
@@ -84,13 +84,13 @@ def cross_entropy_term() -> CrossEntropyTerm:
 
 
 def span_term(squared: bool = False) -> SpanTerm:
-    # Two samples of 7 and 5 rows: no pair across them, one span over nearly every cut.
+    # Two samples of 7 and 5 rows: no pair across them, and a span across nearly every cut.
     first, second = pair_weights([(0, 7), (2, 4)], 7, SpanConfig()), pair_weights([(1, 5), (0, 1)], 5, SpanConfig())
     return SpanTerm(0.7, torch.cat([first, second]), squared)
 
 
 def policy_gradient_term() -> PolicyGradientTerm:
-    """Of the distilled rows; ratios on both sides of the clip, advantages of both signs."""
+    """A term on the distilled rows, with ratios on both sides of the clip and advantages of both signs."""
     return PolicyGradientTerm(
         0.9,
         token_N=torch.arange(DISTILLED) * 3 % VOCABULARY,
@@ -173,7 +173,7 @@ def test_tied_embeddings_get_both_gradients(budget):
     torch.testing.assert_close(gradients(found, [weight]), gradients(wanted, [weight]), rtol=1e-10, atol=1e-10)
 
 
-def test_budgets_above_the_least_make_blocks_larger_and_leave_tiles(monkeypatch):
+def test_larger_budgets_enlarge_blocks_and_not_tiles(monkeypatch):
     row = VOCABULARY * 8  # bytes in float64
     monkeypatch.setattr(walk, "LEAST_CHUNK_BYTES", 4 * TILE_TENSORS * 2 * row)
     monkeypatch.setattr(walk, "MOST_CHUNK_BYTES", 4 * TILE_TENSORS * 4 * row)
@@ -227,7 +227,7 @@ def test_spans_alone_take_their_rows_from_their_weights(budget):
     ],
     ids=["alone", "reverse_kl", "all"],
 )
-def test_a_policy_gradient_equals_plain_autograd_for_every_cut_and_company(budget, others):
+def test_a_policy_gradient_equals_plain_autograd_for_every_cut_and_other_terms(budget, others):
     hidden, head, target = hidden_states(), make_head(torch.float64, **HEADS["everything"]), teacher()
     terms = (*others, policy_gradient_term())
     objective, sums = vocab_pass(hidden, head, target, terms, chunk_bytes(budget, torch.float64))
@@ -241,7 +241,7 @@ def test_a_policy_gradient_equals_plain_autograd_for_every_cut_and_company(budge
     torch.testing.assert_close(gradients(objective, inputs), gradients(expected, inputs), rtol=1e-10, atol=1e-10)
 
 
-def test_a_policy_gradient_needs_no_teacher_and_moves_its_own_rows_alone():
+def test_a_policy_gradient_needs_no_teacher_and_affects_its_own_rows_only():
     hidden, head, term = hidden_states(), make_head(torch.float64), policy_gradient_term()
     objective, sums = vocab_pass(hidden, head, None, [term], chunk_bytes(5, torch.float64))
     objective.backward()
@@ -259,14 +259,14 @@ def test_a_policy_gradient_needs_no_teacher_and_moves_its_own_rows_alone():
     assert np.array_equal(still, np.concatenate([clipped, np.ones(ROWS - DISTILLED, dtype=bool)]))
 
 
-def test_no_rows_of_roll_outs_leave_zero_and_no_diagnostics():
+def test_without_rows_of_roll_outs_the_sum_is_zero():
     none = torch.zeros(0)
     term = PolicyGradientTerm(1.0, none.long(), none, none, none, 0.2)
     objective, sums = vocab_pass(hidden_states(), make_head(torch.float64), None, [term])
     assert float(objective.detach()) == 0.0 and sums.keys() == {"policy_gradient"}
 
 
-def test_terms_go_by_the_names_they_are_given():
+def test_sums_have_the_names_of_their_terms():
     target_N, mask_N = torch.arange(ROWS) % VOCABULARY, torch.ones(ROWS, dtype=torch.bool)
     terms = (
         CrossEntropyTerm(0.5, target_N, mask_N, name="pretraining"),
@@ -274,9 +274,9 @@ def test_terms_go_by_the_names_they_are_given():
     )
     _, sums = vocab_pass(hidden_states(), make_head(torch.float64), teacher(ROWS), terms)
     assert sums.keys() == {"pretraining", "pretraining_kl"}
-    with pytest.raises(AssertionError, match="a name of its own"):
+    with pytest.raises(AssertionError, match="each with its own name"):
         vocab_pass(hidden_states(), make_head(torch.float64), teacher(ROWS), [replace(term, name="same") for term in terms])
-    with pytest.raises(AssertionError, match="one term of each kind"):
+    with pytest.raises(AssertionError, match="at most one term of each kind"):
         vocab_pass(hidden_states(), make_head(torch.float64), None, [terms[0], replace(terms[0], name="other")])
 
 
@@ -301,11 +301,11 @@ def test_spans_clipped_by_what_the_divergence_keeps_equal_plain_autograd(mode, b
     assert float(sums["span"]) != pytest.approx(float(dense_reference(hidden, head, target, [span_term()])[1]["span"]))
 
 
-# --- what it asks for, and what it gives --------------------------------------------------------------------------------
+# --- calls of the target, and gradients ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_the_teacher_is_asked_for_distilled_rows_alone_and_block_by_block(budget):
+def test_the_target_is_called_for_distilled_rows_only_and_block_by_block(budget):
     target = teacher()
     vocab_pass(hidden_states(), make_head(torch.float64), target, all_terms(forward_kl), chunk_bytes(budget, torch.float64))
     assert sorted({n for rows in target.asked for n in range(rows.start, rows.stop)}) == list(range(DISTILLED))
@@ -319,7 +319,7 @@ def test_cross_entropy_alone_needs_no_teacher():
     assert sums.keys() == {"sft"}
 
 
-def test_a_masked_target_that_is_impossible_costs_nothing():
+def test_a_masked_impossible_target_does_not_count():
     head = Head(torch.zeros(2, WIDTH, dtype=torch.float64), torch.tensor([0.0, -math.inf], dtype=torch.float64))
     hidden = hidden_states(num_rows=1)
     objective, _ = vocab_pass(hidden, head, None, [CrossEntropyTerm(1.0, torch.tensor([1]), torch.tensor([False]))])
@@ -329,7 +329,7 @@ def test_a_masked_target_that_is_impossible_costs_nothing():
 
 
 @pytest.mark.parametrize("num_rows", [0, ROWS])
-def test_every_trainable_input_gets_a_gradient_where_no_term_touches_it(num_rows):
+def test_every_trainable_input_gets_a_gradient_if_no_term_uses_it(num_rows):
     hidden, head, divergence = (
         hidden_states(num_rows=num_rows),
         make_head(torch.float64, bias=True),
@@ -366,14 +366,14 @@ def test_without_gradients_the_values_are_the_same_and_have_no_graph():
     assert sums == expected_sums
 
 
-def test_a_second_backward_is_refused():
+def test_a_second_backward_is_rejected():
     objective, _ = vocab_pass(hidden_states(), make_head(torch.float64), None, [cross_entropy_term()])
     objective.backward(retain_graph=True)
-    with pytest.raises(AssertionError, match="backward once"):
+    with pytest.raises(AssertionError, match="backward can be called only once"):
         objective.backward()
 
 
-def test_three_dimensional_hidden_states_are_refused():
+def test_three_dimensional_hidden_states_are_rejected():
     with pytest.raises(AssertionError, match=r"shape \(2, 3, 6\): pick the rows"):
         vocab_pass(torch.zeros(2, 3, WIDTH), make_head(torch.float32), None, [])
 
@@ -432,7 +432,7 @@ def test_logits_are_float32_and_a_prepared_head_gives_the_same(dtype):
         assert torch.equal(head.prepared(hidden).logits(hidden), logits)
 
 
-def test_the_precision_of_other_products_is_left_as_it_was():
+def test_the_precision_of_other_products_is_unchanged():
     before = torch.backends.mkldnn.matmul.fp32_precision
     make_head(torch.bfloat16).logits(hidden_states(torch.bfloat16))
     assert torch.backends.mkldnn.matmul.fp32_precision == before
@@ -500,7 +500,7 @@ def test_statistics_equal_numpy_for_every_chunk(budget):
         np.testing.assert_allclose(value.numpy(), expected[name], rtol=1e-10, atol=1e-12, err_msg=name)
 
 
-def test_statistics_are_finite_where_classes_cannot_be_taken():
+def test_statistics_are_finite_with_impossible_classes():
     logp = torch.tensor([[0.0, -math.inf, -math.inf]])
     head = Head(torch.zeros(3, WIDTH), torch.tensor([0.0, 0.0, -math.inf]))
     found = row_statistics(torch.zeros(1, WIDTH), head, Teacher(logp), ["forward_kl", "teacher_entropy", "student_entropy"])
@@ -518,7 +518,7 @@ def test_a_class_that_either_model_rules_out_adds_nothing_to_a_kl():
     assert found["reverse_kl"].item() == ReverseKL()(logq, logp).item() == 0
 
 
-def test_the_teacher_is_not_asked_where_no_statistic_needs_it():
+def test_the_target_is_not_called_if_no_statistic_needs_it():
     target = teacher(ROWS)
     row_statistics(hidden_states(), make_head(torch.float64), target, ["student_argmax", "student_entropy"])
     assert target.asked == []
@@ -530,6 +530,6 @@ def test_statistics_of_no_rows_are_empty_and_keep_their_types():
     assert (found["forward_kl"].dtype, found["teacher_argmax"].dtype) == (torch.float64, torch.int64)
 
 
-def test_an_unknown_statistic_is_refused():
+def test_an_unknown_statistic_is_rejected():
     with pytest.raises(AssertionError, match="no such statistic: perplexity"):
         row_statistics(hidden_states(), make_head(torch.float64), None, ["perplexity"])

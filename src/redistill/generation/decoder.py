@@ -1,4 +1,4 @@
-"""A model that reads a batch token by token: its cache, its logits, and what a memory keeps of both."""
+"""Decoding of a batch by one model: its KV cache, its logits, and its prefix memory."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +15,14 @@ from redistill.vocab_pass.head import Products
 
 
 class Decoder:
-    """Reads left-padded rows, first their prompts, then a column of one token each at a time.
+    """Decodes a batch of left-padded rows with one model.
+
+    It reads the prompts first, then one column of one token per row at a time.
 
     Args:
         model: A causal language model.
-        vocabulary: Only this many leading classes have a logit; None for all.
-        memory: What is known of the model's texts; their beginnings are not read again, and `remember` adds to it.
+        vocabulary: Number of leading classes that have a logit; None for all.
+        memory: States of texts that the model has read; prefixes found in it are not read again, and `remember` adds to it.
     """
 
     def __init__(self, model: nn.Module, vocabulary: int | None, memory: PrefixMemory | None = None) -> None:
@@ -37,19 +39,26 @@ class Decoder:
 
     @property
     def remembers(self) -> bool:
-        """Whether `remember` keeps anything."""
+        """Whether the decoder has a memory to which `remember` can add."""
         return self._memory is not None
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Inside, in eval mode and without gradient, it decodes; outside its weights may change."""
+        """Context for decoding: eval mode, no gradient, packed weights.
+
+        The weights must not change inside.
+        """
         with eval_mode(self._model), torch.no_grad(), packed_layers(self._body):
             yield
 
     def start(self, prompts: Sequence[TokenIds]) -> int:
-        """Forget the last batch; returns how many columns of the left-padded prompts need not be read.
+        """Start a new batch; its cache is filled with the prefixes in the memory.
 
-        Each row has the same number of columns left to read, one at least, so what is known of some is read again.
+        Every row has the same number of columns left to read, at least one; so a row with a longer known prefix reads part of
+        it again.
+
+        Returns:
+            Number of columns of the left-padded prompts that need not be read.
         """
         self._cache, self._hidden = new_cache(self._model), Columns()
         if self._memory is None:
@@ -58,21 +67,25 @@ class Decoder:
         unread = max(len(prompt) - known for prompt, (known, _) in zip(prompts, found, strict=True))
         width = max(map(len, prompts)) - unread
         if width:
-            prefixes = [(max(0, len(prompt) - unread), reading) for prompt, (_, reading) in zip(prompts, found, strict=True)]
+            prefixes = [(max(0, len(prompt) - unread), states) for prompt, (_, states) in zip(prompts, found, strict=True)]
             self._hidden.append(load_prefixes(self._cache, prefixes, width))
         return width
 
     def logits(self, input_LT: torch.Tensor, mask_LT: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
-        """Read some columns; returns the float32 logits of the tokens behind them, logits_LV.
+        """Read columns and return the logits of the next token.
 
         Args:
-            input_LT, position_LT: The columns.
-            mask_LT: Of all columns so far, those that were read before among them.
+            input_LT: Token ids of the columns.
+            mask_LT: Attention mask of all columns so far, including those read before.
+            position_LT: Positions of the columns.
+
+        Returns:
+            logits_LV, float32.
         """
         positions = {"position_ids": position_LT} if self._takes_positions else {}
         if self._gives_mask and input_LT.shape[1] == 1:
-            # As the layers read it.  From a plain mask transformers would make this one at every token, waiting for a GPU to
-            # tell whether it needs any, and without one attention in bf16 takes ten times as long on a CPU.
+            # The form that the layers use.  From a 2-D mask transformers would build this one at every token and synchronise
+            # with the GPU to find out whether a mask is needed; without a mask, bf16 attention on a CPU is ten times slower.
             mask_LT = mask_LT[:, None, None, :].bool()
         hidden_LTD = self._body(
             input_ids=input_LT, attention_mask=mask_LT, past_key_values=self._cache, use_cache=True, **positions
@@ -80,27 +93,27 @@ class Decoder:
         if self._memory is not None:
             self._hidden.append(hidden_LTD)
         hidden_LD = hidden_LTD[:, -1]
-        if self._logits is None:  # only now is it known which dtype the body gives
+        if self._logits is None:  # the dtype of the hidden states is known only here
             self._logits = _logits_of(self._head, hidden_LD)
         return self._logits(hidden_LD)
 
     def remember(self, row: int, token_ids: TokenIds, start: int) -> None:
-        """Let the memory keep a row's text, which stands from column `start` on."""
+        """Store the states of a row's text, which begins at column `start`, in the memory."""
         assert self._memory is not None
         columns = slice(start, start + len(token_ids))
         self._memory.remember(token_ids, self._cache, row, columns, self._hidden.view()[row, columns])
 
     def select(self, kept: torch.Tensor) -> None:
-        """Go on with only these of the rows."""
+        """Keep only the rows with these indices."""
         self._cache.batch_select_indices(kept)
         if self._memory is not None:
             self._hidden.select(kept)
 
 
 def _logits_of(head: Head, like_LD: torch.Tensor) -> Product:
-    """The head as a product of its own, its weight laid out for few rows where there is such a layout.
+    """`Head.logits` with the weight packed for few rows, where such a layout exists.
 
-    Operands are rounded as `Head.logits` rounds them - to bf16 where the model runs in bf16 - and results are float32.
+    Operands are rounded as in `Head.logits` - to bf16 where the model runs in bf16 - and results are float32.
     """
     products, weight_VD = Products.like(like_LD), head.weight_VD.detach()[: head.vocabulary]
     if not can_pack(weight_VD, products.result):

@@ -1,11 +1,11 @@
-"""The only sampler: continues prompts, with randomness that belongs to the sequence and not to the batch.
+"""The only sampler: continues prompts, with random numbers that belong to the sequence and not to the batch.
 
-The numbers that token t of a sequence is drawn with are the t-th few of its own stream; see `sample_rows`.  So a response does
-not depend on which batch it fell into, on the order of the requests, or on the number of processes (but for the last bits of a
-floating-point sum, which batches do change, and which hardly ever change a token).
+Token t of a sequence is sampled with the t-th group of numbers of the sequence's own stream; see `sample_rows`.  So a response
+does not depend on its batch, on the order of the requests, or on the number of processes, up to rounding: batches change the
+last bits of floating-point sums, which hardly ever changes a token.
 
-A teacher may write along: both models read the same tokens, each with its own cache, and each token is drawn from the mixture
-of what the two would write.
+With a teacher, both models read the same tokens, each with its own cache, and each token is sampled from the mixture of their
+distributions.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from redistill.processes import signals
 from redistill.tensors import pad
 from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
 
-# Taking rows out of the cache costs about as much as two steps read of it, so some must go before it pays.
+# Removing rows from the cache reads about as much memory as two decoding steps, so it pays only for many rows at a time.
 COMPACT_BELOW = 0.75
 
 
@@ -43,79 +43,79 @@ def generate(
 ) -> list[Generation]:
     r"""Continue every request with a model of this process.
 
-    With a teacher each token is drawn from a mixture (MiniLLM, arXiv 2306.08543, its teacher-mixed sampling):
+    With a teacher each token is sampled from a mixture (teacher-mixed sampling of MiniLLM, arXiv 2306.08543):
 
     .. math:: y_t \sim (1 - a)\, q(\cdot \mid y_{<t}) + a\, p(\cdot \mid y_{<t})
 
-    where a is `sampling.teacher_share`, and bans, temperature, top-k and top-p have been applied to q and p each.
+    where a is `sampling.teacher_share`; bans, temperature, top-k and top-p are applied to q and to p before mixing.
 
     Args:
-        model: A causal language model; it writes in eval mode without gradient and gets its modes back.
+        model: A causal language model; it runs in eval mode without gradient, and its modes are restored.
         requests: Sequences to continue, in any order; they are batched by length.
-        sampling: How a token is drawn.  Bans come first, then temperature, top-k and top-p, as in transformers.
-        end_ids: A row stops at any of these, which is the last of its tokens.
-        pad_id: Any id; what is padding is told by the attention mask.
-        batch_size: Rows at a time.  Larger is faster as long as the cache fits; results depend on it by rounding alone.
-        vocabulary: Only this many leading classes are drawn (a padded head has rows that are no tokens); None for all.
+        sampling: Settings.  Bans are applied first, then temperature, top-k and top-p, as in transformers.
+        end_ids: A row ends with the first of these tokens, which is part of its result.
+        pad_id: Any id; padding is identified by the attention mask.
+        batch_size: Rows per batch.  A larger one is faster as long as the cache fits; it changes results by rounding only.
+        vocabulary: Number of leading classes that may be sampled (a padded head has more rows than tokens); None for all.
         teacher: The other model of the mixture, on the same device; its first `vocabulary` classes are the student's.  It is
-            not read where `sampling.teacher_share` is 0.
-        memory: What `model` has read since its weights last changed.  Beginnings that it knows are not read again, and what is
-            written goes into it; the text is the same but for rounding.  None reads every prompt.
+            not run if `sampling.teacher_share` is 0.
+        memory: States of texts that `model` has read since its weights last changed.  Prefixes found in it are not read again,
+            and generated text is added; the text is the same up to rounding.  None reads every prompt.
 
     Returns:
         A `Generation` for each request, in their order; a budget of 0 gives no tokens.
 
     Raises:
-        ConfigError: a value out of range, an arg max asked of a mixture, or a sequence longer than a model has positions.
-        Interrupted: a signal has arrived; what was written in this call is lost.
+        ConfigError: a value is out of range, the arg max of a mixture is requested, or a sequence exceeds a model's positions.
+        Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
-    models = _writers(model, teacher, sampling.teacher_share)
+    models = _mixture(model, teacher, sampling.teacher_share)
     for each, _ in models:
         _check_lengths(requests, position_limit(each))
-    readers = [(Decoder(each, vocabulary, memory if each is model else None), share) for each, share in models]
-    writer = _Writer(readers, sampling, end_ids=end_ids, pad_id=pad_id)
+    decoders = [(Decoder(each, vocabulary, memory if each is model else None), weight) for each, weight in models]
+    generator = _BatchGenerator(decoders, sampling, end_ids=end_ids, pad_id=pad_id)
     order = _longest_first(requests, memory)
     results = [Generation(token_ids=(), finished=False)] * len(requests)
     with ExitStack() as prepared:
-        for decoder, _ in readers:
+        for decoder, _ in decoders:
             prepared.enter_context(decoder.prepared())
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            for i, generation in zip(rows, writer.write([requests[i] for i in rows]), strict=True):
+            for i, generation in zip(rows, generator.generate([requests[i] for i in rows]), strict=True):
                 results[i] = generation
     return results
 
 
-def _writers(model: nn.Module, teacher: nn.Module | None, teacher_share: float) -> list[tuple[nn.Module, float]]:
-    """Who writes, each with its share of the mixture."""
+def _mixture(model: nn.Module, teacher: nn.Module | None, teacher_share: float) -> list[tuple[nn.Module, float]]:
+    """The models that are sampled from, each with its weight in the mixture."""
     if teacher_share == 0:
         return [(model, 1.0)]
-    assert teacher is not None, "a share for no teacher"
+    assert teacher is not None, "teacher_share > 0 needs a teacher"
     return [(model, 1.0 - teacher_share), (teacher, teacher_share)]
 
 
 def _longest_first(requests: Sequence[GenerationRequest], memory: PrefixMemory | None) -> list[int]:
-    """Which requests have something to write, those together that have as much to read."""
+    """Indices of the requests with a budget, sorted so that those of a batch have about as many tokens to read."""
     order = [i for i, request in enumerate(requests) if request.max_new_tokens > 0]
     return sorted(order, key=lambda i: (_unread(requests[i], memory), requests[i].max_new_tokens), reverse=True)
 
 
 def _unread(request: GenerationRequest, memory: PrefixMemory | None) -> tuple[int, int]:
-    """What rows of one batch had better have in common: tokens to read before the first is written, and length."""
+    """Sort key of a request: the number of prompt tokens to be read, and the length of the prompt."""
     length = len(request.prompt_ids)
     return length - (0 if memory is None else memory.recall(request.prompt_ids[:-1])[0]), length
 
 
 def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """What a token is drawn from, at a temperature above 0.
+    """The distribution that a token is sampled from, at a temperature above 0.
 
     Args:
         logits_NV: float32; -inf where a class is banned.
-        sampling: Temperature, then top-k (ties of the k-th stay), then the smallest top-p set of what is left.
+        sampling: Applies temperature, then top-k (all ties of the k-th are kept), then the smallest top-p set of the rest.
 
     Returns:
-        probabilities_NV, each row summing to 1; classes that were left out have exactly 0.
+        probabilities_NV, each row summing to 1; excluded classes have exactly 0.
     """
     probabilities_NV = _softened(logits_NV, sampling).softmax(dim=-1)
     if sampling.top_p < 1.0:
@@ -128,7 +128,7 @@ def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The logits after temperature and top-k; the same ones where neither does anything."""
+    """The logits after temperature and top-k; the input tensor itself if neither changes it."""
     if sampling.temperature != 1.0:
         logits_NV = logits_NV / sampling.temperature
     if 0 < sampling.top_k < logits_NV.shape[-1]:
@@ -138,7 +138,7 @@ def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """`probabilities` up to a factor for each row, which drawing does not need; the logits may be overwritten."""
+    """`probabilities` up to a factor per row, which `sample_rows` does not need; may overwrite the logits."""
     if sampling.top_p < 1.0:
         return probabilities(logits_NV, sampling)
     softened_NV = _softened(logits_NV, sampling)
@@ -146,9 +146,13 @@ def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 class NgramBan:
-    """Which token would repeat an n-gram of its row, kept up token by token.
+    """The tokens that would repeat an n-gram of their row, updated token by token.
 
-    Prompt and response count alike, padding never does, as `NoRepeatNGramLogitsProcessor` does on unpadded rows.
+    Prompt and response both count, padding does not, as with `NoRepeatNGramLogitsProcessor` on unpadded rows.
+
+    Args:
+        size: n, >= 1.
+        rows: Token ids of the prompts.
     """
 
     def __init__(self, size: int, rows: Sequence[Sequence[int]]) -> None:
@@ -160,13 +164,13 @@ class NgramBan:
                 self.push(row, token)
 
     def push(self, row: int, token: int) -> None:
-        """Note that `row` goes on with `token`."""
+        """Append `token` to `row`."""
         if len(self._history[row]) >= self._size - 1:
             self._followers[row].setdefault(self._last(row), []).append(token)
         self._history[row].append(token)
 
     def banned(self, row: int) -> list[int]:
-        """Tokens that `row` must not go on with."""
+        """Tokens that must not follow in `row`."""
         return self._followers[row].get(self._last(row), [])
 
     def _last(self, row: int) -> tuple[int, ...]:
@@ -174,68 +178,72 @@ class NgramBan:
         return tuple(history[len(history) - self._size + 1 :])
 
 
-class _Writer:
-    """Models, each with its share of the mixture, and all else that stays the same from batch to batch."""
+class _BatchGenerator:
+    """Generates one batch at a time: the decoders with their mixture weights, and the settings that all batches share."""
 
     def __init__(
-        self, readers: Sequence[tuple[Decoder, float]], sampling: Sampling, *, end_ids: Sequence[int], pad_id: int
+        self, decoders: Sequence[tuple[Decoder, float]], sampling: Sampling, *, end_ids: Sequence[int], pad_id: int
     ) -> None:
-        assert len({reader.num_classes for reader, _ in readers}) == 1, "a mixture needs one vocabulary; cut both heads to it"
-        self._readers = readers
-        self.device = readers[0][0].device
+        assert len({decoder.num_classes for decoder, _ in decoders}) == 1, (
+            "a mixture needs one vocabulary; cut both heads to it"
+        )
+        self._decoders = decoders
+        self.device = decoders[0][0].device
         self.sampling = sampling
         self.pad_id = pad_id
         self.end_ids = torch.tensor(tuple(end_ids), dtype=torch.long, device=self.device)
-        # Asking a GPU which rows go on waits for it, so it is not asked after every token.
-        self._ask_every = 1 if self.device.type == "cpu" else 8
+        # Checking which rows are active synchronises with a GPU, so it is not done after every token.
+        self._check_every = 1 if self.device.type == "cpu" else 8
 
-    def write(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         batch = _LiveBatch(self, requests)
-        known = [reader.start(batch.prompts) for reader, _ in self._readers]
+        known = [decoder.start(batch.prompts) for decoder, _ in self._decoders]
         for step in range(batch.longest):
             signals.poll()
-            going_L = batch.accept(self._next_tokens(batch, step, known), step)
-            if step + 1 == batch.longest or (step + 1) % self._ask_every:
+            active_L = batch.accept(self._next_tokens(batch, step, known), step)
+            if step + 1 == batch.longest or (step + 1) % self._check_every:
                 continue
-            kept = going_L.nonzero().flatten()
+            kept = active_L.nonzero().flatten()
             if len(kept) == 0:
                 break
-            if len(kept) <= COMPACT_BELOW * len(going_L):
-                self._remember(batch, (~going_L).nonzero().flatten())
-                for reader, _ in self._readers:
-                    reader.select(kept)
+            if len(kept) <= COMPACT_BELOW * len(active_L):
+                self._remember(batch, (~active_L).nonzero().flatten())
+                for decoder, _ in self._decoders:
+                    decoder.select(kept)
                 batch.select(kept)
         self._remember(batch, torch.arange(batch.num_live, device=self.device))
         return batch.generations()
 
-    def _remember(self, batch: "_LiveBatch", leaving: torch.Tensor) -> None:
-        """Let memories keep the rows that leave the caches, but for each one's last token, which nobody has read."""
-        for reader, _ in self._readers:
-            if reader.remembers:
-                for live, text, start in batch.texts(leaving):
-                    reader.remember(live, text, start)
+    def _remember(self, batch: "_LiveBatch", removed: torch.Tensor) -> None:
+        """Store the rows that are removed from the caches in the memories, without their last token, which was not read."""
+        for decoder, _ in self._decoders:
+            if decoder.remembers:
+                for live, text, start in batch.texts(removed):
+                    decoder.remember(live, text, start)
 
     def _next_tokens(self, batch: "_LiveBatch", step: int, known: Sequence[int]) -> torch.Tensor:
-        logits = [batch.ban(reader.logits(*batch.columns(step, skipped))) for (reader, _), skipped in zip(self._readers, known)]
+        logits = [
+            batch.ban(decoder.logits(*batch.columns(step, skipped))) for (decoder, _), skipped in zip(self._decoders, known)
+        ]
         if self.sampling.temperature == 0:
             (logits_LV,) = logits
             return logits_LV.argmax(dim=-1)
         if len(logits) == 1:
             masses_LV = _masses(logits[0], self.sampling)
         else:
-            shares = [share for _, share in self._readers]
-            mixed = [share * probabilities(each_LV, self.sampling) for share, each_LV in zip(shares, logits)]
+            weights = [weight for _, weight in self._decoders]
+            mixed = [weight * probabilities(each_LV, self.sampling) for weight, each_LV in zip(weights, logits)]
             masses_LV = torch.stack(mixed).sum(dim=0)
         return sample_rows(masses_LV, batch.uniform_LTK[:, step])
 
 
 class _LiveBatch:
-    """The rows of one batch that are still in the cache (L of them) and what all its B rows have written.
+    """The L live rows of a batch, which are still in the cache, and the generated tokens of all its B rows.
 
-    A row that has ended may stay among the live ones until enough have ended; what it writes then is dropped.
+    A row that has ended remains live until enough rows have ended; tokens sampled for it are dropped.
     """
 
-    def __init__(self, writer: _Writer, requests: Sequence[GenerationRequest]) -> None:
+    def __init__(self, generator: _BatchGenerator, requests: Sequence[GenerationRequest]) -> None:
         budgets = [request.max_new_tokens for request in requests]
         self.longest = max(budgets)
         uniform = np.zeros((len(requests), self.longest, NUMBERS_PER_DRAW))
@@ -243,20 +251,20 @@ class _LiveBatch:
             numbers = randomness.generator(request.seed, *_key(request))
             row[: request.max_new_tokens] = numbers.random((request.max_new_tokens, NUMBERS_PER_DRAW))
         self.prompts = [request.prompt_ids for request in requests]
-        ids_LT, mask_LT = pad(self.prompts, writer.pad_id, side="left")
+        ids_LT, mask_LT = pad(self.prompts, generator.pad_id, side="left")
         self._prompt_length = ids_LT.shape[1]
-        self._input_LT = ids_LT.to(writer.device)
-        self._mask_LT = torch.cat([mask_LT, mask_LT.new_ones((len(requests), self.longest))], dim=1).to(writer.device)
-        self._position_LT = (mask_LT.cumsum(dim=1) - 1).clamp(min=0).to(writer.device)
-        self.uniform_LTK = torch.from_numpy(uniform).to(writer.device)
-        self._end_ids = writer.end_ids
-        self._live_L = torch.arange(len(requests), device=writer.device)
-        self._going_L = torch.ones(len(requests), dtype=torch.bool, device=writer.device)
-        self._budget_L = torch.tensor(budgets, device=writer.device)
-        self._length_B = torch.zeros(len(requests), dtype=torch.long, device=writer.device)
-        self._finished_B = torch.zeros(len(requests), dtype=torch.bool, device=writer.device)
-        self._written_BT = torch.zeros((len(requests), self.longest), dtype=torch.long, device=writer.device)
-        size = writer.sampling.no_repeat_ngram
+        self._input_LT = ids_LT.to(generator.device)
+        self._mask_LT = torch.cat([mask_LT, mask_LT.new_ones((len(requests), self.longest))], dim=1).to(generator.device)
+        self._position_LT = (mask_LT.cumsum(dim=1) - 1).clamp(min=0).to(generator.device)
+        self.uniform_LTK = torch.from_numpy(uniform).to(generator.device)
+        self._end_ids = generator.end_ids
+        self._live_L = torch.arange(len(requests), device=generator.device)
+        self._active_L = torch.ones(len(requests), dtype=torch.bool, device=generator.device)
+        self._budget_L = torch.tensor(budgets, device=generator.device)
+        self._length_B = torch.zeros(len(requests), dtype=torch.long, device=generator.device)
+        self._finished_B = torch.zeros(len(requests), dtype=torch.bool, device=generator.device)
+        self._generated_BT = torch.zeros((len(requests), self.longest), dtype=torch.long, device=generator.device)
+        size = generator.sampling.no_repeat_ngram
         self._ngrams = NgramBan(size, self.prompts) if size else None
 
     @property
@@ -264,37 +272,50 @@ class _LiveBatch:
         return len(self._live_L)
 
     def columns(self, step: int, skipped: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What is to be read before the token of `step`: ids, mask of all so far, positions; the first step may skip some."""
+        """Token ids, mask and positions to read at `step`.
+
+        The mask covers all columns so far.
+
+        Args:
+            step: Number of tokens sampled so far.
+            skipped: Number of columns of the prompts that need not be read.
+        """
         first = skipped if step == 0 else 0
         mask_LT = self._mask_LT[:, : self._prompt_length + step]
         return self._input_LT[:, first:], mask_LT, self._position_LT[:, first:]
 
     def accept(self, token_L: torch.Tensor, step: int) -> torch.Tensor:
-        """Write the tokens of the rows that go on, feed them back, and tell which rows go on after them."""
-        ends_L = self._going_L & torch.isin(token_L, self._end_ids)
-        self._written_BT[self._live_L, step] = token_L  # beyond a row's length it does not matter
-        self._length_B[self._live_L] += self._going_L
+        """Append the sampled tokens to the active rows.
+
+        Returns active_L, the rows that continue after them.
+        """
+        ends_L = self._active_L & torch.isin(token_L, self._end_ids)
+        self._generated_BT[self._live_L, step] = token_L  # tokens beyond a row's length are ignored
+        self._length_B[self._live_L] += self._active_L
         self._finished_B[self._live_L] |= ends_L
         if self._ngrams is not None:
-            for row, token in zip(self._live_L[self._going_L].tolist(), token_L[self._going_L].tolist(), strict=True):
+            for row, token in zip(self._live_L[self._active_L].tolist(), token_L[self._active_L].tolist(), strict=True):
                 self._ngrams.push(row, token)
-        self._going_L = self._going_L & ~ends_L & (self._budget_L > step + 1)
+        self._active_L = self._active_L & ~ends_L & (self._budget_L > step + 1)
         self._input_LT = token_L[:, None]
-        # A row that has ended stands still: it must not run past the last position that has an embedding.
-        self._position_LT = self._position_LT[:, -1:] + self._going_L[:, None]
-        return self._going_L
+        # The position of an ended row does not increase: it must not exceed the last position that has an embedding.
+        self._position_LT = self._position_LT[:, -1:] + self._active_L[:, None]
+        return self._active_L
 
     def texts(self, live: torch.Tensor) -> list[tuple[int, tuple[int, ...], int]]:
-        """Of some live rows: which, prompt and response but for its last token, and the column that these start at."""
+        """Texts of some live rows, for the memory.
+
+        For each row: its live index, the token ids of prompt and response without the last token, and their first column.
+        """
         rows = self._live_L[live]
-        lists = (live.tolist(), rows.tolist(), self._length_B[rows].tolist(), self._written_BT[rows].tolist())
+        lists = (live.tolist(), rows.tolist(), self._length_B[rows].tolist(), self._generated_BT[rows].tolist())
         return [
-            (place, self.prompts[row] + tuple(tokens[: length - 1]), self._prompt_length - len(self.prompts[row]))
-            for place, row, length, tokens in zip(*lists, strict=True)
+            (index, self.prompts[row] + tuple(tokens[: length - 1]), self._prompt_length - len(self.prompts[row]))
+            for index, row, length, tokens in zip(*lists, strict=True)
         ]
 
     def ban(self, logits_LV: torch.Tensor) -> torch.Tensor:
-        """The same logits with repeated n-grams ruled out, in place."""
+        """Set the logits of banned tokens to -inf, in place; returns the logits."""
         if self._ngrams is None:
             return logits_LV
         for live, row in enumerate(self._live_L.tolist()):
@@ -303,12 +324,12 @@ class _LiveBatch:
         return logits_LV
 
     def select(self, kept: torch.Tensor) -> None:
-        """Keep only these of the live rows."""
-        for name in ("_input_LT", "_mask_LT", "_position_LT", "uniform_LTK", "_live_L", "_going_L", "_budget_L"):
+        """Keep only the live rows with these indices."""
+        for name in ("_input_LT", "_mask_LT", "_position_LT", "uniform_LTK", "_live_L", "_active_L", "_budget_L"):
             setattr(self, name, getattr(self, name)[kept])
 
     def generations(self) -> list[Generation]:
-        rows = zip(self._written_BT.tolist(), self._length_B.tolist(), self._finished_B.tolist())
+        rows = zip(self._generated_BT.tolist(), self._length_B.tolist(), self._finished_B.tolist())
         return [Generation(token_ids=tuple(tokens[:length]), finished=finished) for tokens, length, finished in rows]
 
 
@@ -318,10 +339,10 @@ def _key(request: GenerationRequest) -> tuple[str, *tuple[int | str, ...]]:
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Reject values out of range.
+    """Validate the settings of sampling.
 
     Raises:
-        ConfigError: one is out of range, or an arg max is asked of a mixture.
+        ConfigError: a value is out of range, or the arg max of a mixture is requested.
     """
     for name, value, good, allowed in (
         ("temperature", sampling.temperature, 0 <= sampling.temperature < float("inf"), ">= 0; 0 takes the arg max"),
@@ -333,15 +354,15 @@ def check_sampling(sampling: Sampling) -> None:
         if not good:
             raise ConfigError(f"sampling.{name} = {value}: must be {allowed}")
     if sampling.teacher_share > 0 and sampling.temperature == 0:
-        raise ConfigError("sampling.temperature = 0: a mixture with the teacher is sampled from; must be > 0")
+        raise ConfigError("sampling.temperature = 0: must be > 0 for a mixture with the teacher; 1 is usual")
 
 
 def _check_lengths(requests: Sequence[GenerationRequest], limit: int | None) -> None:
     for request in requests:
-        assert request.prompt_ids, f"{request.stream}: nothing to continue"
+        assert request.prompt_ids, f"{request.stream}: the prompt is empty"
         length = len(request.prompt_ids) + request.max_new_tokens
         if limit is not None and length > limit:
             raise ConfigError(
                 f"generation of {request.stream}: {len(request.prompt_ids)} prompt tokens + {request.max_new_tokens} new = "
-                f"{length}, the model has {limit} positions; lower the prompt limit or max_new_tokens"
+                f"{length}: must be at most {limit}, the model's positions; lower the prompt limit or max_new_tokens"
             )

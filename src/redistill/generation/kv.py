@@ -1,4 +1,4 @@
-"""Keys and values of what a model has read: a cache that grows in pieces, and whether its prefixes may be used again."""
+"""KV cache: layers that grow in pieces, and whether a model's prefixes can be reused."""
 
 import inspect
 from typing import Any
@@ -10,23 +10,26 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from redistill.models.families import body_module, text_config
 
 PIECE_TOKENS = 128
-# Rotary frequencies of these change with the length that was read, so that a key does not stay what it was.
+# Rotary frequencies of these types depend on the length of the text, so that cached keys become invalid as it grows.
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
 class Columns:
-    """A tensor [..., T, D] that grows along T without being copied each time; views of it share its memory."""
+    """A tensor [..., T, D] that grows along T in pieces.
+
+    Appending does not copy the whole tensor each time.  Views share its memory.
+    """
 
     def __init__(self) -> None:
         self._buffer: torch.Tensor | None = None
         self._filled = 0
 
     def append(self, new: torch.Tensor) -> torch.Tensor:
-        """Put `new` behind what is there; returns all of it."""
+        """Append `new` along T and return a view of the whole."""
         filled = self._filled + new.shape[-2]
         if self._buffer is None or filled > self._buffer.shape[-2]:
-            room = -(-filled // PIECE_TOKENS) * PIECE_TOKENS
-            larger = new.new_empty((*new.shape[:-2], room, new.shape[-1]))
+            capacity = -(-filled // PIECE_TOKENS) * PIECE_TOKENS
+            larger = new.new_empty((*new.shape[:-2], capacity, new.shape[-1]))
             if self._buffer is not None:
                 larger[..., : self._filled, :] = self.view()
             self._buffer = larger
@@ -35,19 +38,22 @@ class Columns:
         return self.view()
 
     def view(self) -> torch.Tensor:
-        """What has been appended."""
+        """A view of everything appended."""
         assert self._buffer is not None, "nothing has been appended"
         return self._buffer[..., : self._filled, :]
 
     def select(self, kept: torch.Tensor) -> torch.Tensor:
-        """Go on with only these of the first dimension; returns what is left."""
+        """Keep only these indices of the first dimension and return a view of the result."""
         assert self._buffer is not None, "nothing has been appended"
         self._buffer = self._buffer[kept]
         return self.view()
 
 
 class LeanLayer(DynamicLayer):
-    """Full attention's keys and values in `Columns`; transformers' own layer copies all of them at each token."""
+    """Keys and values of a layer with full attention, stored in `Columns`.
+
+    transformers' own layer copies all of them for every token.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,22 +72,28 @@ class LeanLayer(DynamicLayer):
 
 
 def new_cache(model: nn.Module) -> Cache:
-    """An empty cache for `model`: lean where a layer attends to all that was read, transformers' own where it does not."""
+    """An empty KV cache for `model`.
+
+    Layers with full attention are `LeanLayer`, all others transformers' own.
+    """
     cache = DynamicCache(config=text_config(model))
     cache.layers = [LeanLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def takes_positions(model: nn.Module) -> bool:
-    """Whether the body is told positions; ALiBi families count them by the mask."""
+    """Whether the body has an argument for positions.
+
+    ALiBi families derive them from the mask.
+    """
     return "position_ids" in inspect.signature(body_module(model).forward).parameters
 
 
 def prefixes_can_be_reused(model: nn.Module) -> bool:
-    """Whether keys and values of a prefix stay right wherever they are put, and at whatever length the text ends.
+    """Whether cached keys and values are valid at any column and text length.
 
-    They do where every layer attends to all that was read and positions are told.  Sliding windows, recurrent states and
-    rotary frequencies that depend on the length rule it out: such families read a prefix again.
+    They are if every layer has full attention and the body takes positions.  They are not with sliding windows, recurrent
+    states, or rotary frequencies that depend on the length: such families read a prefix again.
     """
     config = text_config(model)
     layers = DynamicCache(config=config).layers

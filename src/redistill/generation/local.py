@@ -24,7 +24,7 @@ LOCAL = EngineCapabilities(mixture=True, no_repeat_ngram=True, prefix_memory=Tru
 
 @dataclass(frozen=True, kw_only=True)
 class LocalEngineConfig:
-    """The student itself generates, in this process."""
+    """Generate with the student itself, in this process."""
 
     kind: ClassVar[str] = "local"
     capabilities: ClassVar[EngineCapabilities] = LOCAL
@@ -46,12 +46,12 @@ class LocalEngine:
 
     Args:
         model: A causal language model.
-        teacher: The other model of a mixture (`Sampling.teacher_share`); None where nothing asks for mixtures.
+        teacher: The other model of a mixture (`Sampling.teacher_share`); None if no policy samples from mixtures.
         vocabulary: Number of leading classes that may be sampled; None for all.
         end_ids: Tokens that end a text.
-        pad_id: Fills short rows.
-        batch_size: Sequences at once; it is lowered, and the call repeated, where memory runs out.
-        autocast: Makes the context that models run in.
+        pad_id: Token id that pads short rows.
+        batch_size: Sequences per batch; it is lowered, and the call retried, when memory runs out.
+        autocast: Returns the autocast context that models run in.
     """
 
     capabilities = LOCAL
@@ -71,13 +71,16 @@ class LocalEngine:
         self._end_ids, self._pad_id = tuple(end_ids), pad_id
         self._batch_size, self._autocast = batch_size, autocast
         self.memory: PrefixMemory | None = None
-        """What the model has read or generated since `remembering` was entered; None outside."""
+        """States of the texts read or generated since `remembering` was entered; None outside it."""
 
     def sync(self, student: nn.Module, step: int) -> None:
         """Does nothing: the engine generates with the student's own weights."""
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """See `contracts.Engine`; the call is retried with fewer sequences at once where memory runs out."""
+        """Continue every request; see `contracts.Engine`.
+
+        The call is retried with a smaller batch size when memory runs out.
+        """
         with self._autocast():
             return self._batch_size.repeat(
                 lambda size: generate(
@@ -95,7 +98,10 @@ class LocalEngine:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Inside, what was read or generated is not read again; the weights must not change."""
+        """Context: prefixes read or generated inside are not read again.
+
+        The weights must not change inside.
+        """
         self.memory = PrefixMemory()
         try:
             yield
@@ -104,11 +110,11 @@ class LocalEngine:
 
 
 class MeteredEngine:
-    """An engine whose generated tokens are counted.
+    """Wraps an engine and counts the tokens that it generates.
 
     Args:
-        engine: The engine itself.
-        count: Called with the number of tokens of each call.
+        engine: The engine.
+        count: Called after each call of `generate` with the number of generated tokens.
     """
 
     def __init__(self, engine: Engine, count: Callable[[int], None]) -> None:

@@ -1,7 +1,7 @@
-"""Weights laid out for products with few rows, on a CPU: a step of decoding is mostly such products.
+"""Weights packed for matrix products with few rows on a CPU, which dominate a decoding step.
 
-oneDNN reads a weight once, straight through, if it is laid out in blocks beforehand; a plain product with eight rows takes
-half as long again, one with a large head up to 2.6 times as long.  Results are those of the plain products but for rounding.
+oneDNN reads a weight once, sequentially, if it has been reordered into blocks; a plain product with eight rows takes 1.5 times
+as long, one with a large head up to 2.6 times.  Results equal those of plain products up to rounding.
 """
 
 import threading
@@ -20,16 +20,18 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def can_pack(weight: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a weight read as `dtype` has such a layout."""
+    """Whether a weight can be packed for products in `dtype`."""
     is_known = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
     return bool(is_known and weight.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16))
 
 
 def packed_product(weight_VD: torch.Tensor, bias_V: torch.Tensor | None, dtype: torch.dtype) -> Product:
-    """x -> x W^T + b in `dtype`, with a copy of W laid out for it; x is rounded to `dtype`.
+    """A function x -> x W^T + b with a packed copy of W.
 
     Args:
-        weight_VD: As `nn.Linear` has it; `can_pack` has agreed to it.
+        weight_VD: W, in the layout of `nn.Linear`; `can_pack` must hold for it.
+        bias_V: b; None for none.
+        dtype: dtype of the operands and the result.
     """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight_VD.detach().to(dtype))
     bias_V = None if bias_V is None else bias_V.detach().to(dtype)
@@ -47,7 +49,7 @@ _packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
 
 @dataclass
 class _Packed:
-    """Which layers of a model multiply by packed copies, and how many callers count on it."""
+    """Layers of a model that use packed weights, and the number of contexts that need them."""
 
     layers: list[nn.Module]
     users: int = 0
@@ -55,10 +57,10 @@ class _Packed:
 
 @contextmanager
 def packed_layers(model: nn.Module) -> Iterator[None]:
-    """Inside, the linear layers of a body multiply by packed copies of their weights; nothing else of them changes.
+    """Context: the linear layers of `model` use packed copies of their weights.
 
-    The copies are of the weights as they are on entry; threads that are inside at once share them.  Layers of other kinds,
-    such as quantised ones, are left alone.
+    The copies are made of the weights on entry; concurrent threads share them.  Other layers, such as quantised ones, are not
+    changed.
     """
     with _lock:
         if model not in _packed:
@@ -74,7 +76,7 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _pack(model: nn.Module) -> list[nn.Module]:
-    """Give each linear layer a forward of its own; returns the layers that have got one."""
+    """Replace the forward of each linear layer; returns the layers that were changed."""
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     packed: list[nn.Module] = []
     for module in model.modules():
@@ -87,7 +89,7 @@ def _pack(model: nn.Module) -> list[nn.Module]:
             continue
         try:
             layer.forward = packed_product(weight_VD, layer.bias, dtype)
-        except BaseException:  # no memory for all: a layer that kept its copy would never learn again
+        except BaseException:  # out of memory: a layer that kept its copy would ignore later updates of its weight
             _unpack(packed)
             raise
         packed.append(module)

@@ -1,8 +1,8 @@
-"""What models have read or written within one step, so that no text's beginning is read twice.
+"""Prefix memory: states of texts that a model has read or generated within one step, so that no prefix is read twice.
 
-A `PrefixMemory` holds keys, values and last hidden states by token ids.  Whoever reads looks there first and reads what is
-left.  Only rounding tells the result from that of reading all; so in fp32 a memory hardly ever changes a text, and what
-it does not hold is simply read.  It belongs to one model with the weights of one step: its owner drops it when they change.
+A `PrefixMemory` maps token ids to keys, values and last hidden states.  A reader looks up each text and reads the tokens after
+the longest known prefix.  The result equals that of reading everything up to rounding; so in fp32 a memory hardly ever changes
+generated text.  A memory belongs to one model with the weights of one step: its owner drops it when they change.
 """
 
 from bisect import bisect_left, insort
@@ -18,19 +18,19 @@ from redistill.models.families import body, body_module
 from redistill.tensors import pad
 
 MEMORY_BYTES = 1 << 30
-"""Of one model's memory; texts beyond it are not remembered."""
+"""Limit of one model's memory; texts beyond it are not remembered."""
 FEW_TOKENS = 32
-"""Rows with no more than this left to read are read together; beyond it the longest has at most twice the shortest's."""
+"""Rows with at most this many unread tokens form one group; in other groups the longest row has at most twice the shortest."""
 
 TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
-    """What a model makes of a text's T tokens.
+class PrefixStates:
+    """States of a model for the T tokens of a text.
 
     Args:
-        kv_LXHTD: Keys (X = 0) and values (X = 1) of the L layers and H heads, keys with their positions in them.
+        kv_LXHTD: Keys (X = 0) and values (X = 1) of the L layers and H heads; keys include their position encoding.
         hidden_TD: The last hidden states, after the final norm.
     """
 
@@ -43,30 +43,37 @@ class Reading:
 
 
 class PrefixMemory:
-    """Readings of texts by their token ids, of one model as it is.
+    """States of texts by their token ids, for one model with fixed weights.
 
     Args:
-        max_bytes: A text whose reading would go beyond this is not remembered.
+        max_bytes: Limit of all states together; a text that would exceed it is not remembered.
     """
 
     def __init__(self, max_bytes: int = MEMORY_BYTES) -> None:
         self._max_bytes, self._num_bytes = max_bytes, 0
         self._texts: list[TokenIds] = []  # sorted, so that the longest common prefix is with a neighbour
-        self._readings: dict[TokenIds, Reading] = {}
+        self._states: dict[TokenIds, PrefixStates] = {}
 
-    def recall(self, token_ids: TokenIds) -> tuple[int, Reading | None]:
-        """How many leading tokens are known, and a reading that begins with them."""
-        place = bisect_left(self._texts, token_ids)
-        found = [(_common(text, token_ids), text) for text in self._texts[max(0, place - 1) : place + 1]]
+    def recall(self, token_ids: TokenIds) -> tuple[int, PrefixStates | None]:
+        """Find the longest known prefix of `token_ids`.
+
+        Returns its length, and states that begin with it (None for length 0).
+        """
+        index = bisect_left(self._texts, token_ids)
+        found = [(_common(text, token_ids), text) for text in self._texts[max(0, index - 1) : index + 1]]
         known, text = max(found, default=(0, ()))
-        return (known, self._readings[text]) if known else (0, None)
+        return (known, self._states[text]) if known else (0, None)
 
     def remember(self, token_ids: TokenIds, cache: Cache, row: int, columns: slice, hidden_TD: torch.Tensor) -> None:
-        """Keep a row of a cache, unless there is no room or it is known already.
+        """Store the states of one row of a cache.
+
+        Does nothing if the limit would be exceeded or the text is known already.
 
         Args:
             token_ids: The T tokens.
-            cache: What has read them; `row` and the T `columns` say where they stand in it.
+            cache: The cache that contains their keys and values.
+            row: Row of the text in the cache.
+            columns: The T columns of the text in the cache.
             hidden_TD: Their last hidden states.
         """
         pairs = [(layer.keys[row, :, columns], layer.values[row, :, columns]) for layer in cache.layers]
@@ -76,47 +83,48 @@ class PrefixMemory:
         if not is_even or self._num_bytes + num_bytes > self._max_bytes or self.recall(token_ids)[0] == len(token_ids):
             return
         kv_LXHTD = torch.stack([part for pair in pairs for part in pair]).unflatten(0, (len(pairs), 2))
-        self._readings[token_ids] = Reading(kv_LXHTD, hidden_TD.clone())  # a view would keep its whole batch
+        self._states[token_ids] = PrefixStates(kv_LXHTD, hidden_TD.clone())  # a view would keep its whole batch alive
         self._num_bytes += num_bytes
         insort(self._texts, token_ids)
 
 
 def _common(first: TokenIds, second: TokenIds) -> int:
     """Length of the longest common prefix."""
-    for place, (one, other) in enumerate(zip(first, second)):
+    for index, (one, other) in enumerate(zip(first, second)):
         if one != other:
-            return place
+            return index
     return min(len(first), len(second))
 
 
-def load_prefixes(cache: Cache, prefixes: Sequence[tuple[int, Reading | None]], width: int) -> torch.Tensor:
-    """Fill an empty cache with `width` columns: the first tokens of each reading, padded on the left with zeros.
+def load_prefixes(cache: Cache, prefixes: Sequence[tuple[int, PrefixStates | None]], width: int) -> torch.Tensor:
+    """Fill an empty cache with one prefix per row, padded on the left with zeros.
 
     Args:
-        cache: One of `new_cache`, of a model whose prefixes can be reused.
-        prefixes: For each row how many tokens, at most `width`, and whose.
+        cache: A result of `new_cache`, for a model whose prefixes can be reused.
+        prefixes: For each row the number of tokens, at most `width`, and the states that begin with them.
+        width: Number of columns.
 
     Returns:
-        Their hidden states the same way, hidden_BCD.
+        hidden_BCD, the hidden states of the prefixes, padded in the same way.
     """
-    some = next(reading for tokens, reading in prefixes if tokens and reading is not None)
+    some = next(states for tokens, states in prefixes if tokens and states is not None)
     layers, two, heads, _, size = some.kv_LXHTD.shape
     kv_LXBHCD = some.kv_LXHTD.new_zeros((layers, two, len(prefixes), heads, width, size))
     hidden_BCD = some.hidden_TD.new_zeros((len(prefixes), width, some.hidden_TD.shape[1]))
-    for row, (tokens, reading) in enumerate(prefixes):
-        if reading is not None:
-            kv_LXBHCD[:, :, row, :, width - tokens :] = reading.kv_LXHTD[:, :, :, :tokens]
-            hidden_BCD[row, width - tokens :] = reading.hidden_TD[:tokens]
+    for row, (tokens, states) in enumerate(prefixes):
+        if states is not None:
+            kv_LXBHCD[:, :, row, :, width - tokens :] = states.kv_LXHTD[:, :, :, :tokens]
+            hidden_BCD[row, width - tokens :] = states.hidden_TD[:tokens]
     for layer, (keys, values) in zip(cache.layers, kv_LXBHCD, strict=True):
         layer.update(keys, values)
     return hidden_BCD
 
 
 class PrefixReader:
-    """A model that reads batches, with or without a memory; in eval mode without gradient, as its caller sees to.
+    """Computes hidden states of batches, with or without a prefix memory.
 
     Args:
-        model: A causal language model.
+        model: A causal language model; the caller sets eval mode and disables gradients.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -132,13 +140,17 @@ class PrefixReader:
         *,
         remember: bool = False,
     ) -> torch.Tensor:
-        """The hidden states that predict some tokens of right-padded sequences, hidden_ND.
+        """The hidden states at some positions of right-padded sequences.
 
         Args:
-            ids_BT, mask_BT: The sequences.
-            position_N: Flat places in [B * T], none of them a sequence's last token.
-            memory: Looked into before reading; None, or a family whose prefixes cannot be reused, reads everything.
-            remember: Whether what is read goes into it.
+            ids_BT, mask_BT: Token ids and attention mask of the sequences.
+            position_N: Flat positions in [0, B * T), none of them a sequence's last token.
+            memory: Memory of known prefixes, which are not read; with None, or for a family whose prefixes cannot be reused,
+                everything is read.
+            remember: Whether the states of these sequences are added to the memory.
+
+        Returns:
+            hidden_ND.
         """
         if memory is None or not self.can_reuse:
             return self._body(ids_BT, mask_BT).flatten(0, 1)[position_N]
@@ -153,34 +165,35 @@ class PrefixReader:
     def _read(
         self, texts: Sequence[TokenIds], memory: PrefixMemory, device: torch.device, remember: bool
     ) -> list[torch.Tensor]:
-        """hidden_TD of each text; only what the memory does not know is read."""
+        """hidden_TD of each text; only tokens after the longest known prefix are read."""
         known = [memory.recall(text) for text in texts]
-        hidden = [torch.empty(0) if reading is None else reading.hidden_TD[:tokens] for tokens, reading in known]
+        hidden = [torch.empty(0) if states is None else states.hidden_TD[:tokens] for tokens, states in known]
         left = [len(text) - tokens for text, (tokens, _) in zip(texts, known)]
-        for group in _alike(left):
-            prefixes, width = [known[place] for place in group], max(known[place][0] for place in group)
-            new_ids = [texts[place][known[place][0] :] for place in group]
+        for group in _groups_of_similar_length(left):
+            prefixes, width = [known[index] for index in group], max(known[index][0] for index in group)
+            new_ids = [texts[index][known[index][0] :] for index in group]
             cache = new_cache(self._model)
             before_GCD = load_prefixes(cache, prefixes, width) if width else None
-            new_GUD = self._read_on(cache, new_ids, [tokens for tokens, _ in prefixes], width, device)
-            for row, place in enumerate(group):
-                tokens, whole_TD = known[place][0], new_GUD[row, : left[place]]
+            new_GUD = self._continue(cache, new_ids, [tokens for tokens, _ in prefixes], width, device)
+            for row, index in enumerate(group):
+                tokens, whole_TD = known[index][0], new_GUD[row, : left[index]]
                 if before_GCD is not None:
                     whole_TD = torch.cat([before_GCD[row, width - tokens :], whole_TD])
-                hidden[place] = whole_TD
+                hidden[index] = whole_TD
                 if remember:
-                    columns = slice(width - tokens, width + left[place])
-                    memory.remember(texts[place], cache, row, columns, whole_TD)
+                    columns = slice(width - tokens, width + left[index])
+                    memory.remember(texts[index], cache, row, columns, whole_TD)
         return hidden
 
-    def _read_on(
+    def _continue(
         self, cache: Cache, new_ids: Sequence[TokenIds], known: Sequence[int], width: int, device: torch.device
     ) -> torch.Tensor:
-        """Read on behind `width` columns of left-padded prefixes: new tokens are padded on the right; hidden_GUD."""
+        """hidden_GUD of new tokens, padded on the right, that follow `width` columns of left-padded prefixes in `cache`."""
         ids_GU, mask_GU = pad(new_ids, 0)
         known_G1 = torch.tensor(known)[:, None]
         mask_GC = (torch.arange(width) >= width - known_G1).to(mask_GU.dtype)
-        position_GU = (known_G1 + mask_GU.cumsum(dim=1) - 1).clamp(min=0)  # padding stands still, inside the positions
+        # Positions do not increase in padding, so that they stay within the model's limit.
+        position_GU = (known_G1 + mask_GU.cumsum(dim=1) - 1).clamp(min=0)
         hidden_GUD: torch.Tensor = body_module(self._model)(
             input_ids=ids_GU.to(device),
             attention_mask=torch.cat([mask_GC, mask_GU], dim=1).to(device),
@@ -191,13 +204,13 @@ class PrefixReader:
         return hidden_GUD
 
 
-def _alike(left: Sequence[int]) -> Iterator[list[int]]:
-    """Places with something left to read, in groups of about as much."""
+def _groups_of_similar_length(left: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of texts with unread tokens, grouped by their number."""
     group: list[int] = []
-    for place in sorted((place for place, tokens in enumerate(left) if tokens), key=lambda place: left[place]):
-        if group and left[place] > max(FEW_TOKENS, 2 * left[group[0]]):
+    for index in sorted((index for index, tokens in enumerate(left) if tokens), key=lambda index: left[index]):
+        if group and left[index] > max(FEW_TOKENS, 2 * left[group[0]]):
             yield group
             group = []
-        group.append(place)
+        group.append(index)
     if group:
         yield group

@@ -1,1 +1,1 @@
-"""Losses as pure functions and small modules: torch in, torch out, no model library."""
+"""Losses: pure functions and small modules on tensors, without any model library."""

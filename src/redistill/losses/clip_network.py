@@ -1,10 +1,10 @@
-"""f_sub, the network that predicts which interval of the teacher DAC-KL keeps, and the gates through which it learns.
+"""f_sub, the network that predicts DAC-KL's interval, and the gates that give it a gradient.
 
-Source: MGSR (arXiv 2407.10068), Eq. 6.  clip_ranks.py has the classes that an interval keeps, dac_kl.py
-the divergence on them.
+Source: MGSR (arXiv 2407.10068), Eq. 6.  clip_ranks.py computes the classes that an interval keeps, dac_kl.py the divergence on
+them.
 
-The cost is reading V probabilities three times: as they are, sorted, and the student's.  The two unsorted readings are
-narrow products.  The sorted one is either exact, a sort and a third product, or compact (clip_ranks.py).
+The cost is that of three inputs of V probabilities: the teacher's, the teacher's sorted, and the student's.  The two unsorted
+inputs are narrow matrix products.  The sorted one is either exact (a sort and a third product) or compact (clip_ranks.py).
 """
 
 import math
@@ -25,14 +25,14 @@ SortedInput = Literal["exact", "compact"]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipNetworkConfig:
-    """f_sub, the network that predicts DAC-KL's interval from a row of the teacher and of the student.
+    """Settings of f_sub, the network that predicts DAC-KL's interval.
 
     Args:
-        hidden: Hidden units.
-        sorted: How sort(p) of Eq. 6 is read: "exact", all of it, or "compact", the 512 largest probabilities and the masses of
-            16 buckets of the ranks below them; the same up to 528 classes.
-        upper_bias, lower_bias: Logits at which u and l start; None takes the mode's own, which keep most of the mass.  With
-            0 and 0, the literal start, mode "value" keeps the target alone.
+        hidden: Number of hidden units, >= 1.
+        sorted: Form of the input sort(p) of Eq. 6: "exact", all V probabilities, or "compact", the 512 largest and the masses
+            of 16 buckets of the ranks below them; both are the same up to 528 classes.
+        upper_bias, lower_bias: Initial logits of u and l; None uses the mode's defaults, which keep most of the mass.  With
+            0 and 0, the paper's literal initialisation, mode "value" keeps the target only.
 
     Raises:
         ConfigError: a field is out of range.
@@ -50,27 +50,27 @@ class ClipNetworkConfig:
             raise ConfigError(f"sorted = {self.sorted!r}: must be one of {', '.join(get_args(SortedInput))}")
         for name in ("upper_bias", "lower_bias"):
             if not math.isfinite(getattr(self, name) or 0.0):
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be finite; leave it out for the mode's own")
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be finite; leave it out for the mode's default")
 
 
 class ClipNetwork(nn.Module):
-    r"""f_sub: reads a row of the teacher and of the student, predicts which interval to keep.
+    r"""f_sub: predicts the interval to keep from a row of teacher and student.
 
     .. math:: u, l = \sigma\bigl(f_{sub}([p \mid \mathrm{sort}_\downarrow(p) \mid q])\bigr), \quad l \in [0, u]
         \quad\text{(Eq. 6)}
 
-    One hidden layer with GELU.  Its first layer is three maps whose outputs are added, which equals one map of the
-    concatenation and never builds it.  The interval is in (0, 1); l is cut to u where it exceeds it.
+    One hidden layer with GELU.  The first layer is a sum of three linear maps, which equals one map of the concatenation
+    without building it.  The interval lies in (0, 1); l is clipped to at most u.
 
-    A row's inputs have a norm of about 1 however large V is, so the first layer starts with unit normal weights (those of a
-    layer of 3V inputs would leave the hidden units at 0, and them without gradient); the last one starts so small that every
-    row begins at the biases.
+    A row's inputs have a norm of about 1 for any V, so the first layer is initialised with unit normal weights (the usual scale
+    for 3V inputs would leave the hidden units near 0, without gradient); the last layer is initialised so small that the first
+    interval of every row is that of the biases.
 
     Args:
         vocabulary: V.
-        config: Its size, and how it reads the sorted row.
-        start: Logits of u and l at the start, where the configuration leaves them out: by default u = 0.98, l = 9e-4.
-        seed: Seed of the initial weights; the same on every process.
+        config: Number of hidden units, form of the sorted input, and biases.
+        start: Initial logits of u and l, where the configuration has None; the default is u = 0.98, l = 9e-4.
+        seed: Seed of the initial weights; must be the same in every process.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ClipNetwork(nn.Module):
 
         self.edges = None if config.sorted == "exact" else rank_edges(vocabulary)
         num_ranked = vocabulary if self.edges is None else self.edges[0] + len(self.edges) - 1
-        # [V, hidden] rather than nn.Linear's [hidden, V]: twice as fast a product for the gradient.
+        # [V, hidden] and not nn.Linear's [hidden, V]: the product of the gradient is twice as fast.
         self.teacher_weight = normal(vocabulary, config.hidden, std=1.0)
         self.student_weight = normal(vocabulary, config.hidden, std=1.0)
         self.sorted_weight = normal(num_ranked, config.hidden, std=1.0)
@@ -103,11 +103,11 @@ class ClipNetwork(nn.Module):
         """The interval of each row.
 
         Args:
-            p_NV, q_NV: The teacher's probabilities and the student's; neither gets gradient from here.
-            sorted_NV: p_NV in descending order, where the caller has it already.
+            p_NV, q_NV: Probabilities of the teacher and the student; detached.
+            sorted_NV: p_NV in descending order, if the caller has it.
 
         Returns:
-            lower_N and upper_N with 0 <= lower <= upper <= 1, float32 under autocast too.
+            lower_N and upper_N with 0 <= lower <= upper <= 1, float32 also under autocast.
 
         Example:
             >>> p_NV, q_NV = torch.rand(2, 3, 8).softmax(dim=-1)
@@ -116,7 +116,7 @@ class ClipNetwork(nn.Module):
             True
         """
         dtype = self.output_weight.dtype
-        assert dtype == loss_dtype(self.output_weight), f"the clip network stays in float32, not {dtype}"
+        assert dtype == loss_dtype(self.output_weight), f"the clip network must be float32, not {dtype}"
         p_NV, q_NV = p_NV.detach(), q_NV.detach()
         with torch.autocast(device_type=p_NV.device.type, enabled=False):
             hidden_NH = torch.addmm(self.hidden_bias, p_NV.to(dtype), self.teacher_weight)
@@ -128,7 +128,7 @@ class ClipNetwork(nn.Module):
         return torch.minimum(lower_N, upper_N), upper_N
 
     def _ranked(self, p_NV: Tensor, sorted_NV: Tensor | None) -> Tensor:
-        """What is read of the sorted row."""
+        """The sorted input: sorted_NV, or its compact form."""
         if self.edges is None:
             return sort_descending(p_NV) if sorted_NV is None else sorted_NV
         if sorted_NV is not None:
@@ -140,13 +140,27 @@ class ClipNetwork(nn.Module):
 
 
 def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: float) -> Tensor:
-    """1 well inside (low, high), 0 well outside, with a slope for both ends."""
+    """Soft gate: about 1 inside (low, high) and 0 outside.
+
+    It is a product of two sigmoids, differentiable in both bounds.
+
+    Args:
+        score_NV: Scores of the classes.
+        low_N, high_N: Bounds of each row.
+        temperature: Width of the sigmoids, in units of the score, > 0.
+
+    Returns:
+        gate_NV, in [0, 1].
+    """
     above_NV = ((score_NV - low_N.unsqueeze(-1)) / temperature).sigmoid()
     return above_NV * ((high_N.unsqueeze(-1) - score_NV) / temperature).sigmoid()
 
 
 class StraightThrough(torch.autograd.Function):
-    """Forward the hard mask, backward the slope of `soft_gate`, which is taken only then; the target's gate has none."""
+    """Straight-through gate: hard mask forward, soft gate backward.
+
+    The backward pass uses the derivative of `soft_gate`; the target's gate has none.
+    """
 
     @staticmethod
     def forward(

@@ -1,8 +1,8 @@
-"""The teacher's classes in descending order of probability: which an interval keeps, and the sorted row in compact form.
+"""The classes that DAC-KL's interval keeps, and the compact form of the sorted teacher distribution.
 
-Source: MGSR (arXiv 2407.10068), Eq. 6 and 7.  Pure functions of probabilities, without the network that predicts the interval
-(clip_network.py).  The compact form is the largest probabilities and the masses of buckets of ranks below them, which a
-histogram finds in a third of a sort's time.
+Source: MGSR (arXiv 2407.10068), Eq. 6 and 7.  Pure functions of probabilities; the network that predicts the interval is in
+clip_network.py.  The compact form consists of the largest probabilities and the masses of buckets of ranks below them; a
+histogram computes it in a third of the time of a sort.
 """
 
 from collections.abc import Sequence
@@ -35,17 +35,17 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
     - "value", the formula of Eq. 7: s_v = p_v.
     - "relative": s_v = p_v / max p, so that l alone is min-p.
     - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V entries; l = 1 - k/V alone keeps the first k.
-    - "mass": s_v is the mass strictly before v, and l <= s_v < u.  There u cuts the tail and l the head, the opposite of all
-      others.  u = 1 cuts no class that has any mass.
+    - "mass": s_v is the mass strictly before v, and l <= s_v < u.  Here u cuts the tail and l the head, the opposite of the
+      other modes.  u = 1 cuts no class that has any mass.
 
-    Whatever the inputs are, scores are taken and compared in float64: added up in float32, the mass before a class of
-    the tail reaches 1, and drifts by more than such a class holds.
+    Scores are computed and compared in float64 for inputs of any dtype: summed in float32, the mass before a class of the tail
+    reaches 1, and its rounding error exceeds the mass of such a class.
 
     Args:
         logp_NV: Teacher log-probabilities.
         lower_N, upper_N: The interval of each row, in [0, 1].
         mode: What the interval bounds.
-        keep_target: Whether the arg max of p (the first of equals) is kept wherever the interval lies.
+        keep_target: Whether the arg max of p (the first of equals) is kept for any interval.
 
     Returns:
         keep_NV, bool.
@@ -64,16 +64,26 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
 
 
 def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
-    """What the mode bounds ("entry_quantile": 1 - s, exact at the top), and p in descending order where it was sorted."""
+    """Score of each class: the quantity that the interval bounds.
+
+    Args:
+        logp_NV: Teacher log-probabilities.
+        p_NV: Their exp.
+        mode: What the interval bounds.
+
+    Returns:
+        score_NV (in mode "entry_quantile" 1 - s, which is exact for the first classes), and p in descending order if the mode
+        sorts it, else None.
+    """
     if mode == "value":
         return p_NV, None
     if mode == "relative":
         return (logp_NV - logp_NV.amax(dim=-1, keepdim=True)).exp(), None
-    # A double, so that no two different log-probabilities become equal.
+    # float64, so that no two different log-probabilities become equal.
     sorted_NV, order_NV = torch.sort(logp_NV.double().exp(), dim=-1, descending=True, stable=True)
     if mode == "mass":
         before_NV = functional.pad(sorted_NV[:, :-1].cumsum(dim=-1), (1, 0))
-        # Below 1 exactly for a class that has mass itself, whatever rounding adds up to.
+        # Below 1 exactly for classes with mass, for any rounding error of the sum.
         before_NV = before_NV.clamp_(max=1 - 2**-53).masked_fill_(sorted_NV == 0, 1.0)
     else:
         vocabulary = logp_NV.shape[-1]
@@ -83,12 +93,15 @@ def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Ten
 
 
 def score_bounds(lower_N: Tensor, upper_N: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
-    """Between which scores of `class_scores` the interval lies."""
+    """The interval as bounds of the scores of `class_scores`: low_N and high_N."""
     return (1 - upper_N, 1 - lower_N) if mode == "entry_quantile" else (lower_N, upper_N)
 
 
 def within(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_N1: Tensor | None) -> Tensor:
-    """Where the score lies between the ends, and the target class."""
+    """The kept classes, keep_NV, bool.
+
+    True where the score lies within the bounds, and at the target class.
+    """
     low_N1, high_N1 = low_N.to(score_NV.dtype).unsqueeze(-1), high_N.to(score_NV.dtype).unsqueeze(-1)
     keep_NV = score_NV >= low_N1
     keep_NV &= score_NV < high_N1 if mode == "mass" else score_NV <= high_N1
@@ -96,7 +109,10 @@ def within(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_N
 
 
 def at_class(class_N1: Tensor, num_classes: int) -> Tensor:
-    """True at one class of each row, [N, V]; a comparison, since compiled code is slow at scattering."""
+    """Bool [N, V], True at one class of each row.
+
+    Computed by comparison, since scattering is slow in compiled code.
+    """
     return torch.arange(num_classes, device=class_N1.device) == class_N1
 
 
@@ -104,10 +120,10 @@ def at_class(class_N1: Tensor, num_classes: int) -> Tensor:
 
 
 def rank_edges(vocabulary: int) -> tuple[int, ...]:
-    """How many ranks lie above each bucket of the compact form, and V.
+    """First ranks of the buckets of the compact form, and V.
 
-    The first 512 ranks stand alone.  Those below fall into 16 buckets, each wider than the last by the same factor, or, where
-    there are fewer ranks than that, into buckets of one.  No bucket is empty, so that K = min(V, 528) numbers tell the row.
+    The first 512 ranks are not bucketed.  The ranks below them form 16 buckets, each wider than the last by the same factor, or
+    buckets of one rank if there are at most 16.  No bucket is empty, so the compact form has K = min(V, 528) numbers.
 
     Example:
         >>> rank_edges(50257)[:3], rank_edges(515), rank_edges(100)
@@ -122,17 +138,30 @@ def rank_edges(vocabulary: int) -> tuple[int, ...]:
 
 
 def top_and_masses(sorted_NV: Tensor, edges: Sequence[int]) -> Tensor:
-    """The compact form of rows in descending order: the ranks above the first edge, and the mass from each edge to the next."""
+    """The compact form of rows sorted in descending order.
+
+    It consists of the probabilities above the first edge and the masses of the buckets.
+
+    Args:
+        sorted_NV: Probabilities in descending order.
+        edges: From `rank_edges`.
+
+    Returns:
+        ranked_NK.
+    """
     masses = [sorted_NV[:, start:stop].sum(dim=-1, keepdim=True) for start, stop in pairwise(edges)]
     return torch.cat([sorted_NV[:, : edges[0]], *masses], dim=-1)
 
 
-# The two below are operators of torch's, so that a compiled graph goes through them without a look inside.
+# The next two functions are registered as torch operators, so that torch.compile treats them as opaque.
 
 
 @torch.library.custom_op("redistill::sort_descending", mutates_args=())
 def sort_descending(p_NV: Tensor) -> Tensor:
-    """p in descending order; NumPy's vectorised sort is 4 to 20 times faster than torch's on a CPU."""
+    """p_NV sorted in descending order.
+
+    On a CPU NumPy's vectorised sort is used, 4 to 20 times faster than torch's.
+    """
     if p_NV.device.type != "cpu":
         return torch.sort(p_NV, dim=-1, descending=True).values
     negated_NV = np.negative(p_NV.numpy())
@@ -147,7 +176,10 @@ def _(p_NV: Tensor) -> Tensor:
 
 @torch.library.custom_op("redistill::compact_ranks", mutates_args=())
 def compact_ranks(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
-    """`top_and_masses` of rows in any order; wide rows on a CPU are not sorted for it."""
+    """The compact form of unsorted rows.
+
+    It is the same as `top_and_masses`; on a CPU large vocabularies use a histogram and not a sort.
+    """
     if p_NV.device.type != "cpu" or p_NV.dtype != torch.float32 or p_NV.shape[1] < HISTOGRAM_CLASSES:
         return top_and_masses(sort_descending(p_NV), edges)
     ranked_NK = p_NV.new_empty(p_NV.shape[0], edges[0] + len(edges) - 1)
@@ -162,14 +194,14 @@ def _(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
 
 
 def _compact_row(p_V: np.ndarray[Any, Any], edges: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """One row by its histogram over the upper 16 bits of the floats, which are in the order of their values.
+    """The compact form of one row, by a histogram over the upper 16 bits of its floats, whose order is that of the values.
 
-    Only the classes of bins that hold the top or that an edge cuts are sorted, so the masses are exact.
+    Only the classes in bins of the first ranks or in bins that an edge cuts are sorted, so the masses are exact.
     """
     bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
     count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # from the largest down
     through_B = count_B.cumsum()
-    cut_E = through_B.searchsorted(edges)  # the bin that each edge lies in, or at the end of
+    cut_E = through_B.searchsorted(edges)  # the bin that contains each edge, or ends at it
     sorted_B = np.arange(len(count_B)) <= cut_E[0]
     sorted_B[cut_E] = True
     members = np.sort(p_V[sorted_B[::-1][bits_V]])[::-1]

@@ -1,12 +1,12 @@
-"""DAC-KL: clip the teacher's distribution to an interval that a small network predicts, and match what is left.
+"""DAC-KL: divergence from a teacher that is clipped to an interval, which a small network predicts.
 
-Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  From bottom to top: the divergence on the kept classes
-(`clipped_divergence`), and the module (`DacKL`, built from `DacKLConfig`) that joins it with the network that predicts the
-interval (`ClipNetwork`, in clip_network.py) and the classes that the interval keeps (`keep_mask`, in clip_ranks.py).  The
-paper leaves several readings open; each is a field of the configuration, and the defaults stay closest to its text.
+Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` is the divergence on the kept classes.  The module
+`DacKL`, built from `DacKLConfig`, combines it with the network that predicts the interval (`ClipNetwork` in clip_network.py)
+and the classes that the interval keeps (`keep_mask` in clip_ranks.py).  Where the paper is ambiguous, each interpretation is a
+field of the configuration; the defaults are closest to its text.
 
-Nothing here reduces over rows or knows about models.  Rows come in chunks, and a chunk's [N, V] tensors are what training
-pays for: nothing is concatenated, and the soft gate is rebuilt in the backward pass rather than kept.
+Nothing here reduces over rows or depends on models.  Rows come in chunks, and a chunk's [N, V] tensors dominate memory: nothing
+is concatenated, and the soft gate is recomputed in the backward pass and not stored.
 """
 
 import math
@@ -25,11 +25,11 @@ Normalise = Literal["none", "renormalise", "other_bin", "teacher"]
 Gate = Literal["straight_through", "soft", "none"]
 
 MASS_FLOOR_WEIGHT = 10.0
-# Nats of log p, twice; share of the mass; nats of log rank.
+# Units: nats of log p ("value", "relative"), probability mass ("mass"), nats of log rank ("entry_quantile").
 GATE_TEMPERATURE: dict[Mode, float] = {"value": 0.5, "relative": 0.5, "mass": 0.02, "entry_quantile": 0.5}
-# The logits of u and l at the start.  "value": all classes of p >= 9e-4.  "relative": those above p_max / 400; u so near to 1
-# that a close second stays.  "mass": the head that holds 98 %; l cuts the arg max alone, which is kept in any case.
-# "entry_quantile": one class in 1000; u = 1 - 2e-6, since 1 - 6e-6 would drop the second of 262,144 classes.
+# Initial logits of u and l.  "value": keeps classes with p >= 9e-4.  "relative": those above p_max / 400; u is so close to 1
+# that a second class with almost the same p is kept.  "mass": the head with 98 % of the mass; l cuts the arg max only, which is
+# always kept.  "entry_quantile": one class in 1000; u = 1 - 2e-6, since 1 - 6e-6 would drop the second of 262,144 classes.
 START: dict[Mode, tuple[float, float]] = {
     "value": (4.0, -7.0),
     "relative": (12.0, -6.0),
@@ -44,7 +44,7 @@ START: dict[Mode, tuple[float, float]] = {
 def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normalise: Normalise = "none") -> Tensor:
     r"""KL from the clipped teacher to the student, in one of four normalisations.
 
-    With P = sum of p over S, Q the same of q, and q always from the softmax over all classes:
+    P is the sum of p over S, Q that of q; q is always the softmax over all classes:
 
     .. math::
         \text{none (Eq. 8):}   \quad & L = \sum_{v \in S} p_v \log (p_v / q_v) \\
@@ -53,15 +53,15 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
         \text{teacher:}        \quad & L / P - \log P = \mathrm{KL}(p_S / P \,\|\, q)
 
     Nats per token.  "none" may be negative, down to P log P; the others are >= 0 for a mask.  The gradient of "none" with
-    respect to the student's logits is q_k P - p_k [k in S]: it rests where q = p_S / P, with nothing outside S.  An empty S
+    respect to the student's logits is q_k P - p_k [k in S]: it is 0 where q = p_S / P, with no mass outside S.  An empty S
     gives 0 without gradient.  A class at -inf contributes 0 to L.
 
     Args:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
         logp_NV: Teacher log-probabilities, no gradient.
-        keep_NV: S as a bool mask, or a gate in [0, 1] that weighs each class's summand (1 - gate in the other bin), with
-            gradient through it.
-        normalise: Which of the four.
+        keep_NV: S as a bool mask, or a gate in [0, 1] that weights each class's summand (1 - gate in the other bin); the
+            gradient flows through it.
+        normalise: The normalisation.
 
     Returns:
         divergence_N, unreduced.
@@ -70,7 +70,7 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
     dtype = loss_dtype(logq_NV)
     logq_NV, logp_NV = logq_NV.to(dtype), logp_NV.detach().to(dtype)
     kept_NV = logp_NV.exp() * keep_NV
-    # Filled before it meets a factor, so that no gradient is 0 * inf.
+    # Masked before any multiplication, so that no gradient is 0 * inf.
     log_ratio_NV = (logp_NV - logq_NV).masked_fill(logp_NV.isneginf() | logq_NV.isneginf(), 0.0)
     divergence_N = (kept_NV * log_ratio_NV).sum(dim=-1)
     if normalise == "none":
@@ -88,17 +88,17 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
 
 
 def _other_bin(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor) -> Tensor:
-    """(1 - P) log((1 - P) / (1 - Q)), 0 where either has nothing outside S."""
+    """(1 - P) log((1 - P) / (1 - Q)), 0 where either model has no mass outside S."""
     rest_NV = ~keep_NV if keep_NV.dtype == torch.bool else 1 - keep_NV
     (log_p_N, p_any_N), (log_q_N, q_any_N) = _log_mass(logp_NV, rest_NV), _log_mass(logq_NV, rest_NV)
     return torch.where(p_any_N & q_any_N, log_p_N.exp() * (log_p_N - log_q_N), 0.0)
 
 
 def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the weighted mass by logsumexp over weights > 0 (1 - mass would cancel), and where there is any."""
+    """log of the weighted mass by logsumexp over weights > 0 (1 - mass would cancel), and whether there is any."""
     peak_N1 = log_NV.detach().masked_fill(weight_NV == 0, -torch.inf).amax(dim=-1, keepdim=True)
     peak_N1 = peak_N1.masked_fill(peak_N1.isneginf(), 0.0)
-    # A class of weight 0 may lie far above the peak: bounded, its exp times 0 is 0 and not NaN.
+    # A class of weight 0 may be far above the peak: clamped, its exp times 0 is 0 and not NaN.
     total_N = (weight_NV * (log_NV - peak_N1).clamp(max=60).exp()).sum(dim=-1)
     any_N = total_N > 0
     return torch.where(any_N, total_N, 1.0).log() + peak_N1.squeeze(-1), any_N
@@ -109,24 +109,25 @@ def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class DacKLConfig:
-    """How DAC-KL reads the paper; the defaults stay closest to its text.
+    """Settings of DAC-KL; the defaults are closest to the paper's text.
 
     Args:
         mode: What the interval bounds: each class's probability ("value", Eq. 7), that over the largest one ("relative"), the
             teacher's mass before the class ("mass"), or the class's quantile among the entries; see `keep_mask`.
         normalise: "none" is Eq. 8; see `clipped_divergence`.
-        gate: How f_sub learns through the interval: "straight_through" (hard mask forward, soft gate backward), "soft" (the
-            gate in both), or "none" (f_sub stays as it started, as the hard set of Eq. 7 taken literally has no gradient).
+        gate: How gradients reach f_sub through the interval: "straight_through" (hard mask forward, soft gate backward), "soft"
+            (soft gate in both), or "none" (f_sub is not trained: the hard set of Eq. 7, taken literally, has no gradient).
         network: f_sub.
-        mass_floor: Guard against collapse, not in the paper: adds 10 relu(floor - P)^2, in (0, 1); 0.9 is robust.
+        mass_floor: Penalty against collapse, not in the paper: adds 10 relu(floor - P)^2; in (0, 1); 0.9 is robust.
         keep_target: Whether the teacher's arg max is always kept (Eq. 7's max); Table 3b drops it.
-        target_twice: Whether it counts once for that and once more where the interval holds it; needs `normalise: none`.
-        fixed_interval: (lower, upper) in place of f_sub; in mode "relative", (0.05, 1) is min-p 0.05.
-        fixed_top: So many of the most probable classes in place of f_sub; needs mode "entry_quantile".
-        gate_temperature: Width of the soft gate; by default 0.02 of mass in mode "mass", else 0.5 nats of log p or log rank.
+        target_twice: Whether the kept arg max counts a second time where the interval contains it; needs `normalise: none`.
+        fixed_interval: (lower, upper) instead of f_sub, 0 <= lower <= upper <= 1; in mode "relative", (0.05, 1) is min-p 0.05.
+        fixed_top: Number of most probable classes to keep instead of f_sub, >= 1; needs mode "entry_quantile".
+        gate_temperature: Width of the soft gate, > 0; the default is a mass of 0.02 in mode "mass", else 0.5 nats of log p or
+            log rank.
 
     Raises:
-        ConfigError: a field is out of range, or does not go with another.
+        ConfigError: a field is out of range, or cannot be combined with another.
     """
 
     mode: Mode = "value"
@@ -145,30 +146,36 @@ class DacKLConfig:
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} = {getattr(self, name)!r}: must be one of {', '.join(choices)}")
         if self.gate_temperature is not None and not 0 < self.gate_temperature < math.inf:
-            raise ConfigError(f"gate_temperature = {self.gate_temperature}: must be above 0; leave it out for the mode's own")
+            raise ConfigError(
+                f"gate_temperature = {self.gate_temperature}: must be above 0; leave it out for the mode's default"
+            )
         if self.target_twice and (self.normalise != "none" or not self.keep_target):
             raise ConfigError("target_twice = True: needs normalise none and keep_target; weights above 1 have no remainder")
         self._check_clip()
 
     def _check_clip(self) -> None:
-        """The fields that f_sub's interval is replaced or guarded by."""
+        """Check the fields that replace f_sub's interval, and the mass floor."""
         if self.fixed_interval is not None:
             lower, upper = self.fixed_interval
             if not 0 <= lower <= upper <= 1:
-                raise ConfigError(f"fixed_interval = {self.fixed_interval}: must be 0 <= lower <= upper <= 1; put lower first")
+                raise ConfigError(
+                    f"fixed_interval = {self.fixed_interval}: must satisfy 0 <= lower <= upper <= 1; put lower first"
+                )
         if self.fixed_top is not None:
             if self.fixed_top < 1:
                 raise ConfigError(f"fixed_top = {self.fixed_top}: must be at least 1; 200 is a usual control")
             if self.mode != "entry_quantile" or self.fixed_interval is not None:
                 raise ConfigError(
-                    f"fixed_top = {self.fixed_top}: needs mode entry_quantile and no fixed_interval; set mode, drop the other"
+                    f"fixed_top = {self.fixed_top}: needs mode entry_quantile and no fixed_interval; set mode to "
+                    "entry_quantile and leave out fixed_interval"
                 )
         if self.mass_floor is not None:
             if not 0 < self.mass_floor < 1:
-                raise ConfigError(f"mass_floor = {self.mass_floor}: must lie in (0, 1); 0.9 is robust, leave it out for none")
+                raise ConfigError(f"mass_floor = {self.mass_floor}: must lie in (0, 1); use 0.9, or leave it out for no floor")
             if self.gate == "none" or not self.has_network:
                 raise ConfigError(
-                    f"mass_floor = {self.mass_floor}: needs a network that learns; drop it, gate none or what is fixed"
+                    f"mass_floor = {self.mass_floor}: needs a trained f_sub; leave it out, or set gate to straight_through and "
+                    "leave out fixed_interval and fixed_top"
                 )
 
     @property
@@ -178,7 +185,7 @@ class DacKLConfig:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """One of each reading, for the laws."""
+        """The settings that the laws are tested with, one of each interpretation."""
         small, exact = ClipNetworkConfig(hidden=4), ClipNetworkConfig(hidden=4, sorted="exact")
         biased = ClipNetworkConfig(hidden=4, upper_bias=3.0, lower_bias=-1.0)
         return (
@@ -194,13 +201,13 @@ class DacKLConfig:
 
 
 class DacKL(nn.Module):
-    """DAC-KL (Eq. 6-8): predict an interval for each row, clip the teacher to it, and take the divergence there.
+    """DAC-KL: divergence from the teacher clipped to a predicted interval (Eq. 6-8).
 
-    Nats per token.  It is no divergence in the strict sense: un-normalised it may be negative, and minimising it jointly
-    with f_sub rewards dropping every class where p > q.  Hence the diagnostics: watch `kept_mass` and `target_only`.
+    Nats per token.  It is not a divergence in the strict sense: unnormalised it may be negative, and minimising it jointly over
+    student and f_sub rewards dropping every class with p > q.  Therefore monitor the diagnostics `kept_mass` and `target_only`.
 
     Args:
-        config: The reading of the paper.
+        config: Settings.
         vocabulary: V.
         seed: Seed of f_sub's initial weights.
     """
@@ -212,18 +219,18 @@ class DacKL(nn.Module):
         self.network = None
         if config.has_network:
             self.network = ClipNetwork(vocabulary, config.network, start=START[config.mode], seed=seed)
-            self.network.requires_grad_(config.gate != "none")  # else weight decay would move what no gradient does
+            self.network.requires_grad_(config.gate != "none")  # else weight decay would change it without a gradient
 
     def forward(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The divergence of each row, and what was kept of it.
+        """The divergence of each row, and diagnostics.
 
         Args:
-            logq_NV: Student log-probabilities; they get gradient from the divergence alone, never through the network.
+            logq_NV: Student log-probabilities; their gradient comes from the divergence only, never through the network.
             logp_NV: Teacher log-probabilities, no gradient.
 
         Returns:
-            divergence_N, the mass-floor penalty included, and float32 rows by name: `kept_mass` (of p, on the hard set S),
-            `kept_classes`, `lower`, `upper`, `target_only` (1 where S is the arg max alone).
+            divergence_N, including the mass-floor penalty, and float32 rows by name: `kept_mass` (of p, on the hard set S),
+            `kept_classes`, `lower`, `upper`, `target_only` (1 where S is the arg max only).
         """
         logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
         p_NV = logp_NV.exp()
@@ -253,19 +260,22 @@ class DacKL(nn.Module):
 
     @torch.no_grad()
     def kept(self, logq_NV: Tensor, logp_NV: Tensor) -> Tensor:
-        """keep_NV, bool: the hard set S of each row, as `forward` finds it; for the span loss of clipped vectors."""
+        """The hard set S of each row, keep_NV, bool.
+
+        It is the same as in `forward`; the span loss of clipped vectors uses it.
+        """
         logp_NV = logp_NV.to(loss_dtype(logq_NV))
         score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, logp_NV.exp())
         target_N1 = logp_NV.argmax(dim=-1, keepdim=True) if self.config.keep_target else None
         return within(score_NV, *score_bounds(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
 
     def _interval(self, logq_NV: Tensor, logp_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the interval bounds, by class, and the interval of each row; the network reads what the mode has sorted."""
+        """score_NV, and the interval lower_N, upper_N; the network reuses the row that the mode has sorted."""
         score_NV, sorted_NV = class_scores(logp_NV, p_NV, self.config.mode)
         if self.network is None:
             top = self.config.fixed_top
             ends = (max(0.0, 1 - top / logp_NV.shape[-1]), 1.0) if top is not None else self.config.fixed_interval
-            assert ends is not None, "without a network the interval is fixed"
+            assert ends is not None, "without a network fixed_interval must be set"
             lower_N, upper_N = (logp_NV.new_full(logp_NV.shape[:1], end) for end in ends)
         else:
             lower_N, upper_N = self.network(p_NV, logq_NV.detach().to(logp_NV.dtype).exp(), sorted_NV)
@@ -274,11 +284,11 @@ class DacKL(nn.Module):
     def _gate(
         self, score_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, ends: tuple[Tensor, Tensor], target_N1: Tensor | None
     ) -> Tensor:
-        """Each class's weight; the gate is soft in mass in mode "mass", else in logarithms."""
+        """Weight of each class; a soft gate is computed in mass in mode "mass", else in logarithms."""
         if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV
         if self.config.mode != "mass":
-            tiny = torch.finfo(logp_NV.dtype).tiny  # log 0 would meet a ruled-out class as -inf - -inf
+            tiny = torch.finfo(logp_NV.dtype).tiny  # log 0 minus that of a ruled-out class would be -inf - -inf
             ends = (ends[0].clamp(min=tiny).log(), ends[1].clamp(min=tiny).log())
             score_NV = logp_NV if self.config.mode == "value" else score_NV.log()
         score_NV = score_NV.to(logp_NV.dtype)

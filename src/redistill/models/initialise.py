@@ -1,4 +1,4 @@
-"""Where a student's weights come from: some of the teacher's layers, or a seed."""
+"""Initialise a student: from some of the teacher's layers, or at random from a seed."""
 
 import copy
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class InitialiseConfig:
     """Build the student from layers of the teacher.
 
     Args:
-        layers: How many layers, spread evenly with the first and the last among them; or which ones, ascending.
+        layers: Number of layers, >= 1, evenly spaced from the first to the last; or a list of layer indices, ascending from 0.
 
     Raises:
-        ConfigError: no layer, a negative one, or a list that does not ascend.
+        ConfigError: the number is below 1, or the list is empty, has a negative index, or does not ascend.
     """
 
     layers: int | tuple[int, ...]
@@ -32,13 +32,13 @@ class InitialiseConfig:
             if self.layers < 1:
                 raise ConfigError(f"layers = {self.layers}: must be at least 1")
         elif not self.layers or self.layers[0] < 0 or any(a >= b for a, b in zip(self.layers, self.layers[1:])):
-            raise ConfigError(f"layers = {list(self.layers)}: must be layer numbers from 0 that ascend, each once; sort them")
+            raise ConfigError(f"layers = {list(self.layers)}: must be ascending layer indices >= 0, each once; sort them")
 
     def indices(self, num_layers: int) -> tuple[int, ...]:
-        """The chosen layers of a teacher that has `num_layers`.
+        """Indices of the chosen layers of a teacher with `num_layers` layers.
 
         Raises:
-            ConfigError: it has fewer than asked for.
+            ConfigError: the teacher has too few layers.
 
         Example:
             >>> InitialiseConfig(layers=4).indices(12)
@@ -46,10 +46,15 @@ class InitialiseConfig:
         """
         if isinstance(self.layers, tuple):
             if self.layers[-1] >= num_layers:
-                raise ConfigError(f"layers: {self.layers[-1]} is not there; the teacher has layers 0 to {num_layers - 1}")
+                raise ConfigError(
+                    f"layers = {list(self.layers)}: must be at most {num_layers - 1}, the teacher's last layer; "
+                    "leave out the larger indices"
+                )
             return self.layers
         if self.layers > num_layers:
-            raise ConfigError(f"layers = {self.layers}: the teacher has only {num_layers}; ask for at most as many")
+            raise ConfigError(
+                f"layers = {self.layers}: must be at most {num_layers}, the teacher's number of layers; set fewer"
+            )
         if self.layers == 1:
             return (0,)
         gaps = self.layers - 1
@@ -57,30 +62,32 @@ class InitialiseConfig:
 
 
 def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int) -> Any:
-    """A model of the teacher's family with some of its layers and all of its embeddings, norms and head.
+    """A student that consists of some of the teacher's layers.
 
-    The student is built anew from the changed config, so that layer numbers (the KV cache goes by them), attention patterns and
-    tied embeddings are what the family makes them; then weights are copied.  No memory is shared with the teacher.
+    Its embeddings, norms and head are copies of the teacher's.
+
+    The student is constructed from a shortened config, so that layer indices (which the KV cache uses), attention patterns and
+    tied embeddings are those of the family; then weights are copied.  No memory is shared with the teacher.
 
     Args:
         teacher_model: A causal language model without adapters.
-        layers: As in `InitialiseConfig`.
+        layers: Number or indices of layers; see `InitialiseConfig`.
 
     Returns:
         The student, in eval mode, with the teacher's dtype and device.
 
     Raises:
-        ConfigError: `layers` does not fit the teacher, or the teacher is quantised.
+        ConfigError: the teacher lacks some of `layers`, or it is quantised.
         ModelError: the family's config cannot be shortened.
     """
     teacher = unwrapped(teacher_model)
     if is_quantised(teacher):
-        raise ConfigError("initialise.layers: cannot take layers of a quantised model; set lora.quantise to none")
+        raise ConfigError("initialise.layers: layers of a quantised model cannot be copied; set lora.quantise to none")
     num_layers = text_config(teacher).num_hidden_layers
     chosen = InitialiseConfig(layers=layers).indices(num_layers)
     path, _ = layer_list(teacher)
     config = _shortened_config(teacher, chosen)
-    with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are overwritten at once
+    with torch.random.fork_rng(devices=[]):  # the constructor samples weights that are overwritten below
         student = type(teacher)(config)
     cast_weights(student.to(device=teacher.device), teacher.dtype)
     weights = teacher.state_dict()
@@ -91,11 +98,13 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give every parameter another dtype, but for adapters and quantised weights, and leave buffers as they are.
+    """Cast every parameter to `dtype`, except adapters and quantised weights.
 
-    `model.to(dtype)` would round the rotary frequencies as well.  They are in no checkpoint: a reloaded model computes them
-    anew, exactly, and so would differ from the one that was trained.  Adapters are float32 whatever their base is, and the
-    integers of quantised weights are no numbers to round.
+    Buffers keep their dtype.
+
+    `model.to(dtype)` would round the rotary frequencies as well.  Checkpoints do not contain them: a reloaded model computes
+    them again, exactly, and so would differ from the trained one.  Adapters are float32 for a base of any dtype, and the
+    integers of quantised weights encode their values.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and ".lora_" not in name:
@@ -103,14 +112,19 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def fresh_model(config: Any, seed: int) -> Any:
-    """A causal language model with random weights that depend on `config` and `seed` alone.
+    """A causal language model with random weights.
+
+    The weights depend on `config` and `seed` alone.
 
     Args:
-        config: A transformers config, or its fields as a dict with `model_type` among them.
+        config: A transformers config, or a dict of its fields including `model_type`.
         seed: The run's seed.
 
+    Returns:
+        The model, in eval mode.
+
     Raises:
-        ConfigError: the dict names no known `model_type`, or a field is wrong.
+        ConfigError: `model_type` of the dict is missing or unknown, or a field is invalid.
 
     Example:
         >>> tiny = dict(model_type="gpt2", vocab_size=8, n_embd=4, n_layer=1, n_head=1, n_positions=8)
@@ -123,7 +137,7 @@ def fresh_model(config: Any, seed: int) -> Any:
             config = AutoConfig.for_model(fields.pop("model_type", ""), **fields)
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"model config: {str(error).splitlines()[0][:200]}; give model_type and that family's fields"
+                f"model config: {str(error).splitlines()[0][:200]}; set model_type and that family's fields"
             ) from error
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(randomness.torch_seed(seed, "initialise"))
@@ -131,7 +145,7 @@ def fresh_model(config: Any, seed: int) -> Any:
 
 
 def _shortened_config(teacher: Any, chosen: tuple[int, ...]) -> Any:
-    """The teacher's config for the chosen layers; lists with an entry a layer (`layer_types` ...) keep theirs."""
+    """The teacher's config for the chosen layers; lists with one entry per layer (`layer_types` ...) are cut as well."""
     config = copy.deepcopy(teacher.config)
     text = config.get_text_config()
     per_layer = {
@@ -140,20 +154,20 @@ def _shortened_config(teacher: Any, chosen: tuple[int, ...]) -> Any:
         if "layer" in name and isinstance(values, list | tuple) and len(values) == text.num_hidden_layers
     }
     text.num_hidden_layers = len(chosen)
-    config.name_or_path = ""  # the teacher's, which adapters of this student do not fit
+    config.name_or_path = ""  # adapters of this student do not fit the teacher
     for name, values in per_layer.items():
         setattr(text, name, values)
     try:
         type(config).from_dict(config.to_dict())
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(
-            f"{config.model_type}: its config cannot be cut to {len(chosen)} layers ({error}); use another family"
+            f"{config.model_type}: its config cannot be shortened to {len(chosen)} layers ({error}); use another family"
         ) from error
     return config
 
 
 def _teacher_name(name: str, path: str, chosen: tuple[int, ...]) -> str:
-    """The teacher's name of a student's weight: below `path` the layer's number is translated, else it is the same."""
+    """The teacher's name of a student's weight: equal, except that layer indices below `path` are mapped to the teacher's."""
     if not name.startswith(f"{path}."):
         return name
     number, _, rest = name[len(path) + 1 :].partition(".")

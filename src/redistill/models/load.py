@@ -1,6 +1,6 @@
-"""Models and tokenizers by name, folder or GGUF file, through transformers; safetensors only, and no code from a model runs.
+"""Load models and tokenizers from the hub, a folder or a GGUF file; safetensors only, and no code from a model runs.
 
-Whatever goes wrong comes out as one line: the libraries below answer a mistyped path with a page about the hub.
+Every failure is raised as an error of one line: transformers answers a mistyped path with a page about the hub.
 """
 
 import contextlib
@@ -36,8 +36,8 @@ __all__ = [
     "parameter_count",
 ]
 
-# What a template that is wrong, or not meant for the conversation at hand, ends with: it computes as Python does.
-_TEMPLATE_FAULTS = (
+# Exceptions of a chat template that is invalid or does not support the conversation: its expressions behave as Python's.
+_TEMPLATE_ERRORS = (
     jinja2.TemplateError,
     ArithmeticError,
     AttributeError,
@@ -54,11 +54,11 @@ class ModelConfig:
     """Which model to load, and how.
 
     Args:
-        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is loaded
-            with the base it names, and merged.
-        revision: Branch, tag or commit of a hub model; None takes its main branch.
-        adapter: A LoRA adapter, a folder or a hub name, to be merged into `model`; None merges none.
-        dtype: Of the weights: "float32", "bfloat16", or "auto" for what the file holds.  Students are trained in float32.
+        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is merged
+            into the base that its configuration names.
+        revision: Branch, tag or commit of a hub model; None uses its main branch.
+        adapter: Folder or hub name of a LoRA adapter to be merged into `model`; None merges none.
+        dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
 
     Raises:
@@ -79,22 +79,26 @@ class ModelConfig:
 
 
 def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Any, Any]:
-    """The causal language model that `config` names, in eval mode on the CPU, and its tokenizer.
+    """Load a causal language model and its tokenizer.
 
     Args:
-        config: Which model, and the adapter that is merged into it.
-        quantise: How the base of a QLoRA student is kept; "none" for every other model.
+        config: The model, and the adapter that is merged into it.
+        quantise: Storage of the base of a QLoRA student: "nf4" or "int8"; "none" for every other model.
+
+    Returns:
+        The model, in eval mode on the CPU, and its tokenizer.
 
     Raises:
-        ConfigError: bitsandbytes is asked for and not installed, or asked to quantise what it cannot.
-        ModelError: it is missing, incomplete, damaged, or of a family that cannot be split into body and head.
+        ConfigError: bitsandbytes is needed and not installed, or the model is a GGUF file or has an adapter to be merged, which
+            cannot be quantised.
+        ModelError: the model is missing, incomplete, damaged, or of a family that cannot be split into body and head.
     """
     base, adapter = _base_and_adapter(config)
     source = _locate(base)
     if quantise != "none" and (adapter is not None or "gguf_file" in source):
         raise ConfigError(
-            f"quantise = {quantise!r}: {config.model} is a GGUF file or has an adapter to be merged; save it as an ordinary "
-            "model first, or set it to none"
+            f"quantise = {quantise!r}: must be none, since {config.model} is a GGUF file or has an adapter to be merged; "
+            "set it to none, or first save the model with save_pretrained"
         )
     tokenizer = load_tokenizer(config)
     model = _read_weights(base, source, loading_options(quantise, _compute_dtype(base)))
@@ -108,10 +112,12 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Any, A
 
 
 def read_config(config: ModelConfig) -> Any:
-    """The configuration of the model that `config` names, its adapter's base for one that has an adapter; no weights are read.
+    """The transformers config of a model, without reading weights.
+
+    For an adapter it is the config of its base.
 
     Raises:
-        ModelError: it is missing or damaged.
+        ModelError: the model is missing or damaged.
     """
     base, _ = _base_and_adapter(config)
     source = _locate(base)
@@ -120,12 +126,14 @@ def read_config(config: ModelConfig) -> Any:
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The tokenizer of the model that `config` names; one without a pad token pads with its end token.
+    """Load the tokenizer of a model.
 
-    Which tokens are padding is decided by position everywhere, never by this id.
+    If it has no pad token, its end token is used for padding.
+
+    Padding is always identified by position, never by this id.
 
     Raises:
-        ModelError: it is missing or damaged, has neither a pad nor an end token, or has a chat template that reaches out.
+        ModelError: the tokenizer is missing or damaged, has neither a pad nor an end token, or has an unsafe chat template.
     """
     base, adapter = _base_and_adapter(config)
     if adapter is not None and adapter.name == config.model and adapter.has_tokenizer:
@@ -144,35 +152,37 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 def _check_chat_templates(name: str, tokenizer: Any) -> None:
-    """Refuse templates whose names would lead out of the folder they are saved to, or that reach for Python's insides.
+    """Reject templates that the sandbox blocks, or whose names are paths out of the folder that they are saved to.
 
-    They run in Jinja's sandbox, which ends such a one wherever it is met; here it is named before a run has begun.
+    Jinja's sandbox blocks an unsafe template whenever it is rendered; this check reports it before a run starts.
     """
     if isinstance(tokenizer.chat_template, dict):
         for key in tokenizer.chat_template:
             if files.slug(str(key)) != key:
                 raise ModelError(
-                    f"{name}: a chat template is called {str(key)[:60]!r}, which is no plain name; do not use this model"
+                    f"{name}: the name of a chat template is {str(key)[:60]!r}, which is not a plain file name; do not "
+                    "use this model"
                 )
     try:
         _two_turns(tokenizer)
     except SecurityError as error:
-        raise ModelError(f"{name}: its chat template is no template ({error}); do not use this model") from error
-    except _TEMPLATE_FAULTS:  # it wants another conversation, or is broken; only a run that uses it needs to know
+        raise ModelError(f"{name}: its chat template was rejected by the sandbox ({error}); do not use this model") from error
+    except _TEMPLATE_ERRORS:  # unsupported conversation or invalid template: reported by a run that uses it
         return
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Recompute activations in the backward pass instead of keeping them; the method's name changed in transformers 5."""
+    """Enable gradient checkpointing; transformers 5 renamed the method."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def end_token_ids(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end a response: the tokenizer's end token first, then those of the generation config and the chat template.
+    """Ids of the tokens that end a response.
 
-    A base checkpoint often comes with a chat template whose end of turn neither of the first two names; a student that has
-    learnt to write it must be stopped there.
+    The tokenizer's end token comes first, then those of the generation config, then the chat template's end of turn.  The
+    generation config of a base checkpoint often lacks the end of turn, and a student that has learned to generate it must be
+    stopped there.
     """
     listed = getattr(unwrapped(model), "generation_config", None)
     listed = getattr(listed, "eos_token_id", None)
@@ -185,10 +195,10 @@ def end_token_ids(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
-    """The special token with which the chat template ends an answer, if there is a template and it does."""
+    """Id of the special token that ends an answer in the chat template; None if there is no such token or template."""
     try:
         text = _two_turns(tokenizer).rstrip()
-    except _TEMPLATE_FAULTS:  # it wants another conversation; what it ends with is not known
+    except _TEMPLATE_ERRORS:  # unsupported conversation: the end of turn is unknown
         return None
     if not text:
         return None
@@ -197,7 +207,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
 
 
 def _two_turns(tokenizer: Any) -> str:
-    """A question and an answer as the chat template renders them; "" where there is none."""
+    """The chat template's rendering of a user and an assistant message; "" without a template."""
     if not getattr(tokenizer, "chat_template", None):
         return ""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -205,17 +215,20 @@ def _two_turns(tokenizer: Any) -> str:
 
 
 def compatibility_warnings(teacher_tokenizer: Any, student_tokenizer: Any) -> list[str]:
-    """What may go wrong between two tokenizers of one vocabulary, a sentence each; empty where nothing does."""
+    """Differences between two tokenizers with one vocabulary, as sentences.
+
+    They do not prevent distillation but may degrade it.  Empty if there is none.
+    """
     warnings = []
     if teacher_tokenizer.eos_token_id != student_tokenizer.eos_token_id:
         warnings.append(
-            f"the teacher ends with {teacher_tokenizer.eos_token!r} and the student with {student_tokenizer.eos_token!r}: "
-            "the student learns the teacher's; set eos_token in one of the two tokenizers if that is not meant"
+            f"the teacher's end token is {teacher_tokenizer.eos_token!r} and the student's {student_tokenizer.eos_token!r}: "
+            "the student learns the teacher's; set eos_token in one of the tokenizers if this is not intended"
         )
     if teacher_tokenizer.chat_template != student_tokenizer.chat_template:
         warnings.append(
-            "the teacher and the student have different chat templates: both will read the student's; "
-            "a teacher tuned on its own template may answer worse"
+            "the teacher and the student have different chat templates: both models read the student's; "
+            "a teacher trained on its own template may give worse answers"
         )
     return warnings
 
@@ -226,51 +239,58 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def parameter_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters as they stand, tied ones counted once: the size on disk but for a header."""
+    """Bytes of the parameters as stored, tied ones counted once.
+
+    This is the size of a file without its header.
+    """
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
-    """The model whose weights are read, and what is merged into it.
+    """The model whose weights are read, and the adapter that is merged into it.
 
-    What holds an adapter_config.json must not get as far as transformers, which follows it to whatever model it names.
+    A folder with an adapter_config.json must not reach transformers, which would load any model that the file names.
     """
     if config.model.endswith(".gguf"):
         own = None
     else:
-        _check_place(config.model)
+        _check_path(config.model)
         own = find_adapter(config.model, config.revision)
     if own is None:
         return config, None if config.adapter is None else _named_adapter(config.adapter)
     if config.adapter is not None:
-        raise ModelError(f"{config.model}: is an adapter itself; name its base as `model` and one of the two as `adapter`")
+        raise ModelError(f"{config.model}: is an adapter itself; set `model` to its base and `adapter` to one of the two")
     if any(find_file(config.model, file, config.revision) for file in ("model.safetensors", "model.safetensors.index.json")):
-        raise ModelError(f"{config.model}: holds a model and an adapter; move the adapter to a folder of its own, as `adapter`")
+        raise ModelError(
+            f"{config.model}: contains a model and an adapter; move the adapter to a folder of its own, and set `adapter` to it"
+        )
     if not own.base:
-        raise ModelError(f"{config.model}: does not say which model it adapts; name that as `model` and this as `adapter`")
+        raise ModelError(
+            f"{config.model}: its adapter_config.json does not name its base; set `model` to the base and `adapter` to this"
+        )
     base = ModelConfig(model=own.base, revision=own.revision, dtype=config.dtype)
-    _check_place(base.model)
+    _check_path(base.model)
     if find_adapter(base.model, base.revision) is not None:
-        raise ModelError(f"{config.model}: its base {base.model} is an adapter as well; merge that into its own base first")
+        raise ModelError(f"{config.model}: its base {base.model} is an adapter as well; first merge that into its own base")
     return base, own
 
 
 def _named_adapter(name: str) -> Adapter:
-    _check_place(name)
+    _check_path(name)
     adapter = find_adapter(name, None)
     if adapter is None:
-        raise ModelError(f"{name}: holds no adapter_config.json; `adapter` names a LoRA adapter saved by PEFT")
+        raise ModelError(f"{name}: contains no adapter_config.json; set `adapter` to a LoRA adapter saved by PEFT")
     return adapter
 
 
 def _read_weights(config: ModelConfig, source: dict[str, Any], options: dict[str, Any]) -> Any:
-    """The model as its files have it, or as bitsandbytes reads them; every weight of it has been found."""
+    """Load the weights, quantised by bitsandbytes where `options` say so; a missing weight is an error."""
     with _one_line(config.model):
         if "gguf_file" in source:
             source |= _dequantised()
         else:
             source["config"] = AutoConfig.from_pretrained(**source, trust_remote_code=False)
-            # A config.json must not choose which kernels are downloaded and run.
+            # A config.json must not select kernels to be downloaded and run.
             source["config"]._attn_implementation = source["config"]._experts_implementation = None
         model, report = AutoModelForCausalLM.from_pretrained(
             **source,
@@ -280,25 +300,25 @@ def _read_weights(config: ModelConfig, source: dict[str, Any], options: dict[str
             trust_remote_code=False,
             output_loading_info=True,
         )
-    # transformers fills absent weights with random ones and only logs it.
+    # transformers initialises missing weights at random and only logs it.
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
         raise ModelError(
-            f"{config.model}: {len(absent)} weights are missing or of another shape, first {absent[0]}; "
-            "fetch the model again, or name one whose weights fit its config.json"
+            f"{config.model}: {len(absent)} weights are missing or have another shape, first {absent[0]}; "
+            "download the model again, or choose one whose weights fit its config.json"
         )
     if "gguf_file" in source:
-        model.name_or_path = model.config.name_or_path = ""  # the file's folder is no model that anyone could load
+        model.name_or_path = model.config.name_or_path = ""  # the file's folder cannot be loaded as a model
     return model
 
 
 def _compute_dtype(config: ModelConfig) -> torch.dtype:
-    """What products with quantised weights are computed in."""
+    """dtype of matrix products with quantised weights."""
     return torch.float32 if config.dtype == "float32" else torch.bfloat16
 
 
 def _check_sentencepiece(name: str, revision: str | None) -> None:
-    """Name what is missing for a tokenizer that is a SentencePiece file alone, as OpenLLaMA's is; transformers misnames it."""
+    """Name the missing packages of a tokenizer that is only a SentencePiece file (OpenLLaMA): transformers' error misleads."""
     with contextlib.suppress(ModuleNotFoundError):  # google, of which protobuf is a part
         if importlib.util.find_spec("sentencepiece") and importlib.util.find_spec("google.protobuf"):
             return
@@ -306,38 +326,38 @@ def _check_sentencepiece(name: str, revision: str | None) -> None:
         return
     if find_file(name, "tokenizer.model", revision) is not None:
         raise ModelError(
-            f"{name}: its tokenizer is a SentencePiece file (tokenizer.model), which needs two more packages; "
-            "pip install 'redistill[sentencepiece]'"
+            f"{name}: its tokenizer is a SentencePiece file (tokenizer.model), which needs the packages sentencepiece and "
+            "protobuf; pip install 'redistill[sentencepiece]'"
         )
 
 
 def _locate(config: ModelConfig) -> dict[str, Any]:
-    """Arguments of `from_pretrained`; a path never falls through to the hub, where anyone may own its name."""
+    """Arguments of `from_pretrained`; a path is never looked up on the hub, where anyone may register its name."""
     path = Path(config.model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise ModelError(f"{config.model}: no such file; name a .gguf file, a folder, or a hub model")
+            raise ModelError(f"{config.model}: no such file; give a .gguf file, a model folder, or a hub model")
         if importlib.util.find_spec("gguf") is None:
             raise ModelError(f"{config.model}: reading GGUF needs the gguf package; pip install 'redistill[gguf]'")
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     if path.is_dir():
         _check_folder(config.model, path)
         return {"pretrained_model_name_or_path": str(path)}
-    _check_place(config.model)
+    _check_path(config.model)
     return {"pretrained_model_name_or_path": config.model, "revision": config.revision or "main"}
 
 
 def _dequantised() -> dict[str, Any]:
-    """What makes transformers unpack a GGUF file's weights; releases before GgufConfig always do."""
+    """Options that make transformers dequantise a GGUF file's weights; releases without GgufConfig always do."""
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
-def _check_place(name: str) -> None:
-    """Refuse a path that is no folder."""
+def _check_path(name: str) -> None:
+    """Reject a path that is not a folder."""
     path = Path(name).expanduser()
     if not path.is_dir() and (path.exists() or _looks_like_a_path(name)):
-        raise ModelError(f"{name}: no such folder; name a model folder, a .gguf file, or a hub model as owner/name")
+        raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
 
 
 def _looks_like_a_path(name: str) -> bool:
@@ -352,18 +372,20 @@ def _looks_like_a_path(name: str) -> bool:
 
 def _check_folder(name: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{name}: holds no config.json; name a folder written by save_pretrained")
+        raise ModelError(f"{name}: contains no config.json; give a folder written by save_pretrained")
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{name}: holds no .safetensors file; pickled weights are not read, convert them with save_pretrained")
+        raise ModelError(
+            f"{name}: contains no .safetensors file; pickled weights are not read, convert them with save_pretrained"
+        )
 
 
 @contextlib.contextmanager
 def _one_line(name: str) -> Iterator[None]:
-    """Turn what the libraries raise about a model into one line that names it."""
+    """Convert the libraries' exceptions into a `ModelError` of one line that names the model."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
-            f"{name}: cannot be loaded ({said[:300]}); check the name, the network, and that the folder is complete"
+            f"{name}: cannot be loaded ({reason[:300]}); check the name, the network, and that the folder is complete"
         ) from error

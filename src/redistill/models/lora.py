@@ -1,6 +1,7 @@
-"""Low-rank adapters: put into a student, kept in checkpoints, and written out with it or merged into it.
+"""LoRA: add low-rank adapters to a student, save and load them in checkpoints, and export or merge them.
 
-Everything else of the student is frozen, head and embeddings as well: `vocab_pass` computes no gradient for a frozen head.
+All other parameters of the student are frozen, including head and embeddings: `vocab_pass` computes no gradient for a frozen
+head.
 """
 
 import copy
@@ -22,8 +23,8 @@ from redistill.processes.placement import placed_like
 
 Export = Literal["merged", "adapter"]
 
-# Query and value, under the names that families give them; fused layers hold the key as well.
-_APART = (("q_proj", "v_proj"), ("query", "value"))
+# Names of the query and value projections in different families; fused layers contain the key as well.
+_SEPARATE = (("q_proj", "v_proj"), ("query", "value"))
 _FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 
 
@@ -33,19 +34,19 @@ class LoraConfig:
 
     .. math:: W' = W + \frac{\alpha}{r} B A, \qquad A \in R^{r \times D},\ B \in R^{E \times r}
 
-    A starts random and B at 0, so that the untrained student is its base exactly.  Source: Hu et al. (arXiv 2106.09685);
-    the values are those of DistiLLM's scripts.
+    A is initialised at random and B with 0, so that the untrained student equals its base exactly.  Source: Hu et al.
+    (arXiv 2106.09685); the defaults are those of DistiLLM's scripts.
 
     Args:
         rank: r, >= 1.
-        alpha: The factor above, > 0.
-        dropout: Share of an adapter's inputs that is left out in training, in [0, 1).
-        targets: Names of the linear layers that get one; None takes the family's query and value projections.
-        quantise: "nf4" or "int8" keeps the frozen base in 4 or 8 bits (QLoRA); "none" as it is loaded.
-        export: "merged" writes an ordinary model, "adapter" the adapters alone, to be used with their base.
+        alpha: Numerator of the scaling factor alpha / r, > 0.
+        dropout: Dropout probability of an adapter's inputs in training, in [0, 1).
+        targets: Names of the linear layers that get an adapter; None selects the family's query and value projections.
+        quantise: "nf4" or "int8" stores the frozen base in 4 or 8 bits (QLoRA); "none" does not quantise it.
+        export: "merged" saves a model with the adapters merged into its weights, "adapter" the adapters without their base.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
     """
 
     rank: int = 16
@@ -69,23 +70,23 @@ class LoraConfig:
 
     @classmethod
     def examples(cls) -> tuple["LoraConfig", ...]:
-        """Settings that tests are tried on."""
+        """Settings that tests run with."""
         return (cls(), cls(rank=2, alpha=4.0, dropout=0.0, export="adapter"))
 
 
 def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
-    """`model` frozen, with trainable float32 adapters whose start depends on `seed` alone.
+    """Freeze `model` and add trainable float32 adapters, initialised from `seed`.
 
     Args:
         model: A causal language model on the CPU, quantised or not; its layers are changed in place.
-        config: Which adapters.
+        config: Settings of the adapters.
         seed: The run's seed.
 
     Returns:
-        PEFT's model around it, in the mode (training or evaluation) it was in.
+        The PEFT model that wraps `model`; its training mode is unchanged.
 
     Raises:
-        ConfigError: a target is no linear layer of the model.
+        ConfigError: a target is not a linear layer of the model.
     """
     import peft  # takes a second
 
@@ -100,24 +101,24 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
     )
     training = model.training
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name that is going away
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a deprecated name of transformers
         torch.default_generator.manual_seed(randomness.torch_seed(seed, "lora"))
         return peft.get_peft_model(model, settings).train(training)
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether PEFT has put adapters into `model`."""
+    """Whether `model` has adapters."""
     return unwrapped(model) is not model
 
 
 def lora_notes(model: nn.Module) -> list[str]:
-    """What the log should say about a model that `add_lora` made, a sentence each."""
+    """Lines for the log about a model that `add_lora` returned."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(num_weights(parameter) for parameter in model.parameters())
     names = sorted({path.rpartition(".")[2] for path in adapted_layers(model)})
     notes = [f"LoRA in {', '.join(names)}: {trained:,} of {total:,} weights are trained ({trained / total:.2%})"]
     notes += [
-        f"{name} holds query, key and value in one matrix, so that the adapters change the key too"
+        f"{name} computes query, key and value with one matrix, so the adapters change the key too"
         for name in names
         if name in _FUSED
     ]
@@ -125,14 +126,16 @@ def lora_notes(model: nn.Module) -> list[str]:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that hold an adapter, by their path below `unwrapped(model)`."""
+    """The layers that have an adapter, by their path below `unwrapped(model)`."""
     return {path: module for path, module in unwrapped(model).named_modules() if hasattr(module, "lora_A")}
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a checkpoint must hold of `model`: the adapters if it has some, else everything.
+    """Tensors of `model` that a checkpoint contains.
 
-    Without adapters these are the parameters themselves, so that tied ones are the same object. What is sharded stays sharded;
+    These are the adapters if it has any, else the whole state dict.
+
+    Without adapters these are the parameters themselves, so that tied ones are the same object. Sharded tensors stay sharded;
     see `placement.full`.
     """
     if not has_adapters(model):
@@ -142,11 +145,13 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_trainable_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `trainable_state` gave of a model built in the same way; each process keeps its part if it is sharded.
+    """Load tensors of `trainable_state` into a model built in the same way.
+
+    In a sharded model each process keeps its own shard.
 
     Args:
         model: The model, sharded or not.
-        tensors: Full tensors, the same in every process.
+        tensors: Full tensors by name, the same in every process.
 
     Raises:
         CheckpointError: `tensors` are adapters of other layers or of another rank.
@@ -159,8 +164,8 @@ def load_trainable_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) 
     odd = sorted(here.keys() ^ tensors.keys()) or [name for name in here if here[name].shape != tensors[name].shape]
     if odd:
         raise CheckpointError(
-            f"checkpoint: its adapters are others than this run's ({len(odd)} differ, first {odd[0]}); "
-            "give student.lora as it was, or start in a new folder"
+            f"checkpoint: its adapters differ from this run's ({len(odd)} names or shapes, first {odd[0]}); "
+            "restore the checkpoint's student.lora, or start in a new folder"
         )
     for name, parameter in here.items():
         parameter.copy_(placed_like(tensors[name], parameter))
@@ -174,19 +179,21 @@ def save_student(
     *,
     state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write `model` and its tokenizer; the model is left as it is, so that training may go on.
+    """Save `model` and its tokenizer.
+
+    The model is not changed, so that training can continue.
 
     Args:
         model: The student, with or without adapters.
-        tokenizer: Saved beside it.
+        tokenizer: Saved in the same folder.
         folder: An existing folder.
-        state: The full `trainable_state` of a sharded model, whose own state dict holds shards even inside
-            `Placement.unsharded`; None takes the model's own.
-        export: "merged" writes a model that transformers loads, with the adapters added to their weights and quantised weights
-            written out; "adapter" writes the adapters alone, as PEFT does.  Without adapters there is nothing to merge.
+        export: "merged" saves a model that transformers loads, with the adapters merged and quantised weights dequantised;
+            "adapter" saves only the adapters, in PEFT's format.  A model without adapters is always saved whole.
+        state: The full `trainable_state` of a sharded model, whose own state dict contains shards even inside
+            `Placement.unsharded`; None uses the model's own.
 
     Raises:
-        ModelError: adapters alone are asked for, and their base cannot be loaded by its name again.
+        ModelError: `export` is "adapter", and the base cannot be loaded by a name.
     """
     if export == "adapter" and has_adapters(model):
         _save_adapters(model, folder, state)
@@ -198,9 +205,11 @@ def save_student(
 
 
 def merged_copy(model: nn.Module) -> Any:
-    """An ordinary model with the adapters added to their weights, for saving: weights that no adapter changes are shared.
+    """A copy of `model` with its adapters merged, for saving.
 
-    It cannot be run, since buffers that are in no file have no storage.
+    Weights without an adapter are shared with `model`.
+
+    It cannot be run, since its non-persistent buffers have no storage.
 
     Returns:
         A model of the student's class, dtype and device.
@@ -227,18 +236,17 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _target_modules(model: nn.Module, wanted: tuple[str, ...] | None) -> list[str]:
-    """Names for PEFT: the last part of a path, or whole paths where other parts (a vision tower) use the same names."""
+    """Names for PEFT: the last part of a path, or full paths where other modules (a vision tower) have the same names."""
     linear = _linear_layers(model)
     there = {path.rpartition(".")[2] for path in linear}
     if wanted is None:
-        sets = (*_APART, *((name,) for name in _FUSED))
+        sets = (*_SEPARATE, *((name,) for name in _FUSED))
         wanted = next((names for names in sets if there.issuperset(names)), None)
     absent = sorted(set(wanted or ()) - there)
     if wanted is None or absent:
-        what = "query and value have no known names" if wanted is None else f"{absent[0]!r} is no linear layer"
+        what = "query and value have no known names" if wanted is None else f"{absent[0]!r} is not a linear layer"
         raise ConfigError(
-            f"lora.targets: {what} in the layers of the {text_config(model).model_type} family; choose from "
-            f"{', '.join(sorted(there))}"
+            f"lora.targets: {what} in the {text_config(model).model_type} family; choose from {', '.join(sorted(there))}"
         )
     chosen = [path for path in linear if path.rpartition(".")[2] in wanted]
     same_name = [path for path, _ in unwrapped(model).named_modules() if path.rpartition(".")[2] in wanted]
@@ -247,7 +255,7 @@ def _target_modules(model: nn.Module, wanted: tuple[str, ...] | None) -> list[st
 
 @torch.no_grad()
 def _weight(plain: Any, adapted: dict[str, nn.Module], name: str) -> torch.Tensor:
-    """The tensor that an ordinary model has under `name`."""
+    """The tensor `name` of the merged model."""
     path, _, leaf = name.rpartition(".")
     layer = adapted.get(path)
     base: Any = plain.get_submodule(path) if layer is None else layer.base_layer
@@ -265,7 +273,7 @@ def _save_adapters(model: Any, folder: Path, state: Mapping[str, torch.Tensor] |
     if not model.active_peft_config.base_model_name_or_path:
         raise ModelError(
             "export = 'adapter': the student's base was built in this run (from layers, a GGUF file, or another adapter) and "
-            "is in no folder that adapters could name; use export: merged"
+            "has no name that its adapters could refer to; use export: merged"
         )
-    # The embeddings have no adapters; with "auto" PEFT would ask the hub about the base's vocabulary.
+    # The embeddings have no adapters; with "auto" PEFT would query the hub for the base's vocabulary.
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)

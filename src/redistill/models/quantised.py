@@ -1,4 +1,4 @@
-"""Base weights in 4 or 8 bits, for QLoRA, through bitsandbytes; and what they stand for, in plain numbers."""
+"""Base weights quantised to 4 or 8 bits with bitsandbytes, for QLoRA, and their dequantisation."""
 
 import importlib.util
 from typing import Any, Literal
@@ -13,14 +13,14 @@ Quantise = Literal["none", "nf4", "int8"]
 
 
 def loading_options(quantise: Quantise, dtype: torch.dtype) -> dict[str, Any]:
-    """What makes `from_pretrained` quantise the linear layers while it reads them.
+    """Options that make `from_pretrained` quantise the linear layers while loading.
 
-    "nf4" is QLoRA's own: 4-bit NormalFloat with its scales quantised again (arXiv 2305.14314).  "int8" is LLM.int8().
-    Embeddings, norms and the head stay as they are.
+    "nf4" is QLoRA's format: 4-bit NormalFloat with its scales quantised again (arXiv 2305.14314).  "int8" is LLM.int8().
+    Embeddings, norms and the head are not quantised.
 
     Args:
         quantise: "none", "nf4" or "int8".
-        dtype: What the products are computed in.
+        dtype: dtype of the matrix products of 4-bit weights.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
@@ -29,7 +29,7 @@ def loading_options(quantise: Quantise, dtype: torch.dtype) -> dict[str, Any]:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            f"quantise = {quantise!r}: needs the bitsandbytes package; pip install 'redistill[qlora]', or set it to none"
+            f"quantise = {quantise!r}: needs the bitsandbytes package; pip install 'redistill[qlora]', or set quantise to none"
         )
     if quantise == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
@@ -40,10 +40,11 @@ def loading_options(quantise: Quantise, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on a CPU.
+    """Prevent bitsandbytes from repacking 4-bit weights on a CPU.
 
-    On CPUs with AVX512-BF16 the first forward in eval mode puts them into a layout that has no gradient and that
-    `plain_weight` would misread, and no later call of `train` undoes it; a student writes, learns and writes again.
+    On CPUs with AVX512-BF16 the first forward pass in eval mode converts them to a layout that has no gradient and that
+    `plain_weight` would misread, and a later call of `train` does not restore it; a student alternates between generation and
+    training.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -51,20 +52,20 @@ def keep_trainable(model: nn.Module) -> None:
 
 
 def is_quantised(model: nn.Module) -> bool:
-    """Whether some of the weights are integers that stand for numbers."""
+    """Whether some weights are stored as quantised integers."""
     return any(not parameter.is_floating_point() for parameter in model.parameters())
 
 
 def plain_weight(layer: Any) -> torch.Tensor:
-    """The weight that a linear layer computes with, dequantised where it has to be; no gradient.
+    """The weight of a linear layer, dequantised if necessary; without gradient.
 
-    PEFT's function for this moves an 8-bit weight, which loses its scales, and the layer cannot be run afterwards.
+    PEFT's function for this moves an 8-bit weight, which loses its scales, so that the layer cannot be run afterwards.
     """
     weight = layer.weight.detach()
     if weight.is_floating_point():
         return weight
     state = getattr(layer.weight, "quant_state", None)
-    if state is None:  # 8 bits: a scale a row
+    if state is None:  # 8 bits: one scale per row
         scales = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
         return weight.float() * (scales.float() / 127)[:, None]
     from bitsandbytes.functional import dequantize_4bit
@@ -73,6 +74,6 @@ def plain_weight(layer: Any) -> torch.Tensor:
 
 
 def num_weights(parameter: nn.Parameter) -> int:
-    """How many weights a parameter holds; 4-bit ones stand two to an element."""
+    """Number of weights in a parameter; an element stores two 4-bit weights."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else int(state.shape.numel())

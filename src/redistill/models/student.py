@@ -1,7 +1,7 @@
-"""The student as one module: body, head and the clip network, so that one placement sees every gradient.
+"""The student as one module: body, head and clip network, so that one placement handles every gradient.
 
-A placement wraps this module and nothing else, and training calls only its forward: a body that is called past the root has no
-parameters when they are sharded. Without gradients any part may be called inside ``Placement.unsharded``.
+A placement wraps this module and nothing else, and training calls only its forward: a submodule that is called directly has no
+parameters when they are sharded. Without gradients any submodule may be called inside ``Placement.unsharded``.
 """
 
 import warnings
@@ -20,14 +20,14 @@ Rows = tuple[torch.Tensor, Head]
 
 
 class StudentModule(nn.Module):
-    """A language model and what learns beside it.
+    """A language model and the trainable parts of the objective.
 
     Args:
         model: A causal language model of transformers.
-        vocabulary: Classes that teacher and student share; rows beyond them are padding.
-        divergence: The objective's divergence; kept as a submodule where it has parameters (DAC-KL's network).
-        compile: Whether the terms are compiled, and with "all" the body as training reads it; "auto" decides by vocabulary
-            and machine.
+        vocabulary: Number of leading classes that teacher and student share; rows of the head beyond them are padding.
+        divergence: The objective's divergence; registered as a submodule if it is one (DAC-KL's network).
+        compile: Whether the terms are compiled ("rows"), and also the body in training ("all"); "auto" decides by vocabulary
+            size and machine.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class StudentModule(nn.Module):
         compile: Compile = "none",
     ) -> None:
         super().__init__()
-        self.model: Any = model  # a transformers model, which torch's types know nothing of
+        self.model: Any = model  # a transformers model, which has methods that nn.Module lacks
         self.clip_network = divergence if isinstance(divergence, nn.Module) else None
         self._vocabulary, self._compile = vocabulary, compile
         self._compiled_body = _compiled(body(model)) if compile == "all" else None
@@ -60,18 +60,18 @@ class StudentModule(nn.Module):
         *,
         mode: Literal["learn", "rows"] = "learn",
     ) -> Learned | Rows:
-        """Read a micro-batch.
+        """The objective of a micro-batch, or its hidden states.
 
         Args:
             batch: The micro-batch.
-            target: The teacher's rows, if a term compares with them.
+            target: Source of teacher logits, if a term needs them.
             terms: The terms of the objective.
             mode: What to return.
 
         Returns:
-            With "learn", the objective, a scalar with its gradients ready, and the plain sum of each term. The gradient of a
-            trainable head's weight has been added to its ``grad`` already, so a backward from 1 must follow. With "rows", the
-            hidden states of the supervised rows, [N, D], and the head that reads them.
+            With "learn", the objective, a scalar whose gradients are already computed, and the unweighted sum of each term by
+            name. The gradient of a trainable head's weight has already been added to its ``grad``, so backward must follow,
+            with a gradient of 1. With "rows", the hidden states of the supervised rows, [N, D], and the head to apply to them.
         """
         hidden_ND, student_head = self._rows(batch)
         if mode == "rows":
@@ -91,7 +91,7 @@ class StudentModule(nn.Module):
 
 
 def _compiled(plain: BodyCall) -> BodyCall:
-    """The same call, compiled once for all lengths; as it is, with one warning, where that cannot be done."""
+    """`plain` compiled once for all lengths; where compilation fails, `plain` itself after one warning."""
     from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
 
     fused, failed = torch.compile(plain, dynamic=True), False
@@ -104,7 +104,7 @@ def _compiled(plain: BodyCall) -> BodyCall:
             except TorchDynamoException as error:
                 failed = True
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                warnings.warn(f"training.compile: this body cannot be compiled and runs without: {reason}", stacklevel=2)
+                warnings.warn(f"training.compile: the body cannot be compiled and runs uncompiled: {reason}", stacklevel=2)
         return plain(input_ids_BT, attention_mask_BT)
 
     return hidden_states

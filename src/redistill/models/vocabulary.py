@@ -1,8 +1,8 @@
-"""Are two vocabularies the same, padded, or different?
+"""Check that teacher and student have the same vocabulary, apart from padding.
 
-Distillation compares the teacher's and the student's probabilities class by class, which means something only where a class is
-the same token on both sides.  The judge is the pair of token -> id maps: the sizes of the models say little, since families pad
-their embeddings differently (Qwen2.5 has 152,064 rows at 7B and 151,936 at 0.5B for one tokenizer).
+Distillation compares the teacher's and the student's probabilities class by class, which is valid only if a class is the same
+token in both models.  The check compares the two token -> id maps, not the sizes of the models, since families pad their
+embeddings differently (Qwen2.5 has 152,064 rows at 7B and 151,936 at 0.5B for one tokenizer).
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,12 @@ NAMED_DIFFERENCES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyMatch:
-    """What a teacher and a student share.
+    """The classes that a teacher and a student share.
 
     Args:
-        size: Number of classes that both heads are cut to; softmax over them renormalises.
-        teacher_size, student_size: Rows of the two heads before the cut.
+        size: Number of leading classes that both heads are cut to; a softmax over them renormalises.
+        teacher_size: Number of rows of the teacher's head before the cut.
+        student_size: Number of rows of the student's head before the cut.
     """
 
     size: int
@@ -32,21 +33,24 @@ class VocabularyMatch:
         return max(self.teacher_size, self.student_size) > self.size
 
 
-def compare(teacher: Mapping[str, int], student: Mapping[str, int], teacher_size: int, student_size: int) -> VocabularyMatch:
-    """The classes that teacher and student share, or an error that names where they part.
+def match_vocabularies(
+    teacher: Mapping[str, int], student: Mapping[str, int], teacher_size: int, student_size: int
+) -> VocabularyMatch:
+    """The classes that teacher and student have in common.
 
-    Equal maps share as many classes as the smaller head has rows.  Any difference of the maps is refused, added tokens too: an
-    id that one side reads as a token and the other never learnt would be distilled into noise.
+    With equal maps the number of shared classes is the number of rows of the smaller head.  An error names the first ids that
+    differ.  Any difference of the maps is
+    rejected, including added tokens: distillation of an id that one model has not learned would train on noise.
 
     Args:
-        teacher, student: Token -> id, added tokens included (`tokenizer.get_vocab()`).
-        teacher_size, student_size: Rows of each model's head.
+        teacher, student: Token -> id, including added tokens (`tokenizer.get_vocab()`).
+        teacher_size, student_size: Number of rows of each model's head.
 
     Raises:
-        VocabularyError: the maps differ, or a head has no row for some id.
+        VocabularyError: the maps differ, or a head has fewer rows than its tokenizer has ids.
 
     Example:
-        >>> compare({"a": 0, "b": 1}, {"a": 0, "b": 1}, 8, 4)
+        >>> match_vocabularies({"a": 0, "b": 1}, {"a": 0, "b": 1}, 8, 4)
         VocabularyMatch(size=4, teacher_size=8, student_size=4)
     """
     if teacher != student:
@@ -55,7 +59,7 @@ def compare(teacher: Mapping[str, int], student: Mapping[str, int], teacher_size
     for side, size in (("teacher", teacher_size), ("student", student_size)):
         if highest >= size:
             raise VocabularyError(
-                f"{side} vocabulary: the tokenizer has id {highest}, the model only {size} rows; "
+                f"{side} vocabulary: the tokenizer has id {highest}, but the model has only {size} rows; "
                 f"load the {side}'s own tokenizer, or resize the model's embeddings"
             )
     return VocabularyMatch(size=min(teacher_size, student_size), teacher_size=teacher_size, student_size=student_size)
@@ -71,7 +75,7 @@ def _difference(teacher: Mapping[str, int], student: Mapping[str, int]) -> str:
         for i in ids[:NAMED_DIFFERENCES]
     )
     more = f"; and {len(ids) - NAMED_DIFFERENCES} more" if len(ids) > NAMED_DIFFERENCES else ""
-    return f"teacher and student vocabularies differ: {named}{more}; choose a teacher and a student with one tokenizer"
+    return f"teacher and student vocabularies differ: {named}{more}; choose a teacher and a student with the same tokenizer"
 
 
 def _by_id(vocabulary: Mapping[str, int]) -> dict[int, tuple[str, ...]]:

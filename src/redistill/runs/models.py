@@ -105,7 +105,7 @@ def shared_vocabulary(
     teacher: nn.Module, teacher_tokenizer: Any, student: nn.Module, tokenizer: Any
 ) -> vocabulary.VocabularyMatch:
     """The classes that both models know by the same ids, or VocabularyError."""
-    return vocabulary.compare(
+    return vocabulary.match_vocabularies(
         teacher_tokenizer.get_vocab(), tokenizer.get_vocab(), head(teacher).num_classes, head(student).num_classes
     )
 

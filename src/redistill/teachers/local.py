@@ -1,8 +1,8 @@
-"""The local teacher: a model of this process whose logits are given out slice by slice.
+"""The local teacher: a model of this process that computes its logits slice by slice.
 
-It reads only sequences that carry distillation terms, stops at its hidden states, and multiplies by its head slice by slice:
-neither the [rows, vocabulary] tensor of a batch nor its gradient ever exists.  What it has read of a step's drafts it does not
-read again in the texts that were made of them.
+It runs its body only on sequences that have distillation terms, keeps the hidden states, and multiplies them by its head slice
+by slice, so that no [rows, vocabulary] tensor of a whole batch exists.  Hidden states of a step's drafts are reused for the
+prefixes of the sequences made from them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,13 +29,15 @@ LOCAL = TeacherCapabilities(full_vocabulary=True, statistics=True, generates=Tru
 
 
 class LocalTeacher:
-    """A teacher model in this process, frozen and in eval mode (contracts.TextTeacher).
+    """A teacher model in this process (contracts.TextTeacher).
+
+    The model is frozen and in eval mode.
 
     Args:
-        model: A causal language model; it is moved to `device` and its parameters stop requiring gradients.
-        vocabulary: Number of leading classes shared with the student; softmax over them renormalises.
-        device: Where it runs.
-        engine: Generates its text; None where nothing asks for it.
+        model: A causal language model; it is moved to `device`, and its parameters no longer require gradients.
+        vocabulary: Number of leading classes shared with the student; a softmax over them renormalises.
+        device: Device of the model.
+        engine: Generates the teacher's text; None if no policy uses teacher text.
 
     Example:
         >>> target = LocalTeacher(model, vocabulary=50257, device="cuda").rows(batch)  # doctest: +SKIP
@@ -55,11 +57,14 @@ class LocalTeacher:
         self._faults = torch.zeros((), dtype=torch.long, device=device)
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
-        """Does nothing: the model reads a batch when its rows are asked for."""
+        """Does nothing: `rows` runs the model."""
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> TeacherTarget:
-        """Read the batch's sampled sequences once; see `contracts.TeacherTarget`."""
+        """Run the body on the batch's sampled sequences, once.
+
+        See `contracts.TeacherTarget` for the result.
+        """
         first = slice(0, batch.num_sampled)
         weight_VD = self._head.weight_VD
         if batch.num_sampled_rows == 0:
@@ -69,40 +74,43 @@ class LocalTeacher:
                 batch.input_ids_BT[first].to(self._device),
                 batch.attention_mask_BT[first].to(self._device),
                 batch.position_N[: batch.num_sampled_rows].to(self._device),
-                self._memory if self._autocasts() == self._in_autocast else None,  # what is known has one precision
+                self._memory if self._autocasts() == self._in_autocast else None,  # remembered states have one precision
                 remember=self._remembers,
             )
 
-        # Settled here: rows may be asked for inside autocast or outside, and p must be the same.
+        # Fixed here, since `target` may be called inside or outside autocast, and p must be the same.
         products, classifier = Products.like(hidden_NE), self._head.prepared(hidden_NE)
 
         @torch.no_grad()
         def target(rows: slice) -> torch.Tensor:
             logits_NV = classifier.finish(classifier.raw(hidden_NE[rows], products))
-            # One reduction, small beside the product: NaN and +inf come through a maximum, and so does a row of -inf alone.
+            # One reduction, cheap compared with the product: a maximum propagates NaN and +inf, and a row of -inf alone.
             self._faults += (~logits_NV.amax(dim=-1).isfinite()).sum()
             return logits_NV
 
         return target
 
     def faults(self) -> int:
-        """Rows given out since the last call whose logits were not finite; what is learned from them is NaN."""
+        """Number of rows with non-finite logits since the last call; their loss is NaN."""
         faults = int(self._faults)
         self._faults.zero_()
         return faults
 
     def release(self) -> None:
-        """Drop what was remembered of the update."""
+        """Drop the hidden states that were remembered for the update."""
         self._memory = None
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """The teacher's own continuations."""
+        """Continue every request with the teacher's own text."""
         assert self._engine is not None, "a policy of teacher text is built with an engine for it"
         return self._engine.generate(requests, sampling)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """What is read inside is remembered until `release`, within a bound of bytes."""
+        """Context: hidden states computed inside are remembered.
+
+        They are kept until `release`, up to a limit of bytes.
+        """
         self._memory, self._remembers, self._in_autocast = PrefixMemory(), True, self._autocasts()
         try:
             yield

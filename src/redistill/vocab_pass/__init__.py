@@ -1,9 +1,8 @@
-"""Hidden states x LM head in chunks: every [rows, vocabulary] tensor lives and dies here.
+"""The vocabulary pass: LM head and objective in chunks of rows, so that no [N, V] tensor of a whole batch exists.
 
-`vocab_pass` adds up all terms of the objective - cross entropy, a divergence, spans, a policy gradient - in one visit of the
-rows and takes their gradients on the way, so that nothing is computed twice and nothing of size [N, V] exists.
-`row_statistics` walks rows without gradients.  `dense_reference` is what `vocab_pass` must equal.  Counts and weights are the
-caller's: nothing here divides.
+`vocab_pass` computes all terms of the objective - cross entropy, a divergence, spans, a policy gradient - and their gradients
+in one pass over the rows.  `row_statistics` computes statistics of rows without gradients.  `dense_reference` computes the same
+as `vocab_pass` with plain autograd.  The caller provides counts and weights: nothing here divides.
 """
 
 from redistill.vocab_pass.core import Compile, compiles

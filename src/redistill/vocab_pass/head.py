@@ -1,4 +1,4 @@
-"""The LM head: hidden states to logits in fp32, by products that read bf16 only where the model runs in bf16."""
+"""The LM head: hidden states to fp32 logits, by products whose operands are bf16 only if the model runs in bf16."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,17 @@ from redistill.tensors import loss_dtype
 
 @dataclass(frozen=True)
 class Products:
-    """Matrix products with fp32 results (fp64 for fp64), operands rounded to bf16 only where the model runs in bf16.
+    """Matrix products with fp32 results (fp64 for fp64).
 
-    Rounding the *results*, as a bf16 `linear` does, spoils the gradient by tens of per cent once q is near p; rounding the
-    operands costs 0.15 %.  fp16 counts as fp32: gradients of logits would underflow in it.
+    Operands are rounded to bf16 only if the model runs in bf16.
+
+    Rounding the *results*, as a bf16 `linear` does, changes the gradient by tens of per cent once q is near p; rounding the
+    operands changes it by 0.15 %.  fp16 is treated as fp32, since gradients of logits would underflow in it.
+
+    Args:
+        device: Device type, such as "cuda".
+        bf16: Whether operands are rounded to bf16.
+        result: dtype of the results, float32 or float64.
     """
 
     device: str
@@ -23,7 +30,10 @@ class Products:
 
     @classmethod
     def like(cls, hidden_ND: torch.Tensor) -> "Products":
-        """The products that the forward pass which made `hidden_ND` would use; ask before autocast is switched off."""
+        """The products that the forward pass of `hidden_ND` would use.
+
+        Call it before autocast is disabled.
+        """
         device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
         bf16 = hidden_ND.dtype == torch.bfloat16 or (autocast and hidden_ND.dtype != torch.float64)
@@ -31,7 +41,10 @@ class Products:
 
     @property
     def storage(self) -> torch.dtype:
-        """dtype of the operands: bf16 on CUDA (without autograd, which has no rule for mixed products), else the results'."""
+        """dtype in which operands are stored.
+
+        bf16 on CUDA without autograd, which cannot differentiate mixed products, else `result`.
+        """
         return torch.bfloat16 if self.bf16 and self.device == "cuda" and not torch.is_grad_enabled() else self.result
 
     def __call__(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -51,7 +64,7 @@ class Products:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """No autocast; on a CPU, fp32 operands are read as bf16 where asked, and the process's setting comes back."""
+        """Context without autocast, in which a CPU rounds fp32 operands to bf16 if `bf16`; restores the process's setting."""
         matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
         before = matmul.fp32_precision
         with torch.autocast(self.device, enabled=False):
@@ -65,15 +78,16 @@ class Products:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    r"""An LM head: what turns hidden states into logits.
+    r"""An LM head, which maps hidden states to logits.
 
     .. math:: z = \mathrm{cap}\bigl(s\,(h W^\top + b)\bigr), \qquad \mathrm{cap}(z) = c \tanh(z / c)
 
     Args:
         weight_VD, bias_V: The output embedding and its bias.
-        softcap: c of families that cap their logits; None leaves them.
-        scale: s of families that scale them.
-        vocabulary: Only the first so many classes count (padded vocabularies); a softmax over them renormalises.
+        softcap: c of families that cap their logits, > 0; None does not cap them.
+        scale: s of families that scale their logits.
+        vocabulary: Number of leading classes that are used (padded vocabularies), over which a softmax renormalises; None for
+            all.
     """
 
     weight_VD: torch.Tensor
@@ -84,22 +98,27 @@ class Head:
 
     @property
     def num_classes(self) -> int:
-        """How many classes have a logit."""
+        """Number of classes that have a logit."""
         return self.weight_VD[: self.vocabulary].shape[0]
 
     @property
     def num_bytes(self) -> int:
-        """What its weight takes in float32."""
+        """Bytes of the used rows of the weight in float32."""
         return self.num_classes * self.weight_VD.shape[1] * torch.float32.itemsize
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """logits_NV of `hidden_ND`, float32 whatever the weights are (float64 for float64); autocast does not reach them."""
+        """logits_NV of `hidden_ND`, in float32 (float64 for float64).
+
+        They are float32 for any dtype of the weights, also under autocast.
+        """
         return self.finish(self.raw(hidden_ND, Products.like(hidden_ND)))
 
     def prepared(self, hidden_ND: torch.Tensor) -> "Head":
-        """This head detached, cut to its vocabulary, and stored as `logits` of such hidden states reads it.
+        """This head prepared for many calls of `logits`.
 
-        Made once before many calls of `logits`, it spares each of them a conversion of the whole weight.
+        It is detached, cut to its vocabulary, and in the dtype that `logits` needs for such hidden states.
+
+        Preparing the head before many calls of `logits` saves each of them the conversion of the whole weight.
         """
         storage = Products.like(hidden_ND).storage
         bias_V = None if self.bias_V is None else self.bias_V.detach()[: self.vocabulary]
@@ -116,6 +135,6 @@ class Head:
 
 
 def finished(raw_NV: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
-    """`Head.finish` of a head's numbers alone."""
+    """`Head.finish` as a function of scale and softcap."""
     logits_NV = raw_NV if scale == 1.0 else raw_NV * scale
     return logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)

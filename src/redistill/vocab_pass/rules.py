@@ -1,7 +1,7 @@
 """The arithmetic of the terms: sums over the rows of a tile, as functions of log-probabilities.
 
-A rule holds what does not change from step to step, and is equal to another by its fields: it is compiled once, and what
-changes - targets, masks, weights - comes as tensors.  Zeros in all of them make a row count nothing, whatever its logits.
+A rule's fields are constant during a run, and rules with equal fields are equal, so that each is compiled once; values that
+change - targets, masks, weights - are tensor arguments.  A row whose values are all 0 does not count, whatever its logits are.
 """
 
 from collections.abc import Callable
@@ -15,42 +15,46 @@ from redistill.losses.policy_gradient import clipped_surrogate
 from redistill.losses.span import pair_distance
 
 
-class Compared(NamedTuple):
+class LogProbs(NamedTuple):
     """Both models' log-probabilities of the same classes, the student's with gradient."""
 
     logq_CV: torch.Tensor
     logp_CV: torch.Tensor
 
 
-def compared(logq_CV: torch.Tensor, word: torch.Tensor | TopClasses) -> Compared:
-    """The student's rows beside the teacher's.
+def log_probs(logq_CV: torch.Tensor, target_rows: torch.Tensor | TopClasses) -> LogProbs:
+    """The log-probabilities of student and teacher over the same classes.
 
-    Where the teacher lists classes, these and one bin of all others stand for the vocabulary, on both sides.
+    If the teacher lists classes, the classes are these and one bin of all others, for both models.
+
+    Args:
+        logq_CV: Student log-probabilities.
+        target_rows: Teacher logits of the same rows, or the classes that the teacher lists.
     """
-    if isinstance(word, torch.Tensor):
-        return Compared(logq_CV, torch.log_softmax(word.to(logq_CV.dtype), dim=-1))
-    listed_CK = logq_CV.gather(1, word.class_NK)
-    # The log of 1 minus the listed mass would cancel where the list holds nearly all.
-    others_CV = logq_CV.scatter(1, word.class_NK, -torch.inf)
+    if isinstance(target_rows, torch.Tensor):
+        return LogProbs(logq_CV, torch.log_softmax(target_rows.to(logq_CV.dtype), dim=-1))
+    listed_CK = logq_CV.gather(1, target_rows.class_NK)
+    # log(1 - listed mass) would cancel if the listed classes have nearly all mass.
+    others_CV = logq_CV.scatter(1, target_rows.class_NK, -torch.inf)
     rest_C1 = torch.logsumexp(others_CV, dim=-1, keepdim=True)
-    logp_CK = torch.cat([word.logp_NK, word.log_rest_N[:, None]], dim=1)
-    return Compared(torch.cat([listed_CK, rest_C1], dim=1), logp_CK.to(logq_CV.dtype))
+    logp_CK = torch.cat([target_rows.logp_NK, target_rows.log_rest_N[:, None]], dim=1)
+    return LogProbs(torch.cat([listed_CK, rest_C1], dim=1), logp_CK.to(logq_CV.dtype))
 
 
-def whole(word: torch.Tensor | TopClasses) -> torch.Tensor:
-    """The log-probabilities of a teacher that knows the whole vocabulary."""
-    assert isinstance(word, torch.Tensor), "this teacher lists its most probable classes, and all are needed here"
-    return torch.log_softmax(word, dim=-1)
+def whole(target_rows: torch.Tensor | TopClasses) -> torch.Tensor:
+    """The log-probabilities of a teacher that has logits for the whole vocabulary."""
+    assert isinstance(target_rows, torch.Tensor), "the teacher lists its most probable classes, but all classes are needed"
+    return torch.log_softmax(target_rows, dim=-1)
 
 
 @dataclass(frozen=True)
 class CrossEntropyRule:
-    """-log q of the counted rows' targets."""
+    """Sum of -log q of the target tokens over the counted rows."""
 
     name: str
 
     def __call__(
-        self, logq_CV: torch.Tensor, both: Compared | None, target_C: torch.Tensor, counted_C: torch.Tensor
+        self, logq_CV: torch.Tensor, both: LogProbs | None, target_C: torch.Tensor, counted_C: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         logprob_C = logq_CV[: len(target_C)].gather(1, target_C[:, None])[:, 0]
         return {self.name: -logprob_C.masked_fill(~counted_C, 0.0).sum()}
@@ -58,18 +62,21 @@ class CrossEntropyRule:
 
 @dataclass(frozen=True)
 class DivergenceRule:
-    """A divergence of the counted rows, weighted, and its diagnostics, which are not."""
+    """Weighted sum of a divergence over the counted rows.
+
+    The sums of its diagnostics are not weighted.
+    """
 
     name: str
     divergence: Divergence | torch.nn.Module
 
     def __call__(
-        self, logq_CV: torch.Tensor, both: Compared | None, weight_C: torch.Tensor, counted_C: torch.Tensor
+        self, logq_CV: torch.Tensor, both: LogProbs | None, weight_C: torch.Tensor, counted_C: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         assert both is not None, "a divergence needs a teacher"
         num_rows = len(counted_C)
-        answer: Any = self.divergence(both.logq_CV[:num_rows], both.logp_CV[:num_rows])
-        divergence_C, diagnostics = answer if isinstance(answer, tuple) else (answer, {})
+        result: Any = self.divergence(both.logq_CV[:num_rows], both.logp_CV[:num_rows])
+        divergence_C, diagnostics = result if isinstance(result, tuple) else (result, {})
         total = (divergence_C * weight_C).masked_fill(~counted_C, 0.0).sum()
         rows = {name: value_C.detach().masked_fill(~counted_C, 0) for name, value_C in diagnostics.items()}
         return {self.name: total, **{name: value_C.sum() for name, value_C in rows.items()}}
@@ -77,13 +84,16 @@ class DivergenceRule:
 
 @dataclass(frozen=True)
 class SpanRule:
-    """Eq. 10's weighted distances of neighbouring rows; the rows may have the one after them (the halo) behind them."""
+    """Weighted sum of Eq. 10's distances of neighbouring rows.
+
+    The tile may end with a halo row, the second row of the last pair.
+    """
 
     name: str
     squared: bool
     keep: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
 
-    def __call__(self, logq_CV: torch.Tensor, both: Compared | None, pair_weight_C: torch.Tensor) -> dict[str, torch.Tensor]:
+    def __call__(self, logq_CV: torch.Tensor, both: LogProbs | None, pair_weight_C: torch.Tensor) -> dict[str, torch.Tensor]:
         assert both is not None, "spans need a teacher"
         num_pairs = min(len(pair_weight_C), len(logq_CV) - 1)
         left, right = slice(0, num_pairs), slice(1, num_pairs + 1)
@@ -98,7 +108,10 @@ class SpanRule:
 
 @dataclass(frozen=True)
 class PolicyGradientRule:
-    """The clipped surrogate of written tokens, with "ratio" and "clipped" as diagnostics."""
+    """Sum of the clipped surrogate over generated tokens.
+
+    It has the diagnostics "ratio" and "clipped".
+    """
 
     name: str
     clip: float
@@ -106,7 +119,7 @@ class PolicyGradientRule:
     def __call__(
         self,
         logq_CV: torch.Tensor,
-        both: Compared | None,
+        both: LogProbs | None,
         token_C: torch.Tensor,
         old_logprob_C: torch.Tensor,
         advantage_C: torch.Tensor,

@@ -1,4 +1,4 @@
-"""Drawing classes from rows of probabilities by inverting cumulative distributions, from coarse ranges of classes to fine."""
+"""Sampling of classes by inverting cumulative distributions, from coarse ranges of classes to fine ones."""
 
 import torch
 
@@ -6,34 +6,37 @@ from redistill.errors import TrainingError
 
 FAN_OUT = 8
 NUMBERS_PER_DRAW = 6
-BLOCK_CLASSES = FAN_OUT**2  # summed in one go: sums of eight neighbours, over a whole vocabulary, are slow
+BLOCK_CLASSES = FAN_OUT**2  # classes summed at once: sums of eight neighbours over a whole vocabulary are slow
 
 
 def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> torch.Tensor:
-    """One class per row, found by descending a tree: a range of classes, one of the eight ranges in it, and so on to a class.
+    """Sample one class per row by descending a tree of ranges of classes.
 
-    At each of the six levels the child is drawn whose cumulative mass is the first to exceed a uniform number of that level's
-    own.  One number inverted over the whole vocabulary would be as right, but fragile: a large vocabulary is narrow intervals,
-    and whoever sums logits in another order (another batch size does) shifts them all under the number.  Here each number
-    meets few boundaries, and text differs about as rarely as the distributions do.  Masses of blocks of 64 classes have the
-    probabilities' dtype, all sums above are float64.  A class without mass is never drawn.
+    The vocabulary is divided into ranges, each range into eight smaller ones, and so on down to single classes.  At each of the
+    six levels the sampled child is the first whose cumulative mass exceeds that level's own uniform number.  Inverting one
+    number over the whole vocabulary would be as correct but less robust: the intervals of a large vocabulary are narrow, and
+    summing logits in another order (with another batch size) shifts all of them.  Here each number is compared with few
+    boundaries, and a sampled class changes about as rarely as the distributions do.  Masses of blocks of 64 classes have the
+    probabilities' dtype; sums above them are float64.  A class without mass is never sampled.
 
     Args:
-        probabilities_NV: >= 0, each row with some mass; rows need not sum to 1, numbers are scaled to what is there.
-        uniforms_NK: In [0, 1), coarsest level first; K is NUMBERS_PER_DRAW.
+        probabilities_NV: >= 0, each row with some mass; rows need not sum to 1.
+        uniforms_NK: Uniform numbers in [0, 1), coarsest level first; K is NUMBERS_PER_DRAW.
 
     Returns:
         token_N, int64.
 
     Raises:
-        TrainingError: a row has no mass that a normal number can hold, or is not finite: what a diverged model gives.
+        TrainingError: the mass of a row is not finite or below the smallest normal number, as with a diverged model.
 
     Example:
         >>> uniforms_NK = torch.tensor([[0.0], [0.25], [0.99]]).expand(3, NUMBERS_PER_DRAW)
         >>> sample_rows(torch.tensor([[0.25, 0.0, 0.75]]).expand(3, 3), uniforms_NK)
         tensor([0, 2, 2])
     """
-    assert uniforms_NK.shape == (len(probabilities_NV), NUMBERS_PER_DRAW), "as many numbers a row as the tree has levels"
+    assert uniforms_NK.shape == (len(probabilities_NV), NUMBERS_PER_DRAW), (
+        "needs one uniform number per row and level of the tree"
+    )
     blocks_NBK = _grouped(probabilities_NV, BLOCK_CLASSES)
     levels = [blocks_NBK.sum(-1).double()]
     while len(levels) < NUMBERS_PER_DRAW - 2:
@@ -41,7 +44,7 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
     total_N = levels[0].sum(-1)
     if not bool((total_N.isfinite() & (total_N >= torch.finfo(total_N.dtype).tiny)).all()):
         raise TrainingError(
-            "generation: the student's probabilities are not finite, and no token can be drawn from them; "
+            "generation: the student's probabilities are not finite: no token can be sampled; "
             "lower the learning rate and resume from the last checkpoint"
         )
     uniforms = uniforms_NK.to(total_N).unbind(-1)
@@ -57,16 +60,16 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
 
 
 def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
-    """Neighbours together, masses_NBK with K = `size`; the last group is filled up with 0."""
+    """Groups of `size` neighbours, masses_NBK with K = `size`; the last group is padded with 0."""
     padding = -masses_NV.shape[-1] % size
     padded_NV = torch.nn.functional.pad(masses_NV, (0, padding)) if padding else masses_NV
     return padded_NV.unflatten(-1, (-1, size))
 
 
 def _invert(masses_NK: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """The first entry with mass whose cumulative mass exceeds the number times the largest of them; one always does.
+    """Index of the first entry with mass whose cumulative mass exceeds `uniform_N` times the largest; there always is one.
 
-    Entries without mass are told by their mass: a parallel cumulative sum need not be monotonic.
+    Entries without mass are excluded by their own mass: a parallel cumulative sum need not be monotonic.
     """
     cumulative_NK = masses_NK.cumsum(-1).masked_fill(masses_NK <= 0, -1.0)
     threshold_N = uniform_N * cumulative_NK.amax(-1)

@@ -1,4 +1,4 @@
-"""What revision, policy gradients and reports want to know of rows: one number or token each, without gradients."""
+"""Statistics of rows for revision, policy gradients and reports: one number or token per row, without gradients."""
 
 from collections.abc import Callable, Collection
 from functools import cached_property
@@ -27,7 +27,7 @@ Statistic = Literal[
     "teacher_sample",
 ]
 
-LIVE_TENSORS = 6  # both models' log-probabilities, one's logits while they are made, and a statistic's three
+LIVE_TENSORS = 6  # log-probabilities of both models, logits of one while they are computed, and three of a statistic
 
 
 @torch.no_grad()
@@ -35,48 +35,48 @@ def row_statistics(
     student_hidden_ND: torch.Tensor,
     student_head: Head,
     target: TeacherTarget | None,
-    ask: Collection[Statistic],
+    names: Collection[Statistic],
     *,
     uniforms_NK: torch.Tensor | None = None,
     token_N: torch.Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Each statistic of `ask` for every row, chunk by chunk, without gradient.
+    """Statistics of every row, computed chunk by chunk without gradient.
 
     forward_kl is KL(p || q), reverse_kl KL(q || p), with p the teacher and q the student; entropies, log-probabilities (of
-    `token_N`) and cross_entropy (-log q of `token_N`) are in nats as well.  agreement tells where both arg max are the same;
-    teacher_sample is a token drawn from p.  A model whose rows no statistic needs is not multiplied out.
+    `token_N`) and cross_entropy (-log q of `token_N`) are in nats as well.  agreement is True where both models have the same
+    arg max; teacher_sample is a token sampled from p.  Logits that no statistic needs are not computed.
 
     Args:
         student_hidden_ND: Hidden states of the rows.
         student_head: The student's head.
-        target: The teacher's word; None where nothing asked needs it.
-        ask: Names of Statistic.
-        uniforms_NK: Numbers in [0, 1), for teacher_sample: NUMBERS_PER_DRAW a row.
-        token_N: The tokens that log-probabilities are of.
-        chunk_bytes: What the [rows, vocabulary] tensors may take together, about; None asks `chunk_budget`.
+        target: Source of teacher logits; None if no statistic needs them.
+        names: The statistics.
+        uniforms_NK: Uniform numbers in [0, 1) for teacher_sample, K = NUMBERS_PER_DRAW.
+        token_N: The tokens of the log-probabilities and of cross_entropy.
+        chunk_bytes: Approximate limit of all [rows, vocabulary] tensors together; None uses `chunk_budget`.
 
     Returns:
-        For each name a tensor over N: int64 tokens, bool agreement, else float32 (float64 for float64).
+        By name a tensor over N: int64 tokens, bool agreement, else float32 (float64 for float64).
     """
-    unknown = set(ask) - set(get_args(Statistic))
+    unknown = set(names) - set(get_args(Statistic))
     assert not unknown, (
-        f"row_statistics: no such statistic: {', '.join(sorted(unknown))}; there are {', '.join(get_args(Statistic))}"
+        f"row_statistics: no such statistic: {', '.join(sorted(unknown))}; must be one of {', '.join(get_args(Statistic))}"
     )
     head = student_head.prepared(student_hidden_ND)
     chunk_bytes = chunk_budget(head.num_bytes) if chunk_bytes is None else chunk_bytes
     row_bytes = head.num_classes * loss_dtype(student_hidden_ND).itemsize
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in ask}
-    # An empty batch is walked as one empty chunk, so that its answers have the right types.
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    # Without rows there is one empty chunk, so that the results have the right types.
     for rows in cuts(slice(0, len(student_hidden_ND)), chunk_bytes // (LIVE_TENSORS * row_bytes)) or [slice(0, 0)]:
         chunk = _Chunk(student_hidden_ND, head, target, rows, uniforms_NK, token_N)
-        for name in ask:
+        for name in names:
             found[name].append(_STATISTICS[name](chunk))
     return {name: torch.cat(pieces) for name, pieces in found.items()}
 
 
 class _Chunk:
-    """The rows of one chunk; what nobody asks for is not computed."""
+    """The rows of one chunk; log-probabilities are computed on first use."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class _Chunk:
 
     @cached_property
     def logp_CV(self) -> torch.Tensor:
-        assert self.target is not None, "row_statistics: a statistic of the teacher was asked for without a target"
+        assert self.target is not None, "row_statistics: a statistic of the teacher needs a target"
         return whole(self.target(self.rows))
 
     @cached_property
@@ -109,16 +109,16 @@ class _Chunk:
         return self.logp_CV.argmax(dim=-1)
 
     def of_token(self, logprob_CV: torch.Tensor) -> torch.Tensor:
-        assert self.token_N is not None, "row_statistics: a log-probability was asked for without token_N"
+        assert self.token_N is not None, "row_statistics: a log-probability needs token_N"
         return logprob_CV.gather(1, self.token_N[self.rows, None])[:, 0]
 
     def teacher_sample_C(self) -> torch.Tensor:
-        assert self.uniforms_NK is not None, "row_statistics: teacher_sample was asked for without uniforms_NK"
+        assert self.uniforms_NK is not None, "row_statistics: teacher_sample needs uniforms_NK"
         return sample_rows(self.logp_CV.exp(), self.uniforms_NK[self.rows])
 
 
 def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
-    """KL(first || second) by row; classes that either rules out contribute 0, as in `divergences`."""
+    """KL(first || second) by row; classes that either model rules out (-inf) contribute 0, as in `divergences`."""
     ruled_out_CV = first_CV.isneginf() | second_CV.isneginf()
     return (first_CV.exp() * (first_CV - second_CV).masked_fill_(ruled_out_CV, 0.0)).sum(-1)
 

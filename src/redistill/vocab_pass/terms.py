@@ -1,6 +1,6 @@
-"""What a walk adds up: each term is a sum over rows, with the coefficient that the loop gave it.
+"""Terms of the objective: each is a sum over rows times a coefficient.
 
-A term has a `rule`, the arithmetic, and `tensors`, what the rule reads of some rows; see rules.py.
+A term has a `rule`, the arithmetic, and `tensors`, the rule's arguments for some rows; see rules.py.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from redistill.vocab_pass.rules import CrossEntropyRule, DivergenceRule, PolicyG
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropyTerm:
-    """Cross entropy of the rows in `mask_N` with their target token, in nats.
+    """Cross entropy of the rows in `mask_N` with their target tokens, in nats.
 
     Args:
         coefficient: Weight / global count, as in every term.
-        target_N: int64.
-        mask_N: bool.
-        name: What its sum is called.
+        target_N: Target tokens, int64.
+        mask_N: The rows that count, bool.
+        name: Name of the sum.
     """
 
     coefficient: float
@@ -34,7 +34,7 @@ class CrossEntropyTerm:
         return CrossEntropyRule(self.name)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """What the rule reads of `rows`."""
+        """The rule's tensors for `rows`."""
         return self.target_N[rows], self.mask_N[rows]
 
 
@@ -44,11 +44,11 @@ class DivergenceTerm:
 
     Args:
         coefficient: Weight / global count.
-        divergence: A function of (logq_NV, logp_NV), or a module that learns; it may answer (divergence_N, diagnostics), and
-            each diagnostic is then summed under its own name.
-        num_rows: How many rows, from the front, have a teacher.
-        weight_N: float32; what each of these rows counts in the sum, where not 1.
-        name: What its sum is called.
+        divergence: A function of (logq_NV, logp_NV), or a trainable module.  It returns divergence_N, or (divergence_N,
+            diagnostics) with diagnostics a dict of rows, each summed under its own name.
+        num_rows: Number of leading rows that have a teacher.
+        weight_N: Weight of each of these rows in the sum, float32; None weighs all with 1.
+        name: Name of the sum.
     """
 
     coefficient: float
@@ -73,11 +73,11 @@ class SpanTerm:
 
     Args:
         coefficient: Weight / global number of samples with spans.
-        pair_weight_N: Weight of the pair (n, n + 1), 0 where the rows are no pair or of two sequences.  Where no DivergenceTerm
-            says so, its length is the number of rows that have a teacher.
+        pair_weight_N: Weight of the pair (n, n + 1); 0 where the two rows are not in one span.  Without a DivergenceTerm, its
+            length is the number of leading rows that have a teacher.
         squared: Whether the distance is squared.
-        keep: (logq_NV, logp_NV) -> keep_NV, bool: the classes that DAC-KL keeps, where the vectors are clipped to them; a row's
-            classes depend on that row alone, so the halo row's are found again on the other side of a cut.
+        keep: (logq_NV, logp_NV) -> keep_NV, bool: the classes that DAC-KL keeps, for clipped vectors; None keeps all.  A row's
+            classes must depend on that row alone, since the halo row is computed in two tiles.
     """
 
     coefficient: float
@@ -96,13 +96,15 @@ class SpanTerm:
 
 @dataclass(frozen=True, eq=False)
 class PolicyGradientTerm:
-    """MiniLLM's clipped policy gradient on the first rows, with "ratio" and "clipped" as diagnostics.
+    """MiniLLM's clipped policy gradient on the leading rows.
+
+    It has the diagnostics "ratio" and "clipped".
 
     Args:
         coefficient: Weight / global count of sampled tokens.
-        token_N: int64; the token written at each row.  Its length says how many rows, from the front, are of roll-outs.
-        old_logprob_N, advantage_N, importance_N: Of these tokens; see policy_gradient.clipped_surrogate.
-        clip: How far from 1 the ratio of probabilities counts.
+        token_N: The generated token of each row, int64.  Its length is the number of leading rows that belong to roll-outs.
+        old_logprob_N, advantage_N, importance_N: Values of these tokens; see policy_gradient.clipped_surrogate.
+        clip: epsilon of the clipped surrogate, in (0, 1): the ratio is clipped to [1 - clip, 1 + clip].
     """
 
     coefficient: float

@@ -1,4 +1,4 @@
-"""The walk with gradients: block by block for the products, tile by tile for the terms."""
+"""The vocabulary pass with gradients: block by block for the matrix products, tile by tile for the terms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from redistill.vocab_pass.terms import DivergenceTerm, SpanTerm, Term
 LEAST_CHUNK_BYTES = 192 * 2**20
 MOST_CHUNK_BYTES = 2**30
 
-# The rows are cut twice: into wide blocks for the matrix products, since each of those passes over the whole head, and these
-# into narrow tiles for what autograd keeps of the terms.  Blocks get three quarters of the budget, tiles a quarter of the least
-# one (narrow tiles stay near the cache); these count the tensors alive at once.
-BLOCK_TENSORS = 2  # logits (later their gradient), and the teacher's
+# The rows are cut twice: into large blocks for the matrix products, since each product reads the whole head, and these into
+# small tiles for the tensors that autograd keeps of the terms.  Blocks get three quarters of the budget, tiles a quarter of the
+# smallest budget (small tiles fit the cache better).  The constants are numbers of [rows, vocabulary] tensors alive at once.
+BLOCK_TENSORS = 2  # logits (later their gradient), and the teacher's logits
 TILE_TENSORS = 10  # log q, p, products of both and their gradients
-COMPILED_TENSORS = 7  # what is left of them where loops are fused
-ALIGNED_ROWS = 8  # compiled tiles are a multiple of this, so that each starts at a multiple of 16 bytes
+COMPILED_TENSORS = 7  # the same in fused loops
+ALIGNED_ROWS = 8  # rows of a compiled tile are a multiple of this, so that each tile starts at a multiple of 16 bytes
 
 
 def vocab_pass(
@@ -35,28 +35,28 @@ def vocab_pass(
     compiled: bool = False,
     into_grad: bool = False,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """All terms of the objective in one visit of the rows, with their gradients.
+    """All terms of the objective and their gradients, in one pass over the rows.
 
-    The gradients of hidden states, head and the divergence's own parameters are computed in the forward, chunk by chunk,
-    already weighted by the terms' coefficients; backward multiplies them by the incoming scalar, once.  Each input that
-    requires a gradient gets one, zeros if need be, so that no process of a data-parallel group lacks it.  A pair of rows that a
-    cut parts is counted with the left one: the row after the cut (the halo) is computed on both sides, and its two gradients
-    are added.
+    The gradients of hidden states, head and the divergence's own parameters are computed in the forward pass, chunk by chunk,
+    weighted by the terms' coefficients; the backward pass multiplies them by the incoming scalar, once.  Each input that
+    requires a gradient gets one, if necessary zeros, so that it exists in every process of a data-parallel group.  A pair of
+    rows on both sides of a cut belongs to the left tile: the row after the cut (the halo) is computed in both tiles, and its
+    two gradients are added.
 
     Args:
-        student_hidden_ND: Hidden states of the supervised rows alone.
-        student_head: The student's head; a frozen one costs no gradient.
-        target: The teacher's word, asked only for rows that a divergence or span needs; None where no term does.
+        student_hidden_ND: Hidden states of the supervised rows only.
+        student_head: The student's head; no gradient is computed for a frozen one.
+        target: Source of teacher logits, called only for rows that a divergence or span needs; None if no term needs it.
         terms: At most one of each kind.
-        chunk_bytes: What the [rows, vocabulary] tensors may take together, about; at least a row at a time is read.  None
-            asks `chunk_budget`.
+        chunk_bytes: Approximate limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  None uses
+            `chunk_budget`.
         compiled: Whether the terms and their gradients are compiled; see core.py.
-        into_grad: Whether the gradient of a head's weight that is a leaf in the results' dtype is added to its `grad` at once,
-            which spares a copy of it.  The objective's backward must then follow, once, from a gradient of 1.
+        into_grad: Add the gradient of the head's weight to its `grad` in the forward pass, if it is a leaf in the results'
+            dtype; this saves a copy.  Backward must then follow, once, with a gradient of 1.
 
     Returns:
-        The objective (sum of coefficient x sum over rows; a scalar), and each term's and diagnostic's own sum by name, detached
-        and without coefficient.  Diagnostics are absent where no row has a teacher.
+        The objective (sum of coefficient x sum over rows; a scalar), and the sums of terms and diagnostics by name, detached
+        and without coefficients.  Diagnostics are absent if no row has a teacher.
 
     See also: dense_reference.
     """
@@ -74,15 +74,18 @@ def vocab_pass(
 def dense_reference(
     student_hidden_ND: torch.Tensor, student_head: Head, target: TeacherTarget | None, terms: Sequence[Term]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """`vocab_pass` by plain autograd on whole [N, V] tensors: the law that it is held to, and how to read what it does."""
+    """`vocab_pass` with plain autograd on whole [N, V] tensors, for tests.
+
+    Arguments and results are those of `vocab_pass`.
+    """
     raw_NV = student_head.raw(student_hidden_ND, Products.like(student_hidden_ND))
     objective, sums = raw_NV[:0].sum(), {term.name: raw_NV.new_zeros(()) for term in terms}
     num_distilled = _num_distilled(terms)
     with torch.autocast(raw_NV.device.type, enabled=False):
         for rows in _parts(slice(0, len(raw_NV)), num_distilled):
             core, _, tensors = _core(student_head, terms, rows, num_distilled, raw_NV.device)
-            word = target(rows) if target is not None and rows.stop <= num_distilled else None
-            for name, total in core(raw_NV[rows], word, tensors).items():
+            target_rows = target(rows) if target is not None and rows.stop <= num_distilled else None
+            for name, total in core(raw_NV[rows], target_rows, tensors).items():
                 sums[name] = sums[name] + total if name in sums else total
         for term in terms:
             objective = objective + term.coefficient * sums[term.name]
@@ -90,25 +93,36 @@ def dense_reference(
 
 
 def chunk_budget(head_bytes: int) -> int:
-    """What the [rows, vocabulary] tensors of a walk take together where nobody says: as much as the head, within limits.
+    """Default limit of all [rows, vocabulary] tensors together.
 
-    Every block of rows passes over the whole head and its gradient, so the larger these are, the more rows must share a pass.
+    It is the size of the head, within [192 MiB, 1 GiB].
+
+    Each block of rows reads the whole head and its gradient, so a larger head needs larger blocks.
 
     Args:
-        head_bytes: Of the head's weight in float32.
+        head_bytes: Bytes of the head's weight in float32.
+
+    Returns:
+        Bytes.
     """
     return min(max(LEAST_CHUNK_BYTES, head_bytes), MOST_CHUNK_BYTES)
 
 
 class CutRows(NamedTuple):
-    """The most rows of a block and of a tile."""
+    """Maximum number of rows of a block and of a tile."""
 
     block: int
     tile: int
 
 
 def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool) -> CutRows:
-    """What a budget and the bytes of one [rows, vocabulary] tensor's row make of blocks and tiles; at least one row each."""
+    """The sizes of blocks and tiles, at least one row each.
+
+    Args:
+        chunk_bytes: Approximate limit of all [rows, vocabulary] tensors together.
+        row_bytes: Bytes of one row of one such tensor.
+        compiled: Whether the terms are compiled.
+    """
     block = 3 * (chunk_bytes // (4 * row_bytes)) // BLOCK_TENSORS
     rows = min(chunk_bytes, LEAST_CHUNK_BYTES) // (4 * row_bytes)
     tile = max(1, rows // COMPILED_TENSORS // ALIGNED_ROWS) * ALIGNED_ROWS if compiled else rows // TILE_TENSORS
@@ -116,7 +130,10 @@ def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool) -> CutRows:
 
 
 def cuts(rows: slice, num_rows: int) -> list[slice]:
-    """`rows` in as few pieces of at most `num_rows` (of 1 where that is less) as there can be, all of about one length."""
+    """Cut `rows` into the fewest pieces of at most max(1, num_rows) rows.
+
+    All pieces have about the same length.
+    """
     total = rows.stop - rows.start
     size = -(-total // max(1, -(-total // max(1, num_rows))))
     return [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, max(1, size))]
@@ -124,7 +141,7 @@ def cuts(rows: slice, num_rows: int) -> list[slice]:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What one pass has to do."""
+    """Arguments of one pass."""
 
     hidden_ND: torch.Tensor
     head: Head
@@ -148,11 +165,14 @@ class _Task:
         return cut_rows(self.chunk_bytes, self.head.num_classes * loss_dtype(self.hidden_ND).itemsize, self.compiled)
 
     def with_halo(self, rows: slice) -> slice:
-        """`rows` and, where spans may pair it with the last of them, the row after."""
+        """`rows` and, if there are spans, the next row.
+
+        The next row may form a pair with the last of `rows`.
+        """
         return slice(rows.start, rows.stop + int(self.has_pairs and rows.stop < self.num_distilled))
 
-    def word(self, rows: slice) -> torch.Tensor | TopClasses | None:
-        """The teacher's word on those of `rows` that have one; None where none has."""
+    def target_rows(self, rows: slice) -> torch.Tensor | TopClasses | None:
+        """The target of those of `rows` that have a teacher; None if none has."""
         rows = slice(rows.start, min(rows.stop, self.num_distilled))
         if rows.start >= rows.stop:
             return None
@@ -161,7 +181,7 @@ class _Task:
 
 
 class _Gradients(NamedTuple):
-    """Sums of gradients, in the order of the inputs; None for an input that wants none."""
+    """Sums of gradients, in the order of the inputs; None for an input that requires none."""
 
     hidden_ND: torch.Tensor | None
     weight_VD: torch.Tensor | None
@@ -171,7 +191,10 @@ class _Gradients(NamedTuple):
     def add_block(
         self, rows: slice, gradient_CV: torch.Tensor, hidden_CD: torch.Tensor, head: Head, products: Products
     ) -> None:
-        """What the gradient of one block's raw logits means for the body and the head."""
+        """Add the gradients of one block.
+
+        Backpropagates the gradient of its raw logits to hidden states, weight and bias.
+        """
         operand_CV = gradient_CV.to(products.storage)
         if self.hidden_ND is not None:
             self.hidden_ND[rows] = products(operand_CV, head.weight_VD)
@@ -182,7 +205,7 @@ class _Gradients(NamedTuple):
 
 
 class _GradientInForward(torch.autograd.Function):
-    """The walk as one node of the graph."""
+    """The pass as one node of the autograd graph."""
 
     @staticmethod
     def forward(ctx: Any, task: _Task, sums: dict[str, torch.Tensor], *inputs: torch.Tensor | None) -> torch.Tensor:
@@ -203,17 +226,17 @@ class _GradientInForward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # In place, since a copy of a head's gradient is large; so the node has its gradients once.
+        # In place, since a copy of a head's gradient is large; so backward works only once.
         gradients, ctx.gradients = ctx.gradients, None
-        assert gradients is not None, "vocab_pass: its graph can be walked backward once"
+        assert gradients is not None, "vocab_pass: backward can be called only once"
         if ctx.in_place:
-            torch._assert_async(scale == 1, "vocab_pass: the head's gradient was added already, as of a backward from 1")
+            torch._assert_async(scale == 1, "vocab_pass: with into_grad, backward needs a gradient of 1")
         hidden, weight, bias, parameters = gradients
         return None, None, *(None if total is None else total.mul_(scale) for total in (hidden, weight, bias, *parameters))
 
 
 def _holds_gradient(weight_VD: torch.Tensor) -> bool:
-    """Whether the weight's `grad` can take sums as they are; it is made where it is missing."""
+    """Whether the gradient can be added to the weight's `grad` directly; creates a missing `grad`."""
     if not (weight_VD.requires_grad and weight_VD.is_leaf and weight_VD.dtype == loss_dtype(weight_VD)):
         return False
     if weight_VD.grad is None:
@@ -222,7 +245,7 @@ def _holds_gradient(weight_VD: torch.Tensor) -> bool:
 
 
 def _walk(task: _Task, gradients: _Gradients | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The objective and the sums; gradients, where wanted, are added to `gradients`."""
+    """The objective and the sums; gradients are added to `gradients` unless it is None."""
     with torch.no_grad():
         products = Products.like(task.hidden_ND)
         head = task.head.prepared(task.hidden_ND)
@@ -247,15 +270,18 @@ def _walk_block(
     sums: dict[str, torch.Tensor],
     gradients: _Gradients | None,
 ) -> torch.Tensor | None:
-    """Add one block to `sums` and `gradients`; takes and returns the halo row's gradient from the tile before.
+    """Add one block to `sums` and `gradients`; carry_V is the halo row's gradient from the previous tile.
 
-    A function of its own, so that no tensor of a block is alive when those of the next are made.
+    This is a separate function, so that no tensor of a block is alive when those of the next are created.
+
+    Returns:
+        The halo row's gradient for the next block, or None.
     """
     read = task.with_halo(block)
     logits_CV = head.raw(hidden_ND[read], products)
-    word = task.word(read)
+    target_rows = task.target_rows(read)
     for rows in _tiles(task, block):
-        found, gradient_CV = _visit(task, logits_CV, word, rows, block.start, gradients)
+        found, gradient_CV = _visit(task, logits_CV, target_rows, rows, block.start, gradients)
         for name, total in found.items():
             sums[name] = sums[name] + total if name in sums else total
         if gradient_CV is not None:
@@ -263,10 +289,10 @@ def _walk_block(
                 gradient_CV[0] += carry_V
             num_rows = rows.stop - rows.start
             carry_V = gradient_CV[-1].clone() if len(gradient_CV) > num_rows else None
-            # The logits of these rows are spent: their place holds their gradient from here on.
+            # The logits of these rows are not needed any more: their memory is reused for their gradient.
             logits_CV[rows.start - block.start : rows.stop - block.start] = gradient_CV[:num_rows]
     if gradients is not None:
-        del word
+        del target_rows
         gradients.add_block(block, logits_CV[: block.stop - block.start], hidden_ND[block], head, products)
     return carry_V
 
@@ -274,20 +300,25 @@ def _walk_block(
 def _visit(
     task: _Task,
     logits_CV: torch.Tensor,
-    word: torch.Tensor | TopClasses | None,
+    target_rows: torch.Tensor | TopClasses | None,
     rows: slice,
     start: int,
     gradients: _Gradients | None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-    """The terms' sums over one tile of the block that begins at `start`, and the gradient of its raw logits, the halo's too."""
+    """The terms' sums over one tile, and the gradient of its raw logits, including the halo row.
+
+    Args:
+        rows: Rows of the tile.
+        start: First row of the block, whose logits and target are given.
+    """
     read = task.with_halo(rows)
     inside = slice(read.start - start, read.stop - start)
     is_distilled = rows.stop <= task.num_distilled
     core, coefficients, tensors = _core(task.head, task.terms, rows, task.num_distilled, logits_CV.device)
-    tile = Tile(logits_CV[inside], _rows(word, inside) if is_distilled else None, tensors)
+    tile = Tile(logits_CV[inside], _rows(target_rows, inside) if is_distilled else None, tensors)
     with torch.autocast(logits_CV.device.type, enabled=False):
         if gradients is None:
-            return core(tile.raw_CV, tile.word, tensors), None
+            return core(tile.raw_CV, tile.target_rows, tensors), None
         if not core.rules:
             return {}, torch.zeros_like(tile.raw_CV)
         fill = (task.cut_rows.tile, int(is_distilled and task.has_pairs)) if task.compiled else None
@@ -299,12 +330,12 @@ def _visit(
 
 
 def _tiles(task: _Task, block: slice) -> list[slice]:
-    """The block's tiles; those of rows that have a teacher come first, and none has rows of both kinds."""
+    """The block's tiles: first those of rows with a teacher, then those of rows without; no tile has both."""
     return [tile for part in _parts(block, task.num_distilled) for tile in cuts(part, task.cut_rows.tile)]
 
 
 def _parts(rows: slice, num_distilled: int) -> list[slice]:
-    """`rows` that have a teacher, and those that have none; what is empty is left out."""
+    """The part of `rows` with a teacher, and the part without; empty parts are omitted."""
     middle = max(rows.start, min(rows.stop, num_distilled))
     return [part for part in (slice(rows.start, middle), slice(middle, rows.stop)) if part.start < part.stop]
 
@@ -312,7 +343,7 @@ def _parts(rows: slice, num_distilled: int) -> list[slice]:
 def _core(
     head: Head, terms: Sequence[Term], rows: slice, num_distilled: int, device: torch.device
 ) -> tuple[Core, list[float], tuple[tuple[torch.Tensor, ...], ...]]:
-    """The arithmetic of a tile, with the coefficients and tensors of the terms that have a part in it."""
+    """The arithmetic of a tile, with the coefficients and tensors of the terms that have rows in it."""
     is_distilled = rows.stop <= num_distilled
     mine = [
         (term, tensors)
@@ -324,23 +355,23 @@ def _core(
     return core, [term.coefficient for term, _ in mine], tuple(tensors for _, tensors in mine)
 
 
-def _rows(word: torch.Tensor | TopClasses | None, rows: slice) -> torch.Tensor | TopClasses | None:
-    if word is None or isinstance(word, torch.Tensor):
-        return None if word is None else word[rows]
-    return TopClasses(*(tensor[rows] for tensor in word))
+def _rows(target_rows: torch.Tensor | TopClasses | None, rows: slice) -> torch.Tensor | TopClasses | None:
+    if target_rows is None or isinstance(target_rows, torch.Tensor):
+        return None if target_rows is None else target_rows[rows]
+    return TopClasses(*(tensor[rows] for tensor in target_rows))
 
 
 def _num_distilled(terms: Sequence[Term]) -> int:
-    """How many rows, from the front, have a teacher."""
+    """Number of leading rows that have a teacher."""
     divergences = [term.num_rows for term in terms if isinstance(term, DivergenceTerm)]
     spans = [len(term.pair_weight_N) for term in terms if isinstance(term, SpanTerm)]
     return next(iter(divergences + spans), 0)
 
 
 def _parameters(terms: Sequence[Term]) -> tuple[torch.nn.Parameter, ...]:
-    """What the divergences learn."""
+    """Trainable parameters of the divergence."""
     one_of_each = len({type(term) for term in terms}) == len({term.name for term in terms}) == len(terms)
-    assert one_of_each, "one term of each kind, each with a name of its own: sums go by name"
+    assert one_of_each, "vocab_pass: at most one term of each kind, each with its own name"
     divergences = [term.divergence for term in terms if isinstance(term, DivergenceTerm)]
     modules = [divergence for divergence in divergences if isinstance(divergence, torch.nn.Module)]
     return tuple(parameter for module in modules for parameter in module.parameters() if parameter.requires_grad)

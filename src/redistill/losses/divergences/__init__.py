@@ -1,16 +1,16 @@
-"""How far the student's next-token distribution is from the teacher's: one frozen dataclass a divergence.
+"""Divergences between the teacher's and the student's next-token distributions: one frozen dataclass each.
 
-A member's fields are its hyper-parameters, and its call obeys `contracts.Divergence`.  To add one, write its class in a file
-here, give it `examples()`, and put it into the union at the foot: the configuration and the laws of `redistill.testing` pick it
-up from there.
+The fields of a divergence are its hyper-parameters, and its call implements `contracts.Divergence`.  To add one, write its
+class in a file of this package, define `examples()`, and add it to the union below: the configuration and the laws of
+`redistill.testing` use the union.
 
-A log-probability of -inf marks a class that a model rules out (vocabulary padding, a mask).  One that both models rule out
-contributes 0 everywhere.  One that a single model rules out contributes 0 to the divergences that would be infinite there,
-since an infinite loss would end the run over a class that nobody can predict: forward, reverse, symmetric and adaptive KL, and
-alpha-beta with an exponent of 0.  To the others it contributes what the formula says, which is finite: Jensen-Shannon, skew KL,
-total variation, alpha-beta with both exponents above 0.
+A log-probability of -inf marks a class that a model rules out (vocabulary padding, a mask).  A class that both models rule out
+contributes 0 everywhere.  A class that one model rules out contributes 0 to the divergences that would be infinite, since an
+infinite loss would end the run because of a class that cannot be predicted: forward, reverse, symmetric and adaptive KL, and
+alpha-beta with an exponent of 0.  To the others it contributes the value of the formula, which is finite: Jensen-Shannon, skew
+KL, total variation, alpha-beta with both exponents above 0.
 
-Nothing here reduces over rows, learns, or knows where the rows come from.
+Nothing here reduces over rows, has trainable parameters, or depends on where the rows come from.
 """
 
 from redistill.losses.divergences.distances import AlphaBeta, TotalVariation

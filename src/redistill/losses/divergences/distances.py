@@ -1,4 +1,4 @@
-"""Divergences that are no KL: total variation, and the family that leads from one KL to the other."""
+"""Divergences other than KL: total variation, and the alpha-beta family, which contains both directions of KL."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -8,17 +8,18 @@ import torch
 from redistill.errors import ConfigError
 from redistill.losses.divergences.softened import Softened, log_ratio
 
-SMALLEST_EXPONENT = 0.01  # below it, the terms of alpha-beta cancel to nothing in float32
+SMALLEST_EXPONENT = 0.01  # below it, the terms of alpha-beta cancel in float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class TotalVariation(Softened):
-    r"""Total variation: the mass that would have to move for the student to equal the teacher.
+    r"""Total variation: half the L1 distance of the two distributions.
 
     .. math:: D(p, q) = \tfrac{1}{2} \sum_v |p_v - q_v|
 
-    p is the teacher, q the student. Source: f-distill (arXiv 2307.15190), token by token; Table 3c's "TVD". Mass per token,
-    in [0, 1], 0 exactly when p = q. The gradient flows through q only; it knows the sign of each difference and not its size.
+    p is the teacher, q the student. Source: f-distill (arXiv 2307.15190), per token; Table 3c's "TVD". Probability mass per
+    token, in [0, 1], 0 exactly when p = q. The gradient flows through q only; with respect to q_v it is +-1/2, independent of
+    the size of the difference.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -30,7 +31,7 @@ class TotalVariation(Softened):
         >>> TotalVariation()(logq_NV, logp_NV)
         tensor([0.7000])
 
-    See also: JensenShannon, which is bounded too and smooth.
+    See also: JensenShannon, which is bounded and smooth.
     """
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
@@ -39,26 +40,25 @@ class TotalVariation(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The members that the laws are tried on."""
+        """The settings that the laws are tested with."""
         return (cls(), cls(temperature=2.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaBeta(Softened):
-    r"""Alpha-beta divergence: from forward KL at (1, 0) to reverse KL at (0, 1), and beyond the line between them.
+    r"""Alpha-beta divergence; forward KL at (1, 0), reverse KL at (0, 1).
 
     .. math:: D(p, q) = \frac{1}{\alpha \beta} \sum_v \Bigl( \frac{\alpha}{s} p_v^{s} + \frac{\beta}{s} q_v^{s}
               - p_v^{\alpha} q_v^{\beta} \Bigr), \qquad s = \alpha + \beta
 
-    p is the teacher, q the student. An exponent of 0 stands for the limit,
+    p is the teacher, q the student. An exponent of 0 is the limit,
 
     .. math:: \beta = 0:\; \frac{1}{\alpha^2} \sum_v \Bigl( p_v^{\alpha} \log \frac{p_v^{\alpha}}{q_v^{\alpha}}
               - p_v^{\alpha} + q_v^{\alpha} \Bigr),
 
-    and likewise with p and q changed over for alpha = 0. Source: Cichocki et al. (2011); for distillation ABKD
-    (arXiv 2505.04560), whose public implementations default to 0.2 and 0.7. D >= 0, 0 exactly when p = q; nats per token only
-    where s = 1. The gradient flows through q only; with respect to log q it is
-    q^beta (q^alpha - p^alpha) / alpha.
+    and the same with p and q exchanged for alpha = 0. Source: Cichocki et al. (2011); for distillation ABKD
+    (arXiv 2505.04560), whose public implementations default to 0.2 and 0.7. D >= 0, 0 exactly when p = q; in nats per token
+    only if s = 1. The gradient flows through q only; with respect to log q it is q^beta (q^alpha - p^alpha) / alpha.
 
     Args:
         alpha: Exponent of the teacher, 0 or at least 0.01; the gradient follows q - p at 1, and log(q / p) toward 0.
@@ -70,7 +70,7 @@ class AlphaBeta(Softened):
         Returns divergence_N, unreduced.
 
     Raises:
-        ConfigError: an exponent that is negative, not finite or in (0, 0.01), or both 0.
+        ConfigError: an exponent is negative, not finite or in (0, 0.01), or both are 0.
 
     Example:
         >>> logp_NV, logq_NV = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.2, 0.8]]).log()
@@ -88,9 +88,9 @@ class AlphaBeta(Softened):
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if not (value == 0 or SMALLEST_EXPONENT <= value < float("inf")):
-                raise ConfigError(f"{name} = {value}: must be 0, or finite and at least {SMALLEST_EXPONENT}; 0 takes the limit")
+                raise ConfigError(f"{name} = {value}: must be 0, or finite and at least {SMALLEST_EXPONENT}; 0 is the limit")
         if self.alpha == self.beta == 0:
-            raise ConfigError("alpha = beta = 0: one must be above 0; ABKD uses 0.2 and 0.7")
+            raise ConfigError("alpha = beta = 0: at least one must be above 0; ABKD uses 0.2 and 0.7")
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
         logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
@@ -104,12 +104,12 @@ class AlphaBeta(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The members that the laws are tried on."""
+        """The settings that the laws are tested with."""
         return (cls(), cls(alpha=0.5, beta=0.5), cls(alpha=1.0, beta=0.0), cls(alpha=0.0, beta=0.7, temperature=2.0))
 
 
 def _power_kl(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, power: float) -> torch.Tensor:
-    """KL of two measures, a^power and b^power, over power^2; a class that either rules out contributes 0."""
+    """KL of the measures a^power and b^power, divided by power^2; a class that either model rules out contributes 0."""
     powered_NV = (power * log_a_NV).exp()
     terms_NV = powered_NV * (power * log_ratio(log_a_NV, log_b_NV) - 1) + (power * log_b_NV).exp()
     return terms_NV.masked_fill(log_a_NV.isneginf() | log_b_NV.isneginf(), 0.0).sum(dim=-1) / power**2

@@ -1,4 +1,4 @@
-"""KL in either direction, a fixed blend of the two, and a blend that each row chooses."""
+"""Forward and reverse KL, a fixed combination of both, and an adaptive one with weights per row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from redistill.losses.divergences.softened import Softened, fraction, log_ratio
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardKL(Softened):
-    r"""Forward KL, the classic distillation loss: the student must cover the teacher.
+    r"""Forward KL, the standard distillation loss (mode-covering).
 
     .. math:: D(p, q) = \mathrm{KL}(p \,\|\, q) = \sum_v p_v \log \frac{p_v}{q_v}
 
@@ -39,19 +39,19 @@ class ForwardKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The members that the laws are tried on."""
+        """The settings that the laws are tested with."""
         return (cls(), cls(temperature=2.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseKL(Softened):
-    r"""Reverse KL: the student may leave out what it cannot cover, but must not invent.
+    r"""Reverse KL (mode-seeking).
 
     .. math:: D(p, q) = \mathrm{KL}(q \,\|\, p) = \sum_v q_v \log \frac{q_v}{p_v}
 
-    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), here token by token; Table 3c's "Reverse KL", and
-    Eq. 3's measure of where the student went wrong. Nats per token, D >= 0, 0 exactly when p = q. The gradient flows through
-    q only; with respect to the student's logits it is q (log(q / p) - D).
+    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), here per token; Table 3c's "Reverse KL", and Eq. 3's
+    measure of the student's error at a token. Nats per token, D >= 0, 0 exactly when p = q. The gradient flows through q only;
+    with respect to the student's logits it is q (log(q / p) - D).
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -73,22 +73,22 @@ class ReverseKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The members that the laws are tried on."""
+        """The settings that the laws are tested with."""
         return (cls(), cls(temperature=0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SymmetricKL(Softened):
-    r"""A fixed blend of forward and reverse KL.
+    r"""A weighted sum of forward and reverse KL with fixed weights.
 
     .. math:: D(p, q) = a\,\mathrm{KL}(p \,\|\, q) + (1 - a)\,\mathrm{KL}(q \,\|\, p)
 
     p is the teacher, q the student, a = `forward_weight`. Source: Jeffreys's divergence, halved; Table 3c's "Symmetric KL".
-    The published DistiLLM code has a = 0.1 but no method that uses it; other papers weigh both alike, as the default here does.
+    The published DistiLLM code has a = 0.1, used by none of its methods; other papers use equal weights, the default here.
     Nats per token, D >= 0, 0 exactly when p = q. The gradient flows through q only.
 
     Args:
-        forward_weight: Share of the forward KL, in (0, 1).
+        forward_weight: Weight of the forward KL, in (0, 1).
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -119,24 +119,25 @@ class SymmetricKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The members that the laws are tried on."""
+        """The settings that the laws are tested with."""
         return (cls(), cls(forward_weight=0.1), cls(temperature=2.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveKL(Softened):
-    r"""Adaptive KL (AKL): each row weighs the two directions by where student and teacher lie apart.
+    r"""Adaptive KL (AKL): forward and reverse KL, weighted per row.
 
     .. math:: D(p, q) = \frac{g_h\,\mathrm{KL}(p \,\|\, q) + g_t\,\mathrm{KL}(q \,\|\, p)}{g_h + g_t},
               \qquad g_h = \sum_{v \in \mathrm{head}} |p_v - q_v|,\quad g_t = \sum_{v \in \mathrm{tail}} |p_v - q_v|
 
-    p is the teacher, q the student. The head holds the teacher's most probable classes as long as their summed mass, each
-    class's own included, stays within `head_mass`; the first is always in it. (The paper's prose asks for the smallest set that
-    reaches the mass, which is one class more; this is its code.) Source: Wu et al. (arXiv 2404.02657). Nats per token, D >= 0,
-    0 exactly when p = q. The gradient flows through q only, and the weights are constants for it.
+    p is the teacher, q the student; g_h and g_t are the gaps in head and tail. The head consists of the teacher's most probable
+    classes whose cumulative mass, including the class itself, is at most `head_mass`; the most probable class always belongs to
+    it. (The paper's prose defines the smallest set that reaches the mass, which has one class more; this follows its code.)
+    Source: Wu et al. (arXiv 2404.02657). Nats per token, D >= 0, 0 exactly when p = q. The gradient flows through q only, and
+    treats the weights as constants.
 
     Args:
-        head_mass: Teacher mass that makes the head, in (0, 1); the paper's mu, 0.5.
+        head_mass: Teacher mass of the head, in (0, 1); the paper's mu, 0.5.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -151,11 +152,11 @@ class AdaptiveKL(Softened):
         >>> AdaptiveKL()(logq_NV, logp_NV)
         tensor([0.5493])
 
-    See also: SymmetricKL, whose weights are fixed.
+    See also: SymmetricKL, which has fixed weights.
     """
 
     disobeys: ClassVar[Mapping[str, str]] = {
-        "gradient_is_that_of_the_value": "the weights follow the student, but are constants for the gradient (arXiv 2404.02657)"
+        "gradient_is_that_of_the_value": "the weights depend on the student, but have no gradient (arXiv 2404.02657)"
     }
 
     head_mass: float = 0.5
@@ -166,11 +167,11 @@ class AdaptiveKL(Softened):
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
         logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
-        head_N1 = self._head_share(logq_NV.detach(), logp_NV)
+        head_N1 = self._head_fraction(logq_NV.detach(), logp_NV)
         weight_NV = head_N1 * logp_NV.exp() - (1 - head_N1) * logq_NV.exp()
         return (weight_NV * log_ratio(logp_NV, logq_NV)).sum(dim=-1)
 
-    def _head_share(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
+    def _head_fraction(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
         """g_h / (g_h + g_t) by row, as a column."""
         sorted_NV, order_NV = logp_NV.exp().sort(dim=-1, descending=True, stable=True)
         gap_NV = (sorted_NV - logq_NV.exp().gather(-1, order_NV)).abs_()
@@ -182,5 +183,5 @@ class AdaptiveKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The members that the laws are tried on."""
+        """The settings that the laws are tested with."""
         return (cls(), cls(head_mass=0.9, temperature=2.0))

@@ -1,4 +1,4 @@
-"""Divergences to a mixture of teacher and student: finite whatever either model rules out."""
+"""Divergences to a mixture of teacher and student; finite even if a model rules out classes."""
 
 import math
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from redistill.losses.divergences.softened import Softened, bounded, fraction
 
 @dataclass(frozen=True, kw_only=True)
 class JensenShannon(Softened):
-    r"""Generalised Jensen-Shannon divergence: both models' KL to their mixture.
+    r"""Generalised Jensen-Shannon divergence: KL of both models to their mixture.
 
     .. math:: D(p, q) = w\,\mathrm{KL}(p \,\|\, m) + (1 - w)\,\mathrm{KL}(q \,\|\, m), \qquad m = w p + (1 - w) q
 
     p is the teacher, q the student, w = `teacher_weight`: GKD's beta (arXiv 2306.13649, JSD(beta)), and 1 minus the lambda of
     the published DistiLLM code, whose 0.9 is the default here (m is mostly the student); TRL's beta is 0.5. Table 3c's "JSD".
-    Nats per token, 0 <= D <= H(w) <= log 2, 0 exactly when p = q. The gradient flows through q, m's included. D is about
-    w KL(p || q) for small w and (1 - w) KL(q || p) for w near 1, hence small gradients at either end.
+    Nats per token, 0 <= D <= H(w) <= log 2, 0 exactly when p = q. The gradient flows through q, including q in m. D is
+    about w KL(p || q) for small w and (1 - w) KL(q || p) for w near 1, so gradients are small at either end.
 
     Args:
-        teacher_weight: Share of the teacher in the mixture, and weight of its KL, in (0, 1).
+        teacher_weight: Weight of the teacher in the mixture, and of its KL, in (0, 1).
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -36,14 +36,14 @@ class JensenShannon(Softened):
         >>> JensenShannon(teacher_weight=0.5)(logq_NV, logp_NV)
         tensor([0.6931])
 
-    See also: SkewForwardKL and SkewReverseKL, which keep one of the two terms.
+    See also: SkewForwardKL and SkewReverseKL, which consist of one of the two terms.
     """
 
     teacher_weight: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fraction("teacher_weight", self.teacher_weight, "the reference code's is 0.1, GKD's beta in TRL 0.5")
+        fraction("teacher_weight", self.teacher_weight, "the reference code uses 0.1, TRL's GKD 0.5")
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
         logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
@@ -52,7 +52,7 @@ class JensenShannon(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The members that the laws are tried on."""
+        """The settings that the laws are tested with."""
         return (cls(), cls(teacher_weight=0.5), cls(teacher_weight=0.9, temperature=2.0))
 
 
@@ -66,7 +66,7 @@ class SkewForwardKL(Softened):
     0 <= D <= -log(alpha), 0 exactly when p = q. The gradient flows through q only.
 
     Args:
-        alpha: Share of the teacher in the mixture, in (0, 1); the paper's value is 0.1.
+        alpha: Weight of the teacher in the mixture, in (0, 1); the paper's value is 0.1.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -96,7 +96,7 @@ class SkewForwardKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The members that the laws are tried on."""
+        """The settings that the laws are tested with."""
         return (cls(), cls(alpha=0.5, temperature=2.0))
 
 
@@ -107,10 +107,10 @@ class SkewReverseKL(Softened):
     .. math:: D(p, q) = \mathrm{KL}\bigl(q \,\|\, (1 - \alpha) p + \alpha q\bigr)
 
     p is the teacher, q the student. Source: DistiLLM (arXiv 2402.03898), its skew reverse KL; Table 3c's SRKL. Nats per token,
-    0 <= D <= -log(alpha), 0 exactly when p = q. The gradient flows through both places of q.
+    0 <= D <= -log(alpha), 0 exactly when p = q. The gradient flows through both occurrences of q.
 
     Args:
-        alpha: Share of the student in the mixture, in (0, 1); the paper's value is 0.1.
+        alpha: Weight of the student in the mixture, in (0, 1); the paper's value is 0.1.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -140,13 +140,13 @@ class SkewReverseKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The members that the laws are tried on."""
+        """The settings that the laws are tested with."""
         return (cls(), cls(alpha=0.5, temperature=2.0))
 
 
-def _kl_to_mixture(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, share: float) -> torch.Tensor:
-    """KL(a || share a + (1 - share) b) by row, by way of log(m / a), which is small where a and b are close."""
-    odds_NV = bounded(log_b_NV) - bounded(log_a_NV) + math.log1p(-share) - math.log(share)
-    # log(m / a) = log(share) + log(1 + exp(odds)): a logaddexp that keeps one tensor for the backward pass instead of three.
-    log_mixture_NV = torch.nn.functional.softplus(odds_NV, threshold=50.0) + math.log(share)
+def _kl_to_mixture(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, weight: float) -> torch.Tensor:
+    """KL(a || weight a + (1 - weight) b) by row, computed from log(m / a), which is small if a and b are close."""
+    odds_NV = bounded(log_b_NV) - bounded(log_a_NV) + math.log1p(-weight) - math.log(weight)
+    # log(m / a) = log(weight) + log(1 + exp(odds)): a logaddexp that saves one tensor for the backward pass instead of three.
+    log_mixture_NV = torch.nn.functional.softplus(odds_NV, threshold=50.0) + math.log(weight)
     return -(log_a_NV.exp() * log_mixture_NV).sum(dim=-1)
