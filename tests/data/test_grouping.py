@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redistill.contracts import DrawItem, TokenSequence
-from redistill.data.grouping import Reading, grouped, reading
+from redistill.data.grouping import ReadCost, grouped, read_cost
 
-COST = Reading(start=10, most=40)
+COST = ReadCost(overhead_tokens=10, max_tokens=40)
 
 
 GOLD, SAMPLED, BOTH = frozenset({"sft"}), frozenset({"distillation"}), frozenset({"sft", "distillation"})
@@ -35,7 +35,7 @@ def length(item):
 
 def tokens(groups, cost):
     """What the groups cost by the formula; an item of both roles is read once."""
-    return sum(len(group) * max(map(length, group)) + cost.start for group in groups)
+    return sum(len(group) * max(map(length, group)) + cost.overhead_tokens for group in groups)
 
 
 def plain(items):
@@ -65,7 +65,7 @@ def test_no_group_has_more_of_a_role_than_its_size(items, size):
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=8))
 def test_without_a_size_the_padded_tokens_are_bounded(lengths):
     for group in grouped(list(map(item, lengths)), None, COST):
-        assert len(group) == 1 or len(group) * max(map(length, group)) <= COST.most
+        assert len(group) == 1 or len(group) * max(map(length, group)) <= COST.max_tokens
 
 
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=7), st.one_of(st.none(), st.integers(1, 4)))
@@ -76,7 +76,7 @@ def test_no_other_cut_costs_less(lengths, size):
         edges = [0, *(place for place, is_cut in enumerate(cuts, 1) if is_cut), len(ordered)]
         groups = [ordered[begin:end] for begin, end in pairwise(edges)]
         padded = [len(group) * length(group[0]) for group in groups]
-        fits = [len(g) <= size if size else len(g) == 1 or p <= COST.most for g, p in zip(groups, padded)]
+        fits = [len(g) <= size if size else len(g) == 1 or p <= COST.max_tokens for g, p in zip(groups, padded)]
         if all(fits):
             costs.append(tokens(groups, COST))
     assert tokens(grouped(ordered, size, COST), COST) == min(costs)
@@ -100,4 +100,4 @@ def test_nothing_is_cut_into_nothing():
 
 @pytest.mark.parametrize(("device", "busier"), [("cpu", False), ("cuda:1", True)])
 def test_an_accelerator_reads_more_at_once(device, busier):
-    assert (reading(device).most > reading("cpu").most) == busier
+    assert (read_cost(device).max_tokens > read_cost("cpu").max_tokens) == busier
