@@ -48,7 +48,7 @@ def grouped(items: Sequence[DrawItem], size: int | None, cost: ReadCost) -> list
     Args:
         items: The sequences with their roles.
         size: Maximum number of sequences per role in a group; None limits a group to `cost.max_tokens` padded tokens instead.
-            One sequence always forms a group.
+            A group of one sequence may exceed this limit.
         cost: The cost of a pass on the device.
 
     Returns:

@@ -149,7 +149,7 @@ class _Watch:
         return any(self._store.add(f"{block}/failed", 0) for block in blocks)
 
     def _heartbeats(self, block: int) -> dict[int, int]:
-        """Number of heartbeats of each process; it always increases for one that has left the block without an error."""
+        """Number of heartbeats of each process; it always increases for one that has left the block."""
         left = {rank for rank in range(self.world) if rank == self.rank or self._store.add(f"{block}/left/{rank}", 0)}
         return {rank: self._store.add(f"heartbeats/{rank}", 1 if rank in left else 0) for rank in range(self.world)}
 
