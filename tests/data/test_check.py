@@ -1,4 +1,4 @@
-"""`redistill data check`: faults by kind, repeats, what test sets ask, lengths; exit code 2 where a row is unsound."""
+"""`redistill data check`: faults by kind, duplicates, overlap with test sets, lengths; exit code 2 for unusable rows."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def write_rows(path: Path, made: list[dict[str, Any]]) -> str:
 # --- repeats ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_duplicate_is_a_row_with_the_same_prompt_and_answers_to_the_letter() -> None:
+def test_duplicates_have_equal_prompts_and_answers_verbatim() -> None:
     records = [record("a", "x"), record("a", "y"), record("a", "x"), record("a ", "x"), record("a", "x", "y"), record("a", "x")]
     assert first_of_each(records) == [0, 1, 0, 3, 4, 0]
 
@@ -51,14 +51,14 @@ def test_a_duplicate_is_a_row_with_the_same_prompt_and_answers_to_the_letter() -
         ("Name a river.", "Name a river in France.", False, False),
     ],
 )
-def test_questions_are_equal_but_for_white_space_and_loosely_but_for_case_and_outer_marks(
+def test_questions_ignore_white_space_and_loose_questions_also_case_and_outer_punctuation(
     one: str, other: str, exactly: bool, loosely: bool
 ) -> None:
     assert (question(record(one)) == question(record(other))) is exactly
     assert (loose_question(record(one)) == loose_question(record(other))) is loosely
 
 
-def test_an_instruction_is_its_text_and_its_input() -> None:
+def test_a_question_includes_instruction_and_input() -> None:
     assert question(Record(record_id="r:1", prompt=Instruction("Add.", "1 2"), references=())) != question(record("Add."))
     assert question(Record(record_id="r:1", prompt=Instruction("Add."), references=())) == question(record("Add."))
 
@@ -67,15 +67,15 @@ def test_an_instruction_is_its_text_and_its_input() -> None:
 
 
 @pytest.mark.parametrize("numbers", [[7], [1, 2], list(range(100)), list(range(100, 0, -1))])
-def test_lengths_are_those_of_counting(numbers: list[int]) -> None:
+def test_lengths_agree_with_the_definition_of_each_statistic(numbers: list[int]) -> None:
     found = Lengths.of(numbers)
     assert (found.shortest, found.longest) == (min(numbers), max(numbers))
     assert found.mean == pytest.approx(sum(numbers) / len(numbers))
-    for value, share in ((found.median, 0.5), (found.longest_95, 0.95)):
-        assert sum(n <= value for n in numbers) >= share * len(numbers) > sum(n < value for n in numbers)
+    for value, fraction in ((found.median, 0.5), (found.longest_95, 0.95)):
+        assert sum(n <= value for n in numbers) >= fraction * len(numbers) > sum(n < value for n in numbers)
 
 
-def test_what_a_test_asks_is_found_exactly_and_normalised_and_its_place_named(tmp_path: Path) -> None:
+def test_rows_with_the_prompt_of_a_test_row_are_found_with_its_source_and_line(tmp_path: Path) -> None:
     train = write_rows(tmp_path / "train.jsonl", [row("Name a river."), row("name a  LAKE"), row("Name a hill.")])
     test = write_rows(tmp_path / "mine.jsonl", [row("Name a lake.", "Erie"), row("Name  a river.", "Rhine")])
     check, test_check = check_data([(train, "train")], {"mine": test})
@@ -86,7 +86,7 @@ def test_what_a_test_asks_is_found_exactly_and_normalised_and_its_place_named(tm
     assert not check.is_sound and test_check.is_sound and test_check.test == "mine"
 
 
-def test_duplicates_are_found_across_files_and_are_no_fault(tmp_path: Path) -> None:
+def test_duplicates_are_found_across_files_and_are_allowed(tmp_path: Path) -> None:
     one = write_rows(tmp_path / "one.jsonl", rows(4))
     other = write_rows(tmp_path / "other.jsonl", rows(3, 3))
     first, second = check_data([(one, "train"), (other, "train")], {})
@@ -95,7 +95,7 @@ def test_duplicates_are_found_across_files_and_are_no_fault(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("data", [b"", b"[1, 2", None], ids=["empty", "cut array", "missing"])
-def test_a_source_that_cannot_be_read_is_unsound_and_stops_no_other(tmp_path: Path, data: bytes | None) -> None:
+def test_an_unreadable_source_is_unsound_and_the_others_are_still_checked(tmp_path: Path, data: bytes | None) -> None:
     path = tmp_path / "broken.json"
     if data is not None:
         path.write_bytes(data)
@@ -114,7 +114,7 @@ class Letters:
         return {"input_ids": [ord(letter) for letter in text if letter != "~"]}
 
 
-def test_lengths_count_what_a_run_leaves_out_and_cuts_and_rows_without_a_token_to_learn(tmp_path: Path) -> None:
+def test_lengths_count_left_out_prompts_truncated_answers_and_rows_without_target_tokens(tmp_path: Path) -> None:
     made = [{"prompt": "x" * n, "completion": "y" * m} for n, m in ((5, 3), (9, 4), (12, 30))]
     path = write_rows(tmp_path / "train.jsonl", [*made, {"prompt": "x", "completion": "~"}])
     limits = TokenizeConfig(prompt_tokens=9, response_tokens=4)
@@ -125,7 +125,7 @@ def test_lengths_count_what_a_run_leaves_out_and_cuts_and_rows_without_a_token_t
     assert [(found.line, found.fault) for found in check.unusable] == [(4, "nothing to learn")] and check.rows == 3
 
 
-def test_a_file_without_a_token_to_learn_has_faults_and_no_lengths(tmp_path: Path) -> None:
+def test_a_file_without_target_tokens_has_faults_and_no_lengths(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "train.jsonl", [{"prompt": "x", "completion": "~"}])
     (check,) = check_data([(path, "train")], {}, tokenizer=Letters())
     assert check.tokens is None and check.faults == {"nothing to learn": 1} and check.rows == 0
@@ -134,25 +134,25 @@ def test_a_file_without_a_token_to_learn_has_faults_and_no_lengths(tmp_path: Pat
 # --- the command --------------------------------------------------------------------------------------------------------
 
 
-def test_a_sound_file_is_described_and_exits_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_file_exits_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_rows(tmp_path / "train.jsonl", [*rows(4), rows(1)[0]])
     assert main(["data", "check", path]) == 0
-    said = capsys.readouterr()
-    assert "5 rows can be used: instruction/input/output, 5 rows" in said.out and said.err == ""
-    assert f"1  repeat an earlier row to the letter: line 5 is {path}:1" in said.out and "1 checked, no faults" in said.out
+    printed = capsys.readouterr()
+    assert "5 usable rows: instruction/input/output, 5 rows" in printed.out and printed.err == ""
+    assert f"1  duplicates of an earlier row: line 5 repeats {path}:1" in printed.out and "1 checked, no faults" in printed.out
 
 
 def test_faults_are_counted_by_kind_and_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_rows(tmp_path / "train.jsonl", [*rows(4), row(""), row(""), {"x": 1}])
     test = write_rows(tmp_path / "test.jsonl", rows(1))
     assert main(["data", "check", path, "--against", f"mine={test}"]) == 2
-    said = capsys.readouterr()
-    assert "2  empty text: line 5: 'instruction' is empty" in said.out and "1  unknown keys: line 7" in said.out
-    assert f"1  are asked in a test set; a run leaves them out: line 1 is {test}:1" in said.out
-    assert said.err.startswith("redistill: data check: 1 of 2 sources have faults") and said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert "2  empty text: line 5: 'instruction' is empty" in printed.out and "1  unknown keys: line 7" in printed.out
+    assert f"1  with the prompt of a test row; a run leaves them out: line 1 repeats {test}:1" in printed.out
+    assert printed.err.startswith("redistill: data check: 1 of 2 sources have faults") and printed.err.count("\n") == 1
 
 
-def test_json_says_the_same_and_lists_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_same_counts_and_lists_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_rows(tmp_path / "train.jsonl", [*rows(4), row("\x1b[31m\x00"), rows(1)[0]])
     assert main(["data", "check", path, "--json"]) == 2
     (found,) = json.loads(capsys.readouterr().out)["sources"]
@@ -160,7 +160,7 @@ def test_json_says_the_same_and_lists_the_rows(tmp_path: Path, capsys: pytest.Ca
     assert found["unusable"][0]["line"] == 5 and found["repeated"][0]["of"] == f"{path}:1" and found["sound"] is False
 
 
-def test_a_recipe_names_data_and_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_provides_data_and_test_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = write_rows(tmp_path / "train.jsonl", rows(4))
     held = write_rows(tmp_path / "held.jsonl", rows(2, 2))
     data = {"train": [train], "validation": held, "tests": {"mine": train}}
@@ -168,9 +168,9 @@ def test_a_recipe_names_data_and_tests(tmp_path: Path, capsys: pytest.CaptureFix
     recipe.write_text(json.dumps({"name": "x", "method": "sft", "student": {"model": "none"}, "data": data}))  # JSON is YAML
     assert main(["data", "check", "--recipe", str(recipe)]) == 2
     out = capsys.readouterr().out
-    assert out.count("a run leaves them out: line 1 is") == 2 and "2  repeat an earlier row" in out
+    assert out.count("a run leaves them out: line 1 repeats") == 2 and "2  duplicates of an earlier row" in out
 
 
-def test_without_anything_to_check_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_sources_it_is_an_error_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check"]) == 2
     assert "name a file, or give --recipe" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Collation: which rows a batch has, what they predict, and what each of them counts in."""
+"""Collation: the rows of a batch, their targets, and the terms that count them."""
 
 from dataclasses import replace
 
@@ -31,13 +31,13 @@ def both(*sequences):
     return items_of(sequences, "sft", "distillation")
 
 
-def test_rows_are_one_place_before_their_targets():
+def test_rows_are_one_position_before_their_targets():
     batch = collate(gold(sequence([5, 6, 7, 8], "..xx")), pad_id=PAD)
     assert batch.position_N.tolist() == [1, 2]
     assert batch.target_N.tolist() == [7, 8]
 
 
-def test_short_sequences_are_padded_on_the_right_and_padding_is_no_row():
+def test_short_sequences_are_padded_on_the_right_and_padding_has_no_rows():
     short, long = sequence([1, 2], ".x", sample=3), sequence([4, 5, 6, 7], ".xxx", sample=8, origin="student")
     batch = collate([*gold(short), *sampled(long)], pad_id=PAD)
     assert batch.input_ids_BT.tolist() == [[4, 5, 6, 7], [1, 2, PAD, PAD]]
@@ -49,7 +49,7 @@ def test_short_sequences_are_padded_on_the_right_and_padding_is_no_row():
 
 
 def test_a_pad_id_that_is_a_target_stays_a_target():
-    """Pad = EOS: the mask goes by position."""
+    """Pad = EOS: the mask is by position."""
     batch = collate(gold(sequence([1, 2, PAD], "..x"), sequence([1, 2, 3, PAD], "..xx")), pad_id=PAD)
     assert batch.target_N.tolist() == [PAD, 3, PAD]
 
@@ -70,7 +70,7 @@ def test_a_sequence_with_both_roles_is_read_once_and_carries_both():
     assert (batch.num_sampled, batch.num_sampled_rows) == (2, 3)
 
 
-def test_roles_and_not_identity_decide_what_is_read_once():
+def test_items_are_merged_by_role_and_not_by_identity():
     one = sequence([1, 2], ".x")
     for each in (one, replace(one)):
         assert collate(both(each), pad_id=PAD).input_ids_BT.shape[0] == 1
@@ -89,26 +89,26 @@ def test_pair_weights_are_those_of_the_span_loss_sample_by_sample():
     config = SpanConfig(denominator="pairs")
     batch = collate([*gold(answer), *sampled(first, second)], pad_id=PAD, span_config=config)
     expected = [*pair_weights(first.spans, 3, config).tolist(), 0.0, 0.0, 0.0, 0.0]
-    assert batch.pair_weight_N.tolist() == expected, "gold rows have no teacher, so no pair"
+    assert batch.pair_weight_N.tolist() == expected, "gold rows have no teacher, so no pairs"
     assert batch.num_span_samples == 1
 
 
 @pytest.mark.parametrize(("skip_singletons", "counted"), [(False, 2), (True, 1)])
-def test_a_sample_whose_spans_are_all_left_out_is_no_span_sample(skip_singletons, counted):
+def test_a_sample_without_counted_spans_is_not_a_span_sample(skip_singletons, counted):
     single = sequence([1, 2, 3], ".xx", origin="student", spans=((0, 1), (1, 2)))
     phrase = sequence([1, 2, 3], ".xx", origin="student", spans=((0, 1), (0, 2)))
     batch = collate(sampled(single, phrase), pad_id=PAD, span_config=SpanConfig(skip_singletons=skip_singletons))
     assert batch.num_span_samples == counted
 
 
-def test_without_a_span_config_no_pair_weighs_anything():
+def test_without_a_span_config_all_pair_weights_are_zero():
     batch = collate(sampled(sequence([1, 2, 3], ".xx", spans=((0, 2),))), pad_id=PAD)
     assert batch.num_span_samples == 0 and not batch.pair_weight_N.any()
 
 
 @pytest.mark.parametrize(("in_gold", "in_sampled"), [(2, 0), (2, 1), (1, 2), (2, 2), (3, 1)])
-def test_a_sequence_counts_as_often_as_it_is_given(in_gold, in_sampled):
-    """A batch that spans two epochs can hold a sample twice, and how it is cut must not change what counts."""
+def test_a_repeated_sequence_is_counted_each_time(in_gold, in_sampled):
+    """A batch that spans two epochs can hold a sample twice; the partition must not change the counts."""
     one, other = sequence([1, 2, 3], ".xx"), sequence([4, 5], ".x", origin="student")
     shared = min(in_gold, in_sampled)
     items = [*both(one) * shared, *gold(one) * (in_gold - shared), *sampled(one) * (in_sampled - shared), *sampled(other)]

@@ -1,4 +1,4 @@
-"""Blocks of plain text: every token once and in order, an end token a document, and nothing read that is not needed."""
+"""Blocks of plain text: every token once and in order, one end token per document, no more reading than needed."""
 
 import json
 import sys
@@ -46,12 +46,12 @@ def flat(blocks):
 @pytest.mark.parametrize("block_tokens", [2, 5, 8])
 def test_blocks_hold_every_token_once_and_the_remainder_is_dropped(tmp_path, tokenizer, block_tokens):
     blocks = load_corpus([write(tmp_path, rows(*DOCUMENTS), "c.jsonl")], tokenizer, block_tokens=block_tokens)
-    wanted = joined(tokenizer, DOCUMENTS)
-    assert len(blocks) == len(wanted) // block_tokens > 1
-    assert flat(blocks) == wanted[: len(blocks) * block_tokens]
+    expected = joined(tokenizer, DOCUMENTS)
+    assert len(blocks) == len(expected) // block_tokens > 1
+    assert flat(blocks) == expected[: len(blocks) * block_tokens]
 
 
-def test_a_block_is_learned_from_its_second_token_on(tmp_path, tokenizer):
+def test_all_tokens_of_a_block_but_the_first_are_targets(tmp_path, tokenizer):
     blocks = load_corpus([write(tmp_path, rows(*DOCUMENTS), "c.jsonl")], tokenizer, block_tokens=6)
     for number, block in enumerate(blocks):
         assert (block.sample, block.origin, block.num_targets) == (number, "corpus", 5)
@@ -59,7 +59,7 @@ def test_a_block_is_learned_from_its_second_token_on(tmp_path, tokenizer):
         assert all(type(token) is int for token in block.token_ids)
 
 
-def test_a_block_is_the_same_whichever_way_it_is_asked_for(tmp_path, tokenizer):
+def test_indexing_iteration_and_slices_agree(tmp_path, tokenizer):
     blocks = load_corpus([write(tmp_path, rows(*DOCUMENTS), "c.jsonl")], tokenizer, block_tokens=6)
     assert blocks[-1].token_ids == blocks[len(blocks) - 1].token_ids == list(blocks)[-1].token_ids
     assert [block.sample for block in blocks[1:3]] == [1, 2]
@@ -78,11 +78,11 @@ def test_reading_stops_after_max_blocks(tmp_path, tokenizer, max_blocks):
 def test_sources_are_joined_in_their_order(tmp_path, tokenizer):
     first, second = write(tmp_path, DOCUMENTS[0]), write(tmp_path, rows(DOCUMENTS[2]), "c.jsonl")
     blocks = load_corpus([second, first], tokenizer, block_tokens=2)
-    wanted = joined(tokenizer, [DOCUMENTS[2], DOCUMENTS[0]])
-    assert flat(blocks) == wanted[: len(wanted) // 2 * 2]
+    expected = joined(tokenizer, [DOCUMENTS[2], DOCUMENTS[0]])
+    assert flat(blocks) == expected[: len(expected) // 2 * 2]
 
 
-def test_many_documents_are_tokenized_as_one_by_one(tmp_path, tokenizer):
+def test_batched_tokenization_equals_one_document_at_a_time(tmp_path, tokenizer):
     documents = [f"The fox {number} sleeps." for number in range(600)]
     blocks = load_corpus([write(tmp_path, rows(*documents), "c.jsonl")], tokenizer, block_tokens=2)
     assert flat(blocks) == joined(tokenizer, documents)[: 2 * len(blocks)]
@@ -99,34 +99,34 @@ def test_many_documents_are_tokenized_as_one_by_one(tmp_path, tokenizer):
         "\ufeffThe cat.\r\nIt sleeps.\r\n\r\nAn owl.\r\n",
     ],
 )
-def test_documents_of_a_text_stand_apart_by_blank_lines(tmp_path, tokenizer, text):
+def test_blank_lines_separate_documents_of_a_text_file(tmp_path, tokenizer, text):
     blocks = load_corpus([write(tmp_path, text)], tokenizer, block_tokens=2)
-    wanted = joined(tokenizer, ["The cat.\nIt sleeps.", "An owl."])
-    assert flat(blocks) == wanted[: len(wanted) // 2 * 2]
+    expected = joined(tokenizer, ["The cat.\nIt sleeps.", "An owl."])
+    assert flat(blocks) == expected[: len(expected) // 2 * 2]
 
 
-def test_runs_of_line_breaks_in_a_row_become_one_and_blank_rows_are_no_documents(tmp_path, tokenizer):
+def test_consecutive_line_breaks_become_one_and_blank_rows_are_skipped(tmp_path, tokenizer):
     path = write(tmp_path, rows("\nThe cat.\n\n\r\n\nIt sleeps.\n\n", " \n", "", "An owl.") + "\n", "c.jsonl")
-    wanted = joined(tokenizer, ["The cat.\nIt sleeps.", "An owl."])
-    assert flat(load_corpus([path], tokenizer, block_tokens=2)) == wanted[: len(wanted) // 2 * 2]
+    expected = joined(tokenizer, ["The cat.\nIt sleeps.", "An owl."])
+    assert flat(load_corpus([path], tokenizer, block_tokens=2)) == expected[: len(expected) // 2 * 2]
 
 
-def test_a_spelled_out_end_token_is_text(tmp_path, tokenizer):
+def test_an_end_token_in_the_text_is_encoded_as_text(tmp_path, tokenizer):
     blocks = load_corpus([write(tmp_path, "The cat<|endoftext|> sleeps.")], tokenizer, block_tokens=2)
     assert tokenizer.eos_token_id not in flat(blocks)[:-1]
 
 
-def test_nothing_is_put_in_front_of_a_document(tmp_path, tokenizer):
-    """Where a tokenizer begins texts with a BOS, a block does not."""
-    asked = []
+def test_no_special_token_is_put_before_a_document(tmp_path, tokenizer):
+    """Also with a tokenizer that puts a BOS token before a text."""
+    calls = []
 
     def spy(texts, **options):
-        asked.append(options)
+        calls.append(options)
         return tokenizer(texts, **options)
 
     spy.eos_token_id = tokenizer.eos_token_id
     load_corpus([write(tmp_path, DOCUMENTS[0])], spy, block_tokens=2)
-    assert asked[0]["add_special_tokens"] is False
+    assert calls[0]["add_special_tokens"] is False
 
 
 # --- the hub ------------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def hub(monkeypatch, load_dataset):
     monkeypatch.setitem(sys.modules, "datasets.exceptions", errors)
 
 
-def test_a_hub_data_set_is_streamed_and_no_further_than_needed(monkeypatch, tokenizer):
+def test_a_hub_data_set_is_streamed_only_as_far_as_needed(monkeypatch, tokenizer):
     seen = []
 
     def load_dataset(name, **options):
@@ -161,52 +161,52 @@ def test_a_file_without_blank_lines_is_read_in_documents_of_bounded_length(monke
     assert 3 <= ends <= 5, "about two lines a document"
 
 
-def test_a_hub_that_cannot_be_reached_says_what_to_do(monkeypatch, tokenizer):
+def test_an_unreachable_hub_is_an_error_with_the_remedy(monkeypatch, tokenizer):
     def load_dataset(name, **options):
         raise ConnectionError("no route\nto host")
 
     hub(monkeypatch, load_dataset)
-    with pytest.raises(DataError, match=r"some/web-text: could not be read from the hub \(no route\); check name and network"):
+    with pytest.raises(DataError, match=r"some/web-text: cannot be read from the hub \(no route\); check name and network"):
         load_corpus(["some/web-text"], tokenizer, block_tokens=4)
 
 
-def test_a_hub_row_without_text_is_named(monkeypatch, tokenizer):
+def test_the_error_of_a_hub_row_without_text_has_its_number(monkeypatch, tokenizer):
     hub(monkeypatch, lambda name, **options: iter([{"text": "Hello."}, {"content": "?"}]))
-    with pytest.raises(DataError, match="some/web-text, row 2: has no text under 'text'"):
+    with pytest.raises(DataError, match="some/web-text, row 2: has no string under 'text'"):
         load_corpus(["some/web-text"], tokenizer, block_tokens=2)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
-        ("c.txt", b" \n\n", "c.txt: holds no text"),
-        ("c.jsonl", b"", "c.jsonl: holds no text"),
-        ("c.jsonl", b'{"text": "Hi."}\n{"text": 3}\n', "c.jsonl:2: has no text under 'text'"),
-        ("c.jsonl", b'["Hi."]\n', "c.jsonl:1: has no text under 'text'"),
+        ("c.txt", b" \n\n", "c.txt: has no text"),
+        ("c.jsonl", b"", "c.jsonl: has no text"),
+        ("c.jsonl", b'{"text": "Hi."}\n{"text": 3}\n', "c.jsonl:2: has no string under 'text'"),
+        ("c.jsonl", b'["Hi."]\n', "c.jsonl:1: has no string under 'text'"),
         ("c.jsonl", b'\n{"text": \n', "c.jsonl:2: not JSON"),
-        ("c.jsonl", b'{"text": "\\ud83d"}\n', "c.jsonl:1: has half a character"),
+        ("c.jsonl", b'{"text": "\\ud83d"}\n', "c.jsonl:1: 'text' has a lone surrogate"),
         ("c.txt", b"Hi.\n\xff\n", "c.txt:2: not UTF-8 (byte 0xff)"),
-        ("c.csv", b"text\nHi.\n", "c.csv: is no .txt or .jsonl file"),
-        ("c.txt", b"Hi.", "and a block takes 512; give more text, or lower block_tokens"),
+        ("c.csv", b"text\nHi.\n", "c.csv: is not a .txt or .jsonl file"),
+        ("c.txt", b"Hi.", "tokens; a block needs 512; give more text, or lower block_tokens"),
     ],
 )
-def test_an_unusable_file_is_refused_with_its_line(tmp_path, tokenizer, name, data, said):
+def test_an_unusable_file_is_rejected_with_its_line(tmp_path, tokenizer, name, data, message):
     with pytest.raises(DataError) as caught:
         load_corpus([write(tmp_path, data, name)], tokenizer, block_tokens=512)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("source", ["nowhere/corpus.txt", "./nobody/corpus", "corpus"])
-def test_what_looks_like_a_path_is_never_looked_up_on_the_hub(tmp_path, monkeypatch, tokenizer, source):
-    hub(monkeypatch, lambda name, **options: pytest.fail("asked the hub"))
+def test_a_source_that_looks_like_a_path_is_never_requested_from_the_hub(tmp_path, monkeypatch, tokenizer, source):
+    hub(monkeypatch, lambda name, **options: pytest.fail("requested from the hub"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no such file"):
         load_corpus([source], tokenizer, block_tokens=4)
 
 
-def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
+def test_a_tokenizer_without_an_end_token_is_rejected(tmp_path):
     with pytest.raises(ModelError, match="no end token"):
         load_corpus([write(tmp_path, "Hi.")], SimpleNamespace(eos_token_id=None), block_tokens=2)

@@ -1,4 +1,4 @@
-"""Every form of row is read to the letter; a broken row is set aside with line and reason; paths never reach the hub."""
+"""Every form of row is read verbatim; a broken row is rejected with line and reason; paths are never requested from the hub."""
 
 import json
 import sys
@@ -52,7 +52,7 @@ USER, ANSWER = Turn("user", "Hi?"), {"role": "assistant", "content": "Hello."}
          Conversation((USER, Turn("assistant", "Hello."), Turn("user", "Bye."))), ("Hello.",)),
     ],
 )  # fmt: skip
-def test_each_form_is_read_to_the_letter(row, form, prompt, references):
+def test_each_form_is_read_verbatim(row, form, prompt, references):
     parsed = parse_row(row)
     assert (parsed.form, parsed.prompt, parsed.references) == (form, prompt, references)
 
@@ -77,22 +77,22 @@ def test_each_form_is_read_to_the_letter(row, form, prompt, references):
         ({"instruction": "Add.", "output": "\ud83d"}, "surrogate"),
         ({"prompt": "", "completion": "4"}, "'prompt' is empty"),
         ({"prompt": "2 + 2"}, "'completion' is missing"),
-        ({"prompt": [{"role": "user", "content": "Hi?"}, ANSWER], "completion": "Hello."}, "message 3 is the assistant's"),
-        ({"prompt": [{"role": "user", "content": "Hi?"}], "completion": [ANSWER, ANSWER]}, "one message of the assistant"),
+        ({"prompt": [{"role": "user", "content": "Hi?"}, ANSWER], "completion": "Hello."}, "message 3 has role assistant"),
+        ({"prompt": [{"role": "user", "content": "Hi?"}], "completion": [ANSWER, ANSWER]}, "one assistant message"),
         ({"messages": "Hi"}, "'messages' is a string"),
         ({"messages": []}, "'messages' is empty"),
         ({"messages": ["Hi"]}, "message 1 is a string"),
         ({"messages": [{"role": "user", "content": "Hi?"}]}, "no assistant answer"),
         ({"messages": [{"role": "system", "content": "Be kind."}]}, "no user message"),
-        ({"messages": [ANSWER]}, "message 1 is the assistant's"),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, ANSWER]}, "message 2 is the user's"),
+        ({"messages": [ANSWER]}, "message 1 has role assistant"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, ANSWER]}, "message 2 has role user"),
         ({"messages": [{"role": "tool", "content": "a"}, ANSWER]}, "role 'tool'"),
         ({"messages": [{"role": "user"}, ANSWER]}, "content is missing"),
         ({"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": ""}]}, "content is empty"),
         ({"conversations": [{"from": "human", "value": "Hi?"}]}, "no assistant answer"),
     ],
 )  # fmt: skip
-def test_each_kind_of_broken_row_is_refused_with_its_reason(row, reason):
+def test_each_kind_of_broken_row_is_rejected_with_its_reason(row, reason):
     with pytest.raises(BadRow, match=reason):
         parse_row(row)
 
@@ -112,7 +112,7 @@ json_values = st.recursive(
 
 @settings(max_examples=60, deadline=None)
 @given(json_values)
-def test_any_json_value_is_either_parsed_or_refused_and_never_crashes(value):
+def test_any_json_value_is_either_parsed_or_rejected(value):
     try:
         parsed = parse_row(value)
     except BadRow as error:
@@ -121,7 +121,7 @@ def test_any_json_value_is_either_parsed_or_refused_and_never_crashes(value):
         assert parsed.references and all(text.strip() for text in parsed.references)
 
 
-def test_prompts_alone_are_read_only_when_asked_for():
+def test_rows_without_answer_are_read_only_if_requested():
     row = {"instruction": "Add."}
     assert parse_row(row, require_answer=False).references == ()
     assert parse_row({"messages": [{"role": "user", "content": "Hi?"}]}, require_answer=False).prompt == Conversation((USER,))
@@ -136,7 +136,7 @@ def test_prompts_alone_are_read_only_when_asked_for():
     ],
     ids=["plain", "byte order mark and CRLF", "blank lines"],
 )
-def test_line_files_are_read_whatever_their_line_ends(tmp_path, data):
+def test_any_line_ends_and_blank_lines_are_accepted(tmp_path, data):
     records, report = read_records(write(tmp_path, data))
     assert [record.prompt for record in records] == [Instruction("Name a colour.")] * 2
     assert report.verdict == "instruction/input/output, 2 rows" and report.rejected == ()
@@ -150,19 +150,19 @@ def test_record_ids_are_the_file_stem_and_the_line(tmp_path):
 def test_a_json_array_file_and_a_folder_with_the_split_are_read(tmp_path):
     write(tmp_path, json.dumps([GOOD, GOOD], indent=1).encode(), "valid.json")
     assert len(read_records(tmp_path, split="valid")[0]) == 2
-    with pytest.raises(DataError, match=r"no train\.jsonl or train\.json but valid\.json"):
+    with pytest.raises(DataError, match=r"no train\.jsonl or train\.json \(found: valid\.json\)"):
         read_records(tmp_path)
 
 
-def test_a_cut_json_array_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="no whole JSON array"):
+def test_a_truncated_json_array_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="not a complete JSON array"):
         read_records(write(tmp_path, b"[" + LINE, "mine.json"), max_bad_rows=9)
 
 
 BROKEN = b"\n".join([LINE, b"{nope", b'{"instruction": "\xff", "output": "a"}', b"[" * 100_000, b"12", LINE])
 
 
-def test_bad_rows_are_set_aside_with_line_and_reason(tmp_path):
+def test_bad_rows_are_rejected_with_line_and_reason(tmp_path):
     listed = tmp_path / "out" / "rejected.jsonl"
     records, report = read_records(write(tmp_path, BROKEN), max_bad_rows=4, rejected=listed)
     assert [record.record_id for record in records] == ["mine:1", "mine:6"]
@@ -173,12 +173,12 @@ def test_bad_rows_are_set_aside_with_line_and_reason(tmp_path):
 
 def test_more_bad_rows_than_allowed_is_an_error_that_names_the_first(tmp_path):
     listed = tmp_path / "rejected.jsonl"
-    with pytest.raises(DataError, match=r"mine\.jsonl:2: not JSON .*; 4 of 6 rows cannot be used .*at most 3") as caught:
+    with pytest.raises(DataError, match=r"mine\.jsonl:2: not JSON .*; 4 of 6 rows are unusable .*at most 3") as caught:
         read_records(write(tmp_path, BROKEN), max_bad_rows=3, rejected=listed)
     assert str(listed) in str(caught.value) and len(read_lines(listed)) == 4
 
 
-def test_a_reading_replaces_its_own_rows_in_the_list_and_no_others(tmp_path):
+def test_reading_a_source_again_replaces_only_its_own_rows_in_the_list(tmp_path):
     listed = tmp_path / "rejected.jsonl"
     read_records(write(tmp_path, BROKEN), max_bad_rows=4, rejected=listed)
     other = write(tmp_path, LINE + b"\n{}", "other.jsonl")
@@ -187,7 +187,7 @@ def test_a_reading_replaces_its_own_rows_in_the_list_and_no_others(tmp_path):
     assert [(row["source"], row["line"]) for row in read_lines(listed)] == [(str(other), 2)]
 
 
-def test_the_list_of_rejected_rows_has_a_limit_and_says_how_many_it_leaves_out(tmp_path):
+def test_the_list_of_rejected_rows_is_limited_and_counts_the_rest(tmp_path):
     listed, num_bad = tmp_path / "rejected.jsonl", LISTED_ROWS + 5
     _, report = read_records(write(tmp_path, LINE + b"\n{}" * num_bad), max_bad_rows=num_bad, rejected=listed)
     *rows, last = read_lines(listed)
@@ -201,16 +201,16 @@ def test_the_list_of_rejected_rows_has_a_limit_and_says_how_many_it_leaves_out(t
     "row",
     [{"x" * 10**6: 1}, {"messages": [{"role": "y" * 10**6, "content": "z"}]}, {"messages": [{"role": ["y"] * 10**6}]}],
 )
-def test_a_reason_quotes_no_more_than_a_little_of_a_row(row):
+def test_reasons_are_short_for_large_rows(row):
     with pytest.raises(BadRow) as caught:
         parse_row(row)
     assert len(str(caught.value)) < 200
 
 
-def test_a_row_may_hold_so_many_bytes_of_text_and_no_more():
+def test_the_size_of_a_row_is_limited():
     answer = "é" * (MAX_ROW_BYTES // 2 - 4)  # two bytes each
     assert parse_row({"prompt": "12345678", "completion": answer}).references == (answer,)
-    with pytest.raises(BadRow, match=f"holds {MAX_ROW_BYTES + 1} bytes of text; a row may hold {MAX_ROW_BYTES}"):
+    with pytest.raises(BadRow, match=f"has {MAX_ROW_BYTES + 1} bytes of text; a row may have at most {MAX_ROW_BYTES}"):
         parse_row({"prompt": "123456789", "completion": answer})
 
 
@@ -220,8 +220,8 @@ def test_an_empty_file_is_an_error(tmp_path, data):
         read_records(write(tmp_path, data))
 
 
-def test_a_file_without_a_usable_row_is_an_error_however_many_are_put_up_with(tmp_path):
-    with pytest.raises(DataError, match="none is left"):
+def test_a_file_without_a_usable_row_is_an_error_for_any_limit(tmp_path):
+    with pytest.raises(DataError, match="no row remains"):
         read_records(write(tmp_path, b"{}\n"), max_bad_rows=100)
 
 
@@ -233,12 +233,12 @@ def test_mixed_forms_are_counted_in_the_verdict(tmp_path):
 
 
 class FakeHub(SimpleNamespace):
-    """Stands in for `datasets`, counting what is asked of the hub."""
+    """Replaces `datasets` and records the requests."""
 
     def __init__(self, rows):
-        self.asked = []
+        self.requests = []
         self.exceptions = SimpleNamespace(DatasetsError=RuntimeError)
-        self.load_dataset = lambda name, split: self.asked.append((name, split)) or rows
+        self.load_dataset = lambda name, split: self.requests.append((name, split)) or rows
 
 
 @pytest.fixture
@@ -249,23 +249,23 @@ def hub(monkeypatch):
     return fake
 
 
-def test_a_hub_name_is_looked_up_on_the_hub(hub):
+def test_a_hub_name_is_requested_from_the_hub(hub):
     records, report = read_records("someone/things", split="test", max_bad_rows=1)
-    assert hub.asked == [("someone/things", "test")]
+    assert hub.requests == [("someone/things", "test")]
     assert records[0].record_id == "things:1" and report.rejected[0].line == 2
 
 
 @pytest.mark.parametrize(
     "kind", ["data/mine.jsonl", "./data/mine", "/data/mine", "~/mine", "mine.json", "mine", "a/b/c", "here/mine"]
 )
-def test_what_looks_like_a_path_never_reaches_the_hub(hub, tmp_path, monkeypatch, kind):
+def test_a_source_that_looks_like_a_path_is_never_requested_from_the_hub(hub, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     with pytest.raises(DataError, match="no such file or folder"):
         read_records(kind)
-    assert hub.asked == []
+    assert hub.requests == []
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no \.jsonl or \.json file"):
+def test_a_file_of_another_format_is_rejected(tmp_path):
+    with pytest.raises(DataError, match=r"not a \.jsonl or \.json file"):
         read_records(write(tmp_path, b"a,b\n1,2\n", "mine.csv"))

@@ -1,4 +1,4 @@
-"""Known test sets come from their own hub file, any of them from a local file, and other names need one."""
+"""Known test sets are read from their hub file or a local file; other names need a local file."""
 
 import json
 
@@ -22,10 +22,10 @@ def local(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, local):
-    """Answers each download with the local file, and says what was asked for."""
-    asked = []
-    monkeypatch.setattr(reader, "_download", lambda name, file: asked.append((name, file)) or local)
-    return asked
+    """Replaces downloads by the local file; the list of requests."""
+    requests = []
+    monkeypatch.setattr(reader, "_download", lambda name, file: requests.append((name, file)) or local)
+    return requests
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -43,7 +43,7 @@ def test_only_the_rows_that_the_papers_evaluate_are_taken_from_the_hub(monkeypat
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_hub_files_sign_of_a_line_break_becomes_one_and_your_own_is_kept(name, hub, local):
+def test_line_break_marks_are_replaced_in_hub_files_and_kept_in_local_files(name, hub, local):
     row = {"instruction": "Sum up.<n>Be brief.", "input": "One.<n>Two.", "output": "1<n>2"}
     local.write_text(json.dumps(row) + "\n", encoding="utf-8")
     (record,) = load_task(name)[0]
@@ -52,7 +52,7 @@ def test_the_hub_files_sign_of_a_line_break_becomes_one_and_your_own_is_kept(nam
 
 
 @pytest.mark.parametrize("name", ["dolly", "mine"])
-def test_bad_rows_are_put_up_with_and_listed(name, local, tmp_path):
+def test_bad_rows_within_the_limit_are_listed(name, local, tmp_path):
     local.write_text(local.read_text() + "{}\n", encoding="utf-8")
     records, report = load_task(name, local, max_bad_rows=1, rejected=tmp_path / "rejected.jsonl")
     assert len(records) == 3 and [row.line for row in report.rejected] == [4]
@@ -61,8 +61,8 @@ def test_bad_rows_are_put_up_with_and_listed(name, local, tmp_path):
         load_task(name, local)
 
 
-@pytest.mark.parametrize("name", ["dolly", "a set of my own"])
-def test_a_path_takes_the_place_of_the_hub(name, local, hub):
+@pytest.mark.parametrize("name", ["dolly", "any other name"])
+def test_a_path_replaces_the_hub_file(name, local, hub):
     assert len(load_task(name, local)[0]) == len(load_task(name, local.parent)[0]) == 3 and hub == []
 
 
@@ -71,7 +71,7 @@ def test_an_unknown_task_without_a_path_is_an_error_with_the_nearest_name():
         load_task("dollie")
 
 
-def test_short_references_are_kept_unless_asked_and_the_limit_comes_after(local):
+def test_min_reference_words_is_optional_and_applied_before_the_limit(local):
     assert len(load_task("unnatural", local)[0]) == 3
     assert [r.record_id for r in load_task("unnatural", local, min_reference_words=11)[0]] == ["test:2", "test:3"]
     assert [r.record_id for r in load_task("unnatural", local, 1, min_reference_words=11)[0]] == ["test:2"]
@@ -79,7 +79,7 @@ def test_short_references_are_kept_unless_asked_and_the_limit_comes_after(local)
         load_task("unnatural", local, min_reference_words=99)
 
 
-def test_every_task_describes_itself_and_shows_a_row():
+def test_every_task_has_a_description_and_an_example_row():
     for name, task in TASKS.items():
         assert task.name == name and task.description
         module = __import__(f"redistill.data.tasks.{name}", fromlist=["TASK"])

@@ -1,4 +1,4 @@
-"""The Alpaca prompt to the letter; chat prompts from the tokenizer's own template; where the answers of a transcript stand."""
+"""The verbatim Alpaca prompt, prompts of chat templates, and the ranges of the answers of a transcript."""
 
 import json
 from pathlib import Path
@@ -20,16 +20,16 @@ TWO_TURNS = Conversation((Turn("user", "Hi?"), Turn("assistant", "Hello."), Turn
 
 
 def chat(template):
-    """As much of a tokenizer as a chat template needs."""
+    """The part of a tokenizer that chat templates need."""
 
     def apply_chat_template(messages, *, tokenize, add_generation_prompt):
         assert tokenize is False
 
-        def refuse(message):
+        def reject(message):
             raise jinja2.TemplateError(message)
 
         rendered = jinja2.Template(template, keep_trailing_newline=True)
-        return rendered.render(messages=messages, add_generation_prompt=add_generation_prompt, raise_exception=refuse)
+        return rendered.render(messages=messages, add_generation_prompt=add_generation_prompt, raise_exception=reject)
 
     return SimpleNamespace(chat_template=template, apply_chat_template=apply_chat_template, eos_token="</s>")
 
@@ -48,7 +48,7 @@ def test_alpaca_prompts_equal_the_published_template(case):
     assert render_prompt(Instruction(case["instruction"], case["input"]), "alpaca", None) == case["prompt"]
 
 
-def test_a_raw_prompt_is_verbatim_and_placeholders_in_data_stay():
+def test_raw_prompts_and_placeholders_in_data_are_verbatim():
     assert render_prompt(RawPrompt(" {x} <n>\n"), "alpaca", None) == " {x} <n>\n"
     assert "{0}<n>{}" in render_prompt(Instruction("{0}<n>{}"), "alpaca", None)
 
@@ -73,26 +73,26 @@ def test_chat_puts_a_prompt_into_one_user_message(prompt, message):
     assert render_prompt(prompt, "chat", chat(CHATML)) == expected
 
 
-def test_chat_without_a_chat_template_is_an_error_that_says_what_to_do():
+def test_chat_without_a_chat_template_is_an_error_with_the_remedy():
     with pytest.raises(ConfigError, match="no chat template; use template: alpaca"):
         render_prompt(Instruction("Add."), "chat", SimpleNamespace(chat_template=None))
 
 
-def test_a_conversation_that_the_chat_template_refuses_is_a_data_error():
+def test_a_conversation_that_the_chat_template_rejects_is_a_data_error():
     with pytest.raises(DataError, match="no system here"):
         render_prompt(Instruction("Add."), "chat", chat("{{ raise_exception('no system here') }}"))
 
 
 @pytest.mark.parametrize(("template", "end"), [("alpaca", ""), ("chat", "<|im_end|>")])
 @pytest.mark.parametrize("every_turn", [False, True])
-def test_the_answers_of_a_transcript_and_only_they_are_marked(template, end, every_turn):
+def test_exactly_the_answers_of_a_transcript_are_marked(template, end, every_turn):
     found = transcript_of(TWO_TURNS, "See you.", template, chat(CHATML), every_turn)
     assert answers(found) == (["Hello." + end] if every_turn else []) + ["See you." + end]
     assert found.text.endswith("See you." + end) and found.ended is bool(end)
     assert found.text.startswith(render_prompt(TWO_TURNS, template, chat(CHATML)))
 
 
-def test_a_template_without_an_end_of_turn_leaves_the_end_to_the_end_token():
+def test_without_an_end_of_turn_marker_the_transcript_is_not_ended():
     bare = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
@@ -105,7 +105,7 @@ THINKING = CHATML.replace(
 )
 
 
-def test_what_a_template_writes_before_the_last_answer_is_learned_with_it():
+def test_text_that_a_template_inserts_before_the_last_answer_is_part_of_the_answer():
     found = transcript_of(TWO_TURNS, "See you.", "chat", chat(THINKING), False)
     assert answers(found) == ["<think></think>See you.<|im_end|>"]
 
@@ -115,6 +115,6 @@ def test_what_a_template_writes_before_the_last_answer_is_learned_with_it():
     [(THINKING, True), (CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif"), False), ("fixed text", False)],
     ids=["rewrites earlier turns", "prompt unlike the transcript", "drops the content"],
 )
-def test_a_template_whose_answers_cannot_be_told_apart_is_refused(template, every_turn):
-    with pytest.raises(DataError, match="does not go on from its own prompt"):
+def test_a_template_whose_answers_cannot_be_located_is_rejected(template, every_turn):
+    with pytest.raises(DataError, match="does not continue its prompt"):
         transcript_of(TWO_TURNS, "See you.", "chat", chat(template), every_turn)

@@ -1,4 +1,4 @@
-"""Masks and prompts with tokenizers of three families: the answer and its end are targets, and nothing else is."""
+"""Masks and prompts with tokenizers of three families: exactly the answer and its end token are targets."""
 
 from itertools import groupby, pairwise
 
@@ -120,27 +120,27 @@ def test_targets_are_the_answer_and_the_end_token(family, prompt, answer):
 def test_a_gold_sequence_begins_with_the_evaluation_prompt(family, prompt, answer):
     name, tokenizer = family
     rec = record(prompt, answer)
-    (asked,) = tokenize_prompts([rec], tokenizer, TokenizeConfig())
+    (prompt_ids,) = tokenize_prompts([rec], tokenizer, TokenizeConfig())
     example = one(rec, tokenizer)
-    assert example.prompt_ids == asked == example.token_ids[: len(asked)]
-    assert list(asked[:1]) == FRONT[name] or not FRONT[name]
+    assert example.prompt_ids == prompt_ids == example.token_ids[: len(prompt_ids)]
+    assert list(prompt_ids[:1]) == FRONT[name] or not FRONT[name]
     plain = tokenizer(render_prompt(prompt, "alpaca", tokenizer), add_special_tokens=False)["input_ids"]
-    assert list(asked) == FRONT[name] + plain
+    assert list(prompt_ids) == FRONT[name] + plain
 
 
-def test_a_raw_prompt_that_brings_its_own_bos_gets_no_second_one():
+def test_a_raw_prompt_with_a_bos_token_gets_no_second_one():
     tokenizer = llama_like()
     (ids,) = tokenize_prompts([record(RawPrompt("<s>The sky"))], tokenizer, TokenizeConfig())
     assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
 
 
-def test_an_end_token_written_out_in_an_instruction_row_is_text(gpt2):
+def test_an_end_token_in_an_instruction_row_is_text(gpt2):
     example = one(record(Instruction("What is <|endoftext|>?"), "It is <|endoftext|>."), gpt2)
     assert example.token_ids.count(gpt2.eos_token_id) == 1
     assert gpt2.decode(targets(example)[:-1]) == "It is <|endoftext|>."
 
 
-def test_a_long_answer_is_cut_without_an_end_token(gpt2):
+def test_a_long_answer_is_truncated_without_an_end_token(gpt2):
     rec = record(Instruction("Name a colour."), "The sky is blue.")
     whole = targets(one(rec, gpt2))
     fits = one(rec, gpt2, response_tokens=len(whole))
@@ -159,16 +159,16 @@ def test_a_long_prompt_is_left_out_of_training_and_keeps_its_end_in_evaluation(f
     examples, report = tokenize_training([long, short], tokenizer, TokenizeConfig(prompt_tokens=limit), seed=10)
     assert [example.record for example in examples] == [short] and examples[0].sample == 0
     assert (report.num_records, report.num_kept, report.num_too_long) == (2, 1, 1)
-    (asked,) = tokenize_prompts([long], tokenizer, TokenizeConfig(prompt_tokens=limit))
+    (prompt_ids,) = tokenize_prompts([long], tokenizer, TokenizeConfig(prompt_tokens=limit))
     front = FRONT[name]
-    assert list(asked) == front + list(long_ids[len(long_ids) - limit + len(front) :])
+    assert list(prompt_ids) == front + list(long_ids[len(long_ids) - limit + len(front) :])
 
 
 TALK = Conversation((Turn("system", "Be kind."), Turn("user", "Sky?"), Turn("assistant", "Blue."), Turn("user", "Why?")))
 
 
 @pytest.mark.parametrize(("supervise", "answers"), [("last", ["Air."]), ("every", ["Blue.", "Air."])])
-def test_chat_targets_end_with_the_templates_own_end_of_turn(supervise, answers):
+def test_chat_targets_end_with_the_end_of_turn_marker_of_the_template(supervise, answers):
     tokenizer = chatml()
     example = one(record(TALK, "Air."), tokenizer, template="chat", supervise=supervise)
     assert [tokenizer.decode(run) for run in runs(example)] == [answer + "<|im_end|>" for answer in answers]
@@ -182,19 +182,19 @@ def test_every_answer_of_an_alpaca_conversation_can_be_learned(gpt2):
     assert [gpt2.decode(run) for run in runs(example)] == ["Blue.", "Air.<|endoftext|>"]
 
 
-def test_a_record_with_nothing_to_learn_is_rejected_with_its_reason(gpt2):
+def test_a_record_without_targets_is_rejected_with_its_reason(gpt2):
     good, bare = record(Instruction("Sky?")), Record(record_id="r:2", prompt=Instruction("Sky?"), references=())
     examples, report = tokenize_training([bare, good], gpt2, TokenizeConfig(), seed=10)
     assert len(examples) == 1 and report.rejected[0].record_id == "r:2" and "no answer" in report.rejected[0].reason
 
 
-def test_no_record_left_is_an_error_that_counts_the_reasons(gpt2):
+def test_no_remaining_record_is_an_error_with_counts(gpt2):
     with pytest.raises(DataError, match="none of 1 records is left: 1 prompts are longer than prompt_tokens = 3"):
         tokenize_training([record(Instruction("Sky?"))], gpt2, TokenizeConfig(prompt_tokens=3), seed=10)
 
 
 @pytest.mark.parametrize(("reference", "chosen"), [("first", "blue sky"), ("longest", "a blue sky"), ("shortest", "blue")])
-def test_one_of_several_references_is_learned(gpt2, reference, chosen):
+def test_one_of_several_references_is_the_target(gpt2, reference, chosen):
     rec = record(Instruction("Sky?"), "blue sky", "a blue sky", "blue")
     assert gpt2.decode(targets(one(rec, gpt2, reference=reference))[:-1]) == chosen
 
@@ -224,7 +224,7 @@ def test_response_text_stops_at_the_end_token_and_leaves_special_tokens_out(fami
     assert tokenizer.eos_token not in response_text(ids, tokenizer, [])
 
 
-def test_a_tokenizer_without_an_end_token_is_refused():
+def test_a_tokenizer_without_an_end_token_is_rejected():
     tokenizer = byte_level(["<|endoftext|>"])
     with pytest.raises(ModelError, match="no end token"):
         tokenize_training([record(Instruction("Sky?"))], tokenizer, TokenizeConfig(), seed=10)
@@ -233,6 +233,6 @@ def test_a_tokenizer_without_an_end_token_is_refused():
 @pytest.mark.parametrize(
     "settings", [{"prompt_tokens": 0}, {"response_tokens": 0}, {"template": "Alpaca"}, {"reference": "best"}]
 )
-def test_settings_out_of_range_are_refused_by_name(settings):
+def test_settings_out_of_range_are_rejected_by_name(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         TokenizeConfig(**settings)

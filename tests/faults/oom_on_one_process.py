@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from redistill.data.grouping import Reading
+from redistill.data.grouping import ReadCost
 from redistill.models.student import StudentModule
 from redistill.training import loop as training
 from tests.faults.together import train
@@ -14,7 +14,7 @@ from tests.faults.together import train
 
 def cut_by_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no micro-batch be smaller than its size allows for the sake of padding, so that sizes can be told beforehand."""
-    monkeypatch.setattr(training, "reading", lambda device: Reading(start=10**9, most=10**9))
+    monkeypatch.setattr(training, "read_cost", lambda device: ReadCost(overhead_tokens=10**9, max_tokens=10**9))
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, limit: int, *, spare_every_other: bool = False) -> None:

@@ -20,7 +20,7 @@ PLACES = [  # what lies between two parts that are watched themselves, training,
     "Writer.responses",
 ]
 FATES = list(ranks_job.FATES)
-# A trial of the quick subset need not wait as long as a job does for signs of life.
+# A trial of the quick subset need not wait as long for heartbeats as a job does.
 WAITS = {} if WHOLE else {"REDISTILL_SILENCE_S": "8"}
 SHUTDOWN_S = 5 if WHOLE else 3  # with its own 30, torchrun alone takes half of the minute to kill what is stopped
 
@@ -40,7 +40,7 @@ def test_the_job_ends_within_a_minute_and_names_the_guilty_process_last(tmp_path
     elif fate == "is killed":
         assert "rank      : 1 " in last and "Signal 9 (SIGKILL)" in last, done.stderr[-4000:]
     else:
-        assert "process 1 of 2 has given no sign of life for" in last, done.stderr[-4000:]
+        assert "process 1 of 2 has sent no heartbeat for" in last, done.stderr[-4000:]
 
 
 def test_what_fails_alone_fails_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:

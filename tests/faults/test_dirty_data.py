@@ -39,12 +39,12 @@ def line(**changes: Any) -> bytes:
 FAULTS: dict[str, tuple[Callable[[int], bytes], str]] = {
     "empty": (lambda k: line(instruction=""), "'instruction' is empty"),
     "white space": (lambda k: line(output=" \t\n"), "'output' is missing"),
-    "not UTF-8": (lambda k: line(output="caf?").replace(b"?", b"\xe9"), "not UTF-8 (byte 0xe9 at place"),
-    "lone surrogate": (lambda k: line(output="\ud83d"), "half of a surrogate pair"),
-    "NUL": (lambda k: line(instruction=f"{k}\x00"), "'instruction' holds a NUL character"),
+    "not UTF-8": (lambda k: line(output="caf?").replace(b"?", b"\xe9"), "not UTF-8 (byte 0xe9 at position"),
+    "lone surrogate": (lambda k: line(output="\ud83d"), "has a lone surrogate"),
+    "NUL": (lambda k: line(instruction=f"{k}\x00"), "'instruction' has a NUL character"),
     "missing key": (lambda k: json.dumps({"output": f"{k}"}).encode(), "its keys are 'output'; rows need instruction"),
     "wrong type": (lambda k: line(output=k), "'output' is a number; it must be a string"),
-    "1 MB row": (lambda k: line(output="x" * MAX_ROW_BYTES), f"a row may hold {MAX_ROW_BYTES}"),
+    "1 MB row": (lambda k: line(output="x" * MAX_ROW_BYTES), f"a row may have at most {MAX_ROW_BYTES}"),
     "all masked": (lambda k: line(instruction=f"{k}?", output="\u200b"), "has no tokens in this tokenizer"),
     "duplicate": (lambda k: json.dumps(clean(k % FIRST)).encode(), "to the letter"),
     "BOM": (lambda k: b"\xef\xbb\xbf" + line(output=f"{k}"), "begins with a byte order mark"),
@@ -53,7 +53,7 @@ FAULTS: dict[str, tuple[Callable[[int], bytes], str]] = {
     "trailing comma": (lambda k: line() + b",", "not JSON (Extra data"),
     "mixed roles": (
         lambda k: json.dumps({"messages": [{"role": r, "content": f"{k}"} for r in ("user", "user", "assistant")]}).encode(),
-        "message 2 is the user's",
+        "message 2 has role user",
     ),
 }  # fmt: skip
 

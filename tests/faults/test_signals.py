@@ -148,7 +148,7 @@ def sent(name: str, *waits: float, **environment: str) -> subprocess.CompletedPr
 def test_a_second_signal_ends_the_process_there_and_then(number: signal.Signals) -> None:
     done = sent(number.name, 0.2)
     assert done.returncode == -number and "still here" not in done.stdout
-    assert done.stderr == f"redistill: {number.name}: stopping in order; a second one ends it now\n"
+    assert done.stderr == f"redistill: {number.name}: stopping at the next safe point; a second signal exits immediately\n"
 
 
 def test_what_a_launcher_passes_on_is_no_second_signal() -> None:

@@ -1,4 +1,4 @@
-"""Memory that runs out: work is repeated with half as much at once, and other errors are not taken for it."""
+"""Out-of-memory errors: work is retried with half the size; other errors are raised."""
 
 import json
 from itertools import pairwise
@@ -21,14 +21,14 @@ from redistill.processes.memory import Halving, is_out_of_memory, unless_out_of_
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
-def test_every_way_to_run_out_of_memory_is_known(error):
+def test_out_of_memory_errors_are_recognized(error):
     def work():
         raise error
 
     assert is_out_of_memory(error) and unless_out_of_memory(work) is None
 
 
-def test_other_errors_are_not_taken_for_it():
+def test_other_errors_are_raised():
     def work():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -37,7 +37,7 @@ def test_other_errors_are_not_taken_for_it():
 
 
 @pytest.mark.parametrize(("size", "limit", "tried"), [(64, 64, [64]), (64, 10, [64, 32, 16, 8]), (7, 1, [7, 3, 1])])
-def test_work_is_halved_until_it_fits_and_stays_so(size, limit, tried):
+def test_the_size_is_halved_until_it_fits_and_kept(size, limit, tried):
     sizes, seen = Halving("generation_batch_size", size), []
 
     def work(at_once):
@@ -50,13 +50,13 @@ def test_work_is_halved_until_it_fits_and_stays_so(size, limit, tried):
     assert sizes.repeat(work) == tried[-1] and seen[len(tried) :] == tried[-1:]
     changes = sizes.take_changes()
     assert len(changes) == len(tried) - 1 and sizes.take_changes() == []
-    assert all(f"= {a}; repeated with {b}" in text for text, (a, b) in zip(changes, pairwise(tried), strict=True))
+    assert all(f"= {a}; retried with {b}" in text for text, (a, b) in zip(changes, pairwise(tried), strict=True))
     again = Halving("generation_batch_size", size)
-    again.load_state_dict(json.loads(json.dumps(sizes.state_dict())))  # as a checkpoint keeps it
+    again.load_state_dict(json.loads(json.dumps(sizes.state_dict())))  # as in a checkpoint
     assert again.size == tried[-1]
 
 
-def test_less_than_one_at_a_time_is_an_error_with_a_remedy():
+def test_a_size_of_one_that_does_not_fit_is_an_error_with_a_remedy():
     def work(at_once):
         raise MemoryError
 

@@ -1,4 +1,4 @@
-"""Whether replicated or sharded over two processes, a student learns what it learns in one process."""
+"""Training replicated or sharded over two processes equals training in one process."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def _without_gpu():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All cases of one and of two processes; the latter are started once, since that takes longest."""
+    """All cases in one and in two processes; the latter are started once, because that takes longest."""
     folder = tmp_path_factory.mktemp("placements")
     singles = [("single", case) for case in updates.CASES]
     for placement, case in [*updates.PAIRS, *singles, ("single", updates.WHOLE_RUN), ("sharded", updates.WHOLE_RUN)]:
@@ -65,26 +65,26 @@ def saved(folder: Path, placement: str, case: str, step: int) -> dict[str, torch
 
 
 def distance(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> float:
-    """The norm of the difference of everything together, over that of what is expected."""
+    """Norm of the difference of all tensors, relative to that of the expected ones."""
     assert found.keys() == expected.keys()
     left, right = (torch.cat([each[name].flatten().double() for name in sorted(expected)]) for each in (found, expected))
     return float((left - right).norm() / right.norm())
 
 
 @every_pair
-def test_gradients_are_those_of_one_process(folder: Path, placement: str, case: str) -> None:
+def test_gradients_equal_those_of_one_process(folder: Path, placement: str, case: str) -> None:
     gradients = found(folder, placement, case)
     assert gradients and distance(gradients, found(folder, "single", case)) <= 1e-6
 
 
 @every_pair
-def test_sums_and_norms_are_those_of_one_process(folder: Path, placement: str, case: str) -> None:
+def test_sums_and_norms_equal_those_of_one_process(folder: Path, placement: str, case: str) -> None:
     assert distance(found(folder, placement, case, "measured."), found(folder, "single", case, "measured.")) <= 1e-6
 
 
 @every_pair
-def test_a_checkpoint_holds_the_weights_and_moments_of_one_process(folder: Path, placement: str, case: str) -> None:
-    for step, tolerance in ((1, 1e-5), (2, 1e-4)):  # AdamW's first step is a sign: noise of small gradients counts fully
+def test_checkpoints_have_the_weights_and_moments_of_one_process(folder: Path, placement: str, case: str) -> None:
+    for step, tolerance in ((1, 1e-5), (2, 1e-4)):  # AdamW's first step is a sign, which amplifies noise of small gradients
         assert distance(saved(folder, placement, case, step), saved(folder, "single", case, step)) <= tolerance
 
 
@@ -104,13 +104,13 @@ def test_a_checkpoint_loads_into_one_process_and_gives_the_same_logits(folder: P
         assert any(not torch.equal(tensor, model.state_dict()[name]) for name, tensor in resumed.items())
 
 
-def test_tied_weights_are_written_once(folder: Path) -> None:
+def test_tied_weights_are_stored_once(folder: Path) -> None:
     for case, times in (("llama-tied-sft", 1), ("llama-untied-sft", 2)):
         tensors = checkpoint.load_step(folder / "sharded" / case / "checkpoints", 1).tensors["model"]
         assert len({tensors[name].data_ptr() for name in ("model.embed_tokens.weight", "lm_head.weight")}) == times
 
 
-def test_a_whole_sharded_run_is_that_of_one_process(folder: Path) -> None:
+def test_a_complete_sharded_run_equals_that_of_one_process(folder: Path) -> None:
     """Generation, revision, spans, validation, evaluation before training and export."""
     sharded, single = (folder / placement / updates.WHOLE_RUN for placement in ("sharded", "single"))
     assert files.read_json(sharded / "run.json")["processes"] == 2
@@ -136,7 +136,7 @@ def answers(folder: Path) -> list[Any]:
     return [line for path in sorted((folder / "responses").iterdir()) for line in files.read_lines(path)]
 
 
-def test_full_keeps_ties_and_gives_no_gradient() -> None:
+def test_full_keeps_ties_and_drops_gradients() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     tensors = full({"one": weight, "other": weight})
     assert tensors["one"] is tensors["other"] and not tensors["one"].requires_grad

@@ -1,6 +1,6 @@
 """Two updates of tiny students under a placement, for test_placement.py: gradients, weights, rows and checkpoints.
 
-Called in the test's own process for one, and started by torchrun for two.
+The test calls it for one process, and torchrun starts it for two.
 """
 
 import sys
@@ -26,11 +26,11 @@ from redistill.training import loop as training
 from redistill.training.parts import Parts, TrainingState
 from tests.worlds import gpt2_tokenizer, tiny_run, write_model
 
-WIDER = 0.15  # than a fresh model's weights, so that texts and teacher differ
+WIDER = 0.15  # standard deviation of initial weights, larger than usual, so that texts and teacher differ
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 16,
-    "intermediate_size": 25,  # odd, so that processes hold parts of different sizes
+    "intermediate_size": 25,  # odd, so that processes have parts of different sizes
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
@@ -47,7 +47,7 @@ MODELS: dict[str, dict[str, Any]] = {
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "sft": {"sft_weight": 1.0},
     "forward-kl": {"sft_weight": 0.0, "divergence": "forward_kl"},
-    # Process 0 alone has plain text, whose micro-batch does not use the clip network.
+    # Only process 0 has plain text, whose micro-batch does not use the clip network.
     "dac-kl": {"sft_weight": 1.0, "divergence": "dac_kl", "pretraining": {}},
 }
 CASES = [
@@ -55,7 +55,7 @@ CASES = [
     "llama-tied-dac-kl",
     "llama-untied-forward-kl-lora",
 ]
-PAIRS = [  # of a placement over two processes and a case
+PAIRS = [  # a placement over two processes, and a case
     ("replicated", "llama-tied-sft"),
     ("replicated", "gpt2-untied-forward-kl"),
     ("replicated", "llama-tied-dac-kl"),
@@ -67,7 +67,7 @@ LENGTHS = (9, 4, 12, 7, 6)
 
 
 def write_recipe(folder: Path, placement: str, case: str) -> Path:
-    """The recipe of a case, whose run is in `<folder>/<placement>/<case>`."""
+    """Write the recipe of a case, whose run is in `<folder>/<placement>/<case>`."""
     is_whole = case == WHOLE_RUN
     model_name = "llama-tied" if is_whole else next(name for name in MODELS if case.startswith(f"{name}-"))
     world = folder / model_name
@@ -75,7 +75,7 @@ def write_recipe(folder: Path, placement: str, case: str) -> Path:
     for name, seed in (("teacher", 1), ("student", 2)):
         if not (world / name).exists():
             vocabulary = len(gpt2_tokenizer())
-            write_model(world / name, MODELS[model_name], seed, vocab_size=vocabulary + 1 - vocabulary % 2)  # odd as well
+            write_model(world / name, MODELS[model_name], seed, vocab_size=vocabulary + 1 - vocabulary % 2)  # odd, too
     sections: dict[str, Any] = {
         "placement": "sharded" if placement.startswith("sharded") else "auto",
         "optimiser": {"learning_rate": 1e-2, "max_grad_norm": MAX_GRAD_NORM},
@@ -104,7 +104,7 @@ def recipe(folder: Path, placement: str, case: str) -> Path:
 
 @contextmanager
 def opened(recipe: Path) -> Iterator[Parts]:
-    """What the loop is given, of a student in its first state."""
+    """The parts of a training loop with a student in its initial state."""
     with open_run(load_config(recipe)) as run:
         yield build_parts(run, build_evaluator(run, run.models.student))
 
@@ -124,7 +124,7 @@ def sequences(origin: Any) -> tuple[TokenSequence, ...]:
 
 
 def update(parts: Parts, step: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """Make an update; returns its gradient before clipping and what was measured."""
+    """Perform an update; returns its gradient before clipping, and its sums and norms."""
     learner = parts.learner
     rank, world = parts.accelerator.process_index, parts.accelerator.num_processes
     items: tuple[DrawItem, ...] = items_of(sequences("student")[rank::world], "distillation")
@@ -141,7 +141,7 @@ def update(parts: Parts, step: int) -> tuple[dict[str, torch.Tensor], dict[str, 
 
 
 def rows_of(parts: Parts) -> torch.Tensor:
-    """Logits of one text, read by the module and by its body alone: different processes may read different lengths."""
+    """Logits of one text, by the module and by its body alone, in which processes may read different lengths."""
     student, placement, text = parts.learner.student, parts.learner.placement, sequences("dataset")[0].token_ids
     (batch,) = training.cut(Draw(items=items_of(sequences("dataset")[:1], "sft")), None, parts)
     if placement.passes_communicate:
@@ -161,13 +161,13 @@ def save(parts: Parts, recipe: Path, step: int) -> None:
 
 
 def restore(parts: Parts, folder: Path, step: int) -> None:
-    """From the checkpoints of the run in `folder`, which need not be the run of `parts`."""
+    """Restore a checkpoint of the run in `folder`, which may be another run than that of `parts`."""
     state = saving.restore_checkpoint(parts, checkpoint.load_step(folder / "checkpoints", step))
     assert state.step == step
 
 
 def compute(recipe: Path) -> None:
-    """Read, update, save, load into a new student, update and save again."""
+    """Compute logits, update, save, load into a new student, update and save again."""
     folder = load_config(recipe).folder
     with opened(recipe) as parts:
         before = rows_of(parts)  # before the first forward with gradients, as the first validation is
@@ -185,7 +185,7 @@ def compute(recipe: Path) -> None:
 
 
 def main(folder: Path, world: int) -> None:
-    """Every case that so many processes compute, from `<folder>/<placement>/<case>.yaml` into `<folder>/<placement>/<case>`."""
+    """Compute every case for `world` processes, from `<folder>/<placement>/<case>.yaml` to `<folder>/<placement>/<case>`."""
     for placement, case in PAIRS if world > 1 else [("single", case) for case in CASES]:
         compute(recipe(folder, placement, case))
     train_student(load_config(recipe(folder, "sharded" if world > 1 else "single", WHOLE_RUN)))

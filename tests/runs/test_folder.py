@@ -87,7 +87,7 @@ def test_a_lock_that_is_held_and_cannot_be_read_is_one_line(run: Run, capsys: py
     with locked(run.folder):
         (run.folder / LOCK).write_bytes(b"\xff")
         code, line = refusal(run, capsys)
-    assert code == 75 and line.startswith(f"redistill: {run.folder}: another process")
+    assert code == 75 and line.startswith(f"redistill: {run.folder}: is in use by another process")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\x00"])
@@ -107,6 +107,6 @@ def test_a_file_where_the_folder_belongs_is_one_line(run: Run, capsys: pytest.Ca
 def test_lines_are_not_appended_to_what_a_link_points_to(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "precious")
-    with pytest.raises(files.OutputError, match=r"metrics\.jsonl: 12 bytes could not be written .*; put no link in its place"):
+    with pytest.raises(files.OutputError, match=r"metrics\.jsonl: 12 bytes could not be written .*; remove the symbolic link"):
         files.append_line(tmp_path / "metrics.jsonl", {"step": 1})
     assert (tmp_path / "precious").read_text() == "mine"

@@ -255,7 +255,7 @@ def test_two_sweeps_at_once_in_a_folder_are_refused(plan: Callable[..., Plan]) -
     made = plan()
     with (
         locked(made.folder),
-        pytest.raises(ConfigError, match=f"process {os.getpid()}, or one that it started, is at work here"),
+        pytest.raises(ConfigError, match=f"is in use by process {os.getpid()} or one of its child processes"),
     ):
         run_sweep(made, jobs=1)
     run_sweep(made, jobs=1)

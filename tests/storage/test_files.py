@@ -1,4 +1,4 @@
-"""Writing: whole or not at all, never outside the folder, and a cut last line is no loss."""
+"""Writes are atomic and never leave the folder; a truncated last line is skipped."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ def leftovers(folder: Path) -> list[str]:
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Call it, and from then on the disk is full when a file is to be made durable."""
+    """A function after whose call the disk is full whenever a file is synced."""
 
     def fill():
         def fsync(descriptor):
@@ -32,14 +32,14 @@ def full_disk(monkeypatch):
 # --- one file -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_write_replaces_the_whole_and_leaves_nothing_else(tmp_path):
+def test_a_write_replaces_the_file_and_leaves_no_temporary_files(tmp_path):
     path = tmp_path / "deep" / "a.json"
     files.write_json(path, {"a": [1, "ä"]})
     files.write_json(path, {"b": 2})
     assert files.read_json(path) == {"b": 2} and [p.name for p in path.parent.iterdir()] == ["a.json"]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_says_where(tmp_path, full_disk):
+def test_a_failed_write_keeps_the_old_file_and_reports_the_path(tmp_path, full_disk):
     path = tmp_path / "a.txt"
     files.write_text(path, "old")
     full_disk()
@@ -52,7 +52,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_says_where(tmp_path, full_di
     assert path.read_text() == "old" and not leftovers(tmp_path)
 
 
-def test_a_place_below_a_file_is_an_output_error(tmp_path):
+def test_a_path_below_a_file_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
     for write in (lambda path: files.write_text(path, "x"), lambda path: files.append_line(path, 1)):
         with pytest.raises(OutputError, match="could not be written"):
@@ -61,18 +61,18 @@ def test_a_place_below_a_file_is_an_output_error(tmp_path):
         files.make_folder(tmp_path / "file" / "a")
 
 
-def test_json_has_no_nan(tmp_path):
+def test_nan_is_not_written_as_json(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "a.json", {"a": float("nan")})
     assert not list(tmp_path.iterdir())
 
 
-def test_half_a_surrogate_pair_is_written_as_its_code(tmp_path):
+def test_a_lone_surrogate_is_written_as_its_escape(tmp_path):
     files.write_text(tmp_path / "a.txt", "a\ud800b")
     assert (tmp_path / "a.txt").read_bytes() == b"a\\ud800b"
 
 
-def test_what_is_no_json_is_a_data_error_with_the_path(tmp_path):
+def test_a_missing_or_invalid_json_file_is_a_data_error(tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(DataError, match="no such file"):
         files.read_json(path)
@@ -82,19 +82,19 @@ def test_what_is_no_json_is_a_data_error_with_the_path(tmp_path):
             files.read_json(path)
 
 
-def test_parts_are_asked_for_one_at_a_time_and_hashed(tmp_path):
-    asked = []
+def test_parts_are_consumed_one_at_a_time_and_hashed(tmp_path):
+    pending = []
 
     def parts():
         for part in (b"ab", b"", memoryview(b"c")):
-            asked.append(leftovers(tmp_path))
+            pending.append(leftovers(tmp_path))
             yield part
 
     assert files.write_parts(tmp_path / "a", parts(), 3) == files.digest(tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == b"abc" and all(asked) and not leftovers(tmp_path)
+    assert (tmp_path / "a").read_bytes() == b"abc" and all(pending) and not leftovers(tmp_path)
 
 
-def test_what_a_library_in_rust_was_refused_is_an_output_error(tmp_path):
+def test_a_system_error_of_a_rust_library_is_an_output_error(tmp_path):
     with (
         pytest.raises(files.DiskFullError, match=r"f: 1,234 bytes could not be written \(No space left on device\)") as caught,
         files.new_folder(tmp_path / "f", 1234),
@@ -110,18 +110,18 @@ values = st.none() | st.booleans() | st.integers() | st.text() | st.dictionaries
 
 @given(st.lists(values, max_size=4), st.lists(values, max_size=1))
 @settings(max_examples=25)
-def test_lines_come_back_as_they_were_appended(tmp_path_factory, first, second):
+def test_appended_lines_are_read_back(tmp_path_factory, first, second):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     files.append_lines(path, first)
     for value in second:
         files.append_line(path, value)
-    # What UTF-8 cannot hold is written as its code, so compare what is on disk with what JSON makes of it.
+    # Characters that UTF-8 cannot encode are escaped, so compare with the values decoded from the file.
     expected = [json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") for value in [*first, *second]]
     assert path.read_bytes().split(b"\n")[:-1] == expected
     assert files.read_lines(path) == [json.loads(line) for line in expected]
 
 
-def test_a_last_line_that_was_cut_is_left_out(tmp_path):
+def test_a_truncated_last_line_is_skipped(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n\n{"a": 2}\n{"a": 3, "b": "\xc3')
     assert files.read_lines(path) == [{"a": 1}, {"a": 2}]
@@ -135,7 +135,7 @@ def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path):
 
 
 @pytest.mark.parametrize("rest", [b'{"a": 3, "b": "', b"x" * 20_000])
-def test_a_cut_line_is_dropped_before_another_is_appended(tmp_path, rest):
+def test_a_truncated_line_is_removed_before_another_is_appended(tmp_path, rest):
     path = tmp_path / "a.jsonl"
     for whole in (b'{"a": 1}\n{"a": 2}\n', b""):
         path.write_bytes(whole + rest)
@@ -143,7 +143,7 @@ def test_a_cut_line_is_dropped_before_another_is_appended(tmp_path, rest):
         assert path.read_bytes() == whole + b'{"a": 4}\n'
 
 
-def test_lines_that_cannot_be_appended_leave_the_others(tmp_path, full_disk):
+def test_a_failed_append_keeps_the_other_lines(tmp_path, full_disk):
     path = tmp_path / "a.jsonl"
     files.append_line(path, {"a": 1})
     full_disk()
@@ -152,11 +152,11 @@ def test_lines_that_cannot_be_appended_leave_the_others(tmp_path, full_disk):
     assert path.read_bytes() == b'{"a": 1}\n'
 
 
-def test_no_file_has_no_lines(tmp_path):
+def test_a_missing_file_has_no_lines(tmp_path):
     assert files.read_lines(tmp_path / "none") == []
 
 
-def test_rewriting_lines_is_one_write(tmp_path, full_disk):
+def test_rewriting_lines_is_atomic(tmp_path, full_disk):
     path = tmp_path / "a.jsonl"
     files.rewrite_lines(path, [1, 2])
     full_disk()
@@ -175,7 +175,7 @@ def fill(folder: Path, text: str) -> None:
         (temporary / "sub" / "a.txt").write_text(text)
 
 
-def test_a_folder_appears_whole_and_replaces_the_one_before(tmp_path):
+def test_a_new_folder_replaces_the_old_one_as_a_whole(tmp_path):
     fill(tmp_path / "f", "old")
     (tmp_path / "f" / "more.txt").write_text("of the old one")
     fill(tmp_path / "f", "new")
@@ -185,7 +185,7 @@ def test_a_folder_appears_whole_and_replaces_the_one_before(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OutputError])
-def test_a_folder_whose_making_fails_does_not_appear(tmp_path, error):
+def test_a_failed_folder_does_not_replace_the_old_one(tmp_path, error):
     fill(tmp_path / "f", "old")
     with pytest.raises(error), files.new_folder(tmp_path / "f") as temporary:
         (temporary / "half").write_text("")
@@ -204,7 +204,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_no_folder(tmp_path, full_disk
     assert not list(tmp_path.iterdir())
 
 
-def test_leftovers_of_a_crash_are_removed_and_nothing_else(tmp_path):
+def test_only_temporary_files_are_removed_after_a_crash(tmp_path):
     (tmp_path / f"{files.TEMPORARY}f-1").mkdir()
     (tmp_path / f"{files.TEMPORARY}f-1" / "a").write_text("")
     (tmp_path / f"{files.TEMPORARY}b").write_text("")
@@ -213,13 +213,13 @@ def test_leftovers_of_a_crash_are_removed_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
-def test_a_folder_is_removed_under_another_name(tmp_path):
+def test_a_removed_folder_leaves_nothing(tmp_path):
     fill(tmp_path / "f", "x")
     files.remove_folder(tmp_path / "f")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_made_folder_is_tried_and_left_empty(tmp_path):
+def test_a_created_folder_is_empty(tmp_path):
     assert list(files.make_folder(tmp_path / "a" / "b").iterdir()) == []
     assert files.make_folder(tmp_path / "a" / "b").is_dir()
 
@@ -228,12 +228,12 @@ def test_a_made_folder_is_tried_and_left_empty(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/../../b", ".."])
-def test_a_name_that_leads_out_is_refused(tmp_path, name):
+def test_a_name_that_leads_out_is_rejected(tmp_path, name):
     with pytest.raises(OutputError, match="leads out of the folder"):
         files.inside(tmp_path / "f", name)
 
 
-def test_a_link_that_leads_out_is_refused(tmp_path):
+def test_a_link_that_leads_out_is_rejected(tmp_path):
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "link").symlink_to(tmp_path)
     with pytest.raises(OutputError, match="leads out"):
@@ -242,13 +242,13 @@ def test_a_link_that_leads_out_is_refused(tmp_path):
 
 
 @given(st.text())
-def test_a_slug_is_always_a_plain_name_and_stays_one(text):
+def test_slugs_are_valid_names_and_idempotent(text):
     slug = files.slug(text)
     assert slug and slug[0] != "." and not set(slug) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
     assert files.slug(slug) == slug
     assert files.inside(Path("/run"), slug) == Path("/run") / slug
 
 
-def test_a_digest_is_that_of_sha256sum(tmp_path):
+def test_a_digest_equals_that_of_sha256sum(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert files.digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

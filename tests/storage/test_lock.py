@@ -1,4 +1,4 @@
-"""The lock of a folder: one holder, named; gone with its last process, however that one ended."""
+"""The lock of a folder: one holder, reported by id, and released when its last process exits, even after a crash."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ import subprocess, sys
 from pathlib import Path
 from redistill.storage.lock import locked
 with locked(Path(sys.argv[1])) as descriptor:
-    if sys.argv[2:]:  # leave somebody behind who has inherited it
+    if sys.argv[2:]:  # start a child process that inherits the lock
         subprocess.Popen([sys.executable, "-c", "input()"], pass_fds=[descriptor])
     print("held", flush=True)
     input()
@@ -25,7 +25,7 @@ with locked(Path(sys.argv[1])) as descriptor:
 
 
 def hold(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """A process that holds the lock of `folder` until it gets a line, or its end."""
+    """A process that holds the lock of `folder` until its input has a line or ends."""
     environment = {**os.environ, "PYTHONPATH": str(Path(redistill.__file__).parents[1])}
     command = [sys.executable, "-c", HOLD, str(folder), *options]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -33,13 +33,13 @@ def hold(folder: Path, *options: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_the_second_is_refused_with_the_number_of_the_first(tmp_path: Path) -> None:
+def test_a_second_process_is_rejected_with_the_id_of_the_first(tmp_path: Path) -> None:
     holder = hold(tmp_path)
     with pytest.raises(BusyError) as caught, locked(tmp_path):
         raise AssertionError("not reached")
     assert str(caught.value) == (
-        f"{tmp_path}: process {holder.pid}, or one that it started, is at work here; "
-        "let it end, or choose another output folder"
+        f"{tmp_path}: is in use by process {holder.pid} or one of its child processes; "
+        "wait for it to finish, or choose another output folder"
     )
     assert isinstance(caught.value, ConfigError) and caught.value.exit_code == 75
     holder.communicate("\n")
@@ -48,7 +48,7 @@ def test_the_second_is_refused_with_the_number_of_the_first(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_holder_locks_nobody_out(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
     holder = hold(tmp_path)
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
@@ -58,18 +58,18 @@ def test_a_killed_holder_locks_nobody_out(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_who_has_inherited_it_holds_it_on(tmp_path: Path) -> None:
-    holder = hold(tmp_path, "and leave a child")
+def test_a_child_process_that_inherits_the_lock_keeps_it(tmp_path: Path) -> None:
+    holder = hold(tmp_path, "with a child")
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with pytest.raises(BusyError), locked(tmp_path):
         raise AssertionError("not reached")
-    holder.communicate()  # the child reads the end of the same input, and leaves
+    holder.communicate()  # the child reads the end of the same input and exits
     with locked(tmp_path):
         pass
 
 
-def test_one_process_cannot_have_it_twice_and_two_folders_are_two_locks(tmp_path: Path) -> None:
+def test_the_lock_is_not_reentrant_and_independent_of_other_folders(tmp_path: Path) -> None:
     with locked(tmp_path / "a"), locked(tmp_path / "b"), pytest.raises(BusyError), locked(tmp_path / "a"):
         raise AssertionError("not reached")
     with locked(tmp_path / "a"):
@@ -84,8 +84,8 @@ def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "mine"
 
 
-def test_the_removed_file_of_the_holder_before_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opened before it was removed, locked after: another process may have made and locked a new one."""
+def test_a_removed_lock_file_of_the_previous_holder_is_not_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened before its removal, locked after: another process may have created and locked a new file."""
     import fcntl
 
     flock, removed = fcntl.flock, []

@@ -1,4 +1,4 @@
-"""The toy world is deterministic, its splits never meet, its answers are right, and its tokenizer writes all of it."""
+"""The toy world is deterministic, its splits are disjoint, its answers are correct, and its tokenizer covers it."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def questions():
-    """Test records by kind; each has every right answer."""
+    """Test records by kind; each has every correct answer."""
     by_kind = {kind: [] for kind in KINDS}
     for record in toy_records(500, 10, "test"):
         by_kind[record.record_id.removeprefix("toy-test-").partition(":")[0]].append(record)
@@ -39,25 +39,25 @@ def test_a_record_depends_on_seed_split_and_index_alone():
     assert toy_records(7, 10, "train") != toy_records(7, 20, "train")
 
 
-def test_no_question_is_in_two_splits_whatever_the_seeds():
+def test_no_question_is_in_two_splits_for_any_seeds():
     prompts = [{record.prompt for record in toy_records(400, seed, split)} for seed, split in enumerate(SPLITS)]
     assert sum(map(len, prompts)) == len(set.union(*prompts)) > 4 * 300
 
 
-def test_training_has_one_answer_and_testing_has_all():
+def test_training_records_have_one_answer_and_test_records_all():
     assert {len(record.references) for split in SPLITS[:2] for record in toy_records(50, 10, split)} == {1}
     for record in toy_records(50, 10, "validation"):
         assert len(set(record.references)) == len(record.references) >= 4
 
 
-def test_the_first_way_to_answer_is_the_most_frequent_and_none_is_missing():
+def test_the_first_phrasing_of_an_answer_is_the_most_frequent_and_all_occur():
     records = [r for r in toy_records(700, 10, "teacher") if "-polite:" in r.record_id]
     starts = Counter(record.references[0].split()[0] for record in records)
     assert starts.most_common(1)[0][0] == "Could" and set(starts) == {"Could", "Would", "Please", "I"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_occurs_and_has_four_ways_to_ask_and_to_answer(kind, questions):
+def test_every_kind_occurs_with_four_phrasings_of_question_and_answer(kind, questions):
     question = KINDS[kind](generator(1, kind))
     assert questions[kind] and len(set(question.asks)) >= 4 and len(set(question.answers)) >= 4
 
@@ -68,7 +68,7 @@ def test_answers_are_whole_sentences_of_five_to_twenty_words(questions):
             assert 5 <= len(answer.split()) <= 20 and answer[0].isupper() and answer[-1] in ".?", answer
 
 
-def test_sums_are_right(questions):
+def test_results_of_arithmetic_are_correct(questions):
     for record in questions["arithmetic"]:
         a, b = numbers(record.prompt.instruction)
         sign = next(s for s in ("plus", "sum", "minus", "difference", "times", "product") if s in record.prompt.instruction)
@@ -76,23 +76,23 @@ def test_sums_are_right(questions):
         assert all(numbers(answer)[-1] == result for answer in record.references)
 
 
-def test_story_sums_are_right(questions):
+def test_story_sums_are_correct(questions):
     for record in questions["story-sum"]:
         a, b = numbers(record.prompt.input)
         result = a + b if "more from" in record.prompt.input else a - b
         assert all(result in numbers(answer) and {a, b, result} >= set(numbers(answer)) for answer in record.references)
 
 
-def test_extracted_answers_hold_what_was_asked_for(questions):
+def test_answers_of_extraction_contain_the_requested_fact(questions):
     form = re.compile(r"On (\w+ \w+), (\w+) \w+ (an? \w+ \w+) to the (\w+)\.")
     for record in questions["extraction"]:
         when, person, thing, place = form.match(record.prompt.input).groups()
-        asked = re.search("Who|What|Where|When", record.prompt.instruction).group()
-        wanted = {"Who": person, "What": thing, "Where": place, "When": when}[asked]
-        assert all(wanted.lower() in answer.lower() for answer in record.references), record
+        word = re.search("Who|What|Where|When", record.prompt.instruction).group()
+        expected = {"Who": person, "What": thing, "Where": place, "When": when}[word]
+        assert all(expected.lower() in answer.lower() for answer in record.references), record
 
 
-def test_labels_are_right(questions):
+def test_topics_and_members_are_correct(questions):
     places = {actor: topic.name for topic in TOPICS for actor in topic.actors}
     for record in questions["topic"]:
         name = places[record.prompt.input.split()[1]]
@@ -104,7 +104,7 @@ def test_labels_are_right(questions):
         assert all(member in answer for member in members for answer in record.references)
 
 
-def test_opposites_and_orders_are_right(questions):
+def test_opposites_and_orders_are_correct(questions):
     other = {**dict(OPPOSITES), **{new: old for old, new in OPPOSITES}}
     for record in questions["opposite"]:
         assert all(other[record.prompt.input.split()[1]] in answer for answer in record.references)
@@ -115,7 +115,7 @@ def test_opposites_and_orders_are_right(questions):
             assert [word for word in re.findall(r"\w+", answer) if word in given] == right
 
 
-def test_comparisons_are_judged_rightly(questions):
+def test_comparisons_are_judged_correctly(questions):
     for record in questions["comparison"]:
         _, said = record.prompt.input.split(" says that ")
         first, word, second = re.match(r"an? (\w+) is (.+) than an? (\w+)\.", said).groups()
@@ -131,7 +131,7 @@ def test_the_tokenizer_is_the_same_each_time_and_has_its_two_special_tokens(toke
     assert tokenizer.convert_ids_to_tokens([tokenizer.eos_token_id, tokenizer.pad_token_id]) == [END, PAD]
 
 
-def test_the_tokenizer_writes_any_text_and_reads_it_back(tokenizer, questions):
+def test_any_text_survives_encoding_and_decoding(tokenizer, questions):
     texts = [render_prompt(r.prompt, "alpaca", None) + r.references[0] for records in questions.values() for r in records[:5]]
     for text in [*texts, "Ünï 😀\n\t x"]:
         assert tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False) == text

@@ -9,7 +9,7 @@ import torch
 
 from redistill.contracts import Draw, TokenSequence, items_of
 from redistill.data.collate import empty_batch
-from redistill.data.grouping import Reading
+from redistill.data.grouping import ReadCost
 from redistill.errors import ConfigError, TrainingError
 from redistill.evaluation.evaluator import Evaluator
 from redistill.generation.local import LocalEngine
@@ -65,9 +65,9 @@ def test_short_sequences_are_not_padded_to_the_longest_of_the_draw():
 
 
 COSTS = {
-    "by length": Reading(start=0, most=1),
-    "two by two": Reading(start=60, most=150),
-    "at once": Reading(start=10**9, most=10**9),
+    "by length": ReadCost(overhead_tokens=0, max_tokens=1),
+    "two by two": ReadCost(overhead_tokens=60, max_tokens=150),
+    "at once": ReadCost(overhead_tokens=10**9, max_tokens=10**9),
 }
 
 
@@ -78,7 +78,7 @@ def test_every_cut_gives_the_same_gradient(tmp_path, monkeypatch):
         parts = build_parts(opened, build_evaluator(opened, opened.models.student))
         draw = parts.learner.objective.select(parts.policy.draw(0))
         for name, cost in COSTS.items():
-            monkeypatch.setattr(training, "reading", lambda device, cost=cost: cost)
+            monkeypatch.setattr(training, "read_cost", lambda device, cost=cost: cost)
             batches, _, sums = training.gradients(draw, parts, 0)
             gradient = {n: p.grad.clone() for n, p in opened.student.named_parameters() if p.grad is not None}
             found[name] = (len(batches), sums, gradient)

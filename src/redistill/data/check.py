@@ -1,6 +1,6 @@
-"""What is in data before a run: rows that cannot be used, repeats, what a test set asks too, and lengths in tokens.
+"""Checks of data before a run: unusable rows, duplicates, overlap with test sets, and lengths in tokens.
 
-It reads and judges, writes nothing, and needs no model.
+The checks write no file and need no model.
 """
 
 import dataclasses
@@ -20,15 +20,19 @@ from redistill.errors import DataError
 from redistill.records import Record
 from redistill.storage.redaction import plain
 
-_UNLIMITED = 1 << 40  # tokens; all lengths are wanted, also those that a run would cut
+_UNLIMITED = 1 << 40  # tokens; also measures texts that a run would cut or leave out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat:
-    """A row that says what another one says: its line, and that one's place as "source:line".
+    """A row that repeats another row.
 
-    `how`: "duplicate" has the same prompt and answers to the letter; "exact" asks what a test row asks, white space aside, so a
-    run leaves it out; "normalised" differs from a test row in case, width and outer punctuation alone, and a run keeps it.
+    Args:
+        line: The line of the row in its source.
+        of: The other row, as "source:line".
+        how: "duplicate": prompt and answers equal those of an earlier row verbatim. "exact": the prompt equals that of a test
+            row up to white space; a run leaves the row out. "normalised": the prompt differs from that of a test row only in
+            case, character width and outer punctuation; a run keeps the row.
     """
 
     line: int
@@ -38,7 +42,7 @@ class Repeat:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Lengths of some texts in tokens; `longest_95` is what 95 of 100 do not exceed."""
+    """Statistics of text lengths in tokens; `longest_95` is the 95th percentile."""
 
     shortest: int
     median: int
@@ -48,7 +52,7 @@ class Lengths:
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Self:
-        """Of at least one text.
+        """The statistics of `lengths`, which has at least one element.
 
         Example:
             >>> Lengths.of([3, 1, 2, 10])
@@ -66,7 +70,14 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCheck:
-    """Lengths of prompts and of answers with their end token, and how many a run leaves out or cuts."""
+    """Token lengths of one source; answers include their end token.
+
+    Args:
+        prompts: Lengths of the prompts.
+        answers: Lengths of the answers.
+        prompts_left_out: Number of rows that a run leaves out because their prompt is too long.
+        answers_cut: Number of answers that a run truncates.
+    """
 
     prompts: Lengths
     answers: Lengths
@@ -76,17 +87,17 @@ class TokenCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCheck:
-    """What was found in one source.
+    """The result of checking one source.
 
     Args:
         source: The file or hub data set.
-        test: The test set that it is; None for data to train or validate on.
-        rows: How many can be used.
-        verdict: Their forms, or why the source cannot be read at all.
-        readable: Whether it could be read, and held a row.
-        unusable: The rows that cannot be used.
-        repeats: Duplicates of earlier rows, of this source or one before it, and rows that a test set asks too.
-        tokens: Lengths, where there is a tokenizer.
+        test: Name of the test set; None for training and validation data.
+        rows: Number of usable rows.
+        verdict: The forms of the rows, or the reason why the source cannot be read.
+        readable: Whether the source could be read and has at least one row.
+        unusable: The unusable rows.
+        repeats: Duplicates of earlier rows (in this source or an earlier one), and rows whose prompt is also in a test set.
+        tokens: Lengths in tokens; None without a tokenizer.
     """
 
     source: str
@@ -100,21 +111,24 @@ class SourceCheck:
 
     @property
     def faults(self) -> Mapping[str, int]:
-        """How many rows cannot be used, by kind of fault, the most frequent first."""
+        """Number of unusable rows by kind of fault, most frequent first."""
         return dict(Counter(row.fault for row in self.unusable).most_common())
 
     @property
     def leaks(self) -> tuple[Repeat, ...]:
-        """The rows that a test set asks too."""
+        """The rows whose prompt is also in a test set."""
         return tuple(repeat for repeat in self.repeats if repeat.how != "duplicate")
 
     @property
     def is_sound(self) -> bool:
-        """Whether every row can be used and none is asked in a test set; duplicates are allowed."""
+        """Whether every row is usable and none is in a test set; duplicates are allowed."""
         return self.readable and not self.unusable and not self.leaks
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values; each list of rows has at most `LISTED_ROWS`, the counts are of all."""
+        """The check as JSON values.
+
+        Counts cover all rows; lists of rows hold at most `LISTED_ROWS`.
+        """
         return {
             "source": self.source,
             "test": self.test,
@@ -136,24 +150,25 @@ def check_data(
     tokenizer: Any = None,
     tokens: TokenizeConfig | None = None,
 ) -> list[SourceCheck]:
-    """What is in data to learn from, and in test sets that it is held against.
+    """Check training and validation data, and compare it with test sets.
 
     Args:
-        sources: (file, folder or hub name; split of a folder or hub data set), as a run reads them.
-        tests: Test sets, or their names -> file, or None for the place of a known one on the hub.
-        tokenizer: For lengths in tokens, and rows that have nothing to learn with it; None leaves both out.
-        tokens: Template and limits of lengths; None takes the defaults.
+        sources: Pairs of a file, folder or hub name and the split of a folder or hub data set, as a run reads them.
+        tests: Maps test sets, or their names, to a file; None reads the hub file of a known test set.
+        tokenizer: Measures lengths, and finds rows without a target token; None skips both checks.
+        tokens: Template and length limits; None uses the defaults.
 
     Returns:
-        One check for each source, in their order, then one for each test set.
+        One check per source, in order, then one per test set.
 
     Raises:
-        ConfigError: a test set without a file that is none of the known ones; or chat and a tokenizer without a chat template.
+        ConfigError: a test set is neither known nor given a file; or the template is "chat" and the tokenizer has no chat
+            template.
         ModelError: the tokenizer has no end token.
     """
-    checked_tests, asked = _check_tests(tests)
+    checked_tests, test_prompts = _check_tests(tests)
     surveys = [_survey(source, split) for source, split in sources]
-    places = [f"{check.source}:{line_of(record)}" for check, records in surveys for record in records]
+    origins = [f"{check.source}:{line_of(record)}" for check, records in surveys for record in records]
     first = first_of_each([record for _, records in surveys for record in records])
     checks = []
     start = 0
@@ -161,23 +176,26 @@ def check_data(
         numbered = list(enumerate(records, start))
         start += len(records)
         repeats = [
-            Repeat(line=line_of(record), of=places[first[place]], how="duplicate")
-            for place, record in numbered
-            if first[place] != place
+            Repeat(line=line_of(record), of=origins[first[index]], how="duplicate")
+            for index, record in numbered
+            if first[index] != index
         ]
-        repeats += [repeat for record in records if (repeat := asked.by(record)) is not None]
-        lengths, mute = (None, ()) if tokenizer is None or not records else _measured(records, tokenizer, tokens)
-        unusable = tuple(sorted((*check.unusable, *mute), key=lambda row: row.line))
-        usable = check.rows - len(mute)
+        repeats += [repeat for record in records if (repeat := test_prompts.find(record)) is not None]
+        lengths, unlearnable = (None, ()) if tokenizer is None or not records else _measured(records, tokenizer, tokens)
+        unusable = tuple(sorted((*check.unusable, *unlearnable), key=lambda row: row.line))
+        usable = check.rows - len(unlearnable)
         checks.append(dataclasses.replace(check, rows=usable, unusable=unusable, repeats=tuple(repeats), tokens=lengths))
     return [*checks, *checked_tests]
 
 
 def described(checks: Sequence[SourceCheck]) -> Iterator[str]:
-    """Lines for a terminal: what each source holds, its faults with the first row of each kind, repeats, lengths."""
+    """Lines for a terminal that describe the result of each check.
+
+    They report usable rows, faults with one example of each kind, repeats and lengths.
+    """
     for check in checks:
         yield plain(f"{check.source}{f' (test set {check.test})' if check.test else ''}")
-        yield plain(f"  {check.rows} rows can be used: {check.verdict}" if check.readable else f"  {check.verdict}")
+        yield plain(f"  {check.rows} usable rows: {check.verdict}" if check.readable else f"  {check.verdict}")
         yield from map(plain, _described_rows(check))
         if check.tokens is not None:
             yield from _described_tokens(check.tokens)
@@ -187,27 +205,27 @@ def described(checks: Sequence[SourceCheck]) -> Iterator[str]:
 
 def _described_rows(check: SourceCheck) -> Iterator[str]:
     if check.unusable:
-        yield f"  {len(check.unusable)} rows cannot be used:"
+        yield f"  {len(check.unusable)} unusable rows:"
     for fault, count in check.faults.items():
         example = next(row for row in check.unusable if row.fault == fault)
         yield f"  {count:8d}  {fault}: line {example.line}: {example.reason}"
-    words = {
-        "duplicate": "repeat an earlier row to the letter",
-        "exact": "are asked in a test set; a run leaves them out",
-        "normalised": "are asked in a test set but for case, width and outer marks; a run keeps them",
+    meanings = {
+        "duplicate": "duplicates of an earlier row",
+        "exact": "with the prompt of a test row; a run leaves them out",
+        "normalised": "with the prompt of a test row except for case, width and outer punctuation; a run keeps them",
     }
-    for how, text in words.items():
+    for how, text in meanings.items():
         found = [repeat for repeat in check.repeats if repeat.how == how]
         if found:
-            yield f"  {len(found):8d}  {text}: line {found[0].line} is {found[0].of}"
+            yield f"  {len(found):8d}  {text}: line {found[0].line} repeats {found[0].of}"
 
 
 def _described_tokens(tokens: TokenCheck) -> Iterator[str]:
-    fates = (f"{tokens.prompts_left_out} are left out", f"{tokens.answers_cut} are cut")
-    for name, lengths, fate in zip(("prompts", "answers"), (tokens.prompts, tokens.answers), fates):
+    effects = (f"{tokens.prompts_left_out} left out", f"{tokens.answers_cut} truncated")
+    for name, lengths, effect in zip(("prompts", "answers"), (tokens.prompts, tokens.answers), effects):
         yield (
             f"  {name} in tokens: {lengths.shortest} to {lengths.longest}, median {lengths.median}, mean {lengths.mean:.1f}, "
-            f"95 % up to {lengths.longest_95}; {fate}"
+            f"95 % up to {lengths.longest_95}; {effect}"
         )
 
 
@@ -227,28 +245,28 @@ def _survey(source: str, split: str) -> tuple[SourceCheck, list[Record]]:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What test rows ask, and the place of the first that does."""
+class _TestPrompts:
+    """The prompts of test rows, each with the first row that has it as "source:line"."""
 
-    exactly: dict[Question, str]
-    loosely: dict[Question, str]
+    exact: dict[Question, str]
+    normalised: dict[Question, str]
 
     def add(self, record: Record, source: str) -> None:
-        place = f"{source}:{line_of(record)}"
-        self.exactly.setdefault(question(record), place)
-        self.loosely.setdefault(loose_question(record), place)
+        origin = f"{source}:{line_of(record)}"
+        self.exact.setdefault(question(record), origin)
+        self.normalised.setdefault(loose_question(record), origin)
 
-    def by(self, record: Record) -> Repeat | None:
-        """The test row that asks what `record` asks."""
-        if (place := self.exactly.get(question(record))) is not None:
-            return Repeat(line=line_of(record), of=place, how="exact")
-        if (place := self.loosely.get(loose_question(record))) is not None:
-            return Repeat(line=line_of(record), of=place, how="normalised")
+    def find(self, record: Record) -> Repeat | None:
+        """The first test row with the prompt of `record`; prefers exact matches."""
+        if (origin := self.exact.get(question(record))) is not None:
+            return Repeat(line=line_of(record), of=origin, how="exact")
+        if (origin := self.normalised.get(loose_question(record))) is not None:
+            return Repeat(line=line_of(record), of=origin, how="normalised")
         return None
 
 
-def _check_tests(tests: Mapping[str, str | None] | Mapping[Task, str | None]) -> tuple[list[SourceCheck], _Asked]:
-    checks, asked = [], _Asked({}, {})
+def _check_tests(tests: Mapping[str, str | None] | Mapping[Task, str | None]) -> tuple[list[SourceCheck], _TestPrompts]:
+    checks, test_prompts = [], _TestPrompts({}, {})
     for task, path in tests.items():
         name = task if isinstance(task, str) else task.name
         try:
@@ -257,27 +275,27 @@ def _check_tests(tests: Mapping[str, str | None] | Mapping[Task, str | None]) ->
             checks.append(SourceCheck(source=path or name, test=name, rows=0, verdict=str(error), readable=False))
             continue
         for record in records:
-            asked.add(record, report.source)
+            test_prompts.add(record, report.source)
         checks.append(
             SourceCheck(source=report.source, test=name, rows=len(records), verdict=report.verdict, unusable=report.rejected)
         )
-    return checks, asked
+    return checks, test_prompts
 
 
 def _measured(
     records: Sequence[Record], tokenizer: Any, tokens: TokenizeConfig | None
 ) -> tuple[TokenCheck | None, tuple[RejectedRow, ...]]:
-    """Lengths of the rows, and those that have nothing to learn with this tokenizer."""
+    """Lengths of the rows, and the rows without a target token in this tokenizer."""
     limits = tokens or TokenizeConfig()
     unlimited = dataclasses.replace(limits, prompt_tokens=_UNLIMITED, response_tokens=_UNLIMITED)
     try:
         examples, report = tokenize_training(records, tokenizer, unlimited, seed=0)
-    except DataError as error:  # not one of them has
+    except DataError as error:  # no row has a target token
         return None, tuple(RejectedRow(line=line_of(r), fault="nothing to learn", reason=str(error)) for r in records)
     prompts = [len(example.prompt_ids) for example in examples]
     answers = [len(example.token_ids) - len(example.prompt_ids) for example in examples]
-    mute = [
-        RejectedRow(line=line_of(records[found.place]), fault="nothing to learn", reason=found.reason)
+    unlearnable = [
+        RejectedRow(line=line_of(records[found.index]), fault="nothing to learn", reason=found.reason)
         for found in report.rejected
     ]
     checked = TokenCheck(
@@ -286,4 +304,4 @@ def _measured(
         prompts_left_out=sum(length > limits.prompt_tokens for length in prompts),
         answers_cut=sum(length > limits.response_tokens for length in answers),
     )
-    return checked, tuple(mute)
+    return checked, tuple(unlearnable)

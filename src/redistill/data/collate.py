@@ -1,4 +1,4 @@
-"""Sequences into one padded batch with its supervised rows: the shift by one is made here and nowhere else."""
+"""Collation of sequences into a padded batch with its supervised rows; the shift by one token happens only here."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -18,15 +18,16 @@ def collate(
     span_config: SpanConfig | None = None,
     role: Literal["task", "pretraining"] = "task",
 ) -> Batch:
-    """One micro-batch of sequences and the terms that read them.
+    """Collate sequences into one padded micro-batch.
 
     Items with the role "distillation" come first, so that the teacher reads a prefix of the batch.
 
     Args:
-        items: At least one sequence, each with its roles.
-        pad_id: Fills the right of short sequences; never read.
-        span_config: How Eq. 10 weights a pair; None leaves all pair weights 0.
-        role: Which terms read the batch; see `contracts.Batch`.
+        items: Sequences with their roles; at least one.
+        pad_id: Token id that pads short sequences on the right; it is masked.
+        device: Device of the tensors.
+        span_config: Settings of the pair weights of Eq. 10; None sets all pair weights to 0.
+        role: Which terms of the objective use the batch; see `contracts.Batch`.
     """
     assert items, "a batch needs a sequence"
     ordered = sorted(items, key=lambda item: "distillation" not in item.roles)
@@ -65,9 +66,10 @@ def collate(
 
 
 def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """A micro-batch of one token without targets: a pass over it adds zero to every sum and gradient.
+    """A micro-batch of one token without targets.
 
-    A process that has fewer micro-batches than another one reads it where passes are collective.
+    It adds zero to every sum and gradient.  Where passes are collective, a process with fewer micro-batches than another one
+    processes it to make the same number of passes.
     """
     ids_BT, none_N = torch.full((1, 1), pad_id, device=device), torch.empty(0, dtype=torch.long, device=device)
     weight_N = torch.empty(0, device=device)
@@ -93,9 +95,9 @@ def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
 
 
 def _rollout_rows(sampled: Sequence[TokenSequence], name: str) -> torch.Tensor:
-    """One field of the roll-outs by row, zeros for a sequence without one."""
+    """One field of the roll-outs by row; zeros for sequences without a roll-out."""
     values: list[float] = []
     for sequence in sampled:
         values += [0.0] * sequence.num_targets if sequence.rollout is None else getattr(sequence.rollout, name)
-    assert len(values) == sum(sequence.num_targets for sequence in sampled), "a roll-out has a number for each target"
+    assert len(values) == sum(sequence.num_targets for sequence in sampled), "a roll-out must have one value per target"
     return torch.tensor(values, dtype=torch.float32)

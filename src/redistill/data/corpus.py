@@ -1,7 +1,7 @@
-"""Plain text for the pre-training term: documents joined end to end, and cut into blocks of one length.
+"""Plain text for the pre-training term: documents are concatenated and split into blocks of equal length.
 
-Source: the OpenWebText recipe of MiniLLM and DistiLLM - runs of line breaks become one, an end token closes each document, and
-what is left after the last whole block is dropped.  Instructions are read elsewhere, by data.reader.
+Source: the OpenWebText recipe of MiniLLM and DistiLLM - consecutive line breaks become one, an end token follows each document,
+and the tokens after the last complete block are dropped.  Instruction data is read by data.reader.
 """
 
 import array
@@ -19,10 +19,10 @@ from redistill.errors import DataError, ModelError
 from redistill.processes import signals
 
 TOKENIZED_AT_ONCE = 256
-"""Documents that are handed to the tokenizer together."""
+"""Number of documents per call of the tokenizer."""
 
 MAX_DOCUMENT_CHARACTERS = 200_000
-"""Where a .txt file has no blank lines, it is read in documents of about this length."""
+"""Approximate maximum length of a document in a .txt file; longer ones are split at a line end."""
 
 _BREAKS = re.compile(r"(?:\r?\n)+")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -30,12 +30,12 @@ _SUFFIXES = (".txt", ".jsonl")
 
 
 class CorpusBlocks(Sequence[TokenSequence]):
-    """Blocks of text as sequences to learn from, made when they are asked for, so that they take 4 bytes a token.
+    """Blocks of text as training sequences, created on access.
 
-    Every token but a block's first is a target.  `sample` is the number of the block.
+    A block takes 4 bytes per token.  Every token of a block except the first is a target.  `sample` is the index of the block.
 
     Args:
-        ids_KT: Integers, one row a block.
+        ids_KT: Token ids as integers, one row per block.
     """
 
     def __init__(self, ids_KT: np.ndarray) -> None:
@@ -46,13 +46,13 @@ class CorpusBlocks(Sequence[TokenSequence]):
         return len(self._ids_KT)
 
     @overload
-    def __getitem__(self, place: int) -> TokenSequence: ...
+    def __getitem__(self, index: int) -> TokenSequence: ...
 
     @overload
-    def __getitem__(self, place: slice) -> list[TokenSequence]: ...
+    def __getitem__(self, index: slice) -> list[TokenSequence]: ...
 
-    def __getitem__(self, place: int | slice) -> TokenSequence | list[TokenSequence]:
-        numbers = range(len(self))[place]
+    def __getitem__(self, index: int | slice) -> TokenSequence | list[TokenSequence]:
+        numbers = range(len(self))[index]
         return [self._block(number) for number in numbers] if isinstance(numbers, range) else self._block(numbers)
 
     def _block(self, number: int) -> TokenSequence:
@@ -63,62 +63,64 @@ class CorpusBlocks(Sequence[TokenSequence]):
 def load_corpus(
     sources: Sequence[str | Path], tokenizer: Any, *, block_tokens: int, max_blocks: int | None = None
 ) -> CorpusBlocks:
-    """Blocks of exactly `block_tokens` tokens, from the sources in their order.
+    """Tokenize the sources, in order, into blocks of `block_tokens` tokens.
 
     Args:
-        sources: Each a .txt file (documents stand apart by blank lines), a .jsonl file (one document a row, under "text"), or a
-            hub name `owner/name` or `owner/name@revision` whose split "train" has a column "text"; it is streamed.  What looks
-            like a path is never looked up on the hub.
-        tokenizer: A transformers tokenizer with an end token.  A special token that is spelled out in the text is plain text.
-        block_tokens: Length of a block, >= 2.
-        max_blocks: Reading stops after so many; None reads everything.
+        sources: Each a .txt file (documents are separated by blank lines), a .jsonl file (one document per row, under "text"),
+            or a hub name `owner/name` or `owner/name@revision` whose split "train" has a column "text"; it is streamed.  A
+            source that looks like a path is never requested from the hub.
+        tokenizer: A transformers tokenizer with an end token.  Special tokens in the text are encoded as plain text.
+        block_tokens: Length of a block in tokens, >= 2.
+        max_blocks: Maximum number of blocks, >= 1, after which reading stops; None reads everything.
 
     Raises:
-        DataError: a source is missing, unreadable or empty, or all of them together fill no block.
+        DataError: a source is missing, unreadable or empty, or all sources together have less than one block.
         ModelError: the tokenizer has no end token.
     """
     assert block_tokens >= 2 and (max_blocks is None or max_blocks >= 1), (block_tokens, max_blocks)
     if tokenizer.eos_token_id is None:
-        raise ModelError("tokenizer: has no end token (eos_token) to close a document with; set one in its folder")
-    wanted = None if max_blocks is None else max_blocks * block_tokens
+        raise ModelError(
+            "tokenizer: has no end token (eos_token), which must follow each document; set eos_token in its folder"
+        )
+    max_tokens = None if max_blocks is None else max_blocks * block_tokens
     ids = array.array("i")
     for source in sources:
-        if wanted is not None and len(ids) >= wanted:
+        if max_tokens is not None and len(ids) >= max_tokens:
             break
         before = len(ids)
         for document_ids in _tokenized(_documents(source), tokenizer):
             ids.extend(document_ids)
-            if wanted is not None and len(ids) >= wanted:
+            if max_tokens is not None and len(ids) >= max_tokens:
                 break
         if len(ids) == before:
-            raise DataError(f"{source}: holds no text; give another file, or leave it out of the corpus")
+            raise DataError(f"{source}: has no text; give another file, or remove it from the corpus")
     num_blocks = min(len(ids) // block_tokens, max_blocks or len(ids))
     if not num_blocks:
         names = ", ".join(map(str, sources))
         raise DataError(
-            f"corpus {names}: {len(ids)} tokens, and a block takes {block_tokens}; give more text, or lower block_tokens"
+            f"corpus {names}: {len(ids)} tokens; a block needs {block_tokens}; give more text, or lower block_tokens"
         )
     return CorpusBlocks(np.frombuffer(ids, np.intc, count=num_blocks * block_tokens).reshape(num_blocks, block_tokens))
 
 
 def _tokenized(documents: Iterator[str], tokenizer: Any) -> Iterator[list[int]]:
-    """Each document that has a token: its ids, and the end token."""
+    """The ids of each document that is not empty, followed by the end token."""
     while texts := list(itertools.islice(documents, TOKENIZED_AT_ONCE)):
         signals.poll()
         encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         yield from ([*ids, tokenizer.eos_token_id] for ids in encoded if ids)
 
 
-# --- where documents are ------------------------------------------------------------------------------------------------
+# --- sources ------------------------------------------------------------------------------------------------------------
 
 
 def _documents(source: str | Path) -> Iterator[str]:
-    """The documents of one source that are not blank, without outer white space and with single line breaks."""
+    """The documents of a source that are not blank, without outer white space and with single line breaks."""
     path = Path(source).expanduser()
     if path.is_file() and path.suffix in _SUFFIXES:
         raw = _of_text(path) if path.suffix == ".txt" else _of_rows(path)
     elif path.exists():
-        raise DataError(f"{source}: is no .txt or .jsonl file; a corpus is read from these, or from a hub name 'owner/name'")
+        raise DataError(f"{source}: is not a .txt or .jsonl file; give one of these, or a hub name 'owner/name'")
     elif isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or path.parent.exists():
         raise DataError(f"{source}: no such file; give a .txt or .jsonl file, or a hub name 'owner/name'")
     else:
@@ -127,7 +129,7 @@ def _documents(source: str | Path) -> Iterator[str]:
 
 
 def _of_text(path: Path) -> Iterator[str]:
-    """Runs of lines that are not blank; a longer one than `MAX_DOCUMENT_CHARACTERS` is parted at the end of a line."""
+    """Documents separated by blank lines; one longer than `MAX_DOCUMENT_CHARACTERS` is split at a line end."""
     lines: list[str] = []
     length = 0
     for _, line in _lines(path):
@@ -148,12 +150,12 @@ def _of_rows(path: Path) -> Iterator[str]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not JSON ({error}); mend or remove the line") from error
+            raise DataError(f"{path}:{number}: not JSON ({error}); fix or remove the line") from error
         yield _text_of(row, f"{path}:{number}")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines without their ends, of a file that need not fit into memory."""
+    """Lines with their numbers, without line ends; the file need not fit into memory."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -179,14 +181,14 @@ def _streamed(source: str) -> Iterator[Any]:
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{name}: could not be read from the hub ({reason}); check name and network, or give a local .txt or .jsonl file"
+            f"{name}: cannot be read from the hub ({reason}); check name and network, or give a local .txt or .jsonl file"
         ) from error
 
 
-def _text_of(row: Any, place: str) -> str:
+def _text_of(row: Any, where: str) -> str:
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
-        raise DataError(f"{place}: has no text under 'text'; a corpus needs one document a row, as {{\"text\": ...}}")
+        raise DataError(f"{where}: has no string under 'text'; each row must be a document, as {{\"text\": ...}}")
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise DataError(f"{place}: has half a character (a lone surrogate), which is no text; mend or remove the row")
+        raise DataError(f"{where}: 'text' has a lone surrogate, which is not valid Unicode; fix or remove the row")
     return text

@@ -1,6 +1,6 @@
-"""One row of JSON as a prompt and its answers: the forms that instruction data comes in, told apart by their keys.
+"""Parsing of a JSON row as a prompt and its answers; the keys determine the form of the row.
 
-A row is taken to the letter or refused with a reason; nothing is stripped, mended or guessed.
+Texts are used verbatim.  A malformed row is rejected with a reason; it is never stripped, repaired or guessed.
 """
 
 import reprlib
@@ -38,14 +38,14 @@ Fault = Literal[
     "too large",
     "nothing to learn",
 ]
-"""What can be wrong with a row; "nothing to learn" is a tokenizer's or chat template's verdict, all others the reader's."""
+"""Kinds of faults in a row; "nothing to learn" is detected by tokenization, all others when the row is read."""
 
 MAX_ROW_BYTES = 1_000_000
-"""A row whose texts have more bytes than this in UTF-8 is no instruction; most likely a file was pasted into it."""
+"""Maximum size of the texts of a row in UTF-8; a larger row is probably a file pasted by mistake."""
 
 
 class BadRow(Exception):
-    """A row that cannot be used; the message is the reason, in one line of moderate length."""
+    """An unusable row; the message is the reason, in one short line."""
 
     def __init__(self, fault: Fault, reason: str) -> None:
         super().__init__(reason)
@@ -54,7 +54,7 @@ class BadRow(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedRow:
-    """What a row says, and in which form; no references where it is a prompt alone."""
+    """The form, prompt and references (none without an answer) of a row."""
 
     form: Form
     prompt: Instruction | RawPrompt | Conversation
@@ -62,17 +62,17 @@ class ParsedRow:
 
 
 def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
-    """What a row says.
+    """Parse a row.
 
-    The keys are those that `reader.read_records` lists; where several forms fit, messages win over an instruction, and an
-    instruction over a prompt.
+    The forms are those of `reader.read_records`.  Where several forms match, messages take precedence over an instruction, and
+    an instruction over a prompt.
 
     Args:
         row: A JSON value.
-        require_answer: Refuse a row without an answer.
+        require_answer: Whether to reject a row without an answer.
 
     Raises:
-        BadRow: It cannot be used.
+        BadRow: the row is unusable.
 
     Example:
         >>> parse_row({"instruction": "Name a colour.", "output": ["Red.", "Blue."]}).references
@@ -80,7 +80,7 @@ def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
     """
     if not isinstance(row, dict):
         raise BadRow("not an object", f"is {_kind(row)}; a row must be a JSON object")
-    row = {key: value for key, value in row.items() if value is not None}  # tables of mixed forms fill their gaps with null
+    row = {key: value for key, value in row.items() if value is not None}  # mixed forms in one table leave nulls
     parsed = _conversation_row(row) or _instruction_row(row) or _prompt_row(row)
     if parsed is None:
         keys = ", ".join(reprlib.repr(key) for key in sorted(row)[:6]) or "none"
@@ -93,7 +93,7 @@ def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
 
 
 def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
-    """The texts that a prompt is made of, in their order."""
+    """The texts of a prompt, in order."""
     if isinstance(prompt, Instruction):
         return (prompt.instruction, prompt.input)
     return (prompt.text,) if isinstance(prompt, RawPrompt) else tuple(turn.content for turn in prompt.turns)
@@ -102,13 +102,13 @@ def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
 def _check_size(parsed: ParsedRow) -> None:
     size = sum(len(text.encode()) for text in (*texts_of(parsed.prompt), *parsed.references))
     if size > MAX_ROW_BYTES:
-        raise BadRow("too large", f"holds {size} bytes of text; a row may hold {MAX_ROW_BYTES}")
+        raise BadRow("too large", f"has {size} bytes of text; a row may have at most {MAX_ROW_BYTES}")
 
 
 _MISSING_ANSWER: Mapping[Form, str] = {
     "instruction/input/output": "'output' is missing; rows need instruction and output",
     "prompt/completion": "'completion' is missing; rows need prompt and completion",
-    "messages": "no assistant answer; the last of 'messages' must be the assistant's",
+    "messages": "no assistant answer; the last of 'messages' must have the role assistant",
     "conversations": "no assistant answer; the last of 'conversations' must be from gpt",
 }
 
@@ -134,10 +134,10 @@ def _prompt_row(row: Mapping[str, Any]) -> ParsedRow | None:
         prompt = RawPrompt(_filled(row["prompt"], "'prompt'"))
         return ParsedRow(form=form, prompt=prompt, references=_references(answer, "'completion'"))
     turns = _turns(row["prompt"], "'prompt'")
-    if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # the answer is a message as well
+    if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # the answer is a message
         messages = _turns(answer, "'completion'")
         if len(messages) != 1 or messages[0].role != "assistant":
-            raise BadRow("order of roles", "'completion' must be one message of the assistant")
+            raise BadRow("order of roles", "'completion' must be one assistant message")
         answer = messages[0].content
     _check_order((*turns, Turn("assistant", "")), "'prompt'")
     return ParsedRow(form=form, prompt=Conversation(turns), references=_references(answer, "'completion'"))
@@ -177,22 +177,20 @@ def _turns(value: object, name: str) -> tuple[Turn, ...]:
 
 
 def _check_order(turns: tuple[Turn, ...], name: str) -> None:
-    """A system turn may come first; then user and assistant take turns, the user first."""
-    spoken = turns[1:] if turns[0].role == "system" else turns
-    for number, turn in enumerate(spoken):
+    """Check that turns are an optional system turn, then user and assistant turns in alternation, user first."""
+    dialogue = turns[1:] if turns[0].role == "system" else turns
+    for number, turn in enumerate(dialogue):
         expected = "assistant" if number % 2 else "user"
         if turn.role != expected:
-            place = number + 1 + len(turns) - len(spoken)
-            raise BadRow(
-                "order of roles",
-                f"{name}, message {place} is the {turn.role}'s; after an optional system message, user and assistant alternate",
-            )
-    if len(spoken) < 1:
-        raise BadRow("order of roles", f"{name} holds no user message")
+            position = number + 1 + len(turns) - len(dialogue)
+            order = "after an optional system message, user and assistant must alternate"
+            raise BadRow("order of roles", f"{name}, message {position} has role {turn.role}; {order}")
+    if len(dialogue) < 1:
+        raise BadRow("order of roles", f"{name} has no user message")
 
 
 def _references(answer: object, name: str) -> tuple[str, ...]:
-    """A string, or a list of strings that all count as right."""
+    """A string, or a list of equally correct strings."""
     if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
         return ()
     if isinstance(answer, list):
@@ -212,19 +210,19 @@ def _text(value: object, name: str) -> str:
         fault: Fault = "missing text" if value is None else "wrong type"
         raise BadRow(fault, f"{name} is {_kind(value)}; it must be a string")
     if "\x00" in value:
-        raise BadRow("NUL character", f"{name} holds a NUL character")
+        raise BadRow("NUL character", f"{name} has a NUL character")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise BadRow("lone surrogate", f"{name} holds half of a surrogate pair, which is no character")
+        raise BadRow("lone surrogate", f"{name} has a lone surrogate, which is not valid Unicode")
     return value
 
 
 def _first(row: Mapping[str, Any], *names: str) -> Any:
-    """The value of the first of `names` that is there and not null."""
+    """The value of the first of `names` that is present and not null."""
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def _kind(value: object) -> str:
-    """The JSON type of a value, with its article."""
+    """The JSON type of a value, with an article."""
     if value is None:
         return "missing"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}

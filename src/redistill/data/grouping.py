@@ -1,6 +1,6 @@
-"""Which sequences are read together: a draw cut into micro-batches by length, so that little padding is read.
+"""Partition of a batch into micro-batches of sequences of similar length, so that little padding is computed.
 
-Counts and coefficients are those of the global batch, so any cut gives the same gradient; this is about cost alone.
+Counts and coefficients are those of the global batch, so every partition gives the same gradient; only the cost differs.
 """
 
 from collections.abc import Sequence
@@ -12,41 +12,50 @@ from redistill.contracts import DrawItem
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What one forward and backward costs on a kind of device, counted in tokens read.
+class ReadCost:
+    """Cost of one forward and backward pass on a kind of device, in tokens.
 
     Args:
-        start: The cost that does not depend on how much is read: kernels are launched, each weight's gradient is passed over.
-        most: So many keep the device busy; with more at once nothing is faster, and more activations are held.
+        overhead_tokens: The cost that does not depend on the number of tokens: kernel launches, and one pass over the gradient
+            of each weight.
+        max_tokens: The number of tokens that saturates the device; a larger micro-batch is no faster per token and stores more
+            activations.
     """
 
-    start: int
-    most: int
+    overhead_tokens: int
+    max_tokens: int
 
 
-# Measured on CPUs (docs/performance.md); an accelerator's `start` is the launching of a thousand kernels.
-CPU = Reading(start=48, most=2048)
-ACCELERATOR = Reading(start=2048, most=16384)
+# Measured on CPUs (docs/performance.md); the overhead on an accelerator is that of launching a thousand kernels.
+CPU = ReadCost(overhead_tokens=48, max_tokens=2048)
+ACCELERATOR = ReadCost(overhead_tokens=2048, max_tokens=16384)
 
 
-def reading(device: torch.device | str) -> Reading:
-    """What reading costs on `device`."""
+def read_cost(device: torch.device | str) -> ReadCost:
+    """The cost of a forward and backward pass on `device`."""
     return CPU if torch.device(device).type == "cpu" else ACCELERATOR
 
 
-def grouped(items: Sequence[DrawItem], size: int | None, cost: Reading) -> list[list[DrawItem]]:
-    r"""The items of each micro-batch, longest first.
+def grouped(items: Sequence[DrawItem], size: int | None, cost: ReadCost) -> list[list[DrawItem]]:
+    r"""Partition items into micro-batches of minimum cost, longest first.
 
-    .. math:: \min \sum_g \bigl( n_g \max_{i \in g} T_i + \text{start} \bigr)
+    .. math:: \min \sum_g \bigl( n_g \max_{i \in g} T_i + \text{overhead} \bigr)
 
-    over all cuts of the sequences in order of their length T_i into groups g of n_g sequences.  Gold and sampled sequences
-    share a forward where their lengths are similar, and have one each where padding would cost more.
+    over all partitions of the sequences, sorted by their length T_i, into contiguous groups g of n_g sequences.  Gold and
+    sampled sequences are in the same group where their lengths are similar, and in separate groups where padding would cost
+    more.
 
     Args:
-        size: No group has more sequences of a role than this; None cuts where `cost.most` is reached.
+        items: The sequences with their roles.
+        size: Maximum number of sequences per role in a group; None limits a group to `cost.max_tokens` padded tokens instead.
+            A group of one sequence may exceed this limit.
+        cost: The cost of a pass on the device.
+
+    Returns:
+        One list of items per micro-batch; their concatenation is `items` sorted by decreasing length.
     """
     everything = sorted(items, key=lambda item: -len(item.sequence.token_ids))
-    best: list[tuple[int, int]] = [(0, 0)]  # of the first N items: tokens, and where the last group begins
+    best: list[tuple[int, int]] = [(0, 0)]  # for the first N items: (cost in tokens, index at which the last group begins)
     for end in range(1, len(everything) + 1):
         options: list[tuple[int, int]] = []
         num_sampled = num_gold = 0
@@ -54,11 +63,11 @@ def grouped(items: Sequence[DrawItem], size: int | None, cost: Reading) -> list[
             item = everything[begin]
             num_sampled, num_gold = num_sampled + ("distillation" in item.roles), num_gold + ("sft" in item.roles)
             padded = (end - begin) * len(item.sequence.token_ids)
-            is_full = padded > cost.most if size is None else max(num_sampled, num_gold) > size
+            is_full = padded > cost.max_tokens if size is None else max(num_sampled, num_gold) > size
             if is_full and begin < end - 1:
                 break
-            options.append((best[begin][0] + padded + cost.start, begin))
-        best.append(min(options))  # of equals the one with the larger last group
+            options.append((best[begin][0] + padded + cost.overhead_tokens, begin))
+        best.append(min(options))  # a tie goes to the larger last group
     groups = []
     end = len(everything)
     while end:

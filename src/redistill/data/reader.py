@@ -1,6 +1,6 @@
-"""Rows of a file, a folder or a hub data set as records; rows that cannot be used are set aside with line number and reason.
+"""Reading of records from a file, a folder or a hub data set; unusable rows are rejected with line number and reason.
 
-Nothing here knows a template or a tokenizer, and text is kept to the letter: "<n>" is three characters.
+The module uses no template and no tokenizer.  Text is kept verbatim: "<n>" is three characters.
 """
 
 import json
@@ -23,7 +23,14 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class ReadReport:
-    """What was read: from where, in which form ("instruction/input/output, 899 rows"), and the rows set aside."""
+    """The result of reading a source.
+
+    Args:
+        source: The file or hub data set.
+        verdict: Number of rows by form, such as "instruction/input/output, 899 rows".
+        num_rows: Number of usable rows.
+        rejected: The unusable rows.
+    """
 
     source: str
     verdict: str
@@ -33,7 +40,7 @@ class ReadReport:
 
 @dataclass(frozen=True)
 class _Unreadable:
-    """A line that is no JSON, in the place of its value."""
+    """The value of a line that is not JSON."""
 
     fault: Fault
     reason: str
@@ -48,47 +55,47 @@ def read_records(
     require_answer: bool = True,
     rejected: Path | None = None,
 ) -> tuple[list[Record], ReadReport]:
-    """The usable rows of a data set, and what was set aside.
+    """Read the usable rows of a data set.
 
-    Each row is one JSON object, and its keys say its form:
+    Each row is a JSON object, whose keys determine its form:
 
-    - `instruction`, `input` (may be missing), `output`; databricks' `context` and `response` are read as the latter two;
-    - `prompt`, `completion` (or `response`, `output`): a string prompt is used to the letter, a list is read as messages;
+    - `instruction`, `input` (optional), `output`; Databricks' `context` and `response` are read as the latter two;
+    - `prompt`, `completion` (or `response`, `output`): a string prompt is used verbatim, a list is read as messages;
     - `messages` of `role` and `content`, or ShareGPT's `conversations` of `from` and `value`; the last one is the answer.
 
-    An answer is a string or a list of strings that all count as right.  A byte order mark, CRLF line ends, blank lines and
-    files that hold one JSON array are fine.
+    An answer is a string, or a list of equally correct strings.  A byte order mark, CRLF line ends, blank lines, and a single
+    JSON array instead of lines are accepted.
 
     Args:
-        source: A .jsonl or .json file, a folder that holds `<split>.jsonl` or `<split>.json`, or a hub name `owner/name`.  What
-            looks like a path is never looked up on the hub.
-        split: Which split of a folder or of a hub data set.
-        hub_file: Read this one file of the hub repository instead of a split.
-        max_bad_rows: How many unusable rows are put up with.
-        require_answer: Whether a row without an answer is unusable; if not, its record has no references.
-        rejected: A JSON Lines file to list the unusable rows in, beside those of other sources.
+        source: A .jsonl or .json file, a folder with `<split>.jsonl` or `<split>.json`, or a hub name `owner/name`.  A source
+            that looks like a path is never requested from the hub.
+        split: The split of a folder or of a hub data set.
+        hub_file: A file of the hub repository to read instead of a split.
+        max_bad_rows: Maximum number of unusable rows, >= 0.
+        require_answer: Whether a row without an answer is unusable; if False, its record has no references.
+        rejected: A JSON Lines file that lists the unusable rows, with those of other sources.
 
     Returns:
-        The records in their order, `record_id` being "<file stem>:<line>", and the report.
+        The records in order, with the `record_id` "<file stem>:<line>", and the report.
 
     Raises:
-        DataError: There is no such source, it has no usable row, or more than `max_bad_rows` unusable ones.
+        DataError: the source does not exist, has no usable row, or has more than `max_bad_rows` unusable rows.
     """
     assert max_bad_rows >= 0, max_bad_rows
     records, report = survey_records(source, split=split, hub_file=hub_file, require_answer=require_answer)
     if rejected is not None:
         list_rejected(rejected, report.source, report.rejected)
-    _judge(report, max_bad_rows, rejected)
+    _check_rows(report, max_bad_rows, rejected)
     return records, report
 
 
 def survey_records(
     source: str | Path, *, split: str = "train", hub_file: str | None = None, require_answer: bool = True
 ) -> tuple[list[Record], ReadReport]:
-    """As `read_records`, but without a verdict: however many rows cannot be used, even all of them, they are in the report.
+    """Read like `read_records`, but accept any number of unusable rows, even all.
 
     Raises:
-        DataError: There is no such source, or it cannot be read at all.
+        DataError: the source does not exist or cannot be read.
     """
     name, stem, values = _open(source, split, hub_file)
     records: list[Record] = []
@@ -110,24 +117,22 @@ def survey_records(
 
 
 def line_of(record: Record) -> int:
-    """The line that a record was read from; in a JSON array or a hub data set, its place from 1."""
+    """The line of a record; in a JSON array or hub data set, its position from 1."""
     return int(record.record_id.rpartition(":")[2])
 
 
-def _judge(report: ReadReport, max_bad_rows: int, rejected: Path | None) -> None:
-    """Refuse a data set that is empty or has too many unusable rows."""
+def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None) -> None:
+    """Reject a data set that is empty or has too many unusable rows."""
     name, num_good, bad = report.source, report.num_rows, report.rejected
     if not num_good and not bad:
-        raise DataError(f"{name}: is empty; it must hold one JSON object a line")
+        raise DataError(f"{name}: is empty; it must have one JSON object per line")
     if len(bad) <= max_bad_rows and num_good:
         return
     listed = f" ({rejected} lists them)" if rejected else ""
-    remedy = (
-        f"at most {max_bad_rows} may be: mend or remove them, or raise max_bad_rows" if num_good else "none is left: mend them"
-    )
-    raise DataError(
-        f"{name}:{bad[0].line}: {bad[0].reason}; {len(bad)} of {num_good + len(bad)} rows cannot be used{listed}, {remedy}"
-    )
+    allowed = f"at most {max_bad_rows} may be" if num_good else "no row remains"
+    remedy = "fix or remove them, or raise max_bad_rows" if num_good else "fix them"
+    found = f"{len(bad)} of {num_good + len(bad)} rows are unusable{listed}"
+    raise DataError(f"{name}:{bad[0].line}: {bad[0].reason}; {found}, {allowed}; {remedy}")
 
 
 # --- where the rows are -------------------------------------------------------------------------------------------------
@@ -152,8 +157,8 @@ def _file_of_split(folder: Path, split: str) -> Path:
     for suffix in _SUFFIXES:
         if (folder / f"{split}{suffix}").is_file():
             return folder / f"{split}{suffix}"
-    there = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in _SUFFIXES)) or "no such file at all"
-    raise DataError(f"{folder}: holds no {split}.jsonl or {split}.json but {there}; name the file itself or another split")
+    found = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in _SUFFIXES)) or "no such file"
+    raise DataError(f"{folder}: has no {split}.jsonl or {split}.json (found: {found}); name the file itself or another split")
 
 
 def _values_of_hub(name: str, split: str) -> Iterator[tuple[int, object]]:
@@ -168,7 +173,7 @@ def _values_of_hub(name: str, split: str) -> Iterator[tuple[int, object]]:
 
 
 def _download(name: str, hub_file: str) -> Path:
-    """One file of a hub data set; `load_dataset` would guess a format for the whole repository, and fail on one bad row."""
+    """One file of a hub data set; `load_dataset` infers one format for the whole repository, and fails on a bad row."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -179,7 +184,7 @@ def _download(name: str, hub_file: str) -> Path:
 
 def _hub_failed(what: str, error: Exception) -> DataError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return DataError(f"{what}: could not be read from the hub ({reason}); check name and network, or give a local .jsonl file")
+    return DataError(f"{what}: cannot be read from the hub ({reason}); check name and network, or give a local .jsonl file")
 
 
 # --- from bytes to values -----------------------------------------------------------------------------------------------
@@ -187,7 +192,7 @@ def _hub_failed(what: str, error: Exception) -> DataError:
 
 def _values_of_file(path: Path, name: str) -> Iterator[tuple[int, object]]:
     if path.suffix not in _SUFFIXES:
-        raise DataError(f"{name}: is no .jsonl or .json file; convert it to one JSON object a line")
+        raise DataError(f"{name}: is not a .jsonl or .json file; convert it to one JSON object per line")
     try:
         data = path.read_bytes().removeprefix(_BOM)
     except OSError as error:
@@ -197,7 +202,7 @@ def _values_of_file(path: Path, name: str) -> Iterator[tuple[int, object]]:
             array = _array(data, name)
         except DataError:
             if path.suffix == ".json":
-                raise  # in a line file, the lines say more
+                raise  # in a .jsonl file, the errors of its lines are more specific
         else:
             yield from enumerate(array, 1)
             return
@@ -209,7 +214,7 @@ def _array(data: bytes, name: str) -> list[object]:
         values: list[object] = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{name}: is no whole JSON array ({error}); mend it, or write one JSON object a line (.jsonl)"
+            f"{name}: is not a complete JSON array ({error}); fix it, or write one JSON object per line (.jsonl)"
         ) from error
     return values
 
@@ -222,12 +227,12 @@ def _values_of_lines(data: bytes) -> Iterator[tuple[int, object]]:
 
 def _value_of_line(line: bytes) -> object:
     if line.startswith(_BOM):
-        return _Unreadable("byte order mark", "begins with a byte order mark, as where files were joined; remove it")
+        return _Unreadable("byte order mark", "begins with a byte order mark, as in concatenated files; remove it")
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return _Unreadable("not UTF-8", f"not UTF-8 (byte 0x{line[error.start]:02x} at place {error.start + 1})")
+        return _Unreadable("not UTF-8", f"not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1})")
     except json.JSONDecodeError as error:
         return _Unreadable("not JSON", f"not JSON ({error.msg} at column {error.colno})")
     except (ValueError, RecursionError) as error:
-        return _Unreadable("not JSON", f"not JSON that can be read ({error})")
+        return _Unreadable("not JSON", f"JSON that cannot be decoded ({error})")

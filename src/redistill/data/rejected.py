@@ -1,4 +1,4 @@
-"""rejected.jsonl: the rows that are not learned from, by source, with line and reason; its size has a limit."""
+"""rejected.jsonl, the list of rows that training leaves out, with source, line and reason; its size is limited."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,20 @@ from redistill.data.forms import Fault
 from redistill.storage.files import append_lines, read_lines, rewrite_lines
 
 LISTED_ROWS = 1000
-"""Rows that one reading of a source lists; a further line says how many it leaves out.  All are counted."""
+"""Maximum number of rows listed per source; one more line reports the number of rows not listed.  All are counted."""
 
-_MAX_REASON = 300  # characters; a reason may quote a chat template, which may say anything
+_MAX_REASON = 300  # characters; a reason may quote the error of a chat template, which can be of any length
 
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedRow:
-    """A row that cannot be used: its line (in a JSON array or a hub data set, its place from 1), the kind of fault, and why."""
+    """An unusable row.
+
+    Args:
+        line: Its line; in a JSON array or hub data set, its position from 1.
+        fault: The kind of fault.
+        reason: The reason, in one line.
+    """
 
     line: int
     fault: Fault
@@ -23,7 +29,7 @@ class RejectedRow:
 
 
 def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:
-    """Put a source's rows in the place of those that an earlier reading of it listed."""
+    """List the unusable rows of a source, replacing those of an earlier read."""
     before = read_lines(path)
     others = [row for row in before if isinstance(row, dict) and row.get("source") != source]
     if before or bad:
@@ -31,7 +37,7 @@ def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:
 
 
 def list_unlearned(path: Path, rows: Sequence[tuple[str, int, str]]) -> None:
-    """Add rows as (source, line, reason), each source's in their order, to what was listed when they were read."""
+    """Append rows, as (source, line, reason), that tokenization left out."""
     by_source: dict[str, list[tuple[int, str]]] = {}
     for source, line, reason in rows:
         by_source.setdefault(source, []).append((line, reason))
@@ -44,6 +50,6 @@ def _listed(source: str, rows: Sequence[tuple[int, str]]) -> list[dict[str, str 
         {"source": source, "line": line, "reason": reason[:_MAX_REASON]} for line, reason in rows[:LISTED_ROWS]
     ]
     if len(rows) > LISTED_ROWS:
-        reason = f"this row and {len(rows) - LISTED_ROWS - 1} after it are not listed one by one"
+        reason = f"this row and {len(rows) - LISTED_ROWS - 1} after it are not listed"
         entries.append({"source": source, "line": rows[LISTED_ROWS][0], "reason": reason})
     return entries

@@ -1,4 +1,4 @@
-"""Rows that say what another row says: duplicates in the training data, and training rows that ask what a test asks."""
+"""Detection of duplicate training rows, and of training rows whose prompt is also in a test set."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -8,12 +8,14 @@ from redistill.records import Record
 
 Question = tuple[str, ...]
 
-# Quotes and stops, Chinese and Spanish ones too.
+# Quotation and punctuation marks, including Chinese and Spanish ones.
 _OUTER_MARKS = " .,;:!?\u3002\u3001\u00bf\u00a1\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb()[]"
 
 
 def first_of_each(records: Iterable[Record]) -> list[int]:
-    """For each record, the place of the first one with the same prompt and the same answers to the letter: its own, if new.
+    """For each record, the index of the first record with equal prompt and answers.
+
+    Texts are compared verbatim.  A record without an earlier duplicate gets its own index.
 
     Example:
         >>> from redistill.records import RawPrompt
@@ -22,13 +24,13 @@ def first_of_each(records: Iterable[Record]) -> list[int]:
         [0, 1, 0]
     """
     first: dict[tuple[object, tuple[str, ...]], int] = {}
-    return [first.setdefault((record.prompt, record.references), place) for place, record in enumerate(records)]
+    return [first.setdefault((record.prompt, record.references), index) for index, record in enumerate(records)]
 
 
 def question(record: Record) -> Question:
-    """What a record asks, to compare it by: white space and an empty input make no difference.
+    """The key that compares prompts up to white space; an empty input is ignored.
 
-    A run leaves out of its training rows whatever a test row asks in this sense.
+    A run leaves out the training rows whose key equals that of a test row.
 
     Example:
         >>> from redistill.records import Instruction
@@ -39,9 +41,10 @@ def question(record: Record) -> Question:
 
 
 def loose_question(record: Record) -> Question:
-    """As `question`, but case, width and ligatures (NFKC), and quotes and stops at either end make no difference either.
+    """Like `question`, but also ignores case, character width and outer punctuation.
 
-    What stands inside stays: "2 + 2" and "2 - 2" are not the same.
+    Texts are normalised by NFKC and case folding, and quotes and punctuation at both ends are removed.  Punctuation inside is
+    kept: "2 + 2" and "2 - 2" differ.
 
     Example:
         >>> from redistill.records import RawPrompt

@@ -1,6 +1,6 @@
-"""Prompts as text: the instruction template of the literature, or the tokenizer's own chat template.
+"""Rendering of prompts as text: the Alpaca template of the literature, or the chat template of the tokenizer.
 
-Strings only.  Which tokens they become, and which of those are targets, is `tokenize`'s business.
+This module handles strings only; `tokenize` encodes them and marks the targets.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ _INPUT_HEADER = _HEADER.format(", paired with an input that provides further con
 
 @dataclass(frozen=True)
 class Transcript:
-    """A conversation as text, answers included.
+    """A conversation as text, including answers.
 
     Args:
-        text: All of it.
-        answers: The half-open character range of each answer to learn, up to and with the end of turn of a chat template.
-        ended: Whether the last answer's end of turn is in the text; if not, the end token has to follow it.
+        text: The text of the conversation.
+        answers: Half-open character range of each answer to train on, including the end-of-turn marker of a chat template.
+        ended: Whether the text includes the end-of-turn marker of the last answer; if not, the end token must follow it.
     """
 
     text: str
@@ -36,20 +36,21 @@ class Transcript:
 
 
 def render_prompt(prompt: Prompt, template: Template, tokenizer: Any) -> str:
-    """The text that a model continues when it answers.
+    """Render the text that a model continues with its answer.
 
-    "alpaca" is the template of Stanford Alpaca, which MiniLLM, DistiLLM and MGSR (its Table 8) use for every family but Qwen; a
-    raw prompt stays as it is, and the earlier turns of a conversation become earlier blocks, a system turn its first paragraph.
-    "chat" is the tokenizer's template, up to where the assistant begins; an instruction and its input are one user's message.
+    "alpaca" is the template of Stanford Alpaca, which MiniLLM, DistiLLM and MGSR (its Table 8) use for all model families
+    except Qwen.  A raw prompt is used verbatim.  Earlier turns of a conversation become earlier blocks, a system turn the first
+    paragraph.  "chat" is the chat template of the tokenizer, up to the start of the assistant's turn.  An instruction and its
+    input form one user message.
 
     Args:
-        prompt: What to ask.
+        prompt: The prompt.
         template: "alpaca" or "chat".
-        tokenizer: Where the chat template is; "alpaca" does not look at it.
+        tokenizer: Provides the chat template; "alpaca" does not use it.
 
     Raises:
         ConfigError: "chat" with a tokenizer that has no chat template.
-        DataError: The chat template refuses the conversation.
+        DataError: the chat template rejects the conversation.
 
     Example:
         >>> print(render_prompt(Instruction("Add.", "2 2"), "alpaca", None)[-53:], end="")
@@ -75,19 +76,21 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Any) -> str:
 
 
 def render_transcript(record: Record, answer: str, template: Template, tokenizer: Any, *, every_turn: bool) -> Transcript:
-    """A prompt and its answer as text, and where the answers to learn stand in it.
+    """Render a prompt and its answer, and locate the answers to train on.
 
-    Answers are found by rendering the conversation up to them, as it will be rendered when a model is to answer; nothing is
-    searched for by its tokens.
+    An answer is located by rendering the conversation up to it, exactly as it is rendered for generation; no tokens are
+    searched.
 
     Args:
-        record: Whose prompt.
+        record: Provides the prompt.
         answer: The last answer.
-        every_turn: Whether the assistant's earlier answers are to be learned too.
+        template: "alpaca" or "chat".
+        tokenizer: Provides the chat template; "alpaca" does not use it.
+        every_turn: Whether to train on the assistant's earlier answers, too.
 
     Raises:
-        ConfigError, DataError: as `render_prompt`; DataError also where the chat template rewrites earlier text, so that what a
-            model will be asked to continue is not what it has learned to continue.
+        ConfigError, DataError: as in `render_prompt`; DataError also if the chat template rewrites earlier text, so that the
+            prompt at generation would differ from the prompt in training.
     """
     turns = (*_turns(record.prompt), Turn("assistant", answer))
     learned = [k for k, turn in enumerate(turns) if turn.role == "assistant" and (every_turn or k == len(turns) - 1)]
@@ -104,16 +107,16 @@ def render_transcript(record: Record, answer: str, template: Template, tokenizer
 
 
 def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Any) -> tuple[int, int]:
-    """Where the last of `turns` stands in `text`: from the end of its prompt to its end of turn, without the space after."""
+    """Range of the last of `turns` in `text`, from the end of its prompt through its end-of-turn marker."""
     prompt = _chat(turns[:-1], tokenizer, add_generation_prompt=True)
     answered = _chat(turns, tokenizer).rstrip()
-    if not text.startswith(answered):  # the end of a whole text stands behind the last turn alone (Phi-3)
+    if not text.startswith(answered):  # the end token of the conversation follows only the last turn (Phi-3)
         answered = answered.removesuffix(tokenizer.eos_token or "").rstrip()
     answer = turns[-1].content.strip()
     if not text.startswith(answered) or not answered.startswith(prompt) or answer not in answered[len(prompt) :]:
         raise DataError(
-            f"chat template: does not go on from its own prompt at turn {len(turns)}, so the answer cannot be told apart; "
-            "learn only the last answer (supervise: last), or use template: alpaca"
+            f"chat template: the transcript does not continue its prompt at turn {len(turns)}, so the answer cannot be "
+            "located; train on the last answer only (supervise: last), or use template: alpaca"
         )
     return len(prompt), len(answered)
 
@@ -135,5 +138,5 @@ def _chat(turns: tuple[Turn, ...], tokenizer: Any, *, add_generation_prompt: boo
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        said = " ".join(plain(str(error)).split())[:200] or type(error).__name__  # what a template raises may quote the row
-        raise DataError(f"chat template: refuses this conversation ({said}); use template: alpaca or mend the row") from error
+        reason = " ".join(plain(str(error)).split())[:200] or type(error).__name__  # the message may quote the row
+        raise DataError(f"chat template: rejects this conversation ({reason}); use template: alpaca, or fix the row") from error

@@ -1,8 +1,9 @@
-"""Records as token ids: the only place that knows where a prompt ends and an answer begins.
+"""Tokenization of records: the only module that determines where a prompt ends and an answer begins.
 
-Training and evaluation prompts are made by the same lines, so a model is asked what it was taught.  Special tokens are put in
-front as the tokenizer does by its own convention (BOS for Llama, </s> for OPT, none for GPT-2 and Qwen), in training *and* in
-evaluation; published code did so in one of them only.  A chat template writes its own, and nothing is added to it.
+Training and evaluation build prompts with the same code, so a model is evaluated on the prompts that it was trained on.  The
+special tokens that the tokenizer puts before a text by default (BOS for Llama, </s> for OPT, none for GPT-2 and Qwen) are added
+in training *and* in evaluation; published code adds them in only one of the two.  A chat template contains its own special
+tokens, so none are added to it.
 """
 
 from collections.abc import Sequence
@@ -22,17 +23,19 @@ Reference = Literal["first", "longest", "shortest", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeConfig:
-    """How records become token ids.
+    """Settings of tokenization.
 
     Args:
-        prompt_tokens: The longest prompt, >= 1.  A longer one is left out of training; in evaluation its end is kept.
-        response_tokens: The longest answer with its end token, >= 1; a longer one is cut and has no end token.
-        template: "alpaca" or "chat", as `templates.render_prompt` has it.
-        supervise: Whether the last answer of a conversation is learned, or every answer of the assistant.
-        reference: Which of several right answers is learned; "random" is drawn anew for each run seed.
+        prompt_tokens: Maximum prompt length in tokens, >= 1.  Training leaves longer prompts out; evaluation keeps their last
+            tokens.
+        response_tokens: Maximum answer length in tokens with the end token, >= 1.  A longer answer is truncated and has no end
+            token.
+        template: "alpaca" or "chat"; see `templates.render_prompt`.
+        supervise: "last" trains on the last answer of a conversation, "every" on every answer of the assistant.
+        reference: Which of several references to train on; "random" depends on the seed of the run.
 
     Raises:
-        ConfigError: a length below 1 or a word that is none of the choices.
+        ConfigError: a length is below 1, or a choice is unknown.
     """
 
     prompt_tokens: int = 256
@@ -52,18 +55,29 @@ class TokenizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedRecord:
-    """A record that is not learned from: its place among those given, from 0, and why."""
+    """A record that training leaves out.
 
-    place: int
+    Args:
+        index: Its index among the given records, from 0.
+        record_id: Its id.
+        reason: The reason, in one line.
+    """
+
+    index: int
     record_id: str
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeReport:
-    """What became of the records: kept, left out for a long prompt, rejected; `num_cut` of the kept ones have a cut answer.
+    """Counts of tokenized records, and the records that were left out.
 
-    A long prompt is a matter of the length limit; a rejected record has nothing to learn, or the chat template refuses it.
+    Args:
+        num_records: Number of records given.
+        num_kept: Number of records that became examples.
+        num_cut: Number of kept records whose answer was truncated.
+        too_long: Records whose prompt is longer than `prompt_tokens`.
+        rejected: Records without a target token, or that the chat template rejects.
     """
 
     num_records: int
@@ -80,19 +94,20 @@ class TokenizeReport:
 def tokenize_training(
     records: Sequence[Record], tokenizer: Any, config: TokenizeConfig, seed: int
 ) -> tuple[list[Example], TokenizeReport]:
-    """Gold sequences: prompt, answer, end token, and which tokens are targets, by position.
+    """Tokenize records for training.
 
-    A prompt's ids are the ids that `tokenize_prompts` gives, and always the beginning of the sequence: the answer is what
-    tokenising both adds to them, or, where the border merges, the answer tokenised on its own.
+    A sequence is prompt, answer and end token, with a mask of the targets.  It begins with exactly the ids that
+    `tokenize_prompts` returns.  The answer's ids are those that tokenizing prompt and answer together appends to them; where a
+    token spans the boundary, the answer is tokenized on its own.
 
     Args:
-        records: Each with at least one reference.
+        records: Records; one without a reference is rejected.
         tokenizer: A transformers tokenizer with an end token.
-        config: Lengths, template, and what is learned.
-        seed: The run's seed, for `reference="random"`.
+        config: Length limits, template, and which answers to train on.
+        seed: Seed of the run, used by `reference="random"`.
 
     Returns:
-        The examples, numbered by `sample` from 0, and the report.
+        The examples, whose `sample` counts from 0 without gaps, and the report.
 
     Raises:
         DataError: no record is left.
@@ -100,23 +115,25 @@ def tokenize_training(
         ModelError: the tokenizer has no end token.
     """
     if tokenizer.eos_token_id is None:
-        raise ModelError("tokenizer: has no end token (eos_token), so a student could not learn to stop; set one in its folder")
+        raise ModelError(
+            "tokenizer: has no end token (eos_token), so a student cannot learn to stop; set eos_token in its folder"
+        )
     encoder = _Encoder(tokenizer, config.template)
     examples: list[Example] = []
     rejected: list[RejectedRecord] = []
     too_long: list[RejectedRecord] = []
     num_cut = 0
-    for place, record in enumerate(records):
+    for index, record in enumerate(records):
         signals.poll()
         sample = len(examples)
         try:
             example, was_cut = _example(record, encoder, tokenizer, config, seed, sample)
         except DataError as error:
-            rejected.append(RejectedRecord(place=place, record_id=record.record_id, reason=str(error)))
+            rejected.append(RejectedRecord(index=index, record_id=record.record_id, reason=str(error)))
             continue
         if len(example.prompt_ids) > config.prompt_tokens:
             reason = f"its prompt has {len(example.prompt_ids)} tokens; prompt_tokens = {config.prompt_tokens}"
-            too_long.append(RejectedRecord(place=place, record_id=record.record_id, reason=reason))
+            too_long.append(RejectedRecord(index=index, record_id=record.record_id, reason=reason))
             continue
         examples.append(example)
         num_cut += was_cut
@@ -124,7 +141,7 @@ def tokenize_training(
         first = f" (first: {rejected[0].record_id}: {rejected[0].reason})" if rejected else ""
         raise DataError(
             f"training data: none of {len(records)} records is left: {len(too_long)} prompts are longer than prompt_tokens = "
-            f"{config.prompt_tokens}, {len(rejected)} have nothing to learn{first}; raise prompt_tokens or give other data"
+            f"{config.prompt_tokens}, {len(rejected)} were rejected{first}; raise prompt_tokens or use other data"
         )
     report = TokenizeReport(
         num_records=len(records),
@@ -137,16 +154,16 @@ def tokenize_training(
 
 
 def tokenize_prompts(records: Sequence[Record], tokenizer: Any, config: TokenizeConfig) -> list[tuple[int, ...]]:
-    """The prompt of each record, at most `prompt_tokens` long.
+    """Tokenize the prompt of each record, truncated on the left to `prompt_tokens`.
 
-    A longer prompt keeps its last tokens, since its end asks for the answer ("### Response:"), and its BOS stays in front.
+    A longer prompt keeps its last tokens, because its end requests the answer ("### Response:"), and its BOS token.
 
     Returns:
-        One tuple of ids per record, in order.
+        One tuple of token ids per record, in order.
 
     Raises:
         ConfigError: "chat" with a tokenizer that has no chat template.
-        DataError: a prompt that the chat template refuses, or that has no token.
+        DataError: the chat template rejects a prompt, or a prompt has no token.
     """
     encoder = _Encoder(tokenizer, config.template)
     prompts = []
@@ -157,7 +174,7 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Any, config: Tokenize
         except DataError as error:
             raise DataError(f"{record.record_id}: {error}") from error
         if not ids:
-            raise DataError(f"{record.record_id}: its prompt has no tokens in this tokenizer; leave the row out")
+            raise DataError(f"{record.record_id}: its prompt has no tokens in this tokenizer; remove the row")
         if len(ids) > config.prompt_tokens:
             front = ids[:1] if ids[0] == tokenizer.bos_token_id and config.prompt_tokens > 1 else []
             ids = front + ids[len(ids) - config.prompt_tokens + len(front) :]
@@ -166,8 +183,8 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Any, config: Tokenize
 
 
 def response_text(ids: Sequence[int], tokenizer: Any, end_ids: Sequence[int]) -> str:
-    """The text of an answer up to its end token, without special tokens and outer white space."""
-    end = next((place for place, token in enumerate(ids) if token in end_ids), len(ids))
+    """Decode an answer up to its end token; strips special tokens and white space."""
+    end = next((index for index, token in enumerate(ids) if token in end_ids), len(ids))
     text = tokenizer.decode(list(ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return str(text).strip()
 
@@ -175,7 +192,7 @@ def response_text(ids: Sequence[int], tokenizer: Any, end_ids: Sequence[int]) ->
 def _example(
     record: Record, encoder: "_Encoder", tokenizer: Any, config: TokenizeConfig, seed: int, sample: int
 ) -> tuple[Example, bool]:
-    """One gold sequence, and whether its answer had to be cut."""
+    """One training sequence, and whether its answer was truncated."""
     answer = _chosen(record.references, config.reference, seed, sample)
     transcript = render_transcript(record, answer, config.template, tokenizer, every_turn=config.supervise == "every")
     token_ids, supervised, prompt_length = encoder.transcript(record, transcript)
@@ -196,7 +213,7 @@ def _example(
 
 
 def _chosen(references: tuple[str, ...], reference: Reference, seed: int, sample: int) -> str:
-    """The reference to learn from; ties go to the first."""
+    """The reference to train on; ties go to the first."""
     if not references:
         raise DataError("the record has no answer")
     if reference == "longest":
@@ -209,10 +226,10 @@ def _chosen(references: tuple[str, ...], reference: Reference, seed: int, sample
 
 
 class _Encoder:
-    """Text to ids, for one tokenizer and template.
+    """Encodes text as token ids, for one tokenizer and template.
 
-    In an Alpaca prompt the row's text is data: a literal "<|endoftext|>" in it is no end token.  Chat templates write special
-    tokens as text, and a raw prompt may, so there they count.
+    In an Alpaca prompt, special tokens in the text of the row are encoded as plain text: a literal "<|endoftext|>" is no end
+    token.  Chat templates contain special tokens as text, and raw prompts may, so there they are encoded as special tokens.
     """
 
     def __init__(self, tokenizer: Any, template: Template) -> None:
@@ -221,12 +238,12 @@ class _Encoder:
         self._front = [] if template == "chat" else _front_ids(tokenizer)
 
     def prompt(self, record: Record, text: str) -> list[int]:
-        """The ids of a text that stands first, with what belongs in front of it."""
+        """Token ids of the first text of a sequence, with leading special tokens."""
         ids = self._encode(record, text)
         return ids if ids[: len(self._front)] == self._front else self._front + ids
 
     def transcript(self, record: Record, transcript: Transcript) -> tuple[list[int], list[bool], int]:
-        """All ids, which of them are answers, and how many stand before the last answer."""
+        """Token ids, mask of answer tokens, and number of ids before the last answer."""
         ids: list[int] = []
         supervised: list[bool] = []
         prompt_length = done = 0
@@ -240,7 +257,7 @@ class _Encoder:
         return ids, supervised, prompt_length
 
     def _continuation(self, record: Record, ids: list[int], text: str, done: int, until: int) -> list[int]:
-        """What text[done:until] adds to `ids`, the ids of text[:done]."""
+        """The ids that text[done:until] appends to `ids`, the ids of text[:done]."""
         together = self.prompt(record, text[:until])
         return together[len(ids) :] if together[: len(ids)] == ids else self._encode(record, text[done:until])
 
@@ -250,7 +267,7 @@ class _Encoder:
 
 
 def _front_ids(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts in front of a text by its own convention."""
+    """The special tokens that the tokenizer puts before a text by default."""
     plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     full = list(tokenizer("a")["input_ids"])
     start = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)

@@ -12,7 +12,7 @@ from torch import nn
 
 from redistill.config.run import Run
 from redistill.contracts import DrawItem, GenerationRequest, Sampling
-from redistill.data.grouping import reading
+from redistill.data.grouping import read_cost
 from redistill.estimate.slivers import SIZES, Affine, Blueprint, Costs, autocast_of, sizes
 from redistill.estimate.workload import Micro, Workload
 from redistill.generation.generate import generate
@@ -105,7 +105,7 @@ def _reading(model: Any, micro: Micro, watch: Stopwatch) -> dict[str, float]:
         body_module(model)(input_ids=ids_BT[:1, :2], past_key_values=cache, use_cache=True)
         kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / 2
         seconds = watch.seconds(lambda: body(model)(ids_BT, mask_BT))
-    return {"kv": kept, "read": seconds / (ids_BT.numel() + reading(watch.device).start)}
+    return {"kv": kept, "read": seconds / (ids_BT.numel() + read_cost(watch.device).overhead_tokens)}
 
 
 def _learning(model: Any, blueprint: Blueprint, run: Run, micro: Micro, watch: Stopwatch) -> dict[str, float]:
@@ -123,7 +123,7 @@ def _learning(model: Any, blueprint: Blueprint, run: Run, micro: Micro, watch: S
         with torch.autocast(watch.device.type, enabled=False):
             hidden_BTD.float().sum().backward()
 
-    found["learn"] = watch.seconds(learn) / (ids_BT.numel() + reading(watch.device).start)
+    found["learn"] = watch.seconds(learn) / (ids_BT.numel() + read_cost(watch.device).overhead_tokens)
     found["update"] = _update_seconds(model, run, watch)
     return found
 

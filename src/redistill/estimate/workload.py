@@ -11,7 +11,7 @@ from redistill import randomness
 from redistill.config.run import Run
 from redistill.contracts import Batch, Draw, DrawItem, TokenSequence, items_of
 from redistill.data.collate import collate
-from redistill.data.grouping import grouped, reading
+from redistill.data.grouping import grouped, read_cost
 from redistill.data.reader import read_records
 from redistill.data.tokenize import tokenize_training
 from redistill.errors import RedistillError
@@ -189,12 +189,13 @@ def workload(run: Run, device: torch.device) -> Workload:
         draw = objective.select(Draw(items=tuple(items), corpus=tuple(corpus)))
         updates.append(tuple(_cut(run, draw, device)))
     prompt = round(sum(prompt for prompt, _ in lengths) / len(lengths))
-    return Workload(written, size, reading(device).start, prompt, tokens.response_tokens, tuple(updates), num_examples, notes)
+    start = read_cost(device).overhead_tokens
+    return Workload(written, size, start, prompt, tokens.response_tokens, tuple(updates), num_examples, notes)
 
 
 def _cut(run: Run, draw: Draw, device: torch.device) -> list[Micro]:
     """The draw's micro-batches, as `training.cut` makes them."""
-    pretraining, size, cost = run.resolved_method.objective.pretraining, run.training.micro_batch_size, reading(device)
+    pretraining, size, cost = run.resolved_method.objective.pretraining, run.training.micro_batch_size, read_cost(device)
     corpus = () if pretraining is None else corpus_items(draw, pretraining)
     return [
         *(Micro(tuple(items), True) for items in grouped(corpus, size, cost)),

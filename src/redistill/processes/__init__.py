@@ -1,1 +1,1 @@
-"""Processes: signals, dead ranks, and where a model's weights are placed."""
+"""Processes: signal handling, detection of dead ranks, out-of-memory retries, and placement of parameters."""

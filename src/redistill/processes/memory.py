@@ -1,4 +1,4 @@
-"""Work that is repeated with half as much at once where memory runs out."""
+"""Out-of-memory handling: work is retried with half the batch size."""
 
 import gc
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ PHRASES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device.
+    """Whether `error` is an out-of-memory error of any device.
 
     Example:
         >>> is_out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
@@ -34,13 +34,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
-    """What `work` returns, or None where memory ran out; nothing of the attempt is held on to then."""
+    """The result of `work`; None, and its memory released, if memory ran out."""
     try:
         return work()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    # Behind the handler: until it is left, the traceback keeps every tensor of the attempt alive.
+    # After the handler, because inside it the traceback keeps every tensor of `work` alive.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -48,11 +48,11 @@ def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
 
 
 class Halving:
-    """A batch size that becomes half of itself whenever memory runs out, and stays so.
+    """A batch size that is halved whenever memory runs out, and never increases again.
 
     Args:
-        setting: Its name in a recipe, for what is said.
-        size: At the start; None means all at once.
+        setting: Name of the setting in a recipe, for messages.
+        size: Initial size; None means unlimited.
 
     Example:
         >>> sizes = Halving("training.micro_batch_size", 6)
@@ -65,36 +65,39 @@ class Halving:
         self._changes: list[str] = []
 
     def halve(self, tried: int) -> int:
-        """Half of the size that was too large.
+        """Set the size to half of `tried`, and return it.
 
         Args:
-            tried: How many were at work at once.
+            tried: The size that was too large, >= 1.
 
         Raises:
-            TrainingError: it was one, which has no half.
+            TrainingError: `tried` is 1, which cannot be halved.
         """
         if tried <= 1:
             raise TrainingError(
-                f"{self.setting} = 1: out of memory with a single sequence at a time; lower data.tokens.response_tokens or "
+                f"{self.setting} = 1: out of memory with a single sequence; lower data.tokens.response_tokens or "
                 "prompt_tokens, set student.gradient_checkpointing, or train adapters (student.lora)"
             )
         self.size = tried // 2
-        self._changes.append(f"out of memory with {self.setting} = {tried}; repeated with {self.size}, which stays")
+        self._changes.append(f"out of memory with {self.setting} = {tried}; retried with {self.size}, which is kept")
         return self.size
 
     def take_changes(self) -> list[str]:
-        """A sentence for each change since this was last asked."""
+        """Messages about the changes since the last call."""
         changes, self._changes = self._changes, []
         return changes
 
     def repeat(self, work: Callable[[int], Result]) -> Result:
-        """What `work` returns, which is never None, given a size that fits into memory; it must be safe to begin anew.
+        """Call `work` with the current size, which is halved until memory suffices.
+
+        Args:
+            work: Function of the size, which must be safe to call again after it failed, and must not return None.
 
         Raises:
-            TrainingError: not even one at a time fits.
+            TrainingError: a size of 1 does not fit into memory.
         """
         while True:
-            assert self.size is not None, "a size to begin with"
+            assert self.size is not None, "repeat needs an initial size"
             done = unless_out_of_memory(partial(work, self.size))
             if done is not None:
                 return done

@@ -1,4 +1,4 @@
-"""Where the parameters of a module live: in one process, as a replica in each process, or sharded over all processes.
+"""Placement of the parameters of a module: in one process, replicated in each process, or sharded over all processes.
 
 Every process of a job calls the methods of a placement in the same order, since most of them communicate.
 """
@@ -19,8 +19,8 @@ class Placement(Protocol):
     def passes_communicate(self) -> bool:
         """Whether forward and backward are collective.
 
-        If so, every process must make the same number of passes, and none may leave between the first and the last of them:
-        not for a signal, and not to repeat them with less at once after it ran out of memory.
+        If so, every process must make the same number of passes, and none may stop between the first and the last of them,
+        neither for a signal nor to retry with a smaller batch after it ran out of memory.
         """
         ...
 
@@ -32,24 +32,24 @@ class Placement(Protocol):
         ...
 
     def unsharded(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Context in which the wrapped ``module`` has its full parameters and gradients are disabled.
+        """Context in which ``module`` has its full parameters, without gradients.
 
-        Inside, any submodule may be called, and calls do not communicate. Do not change the parameters there, and do not ask
-        for a state dict, which would shard them again. Do not enter it between a forward and its backward.
+        Inside, any submodule may be called, and calls do not communicate. Do not change the parameters there, and do not
+        request a state dict, which would shard them again. Do not enter the context between a forward and its backward.
         """
         ...
 
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients over all processes, unless the backward passes have done so already."""
+        """Sum the gradients over all processes, unless the backward does so."""
         ...
 
     def state(self, module: nn.Module) -> Mapping[str, torch.Tensor]:
-        """The full state dict on the CPU in process 0, and an empty one in the others; see :func:`full`."""
+        """The full state dict on the CPU of process 0, empty in others; see `full`."""
         ...
 
 
 class Single:
-    """One process that holds everything."""
+    """One process holds all parameters."""
 
     passes_communicate = False
 
@@ -67,7 +67,7 @@ class Single:
 
 
 class Replicated(Single):
-    """A replica of the module in each process. All replicas start from the parameters of process 0."""
+    """A replica of the module in each process, initialized from process 0."""
 
     @torch.no_grad()
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -82,7 +82,7 @@ class Replicated(Single):
 
 
 class Sharded:
-    """Each process holds a part of every parameter, gradient and optimizer state (FSDP2).
+    """Parameters, gradients and optimizer state sharded over all processes (FSDP2).
 
     Each unit is gathered for its forward and again for its backward. All other parameters, such as embeddings and head, belong
     to the root; they are gathered when its forward begins and sharded again when its backward ends. In between they are
@@ -110,12 +110,12 @@ class Sharded:
         # The backward needs the root's parameters right after the forward, and a gradient may have been added to them already.
         fully_shard(module, mesh=mesh, reshard_after_forward=False)
         for part in _sharded_parts(module):
-            # Coefficients are made from global counts, so that gradients are sums. Gloo knows no other reduction than SUM.
+            # Coefficients are computed from global counts, so gradients are summed. Gloo supports no reduction except SUM.
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
             # A micro-batch may leave parameters unused in one process and not in another, such as those of a divergence.
             part.set_reduce_scatter_unused_params(True, recurse=False)
-        module.register_forward_pre_hook(_refuse_without_gradients, prepend=True)
+        module.register_forward_pre_hook(_require_gradients, prepend=True)
         return module
 
     @contextmanager
@@ -141,7 +141,7 @@ def full(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Collect possibly sharded tensors on the CPU of process 0.
 
     Every process must call it with the same names in the same order. A tensor that appears under several names is collected
-    once, so that tied parameters stay tied; ask for a state dict with ``keep_vars=True``, otherwise ties are lost.
+    once, so that tied parameters stay tied; create state dicts with ``keep_vars=True``, otherwise ties are lost.
 
     Args:
         tensors: Tensors by name, sharded or not.
@@ -161,7 +161,9 @@ def full(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The part of a full tensor that belongs to this process, sharded in the way ``like`` is; it does not communicate.
+    """The part of a full tensor that belongs to this process, sharded like ``like``.
+
+    It does not communicate.
 
     Args:
         tensor: The full tensor, the same in every process.
@@ -175,7 +177,10 @@ def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def scalar(tensor: torch.Tensor) -> float:
-    """The value of a tensor with one element, such as a norm over sharded gradients; collective if it is sharded."""
+    """The value of a tensor with one element, such as a norm over sharded gradients.
+
+    The call is collective if the tensor is sharded.
+    """
     from torch.distributed.tensor import DTensor
 
     return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
@@ -198,7 +203,7 @@ def _without_forward_hooks(module: nn.Module) -> Iterator[None]:
         module._forward_pre_hooks, module._forward_hooks = before
 
 
-def _refuse_without_gradients(module: nn.Module, inputs: Any) -> None:
+def _require_gradients(module: nn.Module, inputs: Any) -> None:
     """Without a backward the root would keep its gathered parameters, and would not see the next update of the shards."""
     if not torch.is_grad_enabled():
         raise RuntimeError("sharded module: call it without gradients only inside Placement.unsharded")

@@ -1,8 +1,8 @@
-"""Stopping in order: SIGTERM and SIGINT set a flag, and what works looks at it where nothing is half-done.
+"""Graceful shutdown: SIGTERM and SIGINT set a flag, which the work polls at points where its state is consistent.
 
-The first signal is answered at the next `poll` or `gather`, with `Interrupted`.  A second one ends the process there and then;
-that is safe as well, since every file is written under another name first.  Several processes stop together: one that polls and
-finds the flag takes part in the `gather` that the others come to next, and it is there that all of them learn of it.
+After the first signal, the next `poll` or `gather` raises `Interrupted`.  A second signal ends the process immediately; that is
+safe as well, because files are written atomically.  Several processes stop together: a process whose `poll` finds the flag
+joins the next `gather` of the others, which raises `Interrupted` in all of them.
 """
 
 import os
@@ -18,18 +18,25 @@ from typing import Any, Literal
 
 from redistill.errors import Interrupted
 
-STOPS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_S = 1.0
-"""A launcher passes on what the terminal has sent to its processes already; so soon after the first it is no second signal."""
+"""Seconds in which a second signal is ignored, because a launcher forwards the signal that the terminal has already sent."""
 
 
 @dataclass
 class _Flag:
-    """What has arrived, when, and where it is answered: where the work looks, or at once - by one that is alone, or by all."""
+    """State of the handler.
+
+    Args:
+        number: The signal that has arrived.
+        arrived: Time of its arrival, in seconds of the monotonic clock.
+        mode: When `Interrupted` is raised: at the next `poll`; immediately if the job has one process; or immediately.
+        installed: Whether the handler is installed.
+    """
 
     number: int | None = None
     arrived: float = 0.0
-    answered: Literal["looking", "alone", "at once"] = "looking"
+    mode: Literal["poll", "immediate if single", "immediate"] = "poll"
     installed: bool = False
 
 
@@ -38,33 +45,35 @@ _flag = _Flag()
 
 @contextmanager
 def handled(*, at_once: bool = False) -> Iterator[None]:
-    """The two signals are answered in order while the block runs; blocks may be nested.
+    """Context in which SIGTERM and SIGINT stop the work gracefully.
 
-    Outside of the main thread, which alone may handle signals, and for one that is ignored, nothing changes.
+    Contexts may be nested.  A context has no effect outside of the main thread, which alone may handle signals, and none on a
+    signal that is ignored.
 
     Args:
-        at_once: For work that may be left anywhere and polls nothing, such as loading a model: `Interrupted` comes when the
-            signal does.  No process may wait for another in such a block, and all must come to a `gather` behind it; behind the
-            outermost block none comes, so that there only a process that is alone is interrupted at once.
+        at_once: Raise `Interrupted` immediately instead of at the next `poll`, for work that may be interrupted anywhere and
+            does not poll, such as loading a model.  Processes must not wait for each other in such a block, and all must call
+            `gather` after it.  No `gather` follows the outermost block, so there only a job of one process is interrupted
+            immediately.
 
     Raises:
-        Interrupted: see above.
+        Interrupted: a signal has arrived.
     """
     outermost = not _flag.installed and threading.current_thread() is threading.main_thread()
-    before, around = {}, _flag.answered
+    before, outer_mode = {}, _flag.mode
     try:
         if outermost:
             _flag.installed = True
-            before = {number: signal.getsignal(number) for number in STOPS}
-            for number in STOPS:
+            before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+            for number in STOP_SIGNALS:
                 if before[number] is not signal.SIG_IGN:
                     signal.signal(number, _arrive)
-        _flag.answered = ("alone" if outermost else "at once") if at_once else "looking"
+        _flag.mode = ("immediate if single" if outermost else "immediate") if at_once else "poll"
         if at_once:
             poll()
         yield
     finally:
-        _flag.answered = around
+        _flag.mode = outer_mode
         if outermost:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -72,38 +81,38 @@ def handled(*, at_once: bool = False) -> Iterator[None]:
 
 
 def poll() -> None:
-    """Leave if a signal has arrived.
+    """Raise `Interrupted` if a signal has arrived.
 
-    With several processes every way on from here must lead all of them to a `gather` before any other meeting.
+    With several processes, the next collective of all processes after this call must be a `gather`.
 
     Raises:
-        Interrupted: it has.
+        Interrupted: a signal has arrived.
     """
     if _flag.number is not None:
         gather([])
 
 
 def gather(values: list[Any]) -> list[Any]:
-    """Every process hands in a list and gets all of them, joined in the order of the processes.
+    """All-gather: returns the lists of all processes, concatenated in order of rank.
 
     Raises:
-        Interrupted: on all of them, where a signal has arrived at any.
+        Interrupted: in all processes, if a signal has arrived in any of them.
     """
-    shares: list[Any] = [(_flag.number, values)]
+    parts: list[Any] = [(_flag.number, values)]
     if num_processes() > 1:
         from torch import distributed
 
-        mine, shares = shares[0], [None] * num_processes()
-        distributed.all_gather_object(shares, mine)
-    for number, _ in shares:
+        mine, parts = parts[0], [None] * num_processes()
+        distributed.all_gather_object(parts, mine)
+    for number, _ in parts:
         if number is not None:
             raise Interrupted(number)
-    return [value for _, share in shares for value in share]
+    return [value for _, part in parts for value in part]
 
 
 def num_processes() -> int:
-    """How many processes work on this job, as far as they have met."""
-    # Not imported: that takes seconds, and a signal may have come in the midst of them.
+    """Number of processes of the job; 1 before the process group is initialized."""
+    # Not imported, because that takes seconds, and the signal may have arrived during the import.
     distributed: Any = sys.modules.get("torch.distributed")
     is_initialized = getattr(distributed, "is_initialized", None)
     return int(distributed.get_world_size()) if is_initialized is not None and is_initialized() else 1
@@ -113,12 +122,13 @@ def _arrive(number: int, frame: FrameType | None) -> None:
     if _flag.number is None:
         _flag.number, _flag.arrived = number, time.monotonic()
         if "WORLD_SIZE" not in os.environ:
-            for each in STOPS:  # the system's own way, which waits for no long computation to end
+            for each in STOP_SIGNALS:  # the default action of the system does not wait for a long computation
                 if signal.getsignal(each) is not signal.SIG_IGN:
                     signal.signal(each, signal.SIG_DFL)
-        if _flag.answered == "at once" or (_flag.answered == "alone" and num_processes() == 1):
+        if _flag.mode == "immediate" or (_flag.mode == "immediate if single" and num_processes() == 1):
             poll()
         if os.environ.get("RANK", "0") == "0":
-            os.write(2, f"redistill: {signal.Signals(number).name}: stopping in order; a second one ends it now\n".encode())
+            name = signal.Signals(number).name
+            os.write(2, f"redistill: {name}: stopping at the next safe point; a second signal exits immediately\n".encode())
     elif time.monotonic() - _flag.arrived > ECHO_S:
         os._exit(128 + number)

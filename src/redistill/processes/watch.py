@@ -1,8 +1,8 @@
-"""Several processes of one job: none of them waits for one that has failed, was killed, or stands still.
+"""Detection of dead ranks: no process of a job waits for one that has failed, was killed, or hangs.
 
-A time limit on what they do together could not tell a slow process from a stopped one; so each gives a sign of life every
-second, from a thread of its own, and looks for the others'.  The first to fail says so before its connections break, and only
-that one prints what was wrong.
+A timeout of collectives cannot distinguish a slow process from a stopped one.  So a thread of each process sends a heartbeat
+every second and checks those of the others.  The first process to fail reports it before its connections break, and only that
+process prints its error.
 """
 
 import atexit
@@ -18,25 +18,27 @@ from types import TracebackType
 
 from redistill.errors import ConfigError, TrainingError
 
-BEAT_S = 1.0
+HEARTBEAT_S = 1.0
+"""Interval between two heartbeats, in seconds."""
 SILENCE_S = 20.0
-"""So long without a sign of life, and a process is given up; long enough for one that computes while the machine is busy."""
+"""Seconds without a heartbeat after which a process counts as dead; enough for one that computes on a busy machine."""
 START_S = 300.0
-"""So long for its first sign of life, since a process may be started late."""
-FAREWELL_S = 3.0
-"""So long the one that failed has to print its traceback, before the others end."""
+"""Seconds until the first heartbeat, because a process may start late."""
+GRACE_S = 3.0
+"""Seconds for the process that failed to print its traceback before the others exit."""
 
 _blocks = count()
 
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """While the block runs, this process ends soon after another one of the job has failed or fallen silent.
+    """Context in which this process exits soon after another one fails or dies.
 
-    All processes must come to their watched blocks in the same order; blocks may be nested.  Alone, nothing is watched.
+    All processes must enter their watched blocks in the same order; blocks may be nested.  A job of one process is not watched.
 
     Raises:
-        SystemExit: where an error in the block only followed from the end of another process.
+        SystemExit: an error in the block was only a consequence of the end of another process.
+        ConfigError: REDISTILL_SILENCE_S is not a number of seconds, at least 2.
     """
     number = next(_blocks)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -47,9 +49,9 @@ def watched() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not watch.is_to_blame(error, number):
+        if not watch.is_root_cause(error, number):
             raise SystemExit(1) from None
-        _tell_launcher(error)
+        _record_for_launcher(error)
         raise
     finally:
         watch.blocks = around
@@ -57,135 +59,135 @@ def watched() -> Iterator[None]:
 
 
 def _silence_s() -> float:
-    """`SILENCE_S`, or what the environment says."""
+    """`SILENCE_S`, or the value of REDISTILL_SILENCE_S in the environment."""
     text = os.environ.get("REDISTILL_SILENCE_S", str(SILENCE_S))
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 2 * BEAT_S <= seconds < math.inf:
-        raise ConfigError(f"REDISTILL_SILENCE_S = {text!r}: must be a number of seconds, 2 or more; leave it out for 20")
+    if not 2 * HEARTBEAT_S <= seconds < math.inf:
+        raise ConfigError(f"REDISTILL_SILENCE_S = {text!r}: must be a number of seconds >= 2; unset it to use 20")
     return seconds
 
 
 class _Watch:
-    """This process's view of the others, in the store that the launcher has brought them together by.
+    """Sends and checks heartbeats through the launcher's rendezvous store.
 
-    Its thread gives signs of life for as long as the process lives, so that one that comes late to a block is known from one
-    that will never come; it looks for the others' while this process is in a block.
+    Its thread sends heartbeats as long as the process lives, so that a process that enters a block late is distinguished from a
+    dead one.  It checks the heartbeats of the others only while this process is in a block.
     """
 
     def __init__(self) -> None:
         from torch.distributed import PrefixStore, TCPStore
 
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.blocks: tuple[int, ...] = ()  # that this process is in, the innermost last
-        # A connection of our own: the process group waits on its own for as long as it likes.
+        self.blocks: tuple[int, ...] = ()  # the blocks that this process is in, innermost last
+        # A separate connection, because the process group may block its own for an unlimited time.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        place = f"redistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        self._store = PrefixStore(place, TCPStore(address, port, is_master=False))
+        prefix = f"redistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._store = PrefixStore(prefix, TCPStore(address, port, is_master=False))
         self._silence_s = _silence_s()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def is_to_blame(self, error: Exception, block: int) -> bool:
-        """Whether `error` is what is wrong with the job, and not what another process's end has brought about here."""
-        if not _is_of_a_meeting(error):
+    def is_root_cause(self, error: Exception, block: int) -> bool:
+        """Whether `error` is the root cause, not a consequence of another failure."""
+        if not _is_from_collective(error):
             return self._store.add(f"{block}/failed", 1) == 1
-        before = self._signs(block)
-        time.sleep(FAREWELL_S)  # for the one that failed to say so, or the silence of one that cannot
+        before = self._heartbeats(block)
+        time.sleep(GRACE_S)  # until a failed process has reported it, or a dead one has missed its heartbeats
         if self._has_failed(self.blocks):
             return False
-        silent = [rank for rank, signs in self._signs(block).items() if signs == before[rank]]
+        silent = [rank for rank, beats in self._heartbeats(block).items() if beats == before[rank]]
         if silent:
-            _say(f"process {silent[0]} of {self.world} is gone, killed or out of memory")
+            _report(f"process {silent[0]} of {self.world} is dead: killed or out of memory")
             return False
         return self._store.add(f"{block}/failed", 1) == 1
 
     def leave(self, block: int) -> None:
-        """Say that this process has come to the end of the block; what becomes of it then is not the others' matter there."""
-        with suppress(RuntimeError):  # the first process may have had the store, and have left before
+        """Report that this process left the block; the others stop checking it there."""
+        with suppress(RuntimeError):  # the store may have been in the first process, which has exited
             self._store.add(f"{block}/left/{self.rank}", 1)
 
     def end(self) -> None:
-        """No more signs: the process ends."""
+        """Stop the thread, before the process exits."""
         self._ended.set()
-        self._thread.join(BEAT_S)
+        self._thread.join(HEARTBEAT_S)
 
-    def _live(self) -> None:
-        """Give signs of life, and in a block end the process when those of another one stay away."""
-        judged, looked, seen = tuple[int, ...](), 0.0, dict[int, tuple[int, float]]()
+    def _run(self) -> None:
+        """Send heartbeats and, in a block, end the process when another one is dead."""
+        checked_blocks, checked_at, seen = tuple[int, ...](), 0.0, dict[int, tuple[int, float]]()
         try:
-            self._store.add(f"signs/{self.rank}", 1)
-            while not self._ended.wait(BEAT_S):
-                self._store.add(f"signs/{self.rank}", 1)
+            self._store.add(f"heartbeats/{self.rank}", 1)
+            while not self._ended.wait(HEARTBEAT_S):
+                self._store.add(f"heartbeats/{self.rank}", 1)
                 blocks, now = self.blocks, time.monotonic()
                 if not blocks:
                     continue
-                stood_still = now - looked > self._silence_s / 2  # this process itself, as all do on Ctrl-Z
-                if blocks != judged or stood_still:
-                    judged, seen = blocks, dict.fromkeys(range(self.world), (0, now))
-                self._judge(blocks, seen, now)
-                looked = now
-        except RuntimeError as error:  # the store is with the launcher, or with the first process
+                was_paused = now - checked_at > self._silence_s / 2  # this process itself, as all are by Ctrl-Z
+                if blocks != checked_blocks or was_paused:
+                    checked_blocks, seen = blocks, dict.fromkeys(range(self.world), (0, now))
+                self._check(blocks, seen, now)
+                checked_at = now
+        except RuntimeError as error:  # the store is in the launcher or in the first process
             if self.blocks:
-                _give_up(f"the launcher is gone ({str(error).splitlines()[0]})")
+                _abort(f"the launcher is dead ({str(error).splitlines()[0]})")
 
-    def _judge(self, blocks: tuple[int, ...], seen: dict[int, tuple[int, float]], now: float) -> None:
-        """End the process where another one has failed or is silent for too long; `seen`: signs so far, and since when."""
-        for rank, signs in self._signs(blocks[-1]).items():
-            if signs != seen[rank][0]:
-                seen[rank] = (signs, now)
-            elif now - seen[rank][1] > (self._silence_s if signs else START_S):
-                _give_up(f"process {rank} of {self.world} has given no sign of life for {now - seen[rank][1]:.0f} s")
-        if self._has_failed(blocks) and not self._ended.wait(FAREWELL_S):
+    def _check(self, blocks: tuple[int, ...], seen: dict[int, tuple[int, float]], now: float) -> None:
+        """End the process if another one has failed or is dead; `seen` maps a rank to its heartbeats and their time."""
+        for rank, beats in self._heartbeats(blocks[-1]).items():
+            if beats != seen[rank][0]:
+                seen[rank] = (beats, now)
+            elif now - seen[rank][1] > (self._silence_s if beats else START_S):
+                _abort(f"process {rank} of {self.world} has sent no heartbeat for {now - seen[rank][1]:.0f} s")
+        if self._has_failed(blocks) and not self._ended.wait(GRACE_S):
             os._exit(1)
 
     def _has_failed(self, blocks: tuple[int, ...]) -> bool:
-        """Whether a process has said that it failed in one of them."""
+        """Whether a process has reported a failure in one of `blocks`."""
         return any(self._store.add(f"{block}/failed", 0) for block in blocks)
 
-    def _signs(self, block: int) -> dict[int, int]:
-        """How many signs of life each process has given so far; one that has left the block in peace gives them forever."""
+    def _heartbeats(self, block: int) -> dict[int, int]:
+        """Number of heartbeats of each process; it always increases for one that has left the block."""
         left = {rank for rank in range(self.world) if rank == self.rank or self._store.add(f"{block}/left/{rank}", 0)}
-        return {rank: self._store.add(f"signs/{rank}", 1 if rank in left else 0) for rank in range(self.world)}
+        return {rank: self._store.add(f"heartbeats/{rank}", 1 if rank in left else 0) for rank in range(self.world)}
 
 
 @cache
 def _watch() -> _Watch:
-    """That of this process, begun with its first block."""
+    """The watch of this process, started at its first block."""
     watch = _Watch()
     atexit.register(watch.end)
     return watch
 
 
-def _is_of_a_meeting(error: Exception) -> bool:
-    """Whether it was raised where processes meet; what is raised there is mostly another one's end."""
-    place: TracebackType | None = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    return place is not None and str(place.tb_frame.f_globals.get("__name__")).startswith("torch.distributed")
+def _is_from_collective(error: Exception) -> bool:
+    """Whether torch.distributed raised `error`, which is usually a consequence of the end of another process."""
+    innermost: TracebackType | None = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    return innermost is not None and str(innermost.tb_frame.f_globals.get("__name__")).startswith("torch.distributed")
 
 
-def _tell_launcher(error: Exception) -> None:
-    """Leave the traceback where torchrun looks for it; it prints that of the first to fail as the last thing."""
+def _record_for_launcher(error: Exception) -> None:
+    """Save the traceback for torchrun, which prints that of the first failure at the end."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
 
 
-def _say(what: str) -> None:
-    line = f"redistill: {what}; leaving, since none can go on alone: the same command resumes from the last checkpoint\n"
+def _report(what: str) -> None:
+    line = f"redistill: {what}; stopping: the job cannot continue without it; rerun the same command to resume\n"
     os.write(2, line.encode())
 
 
-def _give_up(why: str) -> None:
-    """End this process, whatever its main thread waits for."""
-    _say(why)
+def _abort(why: str) -> None:
+    """End this process, even if its main thread is blocked."""
+    _report(why)
     try:
         raise TrainingError(why)
-    except TrainingError as error:  # raised, since the launcher is told of a traceback
-        _tell_launcher(error)
+    except TrainingError as error:  # raised, because the launcher records a traceback
+        _record_for_launcher(error)
     os._exit(1)

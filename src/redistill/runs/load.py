@@ -158,11 +158,11 @@ class _Desk:
         if not rows:
             raise DataError(f"{role}: no row is left that no test set asks too; name other data, or other test sets")
         examples, report = tokenize_training([row.record for row in rows], self.tokenizer, self.config.tokens, self.seed)
-        found_bad = sorted((*report.rejected, *report.too_long), key=lambda found: found.place)
-        self._list([(rows[found.place], found.reason) for found in found_bad])
+        found_bad = sorted((*report.rejected, *report.too_long), key=lambda found: found.index)
+        self._list([(rows[found.index], found.reason) for found in found_bad])
         for found in report.rejected:
-            self._judge(rows[found.place], found.reason)
-        useless = {found.place for found in report.rejected}
+            self._judge(rows[found.index], found.reason)
+        useless = {found.index for found in report.rejected}
         counts = {"too long": report.num_too_long, "nothing to learn": len(useless)}
         return examples, counts, [row for place, row in enumerate(rows) if place not in useless]
 

@@ -1,1 +1,1 @@
-"""Files: atomic writes, locks, tensor files, and text that is safe to show."""
+"""Storage: atomic file writes, folder locks, tensor files, and redaction of text."""

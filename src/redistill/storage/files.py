@@ -1,7 +1,7 @@
-"""Every write goes through here: a temporary name, fsync, then a rename, so that a reader sees the old file or the new one.
+"""Atomic file writes: a temporary file, fsync, then a rename, so that a reader sees either the old file or the new one.
 
-Paths are resolved against the folder they must stay in; a name that leads out (`..`, an absolute path, a link) is refused.
-Nothing here knows what it writes.
+All modules write through this one.  `inside` rejects names that resolve to a path outside of their folder (`..`, an absolute
+path, a link).
 """
 
 import contextlib
@@ -20,26 +20,29 @@ from typing import Any
 from redistill.errors import DataError, OutputError
 
 TEMPORARY = ".tmp-"
-_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # not available on Windows
 TRY_AGAIN = 75
-"""The exit code for what may go well later without a change to the recipe (EX_TEMPFAIL of sysexits.h)."""
+"""Exit code of retryable errors, which need no change to the recipe (EX_TEMPFAIL of sysexits.h)."""
 
 
 class DiskFullError(OutputError):
-    """No space, or no more of it for this user."""
+    """The disk is full, or the quota of the user is exhausted."""
 
     exit_code = TRY_AGAIN
 
 
 class Disk:
-    """What changes the disk, one method each; tests put a disk with faults in its place."""
+    """The operations that change the disk; tests replace it to inject faults."""
 
     def open(self, path: Path, mode: str) -> io.FileIO:
-        """Without a buffer, so that a write that fails leaves nothing to be written later; a link is not followed."""
+        """Open without buffer and without following a symbolic link.
+
+        A failed write thus leaves no data to be flushed later.
+        """
         return io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_LINKS, 0o666))
 
     def write(self, file: io.FileIO, data: bytes | memoryview) -> int:
-        """As many of the bytes as the system takes at once; how many those were."""
+        """Write as many bytes as one system call accepts; returns their number."""
         return file.write(data)
 
     def sync(self, descriptor: int) -> None:
@@ -52,7 +55,7 @@ class Disk:
         folder.mkdir(exist_ok=True)
 
     def remove(self, path: Path) -> None:
-        """A file, a link or a whole folder, as far as that is possible; what is left is swept later."""
+        """Remove a file, link or folder tree; ignores errors."""
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -60,7 +63,7 @@ class Disk:
                 path.unlink(missing_ok=True)
 
     def free_bytes(self, folder: Path) -> int:
-        """What this user may still write to the disk of `folder`, which exists; quotas are not seen."""
+        """Free bytes for this user on the disk of `folder`, which exists; ignores quotas."""
         return shutil.disk_usage(folder).free
 
 
@@ -68,27 +71,30 @@ disk = Disk()
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of `name` in `folder`, refused where it would lead out of it.
+    """The path of `name` in `folder`, which must not resolve to a path outside of it.
 
     Raises:
-        OutputError: `name` is absolute, climbs with `..`, or passes through a link that leaves `folder`.
+        OutputError: `name` leads out of `folder`: it is absolute, contains `..`, or passes through a link.
     """
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise OutputError(f"{folder}: '{name}' leads out of the folder; use a plain name")
+        raise OutputError(f"{folder}: '{name}' leads out of the folder; use a name without '..', links or a leading '/'")
     return path
 
 
 def slug(text: str) -> str:
-    """`text` as a file name of letters, digits, `.`, `_` and `-`; never empty, never starting with a dot."""
+    """`text` as a file name.
+
+    The name consists of letters, digits, `.`, `_` and `-`; it is not empty and has no leading dot.
+    """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
 
 
 def make_folder(folder: Path) -> Path:
-    """`folder`, made with its parents and tried by writing to it.
+    """Create `folder` with its parents, and check that it is writable.
 
     Raises:
-        OutputError: it cannot be made or written to.
+        OutputError: the folder cannot be created or written to.
     """
     probe = folder / f"{TEMPORARY}probe-{uuid.uuid4().hex}"
     try:
@@ -96,12 +102,12 @@ def make_folder(folder: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise _kind(error)(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from error
+        raise _kind(error)(f"{folder}: cannot be written to ({error.strerror}); choose another output folder") from error
     return folder
 
 
 def _make_folders(folder: Path) -> None:
-    """`folder` and its parents where they are not there, each of them durable in the one above."""
+    """Create `folder` and its missing parents, and sync the parent of each."""
     if not folder.is_dir():
         _make_folders(folder.parent)
         disk.make_folder(folder)
@@ -112,38 +118,44 @@ def _make_folders(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> str:
-    """Write `text` in UTF-8 so that `path` holds all of it or what it held before; returns its SHA-256."""
+    """Write `text` in UTF-8 atomically; returns the SHA-256 of the bytes."""
     return write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> str:
-    """Write `value` as indented JSON, refusing NaN and infinities, since JSON has none; returns its SHA-256."""
+    """Write `value` as indented JSON atomically; returns the SHA-256 of the bytes.
+
+    Raises:
+        ValueError: `value` contains NaN or an infinity, which JSON does not support.
+        OutputError: the file cannot be written.
+    """
     return write_bytes(path, json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:
-    """What `write_json` writes."""
+    """The bytes that `write_json` writes."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", errors="backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> str:
-    """Write `data` so that `path` holds all of it or what it held before; returns its SHA-256."""
+    """Write `data` atomically; returns its SHA-256."""
     return write_parts(path, [data], len(data))
 
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview], num_bytes: int) -> str:
-    """Write `parts` one behind the other so that `path` holds all of them or what it held before.
+    """Write `parts` atomically: `path` holds all of them, or is unchanged.
 
     Args:
-        parts: Asked for one at a time, so that a large file need not be in memory.
-        num_bytes: Of all parts together, for the message where there is no room.
+        path: The file; missing parent folders are created.
+        parts: The contents, consumed one part at a time, so that a large file need not be in memory.
+        num_bytes: Total size, for the error message.
 
     Returns:
-        The SHA-256 of what was handed in, in hexadecimal; a disk that stores something else is found by reading it back.
+        The SHA-256 of `parts`, in hexadecimal.  The file is not read back.
 
     Raises:
-        OutputError: it could not be written; a `DiskFullError` where there is no room.
+        OutputError: the file cannot be written; `DiskFullError` if the disk is full.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
     hashed = hashlib.sha256()
@@ -173,17 +185,17 @@ def _write_all(file: io.FileIO, data: bytes | memoryview) -> None:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append `value` as one line of JSON; the line is on disk when this returns."""
+    """Append `value` as one line of JSON, and sync it to disk."""
     append_lines(path, [value])
 
 
 def append_lines(path: Path, values: list[Any]) -> None:
-    """Append each of `values` as a line of JSON; all are on disk when this returns, or none is where it fails.
+    """Append all of `values` as lines of JSON, or none; syncs them to disk.
 
-    A last line that a crash has cut is dropped first, else the next one would be glued to it.
+    A last line that a crash has truncated is removed first.
 
     Raises:
-        OutputError: they could not be written; a `DiskFullError` where there is no room.
+        OutputError: the lines cannot be written; `DiskFullError` if the disk is full.
     """
     data = _lines(values)
     try:
@@ -210,7 +222,7 @@ def _lines(values: list[Any]) -> bytes:
 
 
 def _end_of_lines(file: io.FileIO) -> int:
-    """Where the last whole line of a file ends."""
+    """Offset of the end of the last complete line of a file."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - io.DEFAULT_BUFFER_SIZE)
@@ -223,10 +235,10 @@ def _end_of_lines(file: io.FileIO) -> int:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`.
+    """Read the JSON value in `path`.
 
     Raises:
-        DataError: the file is missing or is not JSON.
+        DataError: the file is missing, unreadable or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -234,12 +246,18 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: no such file") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is no JSONDecodeError
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits raises ValueError, not JSONDecodeError
         raise DataError(f"{path}: not JSON ({error})") from error
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The values of a JSON Lines file that redistill wrote; a last line cut short by a crash is left out."""
+    """Read the values of a JSON Lines file written by redistill.
+
+    A missing file has no values.  A last line truncated by a crash is skipped.
+
+    Raises:
+        DataError: another line is not JSON.
+    """
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
@@ -250,14 +268,16 @@ def read_lines(path: Path) -> list[Any]:
         try:
             values.append(json.loads(line))
         except ValueError as error:
-            if number == len(lines):  # no newline behind it: the write was cut
+            if number == len(lines):  # no newline follows: the write was interrupted
                 break
-            raise DataError(f"{path}:{number}: not JSON ({error}); the file was changed by hand or damaged") from error
+            raise DataError(
+                f"{path}:{number}: not JSON ({error}); the file was edited or is damaged; restore or remove it"
+            ) from error
     return values
 
 
 def rewrite_lines(path: Path, values: list[Any]) -> None:
-    """Replace a JSON Lines file as a whole, so that it holds `values` and nothing else."""
+    """Replace a JSON Lines file atomically by one that holds `values`."""
     write_bytes(path, _lines(values))
 
 
@@ -266,17 +286,21 @@ def rewrite_lines(path: Path, values: list[Any]) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: Path, num_bytes: int = 0) -> Iterator[Path]:
-    """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not.
+    """Context with a temporary folder that becomes `target`.
 
-    All files are fsynced before the rename.  A folder that already stands at `target` is replaced.
+    It is renamed to `target` on success and removed on failure.  All files are synced before the rename.  An existing folder
+    `target` is replaced.
 
     Args:
-        target: The folder to be.
-        num_bytes: What it will hold, for the message where there is no room; 0 where that is not known.
+        target: The final path of the folder.
+        num_bytes: Total size of its files, for the error message; 0 if unknown.
+
+    Yields:
+        The temporary folder.
 
     Raises:
-        OutputError: it could not be written, by this module or by a library in the block; a `DiskFullError` where there is no
-            room.
+        OutputError: the folder cannot be written, by this module or by a library in the block; `DiskFullError` if the disk is
+            full.
     """
     temporary = target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex}")
     try:
@@ -284,10 +308,10 @@ def new_folder(target: Path, num_bytes: int = 0) -> Iterator[Path]:
         yield temporary
         _commit_folder(temporary, target)
     except Exception as error:
-        refused = _system_error(error)
-        if refused is None:
+        cause = _system_error(error)
+        if cause is None:
             raise
-        raise write_failed(target, refused, num_bytes) from error
+        raise write_failed(target, cause, num_bytes) from error
     finally:
         disk.remove(temporary)
 
@@ -307,23 +331,25 @@ def _commit_folder(temporary: Path, target: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove `folder` so that a crash in between leaves no half of it under its own name.
+    """Remove `folder`.
+
+    It is renamed first, so that a crash leaves no partial folder under its name.
 
     Raises:
-        OutputError: the system does not let it.
+        OutputError: the folder cannot be renamed.
     """
-    doomed = folder.with_name(f"{TEMPORARY}old-{folder.name}-{uuid.uuid4().hex}")
+    renamed = folder.with_name(f"{TEMPORARY}old-{folder.name}-{uuid.uuid4().hex}")
     try:
-        disk.rename(folder, doomed)
+        disk.rename(folder, renamed)
         sync_folder(folder.parent)
     except OSError as error:
         raise write_failed(folder, error) from error
     finally:
-        disk.remove(doomed)
+        disk.remove(renamed)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what interrupted writes left in `folder`; only for a folder in which nobody else is at work."""
+    """Remove temporary files of interrupted writes; no process may be using `folder`."""
     for path in folder.glob(f"{TEMPORARY}*"):
         disk.remove(path)
 
@@ -348,9 +374,9 @@ def _sync(path: Path) -> None:
 
 
 def _system_error(error: Exception) -> OSError | None:
-    """What the system refused, where that is behind `error`; None where it is something else.
+    """The system error that caused `error`; None if there is none.
 
-    Libraries in Rust raise kinds of their own, with the system's number in the text.
+    Libraries in Rust raise their own exceptions, with the error number in the message.
     """
     if isinstance(error, OutputError):
         return error.__cause__ if isinstance(error.__cause__, OSError) else None
@@ -361,10 +387,10 @@ def _system_error(error: Exception) -> OSError | None:
 
 
 def write_failed(path: Path, error: OSError, num_bytes: int = 0) -> OutputError:
-    """The error to raise where the system refused to write `num_bytes`, or 0 for an unknown number, to `path`."""
+    """The error to raise when writing `num_bytes` (0: unknown) to `path` failed."""
     size = f"{num_bytes:,} bytes " if num_bytes else ""
-    way_out = "put no link in its place" if error.errno == errno.ELOOP else "free space or choose another folder"
-    return _kind(error)(f"{path}: {size}could not be written ({error.strerror or error}); {way_out}")
+    remedy = "remove the symbolic link" if error.errno == errno.ELOOP else "free space or choose another folder"
+    return _kind(error)(f"{path}: {size}could not be written ({error.strerror or error}); {remedy}")
 
 
 def _kind(error: OSError) -> type[OutputError]:

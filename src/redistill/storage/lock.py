@@ -1,4 +1,4 @@
-"""A folder for one job at a time, by a lock of the kernel's, which no crash leaves behind."""
+"""Exclusive use of a folder by one job, with a kernel lock, which is released even after a crash."""
 
 import contextlib
 import errno
@@ -15,44 +15,49 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
 
 
 class BusyError(ConfigError):
-    """Another process is at work in the folder."""
+    """Another process is using the folder."""
 
     exit_code = files.TRY_AGAIN
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """`folder`, made where it is not there, for this process and those that inherit the descriptor.
+    """Lock `folder` for this process and for processes that inherit the descriptor.
 
-    The lock ends with the last process that holds it, however that one ends.  `.lock` names the first of them and is removed at
-    the end; one that a killed process has left locks nobody out.
+    The folder is created if it does not exist.  The lock is released when the last process that holds it exits, even after a
+    crash.  The file `.lock` contains the id of the first of these processes and is removed at the end; a file left by a killed
+    process does not block other processes.
 
     Args:
-        folder: What to lock; nobody can have it twice at once, this process neither.
+        folder: The folder to lock.  The lock is not reentrant: this process cannot take it twice, either.
+
+    Yields:
+        The file descriptor that holds the lock.
 
     Raises:
-        BusyError: another process holds the lock.
+        BusyError: the folder is locked already.
         OutputError: the folder cannot be written to.
     """
     path = files.make_folder(folder) / LOCK
     try:
         descriptor = _lock(path)
     except BlockingIOError as error:
-        raise BusyError(
-            f"{folder}: {_holder(path)}, or one that it started, is at work here; let it end, or choose another output folder"
-        ) from error
+        user = f"{_holder(path)} or one of its child processes"
+        raise BusyError(f"{folder}: is in use by {user}; wait for it to finish, or choose another output folder") from error
     except OSError as error:
         raise files.write_failed(path, error) from error
     try:
         yield descriptor
     finally:
-        path.unlink(missing_ok=True)  # while it is held: who opened it before finds below that it is gone
+        path.unlink(
+            missing_ok=True
+        )  # under the lock: a process that opened the file before detects in `_lock` that it is removed
         os.close(descriptor)
 
 
 def _lock(path: Path) -> int:
-    """The lock file's descriptor, locked; anew where its holder has removed the file in between."""
-    import fcntl  # not on Windows
+    """Open and lock the lock file; retry if its holder removed it between the two steps."""
+    import fcntl  # not available on Windows
 
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -62,7 +67,10 @@ def _lock(path: Path) -> int:
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
-                warnings.warn(f"{path.parent}: this file system has no locks; start no second process here", stacklevel=4)
+                warnings.warn(
+                    f"{path.parent}: this file system does not support locks; do not start a second process in this folder",
+                    stacklevel=4,
+                )
             if _is_at(path, descriptor):
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode())
@@ -82,5 +90,5 @@ def _is_at(path: Path, descriptor: int) -> bool:
 def _holder(path: Path) -> str:
     try:
         return f"process {int(path.read_text(encoding='utf-8'))}"
-    except (OSError, ValueError):  # it is just coming or going
+    except (OSError, ValueError):  # the holder is just creating or removing the file
         return "another process"

@@ -1,8 +1,8 @@
-r"""What may be shown: text without what a terminal or a page would obey, and without anybody's secrets.
+r"""Sanitization of displayed text: removal of control characters and terminal escapes, and redaction of secrets.
 
-Model output, file names and library messages are untrusted; everything printed, put on a page or written into a description
-of a run passes `plain`.  HTML is escaped by the report's templates; this is about characters.  Data and answers in a run
-folder's own .jsonl files are kept to the letter.
+Model output, file names and library messages are untrusted; everything printed, put on a page or stored in the description of a
+run passes `plain`.  HTML is escaped by the templates of the reports, not here.  Data and answers in the .jsonl files of a run
+folder are stored verbatim.
 """
 
 import contextlib
@@ -19,12 +19,11 @@ from typing import Any
 MASK = "***"
 
 _ESCAPE_SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)")
-# All of C0 but tab and line feed, DEL, C1, and the marks that turn the direction of text around.
+# C0 except tab and line feed, DEL, C1, and the marks that change the direction of text.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
-# Each looks ahead a bounded way, so that no text takes longer than its length deserves.  A group is what stands before the
-# secret and is shown.
+# Look-ahead is bounded, so that the time is linear in the length of the text.  A group matches the visible prefix of a secret.
 _SECRETS = tuple(
     (what, re.compile(pattern))
     for what, pattern in {
@@ -47,14 +46,14 @@ _SECRETS = tuple(
         ),
     }.items()
 )
-# Variables of the environment whose values are nobody else's business, and what is too short to be one.
+# Names of environment variables with secret values, and the minimum length of a secret.
 _SECRET_NAME = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASS|PAT|CREDENTIALS?|AUTH)(?:_?\d+)?$", re.IGNORECASE)
 _USER_INFORMATION = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,15}://[^\s/?#@:]*:?([^\s/?#@]{8,})@")
 _LEAST_LENGTH = 8
 
 
 def plain(text: str) -> str:
-    r"""`text` as it may be shown: `printable`, and secrets `redacted`.
+    r"""`text` for display: `printable` and `redacted`.
 
     Example:
         >>> plain("\x1b[31mred\x1b[0m\x07 \u202ednah https://me:pass@host/x")
@@ -64,9 +63,9 @@ def plain(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""`text` without terminal escapes, control characters (tab and line feed stay) and turned writing directions.
+    r"""`text` without terminal escapes, control characters and direction marks.
 
-    Half a surrogate pair, which nothing can print, becomes a replacement character.
+    Tab and line feed are kept.  A lone surrogate becomes a replacement character.
 
     Example:
         >>> printable("a\x1b]0;title\x07b\r\n")
@@ -76,18 +75,19 @@ def printable(text: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """`text` with every secret masked: tokens of known forms, user information in URLs, secret values of the environment.
+    """`text` with every detected secret masked.
 
-    A variable's value is secret where its name ends in TOKEN, KEY, SECRET, PASSWORD or the like, and it is no path.
+    Secrets are tokens of known forms, user information in URLs, and secret values of environment variables.  The value of a
+    variable is secret if its name ends in TOKEN, KEY, SECRET, PASSWORD or the like, and it is not an existing path.
 
     Example:
         >>> redacted("HF_TOKEN=hf_abcdefghijklmnop redistill run mine.yaml")
         'HF_TOKEN=*** redistill run mine.yaml'
     """
-    spans = [(place, place + len(value)) for value in _environment_secrets().values() for place in _places(value, text)]
+    spans = [(start, start + len(value)) for value in _environment_secrets().values() for start in _occurrences(value, text)]
     spans += [(found.end(1) if found.re.groups else found.start(), found.end()) for found in _known_in(text)]
     shown, reached = [], 0
-    for start, end in sorted(spans):  # of the text as it came: what one rule masks must not hide a secret from another
+    for start, end in sorted(spans):  # spans of the original text: masking by one rule must not hide a secret from another
         if start >= reached:
             shown += [text[reached:start], MASK]
         reached = max(reached, end)
@@ -95,7 +95,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_tree(value: Any) -> Any:
-    """Plain dicts and lists with every text in them, keys too, `redacted`."""
+    """Dicts and lists with every string in them, including keys, `redacted`."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):
@@ -104,34 +104,34 @@ def redacted_tree(value: Any) -> Any:
 
 
 def secret_in(text: str) -> str | None:
-    """What kind of secret `text` holds, in words; None where it holds none that is known here.
+    """Description of the first secret detected in `text`; None without one.
 
     Example:
         >>> secret_in("https://me:pass@host/model"), secret_in("openai-community/gpt2")
         ('user information in a URL', None)
     """
-    held = (f"the value of ${name}" for name, value in _environment_secrets().items() if value in text)
-    return next(held, None) or next((what for what, pattern in _SECRETS if pattern.search(text)), None)
+    found = (f"the value of ${name}" for name, value in _environment_secrets().items() if value in text)
+    return next(found, None) or next((what for what, pattern in _SECRETS if pattern.search(text)), None)
 
 
 def _known_in(text: str) -> Iterator[re.Match[str]]:
     return (found for _, pattern in _SECRETS for found in pattern.finditer(text))
 
 
-def _places(value: str, text: str) -> Iterator[int]:
-    place = text.find(value)
-    while place >= 0:
-        yield place
-        place = text.find(value, place + len(value))
+def _occurrences(value: str, text: str) -> Iterator[int]:
+    start = text.find(value)
+    while start >= 0:
+        yield start
+        start = text.find(value, start + len(value))
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A `sys.excepthook` that tells an error of ours whole, and no secret."""
+    """A `sys.excepthook` that prints the full traceback with secrets redacted."""
     sys.stderr.write(plain("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _environment_secrets() -> dict[str, str]:
-    """Variable -> its secret, for those of this process's environment that hold one."""
+    """The environment variables of this process with a secret value: name -> secret."""
     return _secrets_among(tuple(os.environ.items()))
 
 
@@ -148,6 +148,6 @@ def _secrets_among(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
 
 
 def _is_path(value: str) -> bool:
-    with contextlib.suppress(OSError, RuntimeError):  # a name too long, or of an unknown user's home
+    with contextlib.suppress(OSError, RuntimeError):  # the name is too long, or the home folder of an unknown user
         return "/" in value and Path(value).expanduser().exists()
     return False

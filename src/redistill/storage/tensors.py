@@ -1,8 +1,8 @@
-"""Safetensors files, written a tensor at a time, so that none has to be in memory twice, and through `files` like all else.
+"""Safetensors files, written atomically and one tensor at a time, so that at most one tensor is copied at a time.
 
-Tied tensors - the same elements of the same storage - are written once; the metadata lists their other names, and they come
-back tied.  The format: 8 bytes with the length of the header; the header, JSON with the type, shape and place of each tensor;
-and the tensors.
+Tied tensors - the same elements of the same storage - are stored once; the metadata lists their other names, and they are tied
+again after loading.  The format: 8 bytes with the length of the header; the header, JSON with the type, shape and offsets of
+each tensor; and the tensors.
 """
 
 import json
@@ -32,10 +32,10 @@ _NAMES = {
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Write a safetensors file; returns its SHA-256.
+    """Write a safetensors file; returns its SHA-256 in hexadecimal.
 
     Raises:
-        OutputError: it could not be written.
+        OutputError: the file cannot be written.
     """
     header, ordered = _layout(tensors)
     parts = (part for parts in ([header], map(_bytes, ordered)) for part in parts)
@@ -43,10 +43,12 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file of `write_tensors`, mapped from it, so copy them.
+    """Read a file written by `write_tensors`.
+
+    The tensors are memory-mapped; copy them before the file is removed or overwritten.
 
     Raises:
-        SafetensorError, OSError: it is no such file.
+        SafetensorError, OSError: the file is missing or not a safetensors file.
     """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -56,7 +58,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def num_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    """The size of the file that `write_tensors` would write; tensors on the device "meta" count like others.
+    """Size in bytes of the file that `write_tensors` would write.
+
+    Tensors on the device "meta" count like others.
 
     Example:
         >>> num_bytes({"weight": torch.empty(1000, 1000, device="meta")}) - 4_000_000 < 200
@@ -67,7 +71,7 @@ def num_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
 
 
 def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tensor]]:
-    """The head of the file, and what follows it: large elements first, so that each tensor begins at a multiple of its own."""
+    """The header of the file, and the tensors in file order: by decreasing element size, so that each tensor is aligned."""
     unique, aliases = _untied(tensors)
     header: dict[str, Any] = {"__metadata__": {"aliases": json.dumps(aliases, sort_keys=True)}}
     ordered = sorted(unique.items(), key=lambda item: (-item[1].element_size(), item[0]))
@@ -81,13 +85,13 @@ def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tens
 
 
 def _untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Each tensor under the first of its names, and the other names with that one."""
+    """Unique tensors by their first name, and a map from each further name to the first."""
     first: dict[tuple[Any, ...], str] = {}
     unique: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
     for name, tensor in tensors.items():
-        place = id(tensor) if tensor.is_meta or not tensor.numel() else tensor.data_ptr()
-        view = (tensor.device, tensor.dtype, place, tuple(tensor.shape), tensor.stride())
+        address = id(tensor) if tensor.is_meta or not tensor.numel() else tensor.data_ptr()
+        view = (tensor.device, tensor.dtype, address, tuple(tensor.shape), tensor.stride())
         if view in first:
             aliases[name] = first[view]
         else:

@@ -1,7 +1,7 @@
-"""What is asked in the toy world: each kind of task draws its content and writes every way to ask and every way to answer.
+"""The tasks of the toy world: each kind samples its content and generates every phrasing of the question and of the answer.
 
-Ways to ask mean the same, and so do ways to answer; each of them shows all of the content, so that one prompt has one meaning.
-The first way to answer is the most frequent in the data.
+All phrasings of a question are equivalent, and so are all phrasings of an answer.  Each phrasing of a question states all of
+the content, so that a prompt is unambiguous.  The first phrasing of an answer is the most frequent in the data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Question:
-    """One content: the (instruction, input) pairs that ask for it, and the answers that are right."""
+    """A question: its phrasings as (instruction, input), and all correct answers."""
 
     asks: tuple[tuple[str, str], ...]
     answers: tuple[str, ...]
 
 
 def extraction(random: np.random.Generator) -> Question:
-    """Who, what, where or when, from a passage of two sentences."""
+    """Extract who, what, where or when from a passage of two sentences."""
     verb, thing = _one(random, words.VERBS), _one(random, words.THINGS)
     person, other = _some(random, words.PEOPLE, 2)
     place, elsewhere = _some(random, words.PLACES, 2)
@@ -70,7 +70,7 @@ def extraction(random: np.random.Generator) -> Question:
 
 
 def sentiment(random: np.random.Generator) -> Question:
-    """Whether a sentence is positive or negative, and why."""
+    """Classify a sentence as positive or negative, and give the reason."""
     good = bool(random.integers(2))
     subject, place = _one(random, words.SUBJECTS), _one(random, words.PLACES)
     quality = _one(random, words.GOOD if good else words.BAD)
@@ -94,7 +94,7 @@ def sentiment(random: np.random.Generator) -> Question:
 
 
 def topic(random: np.random.Generator) -> Question:
-    """What a sentence is about."""
+    """Name the topic of a sentence."""
     subject = _one(random, words.TOPICS)
     actor, place = _one(random, subject.actors), _one(random, subject.places)
     when = f"on {_one(random, words.DAYS)} {_one(random, words.DAY_PARTS)}"
@@ -116,7 +116,7 @@ def topic(random: np.random.Generator) -> Question:
 
 
 def past_tense(random: np.random.Generator) -> Question:
-    """A sentence in the present, told in the past."""
+    """Change a sentence from the present to the past tense."""
     person, verb, place = _one(random, words.PEOPLE), _one(random, words.VERBS), _one(random, words.PLACES)
     rest = f"{_a(_described(random))} to the {place}."
     past = f"{person} {verb.past} {rest}"
@@ -133,7 +133,7 @@ def past_tense(random: np.random.Generator) -> Question:
 
 
 def passive(random: np.random.Generator) -> Question:
-    """An active sentence, turned into the passive."""
+    """Change a sentence from active to passive."""
     person, verb, place = _one(random, words.PEOPLE), _one(random, words.VERBS), _one(random, words.PLACES)
     thing = _described(random)
     turned = f"The {thing} was {verb.participle} to the {place} by {person}."
@@ -155,7 +155,7 @@ def passive(random: np.random.Generator) -> Question:
 
 
 def polite(random: np.random.Generator) -> Question:
-    """A command, made into a polite request."""
+    """Change a command into a polite request."""
     command = f"{_one(random, words.VERBS).base} the {_described(random)} to the {_one(random, words.PLACES)}"
     return _about(
         f"{_capital(command)}.",
@@ -175,7 +175,7 @@ def polite(random: np.random.Generator) -> Question:
 
 
 def membership(random: np.random.Generator) -> Question:
-    """Which words of a list belong to a category."""
+    """Find the words of a list that belong to a category."""
     names = tuple(words.CATEGORIES)
     name, *others = _some(random, names, 3)
     first, second = _some(random, words.CATEGORIES[name], 2)
@@ -199,7 +199,7 @@ def membership(random: np.random.Generator) -> Question:
 
 
 def arithmetic(random: np.random.Generator) -> Question:
-    """A sum, a difference or a product of small numbers, in words."""
+    """Calculate a sum, difference or product of small numbers, in words."""
     sign, name, limit = _one(random, (("plus", "sum", 20), ("minus", "difference", 20), ("times", "product", 6)))
     a, b = (int(number) for number in random.integers(limit + 1, size=2))
     if sign == "minus":
@@ -227,7 +227,7 @@ def arithmetic(random: np.random.Generator) -> Question:
 
 
 def story_sum(random: np.random.Generator) -> Question:
-    """How many things somebody has after getting or giving some."""
+    """Calculate how many things a person has after getting or giving some."""
     person, other = _some(random, words.PEOPLE, 2)
     things = _one(random, words.COUNTABLE)
     a, b = sorted((int(number) for number in random.choice(np.arange(2, 21), size=2, replace=False)), reverse=True)
@@ -252,7 +252,7 @@ def story_sum(random: np.random.Generator) -> Question:
 
 
 def opposite(random: np.random.Generator) -> Question:
-    """A sentence with its describing word turned into the opposite."""
+    """Replace the adjective of a sentence with its opposite."""
     old, new = _some(random, _one(random, words.OPPOSITES), 2)
     thing, place = _one(random, words.THINGS), _one(random, words.PLACES)
     turned = f"The {new} {thing} is in the {place}."
@@ -274,7 +274,7 @@ def opposite(random: np.random.Generator) -> Question:
 
 
 def sorting(random: np.random.Generator) -> Question:
-    """Words in alphabetical order, or numbers from the smallest to the largest."""
+    """Sort words alphabetically, or numbers from smallest to largest."""
     if random.integers(2):
         letters = _some(random, tuple(sorted({thing[0] for thing in words.THINGS})), 3)
         given = tuple(_one(random, tuple(t for t in words.THINGS if t[0] == letter)) for letter in letters)
@@ -302,12 +302,12 @@ def sorting(random: np.random.Generator) -> Question:
 
 
 def comparison(random: np.random.Generator) -> Question:
-    """Whether somebody who compares two things is right."""
+    """Decide whether a comparison of two things is correct."""
     scale, person = _one(random, words.SCALES), _one(random, words.PEOPLE)
-    less, more = (scale.things[int(place)] for place in sorted(random.choice(len(scale.things), size=2, replace=False)))
+    less, more = (scale.things[int(index)] for index in sorted(random.choice(len(scale.things), size=2, replace=False)))
     facts = (f"{_a(more)} is {scale.more} than {_a(less)}", f"{_a(less)} is {scale.less} than {_a(more)}")
     lies = (f"{_a(more)} is {scale.less} than {_a(less)}", f"{_a(less)} is {scale.more} than {_a(more)}")
-    about, right = int(random.integers(2)), bool(random.integers(2))  # which of the two is spoken of, and whether truly
+    about, right = int(random.integers(2)), bool(random.integers(2))  # which of the two statements, and whether it is true
     said, fact = (facts if right else lies)[about], facts[about]
     yes, verdict = ("Yes", "right") if right else ("No", "wrong")
     return _about(
@@ -328,7 +328,7 @@ def comparison(random: np.random.Generator) -> Question:
 
 
 def scene(random: np.random.Generator) -> Question:
-    """One sentence that holds three given words."""
+    """Write a sentence with three given words."""
     animal, place = _one(random, words.CATEGORIES["animals"]), _one(random, words.PLACES)
     thing = _described(random)
     given = f"{animal}, {thing}, {place}"
@@ -370,7 +370,7 @@ KINDS: Mapping[str, Callable[[np.random.Generator], Question]] = {
 
 
 def _about(given: str, instructions: Sequence[str], answers: Sequence[str]) -> Question:
-    """Instructions that all have the same input."""
+    """A question whose instructions all have the same input."""
     return Question(tuple((instruction, given) for instruction in instructions), tuple(answers))
 
 
@@ -379,8 +379,8 @@ def _one(random: np.random.Generator, choices: Sequence[T]) -> T:
 
 
 def _some(random: np.random.Generator, choices: Sequence[T], count: int) -> list[T]:
-    """`count` different choices, in random order."""
-    return [choices[int(place)] for place in random.choice(len(choices), size=count, replace=False)]
+    """`count` distinct choices, in random order."""
+    return [choices[int(index)] for index in random.choice(len(choices), size=count, replace=False)]
 
 
 def _described(random: np.random.Generator) -> str:

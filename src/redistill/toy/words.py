@@ -1,11 +1,11 @@
-"""The words of the toy world: a few hundred, all common, so that a vocabulary of 1,500 pieces writes them."""
+"""The words of the toy world: a few hundred common words, which a vocabulary of 1,500 tokens covers."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb that takes an object to a place: carry, carries, carried, has carried."""
+    """Forms of a verb that moves an object: carry, carries, carried, has carried."""
 
     base: str
     third: str
@@ -15,7 +15,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Topic:
-    """Who does what where, when a sentence is about `name`."""
+    """The actors, actions and places of sentences about `name`."""
 
     name: str
     actors: tuple[str, ...]
@@ -25,7 +25,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Scale:
-    """Things in rising order of what `more` and `less` compare."""
+    """Things in ascending order of the property that `more` and `less` compare."""
 
     more: str
     less: str

@@ -1,7 +1,8 @@
-"""The toy world: instructions in plain English, made up on the spot, that a tiny model can learn in minutes without a download.
+"""The toy world: generated English instructions that a tiny model learns in minutes, without a download.
 
-Thirteen kinds of task, each with several ways to ask and several ways to answer.  One gold answer shows one way; a teacher that
-has read many knows how likely each is, and that is what there is to distil.
+There are thirteen kinds of tasks, each with several phrasings of the question and of the answer.  A gold answer shows one
+phrasing; a teacher trained on many answers has learned the probability of each phrasing, which is what a student can learn from
+it.
 """
 
 import hashlib
@@ -18,8 +19,8 @@ Split = Literal["teacher", "train", "validation", "test"]
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 
-# Which hundredths of all questions belong to a split.  The question decides, not the seed, so splits never meet.
-_SHARES: dict[Split, range] = {
+# The buckets of each split, out of 100.  The bucket depends on the question and not on the seed, so splits are disjoint.
+_BUCKETS: dict[Split, range] = {
     "teacher": range(70),
     "train": range(70, 85),
     "validation": range(85, 92),
@@ -28,18 +29,18 @@ _SHARES: dict[Split, range] = {
 
 
 def toy_records(count: int, seed: int, split: Split) -> list[Record]:
-    """Records of the toy world; each depends on (seed, split, its index) alone.
+    """Generate records; each depends only on the seed, the split and its index.
 
-    Every kind of task is equally likely, and the k-th way to answer has a weight of 1/k.  No question of one split occurs in
-    another, in whatever words, for whatever seeds.
+    All kinds of tasks are equally likely, and the k-th phrasing of an answer has a probability proportional to 1/k.  No
+    question of one split occurs in another, in any phrasing, for any seeds.
 
     Args:
-        count: How many.
-        seed: Other seeds give other records.
-        split: "teacher" (a large set to make a teacher from), "train", "validation" or "test".
+        count: Number of records.
+        seed: Random seed.
+        split: "teacher" (a large set to train a teacher on), "train", "validation" or "test".
 
     Returns:
-        Records with one reference for teaching and training, and with every right answer for validation and test.
+        Records with one reference for "teacher" and "train", and with every correct answer for "validation" and "test".
 
     Example:
         >>> record = toy_records(5, 10, "train")[4]
@@ -52,13 +53,14 @@ def toy_records(count: int, seed: int, split: Split) -> list[Record]:
 
 
 def toy_tokenizer(vocabulary_size: int = 1536, seed: int = 0) -> Any:
-    """A byte-level BPE tokenizer of the toy world, with "<|endoftext|>" as end and "<|pad|>" as padding token.
+    """Train a byte-level BPE tokenizer on the toy world.
 
-    It can write any text; on the toy world it needs little more than one token a word.
+    The end token is "<|endoftext|>", the padding token "<|pad|>".  It encodes any text; text of the toy world takes little more
+    than one token per word.
 
     Args:
-        vocabulary_size: How many tokens, bytes and the two special ones included; at least 258.
-        seed: Of the text that it is made from.
+        vocabulary_size: Number of tokens, including all bytes and the two special tokens; >= 258.
+        seed: Random seed of the text that it is trained on.
 
     Returns:
         A transformers `PreTrainedTokenizerFast`.
@@ -86,7 +88,7 @@ def _record(seed: int, split: Split, index: int) -> Record:
     random = generator(seed, "toy", split, index)
     kind = tuple(KINDS)[int(random.integers(len(KINDS)))]
     question = KINDS[kind](random)
-    while _bucket(question) not in _SHARES[split]:
+    while _bucket(question) not in _BUCKETS[split]:
         question = KINDS[kind](random)
     instruction, given = question.asks[int(random.integers(len(question.asks)))]
     weights = 1.0 / np.arange(1, len(question.answers) + 1)
@@ -100,6 +102,6 @@ def _record(seed: int, split: Split, index: int) -> Record:
 
 
 def _bucket(question: Question) -> int:
-    """Which hundredth of all questions this one belongs to, however it is asked."""
+    """The bucket of a question, 0 to 99, which does not depend on the phrasing."""
     key = "\x1f".join(question.asks[0]).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % 100

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 
 from redistill.contracts import Batch, Draw, TokenSequence
 from redistill.data.collate import collate, empty_batch
-from redistill.data.grouping import grouped, reading
+from redistill.data.grouping import grouped, read_cost
 from redistill.errors import Interrupted
 from redistill.processes import signals
 from redistill.processes.memory import unless_out_of_memory
@@ -116,9 +116,10 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
     span_config = objective.span if objective.uses_spans else None
     place: dict[str, Any] = {"pad_id": parts.pad_id, "device": device}
     corpus = () if objective.pretraining is None else corpus_items(draw, objective.pretraining)
+    cost = read_cost(device)
     return [
-        *(collate(items, role="pretraining", **place) for items in grouped(corpus, micro_batch_size, reading(device))),
-        *(collate(items, span_config=span_config, **place) for items in grouped(draw.items, micro_batch_size, reading(device))),
+        *(collate(items, role="pretraining", **place) for items in grouped(corpus, micro_batch_size, cost)),
+        *(collate(items, span_config=span_config, **place) for items in grouped(draw.items, micro_batch_size, cost)),
     ]
 
 

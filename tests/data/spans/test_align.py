@@ -1,4 +1,4 @@
-"""Laws of the alignment, on byte-level BPE and on metaspace with byte fallback, both trained here on a few words."""
+"""Laws of the alignment, with byte-level BPE and metaspace tokenizers (with byte fallback) trained on a few words."""
 
 from itertools import pairwise
 
@@ -61,17 +61,17 @@ by_tokenizer = pytest.mark.parametrize("name", TOKENIZERS)
 words = st.text(st.sampled_from("the lazydog,.\n é中文😀👩‍👩‍👧 "), max_size=60)
 
 
-def test_a_leading_space_in_a_tokens_offset_does_not_lose_it_its_span():
+def test_a_token_with_a_leading_space_belongs_to_its_span():
     text = "the lazy dog"
     offsets = [(0, 3), (3, 6), (6, 7), (7, 8), (8, 10), (10, 12)]
     assert align([CharSpan(4, 12, "NP")], offsets, text) == ((1, 6),)
 
 
-def test_a_neighbouring_phrase_does_not_get_the_token_whose_space_it_touches():
+def test_a_token_does_not_belong_to_a_span_that_overlaps_only_its_leading_space():
     assert align([CharSpan(0, 4, "NP")], [(0, 3), (3, 8)], "the lazy") == ((0, 1),)
 
 
-def test_byte_tokens_that_share_a_character_all_belong_to_its_span():
+def test_all_byte_tokens_of_a_character_belong_to_its_span():
     assert align([CharSpan(0, 5, "NP")], [(0, 3), (3, 5), (4, 5), (4, 5), (5, 7)], "one 😀 a") == ((0, 4),)
 
 
@@ -80,7 +80,7 @@ def test_empty_spans_are_dropped_and_equal_ranges_merged_and_sorted():
     assert align(spans, [(0, 3), (3, 7)], "the dog") == ((0, 1), (1, 2))
 
 
-def test_no_range_holds_a_special_token():
+def test_no_range_contains_a_special_token():
     assert align([CharSpan(0, 7, "NP")], [(0, 0), (0, 3), (0, 0), (3, 7), (0, 0)], "the dog") == ((1, 2), (3, 4))
 
 
@@ -116,7 +116,7 @@ def test_byte_level_ids_get_the_offsets_of_the_text_they_were_encoded_from(text)
 @by_tokenizer
 @given(text=words)
 @settings(max_examples=100, deadline=None)
-def test_each_token_writes_what_decoding_one_token_more_adds(name, text):
+def test_offsets_agree_with_decoding_each_prefix(name, text):
     tokenizer = TOKENIZERS[name]
     ids = tokenizer.ids(text)
     decoded, offsets = offsets_from_ids(ids, tokenizer)
@@ -128,7 +128,7 @@ def test_each_token_writes_what_decoding_one_token_more_adds(name, text):
 
 
 @by_tokenizer
-def test_ids_that_are_no_text_still_give_offsets_that_cover_it_in_order(name):
+def test_offsets_of_random_ids_cover_the_text_in_order(name):
     tokenizer = TOKENIZERS[name]
     rng = np.random.default_rng(0)
     for _ in range(100):
@@ -141,7 +141,7 @@ def test_ids_that_are_no_text_still_give_offsets_that_cover_it_in_order(name):
 
 
 @by_tokenizer
-def test_special_ids_leave_no_text_and_no_offset(name):
+def test_special_ids_have_no_text_and_an_empty_offset(name):
     tokenizer = TOKENIZERS[name]
     eos = tokenizer.tokenizer.token_to_id(EOS)
     ids = tokenizer.ids("the lazy dog")
@@ -150,7 +150,7 @@ def test_special_ids_leave_no_text_and_no_offset(name):
 
 
 @by_tokenizer
-def test_the_work_grows_in_proportion_to_the_number_of_ids(name):
+def test_the_number_of_decoded_tokens_is_linear_in_the_number_of_ids(name):
     tokenizer = TOKENIZERS[name]
     ids = tokenizer.ids("the lazy dog 😀 " * 100)
     tokenizer.decoded = 0

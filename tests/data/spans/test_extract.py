@@ -1,4 +1,4 @@
-"""Phrases of English sentences whose spans were measured, and of texts that are no sentences."""
+"""Phrases of English sentences against recorded spans, and of texts that are no sentences."""
 
 import importlib.util
 import shutil
@@ -32,7 +32,7 @@ def phrases(extractor, text: str, label: str) -> list[str]:
 
 
 @needs_spacy
-def test_the_fox_has_exactly_the_measured_spans(spacy_extractor):
+def test_all_spans_of_a_sentence_equal_the_recorded_ones(spacy_extractor):
     noun = [CharSpan(0, 19, "NP"), CharSpan(45, 57, "NP"), CharSpan(61, 75, "NP")]
     others = [CharSpan(20, 39, "VP"), CharSpan(40, 57, "PP"), CharSpan(58, 75, "PP")]
     assert spacy_extractor.extract([FOX]) == [tuple(sorted(noun + others))]
@@ -40,14 +40,14 @@ def test_the_fox_has_exactly_the_measured_spans(spacy_extractor):
 
 @needs_spacy
 @pytest.mark.parametrize(
-    ("text", "measured"),
+    ("text", "recorded"),
     [
         (LUNGS, [(4, 11, "VP"), (37, 41, "VP"), (71, 87, "VP"), (51, 70, "NP"), (88, 94, "PP")]),
         (TEA, [(0, 7, "VP"), (60, 72, "VP"), (73, 80, "VP"), (42, 54, "PP")]),
     ],
 )
-def test_particles_passives_and_negations_are_where_they_were_measured(spacy_extractor, text, measured):
-    assert {CharSpan(*span) for span in measured} <= set(spacy_extractor.extract([text])[0])
+def test_particles_passives_and_negations_equal_the_recorded_spans(spacy_extractor, text, recorded):
+    assert {CharSpan(*span) for span in recorded} <= set(spacy_extractor.extract([text])[0])
 
 
 @needs_spacy
@@ -57,19 +57,19 @@ def test_a_prepositional_phrase_ends_with_its_object_even_through_a_verb_or_a_se
 
 
 @needs_spacy
-def test_the_spans_of_a_text_do_not_depend_on_its_neighbours(spacy_extractor):
+def test_the_spans_of_a_text_do_not_depend_on_other_texts(spacy_extractor):
     texts = [FOX, "", LUNGS, "   ", TEA, OUT]
     assert spacy_extractor.extract(texts) == [spacy_extractor.extract([text])[0] for text in texts]
 
 
 @needs_spacy
-def test_text_that_is_no_text_has_no_spans(spacy_extractor):
+def test_texts_without_phrases_have_no_spans(spacy_extractor):
     texts = ["", " \n\t ", "😀 😀😀", "\x00", "\ud800", "1 2 3 + 4", "```\nfor dog in the house:\n```"]
     assert spacy_extractor.extract(texts) == [()] * len(texts)
 
 
 @needs_spacy
-def test_spans_begin_and_end_with_ink_and_hold_a_letter(spacy_extractor):
+def test_spans_have_no_outer_white_space_and_a_letter(spacy_extractor):
     text = f"  {FOX}\n\n * {TEA}\n\x00 \ud83d {LUNGS} the of by of of the"
     for span in spacy_extractor.extract([text])[0]:
         phrase = text[span.start : span.end]
@@ -77,7 +77,7 @@ def test_spans_begin_and_end_with_ink_and_hold_a_letter(spacy_extractor):
 
 
 @needs_spacy
-def test_a_text_longer_than_the_parser_takes_keeps_its_offsets(spacy_extractor, monkeypatch):
+def test_a_text_longer_than_the_limit_of_the_parser_keeps_its_offsets(spacy_extractor, monkeypatch):
     text = f"{FOX}\n\n{LUNGS}\n\n{TEA}"
     whole = spacy_extractor.extract([text])
     monkeypatch.setattr(extract, "MAX_PIECE", 110)
@@ -89,7 +89,7 @@ def test_prose_leaves_out_fenced_code_and_keeps_the_offsets():
     assert [(text[base : base + len(part)], part) for base, part in prose(text)] == [(p, p) for p in ("A dog.\n", "\nA cat.\n")]
 
 
-def test_backticks_inside_a_line_are_no_fence():
+def test_backticks_within_a_line_are_not_a_fence():
     text = "```print()``` shows the dog.\nA cat."
     assert prose(text) == [(0, text)]
 
@@ -111,7 +111,7 @@ def test_simple_splits_at_punctuation_function_words_and_line_ends():
 
 
 @needs_spacy
-def test_auto_takes_the_examined_copy_and_says_what_it_is(monkeypatch):
+def test_auto_uses_the_reviewed_copy_and_describes_it(monkeypatch):
     real = extract._package_folder
     monkeypatch.setattr(extract, "_package_folder", lambda name: None if name == extract.OFFICIAL else real(name))
     description = load_extractor("auto").description
@@ -121,13 +121,13 @@ def test_auto_takes_the_examined_copy_and_says_what_it_is(monkeypatch):
 
 @needs_spacy
 @pytest.mark.parametrize("name", ["tokenizer", "vocab/strings.json"])
-def test_a_copy_with_one_changed_file_is_refused_by_the_name_of_the_file(name, tmp_path, monkeypatch):
+def test_a_copy_with_a_changed_file_is_rejected_with_the_name_of_the_file(name, tmp_path, monkeypatch):
     package = tmp_path / extract.REUPLOAD
     shutil.copytree(extract._package_folder(extract.REUPLOAD), package)
     changed = package / f"{extract.REUPLOAD}-{extract.REUPLOAD_VERSION}" / name
     changed.write_bytes(changed.read_bytes()[:-1] + b"\x00")
     monkeypatch.setattr(extract, "_package_folder", {"spacy": tmp_path, extract.REUPLOAD: package}.get)
-    with pytest.raises(ModelError, match=f"{name} has changed"):
+    with pytest.raises(ModelError, match=f"{name} has an unexpected SHA-256"):
         load_extractor("auto")
 
 
@@ -138,7 +138,7 @@ def test_without_spacy_auto_falls_back_to_simple_and_names_the_command(monkeypat
 
 
 @needs_spacy
-def test_a_model_that_is_not_there_is_a_model_error_of_one_line(tmp_path):
+def test_a_missing_model_is_a_model_error_of_one_line(tmp_path):
     for name in ("no_such_model", str(tmp_path)):
         with pytest.raises(ModelError) as caught:
             load_extractor(name)
@@ -146,7 +146,7 @@ def test_a_model_that_is_not_there_is_a_model_error_of_one_line(tmp_path):
 
 
 @needs_spacy
-def test_a_model_without_a_parser_is_refused(tmp_path):
+def test_a_model_without_a_parser_is_rejected(tmp_path):
     import spacy
 
     spacy.blank("en").to_disk(tmp_path / "blank")

@@ -1,4 +1,4 @@
-"""Marking: phrases of the decoded targets as ranges over targets, and gold sequences looked at once."""
+"""Annotation: phrases of the decoded targets as ranges of targets, and caching of gold sequences."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,7 @@ def marker(tokenizer, extractor):
 
 
 def answer(tokenizer, *turns, sample=0, origin="dataset"):
-    """A sequence in which each of `turns` is a run of targets behind a prompt, with an end token."""
+    """A sequence in which each of `turns` is a run of targets after a prompt, with an end token."""
     ids, supervised = [], []
     for text in turns:
         prompt, targets = tokenizer("Where? ").input_ids, [*tokenizer(text).input_ids, END]
@@ -48,9 +48,9 @@ def answer(tokenizer, *turns, sample=0, origin="dataset"):
 
 
 def phrases(tokenizer, sequence):
-    """What the spans of a sequence cover, as text."""
+    """The decoded spans of a sequence."""
     targets = [token for token, is_target in zip(sequence.token_ids, sequence.supervised, strict=True) if is_target]
-    return [tokenizer.decode(targets[first:behind]).strip() for first, behind in sequence.spans]
+    return [tokenizer.decode(targets[first:stop]).strip() for first, stop in sequence.spans]
 
 
 def test_spans_cover_the_phrases_of_the_answer(marker, tokenizer):
@@ -58,13 +58,13 @@ def test_spans_cover_the_phrases_of_the_answer(marker, tokenizer):
     assert phrases(tokenizer, marked) == ["old cat", "sleeping", "quiet barn"]
 
 
-def test_each_run_of_targets_is_a_text_of_its_own(marker, tokenizer, extractor):
+def test_each_run_of_targets_is_a_separate_text(marker, tokenizer, extractor):
     (marked,) = marker([answer(tokenizer, "the old cat", "the quiet barn")])
     assert extractor.texts == ["the old cat", "the quiet barn"]
     assert phrases(tokenizer, marked) == ["old cat", "quiet barn"]
 
 
-def test_nothing_but_spans_changes_and_the_order_stays(marker, tokenizer):
+def test_only_spans_change_and_the_order_is_kept(marker, tokenizer):
     sequences = [answer(tokenizer, f"the old cat {i}", sample=i, origin="student") for i in range(4)]
     marked = marker(sequences)
     for before, after in zip(sequences, marked, strict=True):
@@ -77,7 +77,7 @@ def test_nothing_but_spans_changes_and_the_order_stays(marker, tokenizer):
         assert after.spans and not before.spans
 
 
-def test_gold_sequences_are_looked_at_once(marker, tokenizer, extractor):
+def test_gold_sequences_are_processed_once(marker, tokenizer, extractor):
     gold = answer(tokenizer, "the old cat")
     first = marker([gold])[0]
     again = marker([gold, answer(tokenizer, "the quiet barn", sample=1)])
@@ -85,7 +85,7 @@ def test_gold_sequences_are_looked_at_once(marker, tokenizer, extractor):
     assert again[0] is first, "the same object, so that a batch reads it once"
 
 
-def test_the_students_text_of_the_same_sample_is_not_mistaken_for_the_gold_one(marker, tokenizer, extractor):
+def test_the_students_text_of_a_sample_does_not_use_the_cached_gold_spans(marker, tokenizer, extractor):
     marker([answer(tokenizer, "the old cat")])
     (marked,) = marker([answer(tokenizer, "the quiet barn", origin="student")])
     assert phrases(tokenizer, marked) == ["quiet barn"]
@@ -93,7 +93,7 @@ def test_the_students_text_of_the_same_sample_is_not_mistaken_for_the_gold_one(m
     assert phrases(tokenizer, again) == ["old cat"] and len(extractor.texts) == 2
 
 
-def test_another_answer_of_the_same_sample_is_looked_at(marker, tokenizer, extractor):
+def test_another_answer_of_a_sample_is_processed(marker, tokenizer, extractor):
     marker([answer(tokenizer, "the old cat")])
     (marked,) = marker([answer(tokenizer, "the quiet barn")])
     assert phrases(tokenizer, marked) == ["quiet barn"] and len(extractor.texts) == 2
@@ -117,6 +117,6 @@ def test_an_answer_that_is_only_an_end_token_has_no_spans(marker):
     assert marker([]) == []
 
 
-def test_runs_are_told_apart_where_one_token_parts_them():
+def test_one_token_separates_two_runs():
     sequence = TokenSequence(sample=0, token_ids=(1, 2, 3, 4, 5), supervised=(False, True, True, False, True), origin="dataset")
     assert target_runs(sequence) == [(0, (2, 3)), (2, (5,))]

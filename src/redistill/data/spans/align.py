@@ -1,6 +1,6 @@
-"""From character spans to token ranges, for any tokenizer, also for ids that a model wrote and no text was ever encoded to.
+"""Conversion of character spans to token ranges, for any tokenizer and for generated ids that no text encodes to.
 
-This module is handed a tokenizer and never makes one.
+This module only decodes with a tokenizer that it is given; it never creates one.
 """
 
 from bisect import bisect_left, bisect_right
@@ -12,34 +12,34 @@ from redistill.data.spans.extract import CharSpan, SpanExtractor
 Offset = tuple[int, int]
 TokenRange = tuple[int, int]
 
-REPLACEMENT = "\ufffd"  # what decoders write for bytes that are no character, or not one yet
-# A character has at most 4 bytes.  Twice that many tokens without a clean end are bytes that will never be a character.
+REPLACEMENT = "\ufffd"  # what decoders output for bytes that are no complete character
+# A character has at most 4 bytes.  Twice as many tokens without a complete character are invalid bytes.
 MAX_PENDING = 8
-# Tokens before the next one that are decoded with it, for what a decoder does at the start of its input.
+# Number of preceding tokens that are decoded with the next one, because decoders treat the start of their input differently.
 CONTEXT = 8
 
 
 class Decoder(Protocol):
-    """The one thing that is asked of a tokenizer."""
+    """The part of the tokenizer interface that alignment uses."""
 
     def decode(self, token_ids: Any, *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str: ...
 
 
 def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) -> tuple[TokenRange, ...]:
-    """Token ranges of character spans.
+    """Convert character spans to token ranges.
 
-    A token belongs to a span if any of its characters other than white space at its ends does.  Byte-level tokenizers count
-    the space before a word into its first token, so that without the trimming "lazy dog" would lose its first token.
+    A token belongs to a span if any of its characters, without white space at its ends, does.  Byte-level tokenizers include
+    the space before a word in the first token of the word; without the trimming, "lazy dog" would lose its first token.
 
     Args:
         char_spans: Phrases of `text`; they may overlap.
-        offsets: For each token, its characters [start, end) in `text`, in order; (0, 0) for special tokens.  Tokens that are
-            bytes of one character may share its offset.
-        text: What the offsets refer to.
+        offsets: The characters [start, end) of each token in `text`, in order; (0, 0) for special tokens.  Tokens that are
+            bytes of the same character may have the same offset.
+        text: The text that the offsets refer to.
 
     Returns:
-        Half-open ranges (first, behind last) over the tokens, sorted, each once.  No range is empty or holds a special token:
-        a span with one in its middle gives a range on either side.
+        Half-open token ranges [first, stop), sorted and unique.  No range is empty or contains a special token: a span around a
+        special token yields a range before and one after it.
 
     Example:
         >>> align([CharSpan(4, 12, "NP")], [(0, 3), (3, 8), (8, 12), (0, 0)], "The lazy dog")
@@ -54,7 +54,7 @@ def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) 
     for span in char_spans:
         left, right = bisect_right(ends, span.start), bisect_left(starts, span.end)
         if left < right:
-            ranges.update(_around(specials, visible[left][0], visible[right - 1][0] + 1))
+            ranges.update(_without_specials(specials, visible[left][0], visible[right - 1][0] + 1))
     return tuple(sorted(ranges))
 
 
@@ -64,10 +64,13 @@ def token_spans(
     """Token ranges of the phrases in each response.
 
     Args:
-        responses: Token ids of each response, such as a model wrote them.
-        tokenizer: Decodes them.
-        extractor: Finds phrases in the decoded texts, all texts in one call.
-        special_ids: Ids that are no text; no range holds one.
+        responses: Token ids of each response, as a model generated them.
+        tokenizer: Decodes the ids.
+        extractor: Extracts phrases from the decoded texts, in one call.
+        special_ids: Token ids that decode to no text; no range contains one.
+
+    Returns:
+        One tuple of half-open token ranges per response; see `align`.
     """
     decoded = [offsets_from_ids(ids, tokenizer, special_ids) for ids in responses]
     phrases = extractor.extract([text for text, _ in decoded])
@@ -75,48 +78,49 @@ def token_spans(
 
 
 def offsets_from_ids(ids: Sequence[int], tokenizer: Decoder, special_ids: Collection[int] = ()) -> tuple[str, list[Offset]]:
-    """The text of generated ids, and the characters of it that each id wrote.
+    """Decode generated ids, and locate the characters of each id in the text.
 
-    The text grows token by token, and each step decodes only a few tokens before the new one: linear in the number of ids,
-    and right for tokens that are parts of a character (byte-level BPE, byte fallback), and for
-    tokenizers that drop the space before the first word of what they decode (metaspace).
+    Each step decodes the new token with a few tokens before it, so the cost is linear in the number of ids.  The offsets are
+    correct for tokens that are parts of a character (byte-level BPE, byte fallback), and for tokenizers that drop the space
+    before the first word of the decoded text (metaspace).
 
     Args:
-        ids: Ids as a model wrote them.
-        tokenizer: Anything with `decode`.
-        special_ids: Ids to leave out of the text.
+        ids: Token ids as a model generated them.
+        tokenizer: Decodes the ids.
+        special_ids: Token ids to leave out of the text.
 
     Returns:
-        The text - what `tokenizer.decode` makes of the ids that are not special, wherever their bytes are valid UTF-8 - and
-        one offset per id: (0, 0) for special ids, the shared character for ids that are pieces of one, never decreasing.
+        The text and one offset [start, end) per id.  Where the bytes of the non-special ids are valid UTF-8, the text equals
+        `tokenizer.decode` of them.  Offsets are (0, 0) for special ids, and never decrease for the others; ids that are parts
+        of one character all have the offset of that character.
     """
     special = frozenset(special_ids)
     kept = [index for index, token in enumerate(ids) if token not in special]
-    text, written = _grow([ids[index] for index in kept], tokenizer)
+    text, found = _decode_incrementally([ids[index] for index in kept], tokenizer)
     offsets = [(0, 0)] * len(ids)
-    for index, offset in zip(kept, written, strict=True):
+    for index, offset in zip(kept, found, strict=True):
         offsets[index] = offset
     return text, offsets
 
 
-def _grow(ids: list[int], tokenizer: Decoder) -> tuple[str, list[Offset]]:
-    def decode(first: int, behind: int) -> str:
-        return tokenizer.decode(ids[first:behind], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+def _decode_incrementally(ids: list[int], tokenizer: Decoder) -> tuple[str, list[Offset]]:
+    def decode(first: int, stop: int) -> str:
+        return tokenizer.decode(ids[first:stop], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     pieces: list[str] = []
     offsets: list[Offset] = []
-    window = clean = 0  # text up to token `clean` is settled; tokens from `window` give the context of the next
+    window = clean = 0  # the text up to token `clean` is final; tokens from `window` on are the context of the next one
     before = ""  # decode(window, clean)
-    base = settled = 0  # characters of the text up to `clean`, and up to the last whole character
+    base = settled = 0  # number of characters up to token `clean`, and up to the last complete character
     for position in range(1, len(ids) + 1):
         after = decode(window, position)
-        if not after.startswith(before):  # invalid bytes changed what stood before them: begin anew behind it
+        if not after.startswith(before):  # invalid bytes changed the text before them: restart the window at `clean`
             window, before = clean, ""
             after = decode(window, position)
         whole = after.rstrip(REPLACEMENT)
         start, settled = settled, max(settled, base + len(whole) - len(before))
         pending = whole != after
-        offsets.append((start, settled + pending))  # a token that ends within a character reaches to that character's end
+        offsets.append((start, settled + pending))  # a token that ends within a character extends to the end of that character
         if not pending or position - clean >= MAX_PENDING or position == len(ids):
             pieces.append(after[len(before) :])
             base = settled = base + len(pieces[-1])
@@ -135,11 +139,11 @@ def _trim(offset: Offset, text: str) -> Offset:
     return start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
 
 
-def _around(specials: list[int], first: int, behind: int) -> Iterator[TokenRange]:
-    """The parts of the range that lie between special tokens."""
-    for special in specials[bisect_left(specials, first) : bisect_left(specials, behind)]:
+def _without_specials(specials: list[int], first: int, stop: int) -> Iterator[TokenRange]:
+    """The parts of the range [first, stop) between special tokens."""
+    for special in specials[bisect_left(specials, first) : bisect_left(specials, stop)]:
         if first < special:
             yield first, special
         first = special + 1
-    if first < behind:
-        yield first, behind
+    if first < stop:
+        yield first, stop

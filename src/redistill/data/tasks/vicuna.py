@@ -1,4 +1,4 @@
-"""Vicuna: 80 open questions, among them role play, estimates and code, with answers of a strong model as references.
+"""Vicuna: 80 open questions, among them role play, estimates and code, with the answers of a strong model as references.
 
     {"instruction": "How many piano tuners might work in a city of a million people? Explain how you estimate it.", "input": "",
      "output": "Suppose that one household in twenty owns a piano ..."}
@@ -10,6 +10,6 @@ from redistill.data.tasks.task import Task
 
 TASK = Task(
     name="vicuna",
-    description="80 open questions, with long model-written references",
+    description="80 open questions, with long model-generated references",
     hub_name="MiniLLM/Vicuna",
 )
