@@ -78,7 +78,9 @@ def parse_yaml(text: bytes, source: str) -> dict[str, Any]:
         ConfigError: not YAML, not a mapping, or beyond a limit.
     """
     if len(text) > MAX_YAML_BYTES:
-        raise ConfigError(f"{source}: {len(text)} bytes of YAML: must be at most {MAX_YAML_BYTES}; remove what is not part of a recipe")
+        raise ConfigError(
+            f"{source}: {len(text)} bytes of YAML: must be at most {MAX_YAML_BYTES}; remove what is not part of a recipe"
+        )
     tree = _load(text, source, "fix the line, or quote its text")
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: a recipe is a mapping of sections, such as `method: mgsr`; found {type(tree).__name__}")
@@ -103,7 +105,9 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], source: s
             raise ConfigError(f"{shown(override)}: an override has the form section.field=value")
         *sections, last = path.split(".")
         if len(sections) > MAX_DEPTH:
-            raise ConfigError(f"{shown(path)}: {len(sections)} nested sections: must be at most {MAX_DEPTH}; use the path of a recipe's field")
+            raise ConfigError(
+                f"{shown(path)}: {len(sections)} nested sections: must be at most {MAX_DEPTH}; use the path of a recipe's field"
+            )
         here = result
         for section in sections:
             if not isinstance(here.get(section), dict):
@@ -119,7 +123,9 @@ def _load(text: bytes | str, source: str, remedy: str) -> Any:
     try:
         value = yaml.load(text, Loader=_StrictLoader)
         if _num_values(value, {}) > MAX_VALUES:
-            raise ConfigError(f"{source}: more than {MAX_VALUES} values after the expansion of aliases; write the values without aliases")
+            raise ConfigError(
+                f"{source}: more than {MAX_VALUES} values after the expansion of aliases; write the values without aliases"
+            )
     except RecursionError as error:
         raise ConfigError(f"{source}: nested too deeply; a recipe has a few levels of sections") from error
     except ConfigError:
@@ -168,7 +174,9 @@ def _check_texts(tree: Any) -> None:
 
 def _check_text(path: str, text: str) -> None:
     if len(text) > MAX_TEXT:
-        raise ConfigError(f"{path} = {shown(text)}: is {len(text)} characters long; must be at most {MAX_TEXT}; use a shorter name or path")
+        raise ConfigError(
+            f"{path} = {shown(text)}: is {len(text)} characters long; must be at most {MAX_TEXT}; use a shorter name or path"
+        )
     if text != printable(text):
         raise ConfigError(f"{path} = {shown(text)}: contains a control character or a lone surrogate; remove it")
     if what := secret_in(text):
