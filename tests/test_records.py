@@ -17,7 +17,7 @@ def metric(**changes):
         *[("better", "larger"), ("needs", "luck")],
     ],
 )
-def test_what_files_and_reports_could_not_hold_is_refused(field, value):
+def test_what_files_and_reports_could_not_hold_is_rejected(field, value):
     with pytest.raises(ConfigError, match=f"^{field} = "):
         metric(**{field: value})
 

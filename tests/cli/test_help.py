@@ -99,9 +99,9 @@ print("imported:", sorted(roots - sys.stdlib_module_names - {{"redistill"}}))
 def test_wrong_arguments_are_one_line_after_the_usage_and_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(arguments)
-    said = capsys.readouterr()
-    assert left.value.code == 2 and said.out == ""
-    assert said.err.startswith("usage: redistill") and ": error: " in said.err.splitlines()[-1]
+    printed = capsys.readouterr()
+    assert left.value.code == 2 and printed.out == ""
+    assert printed.err.startswith("usage: redistill") and ": error: " in printed.err.splitlines()[-1]
 
 
 def test_overrides_may_follow_an_option() -> None:

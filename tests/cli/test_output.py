@@ -166,9 +166,9 @@ def test_what_others_print_does_not_get_into_the_document(
     monkeypatch.setattr("redistill.runs.demo.demo", noisy)
     recipe = [str(world / "recipe.yaml")] if command == "run" else []
     assert main([command, *recipe, "--json"]) == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out)["scores"] == {"datasets": {}}
-    assert said.err == "a library's line\n"
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["scores"] == {"datasets": {}}
+    assert printed.err == "a library's line\n"
 
 
 def test_only_the_first_of_several_processes_prints(
@@ -184,8 +184,8 @@ def test_only_the_first_of_several_processes_prints(
 
 def test_an_error_leaves_standard_output_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path / "none"), "--json"]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("redistill: ") and said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("redistill: ") and printed.err.count("\n") == 1
 
 
 def test_secrets_are_masked_and_control_characters_escaped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,10 @@ def _engine_mismatches(
         )
     sampling = row.policy.sampling
     if sampling is not None and sampling.no_repeat_ngram and not engine.no_repeat_ngram:
-        yield f"policy {policy}: bans repeated n-grams, which the engine does not support; use the engine local, or set it to 0"
+        yield (
+            f"policy {policy}: bans repeated n-grams, which the engine does not support; use the engine local, or set "
+            "no_repeat_ngram to 0"
+        )
 
 
 def _kind(part: object) -> str:

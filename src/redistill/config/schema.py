@@ -25,11 +25,11 @@ def check_schema(number: Any, where: str, written_by: Any = None) -> None:
         written_by: Version of redistill that wrote the file; None if the file does not name it.
 
     Raises:
-        ConfigError: the number is not an integer from 1 to the current schema.
+        ConfigError: the number is not a whole number from 1 to the current schema.
     """
     if not isinstance(number, int) or isinstance(number, bool) or number < FIRST:
         raise ConfigError(
-            f"{where}: schema = {shown(number)}: must be an integer from {FIRST} to {SCHEMA}; remove it, or set a valid number"
+            f"{where}: schema = {shown(number)}: must be a whole number from {FIRST} to {SCHEMA}; remove it, or set a valid number"
         )
     if number > SCHEMA:
         named = isinstance(written_by, str) and written_by != __version__
