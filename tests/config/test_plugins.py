@@ -1,5 +1,6 @@
 """External divergences, policies, teachers, engines and methods: imported only if they are allowed."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from redistill.cli import main as cli
-from redistill.config.run import Run, decode_run, encode_run, load_config
+from redistill.config.run import decode_run, encode_run, load_config
 from redistill.errors import ConfigError
 from redistill.losses.divergences import SkewForwardKL, TotalVariation
 from redistill.policies import Mixed
@@ -257,8 +258,8 @@ def test_a_teacher_and_an_engine_may_be_external(folder, method):
 
 def test_declared_capabilities_are_checked_against_the_method(folder):
     assert error_of(folder, "own_parts", method="mgsr", **OUTSIDE) == (
-        "objective.span_weight: needs teacher logits of the whole vocabulary, but the teacher provides only its 32 most probable "
-        "classes; use a local teacher, or a method without DAC-KL and span loss, such as gkd (method mgsr)"
+        "objective.span_weight: needs teacher logits of the whole vocabulary, but the teacher provides only its 32 most "
+        "probable classes; use a local teacher, or a method without DAC-KL and span loss, such as gkd (method mgsr)"
     )
     expected = error_of(folder, "own_parts", method="minillm", engine="own_parts:TextEngine")
     assert expected.startswith("policy rollouts: samples tokens from a mixture") and expected.endswith("(method minillm)")
@@ -286,7 +287,7 @@ def test_a_package_is_allowed_with_all_its_modules(folder):
 def test_python_code_may_pass_an_instance(folder):
     run = tiny_run(folder, "kd")
     objective = Objective(sft_weight=0.0, divergence=Own())
-    changed = Run(**{**vars(run), "objective": objective})
+    changed = dataclasses.replace(run, objective=objective)
     assert changed.resolved_method.objective.divergence == Own()
     assert encode_run(changed)["objective"]["divergence"] == {"kind": f"{__name__}:Own", "temperature": 1.0}
 

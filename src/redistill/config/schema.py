@@ -28,9 +28,8 @@ def check_schema(number: Any, where: str, written_by: Any = None) -> None:
         ConfigError: the number is not a whole number from 1 to the current schema.
     """
     if not isinstance(number, int) or isinstance(number, bool) or number < FIRST:
-        raise ConfigError(
-            f"{where}: schema = {shown(number)}: must be a whole number from {FIRST} to {SCHEMA}; remove it, or set a valid number"
-        )
+        allowed = f"must be a whole number from {FIRST} to {SCHEMA}"
+        raise ConfigError(f"{where}: schema = {shown(number)}: {allowed}; remove it for the current schema")
     if number > SCHEMA:
         named = isinstance(written_by, str) and written_by != __version__
         version = f"redistill {shown(written_by)}, which wrote it" if named else f"a version later than {__version__}"
