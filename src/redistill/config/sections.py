@@ -81,7 +81,7 @@ class StudentConfig(ModelConfig):
     Args:
         model: "teacher", or a hub name, a folder or a GGUF file as for the teacher.
         initialise: The layers to keep, of the teacher or of the named model; None keeps all.
-        finetune: Fine-tuning of the student before distillation (the "init" checkpoint of the literature); None is without.
+        finetune: Fine-tuning of the student before distillation (the "init" checkpoint of the literature); None disables it.
         start: "base" skips `finetune`, "finetuned" requires it; "method" takes the value of the method, which is base for sft,
             kd and seqkd.
         lora: Adapters that are trained instead of the student's weights; None trains all weights.
