@@ -11,6 +11,7 @@ from redistill.config.run import Run, encode_run
 from redistill.config.schema import SCHEMA
 from redistill.evaluation.folder import RESPONSES
 from redistill.runs.folder import RUN_FILE, sole_use
+from redistill.runs.opened import make_accelerator
 from redistill.storage import files
 from redistill.storage.lock import LOCK, locked
 from tests.worlds import tiny_run
@@ -42,7 +43,7 @@ def test_what_a_killed_run_left_half_written_is_swept_wherever_a_run_writes(run:
     (run.folder.parent / "precious").mkdir()
     (run.folder.parent / "precious" / "a.txt").write_text("mine")
     (run.folder / f"{files.TEMPORARY}link").symlink_to(run.folder.parent / "precious")
-    with sole_use(run.folder, "fp32"):
+    with sole_use(run.folder, make_accelerator("fp32")):
         assert [path.name for path in run.folder.rglob("*") if path.name.startswith(files.TEMPORARY)] == []
     assert (run.folder.parent / "precious" / "a.txt").read_text() == "mine"
 
@@ -50,7 +51,7 @@ def test_what_a_killed_run_left_half_written_is_swept_wherever_a_run_writes(run:
 def test_a_run_folder_that_is_a_link_is_one_like_others(run: Run) -> None:
     target = run.folder.rename(run.folder.with_name("scratch"))
     run.folder.symlink_to(target)
-    with sole_use(run.folder, "fp32"):
+    with sole_use(run.folder, make_accelerator("fp32")):
         assert (target / LOCK).exists()
     assert run.folder.is_symlink() and list(target.iterdir()) == []
 
