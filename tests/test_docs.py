@@ -1,4 +1,4 @@
-"""The documentation is held against the code: snippets run, commands parse, every named field, file and link is there."""
+"""The documentation matches the code: snippets run, commands parse, and every field, file and link exists."""
 
 import contextlib
 import dataclasses
@@ -58,7 +58,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """The README's example, run on a model of the recipe's thirty layers but of width 16, for 2 updates instead of 30."""
+    """The README's example with a model of 30 layers and width 16, for 2 updates instead of 30."""
     (code,) = blocks(README, "python")
     assert "updates: 30" in code
     folder = tmp_path_factory.mktemp("readme")
@@ -134,7 +134,7 @@ def test_every_recipe_is_valid_and_survives_printing(path):
 
 @every_page
 def test_every_yaml_block_is_part_of_a_recipe(path, tmp_path, monkeypatch):
-    """With the modules that the page itself shows."""
+    """The modules that the page shows may be named."""
     text = path.read_text(encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     modules = page_modules(text)
@@ -168,7 +168,7 @@ def test_the_configuration_page_is_up_to_date():
 
 
 def known_fields() -> set[str]:
-    """Every path of the config, with one more `source` wherever a policy may hold another."""
+    """Every path of the config, with one more `source` where a policy may have one."""
     fields = {f"{section.path}.{f.name}".strip(".") for section in sections() for f in dataclasses.fields(section.node)}
     for depth in ("policy.source", "policy.source.source"):
         fields |= {field.replace("policy", depth, 1) for field in fields if field.startswith("policy.")}
@@ -185,7 +185,7 @@ def test_every_field_that_is_named_exists(path):
 
 
 @every_page
-def test_every_link_leads_somewhere(path):
+def test_every_link_has_a_target(path):
     text = path.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in target:
@@ -230,7 +230,7 @@ def test_the_citation_is_of_this_version():
     assert f"## {redistill.__version__} - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists():
     for name in redistill.__all__:
         assert getattr(redistill, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'distil'"):
@@ -242,7 +242,7 @@ def test_every_public_name_is_there():
 
 @pytest.fixture(scope="module")
 def added() -> dict[str, Any]:
-    """What the files of docs/adding.md define."""
+    """The names that the files of docs/adding.md define."""
     names: dict[str, Any] = {"__name__": "added"}
     for code in page_modules((ROOT / "docs/adding.md").read_text(encoding="utf-8")).values():
         exec(code, names)  # noqa: S102 - our own page
@@ -265,7 +265,7 @@ def test_the_metric_that_is_added_scores_an_answer():
     assert metric.scored("all good", record) == pytest.approx(2 / 3) and metric.aggregated([0.0, 1.0]) == 0.5
 
 
-def test_the_policy_that_is_added_hands_over_at_its_update(added):
+def test_the_policy_that_is_added_changes_its_source_at_its_update(added):
     gold, own = (
         TokenSequence(sample=0, token_ids=(1, 2), supervised=(False, True), origin=origin) for origin in ("dataset", "student")
     )
@@ -277,7 +277,7 @@ def test_the_policy_that_is_added_hands_over_at_its_update(added):
     assert kind_of(added["WarmUp"]) == "warm_up"
 
 
-def test_the_task_that_is_added_asks_for_its_own_file(added, tmp_path):
+def test_the_task_that_is_added_loads_its_file(added, tmp_path):
     assert added["TASK"].load(write_rows(tmp_path / "trivia.jsonl", rows(2)))[0][0].record_id == "trivia:1"
     with pytest.raises(RedistillError):
         added["TASK"].load(tmp_path / "absent.jsonl")

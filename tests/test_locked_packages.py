@@ -1,4 +1,4 @@
-"""requirements-dev.lock holds what pyproject.toml asks for, each package by version and hash, and nothing of one machine's."""
+"""requirements-dev.lock has every requirement of pyproject.toml with version and hash, and nothing specific to a machine."""
 
 import re
 import tomllib
@@ -14,24 +14,24 @@ ENTRIES = [entry for entry in re.split(r"\n(?=[\w#])", LOCK) if not entry.starts
 PINS = [Requirement(entry.partition("\\\n")[0]) for entry in ENTRIES]
 
 
-def asked() -> list[Requirement]:
-    """What the package and its development extra ask for, an extra of its own unfolded."""
+def required() -> list[Requirement]:
+    """The requirements of the package and its development extra, with nested extras expanded."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     waiting, found = [*project["dependencies"], "redistill[dev]"], []
     while waiting:
-        wanted = Requirement(waiting.pop())
-        if wanted.name == "redistill":
-            waiting += [text for extra in wanted.extras for text in project["optional-dependencies"][extra]]
-        elif wanted.name != "torch":  # its build is the machine's own matter
-            found.append(wanted)
+        requirement = Requirement(waiting.pop())
+        if requirement.name == "redistill":
+            waiting += [text for extra in requirement.extras for text in project["optional-dependencies"][extra]]
+        elif requirement.name != "torch":  # its build depends on the machine
+            found.append(requirement)
     return found
 
 
-@pytest.mark.parametrize("wanted", sorted(asked(), key=str), ids=lambda wanted: wanted.name)
-def test_what_is_asked_for_is_locked_in_a_version_that_will_do(wanted: Requirement) -> None:
-    versions = [pin.specifier for pin in PINS if canonicalize_name(pin.name) == canonicalize_name(wanted.name)]
+@pytest.mark.parametrize("requirement", sorted(required(), key=str), ids=lambda requirement: requirement.name)
+def test_a_requirement_is_locked_in_a_matching_version(requirement: Requirement) -> None:
+    versions = [pin.specifier for pin in PINS if canonicalize_name(pin.name) == canonicalize_name(requirement.name)]
     assert versions
-    assert all(wanted.specifier.contains(str(version).removeprefix("==")) for version in versions)
+    assert all(requirement.specifier.contains(str(version).removeprefix("==")) for version in versions)
 
 
 def test_every_package_has_one_version_for_each_machine_and_hashes() -> None:
@@ -43,6 +43,6 @@ def test_every_package_has_one_version_for_each_machine_and_hashes() -> None:
     assert len(set(apart)) == len(apart)
 
 
-def test_nothing_of_the_machine_that_wrote_it_stands_in_it() -> None:
+def test_the_lock_file_has_nothing_specific_to_a_machine() -> None:
     assert not [pin.name for pin in PINS if re.match(r"torch|triton|nvidia|cuda", pin.name)]
     assert not re.search(r"\+cpu|file:|https?:|--(?:extra-)?index-url|--find-links|^-", LOCK, re.MULTILINE)

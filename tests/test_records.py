@@ -1,4 +1,4 @@
-"""What a metric may be, and how its values are shown."""
+"""Valid metrics, and how their values are shown."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def metric(**changes):
         *[("better", "larger"), ("needs", "luck")],
     ],
 )
-def test_what_files_and_reports_could_not_hold_is_refused(field, value):
+def test_an_invalid_metric_is_rejected(field, value):
     with pytest.raises(ConfigError, match=f"^{field} = "):
         metric(**{field: value})
 

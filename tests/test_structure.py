@@ -1,4 +1,4 @@
-"""The layout of the package: sizes, names, layers.  A rule that a file must break is waived by a reason in its docstring.
+"""The layout of the package: sizes, names, layers. A reason in the docstring waives a limit.
 
 A docstring with the line "Longer than 400 lines: <reason>" (module), "Longer than 60 lines: <reason>" (function) or
 "More than 12 fields: <reason>" (class) waives the limit of that name.
@@ -52,7 +52,7 @@ def too_wide(tree: ast.Module) -> Iterator[str]:
 
 
 def unsafe_loading(tree: ast.Module) -> Iterator[str]:
-    """Uses of pickle, torch.load and code that a model repository brings along."""
+    """Uses of pickle, torch.load and code from model repositories."""
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -66,7 +66,7 @@ def unsafe_loading(tree: ast.Module) -> Iterator[str]:
 
 
 def violations(rule: Callable[[ast.Module], Iterator[str]]) -> dict[str, list[str]]:
-    """Path -> what breaks the rule there, for the files where something does."""
+    """Path -> violations of the rule, for files that have any."""
     found = {path: list(rule(tree)) for path, tree in TREES.items()}
     return {path: faults for path, faults in found.items() if faults}
 
@@ -85,15 +85,15 @@ def test_no_class_has_more_than_12_fields() -> None:
     assert violations(too_wide) == {}
 
 
-def test_nothing_that_is_loaded_can_run_code() -> None:
+def test_no_loading_can_run_code() -> None:
     assert violations(unsafe_loading) == {}
 
 
-def test_no_file_has_a_name_without_a_subject() -> None:
+def test_no_file_has_a_vague_name() -> None:
     assert [path for path in TREES if VAGUE_NAMES & set(Path(path).with_suffix("").parts)] == []
 
 
-def test_the_top_level_has_the_shared_modules_alone() -> None:
+def test_the_top_level_has_only_the_shared_modules() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} <= MODULES
 
 

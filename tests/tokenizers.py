@@ -1,4 +1,4 @@
-"""Tokenizers of three families, trained here and now: what they put in front, and what they pad with, differs."""
+"""Small tokenizers of three families, which differ in the token at the start of a text and in the padding token."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ TEXTS = [f"{ALPACA_WITH_INPUT} {row['instruction']} {row['output']}" for row in 
 
 
 def opt_like() -> PreTrainedTokenizerFast:
-    """Byte-level BPE; </s> stands in front and ends, and there is a pad token."""
+    """Byte-level BPE; </s> starts and ends a text, and there is a padding token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -24,7 +24,7 @@ def opt_like() -> PreTrainedTokenizerFast:
 
 
 def llama_like() -> PreTrainedTokenizerFast:
-    """Metaspace BPE with bytes to fall back on; <s> stands in front, and pad = </s>."""
+    """Metaspace BPE with byte fallback; <s> starts a text, and pad = </s>."""
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

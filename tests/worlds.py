@@ -1,4 +1,4 @@
-"""Small worlds that tests run in: tokenizers, models and data made here and now, from fixed seeds."""
+"""Tokenizers, models, data and runs for tests, created from fixed seeds."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -41,13 +41,13 @@ def rows(count: int, offset: int = 0) -> list[dict[str, Any]]:
 
 
 def write_rows(path: Path, made: Sequence[Mapping[str, Any]]) -> str:
-    """A JSON Lines file of rows; returns its path as text, as a config wants it."""
+    """A JSON Lines file of rows; returns its path as text, for a config."""
     path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
     return str(path)
 
 
 def gpt2_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with one special token for everything: pad = EOS, nothing put in front."""
+    """Byte-level BPE with one special token: pad = EOS = BOS, and no token at the start of a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -75,7 +75,7 @@ def write_model(folder: Path, config: Mapping[str, Any], seed: int, **changes: A
 def tiny_run(
     folder: Path, method: str = "mgsr", *, config: Mapping[str, Any] = LLAMA, out: str = "run", **sections: Any
 ) -> Run:
-    """A run of seconds; its world is made in `folder` if it is not there.  `sections` are merged over the defaults."""
+    """A run of a few seconds; models and data are created in `folder`. `sections` are merged over the defaults."""
     for name, seed, changes in (("teacher", 1, {}), ("student", 2, {})):
         if not (folder / name / "config.json").exists():
             write_model(folder / name, config, seed, **changes)

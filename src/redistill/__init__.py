@@ -1,7 +1,6 @@
-"""redistill: make a small language model out of a large one.
+"""redistill: knowledge distillation of language models.
 
-The public names below are loaded when they are first used, so `import redistill.losses.divergences` costs torch and nothing
-else.
+Public names are imported when they are first used, so that `import redistill.losses.divergences` imports torch only.
 """
 
 from importlib import import_module
@@ -9,7 +8,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "distill": "redistill.runs.run",
     "train_student": "redistill.runs.run",
     "evaluate_run": "redistill.runs.run",
@@ -32,12 +31,12 @@ _HOMES = {
     "RedistillError": "redistill.errors",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'redistill' has no attribute '{name}'")
 
 

@@ -1,4 +1,4 @@
-"""`python -m redistill` is the command line."""
+"""Entry point of `python -m redistill`; runs the command line."""
 
 import sys
 

@@ -1,9 +1,9 @@
 """Types that packages share: sequences, batches, capabilities, and the protocols of teachers and engines.
 
-Nothing here computes a loss, loads a model, or reads a file.  docs/architecture.md describes the path of a sequence through
-them.
+This module computes no loss, loads no model and reads no file. docs/architecture.md describes the path of a sequence through
+these types. Shape letters are defined in docs/notation.md.
 
-Longer than 400 lines: a reader finds every type that crosses a package's border in one file.
+Longer than 400 lines: one file defines every type that is part of the interface between packages.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,11 +24,16 @@ Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay"
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A record as token ids.
+    """A tokenized record.
 
-    `prompt_ids` is what a model continues when it writes an answer.  `token_ids` is a whole gold sequence - prompt, answer, end
-    token (left out where the answer was cut at its length limit) - and `supervised` marks, by position, the tokens of it that
-    are targets.  The targets need not be one run: with every assistant turn supervised there is a run for each.
+    The targets need not be contiguous: if every assistant turn is supervised, each turn is one range of targets.
+
+    Args:
+        sample: Index of the record in its data set, from 0.
+        record: The record that was tokenized.
+        prompt_ids: The prompt that a model continues to generate an answer.
+        token_ids: The gold sequence: prompt, answer and end token. The end token is absent if the answer was truncated.
+        supervised: For each position of `token_ids`, whether the token is a target.
     """
 
     sample: int
@@ -40,12 +45,13 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """What a policy gradient needs to know of each target of a sequence, from when it was written; see policy_gradient.py.
+    """Per-target values of a generated sequence for the policy gradient; see losses/policy_gradient.py.
 
     Args:
-        old_logprobs: log q of the token, by the student that the sequence was scored with.
-        advantages: How much better than the others the token turned out.
-        importances: Weight for its having been drawn from a mixture with the teacher, not from the student.
+        old_logprobs: log q of each target in nats, by the student that scored the sequence after it was generated.
+        advantages: Advantage of each target.
+        importances: Importance weight of each target, >= 0: it corrects for sampling from a mixture with the teacher instead
+            of from the student.
     """
 
     old_logprobs: tuple[float, ...]
@@ -58,12 +64,13 @@ class TokenSequence:
     """One sequence that the student learns from.
 
     Args:
-        sample: Number of the training example whose prompt it answers; part of the key of everything random about it.
-        token_ids: Prompt and response, unpadded; an emitted end token is there, and a target.
-        supervised: For each token, whether it is a target.  By position: pad = EOS tokenizers make ids useless for this.
+        sample: Index of the training example whose prompt it answers; part of the key of its random numbers.
+        token_ids: Prompt and response, unpadded. A generated end token is included, and is a target.
+        supervised: For each position, whether the token is a target. Token ids cannot mark targets, since the padding and end
+            tokens are often the same id.
         origin: Where the response came from.
-        spans: Half-open ranges over the sequence's *targets* (its first target is 0), for the span loss.
-        rollout: A number a target and field, for the policy gradient; None where no policy gradient is taken.
+        spans: Half-open ranges of target indices for the span loss; the first target of the sequence has index 0.
+        rollout: Values for the policy gradient; None without a policy gradient.
     """
 
     sample: int
@@ -74,38 +81,41 @@ class TokenSequence:
     rollout: Rollout | None = None
 
     def __post_init__(self) -> None:
-        assert len(self.token_ids) == len(self.supervised) > 1, "a target needs a token before it"
-        assert not self.supervised[0] and any(self.supervised), "the first token has nothing that predicts it"
+        assert len(self.token_ids) == len(self.supervised) > 1, "a target needs a preceding token"
+        assert not self.supervised[0] and any(self.supervised), "some token, but not the first, must be a target"
 
     @property
     def num_targets(self) -> int:
+        """Number of targets, >= 1."""
         return sum(self.supervised)
 
     @property
     def response_start(self) -> int:
-        """Position of the first target."""
+        """Position of the first target, >= 1."""
         return self.supervised.index(True)
 
     @property
     def response_ids(self) -> tuple[int, ...]:
-        """All tokens from the first target on."""
+        """The tokens from the first target to the end."""
         return self.token_ids[self.response_start :]
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
+        """The tokens before the first target."""
         return self.token_ids[: self.response_start]
 
 
 Role = Literal["sft", "distillation"]
-"""Terms that read a sequence: cross entropy; or the divergence, the span loss and the policy gradient."""
+"""Terms that use a sequence: "sft" is the cross entropy; "distillation" is divergence, span loss and policy gradient."""
 
 
 @dataclass(frozen=True)
 class DrawItem:
-    """A sequence and the terms that read it.
+    """A sequence and its roles: the terms of the objective that use it.
 
-    A policy gives gold answers the role "sft" and sampled answers the role "distillation"; a gold answer that is also the
-    sampled one has both and is read once.  The objective then keeps the roles that its terms have.
+    A policy assigns the role "sft" to gold answers and "distillation" to sampled answers. A gold answer that is also the
+    sampled answer has both roles and takes part in one forward pass. The objective then drops the roles that none of its terms
+    uses.
     """
 
     sequence: TokenSequence
@@ -113,48 +123,50 @@ class DrawItem:
 
 
 def items_of(sequences: Iterable[TokenSequence], *roles: Role) -> tuple[DrawItem, ...]:
-    """Each sequence as an item with the same roles."""
+    """One item for each sequence, all with the same roles."""
     return tuple(DrawItem(sequence, frozenset(roles)) for sequence in sequences)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """This process's part of one update.
+    """The sequences of one update in this process.
 
     Args:
-        items: The sequences of the task, those with distillation terms first.
-        corpus: The sequences of the pre-training term.
+        items: Sequences of the task; those with the role "distillation" come first.
+        corpus: Sequences of the pre-training term.
     """
 
     items: tuple[DrawItem, ...]
     corpus: tuple[TokenSequence, ...] = ()
 
     def with_role(self, role: Role) -> tuple[TokenSequence, ...]:
-        """The sequences that have a role, in order."""
+        """The sequences of the items with this role, in the order of `items`."""
         return tuple(item.sequence for item in self.items if role in item.roles)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """A right-padded micro-batch and its supervised rows, sequences with distillation terms first.
+    """A right-padded micro-batch and its supervised rows.
 
-    More than 12 fields: it is a container of tensors that are made and moved to the device together.
+    More than 12 fields: it holds tensors that are created together and moved to the device together.
 
-    Sequences 0 .. num_sampled-1 carry distillation terms, and so do rows 0 .. num_sampled_rows-1, in sequence order: the
-    teacher reads only those.  Row n is the prediction of `target_N[n]`, made by the hidden state at flat place `position_N[n]`.
+    Sequences 0 .. num_sampled - 1 have the role "distillation", and rows 0 .. num_sampled_rows - 1 are theirs, in the order of
+    the sequences. The teacher reads these only. Row n predicts `target_N[n]` from the hidden state at `position_N[n]`.
 
     Args:
-        input_ids_BT, attention_mask_BT: int64.
-        position_N: Index into the flattened [B*T] hidden states.
-        target_N: The token that row n predicts.
-        sequence_N: Which of the B sequences row n belongs to.
-        sft_N: True where the row counts in the SFT term.
-        pair_weight_N: float32; Eq. 10's weight of the pair of rows (n, n + 1), 0 where they are no pair.
-        num_sampled, num_sampled_rows: How many sequences and rows, from the front, carry distillation terms.
-        num_span_samples: How many sampled sequences have a span that counts in Eq. 10.
-        role: Which terms read it: those of the task, or the pre-training term.
-        sequence_weight_N: float32; 1 / the number of targets of row n's sequence, for means over sequences.
-        old_logprob_N, advantage_N, importance_N: float32, of the sampled rows; zeros where there is no roll-out.
+        input_ids_BT, attention_mask_BT: int64; the mask is 1 for tokens and 0 for padding.
+        position_N: int64 indices into the hidden states flattened to [B * T].
+        target_N: int64; the token that row n predicts.
+        sequence_N: int64; index of the sequence of row n, in [0, B).
+        sft_N: bool; True if row n counts in the SFT term.
+        pair_weight_N: float32; the weight in Eq. 10 of the pair of rows (n, n + 1), 0 if they are not a pair.
+        num_sampled, num_sampled_rows: Number of leading sequences and rows with the role "distillation".
+        num_span_samples: Number of sampled sequences with at least one span that counts in Eq. 10.
+        role: The terms that use the micro-batch: those of the task, or the pre-training term.
+        sequence_weight_N: float32; 1 / (number of targets of the sequence of row n), for means over sequences.
+        old_logprob_N, advantage_N, importance_N: float32; the fields of `Rollout` for the sampled rows, 0 without a roll-out.
+        samples: Index of the training example of each sequence.
+        origins: Origin of each sequence.
     """
 
     input_ids_BT: torch.Tensor
@@ -180,17 +192,26 @@ class Batch:
 
 
 class Divergence(Protocol):
-    """How far the student's rows are from the teacher's: a frozen dataclass whose fields are its hyper-parameters.
+    """Distance of student and teacher distributions: a frozen dataclass whose fields are its hyper-parameters.
 
-    Call: (logq_NV student, logp_NV teacher) -> divergence_N in nats, unreduced, 0 exactly where q = p, float32 (float64 for
-    float64 inputs), with gradient through q only.
+    Call:
+        logq_NV: Student log-probabilities.
+        logp_NV: Teacher log-probabilities, same shape.
+        Returns divergence_N in nats, unreduced, 0 exactly where q = p; float32, or float64 for float64 inputs. The gradient
+        flows through q only.
     """
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor: ...
 
 
 class TopClasses(NamedTuple):
-    """A teacher's word where it lists K classes a row: their log-probabilities, and that of all other classes together."""
+    """Teacher target that lists K classes for each row.
+
+    Args:
+        class_NK: int64; the listed classes.
+        logp_NK: float32; their log-probabilities, not renormalised.
+        log_rest_N: float32; logarithm of the total probability of all other classes.
+    """
 
     class_NK: torch.Tensor
     logp_NK: torch.Tensor
@@ -198,27 +219,29 @@ class TopClasses(NamedTuple):
 
 
 class TeacherTarget(Protocol):
-    """The teacher's word on the rows of one batch, handed out slice by slice so that no [N, V] tensor exists."""
+    """Teacher distributions for the rows of one batch, computed slice by slice so that no [N, V] tensor is allocated."""
 
     def __call__(self, rows: slice) -> torch.Tensor | TopClasses:
-        """float32 logits_nV of the rows in `rows`, without gradient, for the reader to normalise; or the classes it lists.
+        """The target of the rows in `rows`, without gradient.
 
-        Log-probabilities are logits too.
+        Returns:
+            float32 logits of shape [rows, V], which the caller normalises (log-probabilities are valid logits); or the listed
+            classes, for a teacher without the full vocabulary.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherCapabilities:
-    """What a teacher can do; recipes are checked against it before any model is loaded.
+    """Features of a teacher; a recipe is checked against them before any model is loaded.
 
     Args:
-        full_vocabulary: Its targets are logits of the whole shared vocabulary; otherwise they are `TopClasses`.
-        statistics: It gives statistics of freshly generated text: divergences, samples, log-probabilities of given tokens.
-        generates: It generates text; the teacher then is a `TextTeacher`.
+        full_vocabulary: Targets are logits over the whole shared vocabulary; otherwise they are `TopClasses`.
+        statistics: Supports statistics of newly generated text: divergences, samples, log-probabilities of given tokens.
+        generates: Generates text; the teacher is a `TextTeacher`.
         mixture: The local engine can sample tokens from a mixture of the student and this teacher.
-        prefix_memory: It has `remembering`, which reuses what it has read of a step's drafts.
-        top_k: How many classes it lists at a position; None where that does not apply.
+        prefix_memory: Has `remembering`, which reuses the states of prefixes within a step.
+        top_k: Number of classes in `TopClasses`; None if unknown or if `full_vocabulary`.
     """
 
     full_vocabulary: bool
@@ -233,61 +256,69 @@ class Teacher(Protocol):
     """A source of targets for the rows of a batch that carry distillation terms."""
 
     @property
-    def capabilities(self) -> TeacherCapabilities: ...
+    def capabilities(self) -> TeacherCapabilities:
+        """Features of this teacher."""
+        ...
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
-        """Fetch or look up what `rows` will need for these sequences; may do nothing."""
+        """Fetch what `rows` needs for these sequences; may do nothing."""
         ...
 
     def rows(self, batch: Batch) -> TeacherTarget:
-        """The target of the batch's first `num_sampled_rows` rows."""
+        """The target of the first `num_sampled_rows` rows of the batch."""
         ...
 
     def faults(self) -> int:
-        """How many rows were not finite since the last call, in this process."""
+        """Number of rows with non-finite logits in this process since the last call."""
         ...
 
     def release(self) -> None:
-        """Drop what was kept for the update that has just been made."""
+        """Free what was kept for the last update."""
         ...
 
 
 class TextTeacher(Teacher, Protocol):
     """A teacher that generates text (`TeacherCapabilities.generates`)."""
 
-    def generate(self, requests: "Sequence[GenerationRequest]", sampling: "Sampling") -> "list[Generation]": ...
+    def generate(self, requests: "Sequence[GenerationRequest]", sampling: "Sampling") -> "list[Generation]":
+        """Continue every request; results are in the order of the requests."""
+        ...
 
 
 class SequencePolicy(Protocol):
-    """Which sequences the student learns from.
+    """Chooses the sequences that the student learns from."""
 
-    `draw(step)` returns this process's share of the global batch and is a function of (seed, step, sample) and the policy's
-    state alone; `observe` is told each validation loss, the one before training first; the state goes into checkpoints.
-    """
-
-    def draw(self, step: int) -> Draw: ...
-
-    def observe(self, validation_loss: float) -> None: ...
-
-    def metrics(self) -> Mapping[str, Any]:
-        """What of its state is worth a place in the log."""
+    def draw(self, step: int) -> Draw:
+        """This process's sequences of update `step`; a function of (seed, step, sample) and the state of the policy only."""
         ...
 
-    def state_dict(self) -> Mapping[str, Any]: ...
+    def observe(self, validation_loss: float) -> None:
+        """Receive the loss of each validation in nats per token, including the one before the first update."""
+        ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def metrics(self) -> Mapping[str, Any]:
+        """Values of the state to be logged with each update."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The state to be saved in checkpoints, as JSON values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state that `state_dict` returned."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is drawn from the student or the teacher.
+    """How tokens are sampled from a model.
 
     Args:
-        temperature: >= 0; 0 takes the arg max.
-        top_p: Smallest set of classes whose mass reaches this, in (0, 1]; 1 keeps all.
-        top_k: The k most probable classes; 0 keeps all.
-        no_repeat_ngram: An n-gram of this length that occurs in prompt + response already is not repeated; 0 allows all.
-        teacher_share: Fraction of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone.
+        temperature: >= 0; 0 is greedy decoding.
+        top_p: Nucleus sampling: the smallest set of most probable classes with at least this mass, in (0, 1]; 1 keeps all.
+        top_k: Keeps the k most probable classes; 0 keeps all.
+        no_repeat_ngram: Bans tokens that would repeat an n-gram of this length of prompt and response; 0 bans none.
+        teacher_share: Weight of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone.
             Bans, temperature, top-k and top-p apply to both models before they are mixed.
     """
 
@@ -300,14 +331,14 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """One sequence to continue.
+    """One prompt to continue.
 
     Args:
         prompt_ids: The tokens to continue; for a revised text they include the corrected prefix.
-        max_new_tokens: Length limit of the continuation.
-        seed: Of the run, or of the evaluation.
-        stream: Key of its randomness below the seed, such as ("response", step, sample).  Token n uses the n-th few numbers
-            of this stream, so that a text depends on neither its batch nor the number of processes.
+        max_new_tokens: Maximum number of tokens to generate.
+        seed: Seed of the run or of the evaluation.
+        stream: Key of the random stream under `seed`, such as ("response", step, sample). Token n uses fixed positions of this
+            stream, so that the text depends neither on its batch nor on the number of processes.
     """
 
     prompt_ids: tuple[int, ...]
@@ -318,13 +349,13 @@ class GenerationRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A continuation.
+    """A generated continuation.
 
     Args:
-        token_ids: Its tokens, the end token included where one was generated.
-        finished: Whether it ends with an end token.
-        logprobs: Natural log-probability of each token under the raw model, whatever the temperature; None where the engine
-            does not report them (`EngineCapabilities.logprobs`).
+        token_ids: The generated tokens, including a generated end token.
+        finished: True if it ends with an end token.
+        logprobs: Log-probability in nats of each token under the model, without temperature, filters or bans; None if the
+            engine does not report them (`EngineCapabilities.logprobs`).
     """
 
     token_ids: tuple[int, ...]
@@ -334,15 +365,15 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineCapabilities:
-    """What a generation engine can do; recipes are checked against it before any model is loaded.
+    """Features of a generation engine; a recipe is checked against them before any model is loaded.
 
     Args:
         mixture: Samples tokens from a mixture of student and teacher (`Sampling.teacher_share`).
         no_repeat_ngram: Bans repeated n-grams (`Sampling.no_repeat_ngram`).
-        prefix_memory: Has `remembering`, which reuses what the student has read or generated within a step.
+        prefix_memory: Has `remembering`, which reuses the states of prefixes within a step.
         logprobs: Reports the log-probability of each token (`Generation.logprobs`).
-        deterministic: The same request with the same weights gives the same text.
-        samples_student: Its text is sampled from the student; False for an engine that returns fixed text.
+        deterministic: Returns the same text for the same request and weights.
+        samples_student: Text is sampled from the student; False for an engine that returns fixed text.
     """
 
     mixture: bool = False
@@ -357,19 +388,21 @@ class Engine(Protocol):
     """Generates text of the student for training."""
 
     @property
-    def capabilities(self) -> EngineCapabilities: ...
+    def capabilities(self) -> EngineCapabilities:
+        """Features of this engine."""
+        ...
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """Take over the student's weights; called once an update, before its draw.
+        """Update the engine to the weights of the student; called once per update, before the policy draws.
 
         Args:
-            student: The language model, not sharded.
-            step: Number of updates behind the weights.
+            student: The language model, with its full parameters (not sharded).
+            step: Number of updates that the weights have had.
         """
         ...
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """Continue every request, in the order of the requests; how they are batched changes rounding alone."""
+        """Continue every request; results are in the order of the requests, and batching changes rounding only."""
         ...
 
 
@@ -378,14 +411,14 @@ class EngineTools:
     """What an engine is built from.
 
     Args:
-        student: The language model.
-        teacher: The local teacher's language model, for mixtures; None where there is none.
-        tokenizer: Of the student.
-        vocabulary: Number of leading classes that may be sampled.
+        student: The language model of the student.
+        teacher: The language model of a local teacher, for mixtures; None without one.
+        tokenizer: Tokenizer of the student.
+        vocabulary: Only classes 0 .. vocabulary - 1 may be sampled.
         end_ids: Tokens that end a response.
-        pad_id: Fills short rows.
-        batch_size: Sequences at once; an engine that runs out of memory lowers it.
-        autocast: Makes the context that models run in.
+        pad_id: Padding token.
+        batch_size: Number of sequences per batch; an engine lowers it when it runs out of memory.
+        autocast: Returns the autocast context that models run in.
     """
 
     student: nn.Module
@@ -400,14 +433,14 @@ class EngineTools:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherTools:
-    """What a teacher that the package does not load itself is built from.
+    """What an external teacher is built from.
 
     Args:
-        tokenizer: Of the student.
-        vocabulary: Number of classes of the student's vocabulary.
+        tokenizer: Tokenizer of the student.
+        vocabulary: Number of classes of the student.
         end_ids: Tokens that end a response.
-        pad_id: Fills short rows.
-        device: Where batches are, and where targets must be.
+        pad_id: Padding token.
+        device: Device of the batches; targets must be on it.
     """
 
     tokenizer: Any
@@ -418,38 +451,38 @@ class TeacherTools:
 
 
 class BatchSize(Protocol):
-    """A batch size that is lowered where memory runs out."""
+    """A batch size that is lowered when memory runs out."""
 
     def repeat(self, work: Callable[[int], list[Generation]]) -> list[Generation]:
-        """What `work` returns, given a size that fits into memory; it is retried with smaller ones."""
+        """Return `work(size)`; retry with a smaller size if it runs out of memory."""
         ...
 
 
 # --- processes and requirements -----------------------------------------------------------------------------------------
 
 
-def alone(values: list[Any]) -> list[Any]:
-    """`Processes.gather` of a single process."""
+def gather_single(values: list[Any]) -> list[Any]:
+    """`Processes.gather` of a job with one process: returns `values`."""
     return values
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a job.
+    """Rank and number of processes of a distributed job.
 
     Args:
-        rank: Its number, from 0.
-        world: How many there are.
-        gather: Joins the lists of all processes in the order of their ranks; every process must call it.
+        rank: Rank of this process, from 0.
+        world: Number of processes.
+        gather: Collective: concatenates the lists of all processes in the order of their ranks.
     """
 
     rank: int = 0
     world: int = 1
-    gather: Callable[[list[Any]], list[Any]] = alone
+    gather: Callable[[list[Any]], list[Any]] = gather_single
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and prints."""
+        """True for the process that writes files and prints."""
         return self.rank == 0
 
 
@@ -458,15 +491,15 @@ ONE_PROCESS = Processes()
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a policy or an objective requires of teacher and engine, checked when a recipe is read.
+    """What a policy or an objective requires of teacher and engine; checked when a recipe is read.
 
     Args:
-        teacher: A teacher at all.
-        full_vocabulary: Its logits of the whole vocabulary.
-        statistics: Its statistics of freshly generated text.
-        teacher_text: Text that it generates.
-        mixture: Tokens sampled from a mixture of student and teacher.
-        samples_student: Text that is sampled from the student, since its probability counts.
+        teacher: Requires a teacher.
+        full_vocabulary: Requires teacher logits over the whole vocabulary.
+        statistics: Requires teacher statistics of newly generated text.
+        teacher_text: Requires text that the teacher generates.
+        mixture: Requires tokens sampled from a mixture of student and teacher.
+        samples_student: Requires text sampled from the student, because its log-probabilities are used.
     """
 
     teacher: bool = False
@@ -477,5 +510,5 @@ class Needs:
     samples_student: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
-        """What either of two parts requires."""
+        """The union of the requirements of two components."""
         return Needs(**{f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self)})

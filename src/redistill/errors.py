@@ -1,53 +1,55 @@
-"""The errors that a user can meet: one line each - where, what was given, what is allowed, what to do.
+"""Exceptions that a user can cause. Their message is one line: where, what was given, what is allowed, what to do.
 
-Every error that redistill raises on purpose is a `RedistillError`; the command line prints its one line and exits with
-`exit_code`.  Broken invariants of our own are `assert`s, never these.
+Every exception that redistill raises for invalid input or a failed run is a `RedistillError`; the command line prints its
+message and exits with `exit_code`. Violated internal invariants are `assert`s.
 """
 
 import signal
 
 
 class RedistillError(Exception):
-    """Something that the user can mend; `str(error)` is one line that says how."""
+    """An error that the user can fix; `str(error)` is one line that includes the remedy."""
 
     exit_code = 2
 
 
 class ConfigError(RedistillError, ValueError):
-    """A setting that is unknown, of the wrong type, out of range, or at odds with another."""
+    """A setting is unknown, has the wrong type, is out of range, or conflicts with another setting."""
 
 
 class DataError(RedistillError, ValueError):
-    """A data file that is missing, empty, or has too many rows that cannot be used."""
+    """A data file is missing, empty, or has too many unusable rows."""
 
 
 class VocabularyError(RedistillError, ValueError):
-    """A teacher and a student whose token ids do not mean the same tokens."""
+    """The token ids of teacher and student do not stand for the same tokens."""
 
 
 class ModelError(RedistillError, ValueError):
-    """A model that cannot be found, loaded, or used the way the run asks."""
+    """A model cannot be found, loaded, or used as the run requires."""
 
 
 class CheckpointError(RedistillError):
-    """A checkpoint or run folder that is missing, incomplete, or does not belong to this run."""
+    """A checkpoint or run folder is missing, incomplete, or belongs to another run."""
 
 
 class OutputError(RedistillError, OSError):
-    """A place that cannot be written: no permission, no space, or it leads out of the run folder."""
+    """A path cannot be written: no permission, no space, or outside of the run folder."""
 
 
 class TrainingError(RedistillError):
-    """Training that cannot go on, such as too many updates in a row that are not finite."""
+    """Training cannot continue, such as after too many consecutive updates with a non-finite loss or gradient."""
 
     exit_code = 1
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has asked this process to stop; raised where nothing is half-done, and no mistake of anybody's.
+    """The process received a signal to stop. It is raised only at points where no update or file is incomplete.
+
+    It is not a `RedistillError`, since it is not caused by invalid input.
 
     Args:
-        number: Of the signal.
+        number: Number of the signal.
 
     Example:
         >>> error = Interrupted(15)

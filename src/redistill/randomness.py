@@ -1,7 +1,7 @@
-"""Where every random number comes from: (run seed, purpose, step, sample), hashed into the key of a counter generator.
+"""Keyed random numbers: (run seed, purpose, step, sample) is hashed into the key of a counter-based generator.
 
-Nothing here has state, so a draw does not depend on the batch it falls into, on the number of processes, on what was drawn
-before it, or on a resume.  No other module may seed a generator or draw from a global one.
+There is no state, so that a draw does not depend on its batch, the number of processes, earlier draws, or a resume. No other
+module may seed a generator or draw from a global one.
 """
 
 import hashlib
@@ -10,15 +10,15 @@ import numpy as np
 
 
 def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Generator:
-    """The stream of random numbers that belongs to one purpose and place.
+    """The random stream of one key.
 
     Args:
-        seed: The run's seed (or, in evaluation, the evaluation seed).
-        purpose: What the numbers are for, such as "response" or "coin"; streams of two purposes are independent.
-        counters: Where they are used: step, sample, draw ... Their order matters.
+        seed: Seed of the run, or of the evaluation.
+        purpose: What the numbers are used for, such as "response" or "coin"; streams of different purposes are independent.
+        counters: Indices of the draw, such as step and sample; their order matters.
 
     Returns:
-        A NumPy generator on Philox, keyed by BLAKE2b of all arguments.
+        A NumPy generator based on Philox, with the BLAKE2b hash of all arguments as its key.
 
     Example:
         >>> a = generator(10, "coin", 3, 7).random()
@@ -29,7 +29,7 @@ def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Genera
 
 
 def torch_seed(seed: int, purpose: str, *counters: int | str) -> int:
-    """A seed in [0, 2^63) for `torch.manual_seed`, where torch itself must draw (dropout, weight initialisation)."""
+    """A seed in [0, 2^63) for `torch.manual_seed`, for draws that torch makes (dropout, weight initialisation)."""
     return _hash(seed, purpose, counters, size=8) >> 1
 
 

@@ -1,6 +1,6 @@
-"""Data types without tensors: rows of data, and the metrics that score answers to them.
+"""Data types without tensors: records, and the metrics that score answers to them.
 
-Metrics of text and reports need these types and nothing of torch. Nothing here reads a file or loads a model.
+Reports and metrics of text use these types without torch. This module reads no file and loads no model.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Literal
 from redistill.errors import ConfigError, DataError
 
 Better = Literal["higher", "lower"]
-Needs = Literal["answers", "references_pass", "samples", "pair"]
+MetricInput = Literal["answers", "references_pass", "samples", "pair"]
 
 PERCENT, FRACTION = "%", "fraction"
 
@@ -27,12 +27,12 @@ RESERVED = frozenset(
         *("dataset", "title", "metric", "num_seeds", "num_prompts"),  # of a run's summary
     }
 )
-"""Keys that stand beside the metrics in files, so that no metric may have them as its name."""
+"""Keys that files use beside the names of metrics; a metric must not have one of these names."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """A prompt of the instruction kind, to be put into a template."""
+    """A prompt that a template renders: an instruction with an optional input."""
 
     instruction: str
     input: str = ""
@@ -55,14 +55,20 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The turns before the last answer; the answer itself is the record's reference."""
+    """The turns before the last answer; the answer is the record's reference."""
 
     turns: tuple[Turn, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One row of data: a prompt and the answers that count as right (none where the row is a prompt alone)."""
+    """One row of data: a prompt with its references.
+
+    Args:
+        record_id: Identifier of the row, such as "dolly:17".
+        prompt: What is to be answered.
+        references: Correct answers; empty for a row that has only a prompt.
+    """
 
     record_id: str
     prompt: Instruction | RawPrompt | Conversation
@@ -70,31 +76,31 @@ class Record:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean of at least one value; its sum is exact (`math.fsum`), so that the order does not matter."""
+    """The arithmetic mean of at least one value; the sum is exact (`math.fsum`), so the order does not matter."""
     return math.fsum(values) / len(values)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)  # the object itself counts: functions cannot be compared
+@dataclass(frozen=True, kw_only=True, eq=False)  # metrics are compared by identity, since functions have no equality
 class Metric:
-    """A score of a model's answers: how it is computed, and how it is shown.
+    """A score of a model's answers: how it is computed, and how it is displayed.
 
-    Its name, title, unit and direction are written into scores.json, so that reports need none of its code.
+    Name, title, unit and direction are stored in scores.json, so that reports do not need the code of the metric.
 
     Args:
-        name: Its key in files and in recipes: letters, digits and underscores, none of `RESERVED`.
-        title: What tables and curves call it, such as "ROUGE-L".
+        name: Key in files and in recipes: letters, digits and underscores, not in `RESERVED`.
+        title: Name in tables and plots, such as "ROUGE-L".
         unit: "%" is in [0, 100] and shown as 12.34; "fraction" is in [0, 1] and shown as 12.3 %; any other unit, such as
-            "words", stands behind two digits; "" is none.
-        better: Whether a higher or a lower value is better: which model is best, and which checkpoint.
-        needs: What it is computed from. "answers": the text of one answer and its record. The others, a pass over the
-            references, several samples of a prompt, and answers of two models, have no evaluation yet and are refused when
-            the recipe is read.
+            "words", is shown after two decimals; "" is no unit.
+        better: Whether a higher or a lower value is better, for ranking models and choosing checkpoints.
+        needs: What it is computed from. "answers" is the text of one answer and its record. The others - a forward pass over
+            the references, several samples of a prompt, answers of two models - are not supported by any evaluation yet and
+            are rejected when the recipe is read.
         score: (answer, record) -> a finite number; the record has the prompt and at least one reference.
-        aggregate: Scores of all answers to a data set with one seed -> the data set's score. Differences between models,
-            their intervals and tests are always about means over prompts.
+        aggregate: (scores of all answers to a data set with one seed) -> score of the data set. Differences between models,
+            their intervals and tests always use means over prompts.
 
     Raises:
-        ConfigError: a name that cannot be a key, an empty title, or an unknown direction or need.
+        ConfigError: the name is not a valid key, the title is empty, or the direction or need is unknown.
 
     Example:
         >>> shout = Metric(name="shout", title="exclamation marks", score=lambda answer, record: answer.count("!"))
@@ -106,16 +112,16 @@ class Metric:
     title: str
     unit: str = ""
     better: Better = "higher"
-    needs: Needs = "answers"
+    needs: MetricInput = "answers"
     score: Callable[[str, Record], float]
     aggregate: Callable[[Sequence[float]], float] = mean
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+", self.name, re.ASCII) or self.name in RESERVED:
-            taken = "is the name of another figure" if self.name in RESERVED else "is no key"
-            raise ConfigError(f"name = {self.name!r}: {taken}; use letters, digits and '_', such as word_overlap")
+            fault = "is reserved" if self.name in RESERVED else "is not a valid key"
+            raise ConfigError(f"name = {self.name!r}: {fault}; use letters, digits and '_', such as word_overlap")
         if not self.title.strip():
-            raise ConfigError(f"title = {self.title!r}: is empty; say what tables call the metric {self.name}")
+            raise ConfigError(f"title = {self.title!r}: is empty; set the name of the metric {self.name} in tables")
         if self.better not in ("higher", "lower"):
             raise ConfigError(f"better = {self.better!r}: must be 'higher' or 'lower'")
         if self.needs not in ("answers", "references_pass", "samples", "pair"):
@@ -123,31 +129,31 @@ class Metric:
 
     @property
     def described(self) -> dict[str, str]:
-        """What scores.json holds about it."""
+        """Title, unit and direction, as stored in scores.json."""
         return {"title": self.title, "unit": self.unit, "better": self.better}
 
     def goodness(self, value: float) -> float:
-        """`value` where higher is better, else minus `value`: always higher for the better one."""
+        """`value` if higher is better, otherwise `-value`, so that the better model has the higher result."""
         return value if self.better == "higher" else -value
 
     def scored(self, answer: str, record: Record) -> float:
         """The score of one answer.
 
         Raises:
-            DataError: it is no finite number.
+            DataError: the score is not a finite number.
         """
         return self._checked(self.score(answer, record), f"the score of {record.record_id}")
 
     def aggregated(self, scores: Sequence[float]) -> float:
-        """The score of a data set, from those of its answers.
+        """The score of a data set, from the scores of its answers.
 
         Raises:
-            DataError: it is no finite number.
+            DataError: the score is not a finite number.
         """
         return self._checked(self.aggregate(scores), f"the aggregate of {len(scores)} scores")
 
     def shown(self, value: float) -> str:
-        """A value as log lines show it."""
+        """The value as text with its unit, as in log lines."""
         if self.unit == PERCENT:
             return f"{value:.2f}"
         return f"{100 * value:.1f} %" if self.unit == FRACTION else f"{value:.2f} {self.unit}".rstrip()
@@ -155,6 +161,6 @@ class Metric:
     def _checked(self, value: float, what: str) -> float:
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise DataError(
-                f"metric {self.name}: {what} is {value!r}; it must be a finite Python number; correct the metric's code"
+                f"metric {self.name}: {what} is {value!r}; it must be a finite Python number; fix the code of the metric"
             )
         return value

@@ -1,13 +1,13 @@
-"""Shapes and the few tensor moves that everything shares: padding, the shift by one, dtype of a loss.
+"""Shape letters, padding, and the dtype of losses.
 
-Shape letters, used as suffixes everywhere:
+Shape letters are the suffixes of tensor names:
 
     B batch (sequences)      T tokens of a padded sequence     N supervised rows, flattened over B and T
     V vocabulary             D student width                   E teacher width
     S spans                  C rows of one chunk               K classes kept or listed
 
-The shift by one lives here and nowhere else: the hidden state at position t predicts the token at t + 1, so the *row* of a
-supervised token at position t is the flat index of position t - 1.
+The hidden state at position t predicts the token at position t + 1, so the *row* of a supervised token at position t is
+computed from the hidden state at position t - 1. Only data/collate.py applies this shift.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ import torch
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, *, side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of different lengths as one tensor, and the mask of what is real.
+    """Pad sequences to one length.
 
     Args:
-        rows: B sequences of ids.
-        value: What fills the rest; any id will do, since the mask decides.
-        side: "right" for training, "left" for generating.
+        rows: B sequences of token ids, at least one.
+        value: The id that fills the padding; any valid id, since the mask excludes it.
+        side: Side of the padding: "right" for training, "left" for generation.
 
     Returns:
-        ids_BT and mask_BT, both int64; T is the longest row.
+        ids_BT and mask_BT, both int64; T is the length of the longest sequence. The mask is 1 for tokens and 0 for padding.
     """
     assert side in {"left", "right"}, side
     longest = max(len(row) for row in rows)
@@ -38,5 +38,5 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, side: str = "right") -> tu
 
 
 def loss_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """float64 for float64, float32 for all else: no loss is ever computed in less."""
+    """The dtype in which a loss is computed: float64 for float64 inputs, float32 otherwise."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""Help pages: complete, small, with an example that parses, and printed without importing what takes long."""
+"""Help pages: complete, short, with an example that parses, and without slow imports."""
 
 import argparse
 import re
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def pages(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """The parser and those of its commands, at every depth."""
+    """The parser and the parsers of its commands, at every depth."""
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -30,7 +30,7 @@ PAGES = [page.prog.split()[1:] for page in pages(build_parser())]
 
 @pytest.fixture(params=PAGES, ids=lambda words: " ".join(["redistill", *words]))
 def words(request: pytest.FixtureRequest) -> list[str]:
-    """The words of a command, without the program's name."""
+    """The words of a command, without the name of the program."""
     found: list[str] = request.param
     return found
 
@@ -39,9 +39,9 @@ def words(request: pytest.FixtureRequest) -> list[str]:
 def page(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     """Its help page, on a wide terminal."""
     monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as caught:
         main([*words, "--help"])
-    assert left.value.code == 0
+    assert caught.value.code == 0
     return capsys.readouterr().out
 
 
@@ -96,12 +96,14 @@ print("imported:", sorted(roots - sys.stdlib_module_names - {{"redistill"}}))
 
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["run", "mine.yaml", "--outt", "x"], ["frobnicate"]])
-def test_wrong_arguments_are_one_line_after_the_usage_and_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+def test_invalid_arguments_are_one_line_after_the_usage_and_exit_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
         main(arguments)
-    said = capsys.readouterr()
-    assert left.value.code == 2 and said.out == ""
-    assert said.err.startswith("usage: redistill") and ": error: " in said.err.splitlines()[-1]
+    printed = capsys.readouterr()
+    assert caught.value.code == 2 and printed.out == ""
+    assert printed.err.startswith("usage: redistill") and ": error: " in printed.err.splitlines()[-1]
 
 
 def test_overrides_may_follow_an_option() -> None:

@@ -1,4 +1,4 @@
-"""What commands print: text for people or, with --json, one document alone on standard output."""
+"""Output of the commands: text or, with --json, exactly one document on standard output."""
 
 import argparse
 import json
@@ -43,7 +43,7 @@ def document(capfd: pytest.CaptureFixture[str]) -> Document:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe, and the models and data that it names."""
+    """A folder with a recipe, and its models and data."""
     folder = tmp_path_factory.mktemp("output")
     run = tiny_run(folder, "sft", training={"updates": 1}, optimiser={"learning_rate": 1e-5})
     (folder / "recipe.yaml").write_text(yaml.safe_dump(encode_run(run)), encoding="utf-8")
@@ -56,7 +56,7 @@ def test_every_command_takes_json() -> None:
     assert all("--json" in page._option_string_actions for page in leaves)
 
 
-# --- one command after another ------------------------------------------------------------------------------------------
+# --- the commands -------------------------------------------------------------------------------------------------------
 
 
 def test_methods_lists_methods_and_tasks(document: Document) -> None:
@@ -66,13 +66,13 @@ def test_methods_lists_methods_and_tasks(document: Document) -> None:
     assert found["methods"][0]["summary"] == METHODS["sft"].summary
 
 
-def test_methods_prints_them_all_as_tables(capsys: pytest.CaptureFixture[str]) -> None:
+def test_methods_prints_all_methods_and_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*METHODS, *TASKS))
 
 
-def test_config_prints_a_recipe_that_is_the_same_run(
+def test_config_prints_a_recipe_of_the_same_run(
     world: Path, tmp_path: Path, document: Document, capfd: pytest.CaptureFixture[str]
 ) -> None:
     expected = load_config(world / "recipe.yaml", ["training.updates=7"])
@@ -139,7 +139,7 @@ def test_a_finished_sweep_prints_the_paths_of_its_comparisons(
     assert document("sweep", recipe, "--out", tmp_path)["files"] == [str(tmp_path / "compare.html")]
 
 
-def test_checked_data_is_printed_also_where_it_has_faults(tmp_path: Path, document: Document) -> None:
+def test_data_check_prints_the_document_also_for_faulty_data(tmp_path: Path, document: Document) -> None:
     sound = write_rows(tmp_path / "sound.jsonl", rows(3))
     assert [source["sound"] for source in document("data", "check", sound)["sources"]] == [True]
     faulty = write_rows(tmp_path / "faulty.jsonl", [*rows(3), {"x": 1}])
@@ -151,11 +151,11 @@ def test_a_fetched_model_prints_its_path(tmp_path: Path, document: Document, mon
     assert document("models", "fetch", "smollm2", "--to", tmp_path) == {"schema": 1, "path": str(tmp_path)}
 
 
-# --- all of them --------------------------------------------------------------------------------------------------------
+# --- all commands -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["run", "demo"])
-def test_what_others_print_does_not_get_into_the_document(
+def test_output_of_libraries_does_not_enter_the_document(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     def noisy(*arguments: object, **options: object) -> RunResult:
@@ -166,9 +166,9 @@ def test_what_others_print_does_not_get_into_the_document(
     monkeypatch.setattr("redistill.runs.demo.demo", noisy)
     recipe = [str(world / "recipe.yaml")] if command == "run" else []
     assert main([command, *recipe, "--json"]) == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out)["scores"] == {"datasets": {}}
-    assert said.err == "a library's line\n"
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["scores"] == {"datasets": {}}
+    assert printed.err == "a library's line\n"
 
 
 def test_only_the_first_of_several_processes_prints(
@@ -184,8 +184,8 @@ def test_only_the_first_of_several_processes_prints(
 
 def test_an_error_leaves_standard_output_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path / "none"), "--json"]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("redistill: ") and said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("redistill: ") and printed.err.count("\n") == 1
 
 
 def test_secrets_are_masked_and_control_characters_escaped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Methods against teachers and engines: what fits, and the one line with a remedy where something does not."""
+"""Compatibility of methods, teachers and engines: supported combinations, and one line with a remedy for the others."""
 
 from dataclasses import replace
 
@@ -15,12 +15,12 @@ from redistill.training.objective import Objective
 FULL, TOP_K, NONE = "full vocabulary", "top-k with rest", "none"
 LOCAL, PLAIN, FIXED_TEXT = "local", "no mixtures, no n-gram bans", "fixed text"
 
-MISSING = "teacher: missing; name one"
-WHOLE = "objective.span_weight: needs the teacher's logits of the whole vocabulary"
+MISSING = "teacher: missing; set one"
+WHOLE = "objective.span_weight: needs teacher logits of the whole vocabulary"
 STATISTICS = "policy rollouts: needs teacher statistics of generated text"
-MIXTURE = "policy rollouts: samples tokens from a mixture of student and teacher, and the engine cannot"
+MIXTURE = "policy rollouts: samples tokens from a mixture of student and teacher, which the engine"
 
-# Of each method, by teacher and then by engine, how the line begins that says why not.
+# For each method, teacher and engine: the start of the error, or None if supported.
 FITS = dict.fromkeys((LOCAL, PLAIN, FIXED_TEXT))
 NEEDS_ANY = {FULL: FITS, TOP_K: FITS, NONE: dict.fromkeys(FITS, MISSING)}
 NEEDS_ALL = {**NEEDS_ANY, TOP_K: dict.fromkeys(FITS, WHOLE)}
@@ -46,7 +46,7 @@ def found(method: Method, teacher: str = FULL, engine: str = LOCAL) -> str | Non
 
 
 def of(policy: object, **objective: object) -> Method:
-    """A method of this policy, with forward KL where nothing else is said."""
+    """A method with this policy, and forward KL by default."""
     terms = {"sft_weight": 0.0, "divergence": ForwardKL(), **objective}
     return replace(METHODS["gkd"], policy=policy, objective=Objective(**terms))
 
@@ -61,73 +61,73 @@ def test_the_table_has_every_method_teacher_and_engine() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("teacher", TEACHERS)
 @pytest.mark.parametrize("name", METHODS)
-def test_each_cell_runs_or_has_a_reason_with_a_remedy(name: str, teacher: str, engine: str) -> None:
+def test_each_combination_is_supported_or_has_a_reason_with_a_remedy(name: str, teacher: str, engine: str) -> None:
     line, expected = found(METHODS[name], teacher, engine), EXPECTED[name][teacher][engine]
     if expected is None:
         assert line is None
     else:
         assert line is not None and line.startswith(expected)
-        assert "\n" not in line and ("; use " in line or "; name one" in line)
+        assert "\n" not in line and ("; use " in line or "; set one" in line)
 
 
 def test_mgsr_needs_the_whole_vocabulary_of_the_teacher() -> None:
     assert found(METHODS["mgsr"], TOP_K) == (
-        "objective.span_weight: needs the teacher's logits of the whole vocabulary, and the teacher gives its 64 most probable "
-        "classes; use a local teacher, or a method without DAC-KL and span loss, such as gkd"
+        "objective.span_weight: needs teacher logits of the whole vocabulary, but the teacher provides only its 64 most "
+        "probable classes; use a local teacher, or a method without DAC-KL and span loss, such as gkd"
     )
     without_spans = of(StudentGenerated(), divergence=DacKLConfig())
-    assert (found(without_spans, TOP_K) or "").startswith(
-        "objective.divergence dac_kl: needs the teacher's logits of the whole"
-    )
+    assert (found(without_spans, TOP_K) or "").startswith("objective.divergence dac_kl: needs teacher logits of the whole")
     without_weight = of(StudentGenerated(), sft_weight=1.0, divergence=DacKLConfig(), divergence_weight=0.0)
     assert found(without_weight, TOP_K) is None
     assert found(of(StudentGenerated()), TOP_K) is None
 
 
-def test_minillm_needs_mixtures_and_the_source_of_its_remedy_does_not() -> None:
+def test_minillm_needs_mixtures_unless_its_source_is_the_student() -> None:
     assert found(METHODS["minillm"], engine=PLAIN) == (
-        "policy rollouts: samples tokens from a mixture of student and teacher, and the engine cannot; use the engine local, "
-        "or the source student_generated"
+        "policy rollouts: samples tokens from a mixture of student and teacher, which the engine does not support; use "
+        "the engine local, or the source student_generated"
     )
     assert found(of(Rollouts(source=StudentGenerated())), engine=PLAIN) is None
-    assert found(of(TeacherMixed(teacher_share=0.0)), engine=PLAIN) is None, "which samples from the student alone"
+    assert found(of(TeacherMixed(teacher_share=0.0)), engine=PLAIN) is None, "a share of 0 samples from the student only"
 
 
-def test_roll_outs_need_text_that_the_student_sampled() -> None:
+def test_roll_outs_need_text_that_is_sampled_from_the_student() -> None:
     assert found(of(Rollouts(source=StudentGenerated())), engine=FIXED_TEXT) == (
-        "policy rollouts: weights text by the student's probability of it, and the engine's text is not sampled from the "
-        "student; use the engine local"
+        "policy rollouts: weights text by its probability under the student, but the text of the engine is not sampled "
+        "from the student; use the engine local"
     )
     assert found(of(StudentGenerated()), engine=FIXED_TEXT) is None
 
 
-def test_a_policy_inside_another_needs_what_it_needs_outside() -> None:
+def test_a_wrapping_policy_has_the_needs_of_its_source() -> None:
     inner = of(Mixed(source=Revised(source=TeacherMixed()), student_fraction=0.5))
     assert (found(inner, TOP_K) or "").startswith("policy mixed: needs teacher statistics of generated text")
     assert (found(inner, engine=PLAIN) or "").startswith("policy mixed: samples tokens from a mixture")
 
 
-def test_only_a_teacher_that_can_be_mixed_is_mixed() -> None:
+def test_a_mixture_needs_a_teacher_that_supports_it() -> None:
     remote = TeacherCapabilities(full_vocabulary=True, statistics=True, generates=True)
     line = mismatch(METHODS["minillm"], remote, ENGINES[LOCAL])
-    assert line is not None and line.startswith("policy rollouts: ") and "the teacher cannot be mixed; use a local" in line
+    assert (
+        line is not None and line.startswith("policy rollouts: ") and "which the teacher does not support; use a local" in line
+    )
     assert mismatch(METHODS["mgsr"], remote, ENGINES[LOCAL]) is None
 
 
-def test_only_a_teacher_that_generates_can_be_copied_from() -> None:
-    mute = TeacherCapabilities(full_vocabulary=True, statistics=True)
-    line = mismatch(METHODS["seqkd"], mute, ENGINES[LOCAL])
+def test_seqkd_needs_a_teacher_that_generates_text() -> None:
+    without_text = TeacherCapabilities(full_vocabulary=True, statistics=True)
+    line = mismatch(METHODS["seqkd"], without_text, ENGINES[LOCAL])
     assert line is not None and line.startswith("policy teacher_generated: needs text that the teacher generates")
-    assert mismatch(of(TeacherGenerated()), mute, ENGINES[LOCAL]) == line
+    assert mismatch(of(TeacherGenerated()), without_text, ENGINES[LOCAL]) == line
 
 
-def test_a_teacher_without_a_number_of_classes_is_named_without_one() -> None:
+def test_the_error_omits_an_unknown_number_of_classes() -> None:
     plain = TeacherCapabilities(full_vocabulary=False)
     line = mismatch(METHODS["mgsr"], plain, ENGINES[LOCAL])
-    assert line is not None and "which the teacher does not give; use a local teacher" in line
+    assert line is not None and "which the teacher does not provide; use a local teacher" in line
 
 
-def test_a_ban_of_n_grams_needs_an_engine_that_bans() -> None:
+def test_a_ban_of_n_grams_needs_an_engine_that_supports_it() -> None:
     class Banning(StudentGenerated):
         """Text without a repeated 4-gram."""
 
@@ -136,5 +136,5 @@ def test_a_ban_of_n_grams_needs_an_engine_that_bans() -> None:
             return replace(super().sampling, no_repeat_ngram=4)
 
     line = mismatch(of(Banning()), TEACHERS[FULL], EngineCapabilities())
-    assert line is not None and "bans repeated n-grams, and the engine cannot; use the engine local" in line
+    assert line is not None and "bans repeated n-grams, which the engine does not support; use the engine local" in line
     assert found(of(Banning())) is None

@@ -1,4 +1,4 @@
-"""The run tree: there and back through YAML and JSON, every recipe, and what is refused."""
+"""The configuration of a run: encoding and decoding, the recipes, and invalid settings."""
 
 import dataclasses
 import json
@@ -23,8 +23,8 @@ POLICIES = [node for member in get_args(PolicyConfig) for node in member.example
 DIVERGENCES = [node for member in get_args(Divergence | DacKLConfig) for node in member.examples()]
 
 
-def there_and_back(run: Run) -> Run:
-    """Through plain values, JSON and YAML, as run.json and `redistill config` write them."""
+def round_trip(run: Run) -> Run:
+    """Encode and decode a run, through JSON and through YAML."""
     tree = encode_run(run)
     assert decode_run(json.loads(json.dumps(tree)), "json") == run
     return decode_run(yaml.safe_load(yaml.safe_dump(tree)), "yaml")
@@ -34,43 +34,43 @@ def least(**sections: object) -> Run:
     return decode_run({**LEAST, **sections}, "test")
 
 
-def refusal(**sections: object) -> str:
+def error_of(**sections: object) -> str:
     with pytest.raises(ConfigError) as caught:
         least(**sections)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-# --- there and back -----------------------------------------------------------------------------------------------------
+# --- encoding and decoding ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_goes_there_and_back(name: str) -> None:
+def test_every_method_survives_a_round_trip(name: str) -> None:
     plain = least(method=name)
-    assert there_and_back(plain) == plain
+    assert round_trip(plain) == plain
     spelled_out = dataclasses.replace(plain, policy=METHODS[name].policy, objective=METHODS[name].objective)
-    assert there_and_back(spelled_out) == spelled_out
+    assert round_trip(spelled_out) == spelled_out
     assert spelled_out.resolved_method == plain.resolved_method == method(name)
 
 
 @pytest.mark.parametrize("node", POLICIES, ids=repr)
-def test_every_policy_goes_there_and_back(node: PolicyConfig) -> None:
+def test_every_policy_survives_a_round_trip(node: PolicyConfig) -> None:
     run = dataclasses.replace(least(), policy=node)
-    assert there_and_back(run) == run
+    assert round_trip(run) == run
     assert encode_run(run)["policy"]["kind"] == kind_of(type(node))
 
 
 @pytest.mark.parametrize("node", DIVERGENCES, ids=repr)
-def test_every_divergence_goes_there_and_back(node: Divergence | DacKLConfig) -> None:
+def test_every_divergence_survives_a_round_trip(node: Divergence | DacKLConfig) -> None:
     run = dataclasses.replace(least(), objective=Objective(divergence=node, divergence_weight=0.5))
-    assert there_and_back(run) == run
+    assert round_trip(run) == run
 
 
 @pytest.mark.parametrize("objective", Objective.examples(), ids=repr)
-def test_every_objective_goes_there_and_back(objective: Objective) -> None:
+def test_every_objective_survives_a_round_trip(objective: Objective) -> None:
     policy = Fixed() if objective.policy_gradient is None else Rollouts()
     run = dataclasses.replace(least(), policy=policy, objective=objective)
-    assert there_and_back(run) == run
+    assert round_trip(run) == run
 
 
 def test_every_member_of_a_union_gives_examples_and_has_a_kind_of_its_own() -> None:
@@ -84,8 +84,8 @@ def test_every_member_of_a_union_gives_examples_and_has_a_kind_of_its_own() -> N
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_is_a_run(path: Path) -> None:
     run = load_config(path)
-    assert there_and_back(run) == run
-    assert run.name.startswith(path.stem), "the run folder is called after the recipe"
+    assert round_trip(run) == run
+    assert run.name.startswith(path.stem), "the run folder is named after the recipe"
 
 
 def test_there_are_recipes() -> None:
@@ -130,53 +130,55 @@ def test_the_folder_is_out_or_the_name() -> None:
     assert least(out="else/where").folder == Path("else/where")
 
 
-def test_a_teacher_is_needed_where_something_asks_it() -> None:
+def test_a_teacher_is_required_by_methods_and_students_that_use_it() -> None:
     assert least(method="sft", teacher=None).teacher is None
-    assert refusal(method="kd", teacher=None) == (
-        "test: teacher: missing; name one, or choose the method sft, which has none (method kd)"
+    assert error_of(method="kd", teacher=None) == (
+        "test: teacher: missing; set one, or use the method sft, which needs none (method kd)"
     )
     of_layers = {"model": "teacher", "initialise": {"layers": 2}}
-    assert "student.model = 'teacher': needs a teacher" in refusal(method="sft", teacher=None, student=of_layers)
+    assert "student.model = 'teacher': needs a teacher" in error_of(method="sft", teacher=None, student=of_layers)
 
 
-def test_teacher_and_engine_are_local_where_no_kind_is_given() -> None:
+def test_teacher_and_engine_are_local_by_default() -> None:
     plain = least()
     assert plain == least(teacher={"kind": "local", "model": "t"}, engine="local") == least(engine={"kind": "local"})
     tree = encode_run(plain)
     assert (tree["teacher"]["kind"], tree["engine"]) == ("local", {"kind": "local"})
-    assert there_and_back(plain) == plain
+    assert round_trip(plain) == plain
 
 
-def test_a_stored_run_from_before_there_were_kinds_is_read() -> None:
+def test_a_stored_run_without_kinds_is_decoded() -> None:
     tree = encode_run(least())
     del tree["teacher"]["kind"], tree["engine"], tree["placement"]
     assert decode_run(tree, "test") == least() and up_to_date(tree) == encode_run(least())
 
 
-def test_text_that_no_term_reads_is_not_written() -> None:
+def test_generated_text_that_no_term_uses_is_rejected() -> None:
     for policy in ("student_generated", "revised", "mixed"):
-        assert "policy: generates text that no term of the objective uses" in refusal(method="sft", teacher=None, policy=policy)
+        assert "policy: generates text that no term of the objective uses" in error_of(
+            method="sft", teacher=None, policy=policy
+        )
     assert least(method="sft", policy={"kind": "mixed", "source": "fixed"})
 
 
-def test_short_names_of_divergences_are_known() -> None:
+def test_short_names_of_divergences_are_accepted() -> None:
     by_short = least(objective={"divergence": "fkl"})
     assert by_short == least(objective={"divergence": "forward_kl"})
 
 
-REFUSED = {
-    "student from nowhere": ({"student": {"model": "teacher"}}, "student.initialise: missing; choose layers"),
+REJECTED = {
+    "student without a model": ({"student": {"model": "teacher"}}, "student.initialise: missing; choose layers"),
     "no such teacher": ({"teacher": {"kind": "remote"}}, "teacher.kind = 'remote': no such kind; choose one of local"),
     "no such engine": ({"engine": "loca"}, "engine.kind = 'loca': no such kind; did you mean 'local'?"),
-    "a field of no engine": ({"engine": {"size": 1}}, "engine.size: no such field; allowed are none"),
+    "unknown field of an engine": ({"engine": {"size": 1}}, "engine.size: no such field; allowed are none"),
     "no such placement": ({"placement": "shared"}, "placement = 'shared': must be 'auto' or 'sharded'"),
     "a sharded student of 4 bits": (
         {"placement": "sharded", "student": {"model": "s", "lora": {"quantise": "nf4"}}},
-        "placement = 'sharded': needs lora.quantise none and lora.export merged",
+        "placement = 'sharded': needs lora.quantise = 'none' and lora.export = 'merged'",
     ),
     "a sharded student's adapter alone": (
         {"placement": "sharded", "student": {"model": "s", "lora": {"export": "adapter"}}},
-        "placement = 'sharded': needs lora.quantise none and lora.export merged",
+        "placement = 'sharded': needs lora.quantise = 'none' and lora.export = 'merged'",
     ),
     "a sharded student, compiled": (
         {"placement": "sharded", "training": {"compile": "all"}},
@@ -186,19 +188,19 @@ REFUSED = {
     "layers twice": ({"student": {"model": "teacher", "initialise": {"layers": [0, 0]}}}, "layers = [0, 0]: must be"),
     "no model": ({"student": {"model": " "}}, "student.model = '': must be a hub name"),
     "no tuning": ({"teacher": {"model": "t", "finetune": {"updates": 0}}}, "teacher.finetune.updates = 0: must be >= 1"),
-    "tuning at no rate": (
+    "tuning at rate 0": (
         {"teacher": {"model": "t", "finetune": {"learning_rate": 0}}},
         "teacher.finetune.learning_rate = 0.0: must be > 0",
     ),
-    "a test set that leads out": (
+    "a test set outside of the folder": (
         {"data": {"tests": {"../mine": "x.jsonl"}}},
-        "data.tests: '../mine': a test set's name may hold letters, digits, '.', '_' and '-'",
+        "data.tests: '../mine': the name of a test set may contain letters, digits, '.', '_' and '-'",
     ),
-    "a test set with a space": ({"data": {"tests": {"my set": "x.jsonl"}}}, "call it my-set"),
+    "a test set with a space": ({"data": {"tests": {"my set": "x.jsonl"}}}, "rename it to my-set"),
     "no data": ({"data": {"train": []}}, "data.train: empty; name at least one file"),
     "nothing held out": ({"data": {"validation_rows": 0}}, "data.validation_rows = 0: must be >= 1"),
     "no training rows": ({"data": {"max_train_rows": 0}}, "data.max_train_rows = 0: must be >= 1"),
-    "fewer than no bad rows": ({"data": {"max_bad_rows": -1}}, "data.max_bad_rows = -1: must be >= 0"),
+    "negative number of bad rows": ({"data": {"max_bad_rows": -1}}, "data.max_bad_rows = -1: must be >= 0"),
     "no prompt": ({"data": {"tokens": {"prompt_tokens": 0}}}, "data.tokens.prompt_tokens = 0: must be >= 1"),
     "no term": ({"objective": {"sft_weight": 0}}, "objective: no term has a weight"),
     "negative weight": ({"objective": {"span_weight": -1}}, "objective.span_weight = -1.0: must be >= 0"),
@@ -223,13 +225,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_is_out_of_range_is_refused_with_its_path(case: str) -> None:
-    sections, said = REFUSED[case]
-    assert said in refusal(**sections)
+@pytest.mark.parametrize("case", REJECTED)
+def test_an_invalid_setting_is_rejected_with_its_path(case: str) -> None:
+    sections, expected = REJECTED[case]
+    assert expected in error_of(**sections)
 
 
-def test_a_run_of_an_older_version_gets_the_fields_that_came_later() -> None:
+def test_a_run_of_an_older_version_gets_defaults_for_later_fields() -> None:
     run = least(seed=5)
     tree = encode_run(run)
     del tree["compat"], tree["training"]["choose_by"]
@@ -237,7 +239,7 @@ def test_a_run_of_an_older_version_gets_the_fields_that_came_later() -> None:
     assert up_to_date({"no": "run"}) == {"no": "run"}
 
 
-def test_an_override_of_one_field_keeps_the_rest_of_what_compat_says(tmp_path: Path) -> None:
+def test_an_override_of_one_field_keeps_the_rest_of_the_compatibility_mode(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("name: r\nmethod: gkd\ncompat: distillm\nstudent: {model: s}\nteacher: {model: t}\n")
     policy = load_config(path, ["policy.student_fraction=0.3"]).resolved_method.policy
@@ -247,19 +249,19 @@ def test_an_override_of_one_field_keeps_the_rest_of_what_compat_says(tmp_path: P
 @pytest.mark.parametrize(
     "policy", [{"kind": "buffered", "capacity": 7}, {"kind": "mixed", "source": {"kind": "adaptive", "capacity": 7}}]
 )
-def test_a_buffer_that_holds_no_batch_is_refused_before_anything_is_loaded(policy: dict[str, Any]) -> None:
-    assert "capacity = 7: must be at least training.batch_size = 8" in refusal(method="gkd", policy=policy)
+def test_a_buffer_smaller_than_a_batch_is_rejected_before_anything_is_loaded(policy: dict[str, Any]) -> None:
+    assert "capacity = 7: must be at least training.batch_size = 8" in error_of(method="gkd", policy=policy)
 
 
-def test_roll_outs_are_no_other_policys_source() -> None:
-    assert "rollouts hand out a pool of their own" in refusal(policy={"kind": "mixed", "source": "rollouts"})
+def test_roll_outs_cannot_be_the_source_of_another_policy() -> None:
+    assert "rollouts cannot be the source of another policy" in error_of(policy={"kind": "mixed", "source": "rollouts"})
 
 
-def test_adapters_over_a_start_of_ones_own_cannot_be_exported_alone() -> None:
+def test_adapters_of_a_fine_tuned_student_cannot_be_exported_without_their_base() -> None:
     student = {"model": "s", "lora": {"export": "adapter"}, "finetune": {"updates": 2}}
-    assert "student.lora.export = 'adapter'" in refusal(method="gkd", student=student)
-    assert least(method="kd", student=student), "which starts from the base"
+    assert "student.lora.export = 'adapter'" in error_of(method="gkd", student=student)
+    assert least(method="kd", student=student), "which is not fine-tuned first"
 
 
-def test_lengths_beyond_counting_are_refused() -> None:
-    assert "updates" in refusal(training={"updates": "9" * 400 + " epochs"})
+def test_a_length_that_is_too_large_is_rejected() -> None:
+    assert "updates" in error_of(training={"updates": "9" * 400 + " epochs"})

@@ -23,23 +23,23 @@ def write(folder: Path, tree: Any, name: str = "recipe.yaml") -> Path:
 
 
 @pytest.mark.parametrize("number", [1, SCHEMA])
-def test_a_recipe_of_a_known_schema_is_that_without_a_number(tmp_path: Path, number: int) -> None:
+def test_a_recipe_with_a_known_schema_equals_that_without(tmp_path: Path, number: int) -> None:
     plain = load_config(write(tmp_path, RECIPE))
     assert load_config(write(tmp_path, {"schema": number, **RECIPE})) == plain
     assert load_config(write(tmp_path, RECIPE), [f"schema={number}"]) == plain
 
 
 @pytest.mark.parametrize("tree", [RECIPE, {"name": "table", "rows": {"sft": {"method": "sft"}}}], ids=["run", "sweep"])
-def test_a_recipe_of_a_later_schema_is_refused_with_the_version_to_install(tmp_path: Path, tree: dict[str, Any]) -> None:
+def test_a_recipe_of_a_later_schema_is_rejected_with_the_version_to_install(tmp_path: Path, tree: dict[str, Any]) -> None:
     path = write(tmp_path, {**tree, "schema": SCHEMA + 1})
     with pytest.raises(ConfigError) as caught:
         read_sweep(path) if "rows" in tree else load_config(path)
-    install = f"redistill {__version__} reads up to {SCHEMA}; install a version later than {__version__}"
+    install = f"redistill {__version__} reads schemas up to {SCHEMA}; install a version later than {__version__}"
     assert str(caught.value) == f"{path}: schema = {SCHEMA + 1}: {install}"
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, "two", True, None, [1]])
-def test_a_schema_that_is_no_number_is_refused(tmp_path: Path, number: Any) -> None:
+def test_an_invalid_schema_is_rejected(tmp_path: Path, number: Any) -> None:
     path = write(tmp_path, {**RECIPE, "schema": number})
     with pytest.raises(ConfigError, match=rf"recipe.yaml: schema = .*: must be a whole number from 1 to {SCHEMA}"):
         load_config(path)
@@ -55,12 +55,12 @@ def test_the_run_json_of_a_later_version_names_that_version(tmp_path: Path) -> N
 
 def test_a_renamed_field_is_an_error_that_names_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "RENAMED", {"training.steps": "training.updates", "optimizer": "optimiser"})
-    said = f"training.steps: is called training.updates since schema {SCHEMA}; rename it"
+    expected = f"training.steps: was renamed to training.updates in schema {SCHEMA}; rename it"
     path = write(tmp_path, {**RECIPE, "training": {"steps": 3}})
-    with pytest.raises(ConfigError, match=f"recipe.yaml: {said}"):
+    with pytest.raises(ConfigError, match=f"recipe.yaml: {expected}"):
         load_config(path)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=expected):
         load_config(write(tmp_path, RECIPE), ["training.steps=3"])
-    with pytest.raises(ConfigError, match="optimizer: is called optimiser"):
+    with pytest.raises(ConfigError, match="optimizer: was renamed to optimiser"):
         load_config(write(tmp_path, {**RECIPE, "optimizer": {"learning_rate": 1e-3}}))
     assert load_config(write(tmp_path, {**RECIPE, "training": {"updates": 3}})).training.updates == 3

@@ -1,4 +1,4 @@
-"""Metrics and test sets by name: what a recipe may name, what is refused on one line, and which metrics a test set has."""
+"""Metrics and test sets by name: valid names, errors of one line, and the metrics of a test set."""
 
 import dataclasses
 import sys
@@ -24,15 +24,15 @@ def metric(name: str = "mine", **changes: Any) -> Metric:
 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module of somebody's own that has been imported."""
+    """An external module that is already imported."""
     module = ModuleType("scoring_parts")
     module.MINE, module.PAIR = metric(), metric("pair", needs="pair")
     module.RIVAL = metric("rouge_l")
     module.SET = Task(name="own", description="own", hub_name="a/b", metrics=(module.MINE,))
-    module.BARE = Task(name="bare", description="no place on the hub")
-    module.SLASHED = Task(name="a/b", description="no file name")
+    module.BARE = Task(name="bare", description="no hub name")
+    module.SLASHED = Task(name="a/b", description="not a file name")
     module.UNSUITED = Task(name="unsuited", description="own", hub_name="a/b", metrics=(module.PAIR,))
-    module.TWIN = Task(name="dolly", description="called as another", hub_name="a/b")
+    module.TWIN = Task(name="dolly", description="same name as another", hub_name="a/b")
     module.CLASH = Task(name="clash", description="own", hub_name="a/b", metrics=(module.RIVAL,))
     module.NUMBER = 3
     monkeypatch.setitem(sys.modules, "scoring_parts", module)
@@ -43,7 +43,7 @@ def run(allow: tuple[str, ...] = ("scoring_parts",), **sections: Any) -> Run:
     return decode_run(LEAST | sections, "r.yaml", allow)
 
 
-def refusal(**sections: Any) -> str:
+def error_of(**sections: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         run(**sections)
     line = str(caught.value)
@@ -51,7 +51,7 @@ def refusal(**sections: Any) -> str:
     return line.removeprefix("r.yaml: ")
 
 
-def test_by_default_every_test_set_and_validation_have_both_metrics() -> None:
+def test_test_sets_and_validation_have_both_metrics_by_default() -> None:
     config = run(data={"tests": {"dolly": None, "mine": "mine.jsonl"}})
     assert {name: [m.name for m in found] for name, found in config.test_metrics.items()} == {
         "dolly": ["rouge_l", "exact_match"],
@@ -60,7 +60,7 @@ def test_by_default_every_test_set_and_validation_have_both_metrics() -> None:
     assert [m.name for m in config.validation_metrics] == ["rouge_l", "exact_match"]
 
 
-def test_a_test_sets_own_metrics_come_before_those_of_the_recipe_and_once(parts: ModuleType) -> None:
+def test_a_test_sets_own_metrics_precede_those_of_the_recipe(parts: ModuleType) -> None:
     tests = {"scoring_parts:SET": None, "dolly": None}
     config = run(
         data={"tests": tests}, evaluation={"metrics": ["exact_match", "scoring_parts:MINE"]}, training={"choose_by": "mine"}
@@ -73,18 +73,18 @@ def test_a_test_sets_own_metrics_come_before_those_of_the_recipe_and_once(parts:
     assert decode_run(encode_run(config), "run.json", ["scoring_parts"]) == config
 
 
-def test_a_name_alone_stands_for_a_list_of_it() -> None:
+def test_a_single_name_is_a_list_of_one() -> None:
     assert run(evaluation={"metrics": "rouge_l"}).evaluation.metrics == ("rouge_l",)
 
 
-REFUSED = {
+REJECTED = {
     "nearest name": (
         {"evaluation": {"metrics": ["rouge"]}},
         "evaluation.metrics = 'rouge': no such metric; did you mean 'rouge_l'?",
     ),
     "no name near": (
         {"evaluation": {"metrics": ["zzz"]}},
-        "evaluation.metrics = 'zzz': no such metric; known are rouge_l, exact_match;",
+        "evaluation.metrics = 'zzz': no such metric; choose one of rouge_l, exact_match;",
     ),
     "none": ({"evaluation": {"metrics": []}}, "evaluation.metrics = []: must be at least one"),
     "twice": ({"evaluation": {"metrics": ["rouge_l", "rouge_l"]}}, "evaluation.metrics = ['rouge_l', 'rouge_l']: must be"),
@@ -98,11 +98,11 @@ REFUSED = {
     ),
     "needs more": (
         {"evaluation": {"metrics": ["scoring_parts:PAIR"]}},
-        "evaluation.metrics = 'scoring_parts:PAIR': the metric pair needs 'pair', which",
+        "evaluation.metrics = 'scoring_parts:PAIR': the metric pair has needs = 'pair', which",
     ),
     "not allowed": (
         {"allow": (), "evaluation": {"metrics": ["scoring_parts:MINE"]}},
-        "evaluation.metrics = 'scoring_parts:MINE': code from",
+        "evaluation.metrics = 'scoring_parts:MINE': external code",
     ),
     "no mapping": (
         {"evaluation": {"metrics": {"scoring_parts:MINE": 1}}},
@@ -111,13 +111,13 @@ REFUSED = {
     "a number": ({"evaluation": {"metrics": [7]}}, "evaluation.metrics[0] = 7: must be text"),
     "one key": (
         {"evaluation": {"metrics": ["rouge_l", "scoring_parts:RIVAL"]}},
-        "evaluation.metrics: two different metrics are called rouge_l",
+        "evaluation.metrics: two different metrics have the name rouge_l",
     ),
     "chosen by": (
         {"training": {"choose_by": "rouge"}},
         "training.choose_by = 'rouge': validation does not compute it; did you mean 'rouge_l'?",
     ),
-    "chosen by what is not named": (
+    "chosen by an unlisted metric": (
         {"evaluation": {"metrics": ["exact_match"]}},
         "training.choose_by = 'rouge_l': validation does not compute it; choose one of exact_match, cross_entropy, or add it",
     ),
@@ -137,30 +137,30 @@ REFUSED = {
     "task without rows": ({"data": {"tests": {"scoring_parts:BARE": None}}}, "data.tests: no task 'bare'; known are dolly"),
     "task of a bad name": (
         {"data": {"tests": {"scoring_parts:SLASHED": "a.jsonl"}}},
-        "data.tests: 'a/b': a test set's name may hold",
+        "data.tests: 'a/b': the name of a test set may contain",
     ),
     "task with an unsuited metric": (
         {"data": {"tests": {"scoring_parts:UNSUITED": None}}},
-        "data.tests: 'scoring_parts:UNSUITED': the metric pair needs",
+        "data.tests: 'scoring_parts:UNSUITED': the metric pair has needs",
     ),
     "two tasks of one name": (
         {"data": {"tests": {"dolly": None, "scoring_parts:TWIN": None}}},
-        "data.tests: 'dolly' and 'scoring_parts:TWIN' are both called dolly; rename one",
+        "data.tests: 'dolly' and 'scoring_parts:TWIN' have the same name dolly; rename or remove one",
     ),
-    "a task's metric called as another": (
+    "a task's metric with the name of another": (
         {"data": {"tests": {"scoring_parts:CLASH": None}}},
-        "evaluation.metrics of clash: two different metrics are called rouge_l, their key in files",
+        "evaluation.metrics of clash: two different metrics have the name rouge_l, a key in files",
     ),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_scored_is_refused_on_one_line_before_anything_is_loaded(parts: ModuleType, case: str) -> None:
-    sections, said = REFUSED[case]
-    assert refusal(**sections).startswith(said)
+@pytest.mark.parametrize("case", REJECTED)
+def test_invalid_metrics_and_test_sets_are_rejected_on_one_line_before_anything_is_loaded(parts: ModuleType, case: str) -> None:
+    sections, expected = REJECTED[case]
+    assert error_of(**sections).startswith(expected)
 
 
-def test_a_part_that_was_not_imported_is_named_with_the_flag() -> None:
+def test_a_metric_that_is_not_imported_is_reported_with_the_flag() -> None:
     config = run()
     evaluation = dataclasses.replace(config.evaluation, metrics=("absent_parts:MINE",))
     with pytest.raises(
@@ -169,7 +169,7 @@ def test_a_part_that_was_not_imported_is_named_with_the_flag() -> None:
         dataclasses.replace(config, evaluation=evaluation)
 
 
-def test_stages_have_the_runs_metrics_only_where_one_of_them_chooses(parts: ModuleType) -> None:
+def test_stages_use_the_runs_metrics_only_if_one_of_them_chooses_the_checkpoint(parts: ModuleType) -> None:
     def tuned(choose_by: str | None, metrics: list[str]) -> Any:
         teacher = {"model": "t", "finetune": {"choose_by": choose_by}}
         config = run(teacher=teacher, evaluation={"metrics": metrics}, training={"choose_by": "cross_entropy"})
@@ -181,8 +181,8 @@ def test_stages_have_the_runs_metrics_only_where_one_of_them_chooses(parts: Modu
     assert own.evaluation.metrics == ("scoring_parts:MINE",) and own.training.choose_by == "mine"
 
 
-def test_a_known_name_stands_for_the_test_set_also_where_a_file_is_given() -> None:
+def test_a_known_name_is_that_test_set_also_with_a_file() -> None:
     found = named_tasks({"dolly": "mine.jsonl", "else": "other.jsonl"})
     assert [(task.name, path) for task, path in found.items()] == [("dolly", "mine.jsonl"), ("else", "other.jsonl")]
     assert TASKS["dolly"] in found
-    assert [check.test for check in check_data([], found)] == ["dolly", "else"], "neither can be read, and both are named"
+    assert [check.test for check in check_data([], found)] == ["dolly", "else"], "neither can be read, and both are reported"

@@ -130,7 +130,7 @@ def test_a_metric_beside_the_default_ones_stands_among_the_other_scores(
     arguments = ["evaluate", "sft", "--data", f"toy={place / 'test.jsonl'}", "--seeds", "10", "--out", "scores"]
     assert main([*arguments, "--metric", LOWER]) == 2
     assert capsys.readouterr().err == (
-        f"redistill: metrics = '{LOWER}': code from outside is not run; add --allow-code own_scores\n"
+        f"redistill: metrics = '{LOWER}': external code is not allowed; add --allow-code own_scores\n"
     )
     assert main([*arguments, "--metric", LOWER, "--metric", "rouge_l", *ALLOW]) == 0
     printed = capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_a_test_set_from_outside_has_its_own_metric_first(place: Path, capsys: p
     capsys.readouterr()
     assert main(["run", written]) == 2
     assert capsys.readouterr().err == (
-        f"redistill: {written}: data.tests = '{TASK}': code from outside is not run; add --allow-code own_scores\n"
+        f"redistill: {written}: data.tests = '{TASK}': external code is not allowed; add --allow-code own_scores\n"
     )
     assert not (place / "was_run").exists() and not (place / "sft").exists()
     assert main(["run", written, *ALLOW]) == 0

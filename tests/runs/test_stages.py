@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from redistill.config.run import Run, decode_run, encode_run, without_places
+from redistill.config.run import Run, decode_run, encode_run, without_output_folders
 from redistill.runs.stages import stages, student_source, teacher_source
 
 TUNING = {"updates": "3 epochs", "learning_rate": 5e-4}
@@ -79,4 +79,4 @@ def test_adapters_of_a_teacher_are_tuned_over_its_weights_as_they_are() -> None:
 def test_a_folder_that_was_moved_tells_runs_apart_as_little_as_a_name() -> None:
     first, second = (run("mgsr", out=out) for out in ("here", "there"))
     assert encode_run(first) != encode_run(second)
-    assert without_places(encode_run(first)) == without_places(encode_run(second))
+    assert without_output_folders(encode_run(first)) == without_output_folders(encode_run(second))

@@ -148,7 +148,7 @@ def test_every_sweep_recipe_is_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("table*.yaml")), ids=lambda path: path.stem)
 def test_a_sweep_in_the_place_of_one_run_is_told_what_it_is(path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"rows: this is a sweep, .* `redistill sweep`, .* `redistill estimate --row LABEL`"):
+    with pytest.raises(ConfigError, match=r"rows: this is a sweep, .* `redistill sweep`, .*`redistill estimate --row LABEL`"):
         load_config(path)
 
 

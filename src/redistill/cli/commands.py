@@ -1,6 +1,6 @@
-"""One function a command: it calls the package and prints the result as text, or as JSON with --json.
+"""The commands: each function calls the package and prints the result as text, or as JSON with --json.
 
-What takes long to import is imported by the function that needs it, so that --help is printed at once.
+Modules that are slow to import are imported by the functions that use them, so that --help is fast.
 """
 
 import argparse
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def is_main_process() -> bool:
-    """Whether this process prints, when torchrun has started several."""
+    """True for the process that prints, in a job of several processes started by torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -83,7 +83,7 @@ def _load(options: argparse.Namespace) -> "Run":
     from redistill.config.run import load_config
 
     config = load_config(options.recipe, options.overrides, options.allow_code)
-    # Not as an override, which is YAML: a folder may be called 1, or null.
+    # Not an override: it would be parsed as YAML, and a folder may have the name 1 or null.
     return config if options.out is None else dataclasses.replace(config, out=str(options.out))
 
 
@@ -218,8 +218,8 @@ def methods(options: argparse.Namespace) -> None:
 
 
 def data_check(options: argparse.Namespace) -> None:
-    from redistill.config.plugins import Outside
-    from redistill.config.scoring import load_outside, named_tasks
+    from redistill.config.plugins import External
+    from redistill.config.scoring import load_external, named_tasks
     from redistill.data.check import check_data, described
     from redistill.data.tokenize import TokenizeConfig
 
@@ -232,22 +232,22 @@ def data_check(options: argparse.Namespace) -> None:
         tokens, tests = data.tokens, data.tests
         sources = sources or [*((source, "train") for source in data.train), *held]
     if not sources:
-        raise ConfigError("data check: nothing to check; name a file, or give --recipe RECIPE")
+        raise ConfigError("data check: no data to check; pass a path, or --recipe RECIPE")
     if options.tokenizer is not None:
         from redistill.models.load import ModelConfig, load_tokenizer
 
         tokenizer = load_tokenizer(ModelConfig(model=options.tokenizer))
     tokens = dataclasses.replace(tokens, **_lengths(options))
     tests = {**tests, **dict(_task(text) for text in options.against)}
-    load_outside((("--against", name) for name in tests), Outside.of(options.allow_code))
+    load_external((("--against", name) for name in tests), External.of(options.allow_code))
     checks = check_data(sources, named_tasks(tests), tokenizer=tokenizer, tokens=tokens)
     if options.json:
         print_json(options, {"sources": [check.as_json() for check in checks]})
     else:
         print_lines(*described(checks))
-    unsound = sum(not check.is_sound for check in checks)
-    if unsound:
-        raise DataError(f"data check: {unsound} of {len(checks)} sources have faults; fix or remove the rows that are named")
+    faulty = sum(not check.is_sound for check in checks)
+    if faulty:
+        raise DataError(f"data check: {faulty} of {len(checks)} sources have faults; fix or remove the listed rows")
 
 
 def fetch(options: argparse.Namespace) -> None:
@@ -257,7 +257,7 @@ def fetch(options: argparse.Namespace) -> None:
 
 
 def _print_path(options: argparse.Namespace, path: Path, label: str = "") -> None:
-    """Print the path of a command's only result."""
+    """Print the path that is the result of a command."""
     if options.json:
         print_json(options, {"path": str(path)})
     else:

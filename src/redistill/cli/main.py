@@ -17,13 +17,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: Without the program's name; None takes those of the process.
+        arguments: The arguments without the name of the program; None takes those of the process.
 
     Returns:
-        The exit code, listed in `redistill --help`. One line on standard error explains a code other than 0.
+        The exit code; `redistill --help` lists them. If it is not 0, one line on standard error gives the reason.
 
     Raises:
-        SystemExit: after --help and --version (code 0), and for arguments that cannot be parsed (code 2).
+        SystemExit: after --help and --version (code 0), or for invalid arguments (code 2).
     """
     sys.excepthook = print_traceback
     options = parse_arguments(arguments)

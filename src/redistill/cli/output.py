@@ -15,7 +15,7 @@ SCHEMA = 1
 
 @contextlib.contextmanager
 def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
-    """Reserve standard output for `print_json` with --json: any other output, also of libraries, goes to standard error."""
+    """With --json, reserve standard output for `print_json`; redirect other output, also of libraries, to standard error."""
     options.stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         yield
@@ -25,15 +25,15 @@ def print_json(options: argparse.Namespace, data: Mapping[str, Any]) -> None:
     """Print `data` as one JSON document, with "schema" first and secrets masked.
 
     Args:
-        options: Of the command, inside `reserved_stdout`.
-        data: JSON values only, without NaN or infinities.
+        options: The options of the command, inside `reserved_stdout`.
+        data: JSON values, without NaN and infinities.
     """
     document = json.dumps(redacted_tree({"schema": SCHEMA, **data}), indent=2, allow_nan=False)
     _write(options.stdout, document + "\n")
 
 
 def print_lines(*lines: object) -> None:
-    """Print each of `lines` on a line of its own."""
+    """Print each item on its own line."""
     _write(sys.stdout, "".join(f"{line}\n" for line in lines))
 
 
@@ -42,10 +42,10 @@ def _write(stream: TextIO, text: str) -> None:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
-        _leave_closed_pipe(stream)
+        _exit_on_closed_pipe(stream)
 
 
-def _leave_closed_pipe(stream: TextIO) -> NoReturn:
-    """Exit without a traceback when the reader of a pipe, such as `head`, has exited; rich does the same for tables."""
+def _exit_on_closed_pipe(stream: TextIO) -> NoReturn:
+    """Exit without a traceback when the process that reads the pipe, such as `head`, has exited; rich does so for tables."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter flushes the stream again at exit
     raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""The arguments of every command.  Imports nothing that takes long, so that --help is printed at once.
+"""The arguments of every command. This module imports nothing slow, so that --help is fast.
 
 A help page has at most 40 lines of 80 columns, and ends with one example.
 """
@@ -46,13 +46,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line; overrides may also follow an option, which argparse alone does not accept.
+    """Parse a command line; unlike plain argparse, it accepts overrides after options.
+
+    Args:
+        arguments: The arguments without the name of the program; None takes those of the process.
 
     Returns:
-        The options of the command, with the function that runs it as `command`.
+        The options of the command; `command` is the function that runs it.
 
     Raises:
-        SystemExit: as argparse does, with code 0 after --help and code 2 for an error.
+        SystemExit: code 0 after --help and --version, code 2 for invalid arguments.
     """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
@@ -64,7 +67,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `redistill` with all its commands."""
+    """The parser of `redistill` with all commands."""
     parser = _Parser(
         prog="redistill",
         description="Knowledge distillation of language models: MGSR and its baselines.",
@@ -84,7 +87,7 @@ def _demo(group: Any) -> None:
     text = "distil a toy model with MGSR and with SFT (minutes on two cores)"
     parser = _command(group, "demo", commands.demo, text, "redistill demo --out runs/demo")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="delete and train again the toy teacher and both students")
+    parser.add_argument("--fresh", action="store_true", help="delete the toy teacher and both students, and retrain them")
     _add_json(parser)
 
 
@@ -106,7 +109,7 @@ def _train(group: Any) -> None:
 
 
 def _sweep(group: Any) -> None:
-    text = "run every row and seed of a table, and compare the results"
+    text = "run every row of a table with every seed, and compare the results"
     example = "redistill sweep recipes/table1-toy.yaml --only sft --only mgsr --jobs 2"
     parser = _command(group, "sweep", commands.sweep, text, example)
     _add_recipe(parser, "a YAML sweep, such as recipes/table1-toy.yaml", "settings to change in every run")
@@ -135,18 +138,18 @@ def _evaluate(group: Any) -> None:
         help="test set, from the hub or from PATH (repeatable)",
     )
     parser.add_argument(
-        "--metric", action="append", default=[], metavar="NAME", help="metric of the answers; the first is primary (repeatable)"
+        "--metric", action="append", default=[], metavar="NAME", help="metric of answers; the first is primary (repeatable)"
     )
     _allow_code(parser)
     parser.add_argument("--out", type=Path, required=True, help="output folder for responses and scores.json")
-    parser.add_argument("--teacher", metavar="MODEL", help="model to measure the KL divergence to, on references")
+    parser.add_argument("--teacher", metavar="MODEL", help="also measure the KL divergence to this model on references")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N prompts of each test set")
     parser.add_argument("--seeds", default="10,20,30,40,50", help="sampling seeds (default: %(default)s)")
     _add_lengths(parser, "the run's")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy decoding (default: 1)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="X", help="nucleus sampling (default: 1)")
     parser.add_argument(
-        "--no-repeat-ngram", type=int, default=6, metavar="N", help="forbid repeated N-grams; 0 allows them (default: 6)"
+        "--no-repeat-ngram", type=int, default=6, metavar="N", help="ban repeated N-grams; 0 disables this (default: 6)"
     )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per batch (default: 16)")
     parser.add_argument(
@@ -154,7 +157,7 @@ def _evaluate(group: Any) -> None:
         choices=["float32", "bfloat16", "auto"],
         default="float32",
         metavar="TYPE",
-        help="of the weights: float32 (default), bfloat16 or auto",
+        help="dtype of the weights: float32 (default), bfloat16 or auto",
     )
     _add_json(parser)
 
@@ -204,7 +207,7 @@ def _config(group: Any) -> None:
     example = "redistill config recipes/smollm2-dolly.yaml method=gkd"
     parser = _command(group, "config", commands.config, text, example)
     _add_recipe(parser, "a YAML recipe, or the run.json of a run", "settings to change")
-    _add_json(parser, "print JSON, which `redistill run` also reads, instead of YAML")
+    _add_json(parser, "print JSON instead of YAML; `redistill run` accepts both")
 
 
 def _estimate(group: Any) -> None:
@@ -219,7 +222,7 @@ def _estimate(group: Any) -> None:
 def _methods(group: Any) -> None:
     text = "list the methods and the test sets"
     parser = _command(group, "methods", commands.methods, text, "redistill methods --matrix")
-    parser.add_argument("--matrix", action="store_true", help="show which teachers and engines each method can run with")
+    parser.add_argument("--matrix", action="store_true", help="show the supported teachers and engines of each method")
     _add_json(parser)
 
 
@@ -234,7 +237,7 @@ def _data(group: Any) -> None:
         action="append",
         default=[],
         metavar="TASK[=PATH]",
-        help="test set whose prompts the data must not contain (repeatable)",
+        help="test set to check the data against for overlap (repeatable)",
     )
     parser.add_argument(
         "--recipe",
@@ -258,18 +261,18 @@ def _models(group: Any) -> None:
     _add_json(parser)
 
 
-# --- what several commands have in common -------------------------------------------------------------------------------
+# --- shared by several commands -----------------------------------------------------------------------------------------
 
 
 def _command(group: Any, name: str, command: Command, text: str, example: str) -> argparse.ArgumentParser:
-    """Add a command that runs `command`, with `text` as its description and one example."""
+    """Add a command: the function that runs it, its description, and one example."""
     parser = _page(group, name, text, example)
     parser.set_defaults(command=command)
     return parser
 
 
 def _group(group: Any, name: str, text: str, example: str) -> Any:
-    """Add a group of commands; returns what takes them."""
+    """Add a group of commands; returns its subparsers."""
     return _page(group, name, text, example).add_subparsers(title="actions", required=True, metavar="ACTION")
 
 
@@ -296,7 +299,7 @@ def _allow_code(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="let the recipe use this Python module, as MODULE:Name (repeatable)",
+        help="allow the import of this Python module for MODULE:Name (repeatable)",
     )
 
 
@@ -307,7 +310,7 @@ def _add_baselines(parser: argparse.ArgumentParser) -> None:
 
 def _add_lengths(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--template", choices=["alpaca", "chat"], help=f"prompt template (default: {default}, else alpaca)")
-    for name, text in (("prompt", "longest prompt"), ("response", "longest response")):
+    for name, text in (("prompt", "maximum prompt length"), ("response", "maximum response length")):
         text = f"{text} in tokens (default: {default}, else 256)"
         parser.add_argument(f"--{name}-tokens", type=int, metavar="N", help=text)
 

@@ -1,4 +1,4 @@
-"""Tables of what the package provides: its methods, what they can run with, and its test sets."""
+"""Tables of methods, test sets and metrics, and of the teachers and engines that each method supports."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from redistill.reports.terminal import console
 
 
 def print_methods() -> None:
-    """Print every method, every test set with its name on the hub, and every metric."""
+    """Print tables of the methods, test sets and metrics."""
     methods = Table("method", "description", "source", title="methods", title_justify="left")
     for name, row in METHODS.items():
         methods.add_row(name, row.summary, row.source)
@@ -27,7 +27,7 @@ def print_methods() -> None:
 
 
 def methods_as_json() -> dict[str, Any]:
-    """The same for programs: a list of "methods", of "tasks" and of "metrics"."""
+    """The content of `print_methods` as JSON values, with the keys "methods", "tasks" and "metrics"."""
     return {
         "methods": [
             {"name": name, "summary": row.summary, "source": row.source, "start": row.start} for name, row in METHODS.items()
@@ -41,7 +41,7 @@ def methods_as_json() -> dict[str, Any]:
 
 
 def matrix() -> list[dict[str, Any]]:
-    """For each method, kind of teacher and kind of engine: whether they fit, or the reason why not."""
+    """All combinations of method, kind of teacher and kind of engine; "reason" is null if supported, else why not."""
     return [
         {"method": name, "teacher": teacher, "engine": engine, "reason": mismatch(row, teacher_can, engine_can)}
         for name, row in METHODS.items()
@@ -51,7 +51,7 @@ def matrix() -> list[dict[str, Any]]:
 
 
 def print_matrix() -> None:
-    """Print `matrix` as a table, with the reasons as numbered lines below it."""
+    """Print `matrix` as a table, followed by the numbered reasons."""
     cells = {(cell["method"], cell["teacher"], cell["engine"]): cell["reason"] for cell in matrix()}
     reasons = list(dict.fromkeys(reason for reason in cells.values() if reason))
     table = Table("method", "teacher", *ENGINES, title="method x teacher x engine", title_justify="left")

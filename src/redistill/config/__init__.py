@@ -1,1 +1,1 @@
-"""Configuration: the tree of a run, its YAML form, methods, and parts from outside the package."""
+"""Configuration: dataclasses of a recipe, their YAML form, methods, and external components."""

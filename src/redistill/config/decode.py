@@ -1,8 +1,8 @@
-"""YAML to frozen dataclasses and back, strictly: every key known, every type right, every error with its path.
+"""Strict conversion of YAML to frozen dataclasses and back: unknown keys and wrong types are errors with their path.
 
-Knows no particular config: the tree is whatever dataclass is asked for.  A union of dataclasses is chosen by `kind`,
-the class's name in snake case without "Config", or `module:Name` for one from outside the package.  A recipe may be a
-stranger's: what it unfolds into is limited, and a text in it that holds a secret or a control character is refused.
+This module depends on no particular dataclass. A member of a union of dataclasses is chosen by `kind`: the class's name in
+snake case without "Config", or `module:Name` for an external class. Recipes are untrusted input: their size after the expansion
+of aliases is limited, and a text with a secret or a control character is rejected.
 """
 
 import dataclasses
@@ -17,15 +17,15 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 
 import yaml
 
-from redistill.config.plugins import Outside, name_of
+from redistill.config.plugins import External, name_of
 from redistill.errors import ConfigError
 from redistill.storage.redaction import plain, printable, redacted_tree, secret_in
 
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 50
-MAX_VALUES = 100_000  # even few aliases, nested, unfold a kilobyte into gigabytes
-MAX_DEPTH = 20  # sections within sections
-MAX_TEXT = 2_000  # no name or path is as long, and error lines quote them
+MAX_VALUES = 100_000  # a few nested aliases can expand a kilobyte to gigabytes
+MAX_DEPTH = 20  # nested sections
+MAX_TEXT = 2_000  # names and paths are shorter, and errors quote them
 MAX_WHOLE = 2**63
 ALIASES = {
     "fkl": "forward_kl",
@@ -44,47 +44,70 @@ Names = Mapping[str, Any]
 
 class _Context(NamedTuple):
     names: Names
-    outside: Outside
+    external: External
 
 
-NOTHING = Outside()
+NOTHING = External()
 
 
-def decode(expected: type[Tree], tree: Mapping[str, Any], names: Names, outside: Outside = NOTHING) -> Tree:
-    """`tree` as an `expected` dataclass.
+def decode(expected: type[Tree], tree: Mapping[str, Any], names: Names, external: External = NOTHING) -> Tree:
+    """Decode plain values to a dataclass.
 
     Args:
-        names: What type names that are only forward references stand for.
-        outside: Which kinds may come from outside the package.
+        expected: The dataclass.
+        tree: Mappings, lists and scalars, as read from YAML.
+        names: The types that forward references in type hints stand for.
+        external: The external classes that may be used as kinds.
 
     Raises:
-        ConfigError: unknown key, wrong type, missing field, value out of range, or a text that is too long, or
-            holds a secret or a control character; the line starts with its path.
+        ConfigError: unknown key, wrong type, missing field, value out of range, or a text that is too long or contains a secret
+            or a control character; the message starts with the path of the field.
     """
     _check_texts(tree)
-    return _decode(expected, tree, "", _Context(names, outside))
+    return _decode(expected, tree, "", _Context(names, external))
 
 
 def parse_yaml(text: bytes, source: str) -> dict[str, Any]:
-    """A mapping out of YAML, with plain types only, a limit on size and aliases, and no key twice."""
+    """Parse a YAML mapping: plain types only, limited size and number of aliases, no duplicate keys.
+
+    Args:
+        text: The YAML.
+        source: Start of error messages, such as the path of the file.
+
+    Raises:
+        ConfigError: not YAML, not a mapping, or beyond a limit.
+    """
     if len(text) > MAX_YAML_BYTES:
-        raise ConfigError(f"{source}: {len(text)} bytes of YAML; at most {MAX_YAML_BYTES} are read")
-    tree = _load(text, source, "mend the line, or quote its text")
+        raise ConfigError(
+            f"{source}: {len(text)} bytes of YAML: must be at most {MAX_YAML_BYTES}; remove what is not part of a recipe"
+        )
+    tree = _load(text, source, "fix the line, or quote its text")
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: a recipe is a mapping of sections, such as `method: mgsr`; found {type(tree).__name__}")
     return tree
 
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], source: str) -> dict[str, Any]:
-    """A copy of `tree` with each `a.b=c` set; the value is read as YAML."""
+    """A copy of `tree` with the overrides applied.
+
+    Args:
+        tree: The recipe.
+        overrides: Each of the form `section.field=value`; the value is parsed as YAML. Later ones have precedence.
+        source: Start of error messages.
+
+    Raises:
+        ConfigError: an override has another form, or its value is not YAML.
+    """
     result = _copy(tree)
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
-            raise ConfigError(f"{told(override)}: an override has the form section.field=value")
+            raise ConfigError(f"{shown(override)}: an override has the form section.field=value")
         *sections, last = path.split(".")
         if len(sections) > MAX_DEPTH:
-            raise ConfigError(f"{told(path)}: {len(sections)} sections within each other; a recipe has a few levels of them")
+            raise ConfigError(
+                f"{shown(path)}: {len(sections)} nested sections: must be at most {MAX_DEPTH}; use the path of a recipe's field"
+            )
         here = result
         for section in sections:
             if not isinstance(here.get(section), dict):
@@ -96,13 +119,15 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], source: s
 
 
 def _load(text: bytes | str, source: str, remedy: str) -> Any:
-    """A value out of YAML.  PyYAML lets through what its constructors stumble over: `!!int x`, or a 13th month."""
+    """Parse one YAML value. PyYAML raises other errors than YAMLError for values such as `!!int x` or a month of 13."""
     try:
         value = yaml.load(text, Loader=_StrictLoader)
         if _num_values(value, {}) > MAX_VALUES:
-            raise ConfigError(f"{source}: its aliases unfold into more than {MAX_VALUES} values; write out what is meant")
+            raise ConfigError(
+                f"{source}: more than {MAX_VALUES} values after the expansion of aliases; write the values without aliases"
+            )
     except RecursionError as error:
-        raise ConfigError(f"{source}: nested too deeply; a recipe is a few levels of sections") from error
+        raise ConfigError(f"{source}: nested too deeply; a recipe has a few levels of sections") from error
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
@@ -111,7 +136,7 @@ def _load(text: bytes | str, source: str, remedy: str) -> Any:
 
 
 def _yaml_fault(error: Exception) -> str:
-    """What is wrong, and in which line; PyYAML's own words quote the text around it, which may be a piece of a secret."""
+    """The problem with line and column; PyYAML's own message quotes the surrounding text, which may be part of a secret."""
     mark = getattr(error, "problem_mark", None)
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return _line(str(error) or type(error).__name__)
@@ -119,10 +144,10 @@ def _yaml_fault(error: Exception) -> str:
 
 
 def _num_values(value: Any, known: dict[int, int]) -> int:
-    """How many values a tree has when every alias is written out; what stands in more than one place is counted once.
+    """Number of values of a tree after the expansion of aliases; `known` maps the ids of counted objects to their counts.
 
     Raises:
-        RecursionError: a value holds itself.
+        RecursionError: a value contains itself.
     """
     if not isinstance(value, dict | list):
         return 1
@@ -133,7 +158,7 @@ def _num_values(value: Any, known: dict[int, int]) -> int:
 
 
 def _check_texts(tree: Any) -> None:
-    """Refuse secrets, which would be written into run.json and reports, and characters that no name or path has."""
+    """Reject secrets, which would be stored in run.json and reports, and control characters."""
     waiting = [("", tree)]
     while waiting:
         path, value = waiting.pop()
@@ -142,23 +167,25 @@ def _check_texts(tree: Any) -> None:
                 _check_text(path or "the recipe", str(key))
                 waiting.append((_line(f"{path}.{key}".lstrip(".")), item))
         elif isinstance(value, list | tuple):
-            waiting += [(f"{path}[{number}]", item) for number, item in enumerate(value)]
+            waiting += [(f"{path}[{index}]", item) for index, item in enumerate(value)]
         elif isinstance(value, str):
             _check_text(path, value)
 
 
 def _check_text(path: str, text: str) -> None:
     if len(text) > MAX_TEXT:
-        raise ConfigError(f"{path} = {told(text)}: is {len(text)} characters long; names and paths have at most {MAX_TEXT}")
+        raise ConfigError(
+            f"{path} = {shown(text)}: is {len(text)} characters long; must be at most {MAX_TEXT}; use a shorter name or path"
+        )
     if text != printable(text):
-        raise ConfigError(f"{path} = {told(text)}: holds a control character, or half of a surrogate pair; take it out")
+        raise ConfigError(f"{path} = {shown(text)}: contains a control character or a lone surrogate; remove it")
     if what := secret_in(text):
-        remedy = "take it out: tokens belong into the environment (HF_TOKEN), and recipes into run folders and reports"
-        raise ConfigError(f"{path} = {told(text)}: holds {what}; {remedy}")
+        remedy = "remove it, since recipes are copied to run folders and reports; pass tokens in the environment (HF_TOKEN)"
+        raise ConfigError(f"{path} = {shown(text)}: contains {what}; {remedy}")
 
 
 def encode(value: Any, names: Names) -> Any:
-    """A dataclass as plain dicts, lists and scalars that decode to an equal one; secrets, which none may hold, are masked."""
+    """Encode a dataclass as dicts, lists and scalars that `decode` converts to an equal one; secrets are masked."""
     return redacted_tree(_encode(value, names))
 
 
@@ -181,11 +208,11 @@ def _encode(value: Any, names: Names) -> Any:
 
 
 def _decode(expected: Any, value: Any, path: str, context: _Context) -> Any:
-    """`value` as the type `expected`, or a ConfigError that starts with the path."""
+    """Decode `value` to the type `expected`; the message of a ConfigError starts with the path."""
     members = _members(expected)
     origin, args = get_origin(expected), get_args(expected)
     if isinstance(value, int) and abs(value) > MAX_WHOLE:
-        raise ConfigError(f"{path} = {told(value)}: must lie between -2^63 and 2^63")
+        raise ConfigError(f"{path} = {shown(value)}: must lie between -2^63 and 2^63")
     if value is None and type(None) in args:
         return None
     if len(members) > 1 or any(map(_default_kind, members)):
@@ -202,18 +229,18 @@ def _decode(expected: Any, value: Any, path: str, context: _Context) -> Any:
         return {str(key): _decode(args[1], item, f"{path}.{_line(str(key))}", context) for key, item in value.items()}
     if expected is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML 1.1 reads 5e-4 as text
+            return float(value)  # YAML 1.1 parses 5e-4 as a string
         except ValueError:
             pass
     elif isinstance(expected, type) and isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
     allowed = " or ".join(map(repr, args)) if origin is Literal else _name(expected)
-    raise ConfigError(f"{path} = {told(value)}: must be {allowed}")
+    raise ConfigError(f"{path} = {shown(value)}: must be {allowed}")
 
 
 def _decode_dataclass(cls: type, value: Any, path: str, context: _Context) -> Any:
     if not isinstance(value, dict):
-        raise ConfigError(f"{path or 'the recipe'} = {told(value)}: must be a mapping of fields")
+        raise ConfigError(f"{path or 'the recipe'} = {shown(value)}: must be a mapping of fields")
     hints = get_type_hints(cls, localns=dict(context.names))
     known = [f.name for f in fields(cls)]
     prefix = f"{path}." if path else ""
@@ -228,12 +255,12 @@ def _decode_dataclass(cls: type, value: Any, path: str, context: _Context) -> An
     decoded = {key: _decode(hints[key], item, prefix + key, context) for key, item in value.items()}
     try:
         return cls(**decoded)
-    except ValueError as error:  # a ConfigError of ours, or whatever kind of ValueError a class from outside chose
+    except ValueError as error:  # a ConfigError, or another ValueError of an external class
         raise ConfigError(f"{prefix}{' '.join(plain(str(error)).split())}") from error
 
 
 def _decode_kind(members: list[type], value: Any, path: str, context: _Context) -> Any:
-    """One of several dataclasses, named by `kind` (or by a bare name, for its defaults)."""
+    """Decode one of several dataclasses, chosen by `kind`; a bare name is the kind with its defaults."""
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}
     if isinstance(tree, dict) and "kind" not in tree:
@@ -243,13 +270,13 @@ def _decode_kind(members: list[type], value: Any, path: str, context: _Context) 
     name = ALIASES.get(str(tree["kind"]), str(tree["kind"]))
     if ":" in name:
         try:
-            kinds[name] = context.outside.part(name, members)
+            kinds[name] = context.external.component(name, members)
         except ConfigError as error:
-            raise ConfigError(f"{path}.kind = {told(name)}: {error}") from error
+            raise ConfigError(f"{path}.kind = {shown(name)}: {error}") from error
     if name not in kinds:
         near = difflib.get_close_matches(name, kinds, 1, 0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(kinds)}"
-        raise ConfigError(f"{path}.kind = {told(tree['kind'])}: no such kind; {hint}")
+        raise ConfigError(f"{path}.kind = {shown(tree['kind'])}: no such kind; {hint}")
     return _decode_dataclass(kinds[name], {key: item for key, item in tree.items() if key != "kind"}, path, context)
 
 
@@ -259,35 +286,35 @@ def _decode_either(options: list[Any], value: Any, path: str, context: _Context)
             return _decode(option, value, path, context)
         except ConfigError as error:
             last = error
-    raise last if len(options) == 1 else ConfigError(f"{path} = {told(value)}: must be {' or '.join(map(_name, options))}")
+    raise last if len(options) == 1 else ConfigError(f"{path} = {shown(value)}: must be {' or '.join(map(_name, options))}")
 
 
 def _decode_tuple(args: tuple[Any, ...], value: Any, path: str, context: _Context) -> tuple[Any, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
-        raise ConfigError(f"{path} = {told(value)}: must be a list")
+        raise ConfigError(f"{path} = {shown(value)}: must be a list")
     kinds = [args[0]] * len(items) if len(args) == 2 and args[1] is ... else list(args)
     if len(kinds) != len(items):
-        raise ConfigError(f"{path} = {told(value)}: must hold {len(kinds)} values")
+        raise ConfigError(f"{path} = {shown(value)}: must have {len(kinds)} values")
     pairs = enumerate(zip(kinds, items, strict=True))
-    return tuple(_decode(kind, item, f"{path}[{number}]", context) for number, (kind, item) in pairs)
+    return tuple(_decode(kind, item, f"{path}[{index}]", context) for index, (kind, item) in pairs)
 
 
 def _members(expected: Any) -> list[type]:
-    """The dataclasses that a type allows."""
+    """The dataclasses among the alternatives of a type."""
     options = get_args(expected) if get_origin(expected) in {Union, types.UnionType} else (expected,)
     return [option for option in options if isinstance(option, type) and is_dataclass(option)]
 
 
 def kind_of(cls: type) -> str:
-    """The name of a class among others: its own `kind`, or ForwardKL -> forward_kl, DacKLConfig -> dac_kl."""
+    """The kind of a class: its attribute `kind`, or its name in snake case (ForwardKL: forward_kl, DacKLConfig: dac_kl)."""
     if kind := _default_kind(cls):
         return kind
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
 
 
 def _default_kind(cls: type) -> str | None:
-    """The `kind` that a class declares, which a recipe may then leave out."""
+    """The `kind` that a class itself declares; it is the default if a recipe names none."""
     kind = vars(cls).get("kind")
     return kind if isinstance(kind, str) else None
 
@@ -297,8 +324,8 @@ def _name(expected: Any) -> str:
     return names.get(get_origin(expected) or expected, str(typing.cast(Any, expected)))
 
 
-class _Told(reprlib.Repr):
-    """A value as an error line shows it: a few items deep and wide."""
+class _Shown(reprlib.Repr):
+    """Representation of a value in an error message, with limited depth and length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -306,21 +333,20 @@ class _Told(reprlib.Repr):
         self.maxlist = self.maxtuple = self.maxdict = 8
 
     def repr_str(self, value: str, level: int) -> str:
-        return super().repr_str(plain(value), level)  # first, since what is cut short is known no more
+        return super().repr_str(plain(value), level)  # masked before it is truncated: part of a secret is not recognised
 
     def repr_int(self, value: int, level: int) -> str:
-        return (
-            repr(value) if abs(value) <= MAX_WHOLE else f"a number of {value.bit_length()} bits"
-        )  # Python refuses to write it
+        # Python raises an error when it converts very large integers to text.
+        return repr(value) if abs(value) <= MAX_WHOLE else f"a number of {value.bit_length()} bits"
 
 
-def told(value: Any) -> str:
-    """`value` in an error line: short, without secrets, on one line."""
-    return _line(_Told().repr(value))
+def shown(value: Any) -> str:
+    """`value` for an error message: truncated, on one line, with secrets masked."""
+    return _line(_Shown().repr(value))
 
 
 def _line(text: str) -> str:
-    """`text` on one line, short, without what a terminal would obey, and without secrets."""
+    """`text` on one line, truncated, with control characters escaped and secrets masked."""
     text = " ".join(plain(text).split())
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
@@ -330,7 +356,7 @@ def _copy(tree: Any) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that counts aliases and refuses a key given twice."""
+    """SafeLoader that limits aliases and rejects duplicate keys."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
@@ -346,7 +372,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key in (self.construct_object(key, deep=True) for key, _ in node.value):
-            if key in seen:  # a key that cannot be hashed is a TypeError, which is told as any other mistake
-                raise yaml.YAMLError(f"key '{key}' stands twice, the second time in line {node.start_mark.line + 1} or below")
+            if key in seen:  # an unhashable key is a TypeError, which `_load` reports
+                raise yaml.YAMLError(f"duplicate key '{key}' in the mapping that starts in line {node.start_mark.line + 1}")
             seen.add(key)
         return super().construct_mapping(node, deep)

@@ -1,7 +1,6 @@
-"""The methods as data: reading this file is reading the paper's tables.
+"""The methods: each is a policy, an objective and an initial student.
 
-A row says which sequences are learnt from, which terms are minimised on them, and where the student starts.  The learning rates
-and schedules of each model family stand in recipes/.
+Learning rates and schedules of each model family are in recipes/.
 """
 
 from dataclasses import dataclass, field, replace
@@ -28,16 +27,16 @@ from redistill.training.objective import Objective, PolicyGradientConfig, Pretra
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One row of Table 1.
+    """A distillation method, a row of the paper's Table 1.
 
     Args:
-        policy: Which sequences.
-        objective: Which terms.
+        policy: The sequences that the student learns from.
+        objective: The terms that are minimised.
         summary: One line for `redistill methods`.
-        source: Where it was published.
-        start: Whether the student is distilled as it comes ("base") or after supervised fine-tuning ("finetuned"), where the
-            recipe says how to fine-tune it.
-        optimiser: Fields of `optimiser` that the method sets where the recipe does not.
+        source: Publication.
+        start: The initial student: "base" is the model itself; "finetuned" is the model after supervised fine-tuning, if the
+            recipe sets `student.finetune`.
+        optimiser: Values of fields of `optimiser` that the recipe does not set.
     """
 
     policy: PolicyConfig
@@ -66,7 +65,7 @@ METHODS: dict[str, Method] = {
     "seqkd": Method(
         policy=TeacherGenerated(),
         objective=Objective(sft_on="sampled"),
-        summary="cross entropy on answers that the teacher wrote",
+        summary="cross entropy on answers that the teacher generated",
         source="Kim and Rush 2016 (arXiv 1606.07947)",
     ),
     "imitkd": Method(
@@ -105,29 +104,28 @@ METHODS: dict[str, Method] = {
     "distillm": Method(
         policy=Adaptive(source=StudentGenerated()),
         objective=Objective(sft_weight=0.0, divergence=SkewReverseKL(alpha=0.1), pretraining=PretrainingConfig()),
-        summary="skew KL, with student text taken in and replayed as validation asks for it",
+        summary="skew KL on gold answers and replayed student text, whose fraction rises with the validation loss",
         source="Ko et al. 2024 (arXiv 2402.03898)",
         start="finetuned",
     ),
     "mgsr": Method(
         policy=_MGSR_POLICY,
         objective=Objective(divergence=DacKLConfig(), span_weight=1.0),
-        summary="SFT + DAC-KL + span loss on half revised (SCRG), half gold sequences; the paper read literally",
+        summary="SFT + DAC-KL + span loss on half revised (SCRG), half gold sequences; as in the paper",
         source="Liu et al. 2026 (arXiv 2407.10068)",
         start="finetuned",
     ),
     "mgsr-robust": Method(
         policy=_MGSR_POLICY,
         objective=Objective(divergence=DacKLConfig(mass_floor=0.9), span_weight=1.0),
-        summary="mgsr with a floor under the mass that DAC-KL keeps, so that its network cannot collapse",
+        summary="mgsr with a minimum of the mass that DAC-KL keeps, so that its network cannot collapse",
         source="this project; docs/methods/mgsr.md",
         start="finetuned",
     ),
 }
 
-# What the public code of DistiLLM does under these names (docs/methods/compat.md): "on-policy" text is drawn from a buffer of
-# stale text, one coin falls for a whole batch, SeqKD matches the teacher on the gold answers, and padding counts in MiniLLM's
-# whitening.
+# What DistiLLM's public code does under these names (docs/methods/compat.md): "on-policy" text is replayed from a buffer, one
+# coin decides for a whole batch, SeqKD minimises the KL divergence on gold answers, and MiniLLM's whitening includes padding.
 _REFERENCE: dict[str, dict[str, Any]] = {
     "seqkd": {"policy": Fixed(), "objective": Objective(sft_weight=0.0, divergence=ForwardKL())},
     "imitkd": {"policy": Buffered(source=StudentGenerated())},
@@ -140,7 +138,7 @@ _REFERENCE: dict[str, dict[str, Any]] = {
 
 
 def method(name: str) -> Method:
-    """The row of that name.
+    """The method of this name; `module:NAME` is an external one.
 
     Raises:
         ConfigError: no such method.
@@ -156,7 +154,7 @@ def method(name: str) -> Method:
 
 
 def as_in_reference(name: str) -> Method:
-    """The row of that name as DistiLLM's public code runs it.
+    """The method of this name in compatibility mode, as DistiLLM's public code runs it.
 
     Raises:
         ConfigError: no such method.

@@ -1,6 +1,6 @@
-"""Parts from outside the package, named `module:Name`: imported only where the user has allowed that module's code to run.
+"""External components, named `module:Name`: their module is imported only if the user has allowed it.
 
-A recipe, or a run.json that came by mail, so runs nobody's code by being read.
+Reading an untrusted recipe or run.json therefore runs no code.
 """
 
 import re
@@ -13,112 +13,113 @@ from typing import Any, TypeVar
 
 from redistill.errors import ConfigError
 
-Part = TypeVar("Part")
+Component = TypeVar("Component")
 
 _NAME = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in the configuration that a class from outside may take.
+    """A field of the configuration that accepts external classes.
 
     Args:
-        what: What such a class is, such as "divergence".
-        members: The package's own classes there.
-        needs: What a class must have to work there.
-        has_laws: Whether `redistill.testing` has laws for it.
+        kind: Name of the kind of component, such as "divergence".
+        members: The classes of the package that the field accepts.
+        needs: Attributes that a class must have.
+        has_laws: Whether `redistill.testing` has laws for the component.
     """
 
-    what: str
+    kind: str
     members: tuple[type, ...]
     needs: tuple[str, ...]
     has_laws: bool = False
 
     @property
     def name(self) -> str:
-        """`what` with its article."""
-        return f"{'an' if self.what[0] in 'aeiou' else 'a'} {self.what}"
+        """`kind` with its article."""
+        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
 
 
 @dataclass(frozen=True)
-class Outside:
-    """What may come from outside: nothing, unless modules are allowed.
+class External:
+    """The external components that may be used: none, unless modules are allowed.
 
     Args:
-        allowed: Modules whose code may run, with everything below them.
-        slots: Where a class may come from outside.
+        allowed: Modules that may be imported, including their submodules.
+        slots: The fields that accept external classes.
     """
 
     allowed: tuple[str, ...] = ()
     slots: tuple[Slot, ...] = ()
 
     @classmethod
-    def of(cls, allowed: Iterable[str], *slots: Slot) -> "Outside":
-        """With these modules allowed, and these slots open to them."""
+    def of(cls, allowed: Iterable[str], *slots: Slot) -> "External":
+        """Allow these modules, in these slots."""
         return cls(tuple(allowed), slots)
 
     def load(self, name: str) -> Any:
-        """What `name` stands for; its module is imported if it is not yet.
+        """The object `module:Name`; its module is imported if necessary.
 
         Raises:
-            ConfigError: no name of the form module:Name, a module that is not allowed or cannot be imported, or nothing there.
+            ConfigError: the name has another form, its module is not allowed or cannot be imported, or the module has no such
+                attribute.
         """
         module, path = _parts(name)
         if not any(module == allowed or module.startswith(f"{allowed}.") for allowed in self.allowed):
-            raise ConfigError(f"code from outside is not run; add --allow-code {module.partition('.')[0]}")
+            raise ConfigError(f"external code is not allowed; add --allow-code {module.partition('.')[0]}")
         if (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)  # a console script's path lacks it; last, so that nothing there stands in for a library
+            sys.path.append(here)  # console scripts lack it; last, so that it shadows no library
         try:
             import_module(module)
-        except Exception as error:  # whatever its code does wrong
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ConfigError(f"the module cannot be imported ({told}); mend it, or run where it can be found") from error
+        except Exception as error:  # external code may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(f"the module cannot be imported ({reason}); fix it, or run in its folder") from error
         found = loaded(name)
         if found is None:
-            raise ConfigError(f"module {module} has no {path}; give the name of what stands in it")
+            raise ConfigError(f"module {module} has no {path}; use the name of an attribute of it")
         return found
 
-    def part(self, kind: str, members: Iterable[type]) -> type:
-        """The class `kind`, where one of `members` is expected.
+    def component(self, kind: str, members: Iterable[type]) -> type:
+        """The external class `kind`, for a field that accepts `members`.
 
         Raises:
-            ConfigError: as `load`; or a class that cannot take that place.
+            ConfigError: as for `load`; or the field accepts no external classes, or not this one.
         """
         slot = next((slot for slot in self.slots if set(slot.members) <= set(members)), None)
         if slot is None:
-            slots = ", ".join(slot.what for slot in self.slots) or "none of its fields"
-            raise ConfigError(f"nothing from outside can stand here; outside kinds are for {slots}")
+            slots = ", ".join(slot.kind for slot in self.slots) or "no field"
+            raise ConfigError(f"external classes are not accepted here, only for {slots}; use a kind of the package")
         found = self.load(kind)
-        advice = f"redistill.testing.check_{slot.what} tries one" if slot.has_laws else "docs/adding.md shows one"
+        remedy = f"test it with redistill.testing.check_{slot.kind}" if slot.has_laws else "see docs/adding.md"
         if not (isinstance(found, type) and is_dataclass(found) and found.__dataclass_params__.frozen):  # type: ignore[attr-defined]
-            raise ConfigError(f"is no frozen dataclass, as {slot.name} must be; {advice}")
+            raise ConfigError(f"is not a frozen dataclass, which {slot.name} must be; {remedy}")
         if missing := [need for need in slot.needs if not _has(found, need)]:
-            raise ConfigError(f"has no {' and no '.join(missing)}, as {slot.name} must; {advice}")
+            raise ConfigError(f"has no {' and no '.join(missing)}, which {slot.name} must have; {remedy}")
         return found
 
 
-def instance(name: str, expected: type[Part]) -> Part:
-    """The object `module:NAME` of a module that has been imported already; runs nothing.
+def instance(name: str, expected: type[Component]) -> Component:
+    """The object `module:NAME` of a module that is already imported; runs no code.
 
     Raises:
-        ConfigError: the module has not been imported, or what the name stands for is no instance of `expected`.
+        ConfigError: the module is not imported, or the object is not an instance of `expected`.
     """
     found = loaded(name)
     if found is None:
         module = name.partition(":")[0]
-        raise ConfigError(f"not imported; add --allow-code {module}, or in Python import {module} first")
+        raise ConfigError(f"not imported; add --allow-code {module}, or import {module} first in Python")
     if not isinstance(found, expected):
         raise ConfigError(f"is a {type(found).__name__}; must be a {expected.__module__}.{expected.__name__}")
     return found
 
 
 def name_of(cls: type) -> str:
-    """The name by which a class from outside is found again."""
+    """The name `module:Name` of an external class."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def loaded(name: str) -> Any:
-    """What `name` stands for where its module has been imported already, else None; runs nothing."""
+    """The object `module:Name` if its module is already imported, otherwise None; runs no code."""
     module, path = _parts(name)
     found: Any = sys.modules.get(module)
     for attribute in path.split("."):
@@ -128,11 +129,11 @@ def loaded(name: str) -> Any:
 
 def _parts(name: str) -> tuple[str, str]:
     if not _NAME.fullmatch(name):
-        raise ConfigError("a part from outside has the form module:Name")
+        raise ConfigError("the name of an external component must have the form module:Name")
     module, _, path = name.partition(":")
     return module, path
 
 
 def _has(cls: type, attribute: str) -> bool:
-    """Whether instances have it; a class itself can always be called, so `hasattr` would not tell."""
+    """Whether instances have the attribute; `hasattr(cls, "__call__")` is always true, since classes are callable."""
     return any(attribute in vars(base) for base in cls.__mro__) or attribute in {f.name for f in fields(cls)}

@@ -1,45 +1,52 @@
-"""The schema number of recipes and of run.json, and the fields that were renamed between schemas.
+"""Schema numbers of recipes and run.json, and fields that were renamed between schemas.
 
-Schema 1 is that of commit 98f02f3 and before; its recipes have no number.  A recipe without one is read as the current schema.
+Schema 1 is that of commit 98f02f3 and earlier; its recipes have no number. A recipe without a number has the current schema.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from redistill import __version__
-from redistill.config.decode import told
+from redistill.config.decode import shown
 from redistill.errors import ConfigError
 
 SCHEMA = 2
 FIRST = 1
 RENAMED: Mapping[str, str] = {}
-"""Old dotted path of a recipe's field -> its path now."""
+"""Former dotted path of a field -> its current path."""
 
 
 def check_schema(number: Any, where: str, written_by: Any = None) -> None:
-    """Refuse a schema number that is not one, or that only a later version of redistill reads.
+    """Reject an invalid schema number, and one that requires a later version of redistill.
 
     Args:
-        number: What the file holds.
-        where: Start of the error line, such as the file's path.
-        written_by: Version of redistill that wrote the file, where the file names it.
+        number: The value in the file.
+        where: Start of the error message, such as the path of the file.
+        written_by: Version of redistill that wrote the file; None if the file does not name it.
 
     Raises:
         ConfigError: the number is not a whole number from 1 to the current schema.
     """
     if not isinstance(number, int) or isinstance(number, bool) or number < FIRST:
-        raise ConfigError(f"{where}: schema = {told(number)}: must be a whole number from {FIRST} to {SCHEMA}")
+        allowed = f"must be a whole number from {FIRST} to {SCHEMA}"
+        raise ConfigError(f"{where}: schema = {shown(number)}: {allowed}; remove it for the current schema")
     if number > SCHEMA:
         named = isinstance(written_by, str) and written_by != __version__
-        version = f"redistill {told(written_by)}, which wrote it" if named else f"a version later than {__version__}"
-        raise ConfigError(f"{where}: schema = {told(number)}: redistill {__version__} reads up to {SCHEMA}; install {version}")
+        version = f"redistill {shown(written_by)}, which wrote it" if named else f"a version later than {__version__}"
+        raise ConfigError(
+            f"{where}: schema = {shown(number)}: redistill {__version__} reads schemas up to {SCHEMA}; install {version}"
+        )
 
 
 def schema_of_run(held: Mapping[str, Any], where: str) -> int:
-    """The schema number of what a run.json holds.
+    """The schema number of the content of a run.json.
+
+    Args:
+        held: The content.
+        where: Start of error messages.
 
     Raises:
-        ConfigError: `check_schema` refuses it.
+        ConfigError: as for `check_schema`.
     """
     number = held.get("schema", FIRST)
     check_schema(number, where, writer_of(held))
@@ -47,7 +54,7 @@ def schema_of_run(held: Mapping[str, Any], where: str) -> int:
 
 
 def writer_of(held: Mapping[str, Any]) -> Any:
-    """The version of redistill that a run.json names as its writer; None where it names none."""
+    """The version of redistill that wrote a run.json, by its own record; None if it has none."""
     versions = held.get("versions")
     return versions.get("redistill") if isinstance(versions, Mapping) else None
 
@@ -56,15 +63,16 @@ def current_tree(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The tree of a recipe without its schema number.
 
     Args:
-        source: Start of error lines.
+        tree: The recipe.
+        source: Start of error messages.
 
     Raises:
-        ConfigError: the schema number is refused by `check_schema`, or a field has another name now.
+        ConfigError: as for `check_schema`; or a field has been renamed.
     """
     check_schema(tree.get("schema", SCHEMA), source)
     for old, new in RENAMED.items():
         if _holds(tree, old):
-            raise ConfigError(f"{source}: {old}: is called {new} since schema {SCHEMA}; rename it")
+            raise ConfigError(f"{source}: {old}: was renamed to {new} in schema {SCHEMA}; rename it")
     return {name: section for name, section in tree.items() if name != "schema"}
 
 

@@ -1,4 +1,4 @@
-"""Sections of a recipe that no other package declares: teacher, student, data, and the fine-tuning before a run."""
+"""The sections of a recipe that no other package defines: teacher, student, data, and fine-tuning before a run."""
 
 import math
 from dataclasses import dataclass, field
@@ -18,26 +18,26 @@ from redistill.training.schedule import check_length
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Supervised fine-tuning of a model before the run, on the run's own data.
+    """Supervised fine-tuning of a model before the run, on the run's own data: a stage with a run folder of its own.
 
-    Its settings stand here and not in the run's, so that runs which differ in theirs have the same teacher and start.  The
-    fine-tuned model gets a run folder of its own, and is not tuned again where that is finished.
+    Its settings are separate from `training` and `optimiser`, so that runs that differ in those have the same teacher and
+    initial student. A finished stage is not trained again.
 
     Args:
-        updates: Optimiser steps in all; a number, or "3 epochs".
-        learning_rate: At the start of its cosine.
-        batch_size: Sequences of one update over all processes.
+        updates: Number of updates, or of epochs as in "3 epochs"; >= 1.
+        learning_rate: Initial learning rate of the cosine schedule, > 0.
+        batch_size: Sequences per update over all processes, >= 1.
         micro_batch_size: As `training.micro_batch_size`.
-        evaluate_every: Updates (or epochs) between validations; 0 validates at the end alone.
-        seed: Of its order and dropout; None takes 10 for a teacher, so that all training seeds have the same one, and the
-            run's for a student.
-        choose_by: What makes a checkpoint the best, as `training.choose_by`; None takes rouge_l for a teacher and
+        evaluate_every: Updates (or epochs) between validations; 0 validates only at the end.
+        seed: Seed of order and dropout. None is 10 for a teacher, so that all training seeds have the same teacher, and the
+            run's seed for a student.
+        choose_by: The score that chooses the best checkpoint, as `training.choose_by`; None is rouge_l for a teacher and
             cross_entropy for a student.
-        lora: Adapters that are tuned in place of all weights, and merged at the end; None tunes all weights.
-        out: Its run folder; None takes `<out>-teacher` or `<out>-start`.
+        lora: Adapters that are trained instead of all weights, and merged at the end; None trains all weights.
+        out: Its run folder; None is `<out>-teacher` or `<out>-start`.
 
     Raises:
-        ConfigError: updates below 1, or a rate that is not above 0.
+        ConfigError: a value out of range.
     """
 
     updates: int | str = 500
@@ -62,10 +62,10 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(ModelConfig):
-    """The model to learn from, in this process: a hub name, a folder or a GGUF file, fine-tuned first if `finetune` is given.
+    """The teacher, loaded in this process: a hub name, a folder or a GGUF file.
 
     Args:
-        finetune: How it is fine-tuned before it teaches; None takes it as it is.
+        finetune: Fine-tuning of the teacher before the run; None uses the model unchanged.
     """
 
     kind: ClassVar[str] = "local"
@@ -76,18 +76,19 @@ class TeacherConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(ModelConfig):
-    """The model that learns: `model: teacher` with `initialise` takes layers of the teacher, any other name loads that model.
+    """The student: `model: teacher` with `initialise` copies layers of the teacher, any other name loads that model.
 
     Args:
         model: "teacher", or a hub name, a folder or a GGUF file as for the teacher.
-        initialise: Which layers to keep, of the teacher or of the model named; None keeps all.
-        finetune: How the student is fine-tuned before it is distilled (the literature's "init" checkpoint); None never is.
-        start: "base" distils the student as it is, "finetuned" after `finetune`; "method" asks the method, which is base for
-            sft, kd and seqkd, and leaves `finetune` out where that is so.
-        lora: Adapters that learn in place of the student's own weights; None trains all weights.
+        initialise: The layers to keep, of the teacher or of the named model; None keeps all.
+        finetune: Fine-tuning of the student before distillation (the "init" checkpoint of the literature); None disables it.
+        start: "base" skips `finetune`, "finetuned" requires it; "method" takes the value of the method, which is base for sft,
+            kd and seqkd.
+        lora: Adapters that are trained instead of the student's weights; None trains all weights.
 
     Raises:
-        ConfigError: `model: teacher` without layers chosen, or `start: finetuned` without `finetune`.
+        ConfigError: `model: teacher` without `initialise`, `start: finetuned` without `finetune`, or an option of `lora` that
+            needs an unchanged base.
     """
 
     model: str = "teacher"
@@ -99,36 +100,36 @@ class StudentConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model == "teacher" and self.initialise is None:
-            raise ConfigError("initialise: missing; choose layers of the teacher (layers: 8), or name a model of its own")
+            raise ConfigError("initialise: missing; choose layers of the teacher (layers: 8), or set model to another model")
         is_changed = self.initialise is not None or self.adapter is not None or self.model.endswith(".gguf")
         if self.lora is not None and is_changed and (self.lora.quantise != "none" or self.lora.export == "adapter"):
             setting = "quantise" if self.lora.quantise != "none" else "export"
             raise ConfigError(
-                f"lora.{setting} = {getattr(self.lora, setting)!r}: needs a student that is loaded as it is, by a name "
-                f"that others can load; drop initialise, adapter or the .gguf file, or leave {setting} out"
+                f"lora.{setting} = {getattr(self.lora, setting)!r}: needs an unchanged base model; remove "
+                f"initialise, adapter or the .gguf file, or remove {setting}"
             )
         if self.start == "finetuned" and self.finetune is None:
-            raise ConfigError("start = 'finetuned': needs `finetune`, which says how; {updates: 3 epochs, learning_rate: 5e-4}")
+            raise ConfigError("start = 'finetuned': needs finetune; set it, such as {updates: 3 epochs, learning_rate: 5e-4}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is read.
+    """Training, validation and test data.
 
     Args:
-        train: Files or hub names; all their rows together are the training set.
+        train: Files or hub names; the training set is the concatenation of their rows.
         validation: A file or hub name; None holds out `validation_rows` rows of the training set.
-        validation_rows: How many rows validation looks at.
-        tests: Task -> file, or null for the task's place on the hub; `redistill methods` lists the tasks. A name of your own
-            stands for a file, and `module:NAME` for a task of your own with metrics of its own.
-        max_train_rows: Only the first rows, where a study wants fewer; None takes all.
-        corpus: Plain text for the pre-training term: .txt, .jsonl with a "text" key, or hub names; empty leaves the term out.
-        max_bad_rows: How many unusable rows a file may hold; they are listed in rejected.jsonl.  0 refuses the first.
-        spans: Who finds phrases for the span loss: "auto", "simple", or a spaCy pipeline's name or folder.
-        tokens: Lengths, template, which turns are supervised.
+        validation_rows: Number of rows used for validation, >= 1.
+        tests: Mapping of test set to file, or to null for the data set on the hub; `redistill methods` lists the known test
+            sets. Any other name defines a test set by its file; `module:NAME` is an external task.
+        max_train_rows: Use only the first rows, >= 1; None uses all.
+        corpus: Plain text for the pre-training term: .txt, .jsonl with a "text" key, or hub names; empty disables the term.
+        max_bad_rows: Largest number of unusable rows of a file, >= 0; they are listed in rejected.jsonl. 0 accepts none.
+        spans: Phrase extractor of the span loss: "auto", "simple", or the name or folder of a spaCy pipeline.
+        tokens: Lengths, template, and supervised turns.
 
     Raises:
-        ConfigError: no training data, a test set's name that cannot name a file, or a number out of range.
+        ConfigError: no training data, the name of a test set is not a valid file name, or a number is out of range.
     """
 
     train: tuple[str, ...] = ("databricks/databricks-dolly-15k",)
@@ -145,14 +146,16 @@ class DataConfig:
         if not self.train:
             raise ConfigError("train: empty; name at least one file or hub data set")
         if self.validation_rows < 1:
-            raise ConfigError(f"validation_rows = {self.validation_rows}: must be >= 1; validation chooses the best checkpoint")
+            raise ConfigError(
+                f"validation_rows = {self.validation_rows}: must be >= 1; the validation score chooses the best checkpoint"
+            )
         if self.max_train_rows is not None and self.max_train_rows < 1:
-            raise ConfigError(f"max_train_rows = {self.max_train_rows}: must be >= 1, or null to take all")
+            raise ConfigError(f"max_train_rows = {self.max_train_rows}: must be >= 1, or null to use all")
         if self.max_bad_rows < 0:
             raise ConfigError(f"max_bad_rows = {self.max_bad_rows}: must be >= 0")
-        _ = self.tasks  # names are checked
+        _ = self.tasks  # checks the names
 
     @property
     def tasks(self) -> dict[Task, str | None]:
-        """The test sets that `tests` names, each with its file; None stands for its place on the hub."""
+        """The test sets of `tests`, each with the path of its file; None is the data set on the hub."""
         return named_tasks(self.tests)

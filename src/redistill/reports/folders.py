@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redistill.config.decode import told
+from redistill.config.decode import shown
 from redistill.errors import CheckpointError, DataError
 from redistill.records import FRACTION, PERCENT, Better
 from redistill.storage import files
@@ -176,7 +176,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise DataError(f"{path}: holds {type(value).__name__}, not an object")
     if value.get("schema", SCHEMAS[0]) not in SCHEMAS:
-        held, read = told(value["schema"]), " or ".join(map(str, SCHEMAS))
+        held, read = shown(value["schema"]), " or ".join(map(str, SCHEMAS))
         raise DataError(f"{path}: schema = {held}: this version of redistill reads {read}; install a later one")
     return value
 

@@ -115,7 +115,7 @@ def _read_sweep(folder: Path) -> _Sweep:
             about = mapping(told)
             label, seed, place = about.get("label"), about.get("seed"), about.get("folder")
             if not isinstance(label, str) or not isinstance(seed, int) or not isinstance(place, str):
-                raise DataError(f"{path}: a run is {decoding.told(told)}; it needs a label, a seed and a folder")
+                raise DataError(f"{path}: a run is {decoding.shown(told)}; it needs a label, a seed and a folder")
             path_of_run = files.inside(folder, place)
             if path_of_run not in runs:
                 runs[path_of_run] = _finished(path_of_run)

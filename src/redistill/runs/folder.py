@@ -9,8 +9,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from redistill import __version__
-from redistill.config.decode import told
-from redistill.config.run import Run, encode_run, up_to_date, without_places
+from redistill.config.decode import shown
+from redistill.config.run import Run, encode_run, up_to_date, without_output_folders
 from redistill.config.schema import SCHEMA, schema_of_run, writer_of
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
@@ -37,7 +37,7 @@ def claim(config: Run) -> bool:
         return False
     is_trained = held.get("status") in {"trained", "finished"} and has_model(folder)
     check_run_schema(folder, held, resumes=not is_trained)
-    mine, theirs = (_flat(without_places(tree)) for tree in (encode_run(config), up_to_date(held.get("config", {}))))
+    mine, theirs = (_flat(without_output_folders(tree)) for tree in (encode_run(config), up_to_date(held.get("config", {}))))
     different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
     if different:
         name = different[0]
@@ -63,7 +63,7 @@ def check_run_schema(folder: Path, held: Mapping[str, Any], *, resumes: bool) ->
     number = schema_of_run(held, str(folder / RUN_FILE))
     if resumes and number < SCHEMA:
         names = {"redistill": writer_of(held), "commit": held.get("commit")}
-        writer = ", ".join(f"{name} {told(value)}" for name, value in names.items() if isinstance(value, str))
+        writer = ", ".join(f"{name} {shown(value)}" for name, value in names.items() if isinstance(value, str))
         raise ConfigError(
             f"{folder}: holds an unfinished run of schema {number}, and redistill {__version__} resumes schema {SCHEMA} only; "
             f"finish it with the version that wrote it ({writer or 'not recorded'}), or choose another `out`"

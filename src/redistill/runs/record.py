@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import redistill
-from redistill.config.run import Run, encode_run, without_places
+from redistill.config.run import Run, encode_run, without_output_folders
 from redistill.config.schema import SCHEMA
 from redistill.contracts import Example, TokenSequence
 from redistill.runs.disk_space import check_space, needed_space
@@ -57,7 +57,7 @@ def begin(run: OpenRun, command: str | None) -> None:
 
 def _identity(run: OpenRun) -> dict[str, str]:
     """Hashes of what the run's checkpoints depend on: its settings, and all that it reads, as tokens."""
-    settings = json.dumps(without_places(encode_run(run.config)), sort_keys=True)
+    settings = json.dumps(without_output_folders(encode_run(run.config)), sort_keys=True)
     read: dict[str, Sequence[Example | TokenSequence]] = {
         "training data": run.data.train,
         "validation data": run.data.validation_examples,

@@ -13,9 +13,9 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 
 from redistill.config.decode import decode
-from redistill.config.plugins import Outside
+from redistill.config.plugins import External
 from redistill.config.run import Run
-from redistill.config.scoring import load_outside, metrics_of
+from redistill.config.scoring import load_external, metrics_of
 from redistill.config.sections import DataConfig
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError
@@ -260,7 +260,7 @@ def evaluate_model(
         CheckpointError: `out` holds answers of another model or of other settings.
     """
     named = [*(("tests", name) for name in tests), *(("metrics", name) for name in evaluation_config.metrics)]
-    load_outside(named, Outside.of(allow_code))
+    load_external(named, External.of(allow_code))
     data = DataConfig(tests=dict(tests), tokens=tokens)
     name = Path(model.model).name or model.model
     if (Path(model.model) / RUN_FILE).is_file():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from redistill.config import decode as decoding
-from redistill.config.run import Run, encode_run, override_run, without_places
+from redistill.config.run import Run, encode_run, override_run, without_output_folders
 from redistill.config.schema import current_tree
 from redistill.errors import ConfigError
 from redistill.reports.published import published_names
@@ -214,7 +214,7 @@ def expand(
 
 def settings_of(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of a run without its name and its folders."""
-    return {key: value for key, value in without_places(tree).items() if key != "name"}
+    return {key: value for key, value in without_output_folders(tree).items() if key != "name"}
 
 
 def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
