@@ -274,7 +274,7 @@ def test_the_folder_of_another_run_is_refused(world: Path, tmp_path: Path, refus
     files.write_json(files.make_folder(out) / "run.json", {"schema": SCHEMA, "status": "running", "config": config})
     before = (out / "run.json").read_bytes()
     line = refused("run", recipe(world), out=out)
-    assert line.startswith(f"{out}: holds another run (method is 'kd' there and 'mgsr' here") and "choose another `out`" in line
+    assert line.startswith(f"{out}: contains another run (method is 'kd' there and 'mgsr' here") and "choose another `out`" in line
     assert (out / "run.json").read_bytes() == before and len(list(out.iterdir())) == 1
 
 
@@ -347,7 +347,7 @@ def test_evaluate_scores_any_model_and_refuses_what_is_wrong(
     assert str(out / "scores.json") in capsys.readouterr().out
     assert files.read_json(out / "scores.json")["datasets"]["toy"]["prompts"] == 3
     line = refused("evaluate", model, "--data", data, "--seeds", "20", *short, out=out)
-    assert line.startswith(f"{out}: its answers were made with seeds")
+    assert line.startswith(f"{out}: its answers have seeds")
 
 
 def test_a_run_folder_is_evaluated_with_the_prompts_that_it_was_trained_on(tmp_path: Path) -> None:

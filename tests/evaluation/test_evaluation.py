@@ -304,7 +304,7 @@ def test_answers_of_other_settings_are_never_mixed(tokenizer: Any, tmp_path: Pat
     with pytest.raises(Interrupted):
         run(tokenizer, tmp_path, progress=stop_after(2))
     before = responses(tmp_path)
-    with pytest.raises(CheckpointError, match=f"made with {name} = .*, and now it is .*; evaluate into another folder"):
+    with pytest.raises(CheckpointError, match=f"its answers have {name} = .*, and this evaluation has .*; choose another folder"):
         run(tokenizer, tmp_path, **DIFFERENT[name])
     assert responses(tmp_path) == before
 
@@ -322,7 +322,7 @@ def test_one_changed_weight_is_another_model(tokenizer: Any, tmp_path: Path) -> 
     with torch.no_grad():
         weight = model.transformer.h[0].attn.c_attn.weight
         weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
-    with pytest.raises(CheckpointError, match="made with model = "):
+    with pytest.raises(CheckpointError, match="its answers have model = "):
         run(tokenizer, tmp_path, model)
 
 

@@ -198,7 +198,7 @@ def test_what_a_source_adds_goes_into_the_buffer_behind_the_answers(stage: Stage
 
 
 def test_roll_outs_are_not_kept(stage: Stage) -> None:
-    with pytest.raises(ConfigError, match="roll-outs cannot be kept in a buffer"):
+    with pytest.raises(ConfigError, match="a buffer cannot hold roll-outs"):
         stage.policy(Buffered(source=Rollouts(num_rollouts=8))).draw(0)
 
 
@@ -206,8 +206,8 @@ def test_roll_outs_are_not_kept(stage: Stage) -> None:
     ("make", "said"),
     [
         (lambda: Buffered(capacity=0), "capacity = 0: must be >= 1"),
-        (lambda: Buffered(source=Fixed()), "buffered.source writes no student text to keep"),
-        (lambda: Adaptive(source=TeacherGenerated()), "adaptive.source writes no student text to keep"),
+        (lambda: Buffered(source=Fixed()), "buffered.source = Fixed: generates no student text"),
+        (lambda: Adaptive(source=TeacherGenerated()), "adaptive.source = TeacherGenerated: generates no student text"),
         (lambda: Adaptive(threshold=1.5), "threshold = 1.5: must lie in [0, 1]"),
         (lambda: Adaptive(epsilon=float("nan")), "epsilon = nan: must be >= 0"),
         (lambda: Adaptive(threshold_step=0.0), "threshold_step = 0.0: must lie in (0, 1]"),

@@ -292,9 +292,9 @@ def test_two_rounds_revise_the_revised(stage: Stage) -> None:
 
 
 def test_revising_what_writes_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="writes no student text"):
+    with pytest.raises(ConfigError, match="generates no student text"):
         Revised(source=Fixed())
-    with pytest.raises(ConfigError, match="writes no student text"):
+    with pytest.raises(ConfigError, match="generates no student text"):
         Revised(source=Mixed(source=Fixed()))
 
 

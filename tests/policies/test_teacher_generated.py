@@ -167,13 +167,13 @@ def test_answers_that_this_run_would_not_get_are_refused(stage: Stage, tmp_path:
     run(stage.policy(TeacherGenerated(), folder=tmp_path))
     with pytest.raises(DataError) as caught:
         run(stage.policy(node, folder=tmp_path, **tools))
-    assert f"{tmp_path / FILE}: {said}; name another file as policy.store, or remove this one" in str(caught.value)
+    assert f"{tmp_path / FILE}: {said}; set policy.store to another file, or remove this one" in str(caught.value)
 
 
 def test_another_teachers_answers_are_refused_and_a_rounding_is_not(stage: Stage, tmp_path: Path) -> None:
     run(stage.policy(TeacherGenerated(), folder=tmp_path))
     other = LocalTeacher(ending_model(stage.tokenizer, 3), vocabulary=len(stage.tokenizer), device="cpu")
-    with pytest.raises(DataError, match="written with teacher_cross_entropy = "):
+    with pytest.raises(DataError, match="its answers have teacher_cross_entropy = "):
         run(stage.policy(TeacherGenerated(), folder=tmp_path, scorer=stage.scorer(teacher=other)))
     header, *rest = lines_of(tmp_path)
     header["teacher_cross_entropy"] += 0.005
@@ -185,6 +185,6 @@ def test_another_teachers_answers_are_refused_and_a_rounding_is_not(stage: Stage
 def test_a_file_that_is_no_store_is_refused_and_left_alone(stage: Stage, tmp_path: Path, content: str) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(content)
-    with pytest.raises(DataError, match="holds something else than a teacher's answers"):
+    with pytest.raises(DataError, match="is not a file of teacher answers"):
         stage.policy(TeacherGenerated(store=str(path))).draw(0)
     assert path.read_text() == content

@@ -38,7 +38,7 @@ def data(folder: Path, **fields) -> DataConfig:
 
 
 def load(config, tokenizer, said=None, rejected=None, seed=1):
-    return load_data(config, tokenizer, seed, rejected=rejected, say=(said if said is not None else []).append)
+    return load_data(config, tokenizer, seed, rejected=rejected, report=(said if said is not None else []).append)
 
 
 def instructions(records):
@@ -127,7 +127,7 @@ def test_a_row_that_the_chat_template_refuses_is_a_bad_row(tmp_path, chatty):
     assert instructions(found.validation) == [row["instruction"] for row in rows(2)], "it cannot be asked either"
     assert found.manifest["kept"]["nothing to learn"] == found.manifest["kept"]["validation nothing to learn"] == 1
     assert said[-1] == "train: 4 examples (1 dropped: 1 nothing to learn); validation: 2"
-    with pytest.raises(DataError, match=r"mixed\.jsonl:1: .*more than 1 rows cannot be used .*raise max_bad_rows"):
+    with pytest.raises(DataError, match=r"mixed\.jsonl:1: .*more than 1 rows are unusable .*raise max_bad_rows"):
         load(dataclasses.replace(config, max_bad_rows=1), chatty, rejected=rejected)
 
 
@@ -140,7 +140,7 @@ def test_what_a_test_set_asks_is_not_learnt_from(tmp_path, tokenizer):
     assert instructions(found.validation) == [row["instruction"] for row in rows(3, 51)]
     kept = found.manifest["kept"]
     assert (kept["in a test set"], kept["dropped"], kept["validation in a test set"]) == (3, 3, 1)
-    assert "asked in a test set too, and left out: 3 training rows, 1 validation rows" in said
+    assert "removed, since a test set has the same prompt: 3 training rows, 1 validation rows" in said
 
 
 def test_the_same_instruction_about_another_input_is_another_question(tmp_path, tokenizer):
@@ -153,7 +153,7 @@ def test_the_same_instruction_about_another_input_is_another_question(tmp_path, 
 
 def test_data_that_a_test_set_asks_throughout_is_refused(tmp_path, tokenizer):
     config = data(tmp_path, validation=write_rows(tmp_path / "validation.jsonl", rows(2, 50)))
-    with pytest.raises(DataError, match="train: no row is left that no test set asks too"):
+    with pytest.raises(DataError, match="train: a test set has the prompt of every row"):
         load(dataclasses.replace(config, tests={"mine": config.train[0]}), tokenizer)
 
 

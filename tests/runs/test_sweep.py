@@ -170,14 +170,14 @@ def test_a_run_with_another_config_is_refused_and_nothing_is_lost(plan: Callable
     run_sweep(made, jobs=1)
     before = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
     changed = plan(base={**BASE, "optimiser": {"learning_rate": 2e-3}})
-    with pytest.raises(ConfigError, match=r"holds another run \(optimiser.learning_rate is 0.001 there and 0.002 here\)"):
+    with pytest.raises(ConfigError, match=r"contains another run \(optimiser.learning_rate is 0.001 there and 0.002 here\)"):
         run_sweep(changed, jobs=1)
     assert {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()} == before
 
 
 def test_the_folder_of_another_sweep_is_refused(plan: Callable[..., Plan]) -> None:
     run_sweep(plan(only=("sft",)), jobs=1)
-    with pytest.raises(ConfigError, match="holds the sweep 'table', not 'other'"):
+    with pytest.raises(ConfigError, match="contains the sweep 'table', not 'other'"):
         run_sweep(plan(name="other"), jobs=1)
 
 
@@ -246,7 +246,7 @@ def test_a_stage_that_fails_keeps_only_its_own_runs_from_beginning(plan: Callabl
     made = plan(base={**BASE, "student": tuned})
     (stage,) = (stage for entry in made.entries for stage in entry.stages)
     files.write_text(stage.folder / "fail", "")
-    with pytest.raises(TrainingError, match="mgsr-seed1: not begun, since what it needs failed"):
+    with pytest.raises(TrainingError, match="mgsr-seed1: not started, since a job that it needs failed"):
         run_sweep(made, jobs=1)
     assert [entry["status"] for entry in held(made)["runs"]] == ["finished", "finished", "waiting"]
 
@@ -316,7 +316,7 @@ def test_the_command_checks_lists_and_runs(tmp_path: Path, capsys: pytest.Captur
     assert calls(out) == ["run kd-seed1", "run sft-seed1"]
     assert capsys.readouterr().out.splitlines() == [f"{out}/compare.{ending}" for ending in ("html", "md", "tex", "csv")]
     assert main([*command, "--jobs", "1"]) == 2
-    assert "holds another run (training.updates is 3 there and 1000 here)" in capsys.readouterr().err
+    assert "contains another run (training.updates is 3 there and 1000 here)" in capsys.readouterr().err
 
 
 def test_the_runs_may_use_the_code_that_the_sweep_may_use(plan: Callable[..., Plan]) -> None:

@@ -90,13 +90,13 @@ def test_a_group_has_its_own_baseline_else_the_sweeps_else_its_first_row(tmp_pat
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown field": ({"seed": 3}, "seed: no such section; did you mean 'seeds'?"),
-    "no rows": ({"rows": {}}, "rows: empty; name at least one"),
+    "no rows": ({"rows": {}}, "rows: empty; must have at least one"),
     "an empty row": ({"rows": {"sft": None}}, "rows.sft = None: must be a mapping"),
-    "a label that is no file name": ({"rows": {"a/b": {}}}, "rows: 'a/b': may hold letters, digits, '.', '_' and '-'"),
-    "a name that leaves the folder": ({"name": "../x"}, "name: '../x': may hold letters"),
-    "a key that is no text": ({"rows": {"a": {1: 2}}}, "rows.a: 1: must be text"),
-    "a seed in a row": ({"rows": {"a": {"seed": 3}}}, "rows.a.seed: is set by the sweep itself; leave it out"),
-    "a seed twice": ({"seeds": [1, 1]}, "seeds = [1, 1]: must be at least one, and all different"),
+    "a label that is no file name": ({"rows": {"a/b": {}}}, "rows: 'a/b': must consist of letters, digits, '.', '_' and '-'"),
+    "a name that leaves the folder": ({"name": "../x"}, "name: '../x': must consist of letters"),
+    "a key that is no text": ({"rows": {"a": {1: 2}}}, "rows.a: 1: must be a string"),
+    "a seed in a row": ({"rows": {"a": {"seed": 3}}}, "rows.a.seed: the sweep sets it; remove it from the row"),
+    "a seed twice": ({"seeds": [1, 1]}, "seeds = [1, 1]: must have at least one, without duplicates"),
     "no seed": ({"seeds": []}, "seeds = []: must be at least one"),
     "an unknown baseline": ({"baseline": "kd"}, "baseline: no row 'kd'; the rows are sft, mgsr"),
     "an unknown row in a group": ({"groups": {"a": {"rows": ["kd"]}}}, "groups.a.rows: no row 'kd'; the rows are sft, mgsr"),
@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such table of the paper": (
         {"published": "table9"},
-        "published: no table 'table9' of the paper; choose from table1-gpt2",
+        "published: the paper has no table 'table9'; choose from table1-gpt2",
     ),
     "an unknown world": ({"world": "real"}, "world = 'real': must be 'toy'"),
     "a base that is not there": ({"base": "none.yaml"}, "No such file or directory"),
@@ -123,7 +123,7 @@ def test_a_wrong_sweep_is_refused_with_its_place(tmp_path: Path, case: str) -> N
 
 
 def test_a_missing_sweep_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file or directory; give the path of a sweep"):
+    with pytest.raises(ConfigError, match="No such file or directory; use the path of a sweep"):
         read_sweep(tmp_path / "none.yaml")
 
 

@@ -198,18 +198,18 @@ def test_another_schema_is_refused_not_skipped(tmp_path: Path, schema: int) -> N
     manifest = json.loads((folder / "manifest.json").read_text())
     files.write_json(folder / "manifest.json", {**manifest, "schema": schema})
     files.write_text(folder / "manifest.sha256", f"{files.digest(folder / 'manifest.json')}  manifest.json\n")
-    with pytest.raises(CheckpointError, match=rf"step-4: has schema {schema}, .* resumes schema {checkpoint.SCHEMA} only"):
+    with pytest.raises(CheckpointError, match=rf"step-4: has schema {schema}; .* resumes schema {checkpoint.SCHEMA} only"):
         checkpoint.load(tmp_path)
 
 
 def test_a_missing_group_or_state_is_an_error_that_names_it(tmp_path: Path) -> None:
     save(tmp_path, 4)
     found = checkpoint.load_step(tmp_path, 4)
-    with pytest.raises(CheckpointError, match=r"step-4: no 'optimizer' in it \(it holds model\)"):
+    with pytest.raises(CheckpointError, match=r"step-4: has no 'optimizer' \(it has model\)"):
         found.tensors["optimizer"]
-    with pytest.raises(CheckpointError, match=r"state\.json: no 'policy' in it \(it holds training\)"):
+    with pytest.raises(CheckpointError, match=r"state\.json: has no 'policy' \(it has training\)"):
         found.state["policy"]
-    with pytest.raises(CheckpointError, match=r"no step-5 \(steps there: 4\)"):
+    with pytest.raises(CheckpointError, match=r"has no step-5 \(saved steps: 4\)"):
         checkpoint.load_step(tmp_path, 5)
 
 
@@ -302,7 +302,7 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
 
 def test_every_manifest_says_which_run_it_is_of(tmp_path: Path) -> None:
     assert checkpoint.identity(tmp_path) == {}
-    checkpoint.claim(tmp_path, {"config": "a", "training data": "b"})
+    checkpoint.write_identity(tmp_path, {"config": "a", "training data": "b"})
     manifest = files.read_json(save(tmp_path, 3) / "manifest.json")
     assert manifest["schema"] == checkpoint.SCHEMA and manifest["step"] == 3
     assert manifest["run"] == {"config": "a", "training data": "b"} == checkpoint.identity(tmp_path)
@@ -310,28 +310,28 @@ def test_every_manifest_says_which_run_it_is_of(tmp_path: Path) -> None:
 
 def test_checkpoints_of_other_data_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    checkpoint.claim(folder, {"config": "a", "training data": "b"})
+    checkpoint.write_identity(folder, {"config": "a", "training data": "b"})
     with pytest.raises(
-        CheckpointError, match="checkpoints: its checkpoints are of a run with different training data; put it back"
+        CheckpointError, match="checkpoints: its checkpoints belong to a run with different training data; restore it"
     ):
-        checkpoint.claim(folder, {"config": "a", "training data": "c"})
+        checkpoint.write_identity(folder, {"config": "a", "training data": "c"})
     assert checkpoint.identity(folder) == {"config": "a", "training data": "b"}
 
 
 def test_a_checkpoint_that_was_carried_in_from_another_run_is_passed_over(tmp_path: Path) -> None:
     for name in ("mine", "theirs"):
-        checkpoint.claim(tmp_path / name, {"training data": name})
+        checkpoint.write_identity(tmp_path / name, {"training data": name})
     save(tmp_path / "mine", 3)
     shutil.copytree(save(tmp_path / "theirs", 4), tmp_path / "mine" / "step-4")
     found = checkpoint.load(tmp_path / "mine")
     assert found is not None and found.step == 3
-    assert found.skipped == ("mine/step-4: it is of a run with different training data; resumed from step-3",)
+    assert found.skipped == ("mine/step-4: it belongs to a run with different training data; resumed from step-3",)
 
 
 def test_what_only_an_older_or_newer_version_notes_is_no_difference(tmp_path: Path) -> None:
     save(tmp_path, 3)  # by a version that noted nothing
-    checkpoint.claim(tmp_path, {"training data": "b"})
-    checkpoint.claim(tmp_path, {"corpus": "c"})
+    checkpoint.write_identity(tmp_path, {"training data": "b"})
+    checkpoint.write_identity(tmp_path, {"corpus": "c"})
     assert checkpoint.identity(tmp_path) == {"training data": "b", "corpus": "c"}
     found = checkpoint.load(tmp_path)
     assert found is not None and found.step == 3 and found.skipped == ()

@@ -209,7 +209,7 @@ def test_an_update_that_is_not_finite_is_not_made(tmp_path, scripted, monkeypatc
 def test_too_many_in_a_row_end_the_run_with_exit_code_1(tmp_path, monkeypatch):
     averages = training.averages
     monkeypatch.setattr(training, "averages", lambda *a: averages(*a) | {"loss": math.inf})
-    with pytest.raises(TrainingError, match=r"not finite; 2 updates in a row were not made \(guards.max_skips = 1\)") as caught:
+    with pytest.raises(TrainingError, match=r"not finite; 2 updates in a row were skipped \(guards.max_skips = 1\)") as caught:
         train_student(run(tmp_path, guards={"max_skips": 1}))
     assert caught.value.exit_code == 1
 

@@ -125,7 +125,7 @@ class RevisedSource(Wrapping):
     def _revise(
         self, step: int, number: int, drafts: list[TokenSequence], starts: list[int]
     ) -> tuple[list[TokenSequence], list[int]]:
-        """One round: the revised drafts and the positions of their errors; a draft without an error is unchanged, and has -1."""
+        """One round: the revised drafts and the positions of their errors; a draft without an error is unchanged, with -1."""
         scored = self._score(step, number, drafts)
         errors = self._locate(step, number, drafts, scored, starts)
         corrections = [

@@ -123,11 +123,14 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
     """A process's part of the draw as micro-batches of sequences of similar length; see `grouping.grouped`."""
     device, objective = parts.accelerator.device, parts.learner.objective
     span_config = objective.span if objective.uses_spans else None
-    options: dict[str, Any] = {"pad_id": parts.pad_id, "device": device}
+    shared: dict[str, Any] = {"pad_id": parts.pad_id, "device": device}
     corpus = () if objective.pretraining is None else corpus_items(draw, objective.pretraining)
     return [
-        *(collate(items, role="pretraining", **options) for items in grouped(corpus, micro_batch_size, reading(device))),
-        *(collate(items, span_config=span_config, **options) for items in grouped(draw.items, micro_batch_size, reading(device))),
+        *(collate(items, role="pretraining", **shared) for items in grouped(corpus, micro_batch_size, reading(device))),
+        *(
+            collate(items, span_config=span_config, **shared)
+            for items in grouped(draw.items, micro_batch_size, reading(device))
+        ),
     ]
 
 
@@ -190,7 +193,7 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[st
     learner.student.train(objective.policy_gradient is None)
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
-        if not learner.placement.passes_communicate:  # else all stop at the `gather` after the passes
+        if not learner.placement.passes_communicate:  # else the `gather` after the passes reports signals
             signals.poll()
         target = teacher.rows(batch) if teacher is not None and objective.uses_teacher and batch.num_sampled else None
         with parts.accelerator.autocast():
