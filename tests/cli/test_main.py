@@ -274,7 +274,9 @@ def test_the_folder_of_another_run_is_refused(world: Path, tmp_path: Path, refus
     files.write_json(files.make_folder(out) / "run.json", {"schema": SCHEMA, "status": "running", "config": config})
     before = (out / "run.json").read_bytes()
     line = refused("run", recipe(world), out=out)
-    assert line.startswith(f"{out}: contains another run (method is 'kd' there and 'mgsr' here") and "choose another `out`" in line
+    assert (
+        line.startswith(f"{out}: contains another run (method is 'kd' there and 'mgsr' here") and "choose another `out`" in line
+    )
     assert (out / "run.json").read_bytes() == before and len(list(out.iterdir())) == 1
 
 

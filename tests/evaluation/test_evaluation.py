@@ -304,7 +304,9 @@ def test_answers_of_other_settings_are_never_mixed(tokenizer: Any, tmp_path: Pat
     with pytest.raises(Interrupted):
         run(tokenizer, tmp_path, progress=stop_after(2))
     before = responses(tmp_path)
-    with pytest.raises(CheckpointError, match=f"its answers have {name} = .*, and this evaluation has .*; choose another folder"):
+    with pytest.raises(
+        CheckpointError, match=f"its answers have {name} = .*, and this evaluation has .*; choose another folder"
+    ):
         run(tokenizer, tmp_path, **DIFFERENT[name])
     assert responses(tmp_path) == before
 

@@ -158,9 +158,9 @@ def test_a_prompt_that_changed_is_answered_anew(stage: Stage, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("node", "tools", "said"),
     [
-        (TeacherGenerated(), {"seed": 5}, "written with seed = 4, where this run has 5"),
-        (TeacherGenerated(top_p=0.5), {}, "written with top_p = 1.0, where this run has 0.5"),
-        (TeacherGenerated(), {"response_tokens": 7}, "written with response_tokens = 10, where this run has 7"),
+        (TeacherGenerated(), {"seed": 5}, "its answers have seed = 4, and this run has 5"),
+        (TeacherGenerated(top_p=0.5), {}, "its answers have top_p = 1.0, and this run has 0.5"),
+        (TeacherGenerated(), {"response_tokens": 7}, "its answers have response_tokens = 10, and this run has 7"),
     ],
 )
 def test_answers_that_this_run_would_not_get_are_refused(stage: Stage, tmp_path: Path, node, tools, said) -> None:

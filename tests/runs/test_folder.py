@@ -68,7 +68,8 @@ def test_a_folder_in_it_that_is_a_link_is_refused_and_nothing_behind_it_touched(
     code, line = refusal(run, capsys)
     assert (code, line) == (
         2,
-        f"redistill: {run.folder / name}: is a symbolic link, and a run writes only inside its folder; replace it by a folder\n",
+        f"redistill: {run.folder / name}: is a symbolic link, and a run writes only inside its folder; replace it by a "
+        "folder\n",
     )
     assert [path.name for path in elsewhere.iterdir()] == [f"{files.TEMPORARY}step-1"]
 

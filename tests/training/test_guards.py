@@ -179,9 +179,7 @@ def test_text_of_others_and_old_text_say_nothing_about_the_student():
 def test_a_collapse_can_end_the_run():
     monitor = CollapseMonitor(GuardConfig(collapse_window=2, on_collapse="stop"), lambda event: None)
     monitor.observe(1, [HEALTHY], GOLD, 0.1)
-    with pytest.raises(
-        TrainingError, match=r"step 2: .*teacher mass kept by DAC-KL is 0\.1 over 2 updates, below 0\.5"
-    ):
+    with pytest.raises(TrainingError, match=r"step 2: .*teacher mass kept by DAC-KL is 0\.1 over 2 updates, below 0\.5"):
         monitor.observe(2, [HEALTHY], GOLD, 0.1)
 
 
