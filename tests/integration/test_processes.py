@@ -117,7 +117,7 @@ def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.
 
 
 @every_method
-def test_two_processes_had_half_a_batch_each(outcomes: dict[tuple[str, str], Outcome], method: str) -> None:
+def test_two_processes_have_half_a_batch_each(outcomes: dict[tuple[str, str], Outcome], method: str) -> None:
     shares = outcomes["two by two", method].shares
     assert [len(share) for share in shares] == [4, 4]
     assert [[*shares[0], *shares[1]]] == outcomes["one by one", method].shares
@@ -153,7 +153,7 @@ def test_texts_are_the_same(outcomes: dict[tuple[str, str], Outcome], name: str)
     assert len({tuple(ids) for ids in outcomes["one by one", "mgsr"].texts}) > 8
 
 
-def test_every_term_takes_part(outcomes: dict[tuple[str, str], Outcome]) -> None:
+def test_every_term_is_included(outcomes: dict[tuple[str, str], Outcome]) -> None:
     """Else the tests above would show nothing about it."""
     first = {method: training_lines(outcomes["one by one", method])[0] for method in METHODS}
     assert {"dataset", "revised"} <= first["mgsr"]["origin"].keys()

@@ -68,7 +68,7 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 only_mgsr = pytest.mark.parametrize("folders", ["mgsr"], indirect=True)
 
 
-def test_weights_clip_network_and_optimiser_are_the_same_to_the_bit(folders: tuple[Path, Path]) -> None:
+def test_weights_clip_network_and_optimiser_are_bitwise_equal(folders: tuple[Path, Path]) -> None:
     straight, resumed = (checkpoint.load_step(folder / "checkpoints", UPDATES) for folder in folders)
     assert set(straight.tensors) == set(resumed.tensors) >= {"model", "optimizer"}
     for group, tensors in straight.tensors.items():
@@ -86,7 +86,7 @@ def test_logs_are_the_same_apart_from_times(folders: tuple[Path, Path]) -> None:
 
 
 @only_mgsr
-def test_revisions_are_the_same_and_none_twice(folders: tuple[Path, Path]) -> None:
+def test_revisions_are_the_same_without_duplicates(folders: tuple[Path, Path]) -> None:
     straight, resumed = (files.read_lines(folder / "revisions.jsonl") for folder in folders)
     assert straight == resumed
     places = [(line["step"], line["sample"]) for line in resumed]
@@ -111,7 +111,7 @@ def test_dropout_was_on(folders: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 @only_mgsr
-def test_the_same_call_finishes_the_run_and_leaves_nothing_half_written(folders: tuple[Path, Path]) -> None:
+def test_the_same_call_finishes_the_run_without_partial_files(folders: tuple[Path, Path]) -> None:
     config = run(folders[1].parent, "resumed")
     assert files.read_json(config.folder / "run.json")["status"] == "trained"
     assert distill(config).report.exists()

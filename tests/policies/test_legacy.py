@@ -44,22 +44,22 @@ def test_rows_are_those_of_the_reference_code(response_ids: list[int]) -> None:
     assert [tuple(read[: place + 1]) for place in batch.position_N.tolist()] == contexts
 
 
-def test_the_first_prediction_is_left_out_and_the_one_after_the_last_is_in() -> None:
+def test_the_first_prediction_is_excluded_and_the_one_after_the_last_included() -> None:
     sequence = legacy_sequence(written((8, 9, END)), END)
     assert sequence.token_ids == (*PROMPT, 8, 9, END)
     assert sequence.supervised == (False,) * 4 + (True, True)
 
 
-def test_end_tokens_are_stripped_inside_too_and_a_cut_response_gets_a_filler() -> None:
+def test_all_end_tokens_are_stripped_and_a_truncated_response_gets_a_filler() -> None:
     assert legacy_sequence(written((8, END, 9)), END).token_ids == (*PROMPT, 8, 9, END)
 
 
 @pytest.mark.parametrize("response_ids", [(END,), (END, END)])
-def test_a_response_of_the_end_token_alone_keeps_one_row(response_ids: tuple[int, ...]) -> None:
+def test_a_response_of_only_the_end_token_has_one_row(response_ids: tuple[int, ...]) -> None:
     sequence = legacy_sequence(written(response_ids), END)
     assert sequence.token_ids == (*PROMPT, END) and sequence.supervised == (False, False, False, True)
 
 
-def test_sample_and_origin_stay() -> None:
+def test_sample_and_origin_are_unchanged() -> None:
     sequence = legacy_sequence(written((8, 9)), END)
     assert (sequence.sample, sequence.origin, sequence.prompt_ids[: len(PROMPT)]) == (3, "student", PROMPT)

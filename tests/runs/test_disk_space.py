@@ -60,9 +60,7 @@ def case(folder: Path, name: str) -> Run:
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_the_estimate_is_within_a_tenth_of_what_stands_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_the_estimate_is_within_10_percent_of_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     config, estimates = case(tmp_path, name), list[Space]()
     disk = Watching(config.folder)
     monkeypatch.setattr(files, "disk", disk)
@@ -77,7 +75,7 @@ def test_the_estimate_is_within_a_tenth_of_what_stands_at_once(
     assert estimates[0].checkpoint_bytes == pytest.approx(sum(path.stat().st_size for path in newest.iterdir()), rel=0.1)
 
 
-def test_a_run_without_room_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_space_is_an_error_before_a_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = case(tmp_path, "two are kept, and the best")
     monkeypatch.setattr(files, "disk", Full(1_000_000))
     with pytest.raises(DiskFullError) as caught:
@@ -88,7 +86,7 @@ def test_a_run_without_room_is_refused_before_anything_is_written(tmp_path: Path
     assert not config.folder.exists()
 
 
-def test_checkpoints_of_an_interrupted_run_count_as_room_and_its_student_does_not(
+def test_checkpoints_of_an_interrupted_run_count_as_free_and_its_student_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = Space(checkpoint_bytes=1000, while_saving=3, afterwards=2, student_bytes=500)
@@ -104,5 +102,5 @@ def test_checkpoints_of_an_interrupted_run_count_as_room_and_its_student_does_no
         check_space(tmp_path, space)
 
 
-def test_a_large_student_beside_small_adapters_is_what_counts() -> None:
+def test_the_peak_includes_a_large_student_with_small_adapters() -> None:
     assert Space(checkpoint_bytes=10, while_saving=2, afterwards=1, student_bytes=500).peak_bytes == 510
