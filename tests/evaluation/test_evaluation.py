@@ -1,4 +1,4 @@
-"""Evaluation: answers belong to seed and prompt alone, files survive interruptions, and scores equal their definitions."""
+"""Evaluation: answers depend only on seed and prompt, evaluations resume, and scores equal their definitions."""
 
 import copy
 import functools
@@ -38,7 +38,7 @@ CONFIG = EvaluationConfig(seeds=(10, 20), batch_size=2)
 
 
 class Interrupted(Exception):
-    """Stands for a kill between two batches."""
+    """Represents a kill between two batches."""
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def stop_after(answers: int) -> Callable[[int, int, int], None]:
 
 
 def on_processes(world: int, work: Callable[[int, Callable[[list[Any]], list[Any]]], Any]) -> list[Any]:
-    """Run `work(rank, gather)` on threads that stand for processes."""
+    """Run `work(rank, gather)` on threads that represent processes."""
     barrier = threading.Barrier(world, timeout=60)
     handed_in: dict[int, list[Any]] = {}
 
@@ -235,7 +235,7 @@ def test_an_interrupted_evaluation_resumes_to_the_same_files(tokenizer: Any, tmp
     assert resumed["datasets"] == straight["datasets"]
     assert seen[-1][:2] == (10, 10)
     lines = [line for seed in (10, 20) for line in files.read_lines(folder / "responses" / f"dolly-seed{seed}.jsonl")]
-    assert seen[-1][2] < sum(line["tokens"] for line in lines)  # some were not written again
+    assert seen[-1][2] < sum(line["tokens"] for line in lines)  # some were not generated again
 
 
 def test_an_incomplete_line_is_generated_again(tokenizer: Any, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_an_incomplete_line_is_generated_again(tokenizer: Any, tmp_path: Path) -
     path = folder / "responses" / "dolly-seed10.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(Interrupted):
-        run(tokenizer, folder, progress=stop_after(5))  # what it appends must not hang on to the cut line
+        run(tokenizer, folder, progress=stop_after(5))  # appended lines must not continue the incomplete line
     run(tokenizer, folder)
     assert responses(folder) == responses(tmp_path / "straight")
 
@@ -376,7 +376,7 @@ def test_a_metric_that_returns_no_finite_number_is_reported(tokenizer: Any, tmp_
             run(tokenizer, tmp_path / fault, metrics={"dolly": [metric]})
 
 
-# --- reading the gold answers -------------------------------------------------------------------------------------------
+# --- teacher-forced scores ----------------------------------------------------------------------------------------------
 
 
 def oracle(model: nn.Module, teacher: nn.Module, examples: list[Any]) -> dict[str, float]:
@@ -461,7 +461,7 @@ def test_validation_on_several_processes_scores_every_prompt_once(tokenizer: Any
         assert scores == pytest.approx(alone, rel=1e-5)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------
+# --- invalid data and settings ------------------------------------------------------------------------------------------
 
 
 def test_data_that_cannot_be_scored_is_rejected_before_a_file_is_written(tokenizer: Any, tmp_path: Path) -> None:
@@ -501,7 +501,7 @@ def test_the_defaults_are_the_papers_protocol() -> None:
 
 
 def test_hashing_a_model_leaves_its_storages_resizable() -> None:
-    """FSDP frees the storages of gathered parameters, which NumPy prevents for good."""
+    """FSDP frees the storages of gathered parameters, which NumPy prevents permanently."""
     model = network()
     assert model_hash(model) == model_hash(network())
     assert all(parameter.untyped_storage().resizable() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Every file of docs/adding.md, run from outside the package as the page says."""
+"""Every file of docs/adding.md, run from outside the package as on the page."""
 
 import json
 import re

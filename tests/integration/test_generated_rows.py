@@ -1,4 +1,4 @@
-"""Which rows of generated text are learnt: from the first token of the response to its end token, and nothing after."""
+"""The trained rows of generated text: from the first token of the response to its end token."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def fixture(request: pytest.FixtureRequest) -> PolicyFixture:
 
 
 def drawn(fixture: PolicyFixture, node: StudentGenerated | Revised) -> tuple[list[TokenSequence], Batch]:
-    """A large draw, and as a batch padded with what this tokenizer pads with."""
+    """A large draw, and its batch with this tokenizer's padding."""
     sequences = list(fixture.policy(node, batch_size=40).draw(0).with_role("distillation"))
     return sequences, collate(items_of(sequences, "distillation"), pad_id=fixture.pad_id)
 
@@ -47,7 +47,7 @@ def test_rows_are_the_response_with_its_end_token_and_nothing_else(
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
 def test_every_kind_of_end_occurs(fixture: PolicyFixture, node: StudentGenerated | Revised) -> None:
-    """Else the law above would hold for want of cases."""
+    """Otherwise the test above would check no cases."""
     sequences, _ = drawn(fixture, node)
     (end,) = fixture.tools.end_ids
     ended = [sequence.response_ids[-1] == end for sequence in sequences]
@@ -71,7 +71,7 @@ def test_corrections_can_add_and_remove_end_tokens(fixture: PolicyFixture) -> No
 
 
 def test_gold_rows_are_supervised_to_the_end_token_as_well(fixture: PolicyFixture) -> None:
-    """What stands in front of a prompt may be the end token too (OPT): only the position tells them apart."""
+    """A prompt may start with the end token (OPT): only its position distinguishes it."""
     gold = [item.sequence for item in fixture.gold(batch_size=20).items(0)]
     batch = collate(items_of(gold, "sft"), pad_id=fixture.pad_id)
     examples = {example.sample: example for example in fixture.examples}

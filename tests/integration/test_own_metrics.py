@@ -48,7 +48,7 @@ ALLOW = ("--allow-code", "own_scores")
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to stand in, with own_scores.py in it; what is imported from there is forgotten afterwards."""
+    """A working directory with own_scores.py in it; modules imported from it are removed afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("COLUMNS", "200")
@@ -74,7 +74,7 @@ def validations(folder: Path) -> list[dict[str, Any]]:
 
 
 def forget_the_code(place: Path) -> None:
-    """What comes afterwards must need neither the module nor leave to run it."""
+    """Later commands must not need the module or permission to run it."""
     sys.modules.pop("own_scores", None)
     (place / "own_scores.py").unlink()
 

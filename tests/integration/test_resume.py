@@ -18,7 +18,7 @@ TIMES = ("seconds", "draw_seconds", "tokens_per_s", "peak_bytes")
 UPDATES, INTERRUPTED = 10, 5
 
 
-SECTIONS: dict[str, dict[str, Any]] = {  # the interruption falls into a cycle of roll-outs, and finds a buffer in use
+SECTIONS: dict[str, dict[str, Any]] = {  # the interruption is within a cycle of roll-outs, and with a filled buffer
     "minillm": {"policy": {"kind": "rollouts", "source": "teacher_mixed", "num_rollouts": 8, "inner_epochs": 2}},
     "distillm": {"policy": {"kind": "adaptive", "threshold": 0.8, "capacity": 6, "source": {"kind": "revised"}}},
     "adapters": {"method": "kd", "student": {"lora": {"rank": 2, "alpha": 4}}},
@@ -102,7 +102,7 @@ def test_exported_students_are_the_same_files(folders: tuple[Path, Path]) -> Non
 
 @only_mgsr
 def test_dropout_was_on(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """Else the tests above would show nothing about it: the same update without dropout has another loss."""
+    """Otherwise the tests above would not cover it: the same update without dropout has another loss."""
     still = {**WITH_DROPOUT, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     without = tiny_run(tmp_path, config=still, training={"updates": 1, "batch_size": 4, "micro_batch_size": 2})
     train_student(without)

@@ -1,4 +1,4 @@
-"""Ten updates of each method in a tiny world, from recipe to report: what a run folder holds, and that it can be repeated."""
+"""Ten updates of each method, from recipe to report: the content of a run folder, and that the run can be repeated."""
 
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def test_held_out_loss_falls(finished: tuple[str, Path, Path]) -> None:
     method, _, folder = finished
     score = "cross_entropy" if METHODS[method].objective.sft_weight else "kl"
     validations = [line for line in files.read_lines(folder / "metrics.jsonl") if line["kind"] == "validation"]
-    if method != "seqkd":  # two random models: what the teacher writes says nothing about the gold answers
+    if method != "seqkd":  # the text of a random teacher is unrelated to the gold answers
         assert validations[-1][score] < validations[0][score] - 0.01, [line[score] for line in validations]
     if METHODS[method].objective.sft_weight:
         lines = train_lines(folder)

@@ -30,7 +30,7 @@ from redistill.teachers.local import LocalTeacher
 from redistill.testing.stage import in_processes
 from tests.worlds import GPT2, gpt2_tokenizer, rows
 
-__all__ = ["RESPONSE_TOKENS", "SEED", "PolicyFixture", "FakeEngine", "ending_model", "ids", "in_processes", "make_fixture"]
+__all__ = ["RESPONSE_TOKENS", "SEED", "FakeEngine", "PolicyFixture", "ending_model", "ids", "in_processes", "make_fixture"]
 
 RESPONSE_TOKENS = 10
 SEED = 4

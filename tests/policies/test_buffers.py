@@ -1,4 +1,4 @@
-"""Buffers of written text, and DistiLLM's scheduler held against a trace written out by hand."""
+"""Buffers of generated text, and DistiLLM's scheduler compared with a reference trace."""
 
 import json
 from collections import Counter
@@ -14,7 +14,7 @@ from redistill.errors import ConfigError
 from redistill.policies import Adaptive, Buffered, Fixed, GoldBatches, Mixed, PolicyTools, Revised, Rollouts, TeacherGenerated
 from redistill.randomness import generator
 from redistill.records import Instruction, Record
-from tests.policies.fixture import SEED, PolicyFixture, FakeEngine, make_fixture
+from tests.policies.fixture import SEED, FakeEngine, PolicyFixture, make_fixture
 
 BATCH, EXAMPLES, STEPS, CAPACITY = 8, 40, 200, 30
 
@@ -25,7 +25,7 @@ def fixture() -> PolicyFixture:
 
 
 def text(step: int, sample: int) -> int:
-    """The one token that the student writes at a step for a sample; none is written twice."""
+    """The single token that the student generates at a step for a sample, unique for each."""
     return 10 + step * EXAMPLES + sample
 
 
@@ -34,7 +34,7 @@ def write(requests: list[GenerationRequest], sampling: Sampling) -> list[Generat
 
 
 def fake_tools(fixture: PolicyFixture, **tools: Any) -> PolicyTools:
-    """A student that writes `text`, for prompts that are their sample's number."""
+    """A student that generates `text`, for prompts that are their sample's number."""
     record = Record(record_id="r", prompt=Instruction("?"), references=("!",))
     examples = [
         Example(sample=i, record=record, prompt_ids=(1,), token_ids=(1, 2), supervised=(False, True)) for i in range(EXAMPLES)
@@ -48,7 +48,7 @@ def fake_tools(fixture: PolicyFixture, **tools: Any) -> PolicyTools:
 
 @dataclass
 class Moment:
-    """What one step of the trace comes to."""
+    """The result of one step of the trace."""
 
     choice: str
     learned: list[tuple[int, int]]
@@ -63,7 +63,7 @@ def losses() -> dict[int, float]:
 
 
 def trace(node: Adaptive, gold: GoldBatches) -> Iterator[Moment]:
-    """DistiLLM's scheduler in so many words (one process, one coin a step)."""
+    """DistiLLM's scheduler as a plain loop (one process, one random number per step)."""
     phi, buffer, told = node.threshold, [], losses()
     prev = told[0]
     for t in range(1, STEPS + 1):

@@ -1,4 +1,4 @@
-"""SCRG: the error token against a plain loop, and what is kept and may follow once it is replaced."""
+"""SCRG: the error token compared with a plain loop, and the prefix and tail budget after its correction."""
 
 import hypothesis
 import pytest

@@ -1,4 +1,4 @@
-"""Written sequences as DistiLLM's public code reads them, held against that code's masks on padded arrays."""
+"""Generated sequences in the form of DistiLLM's public code, compared with that code's masks on padded arrays."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def written(response_ids) -> TokenSequence:
 
 
 def reference_rows(response_ids) -> tuple[list[int], list[tuple[int, ...]]]:
-    """The reference code on one padded row: where its mask is set, and what the model has read there."""
+    """The reference code on one padded row: the positions of its mask, and the prefix at each."""
     kept = [token for token in response_ids if token != END]  # pad = end token, and padding is stripped
     ids = np.full(WIDTH, END)
     ids[: len(PROMPT) + len(kept)] = [*PROMPT, *kept]

@@ -1,4 +1,4 @@
-"""Policies: the same draw on any number of processes, after a resume, and in the mix that was declared."""
+"""Policies: equal draws on any number of processes and after a resume, with the declared fractions."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from redistill.policies import (
 )
 from redistill.policies.correction import is_finished
 from redistill.records import Instruction, Record
-from tests.policies.fixture import RESPONSE_TOKENS, SEED, PolicyFixture, FakeEngine, ids, in_processes, make_fixture
+from tests.policies.fixture import RESPONSE_TOKENS, SEED, FakeEngine, PolicyFixture, ids, in_processes, make_fixture
 
 EXAMPLES = [node for member in get_args(PolicyConfig) for node in member.examples()]
 NODES = [
@@ -51,7 +51,7 @@ def fixture() -> PolicyFixture:
 
 
 def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
-    """The draws of these steps, with the validation losses that a run would tell: before the first, and after every other."""
+    """The draws of these steps, with the validation losses of a run: before the first, and after every other."""
     draws = []
     for step in steps:
         if step % 2 == 0:
@@ -112,7 +112,7 @@ def test_processes_together_draw_the_same_as_one(fixture: PolicyFixture, node: P
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
 def test_answers_have_the_order_of_items_and_additions_follow(fixture: PolicyFixture, node: PolicyConfig) -> None:
-    shuffles = "Buffered(" in repr(node) or "Rollouts(" in repr(node)  # what takes a place need not answer its prompt
+    shuffles = "Buffered(" in repr(node) or "Rollouts(" in repr(node)  # an answer may be to another prompt
     prompts = {example.sample: example.prompt_ids for example in fixture.examples}
     for step, draw in enumerate(drawn(fixture.policy(node), range(STEPS))):
         sampled, gold = draw.with_role("distillation"), draw.with_role("sft")

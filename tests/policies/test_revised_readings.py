@@ -1,4 +1,4 @@
-"""SCRG's switches and edge cases, with two scripted models: what each would write and say at every position is given."""
+"""SCRG's options and edge cases, with two models whose text and logits at every position are scripted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from redistill.vocab_pass import Head
 from tests.policies.fixture import FakeEngine
 
 VOCABULARY, EOS, BUDGET = 8, 0, 4
-SAME = 5  # what the scripted student writes wherever it is not told otherwise
+SAME = 5  # the scripted student's token where none is given
 RECORD = Record(record_id="r", prompt=Instruction("?"), references=("!",))
 
 
@@ -86,7 +86,7 @@ class Script:
 
 
 def says(*wanted: tuple[int, float]) -> np.ndarray:
-    """A teacher's logits: its token at each position, and by how much it stands out; the divergence grows with that."""
+    """A teacher's logits: its token at each position, and that token's margin, with which the divergence grows."""
     return np.stack([weight * np.eye(VOCABULARY)[token] for token, weight in wanted])
 
 
@@ -152,7 +152,7 @@ def test_spans_and_rollouts_of_a_draft_are_removed_when_it_is_revised():
 
 
 class Given(Stateless):
-    """A source that answers what it was given."""
+    """A source that returns given sequences."""
 
     def __init__(self, sequences: list[TokenSequence]) -> None:
         self.given = sequences
@@ -181,8 +181,8 @@ def test_without_a_draft_no_model_runs(node, origins):
         (2, False, (6, SAME, SAME, SAME), [2, 0]),
         (2, True, (SAME, SAME, 6, 6), [2, 3]),
         (3, False, (6, SAME, 6, SAME), [2, 0, 2]),
-        (3, True, (SAME, SAME, 6, 6), [2, 3]),  # nothing is left to revise behind position 3
-        (5, True, (SAME, SAME, 6, 6), [2, 3]),  # and a round without an error does not start anew
+        (3, True, (SAME, SAME, 6, 6), [2, 3]),  # nothing differs after position 3
+        (5, True, (SAME, SAME, 6, 6), [2, 3]),  # a round without an error keeps its start
     ],
 )
 def test_in_order_a_later_round_searches_from_the_last_error_on(rounds, in_order, wanted, positions):
@@ -194,7 +194,7 @@ def test_in_order_a_later_round_searches_from_the_last_error_on(rounds, in_order
 
 
 def test_in_order_the_corrected_token_itself_may_be_corrected_again():
-    """A teacher that draws its tokens may not stay with the one that it put there."""
+    """A teacher that samples its tokens may sample another one at the same position."""
     script = Script({0: (SAME, SAME, SAME)}, {0: says((SAME, 60), (6, 0), (SAME, 60), (SAME, 60))})
     positions = []
     for step in range(20):

@@ -1,4 +1,4 @@
-"""MiniLLM's roll-outs: written and scored once a cycle, weighed as the equations say, and resumed in the middle bit for bit."""
+"""MiniLLM's roll-outs: generated and scored once a cycle, with the values of the equations, and resumed bitwise."""
 
 import json
 from copy import deepcopy
@@ -12,7 +12,7 @@ from redistill.contracts import Processes, TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.errors import ConfigError
 from redistill.policies import Rollouts, StudentGenerated, TeacherMixed
-from tests.policies.fixture import RESPONSE_TOKENS, PolicyFixture, FakeEngine, ids, in_processes, make_fixture
+from tests.policies.fixture import RESPONSE_TOKENS, FakeEngine, PolicyFixture, ids, in_processes, make_fixture
 
 BATCH = 8
 NODE = Rollouts(num_rollouts=16, inner_epochs=2)  # a cycle: two updates a pass, two passes
@@ -32,7 +32,7 @@ def draws(policy, steps) -> list[tuple[TokenSequence, ...]]:
     return [policy.draw(step).with_role("distillation") for step in steps]
 
 
-# --- what is drawn when -------------------------------------------------------------------------------------------------
+# --- cycles and passes --------------------------------------------------------------------------------------------------
 
 
 def test_each_pass_has_every_rollout_once_in_its_own_order(fixture: PolicyFixture) -> None:
@@ -96,11 +96,11 @@ def test_at_most_one_rollout_is_returned_per_item(fixture: PolicyFixture) -> Non
     ]
 
 
-# --- what is weighed how ------------------------------------------------------------------------------------------------
+# --- advantages and importance weights ----------------------------------------------------------------------------------
 
 
 def log_probabilities(fixture: PolicyFixture, sequence: TokenSequence) -> tuple[np.ndarray, np.ndarray]:
-    """log q and log p of the targets, each sequence read alone and in float64 from the hidden states on."""
+    """log q and log p of the targets, one sequence at a time, in float64 from the hidden states on."""
     batch = collate(items_of([sequence], "distillation"), pad_id=fixture.pad_id)
     hidden_ND, head = fixture.tools.scorer.read_student(batch)
     logq_NV = torch.log_softmax(hidden_ND.double() @ head.weight_VD.double().T, -1)
@@ -226,7 +226,7 @@ def test_the_state_is_the_same_on_every_process(fixture: PolicyFixture) -> None:
     assert first == second and len(first["pool"]) == 16
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------
+# --- invalid settings ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

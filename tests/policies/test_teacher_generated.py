@@ -1,4 +1,4 @@
-"""The teacher's text: each prompt answered once in a run, in full batches, and kept."""
+"""The teacher's text: each prompt is answered once in a run, in full batches, and stored."""
 
 import json
 from dataclasses import replace
@@ -14,8 +14,8 @@ from redistill.teachers.local import LocalTeacher
 from tests.policies.fixture import (
     RESPONSE_TOKENS,
     SEED,
-    PolicyFixture,
     FakeEngine,
+    PolicyFixture,
     ending_model,
     ids,
     in_processes,
@@ -32,7 +32,7 @@ def fixture() -> PolicyFixture:
 
 
 class Recorder:
-    """The fixture's teacher, and what it was asked."""
+    """The fixture's teacher, with a record of its requests."""
 
     def __init__(self, fixture: PolicyFixture) -> None:
         self._generate, self.calls = fixture.tools.teacher.generate, []
@@ -58,7 +58,7 @@ def run(policy: Policy, steps: int = 5) -> list[Draw]:
 
 
 def answers(draws: list[Draw]) -> list[Any]:
-    """What each draw learns from."""
+    """The training sequences of each draw."""
     return [ids(draw.with_role("distillation")) for draw in draws]
 
 
@@ -147,7 +147,7 @@ def test_processes_use_a_store_that_only_the_main_one_can_read(fixture: PolicyFi
 
 def test_a_changed_prompt_is_answered_again(fixture: PolicyFixture, tmp_path: Path) -> None:
     run(fixture.policy(TeacherGenerated(), folder=tmp_path))
-    last = fixture.gold().all_items(2)[3].example.sample  # not one of those that tell the data set
+    last = fixture.gold().all_items(2)[3].example.sample  # not one of those that identify the data set
     changed = [
         replace(
             example,

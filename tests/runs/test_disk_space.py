@@ -1,4 +1,4 @@
-"""The pre-flight: what a run will write is known to a tenth before it begins, and refused where it does not fit."""
+"""The check of disk space: the estimate is within 10 %, and a run that does not fit is rejected before it starts."""
 
 import io
 import itertools
@@ -28,7 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Watching(files.Disk):
-    """Notes the most that stood at once in the checkpoints and the student of a run folder."""
+    """Records the largest total size of the checkpoints and the student of a run folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.peak = folder, 0
@@ -41,7 +41,7 @@ class Watching(files.Disk):
 
 
 class Full(files.Disk):
-    """Has room for so many bytes, and no file may be opened to be written after that is known."""
+    """A disk with a given free size, on which no file may be opened for writing after the size was read."""
 
     def __init__(self, free: int) -> None:
         self.free = free
@@ -65,7 +65,7 @@ def test_the_estimate_is_within_10_percent_of_the_peak(tmp_path: Path, monkeypat
     disk = Watching(config.folder)
     monkeypatch.setattr(files, "disk", disk)
     monkeypatch.setattr(record, "check_space", lambda folder, space: estimates.append(space))
-    # Ever worse, so that the first stays the best one and stands beside the newest.
+    # Decreasing scores, so that the first checkpoint stays the best one and is kept with the newest.
     entropies = itertools.count(1.0)
     scores = {"rouge_l": 1.0, "exact_match": 0.0}
     monkeypatch.setattr(Evaluator, "validate", lambda *_, **__: {**scores, "cross_entropy": next(entropies)})
@@ -94,7 +94,7 @@ def test_checkpoints_of_an_interrupted_run_count_as_free_and_its_student_does_no
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-1" / "model.safetensors").write_bytes(bytes(1000))
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.safetensors").write_bytes(bytes(500))  # another will be written beside it
+    (tmp_path / "model" / "model.safetensors").write_bytes(bytes(500))  # removed only after the new one is written
     monkeypatch.setattr(files, "disk", Full(2000))
     check_space(tmp_path, space)
     monkeypatch.setattr(files, "disk", Full(1999))

@@ -1,4 +1,4 @@
-"""The folder of a run: what stands in it that is not the run's is swept, gone around, or refused in one line."""
+"""The run folder: leftovers are removed, and links, locks and other runs' files are rejected in one line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.worlds import tiny_run
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A recipe `recipe.yaml` and the folder that it names, which stands."""
+    """A recipe `recipe.yaml` and its run folder, which exists."""
     config = tiny_run(tmp_path, "sft")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(encode_run(config)), encoding="utf-8")
     config.folder.mkdir()

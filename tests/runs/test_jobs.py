@@ -1,4 +1,4 @@
-"""Commands side by side: order, needs, failures, interruptions."""
+"""Parallel commands: order, needs, failures, interruptions."""
 
 import io
 import os
@@ -18,7 +18,7 @@ FAIL = "print('first'); print('it broke', flush=True); raise SystemExit(3)"
 
 
 class Watch:
-    """What run_jobs told, and how many jobs ran at once."""
+    """The callbacks of run_jobs, and the largest number of running jobs."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []
@@ -138,7 +138,7 @@ def test_an_ignored_hangup_stops_nothing(tmp_path: Path) -> None:
 
 
 def told(*, terminal: bool) -> str:
-    """What four jobs, of which two have ended after 60 s, look like."""
+    """The output for four jobs, of which two have ended after 60 s."""
     seconds = iter([0.0, 60.0, 60.0])
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     with JobProgress(4, console=console, clock=lambda: next(seconds)) as progress:

@@ -1,4 +1,4 @@
-"""Assembly: from a config to data and models, and what the manifest says of them."""
+"""Loading data and models from a configuration, and their manifest."""
 
 import dataclasses
 from pathlib import Path
@@ -107,7 +107,7 @@ NEVER = {"messages": [{"role": "user", "content": "REFUSE"}, {"role": "assistant
 
 @pytest.fixture
 def chatty():
-    """A tokenizer whose chat template refuses one message."""
+    """A tokenizer whose chat template rejects one message."""
     tokenizer = gpt2_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.content == 'REFUSE' %}{{ raise_exception('not that') }}{% endif %}"

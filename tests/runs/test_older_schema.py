@@ -1,4 +1,4 @@
-"""Run folders of an older schema: reported and compared, evaluated where they are trained, never resumed.
+"""Run folders of an older schema: reported and compared, evaluated if trained, never resumed.
 
 The folder was written by commit 98f02f3: MGSR in the world of tests/worlds.py, 3 updates, 2 test sets, 2 seeds of evaluation.
 Tensors, the student and the page are left out.

@@ -1,4 +1,4 @@
-"""Facts for run.json about where a run ran."""
+"""The environment of a run, for run.json."""
 
 import subprocess
 from pathlib import Path

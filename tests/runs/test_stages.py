@@ -1,4 +1,4 @@
-"""What is trained before a run: the same teacher and start for every method of a table."""
+"""Stages of runs: the same teacher and start for every method of a table."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def run(method: str, **sections: Any) -> Run:
 
 
 def test_methods_that_train_differently_share_teacher_and_start() -> None:
-    """Else a table would compare teachers."""
+    """Otherwise a table would compare teachers."""
     plain = stages(run("imitkd"))
     other = stages(
         run(

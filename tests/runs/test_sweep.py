@@ -1,4 +1,4 @@
-"""Sweeps: all is checked first, equal runs are shared, what is finished is skipped, what fails stops nothing else."""
+"""Sweeps: all runs are checked first, equal runs are shared, finished runs skipped, and failures do not stop others."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from redistill.runs.sweep import Plan, plan_sweep, run_sweep
 from redistill.storage import files
 from redistill.storage.lock import locked
 
-# Stands for the command: notes that it was called, fails where the recipe's name says so, else leaves what a run leaves.
+# Replaces the command: records its call, fails if the recipe's name requests it, else writes the files of a run.
 COMMAND = """
 import json, os, pathlib, sys, yaml
 command, recipe, option, out = sys.argv[1:]
@@ -49,7 +49,7 @@ ROWS = {"sft": {"method": "sft"}, "kd": {"method": "kd"}, "mgsr": {"method": "mg
 
 @pytest.fixture(autouse=True)
 def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Nothing is trained and nothing compared; returns what was asked to be compared."""
+    """Disables training and comparison; returns the arguments of the comparisons."""
     asked: list[dict[str, Any]] = []
 
     def compare(folders: Any, outputs: Any, **options: Any) -> None:
@@ -65,7 +65,7 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Callable[..., Plan]:
-    """Write a sweep recipe and plan it; `only` is of the command line, all else of the recipe."""
+    """Write a sweep recipe and plan it; `only` is a command line option, all other arguments are fields of the recipe."""
 
     def write(only: tuple[str, ...] = (), **tree: Any) -> Plan:
         path = tmp_path / "table.yaml"
@@ -76,7 +76,7 @@ def plan(tmp_path: Path) -> Callable[..., Plan]:
 
 
 def calls(folder: Path) -> list[str]:
-    """What was run in a folder since the last look."""
+    """The runs of a folder since the last call."""
     path = folder / "calls.txt"
     lines = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)

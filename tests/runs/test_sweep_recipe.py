@@ -1,4 +1,4 @@
-"""Sweep recipes: what they expand to, and what is refused with its place and remedy."""
+"""Sweep recipes: their runs, and errors with field and remedy."""
 
 import dataclasses
 import re

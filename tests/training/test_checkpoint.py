@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out bit for bit, damage never passes, and an interrupted save loses nothing."""
+"""Checkpoints: state is restored bitwise, damage is detected, and an interrupted save loses nothing."""
 
 import json
 import shutil
@@ -297,7 +297,7 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
 
 
-# --- whose they are -----------------------------------------------------------------------------------------------------
+# --- identity of the run ------------------------------------------------------------------------------------------------
 
 
 def test_every_manifest_has_the_identity_of_its_run(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_checkpoint_copied_from_another_run_is_skipped(tmp_path: Path) -> None
 
 
 def test_hashes_of_only_one_version_are_ignored(tmp_path: Path) -> None:
-    save(tmp_path, 3)  # by a version that noted nothing
+    save(tmp_path, 3)  # by a version without identities
     checkpoint.write_identity(tmp_path, {"training data": "b"})
     checkpoint.write_identity(tmp_path, {"corpus": "c"})
     assert checkpoint.identity(tmp_path) == {"training data": "b", "corpus": "c"}

@@ -1,4 +1,4 @@
-"""The guards: what is not finite is no update, a collapse of text is told of, and training stops when it no longer pays."""
+"""The guards: non-finite updates are skipped, a collapse of text is reported, and training stops without improvement."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def update(step, loss, **changes):
 
 
 def again(made, state):
-    """The state as a checkpoint keeps it, in a guard made anew."""
+    """A new guard with the state that a checkpoint stores."""
     made.load_state_dict(json.loads(json.dumps(state)))
     return made
 

@@ -1,4 +1,4 @@
-"""The loop: how a draw is cut, how long it goes on, and what happens when an update is not made."""
+"""The loop: how a draw is split, when training stops, and what happens when an update is skipped."""
 
 import math
 from pathlib import Path
@@ -100,7 +100,7 @@ def run(folder: Path, optimiser=(), *, guards=(), **settings):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Validation scores as a test wants them, one a validation; the one before the first update scores 0.
+    """Scripted validation scores, one per validation; the one before the first update scores 0.
 
     Each is a ROUGE-L, or a pair of it and a cross entropy.
     """
@@ -215,7 +215,7 @@ def test_too_many_consecutive_skips_end_the_run_with_exit_code_1(tmp_path, monke
 
 
 def test_gradients_do_not_accumulate_over_skipped_updates(tmp_path, scripted, monkeypatch):
-    """What was skipped must not come back with the next update."""
+    """The gradient of a skipped update must not be part of the next one."""
     scripted(1.0)
     norms = []
     clip = training._clip

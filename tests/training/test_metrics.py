@@ -1,4 +1,4 @@
-"""metrics.jsonl of a resumed run continues as if it had not been interrupted."""
+"""metrics.jsonl of a resumed run equals that of an uninterrupted one."""
 
 from pathlib import Path
 

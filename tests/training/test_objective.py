@@ -1,4 +1,4 @@
-"""Objectives: which terms a batch has, what each is divided by, and that the cut of a batch does not matter."""
+"""Objectives: the terms of a batch, their counts, and that splitting a batch does not change them."""
 
 from dataclasses import replace
 from typing import get_args
@@ -100,7 +100,7 @@ def test_the_squared_norm_reaches_the_span_term():
     assert terms(objective, COUNTS, full_batch(), None)[-1].squared is True
 
 
-# --- what is drawn for nothing ------------------------------------------------------------------------------------------
+# --- selection of sequences ---------------------------------------------------------------------------------------------
 
 
 def test_select_keeps_only_the_sequences_that_a_term_uses():
@@ -154,7 +154,7 @@ def test_an_objective_needs_what_its_terms_use(objective, needs):
     assert objective.needs == needs
 
 
-# --- what is logged -----------------------------------------------------------------------------------------------------
+# --- logging ------------------------------------------------------------------------------------------------------------
 
 
 def test_averages_are_means_over_each_terms_own_count_and_their_weighted_total():

@@ -1,4 +1,4 @@
-"""Progress: a line now and then, a bar on a terminal, and nothing a model generates reaches the terminal as a command."""
+"""Progress: log lines, a bar on a terminal, and no control characters of generated text."""
 
 import io
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The registry of metrics, and that nothing else in the package knows one of them by name."""
+"""The registry of metrics, and that no other file of the package contains a metric's name."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""ROUGE-L against published numbers and a longest common subsequence written out."""
+"""ROUGE-L compared with published numbers and with a plain longest common subsequence."""
 
 import functools
 import json
