@@ -467,8 +467,8 @@ def test_validation_on_several_processes_scores_every_prompt_once(tokenizer: Any
 def test_data_that_cannot_be_scored_is_rejected_before_a_file_is_written(tokenizer: Any, tmp_path: Path) -> None:
     unanswered = Record(record_id="t:9", prompt=RawPrompt("Go"), references=())
     cases: list[tuple[dict[str, list[Record]], type[Exception], str]] = [
-        ({"d": []}, DataError, "d: no prompts"),
-        ({"d": [*records(2), unanswered]}, DataError, "t:9: no reference"),
+        ({"d": []}, DataError, "d: has no prompts"),
+        ({"d": [*records(2), unanswered]}, DataError, "t:9: has no reference"),
         ({"d": [*records(2), records(1)[0]]}, DataError, "two rows have the id 't:0'"),
         ({"../d": records(1)}, ConfigError, r"data set '\.\./d'"),
     ]

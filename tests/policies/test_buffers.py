@@ -64,8 +64,8 @@ def losses() -> dict[int, float]:
 
 def trace(node: Adaptive, gold: GoldBatches) -> Iterator[Moment]:
     """DistiLLM's scheduler as a plain loop (one process, one random number per step)."""
-    phi, buffer, told = node.threshold, [], losses()
-    prev = told[0]
+    phi, buffer, observed = node.threshold, [], losses()
+    prev = observed[0]
     for t in range(1, STEPS + 1):
         step = t - 1
         samples = [item.example.sample for item in gold.all_items(step)]
@@ -79,8 +79,8 @@ def trace(node: Adaptive, gold: GoldBatches) -> Iterator[Moment]:
             choice, learned = "replay", [buffer[i] for i in picked]
         else:
             choice, learned = "gold", [(sample, 2) for sample in samples]
-        if t in told and told[t] >= prev + node.epsilon:
-            phi, prev = min(phi + node.threshold_step, 1.0), told[t]
+        if t in observed and observed[t] >= prev + node.epsilon:
+            phi, prev = min(phi + node.threshold_step, 1.0), observed[t]
         yield Moment(choice, learned, list(buffer), phi)
 
 
@@ -88,15 +88,15 @@ def trace(node: Adaptive, gold: GoldBatches) -> Iterator[Moment]:
 @pytest.mark.parametrize("threshold", [0.0, 0.2])
 def test_the_scheduler_matches_the_reference_trace(fixture: PolicyFixture, decay: Any, threshold: float) -> None:
     node = Adaptive(threshold=threshold, epsilon=0.1, threshold_step=0.2, decay=decay, capacity=CAPACITY, coin="step")
-    tools, told = fake_tools(fixture), losses()
+    tools, observed = fake_tools(fixture), losses()
     source = node.bind(tools)
-    source.observe(told[0])
+    source.observe(observed[0])
     moments = list(trace(node, tools.gold))
     names = {"fresh": "student", "replay": "replay", "gold": "dataset"}
     for step, moment in enumerate(moments):
         sequences = source.sequences(step, tools.gold.all_items(step))
-        if step + 1 in told:
-            source.observe(told[step + 1])
+        if step + 1 in observed:
+            source.observe(observed[step + 1])
         assert {sequence.origin for sequence in sequences} == {names[moment.choice]}
         assert [(sequence.sample, sequence.token_ids[1]) for sequence in sequences] == moment.learned
         state = source.state_dict()

@@ -85,7 +85,7 @@ class Script:
         return node.bind(self.tools()).sequences(step, items)
 
 
-def says(*wanted: tuple[int, float]) -> np.ndarray:
+def logits_of(*wanted: tuple[int, float]) -> np.ndarray:
     """A teacher's logits: its token at each position, and that token's margin, with which the divergence grows."""
     return np.stack([weight * np.eye(VOCABULARY)[token] for token, weight in wanted])
 
@@ -95,41 +95,41 @@ def responses(sequences: Sequence[TokenSequence]) -> list[tuple[int, ...]]:
 
 
 ARGMAX = Revised(teacher_token="argmax")
-TWO_ERRORS = says((6, 4), (SAME, 1), (6, 9), (6, 3))
+TWO_ERRORS = logits_of((6, 4), (SAME, 1), (6, 9), (6, 3))
 
 
 # --- the edge cases of one correction -----------------------------------------------------------------------------------
 
 
 def test_a_draft_is_unchanged_if_no_token_differs():
-    script = Script({0: (SAME, SAME)}, {0: says((SAME, 9), (SAME, 1))})
+    script = Script({0: (SAME, SAME)}, {0: logits_of((SAME, 9), (SAME, 1))})
     (sequence,) = script.sequences(ARGMAX)
     assert (sequence.origin, sequence.response_ids) == ("student", (SAME, SAME))
     assert not script.requests and not script.revisions
 
 
 def test_the_teachers_end_token_ends_the_response():
-    script = Script({0: (SAME, SAME, SAME)}, {0: says((SAME, 1), (EOS, 9), (SAME, 1))})
+    script = Script({0: (SAME, SAME, SAME)}, {0: logits_of((SAME, 1), (EOS, 9), (SAME, 1))})
     (sequence,) = script.sequences(ARGMAX)
     assert (sequence.origin, sequence.response_ids) == ("revised", (SAME, EOS))
     assert not script.requests
 
 
 def test_the_students_end_token_may_be_the_error_and_the_response_continues():
-    script = Script({0: (SAME, EOS)}, {0: says((SAME, 1), (6, 9))})
+    script = Script({0: (SAME, EOS)}, {0: logits_of((SAME, 1), (6, 9))})
     assert responses(script.sequences(ARGMAX)) == [(SAME, 6, SAME, SAME)]
     assert [request.max_new_tokens for request in script.requests] == [2]
 
 
 def test_the_tail_has_the_remaining_budget():
-    script = Script({0: (SAME,) * BUDGET}, {0: says((6, 9), (SAME, 1), (SAME, 1), (SAME, 1))})
+    script = Script({0: (SAME,) * BUDGET}, {0: logits_of((6, 9), (SAME, 1), (SAME, 1), (SAME, 1))})
     assert responses(script.sequences(ARGMAX)) == [(6, SAME, SAME, SAME)]
     (request,) = script.requests
     assert (request.prompt_ids, request.max_new_tokens) == ((1, 2, 6), BUDGET - 1)
 
 
 def test_a_truncated_response_may_be_corrected_at_its_last_token_without_an_end_token():
-    script = Script({0: (SAME,) * BUDGET}, {0: says((SAME, 1), (SAME, 1), (SAME, 1), (6, 9))})
+    script = Script({0: (SAME,) * BUDGET}, {0: logits_of((SAME, 1), (SAME, 1), (SAME, 1), (6, 9))})
     (sequence,) = script.sequences(ARGMAX)
     assert sequence.response_ids == (SAME, SAME, SAME, 6) and sequence.num_targets == BUDGET
     assert not script.requests
@@ -137,16 +137,16 @@ def test_a_truncated_response_may_be_corrected_at_its_last_token_without_an_end_
 
 def test_drafts_of_different_lengths_have_their_own_errors():
     drafts = {0: (SAME, EOS), 1: (SAME,) * 4, 2: (EOS,)}
-    teacher = {0: says((6, 2), (EOS, 9)), 1: says((SAME, 1), (6, 2), (6, 7), (SAME, 9)), 2: says((EOS, 1))}
+    teacher = {0: logits_of((6, 2), (EOS, 9)), 1: logits_of((SAME, 1), (6, 2), (6, 7), (SAME, 9)), 2: logits_of((EOS, 1))}
     script = Script(drafts, teacher)
     assert responses(script.sequences(ARGMAX)) == [(6, SAME, SAME, SAME), (SAME, SAME, 6, SAME), (EOS,)]
     assert [(revision.sample, revision.position) for revision in script.revisions] == [(0, 0), (1, 2)]
 
 
 def test_spans_and_rollouts_of_a_draft_are_removed_when_it_is_revised():
-    script = Script({0: (SAME,)}, {0: says((6, 9), (SAME, 1), (SAME, 1), (SAME, 1))})
-    told = {"spans": ((0, 1),), "rollout": Rollout(old_logprobs=(-1.0,), advantages=(0.0,), importances=(1.0,))}
-    draft = TokenSequence(sample=0, token_ids=(1, SAME), supervised=(False, True), origin="student", **told)
+    script = Script({0: (SAME,)}, {0: logits_of((6, 9), (SAME, 1), (SAME, 1), (SAME, 1))})
+    fields = {"spans": ((0, 1),), "rollout": Rollout(old_logprobs=(-1.0,), advantages=(0.0,), importances=(1.0,))}
+    draft = TokenSequence(sample=0, token_ids=(1, SAME), supervised=(False, True), origin="student", **fields)
     (sequence,) = RevisedSource(ARGMAX, Given([draft]), script.tools()).sequences(0, [])
     assert sequence.origin == "revised" and sequence.spans == () and sequence.rollout is None
 
@@ -195,7 +195,7 @@ def test_in_order_a_later_round_searches_from_the_last_error_on(rounds, in_order
 
 def test_in_order_the_corrected_token_itself_may_be_corrected_again():
     """A teacher that samples its tokens may sample another one at the same position."""
-    script = Script({0: (SAME, SAME, SAME)}, {0: says((SAME, 60), (6, 0), (SAME, 60), (SAME, 60))})
+    script = Script({0: (SAME, SAME, SAME)}, {0: logits_of((SAME, 60), (6, 0), (SAME, 60), (SAME, 60))})
     positions = []
     for step in range(20):
         script.sequences(Revised(rounds=2, in_order=True, detection="random"), step)
@@ -209,7 +209,7 @@ def test_in_order_the_corrected_token_itself_may_be_corrected_again():
 
 def test_append_keeps_the_drafts_before_the_revised_sequences():
     drafts = dict.fromkeys(range(3), (SAME,) * BUDGET)
-    script = Script(drafts, {0: TWO_ERRORS, 1: says(*[(SAME, 1)] * 4), 2: TWO_ERRORS})
+    script = Script(drafts, {0: TWO_ERRORS, 1: logits_of(*[(SAME, 1)] * 4), 2: TWO_ERRORS})
     found = script.sequences(replace(ARGMAX, mode="append"))
     assert [(s.sample, s.origin) for s in found] == [*((i, "student") for i in range(3)), (0, "revised"), (2, "revised")]
     assert responses(found[:3]) == list(drafts.values())
@@ -264,7 +264,7 @@ def test_each_detection_finds_the_error_of_its_definition():
 
 
 def test_a_token_with_teacher_probability_0_has_the_greatest_surprise():
-    ruled_out = says((6, 1), (6, 1), (6, 1), (6, 1))
+    ruled_out = logits_of((6, 1), (6, 1), (6, 1), (6, 1))
     ruled_out[2, SAME] = -np.inf
     script = Script({0: (SAME,) * BUDGET}, {0: ruled_out})
     script.sequences(replace(ARGMAX, detection="surprise"))

@@ -97,7 +97,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a key that is no text": ({"rows": {"a": {1: 2}}}, "rows.a: 1: must be a string"),
     "a seed in a row": ({"rows": {"a": {"seed": 3}}}, "rows.a.seed: the sweep sets it; remove it from the row"),
     "a seed twice": ({"seeds": [1, 1]}, "seeds = [1, 1]: must have at least one, without duplicates"),
-    "no seed": ({"seeds": []}, "seeds = []: must be at least one"),
+    "no seed": ({"seeds": []}, "seeds = []: must have at least one"),
     "an unknown baseline": ({"baseline": "kd"}, "baseline: no row 'kd'; the rows are sft, mgsr"),
     "an unknown row in a group": ({"groups": {"a": {"rows": ["kd"]}}}, "groups.a.rows: no row 'kd'; the rows are sft, mgsr"),
     "a group's baseline elsewhere": (

@@ -291,9 +291,9 @@ def test_damaged_checkpoints_ahead_of_a_resumed_run_are_removed(tmp_path: Path) 
 
 def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    checkpoint.save(tmp_path, 5, tensors={}, state={"training": "anew"}, keep=1)
+    checkpoint.save(tmp_path, 5, tensors={}, state={"training": "again"}, keep=1)
     found = checkpoint.load(tmp_path)
-    assert found is not None and found.state["training"] == "anew" and not found.tensors
+    assert found is not None and found.state["training"] == "again" and not found.tensors
     assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
 
 

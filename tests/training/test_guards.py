@@ -44,11 +44,11 @@ def again(made, state):
 
 @pytest.mark.parametrize("bad", BAD)
 def test_an_update_that_is_not_finite_is_skipped(tmp_path, bad):
-    told = []
-    guard = UpdateGuard(GuardConfig(max_skips=1), folder=tmp_path, report_event=told.append)
+    reported = []
+    guard = UpdateGuard(GuardConfig(max_skips=1), folder=tmp_path, report_event=reported.append)
     assert [guard.allows(each) for each in (FINE, bad, FINE)] == [True, False, True]
-    assert [event.name for event in told] == ["not_finite"]
-    json.dumps(told[0].line(), allow_nan=False)
+    assert [event.name for event in reported] == ["not_finite"]
+    json.dumps(reported[0].line(), allow_nan=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -107,12 +107,12 @@ def test_a_resumed_guard_decides_like_an_uninterrupted_one(tmp_path, interrupted
 
 def test_a_loss_spike_is_reported_and_applied_or_skipped_as_configured(tmp_path):
     for on_spike, made in (("warn", True), ("skip", False)):
-        told = []
-        guard = UpdateGuard(GuardConfig(on_spike=on_spike), folder=tmp_path, report_event=told.append)
+        reported = []
+        guard = UpdateGuard(GuardConfig(on_spike=on_spike), folder=tmp_path, report_event=reported.append)
         for step in range(12):
             assert guard.allows(update(step, 2.0 + 0.1 * (step % 3)))
         assert guard.allows(update(13, 210.0, samples=[3, 4])) is made
-        (event,) = told
+        (event,) = reported
         assert (event.name, event.step, event.facts["samples"]) == ("loss_spike", 13, [3, 4])
         assert event.facts["times_median"] == pytest.approx(100, rel=0.01)
         assert guard.allows(update(14, 2.0)), "the spike has not raised the bar, nor lowered it"
@@ -140,33 +140,33 @@ COLLAPSED = {
 
 
 def test_healthy_text_raises_no_alarm():
-    told = []
-    monitor = CollapseMonitor(GuardConfig(collapse_window=4), told.append)
+    reported = []
+    monitor = CollapseMonitor(GuardConfig(collapse_window=4), reported.append)
     for step in range(40):
         text = replace(HEALTHY, length=20 + 10 * (step % 5), ended=step % 3 > 0, distinct=0.7 + 0.05 * (step % 5))
         monitor.observe(step, [text, *GOLD], GOLD, 0.7)
-    assert told == []
+    assert reported == []
 
 
 @pytest.mark.parametrize("sign", list(COLLAPSED))
 def test_each_sign_of_collapse_is_reported_once_until_it_recovers(sign):
-    told = []
-    monitor = CollapseMonitor(GuardConfig(collapse_window=4), told.append)
+    reported = []
+    monitor = CollapseMonitor(GuardConfig(collapse_window=4), reported.append)
     text, kept = COLLAPSED[sign]
     for step in range(60):
         is_bad = 10 <= step < 30 or step >= 40
         monitor.observe(step, [text if is_bad else HEALTHY], GOLD, kept if is_bad else 0.9)
-    assert [event.facts["sign"] for event in told] == [sign, sign]
-    assert all(10 <= first.step < 14 and 40 <= second.step < 44 for first, second in [told])
-    assert all(event.facts["value"] < event.facts["least"] for event in told)
+    assert [event.facts["sign"] for event in reported] == [sign, sign]
+    assert all(10 <= first.step < 14 and 40 <= second.step < 44 for first, second in [reported])
+    assert all(event.facts["value"] < event.facts["least"] for event in reported)
 
 
 def test_a_student_that_never_ended_its_texts_raises_no_alarm():
-    told = []
-    monitor = CollapseMonitor(GuardConfig(collapse_window=2), told.append)
+    reported = []
+    monitor = CollapseMonitor(GuardConfig(collapse_window=2), reported.append)
     for step in range(9):
         monitor.observe(step, [replace(HEALTHY, ended=False)], GOLD, None)
-    assert told == []
+    assert reported == []
 
 
 def test_text_of_other_origins_is_ignored():
@@ -192,14 +192,14 @@ def test_a_threshold_of_zero_disables_the_check():
 
 @pytest.mark.parametrize("interrupted_at", range(1, 12))
 def test_a_resumed_monitor_reports_the_same(interrupted_at):
-    told = []
+    reported = []
     config = GuardConfig(collapse_window=3)
-    monitor = CollapseMonitor(config, told.append)
+    monitor = CollapseMonitor(config, reported.append)
     for step in range(12):
         if step == interrupted_at:
-            monitor = again(CollapseMonitor(config, told.append), monitor.state_dict())
+            monitor = again(CollapseMonitor(config, reported.append), monitor.state_dict())
         monitor.observe(step, [COLLAPSED["ended"][0] if step > 5 else HEALTHY], GOLD, 0.9)
-    assert [(event.step, event.facts["sign"]) for event in told] == [(7, "ended")]
+    assert [(event.step, event.facts["sign"]) for event in reported] == [(7, "ended")]
 
 
 def test_facts_are_of_the_response_only():
