@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: demo test faults lint bench clean
+.PHONY: demo test faults golden nightly lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/redistill demo $(DEMO_ARGS)
@@ -16,6 +16,13 @@ test: $(VENV)/installed-dev
 # Every fault as often as docs/reliability.md says; `make test` tries a few of each.
 faults: $(VENV)/installed-dev
 	REDISTILL_FAULTS=whole OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu' tests/faults $(PYTEST_ARGS)
+
+# Losses, texts and scores of the nine methods, the demo, LoRA, two processes and a resume, compared bitwise with tests/golden/record.json.
+golden: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden.record
+
+# What is too long for every change.
+nightly: faults golden
 
 # Every benchmark of docs/performance.md against its rivals, an hour or two on one core: make bench MODEL=folder PROMPTS=rows.jsonl
 bench: $(VENV)/installed-dev

@@ -6,24 +6,23 @@ import io
 import json
 import re
 import shlex
+import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 import redistill
-from redistill import policies
 from redistill.cli.parsers import build_parser
 from redistill.config.decode import kind_of
 from redistill.config.run import decode_run, encode_run, load_config
 from redistill.contracts import Sampling, TokenSequence
 from redistill.data.forms import parse_row
-from redistill.data.tasks import Task
 from redistill.errors import RedistillError
 from redistill.records import RawPrompt, Record
 from redistill.storage import files
@@ -134,10 +133,24 @@ def test_every_recipe_is_valid_and_survives_printing(path):
 
 
 @every_page
-def test_every_yaml_block_is_part_of_a_recipe(path):
+def test_every_yaml_block_is_part_of_a_recipe(path, tmp_path, monkeypatch):
+    """With the modules that the page itself shows."""
+    text = path.read_text(encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules = page_modules(text)
+    for name, code in modules.items():
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
     whole = {"name": "page", "teacher": {"model": "teacher"}, "student": {"model": "student"}}
-    for block in blocks(path.read_text(encoding="utf-8"), "yaml"):
-        decode_run(whole | yaml.safe_load(block), path.name)
+    whole |= {"method": "gkd"} if modules else {}
+    for block in blocks(text, "yaml"):
+        decode_run(whole | yaml.safe_load(block), path.name, modules)
+    for name in modules:
+        sys.modules.pop(name, None)
+
+
+def page_modules(text: str) -> dict[str, str]:
+    """The Python files that a page shows, by module name."""
+    return dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", text, re.DOTALL))
 
 
 def test_every_row_of_the_readme_is_read():
@@ -229,11 +242,9 @@ def test_every_public_name_is_there():
 
 @pytest.fixture(scope="module")
 def added() -> dict[str, Any]:
-    """What the snippets of docs/adding.md define, run where their text says that they stand."""
-    names = {**vars(policies.mixed), **vars(policies.source)}
-    names |= {"Any": Any, "Self": Self, "Sequence": Sequence, "Mapping": Mapping, "Task": Task, "Sampling": Sampling}
-    text = (ROOT / "docs/adding.md").read_text(encoding="utf-8")
-    for code in blocks(text, "python"):
+    """What the files of docs/adding.md define."""
+    names: dict[str, Any] = {"__name__": "added"}
+    for code in page_modules((ROOT / "docs/adding.md").read_text(encoding="utf-8")).values():
         exec(code, names)  # noqa: S102 - our own page
     return names
 
@@ -246,8 +257,10 @@ def test_the_divergence_that_is_added_obeys_the_laws(added):
     assert kind_of(added["Hellinger"]) == "hellinger"
 
 
-def test_the_metric_that_is_added_scores_an_answer(added):
-    metric, record = added["METRIC"], Record(record_id="r", prompt=RawPrompt("Say it."), references=("good morning all",))
+def test_the_metric_that_is_added_scores_an_answer():
+    names: dict[str, Any] = {}
+    exec(page_modules((ROOT / "docs/adding.md").read_text(encoding="utf-8"))["my_metric"], names)  # noqa: S102 - our own page
+    metric, record = names["METRIC"], Record(record_id="r", prompt=RawPrompt("Say it."), references=("good morning all",))
     assert metric.scored("Good evening", record) == pytest.approx(1 / 3)
     assert metric.scored("all good", record) == pytest.approx(2 / 3) and metric.aggregated([0.0, 1.0]) == 0.5
 

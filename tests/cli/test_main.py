@@ -77,7 +77,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "unknown method": ("method=mgrs", "method = 'mgrs': no such method; choose one of sft, kd, seqkd, imitkd"),
     "unknown kind": ("policy=student_generate", "policy.kind = 'student_generate': no such kind; did you mean"),
     "unknown word": ("training.precision=fp16", "training.precision = 'fp16': must be 'fp32' or 'bf16'"),
-    "no teacher": ("teacher=null", "teacher: missing; method mgsr"),
+    "no teacher": ("teacher=null", "teacher: missing; name one, or choose the method sft, which has none (method mgsr)"),
     "not an override": ("training", "'training': an override has the form section.field=value"),
     "an override that is not YAML": ("data.tests={toy: [}", "data.tests={toy: [}: not YAML"),
 }

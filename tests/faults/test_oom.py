@@ -84,6 +84,8 @@ def test_text_is_the_same_however_few_are_written_at_once(tmp_path, monkeypatch)
     generate, tried = local.generate, []
 
     def limited_generate(*arguments, batch_size, **settings):
+        if arguments[1][0].stream[0] == "evaluate":  # has a batch size of its own
+            return generate(*arguments, batch_size=batch_size, **settings)
         tried.append(batch_size)
         if batch_size > 4:
             raise MemoryError

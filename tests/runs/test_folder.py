@@ -11,6 +11,7 @@ from redistill.config.run import Run, encode_run
 from redistill.config.schema import SCHEMA
 from redistill.evaluation.folder import RESPONSES
 from redistill.runs.folder import RUN_FILE, sole_use
+from redistill.runs.opened import make_accelerator
 from redistill.storage import files
 from redistill.storage.lock import LOCK, locked
 from tests.worlds import tiny_run
@@ -42,7 +43,7 @@ def test_partial_files_of_a_killed_run_are_removed(run: Run) -> None:
     (run.folder.parent / "precious").mkdir()
     (run.folder.parent / "precious" / "a.txt").write_text("mine")
     (run.folder / f"{files.TEMPORARY}link").symlink_to(run.folder.parent / "precious")
-    with sole_use(run.folder, "fp32"):
+    with sole_use(run.folder, make_accelerator("fp32")):
         assert [path.name for path in run.folder.rglob("*") if path.name.startswith(files.TEMPORARY)] == []
     assert (run.folder.parent / "precious" / "a.txt").read_text() == "mine"
 
@@ -50,7 +51,7 @@ def test_partial_files_of_a_killed_run_are_removed(run: Run) -> None:
 def test_a_run_folder_may_be_a_symbolic_link(run: Run) -> None:
     target = run.folder.rename(run.folder.with_name("scratch"))
     run.folder.symlink_to(target)
-    with sole_use(run.folder, "fp32"):
+    with sole_use(run.folder, make_accelerator("fp32")):
         assert (target / LOCK).exists()
     assert run.folder.is_symlink() and list(target.iterdir()) == []
 

@@ -7,7 +7,6 @@ key, a wrong type or a value out of range is an error that names the file, the p
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -137,7 +136,7 @@ class Run:
         if self.training.compile == "all":
             raise ConfigError("placement = 'sharded': cannot run with training.compile = 'all'; set it to rows, or use auto")
 
-    @cached_property
+    @property
     def resolved_method(self) -> Method:
         """The method's row, with the reference code's habits where `compat` asks, and this run's own policy and objective."""
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
