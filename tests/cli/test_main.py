@@ -287,7 +287,7 @@ def test_a_folder_with_what_a_run_leaves_but_no_run_is_refused(
     out = tmp_path / "out"
     (out / name).mkdir(parents=True)
     line = refused("run", recipe(world), out=out)
-    assert line.startswith(f"{out}: holds {name} but no run.json") and "choose another `out`" in line
+    assert line.startswith(f"{out}: contains {name} but no run.json") and "choose another `out`" in line
     assert [path.name for path in out.rglob("*")] == [name]
 
 
