@@ -274,7 +274,9 @@ def test_the_folder_of_another_run_is_rejected(world: Path, tmp_path: Path, erro
     files.write_json(files.make_folder(out) / "run.json", {"schema": SCHEMA, "status": "running", "config": config})
     before = (out / "run.json").read_bytes()
     line = error_line("run", recipe(world), out=out)
-    assert line.startswith(f"{out}: holds another run (method is 'kd' there and 'mgsr' here") and "choose another `out`" in line
+    assert (
+        line.startswith(f"{out}: contains another run (method is 'kd' there and 'mgsr' here") and "choose another `out`" in line
+    )
     assert (out / "run.json").read_bytes() == before and len(list(out.iterdir())) == 1
 
 
@@ -285,7 +287,7 @@ def test_a_folder_with_output_of_a_run_but_no_run_json_is_rejected(
     out = tmp_path / "out"
     (out / name).mkdir(parents=True)
     line = error_line("run", recipe(world), out=out)
-    assert line.startswith(f"{out}: holds {name} but no run.json") and "choose another `out`" in line
+    assert line.startswith(f"{out}: contains {name} but no run.json") and "choose another `out`" in line
     assert [path.name for path in out.rglob("*")] == [name]
 
 
@@ -347,7 +349,7 @@ def test_evaluate_scores_any_model_and_rejects_invalid_arguments(
     assert str(out / "scores.json") in capsys.readouterr().out
     assert files.read_json(out / "scores.json")["datasets"]["toy"]["prompts"] == 3
     line = error_line("evaluate", model, "--data", data, "--seeds", "20", *short, out=out)
-    assert line.startswith(f"{out}: its answers were made with seeds")
+    assert line.startswith(f"{out}: its answers have seeds")
 
 
 def test_a_run_folder_is_evaluated_with_the_template_and_lengths_of_its_training(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ REJECTED = {
     "micro-batch": ({"training": {"micro_batch_size": 0}}, "training.micro_batch_size = 0: must be >= 1"),
     "saving": ({"training": {"save_every": -1}}, "training.save_every = -1: must be >= 0"),
     "patience": ({"training": {"patience": 0}}, "training.patience = 0: must be >= 1"),
-    "seeds": ({"evaluation": {"seeds": []}}, "evaluation.seeds = []: must be at least one"),
+    "seeds": ({"evaluation": {"seeds": []}}, "evaluation.seeds = []: must have at least one"),
     "top_p": ({"evaluation": {"top_p": 0}}, "evaluation.top_p = 0.0: must lie in (0, 1]"),
     "temperature": ({"evaluation": {"temperature": float("nan")}}, "evaluation.temperature = nan: must be >= 0"),
 }

@@ -86,7 +86,7 @@ REJECTED = {
         {"evaluation": {"metrics": ["zzz"]}},
         "evaluation.metrics = 'zzz': no such metric; choose one of rouge_l, exact_match;",
     ),
-    "none": ({"evaluation": {"metrics": []}}, "evaluation.metrics = []: must be at least one"),
+    "none": ({"evaluation": {"metrics": []}}, "evaluation.metrics = []: must have at least one"),
     "twice": ({"evaluation": {"metrics": ["rouge_l", "rouge_l"]}}, "evaluation.metrics = ['rouge_l', 'rouge_l']: must be"),
     "no metric": (
         {"evaluation": {"metrics": ["scoring_parts:NUMBER"]}},

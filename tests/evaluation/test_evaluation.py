@@ -1,4 +1,4 @@
-"""Evaluation: answers belong to seed and prompt alone, files survive interruptions, and scores equal their definitions."""
+"""Evaluation: answers depend only on seed and prompt, evaluations resume, and scores equal their definitions."""
 
 import copy
 import functools
@@ -38,7 +38,7 @@ CONFIG = EvaluationConfig(seeds=(10, 20), batch_size=2)
 
 
 class Interrupted(Exception):
-    """Stands for a kill between two batches."""
+    """Represents a kill between two batches."""
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def stop_after(answers: int) -> Callable[[int, int, int], None]:
 
 
 def on_processes(world: int, work: Callable[[int, Callable[[list[Any]], list[Any]]], Any]) -> list[Any]:
-    """Run `work(rank, gather)` on threads that stand for processes."""
+    """Run `work(rank, gather)` on threads that represent processes."""
     barrier = threading.Barrier(world, timeout=60)
     handed_in: dict[int, list[Any]] = {}
 
@@ -198,7 +198,7 @@ def test_answers_do_not_depend_on_the_batch_size_or_on_the_order_of_prompts(toke
     assert lines[::-1] == files.read_lines(tmp_path / "two" / "responses" / "dolly-seed10.jsonl")
 
 
-def test_seeds_and_data_sets_draw_independently(tokenizer: Any, tmp_path: Path) -> None:
+def test_seeds_and_data_sets_have_independent_random_streams(tokenizer: Any, tmp_path: Path) -> None:
     run(tokenizer, tmp_path, datasets={"a": records(), "b": records()})
     names = ["a-seed10", "a-seed20", "b-seed10", "b-seed20"]
     answers = [[line["response"] for line in files.read_lines(tmp_path / "responses" / f"{name}.jsonl")] for name in names]
@@ -206,7 +206,7 @@ def test_seeds_and_data_sets_draw_independently(tokenizer: Any, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_several_processes_write_what_one_writes(tokenizer: Any, tmp_path: Path, world: int) -> None:
+def test_several_processes_write_the_same_files_as_one(tokenizer: Any, tmp_path: Path, world: int) -> None:
     alone = run(tokenizer, tmp_path / "one", config=EvaluationConfig(seeds=(10,)))
 
     def work(rank: int, gather: Any) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def test_several_processes_write_what_one_writes(tokenizer: Any, tmp_path: Path,
 
 
 @pytest.mark.parametrize("answers", [2, 4, 5, 7])
-def test_an_interrupted_evaluation_ends_in_the_same_files(tokenizer: Any, tmp_path: Path, answers: int) -> None:
+def test_an_interrupted_evaluation_resumes_to_the_same_files(tokenizer: Any, tmp_path: Path, answers: int) -> None:
     straight = run(tokenizer, tmp_path / "straight")
     folder = tmp_path / "broken"
     with pytest.raises(Interrupted):
@@ -235,10 +235,10 @@ def test_an_interrupted_evaluation_ends_in_the_same_files(tokenizer: Any, tmp_pa
     assert resumed["datasets"] == straight["datasets"]
     assert seen[-1][:2] == (10, 10)
     lines = [line for seed in (10, 20) for line in files.read_lines(folder / "responses" / f"dolly-seed{seed}.jsonl")]
-    assert seen[-1][2] < sum(line["tokens"] for line in lines)  # some were not written again
+    assert seen[-1][2] < sum(line["tokens"] for line in lines)  # some were not generated again
 
 
-def test_a_line_that_was_cut_is_written_anew(tokenizer: Any, tmp_path: Path) -> None:
+def test_an_incomplete_line_is_generated_again(tokenizer: Any, tmp_path: Path) -> None:
     run(tokenizer, tmp_path / "straight")
     folder = tmp_path / "broken"
     with pytest.raises(Interrupted):
@@ -246,12 +246,12 @@ def test_a_line_that_was_cut_is_written_anew(tokenizer: Any, tmp_path: Path) -> 
     path = folder / "responses" / "dolly-seed10.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(Interrupted):
-        run(tokenizer, folder, progress=stop_after(5))  # what it appends must not hang on to the cut line
+        run(tokenizer, folder, progress=stop_after(5))  # appended lines must not continue the incomplete line
     run(tokenizer, folder)
     assert responses(folder) == responses(tmp_path / "straight")
 
 
-def test_one_process_goes_on_where_several_were_interrupted(tokenizer: Any, tmp_path: Path) -> None:
+def test_one_process_resumes_an_evaluation_of_several(tokenizer: Any, tmp_path: Path) -> None:
     run(tokenizer, tmp_path / "straight")
 
     def work(rank: int, gather: Any) -> None:
@@ -265,14 +265,16 @@ def test_one_process_goes_on_where_several_were_interrupted(tokenizer: Any, tmp_
     assert seen[0] == 4 and responses(tmp_path / "many") == responses(tmp_path / "straight")
 
 
-def test_a_finished_evaluation_is_read_not_repeated(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_evaluation_is_loaded_and_not_repeated(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = run(tokenizer, tmp_path)
     model = network()
     monkeypatch.setattr(model.transformer, "forward", None)
     assert run(tokenizer, tmp_path, model) == scores
 
 
-def test_a_set_without_gold_sequences_does_not_make_an_evaluation_unfinished(tokenizer: Any, tmp_path: Path) -> None:
+def test_an_evaluation_is_complete_without_gold_sequences(tokenizer: Any, tmp_path: Path) -> None:
     datasets = {"d": records(), "long": [Record(record_id="l", prompt=RawPrompt("word " * 30), references=("x",))]}
     run(tokenizer, tmp_path, datasets=datasets, teacher=teacher())
     before = (tmp_path / "scores.json").read_bytes()
@@ -280,7 +282,7 @@ def test_a_set_without_gold_sequences_does_not_make_an_evaluation_unfinished(tok
     assert (tmp_path / "scores.json").read_bytes() == before
 
 
-def test_a_teacher_that_comes_later_is_asked(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_teacher_added_later_completes_the_scores(tokenizer: Any, tmp_path: Path) -> None:
     before = run(tokenizer, tmp_path)["datasets"]["dolly"]
     after = run(tokenizer, tmp_path, teacher=teacher())["datasets"]["dolly"]
     assert before["teacher_forced"].keys() == {"cross_entropy"}
@@ -300,16 +302,18 @@ DIFFERENT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_answers_of_other_settings_are_never_mixed(tokenizer: Any, tmp_path: Path, name: str) -> None:
+def test_answers_of_other_settings_are_rejected(tokenizer: Any, tmp_path: Path, name: str) -> None:
     with pytest.raises(Interrupted):
         run(tokenizer, tmp_path, progress=stop_after(2))
     before = responses(tmp_path)
-    with pytest.raises(CheckpointError, match=f"made with {name} = .*, and now it is .*; evaluate into another folder"):
+    with pytest.raises(
+        CheckpointError, match=f"its answers have {name} = .*, and this evaluation has .*; choose another folder"
+    ):
         run(tokenizer, tmp_path, **DIFFERENT[name])
     assert responses(tmp_path) == before
 
 
-def test_answers_without_settings_are_not_believed(tokenizer: Any, tmp_path: Path) -> None:
+def test_answers_without_settings_are_rejected(tokenizer: Any, tmp_path: Path) -> None:
     run(tokenizer, tmp_path)
     (tmp_path / "settings.json").unlink()
     with pytest.raises(CheckpointError, match="unknown settings"):
@@ -322,7 +326,7 @@ def test_one_changed_weight_is_another_model(tokenizer: Any, tmp_path: Path) -> 
     with torch.no_grad():
         weight = model.transformer.h[0].attn.c_attn.weight
         weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
-    with pytest.raises(CheckpointError, match="made with model = "):
+    with pytest.raises(CheckpointError, match="its answers have model = "):
         run(tokenizer, tmp_path, model)
 
 
@@ -332,7 +336,7 @@ WORDS_OF = Metric(name="words", title="words", unit="words", better="lower", sco
 LONGEST = Metric(name="longest", title="longest", score=lambda answer, record: float(len(answer)), aggregate=max)
 
 
-def test_each_data_set_is_scored_by_its_own_metrics_and_says_which(tokenizer: Any, tmp_path: Path) -> None:
+def test_each_data_set_is_scored_by_its_metrics_and_lists_them(tokenizer: Any, tmp_path: Path) -> None:
     datasets = {"a": records(), "b": records()}
     metrics = {"a": [LONGEST, METRICS["rouge_l"]], "b": [WORDS_OF]}
     scores = run(tokenizer, tmp_path, datasets=datasets, metrics=metrics)["datasets"]
@@ -347,9 +351,7 @@ def test_each_data_set_is_scored_by_its_own_metrics_and_says_which(tokenizer: An
     assert "rouge_l" not in found["b"] and "eos_rate" in found["b"]
 
 
-def test_a_metric_that_comes_later_scores_the_answers_that_are_there(
-    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_metric_added_later_scores_existing_answers(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = run(tokenizer, tmp_path / "folder")
     written = responses(tmp_path / "folder")
     more = {"dolly": [*METRICS.values(), WORDS_OF]}
@@ -361,20 +363,20 @@ def test_a_metric_that_comes_later_scores_the_answers_that_are_there(
     assert run(tokenizer, tmp_path / "folder")["datasets"] == before["datasets"] and responses(tmp_path / "folder") == written
 
 
-def test_validation_computes_the_metrics_that_it_is_given(tokenizer: Any) -> None:
+def test_validation_computes_its_metrics(tokenizer: Any) -> None:
     scores = validate(tokenizer, network(), metrics=[WORDS_OF])
     assert list(scores)[:2] == ["words", "length_tokens"] and "rouge_l" not in scores
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), "7", None])
-def test_a_metric_that_gives_no_number_is_named(tokenizer: Any, tmp_path: Path, bad: Any) -> None:
+def test_a_metric_that_returns_no_finite_number_is_reported(tokenizer: Any, tmp_path: Path, bad: Any) -> None:
     for fault in ("score", "aggregate"):
         metric = Metric(**{"name": "odd", "title": "odd", "score": lambda answer, record: 1.0, fault: lambda *_: bad})
         with pytest.raises(DataError, match=f"metric odd: the {fault} of .* is .*; it must be a finite Python number"):
             run(tokenizer, tmp_path / fault, metrics={"dolly": [metric]})
 
 
-# --- reading the gold answers -------------------------------------------------------------------------------------------
+# --- teacher-forced scores ----------------------------------------------------------------------------------------------
 
 
 def oracle(model: nn.Module, teacher: nn.Module, examples: list[Any]) -> dict[str, float]:
@@ -403,7 +405,7 @@ def test_teacher_forced_equals_its_definition(tokenizer: Any, batch_size: int) -
     assert teacher_forced(student, None, [], batch_size=batch_size) == {}
 
 
-def test_a_teacher_of_a_few_classes_is_not_asked_for_the_whole_distribution(tokenizer: Any) -> None:
+def test_a_teacher_of_top_classes_gives_no_kl(tokenizer: Any) -> None:
     class TopK:
         capabilities = TeacherCapabilities(full_vocabulary=False, top_k=5)
 
@@ -414,7 +416,7 @@ def test_a_teacher_of_a_few_classes_is_not_asked_for_the_whole_distribution(toke
     assert teacher_forced(network(), TopK(), examples, batch_size=2).keys() == {"cross_entropy"}
 
 
-def test_dropout_is_off_while_reading_and_the_modes_come_back(tokenizer: Any) -> None:
+def test_dropout_is_disabled_and_the_mode_restored(tokenizer: Any) -> None:
     examples, _ = tokenize_training(records(), tokenizer, TOKENS, seed=0)
     model = network().train()
     model.transformer.h[0].eval()  # frozen on purpose
@@ -424,7 +426,7 @@ def test_dropout_is_off_while_reading_and_the_modes_come_back(tokenizer: Any) ->
     assert [module.training for module in model.modules()] == modes
 
 
-def test_prompts_that_are_all_too_long_for_gold_sequences_still_get_answers(tokenizer: Any, tmp_path: Path) -> None:
+def test_prompts_too_long_for_gold_sequences_are_answered(tokenizer: Any, tmp_path: Path) -> None:
     asked = [Record(record_id="long", prompt=RawPrompt("word " * 30), references=("x",))]
     scores = run(tokenizer, tmp_path, datasets={"d": asked})
     assert scores["datasets"]["d"]["teacher_forced"] == {} and scores["datasets"]["d"]["seeds"]["10"]["length_tokens"] > 0
@@ -439,7 +441,7 @@ def validate(tokenizer: Any, model: nn.Module, processes: Processes = ONE_PROCES
     return made.validate(records(), examples, metrics=metrics or tuple(METRICS.values()), seed=10)
 
 
-def test_validation_draws_with_the_same_numbers_every_time(tokenizer: Any) -> None:
+def test_validation_uses_the_same_random_numbers_every_time(tokenizer: Any) -> None:
     model = network().train()
     scores = validate(tokenizer, model)
     assert scores.keys() == {*ANSWERED, "distinct_1", "distinct_2", "cross_entropy", "kl", "agreement"} and model.training
@@ -459,14 +461,14 @@ def test_validation_on_several_processes_scores_every_prompt_once(tokenizer: Any
         assert scores == pytest.approx(alone, rel=1e-5)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------
+# --- invalid data and settings ------------------------------------------------------------------------------------------
 
 
-def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(tokenizer: Any, tmp_path: Path) -> None:
+def test_data_that_cannot_be_scored_is_rejected_before_a_file_is_written(tokenizer: Any, tmp_path: Path) -> None:
     unanswered = Record(record_id="t:9", prompt=RawPrompt("Go"), references=())
     cases: list[tuple[dict[str, list[Record]], type[Exception], str]] = [
-        ({"d": []}, DataError, "d: no prompts"),
-        ({"d": [*records(2), unanswered]}, DataError, "t:9: no reference"),
+        ({"d": []}, DataError, "d: has no prompts"),
+        ({"d": [*records(2), unanswered]}, DataError, "t:9: has no reference"),
         ({"d": [*records(2), records(1)[0]]}, DataError, "two rows have the id 't:0'"),
         ({"../d": records(1)}, ConfigError, r"data set '\.\./d'"),
     ]
@@ -484,7 +486,7 @@ def test_data_that_cannot_be_scored_is_refused_before_anything_is_written(tokeni
         *[("metrics", ()), ("metrics", ("rouge_l", "rouge_l"))],
     ],
 )
-def test_settings_out_of_range_are_refused(field: str, value: Any) -> None:
+def test_settings_out_of_range_are_rejected(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"^{field} = "):
         EvaluationConfig(**{field: value})
 
@@ -499,13 +501,13 @@ def test_the_defaults_are_the_papers_protocol() -> None:
 
 
 def test_hashing_a_model_leaves_its_storages_resizable() -> None:
-    """FSDP frees the storages of gathered parameters, which NumPy prevents for good."""
+    """FSDP frees the storages of gathered parameters, which NumPy prevents permanently."""
     model = network()
     assert model_hash(model) == model_hash(network())
     assert all(parameter.untyped_storage().resizable() for parameter in model.parameters())
 
 
-def test_folders_from_before_there_were_mixtures_stay_valid(tokenizer: Any, tmp_path: Path) -> None:
+def test_settings_have_no_key_for_mixtures(tokenizer: Any, tmp_path: Path) -> None:
     run(tokenizer, tmp_path)
     sampling = files.read_json(tmp_path / "settings.json")["sampling"]
     assert sampling.keys() == {"temperature", "top_p", "top_k", "no_repeat_ngram"}

@@ -14,7 +14,7 @@ from redistill.cli.main import main
 
 PACKAGE = str(Path(redistill.__file__).parent)
 PHASES = {  # by the first of these functions, in this order, that is at work
-    "TeacherSource._write": "text of the teacher",
+    "TeacherSource._generate_block": "text of the teacher",
     "save_checkpoint": "save",
     "generate": "generation",
     "_step": "training",

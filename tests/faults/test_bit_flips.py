@@ -81,10 +81,10 @@ def test_a_run_goes_on_from_the_older_checkpoint_to_the_same_end(
 
 
 def test_a_flipped_bit_in_the_identity_is_no_obstacle(tmp_path: Path) -> None:
-    checkpoint.claim(tmp_path, {"training data": "a"})
+    checkpoint.write_identity(tmp_path, {"training data": "a"})
     size = (tmp_path / checkpoint.IDENTITY).stat().st_size
     for bit in np.random.default_rng(0).choice(8 * size, size=trials(20, 200), replace=False):
         flip(tmp_path / checkpoint.IDENTITY, int(bit))
         assert checkpoint.identity(tmp_path) == {}
-        checkpoint.claim(tmp_path, {"training data": "a"})
+        checkpoint.write_identity(tmp_path, {"training data": "a"})
         assert checkpoint.identity(tmp_path) == {"training data": "a"}

@@ -17,7 +17,7 @@ PLACES = [  # what lies between two parts that are watched themselves, training,
     "_evaluate_student",
     "accumulate_gradients",
     "tokenize_training",
-    "Writer.responses",
+    "ResponseFiles.complete",
 ]
 FATES = list(ranks_job.FATES)
 # A trial of the quick subset need not wait as long for heartbeats as a job does.

@@ -46,7 +46,7 @@ FAULTS: dict[str, tuple[Callable[[int], bytes], str]] = {
     "wrong type": (lambda k: line(output=k), "'output' is a number; it must be a string"),
     "1 MB row": (lambda k: line(output="x" * MAX_ROW_BYTES), f"a row may have at most {MAX_ROW_BYTES}"),
     "all masked": (lambda k: line(instruction=f"{k}?", output="\u200b"), "has no tokens in this tokenizer"),
-    "duplicate": (lambda k: json.dumps(clean(k % FIRST)).encode(), "to the letter"),
+    "duplicate": (lambda k: json.dumps(clean(k % FIRST)).encode(), "exact duplicate of "),
     "BOM": (lambda k: b"\xef\xbb\xbf" + line(output=f"{k}"), "begins with a byte order mark"),
     "CR in a string": (lambda k: line(output="a?b").replace(b"?", b"\r"), "not JSON (Invalid control character"),
     "array": (lambda k: b"[" + line() + b"]", "is a list; a row must be a JSON object"),
@@ -88,7 +88,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def test_every_planted_fault_is_listed_with_its_reason_and_every_other_row_is_kept(corpus: Corpus, tmp_path: Path) -> None:
     rejected = tmp_path / "rejected.jsonl"
     config = DataConfig(train=(str(corpus.path),), max_bad_rows=300)
-    found = load_data(config, Words(), 1, rejected=rejected, say=lambda text: None, duplicates="drop")
+    found = load_data(config, Words(), 1, rejected=rejected, report=lambda text: None, duplicates="drop")
     listed = {row["line"]: row["reason"] for row in read_lines(rejected)}
     wrong = {number: (kind, listed.get(number)) for number, kind in corpus.planted.items()
              if FAULTS[kind][1] not in listed.get(number, "")}  # fmt: skip
@@ -99,9 +99,9 @@ def test_every_planted_fault_is_listed_with_its_reason_and_every_other_row_is_ke
 def test_duplicates_are_kept_unless_told_and_counted_either_way(corpus: Corpus) -> None:
     said: list[str] = []
     config = DataConfig(train=(str(corpus.path),), max_bad_rows=300)
-    found = load_data(config, Words(), 1, rejected=None, say=said.append)
+    found = load_data(config, Words(), 1, rejected=None, report=said.append)
     assert len(found.train) + len(found.validation) == 9_720 and found.manifest["kept"]["duplicates kept"] == EACH
-    assert f"train: {EACH} rows repeat an earlier one to the letter, and are kept" in said
+    assert f"train: {EACH} exact duplicates of earlier rows are kept" in said
 
 
 def test_the_check_counts_every_kind_and_prints_no_control_character(corpus: Corpus) -> None:

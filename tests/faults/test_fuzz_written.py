@@ -95,7 +95,7 @@ def test_any_list_of_runs(written: Path, data: st.DataObject) -> None:
 @tried(15, 250)
 def test_any_checkpoint_even_one_that_is_sealed_anew(tmp_path: Path, data: st.DataObject, name: str) -> None:
     mine = {"training data": "f00d"}
-    checkpoint.claim(tmp_path, mine)
+    checkpoint.write_identity(tmp_path, mine)
     folder = checkpoint.save(tmp_path, 3, tensors={"model": {"w": torch.ones(2)}}, state={"a": 1}, keep=1)
     path = tmp_path / name if name == checkpoint.IDENTITY else folder / name
     try:

@@ -126,7 +126,7 @@ def test_a_checkpoint_of_pickles_is_not_read(mark: Path) -> None:
     step.mkdir(parents=True)
     for name in ("rng_state.pth", "optimizer.pt", "scheduler.pt", "manifest.json", "manifest.sha256"):
         torch.save(Ran(mark), step / name)
-    assert "no sound checkpoint" in refused(CheckpointError, lambda: checkpoint.load(step.parent))
+    assert "no valid checkpoint" in refused(CheckpointError, lambda: checkpoint.load(step.parent))
 
 
 def test_pickles_that_a_sound_checkpoint_holds_besides_are_not_read(mark: Path) -> None:

@@ -1,4 +1,4 @@
-"""Integration tests are about the CPU, whatever else this machine has."""
+"""Integration tests run on the CPU, even if the machine has a GPU."""
 
 import pytest
 import torch

@@ -42,7 +42,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
 }
-# Few roll-outs, and student text from the first update on: what a method is made of must take part in three updates.
+# Few roll-outs, and student text from the first update on: all parts of a method must be used within three updates.
 SECTIONS: dict[str, dict[str, Any]] = {
     "minillm": {"policy": {"kind": "rollouts", "source": "teacher_mixed", "num_rollouts": 4, "inner_epochs": 2}},
     "distillm": {"policy": {"kind": "adaptive", "threshold": 1.0, "capacity": 4}},

@@ -1,4 +1,4 @@
-"""Every file of docs/adding.md, run from outside the package as the page says."""
+"""Every file of docs/adding.md, run from outside the package as on the page."""
 
 import json
 import re
@@ -59,11 +59,11 @@ def rejected(folder: Path, capsys: pytest.CaptureFixture[str], module: str, **se
     return lines[0]
 
 
-def test_the_page_has_a_file_for_every_kind_of_part():
+def test_the_page_has_an_example_of_every_extension_point():
     assert {f"my_{kind}" for kind in ("divergence", "policy", "metric", "task", "engine", "teacher")} == FILES.keys()
 
 
-def test_nothing_of_the_page_runs_unless_it_is_allowed(folder, capsys):
+def test_code_of_the_page_is_rejected_unless_allowed(folder, capsys):
     path = recipe(folder, engine={"kind": "my_engine:FixedText"})
     assert main(["train", str(path)]) == 2
     assert "--allow-code my_engine" in capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_mgsr_is_rejected_with_a_teacher_of_top_classes(folder, capsys):
     assert "whole vocabulary" in line and "64 most probable classes" in line and "use a local teacher" in line
 
 
-def test_layers_of_a_teacher_need_its_weights_here(folder, capsys):
+def test_layers_of_a_teacher_need_a_local_teacher(folder, capsys):
     teacher = {"kind": "my_teacher:TopK", "model": str(folder / "teacher")}
     student = {"model": "teacher", "initialise": {"layers": 1}}
     line = rejected(folder, capsys, "my_teacher", method="kd", teacher=teacher, student=student)

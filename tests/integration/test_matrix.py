@@ -63,7 +63,7 @@ ENGINES: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Tiny models and data, and the parts that stand for kinds of teachers and engines."""
+    """Tiny models and data, and a part for each kind of teacher and engine."""
     folder = tmp_path_factory.mktemp("matrix")
     for name, code in {**FILES, "parts": PARTS}.items():
         (folder / f"{name}.py").write_text(code, encoding="utf-8")

@@ -48,7 +48,7 @@ ALLOW = ("--allow-code", "own_scores")
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to stand in, with own_scores.py in it; what is imported from there is forgotten afterwards."""
+    """A working directory with own_scores.py in it; modules imported from it are removed afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("COLUMNS", "200")
@@ -74,13 +74,13 @@ def validations(folder: Path) -> list[dict[str, Any]]:
 
 
 def forget_the_code(place: Path) -> None:
-    """What comes afterwards must need neither the module nor leave to run it."""
+    """Later commands must not need the module or permission to run it."""
     sys.modules.pop("own_scores", None)
     (place / "own_scores.py").unlink()
 
 
 @pytest.mark.parametrize(("metric", "better"), [(LOWER, min), (HIGHER, max)])
-def test_a_metric_from_outside_is_logged_reported_compared_and_chooses_the_checkpoint(
+def test_a_user_metric_is_logged_reported_compared_and_chooses_the_checkpoint(
     place: Path, capsys: pytest.CaptureFixture[str], metric: str, better: Any
 ) -> None:
     name, heading = {LOWER: ("answer_letters", "answer length, letters"), HIGHER: ("vowels", "vowels")}[metric]
@@ -117,7 +117,7 @@ def test_a_metric_from_outside_is_logged_reported_compared_and_chooses_the_check
     assert comparison.fields[3:5] == [name, f"{name}_sd"] and all(record[name] is not None for record in comparison.records)
 
 
-def test_a_metric_beside_the_default_ones_stands_among_the_other_scores(
+def test_a_metric_beside_the_default_ones_is_listed_with_the_other_scores(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", recipe(place, evaluation__metrics=["rouge_l", "exact_match", LOWER]), *ALLOW]) == 0
@@ -137,7 +137,7 @@ def test_a_metric_beside_the_default_ones_stands_among_the_other_scores(
     assert printed.index("answer length, letters") < printed.index("ROUGE-L") and "exact match" not in printed
 
 
-def test_a_test_set_from_outside_has_its_own_metric_first(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_test_set_has_its_own_metric_first(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tests = {TASK: write_rows(place / "own.jsonl", rows(3, 40)), "toy": str(place / "test.jsonl")}
     written = recipe(place, data__tests=tests)
     capsys.readouterr()

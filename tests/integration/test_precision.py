@@ -44,7 +44,7 @@ def test_an_evaluation_does_not_inherit_the_precision_of_a_run(tmp_path: Path, p
     assert precisions == ["no"]
 
 
-def test_the_processes_stay_as_they_are() -> None:
+def test_the_process_group_is_unchanged() -> None:
     make_accelerator("bf16")
     before = dict(PartialState._shared_state)
     accelerator = make_accelerator("fp32")

@@ -1,4 +1,4 @@
-"""A run that remembers what it has read of a step's drafts is the run that reads all of it again."""
+"""A run with the prefix memory equals a run without it."""
 
 from contextlib import contextmanager
 
@@ -26,7 +26,7 @@ ALL_REVISED = {"policy": {"kind": "revised", "rounds": 2}}
 
 @contextmanager
 def tokens_read(*models):
-    """How many tokens the bodies read while this is open, padding included, in a list of one number a pass."""
+    """The number of tokens of each forward pass while this is open, padding included, as a list."""
     read = []
 
     def note(module, args, kwargs):
@@ -41,7 +41,7 @@ def tokens_read(*models):
 
 
 def drawn(config, monkeypatch, *, remembers):
-    """Two steps' sequences, the teacher's word on them, and how many tokens both models have read for that."""
+    """Two steps' sequences, the teacher's statistics on them, and the number of tokens that both models processed."""
     if not remembers:
         monkeypatch.setattr(redistill.runs.build, "revises", lambda node: False)
     with open_run(config) as run:
@@ -54,14 +54,14 @@ def drawn(config, monkeypatch, *, remembers):
                 for each in batch:
                     target = run.teacher.rows(each)
                     told.append(target(slice(0, each.num_sampled_rows)).log_softmax(dim=-1))
-                with torch.no_grad():  # as an update does: what was read before it must not be used after it
+                with torch.no_grad():  # like an update: states from before it must not be used after it
                     for parameter in run.student.model.parameters():
                         parameter.mul_(1.1)
         return texts, torch.cat(told), sum(read)
 
 
 @pytest.mark.parametrize("family", [LLAMA, GPT2, OPT, MISTRAL], ids=["llama", "gpt2", "opt", "sliding window"])
-def test_texts_and_the_teachers_word_are_the_same(tmp_path, monkeypatch, family):
+def test_texts_and_teacher_statistics_are_the_same(tmp_path, monkeypatch, family):
     run = tiny_run(tmp_path, config=family, **ALL_REVISED)
     texts, told_NV, read = drawn(run, monkeypatch, remembers=True)
     plain_texts, plain_NV, plainly_read = drawn(run, monkeypatch, remembers=False)

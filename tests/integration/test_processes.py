@@ -1,4 +1,4 @@
-"""However the global batch is cut - micro-batches, processes - the same student comes out."""
+"""The trained student does not depend on the number of processes and micro-batches."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ REWARD = "rollout_reward"
 UPDATES = 3
 CUTS = {"one by one": (1, 8, 16), "one by four": (1, 2, 4), "two by two": (2, 2, 1)}  # processes, micro-batch, texts at once
 OTHER_CUTS = [name for name in CUTS if name != "one by one"]
-SECTIONS: dict[str, dict[str, Any]] = {  # where a method's defaults would show little in a few updates
+SECTIONS: dict[str, dict[str, Any]] = {  # for methods whose defaults have little effect in a few updates
     "minillm": {"policy": {"kind": "rollouts", "source": "teacher_mixed", "num_rollouts": 16, "inner_epochs": 2}},
     "distillm": {"policy": {"kind": "adaptive", "threshold": 0.7, "capacity": 8}},
     "mgsr": {"training": {"updates": 8}},
@@ -117,7 +117,7 @@ def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.
 
 
 @every_method
-def test_two_processes_had_half_a_batch_each(outcomes: dict[tuple[str, str], Outcome], method: str) -> None:
+def test_two_processes_have_half_a_batch_each(outcomes: dict[tuple[str, str], Outcome], method: str) -> None:
     shares = outcomes["two by two", method].shares
     assert [len(share) for share in shares] == [4, 4]
     assert [[*shares[0], *shares[1]]] == outcomes["one by one", method].shares
@@ -153,8 +153,8 @@ def test_texts_are_the_same(outcomes: dict[tuple[str, str], Outcome], name: str)
     assert len({tuple(ids) for ids in outcomes["one by one", "mgsr"].texts}) > 8
 
 
-def test_every_term_takes_part(outcomes: dict[tuple[str, str], Outcome]) -> None:
-    """Else the tests above would show nothing about it."""
+def test_every_term_is_included(outcomes: dict[tuple[str, str], Outcome]) -> None:
+    """Otherwise the tests above would not cover it."""
     first = {method: training_lines(outcomes["one by one", method])[0] for method in METHODS}
     assert {"dataset", "revised"} <= first["mgsr"]["origin"].keys()
     assert min(first["mgsr"][name] for name in ("sft", "divergence", "span")) > 0

@@ -18,7 +18,7 @@ TIMES = ("seconds", "draw_seconds", "tokens_per_s", "peak_bytes")
 UPDATES, INTERRUPTED = 10, 5
 
 
-SECTIONS: dict[str, dict[str, Any]] = {  # the interruption falls into a cycle of roll-outs, and finds a buffer in use
+SECTIONS: dict[str, dict[str, Any]] = {  # the interruption is within a cycle of roll-outs, and with a filled buffer
     "minillm": {"policy": {"kind": "rollouts", "source": "teacher_mixed", "num_rollouts": 8, "inner_epochs": 2}},
     "distillm": {"policy": {"kind": "adaptive", "threshold": 0.8, "capacity": 6, "source": {"kind": "revised"}}},
     "adapters": {"method": "kd", "student": {"lora": {"rank": 2, "alpha": 4}}},
@@ -68,7 +68,7 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 only_mgsr = pytest.mark.parametrize("folders", ["mgsr"], indirect=True)
 
 
-def test_weights_clip_network_and_optimiser_are_the_same_to_the_bit(folders: tuple[Path, Path]) -> None:
+def test_weights_clip_network_and_optimiser_are_bitwise_equal(folders: tuple[Path, Path]) -> None:
     straight, resumed = (checkpoint.load_step(folder / "checkpoints", UPDATES) for folder in folders)
     assert set(straight.tensors) == set(resumed.tensors) >= {"model", "optimizer"}
     for group, tensors in straight.tensors.items():
@@ -86,7 +86,7 @@ def test_logs_are_the_same_apart_from_times(folders: tuple[Path, Path]) -> None:
 
 
 @only_mgsr
-def test_revisions_are_the_same_and_none_twice(folders: tuple[Path, Path]) -> None:
+def test_revisions_are_the_same_without_duplicates(folders: tuple[Path, Path]) -> None:
     straight, resumed = (files.read_lines(folder / "revisions.jsonl") for folder in folders)
     assert straight == resumed
     places = [(line["step"], line["sample"]) for line in resumed]
@@ -102,7 +102,7 @@ def test_exported_students_are_the_same_files(folders: tuple[Path, Path]) -> Non
 
 @only_mgsr
 def test_dropout_was_on(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """Else the tests above would show nothing about it: the same update without dropout has another loss."""
+    """Otherwise the tests above would not cover it: the same update without dropout has another loss."""
     still = {**WITH_DROPOUT, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     without = tiny_run(tmp_path, config=still, training={"updates": 1, "batch_size": 4, "micro_batch_size": 2})
     train_student(without)
@@ -111,7 +111,7 @@ def test_dropout_was_on(folders: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 @only_mgsr
-def test_the_same_call_finishes_the_run_and_leaves_nothing_half_written(folders: tuple[Path, Path]) -> None:
+def test_the_same_call_finishes_the_run_without_partial_files(folders: tuple[Path, Path]) -> None:
     config = run(folders[1].parent, "resumed")
     assert files.read_json(config.folder / "run.json")["status"] == "trained"
     assert distill(config).report.exists()

@@ -1,4 +1,4 @@
-"""Ten updates of each method in a tiny world, from recipe to report: what a run folder holds, and that it can be repeated."""
+"""Ten updates of each method, from recipe to report: the content of a run folder, and that the run can be repeated."""
 
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def test_held_out_loss_falls(finished: tuple[str, Path, Path]) -> None:
     method, _, folder = finished
     score = "cross_entropy" if METHODS[method].objective.sft_weight else "kl"
     validations = [line for line in files.read_lines(folder / "metrics.jsonl") if line["kind"] == "validation"]
-    if method != "seqkd":  # two random models: what the teacher writes says nothing about the gold answers
+    if method != "seqkd":  # the text of a random teacher is unrelated to the gold answers
         assert validations[-1][score] < validations[0][score] - 0.01, [line[score] for line in validations]
     if METHODS[method].objective.sft_weight:
         lines = train_lines(folder)
@@ -84,7 +84,7 @@ def test_the_folder_holds_every_part_and_nothing_unfinished(finished: tuple[str,
     assert not list(folder.rglob(f"{files.TEMPORARY}*"))
 
 
-def test_run_json_says_what_ran(finished: tuple[str, Path, Path]) -> None:
+def test_run_json_describes_the_run(finished: tuple[str, Path, Path]) -> None:
     method, recipe, folder = finished
     described = files.read_json(folder / "run.json")
     assert described["status"] == "finished" and described["method"] == method and described["processes"] == 1
@@ -115,7 +115,7 @@ def test_metrics_have_every_update_once(finished: tuple[str, Path, Path]) -> Non
         assert drawn == [8] * UPDATES and {"dataset", "revised"} <= {name for line in lines for name in line["origin"]}
 
 
-def test_checkpoints_are_sound_and_the_best_is_the_model(finished: tuple[str, Path, Path]) -> None:
+def test_checkpoints_are_valid_and_the_best_is_the_model(finished: tuple[str, Path, Path]) -> None:
     _, _, folder = finished
     assert checkpoint.steps(folder / "checkpoints") == [5, 10]
     found = {step: checkpoint.load_step(folder / "checkpoints", step) for step in (5, 10)}
@@ -143,7 +143,7 @@ def test_scores_and_responses_agree(finished: tuple[str, Path, Path]) -> None:
             assert found["rouge_l"] == pytest.approx(sum(line["rouge_l"] for line in lines) / 3)
 
 
-def test_the_report_stands_alone(finished: tuple[str, Path, Path]) -> None:
+def test_the_report_is_self_contained(finished: tuple[str, Path, Path]) -> None:
     method, _, folder = finished
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.lstrip().lower().startswith("<!doctype html>") and page.rstrip().endswith("</html>")
@@ -151,7 +151,7 @@ def test_the_report_stands_alone(finished: tuple[str, Path, Path]) -> None:
     assert not [mark for mark in ('src="http', 'href="http', "<script src", "@import") if mark in page]
 
 
-def test_revisions_say_what_was_corrected(finished: tuple[str, Path, Path]) -> None:
+def test_revisions_describe_the_corrections(finished: tuple[str, Path, Path]) -> None:
     method, _, folder = finished
     lines = files.read_lines(folder / "revisions.jsonl")
     assert bool(lines) == ("mgsr" in method)
@@ -182,7 +182,7 @@ def test_run_json_repeats_the_run(finished: tuple[str, Path, Path], tmp_path: Pa
     assert scores[0] == scores[1]
 
 
-def test_a_folder_of_another_run_is_refused_and_left_alone(
+def test_a_folder_of_another_run_is_rejected_and_unchanged(
     finished: tuple[str, Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, recipe, folder = finished
@@ -193,7 +193,7 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(
     assert files.digest(folder / "run.json") == before
 
 
-def test_a_teacher_is_fine_tuned_first_in_a_run_folder_of_its_own(tmp_path: Path) -> None:
+def test_a_teacher_is_fine_tuned_first_in_its_own_run_folder(tmp_path: Path) -> None:
     config = tiny_run(
         tmp_path,
         "kd",
@@ -215,7 +215,7 @@ def test_a_teacher_is_fine_tuned_first_in_a_run_folder_of_its_own(tmp_path: Path
     assert [line["step"] for line in train_lines(tuned)] == [1, 2], "tuned once"
 
 
-def test_a_student_is_fine_tuned_first_where_its_method_starts_so(tmp_path: Path) -> None:
+def test_a_student_is_fine_tuned_first_if_its_method_requires_it(tmp_path: Path) -> None:
     student = {"model": "teacher", "initialise": {"layers": 2}, "finetune": {"updates": 3, "learning_rate": 1e-2}}
     runs = {
         method: tiny_run(tmp_path, method, config=CONFIDENT, student=student, training={"updates": 2}, out=f"{method}-run")

@@ -1,4 +1,4 @@
-"""What any number of processes compute, for test_processes.py: gradients, texts, and the weights after training.
+"""The computations of any number of processes, for test_processes.py: gradients, texts, and the weights after training.
 
 Called in the test's own process for one, and started by torchrun for two.
 """
@@ -29,7 +29,7 @@ def gradients(run: OpenRun) -> dict[str, torch.Tensor]:
 
 
 def texts(run: OpenRun) -> list[list[int]]:
-    """Continuations of sixteen training prompts, each process its share."""
+    """Continuations of sixteen training prompts, a part on each process."""
     requests = [
         GenerationRequest(
             prompt_ids=example.prompt_ids, max_new_tokens=16, seed=run.config.seed, stream=("test", example.sample)
@@ -53,7 +53,7 @@ def checked_shares(run: OpenRun, expected_world: int) -> list[list[int]]:
 
 
 def compute(recipe: Path, out: Path, expected_world: int) -> None:
-    """Everything of one run, into `out`."""
+    """Write all results of one run into `out`."""
     config = load_config(recipe)
     with open_run(config) as run:
         shares = checked_shares(run, expected_world)

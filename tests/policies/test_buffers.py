@@ -1,4 +1,4 @@
-"""Buffers of written text, and DistiLLM's scheduler held against a trace written out by hand."""
+"""Buffers of generated text, and DistiLLM's scheduler compared with a reference trace."""
 
 import json
 from collections import Counter
@@ -14,18 +14,18 @@ from redistill.errors import ConfigError
 from redistill.policies import Adaptive, Buffered, Fixed, GoldBatches, Mixed, PolicyTools, Revised, Rollouts, TeacherGenerated
 from redistill.randomness import generator
 from redistill.records import Instruction, Record
-from tests.policies.stage import SEED, Stage, Writer, make_stage
+from tests.policies.fixture import SEED, FakeEngine, PolicyFixture, make_fixture
 
 BATCH, EXAMPLES, STEPS, CAPACITY = 8, 40, 200, 30
 
 
 @pytest.fixture(scope="module")
-def stage() -> Stage:
-    return make_stage()
+def fixture() -> PolicyFixture:
+    return make_fixture()
 
 
 def text(step: int, sample: int) -> int:
-    """The one token that the student writes at a step for a sample; none is written twice."""
+    """The single token that the student generates at a step for a sample, unique for each."""
     return 10 + step * EXAMPLES + sample
 
 
@@ -33,14 +33,14 @@ def write(requests: list[GenerationRequest], sampling: Sampling) -> list[Generat
     return [Generation(token_ids=(text(*request.stream[1:]),), finished=True) for request in requests]
 
 
-def fake_tools(stage: Stage, **tools: Any) -> PolicyTools:
-    """A student that writes `text`, for prompts that are their sample's number."""
+def fake_tools(fixture: PolicyFixture, **tools: Any) -> PolicyTools:
+    """A student that generates `text`, for prompts that are their sample's number."""
     record = Record(record_id="r", prompt=Instruction("?"), references=("!",))
     examples = [
         Example(sample=i, record=record, prompt_ids=(1,), token_ids=(1, 2), supervised=(False, True)) for i in range(EXAMPLES)
     ]
     gold = GoldBatches(examples, batch_size=BATCH, seed=SEED)
-    return replace(stage.tools, engine=Writer(write), gold=gold, updates=STEPS, **tools)
+    return replace(fixture.tools, engine=FakeEngine(write), gold=gold, updates=STEPS, **tools)
 
 
 # --- the scheduler ------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def fake_tools(stage: Stage, **tools: Any) -> PolicyTools:
 
 @dataclass
 class Moment:
-    """What one step of the trace comes to."""
+    """The result of one step of the trace."""
 
     choice: str
     learned: list[tuple[int, int]]
@@ -63,9 +63,9 @@ def losses() -> dict[int, float]:
 
 
 def trace(node: Adaptive, gold: GoldBatches) -> Iterator[Moment]:
-    """DistiLLM's scheduler in so many words (one process, one coin a step)."""
-    phi, buffer, told = node.threshold, [], losses()
-    prev = told[0]
+    """DistiLLM's scheduler as a plain loop (one process, one random number per step)."""
+    phi, buffer, observed = node.threshold, [], losses()
+    prev = observed[0]
     for t in range(1, STEPS + 1):
         step = t - 1
         samples = [item.example.sample for item in gold.all_items(step)]
@@ -79,24 +79,24 @@ def trace(node: Adaptive, gold: GoldBatches) -> Iterator[Moment]:
             choice, learned = "replay", [buffer[i] for i in picked]
         else:
             choice, learned = "gold", [(sample, 2) for sample in samples]
-        if t in told and told[t] >= prev + node.epsilon:
-            phi, prev = min(phi + node.threshold_step, 1.0), told[t]
+        if t in observed and observed[t] >= prev + node.epsilon:
+            phi, prev = min(phi + node.threshold_step, 1.0), observed[t]
         yield Moment(choice, learned, list(buffer), phi)
 
 
 @pytest.mark.parametrize("decay", ["decreasing", "constant", "increasing"])
 @pytest.mark.parametrize("threshold", [0.0, 0.2])
-def test_the_scheduler_follows_the_trace(stage: Stage, decay: Any, threshold: float) -> None:
+def test_the_scheduler_matches_the_reference_trace(fixture: PolicyFixture, decay: Any, threshold: float) -> None:
     node = Adaptive(threshold=threshold, epsilon=0.1, threshold_step=0.2, decay=decay, capacity=CAPACITY, coin="step")
-    tools, told = fake_tools(stage), losses()
+    tools, observed = fake_tools(fixture), losses()
     source = node.bind(tools)
-    source.observe(told[0])
+    source.observe(observed[0])
     moments = list(trace(node, tools.gold))
     names = {"fresh": "student", "replay": "replay", "gold": "dataset"}
     for step, moment in enumerate(moments):
         sequences = source.sequences(step, tools.gold.all_items(step))
-        if step + 1 in told:
-            source.observe(told[step + 1])
+        if step + 1 in observed:
+            source.observe(observed[step + 1])
         assert {sequence.origin for sequence in sequences} == {names[moment.choice]}
         assert [(sequence.sample, sequence.token_ids[1]) for sequence in sequences] == moment.learned
         state = source.state_dict()
@@ -110,16 +110,16 @@ def test_the_scheduler_follows_the_trace(stage: Stage, decay: Any, threshold: fl
         assert {moment.choice for moment in moments[:20]} == {"gold"}, "nothing is written before the loss has risen"
 
 
-def test_with_a_coin_for_each_sample_the_shares_are_the_declared_ones(stage: Stage) -> None:
-    tools = fake_tools(stage)
+def test_with_a_choice_per_sample_the_fractions_are_the_declared_ones(fixture: PolicyFixture) -> None:
+    tools = fake_tools(fixture)
     source = Adaptive(threshold=0.6, decay="constant", capacity=BATCH).bind(tools)
     origins = [sequence.origin for step in range(STEPS) for sequence in source.sequences(step, tools.gold.all_items(step))]
     for origin, share in (("student", 0.3), ("replay", 0.3), ("dataset", 0.4)):
         assert abs(origins.count(origin) / len(origins) - share) <= 4 * np.sqrt(share * (1 - share) / len(origins))
 
 
-def test_the_buffer_fills_before_anything_is_replayed(stage: Stage) -> None:
-    tools = fake_tools(stage)
+def test_the_buffer_fills_before_anything_is_replayed(fixture: PolicyFixture) -> None:
+    tools = fake_tools(fixture)
     source = Adaptive(threshold=0.5, decay="increasing", capacity=CAPACITY).bind(tools)
     for step in range(STEPS):
         held = source.metrics()["buffered"]
@@ -128,8 +128,8 @@ def test_the_buffer_fills_before_anything_is_replayed(stage: Stage) -> None:
     assert held == CAPACITY
 
 
-def test_a_loss_that_is_not_finite_changes_nothing(stage: Stage) -> None:
-    source = Adaptive(threshold_step=0.5).bind(fake_tools(stage))
+def test_a_loss_that_is_not_finite_changes_nothing(fixture: PolicyFixture) -> None:
+    source = Adaptive(threshold_step=0.5).bind(fake_tools(fixture))
     for loss in (float("nan"), 2.0, float("inf"), float("nan"), 2.05):
         source.observe(loss)
     assert source.metrics()["threshold"] == 0.0
@@ -141,9 +141,9 @@ def test_a_loss_that_is_not_finite_changes_nothing(stage: Stage) -> None:
     assert source.metrics()["threshold"] == 1.0
 
 
-def test_the_buffer_keeps_revised_text_and_replay_is_not_revised_again(stage: Stage) -> None:
-    policy = stage.policy(Adaptive(source=Revised(), threshold=1.0, decay="constant", capacity=16))
-    stage.revisions.clear()
+def test_the_buffer_holds_revised_text_and_replayed_text_is_not_revised(fixture: PolicyFixture) -> None:
+    policy = fixture.policy(Adaptive(source=Revised(), threshold=1.0, decay="constant", capacity=16))
+    fixture.revisions.clear()
     known: set[tuple[int, ...]] = set()
     origins: Counter[str] = Counter()
     for step in range(6):
@@ -152,15 +152,15 @@ def test_the_buffer_keeps_revised_text_and_replay_is_not_revised_again(stage: St
         assert {s.token_ids for s in sampled if s.origin == "replay"} <= known
         known |= {s.token_ids for s in sampled if s.origin in {"student", "revised"}}
     assert origins["revised"] > 5 and origins["replay"] > 5
-    assert len(stage.revisions) == origins["revised"]
+    assert len(fixture.revisions) == origins["revised"]
     assert {line["origin"] for line in policy.state_dict()["buffer"]} <= {"student", "revised"}
 
 
 # --- the buffer ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_buffers_batch_is_drawn_from_the_newest_without_replacement(stage: Stage) -> None:
-    tools = fake_tools(stage)
+def test_a_batch_is_sampled_from_the_newest_texts_without_replacement(fixture: PolicyFixture) -> None:
+    tools = fake_tools(fixture)
     source = Buffered(capacity=CAPACITY).bind(tools)
     newest: list[int] = []
     num_fresh = num_drawn = 0
@@ -178,8 +178,8 @@ def test_a_buffers_batch_is_drawn_from_the_newest_without_replacement(stage: Sta
     assert abs(num_fresh / num_drawn - share) <= 4 * np.sqrt(share * (1 - share) / num_drawn)
 
 
-def test_gold_answers_pass_a_buffer_by(stage: Stage) -> None:
-    tools = fake_tools(stage)
+def test_gold_answers_are_not_buffered(fixture: PolicyFixture) -> None:
+    tools = fake_tools(fixture)
     source = Buffered(source=Mixed(), capacity=CAPACITY).bind(tools)
     plain = Mixed().bind(tools)
     for step in range(10):
@@ -190,30 +190,30 @@ def test_gold_answers_pass_a_buffer_by(stage: Stage) -> None:
     assert {line["origin"] for line in source.state_dict()["buffer"]} == {"student"}
 
 
-def test_what_a_source_adds_goes_into_the_buffer_behind_the_answers(stage: Stage) -> None:
-    policy = stage.policy(Buffered(source=Revised(mode="append")))
+def test_additions_are_buffered_after_the_answers(fixture: PolicyFixture) -> None:
+    policy = fixture.policy(Buffered(source=Revised(mode="append")))
     assert len(policy.draw(0).with_role("distillation")) == BATCH
     origins = [line["origin"] for line in policy.state_dict()["buffer"]]
     assert origins == ["student"] * BATCH + ["revised"] * (len(origins) - BATCH) and len(origins) > BATCH
 
 
-def test_roll_outs_are_not_kept(stage: Stage) -> None:
-    with pytest.raises(ConfigError, match="roll-outs cannot be kept in a buffer"):
-        stage.policy(Buffered(source=Rollouts(num_rollouts=8))).draw(0)
+def test_roll_outs_are_rejected(fixture: PolicyFixture) -> None:
+    with pytest.raises(ConfigError, match="a buffer cannot hold roll-outs"):
+        fixture.policy(Buffered(source=Rollouts(num_rollouts=8))).draw(0)
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: Buffered(capacity=0), "capacity = 0: must be >= 1"),
-        (lambda: Buffered(source=Fixed()), "buffered.source writes no student text to keep"),
-        (lambda: Adaptive(source=TeacherGenerated()), "adaptive.source writes no student text to keep"),
+        (lambda: Buffered(source=Fixed()), "buffered.source = Fixed: generates no student text"),
+        (lambda: Adaptive(source=TeacherGenerated()), "adaptive.source = TeacherGenerated: generates no student text"),
         (lambda: Adaptive(threshold=1.5), "threshold = 1.5: must lie in [0, 1]"),
         (lambda: Adaptive(epsilon=float("nan")), "epsilon = nan: must be >= 0"),
         (lambda: Adaptive(threshold_step=0.0), "threshold_step = 0.0: must lie in (0, 1]"),
     ],
 )
-def test_values_out_of_range_are_refused(make, said) -> None:
+def test_values_out_of_range_are_rejected(make, said) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
     assert said in str(caught.value)

@@ -1,4 +1,4 @@
-"""SCRG: the error token against a plain loop, and what is kept and may follow once it is replaced."""
+"""SCRG: the error token compared with a plain loop, and the prefix and tail budget after its correction."""
 
 import hypothesis
 import pytest
@@ -34,7 +34,7 @@ def locate(kl: list[float], student: list[int], teacher: list[int], valid: list[
     return locate_error(*(torch.tensor([row]) for row in (kl, student, teacher, valid))).item()
 
 
-def test_a_score_in_the_padding_never_wins():
+def test_a_score_in_the_padding_is_ignored():
     assert locate([0.2, 0.1, 9.0], [5, EOS, EOS], [6, 7, 8], [1, 1, 0]) == 0
     assert locate([0.2, 0.1, float("nan")], [5, EOS, EOS], [6, 7, 8], [1, 1, 0]) == 0
 
@@ -43,11 +43,11 @@ def test_the_students_own_end_token_may_be_the_error():
     assert locate([0.1, 3.0, 0.0], [5, EOS, EOS], [5, 7, EOS], [1, 1, 0]) == 1
 
 
-def test_a_response_that_the_teacher_would_have_written_has_no_error():
+def test_a_response_equal_to_the_teachers_tokens_has_no_error():
     assert locate([1.0, 2.0], [5, 6], [5, 6], [1, 1]) == -1
 
 
-def test_a_valid_score_that_is_not_a_number_is_refused():
+def test_a_valid_score_that_is_not_a_number_is_rejected():
     with pytest.raises(AssertionError, match="not a number"):
         locate([0.1, float("nan")], [5, 6], [7, 6], [1, 1])
 
@@ -78,11 +78,11 @@ def test_the_prefix_ends_in_the_teachers_token_and_the_tail_fills_the_budget(res
     assert got.tail_budget == (0 if teacher_token == EOS else budget - (index + 1))
 
 
-def test_without_an_error_the_response_stays_and_has_no_tail():
+def test_without_an_error_the_response_is_unchanged_and_has_no_tail():
     assert correct((5, 6), -1, 7, budget=9, eos_ids={EOS}) == Correction(prefix_ids=(5, 6), tail_budget=0, changed=False)
 
 
-def test_the_students_end_token_gives_way_and_the_response_goes_on():
+def test_the_students_end_token_can_be_replaced_and_the_response_continues():
     assert correct((5, EOS), 1, 7, budget=4, eos_ids={EOS}) == Correction(prefix_ids=(5, 7), tail_budget=2, changed=True)
 
 
@@ -90,12 +90,12 @@ def test_any_of_several_end_tokens_ends_the_response():
     assert correct((5, 6, 7), 1, 3, budget=4, eos_ids={EOS, 3}).tail_budget == 0
 
 
-def test_a_spent_budget_leaves_no_tail():
+def test_a_prefix_of_the_full_budget_has_no_tail():
     assert correct((5, 6), 1, 7, budget=2, eos_ids={EOS}).tail_budget == 0
 
 
 @pytest.mark.parametrize(("index", "teacher_token", "budget"), [(2, 7, 9), (-2, 7, 9), (1, 6, 9), (0, 7, 1)])
-def test_what_locating_cannot_have_found_is_refused(index, teacher_token, budget):
+def test_impossible_errors_are_rejected(index, teacher_token, budget):
     with pytest.raises(AssertionError):
         correct((5, 6), index, teacher_token, budget=budget, eos_ids={EOS})
 

@@ -1,4 +1,4 @@
-"""Policies: the same draw on any number of processes, after a resume, and in the mix that was declared."""
+"""Policies: equal draws on any number of processes and after a resume, with the declared fractions."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from redistill.policies import (
 )
 from redistill.policies.correction import is_finished
 from redistill.records import Instruction, Record
-from tests.policies.stage import RESPONSE_TOKENS, SEED, Stage, Writer, ids, in_processes, make_stage
+from tests.policies.fixture import RESPONSE_TOKENS, SEED, FakeEngine, PolicyFixture, ids, in_processes, make_fixture
 
 EXAMPLES = [node for member in get_args(PolicyConfig) for node in member.examples()]
 NODES = [
@@ -43,15 +43,15 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def stage() -> Stage:
-    return make_stage()
+def fixture() -> PolicyFixture:
+    return make_fixture()
 
 
 # --- laws of every policy -----------------------------------------------------------------------------------------------
 
 
 def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
-    """The draws of these steps, with the validation losses that a run would tell: before the first, and after every other."""
+    """The draws of these steps, with the validation losses of a run: before the first, and after every other."""
     draws = []
     for step in steps:
         if step % 2 == 0:
@@ -69,12 +69,12 @@ def test_every_policy_gives_examples() -> None:
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
-def test_a_resume_draws_what_an_unbroken_run_draws(stage: Stage, node: PolicyConfig) -> None:
-    policy = stage.policy(node)
+def test_a_resumed_policy_draws_like_an_uninterrupted_one(fixture: PolicyFixture, node: PolicyConfig) -> None:
+    policy = fixture.policy(node)
     first = drawn(policy, range(STEPS // 2))
     state = json.loads(json.dumps(policy.state_dict()))
     rest = drawn(policy, range(STEPS // 2, STEPS))
-    resumed = stage.policy(node)
+    resumed = fixture.policy(node)
     resumed.load_state_dict(state)
     assert plain(drawn(resumed, range(STEPS // 2, STEPS))) == plain(rest)
     assert json.loads(json.dumps(resumed.state_dict())) == json.loads(json.dumps(policy.state_dict()))
@@ -82,19 +82,19 @@ def test_a_resume_draws_what_an_unbroken_run_draws(stage: Stage, node: PolicyCon
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
-def test_without_state_a_draw_depends_on_the_step_and_nothing_before_it(stage: Stage, node: PolicyConfig) -> None:
-    draws = drawn(stage.policy(node), range(3))
-    again = stage.policy(node)
+def test_a_stateless_draw_depends_only_on_the_step(fixture: PolicyFixture, node: PolicyConfig) -> None:
+    draws = drawn(fixture.policy(node), range(3))
+    again = fixture.policy(node)
     if not again.state_dict():
         assert plain([again.draw(2), again.draw(0)]) == plain([draws[2], draws[0]])
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
 @pytest.mark.parametrize("world", [2, 4])
-def test_processes_together_draw_what_one_draws(stage: Stage, node: PolicyConfig, world: int) -> None:
-    whole = drawn(stage.policy(node), range(STEPS))
+def test_processes_together_draw_the_same_as_one(fixture: PolicyFixture, node: PolicyConfig, world: int) -> None:
+    whole = drawn(fixture.policy(node), range(STEPS))
     shares = in_processes(
-        world, lambda rank, gather: drawn(stage.policy(node, processes=Processes(rank, world, gather)), range(STEPS))
+        world, lambda rank, gather: drawn(fixture.policy(node, processes=Processes(rank, world, gather)), range(STEPS))
     )
     for step, one in enumerate(whole):
         parts = [draws[step] for draws in shares]
@@ -105,18 +105,18 @@ def test_processes_together_draw_what_one_draws(stage: Stage, node: PolicyConfig
         additions = [answer for part in sampled for answer in part[8 // world :]]
         assert answers + additions == ids(one.with_role("distillation"))
         for rank, part in enumerate(gold):  # in a draw, gold answers that are also the sampled ones come first
-            items = stage.gold(processes=Processes(rank, world)).items(step)
+            items = fixture.gold(processes=Processes(rank, world)).items(step)
             assert sorted(part) == sorted(ids(tuple(item.sequence for item in items)))
         assert sorted(found for part in gold for found in part) == sorted(ids(one.with_role("sft")))
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
-def test_each_item_has_its_place_and_additions_follow(stage: Stage, node: PolicyConfig) -> None:
-    shuffles = "Buffered(" in repr(node) or "Rollouts(" in repr(node)  # what takes a place need not answer its prompt
-    prompts = {example.sample: example.prompt_ids for example in stage.examples}
-    for step, draw in enumerate(drawn(stage.policy(node), range(STEPS))):
+def test_answers_have_the_order_of_items_and_additions_follow(fixture: PolicyFixture, node: PolicyConfig) -> None:
+    shuffles = "Buffered(" in repr(node) or "Rollouts(" in repr(node)  # an answer may be to another prompt
+    prompts = {example.sample: example.prompt_ids for example in fixture.examples}
+    for step, draw in enumerate(drawn(fixture.policy(node), range(STEPS))):
         sampled, gold = draw.with_role("distillation"), draw.with_role("sft")
-        wanted = [item.example.sample for item in stage.gold().items(step)]
+        wanted = [item.example.sample for item in fixture.gold().items(step)]
         assert len(sampled) >= len(gold) and sorted(sequence.sample for sequence in gold) == sorted(wanted)
         for sequence in sampled:
             assert sequence.prompt_ids == prompts[sequence.sample]
@@ -128,61 +128,63 @@ def test_each_item_has_its_place_and_additions_follow(stage: Stage, node: Policy
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
-def test_a_process_without_items_gets_no_sequences(stage: Stage, node: PolicyConfig) -> None:
-    source = node.bind(replace(stage.tools, gold=stage.gold()))
+def test_a_process_without_items_gets_no_sequences(fixture: PolicyFixture, node: PolicyConfig) -> None:
+    source = node.bind(replace(fixture.tools, gold=fixture.gold()))
     assert [source.sequences(step, []) for step in range(2)] == [[], []]
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
-def test_how_many_are_scored_at_once_changes_nothing(stage: Stage, node: PolicyConfig) -> None:
-    assert plain([stage.policy(node, at_once=3).draw(0)]) == plain([stage.policy(node).draw(0)])
+def test_the_scoring_batch_size_changes_nothing(fixture: PolicyFixture, node: PolicyConfig) -> None:
+    assert plain([fixture.policy(node, at_once=3).draw(0)]) == plain([fixture.policy(node).draw(0)])
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
-def test_a_policy_needs_a_teacher_if_it_says_so(stage: Stage, node: PolicyConfig) -> None:
-    nobody = {"teacher": None, "scorer": None, "engine": stage.engine_alone}
+def test_needs_declares_whether_a_policy_uses_a_teacher(fixture: PolicyFixture, node: PolicyConfig) -> None:
+    nobody = {"teacher": None, "scorer": None, "engine": fixture.engine_alone}
     if node.needs.teacher:
         with pytest.raises(AssertionError):
-            drawn(stage.policy(node, **nobody), range(STEPS))
+            drawn(fixture.policy(node, **nobody), range(STEPS))
     else:
-        drawn(stage.policy(node, **nobody), range(STEPS))
+        drawn(fixture.policy(node, **nobody), range(STEPS))
 
 
 @pytest.mark.parametrize("node", [node for node in NODES if node.sampling is None], ids=repr)
-def test_the_student_does_not_write_where_there_is_no_sampling(stage: Stage, node: PolicyConfig) -> None:
-    drawn(stage.policy(node, engine=None), range(STEPS))
+def test_the_student_generates_nothing_if_sampling_is_none(fixture: PolicyFixture, node: PolicyConfig) -> None:
+    drawn(fixture.policy(node, engine=None), range(STEPS))
 
 
 # --- each policy --------------------------------------------------------------------------------------------------------
 
 
-def test_fixed_learns_from_the_gold_sequences_themselves(stage: Stage) -> None:
-    draw = stage.policy(Fixed()).draw(0)
+def test_fixed_returns_the_gold_sequences(fixture: PolicyFixture) -> None:
+    draw = fixture.policy(Fixed()).draw(0)
     assert all(item.roles == {"sft", "distillation"} for item in draw.items)
-    gold = tuple(item.sequence for item in stage.gold().items(0))
+    gold = tuple(item.sequence for item in fixture.gold().items(0))
     assert ids(draw.with_role("distillation")) == ids(draw.with_role("sft")) == ids(gold)
     assert {item.sequence.origin for item in draw.items} == {"dataset"}
 
 
-def test_student_text_is_new_every_step(stage: Stage) -> None:
-    policy = stage.policy(StudentGenerated(), batch_size=len(stage.examples))
+def test_student_text_differs_between_steps(fixture: PolicyFixture) -> None:
+    policy = fixture.policy(StudentGenerated(), batch_size=len(fixture.examples))
     first, second = ({s.sample: s.response_ids for s in policy.draw(step).with_role("distillation")} for step in (0, 1))
     assert first.keys() == second.keys()
     assert sum(first[sample] != second[sample] for sample in first) > len(first) / 2
 
 
-def test_the_student_writes_as_the_policy_says(stage: Stage) -> None:
+def test_the_student_generates_with_the_policys_sampling(fixture: PolicyFixture) -> None:
     asked = []
 
     def generate(requests, sampling):
         asked.append((requests, sampling))
-        return stage.tools.engine.generate(requests, sampling)
+        return fixture.tools.engine.generate(requests, sampling)
 
     node = StudentGenerated(temperature=0.7, top_p=0.9)
-    stage.policy(node, engine=Writer(generate)).draw(3)
+    fixture.policy(node, engine=FakeEngine(generate)).draw(3)
     ((requests, sampling),) = asked
     assert sampling == node.sampling and (sampling.temperature, sampling.top_p) == (0.7, 0.9)
-    assert [request.stream for request in requests] == [("response", 3, item.example.sample) for item in stage.gold().items(3)]
+    assert [request.stream for request in requests] == [
+        ("response", 3, item.example.sample) for item in fixture.gold().items(3)
+    ]
     assert {request.max_new_tokens for request in requests} == {RESPONSE_TOKENS}
 
 
@@ -191,25 +193,25 @@ def many_examples(count: int) -> list[Example]:
     return [Example(sample=i, record=record, prompt_ids=(1,), token_ids=(1, 2), supervised=(False, True)) for i in range(count)]
 
 
-def test_text_of_a_mixture_says_so_and_is_written_with_the_declared_share(stage: Stage) -> None:
+def test_mixture_text_has_its_origin_and_teacher_share(fixture: PolicyFixture) -> None:
     asked = []
 
     def generate(requests, sampling):
         asked.append(sampling)
-        return stage.tools.engine.generate(requests, sampling)
+        return fixture.tools.engine.generate(requests, sampling)
 
     node = TeacherMixed(teacher_share=0.4, temperature=0.7)
-    sampled = stage.policy(node, engine=Writer(generate)).draw(0).with_role("distillation")
+    sampled = fixture.policy(node, engine=FakeEngine(generate)).draw(0).with_role("distillation")
     assert {sequence.origin for sequence in sampled} == {"mixture"}
     assert asked == [replace(node.sampling, teacher_share=0.4)] and node.sampling.temperature == 0.7
-    alone = stage.policy(TeacherMixed(teacher_share=0.0)).draw(0).with_role("distillation")
-    student = stage.policy(StudentGenerated()).draw(0).with_role("distillation")
+    alone = fixture.policy(TeacherMixed(teacher_share=0.0)).draw(0).with_role("distillation")
+    student = fixture.policy(StudentGenerated()).draw(0).with_role("distillation")
     assert [s.token_ids for s in alone] == [s.token_ids for s in student]
     assert [s.token_ids for s in sampled] != [s.token_ids for s in student]
 
 
-def test_additions_stand_behind_all_answers(stage: Stage) -> None:
-    draw = stage.policy(Mixed(source=Revised(mode="append"))).draw(0)
+def test_additions_follow_all_answers(fixture: PolicyFixture) -> None:
+    draw = fixture.policy(Mixed(source=Revised(mode="append"))).draw(0)
     sampled, num_items = draw.with_role("distillation"), len(draw.with_role("sft"))
     answers, additions = sampled[:num_items], sampled[num_items:]
     assert {answer.origin for answer in answers} == {"dataset", "student"}
@@ -217,9 +219,9 @@ def test_additions_stand_behind_all_answers(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
-def test_the_mix_is_the_declared_one(stage: Stage, fraction: float) -> None:
+def test_student_fraction_is_the_probability_of_student_text(fixture: PolicyFixture, fraction: float) -> None:
     written = Generation(token_ids=(3,), finished=True)
-    tools = replace(stage.tools, engine=Writer(lambda requests, sampling: [written for _ in requests]))
+    tools = replace(fixture.tools, engine=FakeEngine(lambda requests, sampling: [written for _ in requests]))
     gold = GoldBatches(many_examples(500), batch_size=100, seed=SEED)
     policy = Policy(gold, Mixed(student_fraction=fraction).bind(tools))
     origins = [sequence.origin for step in range(40) for sequence in policy.draw(step).with_role("distillation")]
@@ -228,8 +230,8 @@ def test_the_mix_is_the_declared_one(stage: Stage, fraction: float) -> None:
     assert set(origins) <= {"dataset", "student"}
 
 
-def test_the_coin_of_a_sample_falls_anew_each_step(stage: Stage) -> None:
-    policy = stage.policy(Mixed(), batch_size=len(stage.examples))
+def test_the_choice_for_a_sample_differs_between_steps(fixture: PolicyFixture) -> None:
+    policy = fixture.policy(Mixed(), batch_size=len(fixture.examples))
     coins = [{s.sample: s.origin for s in policy.draw(step).with_role("distillation")} for step in range(2)]
     assert any(coins[0][sample] != coins[1][sample] for sample in coins[0])
 
@@ -237,8 +239,8 @@ def test_the_coin_of_a_sample_falls_anew_each_step(stage: Stage) -> None:
 # --- revision -----------------------------------------------------------------------------------------------------------
 
 
-def test_gold_answers_are_never_revised(stage: Stage) -> None:
-    draw = stage.policy(Revised(source=Mixed())).draw(0)
+def test_gold_answers_are_never_revised(fixture: PolicyFixture) -> None:
+    draw = fixture.policy(Revised(source=Mixed())).draw(0)
     sampled = draw.with_role("distillation")
     gold = {id(sequence) for sequence in draw.with_role("sft")}
     kept = [sequence for sequence in sampled if sequence.origin == "dataset"]
@@ -246,55 +248,55 @@ def test_gold_answers_are_never_revised(stage: Stage) -> None:
     assert {sequence.origin for sequence in sampled} >= {"dataset", "revised"}
 
 
-def test_a_revision_keeps_the_prefix_and_puts_the_teachers_token(stage: Stage) -> None:
-    stage.revisions.clear()
-    drafts = {s.sample: s for s in stage.policy(StudentGenerated()).draw(0).with_role("distillation")}
-    sampled = stage.policy(Revised()).draw(0).with_role("distillation")
-    assert [r.sample for r in stage.revisions] == [s.sample for s in sampled if s.origin == "revised"]
-    for revision in stage.revisions:
+def test_a_revision_keeps_the_prefix_and_inserts_the_teachers_token(fixture: PolicyFixture) -> None:
+    fixture.revisions.clear()
+    drafts = {s.sample: s for s in fixture.policy(StudentGenerated()).draw(0).with_role("distillation")}
+    sampled = fixture.policy(Revised()).draw(0).with_role("distillation")
+    assert [r.sample for r in fixture.revisions] == [s.sample for s in sampled if s.origin == "revised"]
+    for revision in fixture.revisions:
         before, after, at = revision.before, revision.after, revision.position
         assert before.token_ids == drafts[revision.sample].token_ids, "the draft is what the student writes unrevised"
         assert after.response_ids[:at] == before.response_ids[:at]
         assert after.response_ids[at] != before.response_ids[at]
         assert revision.kl > 0 and revision.step == 0
-        ended = is_finished(after.response_ids[: at + 1], stage.tools.end_ids)
+        ended = is_finished(after.response_ids[: at + 1], fixture.tools.end_ids)
         assert len(after.response_ids) == at + 1 if ended else len(after.response_ids) >= at + 1
 
 
-def test_a_teacher_that_agrees_leaves_the_draft_alone(stage: Stage) -> None:
+def test_a_draft_is_unchanged_if_the_teacher_agrees(fixture: PolicyFixture) -> None:
     """With arg max for both, student and teacher the same model: no token differs."""
 
     def greedy(requests, sampling):
-        return stage.tools.engine.generate(requests, replace(sampling, temperature=0.0))
+        return fixture.tools.engine.generate(requests, replace(sampling, temperature=0.0))
 
     class Same:
         def prepare(self, sequences):
             pass
 
         def rows(self, batch):
-            hidden_ND, head = stage.tools.scorer.read_student(batch)
+            hidden_ND, head = fixture.tools.scorer.read_student(batch)
             return lambda rows: head.logits(hidden_ND[rows]).log_softmax(-1)
 
-    stage.revisions.clear()
-    policy = stage.policy(Revised(teacher_token="argmax"), engine=Writer(greedy), scorer=stage.scorer(teacher=Same()))
+    fixture.revisions.clear()
+    policy = fixture.policy(Revised(teacher_token="argmax"), engine=FakeEngine(greedy), scorer=fixture.scorer(teacher=Same()))
     sampled = policy.draw(0).with_role("distillation")
-    assert {sequence.origin for sequence in sampled} == {"student"} and not stage.revisions
+    assert {sequence.origin for sequence in sampled} == {"student"} and not fixture.revisions
 
 
-def test_two_rounds_revise_the_revised(stage: Stage) -> None:
-    stage.revisions.clear()
-    stage.policy(Revised(rounds=2)).draw(0)
+def test_a_second_round_revises_the_revised_text(fixture: PolicyFixture) -> None:
+    fixture.revisions.clear()
+    fixture.policy(Revised(rounds=2)).draw(0)
     by_sample: dict[int, list[tuple[TokenSequence, TokenSequence]]] = {}
-    for revision in stage.revisions:
+    for revision in fixture.revisions:
         by_sample.setdefault(revision.sample, []).append((revision.before, revision.after))
     twice = [pairs for pairs in by_sample.values() if len(pairs) == 2]
     assert twice and all(pairs[1][0] is pairs[0][1] for pairs in twice)
 
 
-def test_revising_what_writes_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="writes no student text"):
+def test_revising_a_source_without_student_text_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="generates no student text"):
         Revised(source=Fixed())
-    with pytest.raises(ConfigError, match="writes no student text"):
+    with pytest.raises(ConfigError, match="generates no student text"):
         Revised(source=Mixed(source=Fixed()))
 
 
@@ -311,7 +313,7 @@ def test_revising_what_writes_nothing_is_refused() -> None:
         (lambda: Revised(rounds=0), "rounds = 0: must be >= 1"),
     ],
 )
-def test_values_out_of_range_are_refused(make, said) -> None:
+def test_values_out_of_range_are_rejected(make, said) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
     assert said in str(caught.value)

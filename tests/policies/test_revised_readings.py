@@ -1,4 +1,4 @@
-"""SCRG's switches and edge cases, with two scripted models: what each would write and say at every position is given."""
+"""SCRG's options and edge cases, with two models whose text and logits at every position are scripted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,10 +16,10 @@ from redistill.policies.source import Stateless
 from redistill.randomness import generator
 from redistill.records import Instruction, Record
 from redistill.vocab_pass import Head
-from tests.policies.stage import Writer
+from tests.policies.fixture import FakeEngine
 
 VOCABULARY, EOS, BUDGET = 8, 0, 4
-SAME = 5  # what the scripted student writes wherever it is not told otherwise
+SAME = 5  # the scripted student's token where none is given
 RECORD = Record(record_id="r", prompt=Instruction("?"), references=("!",))
 
 
@@ -39,7 +39,7 @@ class Script:
 
     def tools(self) -> PolicyTools:
         return PolicyTools(
-            engine=Writer(self.generate),
+            engine=FakeEngine(self.generate),
             scorer=Scorer(
                 lambda batch: (self.logits(batch, self.student), Head(torch.eye(VOCABULARY, dtype=torch.float64))),
                 SimpleNamespace(rows=self.rows, prepare=lambda sequences: None),
@@ -85,8 +85,8 @@ class Script:
         return node.bind(self.tools()).sequences(step, items)
 
 
-def says(*wanted: tuple[int, float]) -> np.ndarray:
-    """A teacher's logits: its token at each position, and by how much it stands out; the divergence grows with that."""
+def logits_of(*wanted: tuple[int, float]) -> np.ndarray:
+    """A teacher's logits: its token at each position, and that token's margin, with which the divergence grows."""
     return np.stack([weight * np.eye(VOCABULARY)[token] for token, weight in wanted])
 
 
@@ -95,41 +95,41 @@ def responses(sequences: Sequence[TokenSequence]) -> list[tuple[int, ...]]:
 
 
 ARGMAX = Revised(teacher_token="argmax")
-TWO_ERRORS = says((6, 4), (SAME, 1), (6, 9), (6, 3))
+TWO_ERRORS = logits_of((6, 4), (SAME, 1), (6, 9), (6, 3))
 
 
 # --- the edge cases of one correction -----------------------------------------------------------------------------------
 
 
-def test_where_no_token_differs_the_draft_itself_stays():
-    script = Script({0: (SAME, SAME)}, {0: says((SAME, 9), (SAME, 1))})
+def test_a_draft_is_unchanged_if_no_token_differs():
+    script = Script({0: (SAME, SAME)}, {0: logits_of((SAME, 9), (SAME, 1))})
     (sequence,) = script.sequences(ARGMAX)
     assert (sequence.origin, sequence.response_ids) == ("student", (SAME, SAME))
     assert not script.requests and not script.revisions
 
 
 def test_the_teachers_end_token_ends_the_response():
-    script = Script({0: (SAME, SAME, SAME)}, {0: says((SAME, 1), (EOS, 9), (SAME, 1))})
+    script = Script({0: (SAME, SAME, SAME)}, {0: logits_of((SAME, 1), (EOS, 9), (SAME, 1))})
     (sequence,) = script.sequences(ARGMAX)
     assert (sequence.origin, sequence.response_ids) == ("revised", (SAME, EOS))
     assert not script.requests
 
 
-def test_the_students_end_token_may_be_the_error_and_the_response_goes_on():
-    script = Script({0: (SAME, EOS)}, {0: says((SAME, 1), (6, 9))})
+def test_the_students_end_token_may_be_the_error_and_the_response_continues():
+    script = Script({0: (SAME, EOS)}, {0: logits_of((SAME, 1), (6, 9))})
     assert responses(script.sequences(ARGMAX)) == [(SAME, 6, SAME, SAME)]
     assert [request.max_new_tokens for request in script.requests] == [2]
 
 
-def test_the_tail_has_what_the_budget_leaves_after_the_error():
-    script = Script({0: (SAME,) * BUDGET}, {0: says((6, 9), (SAME, 1), (SAME, 1), (SAME, 1))})
+def test_the_tail_has_the_remaining_budget():
+    script = Script({0: (SAME,) * BUDGET}, {0: logits_of((6, 9), (SAME, 1), (SAME, 1), (SAME, 1))})
     assert responses(script.sequences(ARGMAX)) == [(6, SAME, SAME, SAME)]
     (request,) = script.requests
     assert (request.prompt_ids, request.max_new_tokens) == ((1, 2, 6), BUDGET - 1)
 
 
-def test_a_response_cut_at_its_budget_may_err_in_its_last_token_and_gets_no_end_token():
-    script = Script({0: (SAME,) * BUDGET}, {0: says((SAME, 1), (SAME, 1), (SAME, 1), (6, 9))})
+def test_a_truncated_response_may_be_corrected_at_its_last_token_without_an_end_token():
+    script = Script({0: (SAME,) * BUDGET}, {0: logits_of((SAME, 1), (SAME, 1), (SAME, 1), (6, 9))})
     (sequence,) = script.sequences(ARGMAX)
     assert sequence.response_ids == (SAME, SAME, SAME, 6) and sequence.num_targets == BUDGET
     assert not script.requests
@@ -137,22 +137,22 @@ def test_a_response_cut_at_its_budget_may_err_in_its_last_token_and_gets_no_end_
 
 def test_drafts_of_different_lengths_have_their_own_errors():
     drafts = {0: (SAME, EOS), 1: (SAME,) * 4, 2: (EOS,)}
-    teacher = {0: says((6, 2), (EOS, 9)), 1: says((SAME, 1), (6, 2), (6, 7), (SAME, 9)), 2: says((EOS, 1))}
+    teacher = {0: logits_of((6, 2), (EOS, 9)), 1: logits_of((SAME, 1), (6, 2), (6, 7), (SAME, 9)), 2: logits_of((EOS, 1))}
     script = Script(drafts, teacher)
     assert responses(script.sequences(ARGMAX)) == [(6, SAME, SAME, SAME), (SAME, SAME, 6, SAME), (EOS,)]
     assert [(revision.sample, revision.position) for revision in script.revisions] == [(0, 0), (1, 2)]
 
 
-def test_what_a_draft_was_told_of_its_own_tokens_does_not_outlive_them():
-    script = Script({0: (SAME,)}, {0: says((6, 9), (SAME, 1), (SAME, 1), (SAME, 1))})
-    told = {"spans": ((0, 1),), "rollout": Rollout(old_logprobs=(-1.0,), advantages=(0.0,), importances=(1.0,))}
-    draft = TokenSequence(sample=0, token_ids=(1, SAME), supervised=(False, True), origin="student", **told)
+def test_spans_and_rollouts_of_a_draft_are_removed_when_it_is_revised():
+    script = Script({0: (SAME,)}, {0: logits_of((6, 9), (SAME, 1), (SAME, 1), (SAME, 1))})
+    fields = {"spans": ((0, 1),), "rollout": Rollout(old_logprobs=(-1.0,), advantages=(0.0,), importances=(1.0,))}
+    draft = TokenSequence(sample=0, token_ids=(1, SAME), supervised=(False, True), origin="student", **fields)
     (sequence,) = RevisedSource(ARGMAX, Given([draft]), script.tools()).sequences(0, [])
     assert sequence.origin == "revised" and sequence.spans == () and sequence.rollout is None
 
 
 class Given(Stateless):
-    """A source that answers what it was given."""
+    """A source that returns given sequences."""
 
     def __init__(self, sequences: list[TokenSequence]) -> None:
         self.given = sequences
@@ -163,7 +163,7 @@ class Given(Stateless):
 
 @pytest.mark.parametrize("node", Revised.examples(), ids=repr)
 @pytest.mark.parametrize("origins", [[], ["dataset", "replay"]])
-def test_without_a_draft_no_model_is_asked_anything(node, origins):
+def test_without_a_draft_no_model_runs(node, origins):
     given = [TokenSequence(sample=i, token_ids=(1, 5), supervised=(False, True), origin=o) for i, o in enumerate(origins)]
     script = Script({0: (SAME,)}, {})
     found = RevisedSource(node, Given(given), script.tools()).sequences(0, [])
@@ -181,11 +181,11 @@ def test_without_a_draft_no_model_is_asked_anything(node, origins):
         (2, False, (6, SAME, SAME, SAME), [2, 0]),
         (2, True, (SAME, SAME, 6, 6), [2, 3]),
         (3, False, (6, SAME, 6, SAME), [2, 0, 2]),
-        (3, True, (SAME, SAME, 6, 6), [2, 3]),  # nothing is left to revise behind position 3
-        (5, True, (SAME, SAME, 6, 6), [2, 3]),  # and a round without an error does not start anew
+        (3, True, (SAME, SAME, 6, 6), [2, 3]),  # nothing differs after position 3
+        (5, True, (SAME, SAME, 6, 6), [2, 3]),  # a round without an error keeps its start
     ],
 )
-def test_in_order_a_later_round_looks_no_further_back_than_the_last_error(rounds, in_order, wanted, positions):
+def test_in_order_a_later_round_searches_from_the_last_error_on(rounds, in_order, wanted, positions):
     script = Script({0: (SAME,) * BUDGET}, {0: TWO_ERRORS})
     (sequence,) = script.sequences(replace(ARGMAX, rounds=rounds, in_order=in_order))
     assert sequence.response_ids == wanted
@@ -194,8 +194,8 @@ def test_in_order_a_later_round_looks_no_further_back_than_the_last_error(rounds
 
 
 def test_in_order_the_corrected_token_itself_may_be_corrected_again():
-    """A teacher that draws its tokens may not stay with the one that it put there."""
-    script = Script({0: (SAME, SAME, SAME)}, {0: says((SAME, 60), (6, 0), (SAME, 60), (SAME, 60))})
+    """A teacher that samples its tokens may sample another one at the same position."""
+    script = Script({0: (SAME, SAME, SAME)}, {0: logits_of((SAME, 60), (6, 0), (SAME, 60), (SAME, 60))})
     positions = []
     for step in range(20):
         script.sequences(Revised(rounds=2, in_order=True, detection="random"), step)
@@ -207,9 +207,9 @@ def test_in_order_the_corrected_token_itself_may_be_corrected_again():
 # --- append -------------------------------------------------------------------------------------------------------------
 
 
-def test_appended_sequences_follow_the_drafts_which_stay():
+def test_append_keeps_the_drafts_before_the_revised_sequences():
     drafts = dict.fromkeys(range(3), (SAME,) * BUDGET)
-    script = Script(drafts, {0: TWO_ERRORS, 1: says(*[(SAME, 1)] * 4), 2: TWO_ERRORS})
+    script = Script(drafts, {0: TWO_ERRORS, 1: logits_of(*[(SAME, 1)] * 4), 2: TWO_ERRORS})
     found = script.sequences(replace(ARGMAX, mode="append"))
     assert [(s.sample, s.origin) for s in found] == [*((i, "student") for i in range(3)), (0, "revised"), (2, "revised")]
     assert responses(found[:3]) == list(drafts.values())
@@ -223,7 +223,7 @@ def test_of_several_rounds_the_last_sequence_is_appended():
     assert len(script.revisions) == 2
 
 
-def test_a_policy_puts_appended_sequences_behind_its_prompts_answers():
+def test_a_policy_returns_appended_sequences_after_its_answers():
     script = Script(dict.fromkeys(range(6), (SAME,) * BUDGET), dict.fromkeys(range(6), TWO_ERRORS))
     tools = script.tools()
     draw = Policy(tools.gold, Mixed(source=replace(ARGMAX, mode="append")).bind(tools)).draw(0)
@@ -263,15 +263,15 @@ def test_each_detection_finds_the_error_of_its_definition():
     assert found["reverse"] != found["forward"] != found["surprise"]
 
 
-def test_a_token_that_the_teacher_rules_out_is_the_greatest_surprise():
-    ruled_out = says((6, 1), (6, 1), (6, 1), (6, 1))
+def test_a_token_with_teacher_probability_0_has_the_greatest_surprise():
+    ruled_out = logits_of((6, 1), (6, 1), (6, 1), (6, 1))
     ruled_out[2, SAME] = -np.inf
     script = Script({0: (SAME,) * BUDGET}, {0: ruled_out})
     script.sequences(replace(ARGMAX, detection="surprise"))
     assert [revision.position for revision in script.revisions] == [2]
 
 
-def test_the_random_control_draws_evenly_from_the_positions_that_differ():
+def test_the_random_control_samples_uniformly_from_differing_positions():
     script = Script({0: (SAME,) * BUDGET}, {0: TWO_ERRORS})
     node = replace(ARGMAX, detection="random")
     draws = 600

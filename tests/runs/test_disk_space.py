@@ -1,4 +1,4 @@
-"""The pre-flight: what a run will write is known to a tenth before it begins, and refused where it does not fit."""
+"""The check of disk space: the estimate is within 10 %, and a run that does not fit is rejected before it starts."""
 
 import io
 import itertools
@@ -28,7 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Watching(files.Disk):
-    """Notes the most that stood at once in the checkpoints and the student of a run folder."""
+    """Records the largest total size of the checkpoints and the student of a run folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.peak = folder, 0
@@ -41,7 +41,7 @@ class Watching(files.Disk):
 
 
 class Full(files.Disk):
-    """Has room for so many bytes, and no file may be opened to be written after that is known."""
+    """A disk with a given free size, on which no file may be opened for writing after the size was read."""
 
     def __init__(self, free: int) -> None:
         self.free = free
@@ -60,14 +60,12 @@ def case(folder: Path, name: str) -> Run:
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_the_estimate_is_within_a_tenth_of_what_stands_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_the_estimate_is_within_10_percent_of_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     config, estimates = case(tmp_path, name), list[Space]()
     disk = Watching(config.folder)
     monkeypatch.setattr(files, "disk", disk)
     monkeypatch.setattr(record, "check_space", lambda folder, space: estimates.append(space))
-    # Ever worse, so that the first stays the best one and stands beside the newest.
+    # Decreasing scores, so that the first checkpoint stays the best one and is kept with the newest.
     entropies = itertools.count(1.0)
     scores = {"rouge_l": 1.0, "exact_match": 0.0}
     monkeypatch.setattr(Evaluator, "validate", lambda *_, **__: {**scores, "cross_entropy": next(entropies)})
@@ -77,7 +75,7 @@ def test_the_estimate_is_within_a_tenth_of_what_stands_at_once(
     assert estimates[0].checkpoint_bytes == pytest.approx(sum(path.stat().st_size for path in newest.iterdir()), rel=0.1)
 
 
-def test_a_run_without_room_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_space_is_an_error_before_a_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = case(tmp_path, "two are kept, and the best")
     monkeypatch.setattr(files, "disk", Full(1_000_000))
     with pytest.raises(DiskFullError) as caught:
@@ -88,7 +86,7 @@ def test_a_run_without_room_is_refused_before_anything_is_written(tmp_path: Path
     assert not config.folder.exists()
 
 
-def test_checkpoints_of_an_interrupted_run_count_as_room_and_its_student_does_not(
+def test_checkpoints_of_an_interrupted_run_count_as_free_and_its_student_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = Space(checkpoint_bytes=1000, while_saving=3, afterwards=2, student_bytes=500)
@@ -96,7 +94,7 @@ def test_checkpoints_of_an_interrupted_run_count_as_room_and_its_student_does_no
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-1" / "model.safetensors").write_bytes(bytes(1000))
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.safetensors").write_bytes(bytes(500))  # another will be written beside it
+    (tmp_path / "model" / "model.safetensors").write_bytes(bytes(500))  # removed only after the new one is written
     monkeypatch.setattr(files, "disk", Full(2000))
     check_space(tmp_path, space)
     monkeypatch.setattr(files, "disk", Full(1999))
@@ -104,5 +102,5 @@ def test_checkpoints_of_an_interrupted_run_count_as_room_and_its_student_does_no
         check_space(tmp_path, space)
 
 
-def test_a_large_student_beside_small_adapters_is_what_counts() -> None:
+def test_the_peak_includes_a_large_student_with_small_adapters() -> None:
     assert Space(checkpoint_bytes=10, while_saving=2, afterwards=1, student_bytes=500).peak_bytes == 510

@@ -1,4 +1,4 @@
-"""The folder of a run: what stands in it that is not the run's is swept, gone around, or refused in one line."""
+"""The run folder: leftovers are removed, and links, locks and other runs' files are rejected in one line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.worlds import tiny_run
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A recipe `recipe.yaml` and the folder that it names, which stands."""
+    """A recipe `recipe.yaml` and its run folder, which exists."""
     config = tiny_run(tmp_path, "sft")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(encode_run(config)), encoding="utf-8")
     config.folder.mkdir()
@@ -34,7 +34,7 @@ def refusal(run: Run, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     return code, printed.err
 
 
-def test_what_a_killed_run_left_half_written_is_swept_wherever_a_run_writes(run: Run) -> None:
+def test_partial_files_of_a_killed_run_are_removed(run: Run) -> None:
     answers = ["", "before", "teacher"]
     for place in (*answers, *(f"{place}/{RESPONSES}".strip("/") for place in answers), "checkpoints"):
         (run.folder / place / f"{files.TEMPORARY}step-3-abc" / "deep").mkdir(parents=True)
@@ -48,7 +48,7 @@ def test_what_a_killed_run_left_half_written_is_swept_wherever_a_run_writes(run:
     assert (run.folder.parent / "precious" / "a.txt").read_text() == "mine"
 
 
-def test_a_run_folder_that_is_a_link_is_one_like_others(run: Run) -> None:
+def test_a_run_folder_may_be_a_symbolic_link(run: Run) -> None:
     target = run.folder.rename(run.folder.with_name("scratch"))
     run.folder.symlink_to(target)
     with sole_use(run.folder, make_accelerator("fp32")):
@@ -57,7 +57,7 @@ def test_a_run_folder_that_is_a_link_is_one_like_others(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "before", "teacher", RESPONSES, f"before/{RESPONSES}"])
-def test_a_folder_in_it_that_is_a_link_is_refused_and_nothing_behind_it_touched(
+def test_a_symbolic_link_in_the_run_folder_is_rejected_and_its_target_unchanged(
     run: Run, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     elsewhere = run.folder.parent / "elsewhere"
@@ -69,13 +69,14 @@ def test_a_folder_in_it_that_is_a_link_is_refused_and_nothing_behind_it_touched(
     code, line = refusal(run, capsys)
     assert (code, line) == (
         2,
-        f"redistill: {run.folder / name}: is a link, and a run writes inside its folder alone; put a folder in its place\n",
+        f"redistill: {run.folder / name}: is a symbolic link, and a run writes only inside its folder; replace it by a "
+        "folder\n",
     )
     assert [path.name for path in elsewhere.iterdir()] == [f"{files.TEMPORARY}step-1"]
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to(path.name)], ids=["folder", "link to itself"])
-def test_a_lock_that_cannot_be_taken_is_one_line(
+def test_a_lock_that_cannot_be_acquired_is_an_error_of_one_line(
     run: Run, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None]
 ) -> None:
     make(run.folder / LOCK)
@@ -83,7 +84,7 @@ def test_a_lock_that_cannot_be_taken_is_one_line(
     assert code == 2 and line.startswith(f"redistill: {run.folder / LOCK}: could not be written")
 
 
-def test_a_lock_that_is_held_and_cannot_be_read_is_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_held_lock_that_cannot_be_read_is_an_error_of_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with locked(run.folder):
         (run.folder / LOCK).write_bytes(b"\xff")
         code, line = refusal(run, capsys)
@@ -91,20 +92,20 @@ def test_a_lock_that_is_held_and_cannot_be_read_is_one_line(run: Run, capsys: py
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\x00"])
-def test_a_run_file_that_is_none_is_one_line(run: Run, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_an_invalid_run_file_is_an_error_of_one_line(run: Run, capsys: pytest.CaptureFixture[str], text: str) -> None:
     (run.folder / RUN_FILE).write_text(text)
     code, line = refusal(run, capsys)
     assert code == 2 and line.startswith(f"redistill: {run.folder / RUN_FILE}: ")
 
 
-def test_a_file_where_the_folder_belongs_is_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_at_the_path_of_the_folder_is_an_error_of_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run.folder.rmdir()
     run.folder.write_text("mine")
     code, line = refusal(run, capsys)
     assert code == 2 and str(run.folder) in line and run.folder.read_text() == "mine"
 
 
-def test_lines_are_not_appended_to_what_a_link_points_to(tmp_path: Path) -> None:
+def test_lines_are_not_appended_through_a_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "precious")
     with pytest.raises(files.OutputError, match=r"metrics\.jsonl: 12 bytes could not be written .*; remove the symbolic link"):

@@ -1,4 +1,4 @@
-"""Commands side by side: order, needs, failures, interruptions."""
+"""Parallel commands: order, needs, failures, interruptions."""
 
 import io
 import os
@@ -18,7 +18,7 @@ FAIL = "print('first'); print('it broke', flush=True); raise SystemExit(3)"
 
 
 class Watch:
-    """What run_jobs told, and how many jobs ran at once."""
+    """The callbacks of run_jobs, and the largest number of running jobs."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []
@@ -45,21 +45,21 @@ def run(jobs: Sequence[Job], limit: int = 2, watch: Watch | None = None, **envir
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
-def test_all_run_and_never_more_than_the_limit_at_once(tmp_path: Path, limit: int) -> None:
+def test_all_jobs_run_and_at_most_limit_at_once(tmp_path: Path, limit: int) -> None:
     watch = Watch()
     assert run([job(tmp_path, f"j{i}") for i in range(5)], limit, watch) == {f"j{i}": 0 for i in range(5)}
     assert [name for what, name in watch.told if what == "start"] == [f"j{i}" for i in range(5)]
     assert watch.most <= limit and watch.running == 0
 
 
-def test_a_job_starts_when_what_it_needs_has_ended(tmp_path: Path) -> None:
+def test_a_job_starts_after_the_jobs_that_it_needs(tmp_path: Path) -> None:
     watch = Watch()
     run([job(tmp_path, "run", needs=["stage"]), job(tmp_path, "stage"), job(tmp_path, "free")], 2, watch)
     assert watch.told.index(("end", "stage")) < watch.told.index(("start", "run"))
     assert watch.told.index(("start", "free")) < watch.told.index(("start", "run"))
 
 
-def test_a_failure_stops_only_what_needs_it(tmp_path: Path) -> None:
+def test_a_failed_job_stops_only_the_jobs_that_need_it(tmp_path: Path) -> None:
     jobs = [
         job(tmp_path, "stage", FAIL),
         job(tmp_path, "run", needs=["stage"]),
@@ -70,7 +70,7 @@ def test_a_failure_stops_only_what_needs_it(tmp_path: Path) -> None:
     assert last_line(tmp_path / "stage" / "log.txt") == "it broke"
 
 
-def test_a_log_is_continued_and_holds_both_streams(tmp_path: Path) -> None:
+def test_a_log_is_appended_to_and_has_both_streams(tmp_path: Path) -> None:
     both = "import sys; print('out', flush=True); print('err', file=sys.stderr)"
     for _ in range(2):
         run([job(tmp_path, "a", both)])
@@ -84,7 +84,7 @@ def test_jobs_get_the_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interruption_ends_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+def test_an_interruption_stops_running_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     started: list[int] = []
     made: list[subprocess.Popen] = []
 
@@ -109,7 +109,7 @@ def test_an_interruption_ends_what_runs(tmp_path: Path, monkeypatch: pytest.Monk
     assert [process.returncode for process in made] == [-signal.SIGTERM] * 2
 
 
-def test_an_interruption_while_a_job_starts_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_during_a_start_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[subprocess.Popen] = []
 
     class Interrupted(subprocess.Popen):
@@ -124,7 +124,7 @@ def test_an_interruption_while_a_job_starts_leaves_none_behind(tmp_path: Path, m
     assert [process.returncode for process in made] == [-signal.SIGTERM]
 
 
-def test_a_hangup_that_is_ignored_as_under_nohup_stops_nothing(tmp_path: Path) -> None:
+def test_an_ignored_hangup_stops_nothing(tmp_path: Path) -> None:
     class Hangup(Watch):
         def start(self, job: Job) -> None:
             super().start(job)
@@ -138,7 +138,7 @@ def test_a_hangup_that_is_ignored_as_under_nohup_stops_nothing(tmp_path: Path) -
 
 
 def told(*, terminal: bool) -> str:
-    """What four jobs, of which two have ended after 60 s, look like."""
+    """The output for four jobs, of which two have ended after 60 s."""
     seconds = iter([0.0, 60.0, 60.0])
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     with JobProgress(4, console=console, clock=lambda: next(seconds)) as progress:

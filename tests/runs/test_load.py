@@ -1,4 +1,4 @@
-"""Assembly: from a config to data and models, and what the manifest says of them."""
+"""Loading data and models from a configuration, and their manifest."""
 
 import dataclasses
 from pathlib import Path
@@ -38,27 +38,27 @@ def data(folder: Path, **fields) -> DataConfig:
 
 
 def load(config, tokenizer, said=None, rejected=None, seed=1):
-    return load_data(config, tokenizer, seed, rejected=rejected, say=(said if said is not None else []).append)
+    return load_data(config, tokenizer, seed, rejected=rejected, report=(said if said is not None else []).append)
 
 
 def instructions(records):
     return [record.prompt.instruction for record in records]
 
 
-def test_validation_is_held_out_from_the_front_and_never_trained_on(tmp_path, tokenizer):
+def test_the_first_rows_are_held_out_for_validation(tmp_path, tokenizer):
     found = load(data(tmp_path), tokenizer)
     assert instructions(found.validation) == [row["instruction"] for row in rows(3)]
     assert instructions(e.record for e in found.train) == [row["instruction"] for row in rows(10)[3:]]
     assert [e.record for e in found.validation_examples] == list(found.validation)
 
 
-def test_a_validation_file_leaves_the_training_set_whole(tmp_path, tokenizer):
+def test_with_a_validation_file_all_training_rows_are_used(tmp_path, tokenizer):
     validation = write_rows(tmp_path / "validation.jsonl", rows(6, 50))
     found = load(data(tmp_path, validation=validation), tokenizer)
     assert len(found.train) == 10 and instructions(found.validation) == [row["instruction"] for row in rows(3, 50)]
 
 
-def test_the_first_so_many_rows_are_taken_after_holding_out(tmp_path, tokenizer):
+def test_max_train_rows_limits_the_rows_after_the_held_out_ones(tmp_path, tokenizer):
     found = load(data(tmp_path, max_train_rows=2), tokenizer)
     assert instructions(e.record for e in found.train) == [row["instruction"] for row in rows(2, 3)]
     assert len(found.validation) == 3
@@ -93,7 +93,7 @@ def test_prompts_that_are_too_long_are_dropped_and_counted(tmp_path, tokenizer):
     assert said[-1] == "train: 3 examples (1 dropped: 1 too long); validation: 3"
 
 
-def test_a_prompt_that_is_too_long_is_listed_and_is_no_bad_row(tmp_path, tokenizer):
+def test_a_prompt_that_is_too_long_is_listed_and_not_counted_as_bad(tmp_path, tokenizer):
     path = write_rows(tmp_path / "mixed.jsonl", [*rows(6), {"instruction": "Where is the cat? " * 60, "output": "Here."}])
     rejected = tmp_path / "rejected.jsonl"
     for _ in range(2):  # a run that is resumed lists it once
@@ -107,7 +107,7 @@ NEVER = {"messages": [{"role": "user", "content": "REFUSE"}, {"role": "assistant
 
 @pytest.fixture
 def chatty():
-    """A tokenizer whose chat template refuses one message."""
+    """A tokenizer whose chat template rejects one message."""
     tokenizer = gpt2_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.content == 'REFUSE' %}{{ raise_exception('not that') }}{% endif %}"
@@ -116,7 +116,7 @@ def chatty():
     return tokenizer
 
 
-def test_a_row_that_the_chat_template_refuses_is_a_bad_row(tmp_path, chatty):
+def test_a_row_that_the_chat_template_rejects_is_a_bad_row(tmp_path, chatty):
     path = write_rows(tmp_path / "mixed.jsonl", [NEVER, *rows(6), NEVER])
     rejected, said = tmp_path / "rejected.jsonl", []
     config = data(tmp_path, train=(path,), tokens=TokenizeConfig(template="chat"), max_bad_rows=2)
@@ -127,11 +127,11 @@ def test_a_row_that_the_chat_template_refuses_is_a_bad_row(tmp_path, chatty):
     assert instructions(found.validation) == [row["instruction"] for row in rows(2)], "it cannot be asked either"
     assert found.manifest["kept"]["nothing to learn"] == found.manifest["kept"]["validation nothing to learn"] == 1
     assert said[-1] == "train: 4 examples (1 dropped: 1 nothing to learn); validation: 2"
-    with pytest.raises(DataError, match=r"mixed\.jsonl:1: .*more than 1 rows cannot be used .*raise max_bad_rows"):
+    with pytest.raises(DataError, match=r"mixed\.jsonl:1: .*more than 1 rows are unusable .*raise max_bad_rows"):
         load(dataclasses.replace(config, max_bad_rows=1), chatty, rejected=rejected)
 
 
-def test_what_a_test_set_asks_is_not_learnt_from(tmp_path, tokenizer):
+def test_rows_with_the_prompt_of_a_test_row_are_removed(tmp_path, tokenizer):
     test = write_rows(tmp_path / "test.jsonl", [{**row, "output": "Else."} for row in (*rows(2), *rows(1, 50), *rows(1, 9))])
     validation = write_rows(tmp_path / "validation.jsonl", rows(4, 50))
     said = []
@@ -140,10 +140,10 @@ def test_what_a_test_set_asks_is_not_learnt_from(tmp_path, tokenizer):
     assert instructions(found.validation) == [row["instruction"] for row in rows(3, 51)]
     kept = found.manifest["kept"]
     assert (kept["in a test set"], kept["dropped"], kept["validation in a test set"]) == (3, 3, 1)
-    assert "asked in a test set too, and left out: 3 training rows, 1 validation rows" in said
+    assert "removed, since a test set has the same prompt: 3 training rows, 1 validation rows" in said
 
 
-def test_the_same_instruction_about_another_input_is_another_question(tmp_path, tokenizer):
+def test_the_same_instruction_with_another_input_is_another_prompt(tmp_path, tokenizer):
     row = rows(1)[0]
     test = write_rows(tmp_path / "test.jsonl", [{**row, "input": "the moon"}])
     assert len(load(data(tmp_path, tests={"mine": test}), tokenizer).train) == 7
@@ -151,9 +151,9 @@ def test_the_same_instruction_about_another_input_is_another_question(tmp_path, 
     assert len(load(data(tmp_path, tests={"mine": test}), tokenizer).train) == 6
 
 
-def test_data_that_a_test_set_asks_throughout_is_refused(tmp_path, tokenizer):
+def test_training_data_without_rows_outside_the_test_sets_is_rejected(tmp_path, tokenizer):
     config = data(tmp_path, validation=write_rows(tmp_path / "validation.jsonl", rows(2, 50)))
-    with pytest.raises(DataError, match="train: no row is left that no test set asks too"):
+    with pytest.raises(DataError, match="train: a test set has the prompt of every row"):
         load(dataclasses.replace(config, tests={"mine": config.train[0]}), tokenizer)
 
 
@@ -165,12 +165,12 @@ def test_tests_are_read_and_their_files_hashed(tmp_path, tokenizer):
     assert load_tests(config, lambda line: None) == found.tests
 
 
-def test_too_few_rows_to_hold_out_from_are_refused(tmp_path, tokenizer):
+def test_too_few_rows_to_hold_out_are_rejected(tmp_path, tokenizer):
     with pytest.raises(ConfigError, match="the training set has only 10 rows; hold out fewer"):
         load(data(tmp_path, validation_rows=10), tokenizer)
 
 
-def test_rows_that_cannot_be_used_are_listed_by_source(tmp_path, tokenizer):
+def test_unusable_rows_are_listed_by_source(tmp_path, tokenizer):
     bad = write_rows(tmp_path / "bad.jsonl", [*rows(5), {"instruction": "no answer"}])
     worse = write_rows(tmp_path / "worse.jsonl", [{"instruction": ""}, *rows(5)])
     rejected = tmp_path / "rejected.jsonl"
@@ -189,7 +189,7 @@ def models(config: Run):
     return load_models(config)
 
 
-def test_a_student_of_its_own_and_a_teacher_share_their_vocabulary(world):
+def test_a_separate_student_and_a_teacher_share_their_vocabulary(world):
     found = models(tiny_run(world))
     assert found.vocabulary == len(found.tokenizer) and not found.notes
     assert found.end_ids == (found.tokenizer.eos_token_id,) and found.pad_id == found.tokenizer.pad_token_id
@@ -205,7 +205,7 @@ def test_a_student_of_teacher_layers(world):
     assert torch.equal(own, theirs) and own.data_ptr() != theirs.data_ptr()
 
 
-def test_layers_of_a_student_of_its_own(world):
+def test_layers_of_a_separate_student(world):
     found = models(tiny_run(world, student={"initialise": {"layers": 1}}))
     assert found.student.config.num_hidden_layers == 1
 
@@ -215,12 +215,12 @@ def test_without_a_teacher_none_is_loaded(world):
     assert found.teacher is None and "teacher" not in found.manifest and found.vocabulary == len(found.tokenizer)
 
 
-def test_the_student_is_trained_in_float32_unless_told(world):
+def test_the_student_is_trained_in_float32_by_default(world):
     assert models(tiny_run(world)).student.dtype == torch.float32
     assert models(tiny_run(world, student={"dtype": "bfloat16"})).student.dtype == torch.bfloat16
 
 
-def test_a_padded_head_is_cut_to_what_both_know(world, tmp_path):
+def test_a_padded_head_is_cut_to_the_shared_vocabulary(world, tmp_path):
     size = len(gpt2_tokenizer())
     padded = write_model(tmp_path / "padded", LLAMA, 5, vocab_size=size + 28)
     found = models(tiny_run(world, teacher={"model": padded}))
@@ -228,7 +228,7 @@ def test_a_padded_head_is_cut_to_what_both_know(world, tmp_path):
     assert any(f"{size + 28} (teacher) and {size} (student)" in note for note in found.notes)
 
 
-def test_other_token_ids_are_refused(world, tmp_path):
+def test_different_token_ids_are_rejected(world, tmp_path):
     other = write_model(tmp_path / "other", LLAMA, 5)
     llama_like().save_pretrained(other)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Facts for run.json about where a run ran."""
+"""The environment of a run, for run.json."""
 
 import subprocess
 from pathlib import Path
@@ -17,12 +17,12 @@ def test_the_machine_is_described_in_json(tmp_path: Path) -> None:
     assert {"python", "platform", "torch_threads", "accelerators"} <= described.keys()
 
 
-def test_versions_name_redistill_and_what_is_installed() -> None:
+def test_versions_list_redistill_and_installed_packages() -> None:
     found = versions()
     assert found["redistill"] == redistill.__version__ and "torch" in found and "transformers" in found
 
 
-def test_the_commit_of_a_checkout_and_whether_it_was_changed(tmp_path: Path) -> None:
+def test_the_commit_of_a_checkout_and_its_dirty_mark(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
         done = subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True)

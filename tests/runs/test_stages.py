@@ -1,4 +1,4 @@
-"""What is trained before a run: the same teacher and start for every method of a table."""
+"""Stages of runs: the same teacher and start for every method of a table."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def run(method: str, **sections: Any) -> Run:
 
 
 def test_methods_that_train_differently_share_teacher_and_start() -> None:
-    """Else a table would compare teachers."""
+    """Otherwise a table would compare teachers."""
     plain = stages(run("imitkd"))
     other = stages(
         run(
@@ -53,7 +53,7 @@ def test_methods_that_start_from_the_base_have_no_start_stage() -> None:
     assert list(stages(run("mgsr", student={**student, "start": "base"}))) == ["teacher"]
 
 
-def test_a_run_reads_what_its_stages_leave() -> None:
+def test_a_run_loads_the_models_of_its_stages() -> None:
     config = run("mgsr")
     source = teacher_source(config)
     assert source is not None and source.model == "stages/teacher/model"
@@ -62,21 +62,21 @@ def test_a_run_reads_what_its_stages_leave() -> None:
     assert student_source(run("kd")).model == "s"
 
 
-def test_a_start_of_teacher_layers_is_made_of_the_tuned_teacher() -> None:
+def test_a_start_of_teacher_layers_uses_the_fine_tuned_teacher() -> None:
     student = {"model": "teacher", "initialise": {"layers": 2}, "finetune": TUNING}
     start = stages(run("mgsr", student=student))["start"]
     assert start.teacher is not None and start.teacher.model == "stages/teacher/model" and start.teacher.finetune is None
     assert start.student.initialise is not None
 
 
-def test_adapters_of_a_teacher_are_tuned_over_its_weights_as_they_are() -> None:
+def test_adapters_of_a_teacher_are_trained_over_its_weights_in_their_dtype() -> None:
     teacher = {"model": "t", "dtype": "bfloat16"}
     whole = stages(run("kd", teacher={**teacher, "finetune": TUNING}))["teacher"].student
     adapted = stages(run("kd", teacher={**teacher, "finetune": {**TUNING, "lora": {}}}))["teacher"].student
     assert (whole.dtype, adapted.dtype) == ("float32", "bfloat16") and adapted.lora is not None
 
 
-def test_a_folder_that_was_moved_tells_runs_apart_as_little_as_a_name() -> None:
+def test_settings_exclude_folders_and_names() -> None:
     first, second = (run("mgsr", out=out) for out in ("here", "there"))
     assert encode_run(first) != encode_run(second)
     assert without_output_folders(encode_run(first)) == without_output_folders(encode_run(second))

@@ -1,4 +1,4 @@
-"""Sweeps: all is checked first, equal runs are shared, what is finished is skipped, what fails stops nothing else."""
+"""Sweeps: all runs are checked first, equal runs are shared, finished runs skipped, and failures do not stop others."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from redistill.runs.sweep import Plan, plan_sweep, run_sweep
 from redistill.storage import files
 from redistill.storage.lock import locked
 
-# Stands for the command: notes that it was called, fails where the recipe's name says so, else leaves what a run leaves.
+# Replaces the command: records its call, fails if the recipe's name requests it, else writes the files of a run.
 COMMAND = """
 import json, os, pathlib, sys, yaml
 command, recipe, option, out = sys.argv[1:]
@@ -49,7 +49,7 @@ ROWS = {"sft": {"method": "sft"}, "kd": {"method": "kd"}, "mgsr": {"method": "mg
 
 @pytest.fixture(autouse=True)
 def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Nothing is trained and nothing compared; returns what was asked to be compared."""
+    """Disables training and comparison; returns the arguments of the comparisons."""
     asked: list[dict[str, Any]] = []
 
     def compare(folders: Any, outputs: Any, **options: Any) -> None:
@@ -65,7 +65,7 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Callable[..., Plan]:
-    """Write a sweep recipe and plan it; `only` is of the command line, all else of the recipe."""
+    """Write a sweep recipe and plan it; `only` is a command line option, all other arguments are fields of the recipe."""
 
     def write(only: tuple[str, ...] = (), **tree: Any) -> Plan:
         path = tmp_path / "table.yaml"
@@ -76,7 +76,7 @@ def plan(tmp_path: Path) -> Callable[..., Plan]:
 
 
 def calls(folder: Path) -> list[str]:
-    """What was run in a folder since the last look."""
+    """The runs of a folder since the last call."""
     path = folder / "calls.txt"
     lines = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def held(plan: Plan) -> dict[str, Any]:
     return files.read_json(plan.folder / "sweep.json")
 
 
-def test_every_row_and_seed_becomes_a_run_of_its_own(plan: Callable[..., Plan]) -> None:
+def test_every_row_and_seed_is_a_separate_run(plan: Callable[..., Plan]) -> None:
     made = plan(seeds=[1, 2])
     assert [(e.label, e.seed, e.run.method, e.run.seed, e.run.folder.name) for e in made.entries] == [
         (label, seed, label, seed, f"{label}-seed{seed}") for label in ROWS for seed in (1, 2)
@@ -125,7 +125,7 @@ def test_dotted_keys_change_single_fields_of_the_methods_own_parts(plan: Callabl
         ({"method": "mgsr", "objective.divergence.alfa": 1}, "objective.divergence.alfa: no such field"),
     ],
 )
-def test_a_mistake_in_the_last_row_is_found_before_anything_runs(
+def test_an_invalid_last_row_is_an_error_before_anything_runs(
     plan: Callable[..., Plan], tmp_path: Path, row: Mapping[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
@@ -134,7 +134,7 @@ def test_a_mistake_in_the_last_row_is_found_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
-def test_settings_of_the_command_line_win_over_rows(tmp_path: Path) -> None:
+def test_command_line_settings_override_rows(tmp_path: Path) -> None:
     rows = {"a": {"method": "sft", "training": {"updates": 5}}, "b": {"method": "sft", "training.updates": 6}}
     files.write_text(tmp_path / "table.yaml", yaml.safe_dump({"name": "table", "base": BASE, "rows": rows, "seeds": [1]}))
     made = plan_sweep(tmp_path / "table.yaml", ["training.updates=7"], out=tmp_path / "out")
@@ -142,7 +142,7 @@ def test_settings_of_the_command_line_win_over_rows(tmp_path: Path) -> None:
     assert len({entry.run.folder for entry in made.entries}) == 1
 
 
-def test_equal_runs_are_run_once_and_stand_under_every_label(plan: Callable[..., Plan]) -> None:
+def test_equal_runs_run_once_and_have_every_label(plan: Callable[..., Plan]) -> None:
     rows = {**ROWS, "dac-kl": {"method": "mgsr"}, "other": {"method": "mgsr", "training.updates": 7}}
     made = plan(rows=rows, seeds=[1, 2])
     run_sweep(made, jobs=1)
@@ -154,7 +154,7 @@ def test_equal_runs_are_run_once_and_stand_under_every_label(plan: Callable[...,
     ]
 
 
-def test_what_is_finished_is_skipped_and_the_rest_goes_on(plan: Callable[..., Plan], tmp_path: Path) -> None:
+def test_finished_runs_are_skipped_and_the_others_resume(plan: Callable[..., Plan], tmp_path: Path) -> None:
     run_sweep(plan(only=("kd",)), jobs=1)
     assert calls(tmp_path / "out") == ["run kd-seed1"]
     made = plan()
@@ -165,23 +165,23 @@ def test_what_is_finished_is_skipped_and_the_rest_goes_on(plan: Callable[..., Pl
     assert calls(made.folder) == []
 
 
-def test_a_run_with_another_config_is_refused_and_nothing_is_lost(plan: Callable[..., Plan]) -> None:
+def test_a_run_with_another_configuration_is_rejected_and_unchanged(plan: Callable[..., Plan]) -> None:
     made = plan()
     run_sweep(made, jobs=1)
     before = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
     changed = plan(base={**BASE, "optimiser": {"learning_rate": 2e-3}})
-    with pytest.raises(ConfigError, match=r"holds another run \(optimiser.learning_rate is 0.001 there and 0.002 here\)"):
+    with pytest.raises(ConfigError, match=r"contains another run \(optimiser.learning_rate is 0.001 there and 0.002 here\)"):
         run_sweep(changed, jobs=1)
     assert {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()} == before
 
 
-def test_the_folder_of_another_sweep_is_refused(plan: Callable[..., Plan]) -> None:
+def test_the_folder_of_another_sweep_is_rejected(plan: Callable[..., Plan]) -> None:
     run_sweep(plan(only=("sft",)), jobs=1)
-    with pytest.raises(ConfigError, match="holds the sweep 'table', not 'other'"):
+    with pytest.raises(ConfigError, match="contains the sweep 'table', not 'other'"):
         run_sweep(plan(name="other"), jobs=1)
 
 
-def test_a_failure_is_told_and_the_others_are_finished_and_compared(
+def test_a_failure_is_reported_and_the_other_runs_are_compared(
     plan: Callable[..., Plan], compared: list[dict[str, Any]]
 ) -> None:
     made = plan()
@@ -200,9 +200,7 @@ def test_a_failure_is_told_and_the_others_are_finished_and_compared(
 
 
 @pytest.mark.parametrize(("first", "second", "expected"), [(75, 0, 75), (75, 143, 75), (75, 2, 1), (1, 143, 1)])
-def test_a_sweep_may_be_tried_again_where_all_that_failed_may(
-    plan: Callable[..., Plan], first: int, second: int, expected: int
-) -> None:
+def test_a_sweep_is_retryable_if_all_failed_runs_are(plan: Callable[..., Plan], first: int, second: int, expected: int) -> None:
     made = plan()
     for name, code in (("sft-seed1", first), ("kd-seed1", second)):
         if code:
@@ -241,17 +239,17 @@ def test_a_stage_runs_once_before_the_runs_that_share_it(plan: Callable[..., Pla
     assert calls(made.folder / "stages") == []
 
 
-def test_a_stage_that_fails_keeps_only_its_own_runs_from_beginning(plan: Callable[..., Plan]) -> None:
+def test_a_failed_stage_stops_only_the_runs_that_need_it(plan: Callable[..., Plan]) -> None:
     tuned = {"model": "small", "finetune": {"updates": 5, "learning_rate": 1e-3}}
     made = plan(base={**BASE, "student": tuned})
     (stage,) = (stage for entry in made.entries for stage in entry.stages)
     files.write_text(stage.folder / "fail", "")
-    with pytest.raises(TrainingError, match="mgsr-seed1: not begun, since what it needs failed"):
+    with pytest.raises(TrainingError, match="mgsr-seed1: not started, since a job that it needs failed"):
         run_sweep(made, jobs=1)
     assert [entry["status"] for entry in held(made)["runs"]] == ["finished", "finished", "waiting"]
 
 
-def test_two_sweeps_at_once_in_a_folder_are_refused(plan: Callable[..., Plan]) -> None:
+def test_a_second_sweep_in_the_same_folder_is_rejected(plan: Callable[..., Plan]) -> None:
     made = plan()
     with (
         locked(made.folder),
@@ -261,7 +259,7 @@ def test_two_sweeps_at_once_in_a_folder_are_refused(plan: Callable[..., Plan]) -
     run_sweep(made, jobs=1)
 
 
-def test_an_interruption_leaves_a_sweep_that_goes_on(plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_sweep_resumes(plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:
     made = plan()
     begun: list[str] = []
 
@@ -280,7 +278,7 @@ def test_an_interruption_leaves_a_sweep_that_goes_on(plan: Callable[..., Plan], 
     assert {entry["status"] for entry in held(made)["runs"]} == {"finished"}
 
 
-def test_runs_side_by_side_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_runs_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [sweep._environment(limit).get("OMP_NUM_THREADS") for limit in (1, 2, 8, 20)] == [None, "4", "1", "1"]
@@ -295,7 +293,7 @@ def test_a_score_is_the_mean_over_data_sets_of_the_mean_over_seeds(tmp_path: Pat
     assert sweep._score(tmp_path / "none") == ""
 
 
-def test_a_plan_is_described_run_by_run(plan: Callable[..., Plan]) -> None:
+def test_a_plan_is_described_by_a_line_per_run(plan: Callable[..., Plan]) -> None:
     made = plan(rows={"mgsr": {"method": "mgsr"}, "dac-kl": {"method": "mgsr"}, "sft": {"method": "sft"}})
     assert made.describe() == [
         f"{made.folder}/mgsr-seed1  waiting  mgsr (seed 1), dac-kl (seed 1)",
@@ -304,7 +302,7 @@ def test_a_plan_is_described_run_by_run(plan: Callable[..., Plan]) -> None:
     assert not made.folder.exists()
 
 
-def test_the_command_checks_lists_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_checks_lists_and_runs_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = tmp_path / "table.yaml", tmp_path / "out"
     files.write_text(path, yaml.safe_dump({"name": "table", "base": BASE, "rows": ROWS, "seeds": [1]}))
     command = ["sweep", str(path), "--out", str(out)]
@@ -316,15 +314,15 @@ def test_the_command_checks_lists_and_runs(tmp_path: Path, capsys: pytest.Captur
     assert calls(out) == ["run kd-seed1", "run sft-seed1"]
     assert capsys.readouterr().out.splitlines() == [f"{out}/compare.{ending}" for ending in ("html", "md", "tex", "csv")]
     assert main([*command, "--jobs", "1"]) == 2
-    assert "holds another run (training.updates is 3 there and 1000 here)" in capsys.readouterr().err
+    assert "contains another run (training.updates is 3 there and 1000 here)" in capsys.readouterr().err
 
 
-def test_the_runs_may_use_the_code_that_the_sweep_may_use(plan: Callable[..., Plan]) -> None:
+def test_runs_inherit_the_allowed_code_of_the_sweep(plan: Callable[..., Plan]) -> None:
     made = dataclasses.replace(plan(), allow_code=("mine", "yours"))
     command = sweep._jobs(made, made.statuses())[0].command
     assert command[-2:] == ("--allow-code=mine", "--allow-code=yours")
 
 
-def test_an_unknown_label_is_refused(plan: Callable[..., Plan]) -> None:
+def test_an_unknown_label_is_rejected(plan: Callable[..., Plan]) -> None:
     with pytest.raises(RedistillError, match="--only dkm: no such row; the rows are sft, kd, mgsr"):
         plan(only=("dkm",))

@@ -1,4 +1,4 @@
-"""Sweep recipes: what they expand to, and what is refused with its place and remedy."""
+"""Sweep recipes: their runs, and errors with field and remedy."""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ def test_every_row_runs_with_every_seed(tmp_path: Path) -> None:
     assert [cell.tree["name"] for cell in found] == ["sft-seed1", "sft-seed2", "mgsr-seed1", "mgsr-seed2"]
 
 
-def test_a_row_lies_over_the_base_and_the_base_over_the_world(tmp_path: Path) -> None:
+def test_rows_are_merged_over_the_base_and_the_base_over_the_world(tmp_path: Path) -> None:
     world = {"training": {"updates": 1, "batch_size": 1, "keep": 1}, "name": "world"}
     base = {"training": {"batch_size": 2, "keep": 2}, "seed": 99}
     rows = {"kd": {"method": "kd", "training": {"keep": 3}}}
@@ -52,7 +52,7 @@ def test_policy_and_objective_replace_as_a_whole() -> None:
     assert merged(under, {"policy": {"kind": "revised"}}) == {"policy": {"kind": "revised"}, "objective": {"span_weight": 1.0}}
 
 
-def test_dotted_keys_are_settings_to_change(tmp_path: Path) -> None:
+def test_dotted_keys_are_overrides(tmp_path: Path) -> None:
     rows = {"a": {"method": "mgsr", "objective.span_weight": 0, "data.tests": {"x": None}, "optimiser.learning_rate": "1e-3"}}
     (cell,) = expanded(tmp_path, rows=rows, seeds=[1])
     assert set(cell.tree) == {"method", "name", "seed"}
@@ -60,13 +60,13 @@ def test_dotted_keys_are_settings_to_change(tmp_path: Path) -> None:
     assert values == {"objective.span_weight": 0, "data.tests": {"x": None}, "optimiser.learning_rate": "1e-3"}
 
 
-def test_a_base_may_be_another_file_beside_the_sweep(tmp_path: Path) -> None:
+def test_the_base_may_be_the_path_of_a_recipe(tmp_path: Path) -> None:
     write(tmp_path, {"method": "kd", "training": {"updates": 7}}, "base.yaml")
     (cell,) = expanded(tmp_path, base="base.yaml", rows={"a": {}}, seeds=[1])
     assert cell.tree["training"] == {"updates": 7}
 
 
-def test_one_table_of_all_rows_unless_groups_say_otherwise(tmp_path: Path) -> None:
+def test_without_groups_there_is_one_table_of_all_rows(tmp_path: Path) -> None:
     sweep = read_sweep(write(tmp_path, {**MINIMAL, "published": "table1-gpt2"}))
     (table,) = sweep.tables.values()
     assert (list(sweep.tables), table.rows, table.baseline) == (["compare"], ("sft", "mgsr"), "sft")
@@ -90,14 +90,14 @@ def test_a_group_has_its_own_baseline_else_the_sweeps_else_its_first_row(tmp_pat
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown field": ({"seed": 3}, "seed: no such section; did you mean 'seeds'?"),
-    "no rows": ({"rows": {}}, "rows: empty; name at least one"),
+    "no rows": ({"rows": {}}, "rows: empty; must have at least one"),
     "an empty row": ({"rows": {"sft": None}}, "rows.sft = None: must be a mapping"),
-    "a label that is no file name": ({"rows": {"a/b": {}}}, "rows: 'a/b': may hold letters, digits, '.', '_' and '-'"),
-    "a name that leaves the folder": ({"name": "../x"}, "name: '../x': may hold letters"),
-    "a key that is no text": ({"rows": {"a": {1: 2}}}, "rows.a: 1: must be text"),
-    "a seed in a row": ({"rows": {"a": {"seed": 3}}}, "rows.a.seed: is set by the sweep itself; leave it out"),
-    "a seed twice": ({"seeds": [1, 1]}, "seeds = [1, 1]: must be at least one, and all different"),
-    "no seed": ({"seeds": []}, "seeds = []: must be at least one"),
+    "a label that is no file name": ({"rows": {"a/b": {}}}, "rows: 'a/b': must consist of letters, digits, '.', '_' and '-'"),
+    "a name that leaves the folder": ({"name": "../x"}, "name: '../x': must consist of letters"),
+    "a key that is no text": ({"rows": {"a": {1: 2}}}, "rows.a: 1: must be a string"),
+    "a seed in a row": ({"rows": {"a": {"seed": 3}}}, "rows.a.seed: the sweep sets it; remove it from the row"),
+    "a seed twice": ({"seeds": [1, 1]}, "seeds = [1, 1]: must have at least one, without duplicates"),
+    "no seed": ({"seeds": []}, "seeds = []: must have at least one"),
     "an unknown baseline": ({"baseline": "kd"}, "baseline: no row 'kd'; the rows are sft, mgsr"),
     "an unknown row in a group": ({"groups": {"a": {"rows": ["kd"]}}}, "groups.a.rows: no row 'kd'; the rows are sft, mgsr"),
     "a group's baseline elsewhere": (
@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such table of the paper": (
         {"published": "table9"},
-        "published: no table 'table9' of the paper; choose from table1-gpt2",
+        "published: the paper has no table 'table9'; choose from table1-gpt2",
     ),
     "an unknown world": ({"world": "real"}, "world = 'real': must be 'toy'"),
     "a base that is not there": ({"base": "none.yaml"}, "No such file or directory"),
@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_wrong_sweep_is_refused_with_its_place(tmp_path: Path, case: str) -> None:
+def test_an_invalid_sweep_is_rejected_with_the_field(tmp_path: Path, case: str) -> None:
     changes, said = REFUSED[case]
     path = write(tmp_path, {**MINIMAL, **changes})
     with pytest.raises(ConfigError) as error:
@@ -122,8 +122,8 @@ def test_a_wrong_sweep_is_refused_with_its_place(tmp_path: Path, case: str) -> N
     assert said in str(error.value) and str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_missing_sweep_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file or directory; give the path of a sweep"):
+def test_a_missing_sweep_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file or directory; use the path of a sweep"):
         read_sweep(tmp_path / "none.yaml")
 
 
@@ -147,7 +147,7 @@ def test_every_sweep_recipe_is_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("table*.yaml")), ids=lambda path: path.stem)
-def test_a_sweep_in_the_place_of_one_run_is_told_what_it_is(path: Path) -> None:
+def test_a_sweep_recipe_given_to_run_is_reported_as_such(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rows: this is a sweep, .* `redistill sweep`, .*`redistill estimate --row LABEL`"):
         load_config(path)
 
@@ -171,7 +171,7 @@ def test_table_2_adds_one_part_at_a_time(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("table3*.yaml")), ids=lambda path: path.stem)
-def test_table_3_changes_one_part_a_group_and_shares_what_is_mgsr(path: Path) -> None:
+def test_table_3_changes_one_part_per_group_and_shares_the_mgsr_run(path: Path) -> None:
     made = plan_sweep(path)
     rows = {entry.label: entry.run.resolved_method for entry in made.entries}
     mgsr = METHODS["mgsr"]

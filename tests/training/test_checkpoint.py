@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out bit for bit, damage never passes, and an interrupted save loses nothing."""
+"""Checkpoints: state is restored bitwise, damage is detected, and an interrupted save loses nothing."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def save(folder: Path, step: int, *, keep: int = 10, protect: tuple[int, ...] = 
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_training_goes_on_bitwise_after_a_round_trip(tmp_path: Path, fused: bool) -> None:
+def test_training_after_a_round_trip_is_bitwise_equal(tmp_path: Path, fused: bool) -> None:
     model = network()
     optimizer = adamw(model, fused=fused)
     for step in range(3):
@@ -93,7 +93,7 @@ def test_the_restored_optimizer_does_not_write_into_the_checkpoint(tmp_path: Pat
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
-def test_every_bit_of_a_tensor_comes_back(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_tensors_are_restored_bitwise(tmp_path: Path, dtype: torch.dtype) -> None:
     raw = np.random.default_rng(1).integers(0, 256, size=64, dtype=np.uint8)
     tensor = torch.from_numpy(raw % 2 if dtype == torch.bool else raw).view(dtype)
     cases = {"flat": tensor, "turned": tensor.reshape(2, -1).T, "scalar": tensor[0], "empty": tensor[:0]}
@@ -105,14 +105,14 @@ def test_every_bit_of_a_tensor_comes_back(tmp_path: Path, dtype: torch.dtype) ->
         assert back.contiguous().flatten().view(torch.uint8).tolist() == value.contiguous().flatten().view(torch.uint8).tolist()
 
 
-def test_the_state_comes_back_to_the_last_digit(tmp_path: Path) -> None:
+def test_the_state_is_restored_exactly(tmp_path: Path) -> None:
     state = {"rate": 0.1 / 3, "big": 2**127 - 1, "none": None, "text": "caf\u00e9 \ud800 \u2028", "list": [1, [2.5]]}
     checkpoint.save(tmp_path, 7, tensors={}, state=state, keep=1)
     found = checkpoint.load(tmp_path)
     assert found is not None and dict(found.state) == state
 
 
-def test_tied_tensors_are_written_once_and_come_back_tied(tmp_path: Path) -> None:
+def test_tied_tensors_are_stored_once_and_restored_tied(tmp_path: Path) -> None:
     embedding = torch.randn(100, 10, generator=torch.Generator().manual_seed(0))
     plain = checkpoint.save(tmp_path / "one", 0, tensors={"model": {"wte": embedding}}, state={}, keep=1)
     tied = checkpoint.save(tmp_path / "two", 0, tensors={"model": {"wte": embedding, "head": embedding}}, state={}, keep=1)
@@ -121,7 +121,7 @@ def test_tied_tensors_are_written_once_and_come_back_tied(tmp_path: Path) -> Non
     assert torch.equal(tensors["head"], embedding) and tensors["head"].data_ptr() == tensors["wte"].data_ptr()
 
 
-def test_overlapping_views_come_back_apart(tmp_path: Path) -> None:
+def test_overlapping_views_are_restored_separately(tmp_path: Path) -> None:
     whole = torch.arange(6.0)
     cases = {"whole": whole, "front": whole[:4], "back": whole[2:], "square": whole[:4].reshape(2, 2)}
     checkpoint.save(tmp_path, 0, tensors={"model": cases}, state={}, keep=1)
@@ -133,7 +133,7 @@ def test_overlapping_views_come_back_apart(tmp_path: Path) -> None:
 # --- damage -------------------------------------------------------------------------------------------------------------
 
 
-def test_every_flipped_bit_is_found_and_the_older_checkpoint_taken(tmp_path: Path) -> None:
+def test_every_flipped_bit_is_detected_and_the_older_checkpoint_loaded(tmp_path: Path) -> None:
     save(tmp_path, 3)
     newest = save(tmp_path, 4)
     paths = sorted(newest.iterdir())
@@ -153,7 +153,7 @@ def test_every_flipped_bit_is_found_and_the_older_checkpoint_taken(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "manifest.json", "manifest.sha256"])
 @pytest.mark.parametrize("damage", ["delete", "cut", "empty"])
-def test_a_file_that_is_cut_or_gone_is_found(tmp_path: Path, name: str, damage: str) -> None:
+def test_a_truncated_or_missing_file_is_detected(tmp_path: Path, name: str, damage: str) -> None:
     save(tmp_path, 3)
     path = save(tmp_path, 4) / name
     data = path.read_bytes()
@@ -164,7 +164,7 @@ def test_a_file_that_is_cut_or_gone_is_found(tmp_path: Path, name: str, damage: 
         checkpoint.load_step(tmp_path, 4)
 
 
-def test_what_was_skipped_says_which_file_and_what_was_taken_instead(tmp_path: Path) -> None:
+def test_skipped_lists_the_faulty_file_and_the_loaded_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     for step in (300, 400, 500):
         save(folder, step)
@@ -177,13 +177,13 @@ def test_what_was_skipped_says_which_file_and_what_was_taken_instead(tmp_path: P
     )
 
 
-def test_a_checkpoint_under_another_step_is_not_believed(tmp_path: Path) -> None:
+def test_a_checkpoint_with_the_name_of_another_step_is_skipped(tmp_path: Path) -> None:
     shutil.copytree(save(tmp_path, 3), tmp_path / "step-9")
     found = checkpoint.load(tmp_path)
     assert found is not None and found.step == 3 and "step-3" in found.skipped[0]
 
 
-def test_no_sound_checkpoint_at_all_is_an_error_and_none_is_not(tmp_path: Path) -> None:
+def test_only_damaged_checkpoints_are_an_error_and_no_checkpoint_is_not(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "nowhere") is None
     assert checkpoint.load(tmp_path) is None
     (save(tmp_path, 1) / "state.json").unlink()
@@ -192,28 +192,28 @@ def test_no_sound_checkpoint_at_all_is_an_error_and_none_is_not(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("schema", [checkpoint.SCHEMA - 1, checkpoint.SCHEMA + 1])
-def test_another_schema_is_refused_not_skipped(tmp_path: Path, schema: int) -> None:
+def test_another_schema_is_rejected_not_skipped(tmp_path: Path, schema: int) -> None:
     save(tmp_path, 3)
     folder = save(tmp_path, 4)
     manifest = json.loads((folder / "manifest.json").read_text())
     files.write_json(folder / "manifest.json", {**manifest, "schema": schema})
     files.write_text(folder / "manifest.sha256", f"{files.digest(folder / 'manifest.json')}  manifest.json\n")
-    with pytest.raises(CheckpointError, match=rf"step-4: has schema {schema}, .* resumes schema {checkpoint.SCHEMA} only"):
+    with pytest.raises(CheckpointError, match=rf"step-4: has schema {schema}; .* resumes schema {checkpoint.SCHEMA} only"):
         checkpoint.load(tmp_path)
 
 
-def test_a_missing_group_or_state_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_missing_group_or_state_is_an_error_with_its_name(tmp_path: Path) -> None:
     save(tmp_path, 4)
     found = checkpoint.load_step(tmp_path, 4)
-    with pytest.raises(CheckpointError, match=r"step-4: no 'optimizer' in it \(it holds model\)"):
+    with pytest.raises(CheckpointError, match=r"step-4: has no 'optimizer' \(it has model\)"):
         found.tensors["optimizer"]
-    with pytest.raises(CheckpointError, match=r"state\.json: no 'policy' in it \(it holds training\)"):
+    with pytest.raises(CheckpointError, match=r"state\.json: has no 'policy' \(it has training\)"):
         found.state["policy"]
-    with pytest.raises(CheckpointError, match=r"no step-5 \(steps there: 4\)"):
+    with pytest.raises(CheckpointError, match=r"has no step-5 \(saved steps: 4\)"):
         checkpoint.load_step(tmp_path, 5)
 
 
-def test_an_optimizer_of_other_parameters_is_refused() -> None:
+def test_an_optimizer_of_other_parameters_is_rejected() -> None:
     model = network()
     optimizer = adamw(model)
     update(model, optimizer, 0)
@@ -233,7 +233,7 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
 # --- interrupted saves and pruning --------------------------------------------------------------------------------------
 
 
-def test_a_save_that_was_killed_is_ignored_and_swept_by_the_next(tmp_path: Path) -> None:
+def test_a_killed_save_is_ignored_and_removed_by_the_next(tmp_path: Path) -> None:
     folder = save(tmp_path, 3)
     killed = tmp_path / f"{files.TEMPORARY}step-4-abc"
     shutil.copytree(folder, killed)
@@ -244,7 +244,7 @@ def test_a_save_that_was_killed_is_ignored_and_swept_by_the_next(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3", "step-4"]
 
 
-def test_a_save_that_fails_leaves_the_older_ones_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_keeps_older_checkpoints_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 3, keep=1)
 
     def disk_full(path: Path, value: object) -> None:
@@ -291,47 +291,47 @@ def test_damaged_checkpoints_ahead_of_a_resumed_run_are_removed(tmp_path: Path) 
 
 def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    checkpoint.save(tmp_path, 5, tensors={}, state={"training": "anew"}, keep=1)
+    checkpoint.save(tmp_path, 5, tensors={}, state={"training": "again"}, keep=1)
     found = checkpoint.load(tmp_path)
-    assert found is not None and found.state["training"] == "anew" and not found.tensors
+    assert found is not None and found.state["training"] == "again" and not found.tensors
     assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
 
 
-# --- whose they are -----------------------------------------------------------------------------------------------------
+# --- identity of the run ------------------------------------------------------------------------------------------------
 
 
-def test_every_manifest_says_which_run_it_is_of(tmp_path: Path) -> None:
+def test_every_manifest_has_the_identity_of_its_run(tmp_path: Path) -> None:
     assert checkpoint.identity(tmp_path) == {}
-    checkpoint.claim(tmp_path, {"config": "a", "training data": "b"})
+    checkpoint.write_identity(tmp_path, {"config": "a", "training data": "b"})
     manifest = files.read_json(save(tmp_path, 3) / "manifest.json")
     assert manifest["schema"] == checkpoint.SCHEMA and manifest["step"] == 3
     assert manifest["run"] == {"config": "a", "training data": "b"} == checkpoint.identity(tmp_path)
 
 
-def test_checkpoints_of_other_data_are_refused(tmp_path: Path) -> None:
+def test_checkpoints_of_other_data_are_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    checkpoint.claim(folder, {"config": "a", "training data": "b"})
+    checkpoint.write_identity(folder, {"config": "a", "training data": "b"})
     with pytest.raises(
-        CheckpointError, match="checkpoints: its checkpoints are of a run with different training data; put it back"
+        CheckpointError, match="checkpoints: its checkpoints belong to a run with different training data; restore it"
     ):
-        checkpoint.claim(folder, {"config": "a", "training data": "c"})
+        checkpoint.write_identity(folder, {"config": "a", "training data": "c"})
     assert checkpoint.identity(folder) == {"config": "a", "training data": "b"}
 
 
-def test_a_checkpoint_that_was_carried_in_from_another_run_is_passed_over(tmp_path: Path) -> None:
+def test_a_checkpoint_copied_from_another_run_is_skipped(tmp_path: Path) -> None:
     for name in ("mine", "theirs"):
-        checkpoint.claim(tmp_path / name, {"training data": name})
+        checkpoint.write_identity(tmp_path / name, {"training data": name})
     save(tmp_path / "mine", 3)
     shutil.copytree(save(tmp_path / "theirs", 4), tmp_path / "mine" / "step-4")
     found = checkpoint.load(tmp_path / "mine")
     assert found is not None and found.step == 3
-    assert found.skipped == ("mine/step-4: it is of a run with different training data; resumed from step-3",)
+    assert found.skipped == ("mine/step-4: it belongs to a run with different training data; resumed from step-3",)
 
 
-def test_what_only_an_older_or_newer_version_notes_is_no_difference(tmp_path: Path) -> None:
-    save(tmp_path, 3)  # by a version that noted nothing
-    checkpoint.claim(tmp_path, {"training data": "b"})
-    checkpoint.claim(tmp_path, {"corpus": "c"})
+def test_hashes_of_only_one_version_are_ignored(tmp_path: Path) -> None:
+    save(tmp_path, 3)  # by a version without identities
+    checkpoint.write_identity(tmp_path, {"training data": "b"})
+    checkpoint.write_identity(tmp_path, {"corpus": "c"})
     assert checkpoint.identity(tmp_path) == {"training data": "b", "corpus": "c"}
     found = checkpoint.load(tmp_path)
     assert found is not None and found.step == 3 and found.skipped == ()

@@ -1,4 +1,4 @@
-"""The guards: what is not finite is no update, a collapse of text is told of, and training stops when it no longer pays."""
+"""The guards: non-finite updates are skipped, a collapse of text is reported, and training stops without improvement."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def update(step, loss, **changes):
 
 
 def again(made, state):
-    """The state as a checkpoint keeps it, in a guard made anew."""
+    """A new guard with the state that a checkpoint stores."""
     made.load_state_dict(json.loads(json.dumps(state)))
     return made
 
@@ -43,23 +43,23 @@ def again(made, state):
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_an_update_that_is_not_finite_is_not_made(tmp_path, bad):
-    told = []
-    guard = UpdateGuard(GuardConfig(max_skips=1), folder=tmp_path, tell=told.append)
+def test_an_update_that_is_not_finite_is_skipped(tmp_path, bad):
+    reported = []
+    guard = UpdateGuard(GuardConfig(max_skips=1), folder=tmp_path, report_event=reported.append)
     assert [guard.allows(each) for each in (FINE, bad, FINE)] == [True, False, True]
-    assert [event.name for event in told] == ["not_finite"]
-    json.dumps(told[0].line(), allow_nan=False)
+    assert [event.name for event in reported] == ["not_finite"]
+    json.dumps(reported[0].line(), allow_nan=False)
     assert not list(tmp_path.iterdir())
 
 
-def test_skips_count_in_a_row_and_a_good_update_forgives_them(tmp_path):
+def test_a_finite_update_resets_the_count_of_skips(tmp_path):
     guard = UpdateGuard(GuardConfig(max_skips=2), folder=tmp_path)
     for step, loss in enumerate([math.nan, math.nan, 1.0] * 3):
         assert guard.allows(update(step, loss)) == math.isfinite(loss)
     assert guard.state_dict()["skips"] == 6
 
 
-def test_beyond_the_allowed_skips_training_ends_and_says_where(tmp_path):
+def test_more_than_max_skips_end_training_with_the_step(tmp_path):
     guard = UpdateGuard(GuardConfig(max_skips=2), folder=tmp_path)
     for step in (40, 41):
         guard.allows(update(step, math.nan))
@@ -71,7 +71,7 @@ def test_beyond_the_allowed_skips_training_ends_and_says_where(tmp_path):
         UpdateGuard(GuardConfig(max_skips=0), folder=tmp_path).allows(update(1, math.inf, samples=range(100)))
 
 
-def test_what_ended_a_run_is_written_with_the_rows_of_all_processes(tmp_path):
+def test_the_guard_file_has_the_rows_of_all_processes(tmp_path):
     readings = [{"samples": [5], "student": {"not_finite": 3}}]
     guard = UpdateGuard(
         GuardConfig(max_skips=0), folder=tmp_path, gather=lambda values: [*values, *values], record=lambda s: f"train.jsonl:{s}"
@@ -93,7 +93,7 @@ def test_what_ended_a_run_is_written_with_the_rows_of_all_processes(tmp_path):
 
 
 @pytest.mark.parametrize("interrupted_at", range(6))
-def test_a_resumed_guard_decides_like_one_that_was_not_interrupted(tmp_path, interrupted_at):
+def test_a_resumed_guard_decides_like_an_uninterrupted_one(tmp_path, interrupted_at):
     losses = [math.nan, 1.0, math.nan, math.nan, math.nan, math.nan]
     guard = UpdateGuard(GuardConfig(max_skips=3), folder=tmp_path)
     decisions = []
@@ -105,25 +105,25 @@ def test_a_resumed_guard_decides_like_one_that_was_not_interrupted(tmp_path, int
     assert decisions == [False, True, False, False, False]
 
 
-def test_a_leap_of_the_loss_is_told_of_and_made_or_skipped_as_asked(tmp_path):
+def test_a_loss_spike_is_reported_and_applied_or_skipped_as_configured(tmp_path):
     for on_spike, made in (("warn", True), ("skip", False)):
-        told = []
-        guard = UpdateGuard(GuardConfig(on_spike=on_spike), folder=tmp_path, tell=told.append)
+        reported = []
+        guard = UpdateGuard(GuardConfig(on_spike=on_spike), folder=tmp_path, report_event=reported.append)
         for step in range(12):
             assert guard.allows(update(step, 2.0 + 0.1 * (step % 3)))
         assert guard.allows(update(13, 210.0, samples=[3, 4])) is made
-        (event,) = told
+        (event,) = reported
         assert (event.name, event.step, event.facts["samples"]) == ("loss_spike", 13, [3, 4])
         assert event.facts["times_median"] == pytest.approx(100, rel=0.01)
         assert guard.allows(update(14, 2.0)), "the spike has not raised the bar, nor lowered it"
 
 
-def test_leaps_that_are_skipped_spend_the_same_budget(tmp_path):
+def test_skipped_spikes_count_towards_max_skips(tmp_path):
     guard = UpdateGuard(GuardConfig(on_spike="skip", max_skips=1), folder=tmp_path)
     for step in range(12):
         guard.allows(update(step, 2.0))
     assert not guard.allows(update(12, 300.0))
-    with pytest.raises(TrainingError, match="step 13: loss 300 is 150 times the median of those before it; 2 updates in a row"):
+    with pytest.raises(TrainingError, match="step 13: loss 300 is 150 times the median of recent losses; 2 updates in a row"):
         guard.allows(update(13, 300.0))
 
 
@@ -140,36 +140,36 @@ COLLAPSED = {
 
 
 def test_healthy_text_raises_no_alarm():
-    told = []
-    monitor = CollapseMonitor(GuardConfig(collapse_window=4), told.append)
+    reported = []
+    monitor = CollapseMonitor(GuardConfig(collapse_window=4), reported.append)
     for step in range(40):
         text = replace(HEALTHY, length=20 + 10 * (step % 5), ended=step % 3 > 0, distinct=0.7 + 0.05 * (step % 5))
         monitor.observe(step, [text, *GOLD], GOLD, 0.7)
-    assert told == []
+    assert reported == []
 
 
 @pytest.mark.parametrize("sign", list(COLLAPSED))
-def test_each_sign_of_collapse_is_told_once_until_it_has_passed(sign):
-    told = []
-    monitor = CollapseMonitor(GuardConfig(collapse_window=4), told.append)
+def test_each_sign_of_collapse_is_reported_once_until_it_recovers(sign):
+    reported = []
+    monitor = CollapseMonitor(GuardConfig(collapse_window=4), reported.append)
     text, kept = COLLAPSED[sign]
     for step in range(60):
         is_bad = 10 <= step < 30 or step >= 40
         monitor.observe(step, [text if is_bad else HEALTHY], GOLD, kept if is_bad else 0.9)
-    assert [event.facts["sign"] for event in told] == [sign, sign]
-    assert all(10 <= first.step < 14 and 40 <= second.step < 44 for first, second in [told])
-    assert all(event.facts["value"] < event.facts["least"] for event in told)
+    assert [event.facts["sign"] for event in reported] == [sign, sign]
+    assert all(10 <= first.step < 14 and 40 <= second.step < 44 for first, second in [reported])
+    assert all(event.facts["value"] < event.facts["least"] for event in reported)
 
 
-def test_a_student_that_never_ended_its_texts_has_not_lost_the_habit():
-    told = []
-    monitor = CollapseMonitor(GuardConfig(collapse_window=2), told.append)
+def test_a_student_that_never_ended_its_texts_raises_no_alarm():
+    reported = []
+    monitor = CollapseMonitor(GuardConfig(collapse_window=2), reported.append)
     for step in range(9):
         monitor.observe(step, [replace(HEALTHY, ended=False)], GOLD, None)
-    assert told == []
+    assert reported == []
 
 
-def test_text_of_others_and_old_text_say_nothing_about_the_student():
+def test_text_of_other_origins_is_ignored():
     monitor = CollapseMonitor(GuardConfig(collapse_window=1), pytest.fail)
     for origin in ("dataset", "teacher", "replay"):
         monitor.observe(1, [replace(COLLAPSED["distinct_2"][0], origin=origin)], GOLD, 0.0)
@@ -179,13 +179,11 @@ def test_text_of_others_and_old_text_say_nothing_about_the_student():
 def test_a_collapse_can_end_the_run():
     monitor = CollapseMonitor(GuardConfig(collapse_window=2, on_collapse="stop"), lambda event: None)
     monitor.observe(1, [HEALTHY], GOLD, 0.1)
-    with pytest.raises(
-        TrainingError, match=r"step 2: .*mass of the teacher that DAC-KL keeps is 0\.1 over 2 updates, below 0\.5"
-    ):
+    with pytest.raises(TrainingError, match=r"step 2: .*teacher mass kept by DAC-KL is 0\.1 over 2 updates, below 0\.5"):
         monitor.observe(2, [HEALTHY], GOLD, 0.1)
 
 
-def test_a_threshold_of_zero_looks_away():
+def test_a_threshold_of_zero_disables_the_check():
     config = GuardConfig(collapse_window=1, min_length=0, min_ended=0, min_distinct=0, min_kept_mass=0)
     monitor = CollapseMonitor(config, pytest.fail)
     for step, (text, kept) in enumerate(COLLAPSED.values()):
@@ -193,18 +191,18 @@ def test_a_threshold_of_zero_looks_away():
 
 
 @pytest.mark.parametrize("interrupted_at", range(1, 12))
-def test_a_resumed_monitor_tells_the_same(interrupted_at):
-    told = []
+def test_a_resumed_monitor_reports_the_same(interrupted_at):
+    reported = []
     config = GuardConfig(collapse_window=3)
-    monitor = CollapseMonitor(config, told.append)
+    monitor = CollapseMonitor(config, reported.append)
     for step in range(12):
         if step == interrupted_at:
-            monitor = again(CollapseMonitor(config, told.append), monitor.state_dict())
+            monitor = again(CollapseMonitor(config, reported.append), monitor.state_dict())
         monitor.observe(step, [COLLAPSED["ended"][0] if step > 5 else HEALTHY], GOLD, 0.9)
-    assert [(event.step, event.facts["sign"]) for event in told] == [(7, "ended")]
+    assert [(event.step, event.facts["sign"]) for event in reported] == [(7, "ended")]
 
 
-def test_facts_are_of_the_response_alone():
+def test_facts_are_of_the_response_only():
     sequence = TokenSequence(
         sample=1, token_ids=(5, 5, 5, 8, 9, 8, 9, 0), supervised=(False,) * 3 + (True,) * 5, origin="student"
     )
@@ -227,7 +225,7 @@ def test_without_patience_it_never_stops() -> None:
     assert not any(early_stopping.stop(-score) for score in range(50))
 
 
-def test_a_score_that_is_not_a_number_is_no_gain() -> None:
+def test_a_score_that_is_not_a_number_is_no_improvement() -> None:
     early_stopping = EarlyStopping(patience=2)
     assert [early_stopping.stop(score) for score in (math.nan, 1.0, math.nan, math.inf)] == [False, False, False, True]
     assert early_stopping.best == 1.0
@@ -248,7 +246,7 @@ def test_a_resumed_early_stopping_stops_at_the_same_validation(interrupted_at: i
     ("field", "value"),
     [("max_skips", -1), ("collapse_window", 0), ("spike_factor", 1.0), ("spike_factor", math.inf), ("min_distinct", 1.5)],
 )
-def test_settings_out_of_range_are_refused(field, value):
+def test_settings_out_of_range_are_rejected(field, value):
     with pytest.raises(ConfigError, match=f"{field} = {value}: must"):
         GuardConfig(**{field: value})
     with pytest.raises(ConfigError, match="patience = 0"):

@@ -1,4 +1,4 @@
-"""The loop: how a draw is cut, how long it goes on, and what happens when an update is not made."""
+"""The loop: how a draw is split, when training stops, and what happens when an update is skipped."""
 
 import math
 from pathlib import Path
@@ -43,19 +43,19 @@ def cut_in(size, gold, sampled, objective=None):
     return cut(Draw(items=items), size, parts_of(objective or Objective()))
 
 
-def test_a_draw_is_cut_into_micro_batches_of_at_most_so_many_of_either_kind():
+def test_a_draw_is_split_into_micro_batches_within_the_limit_of_each_kind():
     gold, sampled = [sequence(i) for i in range(5)], [sequence(i, "student") for i in range(5)]
     batches = cut_in(2, gold, sampled)
     assert sorted(sample for batch in batches for sample in batch.samples) == sorted([*range(5), *range(5)])
     assert all(batch.num_sampled <= 2 and len(batch.samples) - batch.num_sampled <= 2 for batch in batches)
 
 
-def test_without_a_size_a_small_share_is_one_micro_batch():
+def test_without_a_size_a_small_draw_is_one_micro_batch():
     (batch,) = cut_in(None, [sequence(i) for i in range(5)], [])
     assert batch.samples == (0, 1, 2, 3, 4)
 
 
-def test_a_draw_of_one_kind_alone_is_cut_as_well():
+def test_a_draw_of_only_one_kind_is_split_as_well():
     assert sorted(len(batch.samples) for batch in cut_in(2, [], [sequence(i, "student") for i in range(3)])) == [1, 2]
 
 
@@ -71,7 +71,7 @@ COSTS = {
 }
 
 
-def test_every_cut_gives_the_same_gradient(tmp_path, monkeypatch):
+def test_every_split_has_the_same_gradient(tmp_path, monkeypatch):
     """Gold and revised sequences in one forward or in two, sorted or not: the coefficients are those of the global batch."""
     found = {}
     with open_run(tiny_run(tmp_path, "mgsr", training={"batch_size": 6})) as opened:
@@ -100,7 +100,7 @@ def run(folder: Path, optimiser=(), *, guards=(), **settings):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Validation scores as a test wants them, one a validation; the one before the first update scores 0.
+    """Scripted validation scores, one per validation; the one before the first update scores 0.
 
     Each is a ROUGE-L, or a pair of it and a cross entropy.
     """
@@ -138,7 +138,7 @@ def test_the_best_checkpoint_is_kept_and_exported(tmp_path, scripted):
         ([(5.0, math.nan), (5.0, 1.5), (5.0, math.nan), (4.0, 1.0)], 2),  # any cross entropy before none
     ],
 )
-def test_among_equal_scores_the_lower_cross_entropy_wins_then_the_later_step(tmp_path, scripted, scores, best):
+def test_at_equal_scores_the_lower_cross_entropy_is_better_then_the_later_step(tmp_path, scripted, scores, best):
     scripted(*scores)
     config = run(tmp_path, evaluate_every=1)
     train_student(config)
@@ -146,7 +146,7 @@ def test_among_equal_scores_the_lower_cross_entropy_wins_then_the_later_step(tmp
     assert last.state["training"]["best_step"] == best
 
 
-def test_the_notes_name_every_metric_of_validation_in_its_unit(tmp_path, scripted, capsys):
+def test_notes_have_every_validation_metric_in_its_unit(tmp_path, scripted, capsys):
     scripted(12.345, 12.345)
     train_student(run(tmp_path, updates=1, evaluate_every=1))
     said = capsys.readouterr().err
@@ -162,7 +162,7 @@ def test_training_stops_when_validation_no_longer_gains(tmp_path, scripted):
     assert files.read_json(config.folder / "run.json")["status"] == "trained"
 
 
-def test_a_run_that_stopped_early_is_not_taken_up_again(tmp_path, scripted):
+def test_a_run_that_stopped_early_is_not_resumed(tmp_path, scripted):
     scripted(5.0, 4.0)
     config = run(tmp_path, updates=9, evaluate_every=1, patience=1)
     train_student(config)
@@ -187,7 +187,7 @@ def test_saves_come_between_validations(tmp_path, scripted, monkeypatch):
     assert [line["step"] for line in lines(config, "validation")] == [0, 4, 7]
 
 
-def test_an_update_that_is_not_finite_is_not_made(tmp_path, scripted, monkeypatch):
+def test_an_update_that_is_not_finite_is_skipped(tmp_path, scripted, monkeypatch):
     scripted(1.0)
     averages, seen = training.averages, []
 
@@ -206,16 +206,16 @@ def test_an_update_that_is_not_finite_is_not_made(tmp_path, scripted, monkeypatc
     assert (guard["skips_in_a_row"], guard["skips"]) == (0, 1)
 
 
-def test_too_many_in_a_row_end_the_run_with_exit_code_1(tmp_path, monkeypatch):
+def test_too_many_consecutive_skips_end_the_run_with_exit_code_1(tmp_path, monkeypatch):
     averages = training.averages
     monkeypatch.setattr(training, "averages", lambda *a: averages(*a) | {"loss": math.inf})
-    with pytest.raises(TrainingError, match=r"not finite; 2 updates in a row were not made \(guards.max_skips = 1\)") as caught:
+    with pytest.raises(TrainingError, match=r"not finite; 2 updates in a row were skipped \(guards.max_skips = 1\)") as caught:
         train_student(run(tmp_path, guards={"max_skips": 1}))
     assert caught.value.exit_code == 1
 
 
-def test_gradients_do_not_pile_up_over_skipped_updates(tmp_path, scripted, monkeypatch):
-    """What was skipped must not come back with the next update."""
+def test_gradients_do_not_accumulate_over_skipped_updates(tmp_path, scripted, monkeypatch):
+    """The gradient of a skipped update must not be part of the next one."""
     scripted(1.0)
     norms = []
     clip = training._clip
@@ -230,7 +230,7 @@ def test_gradients_do_not_pile_up_over_skipped_updates(tmp_path, scripted, monke
     assert norms == pytest.approx([norms[0]] * 4, rel=1e-4), "the same batch and the same weights, four times"
 
 
-def test_a_corpus_is_read_in_batches_of_its_own_before_the_task():
+def test_a_corpus_has_separate_batches_before_the_task():
     objective = Objective(sft_weight=1.0, pretraining=PretrainingConfig(divergence_share=0.5))
     gold = items_of([sequence(1), sequence(2)], "sft")
     batches = cut(Draw(items=gold, corpus=(sequence(7, "corpus"), sequence(8, "corpus"))), 1, parts_of(objective))
@@ -255,7 +255,7 @@ def test_lengths_may_be_given_in_epochs(tmp_path, scripted):
     assert [line["step"] for line in lines(config, "validation")] == [0, 2, 4]
 
 
-def test_the_engine_takes_over_the_weights_once_an_update_before_its_draw(tmp_path, scripted, monkeypatch):
+def test_the_engine_is_synchronised_once_an_update_before_its_draw(tmp_path, scripted, monkeypatch):
     scripted(1.0)
     seen = []
     draw = Policy.draw
@@ -298,12 +298,12 @@ def test_epochs_are_whole_updates_and_at_least_one():
 
 
 @pytest.mark.parametrize("length", ["many", "0 epochs", "-1 epochs", "2 weeks", "nan epochs"])
-def test_other_lengths_are_refused(length):
+def test_other_lengths_are_rejected(length):
     with pytest.raises(ConfigError, match=r"updates = .* must be a whole number of updates, or epochs such as '20 epochs'"):
         TrainingConfig(updates=length)
 
 
-def test_run_json_tells_what_training_cost(tmp_path):
+def test_run_json_has_the_cost_of_training(tmp_path):
     config = run(tmp_path, updates=3)
     train_student(config)
     cost = files.read_json(config.folder / "run.json")["cost"]
@@ -312,6 +312,6 @@ def test_run_json_tells_what_training_cost(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["updates", "batch_size", "keep", "log_every", "generation_batch_size"])
-def test_numbers_below_one_are_refused(name):
+def test_numbers_below_one_are_rejected(name):
     with pytest.raises(ConfigError, match=f"{name} = 0: must be >= 1"):
         TrainingConfig(**{name: 0})

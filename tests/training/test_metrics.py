@@ -1,4 +1,4 @@
-"""metrics.jsonl of a resumed run continues as if it had not been interrupted."""
+"""metrics.jsonl of a resumed run equals that of an uninterrupted one."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_an_interrupted_and_resumed_log_equals_an_uninterrupted_one(tmp_path: Pa
     assert broken.path.read_bytes() == straight.path.read_bytes()
 
 
-def test_truncating_a_log_that_was_never_written_is_nothing(tmp_path: Path) -> None:
+def test_truncating_a_missing_log_does_nothing(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.truncate_after(0)
     assert not log.path.exists()

@@ -1,4 +1,4 @@
-"""Objectives: which terms a batch has, what each is divided by, and that the cut of a batch does not matter."""
+"""Objectives: the terms of a batch, their counts, and that splitting a batch does not change them."""
 
 from dataclasses import replace
 from typing import get_args
@@ -37,16 +37,16 @@ def full_batch():
 # --- counts -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_three_counts_are_taken_over_all_micro_batches():
+def test_counts_are_sums_over_all_micro_batches():
     assert Counts.of([full_batch(), full_batch()]) == Counts(4, 14, sampled_sequences=4, span_samples=2)
 
 
-def test_rows_that_carry_both_count_in_both():
+def test_rows_with_two_roles_are_counted_in_both():
     both = sequence(3, origin="dataset")
     assert Counts.of([batch(both=[both])]) == Counts(3, 3, sampled_sequences=1)
 
 
-def test_no_batches_count_nothing():
+def test_counts_of_no_batches_are_zero():
     assert Counts.of([]) == Counts()
 
 
@@ -60,7 +60,7 @@ def test_a_terms_coefficient_is_its_weight_over_its_own_count():
     assert isinstance(span, SpanTerm) and span.coefficient == 5.0 / 4
 
 
-def test_terms_read_their_rows_and_no_others():
+def test_terms_use_only_their_rows():
     made = full_batch()
     sft, divergence, span = terms(FULL, COUNTS, made, ForwardKL())
     assert sft.mask_N.tolist() == [False] * 7 + [True] * 2 and torch.equal(sft.target_N, made.target_N)
@@ -74,7 +74,7 @@ def test_a_micro_batch_without_rows_of_a_term_keeps_the_global_coefficients():
     assert (sft.coefficient, divergence.coefficient, divergence.num_rows, span.coefficient) == (0.2, 0.15, 0, 1.25)
 
 
-def test_where_nothing_is_counted_nothing_is_divided_by_zero():
+def test_counts_of_zero_do_not_divide():
     empty = Counts()
     (divergence,) = terms(FULL, empty, batch([sequence(1)]), ForwardKL())
     assert isinstance(divergence, DivergenceTerm) and divergence.num_rows == 0 and divergence.coefficient == 3.0
@@ -91,7 +91,7 @@ def test_where_nothing_is_counted_nothing_is_divided_by_zero():
         (FULL, [CrossEntropyTerm, DivergenceTerm, SpanTerm]),
     ],
 )
-def test_a_term_without_weight_is_left_out(objective, expected):
+def test_a_term_without_weight_is_omitted(objective, expected):
     assert [type(term) for term in terms(objective, COUNTS, full_batch(), ForwardKL())] == expected
 
 
@@ -100,10 +100,10 @@ def test_the_squared_norm_reaches_the_span_term():
     assert terms(objective, COUNTS, full_batch(), None)[-1].squared is True
 
 
-# --- what is drawn for nothing ------------------------------------------------------------------------------------------
+# --- selection of sequences ---------------------------------------------------------------------------------------------
 
 
-def test_only_the_part_of_a_draw_that_some_term_reads_is_kept():
+def test_select_keeps_only_the_sequences_that_a_term_uses():
     gold, sampled = items_of([sequence(1)], "sft"), items_of([sequence(2)], "distillation")
     draw = Draw(items=(*sampled, *gold), corpus=(sequence(3, origin="corpus"),))
     assert Objective().select(draw) == Draw(items=gold)
@@ -112,7 +112,7 @@ def test_only_the_part_of_a_draw_that_some_term_reads_is_kept():
     assert replace(FULL, pretraining=PretrainingConfig()).select(draw) == draw
 
 
-def test_cross_entropy_on_sampled_answers_reads_those_and_no_gold_ones():
+def test_cross_entropy_on_sampled_answers_uses_no_gold_ones():
     gold, sampled, both = (items_of([sequence(1)], *roles) for roles in (["sft"], ["distillation"], ["sft", "distillation"]))
     draw = Draw(items=(*sampled, *both, *gold))
     answers = draw.with_role("distillation")
@@ -129,7 +129,7 @@ def test_an_item_keeps_only_the_roles_of_the_terms():
     assert FULL.select(draw) == draw
 
 
-def test_the_corpus_carries_a_divergence_only_where_it_is_distilled():
+def test_the_corpus_has_a_divergence_only_if_it_is_distilled():
     draw = Draw(items=(), corpus=(sequence(3, origin="corpus"),))
     assert corpus_items(draw, PretrainingConfig()) == items_of(draw.corpus, "sft")
     assert corpus_items(draw, PretrainingConfig(divergence_share=0.5)) == items_of(draw.corpus, "sft", "distillation")
@@ -150,11 +150,11 @@ def test_the_corpus_carries_a_divergence_only_where_it_is_distilled():
     ],
     ids=repr,
 )
-def test_an_objective_needs_what_its_terms_read(objective, needs):
+def test_an_objective_needs_what_its_terms_use(objective, needs):
     assert objective.needs == needs
 
 
-# --- what is logged -----------------------------------------------------------------------------------------------------
+# --- logging ------------------------------------------------------------------------------------------------------------
 
 
 def test_averages_are_means_over_each_terms_own_count_and_their_weighted_total():
@@ -162,7 +162,7 @@ def test_averages_are_means_over_each_terms_own_count_and_their_weighted_total()
     assert found == {"loss": 2 * 2.0 + 3 * 0.5 + 5 * 0.5, "sft": 2.0, "divergence": 0.5, "span": 0.5, "kept_mass": 0.25}
 
 
-def test_a_term_that_counted_nothing_is_not_logged():
+def test_a_term_with_a_count_of_zero_is_not_logged():
     found = averages(FULL, Counts(sft_tokens=10, sampled_tokens=0, span_samples=0), {"sft": 20.0, "divergence": 0.0})
     assert found == {"loss": 4.0, "sft": 2.0}
 
@@ -171,18 +171,18 @@ def test_a_term_that_counted_nothing_is_not_logged():
 
 
 @pytest.mark.parametrize("objective", Objective.examples(), ids=repr)
-def test_examples_build_what_they_say(objective):
+def test_examples_build_their_divergence(objective):
     built = objective.build_divergence(vocabulary=16, seed=1)
     assert (built is not None) == objective.uses_divergence
     assert isinstance(built, DacKL) == isinstance(objective.divergence, DacKLConfig)
 
 
 @pytest.mark.parametrize("divergence", [node for member in get_args(Divergence) for node in member.examples()], ids=repr)
-def test_a_divergence_is_what_is_called(divergence):
+def test_a_divergence_is_its_own_callable(divergence):
     assert Objective(divergence=divergence).build_divergence(16, 0) is divergence
 
 
-def test_the_clip_network_depends_on_the_seed_alone():
+def test_the_clip_network_depends_only_on_the_seed():
     weights = [
         torch.cat([p.flatten() for p in Objective(divergence=DacKLConfig()).build_divergence(16, seed).parameters()])
         for seed in (1, 1, 2)
@@ -193,7 +193,7 @@ def test_the_clip_network_depends_on_the_seed_alone():
 @pytest.mark.parametrize(
     "fields", [{"sft_weight": 0.0}, {"sft_weight": 0.0, "divergence": ForwardKL(), "divergence_weight": 0.0}]
 )
-def test_an_objective_without_terms_is_refused(fields):
+def test_an_objective_without_terms_is_rejected(fields):
     with pytest.raises(ConfigError, match="no term has a weight"):
         Objective(**fields)
 

@@ -30,7 +30,7 @@ def test_the_cosine_starts_at_the_peak_is_half_way_in_the_middle_and_ends_low():
     assert found == pytest.approx([1e-3, (1e-3 + 1e-5) / 2, 1e-5])
 
 
-def test_the_cosine_is_that_of_torch():
+def test_the_cosine_equals_that_of_torch():
     config = OptimiserConfig(learning_rate=2e-3, final_learning_rate=1e-4)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=30, eta_min=1e-4)
@@ -46,12 +46,12 @@ def test_a_constant_rate_stays():
     assert rates(OptimiserConfig(learning_rate=1e-3, schedule="constant"), 5) == [1e-3] * 5
 
 
-def test_warm_up_rises_in_a_line_to_the_schedule():
+def test_warm_up_is_linear():
     config = OptimiserConfig(learning_rate=1.0, final_learning_rate=0.0, schedule="constant", warmup_updates=4)
     assert rates(config, 6) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
 
 
-def test_a_rate_is_a_function_of_the_step_alone():
+def test_a_rate_is_a_function_of_the_step_only():
     config = OptimiserConfig(warmup_updates=3)
     straight = rates(config, 20)
     assert rates(config, 20, steps=[7, 3, 19]) == [straight[7], straight[3], straight[19]]
@@ -90,7 +90,7 @@ def test_matrices_decay_vectors_do_not_and_each_parameter_is_in_one_group():
         assert group["rate_name"] == expected
 
 
-def test_without_a_rate_of_its_own_the_clip_network_takes_the_students():
+def test_without_its_own_rate_the_clip_network_uses_the_students():
     student = student_module()
     groups = parameter_groups(student, student.clip_network, OptimiserConfig(learning_rate=3e-4))
     assert {group["peak_learning_rate"] for group in groups} == {3e-4}

@@ -1,4 +1,4 @@
-"""Progress: a line now and then, a bar on a terminal, and nothing a model generates reaches the terminal as a command."""
+"""Progress: log lines, a bar on a terminal, and no control characters of generated text."""
 
 import io
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def ticks(seconds: float) -> Iterator[float]:
 # --- progress -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_log_has_a_line_every_so_often_and_one_at_the_end() -> None:
+def test_a_log_has_a_line_every_log_every_updates_and_at_the_end() -> None:
     console = log_console()
     with Progress(25, log_every=10, console=console) as progress:
         for step in range(1, 26):
@@ -43,7 +43,7 @@ def test_a_log_has_a_line_every_so_often_and_one_at_the_end() -> None:
     assert [line.split()[1] for line in written(console).splitlines()] == ["10/25", "20/25", "25/25"]
 
 
-def test_a_line_tells_terms_speed_and_the_time_left() -> None:
+def test_a_line_has_terms_speed_and_remaining_time() -> None:
     console, clock = log_console(), ticks(60.0)
     with Progress(110, log_every=10, console=console, clock=lambda: next(clock)) as progress:
         progress.update(51, {"loss": 3.0})
@@ -53,7 +53,7 @@ def test_a_line_tells_terms_speed_and_the_time_left() -> None:
 
 
 @pytest.mark.parametrize("terminal", ["1", ""])
-def test_a_process_that_is_not_the_main_one_says_nothing(
+def test_a_process_that_is_not_the_main_one_prints_nothing(
     terminal: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", terminal)  # rich takes the output for a terminal then
@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_a_number_is_shown_as_such() -> None:
     assert "loss nan" in written(console)
 
 
-def test_on_a_terminal_a_bar_is_drawn_and_notes_stand_above_it() -> None:
+def test_on_a_terminal_notes_are_printed_above_the_bar() -> None:
     console = terminal()
     with Progress(20, log_every=10, console=console) as progress:
         progress.update(7, {"loss": 2.5})
@@ -79,7 +79,7 @@ def test_on_a_terminal_a_bar_is_drawn_and_notes_stand_above_it() -> None:
     assert "step 7: saved\n" in written(console).replace("\x1b[K", "")
 
 
-def test_a_models_words_are_printed_to_the_letter_and_never_obeyed() -> None:
+def test_generated_text_is_printed_verbatim_without_control_characters() -> None:
     console = log_console()
     with Progress(5, console=console) as progress:
         progress.note("[bold red]not markup[/] :smile: \x1b[31mred\x1b[0m \x07\r\x9b2J \u202egnorw \ud800 " + "long " * 20)
@@ -87,7 +87,7 @@ def test_a_models_words_are_printed_to_the_letter_and_never_obeyed() -> None:
 
 
 @given(st.text(st.characters()))
-def test_plain_text_is_printable_and_plain_twice_is_plain_once(text: str) -> None:
+def test_plain_is_printable_and_idempotent(text: str) -> None:
     shown = plain(text)
     shown.encode("utf-8")
     assert not any((ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 for c in shown)
@@ -97,14 +97,14 @@ def test_plain_text_is_printable_and_plain_twice_is_plain_once(text: str) -> Non
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0, "0:00"), (59.4, "0:59"), (60, "1:00"), (3599.6, "1:00:00"), (90061, "25:01:01")]
 )
-def test_durations_read_like_a_clock(seconds: float, shown: str) -> None:
+def test_durations_have_hours_minutes_and_seconds(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
 
 
 # --- answers ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_tells_each_tenth_with_speed_and_time_left() -> None:
+def test_an_evaluation_reports_each_tenth_with_speed_and_remaining_time() -> None:
     lines: list[str] = []
     now = iter(range(100))
     progress = AnswerProgress("teacher", lines.append, clock=lambda: float(next(now)))
@@ -116,7 +116,7 @@ def test_an_evaluation_tells_each_tenth_with_speed_and_time_left() -> None:
     assert all("tokens/s" in line for line in lines)
 
 
-def test_an_evaluation_that_was_finished_before_says_nothing() -> None:
+def test_a_finished_evaluation_reports_nothing() -> None:
     lines: list[str] = []
     AnswerProgress("teacher", lines.append)(40, 40, 0)
     assert lines == []

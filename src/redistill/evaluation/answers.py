@@ -1,4 +1,4 @@
-"""A model's own answers to prompts, and how good they are: the lines of a responses file."""
+"""A model's answers to prompts and their scores: the lines of a responses file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Answerer:
-    """An engine that answers prompts, and the scoring of its answers.
+    """Generates answers to prompts and scores them.
 
     Args:
-        engine: Generates with the evaluated model's weights.
-        tokenizer: Of that model.
+        engine: Generates text with the evaluated model's weights.
+        tokenizer: The tokenizer of that model.
         sampling: How a token is sampled.
-        max_new_tokens: Length limit of an answer.
-        end_ids: Tokens that end an answer.
+        max_new_tokens: Length limit of an answer, in tokens.
+        end_ids: Ids of the end tokens.
     """
 
     engine: Engine
@@ -68,9 +68,9 @@ class Answerer:
 
 
 def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
-    """A line of a responses file with one key for each of `metrics`, and none for others.
+    """A line of a responses file with exactly the scores of `metrics`.
 
-    Scores that it has already are kept; a metric that was added later is computed from its response.
+    Existing scores are kept, missing ones are computed from the response, and scores of other metrics are removed.
     """
     before = ("id", "prompt", "response", "references")
     after = ("tokens", "finished")
@@ -81,9 +81,9 @@ def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
 
 
 def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[str, float]:
-    """The scores of some answers together, from their lines in a responses file; see `evaluate` for the units.
+    """Scores of a set of answers, from their lines in a responses file; `Evaluator.evaluate` lists the units.
 
-    Sums are exact (`math.fsum`), so that the scores do not depend on the order in which processes hand in their answers.
+    Sums are exact (`math.fsum`), so that the scores do not depend on the order in which answers of processes are gathered.
     """
     responses = [line["response"] for line in lines]
     return {
@@ -95,13 +95,13 @@ def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[st
     }
 
 
-def share(values: Sequence[Item], processes: Processes) -> Sequence[Item]:
-    """The values that this process answers: every n-th of n processes."""
+def part(values: Sequence[Item], processes: Processes) -> Sequence[Item]:
+    """This process's part of the values: with n processes, every n-th value from its rank on."""
     return values[processes.rank :: processes.world]
 
 
 def _prompt_text(record: Record) -> str:
-    """The prompt as a reader wants to see it, without the template around it."""
+    """The prompt as text for a reader, without its template."""
     prompt = record.prompt
     if isinstance(prompt, Instruction):
         return f"{prompt.instruction}\n\n{prompt.input}" if prompt.input else prompt.instruction

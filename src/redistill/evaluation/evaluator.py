@@ -1,7 +1,7 @@
-"""The one place that evaluates: a model's answers on test sets, and the validation that chooses a checkpoint.
+"""The evaluator: a model's answers on test sets with their scores, and the validation that chooses a checkpoint.
 
-Answers are on disk as soon as a batch of them is generated, so that an interrupted evaluation resumes.  An answer's randomness
-belongs to (evaluation seed, data set, record), so that no answer depends on batches, processes or interruptions.
+Each batch of answers is written to disk when it is generated, so that an interrupted evaluation resumes.  Random numbers are
+keyed by (evaluation seed, data set, record), so that no answer depends on batches, processes or interruptions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +14,8 @@ from torch import nn
 
 from redistill.contracts import ONE_PROCESS, Engine, Example, Processes, Sampling, Teacher
 from redistill.data.tokenize import TokenizeConfig, tokenize_prompts
-from redistill.evaluation.answers import Answerer, response_scores, share
-from redistill.evaluation.folder import RESPONSES, ProgressCall, Tally, Writer, claim
+from redistill.evaluation.answers import Answerer, part, response_scores
+from redistill.evaluation.folder import RESPONSES, ProgressCall, ResponseFiles, Tally, check_settings
 from redistill.evaluation.gold import gold_examples, gold_sums, token_means
 from redistill.evaluation.scores import (
     SCORES,
@@ -42,11 +42,11 @@ class Evaluator:
         tokenizer: Its tokenizer.
         engine: Generates the answers with the model's weights.
         config: How answers are sampled.
-        tokens: How prompts are made; an answer has at most `response_tokens`.
-        teacher: For KL and agreement on the gold answers; None leaves them out.
-        vocabulary: Classes shared with the teacher; None takes all of the model's.
+        tokens: How prompts are tokenised; an answer has at most `response_tokens` tokens.
+        teacher: Used for KL and agreement on the gold answers; None omits them.
+        vocabulary: Number of classes shared with the teacher; None uses all of the model's.
         processes: Each process answers a part of the prompts.
-        autocast: Makes the context that the model runs in.
+        autocast: Returns the autocast context that the model runs in.
     """
 
     model: nn.Module
@@ -70,42 +70,42 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Answer every prompt with every seed, score the answers, and write the evaluation folder.
 
-        Answers of an interrupted call, or of one with other metrics, are kept if it had the same settings.
+        Answers of an interrupted call, or of a call with other metrics, are reused if the settings are the same.
 
         Args:
-            datasets: Records by name of the data set; each record has references and an id of its own.
-            folder: Where settings.json, responses/ and scores.json are written.
-            label: What the report calls this model, such as "student".
-            metrics: By data set, what its answers are scored by, at least one metric each; the first is its primary one.
-            progress: Called with (answers done, answers in all, tokens generated) of this process after every batch.
+            datasets: Records by name of the data set; each record has references and a unique id.
+            folder: The evaluation folder, for settings.json, responses/ and scores.json.
+            label: Name of this model in the report, such as "student".
+            metrics: Metrics by name of the data set, at least one each; the first is its primary metric.
+            progress: Called with (answers done, total answers, tokens generated) of this process after every batch.
 
         Returns:
-            What scores.json holds.  Each data set lists under "metrics" its metrics with titles, units and directions.
+            The content of scores.json.  Each data set lists under "metrics" its metrics with titles, units and directions.
             eos_rate, distinct_1, distinct_2 and agreement are fractions in [0, 1]; cross_entropy and kl (forward, from the
-            teacher) are nats per gold token; lengths count the end token.
+            teacher) are nats per gold token; lengths include the end token.
 
         Raises:
-            CheckpointError: the folder holds answers of another model or of other settings.
-            DataError: a data set is empty, or a record of it has no reference or the id of another.
+            CheckpointError: the folder contains answers of another model or of other settings.
+            DataError: a data set is empty, or one of its records has no reference or a duplicate id.
         """
         config = self.config
         chosen = {name: checked(name, list(records)[: config.limit]) for name, records in datasets.items()}
         prompts = {name: tokenize_prompts(records, self.tokenizer, self.tokens) for name, records in chosen.items()}
-        self.processes.gather([])  # barrier that reports signals; from here on some processes may have nothing to do
+        self.processes.gather([])  # barrier that reports signals; after it, some processes may have no answers to generate
         mine = settings(self.model, label, config, self.tokens, chosen, prompts)
-        claim(folder, mine)
+        check_settings(folder, mine)
         shown = {name: {metric.name: metric.described for metric in metrics[name]} for name in chosen}
         held = finished(folder / SCORES, mine, shown, needs_kl=self.teacher is not None)
         if held is not None:
             return held
-        tally = Tally(progress, len(config.seeds) * sum(len(share(records, self.processes)) for records in chosen.values()))
-        writer = Writer(self._answerer(config.sampling), tally, folder / RESPONSES, self.processes, config.batch_size)
+        tally = Tally(progress, len(config.seeds) * sum(len(part(records, self.processes)) for records in chosen.values()))
+        responses = ResponseFiles(self._answerer(config.sampling), tally, folder / RESPONSES, self.processes, config.batch_size)
         scores: dict[str, Any] = {}
         with self.autocast():
             for name, records in chosen.items():
                 by_seed = {
                     str(seed): response_scores(
-                        writer.responses(name, records, prompts[name], seed, metrics[name]), metrics[name]
+                        responses.complete(name, records, prompts[name], seed, metrics[name]), metrics[name]
                     )
                     for seed in config.seeds
                 }
@@ -121,20 +121,20 @@ class Evaluator:
     def validate(
         self, records: Sequence[Record], examples: Sequence[Example], *, metrics: Sequence[Metric], seed: int
     ) -> dict[str, float]:
-        """Scores of the model as it is: one sampled answer a prompt, and its reading of the gold answers.
+        """Scores of the current model: of one sampled answer per prompt, and teacher-forced on the gold answers.
 
-        Sampling is plain (temperature 1, nothing banned), as in the papers' model selection.  Every call uses the same random
-        numbers, so that two checkpoints differ by their weights alone.
+        Sampling uses temperature 1, all classes and no n-gram blocking, as in the papers' model selection.  Every call uses the
+        same random numbers, so that two checkpoints differ only in their weights.
 
         Args:
             records, examples: The validation prompts, and their gold sequences.
-            metrics: What the answers are scored by.
+            metrics: Metrics of the answers.
             seed: The run's seed.
 
         Returns:
-            What `response_scores` and `teacher_forced` return, in one dictionary.
+            The results of `response_scores` and `teacher_forced`, in one dictionary.
         """
-        mine = share(records, self.processes)
+        mine = part(records, self.processes)
         prompts = tokenize_prompts(mine, self.tokenizer, self.tokens)
         with self.autocast():
             answers = self._answerer(Sampling()).lines("validation", mine, prompts, seed, metrics)
@@ -145,14 +145,14 @@ class Evaluator:
         return Answerer(self.engine, self.tokenizer, sampling, self.tokens.response_tokens, end_ids)
 
     def _teacher_forced(self, examples: Sequence[Example]) -> dict[str, float]:
-        """How the model reads gold sequences; each process reads a part of them."""
-        part = share(examples, self.processes)
-        sums = gold_sums(self.model, self.teacher, part, self.config.batch_size, self.vocabulary)
+        """Teacher-forced scores of gold sequences; each process computes a part of them."""
+        mine = part(examples, self.processes)
+        sums = gold_sums(self.model, self.teacher, mine, self.config.batch_size, self.vocabulary)
         return token_means(self.processes.gather(sums))
 
 
 def local_engine(model: nn.Module, tokenizer: Any, config: EvaluationConfig, vocabulary: int | None = None) -> LocalEngine:
-    """The engine of a model that generates its own answers."""
+    """An engine that generates answers with `model` in this process."""
     return LocalEngine(
         model,
         vocabulary=vocabulary,

@@ -1,4 +1,4 @@
-"""The evaluation folder: settings.json from the start, responses/ as they are written, so that an evaluation can be resumed."""
+"""The evaluation folder: settings.json, written first, and responses/, appended to, so that an evaluation can resume."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from torch import nn
 
 from redistill.contracts import Processes
 from redistill.errors import CheckpointError
-from redistill.evaluation.answers import Answerer, Line, share, with_metrics
+from redistill.evaluation.answers import Answerer, Line, part, with_metrics
 from redistill.records import Metric, Record
 from redistill.storage import files
 
@@ -23,34 +23,35 @@ SETTINGS = "settings.json"
 RESPONSES = "responses"
 
 
-def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings where the folder has none; where it has, they must be the same.
-
-    Answers are looked for first: a process that begins later must not take another's first answers for a stranger's.
+def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Compare the settings with those of the folder, or write them if it has none.
 
     Raises:
-        CheckpointError: they are not the same, or answers stand there without settings.
+        CheckpointError: the folder has other settings, or answers but no settings.
     """
+    # Before settings.json: else another process could write both in between, and its answers would seem to have no settings.
     has_answers = any((folder / RESPONSES).glob("*.jsonl"))
     if not (folder / SETTINGS).exists():
         if has_answers:
-            raise CheckpointError(f"{folder}: holds {RESPONSES}/ of unknown settings (no {SETTINGS}); choose another folder")
+            raise CheckpointError(f"{folder}: has {RESPONSES}/ of unknown settings (no {SETTINGS}); choose another folder")
         files.write_json(folder / SETTINGS, settings)
         return
     held = files.read_json(folder / SETTINGS)
     if not isinstance(held, dict):
-        raise CheckpointError(f"{folder / SETTINGS}: holds no settings; choose another folder, or remove it and {RESPONSES}/")
+        raise CheckpointError(
+            f"{folder / SETTINGS}: is not a JSON object; choose another folder, or remove this file and {RESPONSES}/"
+        )
     theirs, ours = _flat(held), _flat(settings)
-    for name in [*ours, *theirs]:  # in their own order: a cause (tokens) is named before what follows from it (datasets)
+    for name in [*ours, *theirs]:  # in this order a cause (tokens) is reported before its consequences (datasets)
         if theirs.get(name) != ours.get(name):
             raise CheckpointError(
-                f"{folder}: its answers were made with {name} = {theirs.get(name)}, and now it is {ours.get(name)}; "
-                f"evaluate into another folder, or remove {SETTINGS} and {RESPONSES}/ from this one"
+                f"{folder}: its answers have {name} = {theirs.get(name)}, and this evaluation has {ours.get(name)}; "
+                f"choose another folder, or remove {SETTINGS} and {RESPONSES}/ from this one"
             )
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of settings under names such as "sampling.top_p"."""
+    """Settings with dotted names for nested ones, such as "sampling.top_p"."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
@@ -58,7 +59,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_hash(model: nn.Module) -> str:
-    """SHA-256 of all weights, by name: an evaluation must not go on with another model."""
+    """SHA-256 of all weights and their names: an evaluation must not resume with another model."""
     found = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
@@ -68,14 +69,22 @@ def model_hash(model: nn.Module) -> str:
 
 
 def data_hash(records: Sequence[Record], prompts: Sequence[tuple[int, ...]]) -> str:
-    """SHA-256 of what is asked, as tokens, and of what counts as right."""
+    """SHA-256 of the record ids, the tokenised prompts and the references."""
     rows = [[record.record_id, prompt_ids, record.references] for record, prompt_ids in zip(records, prompts, strict=True)]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 @dataclass
 class Tally:
-    """How many answers stand, of how many, and how fast this process writes them."""
+    """Number of answers done, total number, and speed of this process.
+
+    Args:
+        progress: Called after every batch; None calls nothing.
+        total: Total number of this process's answers.
+        done: Number of answers done, those of earlier calls included.
+        tokens: Tokens that this call generated.
+        seconds: Duration of their generation.
+    """
 
     progress: ProgressCall | None
     total: int
@@ -90,13 +99,21 @@ class Tally:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """None where nothing was left to write."""
+        """Tokens per second; None if no answer was missing."""
         return self.tokens / self.seconds if self.seconds else None
 
 
 @dataclass(frozen=True)
-class Writer:
-    """Keeps the responses files of a folder: what is there stays, what is missing is answered and appended."""
+class ResponseFiles:
+    """The responses files of a folder: existing answers are kept, missing ones are generated and appended.
+
+    Args:
+        answerer: Generates and scores answers.
+        tally: Counts them.
+        folder: The folder of the files.
+        processes: Each process answers a part of the prompts.
+        batch_size: Prompts per batch.
+    """
 
     answerer: Answerer
     tally: Tally
@@ -104,7 +121,7 @@ class Writer:
     processes: Processes
     batch_size: int
 
-    def responses(
+    def complete(
         self,
         dataset: str,
         records: Sequence[Record],
@@ -112,37 +129,37 @@ class Writer:
         seed: int,
         metrics: Sequence[Metric],
     ) -> list[Line]:
-        """All lines of one file in the order of the records, the missing ones of this process's share made first.
+        """Generate the missing answers of one file; returns all its lines in the order of the records.
 
-        Answers that are there already are scored by those of `metrics` that they lack.
+        Each process generates its part.  Metrics that an existing line lacks are computed from its response.
         """
         name = f"{dataset}-seed{seed}"
-        written = [line for path in self._files(name) for line in files.read_lines(path)]
-        found = {line["id"]: line for line in written if isinstance(line, dict) and "id" in line}
-        mine = share(range(len(records)), self.processes)
-        missing = [place for place in mine if records[place].record_id not in found]
-        missing.sort(key=lambda place: (-len(prompts[place]), place))  # batches of like lengths, the hungriest first
+        existing = [line for path in self._files(name) for line in files.read_lines(path)]
+        found = {line["id"]: line for line in existing if isinstance(line, dict) and "id" in line}
+        mine = part(range(len(records)), self.processes)
+        missing = [index for index in mine if records[index].record_id not in found]
+        missing.sort(key=lambda index: (-len(prompts[index]), index))  # batches of similar lengths, longest first
         self.tally.add(len(mine) - len(missing))
         rank = self.processes.rank
         path = self.folder / (f"{name}.jsonl" if self.processes.world == 1 else f"{name}.part{rank}.jsonl")
         if missing and path.exists():
-            files.rewrite_lines(path, files.read_lines(path))  # nothing must be appended to a line that was cut
+            files.rewrite_lines(path, files.read_lines(path))  # removes an incomplete last line before lines are appended
         for start in range(0, len(missing), self.batch_size):
             began = time.perf_counter()
-            places = missing[start : start + self.batch_size]
-            lines = self.answerer.lines(dataset, [records[i] for i in places], [prompts[i] for i in places], seed, metrics)
+            batch = missing[start : start + self.batch_size]
+            lines = self.answerer.lines(dataset, [records[i] for i in batch], [prompts[i] for i in batch], seed, metrics)
             files.append_lines(path, lines)
             found |= {line["id"]: line for line in lines}
             self.tally.add(len(lines), sum(line["tokens"] for line in lines), time.perf_counter() - began)
-        complete = [with_metrics(found[records[place].record_id], records[place], metrics) for place in mine]
+        complete = [with_metrics(found[records[index].record_id], records[index], metrics) for index in mine]
         gathered = {line["id"]: line for line in self.processes.gather(complete)}
         ordered = [gathered[record.record_id] for record in records]
         if self.processes.is_main:
             files.rewrite_lines(self.folder / f"{name}.jsonl", ordered)
-            for part in self._files(name)[1:]:
-                part.unlink()
+            for leftover in self._files(name)[1:]:
+                leftover.unlink()
         return ordered
 
     def _files(self, name: str) -> list[Path]:
-        """The file, and the parts of it that several processes have written, in this call or an interrupted one."""
+        """The file, and its parts that processes of this call or an interrupted one have written."""
         return [self.folder / f"{name}.jsonl", *sorted(self.folder.glob(f"{name}.part*.jsonl"))]

@@ -1,4 +1,4 @@
-"""What is evaluated, and how: the test protocol of the papers, and the validation that chooses a checkpoint."""
+"""Configuration of evaluation, checks of its data sets, and the settings and scores that it stores."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,20 +23,20 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How test answers are drawn; the defaults are the protocol of the papers.
+    """How test answers are sampled and scored; the defaults are the protocol of the papers.
 
     Args:
-        seeds: Each gives one answer a prompt; scores are averaged over them.
-        temperature: >= 0; 0 takes the arg max.
-        top_p: Smallest set of classes whose mass reaches this, in (0, 1]; 1 keeps all.
-        top_k: The k most probable classes; 0 keeps all.
-        no_repeat_ngram: An n-gram of this length that stands in prompt + answer already is not repeated; 0 allows all.
-        batch_size: Prompts at a time; no answer depends on it.
-        limit: Only the first so many prompts of each data set; None takes all.
-        compare: Which models are evaluated besides the student: its teacher, and the student before training.
-        metrics: What answers to test sets and to validation prompts are scored by: names of `redistill methods`, or
-            `module:NAME` for a metric of your own. A test set with metrics of its own has those first. The first metric of a
-            test set is the one that models are ranked and tested by.
+        seeds: Seeds of evaluation; each gives one answer per prompt, and scores are averaged over them.
+        temperature: Sampling temperature, >= 0; 0 is greedy decoding.
+        top_p: Nucleus sampling: the smallest set of classes with at least this mass, in (0, 1]; 1 keeps all classes.
+        top_k: Samples from the k most probable classes; 0 keeps all classes.
+        no_repeat_ngram: An n-gram of this length occurs at most once in prompt + answer; 0 disables the limit.
+        batch_size: Prompts generated at once, >= 1; no answer depends on it.
+        limit: Number of prompts used of each data set, the first ones; None uses all.
+        compare: Models evaluated besides the student: its teacher, and the student before training.
+        metrics: Metrics of answers to test sets and to validation prompts: names that `redistill methods` lists, or
+            `module:NAME` for a metric of your own.  If a test set has its own metrics, those come first.  The first metric of
+            a test set is its primary metric: models are ranked and significance is tested by it.
 
     Raises:
         ConfigError: a value out of range.
@@ -54,10 +54,10 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
-            raise ConfigError(f"metrics = {list(self.metrics)}: must be at least one, and all different")
+            raise ConfigError(f"metrics = {list(self.metrics)}: must have at least one, without duplicates")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(
-                f"seeds = {list(self.seeds)}: must be at least one, and all different; the papers use 10, 20, ... 50"
+                f"seeds = {list(self.seeds)}: must have at least one, without duplicates; the papers use 10, 20, ... 50"
             )
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p = {self.top_p}: must lie in (0, 1]; 1 keeps all classes")
@@ -73,6 +73,7 @@ class EvaluationConfig:
 
 
 def described(model: nn.Module, label: str) -> dict[str, Any]:
+    """The head of scores.json: schema, and the model's label, class, number of parameters and size in bytes."""
     return {
         "schema": SCHEMA,
         "label": label,
@@ -90,7 +91,7 @@ def settings(
     records: Mapping[str, Sequence[Record]],
     prompts: Mapping[str, Sequence[tuple[int, ...]]],
 ) -> dict[str, Any]:
-    """All that an answer depends on; the batch size is not of it, and neither are metrics, which read answers."""
+    """Everything that an answer depends on: not the batch size, nor metrics, which are computed from answers."""
     sampling = asdict(config.sampling)
     del sampling["teacher_share"]  # an answer is sampled from one model
     return {
@@ -106,24 +107,28 @@ def settings(
 
 
 def checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
+    """The records of a data set, after checking its name, its references and its ids.
+
+    Raises:
+        ConfigError: the name has characters that file names must not have.
+        DataError: there is no record, or a record has no reference or a duplicate id.
+    """
     if files.slug(dataset) != dataset:
-        raise ConfigError(f"data set '{dataset}': becomes part of a file's name; use letters, digits, '.', '_' and '-' only")
+        raise ConfigError(f"data set '{dataset}': the name is part of file names; use only letters, digits, '.', '_' and '-'")
     if not records:
-        raise DataError(f"{dataset}: no prompts; give a data set with at least one row")
+        raise DataError(f"{dataset}: has no prompts; use a data set with at least one row")
     ids: set[str] = set()
     for record in records:
         if not record.references:
-            raise DataError(f"{dataset}: {record.record_id}: no reference to compare an answer with; leave the row out")
+            raise DataError(f"{dataset}: {record.record_id}: has no reference to compare answers with; remove the row")
         if record.record_id in ids:
-            raise DataError(
-                f"{dataset}: two rows have the id '{record.record_id}'; answers are kept by id, so make them differ"
-            )
+            raise DataError(f"{dataset}: two rows have the id '{record.record_id}': ids must be unique; change one of them")
         ids.add(record.record_id)
     return records
 
 
 def speed_before(path: Path) -> float | None:
-    """Tokens per second of the call that wrote all answers, where this one has only computed scores again."""
+    """Tokens per second of the earlier call that generated the answers, if this one only computed scores."""
     held = files.read_json(path) if path.exists() else {}
     return held.get("tokens_per_s")
 
@@ -131,14 +136,14 @@ def speed_before(path: Path) -> float | None:
 def finished(
     path: Path, settings: dict[str, Any], metrics: Mapping[str, Mapping[str, Any]], *, needs_kl: bool
 ) -> dict[str, Any] | None:
-    """The scores of an earlier call with the same settings, if they have all that is asked for."""
+    """The scores of an earlier call with the same settings and metrics; None if they are missing or incomplete."""
     if not path.exists():
         return None
     held: dict[str, Any] = files.read_json(path)
     try:
         forced = [scores["teacher_forced"] for scores in held["datasets"].values()]
-        has_kl = all("kl" in means for means in forced if means)  # a set without gold sequences has nothing to ask a teacher
+        has_kl = all("kl" in means for means in forced if means)  # a set without gold sequences has no kl
         same_metrics = metrics == {name: found.get("metrics") for name, found in held["datasets"].items()}
         return held if held["settings"] == settings and same_metrics and (has_kl or not needs_kl) else None
     except (AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: holds no scores of an evaluation; remove it, and they are counted anew") from error
+        raise CheckpointError(f"{path}: has no scores of an evaluation; remove the file to compute them again") from error

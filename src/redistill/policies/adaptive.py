@@ -1,4 +1,4 @@
-"""DistiLLM's scheduler: gold answers until the student gets worse on them, then more and more of its own text."""
+"""DistiLLM's adaptive scheduler: gold answers first, then more student text each time the validation loss rises."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,34 +21,35 @@ Choice = Literal["fresh", "replay", "gold"]
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(WrappingNode):
-    r"""Fresh text, text of earlier steps or the gold answer, in a mix that follows the validation loss.
+    r"""Fresh text, replayed text or the gold answer, with probabilities that follow the validation loss.
 
-    With a coin r in [0, 1), the threshold :math:`\phi`, update t of T (t = 1, 2 ...) and
+    With a uniform random number r in [0, 1), the threshold :math:`\phi`, update t of T (t = 1, 2 ...) and
 
     .. math:: s = \phi\,(1 - t/T) \text{ (decreasing)}, \quad \phi/2 \text{ (constant)}, \quad \phi\,t/T \text{ (increasing)}
 
-    r < s takes fresh text, and so does r < :math:`\phi` while the buffer is not full; else r < :math:`\phi` replays from the
-    buffer, uniformly and without replacement in a batch; else it is the gold answer.  Fresh text goes into the buffer, first
-    in, first out.  A validation loss of at least the reference + epsilon raises :math:`\phi` by `threshold_step` (to 1 at most)
-    and becomes the reference; any other changes neither.  The first reference is the loss before training.
+    the sequence is fresh text if r < s, or if r < :math:`\phi` while the buffer is not full; otherwise, if r < :math:`\phi`, it
+    is replayed from the buffer, sampled uniformly and without replacement within a batch; otherwise it is the gold answer.
+    Fresh text is added to the buffer, first in, first out.  A validation loss of at least the reference + epsilon raises
+    :math:`\phi` by `threshold_step` (to 1 at most) and becomes the reference; a lower one changes neither.  The first reference
+    is the loss before training.
 
     Source: DistiLLM (arXiv 2402.03898), its adaptive off-policy scheduler, by the public code; the paper's Table 3a, row
-    "Off-policy".  That code throws one coin for a micro-batch of each process and keeps a buffer for each; here coins fall by
-    sample and the buffer belongs to the run.
+    "Off-policy".  That code draws one number per micro-batch and process, and has one buffer per process; here a number is
+    drawn per sample, and all processes share one buffer.
 
     Args:
-        source: Who writes the fresh text; what `Revised` makes of it is what the buffer keeps.
-        threshold: At the start, in [0, 1]; at 0 only gold answers are used until the validation loss has risen.
-        epsilon: How much the loss must rise, >= 0, in nats.
-        threshold_step: How much the threshold rises, in (0, 1].
-        decay: What becomes of the share of fresh text over training.
-        capacity: Sequences in the buffer, at least the batch size.
-        coin: "sample" throws a coin for each sample, "step" one for the whole global batch.
+        source: Generates the fresh text; if it is `Revised`, the buffer holds revised text.
+        threshold: Initial threshold, in [0, 1]; at 0 only gold answers are used until the validation loss has risen.
+        epsilon: Smallest rise of the loss that raises the threshold, >= 0, in nats.
+        threshold_step: Increment of the threshold, in (0, 1].
+        decay: Schedule of the probability of fresh text.
+        capacity: Size of the buffer in sequences, at least the batch size.
+        coin: "sample" draws a random number for each sample, "step" one for the global batch.
 
     Raises:
-        ConfigError: a value out of range, or a source that writes nothing.
+        ConfigError: a value out of range, or a source that generates no student text.
 
-    See also: Mixed (a fixed share of fresh text), Buffered (replay alone).
+    See also: Mixed (a fixed fraction of fresh text), Buffered (replay only).
     """
 
     source: "PolicyConfig" = field(default_factory=StudentGenerated)
@@ -88,16 +89,16 @@ class AdaptiveSource:
         choices = [self._choose(step, item) for item in items]
         fresh, replayed = ([p for p, choice in enumerate(choices) if choice == kind] for kind in ("fresh", "replay"))
         sequences = [item.sequence for item in items]
-        for place, drawn in zip(replayed, self._buffer.draw(step, len(replayed)), strict=True):
-            sequences[place] = drawn
-        written = self._source.sequences(step, [items[place] for place in fresh])
-        self._buffer.add(step, written, len(fresh))
-        for place, answer in zip(fresh, written):  # what the source adds stands behind the answers
-            sequences[place] = answer
-        return sequences + written[len(fresh) :]
+        for index, drawn in zip(replayed, self._buffer.draw(step, len(replayed)), strict=True):
+            sequences[index] = drawn
+        generated = self._source.sequences(step, [items[index] for index in fresh])
+        self._buffer.add(step, generated, len(fresh))
+        for index, answer in zip(fresh, generated):  # additions of the source follow the answers
+            sequences[index] = answer
+        return sequences + generated[len(fresh) :]
 
     def observe(self, validation_loss: float) -> None:
-        """Raise the threshold if the loss has risen enough; a loss that is not finite says nothing, and cannot be saved."""
+        """Raise the threshold if the loss has risen enough; a non-finite loss is ignored, since JSON cannot store it."""
         self._source.observe(validation_loss)
         if not math.isfinite(validation_loss):
             return
@@ -125,14 +126,14 @@ class AdaptiveSource:
 
     def _choose(self, step: int, item: GoldItem) -> Choice:
         counters = [step, item.example.sample] if self._settings.coin == "sample" else [step]
-        # Not the coin of `Mixed`: around this or inside it, the two must fall independently.
-        thrown = generator(self._seed, "schedule", *counters).random()
-        if thrown >= self._threshold:
+        # Another random stream than that of `Mixed`: if one policy wraps the other, their choices must be independent.
+        number = generator(self._seed, "schedule", *counters).random()
+        if number >= self._threshold:
             return "gold"
-        return "fresh" if thrown < self._fresh_share(step + 1) or not self._buffer.is_full else "replay"
+        return "fresh" if number < self._fresh_probability(step + 1) or not self._buffer.is_full else "replay"
 
-    def _fresh_share(self, update: int) -> float:
+    def _fresh_probability(self, update: int) -> float:
         """s, the probability of fresh text once the buffer is full."""
         part = update / self._updates
-        shares = {"decreasing": 1 - part, "constant": 0.5, "increasing": part}
-        return self._threshold * shares[self._settings.decay]
+        fractions = {"decreasing": 1 - part, "constant": 0.5, "increasing": part}
+        return self._threshold * fractions[self._settings.decay]

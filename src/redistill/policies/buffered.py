@@ -1,4 +1,4 @@
-"""Learning from the newest texts of a source instead of its very last ones."""
+"""Replay: training on text sampled from a buffer of a source's newest texts."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Buffered(WrappingNode):
-    """Texts drawn from the newest `capacity` that a source wrote, this step's among them.
+    """Texts sampled from the newest `capacity` texts of a source, including those of the current step.
 
-    What the source writes goes into a first-in, first-out buffer; then each written answer is replaced by a sequence drawn from
-    the buffer, uniformly and without replacement.  Gold answers that the source hands through are left where they are.
-    What the source adds behind its answers goes into the buffer too, and is drawn from it like the rest.
+    Generated text is added to a first-in, first-out buffer; then each generated answer is replaced by a sequence sampled from
+    the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  Sequences that the
+    source adds to its answers are added to the buffer too, and are not returned themselves.
 
-    Source: the reference code's "on-policy" (ImitKD and GKD), which keeps 1000 sequences for each process; here the buffer
-    belongs to the run, so that the number of processes changes nothing.
+    Source: the reference code's "on-policy" (ImitKD and GKD), which has a buffer of 1000 sequences per process; here all
+    processes share one buffer, so that the result does not depend on their number.
 
     Args:
-        source: Who writes.
-        capacity: Sequences kept, at least the batch size.
+        source: Generates the text.
+        capacity: Size of the buffer in sequences, at least the batch size.
 
     Raises:
-        ConfigError: a capacity below 1, or a source that writes nothing.
+        ConfigError: a capacity below 1, or a source that generates no student text.
     """
 
     source: "PolicyConfig" = field(default_factory=StudentGenerated)
@@ -57,9 +57,9 @@ class BufferedSource(Wrapping):
         sequences = self._source.sequences(step, items)
         self._buffer.add(step, sequences, len(items))
         answers = sequences[: len(items)]
-        places = [place for place, answer in enumerate(answers) if is_written(answer)]
-        for place, drawn in zip(places, self._buffer.draw(step, len(places)), strict=True):
-            answers[place] = drawn
+        generated = [index for index, answer in enumerate(answers) if is_generated(answer)]
+        for index, drawn in zip(generated, self._buffer.draw(step, len(generated)), strict=True):
+            answers[index] = drawn
         return answers
 
     def metrics(self) -> Mapping[str, Any]:
@@ -74,16 +74,16 @@ class BufferedSource(Wrapping):
 
 
 class SequenceBuffer:
-    """The newest written sequences of all processes, the same on each of them; every process asks for everything.
+    """A buffer of the newest generated sequences of all processes, identical on each; its methods are called on every process.
 
     Raises:
-        ConfigError: it is given roll-outs.
+        ConfigError: a roll-out is added.
     """
 
     def __init__(self, capacity: int, tools: PolicyTools) -> None:
         assert capacity >= tools.gold.batch_size, "a batch is drawn without replacement"
         self._tools = tools
-        self._kept: deque[tuple[int, TokenSequence]] = deque(maxlen=capacity)  # with the step that they were written at
+        self._kept: deque[tuple[int, TokenSequence]] = deque(maxlen=capacity)  # (step, sequence)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -93,31 +93,31 @@ class SequenceBuffer:
         return len(self._kept) == self._kept.maxlen
 
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
-        """Keep what all processes' sources wrote for this step: first all answers, then what stands behind them."""
-        mine = [(place >= num_answers, sequence) for place, sequence in enumerate(sequences) if is_written(sequence)]
-        written = self._tools.processes.gather(mine)
-        if any(sequence.rollout is not None for _, sequence in written):
+        """Add the sequences that all processes generated at this step: first the answers, then the additions to them."""
+        mine = [(index >= num_answers, sequence) for index, sequence in enumerate(sequences) if is_generated(sequence)]
+        generated = self._tools.processes.gather(mine)
+        if any(sequence.rollout is not None for _, sequence in generated):
             raise ConfigError(
-                "policy: roll-outs cannot be kept in a buffer, since they are scored once; put rollouts outermost"
+                "policy: a buffer cannot hold roll-outs, since they are scored only once; make rollouts the outermost policy"
             )
-        self._kept.extend((step, sequence) for _, sequence in sorted(written, key=lambda pair: pair[0]))
+        self._kept.extend((step, sequence) for _, sequence in sorted(generated, key=lambda pair: pair[0]))
 
     def draw(self, step: int, count: int) -> list[TokenSequence]:
-        """This process's `count` sequences of those drawn for all processes, uniformly and without replacement.
+        """This process's `count` of the sequences sampled for all processes, uniformly and without replacement.
 
-        What was written at this step keeps its origin, all else is "replay".
+        Sequences of this step keep their origin; the origin of all others is "replay".
         """
         counts = self._tools.processes.gather([count])
         first = sum(counts[: self._tools.processes.rank])
         rng = generator(self._tools.seed, "replay", step)
         chosen = rng.choice(len(self._kept), size=sum(counts), replace=False).tolist()[first : first + count]
         return [
-            sequence if written_at == step else replace(sequence, origin="replay")
-            for written_at, sequence in (self._kept[place] for place in chosen)
+            sequence if generated_at == step else replace(sequence, origin="replay")
+            for generated_at, sequence in (self._kept[index] for index in chosen)
         ]
 
     def state(self) -> list[dict[str, Any]]:
-        """The sequences, oldest first, as plain data."""
+        """The sequences, oldest first, as JSON data."""
         return [
             {
                 "step": step,
@@ -141,18 +141,20 @@ class SequenceBuffer:
             self._kept.append((line["step"], sequence))
 
 
-def is_written(sequence: TokenSequence) -> bool:
-    """Whether a model wrote it for this step."""
+def is_generated(sequence: TokenSequence) -> bool:
+    """Whether a model generated the sequence at this step."""
     return sequence.origin not in {"dataset", "replay"}
 
 
 def check_buffer(name: str, source: "PolicyConfig", capacity: int) -> None:
-    """Refuse a buffer that can hold nothing, or is never written to.
+    """Check that a buffer can hold sequences, and that its source generates student text.
 
     Raises:
-        ConfigError: it is refused.
+        ConfigError: a capacity below 1, or a source that generates no student text.
     """
     if capacity < 1:
         raise ConfigError(f"capacity = {capacity}: must be >= 1; the reference code keeps 1000")
     if source.sampling is None:
-        raise ConfigError(f"{name}.source writes no student text to keep; use student_generated, or revised around it")
+        raise ConfigError(
+            f"{name}.source = {type(source).__name__}: generates no student text; use student_generated, or revised around it"
+        )

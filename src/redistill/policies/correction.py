@@ -1,11 +1,11 @@
-"""SCRG as pure functions: where is the error token, what takes its place, and what may still be written after it.
+"""SCRG as pure functions: locate the error token, replace it, and compute how many tokens may follow.
 
-Source: MGSR (arXiv 2407.10068), section 4.1, Eq. 3-4.  The student writes, student and teacher read it once, `locate_error`
-names the token where they disagree most, `correct` puts the teacher's token there, and the student goes on from that prefix.
+Source: MGSR (arXiv 2407.10068), section 4.1, Eq. 3-4.  The student generates a draft, both models score it in one forward pass,
+`locate_error` returns the token where they disagree most, `correct` replaces it by the teacher's token, and the student
+continues from that prefix.
 
-Nothing here runs a model, draws a random number, or reads a distribution of the vocabulary: scores and tokens come in, and
-whoever has a generator writes the tail.  What is response and what is padding is told by position: where the padding id is
-the end token, an id cannot tell.
+Nothing here runs a model, draws a random number, or uses a distribution over the vocabulary: scores and tokens are inputs, and
+the caller generates the tail.  Masks separate response from padding, since the padding id can be that of the end token.
 """
 
 from collections.abc import Collection
@@ -21,17 +21,17 @@ def locate_error(
 
     .. math:: j = \arg\max_{i \le n} \; \mathrm{KL}(q_i \,\|\, p_i) \quad \text{over } y_i^s \ne y_i^t \quad\text{(Eq. 3)}
 
-    Position i is the distribution that *predicts* response token i, so row i of `score_BT` and of the teacher's tokens is read
-    one position before token i stands.  The teacher's token is drawn from p_i under the student's own prefix, once, and the
-    same draw then takes the student's place.  The smallest index wins a tie.
+    Position i is the distribution that *predicts* response token i, so column i of `score_BT` and of the teacher's tokens comes
+    from the logits one position before token i.  The teacher's token is sampled once from p_i under the student's prefix, and
+    the same sample replaces the student's token.  At equal scores the smallest index is chosen.
 
     Args:
-        score_BT: How far they disagree, in nats or otherwise; Eq. 3's is reverse KL.  A number wherever valid; +inf is the
-            largest.
+        score_BT: Disagreement at each position, in nats or another unit; Eq. 3 uses reverse KL.  Not NaN where valid; +inf is
+            the largest score.
         student_tokens_BT: The response tokens y^s.
         teacher_tokens_BT: The teacher's tokens y^t at the same positions.
-        valid_BT: True where the error may be: from the first response token up to the student's own end token, which may be
-            the error, and nothing after; in a later round that goes on in order, from the previous error on.
+        valid_BT: True at candidate positions: from the first response token, or from the previous error in a later round with
+            `in_order`, to the student's end token, included.
 
     Returns:
         index_B, int64: 0-based within the response; -1 where no valid token differs.
@@ -44,7 +44,7 @@ def locate_error(
     """
     assert score_BT.shape == student_tokens_BT.shape == teacher_tokens_BT.shape == valid_BT.shape, "one score a token"
     valid_BT = valid_BT.bool()
-    assert not score_BT[valid_BT].isnan().any(), "a score that is not a number would win the arg max without a word"
+    assert not score_BT[valid_BT].isnan().any(), "a score that is not a number would be the arg max"
     if score_BT.shape[1] == 0:
         return score_BT.new_full((len(score_BT),), -1, dtype=torch.int64)
     candidate_BT = valid_BT & (student_tokens_BT != teacher_tokens_BT)
@@ -54,11 +54,11 @@ def locate_error(
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """A response whose error token has been replaced.
+    """The result of correcting a response.
 
     Args:
-        prefix_ids: y_<j and the teacher's token; the whole response where nothing was changed.
-        tail_budget: How many tokens the student may still write; 0 where the response ends here.
+        prefix_ids: y_<j and the teacher's token; the whole response if no token was replaced.
+        tail_budget: Number of tokens that the student may still generate; 0 if the response ends here.
         changed: Whether a token was replaced.
     """
 
@@ -70,20 +70,20 @@ class Correction:
 def correct(
     response_ids: tuple[int, ...], index: int, teacher_token: int, *, budget: int, eos_ids: Collection[int]
 ) -> Correction:
-    r"""The corrected prefix of one response, from which the student goes on.
+    r"""The corrected prefix of one response, from which the student continues.
 
     .. math:: y_i \sim q(\cdot | y_{<i}) \;(i < j), \quad y_j \sim p(\cdot | y_{<j}), \quad
         y_i \sim q(\cdot | y_{<j}, y_j^t, \dots) \;(i > j) \quad\text{(Eq. 4)}
 
-    What stood after the error is dropped, the student's end token included.  There is no tail where the teacher's token is an
-    end token, or where the prefix is as long as a response may be.
+    Tokens after the error are removed, the student's end token included.  There is no tail if the teacher's token is an end
+    token, or if the prefix has the maximum length of a response.
 
     Args:
-        response_ids: The student's response; its own end token included where it wrote one.
-        index: The error token, 0-based; -1 keeps the response as it is.
-        teacher_token: What takes its place; not read where index is -1.
-        budget: Most tokens that a response may have.
-        eos_ids: The end tokens.
+        response_ids: The student's response, with its end token if it has one.
+        index: Position of the error token, 0-based; -1 returns the response unchanged.
+        teacher_token: Replaces the error token; ignored if index is -1.
+        budget: Maximum number of tokens of a response.
+        eos_ids: Ids of the end tokens.
 
     Example:
         >>> correct((5, 6, 7), 1, 9, budget=8, eos_ids={0})
@@ -101,5 +101,5 @@ def correct(
 
 
 def is_finished(response_ids: tuple[int, ...], eos_ids: Collection[int]) -> bool:
-    """Whether the last token is an end token; an end token further in is text like any other."""
+    """Whether the last token is an end token; end tokens at other positions do not count."""
     return bool(response_ids) and response_ids[-1] in eos_ids

@@ -1,4 +1,4 @@
-"""Learning from the data set as it is."""
+"""Training on the gold answers of the data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

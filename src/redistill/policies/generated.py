@@ -1,4 +1,4 @@
-"""Learning from what a model writes anew at every step: the student, here."""
+"""Training on answers that the student generates at every step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from redistill.errors import ConfigError
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyTools, Stateless
 
-Write = Callable[[list[GenerationRequest]], list[Generation]]
+Generate = Callable[[list[GenerationRequest]], list[Generation]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentGenerated:
-    """The current student's answers, fresh at every step: on-policy distillation.
+    """Answers that the current student generates at every step: on-policy distillation.
 
-    Source: ImitKD and GKD; algorithms as in the paper's Table 3a, row "On-policy".  Their reference code learns from a buffer
-    of older answers instead: that is `Buffered` around this.
+    Source: ImitKD and GKD; algorithms as in the paper's Table 3a, row "On-policy".  Their reference code trains on a buffer of
+    older answers instead: use `Buffered` around this policy.
 
     Args:
-        temperature: Of sampling, > 0; the paper samples at 1.
-        top_p: Nucleus of sampling, in (0, 1]; 1 keeps all.
+        temperature: Sampling temperature, > 0; the paper uses 1.
+        top_p: Nucleus probability, in (0, 1]; 1 keeps all classes.
 
     Raises:
         ConfigError: a value out of range.
@@ -32,7 +32,7 @@ class StudentGenerated:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        check_writing(self.temperature, self.top_p)
+        check_sampling(self.temperature, self.top_p)
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
@@ -46,15 +46,15 @@ class StudentGenerated:
     def needs(self) -> Needs:
         return Needs()
 
-    def bind(self, tools: PolicyTools) -> "WritingSource":
-        return WritingSource(partial(tools.engine.generate, sampling=self.sampling), "student", tools)
+    def bind(self, tools: PolicyTools) -> "GeneratingSource":
+        return GeneratingSource(partial(tools.engine.generate, sampling=self.sampling), "student", tools)
 
 
-class WritingSource(Stateless):
-    """Each item's answer as `write` gives it at this step."""
+class GeneratingSource(Stateless):
+    """A source whose answers `generate` produces at each step."""
 
-    def __init__(self, write: Write, origin: Origin, tools: PolicyTools) -> None:
-        self._write, self._origin, self._tools = write, origin, tools
+    def __init__(self, generate: Generate, origin: Origin, tools: PolicyTools) -> None:
+        self._generate, self._origin, self._tools = generate, origin, tools
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         requests = [
@@ -66,12 +66,12 @@ class WritingSource(Stateless):
             )
             for item in items
         ]
-        generations = self._write(requests) if requests else []
+        generations = self._generate(requests) if requests else []
         return [answered(item.example, g.token_ids, self._origin) for item, g in zip(items, generations, strict=True)]
 
 
 def answered(example: Example, response_ids: tuple[int, ...], origin: Origin) -> TokenSequence:
-    """An example's prompt with an answer that was written to it."""
+    """An example's prompt with a generated answer."""
     return TokenSequence(
         sample=example.sample,
         token_ids=example.prompt_ids + response_ids,
@@ -80,11 +80,11 @@ def answered(example: Example, response_ids: tuple[int, ...], origin: Origin) ->
     )
 
 
-def check_writing(temperature: float, top_p: float) -> None:
-    """Refuse what no text can be drawn with.
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Check sampling parameters.
 
     Raises:
-        ConfigError: it is refused.
+        ConfigError: a value out of range.
     """
     if not temperature > 0:
         raise ConfigError(f"temperature = {temperature}: must be > 0; the paper samples at 1")

@@ -1,4 +1,4 @@
-"""A coin for every sample: the gold answer, or one from another source."""
+"""A random choice per sample between the gold answer and an answer of another source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class Mixed(WrappingNode):
     """Student text with probability `student_fraction`, the gold answer otherwise.
 
-    Source: GKD's lambda; the paper's section 5.3 and Table 3a, row "Mixed".  The reference code throws one coin for a whole
-    micro-batch and process; here one falls for each sample, so that the mix does not depend on how a batch is cut.
+    Source: GKD's lambda; the paper's section 5.3 and Table 3a, row "Mixed".  The reference code makes one random choice per
+    micro-batch and process; here each sample has its own, so that the mix does not depend on how a batch is split.
 
     Args:
-        source: Where the student's text comes from.
+        source: Generates the student's text.
         student_fraction: Probability of the source, in [0, 1]; the paper's value is 0.5.
-        coin: "sample" throws a coin for each sample, "step" one for the whole global batch.
+        coin: "sample" makes a random choice for each sample, "step" one for the global batch.
 
     Raises:
         ConfigError: student_fraction out of range.
@@ -51,12 +51,12 @@ class MixedSource(Wrapping):
         self._settings, self._source, self._seed = settings, source, seed
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        chosen = [place for place, item in enumerate(items) if self._falls(step, item)]
-        answers = self._source.sequences(step, [items[place] for place in chosen])
+        chosen = [index for index, item in enumerate(items) if self._takes_source(step, item)]
+        answers = self._source.sequences(step, [items[index] for index in chosen])
         sequences = [item.sequence for item in items]
-        for place, answer in zip(chosen, answers):  # what the source adds stands behind the answers
-            sequences[place] = answer
+        for index, answer in zip(chosen, answers):  # additions of the source follow the answers
+            sequences[index] = answer
         return sequences + answers[len(chosen) :]
 
-    def _falls(self, step: int, item: GoldItem) -> bool:
+    def _takes_source(self, step: int, item: GoldItem) -> bool:
         return coin(self._seed, step, item, self._settings.coin) < self._settings.student_fraction

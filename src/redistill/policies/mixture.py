@@ -1,4 +1,4 @@
-"""Learning from text that student and teacher write together."""
+"""Training on text sampled from a mixture of student and teacher."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -6,23 +6,23 @@ from typing import Self
 
 from redistill.contracts import Needs, Sampling
 from redistill.errors import ConfigError
-from redistill.policies.generated import WritingSource, check_writing
+from redistill.policies.generated import GeneratingSource, check_sampling
 from redistill.policies.source import PolicyTools
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherMixed:
-    r"""Answers fresh at every step, each token drawn from a mixture of student and teacher.
+    r"""Answers generated at every step, each token sampled from a mixture of student and teacher.
 
     .. math:: y_t \sim (1 - a)\, q(\cdot \mid y_{<t}) + a\, p(\cdot \mid y_{<t})
 
-    Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling; a = 0.2 there.  Temperature and nucleus are applied to q and
-    p each, before they are mixed.
+    Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling, with a = 0.2.  Temperature and nucleus sampling are applied
+    to q and to p before mixing.
 
     Args:
-        teacher_share: The teacher's part a, in [0, 1].
-        temperature: Of sampling, > 0.
-        top_p: Nucleus of sampling, in (0, 1]; 1 keeps all.
+        teacher_share: Weight a of the teacher, in [0, 1].
+        temperature: Sampling temperature, > 0.
+        top_p: Nucleus probability, in (0, 1]; 1 keeps all classes.
 
     Raises:
         ConfigError: a value out of range.
@@ -37,7 +37,7 @@ class TeacherMixed:
     def __post_init__(self) -> None:
         if not 0 <= self.teacher_share <= 1:
             raise ConfigError(f"teacher_share = {self.teacher_share}: must lie in [0, 1]; MiniLLM uses 0.2")
-        check_writing(self.temperature, self.top_p)
+        check_sampling(self.temperature, self.top_p)
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
@@ -51,6 +51,6 @@ class TeacherMixed:
     def needs(self) -> Needs:
         return Needs(teacher=True, mixture=self.teacher_share > 0)
 
-    def bind(self, tools: PolicyTools) -> WritingSource:
-        write = partial(tools.engine.generate, sampling=replace(self.sampling, teacher_share=self.teacher_share))
-        return WritingSource(write, "mixture", tools)
+    def bind(self, tools: PolicyTools) -> GeneratingSource:
+        generate = partial(tools.engine.generate, sampling=replace(self.sampling, teacher_share=self.teacher_share))
+        return GeneratingSource(generate, "mixture", tools)

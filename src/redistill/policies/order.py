@@ -1,6 +1,7 @@
-"""The order of the training data, and the coin that decides between a sampled and a gold answer.
+"""The order of the training data, and the random choice between a sampled and a gold answer.
 
-Everything is keyed by (seed, purpose, step, sample), so that it depends neither on the number of processes nor on a resume.
+Random numbers are keyed by (seed, purpose, step, sample), so that they depend neither on the number of processes nor on a
+resume.
 """
 
 from collections.abc import Sequence
@@ -24,13 +25,13 @@ class GoldItem:
 
 
 class Shuffled(Generic[Item]):
-    """Items in the order of training: a fresh permutation for each epoch; epochs follow one another without a gap.
+    """Items in the order of training: a new permutation for each epoch; a batch can contain items of two epochs.
 
     Args:
         items: At least one.
         batch_size: Items of one update over all processes, a multiple of their number.
         seed: The run's seed.
-        purpose: Separates the order of one kind of items from that of another.
+        purpose: Key of the random stream; different kinds of items have different purposes.
         processes: Each process takes its contiguous part of every batch.
     """
 
@@ -41,20 +42,20 @@ class Shuffled(Generic[Item]):
         assert items and batch_size % self.processes.world == 0
         self.batch_size = batch_size
         self._items, self._seed, self._purpose = items, seed, purpose
-        self._order = lru_cache(maxsize=2)(self._shuffled)  # a batch may lie in two epochs
+        self._order = lru_cache(maxsize=2)(self._shuffled)  # a batch may have items of two epochs
 
     def items(self, step: int) -> list[Item]:
         """This process's part of the step's global batch."""
-        return self.share(self.all_items(step))
+        return self.part(self.all_items(step))
 
     def all_items(self, step: int) -> list[Item]:
         """The step's global batch, the same on every process."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        orders = {epoch: self._order(epoch) for epoch in {place // len(self._items) for place in places}}
-        return [self._items[orders[place // len(self._items)][place % len(self._items)]] for place in places]
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        orders = {epoch: self._order(epoch) for epoch in {position // len(self._items) for position in positions}}
+        return [self._items[orders[i // len(self._items)][i % len(self._items)]] for i in positions]
 
-    def share(self, values: Sequence[Any]) -> list[Any]:
-        """This process's part of values that belong to a global batch, in order; the parts of all processes join to all."""
+    def part(self, values: Sequence[Any]) -> list[Any]:
+        """This process's contiguous part of the values of a global batch; concatenated by rank, the parts are all values."""
         rank, world = self.processes.rank, self.processes.world
         start, stop = (len(values) * each // world for each in (rank, rank + 1))
         return list(values[start:stop])
@@ -77,10 +78,10 @@ class GoldBatches(Shuffled[GoldItem]):
 
 
 def gold_sequence(example: Example) -> TokenSequence:
-    """An example's own answer as a sequence to learn from."""
+    """An example's gold answer as a training sequence."""
     return TokenSequence(sample=example.sample, token_ids=example.token_ids, supervised=example.supervised, origin="dataset")
 
 
 def coin(seed: int, step: int, item: GoldItem, kind: Coin) -> float:
-    """A number in [0, 1) that belongs to the step and, for the kind "sample", to the sample."""
+    """A uniform random number in [0, 1) of the step or, if `kind` is "sample", of the step and the item's sample."""
     return float(generator(seed, "coin", step, *([item.example.sample] if kind == "sample" else [])).random())

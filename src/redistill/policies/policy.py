@@ -1,4 +1,4 @@
-"""A policy as the loop sees it: gold data and a source of sampled answers, joined into draws."""
+"""A policy as the loop uses it: gold data and a source of sampled answers, combined into draws."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -7,18 +7,20 @@ from redistill.contracts import Draw, DrawItem, Origin, TokenSequence, items_of
 from redistill.policies.order import GoldBatches, Shuffled
 from redistill.policies.source import Source, Wrapping
 
-# The teacher's text is data like any other.
+# Without "teacher": the reference code treats the teacher's text as data.
 REWRITTEN: frozenset[Origin] = frozenset({"student", "mixture", "revised", "replay"})
 
 
 class Policy(Wrapping):
-    """Gold data and a source (contracts.SequencePolicy).
+    """Gold data and a source; implements `contracts.SequencePolicy`.
 
     Args:
-        mark_spans: Adds spans to sequences that have none, or None where no term needs them.
-        corpus: Blocks of text for the pre-training term, or None where it is left out.
-        rewrite: Changes generated text, roll-outs excepted, before it is learned from; None leaves it as it is.
-        drawing: Entered while a draw is made; the models' weights stay as they are inside.
+        gold: The gold examples in the order of training.
+        source: Answers the prompts of a step.
+        mark_spans: Adds spans to sequences that have none; None if no term needs them.
+        corpus: Blocks of text for the pre-training term; None without one.
+        rewrite: Changes generated text, except roll-outs, before training on it; None changes nothing.
+        drawing: Context manager around a draw, during which the models' weights do not change.
     """
 
     def __init__(
@@ -38,8 +40,8 @@ class Policy(Wrapping):
         items = self._gold.items(step)
         with self._drawing():
             answers = self._source.sequences(step, items)
-        # A source hands a gold answer through at its item's place: it is then read once, for all terms.
-        is_gold = [place < len(items) and answer.origin == "dataset" for place, answer in enumerate(answers)]
+        # A source may return an item's gold answer at its index: one forward pass then serves all terms.
+        is_gold = [index < len(items) and answer.origin == "dataset" for index, answer in enumerate(answers)]
         if self._rewrite is not None:
             answers = [self._rewrite(s) if s.origin in REWRITTEN and s.rollout is None else s for s in answers]
         if self._mark_spans is not None:
@@ -48,7 +50,7 @@ class Policy(Wrapping):
             DrawItem(answer, frozenset({"sft", "distillation"} if both else {"distillation"}))
             for answer, both in zip(answers, is_gold, strict=True)
         ]
-        handed_through = {place for place, both in enumerate(is_gold) if both}
-        gold = items_of((item.sequence for place, item in enumerate(items) if place not in handed_through), "sft")
+        answered_by_gold = {index for index, both in enumerate(is_gold) if both}
+        gold = items_of((item.sequence for index, item in enumerate(items) if index not in answered_by_gold), "sft")
         corpus = () if self._corpus is None else tuple(self._corpus.items(step))
         return Draw(items=(*drawn, *gold), corpus=corpus)

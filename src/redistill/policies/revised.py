@@ -1,7 +1,7 @@
-"""SCRG around a source of student text: write, score, locate the error, correct it, write on (paper section 4.1).
+"""SCRG around a source of student text: generate, score, locate the error, correct it, continue (paper section 4.1).
 
-The formulas are in redistill.policies.correction; here they are put to work: one reading of the drafts by both models, then one
-generation of the tails.  Gold sequences that a source hands through are never revised.
+A round runs both models once on the drafts, applies the formulas of redistill.policies.correction, and generates the tails.
+Gold sequences that a source returns are never revised.
 """
 
 from collections.abc import Sequence
@@ -29,27 +29,27 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
     "reverse": ("reverse_kl",),
     "forward": ("forward_kl",),
     "surprise": ("teacher_logprob", "teacher_entropy"),
-    "random": ("reverse_kl",),  # for the log, and so that the control costs what it is compared with
+    "random": ("reverse_kl",),  # logged; and the control then has the cost of "reverse"
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Revised(WrappingNode):
-    """Student text whose worst token the teacher has replaced, and from there on written anew.
+    """Student text in which the teacher replaces the error token, and the student regenerates what follows.
 
-    Source: the paper's Eq. 3 and 4; the readings of them are listed in docs/methods/mgsr.md.
+    Source: the paper's Eq. 3 and 4; docs/methods/mgsr.md lists their interpretations.
 
     Args:
-        source: Who writes the drafts.
-        teacher_token: "sample" draws the teacher's token from its distribution (the text's y ~ p), "argmax" takes the mode.
+        source: Generates the drafts.
+        teacher_token: "sample" samples the teacher's token from its distribution (the paper's y ~ p), "argmax" takes the mode.
         detection: "reverse" scores a position by KL(q || p), student first as in Eq. 3; "forward" by KL(p || q); "surprise" by
-            -log p(y) - H(p), how much rarer the student's token is than the teacher's own; "random", a control, draws it.
-        rounds: How many times a sequence is revised, >= 1; the paper's default is 1.
-        in_order: Whether a later round looks only at the previous error and what stands behind it.
-        mode: "replace" puts the revised sequence in the draft's place; "append" keeps the draft and adds the revised one.
+            -log p(y) - H(p), the excess surprisal of the student's token y; "random", a control, samples the position.
+        rounds: Number of revisions of a sequence, >= 1; the paper's default is 1.
+        in_order: Whether a later round searches only from the previous error on.
+        mode: "replace" returns the revised sequence instead of the draft; "append" returns both.
 
     Raises:
-        ConfigError: rounds below 1, or a source that writes nothing.
+        ConfigError: rounds below 1, or a source that generates no student text.
     """
 
     source: "PolicyConfig" = field(default_factory=StudentGenerated)
@@ -61,9 +61,12 @@ class Revised(WrappingNode):
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise ConfigError(f"rounds = {self.rounds}: must be >= 1; drop `revised` to train on unrevised text")
+            raise ConfigError(f"rounds = {self.rounds}: must be >= 1; remove `revised` to train on unrevised text")
         if self.source.sampling is None:
-            raise ConfigError("revised.source writes no student text; use student_generated, or mixed around revised")
+            raise ConfigError(
+                f"revised.source = {type(self.source).__name__}: generates no student text; use student_generated, or mixed "
+                "around revised"
+            )
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
@@ -83,13 +86,13 @@ class Revised(WrappingNode):
 
 
 def revises(node: object) -> bool:
-    """Whether a policy, or one that it wraps, has drafts read and written on: then it pays to remember what was read."""
+    """Whether a policy, or one that it wraps, is `Revised`: a prefix memory then saves repeated forward passes on drafts."""
     return isinstance(node, Revised) or (hasattr(node, "source") and revises(node.source))
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """Per draft, at every response position: how suspicious the student's token is, and the teacher's."""
+class _DraftScores:
+    """Per draft, at every response position: the detection score and the teacher's token."""
 
     scores: list[list[float]]
     teacher_tokens: list[list[int]]
@@ -102,13 +105,13 @@ class RevisedSource(Wrapping):
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         sequences = list(self._source.sequences(step, items))
-        places = [place for place, sequence in enumerate(sequences) if sequence.origin in {"student", "mixture", "revised"}]
-        drafts = [sequences[place] for place in places]
+        indices = [index for index, sequence in enumerate(sequences) if sequence.origin in {"student", "mixture", "revised"}]
+        drafts = [sequences[index] for index in indices]
         revised = self._all_rounds(step, drafts) if drafts else []
         if self._settings.mode == "append":
             return sequences + [after for before, after in zip(drafts, revised, strict=True) if after is not before]
-        for place, sequence in zip(places, revised, strict=True):
-            sequences[place] = sequence
+        for index, sequence in zip(indices, revised, strict=True):
+            sequences[index] = sequence
         return sequences
 
     def _all_rounds(self, step: int, drafts: list[TokenSequence]) -> list[TokenSequence]:
@@ -122,9 +125,9 @@ class RevisedSource(Wrapping):
     def _revise(
         self, step: int, number: int, drafts: list[TokenSequence], starts: list[int]
     ) -> tuple[list[TokenSequence], list[int]]:
-        """One round: each draft revised, or as it is where nothing differs, and where its error was (-1: nowhere)."""
-        reading = self._read(step, number, drafts)
-        errors = self._locate(step, number, drafts, reading, starts)
+        """One round: the revised drafts and the positions of their errors; a draft without an error is unchanged, with -1."""
+        scored = self._score(step, number, drafts)
+        errors = self._locate(step, number, drafts, scored, starts)
         corrections = [
             correct(
                 draft.response_ids,
@@ -133,33 +136,35 @@ class RevisedSource(Wrapping):
                 budget=self._tools.response_tokens,
                 eos_ids=self._tools.end_ids,
             )
-            for draft, error, tokens in zip(drafts, errors, reading.teacher_tokens, strict=True)
+            for draft, error, tokens in zip(drafts, errors, scored.teacher_tokens, strict=True)
         ]
         tails = self._tails(step, number, drafts, corrections)
         revised = [
             _assemble(draft, correction.prefix_ids + tail) if correction.changed else draft
             for draft, correction, tail in zip(drafts, corrections, tails, strict=True)
         ]
-        for draft, sequence, error, scores in zip(drafts, revised, errors, reading.scores, strict=True):
+        for draft, sequence, error, scores in zip(drafts, revised, errors, scored.scores, strict=True):
             if sequence is not draft:
                 self._tools.on_revision(Revision(step, draft.sample, error, scores[error], draft, sequence))
         return revised, errors
 
-    def _locate(self, step: int, number: int, drafts: list[TokenSequence], reading: _Reading, starts: list[int]) -> list[int]:
-        """Where each draft's error is, from its start on."""
-        scores = reading.scores
+    def _locate(
+        self, step: int, number: int, drafts: list[TokenSequence], scored: _DraftScores, starts: list[int]
+    ) -> list[int]:
+        """The position of each draft's error, at its start or later; -1 without one."""
+        scores = scored.scores
         if self._settings.detection == "random":
             scores = [
                 generator(self._tools.seed, "error", step, draft.sample, number).random(draft.num_targets).tolist()
                 for draft in drafts
             ]
         student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)
-        teacher_BT, _ = pad(reading.teacher_tokens, 0)
-        is_behind_BT = torch.arange(student_BT.shape[1]) >= torch.tensor(starts)[:, None]
-        return locate_error(_pad_float(scores), student_BT, teacher_BT, valid_BT.bool() & is_behind_BT).tolist()
+        teacher_BT, _ = pad(scored.teacher_tokens, 0)
+        is_searched_BT = torch.arange(student_BT.shape[1]) >= torch.tensor(starts)[:, None]
+        return locate_error(_pad_float(scores), student_BT, teacher_BT, valid_BT.bool() & is_searched_BT).tolist()
 
-    def _read(self, step: int, number: int, drafts: list[TokenSequence]) -> _Reading:
-        """One reading of every draft by both models."""
+    def _score(self, step: int, number: int, drafts: list[TokenSequence]) -> _DraftScores:
+        """Scores and teacher tokens, from one forward pass of each model over every draft."""
         settings = self._settings
         statistics = _STATISTICS[settings.detection]
         ask_token: Statistic = "teacher_sample" if settings.teacher_token == "sample" else "teacher_argmax"
@@ -174,28 +179,28 @@ class RevisedSource(Wrapping):
         if settings.detection == "surprise":
             pairs = zip(found["teacher_logprob"], found["teacher_entropy"], strict=True)
             scores = [-logprob_N - entropy_N for logprob_N, entropy_N in pairs]
-        return _Reading([rows.tolist() for rows in scores], [rows.tolist() for rows in found[ask_token]])
+        return _DraftScores([rows.tolist() for rows in scores], [rows.tolist() for rows in found[ask_token]])
 
     def _tails(
         self, step: int, number: int, drafts: list[TokenSequence], corrections: list[Correction]
     ) -> list[tuple[int, ...]]:
-        """What the student writes after each corrected prefix; nothing where the sequence ends there."""
-        open_places = [place for place, correction in enumerate(corrections) if correction.tail_budget > 0]
+        """The student's continuation of each corrected prefix; empty where the response ends at the prefix."""
+        unfinished = [index for index, correction in enumerate(corrections) if correction.tail_budget > 0]
         tails: list[tuple[int, ...]] = [()] * len(drafts)
         requests = [
             GenerationRequest(
-                prompt_ids=drafts[place].prompt_ids + corrections[place].prefix_ids,
-                max_new_tokens=corrections[place].tail_budget,
+                prompt_ids=drafts[index].prompt_ids + corrections[index].prefix_ids,
+                max_new_tokens=corrections[index].tail_budget,
                 seed=self._tools.seed,
-                stream=("tail", step, drafts[place].sample, number),
+                stream=("tail", step, drafts[index].sample, number),
             )
-            for place in open_places
+            for index in unfinished
         ]
         sampling = self._settings.sampling
         assert sampling is not None
         if requests:
-            for place, generation in zip(open_places, self._tools.engine.generate(requests, sampling), strict=True):
-                tails[place] = generation.token_ids
+            for index, generation in zip(unfinished, self._tools.engine.generate(requests, sampling), strict=True):
+                tails[index] = generation.token_ids
         return tails
 
 

@@ -1,8 +1,8 @@
-"""MiniLLM's roll-outs: text written and scored at once, then learned from in several passes of mini-batches.
+"""MiniLLM's roll-outs: a pool of generated and scored text, used for several passes of mini-batch updates.
 
-The arithmetic is in redistill.losses.policy_gradient; here a pool of sequences is kept between updates.  A *cycle* has as many
-updates as one pass takes, times the passes.  At its first update the source answers the prompts of a whole pass, and both
-models read the answers once.  Advantages are made anew for each mini-batch, since whitening looks at a mini-batch as a whole.
+The formulas are in redistill.losses.policy_gradient; this module keeps the pool between updates.  A *cycle* has the updates of
+`inner_epochs` passes over the pool.  At its first update the source answers the prompts of a whole pass, and both models score
+the answers in one forward pass.  Advantages are computed for each mini-batch, since whitening uses its mean and variance.
 """
 
 import math
@@ -27,21 +27,22 @@ Whiten = Literal["tokens", "padded", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts(WrappingNode):
-    """Text with what a policy gradient needs to know of it, learned from in several passes.
+    """Roll-outs with log-probabilities, advantages and importance weights, used for several passes of updates.
 
     Source: MiniLLM (arXiv 2306.08543) and its published code, whose values are the defaults.  Old log-probabilities, rewards
-    and importance weights are of the models' own distributions, whatever temperature or nucleus the text was drawn with.
+    and importance weights are those of the models' distributions at temperature 1 without nucleus, however the text was
+    sampled.
 
     Args:
-        source: Who writes; nothing but text whose probability is known can be weighed.
-        num_rollouts: Sequences of a cycle over all processes, cut to whole batches of training and to one at least.
-        inner_epochs: Passes over them before new ones are written, >= 1; the first is in the order of the gold batches.
-        discount: gamma of the returns, in [0, 1].
-        reward_scaling: What log p - log q is divided by, > 0.
-        reward_clip: Bound of a token's reward, after the scaling, > 0.
+        source: Generates the text, from a distribution whose probabilities are known: importance weights need them.
+        num_rollouts: Sequences of a cycle over all processes, rounded down to whole training batches, at least one; >= 1.
+        inner_epochs: Passes over the pool before a new one is generated, >= 1; the first has the order of the gold batches.
+        discount: Discount gamma of the returns, in [0, 1].
+        reward_scaling: Divisor of the reward log p - log q, > 0.
+        reward_clip: Bound of the absolute scaled reward of a token, > 0.
         length_normalise: Whether a return is divided by the number of tokens that it sums over.
-        whiten: "tokens" whitens returns over the tokens of a global mini-batch; "padded" over rows filled with zeros to the
-            length limit of responses, as the published code does; "none" takes the returns as advantages.
+        whiten: "tokens" whitens returns over the tokens of a global mini-batch; "padded" over rows padded with zeros to the
+            length limit of responses, as the published code does; "none" uses the returns as advantages.
 
     Raises:
         ConfigError: a value out of range.
@@ -81,7 +82,7 @@ class Rollouts(WrappingNode):
 
     @property
     def teacher_share(self) -> float:
-        """How much of the distribution that tokens are drawn from is the teacher's."""
+        """Weight of the teacher in the distribution that tokens are sampled from."""
         return self.source.teacher_share if isinstance(self.source, TeacherMixed) else 0.0
 
     def bind(self, tools: PolicyTools) -> "RolloutsSource":
@@ -90,7 +91,7 @@ class Rollouts(WrappingNode):
 
 @dataclass(frozen=True)
 class _Scored:
-    """A sequence of the pool, and both models' log-probabilities of its targets when it was written."""
+    """A sequence of the pool, with both models' log-probabilities of its targets at the time of generation."""
 
     sequence: TokenSequence
     old_logprobs: tuple[float, ...]
@@ -106,15 +107,15 @@ class RolloutsSource(Wrapping):
         self._pool: list[_Scored] = []
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        """As many roll-outs as there are items: this process's share of the step's mini-batch, whatever the items ask."""
-        cycle, place = divmod(step, self._pass_steps * self._settings.inner_epochs)
+        """This process's part of the step's mini-batch, one roll-out per item; the items' prompts are ignored."""
+        cycle, cycle_step = divmod(step, self._pass_steps * self._settings.inner_epochs)
         if cycle != self._cycle:
-            self._pool = self._write(cycle)
+            self._pool = self._generate(cycle)
             self._cycle = cycle
-        inner_epoch, number = divmod(place, self._pass_steps)
+        inner_epoch, number = divmod(cycle_step, self._pass_steps)
         size = self._tools.gold.batch_size
         order = self._order(cycle, inner_epoch)[number * size : (number + 1) * size]
-        return self._tools.gold.share(self._with_advantages([self._pool[at] for at in order]))[: len(items)]
+        return self._tools.gold.part(self._with_advantages([self._pool[index] for index in order]))[: len(items)]
 
     def metrics(self) -> Mapping[str, Any]:
         if not self._pool:
@@ -129,26 +130,26 @@ class RolloutsSource(Wrapping):
         self._cycle, self._pool = state["cycle"], [_from_plain(entry) for entry in state["pool"]]
         self._source.load_state_dict(state["source"])
 
-    # --- writing ---
+    # --- generation ---
 
-    def _write(self, cycle: int) -> list[_Scored]:
-        """A pool for the prompts of the cycle's gold steps, in their order; each process writes and scores its share."""
+    def _generate(self, cycle: int) -> list[_Scored]:
+        """A pool for the prompts of the cycle's gold steps, in order; each process generates and scores a part."""
         gold_steps = range(cycle * self._pass_steps, (cycle + 1) * self._pass_steps)
         items = [item for gold_step in gold_steps for item in self._tools.gold.all_items(gold_step)]
-        places: list[int] = []
-        written: list[TokenSequence] = []
+        indices: list[int] = []
+        generated: list[TokenSequence] = []
         for number, group in enumerate(_without_repeats(items)):
-            mine = self._tools.gold.share(group)
+            mine = self._tools.gold.part(group)
             first_step = cycle * self._pass_steps * self._settings.inner_epochs
-            written += self._source.sequences(first_step + number, [items[place] for place in mine])
-            places += mine
-        scored = list(zip(places, self._score(written), strict=True))
+            generated += self._source.sequences(first_step + number, [items[index] for index in mine])
+            indices += mine
+        scored = list(zip(indices, self._score(generated), strict=True))
         pool = [entry for _, entry in sorted(self._tools.processes.gather(scored), key=lambda pair: pair[0])]
         assert len(pool) == len(items), "a pool is gathered from all processes"
         return pool
 
     def _score(self, sequences: list[TokenSequence]) -> list[_Scored]:
-        """One reading of every sequence by both models."""
+        """Both models' log-probabilities of every sequence, from one forward pass of each."""
         found = self._scorer.statistics(sequences, ("student_logprob", "teacher_logprob"))
         columns = (found["student_logprob"], found["teacher_logprob"])
         return [
@@ -156,10 +157,10 @@ class RolloutsSource(Wrapping):
             for sequence, old, teacher in zip(sequences, *columns, strict=True)
         ]
 
-    # --- weighing ---
+    # --- advantages ---
 
     def _order(self, cycle: int, inner_epoch: int) -> Sequence[int]:
-        """Places of the pool in the order of one pass."""
+        """Indices of the pool in the order of one pass."""
         if inner_epoch == 0:
             return range(len(self._pool))
         return generator(self._tools.seed, "rollout-order", cycle, inner_epoch).permutation(len(self._pool)).tolist()
@@ -196,24 +197,24 @@ class RolloutsSource(Wrapping):
 
 
 def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
-    """Places of the items in groups of different samples: what is written is keyed by step and sample alone."""
+    """Indices of the items, in groups without repeated samples: generation is keyed by step and sample only."""
     groups: dict[int, list[int]] = {}
     times: Counter[int] = Counter()
-    for place, item in enumerate(items):  # the n-th time that a sample comes, it goes into the n-th group
-        groups.setdefault(times[item.example.sample], []).append(place)
+    for index, item in enumerate(items):  # the n-th occurrence of a sample goes into the n-th group
+        groups.setdefault(times[item.example.sample], []).append(index)
         times[item.example.sample] += 1
     return list(groups.values())
 
 
 def _padded(rows: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of log-probabilities as one float64 tensor with zeros behind them, and the bool mask of what is real."""
+    """Rows of log-probabilities as one float64 tensor padded with zeros, and the bool mask of its valid elements."""
     width = max(map(len, rows))
     padded_BT = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float64)
     return padded_BT, torch.arange(width) < torch.tensor([[len(row)] for row in rows])
 
 
 def _plain(scored: _Scored) -> dict[str, Any]:
-    """As JSON has it; what the writers write has one run of targets, to its end."""
+    """The sequence as JSON data; a generated sequence is a prompt, then a response in which every token is a target."""
     sequence = scored.sequence
     return {
         "sample": sequence.sample,

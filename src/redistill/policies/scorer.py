@@ -1,4 +1,4 @@
-"""Statistics of student and teacher on sequences, for policies that judge text before it is learned from."""
+"""Statistics of student and teacher on sequences, for policies that score text before training on it."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,14 +13,14 @@ ReadStudent = Callable[[Batch], tuple[torch.Tensor, Head]]
 
 
 class Scorer:
-    """Reads sequences with both models, a few at a time.
+    """Runs both models on sequences, in batches.
 
     Args:
-        read_student: A batch -> the student's hidden states of its rows [N, D], and its head, without gradient.
-        teacher: One with `TeacherCapabilities.statistics`.
-        pad_id: Fills short rows.
-        batch_size: Sequences at a time.
-        device: Where the student is.
+        read_student: Returns the student's hidden states of a batch's rows [N, D] and its head, without gradient.
+        teacher: A teacher with `TeacherCapabilities.statistics`.
+        pad_id: Padding id of short rows.
+        batch_size: Sequences per forward pass.
+        device: The student's device.
     """
 
     def __init__(
@@ -42,12 +42,15 @@ class Scorer:
         ask: Sequence[Statistic],
         uniforms: Sequence[np.ndarray] | None = None,
     ) -> dict[Statistic, list[torch.Tensor]]:
-        """Each statistic of each sequence, a tensor of a number for each target.
+        """Statistics at each target of each sequence, from one forward pass of each model.
 
         Args:
-            sequences: Read once by both models.
+            sequences: Any number of sequences.
             ask: Names of statistics; see `vocab_pass.row_statistics`.
-            uniforms: For each sequence [targets, NUMBERS_PER_DRAW] numbers in [0, 1), float64, where a statistic samples.
+            uniforms: For each sequence an array [targets, NUMBERS_PER_DRAW] of float64 in [0, 1), if a statistic samples.
+
+        Returns:
+            For each statistic a list with a tensor [targets] for each sequence.
         """
         found: dict[Statistic, list[torch.Tensor]] = {name: [] for name in ask}
         for start in range(0, len(sequences), self.batch_size):

@@ -1,8 +1,8 @@
-"""What every policy is made of: the tools that it is given, and sources that answer the prompts of a step.
+"""The interfaces of policies: nodes, which are configuration, and sources, which answer the prompts of a step.
 
-A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass, so it is its own YAML; `bind(tools)` makes
-its running *source*.  What a source remembers - buffers, roll-outs - is gathered from all processes, so that a draw depends
-neither on their number nor on a resume.
+A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass that recipes decode from YAML; `bind(tools)`
+creates its running *source*.  The state of a source - buffers, roll-outs - is gathered from all processes, so that a draw
+depends neither on their number nor on a resume.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +17,15 @@ from redistill.policies.scorer import Scorer
 
 @dataclass(frozen=True)
 class Revision:
-    """One SCRG correction, as logged in revisions.jsonl and marked in the report.
+    """One SCRG correction, as logged in revisions.jsonl and shown in the report.
 
-    `position` counts response tokens from 0; `kl` is the detection divergence there, in nats.
+    Args:
+        step: Number of updates done before it, from 0.
+        sample: The training sample.
+        position: The error token's index in the response, from 0.
+        kl: The detection score there, in nats.
+        before: The draft.
+        after: The revised sequence.
     """
 
     step: int
@@ -32,20 +38,20 @@ class Revision:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyTools:
-    """What sources are given: the lower layers, as protocols and callables.
+    """The objects that sources use: the lower layers, as protocols and callables.
 
     Args:
-        engine: Generates text of the student.
-        teacher: Generates text of the teacher; None where it does not, or where the run has none.
-        scorer: Statistics of both models on sequences; None where the run has no teacher.
-        gold: The gold examples in the order of training, for sources that look beyond the items of one step.
-        processes: This process among those of the job.
-        updates: Optimiser steps of the whole run.
-        end_ids: Tokens that end a response.
-        response_tokens: Length limit of a response.
-        batch_size: Sequences that one process generates at a time.
+        engine: Generates the student's text.
+        teacher: Generates the teacher's text; None if the run has no teacher, or one that does not generate.
+        scorer: Computes statistics of both models on sequences; None if the run has no teacher that provides them.
+        gold: The gold examples in the order of training, for sources that need the items of other steps.
+        processes: Rank and number of processes, and their `gather`.
+        updates: Optimiser steps of the run.
+        end_ids: Ids of the end tokens.
+        response_tokens: Length limit of a response, in tokens.
+        batch_size: Sequences that one process generates at once.
         seed: The run's seed.
-        folder: The run folder, for what a source writes to disk; None keeps it in memory.
+        folder: The run folder, for a source's files; None keeps everything in memory.
         on_revision: Called with every correction, for the log.
     """
 
@@ -64,9 +70,10 @@ class PolicyTools:
 
 
 class Source(Protocol):
-    """Answers to the prompts of a step: one for each item, in order, and behind them whatever else the source adds.
+    """Answers the prompts of a step.
 
-    Every process asks at every step, also for no items, since a source may gather from all of them.
+    `sequences` returns an answer for each item, in order, followed by additional sequences, if any.  Every process calls it at
+    every step, also without items, since a source may gather from all processes.
     """
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]: ...
@@ -81,10 +88,10 @@ class Source(Protocol):
 
 
 class Stateless:
-    """The empty state of a source that remembers nothing."""
+    """Methods of a source without state."""
 
     def observe(self, validation_loss: float) -> None:
-        """A source without state learns nothing from validation."""
+        """Does nothing: a source without state does not depend on the validation loss."""
 
     def metrics(self) -> Mapping[str, Any]:
         return {}
@@ -93,11 +100,11 @@ class Stateless:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        assert not state, f"a source without state was given {sorted(state)}"
+        assert not state, f"a source without state cannot load {sorted(state)}"
 
 
 class Wrapping:
-    """The state of what wraps one source and remembers nothing itself."""
+    """Methods of a source that wraps another, `_source`, and has no state of its own."""
 
     _source: Source
 
@@ -115,7 +122,7 @@ class Wrapping:
 
 
 class PolicyNode(Protocol):
-    """A policy as configuration."""
+    """The configuration of a policy."""
 
     def bind(self, tools: PolicyTools) -> Source: ...
 
@@ -126,12 +133,12 @@ class PolicyNode(Protocol):
 
     @property
     def needs(self) -> Needs:
-        """What it requires of teacher and engine."""
+        """The capabilities of teacher and engine that it requires."""
         ...
 
 
 class WrappingNode:
-    """A policy node that wraps another, its `source`, and requires what that one does."""
+    """A policy node that wraps another, `source`, with the same sampling and requirements."""
 
     source: Any
 

@@ -1,4 +1,4 @@
-"""Learning from what the teacher writes: one answer to each prompt, written once and kept."""
+"""Training on the teacher's text: one answer to each prompt, generated once and stored."""
 
 import hashlib
 import math
@@ -12,7 +12,7 @@ import torch
 
 from redistill.contracts import Example, GenerationRequest, Needs, Sampling, TokenSequence
 from redistill.errors import DataError
-from redistill.policies.generated import answered, check_writing
+from redistill.policies.generated import answered, check_sampling
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyTools, Stateless
 from redistill.storage import files
@@ -20,7 +20,7 @@ from redistill.storage import files
 FILE = "teacher-responses.jsonl"
 TEACHER_MARK = "teacher_cross_entropy"
 MARK_SEQUENCES = 8
-SAME_TEACHER_NATS = 0.01  # room for the rounding of another machine or batch
+SAME_TEACHER_NATS = 0.01  # tolerance for rounding that differs between machines or batches
 
 Key = tuple[int, str]
 
@@ -29,14 +29,14 @@ Key = tuple[int, str]
 class TeacherGenerated:
     """The teacher's answers, one to each prompt for the whole run: sequence-level distillation.
 
-    Source: SeqKD (Kim and Rush, arXiv 1606.07947).  Answers are written in blocks ahead of need and kept in
-    teacher-responses.jsonl, so that neither a later epoch nor a resume writes any of them again.
+    Source: SeqKD (Kim and Rush, arXiv 1606.07947).  Answers are generated in blocks, before the steps that need them, and
+    stored in teacher-responses.jsonl, so that neither a later epoch nor a resume generates any of them again.
 
     Args:
-        temperature: Of sampling, > 0.
-        top_p: Nucleus of sampling, in (0, 1]; 1 keeps all.
-        store: File of the answers, for several runs of the same teacher, data and seed, one after the other; None keeps it in
-            the run folder.
+        temperature: Sampling temperature, > 0.
+        top_p: Nucleus probability, in (0, 1]; 1 keeps all classes.
+        store: File of the answers, which consecutive runs with the same teacher, data and seed can share; None is a file in the
+            run folder.
 
     Raises:
         ConfigError: a value out of range.
@@ -47,7 +47,7 @@ class TeacherGenerated:
     store: str | None = None
 
     def __post_init__(self) -> None:
-        check_writing(self.temperature, self.top_p)
+        check_sampling(self.temperature, self.top_p)
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
@@ -55,7 +55,7 @@ class TeacherGenerated:
 
     @property
     def sampling(self) -> Sampling | None:
-        """The student writes nothing."""
+        """None: the student generates no text."""
         return None
 
     @property
@@ -67,9 +67,9 @@ class TeacherGenerated:
 
 
 class TeacherSource(Stateless):
-    """Looks answers up, and has a block of them written when the step wants one that is not there yet.
+    """Looks up answers, and generates a block of them when the step needs one that is missing.
 
-    What it remembers is on disk or can be written again, the same to the letter; so checkpoints hold nothing of it.
+    Checkpoints have no state of it: answers are on disk, or generated again with identical tokens.
     """
 
     def __init__(self, settings: TeacherGenerated, tools: PolicyTools) -> None:
@@ -83,13 +83,13 @@ class TeacherSource(Stateless):
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         if self._answers is None:
             self._answers = {} if self._store is None else self._store.read()
-        # Not this process's items but everybody's, so that all processes write at the same steps.
+        # The items of all processes, so that all processes generate at the same steps.
         if self._unanswered(step):
-            self._write(self._block(step))
+            self._generate_block(self._block(step))
         return [answered(item.example, self._answers[_key(item.example)], "teacher") for item in items]
 
     def _block(self, step: int) -> list[Example]:
-        """This step's prompts without an answer, and later ones until the generation batch of every process is full."""
+        """Unanswered prompts of this step, and of later steps until the generation batch of every process is full."""
         size = self._tools.batch_size * self._tools.processes.world
         now = self._unanswered(step)
         block = dict(now)
@@ -104,10 +104,10 @@ class TeacherSource(Stateless):
         examples = {_key(item.example): item.example for item in self._tools.gold.all_items(step)}
         return {key: example for key, example in examples.items() if key not in self._answers}
 
-    def _write(self, block: Sequence[Example]) -> None:
-        """Have the teacher answer the block, each process its share."""
+    def _generate_block(self, block: Sequence[Example]) -> None:
+        """Generate the teacher's answers to the block, a part on each process, and store them."""
         assert self._answers is not None
-        share = self._tools.gold.share(block)
+        mine = self._tools.gold.part(block)
         requests = [
             GenerationRequest(
                 prompt_ids=example.prompt_ids,
@@ -115,39 +115,39 @@ class TeacherSource(Stateless):
                 seed=self._tools.seed,
                 stream=("teacher-response", example.sample),
             )
-            for example in share
+            for example in mine
         ]
         generations = self._generate(requests, self._sampling) if requests else []
-        answers = dict(self._tools.processes.gather([(_key(e), g.token_ids) for e, g in zip(share, generations, strict=True)]))
+        answers = dict(self._tools.processes.gather([(_key(e), g.token_ids) for e, g in zip(mine, generations, strict=True)]))
         if self._store is not None and self._tools.processes.is_main:
             self._store.append(answers)
         self._answers |= answers
 
 
 class ResponseStore:
-    """Answers in a file: a line about what they depend on, then one a line.
+    """A file of answers: a header line with the settings that they depend on, then one answer per line.
 
     Raises:
-        DataError: the file is something else, or holds answers that this run's teacher would not give.
+        DataError: the file is not such a file, or its answers depend on other settings or another teacher.
     """
 
     def __init__(self, path: Path, sampling: Sampling, tools: PolicyTools) -> None:
         self._path, self._sampling, self._tools = path, sampling, tools
 
     def read(self) -> dict[Key, tuple[int, ...]]:
-        """All answers, as the main process finds them; every process asks."""
+        """All answers; called on every process, and read from disk by the main one."""
         lines: list[Any] = []
         if self._tools.processes.is_main and self._path.exists():
-            lines = files.read_lines(self._path) or [None]  # what is there but empty is no store
+            lines = files.read_lines(self._path) or [None]  # an existing empty file is invalid
         lines = self._tools.processes.gather(lines)
         if lines:
             self._check(lines[0])
             if self._tools.processes.is_main:
-                files.rewrite_lines(self._path, lines)  # nothing must be appended to a line that was cut
+                files.rewrite_lines(self._path, lines)  # removes an incomplete last line before lines are appended
         return {(line["sample"], line["prompt"]): tuple(line["token_ids"]) for line in lines[1:]}
 
     def append(self, answers: Mapping[Key, tuple[int, ...]]) -> None:
-        """Put a block of answers on disk."""
+        """Write a block of answers to disk."""
         lines = [
             {"sample": sample, "prompt": prompt, "token_ids": list(token_ids)}
             for (sample, prompt), token_ids in answers.items()
@@ -171,20 +171,20 @@ class ResponseStore:
 
     def _check(self, found: Any) -> None:
         if not (isinstance(found, Mapping) and found.keys() == self._header.keys()):
-            raise DataError(f"{self._path}: holds something else than a teacher's answers; name another file as policy.store")
+            raise DataError(f"{self._path}: is not a file of teacher answers; set policy.store to another file")
         for name, mine in self._header.items():
             is_close = name == TEACHER_MARK and None not in (found[name], mine)
             if not (math.isclose(found[name], mine, abs_tol=SAME_TEACHER_NATS) if is_close else found[name] == mine):
                 raise DataError(
-                    f"{self._path}: written with {name} = {found[name]}, where this run has {mine}; name another file as "
-                    "policy.store, or remove this one"
+                    f"{self._path}: its answers have {name} = {found[name]}, and this run has {mine}; set policy.store to "
+                    "another file, or remove this one"
                 )
 
 
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
-    """Mean -log p of the first gold answers' tokens, in nats: differs between teachers and data sets.
+    """The teacher's mean -log p of the first gold answers' tokens, in nats; identifies a teacher and a data set.
 
-    A name would not: the weights behind it may have changed.  None for a teacher that gives no log-probabilities of tokens.
+    A model's name does not identify its weights.  None if the teacher provides no log-probabilities of tokens.
     """
     if tools.scorer is None:
         return None
@@ -194,6 +194,6 @@ def teacher_cross_entropy(tools: PolicyTools) -> float | None:
 
 
 def _key(example: Example) -> Key:
-    """What an answer belongs to: the sample, which names its stream, and the prompt to the token."""
+    """Key of an answer: the sample, which keys its random stream, and a hash of the prompt's tokens."""
     prompt = ",".join(map(str, example.prompt_ids))
     return example.sample, hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()

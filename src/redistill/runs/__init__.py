@@ -1,1 +1,1 @@
-"""Runs: from a configuration to a finished run folder."""
+"""Runs: training, evaluation and report of a configuration, in a run folder."""

@@ -1,4 +1,4 @@
-"""The parts of a run, built from what was opened: pure functions."""
+"""Builds the parts of an open run; pure functions."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -28,7 +28,12 @@ from redistill.vocab_pass import Head
 
 
 def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
-    """What the loop is given."""
+    """The parts that the training loop uses.
+
+    Args:
+        run: The open run.
+        evaluator: Evaluates its student, for validation.
+    """
     config = run.config
     optimiser, settings = config.optimiser, config.training
     groups = parameter_groups(run.student, run.student.clip_network, optimiser)
@@ -69,8 +74,8 @@ def _guards(run: OpenRun) -> Guards:
     config, output = run.config, run.output
     is_main = run.accelerator.is_main_process
 
-    def tell(event: Event) -> None:
-        """Write an event to the terminal and metrics.jsonl; all processes call this, and the main one writes."""
+    def report_event(event: Event) -> None:
+        """Log an event to the terminal and metrics.jsonl; called on all processes, only the main one writes."""
         if is_main:
             output.log.write(event.line())
             output.progress.note(event.text)
@@ -79,21 +84,21 @@ def _guards(run: OpenRun) -> Guards:
         update=UpdateGuard(
             config.guards,
             folder=config.folder,
-            tell=tell,
+            report_event=report_event,
             gather=gather_object,
             is_main=is_main,
             record={example.sample: example.record.record_id for example in run.data.train}.__getitem__,
         ),
-        collapse=CollapseMonitor(config.guards, tell),
+        collapse=CollapseMonitor(config.guards, report_event),
         early_stopping=EarlyStopping(patience=config.training.patience),
         micro_batch=run.sizes[0],
         text_batch=run.sizes[1],
-        tell=tell,
+        report_event=report_event,
     )
 
 
 def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
-    """Evaluates `model`, which is the student before or during training."""
+    """An evaluator of `model`, the student before or during training."""
     models, config = run.models, run.config.evaluation
     return Evaluator(
         model=model,
@@ -109,13 +114,13 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
 
 
 def build_gold(run: OpenRun) -> GoldBatches:
-    """The training set in its order, this process's part of each batch."""
+    """The training set in the order of training; each process has a part of every batch."""
     config = run.config
     return GoldBatches(run.data.train, batch_size=config.training.batch_size, seed=config.seed, processes=run.processes)
 
 
 def build_policy(run: OpenRun) -> Policy:
-    """The method's policy, bound to what it draws with."""
+    """The method's policy, bound to its tools."""
     config, models, teacher = run.config, run.models, run.teacher
     node, gold, settings = config.resolved_method.policy, build_gold(run), config.training
     scorer = None
@@ -149,20 +154,20 @@ def build_policy(run: OpenRun) -> Policy:
 
 
 def text_teacher(teacher: Teacher | None) -> TextTeacher | None:
-    """The teacher, where it generates text."""
+    """The teacher if it generates text, else None."""
     is_text = teacher is not None and teacher.capabilities.generates
     return teacher if is_text else None  # type: ignore[return-value]  # `generates` declares the method
 
 
 def local_engine(run: OpenRun) -> LocalEngine | None:
-    """The run's engine, where the student itself generates."""
+    """The run's engine if it generates with the student in this process, else None."""
     engine = run.engine.engine if isinstance(run.engine, MeteredEngine) else run.engine
     return engine if isinstance(engine, LocalEngine) else None
 
 
 @contextmanager
 def _remembering(run: OpenRun) -> Iterator[None]:
-    """While drafts are read and continued, both models reuse what they have read of them."""
+    """Enable the prefix memories of teacher and engine while drafts are scored and continued."""
     with ExitStack() as stack:
         for part in (run.teacher, local_engine(run)):
             if isinstance(part, LocalTeacher | LocalEngine):
@@ -171,7 +176,10 @@ def _remembering(run: OpenRun) -> Iterator[None]:
 
 
 def _student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
-    """The student's hidden states of a batch's rows, in evaluation mode; the engine's prefix memory is used and filled."""
+    """A function from a batch to the student's hidden states of its rows and its head, in evaluation mode without gradient.
+
+    It uses the engine's prefix memory and adds to it.
+    """
     reader, engine = PrefixReader(run.models.student), local_engine(run)
 
     @torch.no_grad()

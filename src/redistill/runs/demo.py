@@ -1,7 +1,7 @@
-"""The main job on an embedded default: a toy world, a tiny teacher, and a tinier student distilled by MGSR and by SFT.
+"""The demo: a toy world, a tiny teacher, and a smaller student trained by MGSR and by SFT.
 
-Both students get the same updates, batch size and data.  The learning rate was chosen on validation, out of three for
-each method: docs/results/toy-world.md has the table and how to repeat it.
+Both students have the same number of updates, batch size and data.  The learning rate was chosen on validation, out of three
+for each method: docs/results/toy-world.md has the table and how to repeat it.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from redistill.toy import world as toy
 from redistill.toy.world import Split, toy_records, toy_tokenizer
 
 SEED = 10
-# Few gold rows for the students, many for the teacher: what a teacher is for.
+# Few gold rows for the students and many for the teacher, so that distillation has an advantage over SFT.
 ROWS: dict[Split, int] = {"teacher": 16000, "train": 120, "validation": 64, "test": 120}
 VOCABULARY = 1536
 TEACHER = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 3, "num_attention_heads": 4}
 STUDENT_LAYERS = [0]
-# The paper's template takes 35 tokens, which is most of a toy prompt; this one takes 4.
+# The paper's template has 35 tokens, more than most toy prompts; this one has 4.
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m.role == 'user' %}Q: {{ m.content }}\nA: {% else %}{{ m.content }}{{ eos_token }}{% endif %}"
@@ -39,22 +39,25 @@ LEARNING_RATE = 1e-3  # the best of three on validation, for SFT and for MGSR
 
 
 def demo(out: Path, *, fresh: bool = False) -> RunResult:
-    """Run the demo into `out` and print its table; the toy teacher is cached for the next time.
+    """Run the demo into `out` and print its table; the toy teacher is cached for later calls.
 
     Args:
-        out: Holds a run folder for each method; MGSR's has the report.
-        fresh: Train the toy teacher and the students again.
+        out: Parent of a run folder for each method; MGSR's has the report.
+        fresh: True trains the toy teacher and the students again.
+
+    Returns:
+        The result of the MGSR run.
     """
     world = toy_world(fresh=fresh)
     sft = _distilled(student_run("sft", world, out / "sft"), [], fresh=fresh)
     mgsr = _distilled(student_run("mgsr", world, out / "mgsr"), [sft.folder], fresh=fresh)
     print_summary(mgsr.folder, [sft.folder])
-    print(f"report: {mgsr.report}")  # noqa: T201 - the demo's last word is where to look
+    print(f"report: {mgsr.report}")  # noqa: T201 - the last line of the output
     return mgsr
 
 
 def _distilled(config: Run, baselines: list[Path], *, fresh: bool) -> RunResult:
-    """A run of the demo; what another version of it left in the run's folder gives way."""
+    """A finished run of the demo; a run folder of another version of the demo is replaced."""
     if fresh and config.folder.exists():
         files.remove_folder(config.folder)
     try:
@@ -73,7 +76,7 @@ def student_run(method: str, world: Path, out: Path, overrides: Mapping[str, Any
 
 
 def student_tree(world: Path) -> dict[str, Any]:
-    """What every run in the toy world has in common, whatever its method; sweeps lay their rows over it."""
+    """The configuration that runs of all methods in the toy world share; sweep rows are merged over it."""
     return {
         "teacher": {"model": str(world / "teacher" / "model")},
         "student": {"model": "teacher", "initialise": {"layers": STUDENT_LAYERS}},
@@ -91,9 +94,9 @@ def student_tree(world: Path) -> dict[str, Any]:
 
 
 def world_folder() -> Path:
-    """Where the toy world stands, made or not: under $REDISTILL_CACHE (default ~/.cache/redistill).
+    """The folder of the toy world, which may not exist: under $REDISTILL_CACHE (default ~/.cache/redistill).
 
-    Its name is a hash of everything that it depends on.
+    Its name contains a hash of everything that the toy world depends on.
     """
     described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, TEACHER_UPDATES, TOKENS, CHAT_TEMPLATE, _source_digest()))
     cache = Path(os.environ.get("REDISTILL_CACHE", Path.home() / ".cache" / "redistill"))
@@ -101,7 +104,7 @@ def world_folder() -> Path:
 
 
 def toy_world(*, fresh: bool = False) -> Path:
-    """The folder of the toy world - data and teacher - made now if it is not cached."""
+    """The folder of the toy world, with data and a trained teacher; created if it is not cached."""
     world = world_folder()
     if fresh and world.exists():
         files.remove_folder(world)
@@ -164,5 +167,5 @@ def _write_model(folder: Path, shape: Mapping[str, int]) -> None:
 
 
 def _source_digest() -> str:
-    """Changes of the toy world's generator make another world."""
+    """Digest of the toy world's source files, so that a change of its generator creates another world."""
     return "".join(files.digest(path) for path in sorted(Path(toy.__file__).parent.glob("toy*.py")))

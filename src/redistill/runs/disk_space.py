@@ -1,4 +1,4 @@
-"""Whether what a run writes will fit on the disk, asked before anything is computed."""
+"""Checks before training that the disk has enough space for the files of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ from redistill.training.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """The room that checkpoints and the student take; logs and answers, some megabytes, are not counted.
+    """Disk space of checkpoints and the exported student, without logs and answers of a few megabytes.
 
     Args:
-        checkpoint_bytes: Of one.
-        while_saving: Checkpoints that stand at once when the last of them has just been written.
-        afterwards: Those that are kept, with the best one.
-        student_bytes: Weights of the exported student.
+        checkpoint_bytes: Size of one checkpoint.
+        while_saving: Largest number of checkpoints on disk, just after one was written and before older ones are removed.
+        afterwards: Number of checkpoints that are kept, the best one included.
+        student_bytes: Size of the exported student's weights.
     """
 
     checkpoint_bytes: int
@@ -33,20 +33,20 @@ class Space:
 
     @property
     def peak_bytes(self) -> int:
-        """Most that stands at once: during a save, or when the student is written beside what is kept."""
+        """Largest total size: during a save, or when the student is exported while the kept checkpoints are on disk."""
         return max(self.while_saving * self.checkpoint_bytes, self.afterwards * self.checkpoint_bytes + self.student_bytes)
 
 
 def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, export: Export) -> Space:
-    """What a run needs, from the shapes of what it trains.
+    """The disk space that a run needs, from the shapes of its trained parameters.
 
-    What a policy remembers, such as a replay buffer, is not counted: it is small beside the weights of a real model.
+    The state of a policy, such as a replay buffer, is not counted: it is small compared with the weights of a real model.
 
     Args:
-        student: As it is trained, with its adapters and its clip network.
-        schedule: Says how many checkpoints are written at all.
-        keep: Newest checkpoints that are kept; the best one stands besides where validations may choose another.
-        export: How adapters are written in the end.
+        student: The student in training, with its adapters and its clip network.
+        schedule: Lengths of the run, which determine the number of checkpoints.
+        keep: Number of newest checkpoints to keep; the best one is kept in addition if there are validations in between.
+        export: How adapters are exported.
     """
     every = [length for length in (schedule.evaluate_every, schedule.save_every) if length]
     saves = 1 + sum(any(step % length == 0 for length in every) for step in range(1, schedule.updates))
@@ -60,18 +60,19 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
 
 
 def check_space(folder: Path, space: Space) -> None:
-    """Refuse a run that the disk has no room for; checkpoints of an interrupted one already count as room.
+    """Check that the disk has enough free space; the size of existing checkpoints of the run counts as free.
 
-    A student that one has left behind does not: it stands until another is written beside it.
+    The size of an existing exported student does not: it is removed only after the new one is written.
 
     Args:
         folder: The run folder, which exists.
+        space: What the run needs.
 
     Raises:
-        DiskFullError: too little is free; says how much is, and how much is needed.
+        DiskFullError: there is too little free space; the message has the free and the needed size.
     """
-    written = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
-    needed = space.peak_bytes - sum(path.stat().st_size for path in written)
+    existing = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
+    needed = space.peak_bytes - sum(path.stat().st_size for path in existing)
     free = files.disk.free_bytes(folder)
     if free < needed:
         raise files.DiskFullError(
@@ -82,7 +83,7 @@ def check_space(folder: Path, space: Space) -> None:
 
 
 def _checkpoint_bytes(student: StudentModule) -> int:
-    """The size of a checkpoint with the moments that AdamW will have; see `training.save_checkpoint`."""
+    """The size of a checkpoint with AdamW's moments; its content is that of `training.saving.save_checkpoint`."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     moments = {
         f"{moment}/{name}": torch.empty_like(parameter, device="meta")
@@ -100,7 +101,7 @@ def _checkpoint_bytes(student: StudentModule) -> int:
 def _student_bytes(model: torch.nn.Module, export: Export) -> int:
     if not has_adapters(model) or export == "adapter":
         return tensor_files.num_bytes(trainable_state(model))
-    dtype: torch.dtype = unwrapped(model).dtype  # of what quantised weights are written as
+    dtype: torch.dtype = unwrapped(model).dtype  # that quantised weights are exported as
     base = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     return sum(num_weights(weight) * (weight.dtype if weight.is_floating_point() else dtype).itemsize for weight in base)
 

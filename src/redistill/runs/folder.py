@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and that one job at a time works in it."""
+"""The folder of a run: checks that it belongs to the run, and locks it for one job at a time."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,15 +20,18 @@ from redistill.storage.lock import locked
 
 RUN_FILE = "run.json"
 WORTH_KEEPING = (RUN_FILE, "rejected.jsonl")
-"""Files for whose sake the folder of a run that failed is left standing."""
+"""The folder of a failed run is removed unless it contains one of these files."""
 
 
-def claim(config: Run) -> bool:
-    """See that the folder, if it stands, is this run's own; returns whether the student in it is trained already.
+def check_owner(config: Run) -> bool:
+    """Check that the run folder, if it exists, belongs to this run.
+
+    Returns:
+        Whether the folder contains a trained student.
 
     Raises:
-        ConfigError: it holds another run, an unfinished run of an older schema, or files of a run without its run.json.
-        CheckpointError: its run.json holds no run.
+        ConfigError: it contains another run, an unfinished run of an older schema, or files of a run without its run.json.
+        CheckpointError: its run.json is not a JSON object.
         OutputError: it cannot be read.
     """
     folder = config.folder
@@ -42,7 +45,7 @@ def claim(config: Run) -> bool:
     if different:
         name = different[0]
         raise ConfigError(
-            f"{folder}: holds another run ({name} is {theirs.get(name)!r} there and {mine.get(name)!r} here"
+            f"{folder}: contains another run ({name} is {theirs.get(name)!r} there and {mine.get(name)!r} here"
             + (f", and {len(different) - 1} more fields differ" if len(different) > 1 else "")
             + "); choose another `out`, or remove the folder"
         )
@@ -50,62 +53,63 @@ def claim(config: Run) -> bool:
 
 
 def check_run_schema(folder: Path, held: Mapping[str, Any], *, resumes: bool) -> None:
-    """Refuse a run folder of a newer schema, and to resume an unfinished run of an older one.
+    """Check that this version of redistill can use a run folder, and resume the run if it is unfinished.
 
     Args:
-        folder: Of the run.
-        held: What its run.json holds.
-        resumes: Whether training would continue there; a trained student of an older schema can be evaluated and reported.
+        folder: The run folder.
+        held: The content of its run.json.
+        resumes: Whether training would resume there; a trained student of an older schema can be evaluated and reported.
 
     Raises:
-        ConfigError: the folder is refused.
+        ConfigError: the folder has a newer schema, or training would resume an older one.
     """
     number = schema_of_run(held, str(folder / RUN_FILE))
     if resumes and number < SCHEMA:
         names = {"redistill": writer_of(held), "commit": held.get("commit")}
         writer = ", ".join(f"{name} {shown(value)}" for name, value in names.items() if isinstance(value, str))
         raise ConfigError(
-            f"{folder}: holds an unfinished run of schema {number}, and redistill {__version__} resumes schema {SCHEMA} only; "
+            f"{folder}: contains an unfinished run of schema {number}; redistill {__version__} resumes schema {SCHEMA} only; "
             f"finish it with the version that wrote it ({writer or 'not recorded'}), or choose another `out`"
         )
 
 
 def _held(folder: Path) -> dict[str, Any] | None:
-    """What run.json in `folder` holds; None where no run stands there."""
+    """The content of run.json in `folder`; None if the folder contains no run."""
     try:
         if (folder / RUN_FILE).exists():
             held = files.read_json(folder / RUN_FILE)
             if not isinstance(held, dict):
-                raise CheckpointError(f"{folder / RUN_FILE}: holds no run; choose another `out`, or remove the folder")
+                raise CheckpointError(f"{folder / RUN_FILE}: is not a JSON object; choose another `out`, or remove the folder")
             return held
         leftovers = [name for name in ("checkpoints", "model") if (folder / name).exists()]
     except OSError as error:
         raise OutputError(f"{folder}: cannot be read ({error.strerror}); choose another output folder") from error
     if leftovers:
         raise ConfigError(
-            f"{folder}: holds {' and '.join(leftovers)} but no {RUN_FILE}, so it is not this run's; "
+            f"{folder}: contains {' and '.join(leftovers)} but no {RUN_FILE}, so it does not belong to this run; "
             "choose another `out`, or remove the folder"
         )
     return None
 
 
 def has_model(folder: Path) -> bool:
-    """Whether the trained student of a run folder stands there, whole or as adapters."""
+    """Whether a run folder contains a trained student, as a whole model or as adapters."""
     return any((folder / "model" / name).exists() for name in ("config.json", "adapter_config.json"))
 
 
 @contextmanager
 def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Iterator[None]:
-    """An output folder, made, tried for writing, swept, and locked by the main process for all of this job.
+    """Create an output folder, lock it for this job, and remove leftovers of interrupted writes.
 
-    It is taken away again if all fails before one of the files `worth_keeping` is in it.
+    The main process holds the lock for all processes of the job.  If the job fails, a folder that it created is removed unless
+    it contains one of the files `worth_keeping`.
 
     Raises:
-        BusyError: another job has it.
-        OutputError: it cannot be written to, or a folder in it is a link to somewhere else.
+        BusyError: another job holds the lock.
+        OutputError: the folder is not writable, or a folder in it is a symbolic link.
     """
     existed = folder.exists()
-    with ranks.watched(), ExitStack() as held:  # also what lies between the parts of a job that are watched themselves
+    with ranks.watched(), ExitStack() as held:  # also watches between the parts of a job that have a `watched` of their own
         if accelerator.is_main_process:
             held.enter_context(locked(folder))
             _sweep(folder)
@@ -119,13 +123,13 @@ def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Ite
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written, wherever a run writes; refuse links that lead its files elsewhere."""
+    """Remove partial files of killed processes; reject symbolic links, since a run writes only inside its folder."""
     answers = [folder / "before", folder / "teacher"]
-    inner = [*answers, *(place / RESPONSES for place in (folder, *answers)), folder / "checkpoints"]
-    if links := [place for place in inner if place.is_symlink()]:
-        raise OutputError(f"{links[0]}: is a link, and a run writes inside its folder alone; put a folder in its place")
-    for place in (folder, *inner):
-        files.remove_leftovers(place)
+    inner = [*answers, *(path / RESPONSES for path in (folder, *answers)), folder / "checkpoints"]
+    if links := [path for path in inner if path.is_symlink()]:
+        raise OutputError(f"{links[0]}: is a symbolic link, and a run writes only inside its folder; replace it by a folder")
+    for path in (folder, *inner):
+        files.remove_leftovers(path)
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Commands side by side, each in a process of its own with a log of its own.  Knows nothing of what they do."""
+"""Runs commands in parallel, each in its own process with its own log."""
 
 import contextlib
 import os
@@ -29,10 +29,10 @@ class Job:
     """A command to run.
 
     Args:
-        name: What it is called; all names differ.
+        name: A unique name.
         command: The program and its arguments.
-        log: Takes all that it prints; an older log is continued.
-        needs: Jobs that must have ended well before it starts.
+        log: File to which its output is appended.
+        needs: Names of jobs that must succeed before it starts.
     """
 
     name: str
@@ -49,18 +49,18 @@ class _Child:
 
 
 class JobProgress:
-    """A line for each job that starts or ends, with the time left for all; on a terminal a bar below them.
+    """A line for each job that starts or ends, with the remaining time of all jobs; on a terminal also a bar.
 
     A context manager.
 
     Args:
-        total: How many jobs there are.
-        console: Where to write; None takes the standard error stream.
-        clock: Seconds, rising.
+        total: Number of jobs.
+        console: The output; None prints to the standard error stream.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(self, total: int, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._total, self._ended, self._clock, self._begun = total, 0, clock, clock()
+        self._total, self._ended, self._clock, self._start = total, 0, clock, clock()
         self._console = console or Console(stderr=True)
         self._bar: rich.progress.Progress | None = None
         if self._console.is_terminal:
@@ -81,7 +81,7 @@ class JobProgress:
         self._print(f"{name}: started")
 
     def ended(self, name: str, seconds: float, outcome: str) -> None:
-        """A job has ended after `seconds`, with what came of it in words."""
+        """Print that a job ended after `seconds`, with its `outcome`, a phrase or ""."""
         self._ended += 1
         parts = [f"{name}: {duration(seconds)}", *([outcome] if outcome else []), *([] if self._bar else [self._line()])]
         self._print("  ".join(parts))
@@ -89,11 +89,11 @@ class JobProgress:
             self._bar.update(self._task, completed=self._ended, line=self._line())
 
     def _line(self) -> str:
-        """How many have ended, and the time left at the pace so far."""
+        """Number of jobs that have ended, and the remaining time at the average duration so far."""
         line = f"{self._ended}/{self._total}"
         if not 0 < self._ended < self._total:
             return line
-        return f"{line}  {duration((self._clock() - self._begun) / self._ended * (self._total - self._ended))} left"
+        return f"{line}  {duration((self._clock() - self._start) / self._ended * (self._total - self._ended))} left"
 
     def _print(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)
@@ -108,22 +108,24 @@ def run_jobs(
     on_end: Callable[[Job, int, float], None],
     keep_open: Sequence[int] = (),
 ) -> dict[str, int]:
-    """Run all jobs, at most `limit` at a time, in their order as far as their needs allow.
+    """Run all jobs, at most `limit` at a time, in the given order as far as their needs allow.
 
-    A job that fails stops no other, but for those that need it.  An interruption - Ctrl-C, SIGTERM or SIGHUP - is passed on to
-    those that run, and raised when they have ended; a second one takes the short way.
+    A failed job stops only the jobs that need it.  Ctrl-C, SIGTERM or SIGHUP sends SIGTERM to the running jobs and raises
+    `Interrupted` when they have ended; a second signal kills them.
 
     Args:
-        environment: Of the processes.
-        on_start: Told a job that starts.
-        on_end: Told a job that has ended, its exit code, and its seconds.
+        jobs: The jobs.
+        limit: Maximum number of running jobs, >= 1.
+        environment: Environment variables of the processes.
+        on_start: Called with each job that starts.
+        on_end: Called with each job that has ended, its exit code, and its duration in seconds.
         keep_open: File descriptors that the processes inherit.
 
     Returns:
-        Exit codes by name; a job that did not run since one of its needs failed has none.
+        Exit codes by name; a job that was not started because one of its needs failed has none.
 
     Raises:
-        Interrupted: the interruption.
+        Interrupted: a signal arrived.
         OutputError: a log cannot be written.
     """
     assert len({job.name for job in jobs}) == len(jobs)
@@ -142,7 +144,7 @@ def run_jobs(
                     codes[child.job.name] = child.process.returncode
                     on_end(child.job, child.process.returncode, time.monotonic() - child.started)
                 if not ended and not running:
-                    break  # what waits needs what has failed
+                    break  # the waiting jobs need failed ones
                 if not ended:
                     time.sleep(_POLL_S)
             interruption.check()
@@ -153,7 +155,7 @@ def run_jobs(
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says anything; "" where there is none."""
+    """The last line of a log that is not blank; "" if there is none."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:
@@ -170,7 +172,7 @@ def _start(job: Job, environment: Mapping[str, str], keep_open: Sequence[int]) -
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log:
-            # A session of its own: Ctrl-C in a terminal reaches this process alone, which then stops each child once.
+            # A new session: Ctrl-C in a terminal signals only this process, which then stops each child once.
             process = subprocess.Popen(
                 job.command,
                 stdin=subprocess.DEVNULL,
@@ -186,7 +188,7 @@ def _start(job: Job, environment: Mapping[str, str], keep_open: Sequence[int]) -
 
 
 def _stop(children: Sequence[_Child]) -> None:
-    """End what runs: politely, then by force; a second interruption takes the short way."""
+    """Terminate the children with SIGTERM, and kill them after a timeout or at a second signal."""
     try:
         for child in children:
             _signal(child, signal.SIGTERM)
@@ -203,12 +205,12 @@ def _stop(children: Sequence[_Child]) -> None:
 
 def _signal(child: _Child, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.process.pid, number)  # a session's first process leads a group of the same number
+        os.killpg(child.process.pid, number)  # the first process of a session is the leader of its process group
 
 
 @dataclass
 class _Interruption:
-    """A signal that has arrived, and whether another one is answered there and then."""
+    """A signal that has arrived, and whether another one raises `Interrupted` in the handler."""
 
     number: int | None = None
     is_urgent: bool = False
@@ -216,7 +218,7 @@ class _Interruption:
     def arrive(self, number: int, frame: FrameType | None) -> None:
         if self.is_urgent:
             raise Interrupted(number)
-        # Not here: a child that has just been started is in no list yet, and would be left behind.
+        # Not raised here: a child that has just been started is in no list yet, and would not be stopped.
         self.number = self.number or number
 
     def check(self) -> None:
@@ -226,7 +228,7 @@ class _Interruption:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[_Interruption]:
-    """While the block runs, signals are noted; one that is ignored, as under nohup, stays so."""
+    """Record signals while the block runs; a signal that is ignored, as under nohup, stays ignored."""
     interruption = _Interruption()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield interruption

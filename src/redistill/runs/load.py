@@ -1,6 +1,6 @@
-"""The data of a run, read and tokenised.
+"""Reads and tokenises the data of a run.
 
-Nothing is written here but rejected.jsonl, so a mistake in a config costs no half-made run folder.
+Only rejected.jsonl is written here, so a mistake in a configuration leaves no incomplete run folder.
 """
 
 from collections import Counter
@@ -25,9 +25,14 @@ Duplicates = Literal["keep", "drop"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataSets:
-    """What is learnt from, what chooses the best checkpoint, and what is reported.
+    """The training, validation and test data of a run.
 
-    `manifest` says of each source where it came from, its hash, and how many rows were kept, dropped and rejected.
+    Args:
+        train: Training examples.
+        validation: Validation records.
+        validation_examples: Their gold sequences, without those that exceed the length limits.
+        tests: Test records by name of the test set.
+        manifest: Path, hash and row counts of each source, and the numbers of rows kept and dropped, for run.json.
     """
 
     train: Sequence[Example]
@@ -43,53 +48,57 @@ def load_data(
     seed: int,
     *,
     rejected: Path | None,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     duplicates: Duplicates = "keep",
 ) -> DataSets:
-    """The data of a run, read and tokenised; each source's verdict is said.
+    """Read and tokenise the data of a run.
 
-    A training or validation row that asks what a test set asks is left out and counted.
+    A training or validation row with the prompt of a test row is removed and counted.
 
     Args:
-        rejected: File for the rows that cannot be used.
-        say: Called with a line about every source.
-        duplicates: Whether exact duplicates of earlier training rows are kept; both ways they are counted.
+        config: The sources, test sets and length limits.
+        tokenizer: The student's tokenizer.
+        seed: The run's seed, which chooses among several references of a training row.
+        rejected: File that lists unusable rows; None writes none.
+        report: Called with a line about every source.
+        duplicates: Whether exact duplicates of earlier training rows are kept or dropped; they are counted in both cases.
 
     Raises:
-        DataError: a source is missing or empty, has too many unusable rows, or nothing of it fits the length limits.
+        ConfigError: the training set has too few rows to hold out validation rows.
+        DataError: a source is missing or empty, has too many unusable rows, or none of its rows fits the length limits.
     """
     manifest: dict[str, Any] = {}
-    desk = _Desk(tokenizer=tokenizer, config=config, seed=seed, rejected=rejected)
+    builder = _ExampleBuilder(tokenizer=tokenizer, config=config, seed=seed, rejected=rejected)
 
     def read(source: str, split: str, role: str) -> list[_Row]:
-        records, report = read_records(source, split=split, max_bad_rows=config.max_bad_rows, rejected=rejected)
-        say(f"{role}: {report.source}: {report.verdict}" + (f", {len(report.rejected)} rejected" if report.rejected else ""))
-        manifest[role] = _about_source(source, report)
-        desk.bad[report.source] = len(report.rejected)
-        return [_Row(report.source, record) for record in records]
+        records, found = read_records(source, split=split, max_bad_rows=config.max_bad_rows, rejected=rejected)
+        report(f"{role}: {found.source}: {found.verdict}" + (f", {len(found.rejected)} rejected" if found.rejected else ""))
+        manifest[role] = _about_source(source, found)
+        builder.bad[found.source] = len(found.rejected)
+        return [_Row(found.source, record) for record in records]
 
     pool: list[_Row] = []
     for number, source in enumerate(config.train):
         pool += read(source, "train", "train" if len(config.train) == 1 else f"train {number + 1}")
-    pool, repeats = desk.told_apart(pool, duplicates, say)
+    pool, repeats = builder.handle_duplicates(pool, duplicates, report)
     held = None if config.validation is None else read(config.validation, "validation", "validation")
     tests: dict[str, list[Record]] = {}
-    for task, (records, report) in _read_tests(config, say, rejected).items():
+    for task, (records, found) in _read_tests(config, report, rejected).items():
         path, tests[task.name] = config.tasks[task], records
-        counts = {"rows": len(records), "rejected": len(report.rejected)}
+        counts = {"rows": len(records), "rejected": len(found.rejected)}
         manifest[f"test {task.name}"] = {"source": path or "hub", **counts, **_hash(path)}
-    asked = {question(record) for records in tests.values() for record in records}
-    train, validation, leaked = _parted(pool, held, asked, config)
+    test_questions = {question(record) for records in tests.values() for record in records}
+    train, validation, leaked = _split(pool, held, test_questions, config)
     if any(leaked):
-        say(f"asked in a test set too, and left out: {leaked[0]} training rows, {leaked[1]} validation rows")
-    examples, counts, _ = desk.tokenised(train[: config.max_train_rows], "train")
-    validation_examples, lost, validation = desk.tokenised(validation, "validation")
+        report(f"removed, since a test set has the same prompt: {leaked[0]} training rows, {leaked[1]} validation rows")
+    examples, counts, _ = builder.tokenised(train[: config.max_train_rows], "train")
+    validation_examples, lost, validation = builder.tokenised(validation, "validation")
     counts |= {"in a test set": leaked[0]} | ({"duplicate": repeats} if repeats and duplicates == "drop" else {})
     lost |= {"in a test set": leaked[1]}
     manifest["kept"] = _kept(len(examples), counts, len(validation), lost, repeats if duplicates == "keep" else 0)
     why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
     dropped = f" ({sum(counts.values())} dropped: {why})" if why else ""
-    say(f"train: {len(examples)} examples{dropped}; validation: {len(validation)}")
+    report(f"train: {len(examples)} examples{dropped}; validation: {len(validation)}")
     return DataSets(
         train=examples,
         validation=[row.record for row in validation],
@@ -100,7 +109,7 @@ def load_data(
 
 
 def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping[str, int], duplicates: int) -> dict[str, int]:
-    """How many rows were kept and dropped, by reason, as run.json has it."""
+    """Numbers of rows kept and dropped, by reason, for run.json."""
     return {
         "train": train,
         "dropped": sum(dropped.values()),
@@ -111,25 +120,37 @@ def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping
     }
 
 
-def load_tests(config: DataConfig, say: Callable[[str], None], rejected: Path | None = None) -> dict[str, list[Record]]:
-    """The test sets by name; `rejected` lists their rows that cannot be used."""
-    return {task.name: records for task, (records, _) in _read_tests(config, say, rejected).items()}
+def load_tests(config: DataConfig, report: Callable[[str], None], rejected: Path | None = None) -> dict[str, list[Record]]:
+    """Read the test sets.
+
+    Args:
+        config: The test sets.
+        report: Called with a line about every test set.
+        rejected: File that lists unusable rows; None writes none.
+
+    Returns:
+        Records by name of the test set.
+
+    Raises:
+        DataError: a test set is missing or empty, or has too many unusable rows.
+    """
+    return {task.name: records for task, (records, _) in _read_tests(config, report, rejected).items()}
 
 
 def _read_tests(
-    config: DataConfig, say: Callable[[str], None], rejected: Path | None
+    config: DataConfig, report: Callable[[str], None], rejected: Path | None
 ) -> dict[Task, tuple[list[Record], ReadReport]]:
     tests = {
         task: load_task(task, path, max_bad_rows=config.max_bad_rows, rejected=rejected) for task, path in config.tasks.items()
     }
-    for task, (records, report) in tests.items():
-        say(f"test: {task.name}: {len(records)} rows" + (f", {len(report.rejected)} rejected" if report.rejected else ""))
+    for task, (records, found) in tests.items():
+        report(f"test: {task.name}: {len(records)} rows" + (f", {len(found.rejected)} rejected" if found.rejected else ""))
     return tests
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A record, and the file or hub data set that it was read from."""
+    """A record, and its file or hub data set."""
 
     source: str
     record: Record
@@ -140,8 +161,8 @@ class _Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Desk:
-    """Where rows become examples, and rows that cannot are listed and counted; `bad` has the unusable ones by source."""
+class _ExampleBuilder:
+    """Tokenises rows, and lists and counts the unusable ones; `bad` has their number by source."""
 
     tokenizer: Any
     config: DataConfig
@@ -150,62 +171,67 @@ class _Desk:
     bad: Counter[str] = field(default_factory=Counter)
 
     def tokenised(self, rows: Sequence[_Row], role: str) -> tuple[list[Example], dict[str, int], list[_Row]]:
-        """The examples, how many rows are none by reason, and the rows that can at least be asked.
+        """Tokenise rows.
+
+        Returns:
+            The examples, the number of rows without an example by reason, and the rows whose prompts can be used.
 
         Raises:
-            DataError: nothing is left, or more rows of a source than `max_bad_rows` cannot be used.
+            DataError: there are no rows, or more than `max_bad_rows` rows of a source are unusable.
         """
         if not rows:
-            raise DataError(f"{role}: no row is left that no test set asks too; name other data, or other test sets")
+            raise DataError(f"{role}: a test set has the prompt of every row; use other data, or other test sets")
         examples, report = tokenize_training([row.record for row in rows], self.tokenizer, self.config.tokens, self.seed)
         found_bad = sorted((*report.rejected, *report.too_long), key=lambda found: found.index)
         self._list([(rows[found.index], found.reason) for found in found_bad])
         for found in report.rejected:
-            self._judge(rows[found.index], found.reason)
+            self._count_bad(rows[found.index], found.reason)
         useless = {found.index for found in report.rejected}
         counts = {"too long": report.num_too_long, "nothing to learn": len(useless)}
-        return examples, counts, [row for place, row in enumerate(rows) if place not in useless]
+        return examples, counts, [row for index, row in enumerate(rows) if index not in useless]
 
-    def told_apart(self, rows: list[_Row], duplicates: Duplicates, say: Callable[[str], None]) -> tuple[list[_Row], int]:
-        """The rows to go on with, and how many say what an earlier one says; those are listed where they are dropped."""
+    def handle_duplicates(
+        self, rows: list[_Row], duplicates: Duplicates, report: Callable[[str], None]
+    ) -> tuple[list[_Row], int]:
+        """The rows that are kept, and the number of exact duplicates of earlier ones; dropped duplicates are listed."""
         first = first_of_each([row.record for row in rows])
-        repeats = [(row, rows[k]) for place, (row, k) in enumerate(zip(rows, first)) if k != place]
+        repeats = [(row, rows[k]) for index, (row, k) in enumerate(zip(rows, first)) if k != index]
         if repeats:
-            fate = "kept" if duplicates == "keep" else "dropped"
-            say(f"train: {len(repeats)} rows repeat an earlier one to the letter, and are {fate}")
+            action = "kept" if duplicates == "keep" else "dropped"
+            report(f"train: {len(repeats)} exact duplicates of earlier rows are {action}")
         if duplicates == "keep":
             return rows, len(repeats)
-        self._list([(row, f"repeats {earlier.source}:{earlier.line} to the letter") for row, earlier in repeats])
-        return [row for place, (row, k) in enumerate(zip(rows, first)) if k == place], len(repeats)
+        self._list([(row, f"exact duplicate of {earlier.source}:{earlier.line}") for row, earlier in repeats])
+        return [row for index, (row, k) in enumerate(zip(rows, first)) if k == index], len(repeats)
 
     def _list(self, found: Sequence[tuple[_Row, str]]) -> None:
         if self.rejected is not None:
             list_unlearned(self.rejected, [(row.source, row.line, reason) for row, reason in found])
 
-    def _judge(self, row: _Row, reason: str) -> None:
-        """Count an unusable row, and refuse its source when they are too many."""
+    def _count_bad(self, row: _Row, reason: str) -> None:
+        """Count an unusable row; raises DataError if its source has too many."""
         self.bad[row.source] += 1
         if self.bad[row.source] > self.config.max_bad_rows:
             listed = f" ({self.rejected} lists them)" if self.rejected else ""
             raise DataError(
-                f"{row.source}:{row.line}: {reason}; more than {self.config.max_bad_rows} rows cannot be used{listed}: mend or "
+                f"{row.source}:{row.line}: {reason}; more than {self.config.max_bad_rows} rows are unusable{listed}: fix or "
                 "remove them, or raise max_bad_rows"
             )
 
 
-def _parted(
-    pool: list[_Row], held: list[_Row] | None, asked: Set[Question], config: DataConfig
+def _split(
+    pool: list[_Row], held: list[_Row] | None, test_questions: Set[Question], config: DataConfig
 ) -> tuple[list[_Row], list[_Row], tuple[int, int]]:
-    """Training and validation rows without those that a test set asks, and how many those were in each."""
-    train = [row for row in pool if question(row.record) not in asked]
+    """Training and validation rows without those whose prompt is in a test set, and the number removed from each."""
+    train = [row for row in pool if question(row.record) not in test_questions]
     leaked = len(pool) - len(train)
     if held is not None:
-        validation = [row for row in held if question(row.record) not in asked]
+        validation = [row for row in held if question(row.record) not in test_questions]
         return train, validation[: config.validation_rows], (leaked, len(held) - len(validation))
     if len(train) <= config.validation_rows:
         raise ConfigError(
             f"data.validation_rows = {config.validation_rows}: the training set has only {len(train)} rows; hold out fewer, "
-            "or name a validation file"
+            "or set data.validation to a file"
         )
     return train[config.validation_rows :], train[: config.validation_rows], (leaked, 0)
 

@@ -1,4 +1,4 @@
-"""The models of a run: teacher and student on the CPU, with the vocabulary that they share."""
+"""Loads the models of a run: teacher and student on the CPU, and their shared vocabulary."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +29,16 @@ from redistill.runs.stages import student_source, teacher_source
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Teacher and student, with what they share.
+    """Teacher and student of a run.
 
     Args:
-        teacher: The local teacher's language model; None where there is none.
-        vocabulary: Classes that both heads are cut to.
-        notes: Sentences about differences that may matter, for the log.
+        teacher: The local teacher's language model; None without a local teacher.
+        student: The student's language model.
+        tokenizer: The student's tokenizer.
+        vocabulary: Number of classes that both heads are cut to.
+        end_ids: Ids of the student's end tokens.
+        manifest: Names and sizes of the models, for run.json.
+        notes: Sentences about differences between the models, for the log.
     """
 
     teacher: nn.Module | None
@@ -51,11 +55,12 @@ class Models:
 
 
 def load_models(config: Run) -> Models:
-    """The models of a run, on the CPU; a fine-tuned copy is read from its stage's folder.
+    """Load the models of a run on the CPU; a fine-tuned copy is loaded from its stage's folder.
 
     Raises:
+        ConfigError: a model has too few positions for the length limits.
         ModelError: a model cannot be loaded.
-        VocabularyError: teacher and student do not share their token ids.
+        VocabularyError: the token ids of teacher and student differ.
     """
     source, taught_by = student_source(config), teacher_source(config)
     teacher, teacher_tokenizer = load_model(taught_by) if taught_by is not None else (None, None)
@@ -82,8 +87,8 @@ def load_models(config: Run) -> Models:
         notes += compatibility_warnings(teacher_tokenizer, tokenizer)
         if match.padded:
             notes.append(
-                f"the heads have {match.teacher_size} (teacher) and {match.student_size} (student) rows for one vocabulary; "
-                f"both are cut to {match.size}"
+                f"the heads have {match.teacher_size} (teacher) and {match.student_size} (student) rows for the same "
+                f"vocabulary; both are cut to {match.size}"
             )
     manifest = {"student": _about(student, config.student.model)}
     if teacher is not None and config.teacher is not None:
@@ -104,17 +109,21 @@ def load_models(config: Run) -> Models:
 def shared_vocabulary(
     teacher: nn.Module, teacher_tokenizer: Any, student: nn.Module, tokenizer: Any
 ) -> vocabulary.VocabularyMatch:
-    """The classes that both models know by the same ids, or VocabularyError."""
+    """The vocabulary that teacher and student share.
+
+    Raises:
+        VocabularyError: their token ids differ.
+    """
     return vocabulary.match_vocabularies(
         teacher_tokenizer.get_vocab(), tokenizer.get_vocab(), head(teacher).num_classes, head(student).num_classes
     )
 
 
 def check_positions(model: nn.Module, tokens: TokenizeConfig, name: str) -> None:
-    """Refuse lengths that the model cannot read, before anything is written.
+    """Check that a model has enough positions for a prompt and its response.
 
     Raises:
-        ConfigError: a prompt and its response may be longer than the model has positions.
+        ConfigError: prompt_tokens + response_tokens exceeds the model's number of positions.
     """
     limit, longest = position_limit(model), tokens.prompt_tokens + tokens.response_tokens
     if limit is not None and longest > limit:

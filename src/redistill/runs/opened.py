@@ -1,4 +1,4 @@
-"""A run with its models and data loaded: what everything else of the run is built from."""
+"""Opens a run: loads its models and data and places them on their device."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ from redistill.training.parts import Output
 from redistill.training.progress import Progress
 
 MAX_CORPUS_BLOCKS = 200_000
-"""Text beyond this is not read: 100 million tokens at 512 a block, 400 MB in every process."""
+"""Text after this many blocks is not read: 100 million tokens at 512 per block, 400 MB in every process."""
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """Timeout of collectives.  Dead ranks are detected earlier, by `redistill.processes.watch`."""
 
@@ -45,12 +45,14 @@ class OpenRun:
     """A run whose models and data are loaded and on their device.
 
     Args:
-        student: Wrapped by its placement.
+        student: The student, wrapped by its placement.
+        placement: How its parameters are distributed over the processes.
         engine: Generates the student's text for training.
-        teacher: None where no part of the run has one.
-        sizes: The batch sizes that are lowered where memory runs out: micro-batches, texts.
+        teacher: None if no part of the run uses one.
+        sizes: The batch sizes that are halved when memory runs out: of micro-batches and of generated texts.
         corpus: Blocks of text for the pre-training term; empty without one.
-        spans: Finds phrases; None where no term needs them.
+        spans: Extracts phrases; None if no term needs them.
+        output: Log, progress, token count and checkpoint folder.
     """
 
     config: Run
@@ -73,15 +75,16 @@ class OpenRun:
 
 @contextmanager
 def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[OpenRun]:
-    """Everything of a run loaded and on its device, with progress on the terminal while it is open.
+    """Load a run and place it on its device; shows progress on the terminal while it is open.
 
     Args:
         config: The run.
-        accelerator: Of the job; None makes one for the run's precision.
+        accelerator: The job's accelerator; None creates one for the run's precision.
 
     Raises:
-        ConfigError, DataError, ModelError, VocabularyError: as their names say.
-        Interrupted: a signal has arrived, in this process or in another one.
+        ConfigError: the batch size is no multiple of the number of processes, or a setting does not fit the models or data.
+        DataError, ModelError, VocabularyError: the data or the models cannot be used.
+        Interrupted: a signal arrived, in this process or another.
     """
     accelerator = accelerator or make_accelerator(config.training.precision)
     if config.training.batch_size % accelerator.num_processes:
@@ -94,7 +97,7 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
         with signals.handled(at_once=True):
             models = load_models(config)
             rejected = config.folder / "rejected.jsonl" if is_main else None
-            data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, say=progress.note)
+            data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, report=progress.note)
             for note in (*models.notes, *notes(config)):
                 progress.note(f"note: {note}")
             opened = assemble(config, accelerator, models, data, progress)
@@ -104,7 +107,7 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
 
 
 def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSets, progress: Progress) -> OpenRun:
-    """Put the models on their device, and build what generates text and what teaches."""
+    """Place the models on their device, and build the engine, the teacher and the placement."""
     settings, device = config.training, accelerator.device
     sizes = (
         Halving("training.micro_batch_size", settings.micro_batch_size),
@@ -155,7 +158,12 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
 def build_teacher(
     config: Run, models: Models, accelerator: Accelerator, batch_size: Halving, count: Callable[[int], None]
 ) -> Teacher | None:
-    """The run's teacher on its device; None where it has none, or where no part of the run asks it."""
+    """The run's teacher on its device; None if no part of the run uses one.
+
+    Args:
+        batch_size: Sequences that the teacher generates at once.
+        count: Called with the number of tokens of each generation.
+    """
     if models.teacher is not None:
         engine = LocalEngine(
             models.teacher,
@@ -185,13 +193,13 @@ def build_teacher(
 
 
 def _read_corpus(config: Run, models: Models, progress: Progress, *, updates: int) -> Sequence[TokenSequence]:
-    """Blocks of plain text for the pre-training term: at most what the run reads, and what memory should hold."""
+    """Blocks of plain text for the pre-training term, at most as many as the run uses, up to MAX_CORPUS_BLOCKS."""
     sources, tokens = config.data.corpus, config.data.tokens
-    wanted = config.resolved_method.objective.pretraining is not None
-    if wanted != bool(sources):
-        why = "no data.corpus" if wanted else f"method {config.method} does not read data.corpus"
+    has_term = config.resolved_method.objective.pretraining is not None
+    if has_term != bool(sources):
+        why = "no data.corpus" if has_term else f"method {config.method} does not use data.corpus"
         progress.note(f"note: {why}; there is no pre-training term")
-    if not (wanted and sources):
+    if not (has_term and sources):
         return ()
     return load_corpus(
         sources,
@@ -202,19 +210,22 @@ def _read_corpus(config: Run, models: Models, progress: Progress, *, updates: in
 
 
 def notes(config: Run) -> Iterator[str]:
-    """What of a recipe may surprise its author, though nothing is wrong with it."""
+    """Notes on valid settings with effects that may be unintended."""
     if method(config.method).start == "finetuned" and config.student.start == "method" and config.student.finetune is None:
-        yield f"{config.method} usually starts from a fine-tuned student; set student.finetune to do so"
+        yield f"{config.method} usually starts from a fine-tuned student; set student.finetune for that"
     for name, usual in method(config.method).optimiser.items():
         if (value := getattr(config.optimiser, name)) != usual:
-            yield f"optimiser.{name} is {value}, by the recipe; the method's own is {usual}"
+            yield f"optimiser.{name} is {value} in the recipe; the method's default is {usual}"
     policy = config.resolved_method.policy
     if isinstance(policy, Adaptive) and policy.threshold == 0 and not config.training.evaluate_every:
-        yield "adaptive draws student text only after a validation loss has risen, and training.evaluate_every is 0"
+        yield (
+            "policy adaptive uses student text only after a validation loss has risen, and training.evaluate_every is 0; "
+            "set training.evaluate_every"
+        )
 
 
 def processes_of(accelerator: Accelerator) -> Processes:
-    """This process among those of the job; its `gather` also reports signals."""
+    """Rank and number of processes of the job; `gather` also reports signals."""
     return Processes(accelerator.process_index, accelerator.num_processes, signals.gather)
 
 
@@ -231,10 +242,10 @@ def _layers(student: nn.Module) -> nn.ModuleList:
 
 
 def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
-    """On the GPU where there is one; "bf16" computes under autocast, all else without.
+    """An accelerator on the GPU if there is one, else on the CPU; "bf16" enables autocast.
 
-    Accelerate keeps its state for the whole process: a second run in it would inherit the precision of the first one, or be
-    rejected with another.  So that state is dropped here; the process group is kept apart from it and stays.
+    Accelerate's state is global: a second run in the same process would inherit the first one's precision, or fail with another
+    precision.  So this function resets the state, but not the process group, which is stored separately.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(

@@ -1,4 +1,4 @@
-"""What a run folder records of its run: run.json with where it ran, and the identity of its checkpoints."""
+"""Records of a run: run.json with its settings, environment and cost, and the identity of its checkpoints."""
 
 import hashlib
 import importlib.metadata
@@ -44,7 +44,12 @@ PACKAGES = (
 
 
 def begin(run: OpenRun, command: str | None) -> None:
-    """Check that the run fits on the disk and that its checkpoints are its own, and write run.json."""
+    """Check the disk space and the identity of existing checkpoints, and write run.json.
+
+    Raises:
+        CheckpointError: the folder has checkpoints of another run.
+        DiskFullError: the disk has too little free space.
+    """
     config, checkpoints = run.config, run.output.checkpoints
     export = "merged" if config.student.lora is None else config.student.lora.export
     schedule = config.training.schedule(len(run.data.train))
@@ -52,11 +57,11 @@ def begin(run: OpenRun, command: str | None) -> None:
     mine = _identity(run)
     checkpoint.check_identity(checkpoints, mine)
     write_run_file(run, command, status="running")
-    checkpoint.claim(checkpoints, mine)
+    checkpoint.write_identity(checkpoints, mine)
 
 
 def _identity(run: OpenRun) -> dict[str, str]:
-    """Hashes of what the run's checkpoints depend on: its settings, and all that it reads, as tokens."""
+    """Hashes of what the run's checkpoints depend on: its settings, and its tokenised data."""
     settings = json.dumps(without_output_folders(encode_run(run.config)), sort_keys=True)
     read: dict[str, Sequence[Example | TokenSequence]] = {
         "training data": run.data.train,
@@ -71,7 +76,7 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def cost(config: Run, state: TrainingState) -> dict[str, Any]:
-    """What training has cost, for comparisons; tokens are those of all processes, memory is that of the largest."""
+    """Cost of training, for comparisons: tokens are summed over processes, memory is the maximum over processes."""
     return {
         "updates": state.step,
         "sequences": state.step * config.training.batch_size,
@@ -83,7 +88,7 @@ def cost(config: Run, state: TrainingState) -> dict[str, Any]:
 
 
 def _stages(config: Run) -> dict[str, Any]:
-    """The stages of a run as run.json tells them."""
+    """The stages of a run, for run.json."""
     return {
         name: {
             "folder": str(stage.folder),
@@ -95,7 +100,7 @@ def _stages(config: Run) -> dict[str, Any]:
 
 
 def _corpus(run: OpenRun) -> dict[str, Any]:
-    """What was read of the corpus, as run.json tells it; nothing where no term reads one."""
+    """Sources, size and hashes of the corpus, for run.json; empty if no term uses one."""
     if not run.corpus:
         return {}
     sources = run.config.data.corpus
@@ -104,6 +109,13 @@ def _corpus(run: OpenRun) -> dict[str, Any]:
 
 
 def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping[str, Any] | None = None) -> None:
+    """Write run.json, without secrets.
+
+    Args:
+        command: Shown as the command that repeats the run; None uses the command line of this process.
+        status: "running" or "trained".
+        cost: The result of `cost`; None before training.
+    """
     config = run.config
     described = {
         "schema": SCHEMA,
@@ -126,11 +138,11 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
     files.write_json(config.folder / RUN_FILE, redacted_tree(described))
 
 
-# --- where a run ran ---------------------------------------------------------------------------------------------------
+# --- environment --------------------------------------------------------------------------------------------------------
 
 
 def machine() -> dict[str, Any]:
-    """The machine in plain words for run.json: processor, cores, memory, accelerators, Python, platform, torch's threads."""
+    """The machine, for run.json: processor, cores, memory, accelerators, Python, platform, torch's threads."""
     return {
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -143,7 +155,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of redistill and of the packages whose releases can change a result; those not installed are left out."""
+    """Versions of redistill and of the installed packages whose releases can change a result."""
     found = {"redistill": redistill.__version__}
     for name in PACKAGES:
         try:
@@ -154,13 +166,17 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: Path | None = None) -> str | None:
-    """The git commit checked out in `folder` (else where redistill itself is), "-dirty" behind it where tracked files differ.
+    """The git commit of the checkout at `folder`, with "-dirty" appended if tracked files have changes.
 
-    None outside a git checkout, or without git.
+    Args:
+        folder: A folder in the checkout; None uses that of redistill.
+
+    Returns:
+        None outside a git checkout, or without git.
     """
-    place = folder or Path(redistill.__file__).parent
-    head = _git(place, "rev-parse", "--verify", "HEAD")
-    changes = _git(place, "status", "--porcelain", "--untracked-files=no") if head else None
+    path = folder or Path(redistill.__file__).parent
+    head = _git(path, "rev-parse", "--verify", "HEAD")
+    changes = _git(path, "status", "--porcelain", "--untracked-files=no") if head else None
     return f"{head}-dirty" if changes else head
 
 

@@ -12,10 +12,10 @@ FILE = "revisions.jsonl"
 
 
 def log_revision(config: Run, tokenizer: Any, revision: Revision) -> None:
-    """Append a correction of a step that is logged; the main process calls this for its own ones."""
+    """Append a correction to revisions.jsonl if its step is logged; only the main process calls this, for its own part."""
     if revision.step % config.training.log_every:
         return
-    before, after, at = revision.before, revision.after, revision.position
+    before, after, position = revision.before, revision.after, revision.position
 
     def text(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -23,20 +23,20 @@ def log_revision(config: Run, tokenizer: Any, revision: Revision) -> None:
     line = {
         "step": revision.step + 1,
         "sample": revision.sample,
-        "position": at,
+        "position": position,
         "kl": revision.kl,
         "prompt": text(before.prompt_ids),
-        "kept": text(before.response_ids[:at]),
-        "student_token": text(before.response_ids[at : at + 1]),
-        "teacher_token": text(after.response_ids[at : at + 1]),
-        "student_tail": text(before.response_ids[at + 1 :]),
-        "new_tail": text(after.response_ids[at + 1 :]),
+        "kept": text(before.response_ids[:position]),
+        "student_token": text(before.response_ids[position : position + 1]),
+        "teacher_token": text(after.response_ids[position : position + 1]),
+        "student_tail": text(before.response_ids[position + 1 :]),
+        "new_tail": text(after.response_ids[position + 1 :]),
     }
     files.append_line(config.folder / FILE, line)
 
 
 def truncate_revisions(folder: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint that a run resumes from; those steps are repeated."""
+    """Remove the lines after `step`, the checkpoint from which a run resumes: those steps are repeated."""
     lines = files.read_lines(folder / FILE)
     kept = [line for line in lines if line["step"] <= step]
     if len(kept) < len(lines):

@@ -1,7 +1,7 @@
-"""From a config to a finished run folder: train, evaluate, report.  The Python API is this.
+"""The Python API: train, evaluate and report a run.
 
-The run folder is the interface between the stages: each reads what the one before it wrote, and can be repeated alone.  The
-same config in the same folder goes on where it stopped.
+The run folder is the interface between these three steps: each reads the files of the previous one, and can be repeated alone.
+A call with the same configuration and folder resumes the run.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from redistill.processes import watch as ranks
 from redistill.processes.placement import full
 from redistill.reports.report import build_report
 from redistill.runs.build import build_evaluator, build_parts
-from redistill.runs.folder import RUN_FILE, WORTH_KEEPING, claim, has_model, sole_use
+from redistill.runs.folder import RUN_FILE, WORTH_KEEPING, check_owner, has_model, sole_use
 from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
 from redistill.runs.opened import OpenRun, make_accelerator, open_run, processes_of
@@ -41,7 +41,7 @@ from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
 from redistill.training.loop import train
 from redistill.training.parts import TrainingState
-from redistill.training.progress import AnswerProgress, say
+from redistill.training.progress import AnswerProgress, report
 from redistill.training.saving import restore_checkpoint
 
 
@@ -51,9 +51,9 @@ class RunResult:
 
     Args:
         folder: The run folder.
-        model: The student, a folder that transformers loads.
-        scores: What scores.json holds: under "datasets", data set -> "seeds" -> seed -> scores.
-        report: The HTML page.
+        model: Folder of the student, which transformers loads.
+        scores: The content of scores.json: under "datasets", data set -> "seeds" -> seed -> scores.
+        report: The HTML report.
     """
 
     folder: Path
@@ -63,46 +63,56 @@ class RunResult:
 
 
 def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None = None) -> RunResult:
-    """Train, evaluate and report; a run that stands in `config.folder` already goes on where it stopped.
+    """Train, evaluate and report; resumes an unfinished run in `config.folder`.
 
     Args:
+        config: The run.
         baselines: Folders of finished runs to compare with in the report.
-        command: What to print under "repeat this run"; None takes the command line of this process.
+        command: Shown under "repeat this run"; None uses the command line of this process.
 
     Raises:
-        BusyError: another process is at work on the run.
-        RedistillError: see the stages; nothing that was finished is lost.
-        Interrupted: SIGTERM or SIGINT; the same call goes on where it stopped.
+        BusyError: another process uses the run folder.
+        RedistillError: as `train_student` and `evaluate_run`; results of completed parts are kept.
+        Interrupted: SIGTERM or SIGINT arrived; the same call resumes.
 
     Example:
         >>> result = distill(load_config(Path("recipes/smollm2-dolly.yaml")))  # doctest: +SKIP
         >>> list(result.scores["datasets"]["dolly"]["seeds"])  # doctest: +SKIP
         ['10', '20', '30', '40', '50']
     """
-    claim(config)
+    check_owner(config)
     accelerator = make_accelerator(config.training.precision)
     with sole_use(config.folder, accelerator, *WORTH_KEEPING):
-        with signals.handled():  # the report is behind it: nothing waits for it, and it can be left anywhere
+        with signals.handled():  # not the report: no process waits for it, and it can be interrupted anywhere
             _train(config, accelerator, command)
             scores = _evaluate_student(config, accelerator)
-        report = config.folder / "report.html"
+        page = config.folder / "report.html"
         if PartialState().is_main_process:
             build_report(config.folder, baselines)
-    return RunResult(folder=config.folder, model=config.folder / "model", scores=scores, report=report)
+    return RunResult(folder=config.folder, model=config.folder / "model", scores=scores, report=page)
 
 
 @signals.handled()
 def train_student(config: Run, *, command: str | None = None) -> Path:
-    """Train the student of a run, after its stages, and write its best state to `<folder>/model`; returns that folder.
+    """Train the stages and the student of a run, and export its best checkpoint; resumes an unfinished run.
+
+    Args:
+        config: The run.
+        command: Shown under "repeat this run"; None uses the command line of this process.
+
+    Returns:
+        The folder of the student, `<run folder>/model`.
 
     Raises:
-        ConfigError: the folder holds another run, or another process is at work in it.
-        CheckpointError: the data is another than when the run began.
-        DataError, ModelError, VocabularyError, OutputError: as their names say.
-        TrainingError: too many updates in a row were not finite.
-        Interrupted: SIGTERM or SIGINT; the same call goes on after the last update that was made.
+        BusyError: another process uses the run folder.
+        ConfigError: the folder contains another run.
+        CheckpointError: the data has changed since the run started.
+        DataError, ModelError, VocabularyError: the data or the models cannot be used.
+        OutputError: the run folder is not writable.
+        TrainingError: a guard ended the run.
+        Interrupted: SIGTERM or SIGINT arrived; the same call resumes after the last completed update.
     """
-    if not claim(config):  # a finished stage may be used by many runs at once
+    if not check_owner(config):  # without a lock: several runs may use a finished stage at the same time
         accelerator = make_accelerator(config.training.precision)
         with sole_use(config.folder, accelerator, *WORTH_KEEPING):
             _train(config, accelerator, command)
@@ -110,11 +120,11 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
 
 
 def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
-    """Train the student, unless another process has done so in the meantime."""
-    if claim(config):
+    """Train the student, unless it is trained; another process may have finished it before this one got the lock."""
+    if check_owner(config):
         return
     for stage in stages(config).values():
-        if not claim(stage):
+        if not check_owner(stage):
             with sole_use(stage.folder, accelerator, *WORTH_KEEPING):
                 _train(stage, accelerator, None)
     with open_run(config, accelerator) as run:
@@ -129,7 +139,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
 
 
 def _evaluate_before(run: OpenRun) -> None:
-    """Evaluate the untrained student; a resumed run finds this done."""
+    """Evaluate the student before training; a resumed run reuses the scores."""
     if "before" not in run.config.evaluation.compare or not run.data.tests:
         return
     with run.placement.unsharded(run.student):
@@ -143,7 +153,7 @@ def _evaluate_before(run: OpenRun) -> None:
 
 
 def _fit(run: OpenRun) -> TrainingState:
-    """Run the loop from the newest valid checkpoint, or from the start; the student has its best weights afterwards."""
+    """Train from the newest valid checkpoint, or from the start; then load the weights of the best checkpoint."""
     parts = build_parts(run, build_evaluator(run, run.models.student))
     note, checkpoints = run.output.progress.note, run.output.checkpoints
     found = checkpoint.load(checkpoints)
@@ -167,7 +177,7 @@ def _fit(run: OpenRun) -> TrainingState:
 
 
 def _export(run: OpenRun) -> None:
-    """Write the student as a folder that transformers loads; all processes collect it, and the main process writes."""
+    """Export the student as a folder that transformers loads; all processes gather its state, the main one writes."""
     model, lora = run.models.student, run.config.student.lora
     state = full(trainable_state(model))
     with run.placement.unsharded(run.student):
@@ -186,14 +196,14 @@ def _named_score(config: Run, state: TrainingState) -> str:
 
 @signals.handled()
 def evaluate_run(config: Run) -> Mapping[str, Any]:
-    """Evaluate the trained student of a run folder, and its teacher where `evaluation.compare` asks for it.
+    """Evaluate the trained student of a run, and its teacher if `evaluation.compare` contains "teacher".
 
     Returns:
         The student's scores, as in scores.json.
 
     Raises:
-        CheckpointError: the run has no trained student yet, or its scores were made with other settings.
-        BusyError: another process is at work on the run.
+        CheckpointError: the run has no trained student, or its answers were generated with other settings.
+        BusyError: another process uses the run folder.
     """
     folder = config.folder
     if not has_model(folder):
@@ -220,14 +230,18 @@ def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Any
 
 
 def tokens_of(model: str) -> TokenizeConfig:
-    """How prompts are made for `model`: as it was trained where it is a run folder, else the defaults."""
+    """Template and length limits of `model`: those of its training if it is a run folder, else the defaults.
+
+    Raises:
+        ConfigError: its run.json has no valid config.data.tokens.
+    """
     described = Path(model) / RUN_FILE
     if not described.is_file():
         return TokenizeConfig()
     try:
-        tokens = files.read_json(described)["config"]["data"]["tokens"]  # and no more: the rest may be of code not at hand
+        tokens = files.read_json(described)["config"]["data"]["tokens"]  # the rest may need modules that are not loaded
     except (LookupError, TypeError) as error:
-        raise ConfigError(f"{described}: holds no config.data.tokens; give back the run.json that the run wrote") from error
+        raise ConfigError(f"{described}: has no config.data.tokens; restore the run.json that the run wrote") from error
     try:
         return decode(TokenizeConfig, tokens, {})
     except ConfigError as error:
@@ -245,19 +259,25 @@ def evaluate_model(
     teacher: ModelConfig | None = None,
     allow_code: Sequence[str] = (),
 ) -> Mapping[str, Any]:
-    """Score any Transformers model on any of the test sets; `out` becomes an evaluation folder.
+    """Evaluate any Transformers model on test sets; `out` becomes an evaluation folder.
 
     Args:
-        model: What to load; a run folder stands for the student in it.
-        tokens: Template and lengths of prompts; `tokens_of(model)` are those that a run was trained with.
-        tests: Task -> file, or None for the task's place on the hub.
-        teacher: To measure KL and agreement on the gold answers with.
-        allow_code: Modules whose code may run where a metric or a test set is named `module:NAME`.
+        model: The model; the path of a run folder loads its student.
+        tests: Test set -> file, or None for its data on the hub.
+        evaluation_config: How answers are sampled and scored.
+        tokens: Template and length limits of prompts; `tokens_of(model)` are those that a run was trained with.
+        out: The evaluation folder.
+        teacher: Used for KL and agreement on the gold answers; None omits them.
+        allow_code: Modules whose code may run if a metric or a test set is named `module:NAME`.
+
+    Returns:
+        The content of scores.json.
 
     Raises:
-        ConfigError: no such metric or test set.
-        ModelError, DataError, VocabularyError: as their names say.
-        CheckpointError: `out` holds answers of another model or of other settings.
+        ConfigError: an unknown metric or test set.
+        ModelError, DataError, VocabularyError: the models or the data cannot be used.
+        CheckpointError: `out` contains answers of another model or of other settings.
+        BusyError: another process uses `out`.
     """
     named = [*(("tests", name) for name in tests), *(("metrics", name) for name in evaluation_config.metrics)]
     load_external(named, External.of(allow_code))
@@ -265,7 +285,7 @@ def evaluate_model(
     name = Path(model.model).name or model.model
     if (Path(model.model) / RUN_FILE).is_file():
         model = dataclasses.replace(model, model=str(Path(model.model) / "model"))
-    # The weights' own type is the precision here: bfloat16 weights need no autocast, and float32 ones want none.
+    # The model runs in the dtype of its weights, without autocast.
     accelerator = make_accelerator("fp32")
     with sole_use(out, accelerator, SETTINGS):
         return _evaluate(model, data, evaluation_config, out, name, teacher, accelerator)
@@ -281,10 +301,10 @@ def _evaluate(
     teacher_source: ModelConfig | None,
     accelerator: Accelerator,
 ) -> Mapping[str, Any]:
-    """Load a model, and a teacher to compare it with on gold answers, and score it."""
+    """Load a model, and a teacher for KL and agreement, and evaluate it."""
     metrics = metrics_of(data.tasks, config.metrics)
     with signals.handled(at_once=True):
-        tests = load_tests(data, say if accelerator.is_main_process else lambda line: None)
+        tests = load_tests(data, report if accelerator.is_main_process else lambda line: None)
         model, tokenizer = load_model(source)
         check_positions(model, data.tokens, label)
         size, teacher = head(model).num_classes, None
@@ -304,5 +324,5 @@ def _evaluate(
         processes=processes_of(accelerator),
         autocast=accelerator.autocast,
     )
-    progress = AnswerProgress(label, say) if accelerator.is_main_process else None
+    progress = AnswerProgress(label, report) if accelerator.is_main_process else None
     return evaluator.evaluate(tests, folder, label=label, metrics=metrics, progress=progress)

@@ -1,6 +1,6 @@
-"""What has to be trained before a run: its teacher, its student's start - each a run of its own, as supervised fine-tuning.
+"""Stages of a run: supervised fine-tuning of its teacher or of its student's start, each a run with its own folder.
 
-Nothing is trained here; the stages are described, and what the run then reads is named.
+Nothing is trained here: this module builds the stages' configurations and the paths of the models that the run loads.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from redistill.training.optimiser import OptimiserConfig
 
 
 def stages(config: Run) -> dict[str, Run]:
-    """The runs that must be finished before `config`, by name ("teacher", "start"), in the order of training."""
+    """The runs that must finish before `config`, by name ("teacher", "start"), in the order of training."""
     found: dict[str, Run] = {}
     if isinstance(config.teacher, TeacherConfig) and config.teacher.finetune is not None:
         found["teacher"] = _teacher_stage(config, config.teacher, config.teacher.finetune)
@@ -27,7 +27,7 @@ def stages(config: Run) -> dict[str, Run]:
 
 
 def teacher_source(config: Run) -> ModelConfig | None:
-    """Where a local teacher's weights are: what the config names, or the copy that was fine-tuned first; None without one."""
+    """The local teacher's model: the configured one, or its fine-tuned copy; None without a local teacher."""
     teacher = config.teacher
     if not isinstance(teacher, TeacherConfig):
         return None
@@ -39,7 +39,7 @@ def teacher_source(config: Run) -> ModelConfig | None:
 
 
 def student_source(config: Run) -> StudentConfig:
-    """Where the student's weights are: what the config names, or the copy that was fine-tuned first."""
+    """The student's initial model: the configured one, or its fine-tuned copy."""
     if not config.starts_finetuned:
         return config.student
     assert config.student.finetune is not None
@@ -54,7 +54,7 @@ def _teacher_stage(config: Run, teacher: TeacherConfig, finetune: FinetuneConfig
         model=teacher.model,
         revision=teacher.revision,
         adapter=teacher.adapter,
-        dtype="float32" if finetune.lora is None else teacher.dtype,  # what is frozen may stay as small as it is
+        dtype="float32" if finetune.lora is None else teacher.dtype,  # frozen weights keep their dtype
         gradient_checkpointing=teacher.gradient_checkpointing,
         lora=finetune.lora,
         start="base",
@@ -70,7 +70,7 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
         assert source is not None
         teacher = TeacherConfig(**{f.name: getattr(source, f.name) for f in dataclasses.fields(ModelConfig)})
     lora = finetune.lora or config.student.lora
-    lora = None if lora is None else dataclasses.replace(lora, export="merged")  # the run goes on from a whole model
+    lora = None if lora is None else dataclasses.replace(lora, export="merged")  # the run starts from a whole model
     student = dataclasses.replace(config.student, finetune=None, start="base", lora=lora)
     choose_by = finetune.choose_by or CROSS_ENTROPY
     return _tuning(config, finetune, "start", student, teacher, seed=config.seed, choose_by=choose_by)
@@ -86,21 +86,21 @@ def _tuning(
     seed: int,
     choose_by: str,
 ) -> Run:
-    """The stage as a run: what it shares with others is the run's data, precision and machine, and nothing of its method."""
+    """A stage as a run: with the data, precision and placement of `config`, and nothing of its method."""
     rate, fallback = finetune.learning_rate, OptimiserConfig.final_learning_rate
     can_shard = student.lora is None or student.lora.quantise == "none"
-    # The run's metrics only where one of them chooses: runs that differ in others share their stages.
+    # The run's metrics only if one of them is `choose_by`, so that runs with other metrics share their stages.
     has_usual = choose_by in (*EvaluationConfig.metrics, CROSS_ENTROPY)
     folder = _stage_folder(config, finetune, name)
     return Run(
-        name=folder.name,  # not the run's: others may share the stage
+        name=folder.name,  # not the run's name: other runs may share the stage
         method="sft",
         seed=seed if finetune.seed is None else finetune.seed,
         out=str(folder),
         teacher=teacher,
         student=student,
         placement=config.placement if can_shard else "auto",
-        # With the tests: what they ask is not trained on here either.
+        # With the test sets: rows with their prompts are removed from the training data here too.
         data=dataclasses.replace(config.data, corpus=(), spans=DataConfig.spans),
         optimiser=OptimiserConfig(learning_rate=rate, final_learning_rate=min(rate, fallback)),
         training=TrainingConfig(

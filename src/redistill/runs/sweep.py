@@ -1,7 +1,7 @@
-"""Execution of a sweep: every row of a sweep recipe with every seed, and the comparison of them.
+"""Runs a sweep: every row of a sweep recipe with every seed, and the comparison of their results.
 
-Everything is decoded before anything runs.  Each run is a process of its own, so that its memory is freed and a crash ends
-that run alone; the same command resumes where it was stopped.
+All runs are decoded before the first one starts.  Each run is a separate process, so that its memory is freed and a crash ends
+only that run; the same command resumes the sweep.
 """
 
 import os
@@ -37,7 +37,7 @@ FORMATS = ("html", "md", "tex", "csv")
 REDISTILL = (sys.executable, "-m", "redistill")
 TRAINED, FINISHED = "trained", "finished"
 RETRYABLE = {files.TRY_AGAIN, *(code for number in (SIGINT, SIGTERM) for code in (128 + number, -number))}
-"""Exit codes of runs that failed or were interrupted without a fault of their own; the same command resumes them."""
+"""Exit codes of runs that failed for a temporary reason or were interrupted; the same command resumes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,10 @@ class Plan:
     """A sweep with all its runs decoded.
 
     Args:
-        folder: Holds sweep.json, a folder for each run, `stages/`, and the comparisons.
-        entries: Row by row.
-        only: Labels whose runs are wanted now.
+        sweep: The sweep recipe.
+        folder: Contains sweep.json, a folder for each run, `stages/`, and the comparisons.
+        entries: A row with a seed each, in the order of the rows.
+        only: Labels of the rows to run.
         allow_code: Modules whose code the runs may use.
     """
 
@@ -58,25 +59,25 @@ class Plan:
     allow_code: tuple[str, ...]
 
     @property
-    def wanted(self) -> list[Entry]:
-        """An entry for each run that is wanted now."""
+    def selected(self) -> list[Entry]:
+        """An entry for each run of the rows in `only`."""
         return list({entry.run.folder: entry for entry in reversed(self.entries) if entry.label in self.only}.values())[::-1]
 
     def statuses(self) -> dict[Path, str]:
-        """Run folder -> what stands there: "finished", "trained", "running" (begun), or "waiting".
+        """Status of each run and stage by folder: "finished", "trained", "running" (started), or "waiting".
 
         Raises:
-            ConfigError: a folder holds another run or another sweep.
+            ConfigError: a folder contains another run or another sweep.
         """
         path = self.folder / SWEEP_FILE
         held = mapping(files.read_json(path)).get("name") if path.is_file() else self.sweep.name
         if held != self.sweep.name:
-            raise ConfigError(f"{self.folder}: holds the sweep '{held}', not '{self.sweep.name}'; choose another --out")
+            raise ConfigError(f"{self.folder}: contains the sweep '{held}', not '{self.sweep.name}'; choose another --out")
         every = [config for entry in self.entries for config in (*entry.stages, entry.run)]
         return {config.folder: _status(config) for config in every}
 
     def describe(self) -> list[str]:
-        """A line for each run: its folder, whether it is done, and the rows that it stands for."""
+        """A line for each run: its folder, its status, and the rows and seeds that use it."""
         statuses, rows = self.statuses(), dict[Path, list[str]]()
         for entry in self.entries:
             rows.setdefault(entry.run.folder, []).append(f"{entry.label} (seed {entry.seed})")
@@ -94,13 +95,14 @@ def plan_sweep(
     """Read and expand a sweep recipe; nothing is written or run.
 
     Args:
-        overrides: Settings to change in every run, as `section.field=value`; they win over the rows.
-        out: Where to run it; None takes runs/NAME.
-        only: Labels whose runs are wanted now; none wants all.
-        allow_code: Modules whose code may run where the recipe names a part of them, as `my_module:MyDivergence`.
+        recipe: The sweep recipe, a YAML file.
+        overrides: Settings of every run, as `section.field=value`; they override those of the rows.
+        out: The folder of the sweep; None is runs/NAME.
+        only: Labels of the rows to run; empty for all.
+        allow_code: Modules whose code may run if the recipe names a part of them, as `my_module:MyDivergence`.
 
     Raises:
-        ConfigError: a mistake anywhere in the recipe or in one of its runs, named with its row.
+        ConfigError: the recipe or one of its runs is invalid; the message has the row.
     """
     sweep = read_sweep(recipe)
     for label in only:
@@ -113,26 +115,28 @@ def plan_sweep(
 
 
 def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
-    """Run what of a sweep is not finished, several runs at once, and compare all that is.
+    """Run the unfinished runs of a sweep, several at once, and compare all finished ones.
 
     Args:
-        jobs: Runs at once; None takes one for each processor core, and one alone where there is an accelerator.
+        plan: The sweep.
+        jobs: Number of parallel runs, >= 1; None is 1 with an accelerator, else the number of processor cores.
 
     Returns:
         The comparisons: an HTML page, Markdown, LaTeX and CSV for each table.
 
     Raises:
-        ConfigError: the folder holds another sweep or other runs, or another sweep is at work in it.
-        TrainingError: runs failed; the others are finished and compared nevertheless.  Its exit code is 75 where all
-            failures are retryable.
+        BusyError: another process runs the sweep.
+        ConfigError: the folder contains another sweep or other runs.
+        TrainingError: runs failed; the other runs are finished and compared.  Its exit code is 75 if all failures are
+            retryable.
         Interrupted: the runs were stopped; the same plan resumes them.
     """
     statuses = plan.statuses()
-    with locked(plan.folder) as lock:  # the runs inherit it, so that those of a killed sweep are not disturbed
+    with locked(plan.folder) as lock:  # inherited by the runs: those of a killed sweep keep the folder locked
         todo = _jobs(plan, statuses)
         if todo and plan.sweep.world == "toy":
             toy_world()
-        failed, codes = _run(plan, todo, statuses, jobs or _room(), lock)
+        failed, codes = _run(plan, todo, statuses, jobs or _default_jobs(), lock)
         pages = _compare(plan, statuses)
     if failed:
         which = f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}"
@@ -143,14 +147,14 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
     return pages
 
 
-# --- what is there already --------------------------------------------------------------------------------------------
+# --- status -------------------------------------------------------------------------------------------------------------
 
 
 def _status(config: Run) -> str:
-    """What stands in the folder of a run.
+    """The status of a run, from its folder.
 
     Raises:
-        ConfigError: another run, or an unfinished one of an older schema.
+        ConfigError: the folder contains another run, or an unfinished one of an older schema.
     """
     path = config.folder / RUN_FILE
     if not path.is_file():
@@ -159,12 +163,12 @@ def _status(config: Run) -> str:
     check_run_schema(config.folder, held, resumes=held.get("status") not in {TRAINED, FINISHED})
     different = _first_difference(settings_of(encode_run(config)), settings_of(up_to_date(mapping(held.get("config")))))
     if different:
-        raise ConfigError(f"{config.folder}: holds another run ({different}); choose another --out, or remove the folder")
+        raise ConfigError(f"{config.folder}: contains another run ({different}); choose another --out, or remove the folder")
     return str(held.get("status"))
 
 
 def _first_difference(mine: Any, theirs: Any, path: str = "") -> str:
-    """Where two trees differ first, in words; "" where they are equal."""
+    """A phrase for the first difference of two trees; "" if they are equal."""
     if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
         names = [*mine, *(name for name in theirs if name not in mine)]
         found = (_first_difference(mine.get(name), theirs.get(name), f"{path}.{name}".strip(".")) for name in names)
@@ -176,9 +180,9 @@ def _first_difference(mine: Any, theirs: Any, path: str = "") -> str:
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
-    """What is to do, in order; a stage once, before the first run that needs it."""
+    """The jobs of unfinished runs, in order; each stage is one job, before the first run that needs it."""
     found: dict[Path, Job] = {}
-    for entry in plan.wanted:
+    for entry in plan.selected:
         if statuses[entry.run.folder] == FINISHED:
             continue
         needs: list[str] = []
@@ -202,14 +206,14 @@ def _job(config: Run, command: str, needs: Sequence[str], allow_code: Sequence[s
 
 
 def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: int) -> tuple[list[str], set[int]]:
-    """Run the jobs and keep sweep.json true; returns a phrase for each that failed, and the exit codes that there were."""
-    every = {config.folder: config for entry in plan.wanted for config in (*entry.stages, entry.run)}
+    """Run the jobs and update sweep.json; returns a phrase for each failed job, and the set of exit codes."""
+    every = {config.folder: config for entry in plan.selected for config in (*entry.stages, entry.run)}
     for job in todo:
         recipe = yaml.safe_dump({"schema": SCHEMA, **encode_run(every[job.log.parent])}, sort_keys=False)
         files.write_text(job.log.parent / RECIPE_FILE, recipe)
     failed: list[str] = []
 
-    def begun(job: Job) -> None:
+    def started(job: Job) -> None:
         statuses[job.log.parent] = "running"
         _write_sweep(plan, statuses)
         progress.started(job.name)
@@ -225,13 +229,13 @@ def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int,
 
     _write_sweep(plan, statuses)
     with JobProgress(len(todo)) as progress:
-        codes = run_jobs(todo, limit, environment=_environment(limit), on_start=begun, on_end=ended, keep_open=(lock,))
-    failed += [f"{job.name}: not begun, since what it needs failed" for job in todo if job.name not in codes]
+        codes = run_jobs(todo, limit, environment=_environment(limit), on_start=started, on_end=ended, keep_open=(lock,))
+    failed += [f"{job.name}: not started, since a job that it needs failed" for job in todo if job.name not in codes]
     return failed, set(codes.values())
 
 
 def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
-    """sweep.json: what the sweep is and how far; `redistill compare` reads it."""
+    """Write sweep.json, the sweep and the status of its runs, for `redistill compare`."""
     sweep = plan.sweep
     runs = [
         {
@@ -253,41 +257,41 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
     files.write_json(plan.folder / SWEEP_FILE, held)
 
 
-def _room() -> int:
-    """How many runs at once: an accelerator is not shared, cores are taken one each."""
+def _default_jobs() -> int:
+    """Number of parallel runs: one if there is an accelerator, which is not shared, else one per core."""
     return 1 if torch.accelerator.is_available() else _cores()
 
 
 def _cores() -> int:
-    """Cores that this process may use, which in a container are fewer than there are."""
+    """Cores that this process may use, which in a container can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _environment(limit: int) -> dict[str, str]:
-    """Of the runs: side by side they share the cores out, else their threads would stand in each other's way."""
+    """Environment of the runs: parallel runs divide the cores among them, to avoid oversubscription."""
     threads = {"OMP_NUM_THREADS": str(max(1, _cores() // limit))} if limit > 1 else {}
     return {**threads, **os.environ}
 
 
 def _score(folder: Path) -> str:
-    """The first data set's primary metric as the mean over data sets that have it; "" for a run without scores."""
+    """The first data set's primary metric, averaged over the data sets that have it; "" for a run without scores."""
     path = folder / "scores.json"
     datasets = mapping(mapping(files.read_json(path)).get("datasets")) if path.is_file() else {}
-    means, primary = [], next((measures(told)[0] for told in datasets.values()), None)
+    means, primary = [], next((measures(about)[0] for about in datasets.values()), None)
     if primary is None:
         return ""
-    for told in datasets.values():
-        scores = [number(mapping(seed).get(primary.name)) for seed in mapping(mapping(told).get("seeds")).values()]
+    for about in datasets.values():
+        scores = [number(mapping(seed).get(primary.name)) for seed in mapping(mapping(about).get("seeds")).values()]
         means.append(mean(score for score in scores if score is not None))
     total = mean(score for score in means if score is not None)
     return "" if total is None else f"{primary.title} {score(total, primary.unit)}"
 
 
-# --- comparing ----------------------------------------------------------------------------------------------------------
+# --- comparison ---------------------------------------------------------------------------------------------------------
 
 
 def _compare(plan: Plan, statuses: Mapping[Path, str]) -> list[Path]:
-    """Write and print a comparison for each table, of the rows that have a finished run."""
+    """Write and print a comparison for each table, of the rows with a finished run."""
     finished = {entry.label for entry in plan.entries if statuses[entry.run.folder] == FINISHED}
     pages = []
     for name, group in plan.sweep.tables.items():

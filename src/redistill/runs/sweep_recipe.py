@@ -1,4 +1,4 @@
-"""Sweep recipes: rows and seeds laid over one recipe, and the runs that they expand to.
+"""Sweep recipes: rows and seeds merged over one recipe, and the runs that they expand to.
 
 Nothing is written or run here; sweep.py does that.
 """
@@ -20,20 +20,20 @@ from redistill.runs.stages import stages
 from redistill.storage import files
 
 SET_BY_SWEEP = ("name", "seed", "out")
-WHOLE = ("policy", "objective")  # sections that replace the method's own as a whole, as in any recipe
+WHOLE = ("policy", "objective")  # replaced as a whole and not merged, as in any recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One table out of a sweep's rows.
+    """A table of some rows of a sweep.
 
     Args:
         rows: Labels, in the order of the table.
-        baseline: The row that the others are compared with; None takes the sweep's where it is in this table, else the first.
+        baseline: The row that the others are compared with; None is the sweep's baseline if this table has it, else the first.
         published: Tables of the paper to show beside this one.
 
     Raises:
-        ConfigError: no row, a baseline that is none of them, or no such table of the paper.
+        ConfigError: no rows, a baseline that is not among them, or an unknown table of the paper.
     """
 
     rows: tuple[str, ...]
@@ -42,7 +42,7 @@ class Group:
 
     def __post_init__(self) -> None:
         if not self.rows:
-            raise ConfigError("rows: empty; name at least one")
+            raise ConfigError("rows: empty; must have at least one")
         _check_labels("baseline", () if self.baseline is None else (self.baseline,), self.rows)
         _check_published(self.published)
 
@@ -52,18 +52,19 @@ class Sweep:
     """A sweep recipe: every row runs with every seed.
 
     Args:
-        name: What the sweep is called; its folder is runs/NAME unless the command line names another.
-        rows: Label -> what the row lays over the base: sections, which merge field by field, or dotted keys, which change one
-            setting each.  `policy` and `objective` replace the method's as a whole; `objective.span_weight` changes one field.
-        base: What all runs have in common, as in a recipe; or the path of a recipe, seen from this file.
-        world: "toy" takes data and teacher of `redistill demo`; None leaves them to the base.
+        name: Name of the sweep; its folder is runs/NAME unless the command line sets another.
+        rows: Label -> settings merged over the base: sections, which merge field by field, or dotted keys, which set one
+            field each.  `policy` and `objective` replace the method's as a whole; `objective.span_weight` sets one field.
+        base: Settings of all runs, as in a recipe; or the path of a recipe, relative to this file.
+        world: "toy" uses data and teacher of `redistill demo`; None uses those of the base.
         seeds: Training seeds.
-        baseline: The row that the others are compared with; None takes the first.
+        baseline: The row that the others are compared with; None is the first.
         published: Tables of the paper to show beside the measured one.
-        groups: Several tables out of one sweep, by name; none makes one table of all rows.
+        groups: Tables of some of the rows, by name; empty makes one table of all rows.
 
     Raises:
-        ConfigError: no row, no seed, a name that cannot name a file, an unknown label, or a row that sets what the sweep sets.
+        ConfigError: no rows, no seeds, a name that is not valid in file names, an unknown label, or a row that sets the name,
+            seed or folder.
     """
 
     name: str
@@ -77,16 +78,16 @@ class Sweep:
 
     def __post_init__(self) -> None:
         if not self.rows:
-            raise ConfigError("rows: empty; name at least one")
-        for place, names in {"name": [self.name], "rows": self.rows, "groups": self.groups}.items():
+            raise ConfigError("rows: empty; must have at least one")
+        for field_name, names in {"name": [self.name], "rows": self.rows, "groups": self.groups}.items():
             for name in names:
                 if files.slug(name) != name:
                     raise ConfigError(
-                        f"{place}: {name!r}: may hold letters, digits, '.', '_' and '-', since files are called after it; "
-                        f"call it {files.slug(name)}"
+                        f"{field_name}: {name!r}: must consist of letters, digits, '.', '_' and '-', since it is part of file "
+                        f"names; use {files.slug(name)}"
                     )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"seeds = {list(self.seeds)}: must be at least one, and all different")
+            raise ConfigError(f"seeds = {list(self.seeds)}: must have at least one, without duplicates")
         _check_labels("baseline", () if self.baseline is None else (self.baseline,), self.rows)
         _check_published(self.published)
         for name, group in self.groups.items():
@@ -96,7 +97,7 @@ class Sweep:
 
     @property
     def tables(self) -> dict[str, Group]:
-        """The tables to make, each with its baseline; one of all rows is called "compare"."""
+        """The tables by name, each with its baseline; a table of all rows has the name "compare"."""
         groups = {f"compare-{name}": group for name, group in self.groups.items()} or {"compare": Group(rows=tuple(self.rows))}
         return {name: self._completed(group) for name, group in groups.items()}
 
@@ -110,7 +111,9 @@ class Cell:
     """One row with one seed.
 
     Args:
-        tree: A run, but for `overrides` and its folder.
+        label: The row's label.
+        seed: The training seed.
+        tree: The run's settings before `overrides`, without its folder.
         overrides: Settings to change in it, as `section.field=value`.
     """
 
@@ -121,16 +124,19 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What the run and its folder are called."""
+        """Name of the run and its folder."""
         return f"{self.label}-seed{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A row with a seed, and its run; rows whose settings are the same share one.
+    """A row with a seed, and its run; rows with equal settings share one run.
 
     Args:
-        stages: Fine-tunings that come before the run, in order.
+        label: The row's label.
+        seed: The training seed.
+        run: The run.
+        stages: Fine-tunings before the run, in order.
     """
 
     label: str
@@ -140,19 +146,19 @@ class Entry:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """The sweep that a YAML file describes; a base that it names is read too.
+    """Read a sweep recipe from a YAML file, and its base if that is a path.
 
     Raises:
-        ConfigError: a file is missing or not YAML, or anything in the sweep is unknown, mistyped or out of range.
+        ConfigError: a file is missing or not YAML, or a setting of the sweep is unknown, of the wrong type or out of range.
     """
-    tree = current_tree(_read_yaml(path, "give the path of a sweep, such as recipes/table1-toy.yaml"), str(path))
+    tree = current_tree(_read_yaml(path, "use the path of a sweep, such as recipes/table1-toy.yaml"), str(path))
     try:
         sweep = decoding.decode(Sweep, tree, {})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     if isinstance(sweep.base, str):
         base = path.parent / sweep.base
-        return replace(sweep, base=_read_yaml(base, f"{path} names it as its base"))
+        return replace(sweep, base=_read_yaml(base, f"set base in {path} to the path of a recipe"))
     return sweep
 
 
@@ -160,7 +166,8 @@ def cells(sweep: Sweep, world: Mapping[str, Any] | None = None) -> Iterator[Cell
     """Every row with every seed, row by row.
 
     Args:
-        world: A tree that lies under the base: the toy world's.
+        sweep: A sweep whose base has been read.
+        world: Settings that the base is merged over: those of the toy world; None for none.
     """
     assert isinstance(sweep.base, dict), "read_sweep reads a base that is a path"
     base = merged(world or {}, sweep.base)
@@ -173,7 +180,7 @@ def cells(sweep: Sweep, world: Mapping[str, Any] | None = None) -> Iterator[Cell
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid upon `under`: sections merge field by field, but `policy` and `objective` replace as a whole.
+    """`over` merged over `under`: sections merge field by field, but `policy` and `objective` are replaced as a whole.
 
     Example:
         >>> merged({"a": {"b": 1, "c": 2}, "policy": {"kind": "mixed"}}, {"a": {"c": 3}, "policy": "fixed"})
@@ -190,17 +197,17 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def expand(
     sweep: Sweep, recipe: Path, folder: Path, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()
 ) -> tuple[Entry, ...]:
-    """The entries of a sweep, row by row, each run decoded; rows whose settings are the same share one run.
+    """The entries of a sweep in the order of its rows, with decoded runs; rows with equal settings share one run.
 
     Args:
-        sweep: What `read_sweep` returned for `recipe`.
-        recipe: Named at the front of error lines.
-        folder: Of the sweep: runs and their stages get folders in it.
-        overrides: Settings to change in every run, as `section.field=value`; they win over the rows.
-        allow_code: Modules whose code may run where the recipe names a part of them, as `my_module:MyDivergence`.
+        sweep: The result of `read_sweep(recipe)`.
+        recipe: Path of the recipe, for error messages.
+        folder: Folder of the sweep, the parent of the folders of runs and stages.
+        overrides: Settings of every run, as `section.field=value`; they override those of the rows.
+        allow_code: Modules whose code may run if the recipe names a part of them, as `my_module:MyDivergence`.
 
     Raises:
-        ConfigError: a mistake in one of the runs, named with its row.
+        ConfigError: a run is invalid; the message has its row.
     """
     distinct: dict[str, tuple[Run, tuple[Run, ...]]] = {}
     entries = []
@@ -213,13 +220,13 @@ def expand(
 
 
 def settings_of(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of a run without its name and its folders."""
+    """The settings of a run without its name and its folders."""
     return {key: value for key, value in without_output_folders(tree).items() if key != "name"}
 
 
 def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
-    """The run with each fine-tuning before it in a folder named by what it depends on, and those fine-tunings in order."""
-    for section, name in (("teacher", "teacher"), ("student", "start")):  # the start may be made of the tuned teacher
+    """The run and its stages in order, with stage folders named by a hash of their settings, so that runs share them."""
+    for section, name in (("teacher", "teacher"), ("student", "start")):  # the start may be a part of the tuned teacher
         stage = stages(config).get(name)
         if stage is not None:
             config = _with_stage_folder(config, section, folder / f"{name}-{_digest(stage)[:12]}")
@@ -233,7 +240,7 @@ def _with_stage_folder(config: Run, section: str, folder: Path) -> Run:
 
 
 def _digest(config: Run) -> str:
-    """The same for runs that differ only in name and folder."""
+    """A hash of a run's settings, without its name and folders."""
     return hashlib.sha256(json.dumps(settings_of(encode_run(config)), sort_keys=True).encode()).hexdigest()
 
 
@@ -244,22 +251,22 @@ def _read_yaml(path: Path, remedy: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror}; {remedy}") from error
 
 
-def _check_labels(place: str, labels: Sequence[str], rows: Sequence[str] | Mapping[str, Any]) -> None:
+def _check_labels(field_name: str, labels: Sequence[str], rows: Sequence[str] | Mapping[str, Any]) -> None:
     unknown = [label for label in labels if label not in rows]
     if unknown:
-        raise ConfigError(f"{place}: no row '{unknown[0]}'; the rows are {', '.join(rows)}")
+        raise ConfigError(f"{field_name}: no row '{unknown[0]}'; the rows are {', '.join(rows)}")
 
 
 def _check_published(tables: Sequence[str]) -> None:
     known = published_names()
     unknown = [name for name in tables if name not in known]
     if unknown:
-        raise ConfigError(f"published: no table '{unknown[0]}' of the paper; choose from {', '.join(known)}")
+        raise ConfigError(f"published: the paper has no table '{unknown[0]}'; choose from {', '.join(known)}")
 
 
 def _check_row(label: str, row: Mapping[Any, Any]) -> None:
     for key in row:
         if not isinstance(key, str):
-            raise ConfigError(f"rows.{label}: {key!r}: must be text, such as method, or optimiser.learning_rate")
+            raise ConfigError(f"rows.{label}: {key!r}: must be a string, such as method, or optimiser.learning_rate")
         if key in SET_BY_SWEEP:
-            raise ConfigError(f"rows.{label}.{key}: is set by the sweep itself; leave it out")
+            raise ConfigError(f"rows.{label}.{key}: the sweep sets it; remove it from the row")

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: `checkpoints/step-N/` with safetensors, JSON and a manifest, whole or not there at all.
+"""Checkpoints of a run: `checkpoints/step-N/` with safetensors files, JSON and a manifest, written atomically.
 
-Each is written under a temporary name and renamed, so a crash at any moment leaves the ones before it.  A SHA-256 covers every
-byte, so damage is found when a run resumes, and the run goes on from the newest sound one.  Nothing is pickled.  What the
-tensors and the state mean is the caller's business.  `folder` is always the one that holds all of a run's checkpoints.
+Each checkpoint is written under a temporary name and renamed, so a crash at any moment keeps the earlier ones.  SHA-256 hashes
+cover every byte: a run detects damage when it resumes, and continues from the newest valid checkpoint.  Nothing is pickled.
+The caller defines what the tensors and the state mean.  `folder` is always the folder of all checkpoints of a run.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ SUFFIX = ".safetensors"
 
 
 class Contents(dict[str, Any]):
-    """Parts of a checkpoint by name; asking for one that is not there is a `CheckpointError`, never a silent fresh start."""
+    """Parts of a checkpoint by name; a missing one raises `CheckpointError`, so training never silently starts from scratch."""
 
     def __init__(self, owner: str, values: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -41,21 +41,21 @@ class Contents(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         raise CheckpointError(
-            f"{self.owner}: no '{name}' in it (it holds {', '.join(sorted(self)) or 'nothing'}); "
-            "it was written by another kind of run: start this one in a new folder"
+            f"{self.owner}: has no '{name}' (it has {', '.join(sorted(self)) or 'nothing'}); "
+            "another kind of run wrote it: start this run in a new folder"
         )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """What a checkpoint held, verified.
+    """The verified content of a checkpoint.
 
     Args:
-        step: Updates done when it was written.
-        folder: Where it was read from.
+        step: Number of updates done when it was saved.
+        folder: The folder of this checkpoint.
         tensors: Groups of tensors by name, such as "model" and "optimizer"; on the CPU and mapped from the files, so copy them.
         state: The JSON state.
-        skipped: A line for each newer checkpoint that was passed over: what is wrong with it, and which one was taken instead.
+        skipped: A line for each newer checkpoint that was skipped: its fault, and the checkpoint that was loaded instead.
     """
 
     step: int
@@ -66,19 +66,19 @@ class Checkpoint:
 
 
 class _Damaged(Exception):
-    """Why a checkpoint cannot be trusted; `load` then looks at the one before it."""
+    """The fault of an invalid checkpoint; `load` then tries the one before it."""
 
 
-# --- whose checkpoints they are -------------------------------------------------------------------------------------------
+# --- identity of the run --------------------------------------------------------------------------------------------------
 
 
 def identity(folder: Path) -> dict[str, str]:
-    """Hashes by name that say which run the checkpoints in `folder` are of; empty where that is not known, or damaged."""
+    """Hashes by name that identify the run of the checkpoints in `folder`; empty if the identity file is missing or damaged."""
     try:
         held = files.read_json(folder / IDENTITY)
         run = held["run"]
         return dict(run) if isinstance(run, dict) and held == _sealed(run) else {}
-    except (ValueError, OSError, TypeError, KeyError):  # a DataError too, and NaN, which JSON of ours never holds
+    except (ValueError, OSError, TypeError, KeyError):  # ValueError includes DataError and NaN, which this package never writes
         return {}
 
 
@@ -87,33 +87,33 @@ def _sealed(run: Any) -> dict[str, Any]:
 
 
 def check_identity(folder: Path, mine: Mapping[str, str]) -> None:
-    """Refuse to go on with checkpoints in `folder` that another run has made.
+    """Reject a folder that holds checkpoints of another run.
 
     Args:
-        mine: Hashes of what makes this run what it is, by name, such as "training data".
+        mine: Hashes that identify this run, by name, such as "training data".
 
     Raises:
-        CheckpointError: one of them is another one than when `claim` was called.
+        CheckpointError: a hash differs from the one that `write_identity` stored.
     """
     if other := _differences(identity(folder), mine):
         raise CheckpointError(
-            f"{folder}: its checkpoints are of a run with different {other[0]}; put it back as it was, or start in a new folder"
+            f"{folder}: its checkpoints belong to a run with different {other[0]}; restore it, or start in a new folder"
         )
 
 
-def claim(folder: Path, mine: Mapping[str, str]) -> None:
-    """Note whose checkpoints `folder` holds; every manifest repeats it, and one of another run is not loaded.
+def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
+    """Store the hashes of this run; manifests repeat them, and `load` skips a checkpoint whose hashes differ.
 
     Raises:
         CheckpointError: as `check_identity`.
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     check_identity(folder, mine)
     files.write_json(files.make_folder(folder) / IDENTITY, _sealed({**mine, **identity(folder)}))
 
 
 def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """Names in both under which they differ; what only one of them knows is of another version."""
+    """Names in both mappings whose values differ; a name in only one of them comes from another version and is ignored."""
     return [plain(name) for name in one if name in other and one[name] != other[name]]
 
 
@@ -131,22 +131,22 @@ def save(
 ) -> Path:
     """Write the checkpoint `step-N`, then remove the ones that are no longer needed.
 
-    Removed are those beyond the `keep` newest, and those after `step`: a run that resumed from an older checkpoint has damaged
-    ones ahead of it.  A protected one never is, and nothing is before the new checkpoint has been read back and found sound.
+    All but the `keep` newest are removed, and those after `step`: a run that resumed from an older checkpoint has damaged ones
+    after it.  Protected ones are never removed, and none is before the new checkpoint has been read back and verified.
 
     Args:
-        folder: Where the checkpoints of the run stand, such as `<run folder>/checkpoints`.
-        step: Updates done so far.
-        tensors: Groups of tensors; each becomes `<group>.safetensors`.  Tied tensors are written once and come back tied.
-        state: Everything else, as JSON: no NaN, keys are strings, tuples come back as lists.
-        keep: How many of the newest to keep, this one included; at least 1.
-        protect: Steps that are never removed, such as the best one's.
+        folder: The folder of the run's checkpoints, such as `<run folder>/checkpoints`.
+        step: Number of updates done, >= 0.
+        tensors: Groups of tensors; each becomes `<group>.safetensors`.  Tied tensors are stored once and are tied when loaded.
+        state: Everything else, as JSON: no NaN, keys are strings, tuples are loaded as lists.
+        keep: How many of the newest to keep, this one included; >= 1.
+        protect: Steps that are never removed, such as the best one.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        OutputError: it could not be written; the earlier ones are untouched.  A `DiskFullError` where there is no room.
+        OutputError: the checkpoint could not be written; the earlier ones are unchanged.  `DiskFullError` if the disk is full.
     """
     assert step >= 0 and keep >= 1, (step, keep)
     files.make_folder(folder)
@@ -171,10 +171,10 @@ def save(
 
 
 def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> int:
-    """What a checkpoint with this content takes on disk, but for its manifest of about a kilobyte.
+    """Size on disk of a checkpoint with this content, in bytes, without its manifest of about a kilobyte.
 
     Args:
-        tensors: Groups of tensors as in `save`; those on the device "meta" count like others.
+        tensors: Groups of tensors as in `save`; tensors on the device "meta" count like others.
         state: As in `save`.
     """
     return sum(map(tensor_files.num_bytes, tensors.values())) + len(files.json_bytes(dict(state)))
@@ -192,18 +192,18 @@ def _prune(folder: Path, step: int, keep: int, protect: Collection[int]) -> None
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, sound or not, ascending; interrupted saves do not count."""
+    """Steps of the checkpoints in `folder`, valid or damaged, ascending; interrupted saves do not count."""
     names = (re.fullmatch(r"step-(0|[1-9]\d*)", path.name) for path in folder.glob("step-*"))
     return sorted(int(match.group(1)) for match in names if match)
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The newest sound checkpoint in `folder`, or None where the run has not saved any.
+    """The newest valid checkpoint in `folder`, or None if the run has not saved any.
 
-    Damaged ones are passed over; `skipped` of the result says of each what is wrong with it and which step was taken instead.
+    Damaged ones are skipped; `skipped` of the result lists the fault of each and the step that was loaded instead.
 
     Raises:
-        CheckpointError: none of the checkpoints is sound, or one was written in another format.
+        CheckpointError: no checkpoint is valid, or one has another schema.
     """
     faults: list[str] = []
     for step in reversed(steps(folder)):
@@ -215,20 +215,20 @@ def load(folder: Path) -> Checkpoint | None:
         skipped = tuple(f"{fault}; resumed from step-{step}" for fault in faults)
         return replace(checkpoint, skipped=skipped)
     if faults:
-        raise CheckpointError(f"{folder}: no sound checkpoint ({'; '.join(faults)}); remove the folder to start anew")
+        raise CheckpointError(f"{folder}: no valid checkpoint ({'; '.join(faults)}); remove the folder to start from scratch")
     return None
 
 
 def load_step(folder: Path, step: int) -> Checkpoint:
-    """One checkpoint, such as the best.
+    """Load the checkpoint of one step, such as the best.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
     path = _folder_of(folder, step)
     if not path.is_dir():
-        there = ", ".join(map(str, steps(folder))) or "none"
-        raise CheckpointError(f"{folder}: no step-{step} (steps there: {there}); choose one of these")
+        saved = ", ".join(map(str, steps(folder))) or "none"
+        raise CheckpointError(f"{folder}: has no step-{step} (saved steps: {saved}); choose one of these")
     try:
         return _read(path)
     except _Damaged as error:
@@ -243,7 +243,7 @@ def _read(folder: Path) -> Checkpoint:
     except (DataError, SafetensorError, OSError) as error:
         raise _Damaged(plain(str(error))) from error
     if not isinstance(state, dict):
-        raise _Damaged(f"{STATE} holds no fields")
+        raise _Damaged(f"{STATE} is not a JSON object")
     return Checkpoint(
         step=int(folder.name.removeprefix("step-")),
         folder=folder,
@@ -253,18 +253,18 @@ def _read(folder: Path) -> Checkpoint:
 
 
 def _verify(folder: Path) -> list[str]:
-    """Names of the files in a checkpoint, each of them as the manifest says.
+    """Names of the files in a checkpoint, after checking each against the manifest.
 
-    The seal is checked before the manifest is parsed, so damaged JSON is never interpreted.
+    The hash of the manifest is checked before it is parsed, so damaged JSON is never interpreted.
     """
     manifest = _bytes_of(folder / MANIFEST)
     if _bytes_of(folder / SEAL) != f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode():
         raise _Damaged(f"{MANIFEST} does not match {SEAL}")
     content = _parsed(manifest, folder)
     if f"step-{content['step']}" != folder.name:
-        raise _Damaged(f"{MANIFEST} is that of step-{content['step']}")
+        raise _Damaged(f"{MANIFEST} belongs to step-{content['step']}")
     if other := _differences(identity(folder.parent), content.get("run", {})):
-        raise _Damaged(f"it is of a run with different {other[0]}")
+        raise _Damaged(f"it belongs to a run with different {other[0]}")
     for name, expected in content["files"].items():
         if _size_and_hash(folder / name) != expected:
             raise _Damaged(f"{name} does not match its manifest")
@@ -272,21 +272,21 @@ def _verify(folder: Path) -> list[str]:
 
 
 def _parsed(manifest: bytes, folder: Path) -> dict[str, Any]:
-    """What a manifest says.  Whoever can write files can seal them too, so neither types nor names are taken on trust."""
+    """The content of a manifest.  A matching hash does not make it trusted, so its types and file names are checked."""
     try:
         content = json.loads(manifest)
     except (ValueError, RecursionError) as error:
         raise _Damaged(f"{MANIFEST} is not JSON") from error
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
-        raise _Damaged(f"{MANIFEST} names no schema")
+        raise _Damaged(f"{MANIFEST} has no schema")
     if content["schema"] != SCHEMA:
         raise CheckpointError(
-            f"{_label(folder)}: has schema {content['schema']}, and this version of redistill resumes schema {SCHEMA} only; "
-            "finish the run with the version that wrote it (run.json names it), or choose another `out`"
+            f"{_label(folder)}: has schema {content['schema']}; this version of redistill resumes schema {SCHEMA} only; "
+            "finish the run with the version that wrote it (see run.json), or choose another `out`"
         )
     types = {"step": int, "files": dict, "run": dict}
     if not all(isinstance(content.get(name, {}), kind) for name, kind in types.items()):
-        raise _Damaged(f"{MANIFEST} lacks a field, or has one of another type")
+        raise _Damaged(f"{MANIFEST} lacks a field, or has a field of the wrong type")
     listed = content.get("files", {})
     if STATE not in listed or any(files.slug(name) != name for name in listed):
         raise _Damaged(f"{MANIFEST} does not list the files of a checkpoint")
@@ -327,7 +327,7 @@ def optimizer_tensors(
 
     Args:
         optimizer: Any torch optimizer whose state per parameter is tensors and numbers, such as AdamW, fused or not.
-        parameters: `dict(module.named_parameters())` of everything that it updates.
+        parameters: `dict(module.named_parameters())` of all parameters that it updates.
 
     Returns:
         Tensors keyed "<state>/<parameter>" ("exp_avg/transformer.wte.weight"), and the groups and scalars. Tensors of sharded
@@ -353,15 +353,15 @@ def restore_optimizer(
     tensors: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
 ) -> None:
-    """Put back what `optimizer_tensors` took out, bit for bit, hyper-parameters such as the learning rate included.
+    """Restore the state that `optimizer_tensors` returned, bitwise, with hyper-parameters such as the learning rate.
 
     Args:
-        optimizer: An optimizer of the same kind over parameters of the same names, in the same groups.
-        parameters: `dict(module.named_parameters())` of everything that it updates.
+        optimizer: An optimizer of the same class over parameters of the same names, in the same groups.
+        parameters: `dict(module.named_parameters())` of all parameters that it updates.
         tensors, state: The two results of `optimizer_tensors`.
 
     Raises:
-        CheckpointError: the groups hold other parameters, or state tensors are missing.
+        CheckpointError: the groups have other parameters, or state tensors are missing.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     here = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
@@ -374,8 +374,8 @@ def restore_optimizer(
     for key in state["tensors"]:
         kind, name = key.split("/", 1)
         value, parameter = tensors[key].clone(), parameters[name]
-        entries[name][kind] = placed_like(value, parameter) if value.shape == parameter.shape else value  # `step` is a number
-    numbers = {name: number for number, name in enumerate(chain.from_iterable(here))}  # as torch counts them
+        entries[name][kind] = placed_like(value, parameter) if value.shape == parameter.shape else value  # `step` is a scalar
+    numbers = {name: number for number, name in enumerate(chain.from_iterable(here))}  # torch's numbering
     groups = [
         {
             **{key: _as_before(value, current.get(key)) for key, value in saved.items()},
@@ -391,9 +391,9 @@ def _same_groups(here: list[list[str]], there: list[list[str]]) -> None:
         return
     odd = sorted(set(chain.from_iterable(here)) ^ set(chain.from_iterable(there)))
     what = f"'{odd[0]}' is in only one of them, as are {len(odd) - 1} more" if odd else "they are grouped differently"
-    raise CheckpointError(f"optimizer: this run trains other parameters than the checkpoint's ({what}); start in a new folder")
+    raise CheckpointError(f"optimizer: this run and the checkpoint train other parameters ({what}); start in a new folder")
 
 
 def _as_before(value: Any, current: Any) -> Any:
-    """JSON turns AdamW's `betas` into a list; make it what the optimizer holds."""
+    """Convert a list back to the tuple that the optimizer has, such as AdamW's `betas`: JSON has no tuples."""
     return tuple(value) if isinstance(current, tuple) else value

@@ -1,7 +1,7 @@
-"""The loop: draw, count, read, step, log, validate, save - only ever at a step boundary.
+"""The training loop: draw, count, compute gradients, update, log, validate and save, always at a step boundary.
 
-It builds nothing and knows no method: it is given built parts.  Coefficients are set once a step from the counts of the whole
-global batch, so that one process with four micro-batches and two with two have the same gradient.
+It builds nothing and depends on no method: its parts are built by the caller.  Coefficients are set once a step from the counts
+of the global batch, so that one process with four micro-batches and two with two have the same gradient.
 """
 
 import math
@@ -29,15 +29,24 @@ from redistill.training.parts import Learner, Parts, TrainingState
 from redistill.training.saving import save_checkpoint
 from redistill.training.schedule import TrainingConfig
 
-_FAULTS = "teacher rows that are not finite"  # beside the sums of the terms, on their way through the processes
+_FAULTS = "teacher rows that are not finite"  # a key beside the terms' sums, which are added up over the processes
 
 
 def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, state: TrainingState) -> TrainingState:
-    """Train until the schedule is done or early stopping says so; `state` says where to start and is kept up to date.
+    """Train until the schedule is done or early stopping ends training.
+
+    Args:
+        parts: The parts of the run.
+        settings: Which checkpoints are kept, and the metric that chooses the best one.
+        optimiser: Learning rates and gradient clipping.
+        state: Where training starts or resumes; updated in place.
+
+    Returns:
+        `state`.
 
     Raises:
-        Interrupted: a signal has arrived; every update that was made is in a checkpoint, and nothing of one that was not.
-        TrainingError: see the guards.
+        Interrupted: a signal arrived; every completed update is in a checkpoint, and no part of an incomplete one.
+        TrainingError: a guard ended the run.
     """
     saved = state.step
     try:
@@ -59,27 +68,27 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
         if state.step != saved:
             save_checkpoint(parts, settings, state)
         if state.step:
-            parts.output.progress.note(f"stopped at step {state.step} of {parts.schedule.updates}, which is saved")
+            parts.output.progress.note(f"stopped at step {state.step} of {parts.schedule.updates}, saved")
         raise
     return state
 
 
 def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> None:
-    """Make one update and log it, or be interrupted and leave everything as it was.
+    """Make one update and log it; if interrupted, restore the state before it.
 
-    Once the gradient is there no process polls for signals any more.
+    After the gradient is computed, no process polls for signals.
     """
     learner = parts.learner
     started, before = time.perf_counter(), parts.policy.state_dict()
     if learner.teacher is not None:
-        learner.teacher.faults()  # those of validation do not belong to this update
+        learner.teacher.faults()  # discards those counted in validation
     try:
         whole = _draw(parts, state.step)
         draw, drawn = learner.objective.select(whole), time.perf_counter()
         batches, counts, sums = gradients(draw, parts, state.step)
     except Interrupted:
-        parts.policy.load_state_dict(before)  # a buffer may have grown already
-        parts.output.meter.read()  # the text will be generated again
+        parts.policy.load_state_dict(before)  # a buffer may have changed already
+        parts.output.meter.read()  # discards the count: the text will be generated again
         learner.optimizer.zero_grad(set_to_none=True)
         raise
     faults, norms = int(sums.pop(_FAULTS)), _clip(learner, optimiser.max_grad_norm)
@@ -88,7 +97,7 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     if parts.guards.update.allows(_update(parts, state.step + 1, draw, batches, metrics, norms, faults)):
         learner.optimizer.step()
     elif faults:
-        parts.policy.load_state_dict(before)  # no text stays that such a teacher has had a part in
+        parts.policy.load_state_dict(before)  # discards text that was made with non-finite teacher logits
     learner.optimizer.zero_grad(set_to_none=True)
     if learner.teacher is not None:
         learner.teacher.release()
@@ -103,7 +112,7 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
 
 
 def _draw(parts: Parts, step: int) -> Draw:
-    """The step's sequences, from an engine that has the student's present weights."""
+    """The step's sequences, from an engine that has the student's current weights."""
     student = parts.learner.student
     with parts.learner.placement.unsharded(student):
         parts.engine.sync(student.model, step)
@@ -114,17 +123,17 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
     """A process's part of the draw as micro-batches of sequences of similar length; see `grouping.grouped`."""
     device, objective = parts.accelerator.device, parts.learner.objective
     span_config = objective.span if objective.uses_spans else None
-    place: dict[str, Any] = {"pad_id": parts.pad_id, "device": device}
+    shared: dict[str, Any] = {"pad_id": parts.pad_id, "device": device}
     corpus = () if objective.pretraining is None else corpus_items(draw, objective.pretraining)
     cost = read_cost(device)
     return [
-        *(collate(items, role="pretraining", **place) for items in grouped(corpus, micro_batch_size, cost)),
-        *(collate(items, span_config=span_config, **place) for items in grouped(draw.items, micro_batch_size, cost)),
+        *(collate(items, role="pretraining", **shared) for items in grouped(corpus, micro_batch_size, cost)),
+        *(collate(items, span_config=span_config, **shared) for items in grouped(draw.items, micro_batch_size, cost)),
     ]
 
 
 def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
-    """The micro-batches, and empty ones behind them, so that all processes make the same number of passes if they must."""
+    """The micro-batches, padded with empty ones if all processes must make the same number of passes."""
     if not parts.learner.placement.passes_communicate:
         return batches
     most = max(signals.gather([len(batches)]))
@@ -133,21 +142,24 @@ def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
 
 
 def global_counts(batches: Sequence[Batch]) -> Counts:
-    """The counts of the whole global batch: all micro-batches of all processes."""
+    """The counts of the global batch: all micro-batches of all processes."""
     return Counts.total(signals.gather([Counts.of(batches)]))
 
 
 def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts, dict[str, float]]:
-    """The gradient of the global objective, in micro-batches that fit into every process's memory, with counts and sums.
+    """Compute the gradient of the objective, in micro-batches that fit into every process's memory.
 
-    Where memory runs out on one process, all retry with half the micro-batch.  Coefficients come from the global batch, so the
+    If memory runs out on one process, all retry with half the micro-batch.  Coefficients come from the global batch, so the
     gradient is the same.
+
+    Returns:
+        This process's micro-batches, the counts of the global batch, and each term's sum over it.
     """
     learner, micro_batch = parts.learner, parts.guards.micro_batch
     if learner.teacher is not None and learner.objective.uses_teacher:
         learner.teacher.prepare([*draw.with_role("distillation"), *draw.corpus])
     while True:
-        # For each attempt, so that it has the dropout of a run that began with its micro-batches.
+        # Seeded for each attempt, so that its dropout is that of a run that started with this micro-batch size.
         torch.manual_seed(torch_seed(parts.seed, "dropout", step, parts.accelerator.process_index))
         batches = filled_up(cut(draw, micro_batch.size, parts), parts)
         counts = global_counts(batches)
@@ -159,17 +171,17 @@ def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts,
 
 
 def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float] | None:
-    """Each term's sum over the global batch, its gradient in place; None where memory ran out on any process.
+    """Accumulate the gradient; returns each term's sum over the global batch, or None if memory ran out on any process.
 
-    Replicas are joined here and not by hooks of a backward pass, which would leave them waiting for one that has run out.
-    Where passes communicate, a process that runs out of memory ends, and the others with it.
+    Gradients of replicas are reduced here and not by hooks of the backward pass, in which the other processes would wait for
+    one that ran out of memory.  Where passes communicate, running out of memory on one process ends all of them.
     """
     learner, backward = parts.learner, partial(_backward, batches, counts, parts)
     gathered = signals.gather([backward() if learner.placement.passes_communicate else unless_out_of_memory(backward)])
-    if any(share is None for share in gathered):
+    if any(part is None for part in gathered):
         return None
     learner.placement.reduce(learner.student.parameters())
-    return {name: sum(share.get(name, 0.0) for share in gathered) for name in sorted({n for s in gathered for n in s})}
+    return {name: sum(part.get(name, 0.0) for part in gathered) for name in sorted({n for s in gathered for n in s})}
 
 
 def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
@@ -179,7 +191,7 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[st
     learner.student.train(objective.policy_gradient is None)
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
-        if not learner.placement.passes_communicate:  # else none may leave here; all do at the `gather` behind the passes
+        if not learner.placement.passes_communicate:  # else the `gather` after the passes reports signals
             signals.poll()
         target = teacher.rows(batch) if teacher is not None and objective.uses_teacher and batch.num_sampled else None
         with parts.accelerator.autocast():
@@ -187,12 +199,12 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[st
         parts.accelerator.backward(total)
         for name, value in batch_sums.items():
             sums[name] = sums[name] + value.double() if name in sums else value.double()
-    values = torch.stack(list(sums.values())).tolist() if sums else []  # the one place that waits for the device
+    values = torch.stack(list(sums.values())).tolist() if sums else []  # the only synchronisation with the device
     return {**dict(zip(sums, values, strict=True)), _FAULTS: 0 if teacher is None else teacher.faults()}
 
 
 def _most_of_a_role(batch: Batch) -> int:
-    """The larger of its numbers of sequences by role, which `training.micro_batch_size` limits."""
+    """The larger of the numbers of sampled and of gold sequences; `training.micro_batch_size` limits each."""
     return max(batch.num_sampled, len(batch.sequence_N[batch.sft_N].unique()))
 
 
@@ -205,7 +217,7 @@ def _update(
     norms: dict[str, float],
     faults: int,
 ) -> Update:
-    """What the guard judges by."""
+    """The update as the guard checks it."""
     learner = parts.learner
 
     def read() -> list[dict[str, Any]]:
@@ -217,7 +229,7 @@ def _update(
 
 
 def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
-    """Clip the student's gradient and the clip network's apart; returns both norms before clipping."""
+    """Clip the gradients of the student and of the clip network separately; returns both norms before clipping."""
     norms = {"grad_norm": clip_gradients(learner.student.model.parameters(), max_norm)}
     if learner.clip_parameters:
         norms["clip_network_grad_norm"] = clip_gradients(learner.clip_parameters, max_norm)
@@ -229,8 +241,8 @@ def _log_update(
 ) -> None:
     sampled = draw.with_role("sft" if parts.learner.objective.sft_on == "sampled" else "distillation")
     changes_here = [change for size in parts.guards.sizes for change in size.take_changes()]
-    share = facts_of(sampled, parts.end_ids), facts_of(gold, parts.end_ids), changes_here
-    texts, gold_texts, changes = ([fact for s in column for fact in s] for column in zip(*gather_object([share]), strict=True))
+    mine = facts_of(sampled, parts.end_ids), facts_of(gold, parts.end_ids), changes_here
+    texts, gold_texts, changes = ([fact for s in column for fact in s] for column in zip(*gather_object([mine]), strict=True))
     origins = Counter(text.origin for text in texts)
     lengths = [text.length for text in texts if text.origin != "dataset"]
     if parts.accelerator.is_main_process:
@@ -245,12 +257,12 @@ def _log_update(
         parts.output.log.write(line)
         parts.output.progress.update(state.step, metrics)
     for change in dict.fromkeys(changes):
-        parts.guards.tell(Event(state.step, "out_of_memory", f"step {state.step}: {change}"))
+        parts.guards.report_event(Event(state.step, "out_of_memory", f"step {state.step}: {change}"))
     parts.guards.collapse.observe(state.step, texts, gold_texts, metrics.get("kept_mass"))
 
 
 def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
-    """Score the student as it is, and tell log and policy."""
+    """Score the current student, log the scores, and pass the validation loss to the policy."""
     with parts.learner.placement.unsharded(parts.learner.student):
         scores = parts.validate()
     parts.policy.observe(scores["cross_entropy"])
@@ -263,7 +275,7 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
 
 
 def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
-    """Validate, and note whether this is the best student so far, and whether training is to stop."""
+    """Validate; record whether this student is the best so far, and whether training stops early."""
     started = time.perf_counter()
     scores = _validate(parts, state)
     by = next((metric for metric in parts.metrics if metric.name == settings.choose_by), None)
@@ -277,16 +289,16 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
 
 
 def _is_best(score: float, cross_entropy: float, state: TrainingState) -> bool:
-    """Whether a validation is better than the best so far: by score, then the lower cross entropy, then the later step."""
+    """Whether a validation is the best so far: by score; at equal scores, the lower cross entropy, then the later step."""
     if state.best_score is None or score != state.best_score:
         return state.best_score is None or score > state.best_score
     return state.best_cross_entropy is None or cross_entropy <= state.best_cross_entropy
 
 
 def _count_cost(parts: Parts, state: TrainingState, seconds: float) -> None:
-    shares = gather_object([(parts.output.meter.read(), peak_bytes(parts.accelerator.device))])
-    state.generated_tokens += sum(generated for generated, _ in shares)
-    state.peak_bytes = max(state.peak_bytes, *(peak for _, peak in shares))
+    costs = gather_object([(parts.output.meter.read(), peak_bytes(parts.accelerator.device))])
+    state.generated_tokens += sum(generated for generated, _ in costs)
+    state.peak_bytes = max(state.peak_bytes, *(peak for _, peak in costs))
     state.seconds += seconds
 
 
@@ -303,5 +315,5 @@ def _samples(draw: Draw) -> list[int]:
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: what is not finite is logged as null."""
+    """Replace non-finite values by None, which is logged as null: JSON has no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

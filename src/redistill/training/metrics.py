@@ -1,4 +1,4 @@
-"""What a run measures while it trains: metrics.jsonl, the count of generated tokens, and peak memory."""
+"""Measurements of training: metrics.jsonl, the count of generated tokens, and peak memory."""
 
 import sys
 from collections.abc import Mapping
@@ -11,30 +11,30 @@ from redistill.storage import files
 
 
 class MetricsLog:
-    """metrics.jsonl of a run: one JSON object a line, appended and on disk when `write` returns.
+    """metrics.jsonl of a run: one JSON object per line, on disk when `write` returns.
 
     Args:
-        path: The file; it need not exist yet.
+        path: The file; it need not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append `line`; its "step" is the number of updates done.  JSON has no NaN: write null."""
+        """Append `line`; its "step" is the number of updates done.  Values must be finite or None: JSON has no NaN."""
         files.append_line(self.path, dict(line))
 
     def truncate_after(self, step: int) -> None:
-        """Drop what an interrupted run logged beyond the checkpoint that is resumed, and a line that was cut.
+        """Remove the lines after `step`, the checkpoint from which a run resumes, and an incomplete last line.
 
-        The file then continues as if there had been no interruption.
+        The file then continues as in an uninterrupted run.
         """
         if self.path.exists():
             files.rewrite_lines(self.path, [line for line in files.read_lines(self.path) if line.get("step", 0) <= step])
 
 
 class Meter:
-    """Counts the tokens that are generated for training."""
+    """Counts the tokens that this process generates for training."""
 
     def __init__(self) -> None:
         self._tokens = 0
@@ -43,17 +43,17 @@ class Meter:
         self._tokens += tokens
 
     def read(self) -> int:
-        """Tokens since the last call."""
+        """Tokens counted since the last call."""
         tokens, self._tokens = self._tokens, 0
         return tokens
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory that this process has held so far: on the accelerator where it runs on one, else resident."""
+    """Peak memory of this process in bytes: of the CUDA allocator on a GPU, else resident; 0 on Windows, not measured."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
-        return 0  # not measured there
+        return 0
     import resource
 
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,11 +1,11 @@
-"""Which terms are minimised, with which weights, and what each is counted over.
+"""The objective: its terms, their weights, and the count that each is divided by.
 
 L = w_sft L_SFT(gold tokens) + w_div L_div(sampled tokens) + w_span L_span(sampled sequences with spans)    (paper, Eq. 11)
   + w_pg L_PG(sampled tokens)                                                                               (MiniLLM)
   + w_pt ((1 - d) L_CE(corpus tokens) + d L_KL(corpus tokens))                                              (pre-training term)
 
-One count a term, never one for all.  They are taken over the whole global batch - all micro-batches, all processes - before
-the first forward, so that however the batch is cut, the gradient is the same.  Nobody but the loop divides.
+Each term has its own count.  Counts are taken over the global batch - all micro-batches of all processes - before the first
+forward pass, so that the gradient does not depend on how the batch is split.  Only the loop divides by them.
 """
 
 import math
@@ -26,13 +26,13 @@ from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PolicyGradien
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig:
-    """MiniLLM's policy gradient on roll-outs; the divergence beside it is its exact single-step term.
+    """MiniLLM's policy gradient on roll-outs; the objective's divergence is its exact single-step term.
 
-    The student is read in evaluation mode, as it was when it wrote the roll-outs: dropout would change the ratio.
+    The student runs in evaluation mode, as when it generated the roll-outs: dropout would change the probability ratio.
 
     Args:
-        weight: Of the term, > 0.
-        clip: The ratio of new to old probability counts within [1 - clip, 1 + clip].
+        weight: Weight of the term, > 0.
+        clip: The ratio of new to old probability is clipped to [1 - clip, 1 + clip]; in (0, 1).
 
     Raises:
         ConfigError: a value out of range.
@@ -50,13 +50,13 @@ class PolicyGradientConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    """Plain text beside the instructions, so that the student does not forget how to write; needs `data.corpus`.
+    """The pre-training term: language modelling on plain text against forgetting; needs `data.corpus`.
 
     Source: L_PT of MiniLLM (arXiv 2306.08543) and DistiLLM (arXiv 2402.03898).
 
     Args:
-        weight: Of the term, > 0; the reference code's is 1.
-        divergence_share: How much of it is forward KL to the teacher, in [0, 1]; the rest is cross entropy.  MiniLLM's is 0.5.
+        weight: Weight of the term, > 0; the reference code's is 1.
+        divergence_share: Fraction of forward KL to the teacher, in [0, 1]; the rest is cross entropy.  MiniLLM's is 0.5.
 
     Raises:
         ConfigError: a value out of range.
@@ -77,15 +77,16 @@ class Objective:
     """The weighted terms of one method.
 
     Args:
-        sft_weight: Of the cross entropy; 0 leaves the term, and the reading of gold answers for it, out.
-        sft_on: Which answers it is of: the "gold" ones, or the "sampled" ones, such as the teacher's for SeqKD.
-        divergence: How sampled rows are matched to the teacher; None leaves the term out.
-        divergence_weight: Its weight, > 0.
-        divergence_mean: Over all sampled "tokens", or over sampled "sequences" of each one's mean over its tokens (Eq. 8).
-        span_weight: Of Eq. 10 on sampled sequences; 0 leaves it out.
-        span: The switches of Eq. 10.
-        policy_gradient: MiniLLM's term, which needs the policy `rollouts`; None leaves it out.
-        pretraining: The term on `data.corpus`; None leaves it out, and so does a run without a corpus.
+        sft_weight: Weight of the cross entropy, >= 0; 0 removes the term and the forward pass on gold answers for it.
+        sft_on: The answers it is computed on: "gold", or "sampled", such as the teacher's for SeqKD.
+        divergence: The divergence between teacher and student on sampled rows; None removes the term.
+        divergence_weight: Weight of the divergence, >= 0; 0 removes the term.
+        divergence_mean: "tokens" is the mean over all sampled tokens; "sequences" the mean over sampled sequences of each one's
+            mean over its tokens (Eq. 8).
+        span_weight: Weight of the span loss (Eq. 10) on sampled sequences, >= 0; 0 removes it.
+        span: Options of Eq. 10.
+        policy_gradient: MiniLLM's term, which needs the policy `rollouts`; None removes it.
+        pretraining: The term on `data.corpus`; None removes it, as does a run without a corpus.
 
     Raises:
         ConfigError: a negative weight, or no term at all.
@@ -104,13 +105,13 @@ class Objective:
     def __post_init__(self) -> None:
         for name in ("sft_weight", "divergence_weight", "span_weight"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0 and finite; 0 leaves the term out")
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0 and finite; 0 removes the term")
         if self.uses_spans and self.span.vectors == "clipped" and not isinstance(self.divergence, DacKLConfig):
             raise ConfigError(
-                "span.vectors = 'clipped': needs the divergence dac_kl, which says what is kept; or set it to full"
+                "span.vectors = 'clipped': needs the divergence dac_kl, which selects the kept classes; or set it to full"
             )
         if not (self.sft_weight or self.uses_sampled):
-            raise ConfigError("objective: no term has a weight; set sft_weight, or name a divergence")
+            raise ConfigError("objective: no term has a weight; set sft_weight or divergence")
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
@@ -132,34 +133,39 @@ class Objective:
 
     @property
     def uses_sampled(self) -> bool:
-        """Whether a distillation term or the policy gradient reads sampled sequences."""
+        """Whether a distillation term or the policy gradient uses sampled sequences."""
         return self.uses_divergence or self.uses_spans or self.policy_gradient is not None
 
     @property
     def reads_sampled(self) -> bool:
-        """Whether any term does, cross entropy included."""
+        """Whether any term uses sampled sequences, cross entropy included."""
         return self.uses_sampled or (self.sft_weight > 0 and self.sft_on == "sampled")
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether a term compares with the teacher; a policy may need one all the same."""
+        """Whether a term uses the teacher; a policy may need a teacher even if none does."""
         distils_corpus = self.pretraining is not None and self.pretraining.divergence_share > 0
         return self.uses_divergence or self.uses_spans or distils_corpus
 
     @property
     def needs(self) -> Needs:
-        """What the terms require of the teacher."""
+        """The teacher capabilities that the terms require."""
         is_dac = self.uses_divergence and isinstance(self.divergence, DacKLConfig)
         return Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans or is_dac)
 
     def build_divergence(self, vocabulary: int, seed: int) -> DivergenceCall | nn.Module | None:
-        """The divergence as something to call; DAC-KL gets its network here."""
+        """The divergence as a callable; DAC-KL's network is created here.
+
+        Args:
+            vocabulary: Number of classes shared with the teacher.
+            seed: Seed of the network's initial weights.
+        """
         if isinstance(self.divergence, DacKLConfig):
             return DacKL(self.divergence, vocabulary, seed)
         return self.divergence
 
     def select(self, draw: Draw) -> Draw:
-        """The part of a draw that some term reads, with the roles of the terms."""
+        """The part of a draw that some term uses, with the roles of the terms."""
         selected = ((item, self._roles(item)) for item in draw.items)
         items = tuple(DrawItem(item.sequence, roles) for item, roles in selected if roles)
         return Draw(items=items, corpus=() if self.pretraining is None else draw.corpus)
@@ -181,7 +187,7 @@ def corpus_items(draw: Draw, pretraining: PretrainingConfig) -> tuple[DrawItem, 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the terms are divided by, over a global batch."""
+    """The counts that the terms are divided by, over a global batch."""
 
     sft_tokens: float = 0
     sampled_tokens: float = 0
@@ -205,19 +211,20 @@ class Counts:
 
     @property
     def tokens(self) -> float:
-        """Targets that were learned from; one that carries two terms counts twice."""
+        """Number of trained targets; one with two terms counts twice."""
         return self.sft_tokens + self.sampled_tokens + self.corpus_tokens
 
 
 def terms(
     objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None
 ) -> tuple[Term, ...]:
-    """A micro-batch's terms, each with its weight over its global count as coefficient.
+    """A micro-batch's terms, each with its weight divided by its global count as coefficient.
 
     Args:
-        counts: Of the whole global batch.
-        batch: The micro-batch whose rows the terms read.
-        divergence: What `objective.build_divergence` returned.
+        objective: The terms and their weights.
+        counts: Counts of the global batch.
+        batch: The micro-batch whose rows the terms use.
+        divergence: The result of `objective.build_divergence`.
     """
     if batch.role == "pretraining":
         assert objective.pretraining is not None
@@ -225,7 +232,7 @@ def terms(
     found: list[Term] = []
     if objective.sft_weight and counts.sft_tokens:
         found.append(CrossEntropyTerm(objective.sft_weight / counts.sft_tokens, batch.target_N, batch.sft_N))
-    if objective.uses_divergence:  # without sampled rows too: its parameters then have a gradient, of zero, on every process
+    if objective.uses_divergence:  # also without sampled rows: its parameters then have a zero gradient on every process
         found.append(_divergence_term(objective, counts, batch, divergence))
     if objective.uses_spans and counts.span_samples:
         found.append(_span_term(objective, counts, batch, divergence))
@@ -269,25 +276,25 @@ def _policy_gradient_term(config: PolicyGradientConfig, counts: Counts, batch: B
 
 
 def _pretraining_terms(config: PretrainingConfig, counts: Counts, batch: Batch) -> tuple[Term, ...]:
-    whole, share = config.weight / counts.corpus_tokens, config.divergence_share
+    coefficient, fraction = config.weight / counts.corpus_tokens, config.divergence_share
     found: list[Term] = []
-    if share < 1:
-        found.append(CrossEntropyTerm(whole * (1 - share), batch.target_N, batch.sft_N, name="pretraining"))
-    if share > 0:
-        found.append(DivergenceTerm(whole * share, ForwardKL(), batch.num_sampled_rows, name="pretraining_kl"))
+    if fraction < 1:
+        found.append(CrossEntropyTerm(coefficient * (1 - fraction), batch.target_N, batch.sft_N, name="pretraining"))
+    if fraction > 0:
+        found.append(DivergenceTerm(coefficient * fraction, ForwardKL(), batch.num_sampled_rows, name="pretraining_kl"))
     return tuple(found)
 
 
 def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> dict[str, float]:
-    """What is logged: each term's mean over its own count, the weighted total, and diagnostics per sampled row."""
+    """Metrics of an update: each term's mean over its own count, the weighted total, and diagnostics per sampled row."""
     means = {name: value / count for name, value in sums.items() if (count := _count(name, objective, counts)) > 0}
     weights = {"sft": objective.sft_weight, "divergence": objective.divergence_weight, "span": objective.span_weight}
     if objective.policy_gradient is not None:
         weights["policy_gradient"] = objective.policy_gradient.weight
     if objective.pretraining is not None:
-        share = objective.pretraining.divergence_share
-        weights["pretraining"] = objective.pretraining.weight * (1 - share)
-        weights["pretraining_kl"] = objective.pretraining.weight * share
+        fraction = objective.pretraining.divergence_share
+        weights["pretraining"] = objective.pretraining.weight * (1 - fraction)
+        weights["pretraining_kl"] = objective.pretraining.weight * fraction
     return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}
 
 

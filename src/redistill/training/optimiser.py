@@ -1,4 +1,4 @@
-"""AdamW: its configuration, its groups of parameters, and its learning rates as a pure function of the step."""
+"""AdamW: configuration, parameter groups, and learning rates as a pure function of the step."""
 
 import math
 from collections.abc import Iterable
@@ -14,17 +14,18 @@ from redistill.processes.placement import scalar
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
-    """AdamW and its schedule.
+    """AdamW and its learning rate schedule.
 
     Args:
-        learning_rate: Of the student, at the start; the paper's value is 5e-4.
-        final_learning_rate: Where the cosine ends.
-        clip_network_learning_rate: Of DAC-KL's network; None takes the student's, as the paper does.
-        schedule: "cosine" to final_learning_rate over all updates, or "constant".
-        warmup_updates: Linear rise from 0 over so many updates; the reference code has none.
-        weight_decay: On matrices; vectors (biases, norms) have none.
-        betas: AdamW's averages.
-        max_grad_norm: Clip of the gradient's norm; the clip network has a clip of its own, so that it cannot eat the student's.
+        learning_rate: Peak learning rate of the student, > 0; the paper's value is 5e-4.
+        final_learning_rate: Learning rate at the end of the cosine schedule, in [0, the lowest peak].
+        clip_network_learning_rate: Peak learning rate of DAC-KL's network; None uses the student's, as the paper does.
+        schedule: "cosine" decay to final_learning_rate over all updates, or "constant".
+        warmup_updates: Number of updates of linear warm-up from 0; the reference code has none.
+        weight_decay: Decoupled weight decay of matrices; vectors (biases, norms) have none.
+        betas: Decay rates of AdamW's moment estimates, each in [0, 1).
+        max_grad_norm: Maximum norm of the student's gradient.  The clip network's gradient is clipped separately, so that it
+            does not reduce the student's.
 
     Raises:
         ConfigError: a value out of range.
@@ -49,7 +50,7 @@ class OptimiserConfig:
         lowest = min(self.learning_rate, self.clip_network_learning_rate or self.learning_rate)
         if not 0 <= self.final_learning_rate <= lowest:
             raise ConfigError(
-                f"final_learning_rate = {self.final_learning_rate}: must lie in [0, {lowest}], the lowest rate at the start"
+                f"final_learning_rate = {self.final_learning_rate}: must lie in [0, {lowest}], the lowest peak learning rate"
             )
         for name in ("weight_decay", "warmup_updates"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -59,28 +60,28 @@ class OptimiserConfig:
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig, step: int, updates: int) -> dict[str, float]:
-    """Give every parameter group its learning rate for the update after `step`; returns them for the log.
+    """Set every parameter group's learning rate for the update after `step`; returns the rates by name, for the log.
 
-    A pure function of the step: a schedule without state has nothing to lose in a resume.
+    The schedule is a pure function of the step, so a checkpoint has no state of it.
     """
-    rise = min(1.0, (step + 1) / config.warmup_updates) if config.warmup_updates else 1.0
+    warmup = min(1.0, (step + 1) / config.warmup_updates) if config.warmup_updates else 1.0
     part = step / updates if config.schedule == "cosine" else 0.0
-    share = rise * 0.5 * (1 + math.cos(math.pi * part))
+    fraction = warmup * 0.5 * (1 + math.cos(math.pi * part))
     rates = {}
     for group in optimizer.param_groups:
         peak = group["peak_learning_rate"]
-        group["lr"] = config.final_learning_rate + (peak - config.final_learning_rate) * share
+        group["lr"] = config.final_learning_rate + (peak - config.final_learning_rate) * fraction
         rates[group["rate_name"]] = group["lr"]
     return rates
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Clip the norm of all gradients together to `max_norm`; returns the norm before. Sharded or not, but not both."""
+    """Clip the total gradient norm to `max_norm`; returns the norm before.  Parameters are either all sharded or none is."""
     return scalar(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
 def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decay, vectors do not, and the clip network has a learning rate of its own."""
+    """AdamW's parameter groups: weight decay on matrices only, and a separate learning rate for the clip network."""
     clip_ids = {id(parameter) for parameter in clip_network.parameters()} if clip_network is not None else set()
     clip_rate = config.clip_network_learning_rate or config.learning_rate
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}

@@ -1,4 +1,4 @@
-"""What the loop is given, all of it built by `redistill.runs.build`, and the state that it keeps."""
+"""The parts that the training loop uses, built by `redistill.runs.build`, and the state of training."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from redistill.models.student import StudentModule
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement
 from redistill.records import Metric
-from redistill.training.guards import CollapseMonitor, EarlyStopping, Tell, UpdateGuard
+from redistill.training.guards import CollapseMonitor, EarlyStopping, ReportEvent, UpdateGuard
 from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.objective import Objective
 from redistill.training.progress import Progress
@@ -23,17 +23,19 @@ from redistill.training.schedule import Schedule
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Where training stands, and what it has cost; goes into checkpoints as it is.
+    """Progress and cost of training, as saved in checkpoints.
 
     Args:
-        best_score: Of the best validation so far, what `choose_by` names; negated where lower is better.
-        best_cross_entropy: Of the same validation; None where it was not finite.
-        best_step: The number of updates behind it.
-        trained_tokens: Targets learned from, over all processes; one that carries two terms counts twice.
-        generated_tokens: Generated for training by student or teacher, over all processes; validation is not counted.
+        step: Number of updates done.
+        best_score: The `choose_by` metric of the best validation so far; negated if lower is better.
+        best_cross_entropy: Cross entropy of the same validation, nats per token; None if it was not finite.
+        best_step: Number of updates before the best validation.
+        stopped: Whether early stopping has ended training.
         validation_due: True when the last update has not been validated yet.
-        seconds: Of training, validation included.
-        peak_bytes: Most memory that one process has held.
+        trained_tokens: Trained targets of all processes; one with two terms counts twice.
+        generated_tokens: Tokens generated for training by student or teacher, on all processes; validation is not counted.
+        seconds: Duration of training, validation included.
+        peak_bytes: Largest peak memory of one process.
     """
 
     step: int = 0
@@ -50,14 +52,14 @@ class TrainingState:
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """What is trained, and what it is trained with.
+    """The student, and what it is trained with.
 
     Args:
         student: The student, wrapped by the placement.
         placement: How its parameters are distributed over the processes.
-        optimizer: Of the wrapped student's parameters.
+        optimizer: The optimizer of the wrapped student's parameters.
         objective: The terms.
-        teacher: None where neither objective nor policy has one.
+        teacher: None if neither objective nor policy uses one.
     """
 
     student: StudentModule
@@ -68,28 +70,28 @@ class Learner:
 
     @property
     def divergence(self) -> DivergenceCall | nn.Module | None:
-        """The objective's divergence as something to call; DAC-KL's network is a part of the student module."""
+        """The objective's divergence as a callable; DAC-KL's network is a submodule of the student module."""
         network = self.student.clip_network
         return self.objective.divergence if network is None else network  # type: ignore[return-value]  # no DacKLConfig here
 
     @property
     def clip_parameters(self) -> list[nn.Parameter]:
-        """What DAC-KL learns; nothing where the objective has another divergence or fixed thresholds."""
+        """Parameters of DAC-KL's network; empty for another divergence or fixed thresholds."""
         network = self.student.clip_network
         return [] if network is None else list(network.parameters())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guards:
-    """What watches training.
+    """The guards of training.
 
     Args:
-        update: Rejects updates that are not finite.
-        collapse: Watches the text.
+        update: Skips updates that are not finite.
+        collapse: Detects a collapse of the generated text.
         early_stopping: Ends training when validation no longer improves.
-        micro_batch: `training.micro_batch_size`, lowered where memory runs out.
-        text_batch: `training.generation_batch_size`, lowered likewise.
-        tell: Called with each event, on every process.
+        micro_batch: `training.micro_batch_size`, halved when memory runs out.
+        text_batch: `training.generation_batch_size`, halved likewise.
+        report_event: Called with each event, on every process.
     """
 
     update: UpdateGuard
@@ -97,7 +99,7 @@ class Guards:
     early_stopping: EarlyStopping
     micro_batch: Halving
     text_batch: Halving
-    tell: Tell
+    report_event: ReportEvent
 
     @property
     def sizes(self) -> tuple[Halving, Halving]:
@@ -107,13 +109,13 @@ class Guards:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where training writes.
+    """The outputs of training.
 
     Args:
         log: metrics.jsonl.
-        progress: The terminal.
+        progress: Progress and messages on the terminal.
         meter: Counts the tokens that this process generates for training.
-        checkpoints: Their folder.
+        checkpoints: The folder of the checkpoints.
     """
 
     log: MetricsLog
@@ -124,14 +126,15 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What the loop is given.
+    """The parts that the training loop uses.
 
     Args:
-        policy: Which sequences are learned from.
+        policy: Provides the sequences of each update.
         engine: Generates the student's text; synchronised before each draw.
-        validate: Scores of the student as it is: of each of `metrics`, "cross_entropy", and others.
-        metrics: What validation scores answers by.
-        end_ids: Tokens that end a response.
+        validate: Returns the current student's scores: each of `metrics`, "cross_entropy", and others.
+        metrics: Metrics of validation answers.
+        schedule: Lengths of the run, in updates.
+        end_ids: Ids of the end tokens.
     """
 
     accelerator: Accelerator

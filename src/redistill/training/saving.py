@@ -1,4 +1,4 @@
-"""The state of training in a checkpoint and back; the files are those of `redistill.training.checkpoint`."""
+"""Saves the state of training as a checkpoint and restores it; `redistill.training.checkpoint` defines the files."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from redistill.training.schedule import TrainingConfig
 
 
 def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
-    """Everything a resume needs, committed by one rename; all processes collect it, and the main process writes."""
+    """Save everything that a resume needs; called on all processes, which gather the state for the main one to write."""
     learner = parts.learner
     student = learner.student
     optimizer, optimizer_state = checkpoint.optimizer_tensors(learner.optimizer, dict(student.named_parameters()))
@@ -44,7 +44,11 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
 
 
 def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingState:
-    """Put everything back as it was when `found` was saved."""
+    """Restore the state of training from `found`.
+
+    Raises:
+        CheckpointError: `found` lacks a part, or its optimizer state does not fit this run.
+    """
     learner, guards = parts.learner, parts.guards
     student = learner.student
     load_trainable_state(student.model, found.tensors["model"])

@@ -1,4 +1,4 @@
-"""How long a run is, how much it takes at once, and what it keeps: settings, and lengths in updates."""
+"""Configuration of training: duration, batch sizes and checkpoints; and lengths in updates."""
 
 import math
 import re
@@ -13,25 +13,25 @@ _EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How long, how much at once, and what is kept.
+    """Duration of training, batch sizes, precision, and checkpoints.
 
     Args:
-        updates: Optimiser steps in all; a number, or passes over the training set such as "20 epochs".
-        batch_size: Sequences of one update over all processes.
-        micro_batch_size: At most so many gold and so many sampled sequences in one forward and backward on one process; None
-            stops where more at once would be no faster.
+        updates: Total optimiser steps: a number, or passes over the training set such as "20 epochs".
+        batch_size: Sequences of one update over all processes, >= 1.
+        micro_batch_size: Maximum number of gold and, separately, of sampled sequences in one forward and backward pass on one
+            process; None chooses the size above which larger passes are no faster.
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
-        evaluate_every: Updates (or epochs) between validations, each of which may become the best checkpoint; 0 validates
-            before the first update and after the last alone.
-        choose_by: What makes a checkpoint the best: a metric of `evaluation.metrics`, by its name, or "cross_entropy". Where
-            two validations have the same value, the lower cross entropy wins, then the later one.
-        save_every: Updates (or epochs) between checkpoints besides those at validations; 0 saves at validations alone.
-        keep: How many checkpoints stand at once, the best one besides.
-        patience: Validations without a better score before training stops; None trains to the end.
-        log_every: Updates between lines of a log that is no terminal, and between updates whose revisions are kept.
-        generation_batch_size: Sequences that one process writes or scores at once; independent of the micro-batch.
-        compile: What is compiled: "none", the terms on "rows" of logits, or "all" (the student's body in training too);
-            "auto" is "rows" where a compiler is there and the vocabulary is large enough to pay for its seconds.
+        evaluate_every: Updates (or epochs) between validations, each of which may become the best checkpoint; 0 validates only
+            before the first update and after the last.
+        choose_by: The metric that chooses the best checkpoint: a name in `evaluation.metrics`, or "cross_entropy".  At equal
+            values the lower cross entropy is better, then the later step.
+        save_every: Updates (or epochs) between checkpoints, in addition to those at validations; 0 saves only at validations.
+        keep: Number of newest checkpoints to keep, >= 1, in addition to the best one.
+        patience: Validations without improvement before training stops; None trains to the end.
+        log_every: Updates between log lines if the output is not a terminal, and between updates whose revisions are logged.
+        generation_batch_size: Sequences that one process generates or scores at once; independent of the micro-batch.
+        compile: What torch.compile compiles: "none"; "rows", the terms on rows of logits; or "all", the student's body in
+            training too.  "auto" is "rows" if a compiler is installed and the vocabulary is large enough to amortise compiling.
 
     Raises:
         ConfigError: a value out of range.
@@ -60,7 +60,7 @@ class TrainingConfig:
             check_length(name, getattr(self, name), lowest)
 
     def schedule(self, num_examples: int) -> "Schedule":
-        """The lengths in updates, for a training set of so many examples."""
+        """The lengths in updates, for a training set of `num_examples` examples."""
         lengths = (
             in_updates(value, num_examples, self.batch_size) for value in (self.updates, self.evaluate_every, self.save_every)
         )
@@ -69,7 +69,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Numbers of updates: in all, between validations, between checkpoints; see `TrainingConfig`."""
+    """Numbers of updates: in total, between validations, and between checkpoints; see `TrainingConfig`."""
 
     updates: int
     evaluate_every: int
@@ -77,10 +77,10 @@ class Schedule:
 
 
 def check_length(name: str, length: int | str, lowest: int) -> None:
-    """Refuse what is neither a number of updates from `lowest` on nor one of epochs above 0.
+    """Check a length: a number of updates >= `lowest`, or a number of epochs > 0 such as "20 epochs".
 
     Raises:
-        ConfigError: it is refused.
+        ConfigError: the length is neither.
     """
     if isinstance(length, int):
         if length < lowest:
@@ -90,7 +90,7 @@ def check_length(name: str, length: int | str, lowest: int) -> None:
 
 
 def in_updates(length: int | str, num_examples: int, batch_size: int) -> int:
-    """A length in updates, at least 1 where it is in epochs.
+    """A length in updates; at least 1 if it is given in epochs.
 
     Example:
         >>> in_updates(50, 1000, 8), in_updates("2 epochs", 1000, 8)

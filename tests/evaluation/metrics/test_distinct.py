@@ -16,5 +16,5 @@ from redistill.evaluation.metrics.distinct import distinct_n
         ([], 1, 0.0),
     ],
 )
-def test_distinct_n_is_different_over_all(texts, n, share):
+def test_distinct_n_is_the_fraction_of_distinct_n_grams(texts, n, share):
     assert distinct_n(texts, n) == share

@@ -1,4 +1,4 @@
-"""Exact match: what it ignores, and what it does not."""
+"""Exact match: which differences it ignores."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The registry of metrics, and that nothing else in the package knows one of them by name."""
+"""The registry of metrics, and that no other file of the package contains a metric's name."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ def test_a_metric_has_its_key_and_scores_a_right_answer_best(name):
     assert metric.aggregated([right, wrong]) == (right + wrong) / 2
 
 
-def test_old_folders_are_read_as_what_the_default_metrics_are():
+def test_default_metrics_have_the_titles_and_units_assumed_for_old_folders():
     assert [vars(measure) for measure in BEFORE_METRICS_HAD_NAMES] == [
         {"name": metric.name, **metric.described} for metric in METRICS.values()
     ]
@@ -43,7 +43,7 @@ def test_importing_the_metrics_imports_neither_torch_nor_nltk():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-def test_no_other_file_of_the_package_names_a_metric():
+def test_only_listed_files_contain_a_metric_name():
     named = {
         path.relative_to(SOURCE).as_posix()
         for path in (*SOURCE.rglob("*.py"), *SOURCE.rglob("*.html"))

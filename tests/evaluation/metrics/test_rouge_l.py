@@ -1,4 +1,4 @@
-"""ROUGE-L against published numbers and a longest common subsequence written out."""
+"""ROUGE-L compared with published numbers and with a plain longest common subsequence."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ def lcs_f1(prediction: str, reference: str) -> float:
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["prediction"][:20])
-def test_equals_the_golden_score(case):
+def test_equals_the_reference_score(case):
     assert rouge_l(case["prediction"], case["references"]) == pytest.approx(case["rouge_l"], abs=1e-12)
 
 
@@ -42,7 +42,7 @@ def test_is_the_f1_of_the_longest_common_subsequence(prediction, reference):
 
 @settings(max_examples=30, deadline=None)
 @given(short_texts, st.lists(short_texts, min_size=1, max_size=4))
-def test_the_best_reference_counts(prediction, references):
+def test_the_score_is_the_maximum_over_references(prediction, references):
     assert rouge_l(prediction, references) == max(rouge_l(prediction, [reference]) for reference in references)
 
 
@@ -50,6 +50,6 @@ def test_case_punctuation_and_inflection_do_not_matter():
     assert rouge_l("The Gardens, WATERED!", ["the garden watering"]) == pytest.approx(100.0)
 
 
-def test_no_references_is_an_error_that_says_what_to_do():
-    with pytest.raises(DataError, match="no references"):
+def test_empty_references_raise_an_error_with_a_remedy():
+    with pytest.raises(DataError, match=r"references = \[\]: must have at least one; remove the prompt"):
         rouge_l("a text", [])

@@ -1,4 +1,4 @@
-"""Metrics of generated text, one file each; none of them imports torch."""
+"""Metrics of generated text, one file each; none imports torch."""
 
 from collections.abc import Mapping
 

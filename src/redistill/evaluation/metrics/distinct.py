@@ -1,13 +1,17 @@
-"""How varied a set of texts is: a diagnostic that stands beside the metrics, since it has no score of one answer."""
+"""Diversity of a set of texts: a diagnostic and not a `Metric`, since a single answer has no score."""
 
 from collections.abc import Sequence
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """The share of different n-grams among all n-grams of some texts.
+    """The number of distinct n-grams of some texts divided by the number of all their n-grams.
 
-    In [0, 1]; 1 where nothing is ever repeated, 0 where no text has n words.  Words are lower-cased and split at white space;
-    no n-gram crosses from one text into the next.  Source: Li et al. 2016 (arXiv 1510.03055), distinct-1 and distinct-2.
+    In [0, 1]; 1 if no n-gram repeats, 0 if no text has n words.  Words are lower-cased and split at white space; an n-gram is
+    within one text.  Source: Li et al. 2016 (arXiv 1510.03055), distinct-1 and distinct-2.
+
+    Args:
+        texts: The texts.
+        n: Length of the n-grams, >= 1.
 
     Example:
         >>> distinct_n(["a b a", "a b"], 2)

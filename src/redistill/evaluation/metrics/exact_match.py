@@ -10,9 +10,9 @@ _PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Whether a text equals one of its references, up to case, punctuation and white space.
+    """Whether a text equals one of its references, ignoring case, punctuation and differences of white space.
 
-    SQuAD's normalisation, but articles stay.
+    The normalisation of SQuAD, except that articles are kept.
 
     Example:
         >>> exact_match("Blue,  I think!", ["red", "blue i think"])

@@ -13,13 +13,13 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 
     .. math:: F_1 = \frac{2\,|\mathrm{LCS}(\text{prediction}, \text{reference})|}{|\text{prediction}| + |\text{reference}|}
 
-    In percent, 0 <= F1 <= 100; 0 where either text has no word.  Words are runs of [a-z0-9] after lower-casing, those of more
-    than three letters Porter-stemmed, and LCS is the longest common subsequence of the whole texts.  The package `rouge-score`
-    computes it, because papers of this field report its numbers.  It knows Latin letters only: other scripts score 0.
+    In percent, 0 <= F1 <= 100; 0 if either text has no word.  Words are runs of [a-z0-9] after lower-casing; words of more than
+    three letters are Porter-stemmed.  LCS is the longest common subsequence of the whole texts.  Computed by the package
+    `rouge-score`, whose numbers papers report.  It supports Latin letters only: other scripts score 0.
 
     Args:
-        prediction: The text to judge.
-        references: At least one right answer.
+        prediction: The text to score.
+        references: At least one correct answer.
 
     Returns:
         The largest F1 over the references.
@@ -32,7 +32,7 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
         85.71428571428571
     """
     if not references:
-        raise DataError("rouge_l: no references given; a prompt without an answer cannot be scored, so leave it out")
+        raise DataError("rouge_l: references = []: must have at least one; remove the prompt from the data set")
     return 100.0 * max(_scorer().score(reference, prediction)["rougeL"].fmeasure for reference in references)
 
 
@@ -42,7 +42,7 @@ def _score(answer: str, record: Record) -> float:
 
 @functools.cache
 def _scorer() -> Any:
-    """The scorer of rouge-score; imported on first use, since it brings nltk along."""
+    """The scorer of rouge-score; imported on first use, since it imports nltk."""
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], use_stemmer=True)

@@ -1,10 +1,10 @@
-"""What watches training: updates that must not be made, text that collapses, scores that no longer rise.
+"""Guards of training: against non-finite updates, loss spikes, collapse of generated text, and training past the best score.
 
-Each is told numbers that are the same on every process, so that all processes decide alike.
+Every process passes the same numbers to its guards, so that all processes reach the same decision.
 """
 
 from redistill.training.guards.collapse import CollapseMonitor, TextFacts, facts_of, text_metrics
-from redistill.training.guards.events import Event, Tell
+from redistill.training.guards.events import Event, ReportEvent
 from redistill.training.guards.readings import read_again
 from redistill.training.guards.settings import GuardConfig
 from redistill.training.guards.spikes import SpikeDetector
@@ -16,8 +16,8 @@ __all__ = [
     "EarlyStopping",
     "Event",
     "GuardConfig",
+    "ReportEvent",
     "SpikeDetector",
-    "Tell",
     "TextFacts",
     "Update",
     "UpdateGuard",

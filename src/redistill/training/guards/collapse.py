@@ -1,7 +1,7 @@
-"""Whether what the student writes for training is still text: its length, its ends, its variety, and DAC-KL's kept mass.
+"""Detects a collapse of the student's generated text, by its length, end tokens, diversity, and DAC-KL's kept mass.
 
-On-policy training can feed on itself: a student that has learned to stop at once, or never to stop, or to repeat itself writes
-more of the same to learn from, while the loss falls.
+On-policy training can reinforce its own errors: a student that has learned to stop at once, never to stop, or to repeat itself
+generates more such text to learn from, while the loss falls.
 """
 
 from collections import deque
@@ -12,23 +12,23 @@ from typing import Any
 
 from redistill.contracts import Origin, TokenSequence
 from redistill.errors import TrainingError
-from redistill.training.guards.events import Event, Tell
+from redistill.training.guards.events import Event, ReportEvent
 from redistill.training.guards.settings import GuardConfig
 
-OWN: frozenset[Origin] = frozenset({"student", "mixture", "revised"})  # written at this update, by the student or with it
+OWN: frozenset[Origin] = frozenset({"student", "mixture", "revised"})  # generated at this update with the student's weights
 ENDED_AT_ALL = 0.2
-"""A student that never ended more than this share of its texts by itself has no habit to lose."""
+"""The check of end tokens is disabled until the student has ended more than this fraction of its responses."""
 
 
 @dataclass(frozen=True)
 class TextFacts:
-    """What is looked at of one response.
+    """Properties of one response.
 
     Args:
-        origin: Where it came from.
-        length: Its targets, in tokens.
-        ended: Whether its last token ends a response.
-        distinct: Share of distinct ones among its bigrams, in (0, 1]; 1 where it has none.
+        origin: The origin of its sequence.
+        length: Number of targets, in tokens.
+        ended: Whether its last token is an end token.
+        distinct: Fraction of distinct bigrams, in (0, 1]; 1 if it has no bigram.
     """
 
     origin: Origin
@@ -38,7 +38,7 @@ class TextFacts:
 
 
 def facts_of(sequences: Iterable[TokenSequence], end_ids: Collection[int]) -> list[TextFacts]:
-    """The facts of each sequence's response."""
+    """The properties of each sequence's response."""
     return [
         TextFacts(
             origin=sequence.origin,
@@ -51,7 +51,9 @@ def facts_of(sequences: Iterable[TokenSequence], end_ids: Collection[int]) -> li
 
 
 def distinct_bigrams(token_ids: Sequence[int]) -> float:
-    """Share of distinct ones among the bigrams, in (0, 1]; distinct-2 of Li et al. (arXiv 1510.03055) in one response.
+    """Fraction of distinct bigrams, in (0, 1]: distinct-2 of one response.
+
+    Source: Li et al. (arXiv 1510.03055).
 
     Example:
         >>> distinct_bigrams([1, 2, 1, 2, 1]), distinct_bigrams([7])
@@ -62,40 +64,40 @@ def distinct_bigrams(token_ids: Sequence[int]) -> float:
 
 
 def text_metrics(texts: Sequence[TextFacts]) -> dict[str, float]:
-    """What is logged of the student's own text among `texts`; nothing where there is none.
+    """Metrics of the text in `texts` that was generated with the student; empty if there is none.
 
     Returns:
-        "ended", the share of responses that end by themselves, and "distinct_2", the mean share of distinct bigrams.
+        "ended", the fraction of responses with an end token, and "distinct_2", the mean fraction of distinct bigrams.
     """
     own = [text for text in texts if text.origin in OWN]
     return {"ended": _mean(text.ended for text in own), "distinct_2": _mean(text.distinct for text in own)} if own else {}
 
 
 class CollapseMonitor:
-    """Compares running means of the student's text with the gold answers', and tells when they leave their range.
+    """Compares running means of the student's text with those of the gold answers, and reports when one falls below its limit.
 
-    A mean is over the last `collapse_window` updates that have text of the student's own, and is judged once there are so
-    many.  Each alarm is told once, and again only after its mean has been in range in between.
+    A mean is over the last `collapse_window` updates with generated text, and is checked once there are that many.  An alarm is
+    reported once, and again only after its mean has been above the limit.
 
     Args:
-        config: Thresholds, and whether an alarm ends the run.
-        tell: Told each alarm.
+        config: Limits, and whether an alarm ends the run.
+        report_event: Called with each alarm.
     """
 
-    def __init__(self, config: GuardConfig, tell: Tell) -> None:
-        self._config, self._tell = config, tell
+    def __init__(self, config: GuardConfig, report_event: ReportEvent) -> None:
+        self._config, self._report_event = config, report_event
         self._window: deque[dict[str, float]] = deque(maxlen=config.collapse_window)
         self._best_ended = 0.0
         self._alarms: set[str] = set()
 
     def observe(self, step: int, texts: Sequence[TextFacts], gold: Sequence[TextFacts], kept_mass: float | None) -> None:
-        """Hear of an update.
+        """Add the responses of one update, and check the means.
 
         Args:
             step: Number of the update, from 1.
-            texts: Of all processes' sampled sequences, whatever their origin.
-            gold: Of all processes' gold answers.
-            kept_mass: What DAC-KL kept of the teacher, or None.
+            texts: Properties of the sampled sequences of all processes, of any origin.
+            gold: Properties of the gold answers of all processes.
+            kept_mass: Teacher probability mass that DAC-KL kept, in [0, 1], or None.
 
         Raises:
             TrainingError: there is an alarm, and `on_collapse` is "stop".
@@ -112,22 +114,22 @@ class CollapseMonitor:
             seen["kept_mass"] = kept_mass
         self._window.append(seen)
         if len(self._window) == self._config.collapse_window:
-            self._judge(step)
+            self._check(step)
 
-    def _judge(self, step: int) -> None:
-        """Tell what has left its range since the update before."""
+    def _check(self, step: int) -> None:
+        """Report each mean that fell below its limit at this update."""
         config = self._config
-        names = set.intersection(*map(set, self._window))  # kept_mass is not in all, where texts are of many kinds
+        names = set.intersection(*map(set, self._window))  # kept_mass may be missing at some updates
         mean = {name: _mean(seen[name] for seen in self._window) for name in names}
         self._best_ended = max(self._best_ended, mean["ended"])
         usual = self._best_ended if self._best_ended > ENDED_AT_ALL else 0.0
         checks = {
             "length": (mean["length"], config.min_length * mean["gold_length"], "mean length in tokens"),
-            "ended": (mean["ended"], config.min_ended * usual, "share that ends by itself"),
-            "distinct_2": (mean["distinct_2"], config.min_distinct * mean["gold_distinct_2"], "share of distinct bigrams"),
+            "ended": (mean["ended"], config.min_ended * usual, "fraction with an end token"),
+            "distinct_2": (mean["distinct_2"], config.min_distinct * mean["gold_distinct_2"], "fraction of distinct bigrams"),
         }
         if "kept_mass" in mean:
-            checks["kept_mass"] = (mean["kept_mass"], config.min_kept_mass, "mass of the teacher that DAC-KL keeps")
+            checks["kept_mass"] = (mean["kept_mass"], config.min_kept_mass, "teacher mass kept by DAC-KL")
         low = {name: check for name, check in checks.items() if check[0] < check[1]}
         for name in sorted(low.keys() - self._alarms):
             self._alarm(step, name, *low[name])
@@ -138,11 +140,11 @@ class CollapseMonitor:
             f"step {step}: the student's text may have collapsed: {what} is {value:.3g} over {len(self._window)} updates, "
             f"below {least:.3g}"
         )
-        self._tell(Event(step, "collapse", text, {"sign": name, "value": value, "least": least}))
+        self._report_event(Event(step, "collapse", text, {"sign": name, "value": value, "least": least}))
         if self._config.on_collapse == "stop":
             raise TrainingError(
                 f"{text} (guards.on_collapse = stop); resume from an earlier checkpoint with a lower learning rate or more "
-                "gold answers, or let the run go on with guards.on_collapse=warn in a new folder"
+                "gold answers, or set guards.on_collapse=warn in a new folder"
             )
 
     def state_dict(self) -> dict[str, Any]:

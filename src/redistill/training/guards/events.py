@@ -1,4 +1,4 @@
-"""What a guard has to say: a sentence for the screen, and its facts for metrics.jsonl."""
+"""Events that guards report: a sentence for the terminal, and data for metrics.jsonl."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a guard noticed.
+    """An event that a guard reports.
 
     Args:
         step: Number of the update, from 1, as in metrics.jsonl.
-        name: What kind of event: "not_finite", "loss_spike", "out_of_memory", "collapse".
+        name: The kind of event: "not_finite", "loss_spike", "out_of_memory", "collapse".
         text: One sentence.
-        facts: Numbers and names; what is not finite is written as null, for which JSON has no number.
+        facts: Numbers and names; non-finite numbers are logged as null, since JSON has none.
     """
 
     step: int
@@ -26,17 +26,17 @@ class Event:
         """The event as a line of metrics.jsonl.
 
         Example:
-            >>> Event(3, "loss_spike", "step 3: a leap", {"loss": float("inf")}).line()
-            {'kind': 'event', 'step': 3, 'event': 'loss_spike', 'text': 'step 3: a leap', 'loss': None}
+            >>> Event(3, "loss_spike", "step 3: a spike", {"loss": float("inf")}).line()
+            {'kind': 'event', 'step': 3, 'event': 'loss_spike', 'text': 'step 3: a spike', 'loss': None}
         """
         return {"kind": "event", "step": self.step, "event": self.name, "text": self.text, **without_nan(self.facts)}
 
 
-Tell = Callable[[Event], None]
+ReportEvent = Callable[[Event], None]
 
 
 def without_nan(value: Any) -> Any:
-    """`value` with null for every number in it that is not finite."""
+    """`value` with None in place of every non-finite number in it."""
     if isinstance(value, Mapping):
         return {name: without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

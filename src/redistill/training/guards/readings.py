@@ -1,4 +1,4 @@
-"""What the logits of both models look like on micro-batches that broke an update: for guard-step-N.json alone."""
+"""Statistics of both models' logits on the micro-batches of a skipped update, for guard-step-N.json only."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,16 +24,17 @@ def read_again(
 ) -> list[dict[str, Any]]:
     """The range of the student's logits and of the teacher's log-probabilities on each micro-batch's rows.
 
-    The student is read in evaluation mode: a fault that only dropout brings about is not seen again.
+    The student runs in evaluation mode, so a fault that only dropout causes is not reproduced.
 
     Args:
         batches: This process's micro-batches.
-        autocast: Makes the context that training computes in.
+        teacher: None if the objective uses no teacher.
+        autocast: Returns the autocast context of training.
 
     Returns:
-        For each micro-batch its "role", "samples" and "origins", "student" and, where it was asked, "teacher"; the models' with
-        "min", "max" and "mean" of what is finite, how many numbers are "not_finite" (-inf is none of them: it rules out a
-        class), and the samples that those are in.
+        For each micro-batch its "role", "samples" and "origins", and statistics of "student" and, where it was evaluated,
+        "teacher": "min", "max" and "mean" of the finite numbers, the number of "not_finite" ones (NaN or +inf; -inf excludes a
+        class and is valid), and "samples_not_finite", the samples that contain them.
     """
     student.eval()
     found: list[dict[str, Any]] = []
@@ -56,13 +57,13 @@ def read_again(
 
 
 class _Statistics:
-    """Range and faults of numbers that come in rows."""
+    """Range and non-finite numbers of a micro-batch's rows, accumulated over blocks of rows."""
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
         self._least, self._most, self._sum = math.inf, -math.inf, 0.0
         self._finite = self._not_finite = 0
-        self._guilty: set[int] = set()
+        self._faulty_samples: set[int] = set()
 
     def add(self, numbers_CV: torch.Tensor, rows: slice) -> None:
         fault_CV = numbers_CV.isnan() | numbers_CV.isposinf()
@@ -73,7 +74,7 @@ class _Statistics:
             self._least, self._most = min(self._least, float(good.min())), max(self._most, float(good.max()))
             self._sum += float(good.sum())
         sequences = self._batch.sequence_N[rows][fault_CV.any(dim=-1)].unique().tolist()
-        self._guilty |= {self._batch.samples[sequence] for sequence in sequences}
+        self._faulty_samples |= {self._batch.samples[sequence] for sequence in sequences}
 
     def described(self) -> dict[str, Any]:
         has_any = self._finite > 0
@@ -82,5 +83,5 @@ class _Statistics:
             "max": self._most if has_any else None,
             "mean": self._sum / self._finite if has_any else None,
             "not_finite": self._not_finite,
-            "samples_not_finite": sorted(self._guilty),
+            "samples_not_finite": sorted(self._faulty_samples),
         }

@@ -1,4 +1,4 @@
-"""How watchful a run is."""
+"""Configuration of the guards."""
 
 import math
 from dataclasses import dataclass
@@ -9,18 +9,20 @@ from redistill.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What happens to updates and to text that look wrong; each event is a line of kind "event" in metrics.jsonl.
+    """How a run reacts to non-finite updates, loss spikes and text collapse; each event is a line in metrics.jsonl.
 
     Args:
-        max_skips: Updates in a row that may be skipped; the next one ends the run.  0 ends it at the first.
-        on_spike: Whether an update whose loss leaps is made and told ("warn"), or skipped.
-        spike_factor: How many times the running median of |loss| is a leap at least, > 1; more where the loss varies widely.
-        on_collapse: Whether a collapse of the student's text is told ("warn"), or ends the run ("stop").
-        collapse_window: Updates with text of the student's own that its means are taken over, >= 1.
-        min_length: Least mean length of its responses, as a share of the gold answers'; 0 looks away, as for those below.
-        min_ended: Least share of responses that end by themselves, as a share of the highest so far.
-        min_distinct: Least share of distinct bigrams in a response, as a share of the gold answers'.
-        min_kept_mass: Least mass of the teacher that DAC-KL keeps.
+        max_skips: Consecutive updates that may be skipped, >= 0; the next one ends the run.  0 ends it at the first.
+        on_spike: "warn" reports an update whose loss spikes and applies it; "skip" skips it.
+        spike_factor: A spike is at least this many times the running median of |loss|, > 1; the limit is higher for a loss that
+            varies widely.
+        on_collapse: "warn" reports a collapse of the student's text; "stop" ends the run.
+        collapse_window: Number of updates with generated text that the means are taken over, >= 1.
+        min_length: Lower limit of the mean response length, as a fraction of the gold answers' mean; 0 disables the check, as
+            for the three limits below.
+        min_ended: Lower limit of the fraction of responses with an end token, as a fraction of its maximum so far.
+        min_distinct: Lower limit of the mean fraction of distinct bigrams in a response, as a fraction of the gold answers'.
+        min_kept_mass: Lower limit of the teacher probability mass that DAC-KL keeps, in [0, 1].
 
     Raises:
         ConfigError: a value out of range.
@@ -45,4 +47,4 @@ class GuardConfig:
             raise ConfigError(f"spike_factor = {self.spike_factor}: must be > 1 and finite; 5 is usual")
         for name in ("min_length", "min_ended", "min_distinct", "min_kept_mass"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must lie in [0, 1]; 0 looks away")
+                raise ConfigError(f"{name} = {getattr(self, name)}: must lie in [0, 1]; 0 disables the check")

@@ -1,4 +1,4 @@
-"""Leaps of the loss, seen at the update that has them."""
+"""Detection of loss spikes."""
 
 import math
 from collections import deque
@@ -15,22 +15,22 @@ MAD_TO_SIGMA = 1.4826  # of a normal distribution
 
 
 class SpikeDetector:
-    r"""Tells a loss that leaps above those before it, by their median and median absolute deviation in logarithms.
+    r"""Detects a loss spike, by the median and the median absolute deviation (MAD) of the logarithms of recent losses.
 
     .. math:: \log|L| - m > \min\bigl(\max(8 \cdot 1.4826\,\mathrm{MAD},\ \log f),\ \max(\log 15,\ \log f)\bigr)
 
-    where m and MAD are of log|L| over the last 64 updates, and f is `factor`.  In logarithms, since the scatter of a loss grows
-    with the loss; by medians, since a spike must not raise the bar for the next.  The bar ends at 15, so that 100 times a usual
-    loss is seen however widely losses scatter.  The first 10 losses are not judged.  Every finite loss is remembered, a spike
-    too: one that stays high is the new normal once half of the window knows it.
+    where m and MAD are of log|L| over the last 64 updates, and f is `factor`.  Logarithms, since the deviation of a loss grows
+    with the loss; medians, since a spike must not raise the threshold for the next one.  The threshold is at most max(15, f)
+    times the median, so that 100 times a usual loss is detected at any deviation.  The first 10 losses are not checked.  The
+    window includes spikes: a loss that stays high is the new baseline once it fills half of the window.
 
     Args:
-        factor: How many times the median is a leap at least, > 1.
+        factor: A spike is at least this many times the median, > 1.
 
     Example:
         >>> detector = SpikeDetector(factor=5.0)
-        >>> leaps = [detector.check(loss) for loss in [2.0] * 10 + [200.0, 2.0]]
-        >>> [round(leap) for leap in leaps if leap is not None]
+        >>> ratios = [detector.check(loss) for loss in [2.0] * 10 + [200.0, 2.0]]
+        >>> [round(ratio) for ratio in ratios if ratio is not None]
         [100]
     """
 
@@ -39,19 +39,19 @@ class SpikeDetector:
         self._recent: deque[float] = deque(maxlen=WINDOW)  # log|L|
 
     def check(self, loss: float) -> float | None:
-        """How many times the median of |loss| this one is, where that is a spike; it must be finite."""
-        assert math.isfinite(loss), "what is not finite is another guard's"
+        """Add a finite loss; returns its ratio to the median of |loss| if it is a spike, else None."""
+        assert math.isfinite(loss), "UpdateGuard handles losses that are not finite"
         value = math.log(max(abs(loss), TINY))
-        leap = None
+        ratio = None
         if len(self._recent) >= FEWEST:
             middle = median(self._recent)
             spread = MAD_TO_SIGMA * median(abs(other - middle) for other in self._recent)
             least = math.log(self._factor)
-            bar = min(max(DEVIATIONS * spread, least), max(math.log(LARGEST_FACTOR), least))
-            if value - middle > bar:
-                leap = math.exp(value - middle)
+            threshold = min(max(DEVIATIONS * spread, least), max(math.log(LARGEST_FACTOR), least))
+            if value - middle > threshold:
+                ratio = math.exp(value - middle)
         self._recent.append(value)
-        return leap
+        return ratio
 
     def state_dict(self) -> dict[str, Any]:
         return {"recent": list(self._recent)}

@@ -1,4 +1,4 @@
-"""When training stops: the score no longer rises."""
+"""Early stopping."""
 
 import math
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ from redistill.errors import ConfigError
 
 
 class EarlyStopping:
-    """Ends training when the score has not risen for `patience` validations in a row.
+    """Ends training when the score has not improved for `patience` validations in a row.
 
     Args:
-        patience: How many; None never stops.
+        patience: Number of validations, >= 1; None never stops.
 
     Raises:
         ConfigError: `patience` is below 1.
@@ -30,7 +30,11 @@ class EarlyStopping:
         self.without_gain = 0
 
     def stop(self, score: float) -> bool:
-        """Hear the score of a validation, higher is better; True ends training.  NaN is no gain."""
+        """Whether training ends after a validation with this score.
+
+        Args:
+            score: Higher is better; NaN and infinities count as no improvement.
+        """
         if math.isfinite(score) and (self.best is None or score > self.best):
             self.best, self.without_gain = score, 0
         else:

@@ -1,4 +1,4 @@
-"""A small stage for policies: two random models that end their answers now and then, and prompts for them."""
+"""A small fixture for policies: two random models that sometimes generate end tokens, and prompts for them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from redistill.teachers.local import LocalTeacher
 from redistill.testing.stage import in_processes
 from tests.worlds import GPT2, gpt2_tokenizer, rows
 
-__all__ = ["RESPONSE_TOKENS", "SEED", "Stage", "Writer", "ending_model", "ids", "in_processes", "make_stage"]
+__all__ = ["RESPONSE_TOKENS", "SEED", "FakeEngine", "PolicyFixture", "ending_model", "ids", "in_processes", "make_fixture"]
 
 RESPONSE_TOKENS = 10
 SEED = 4
@@ -39,24 +39,24 @@ AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class Writer:
-    """An engine, or a teacher that is asked for text alone, whose text a function makes."""
+class FakeEngine:
+    """An engine, or a teacher that only generates text, whose text a function returns."""
 
     generate: Callable[[Sequence[GenerationRequest], Sampling], list[Generation]]
     capabilities: ClassVar[EngineCapabilities] = EngineCapabilities(mixture=True)
 
     def sync(self, student: torch.nn.Module, step: int) -> None:
-        """The function knows no weights."""
+        """Does nothing: the function uses no weights."""
 
 
 @dataclass(frozen=True)
-class Stage:
+class PolicyFixture:
     tokenizer: PreTrainedTokenizerFast
     examples: list[Example]
     tools: PolicyTools
     revisions: list[Revision]
     engine_alone: LocalEngine
-    """The student's engine without a teacher to mix with."""
+    """The student's engine without a teacher for mixtures."""
 
     @property
     def pad_id(self) -> int:
@@ -68,7 +68,7 @@ class Stage:
     def scorer(
         self, *, read_student: ReadStudent | None = None, teacher: Teacher | None = None, at_once: int = AT_ONCE
     ) -> Scorer:
-        """The stage's own, but for what is given."""
+        """The fixture's scorer, with the given parts replaced."""
         own = self.tools.scorer
         assert own is not None
         return Scorer(read_student or own.read_student, teacher or own.teacher, pad_id=self.pad_id, batch_size=at_once)
@@ -82,20 +82,22 @@ class Stage:
         at_once: int = AT_ONCE,
         **tools: Any,
     ) -> Policy:
-        """A policy in its first state.
+        """A policy in its initial state.
 
         Args:
             batch_size: Examples of an update.
-            processes: As one of them has it.
-            at_once: Texts that are generated and scored together.
-            tools: Fields of PolicyTools that are others than the stage's.
+            processes: Rank and number of processes.
+            at_once: Texts that are generated and scored at once.
+            tools: Fields of PolicyTools that replace the fixture's.
         """
         gold = self.gold(batch_size=batch_size, processes=processes)
         tools = {"scorer": self.scorer(at_once=at_once), "batch_size": at_once, **tools}
         return Policy(gold, node.bind(replace(self.tools, gold=gold, processes=processes, **tools)))
 
 
-def make_stage(make_tokenizer: Callable[[], PreTrainedTokenizerFast] = gpt2_tokenizer, num_examples: int = 20) -> Stage:
+def make_fixture(
+    make_tokenizer: Callable[[], PreTrainedTokenizerFast] = gpt2_tokenizer, num_examples: int = 20
+) -> PolicyFixture:
     tokenizer = make_tokenizer()
     records = [
         Record(record_id=f"r:{i}", prompt=Instruction(row["instruction"], row["input"]), references=(row["output"],))
@@ -105,13 +107,13 @@ def make_stage(make_tokenizer: Callable[[], PreTrainedTokenizerFast] = gpt2_toke
     examples, _ = tokenize_training(records, tokenizer, config, SEED)
     teacher, student = (ending_model(tokenizer, seed) for seed in (1, 2))
     end_ids, pad_id = (int(tokenizer.eos_token_id),), int(tokenizer.pad_token_id)
-    writing: dict[str, Any] = {"vocabulary": None, "end_ids": end_ids, "pad_id": pad_id}
-    writing |= {"batch_size": Halving("generation_batch_size", AT_ONCE)}
-    local = LocalTeacher(teacher, vocabulary=len(tokenizer), device="cpu", engine=LocalEngine(teacher, **writing))
+    options: dict[str, Any] = {"vocabulary": None, "end_ids": end_ids, "pad_id": pad_id}
+    options |= {"batch_size": Halving("generation_batch_size", AT_ONCE)}
+    local = LocalTeacher(teacher, vocabulary=len(tokenizer), device="cpu", engine=LocalEngine(teacher, **options))
     read_student = torch.no_grad()(StudentModule(student, vocabulary=len(tokenizer)).eval().rows)
     revisions: list[Revision] = []
     tools = PolicyTools(
-        engine=LocalEngine(student, teacher=teacher, **writing),
+        engine=LocalEngine(student, teacher=teacher, **options),
         teacher=local,
         scorer=Scorer(read_student, local, pad_id=pad_id, batch_size=AT_ONCE),
         gold=GoldBatches(examples, batch_size=8, seed=SEED),
@@ -122,11 +124,11 @@ def make_stage(make_tokenizer: Callable[[], PreTrainedTokenizerFast] = gpt2_toke
         seed=SEED,
         on_revision=revisions.append,
     )
-    return Stage(tokenizer, examples, tools, revisions, LocalEngine(student, **writing))
+    return PolicyFixture(tokenizer, examples, tools, revisions, LocalEngine(student, **options))
 
 
 def ending_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Any:
-    """A random GPT-2 whose last bias points at the end token, which so has a fair chance at every position."""
+    """A random GPT-2 whose last bias is the direction of the end token, which so has a high probability everywhere."""
     size = {"vocab_size": len(tokenizer), "n_layer": 2, "initializer_range": 0.3}
     model = fresh_model({**GPT2, **size}, seed)
     direction_D = torch.nn.functional.normalize(torch.ones(GPT2["n_embd"]), dim=0)
@@ -137,5 +139,5 @@ def ending_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Any:
 
 
 def ids(sequences: tuple[TokenSequence, ...]) -> list[tuple[int, str, tuple[int, ...]]]:
-    """What tells sequences apart, as plain values."""
+    """The fields that identify sequences, as plain values."""
     return [(sequence.sample, sequence.origin, sequence.token_ids) for sequence in sequences]
