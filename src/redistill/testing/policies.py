@@ -141,7 +141,7 @@ def processes_draw_together_what_one_draws(node: PolicyNode) -> None:
         parts = in_processes(2, draw_part)
     except BrokenBarrierError as error:
         raise AssertionError(
-            f"{node!r} breaks the law {law}: one of two processes called gather and the other did not"
+            f"{node!r} violates the law {law}: one of two processes called gather and the other did not"
         ) from error
     for step, one in enumerate(whole):
         drawn_parts = [draws[step].with_role("distillation") for draws in parts]
