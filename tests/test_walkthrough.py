@@ -16,7 +16,7 @@ from redistill.config.methods import METHODS
 from redistill.contracts import Batch, Draw, Example
 from redistill.policies import GoldBatches, Mixed, Policy, PolicyTools
 from redistill.processes.placement import Single
-from redistill.testing.stage import make_stage
+from redistill.testing.fixture import make_fixture
 from redistill.training.loop import accumulate_gradients, cut, global_counts
 from redistill.training.objective import averages
 from redistill.training.parts import Learner
@@ -43,7 +43,7 @@ def policy_of(script: SimpleNamespace) -> Policy:
     examples = [
         Example(
             sample=each.sample,
-            record=make_stage().examples[0].record,  # read by no part of the policy
+            record=make_fixture().examples[0].record,  # read by no part of the policy
             prompt_ids=each.prompt_ids,
             token_ids=each.token_ids,
             supervised=each.supervised,

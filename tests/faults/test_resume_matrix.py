@@ -21,7 +21,7 @@ from redistill.config.run import encode_run, load_config
 from redistill.policies import Adaptive, Buffered, Policy, PolicyConfig, Revised, Rollouts, TeacherMixed
 from redistill.runs import run as runs
 from redistill.runs.run import train_student
-from redistill.testing.stage import make_stage
+from redistill.testing.fixture import make_fixture
 from redistill.training import checkpoint
 from tests.faults.counts import WHOLE, trials
 from tests.faults.part_of_a_run import train_until
@@ -143,7 +143,7 @@ def test_what_a_policy_remembers_is_put_back_in_its_order_with_all_that_is_pendi
     """At ten steps; a state is held against another by its hash, and what is drawn from it by the sequences."""
 
     def begun() -> Policy:
-        return make_stage().policy(node, updates=STEPS)
+        return make_fixture().policy(node, updates=STEPS)
 
     def drawn(policy: Policy, step: int) -> list[tuple[Any, ...]]:
         draw = policy.draw(step)

@@ -1,4 +1,4 @@
-"""What strangers wrote is shown by pages, tables and terminals, and obeyed by none of them; a real browser says so."""
+"""Untrusted text is shown by pages, tables and terminals and interpreted by none; checked with a real browser."""
 
 import io
 import re
@@ -20,11 +20,11 @@ from tests.faults.hostile import HOSTILE, MARK, batches
 from tests.reports.fabricated import metrics, write_json, write_lines, write_method
 
 POLICY = re.compile(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>")
-PROMPTS = 12  # as many as a report shows
+PROMPTS = 12  # the number that a report shows
 
 
 def hostile_run(folder: Path, texts: Sequence[str], *, curves: bool = False) -> Path:
-    """A run folder in which each of `texts` is a prompt, an answer and a reference, and all of them stand everywhere else."""
+    """Write a run folder; each text is a prompt, a response and a reference, and all other fields contain all texts."""
     everything = " ¦ ".join(texts)
     named = {"name": everything, "method": everything, "status": everything, "created": everything, "commit": everything}
     about = {"path": everything, everything: 1}
@@ -46,8 +46,8 @@ def hostile_run(folder: Path, texts: Sequence[str], *, curves: bool = False) -> 
     write_lines(
         folder / "revisions.jsonl", [{**token, "prompt": text, "new_tail": text, "student_tail": text} for text in texts]
     )
-    for place in ("", "teacher", "before"):
-        write_answers(folder / place, texts, everything)
+    for part in ("", "teacher", "before"):
+        write_answers(folder / part, texts, everything)
     return folder
 
 
@@ -57,12 +57,12 @@ def write_answers(folder: Path, texts: Sequence[str], everything: str) -> None:
         for i, text in enumerate(texts)
     ]
     write_lines(folder / "responses" / "toy-seed10.jsonl", lines)
-    told = {"prompts": len(texts), "seeds": {"10": {"rouge_l": 1.0}}, "teacher_forced": {"kl": 1.0}}
-    write_json(folder / "scores.json", {"schema": 1, "model": everything, "datasets": {"toy": told}})
+    described = {"prompts": len(texts), "seeds": {"10": {"rouge_l": 1.0}}, "teacher_forced": {"kl": 1.0}}
+    write_json(folder / "scores.json", {"schema": 1, "model": everything, "datasets": {"toy": described}})
 
 
 def hostile_sweep(folder: Path) -> Path:
-    """A sweep whose labels, run names, settings and machines are the strings, a third of them each."""
+    """Write a sweep of runs; labels, names, settings and machines of each consist of a third of the strings."""
     rows = batches(-(-len(HOSTILE) // 3))
     for number, texts in enumerate(rows):
         label = " ¦ ".join(texts)
@@ -82,7 +82,7 @@ def hostile_sweep(folder: Path) -> Path:
 
 
 def seen(text: str) -> str:
-    """A text as a page's own text has it."""
+    """A text with white space normalized, as in the text of a page."""
     return " ".join(text.split())
 
 
@@ -98,7 +98,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def visited(tab: Browser, page: Path) -> str:
-    """The text of a page that did nothing, neither under its own policy nor without it."""
+    """The text of a page, after checking that it runs and loads nothing, with and without its policy."""
     html = page.read_text(encoding="utf-8")
     bare = page.with_name(f"bare-{page.name}")
     bare.write_text(POLICY.sub("", html, count=1), encoding="utf-8")
@@ -109,14 +109,14 @@ def visited(tab: Browser, page: Path) -> str:
     return seen(visit.text)
 
 
-def test_the_browser_would_tell(tab: Browser, tmp_path: Path) -> None:
+def test_the_browser_detects_scripts_and_requests(tab: Browser, tmp_path: Path) -> None:
     (tmp_path / "open.html").write_text("".join(["<!doctype html><title>x</title>", *HOSTILE[:6]]), encoding="utf-8")
     visit = tab.visit(tmp_path / "open.html")
     assert {"1", "3"} <= set(visit.dialogs)
-    assert visit.console and any(MARK in asked for asked in visit.requests)
+    assert visit.console and any(MARK in request for request in visit.requests)
 
 
-def test_a_report_shows_every_string_to_the_letter_and_does_nothing(tab: Browser, tmp_path: Path) -> None:
+def test_a_report_shows_every_string_verbatim_and_runs_nothing(tab: Browser, tmp_path: Path) -> None:
     shown = 0
     for number, texts in enumerate(batches(PROMPTS)[: trials(3, 100)]):
         text = visited(tab, build_report(hostile_run(tmp_path / str(number), texts, curves=number == 0)))
@@ -128,13 +128,13 @@ def test_a_report_shows_every_string_to_the_letter_and_does_nothing(tab: Browser
     assert shown >= min(60, 3 * PROMPTS)
 
 
-def test_a_comparison_shows_every_string_to_the_letter_and_does_nothing(tab: Browser, tmp_path: Path) -> None:
+def test_a_comparison_shows_every_string_verbatim_and_runs_nothing(tab: Browser, tmp_path: Path) -> None:
     build_comparison([hostile_sweep(tmp_path / "sweep")], [tmp_path / "compare.html"])
     text = visited(tab, tmp_path / "compare.html")
     assert [string for string in HOSTILE if seen(plain(string)) not in text] == []
 
 
-def test_the_list_is_long_enough_and_has_no_string_twice() -> None:
+def test_the_list_has_at_least_60_distinct_strings() -> None:
     assert len(set(HOSTILE)) == len(HOSTILE) >= 60
 
 
@@ -148,7 +148,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return build_comparison([hostile_sweep(folder / "sweep")], outputs), folder
 
 
-def test_markdown_renders_to_the_same_words_and_to_no_element_of_theirs(comparison: Any) -> None:
+def test_markdown_renders_the_strings_without_elements_of_their_own(comparison: Any) -> None:
     page = (comparison[1] / "compare.md").read_text(encoding="utf-8")
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(page)
     inline = [child for token in tokens for child in token.children or ()]
@@ -173,9 +173,9 @@ def test_markdown_renders_to_the_same_words_and_to_no_element_of_theirs(comparis
     assert [string for string in HOSTILE if seen(plain(string)) not in text] == []
 
 
-def test_latex_knows_no_command_but_its_own(comparison: Any) -> None:
+def test_latex_contains_no_commands_of_the_strings(comparison: Any) -> None:
     source = (comparison[1] / "compare.tex").read_text(encoding="utf-8")
-    obeyed = "\n".join(line for line in source.split("\n") if not line.startswith("%"))
+    executed = "\n".join(line for line in source.split("\n") if not line.startswith("%"))
     ours = {
         "begin",
         "end",
@@ -191,17 +191,17 @@ def test_latex_knows_no_command_but_its_own(comparison: Any) -> None:
         "pm",
     }
     ours |= {"textbackslash", "textasciitilde", "textasciicircum"}
-    assert set(re.findall(r"\\([a-zA-Z]+)", obeyed)) <= ours
-    assert not re.search(r"(?<!\\)[%#]|\^\^|(?<!\\)_", re.sub(r"\\label\{[^}]*\}", "", obeyed))
-    assert obeyed.count("{") - obeyed.count("\\{") == obeyed.count("}") - obeyed.count("\\}")
+    assert set(re.findall(r"\\([a-zA-Z]+)", executed)) <= ours
+    assert not re.search(r"(?<!\\)[%#]|\^\^|(?<!\\)_", re.sub(r"\\label\{[^}]*\}", "", executed))
+    assert executed.count("{") - executed.count("\\{") == executed.count("}") - executed.count("\\}")
 
 
-def test_a_spreadsheet_computes_nothing(comparison: Any) -> None:
+def test_csv_contains_no_formulas(comparison: Any) -> None:
     fields = re.findall(r'(?:^|,)"?([^,"\n])', (comparison[1] / "compare.csv").read_text(encoding="utf-8"), re.MULTILINE)
     assert not set(fields) & {"=", "@", "+", "\t"}
 
 
-def test_a_terminal_obeys_nothing(comparison: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_terminal_receives_no_control_characters(comparison: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr(terminal, "console", lambda: Console(file=out, width=20_000, color_system=None))
     terminal.print_comparison(comparison[0])

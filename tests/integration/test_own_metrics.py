@@ -109,7 +109,7 @@ def test_a_user_metric_is_logged_reported_compared_and_chooses_the_checkpoint(
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert main(["report", str(folder), "--baseline", str(place / "kd"), "-o", "again.html"]) == 0
     for text in (page, (place / "again.html").read_text(encoding="utf-8")):
-        assert f"<th>{heading}</th>" in text and f"{heading} is the mean over evaluation seeds" in text
+        assert f"<th>{heading}</th>" in text and f"{heading} is the mean ± standard deviation over evaluation seeds" in text
         assert f"<figcaption>{heading[:1].upper()}{heading[1:]}" in text, "the curve of validation"
     comparison = build_comparison([folder, place / "kd"], [place / "table.md"])
     assert comparison.tables[0].title == heading[:1].upper() + heading[1:]

@@ -1,4 +1,4 @@
-"""Every divergence obeys the shipped laws and its formula; a new member of the union is tried here by being listed there."""
+"""Every member of the union of divergences satisfies the laws of redistill.testing and equals its formula in NumPy."""
 
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -35,8 +35,8 @@ def adaptive(d, q, p):
         order = np.argsort(-p_V)
         head = max(1, int((np.cumsum(p_V[order]) <= d.head_mass).sum()))
         gap_V = np.abs(p_V - q_V)[order]
-        share = gap_V[:head].sum() / gap_V.sum()
-        values.append(share * kl(p_V, q_V) + (1 - share) * kl(q_V, p_V))
+        fraction = gap_V[:head].sum() / gap_V.sum()
+        values.append(fraction * kl(p_V, q_V) + (1 - fraction) * kl(q_V, p_V))
     return np.array(values)
 
 
@@ -69,11 +69,11 @@ ORACLES = {
 
 
 def cases(members: tuple[type, ...]) -> list[Any]:
-    """Every example of every member, named for the test report."""
+    """All examples of all members, with their repr as test id."""
     found = []
     for member in members:
         examples = getattr(member, "examples", tuple)()
-        assert examples, f"{member.__name__} needs examples() that the laws can be tried on"
+        assert examples, f"{member.__name__} must define examples() for the tests of the laws"
         found += [pytest.param(example, id=repr(example)) for example in examples]
     return found
 
@@ -81,11 +81,11 @@ def cases(members: tuple[type, ...]) -> list[Any]:
 every_member = pytest.mark.parametrize("divergence", cases(get_args(Divergence)))
 
 
-def test_a_member_without_examples_is_refused():
+def test_a_member_without_examples_is_rejected():
     class Newcomer:
         pass
 
-    with pytest.raises(AssertionError, match=r"Newcomer needs examples\(\)"):
+    with pytest.raises(AssertionError, match=r"Newcomer must define examples\(\)"):
         cases((ForwardKL, Newcomer))
 
 
@@ -110,18 +110,18 @@ def test_equals_the_formula_in_numpy(divergence, seed, vocabulary, scale):
     logq_NV, logp_NV = (log_rows(seed + i, vocabulary=vocabulary, scale=scale) for i in (0, 1))
     q_NV, p_NV = (np.exp(rows.numpy() / divergence.temperature) for rows in (logq_NV, logp_NV))
     q_NV, p_NV = (rows / rows.sum(-1, keepdims=True) for rows in (q_NV, p_NV))
-    wanted = ORACLES[type(divergence)](divergence, q_NV, p_NV)
-    np.testing.assert_allclose(divergence(logq_NV, logp_NV).numpy(), wanted, atol=1e-6)
+    expected = ORACLES[type(divergence)](divergence, q_NV, p_NV)
+    np.testing.assert_allclose(divergence(logq_NV, logp_NV).numpy(), expected, atol=1e-6)
     single = divergence(logq_NV.float(), logp_NV.float())
-    np.testing.assert_allclose(single.numpy(), wanted, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(single.numpy(), expected, atol=1e-5, rtol=1e-5)
 
 
-# --- the laws can be broken ---------------------------------------------------------------------------------------------
+# --- violations are detected --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wrong:
-    """A squared distance of logarithms that breaks one law or another."""
+    """A divergence that violates the law `breaks`."""
 
     breaks: str
 
@@ -156,34 +156,35 @@ class Wrong:
 
 
 @pytest.mark.parametrize("law", [law for law in DIVERGENCE_LAWS if law != "is_its_own_configuration"])
-def test_what_breaks_a_law_is_told_which(law):
-    with pytest.raises(AssertionError, match=rf"Wrong\(breaks='{law}'\) breaks the law {law}: "):
+def test_a_violation_names_the_law(law):
+    with pytest.raises(AssertionError, match=rf"Wrong\(breaks='{law}'\) violates the law {law}: "):
         DIVERGENCE_LAWS[law](Wrong(breaks=law))
 
 
-def test_a_plain_function_is_no_configuration():
-    with pytest.raises(AssertionError, match="breaks the law is_its_own_configuration: must be a dataclass with frozen=True"):
+def test_a_plain_function_is_not_a_configuration():
+    with pytest.raises(AssertionError, match="violates the law is_its_own_configuration: must be a dataclass with frozen=True"):
         check_divergence(lambda logq_NV, logp_NV: TotalVariation()(logq_NV, logp_NV))
 
 
 @pytest.mark.parametrize(
-    ("declared", "said"), [({"zero_when_eqal": "why"}, "is no law; laws are"), ({"zero_when_equal": " "}, "has no reason")]
+    ("declared", "message"),
+    [({"zero_when_eqal": "why"}, "unknown law 'zero_when_eqal'; must be one of"), ({"zero_when_equal": " "}, "has no reason")],
 )
-def test_an_excuse_names_a_law_and_a_reason(declared, said):
-    class Excused(TotalVariation):
+def test_an_exception_names_a_law_and_a_reason(declared, message):
+    class Exempt(TotalVariation):
         disobeys = declared
 
-    with pytest.raises(AssertionError, match=said):
-        check_divergence(Excused())
+    with pytest.raises(AssertionError, match=message):
+        check_divergence(Exempt())
 
 
-def test_an_excused_law_is_not_asked():
+def test_an_exempted_law_is_skipped():
     @dataclass(frozen=True, kw_only=True)
     class CrossEntropy:
         disobeys = {  # noqa: RUF012
             "zero_when_equal": "the teacher's entropy is left out",
             "positive_when_a_class_differs": "as above, it is compared with the entropy",
-            "finite_on_extreme_logits": "classes ruled out are not looked after",
+            "finite_on_extreme_logits": "classes of probability 0 are not handled",
             "a_class_that_both_rule_out_changes_nothing": "as above",
         }
 

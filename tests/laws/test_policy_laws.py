@@ -1,4 +1,4 @@
-"""Every policy obeys the shipped laws, and a policy that breaks one is told which."""
+"""Every policy satisfies the laws of redistill.testing, and a violation names the law."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ def test_law(node, law):
 
 @dataclass(frozen=True, kw_only=True)
 class Wrong:
-    """Gold answers, but for what breaks one law."""
+    """A policy that gives gold answers, except where it violates the law `breaks`."""
 
     breaks: str
 
     @property
     def sampling(self) -> Any:
-        return "as it likes" if self.breaks == "declares_what_it_needs" else None
+        return "invalid" if self.breaks == "declares_what_it_needs" else None
 
     @property
     def needs(self) -> Needs:
@@ -70,24 +70,24 @@ class WrongSource(Stateless):
 
 
 @pytest.mark.parametrize("law", [law for law in POLICY_LAWS if law != "is_its_own_configuration"])
-def test_what_breaks_a_law_is_told_which(law):
-    with pytest.raises(AssertionError, match=rf"Wrong\(breaks='{law}'\) breaks the law {law}: "):
+def test_a_violation_names_the_law(law):
+    with pytest.raises(AssertionError, match=rf"Wrong\(breaks='{law}'\) violates the law {law}: "):
         POLICY_LAWS[law](Wrong(breaks=law))
 
 
-def test_a_policy_that_can_change_is_no_configuration():
-    class Loose(Fixed):
+def test_a_mutable_policy_is_not_a_configuration():
+    class Mutable(Fixed):
         __dataclass_params__ = None
 
-    with pytest.raises(AssertionError, match="breaks the law is_its_own_configuration: must be a dataclass with frozen=True"):
-        check_policy(Loose())
+    with pytest.raises(AssertionError, match="violates the law is_its_own_configuration: must be a dataclass with frozen=True"):
+        check_policy(Mutable())
 
 
-def test_a_process_that_gathers_alone_is_noticed(monkeypatch):
-    monkeypatch.setattr("redistill.testing.stage.PATIENCE_S", 0.01)
+def test_a_gather_on_one_process_only_is_detected(monkeypatch):
+    monkeypatch.setattr("redistill.testing.fixture.GATHER_TIMEOUT_S", 0.01)
 
     @dataclass(frozen=True, kw_only=True)
-    class Lonely(Fixed):
+    class GathersAlone(Fixed):
         def bind(self, tools):
             source = Wrong(breaks="nothing").bind(tools)
             source.sequences = lambda step, items: (
@@ -95,5 +95,5 @@ def test_a_process_that_gathers_alone_is_noticed(monkeypatch):
             )
             return source
 
-    with pytest.raises(AssertionError, match="one of two processes gathered where the other did not"):
-        POLICY_LAWS["processes_draw_together_what_one_draws"](Lonely())
+    with pytest.raises(AssertionError, match="one of two processes called gather and the other did not"):
+        POLICY_LAWS["processes_draw_together_what_one_draws"](GathersAlone())

@@ -27,7 +27,7 @@ from redistill.policies.scorer import ReadStudent
 from redistill.processes.memory import Halving
 from redistill.records import Instruction, Record
 from redistill.teachers.local import LocalTeacher
-from redistill.testing.stage import in_processes
+from redistill.testing.fixture import in_processes
 from tests.worlds import GPT2, gpt2_tokenizer, rows
 
 __all__ = ["RESPONSE_TOKENS", "SEED", "FakeEngine", "PolicyFixture", "ending_model", "ids", "in_processes", "make_fixture"]

@@ -1,4 +1,4 @@
-"""The run and the baseline that most tests read, each test with its own copy."""
+"""Fixtures: a run folder and a baseline folder, newly written for each test."""
 
 from pathlib import Path
 

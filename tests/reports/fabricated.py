@@ -1,4 +1,4 @@
-"""Fabricated run folders: two data sets, two seeds, teacher, student before and after, and a baseline."""
+"""Writes synthetic run folders: two data sets, two seeds, teacher, student before and after training, baseline."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def write_lines(path: Path, lines) -> None:
 
 
 def write_evaluation(folder: Path, role: str, datasets=("dolly", "vicuna"), text: str = "") -> None:
-    """Scores that rise with GAIN[role], and answers that say who wrote them."""
+    """Write scores that increase with GAIN[role], and responses that contain the role."""
     scores = {
         dataset: {
             seed: 20 + GAIN[role] + 5 * np.random.default_rng([number, seed]).standard_normal(PROMPTS) for seed in (10, 20)
@@ -41,11 +41,11 @@ def write_scores(
     settings: dict | None = None,
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """An evaluation folder with these scores: data set -> evaluation seed -> a score for each prompt.
+    """Write an evaluation folder with these scores: data set -> evaluation seed -> one score per prompt.
 
-    `metrics` describes the metrics of each data set; without it the folder is one of commit 98f02f3.
+    `metrics` describes the metrics of each data set; without it the folder has the format of commit 98f02f3.
     """
-    told = {}
+    described = {}
     for dataset, by_seed in scores.items():
         primary = next(iter((metrics or {}).get(dataset, ["rouge_l"])))
         seeds = {}
@@ -67,20 +67,20 @@ def write_scores(
             averages = {"exact_match": 0.125, "length_tokens": 41.5, "eos_rate": 0.75, "distinct_1": 0.4, "distinct_2": 0.812}
             seeds[str(seed)] = {primary: float(np.mean(rouge)), **averages}
         forced = {"cross_entropy": 2.345, "kl": None if who == "teacher" else 0.456, "agreement": 0.678}
-        told[dataset] = {"prompts": len(rouge), "seeds": seeds, "teacher_forced": forced}
-        told[dataset] |= {"metrics": metrics[dataset]} if metrics is not None and dataset in metrics else {}
+        described[dataset] = {"prompts": len(rouge), "seeds": seeds, "teacher_forced": forced}
+        described[dataset] |= {"metrics": metrics[dataset]} if metrics is not None and dataset in metrics else {}
     big = who == "teacher"
     size = {
         "parameters": 1_500_000_000 if big else 120_000_000,
         "bytes": 3e9 if big else 2.4e8,
         "tokens_per_s": 100 if big else 450,
     }
-    held = {"schema": 1, "label": who, "model": f"some/{who}", **size, "datasets": told}
+    held = {"schema": 1, "label": who, "model": f"some/{who}", **size, "datasets": described}
     write_json(folder / "scores.json", held | ({} if settings is None else {"settings": settings}))
 
 
 def write_run(folder: Path, name: str, role: str = "student", text: str = "", updates: int = 0) -> Path:
-    """A whole run folder, with curves where `updates` are given; `text` goes wherever a stranger's text can go."""
+    """Write a complete run folder, with metrics.jsonl if `updates` > 0; `text` is inserted into all untrusted fields."""
     config = {"name": name, "training": {"updates": 40}, "note": text}
     description = {
         "schema": 1,
@@ -121,7 +121,7 @@ def write_method(
     text: str = "",
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
-    """A finished run as a comparison reads it; `change` replaces entries of run.json by dotted name."""
+    """Write a finished run for comparisons; `change` replaces entries of run.json by dotted path."""
     evaluation = {"seeds": [10, 20], "limit": None, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram": 6}
     described: dict[str, Any] = {
         "schema": 1,
@@ -153,10 +153,10 @@ def write_method(
     }
     for name, value in (change or {}).items():
         *path, last = name.split(".")
-        place = described
+        section = described
         for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
+            section = section.setdefault(part, {})
+        section[last] = value
     write_json(folder / "run.json", described)
     write_scores(folder, method, scores, text=text, metrics=metrics)
     flat = {dataset: {10: [30.0 + i for i in range(len(next(iter(by.values()))))]} for dataset, by in scores.items()}
@@ -166,16 +166,16 @@ def write_method(
 
 
 def write_sweep(folder: Path, gains: Mapping[str, float], seeds: Sequence[int] = (10, 20, 30), prompts: int = 40) -> Path:
-    """A finished sweep over two data sets; every method has its gain, its luck with a training seed, and noise."""
+    """Write a finished sweep over two data sets; scores are the method's gain, a training-seed effect and noise."""
     runs = []
     for number, (method, gain) in enumerate(gains.items()):
         for seed in seeds:
             scores = {}
-            for place, dataset in enumerate(("dolly", "vicuna")):
-                hardness = np.random.default_rng(place).uniform(5, 40, prompts)
-                rng = np.random.default_rng([number, seed, place])
-                luck = gain + rng.normal(0, 0.5)
-                scores[dataset] = {k: np.clip(hardness + luck + rng.normal(0, 4, prompts), 0, 100) for k in (10, 20)}
+            for index, dataset in enumerate(("dolly", "vicuna")):
+                hardness = np.random.default_rng(index).uniform(5, 40, prompts)
+                rng = np.random.default_rng([number, seed, index])
+                level = gain + rng.normal(0, 0.5)
+                scores[dataset] = {k: np.clip(hardness + level + rng.normal(0, 4, prompts), 0, 100) for k in (10, 20)}
             write_method(folder / f"{method}-seed{seed}", scores, method, seed)
             runs.append({"label": method, "seed": seed, "folder": f"{method}-seed{seed}"})
     write_json(folder / "sweep.json", {"schema": 1, "name": "toy table", "runs": runs, "baseline": next(iter(gains))})

@@ -1,4 +1,4 @@
-"""`redistill compare` as its readers get it: the page, Markdown, LaTeX, CSV, and the terminal."""
+"""Output of `redistill compare`: HTML, Markdown, LaTeX, CSV and the terminal."""
 
 import csv
 import html
@@ -26,7 +26,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def written(sweep: Path) -> dict[str, str]:
-    """The sweep's comparison in every format, with a table of the paper beside it."""
+    """Suffix -> text of the sweep's comparison with one published table."""
     outputs = [sweep.parent / f"compare.{ending}" for ending in ENDINGS]
     build_comparison([sweep], outputs, published=["table1-gpt2"])
     return {path.suffix[1:]: path.read_text(encoding="utf-8") for path in outputs}
@@ -37,7 +37,7 @@ def records(text: str) -> list[dict[str, str]]:
 
 
 def averages(text: str) -> dict[str, dict[str, str]]:
-    """Model -> its measured record of the average column."""
+    """Model -> its measured record in the average column."""
     return {line["model"]: line for line in records(text) if line["column"] == "average" and "published" not in line["role"]}
 
 
@@ -52,7 +52,7 @@ def test_best_is_bold_and_second_best_underlined_in_every_format(written):
     assert [written["tex"].count(mark) for mark in (r"\textbf", r"\underline")] == [3, 3]
 
 
-def test_the_teacher_stands_apart_and_is_not_ranked_though_it_is_best(written):
+def test_the_teacher_is_shown_separately_and_not_ranked_although_it_is_best(written):
     lines = averages(written["csv"])
     assert float(lines["teacher"]["rouge_l"]) > float(lines["mgsr"]["rouge_l"])
     teacher = next(line for line in written["md"].splitlines() if line.startswith("|teacher|"))
@@ -61,7 +61,7 @@ def test_the_teacher_stands_apart_and_is_not_ranked_though_it_is_best(written):
     assert '<tr class="reference"><th>teacher</th>' in written["html"]
 
 
-def test_every_format_holds_the_same_figures(written):
+def test_every_format_contains_the_same_values(written):
     for line in records(written["csv"]):
         score = f"{float(line['rouge_l']):.2f}"
         assert all(score in written[ending] for ending in ("html", "md", "tex"))
@@ -70,14 +70,14 @@ def test_every_format_holds_the_same_figures(written):
             assert difference in written["html"] and difference in written["md"]
 
 
-def test_the_caption_says_what_the_spread_is_over(written, tmp_path):
+def test_the_caption_states_the_seeds_of_the_standard_deviation(written, tmp_path):
     assert "over 3 training seeds, each the mean of 2 evaluation seeds (sft, kd, gkd, mgsr)" in written["md"]
-    assert "No spread, since one seed: teacher." in written["md"]
+    assert "No standard deviation, because of a single seed: teacher." in written["md"]
     one = build_comparison([write_method(tmp_path / "a", SCORES, "sft")])
     assert "over 2 evaluation seeds (sft)" in one.tables[0].caption
 
 
-def test_differences_are_to_the_sweeps_baseline_with_interval_p_and_wins(written):
+def test_differences_to_the_baseline_of_the_sweep_have_interval_p_and_wins(written):
     found = averages(written["csv"])
     mgsr = found["mgsr"]
     assert mgsr["versus"] == "sft" and mgsr["paired_seeds"] == "3"
@@ -87,29 +87,29 @@ def test_differences_are_to_the_sweeps_baseline_with_interval_p_and_wins(written
     assert found["sft"]["difference"] == found["teacher"]["difference"] == ""
 
 
-def test_published_figures_are_labelled_and_in_a_table_of_their_own(written):
+def test_published_values_are_labelled_and_in_a_separate_table(written):
     assert "Published, not measured here: Table 1, GPT-2" in written["html"] and "arXiv 2407.10068" in written["tex"]
     assert '<div class="card published">' in written["html"]
     published = [line for line in records(written["csv"]) if line["role"] == "published table1-gpt2"]
     assert len(published) == 9 * 6 and all(line["p"] == line["updates"] == "" for line in published)
 
 
-def test_unequal_budgets_are_flagged_in_every_format(tmp_path, capsys):
+def test_unequal_budgets_are_reported_in_every_format(tmp_path, capsys):
     runs = [
         write_method(tmp_path / "a", SCORES, "sft"),
         write_method(tmp_path / "b", SCORES, "mgsr", change={"cost.updates": 300}),
     ]
     outputs = [tmp_path / f"c.{ending}" for ending in ENDINGS]
     assert main(["compare", *map(str, runs), *(word for path in outputs for word in ("-o", str(path)))]) == 0
-    said = "updates: 150 (sft), 300 (mgsr)"
+    line = "updates: 150 (sft), 300 (mgsr)"
     printed = capsys.readouterr().out
-    assert said in printed and all(str(path) in printed for path in outputs)
+    assert line in printed and all(str(path) in printed for path in outputs)
     page, markdown, latex = (path.read_text(encoding="utf-8") for path in outputs[:3])
-    assert re.search(rf'<div class="card box warning">.*?<li>{re.escape(said)}</li>', page, re.DOTALL)
-    assert f"- {said}" in markdown
+    assert re.search(rf'<div class="card box warning">.*?<li>{re.escape(line)}</li>', page, re.DOTALL)
+    assert f"- {line}" in markdown
     caption = latex[latex.index("\\caption") : latex.index("\\label{tab:scores}")]
-    assert said in caption
-    assert "Equal in all compared runs: sequences of an update 16" in page and "warning" not in build_page([runs[0]], tmp_path)
+    assert line in caption
+    assert "Equal in all compared runs: sequences per update 16" in page and "warning" not in build_page([runs[0]], tmp_path)
 
 
 def build_page(runs: list[Path], folder: Path) -> str:
@@ -117,8 +117,8 @@ def build_page(runs: list[Path], folder: Path) -> str:
     return re.sub(r"<style>.*?</style>", "", (folder / "page.html").read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-def test_different_prompts_are_said_and_not_tested(tmp_path):
-    runs = [write_method(tmp_path / "a", SCORES, "sft"), write_method(tmp_path / "b", SCORES, "mgsr", text="otherwise")]
+def test_different_prompts_are_reported_and_not_tested(tmp_path):
+    runs = [write_method(tmp_path / "a", SCORES, "sft"), write_method(tmp_path / "b", SCORES, "mgsr", text="different")]
     page = build_page(runs, tmp_path)
     assert "different prompts" in page and "prompts of dolly: 2 (" in page and "corrected over 0 methods" in page
 
@@ -129,7 +129,7 @@ def test_a_missing_cost_is_a_dash(tmp_path):
     assert [cell.text for cell in cost.lines[0].cells] == ["27.50", *["–"] * 6, "120 M"]
 
 
-def test_two_methods_have_a_best_and_no_second_and_ties_are_all_best(tmp_path):
+def test_two_methods_have_no_second_best_and_ties_are_all_best(tmp_path):
     two = build_comparison([write_method(tmp_path / m, SCORES, m) for m in ("sft", "kd")])
     assert [line.cells[0].mark for line in two.tables[0].lines if line.kind == "method"] == ["best", "best"]
     more = {"dolly": {10: [90.0, 90.0], 20: [90.0, 90.0]}}
@@ -140,7 +140,7 @@ def test_two_methods_have_a_best_and_no_second_and_ties_are_all_best(tmp_path):
 HOSTILE = "<script>alert(1)</script> |[x](y) **b** \\input{/etc/passwd} $x$ & 5 % _ =1+1\n\x1b[31m"
 
 
-def test_hostile_labels_are_shown_and_never_obeyed(tmp_path):
+def test_hostile_labels_are_shown_and_not_interpreted(tmp_path):
     run = write_method(tmp_path / "sweep" / "run", SCORES, "sft", change={"machine.cpu": HOSTILE, "commit": HOSTILE})
     other = write_method(tmp_path / "sweep" / "other", SCORES, "kd")
     runs = [{"label": f"={HOSTILE}", "seed": 10, "folder": run.name}, {"label": "[kd]", "seed": 10, "folder": other.name}]
@@ -152,7 +152,7 @@ def test_hostile_labels_are_shown_and_never_obeyed(tmp_path):
     assert "default-src 'none'" in page and not re.search(r"(?:src|href)=[\"'][^#]", page)
     assert all(link.startswith("#") for link in re.findall(r'href="([^"]*)"', page))
     assert "<script" not in markdown.replace("\\<", "") and "|[x]" not in markdown
-    latex = re.sub(r"^%.*\n", "", latex, flags=re.MULTILINE)  # comments are not obeyed
+    latex = re.sub(r"^%.*\n", "", latex, flags=re.MULTILINE)  # comments are not executed
     assert "\\input" not in latex and "\\textbackslash{}input" in latex and "\n[" not in latex
     assert not re.search(r"(?<!\\)[&%](?=\s*5)", latex)
     assert all(not line["model"].startswith("=") for line in records(table))
@@ -182,7 +182,7 @@ def test_every_row_of_a_markdown_table_has_all_its_columns(written):
 # --- the command --------------------------------------------------------------------------------------------------------
 
 
-def test_without_an_output_the_tables_are_printed(sweep, capsys):
+def test_tables_are_printed_without_an_output_file(sweep, capsys):
     assert main(["compare", str(sweep), "--rows", "mgsr", "kd", "--baseline", "kd"]) == 0
     printed = capsys.readouterr().out
     assert "ROUGE-L" in printed and "mgsr" in printed and "gkd" not in printed and "Difference to kd, average" in printed
@@ -194,28 +194,31 @@ def test_an_unfinished_run_of_a_sweep_is_named(tmp_path, capsys):
     held["runs"].append({"label": "mgsr", "seed": 10, "folder": "mgsr-seed10"})
     write_json(sweep / "sweep.json", held)
     assert main(["compare", str(sweep), "-o", str(tmp_path / "c.md")]) == 0
-    assert "not finished, and left out: mgsr, seed 10 (mgsr-seed10)" in capsys.readouterr().out
-    assert "Not finished, and left out: mgsr, seed 10 (mgsr-seed10)." in (tmp_path / "c.md").read_text()
+    assert "not finished, omitted: mgsr, seed 10 (mgsr-seed10)" in capsys.readouterr().out
+    assert "Not finished, omitted: mgsr, seed 10 (mgsr-seed10)." in (tmp_path / "c.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["-o", "compare.pdf"], "compare.pdf: ends in '.pdf'; must end in .html, .md, .tex, .csv, which says the format"),
+        (
+            ["-o", "compare.pdf"],
+            "compare.pdf: unknown suffix '.pdf'; must be one of .html, .md, .tex, .csv; the suffix selects the format",
+        ),
         (["--baseline", "nobody"], "--baseline nobody: must be one of sft, kd, gkd, mgsr"),
-        (["--published", "table7"], "--published table7: no such table"),
-        (["--rows", "nobody"], "--rows nobody: no finished run is called so"),
+        (["--published", "table7"], "--published table7: unknown table"),
+        (["--rows", "nobody"], "--rows nobody: no finished run has this label"),
     ],
 )
-def test_a_mistake_costs_one_line_and_nothing_is_written(arguments, said, sweep, capsys, monkeypatch, tmp_path):
+def test_an_invalid_argument_gives_one_line_and_no_file(arguments, message, sweep, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main(["compare", str(sweep), *arguments]) == 2
     printed = capsys.readouterr()
-    assert said in printed.err and printed.err.count("\n") == 1 and printed.out == "" and not list(tmp_path.iterdir())
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == "" and not list(tmp_path.iterdir())
 
 
-def test_runs_that_were_evaluated_on_nothing_are_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no test set was evaluated; name some in the recipe's data\.tests"):
+def test_runs_without_an_evaluation_are_rejected(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no test set was evaluated; list at least one in data\.tests of the recipe"):
         build_comparison([write_method(tmp_path / "a", {}, "sft")])
-    with pytest.raises(ConfigError, match="ends in ''"):
+    with pytest.raises(ConfigError, match="unknown suffix ''"):
         build_comparison([tmp_path / "a"], [tmp_path / "page"])

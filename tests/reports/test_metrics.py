@@ -1,4 +1,4 @@
-"""Reports and comparisons of other metrics than the default ones, from what scores.json says about them."""
+"""Reports and comparisons of custom metrics, described in scores.json."""
 
 import csv
 import html
@@ -43,7 +43,7 @@ def cells(line: Any) -> list[str]:
     return [cell.text for cell in line.cells]
 
 
-def test_a_folder_that_does_not_describe_its_metrics_is_read_as_one_that_describes_the_default_ones(tmp_path: Path) -> None:
+def test_a_folder_without_described_metrics_is_read_with_the_default_ones(tmp_path: Path) -> None:
     pages = []
     for name, metrics in (("old", None), ("new", {"dolly": DEFAULT})):
         folders = runs(tmp_path / name, metrics, sft=scores(20.0), mgsr=scores(30.0))
@@ -59,7 +59,7 @@ def lower(tmp_path: Path) -> list[Path]:
     return runs(tmp_path, {"dolly": EDITS}, **{name: scores(level) for name, level in TABLE.items()})
 
 
-def test_where_lower_is_better_the_lowest_is_best_and_a_fall_is_a_win(lower: list[Path]) -> None:
+def test_if_lower_is_better_the_lowest_is_best_and_a_decrease_is_a_win(lower: list[Path]) -> None:
     comparison = build_comparison(lower)
     found = table(comparison, "scores")
     assert found.title == "Edits, words" and "lower is better" in found.caption
@@ -71,7 +71,7 @@ def test_where_lower_is_better_the_lowest_is_best_and_a_fall_is_a_win(lower: lis
     assert (better, equal, worse) == ("8", "0", "0")
 
 
-def test_the_report_colours_a_fall_as_a_gain_and_counts_it(lower: list[Path]) -> None:
+def test_if_lower_is_better_the_report_colours_and_counts_a_decrease_as_a_gain(lower: list[Path]) -> None:
     page = build_report(lower[2], lower[:1]).read_text(encoding="utf-8")
     assert '<span class="up">−20.00</span>' in page and "95 % interval below 0 on 1 of 1" in page
     assert "edits, words" in page and "ROUGE" not in page
@@ -79,28 +79,28 @@ def test_the_report_colours_a_fall_as_a_gain_and_counts_it(lower: list[Path]) ->
     assert prompts[0].startswith("Question 7?") and prompts[-1].startswith("Question 0?"), "from the worst to the best"
 
 
-def test_the_csv_has_the_metrics_of_its_runs_and_their_order(lower: list[Path], tmp_path: Path) -> None:
+def test_the_csv_has_the_metrics_of_its_runs_in_order(lower: list[Path], tmp_path: Path) -> None:
     build_comparison(lower, [tmp_path / "c.csv"], published=["table1-gpt2"])
     lines = list(csv.DictReader(io.StringIO((tmp_path / "c.csv").read_text(encoding="utf-8"))))
     assert list(lines[0])[3:7] == ["edits", "edits_sd", "rouge_l", "rouge_l_sd"]
-    assert lines[-1]["edits"] == "" and float(lines[-1]["rouge_l"]) > 0, "published figures are of their own metric"
+    assert lines[-1]["edits"] == "" and float(lines[-1]["rouge_l"]) > 0, "published values have a metric of their own"
     mgsr = next(line for line in lines if line["model"] == "mgsr")
     assert float(mgsr["edits"]) == pytest.approx(10.5) and mgsr["exact_match"] == "0.125" and mgsr["wins"] == "8"
 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> list[Path]:
-    """Two methods on three test sets, the last with a metric of its own; the second is better at that alone."""
+    """Two methods on three test sets, the last with its own metric; the second method is better in that metric only."""
     metrics = {"dolly": DEFAULT, "vicuna": DEFAULT, "sums": SOLVED}
     found = {"sft": (30.0, 0.25), "mgsr": (20.0, 0.75)}
     folders = []
-    for method, (rouge, share) in found.items():
-        solved = {"sums": {10: [share] * 8, 20: [share + 0.1] * 8}}
+    for method, (rouge, fraction) in found.items():
+        solved = {"sums": {10: [fraction] * 8, 20: [fraction + 0.1] * 8}}
         folders.append(write_method(tmp_path / method, scores(rouge, "dolly", "vicuna") | solved, method, metrics=metrics))
     return folders
 
 
-def test_test_sets_with_other_primary_metrics_have_tables_of_their_own(mixed: list[Path]) -> None:
+def test_each_primary_metric_has_its_own_tables(mixed: list[Path]) -> None:
     comparison = build_comparison(mixed)
     first, second = table(comparison, "scores"), table(comparison, "scores-solved")
     assert (first.title, first.columns) == ("ROUGE-L", ["", "dolly", "vicuna", "average ROUGE-L"])
@@ -127,11 +127,11 @@ def test_the_terminal_prints_a_table_for_each_primary_metric(mixed: list[Path], 
 def test_the_report_has_the_columns_of_each_test_set_and_a_tile_for_each_primary_metric(mixed: list[Path]) -> None:
     page = build_report(mixed[1], mixed[:1]).read_text(encoding="utf-8")
     assert "ROUGE-L or problems solved is the mean" in page
-    assert "ROUGE-L, mean of 2 data sets" in page and "problems solved against sft" in page
+    assert "ROUGE-L, mean of 2 data sets" in page and "problems solved, difference to sft" in page
     assert {row["metric"] for row in summary_table(mixed[1])} == {"rouge_l", "solved"}
 
 
-def test_what_a_stranger_wrote_about_metrics_is_shown_and_never_obeyed(
+def test_untrusted_descriptions_of_metrics_are_shown_and_not_interpreted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "<script>alert(1)</script>|\\input{x}\x1b[31m" * 9
@@ -153,16 +153,16 @@ def test_what_a_stranger_wrote_about_metrics_is_shown_and_never_obeyed(
 def test_scores_of_one_model_are_printed_with_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
     datasets = {"dolly": {**DEFAULT}, "sums": {**SOLVED}}
     seeds = {"dolly": {"rouge_l": 20.0, "exact_match": 0.25}, "sums": {"solved": 0.5, "rouge_l": 1.0, "exact_match": 0.0}}
-    told = {
+    described = {
         name: {"prompts": 3, "metrics": datasets[name], "seeds": {"1": {**seeds[name], "length_tokens": 4.0, "eos_rate": 1.0}}}
         for name in datasets
     }
-    print_scores({"datasets": told})
+    print_scores({"datasets": described})
     printed = capsys.readouterr().out
     assert [word in printed for word in ("ROUGE-L", "exact match", "problems solved", "25.0%", "50.0%")] == [True] * 5
 
 
-def test_a_data_set_that_one_run_scored_otherwise_has_no_figure_there(tmp_path: Path) -> None:
+def test_a_run_without_the_metric_of_a_data_set_has_no_value(tmp_path: Path) -> None:
     (new,) = runs(tmp_path / "new", {"dolly": EDITS}, mgsr=scores(10.0))
     (old,) = runs(tmp_path / "old", None, sft=scores(20.0))
     found = build_comparison([new, old])

@@ -1,4 +1,4 @@
-"""What is drawn, and that it is drawn the same way twice."""
+"""Charts of the metrics, and their reproducibility."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -9,31 +9,31 @@ from tests.reports.fabricated import metrics
 
 
 @pytest.fixture(scope="module")
-def drawn() -> list[Panel]:
+def charts() -> list[Panel]:
     return panels(metrics(10))
 
 
-def test_every_quantity_of_the_metrics_gets_a_chart_and_no_other(drawn):
-    groups = [panel.group for panel in drawn]
+def test_each_logged_quantity_has_one_chart(charts):
+    groups = [panel.group for panel in charts]
     assert groups.count("training") == 9 and groups.count("validation") == 3 and groups.count("clipping") == 2
     only_loss = [{"kind": "train", "step": 1, "loss": 2.0}, {"kind": "train", "step": 2, "loss": None}]
     assert [panel.title for panel in panels(only_loss)] == ["Loss, weighted sum of its terms"]
     assert panels([]) == [] and panels([{"kind": "train"}, {"kind": "other", "step": 1, "loss": 1.0}]) == []
 
 
-def test_the_same_numbers_give_the_same_bytes(drawn):
-    assert panels(metrics(10)) == drawn
+def test_the_same_numbers_give_the_same_bytes(charts):
+    assert panels(metrics(10)) == charts
 
 
-def test_a_chart_is_one_well_formed_element_that_takes_its_ink_from_the_page(drawn):
-    for panel in drawn:
+def test_a_chart_is_one_well_formed_element_that_inherits_its_colour(charts):
+    for panel in charts:
         root = ElementTree.fromstring(panel.svg)
         assert root.tag.endswith("svg") and "width" not in root.attrib and "viewBox" in root.attrib
         assert INK not in panel.svg and "currentColor" in panel.svg
         assert "<metadata" not in panel.svg and "<style" not in panel.svg
 
 
-def test_a_long_run_does_not_make_a_long_page():
+def test_the_size_of_a_chart_does_not_grow_with_the_run():
     def loss_svg(updates: int) -> str:
         lines = [{"kind": "train", "step": step, "loss": 2 + (step % 7) / 10} for step in range(updates)]
         return panels(lines)[0].svg
@@ -41,7 +41,7 @@ def test_a_long_run_does_not_make_a_long_page():
     assert len(loss_svg(20 * MAX_POINTS)) < 3 * len(loss_svg(MAX_POINTS))
 
 
-def test_an_origin_that_looks_like_mathematics_is_drawn_as_it_is():
+def test_an_origin_that_resembles_mathtext_is_plotted_verbatim():
     lines = [{"kind": "train", "step": step, "origin": {"$\\frac{": 1, "<b>": 2}} for step in (1, 2)]
     (panel,) = panels(lines)
     assert "$\\frac{" in panel.svg and "&lt;b&gt;" in panel.svg and "<b>" not in panel.svg

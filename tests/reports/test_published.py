@@ -1,4 +1,4 @@
-"""The paper's figures as they ship: complete, consistent, and doubtful ones noted."""
+"""The shipped published tables: complete, consistent, with notes on doubtful values."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_all_tables_ship():
 
 
 @pytest.mark.parametrize("name", published_names())
-def test_every_row_has_a_figure_for_every_column(name):
+def test_every_row_has_a_value_for_every_column(name):
     table = read_published(name)
     assert table.title and table.score.startswith("ROUGE-L")
     assert all(len(figures) == len(table.columns) for figures in table.rows.values())
@@ -26,7 +26,7 @@ def test_every_row_has_a_figure_for_every_column(name):
 
 
 @pytest.mark.parametrize("name", TABLE_1)
-def test_printed_averages_are_those_of_the_columns_but_for_the_one_that_is_noted(name):
+def test_averages_equal_the_mean_of_the_columns_except_for_the_noted_one(name):
     table = read_published(name)
     assert list(table.rows) == ["teacher", "sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "mgsr"]
     off = {label: sum(row[:-1]) / 5 - row[-1] for label, row in table.rows.items() if abs(sum(row[:-1]) / 5 - row[-1]) > 1.1e-4}
@@ -34,14 +34,14 @@ def test_printed_averages_are_those_of_the_columns_but_for_the_one_that_is_noted
     assert not off or any("28.7513" in note for note in table.notes)
 
 
-def test_the_full_method_has_the_same_figures_in_every_table():
+def test_the_full_method_has_the_same_values_in_every_table():
     full = read_published("table2").rows["SCRG + DAC-KL + span"]
     assert full == read_published("table3b").rows["high-density + target"] == read_published("table3c").rows["DAC-KL"]
     assert full[1:] == read_published("table1-opt").rows["mgsr"][:2]
-    assert read_published("table3a").rows["SCRG, on-policy"][1] == 27.1435  # differs in the scan, and is noted
+    assert read_published("table3a").rows["SCRG, on-policy"][1] == 27.1435  # differs in the scan; a note says so
     assert any("27.1486 everywhere else" in note for note in read_published("table3a").notes)
 
 
-def test_an_unknown_table_is_refused_with_those_that_there_are():
-    with pytest.raises(ConfigError, match="--published table9: no such table; choose from table1-gpt2, "):
+def test_an_unknown_table_is_rejected_with_the_allowed_names():
+    with pytest.raises(ConfigError, match="--published table9: unknown table; must be one of table1-gpt2, "):
         read_published("table9")

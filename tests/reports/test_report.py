@@ -1,4 +1,4 @@
-"""The report of a fabricated run: its numbers, what it does to hostile text, and what it says when pieces are missing."""
+"""The report of a synthetic run: values, escaping of hostile text, and missing files."""
 
 import html
 import re
@@ -30,7 +30,7 @@ HOSTILE = (
 )
 
 
-def test_the_headline_table_holds_the_means_deviations_and_paired_differences(run_folder, baseline_folder):
+def test_the_summary_has_means_deviations_and_paired_differences(run_folder, baseline_folder):
     table = summary_table(run_folder, [baseline_folder])
     assert [(row["dataset"], row["model"]) for row in table] == [
         (dataset, model) for dataset in ("dolly", "vicuna") for model in ("teacher", "before training", "plain-sft", "mine")
@@ -51,27 +51,27 @@ def test_without_a_baseline_the_difference_is_to_the_student_before(run_folder):
     assert mine["versus"] == "before training" and mine["difference"] == pytest.approx(GAIN["student"] - GAIN["before"])
 
 
-def test_the_page_shows_numbers_answers_corrections_curves_and_how_to_repeat_the_run(tmp_path, baseline_folder):
+def test_the_page_shows_values_responses_corrections_curves_and_the_command(tmp_path, baseline_folder):
     run_folder = write_run(tmp_path / "run", "mine", updates=20)
     page = build_report(run_folder, [baseline_folder]).read_text(encoding="utf-8")
     for row in summary_table(run_folder, [baseline_folder]):
         assert f"{row['rouge_l']:.2f}" in page
     assert "+2.00" in page and "12.5×" in page and "4.5×" in page
-    assert page.count('<div class="prompt text">') == 12 and page.count("the student wrote") == 8
+    assert page.count('<div class="prompt text">') == 12 and page.count("student draft") == 8
     assert "<del> wrong</del>" in page and "<ins> right</ins>" in page
     assert page.count("<figure") == 14 and "redistill run mine.yaml" in page and "updates: 40" in page
     for who in ("teacher", "before", "baseline", "student"):
         assert re.search(rf"{who} answers \d+ with seed 10\.", page)
 
 
-def test_two_builds_write_the_same_bytes(run_folder, baseline_folder, tmp_path):
+def test_the_report_is_deterministic(run_folder, baseline_folder, tmp_path):
     first = build_report(run_folder, [baseline_folder], tmp_path / "a.html").read_bytes()
     assert first == build_report(run_folder, [baseline_folder], tmp_path / "b.html").read_bytes()
     assert not (run_folder / "report.html").exists()
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_is_shown_and_never_obeyed(text, tmp_path):
+def test_hostile_text_is_shown_and_not_interpreted(text, tmp_path):
     page = build_report(write_run(tmp_path / "run", "mine", text=text)).read_text(encoding="utf-8")
     assert text in html.unescape(page)
     tags = set(re.findall(r"<\s*/?([a-zA-Z:]+)", page))
@@ -81,7 +81,7 @@ def test_hostile_text_is_shown_and_never_obeyed(text, tmp_path):
     assert not re.search(r"\son[a-z]+\s*=", attributes) and "javascript:" not in attributes
 
 
-def test_the_page_loads_nothing(tmp_path):
+def test_the_page_loads_no_resources(tmp_path):
     page = build_report(write_run(tmp_path / "run", "mine", updates=3)).read_text(encoding="utf-8")
     assert "<svg" in page
     assert "default-src 'none'" in page
@@ -90,21 +90,21 @@ def test_the_page_loads_nothing(tmp_path):
     assert not re.search(r"url\((?!#)", page) and "@import" not in page
 
 
-def test_control_characters_reach_neither_the_page_nor_the_table(tmp_path):
+def test_control_characters_are_removed_from_the_page_and_the_summary(tmp_path):
     folder = write_run(tmp_path / "run", "mine", text="\x1b[31mred\x1b]0;title\x07\x00\x9b1m\u202e\ud83d")
     page = build_report(folder).read_text(encoding="utf-8")
     assert "red" in page and not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
     assert [row["model"] for row in summary_table(folder)][-1].startswith("minered")
 
 
-def test_plain_keeps_text_lines_and_tabs():
+def test_plain_keeps_text_newlines_and_tabs():
     assert plain("a\tb\nç 中 😀 é") == "a\tb\nç 中 😀 é"
     assert plain("\x1b[1;31mred\x1b[0m \x1b]8;;http://x\x1b\\link\x1b]8;;\x07 \x1bc\r\x08end") == "red link cend"
     assert plain("\x1b]never closed, and kept") == "]never closed, and kept"
 
 
 @pytest.mark.parametrize(
-    ("gone", "told"),
+    ("removed", "message"),
     [
         ("scores.json", "scores of this run"),
         ("teacher", "scores of the teacher"),
@@ -113,27 +113,27 @@ def test_plain_keeps_text_lines_and_tabs():
         ("revisions.jsonl", "corrections (revisions.jsonl"),
     ],
 )
-def test_a_missing_piece_is_named_and_the_rest_is_shown(gone, told, run_folder):
-    path = run_folder / gone
+def test_a_missing_file_is_named_and_the_rest_is_shown(removed, message, run_folder):
+    path = run_folder / removed
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     page = build_report(run_folder).read_text(encoding="utf-8")
-    assert told in page and "Repeat this run" in page
+    assert message in page and "Reproduce this run" in page
 
 
-def test_a_run_that_has_just_begun_has_a_report(tmp_path):
+def test_a_run_that_has_just_started_has_a_report(tmp_path):
     write_json(tmp_path / "new" / "run.json", {"schema": 1, "status": "running", "config": None, "data": [], "models": "?"})
     page = build_report(tmp_path / "new").read_text(encoding="utf-8")
     assert "running" in page and "<h1>new</h1>" in page and summary_table(tmp_path / "new") == []
 
 
-def test_answers_with_missing_keys_are_shown_as_far_as_they_go(run_folder):
+def test_responses_with_missing_keys_are_shown_partially(run_folder):
     write_lines(run_folder / "responses" / "dolly-seed10.jsonl", [{"id": "dolly:0"}, {"prompt": "no id"}, "no object"])
     assert "dolly:0" in build_report(run_folder).read_text(encoding="utf-8")
     mine = next(row for row in summary_table(run_folder) if row["model"] == "mine")
     assert mine["difference"] is None and mine["note"] == "different prompts"
 
 
-def test_a_folder_that_is_no_run_is_refused_in_one_line(run_folder, tmp_path):
+def test_a_folder_that_is_not_a_run_is_rejected_in_one_line(run_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     newer = write_run(tmp_path / "newer", "newer")
     write_json(newer / "scores.json", {"schema": 3})

@@ -1,4 +1,4 @@
-"""Means over seeds, and intervals and p-values against scipy's."""
+"""Means over seeds, and intervals and p-values checked with SciPy."""
 
 import itertools
 
@@ -21,7 +21,7 @@ from redistill.reports.statistics import (
     win_tie_loss,
 )
 
-# The standard error of an estimated 2.5 % quantile of 4,000 normal draws is 0.042 standard deviations; 4 of these.
+# The standard error of an estimated 2.5 % quantile of 4,000 normal samples is 0.042 standard deviations; allow 4 of these.
 TOLERANCE = 4 * 0.042
 
 
@@ -52,7 +52,7 @@ def test_mean_and_deviation_over_seeds():
 # --- intervals ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_interval_agrees_with_scipys_within_monte_carlo_error():
+def test_the_interval_agrees_with_scipy_within_monte_carlo_error():
     a, b = pair()
     ours = paired_bootstrap([stratum(a, b)], resamples=4000, seed=1)
     theirs = stats.bootstrap((a - b,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
@@ -60,7 +60,7 @@ def test_the_interval_agrees_with_scipys_within_monte_carlo_error():
     assert_close(ours, theirs.low, theirs.high, np.std(a - b) / np.sqrt(len(a)))
 
 
-def test_the_interval_of_an_average_agrees_with_scipys_over_several_samples():
+def test_the_interval_of_an_average_agrees_with_scipy_for_several_samples():
     (a, b), (c, d) = pair(60, 0), pair(15, 1)
     ours = paired_bootstrap([stratum(a, b), stratum(c, d)], resamples=4000)
     theirs = stats.bootstrap(
@@ -74,11 +74,13 @@ def test_the_interval_of_an_average_agrees_with_scipys_over_several_samples():
     assert_close(ours, *theirs.confidence_interval, theirs.standard_error)
 
 
-def test_prompts_and_training_seeds_are_drawn_crossed():
+def test_prompts_and_training_seeds_are_resampled_as_crossed_factors():
     rng = np.random.default_rng(5)
     difference_SP = rng.normal(2, 3, (4, 50)) + rng.normal(0, 1, (4, 1))
     draws = [
-        difference_SP[np.ix_(rng.integers(4, size=4), rng.integers(50, size=50))].mean()  # the definition, one draw at a time
+        difference_SP[
+            np.ix_(rng.integers(4, size=4), rng.integers(50, size=50))
+        ].mean()  # the definition, one resample at a time
         for _ in range(20_000)
     ]
     ours = paired_bootstrap([difference_SP], resamples=4000)
@@ -86,7 +88,7 @@ def test_prompts_and_training_seeds_are_drawn_crossed():
     assert_close(ours, *np.quantile(draws, [0.025, 0.975]), np.std(draws))
 
 
-def test_training_seeds_that_agree_change_nothing_and_those_that_differ_widen_the_interval():
+def test_equal_training_seeds_keep_the_interval_and_different_ones_widen_it():
     one = stratum(*pair())
     alone = paired_bootstrap([one])
     agreeing = paired_bootstrap([np.repeat(one, 3, axis=0)])
@@ -96,7 +98,7 @@ def test_training_seeds_that_agree_change_nothing_and_those_that_differ_widen_th
     assert differing.upper - differing.lower > 1.3 * (alone.upper - alone.lower)
 
 
-def test_pairing_leaves_out_how_hard_the_prompts_are():
+def test_pairing_removes_the_difficulty_of_the_prompts():
     a, b = pair()
     paired = paired_bootstrap([stratum(a, b)])
     unpaired = paired_bootstrap([stratum(a, b[::-1].copy())])
@@ -106,18 +108,18 @@ def test_pairing_leaves_out_how_hard_the_prompts_are():
 
 def test_the_order_of_prompts_does_not_matter_and_the_seed_does():
     a, b = (scores(values) for values in pair())
-    turned = paired_differences([(dict(reversed(a.items())), b)])
+    reordered = paired_differences([(dict(reversed(a.items())), b)])
     straight = paired_differences([(a, b)])
-    assert paired_bootstrap([straight], seed=3) == paired_bootstrap([turned], seed=3) != paired_bootstrap([straight], seed=4)
+    assert paired_bootstrap([straight], seed=3) == paired_bootstrap([reordered], seed=3) != paired_bootstrap([straight], seed=4)
 
 
-def test_many_prompts_are_drawn_in_blocks_without_changing_the_number_of_resamples(monkeypatch):
+def test_resampling_in_blocks_keeps_the_number_of_resamples(monkeypatch):
     monkeypatch.setattr("redistill.reports.statistics._BLOCK", 100)
     interval = paired_bootstrap([stratum(*pair())], resamples=501)
     assert interval.lower < interval.difference < interval.upper
 
 
-def test_swapping_the_models_turns_the_interval_around_and_keeps_p():
+def test_swapping_the_models_negates_the_interval_and_keeps_p():
     a, b = pair(25)
     there, back = paired_bootstrap([stratum(a, b)]), paired_bootstrap([stratum(b, a)])
     assert (back.difference, back.lower, back.upper) == pytest.approx((-there.difference, -there.upper, -there.lower))
@@ -135,26 +137,26 @@ def scipys_p(a, b, resamples: float) -> float:
 
 
 @pytest.mark.parametrize("count", [3, 8, 12])
-def test_with_few_prompts_p_is_exactly_scipys(count):
+def test_with_few_prompts_p_equals_that_of_scipy(count):
     a, b = pair(count)
     assert sign_flip([stratum(a, b)]) == pytest.approx(scipys_p(a, b, np.inf))
 
 
-def test_with_many_prompts_p_agrees_with_scipys_within_monte_carlo_error():
+def test_with_many_prompts_p_agrees_with_scipy_within_monte_carlo_error():
     a, b = pair(60)
-    a -= 1.9  # a p near 0.1, where there is something to compare
+    a -= 1.9  # gives p near 0.1, which is neither 0 nor 1
     theirs = scipys_p(a, b, 40_000)
     assert 0.02 < theirs < 0.5
     assert sign_flip([stratum(a, b)]) == pytest.approx(theirs, abs=5 * np.sqrt(theirs * (1 - theirs) / 9999))
 
 
-def test_on_signed_ranks_p_is_wilcoxons():
+def test_on_signed_ranks_p_is_that_of_wilcoxon():
     a, b = pair(11)
     ranks = stats.rankdata(np.abs(a - b)) * np.sign(a - b)
     assert sign_flip([ranks[None]]) == pytest.approx(stats.wilcoxon(a, b, method="exact").pvalue)
 
 
-def test_p_of_an_average_weighs_data_sets_alike():
+def test_p_of_an_average_weights_data_sets_equally():
     strata = [np.array([[1.0, 2.0, -0.5]]), np.array([[4.0, 1.0, 0.5, -0.2, 3.0]])]
     flipped = [
         abs(np.mean(np.array(signs[:3]) * strata[0]) + np.mean(np.array(signs[3:]) * strata[1]))
@@ -177,7 +179,7 @@ def test_holm_is_the_step_down_maximum_of_the_rising_p_values():
     assert holm([0.04]) == [0.04] and holm([]) == [] and holm([0.7, 0.8]) == [1.0, 1.0]
 
 
-def test_prompts_are_won_tied_and_lost_within_the_threshold():
+def test_wins_ties_and_losses_use_the_tie_threshold():
     assert win_tie_loss([np.array([[1.0, 0.0, -2.0, 1e-10]]), np.array([[3.0]])]) == (2, 2, 1)
     assert win_tie_loss([np.array([[1.0, 2.0], [-1.0, 1.0]])]) == (1, 1, 0)
 
@@ -186,9 +188,9 @@ def test_prompts_are_won_tied_and_lost_within_the_threshold():
 
 
 def test_different_prompts_cannot_be_compared():
-    with pytest.raises(DataError, match="1 prompts were answered by one model only, such as 'p002' by the first"):
+    with pytest.raises(DataError, match="1 prompts have a response of one model only, such as 'p002' of the first"):
         paired_differences([(scores([1, 2, 3]), scores([1, 2]))])
-    with pytest.raises(DataError, match="1 prompts were answered by one model only"):
+    with pytest.raises(DataError, match="1 prompts have a response of one model only"):
         paired_differences([(scores([1, 2]), scores([1, 2])), (scores([1]), scores([1]))])
     with pytest.raises(DataError, match="no prompts"):
         paired_differences([({}, {})])
@@ -196,12 +198,12 @@ def test_different_prompts_cannot_be_compared():
         prompt_means([{"a": 1.0}, {"b": 1.0}])
 
 
-def test_each_prompt_counts_with_its_mean_over_seeds():
+def test_prompt_means_are_over_seeds():
     assert prompt_means([{"a": 10.0, "b": 0.0}, {"b": 4.0, "a": 20.0}]) == {"a": 15.0, "b": 2.0}
     assert prompt_means([]) == {}
 
 
-def test_spread_goes_from_the_lowest_to_the_highest_score():
+def test_spread_ranges_from_the_lowest_to_the_highest_score():
     assert spread({"a": 5.0, "b": 1.0, "c": 3.0, "d": 1.0}, 3) == ["b", "c", "a"]
     assert spread({"a": 5.0}, 3) == ["a"] and spread({}, 3) == []
     assert evenly(100, 3)[0] == 0 and evenly(100, 3)[-1] == 99 and len(evenly(100, 12)) == 12

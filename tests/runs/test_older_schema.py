@@ -49,7 +49,7 @@ def test_the_folder_has_schema_1(older: Path) -> None:
 
 def test_report_supports_schema_1(older: Path) -> None:
     page = build_report(older).read_text(encoding="utf-8")
-    assert "Repeat this run" in page and COMMIT[:7] in page
+    assert "Reproduce this run" in page and COMMIT[:7] in page
     scores = {(row["model"], row["dataset"]): row["rouge_l"] for row in summary_table(older)}
     assert scores["tiny", "toy"] == pytest.approx((0.0 + 25 / 3) / 2)
     assert {model for model, _ in scores} == {"tiny", "teacher", "before training"}

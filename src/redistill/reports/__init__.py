@@ -1,1 +1,1 @@
-"""What runs are compared by and shown with; it reads the files of run folders and never a model."""
+"""Reports of single runs and comparisons of several. Reads the files of run folders; never loads a model."""

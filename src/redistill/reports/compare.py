@@ -1,4 +1,4 @@
-"""`redistill compare`: finished runs in, one comparison out, in as many formats as are asked for."""
+"""`redistill compare`: builds the comparison of finished runs and writes it in the requested formats."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,26 +19,28 @@ def build_comparison(
     labels: Sequence[str] = (),
     published: Sequence[str] = (),
 ) -> Comparison:
-    """Compare finished runs, and write the comparison to each of `outputs`.
+    """Compare finished runs and write the comparison to each of `outputs`.
 
     Args:
-        folders: Run folders, or folders of sweeps.
-        outputs: Files whose endings say their format: .html, .md, .tex or .csv.
-        baseline: A label or a run folder; None takes the sweep's, else the first label.
-        labels: Only these rows, in this order; none takes all.
-        published: Names of the paper's tables to show beside the measured ones.
+        folders: Run folders or sweep folders.
+        outputs: Files to write; the suffix selects the format: .html, .md, .tex or .csv.
+        baseline: Label or run folder that differences refer to; None selects the sweep's baseline, else the first label.
+        labels: Labels to include, in this order; empty includes all.
+        published: Names of tables of the paper to include; see `published.published_names`.
 
     Returns:
-        The comparison; `terminal.print_comparison` shows it.
+        The comparison; `terminal.print_comparison` prints it.
 
     Raises:
-        CheckpointError: a folder is neither a run nor a sweep, is damaged, or has nothing finished.
-        ConfigError: another ending, no such row or baseline, or no such published table.
+        CheckpointError: a folder is neither a run nor a sweep, is damaged, or contains no finished run.
+        ConfigError: unknown file suffix, label, baseline or published table.
         OutputError: a file cannot be written.
     """
     for path in outputs:
         if path.suffix not in FORMATS:
-            raise ConfigError(f"{path}: ends in '{path.suffix}'; must end in {', '.join(FORMATS)}, which says the format")
+            raise ConfigError(
+                f"{path}: unknown suffix '{path.suffix}'; must be one of {', '.join(FORMATS)}; the suffix selects the format"
+            )
     comparison = compare_runs(folders, baseline=baseline, labels=labels, published=published)
     for path in outputs:
         files.write_text(path, FORMATS[path.suffix](comparison))

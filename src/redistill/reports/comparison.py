@@ -1,6 +1,6 @@
-"""The numbers of a table: each model on each data set, and how sure its difference to a reference model is.
+"""Scores of each model on each data set, with the significance of the difference to a reference model.
 
-The report of one run and the comparison of many read the same rows; only the models in them differ.
+The report of one run and the comparison of several runs use the same rows; only their models differ.
 """
 
 import itertools
@@ -29,16 +29,17 @@ TEACHER_FORCED = ("cross_entropy", "kl", "agreement")
 METHOD_ROLES = (
     "baseline",
     "student",
-)  # a teacher and an untrained student are shown, but neither ranked nor in a family of tests
+)  # the teacher and the untrained student are shown, but not ranked and not part of the corrected family of tests
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """A row of the tables: one model, or a method's models from several training seeds.
+    """A model in the tables, or the models that one method trained with several seeds.
 
     Args:
-        role: "teacher", "before" (the student, untrained), "baseline" or "student".
-        trainings: Training seed -> the scores of the model that came out.
+        label: Name of the row.
+        role: "teacher", "before" (the student before training), "baseline" or "student".
+        trainings: Training seed -> evaluation of the model trained with it.
     """
 
     label: str
@@ -47,6 +48,7 @@ class Entrant:
 
     @property
     def is_method(self) -> bool:
+        """False for teachers and students before training, which are not ranked."""
         return self.role in METHOD_ROLES
 
     def measured_on(self, datasets: Sequence[str]) -> dict[int, Evaluation]:
@@ -56,10 +58,12 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Column:
-    """What a row is measured on: one data set, or several of equal weight.
+    """A column of the tables: one data set, or the unweighted mean of several.
 
     Args:
-        measures: The metrics of the data sets. The first is the primary one: models are ranked and tested by it.
+        name: Heading of the column.
+        datasets: Names of the data sets.
+        measures: Metrics of the data sets. The first is the primary one, used for ranking and testing.
     """
 
     name: str
@@ -68,22 +72,25 @@ class Column:
 
     @property
     def is_average(self) -> bool:
+        """True for the mean over several data sets."""
         return len(self.datasets) > 1
 
     @property
     def primary(self) -> Measure:
+        """The metric used for ranking and testing."""
         return self.measures[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A score with its spread.
+    """A mean score with its standard deviation.
 
     Args:
-        mean: Over training seeds, of the mean over evaluation seeds; None where it was not measured.
-        deviation: Sample standard deviation over `over`; None with fewer than two.
-        over: Training seeds where there are two or more, else the evaluation seeds of the one training.
-        num_seeds: Evaluation seeds of each training; the most, where they differ.
+        mean: Mean over training seeds of the mean over evaluation seeds, in the metric's unit; None if not measured.
+        deviation: Sample standard deviation over `over`; None with fewer than two values.
+        over: Training seeds if there are two or more, else the evaluation seeds of the single training.
+        num_trainings: Number of training seeds.
+        num_seeds: Number of evaluation seeds per training; the maximum where they differ.
     """
 
     mean: float | None
@@ -95,15 +102,15 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """How a model differs from the reference model on the same prompts.
+    """Difference of a model to the reference model on the same prompts.
 
     Args:
-        interval: Of the primary metric, ours minus theirs, whichever direction is better.
-        p: Of the sign-flip test over prompts.
-        wins, ties, losses: Prompts on which the model is better, as good, and worse than the reference model.
-        p_holm: Corrected over the methods of the column; None for a model that is no method.
-        num_seeds: Training seeds that both have, paired and drawn anew with the prompts; 0 where they share none, and each
-            prompt's score is the mean over all that the model has.
+        interval: Model minus reference in the primary metric, whether higher or lower is better.
+        p: p-value of the sign-flip test over prompts.
+        p_holm: p after Holm's correction over the methods of the column; None if the model is not a method.
+        wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
+        num_seeds: Training seeds that both models have; these are paired and resampled together with the prompts. 0 if
+            they share none; then each prompt's score is the mean over all training seeds of the model.
     """
 
     interval: Interval
@@ -117,15 +124,21 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One model on one column.
+    """Scores of one model in one column.
 
     Args:
-        measures: The metrics of the column, its primary one first.
-        primary: The primary metric's score.
-        versus: The reference model's label; None for its own row.
-        note: Why there is no contrast, where one would be expected.
-        scores: Means over seeds of the other metrics, in their units, of the diagnostics of text, and the teacher-forced
-            ones; EOS rate, distinct-2 and agreement are shares in [0, 1], cross entropy and KL are nats per token.
+        column: Name of the column.
+        measures: Metrics of the column, the primary one first.
+        model: Label of the model.
+        role: As of `Entrant`.
+        primary: Score in the primary metric.
+        num_prompts: Number of prompts, summed over the column's data sets.
+        contrast: Difference to the reference model; None if there is none, see `note`.
+        versus: Label of the reference model; None for its own row.
+        note: Why `contrast` is None although there is a reference model; else "".
+        scores: Means over seeds of the other metrics in their units, of the diagnostics of generated text (length in
+            tokens; EOS rate and distinct-2 in [0, 1]) and of the teacher-forced scores (cross entropy and KL in nats per
+            token, agreement in [0, 1]).
     """
 
     column: str
@@ -141,16 +154,17 @@ class Row:
 
     @property
     def is_method(self) -> bool:
+        """False for teachers and students before training, which are not ranked."""
         return self.role in METHOD_ROLES
 
     @property
     def interval(self) -> Interval | None:
-        """The difference to the reference model with its bounds."""
+        """Difference to the reference model with its bounds; None without a contrast."""
         return None if self.contrast is None else self.contrast.interval
 
     @property
     def tone(self) -> int:
-        """1 where the model is better by the whole interval, -1 where it is worse by it, else 0."""
+        """1 if the whole interval is better than 0, -1 if it is worse, else 0."""
         if self.interval is None:
             return 0
         side = 1 if self.interval.lower > 0 else -1 if self.interval.upper < 0 else 0
@@ -158,13 +172,16 @@ class Row:
 
 
 def evaluations(run: RunFolder, baselines: Sequence[RunFolder]) -> list[Evaluation]:
-    """All models to show of one run, in the order of the tables: teacher, student before, baselines, this run."""
+    """The models of one run's report: teacher, student before, baselines, student."""
     others = [replace(b.student, role="baseline") for b in baselines if b.student is not None]
     return [evaluation for evaluation in (run.teacher, run.before, *others, run.student) if evaluation is not None]
 
 
 def report_rows(models: Sequence[Evaluation]) -> list[Row]:
-    """A row for each data set and model; differences are to the first baseline, else to the student before training."""
+    """One row per data set and model.
+
+    Differences are to the first baseline, else to the student before training.
+    """
     entrants = [Entrant(label=model.label, role=model.role, trainings={0: model}) for model in models]
     references = [entrant for role in ("baseline", "before") for entrant in entrants if entrant.role == role]
     columns = [Column(name, (name,), measures_of([name], models[::-1])) for name in dataset_names(models)]
@@ -172,18 +189,18 @@ def report_rows(models: Sequence[Evaluation]) -> list[Row]:
 
 
 def dataset_names(models: Sequence[Evaluation]) -> list[str]:
-    """Every data set that some model was measured on; the last model's first."""
+    """All data sets that any model was evaluated on, the last model's first."""
     return list(dict.fromkeys(name for model in reversed(models) for name in model.datasets))
 
 
 def measures_of(datasets: Sequence[str], models: Sequence[Evaluation]) -> tuple[Measure, ...]:
-    """Every metric of these data sets; that which the first model names first is the primary one."""
+    """All metrics of these data sets, the first model's primary metric first."""
     named = [measure for name in datasets for model in models if name in model.datasets for measure in model.measures(name)]
     return tuple({measure.name: measure for measure in reversed(named)}[name] for name in dict.fromkeys(m.name for m in named))
 
 
 def entrants(lineup: Lineup) -> list[Entrant]:
-    """The rows of a comparison: teachers, students before training, and a row for each label."""
+    """Entrants of a comparison: teachers, students before training, and labels."""
     methods = [
         Entrant(
             label=label,
@@ -196,9 +213,9 @@ def entrants(lineup: Lineup) -> list[Entrant]:
 
 
 def columns(models: Sequence[Entrant]) -> list[Column]:
-    """A column for each data set that a method was measured on, and the average of those with the same primary metric.
+    """One column per data set that a method was evaluated on, and the averages.
 
-    Those with the same primary metric stand together; see `by_primary`.
+    Columns are grouped by primary metric; see `by_primary`. A group of two or more data sets ends with their average.
     """
     found = [training for model in models if model.is_method for training in model.trainings.values()]
     groups: dict[str, list[Column]] = {}
@@ -214,21 +231,26 @@ def columns(models: Sequence[Entrant]) -> list[Column]:
 
 
 def by_primary(over: Sequence[Column]) -> list[list[Column]]:
-    """The columns of each primary metric, the average of several data sets last."""
+    """Columns grouped by primary metric; in each group the average, if any, is last."""
     return [list(group) for _, group in itertools.groupby(over, key=lambda column: column.primary.name)]
 
 
 def compare(models: Sequence[Entrant], over: Sequence[Column], references: Sequence[Entrant]) -> list[Row]:
-    """A row for each column and each model that was measured on it.
+    """One row per column and model that was evaluated on it.
 
     Args:
-        references: The first of them that was measured on a column is what differences are to there.
+        models: Models to compare, in the order of the rows.
+        over: Columns to compare on.
+        references: Candidates for the reference model; each column uses the first one that was evaluated on it.
     """
     return [row for column in over for row in _corrected(list(_rows(column, models, references)))]
 
 
 def estimate(model: Entrant, datasets: Sequence[str], metric: str) -> Estimate:
-    """A model's score by a metric as the mean over `datasets`, counting trainings that were evaluated on all of them."""
+    """A model's score as the mean over `datasets`.
+
+    Only trainings and evaluation seeds with a score on all of the data sets are used.
+    """
     by_training = []
     for training in model.measured_on(datasets).values():
         scores = [training.seed_scores(name, metric) for name in datasets]
@@ -269,7 +291,7 @@ def _rows(column: Column, models: Sequence[Entrant], references: Sequence[Entran
 
 
 def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) -> float | None:
-    """Mean of another score than the primary one over data sets and seeds; None where a data set has none."""
+    """Mean of a secondary score over data sets and seeds; None if it is missing for any data set."""
     found = [
         training.forced_score(dataset, name) if name in TEACHER_FORCED else mean(training.seed_scores(dataset, name).values())
         for training in trainings
@@ -280,7 +302,7 @@ def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) 
 
 
 def _contrast(column: Column, model: Entrant, reference: Entrant) -> tuple[Contrast | None, str]:
-    """The difference, or why there is none."""
+    """The contrast and "", or None and the reason why there is none."""
     ours, theirs = model.measured_on(column.datasets), reference.measured_on(column.datasets)
     metric = column.primary.name
     obstacles = [_obstacle(name, metric, [*theirs.values(), *ours.values()]) for name in column.datasets]
@@ -301,12 +323,12 @@ def _contrast(column: Column, model: Entrant, reference: Entrant) -> tuple[Contr
 
 
 def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:
-    """Why the models' answers to a data set cannot be paired; "" where they can."""
+    """Reason why the models' responses to a data set cannot be paired; "" if they can."""
     scores = [model.prompt_scores(dataset, metric) for model in models]
     if not all(any(of_model) for of_model in scores):
         return "no responses to compare"
     prompts = [of_seed.keys() for of_model in scores for of_seed in of_model]
-    questions = [model.asked(dataset) for model in models]
+    questions = [model.question_hashes(dataset) for model in models]
     same = all(found == prompts[0] for found in prompts) and all(found == questions[0] for found in questions)
     return "" if same else "different prompts"
 
@@ -314,7 +336,7 @@ def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:
 def _strata(
     datasets: Sequence[str], metric: str, ours: Mapping[int, Evaluation], theirs: Mapping[int, Evaluation]
 ) -> tuple[list[np.ndarray], int]:
-    """Differences by data set, [training seeds, prompts], and how many training seeds could be paired."""
+    """Differences [training seeds, prompts] per data set, and the number of paired training seeds."""
     shared = sorted(ours.keys() & theirs.keys())
     strata = []
     for dataset in datasets:
@@ -328,7 +350,7 @@ def _strata(
 
 
 def _corrected(rows: Sequence[Row]) -> list[Row]:
-    """The rows of one column with Holm's correction over its methods."""
+    """The rows of one column, with p-values corrected over its methods by Holm's procedure."""
     family = [row for row in rows if row.contrast is not None and row.is_method]
     corrected = dict(zip(map(id, family), holm([row.contrast.p for row in family if row.contrast])))
     return [
@@ -340,9 +362,9 @@ def _corrected(rows: Sequence[Row]) -> list[Row]:
 
 
 def _shared(lineup: Lineup, role: Literal["teacher", "before"], name: str) -> list[Entrant]:
-    """Rows for a model that the runs have in common: one, unless different labels have different ones.
+    """Entrants for a model that runs share: one, or several if labels used different models.
 
-    A teacher that was fine-tuned anew for each training seed is one row with several trainings.
+    A teacher that was fine-tuned separately for each training seed is one entrant with several trainings.
     """
     groups: list[tuple[list[str], dict[int, Evaluation]]] = []
     for label in lineup.labels:
@@ -369,6 +391,6 @@ def _shared(lineup: Lineup, role: Literal["teacher", "before"], name: str) -> li
 
 
 def _distinct(trainings: Mapping[int, Evaluation]) -> dict[int, Evaluation]:
-    """Each model once, under the first training seed that it was used with."""
+    """Each distinct model once, under the first training seed that used it."""
     first = {found.identity: seed for seed, found in reversed(list(trainings.items()))}
     return {seed: found for seed, found in trainings.items() if first[found.identity] == seed}

@@ -1,4 +1,4 @@
-"""What the methods of a comparison took, beside what they reached."""
+"""Training costs of the methods of a comparison."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,14 @@ TEACHER_STAGE = "teacher"
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a method took, means over its training seeds; None is what a run has not recorded.
+    """Training cost of a method, as means over its training seeds.
+
+    A figure is None if any run has not recorded it.
 
     Args:
-        figures: updates, sequences, trained_tokens, generated_tokens and seconds, the student's earlier stages among them;
-            peak_bytes, the most of any stage; parameters of the student.
-        stages: Updates of the stages that the student went through before this method, by the stage's name.
+        figures: updates, sequences, trained_tokens, generated_tokens and seconds, including the student's earlier stages;
+            peak_bytes, the maximum over stages; parameters of the student.
+        stages: Stage name -> number of updates, for the stages of the student before this method.
     """
 
     figures: Mapping[str, float | None]
@@ -28,10 +30,10 @@ class Cost:
 
 
 def method_cost(entries: Sequence[Entry]) -> Cost:
-    """What the runs of one label took.
+    """Training cost of the runs of one label.
 
-    A stage that several runs share counts for each of them: without the others each would have had to pay it.  The teacher's
-    stage counts for none; `teacher_cost` has it.
+    A stage that several runs share is counted for each of them, since each would need it if run alone.  Fine-tuning of the
+    teacher is not counted; see `teacher_cost`.
     """
     parts = [[_own(entry.run), *_stages(entry.run).values()] for entry in entries]
     figures = {name: _mean(_combined(part, name) for part in parts) for name in (*SUMMED, PEAK)}
@@ -41,11 +43,15 @@ def method_cost(entries: Sequence[Entry]) -> Cost:
 
 
 def teacher_cost(entries: Sequence[Entry]) -> Cost | None:
-    """What it took to fine-tune the teacher, a mean over its folders; None where no run tells of it."""
-    told = {str(about.get("folder")): mapping(about.get("cost")) for entry in entries if (about := _teacher_stage(entry.run))}
-    if not told:
+    """Cost of fine-tuning the teacher; None if no run recorded it.
+
+    Means over the teacher folders.
+    """
+    stages = (_teacher_stage(entry.run) for entry in entries)
+    by_folder = {str(stage.get("folder")): mapping(stage.get("cost")) for stage in stages if stage}
+    if not by_folder:
         return None
-    figures = {name: _mean(number(cost.get(name)) for cost in told.values()) for name in (*SUMMED, PEAK)}
+    figures = {name: _mean(number(cost.get(name)) for cost in by_folder.values()) for name in (*SUMMED, PEAK)}
     sizes = [
         number(mapping(mapping(entry.run.description.get("models")).get("teacher")).get("parameters")) for entry in entries
     ]
@@ -54,9 +60,12 @@ def teacher_cost(entries: Sequence[Entry]) -> Cost | None:
 
 
 def machines(entries: Sequence[Entry]) -> list[str]:
-    """The processors and accelerators that the runs were made on; seconds of different ones cannot be compared."""
-    told = [mapping(entry.run.description.get("machine")) for entry in entries]
-    names = [", ".join(str(part) for part in (about.get("cpu"), *(about.get("accelerators") or [])) if part) for about in told]
+    """The distinct processors and accelerators of the runs.
+
+    Seconds on different machines are not comparable.
+    """
+    found = [mapping(entry.run.description.get("machine")) for entry in entries]
+    names = [", ".join(str(part) for part in (held.get("cpu"), *(held.get("accelerators") or [])) if part) for held in found]
     return list(dict.fromkeys(name for name in names if name))
 
 
@@ -65,9 +74,9 @@ def _own(run: RunFolder) -> Mapping[str, Any]:
 
 
 def _stages(run: RunFolder) -> dict[str, Mapping[str, Any]]:
-    """Costs of the student's earlier stages by name."""
-    told = mapping(run.description.get("stages"))
-    return {str(name): mapping(mapping(about).get("cost")) for name, about in told.items() if name != TEACHER_STAGE}
+    """Stage name -> cost, for the student's earlier stages."""
+    recorded = mapping(run.description.get("stages"))
+    return {str(name): mapping(mapping(stage).get("cost")) for name, stage in recorded.items() if name != TEACHER_STAGE}
 
 
 def _teacher_stage(run: RunFolder) -> Mapping[str, Any]:
@@ -75,7 +84,7 @@ def _teacher_stage(run: RunFolder) -> Mapping[str, Any]:
 
 
 def _combined(parts: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """One figure of a run and its stages; None if one of them has not recorded it."""
+    """One figure combined over a run and its stages; None if any of them has not recorded it."""
     found = [number(part.get(name)) for part in parts]
     known = [value for value in found if value is not None]
     if len(known) < len(found):
@@ -85,12 +94,12 @@ def _combined(parts: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 def _parameters(run: RunFolder) -> float | None:
     measured = None if run.student is None else number(run.student.scores.get("parameters"))
-    told = mapping(mapping(run.description.get("models")).get("student")).get("parameters")
-    return number(told) if measured is None else measured
+    recorded = mapping(mapping(run.description.get("models")).get("student")).get("parameters")
+    return number(recorded) if measured is None else measured
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean of all; None if one is not known, since a mean over fewer runs would be another figure."""
+    """The mean; None if any value is unknown, since a mean over fewer runs would not be comparable."""
     found = list(values)
     known = [value for value in found if value is not None]
     return mean(known) if len(known) == len(found) else None

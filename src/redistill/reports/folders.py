@@ -1,6 +1,6 @@
-"""Run folders and evaluation folders, as they are read.
+"""Readers of run folders and evaluation folders.
 
-What is missing is None or empty; what is broken is an error of one line.
+Missing files and fields are None or empty; a damaged file raises an error of one line.
 """
 
 import hashlib
@@ -17,20 +17,20 @@ from redistill.errors import CheckpointError, DataError
 from redistill.records import FRACTION, PERCENT, Better
 from redistill.storage import files
 
-SCHEMAS = (1, 2)  # of run.json; other files have stayed at 1
+SCHEMAS = (1, 2)  # supported values of "schema"; only run.json uses 2
 MAX_TITLE = 60
-_ASKED = "asked"
+_QUESTION_HASH = "question_hash"
 _KEY = re.compile(r"\w+", re.ASCII)
 _RESPONSES = re.compile(r"(.+)-seed(-?\d+)\.jsonl")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric as scores.json describes it.
+    """A metric as described in scores.json.
 
     Args:
-        name: Its key in files.
-        title, unit, better: As of `redistill.records.Metric`.
+        name: Key of the metric in scores.json and responses files.
+        title, unit, better: See `redistill.records.Metric`.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Measure:
 
     @property
     def sign(self) -> int:
-        """1 where a higher value is better, -1 where a lower one is."""
+        """1 if higher is better, -1 if lower is better."""
         return -1 if self.better == "lower" else 1
 
 
@@ -48,25 +48,26 @@ BEFORE_METRICS_HAD_NAMES = (
     Measure("rouge_l", "ROUGE-L", PERCENT, "higher"),
     Measure("exact_match", "exact match", FRACTION, "higher"),
 )
-"""The metrics of a folder whose scores.json does not say which it has: commit 98f02f3 and before."""
+"""The metrics of folders whose scores.json does not describe them: those of commit 98f02f3 and earlier."""
 
 
 def measures(scores: Any) -> tuple[Measure, ...]:
-    """The metrics of a data set in scores.json, its primary one first."""
+    """The metrics of one data set's entry in scores.json, the primary one first."""
     about = mapping(mapping(scores).get("metrics"))
     return (
-        tuple(_measure(name, mapping(told)) for name, told in about.items() if _KEY.fullmatch(name)) or BEFORE_METRICS_HAD_NAMES
+        tuple(_measure(name, mapping(described)) for name, described in about.items() if _KEY.fullmatch(name))
+        or BEFORE_METRICS_HAD_NAMES
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One model's scores and answers.
+    """Scores and responses of one model.
 
     Args:
-        label: What to call the model.
-        role: "teacher", "before" (the student, untrained), "baseline" or "student".
-        scores: What scores.json holds.
+        label: Display name of the model.
+        role: "teacher", "before" (the student before training), "baseline" or "student".
+        scores: Content of scores.json.
         answers: Data set -> evaluation seed -> prompt id -> line of the responses file.
     """
 
@@ -77,53 +78,69 @@ class Evaluation:
 
     @property
     def datasets(self) -> Mapping[str, Any]:
+        """Data set -> its entry in scores.json."""
         return mapping(self.scores.get("datasets"))
 
     def measures(self, dataset: str) -> tuple[Measure, ...]:
-        """What the answers to a data set were scored by, the primary metric first."""
+        """The metrics of a data set, the primary one first."""
         return measures(self.datasets.get(dataset))
 
     def num_prompts(self, dataset: str) -> int:
-        told = number(mapping(self.datasets.get(dataset)).get("prompts"))
+        """Number of prompts recorded in scores.json, else the number of responses."""
+        recorded = number(mapping(self.datasets.get(dataset)).get("prompts"))
         answered = max((len(lines) for lines in self.answers.get(dataset, {}).values()), default=0)
-        return answered if told is None else int(told)
+        return answered if recorded is None else int(recorded)
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What the answers depend on: hash of the weights, sampling, seeds, limit, lengths."""
+        """Settings that determine the responses: weights' hash, sampling, seeds, lengths."""
         return mapping(self.scores.get("settings"))
 
     @property
     def identity(self) -> str:
-        """The same for the same model: the hash of its weights, else its scores."""
+        """Identifies the model: the hash of its weights, else its scores as JSON."""
         return str(self.settings.get("model") or json.dumps(self.scores, sort_keys=True))
 
     def seed_scores(self, dataset: str, name: str) -> dict[str, float]:
-        """Evaluation seed -> score, for each seed that has it."""
+        """Evaluation seed -> score, for the seeds that have it."""
         seeds = mapping(mapping(self.datasets.get(dataset)).get("seeds"))
         scores = {str(seed): number(mapping(found).get(name)) for seed, found in seeds.items()}
         return {seed: score for seed, score in scores.items() if score is not None}
 
     def forced_score(self, dataset: str, name: str) -> float | None:
-        """A score of reading the references, for which there are no seeds."""
+        """A teacher-forced score on the references, which has no seeds; None if missing."""
         return number(mapping(mapping(self.datasets.get(dataset)).get("teacher_forced")).get(name))
 
     def prompt_scores(self, dataset: str, name: str) -> list[dict[str, float]]:
-        """For each seed, prompt id -> score."""
+        """Prompt id -> score, one mapping per evaluation seed."""
         scores = []
         for lines in self.answers.get(dataset, {}).values():
             numbers = {prompt: number(line.get(name)) for prompt, line in lines.items()}
             scores.append({prompt: score for prompt, score in numbers.items() if score is not None})
         return scores
 
-    def asked(self, dataset: str) -> dict[str, str]:
-        """Prompt id -> hash of the prompt and its references: ids alone do not tell two test files apart."""
-        return {prompt: line[_ASKED] for lines in self.answers.get(dataset, {}).values() for prompt, line in lines.items()}
+    def question_hashes(self, dataset: str) -> dict[str, str]:
+        """Prompt id -> hash of the prompt and its references.
+
+        Two test files may use the same ids.
+        """
+        return {
+            prompt: line[_QUESTION_HASH] for lines in self.answers.get(dataset, {}).values() for prompt, line in lines.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A run: its description, its logs, and the evaluations that lie in it."""
+    """Content of a run folder: run.json, logs and evaluations.
+
+    Args:
+        path: The folder.
+        description: Content of run.json.
+        metrics: Lines of metrics.jsonl.
+        revisions: Lines of revisions.jsonl.
+        student, teacher, before: Evaluations of the student, of the teacher and of the student before training; None if
+            missing.
+    """
 
     path: Path
     description: Mapping[str, Any]
@@ -135,21 +152,23 @@ class RunFolder:
 
     @property
     def name(self) -> str:
+        """Name of the run, else that of its folder."""
         return str(self.description.get("name") or self.path.resolve().name)
 
 
 def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
-    """The run in `folder`.
+    """Read the run in `folder`.
 
     Args:
-        scores_only: Leave out logs and the texts of answers, where many runs are read at once.
+        folder: A run folder.
+        scores_only: Skip logs and the texts of responses, to save memory when many runs are read.
 
     Raises:
-        CheckpointError: the folder or its run.json is missing, or a file in it is damaged or of a newer schema.
+        CheckpointError: the folder or its run.json is missing, or a file in it is damaged or has a newer schema.
     """
     if not (folder / "run.json").is_file():
-        fault = "has no run.json" if folder.is_dir() else "no such folder"
-        raise CheckpointError(f"{folder}: {fault}; give the folder of a run that redistill has trained")
+        fault = "run.json is missing" if folder.is_dir() else "no such folder"
+        raise CheckpointError(f"{folder}: {fault}; must be a run folder of redistill; check the path")
     try:
         description = read_object(folder / "run.json")
         name = str(description.get("name") or folder.resolve().name)
@@ -163,33 +182,33 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
             before=_read_evaluation(folder / "before", "before training", "before", scores_only),
         )
     except (DataError, OSError) as error:
-        raise CheckpointError(f"{error}; restore the file, or repeat the stage that wrote it") from error
+        raise CheckpointError(f"{error}; restore the file, or rerun the stage that wrote it") from error
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """The JSON object in a file of redistill's, of the schema that this version reads.
+    """Read a JSON object from a file of a run folder and check its schema.
 
     Raises:
-        DataError: the file is missing, holds no object, or is of another schema.
+        DataError: the file is missing, is not a JSON object, or has an unsupported schema.
     """
     value = files.read_json(path)
     if not isinstance(value, Mapping):
-        raise DataError(f"{path}: holds {type(value).__name__}, not an object")
+        raise DataError(f"{path}: contains {type(value).__name__}; must be a JSON object")
     if value.get("schema", SCHEMAS[0]) not in SCHEMAS:
         held, read = shown(value["schema"]), " or ".join(map(str, SCHEMAS))
-        raise DataError(f"{path}: schema = {held}: this version of redistill reads {read}; install a later one")
+        raise DataError(f"{path}: schema = {held}: this version of redistill reads {read}; install a newer version")
     return value
 
 
 def number(value: Any) -> float | None:
-    """`value` as a finite number; None of anything else."""
+    """`value` as a finite float; None if it is not a finite number."""
     if isinstance(value, bool):
         return float(value)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """`value` if it is a mapping, else an empty one."""
+    """`value` if it is a mapping, else an empty mapping."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -210,15 +229,15 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
 
 
 def _answer(line: Mapping[str, Any], names: Sequence[str] | None) -> Mapping[str, Any]:
-    """A line with a hash of its question; only these keys of it, where not all are wanted."""
+    """A line with the hash of its question; reduced to the keys `names` if they are given."""
     question = json.dumps([line.get("prompt"), line.get("references")])
-    asked = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
-    return {**(line if names is None else {name: line.get(name) for name in names}), _ASKED: asked}
+    digest = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
+    return {**(line if names is None else {name: line.get(name) for name in names}), _QUESTION_HASH: digest}
 
 
-def _measure(name: str, told: Mapping[str, Any]) -> Measure:
-    title, unit = (str(told.get(key) or "")[:MAX_TITLE] for key in ("title", "unit"))
-    return Measure(name, title or name, unit, "lower" if told.get("better") == "lower" else "higher")
+def _measure(name: str, described: Mapping[str, Any]) -> Measure:
+    title, unit = (str(described.get(key) or "")[:MAX_TITLE] for key in ("title", "unit"))
+    return Measure(name, title or name, unit, "lower" if described.get("better") == "lower" else "higher")
 
 
 def _objects(path: Path) -> list[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""Which runs stand in a comparison, under which label and training seed, and which one the others are held against."""
+"""Selects the runs of a comparison, with their labels and training seeds, and the baseline."""
 
 import itertools
 import json
@@ -12,16 +12,18 @@ from redistill.reports.folders import RunFolder, mapping, read_object, read_run
 from redistill.storage import files
 
 SWEEP_FILE = "sweep.json"
-_NOT_THE_METHOD = {"seed", "out", "name"}  # settings that may differ between the training seeds of one label
+_NOT_THE_METHOD = {"seed", "out", "name"}  # settings that may differ between runs of one label
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One finished run in a comparison.
+    """One finished run of a comparison.
 
     Args:
-        label: The row that it belongs to; runs of one label differ in their training seed.
-        sweep: Name of the sweep that it came with; "" where its folder was given.
+        label: Row of the tables; runs with the same label differ in their training seed.
+        seed: Training seed.
+        run: Content of the run folder.
+        sweep: Name of the sweep that contains the run; "" if the run folder was given directly.
     """
 
     label: str
@@ -35,9 +37,10 @@ class Lineup:
     """The runs of a comparison in the order of its rows.
 
     Args:
-        name: What the comparison is called.
-        baseline: Label that differences are to.
-        left_out: Runs of a sweep that are not finished.
+        name: Title of the comparison.
+        entries: The finished runs.
+        baseline: Label that differences refer to.
+        left_out: Unfinished runs of the sweeps, one description each.
     """
 
     name: str
@@ -47,40 +50,44 @@ class Lineup:
 
     @property
     def labels(self) -> list[str]:
+        """Distinct labels, in the order of the rows."""
         return list(dict.fromkeys(entry.label for entry in self.entries))
 
     def of(self, label: str) -> list[Entry]:
+        """Entries of one label."""
         return [entry for entry in self.entries if entry.label == label]
 
 
 def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Sequence[str] = ()) -> Lineup:
-    """The runs in `folders`, each of which is a run folder or the folder of a sweep.
+    """Read the runs in `folders`, each of which is a run folder or a sweep folder.
 
-    A run's label is what its sweep calls it, else its method; where runs of one method differ in more than their training
-    seed, it is what their names have in common.
+    The label of a run is its label in the sweep, else its method. If runs of one method differ in more settings than the
+    training seed, the label is the common prefix of their names.
 
     Args:
-        baseline: A label, or the folder of a run; None takes the sweep's, else the first label.
-        labels: Only these rows, in this order; none takes all.
+        folders: Run folders or sweep folders.
+        baseline: A label or a run folder; None selects the sweep's baseline, else the first label.
+        labels: Labels to include, in this order; empty includes all.
 
     Raises:
-        CheckpointError: a folder is neither, is damaged, or has nothing finished; or two runs have one label and seed.
-        ConfigError: `baseline` is neither a label nor a run.
+        CheckpointError: a folder is neither a run nor a sweep, is damaged, or has no finished run; or two runs have the
+            same label and training seed.
+        ConfigError: an entry of `labels` is unknown, or `baseline` is neither a label nor a run folder.
     """
     sweeps = [_read_sweep(folder) for folder in folders if (folder / SWEEP_FILE).is_file()]
     plain = [_read_plain(folder) for folder in folders if not (folder / SWEEP_FILE).is_file()]
     swept = [entry for sweep in sweeps for entry in sweep.entries]
-    entries = _told_apart([*swept, *_label_plain(plain)])
+    entries = _with_unique_labels([*swept, *_label_plain(plain)])
     if baseline is not None and baseline not in {entry.label for entry in entries} and Path(baseline).is_dir():
-        stranger = _read_plain(Path(baseline))
-        entries = _told_apart([*swept, *_label_plain([*plain, stranger])])
-        baseline = next(entry.label for entry in entries if entry.run.path.resolve() == stranger.path.resolve())
+        added = _read_plain(Path(baseline))
+        entries = _with_unique_labels([*swept, *_label_plain([*plain, added])])
+        baseline = next(entry.label for entry in entries if entry.run.path.resolve() == added.path.resolve())
     if not entries:
-        raise CheckpointError(f"{', '.join(map(str, folders))}: no finished run to compare; let one finish first")
+        raise CheckpointError(f"{', '.join(map(str, folders))}: no finished run to compare; finish at least one run first")
     held = list(dict.fromkeys(entry.label for entry in entries))
     for label in labels:
         if label not in held:
-            raise ConfigError(f"--rows {label}: no finished run is called so; the rows are {', '.join(held)}")
+            raise ConfigError(f"--rows {label}: no finished run has this label; must be among {', '.join(held)}")
     labels = labels or held
     entries = [entry for label in labels for entry in entries if entry.label == label]
     if baseline is not None and baseline not in labels:
@@ -96,7 +103,7 @@ def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Se
 
 @dataclass(frozen=True, kw_only=True)
 class _Sweep:
-    """What sweep.json tells, with the finished runs read."""
+    """Content of sweep.json, with its finished runs."""
 
     name: str
     baseline: str
@@ -110,22 +117,22 @@ def _read_sweep(folder: Path) -> _Sweep:
         held = read_object(path)
         name = str(held.get("name") or folder.resolve().name)
         entries, unfinished = [], []
-        runs: dict[Path, RunFolder | None] = {}  # rows whose settings are the same share one
-        for told in held.get("runs") or []:
-            about = mapping(told)
-            label, seed, place = about.get("label"), about.get("seed"), about.get("folder")
-            if not isinstance(label, str) or not isinstance(seed, int) or not isinstance(place, str):
-                raise DataError(f"{path}: a run is {decoding.shown(told)}; it needs a label, a seed and a folder")
-            path_of_run = files.inside(folder, place)
+        runs: dict[Path, RunFolder | None] = {}  # rows with equal settings share one run folder
+        for item in held.get("runs") or []:
+            fields = mapping(item)
+            label, seed, relative = fields.get("label"), fields.get("seed"), fields.get("folder")
+            if not isinstance(label, str) or not isinstance(seed, int) or not isinstance(relative, str):
+                raise DataError(f"{path}: an entry of runs is {decoding.shown(item)}; must have label, seed and folder")
+            path_of_run = files.inside(folder, relative)
             if path_of_run not in runs:
                 runs[path_of_run] = _finished(path_of_run)
             run = runs[path_of_run]
             if run is None:
-                unfinished.append(f"{label}, seed {seed} ({place})")
+                unfinished.append(f"{label}, seed {seed} ({relative})")
             else:
                 entries.append(Entry(label=label, seed=seed, run=run, sweep=name))
     except (DataError, OutputError, OSError) as error:
-        raise CheckpointError(f"{error}; repair the file, or give the run folders themselves") from error
+        raise CheckpointError(f"{error}; fix the file, or pass the run folders instead of the sweep folder") from error
     return _Sweep(name=name, baseline=str(held.get("baseline") or ""), entries=entries, unfinished=unfinished)
 
 
@@ -139,12 +146,12 @@ def _finished(folder: Path) -> RunFolder | None:
 def _read_plain(folder: Path) -> RunFolder:
     run = read_run(folder, scores_only=True)
     if run.student is None:
-        raise CheckpointError(f"{run.path}: has no scores.json, so it is not finished; run its recipe again to the end")
+        raise CheckpointError(f"{run.path}: scores.json is missing, so the run is not finished; rerun its command to resume it")
     return run
 
 
 def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
-    """Entries for runs that no sweep has named."""
+    """Entries of runs that were given directly, without a sweep."""
     kinds: dict[str, dict[str, list[RunFolder]]] = {}
     for run in runs:
         settings = {
@@ -161,7 +168,10 @@ def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """What the names begin with, such as mgsr-long of mgsr-long-10 and mgsr-long-20."""
+    """Common prefix of the names without trailing separators; the first name if there is none.
+
+    Example: mgsr-long for mgsr-long-10 and mgsr-long-20.
+    """
     same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     return "".join(letters[0] for letters in same).rstrip("-_. ") or names[0]
 
@@ -171,11 +181,11 @@ def _training_seed(run: RunFolder) -> int:
     return seed if isinstance(seed, int) else 0
 
 
-def _told_apart(found: Sequence[Entry]) -> list[Entry]:
-    """Labels that two sweeps share are followed by the sweep's name; a run that came with its sweep does not come twice.
+def _with_unique_labels(found: Sequence[Entry]) -> list[Entry]:
+    """Remove duplicate runs and append the sweep's name to labels that several sweeps use.
 
     Raises:
-        CheckpointError: two runs have one label and training seed all the same.
+        CheckpointError: two runs still have the same label and training seed.
     """
     swept = {entry.run.path.resolve() for entry in found if entry.sweep}
     alone = {entry.run.path.resolve(): entry for entry in found if not entry.sweep}
@@ -192,7 +202,7 @@ def _told_apart(found: Sequence[Entry]) -> list[Entry]:
         other = held.setdefault((entry.label, entry.seed), entry)
         if other is not entry:
             raise CheckpointError(
-                f"{entry.run.path}: has the label '{entry.label}' and the training seed {entry.seed}, as {other.run.path} has; "
-                "give one of the two, or give their runs different names"
+                f"{entry.run.path}: label '{entry.label}' and training seed {entry.seed} are also those of {other.run.path}; "
+                "must be unique; pass only one of the two, or give the runs different names"
             )
     return named

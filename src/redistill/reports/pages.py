@@ -1,7 +1,7 @@
-"""What the pages share: one look, escaping that no template can forget, and how numbers are written.
+"""Rendering shared by all HTML pages: escaping, style and number formats.
 
-Model text is what a stranger may have written: everything is escaped, control characters are dropped, and a page's own policy
-forbids it to load or run anything.
+Model text is untrusted: all values are escaped, control characters are removed, and the Content-Security-Policy of each page
+forbids loading resources and running scripts.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ NOTHING = "–"
 
 
 def render(template: str, page: dict[str, Any]) -> str:
-    """A page of `templates/` with `page` put in."""
+    """Render a template of `templates/` with the variables in `page`."""
 
     def finalize(value: Any) -> Any:
         if value is None:
@@ -47,7 +47,12 @@ def render(template: str, page: dict[str, Any]) -> str:
 
 
 def score(value: Any, unit: str, digits: int = 2) -> str | None:
-    """A metric's value in its unit; None of what is no number.
+    """A metric's value formatted in its unit; None if `value` is not a number.
+
+    Args:
+        value: The value; a fraction in [0, 1] where `unit` is "fraction".
+        unit: Unit of the metric.
+        digits: Digits after the decimal point, for units other than "fraction".
 
     Example:
         >>> score(12.345, "%"), score(0.125, "fraction"), score(3, "words")
@@ -57,13 +62,13 @@ def score(value: Any, unit: str, digits: int = 2) -> str | None:
 
 
 def difference(value: Any, unit: str) -> str:
-    """A difference of two values of a metric with its sign, a true minus: of fractions in percent."""
+    """A signed difference of a metric; in percentage points for fractions."""
     known = number(value)
     return signed(100 * known if known is not None and unit == FRACTION else known)
 
 
 def heading(measure: Measure) -> str:
-    """What a column of a metric is called, with its unit where the figures do not show it.
+    """Column heading of a metric, with its unit unless values include it.
 
     Example:
         >>> heading(Measure("w", "length", "words", "lower")), heading(Measure("f", "F1", "%", "higher"))
@@ -73,31 +78,31 @@ def heading(measure: Measure) -> str:
 
 
 def fixed(value: Any, digits: int = 2) -> str | None:
-    """A number with so many digits behind the point; None of what is no number."""
+    """A number with `digits` digits after the decimal point; None for other values."""
     known = number(value)
     return None if known is None else f"{known:.{digits}f}"
 
 
 def signed(value: Any, digits: int = 2) -> str:
-    """A number with its sign, a true minus."""
+    """A number with its sign, U+2212 for minus; a dash for other values."""
     known = number(value)
     return NOTHING if known is None else f"{known:+.{digits}f}".replace("-", "−")
 
 
 def percent(value: Any) -> str | None:
-    """A share as percent; None of what is no number."""
+    """A fraction as percent; None if `value` is not a number."""
     known = number(value)
     return None if known is None else f"{100 * known:.1f} %"
 
 
 def short(value: Any) -> str:
-    """A text cut at MAX_TEXT characters, saying how many are left out."""
-    text = plain(str(value))  # before the cut, which may go through a secret
+    """A text truncated to MAX_TEXT characters, with the number of omitted ones."""
+    text = plain(str(value))  # redact first: truncation could split a secret
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
 
 
 def large(value: Any, billion: str = "B") -> str:
-    """Three digits of a number, with a suffix for its size."""
+    """A number with three significant digits and the suffix k, M, `billion` or T."""
     known = number(value)
     if known is None:
         return NOTHING

@@ -1,6 +1,6 @@
-"""The curves of a run as SVG that takes its ink from the page, so that it reads in light and in dark.
+"""Curves of a run as SVG that inherits its text colour from the page, for light and dark mode.
 
-The same numbers give the same bytes: no date, no random ids.  matplotlib is imported when the first curve is drawn.
+Output is deterministic: it contains no date and no random ids.  matplotlib is imported when the first curve is plotted.
 """
 
 import io
@@ -16,7 +16,7 @@ from redistill.reports.folders import BEFORE_METRICS_HAD_NAMES, Measure, mapping
 from redistill.reports.pages import heading
 from redistill.storage.redaction import plain
 
-INK = "#010203"  # drawn in this colour, then replaced by the page's own
+INK = "#010203"  # placeholder, replaced by currentColor in the SVG
 COLOURS = ("#3b82c4", "#d97a2b", "#3f9b6a", "#b0569b", "#8a8f98")
 MAX_POINTS = 200
 MAX_LABEL = 40
@@ -28,8 +28,8 @@ TRAINING = {
     "divergence": "Divergence from the teacher, nats per token",
     "span": "Span loss",
     "policy_gradient": "Policy gradient loss",
-    "ratio": "Probability of roll-outs over that when written",
-    "clipped": "Roll-out tokens beyond the clip, share",
+    "ratio": "Importance ratio of roll-out tokens, student over sampling policy",
+    "clipped": "Roll-out tokens that were clipped, fraction",
     "pretraining": "Cross entropy of plain text, nats per token",
     "pretraining_kl": "KL on plain text, nats per token",
     "grad_norm": "Gradient norm before clipping",
@@ -40,9 +40,9 @@ TRAINING = {
 VALIDATION = {
     "cross_entropy": "Cross entropy, nats per token",
     "kl": "KL(teacher, student), nats per token",
-    "agreement": "Same top token as the teacher, share",
+    "agreement": "Same top token as the teacher, fraction",
     "length_tokens": "Length of responses, tokens",
-    "eos_rate": "Responses that end by themselves, share",
+    "eos_rate": "Responses that end with an end token, fraction",
 }
 _NOT_METRICS = ("kind", "step", "distinct_1", "distinct_2")
 CLIPPING = {"kept_mass": "kept mass", "upper": "u", "lower": "l", "target_only": "target only"}
@@ -52,7 +52,13 @@ Series = tuple[str, np.ndarray, np.ndarray]  # name, steps, values
 
 @dataclass(frozen=True)
 class Panel:
-    """One small chart: where it belongs, what it shows, and its SVG."""
+    """One chart.
+
+    Args:
+        group: "training", "validation" or "clipping".
+        title: Plotted quantity with its unit.
+        svg: The <svg> element.
+    """
 
     group: str
     title: str
@@ -60,34 +66,34 @@ class Panel:
 
 
 def panels(metrics: Sequence[Mapping[str, Any]], validated: Sequence[Measure] = ()) -> list[Panel]:
-    """A chart for every quantity that the log of a run holds; groups are training, validation and clipping.
+    """Charts of all quantities in the log of a run.
 
     Args:
-        metrics: The lines of metrics.jsonl.
-        validated: What validation may have scored answers by; empty where that is not known.
+        metrics: Lines of metrics.jsonl.
+        validated: Metrics that validation may have logged; if empty, they are inferred from the log.
     """
     train = [line for line in metrics if line.get("kind") == "train"]
     validation = [line for line in metrics if line.get("kind") == "validation"]
     scores = {measure.name: _title(measure) for measure in validated or _undescribed(validation)}
     charts = [*_single("training", train, TRAINING), *_single("validation", validation, scores | VALIDATION)]
-    shares = [series for name, label in CLIPPING.items() if (series := _series(train, name, label)) is not None]
-    if shares:
-        charts.append(Panel("clipping", "Shares kept by DAC-KL", _draw(shares, limits=(0, 1.02))))
+    kept = [series for name, label in CLIPPING.items() if (series := _series(train, name, label)) is not None]
+    if kept:
+        charts.append(Panel("clipping", "Clipping by DAC-KL, probabilities and fractions", _plot(kept, limits=(0, 1.02))))
     classes = _series(train, "kept_classes", "kept classes")
     if classes is not None:
         charts.append(
             Panel(
-                "clipping", "Classes kept per token", _draw([classes], log=bool(classes[2].max() > 20 * classes[2].min() > 0))
+                "clipping", "Classes kept per token", _plot([classes], log=bool(classes[2].max() > 20 * classes[2].min() > 0))
             )
         )
     origins = _origins(train)
     if origins:
-        charts.append(Panel("training", "Where the sequences came from, share", _draw(origins, limits=(0, 1), stacked=True)))
+        charts.append(Panel("training", "Origin of sequences, fraction", _plot(origins, limits=(0, 1), stacked=True)))
     return charts
 
 
 def _undescribed(lines: Sequence[Mapping[str, Any]]) -> Iterator[Measure]:
-    """The metrics in the log of a run that no test set describes."""
+    """Metrics in the validation log that no test set describes."""
     known = {measure.name: measure for measure in BEFORE_METRICS_HAD_NAMES}
     for name in dict.fromkeys(name for line in lines for name in line):
         if name not in VALIDATION and name not in _NOT_METRICS:
@@ -95,7 +101,7 @@ def _undescribed(lines: Sequence[Mapping[str, Any]]) -> Iterator[Measure]:
 
 
 def _title(measure: Measure) -> str:
-    title = f"{measure.title}, share" if measure.unit == FRACTION else heading(measure)
+    title = f"{measure.title}, fraction" if measure.unit == FRACTION else heading(measure)
     return title[:1].upper() + title[1:]
 
 
@@ -103,7 +109,7 @@ def _single(group: str, lines: Sequence[Mapping[str, Any]], titles: Mapping[str,
     for name, title in titles.items():
         series = _series(lines, name, title)
         if series is not None:
-            yield Panel(group, title, _draw([series]))
+            yield Panel(group, title, _plot([series]))
 
 
 def _series(lines: Sequence[Mapping[str, Any]], name: str, label: str) -> Series | None:
@@ -119,24 +125,24 @@ def _origins(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
     if not counts.size:
         return []
     steps = np.array([number(line["step"]) for line in counted], dtype=np.float64)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return [(plain(name)[:MAX_LABEL], steps, shares[:, column]) for column, name in enumerate(names)]
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return [(plain(name)[:MAX_LABEL], steps, fractions[:, column]) for column, name in enumerate(names)]
 
 
 def _binned(values: np.ndarray) -> list[np.ndarray]:
     return np.array_split(values, min(len(values), MAX_POINTS))
 
 
-def _draw(
+def _plot(
     series: Sequence[Series], *, limits: tuple[float, float] | None = None, log: bool = False, stacked: bool = False
 ) -> str:
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    # Text stays text, and clip paths get the same ids whenever the same numbers are drawn.
-    look: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "redistill", "font.size": 9, "axes.linewidth": 0.6}
-    look |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.style.context(["default", look]):
+    # Keep text as text, and derive the ids of clip paths from the content.
+    style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "redistill", "font.size": 9, "axes.linewidth": 0.6}
+    style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    with matplotlib.style.context(["default", style]):
         figure = Figure(figsize=SIZE_INCHES, layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
@@ -157,13 +163,13 @@ def _draw(
             for text in legend.get_texts():
                 text.set_parse_math(False)
         out = io.StringIO()
-        unmarked = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=unmarked)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
     return _inline(out.getvalue())
 
 
 def _lines(axes: Any, series: Sequence[Series]) -> None:
-    """Long curves are drawn as the mean of each stretch of updates, with its range behind it."""
+    """Plot curves; long ones are binned, with the mean as a line and the range as a band."""
     for (label, steps, values), colour in zip(series, COLOURS, strict=False):
         step = [float(part.mean()) for part in _binned(steps)]
         parts = _binned(values)
@@ -177,12 +183,12 @@ def _lines(axes: Any, series: Sequence[Series]) -> None:
 
 def _stack(axes: Any, series: Sequence[Series]) -> None:
     steps = [float(part.mean()) for part in _binned(series[0][1])]
-    shares = [[part.mean() for part in _binned(values)] for _, _, values in series]
-    axes.stackplot(steps, shares, labels=[name for name, _, _ in series], colors=COLOURS, alpha=0.75)
+    fractions = [[part.mean() for part in _binned(values)] for _, _, values in series]
+    axes.stackplot(steps, fractions, labels=[name for name, _, _ in series], colors=COLOURS, alpha=0.75)
 
 
 def _inline(document: str) -> str:
-    """The <svg> element alone, as wide as the page lets it be."""
+    """The <svg> element without width and height, so that it scales with the page."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)

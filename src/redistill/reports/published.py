@@ -1,6 +1,6 @@
-"""The paper's own tables, to be shown beside measured ones and never ranked with them.
+"""Published tables of the paper, shown next to measured ones and never ranked with them.
 
-The figures stand in published/*.yaml, one file a table, copied by hand from a scan; what is doubtful in it is noted there.
+The values are in published/*.yaml, one file per table, copied by hand from a scan; the notes list doubtful values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,12 @@ class Published:
     """One table of the paper.
 
     Args:
-        metric: The metric's key in files.
-        score: What the figures are, in words.
-        columns: Data sets, called as `redistill methods` calls them, and perhaps their average.
-        rows: Label -> a figure for each column.
-        notes: What is doubtful about the figures.
+        title: Number and subject of the table.
+        metric: Key of the metric in files.
+        score: Description of the values.
+        columns: Names of data sets, as listed by `redistill methods`, and optionally their average.
+        rows: Label -> one value per column.
+        notes: Doubtful values and assumptions.
     """
 
     title: str
@@ -35,7 +36,7 @@ class Published:
 
 
 def published_names() -> list[str]:
-    """The names that `read_published` knows.
+    """Names of the published tables, sorted; the arguments of `read_published`.
 
     Example:
         >>> published_names()[:2]
@@ -46,12 +47,12 @@ def published_names() -> list[str]:
 
 
 def read_published(name: str) -> Published:
-    """A table of the paper by its name.
+    """Read a published table by name.
 
     Raises:
-        ConfigError: no such table.
+        ConfigError: there is no table of this name.
     """
     if name not in published_names():
-        raise ConfigError(f"--published {name}: no such table; choose from {', '.join(published_names())}")
+        raise ConfigError(f"--published {name}: unknown table; must be one of {', '.join(published_names())}")
     text = (package_files("redistill.reports") / "published" / f"{name}.yaml").read_text(encoding="utf-8")
     return Published(**yaml.safe_load(text))

@@ -1,4 +1,4 @@
-"""A comparison as flat records, in full precision, for whoever wants to compute with it."""
+"""A comparison as flat records in full precision, for further processing."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,10 @@ COSTS = (*SUMMED, PEAK, "parameters")
 
 
 def comparison_fields(over: Sequence[Column], published: Iterable[Published] = ()) -> list[str]:
-    """The names that records have, in order: primary metrics with their spread first, other metrics after the differences."""
+    """Field names of the records, in order.
+
+    Primary metrics with their standard deviations come first, then differences, other metrics and costs.
+    """
     primary = dict.fromkeys([*(column.primary.name for column in over), *(table.metric for table in published)])
     others = dict.fromkeys(measure.name for column in over for measure in column.measures if measure.name not in primary)
     return [
@@ -23,7 +26,10 @@ def comparison_fields(over: Sequence[Column], published: Iterable[Published] = (
 
 
 def comparison_records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[str, Any]]:
-    """A record for each model and column; costs, which are of the whole run, stand with each of a method's records."""
+    """One record per model and column.
+
+    Costs belong to whole runs and are repeated in each record of a method.
+    """
     for row in rows:
         cost = costs.get(row.model) if row.is_method else None
         yield {
@@ -44,7 +50,7 @@ def comparison_records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterat
 
 
 def published_records(name: str, table: Published) -> Iterator[dict[str, Any]]:
-    """The figures of a table of the paper, with its name as their role."""
+    """One record per value of a published table; the role contains the table's name."""
     for label, figures in table.rows.items():
         for column, figure in zip(table.columns, figures, strict=True):
             yield {"model": label, "role": f"published {name}", "column": column, table.metric: figure}

@@ -1,4 +1,4 @@
-"""One HTML page that tells what a run did: self-contained, without JavaScript, the same bytes from the same files."""
+"""The HTML report of a run: self-contained, without JavaScript, deterministic."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -21,18 +21,18 @@ NUM_REVISIONS = 8
 
 
 def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | None = None) -> Path:
-    """Write the report of a run; pieces that are missing are named in it.
+    """Write the report of a run; the page lists missing files.
 
     Args:
         run_folder: Folder of the run.
-        baselines: Folders of runs to compare with; differences are to the first.
-        out: Where to write; None is `report.html` in the run folder.
+        baselines: Run folders to compare with; differences are to the first.
+        out: File to write; None selects `report.html` in the run folder.
 
     Returns:
         The path of the page.
 
     Raises:
-        CheckpointError: a folder is no run folder, or a file in it is damaged.
+        CheckpointError: a folder is not a run folder, or a file in it is damaged.
         OutputError: the page cannot be written.
     """
     run, others = read_run(Path(run_folder)), [read_run(Path(folder)) for folder in baselines]
@@ -42,16 +42,21 @@ def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | N
 
 
 def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict[str, Any]]:
-    """The headline table as data: a row for each data set and model, safe to print on a terminal.
+    """The main results of a run as data: one row per data set and model.
+
+    Control characters are removed, so that texts are safe to print on a terminal.
+
+    Args:
+        run_folder: Folder of the run.
+        baselines: Run folders to compare with; differences are to the first.
 
     Returns:
-        Rows with dataset, model, role, metric (the name of the data set's primary metric), title (its heading), unit,
-        num_seeds, num_prompts, difference, lower, upper, versus, note, length_tokens, eos_rate, distinct_2, cross_entropy, kl,
-        agreement, and under its name each metric, of the primary one also the deviation, as NAME_sd; None is what was not
-        measured.
+        Rows with dataset, model, role, metric (name of the data set's primary metric), title (its heading), unit, num_seeds,
+        num_prompts, difference, lower, upper, versus, note, length_tokens, eos_rate, distinct_2, cross_entropy, kl, agreement,
+        and each metric under its name; for the primary metric also NAME_sd, its standard deviation. None means not measured.
 
     Raises:
-        CheckpointError: a folder is no run folder, or a file in it is damaged.
+        CheckpointError: a folder is not a run folder, or a file in it is damaged.
     """
     run, others = read_run(Path(run_folder)), [read_run(Path(folder)) for folder in baselines]
     return [_flat(row) for row in report_rows(evaluations(run, others))]
@@ -88,7 +93,7 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, Any]:
         "primaries": list(dict.fromkeys(heading(row.measures[0]) for row in rows)),
         "answers": list(_answers(models)),
         "charts": charts,
-        "revisions": [_revision(run.revisions[place]) for place in evenly(len(run.revisions), NUM_REVISIONS)],
+        "revisions": [_revision(run.revisions[index]) for index in evenly(len(run.revisions), NUM_REVISIONS)],
         "num_revisions": len(run.revisions),
         "sizes": list(_sizes(run)),
         "data": _data(mapping(description.get("data"))),
@@ -101,7 +106,7 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, Any]:
 
 
 def _config(tree: Any) -> str:
-    """The settings as YAML; secrets are masked first, since YAML breaks long texts where it likes."""
+    """The settings as YAML; secrets are masked first, since YAML may break them across lines."""
     return yaml.safe_dump(redacted_tree(tree) or {}, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -119,23 +124,23 @@ def _dataset(name: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _tiles(run: RunFolder, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
-    """(figure, what it is, what to compare it with) of the page's head."""
+    """(value, description, comparison) of each tile in the page header."""
     student = [row for row in rows if row.role == "student"]
     primaries = list(dict.fromkeys(row.measures[0] for row in student))
     for primary in primaries:
         of_metric = [row for row in rows if row.measures[0] == primary]
         yield from _quality(primary, of_metric, named=len(primaries) > 1)
     size = dict(_sizes(run))
-    for key, word in (("parameters", "smaller than the teacher"), ("tokens_per_s", "faster than the teacher")):
+    for key, text in (("parameters", "smaller than the teacher"), ("tokens_per_s", "faster than the teacher")):
         ratio = _ratio(size.get("teacher", {}).get(key), size.get("student", {}).get(key), inverse=key == "tokens_per_s")
         if ratio is not None:
             unit = "parameters" if key == "parameters" else "tokens per second"
-            values = " against ".join(large(size[role][key]) for role in ("student", "teacher"))
-            yield f"{ratio:.1f}×", word, f"{values} {unit}"
+            values = " versus ".join(large(size[role][key]) for role in ("student", "teacher"))
+            yield f"{ratio:.1f}×", text, f"{values} {unit}"
 
 
 def _quality(primary: Measure, rows: Sequence[Row], *, named: bool) -> Iterator[tuple[str, str, str]]:
-    """The tiles of a primary metric: the student's mean over the data sets that have it, and its mean difference."""
+    """Tiles of a primary metric: the student's mean over the data sets with this metric, and its mean difference."""
     student = [row for row in rows if row.role == "student"]
     ours = mean(row.primary.mean for row in student if row.primary.mean is not None)
     if ours is not None:
@@ -144,19 +149,23 @@ def _quality(primary: Measure, rows: Sequence[Row], *, named: bool) -> Iterator[
         yield (
             score(ours, primary.unit) or "",
             f"{title}, mean of {len(student)} data sets" if len(student) > 1 else title,
-            ("" if theirs is None else f"the teacher's is {score(theirs, primary.unit)}"),
+            ("" if theirs is None else f"teacher: {score(theirs, primary.unit)}"),
         )
     compared = [row for row in student if row.interval is not None]
     if compared:
         gain = mean(row.interval.difference for row in compared if row.interval)
         ahead = sum(row.tone > 0 for row in compared)
         side = "above" if primary.sign > 0 else "below"
-        against = f"{primary.title} against {compared[0].versus}" if named else f"against {compared[0].versus}"
-        yield difference(gain, primary.unit), against, f"95 % interval {side} 0 on {ahead} of {len(compared)}"
+        text = f"difference to {compared[0].versus}"
+        yield (
+            difference(gain, primary.unit),
+            f"{primary.title}, {text}" if named else text,
+            f"95 % interval {side} 0 on {ahead} of {len(compared)}",
+        )
 
 
 def _validated(run: RunFolder) -> tuple[Measure, ...]:
-    """The metrics whose curves may be in the log of a run: those that its test sets have."""
+    """Metrics that validation may have logged: those of the run's test sets."""
     models = [found for found in (run.student, run.before) if found is not None]
     return measures_of(dataset_names(models), models)
 
@@ -168,11 +177,11 @@ def _ratio(teacher: Any, student: Any, *, inverse: bool) -> float | None:
 
 def _sizes(run: RunFolder) -> Iterator[tuple[str, dict[str, Any]]]:
     for role, evaluation in (("teacher", run.teacher), ("student", run.student)):
-        told = mapping(mapping(run.description.get("models")).get(role))
+        recorded = mapping(mapping(run.description.get("models")).get(role))
         measured: Mapping[str, Any] = {} if evaluation is None else evaluation.scores
-        if told or measured:
-            figures = {key: _first(measured.get(key), told.get(key)) for key in ("parameters", "bytes", "tokens_per_s")}
-            yield role, {"name": str(told.get("name") or measured.get("model") or role), **figures}
+        if recorded or measured:
+            figures = {key: _first(measured.get(key), recorded.get(key)) for key in ("parameters", "bytes", "tokens_per_s")}
+            yield role, {"name": str(recorded.get("name") or measured.get("model") or role), **figures}
 
 
 def _first(*values: Any) -> float | None:
@@ -180,16 +189,16 @@ def _first(*values: Any) -> float | None:
 
 
 def _answers(models: Sequence[Evaluation]) -> Iterator[dict[str, Any]]:
-    """Prompts from the worst to the best answered ones of each data set, with every model's answer of its first seed."""
+    """Prompts of each data set from the lowest to the highest score, with all models' first-seed responses."""
     datasets = [name for name in dataset_names(models) if any(model.answers.get(name) for model in models)]
-    for place, dataset in enumerate(datasets):
-        count = NUM_ANSWERS // len(datasets) + (place < NUM_ANSWERS % len(datasets))
+    for index, dataset in enumerate(datasets):
+        count = NUM_ANSWERS // len(datasets) + (index < NUM_ANSWERS % len(datasets))
         first = [(model, _first_seed(model, dataset)) for model in models]
-        leader, lead = next((model, lines) for model, lines in reversed(first) if lines)
-        primary = leader.measures(dataset)[0]
-        goodness = {key: primary.sign * (number(line.get(primary.name)) or 0.0) for key, line in lead.items()}
+        ranked, lines_of_ranked = next((model, lines) for model, lines in reversed(first) if lines)
+        primary = ranked.measures(dataset)[0]
+        goodness = {key: primary.sign * (number(line.get(primary.name)) or 0.0) for key, line in lines_of_ranked.items()}
         for prompt in spread(goodness, count):
-            line = lead[prompt]
+            line = lines_of_ranked[prompt]
             yield {
                 "dataset": dataset,
                 "id": prompt,
@@ -214,7 +223,7 @@ def _revision(line: Mapping[str, Any]) -> dict[str, Any]:
         key: line.get(key) or "" for key in ("prompt", "kept", "student_token", "teacher_token", "student_tail", "new_tail")
     }
     for key in ("student_token", "teacher_token"):
-        if not str(shown[key]).strip():  # a mark around white space alone would not be seen
+        if not str(shown[key]).strip():  # highlighting would not be visible on white space alone
             shown[key] = str(shown[key]).replace("\n", "⏎").replace(" ", "␣").replace("\t", "⇥") or "∅"
     return {
         **shown,
@@ -226,7 +235,7 @@ def _revision(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The data manifest as a table: columns in order of appearance, a row for each role."""
+    """The data manifest as a table: one row per role, columns in order of appearance."""
     rows = {str(role): mapping(about) for role, about in manifest.items() if isinstance(about, Mapping)}
     columns = list(dict.fromkeys(str(key) for about in rows.values() for key in about))
     return {"columns": columns, "rows": rows}
@@ -242,7 +251,7 @@ def _missing(run: RunFolder, baselines: Sequence[RunFolder]) -> Iterator[str]:
     if not run.metrics:
         yield "training metrics (metrics.jsonl)"
     if not run.revisions:
-        yield "corrections (revisions.jsonl; only methods with SCRG write them)"
+        yield "corrections (revisions.jsonl; only methods with SCRG record them)"
     for baseline in baselines:
         if baseline.student is None:
             yield f"scores of the baseline {baseline.name}"

@@ -1,4 +1,4 @@
-"""From finished runs to a comparison: tables, tests, costs and budgets, before any format."""
+"""Builds a comparison from finished runs: tables, tests, costs and budgets, independent of the output format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,27 +16,31 @@ from redistill.reports.statistics import FLIPS, RESAMPLES, TIE
 from redistill.reports.tables import Table, contrast_table, cost_table, other_scores_table, published_table, score_table
 
 TESTS = (
-    "Differences are paired prompt by prompt, a prompt's score being its mean over evaluation seeds. The 95 % interval is a "
-    f"bootstrap over prompts ({RESAMPLES:,} draws) and, where two training seeds or more are shared with the baseline, over "
-    "these pairs of seeds as well, independently of the prompts; with two or three seeds it is still too narrow for what other "
-    f"seeds may do. p is that of a sign-flip permutation test over prompts ({FLIPS:,} flips, two-sided), with training seeds "
-    "averaged: it is about the models at hand, so it may be small where the interval, which looks beyond them, holds 0. Holm's "
-    "correction is over the methods of a table. Better, equal and worse count prompts, equal meaning a difference within "
-    f"{TIE:g}. The average gives every data set the same weight."
+    "Differences are paired by prompt; the score of a prompt is its mean over evaluation seeds. The 95 % interval is a "
+    f"percentile bootstrap over prompts ({RESAMPLES:,} resamples). If a method shares two or more training seeds with the "
+    "baseline, these pairs of seeds are resampled as well, independently of the prompts; with two or three seeds the "
+    "interval underestimates the variation between seeds. p is from a two-sided sign-flip permutation test over prompts "
+    f"({FLIPS:,} flips) with training seeds averaged. It refers to the evaluated models only, so p may be small although the "
+    "interval, which also covers other training seeds, includes 0. Holm's correction is over the methods of a table. "
+    f"Better, equal and worse count prompts; equal means a difference of at most {TIE:g}. The average gives every data set "
+    "the same weight."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A finished comparison, ready to be written.
+    """A comparison of finished runs, ready to be written in any format.
 
     Args:
-        tables: Scores, differences, other scores, costs, published figures, in this order; of the first three one set for each
+        name: Title of the comparison.
+        baseline: Label that differences refer to.
+        tables: Scores, differences, other scores, costs and published values, in this order; the first three once for each
             primary metric of the test sets.
-        tests: How intervals and p-values were made.
-        left_out: Runs of a sweep that are not finished.
-        records: All figures in full, a flat record for each model and column.
-        fields: The names that records may have, in order.
+        budgets: Budgets and settings that are equal in all runs, and those that are not.
+        tests: Description of the intervals and p-values.
+        left_out: Unfinished runs of the sweeps.
+        records: One flat record per model and column, in full precision.
+        fields: Field names of the records, in order.
     """
 
     name: str
@@ -52,14 +56,14 @@ class Comparison:
 def compare_runs(
     folders: Sequence[Path], *, baseline: str | None = None, labels: Sequence[str] = (), published: Sequence[str] = ()
 ) -> Comparison:
-    """Scores, paired tests against a baseline, costs, and whether budgets were equal; see `build_comparison`."""
+    """Compute scores, paired tests, costs and budgets; see `build_comparison`."""
     tables = {name: read_published(name) for name in published}
     lineup = read_lineup(folders, baseline, labels)
     models = entrants(lineup)
     over = columns(models)
     if not over:
         raise CheckpointError(
-            f"{', '.join(map(str, folders))}: no test set was evaluated; name some in the recipe's data.tests"
+            f"{', '.join(map(str, folders))}: no test set was evaluated; list at least one in data.tests of the recipe"
         )
     rows = compare(models, over, [model for model in models if model.label == lineup.baseline and model.is_method])
     costs = {label: method_cost(lineup.of(label)) for label in lineup.labels}
@@ -74,9 +78,9 @@ def compare_runs(
         name=lineup.name,
         baseline=lineup.baseline,
         tables=[
-            *(score_table(models, group, rows, apart=place > 0) for place, group in enumerate(groups)),
+            *(score_table(models, group, rows, apart=index > 0) for index, group in enumerate(groups)),
             *(table for table in contrasts if table is not None),
-            *(other_scores_table(group[-1], rows, apart=place > 0) for place, group in enumerate(groups)),
+            *(other_scores_table(group[-1], rows, apart=index > 0) for index, group in enumerate(groups)),
             cost_table(costs, teacher, groups[0][-1], rows, machines(lineup.entries)),
             *(published_table(name, table) for name, table in tables.items()),
         ],

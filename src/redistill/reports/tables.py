@@ -1,6 +1,6 @@
-"""The tables of a comparison as text in cells, ready for any format.
+"""Tables of a comparison as text cells, independent of the output format.
 
-What a table says is decided here; how it looks on a page, in LaTeX or on a terminal is not.
+This module determines the content of tables; `writers`, `terminal` and the templates determine their layout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,13 @@ DIGITS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One figure.
+    """One cell of a table.
 
     Args:
-        detail: What stands behind it in small print, such as its spread.
-        mark: Its rank in the column.
-        tone: 1 where a difference is for the better by its whole interval, -1 where it is for the worse, else 0.
+        text: The formatted value.
+        detail: Additional text in small print, such as the standard deviation.
+        mark: Rank in the column: "best", "second" or "".
+        tone: 1 if a difference is better on its whole interval, -1 if it is worse on its whole interval, else 0.
     """
 
     text: str
@@ -37,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A row of a table; references stand apart and are never ranked."""
+    """A row of a table; rows of kind "reference" are never ranked."""
 
     label: str
     kind: Kind
@@ -46,13 +47,16 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table with what a reader must know to read it.
+    """A table with its title and caption.
 
     Args:
-        key: Short and unique in a comparison: an anchor, a LaTeX label.
-        columns: Headings; the first is that of the labels.
-        measured: False for figures of the paper.
-        is_detail: Whether it is left out where there is room for the essential tables only.
+        key: Short identifier, unique in a comparison; used for anchors and LaTeX labels.
+        title: Heading of the table.
+        caption: Metric, units and other facts needed to read the table.
+        columns: Column headings; the first is that of the labels.
+        lines: Rows of the table.
+        measured: False for published values of the paper.
+        is_detail: True if the terminal omits the table.
     """
 
     key: str
@@ -65,11 +69,15 @@ class Table:
 
 
 def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequence[Row], *, apart: bool = False) -> Table:
-    """The paper's kind of table: models by data sets, mean and spread, best and second best marked.
+    """Scores of models by data sets, with best and second best marked.
+
+    Cells contain the mean and the standard deviation over seeds.
 
     Args:
-        over: Columns of one primary metric.
-        apart: Whether there is a table of another metric before this one.
+        models: Models in the order of the rows.
+        over: Columns with the same primary metric.
+        rows: Rows of the comparison.
+        apart: True if a table of another metric precedes this one; the key then contains the metric.
     """
     measure, names = over[0].primary, {column.name for column in over}
     rows = [row for row in rows if row.column in names]
@@ -90,15 +98,15 @@ def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequenc
     return Table(
         key=f"scores-{measure.name}" if apart else "scores",
         title=_sentence(heading(measure)),
-        caption=f"{_sentence(heading(measure))}{_direction(measure)}. {_spread_told(models, rows)} Prompts: {counted}. Best in "
-        "bold, second best underlined; the teacher and the student before training are not ranked.",
+        caption=f"{_sentence(heading(measure))}{_direction(measure)}. {_spread_caption(models, rows)} Prompts: {counted}. "
+        "Best in bold, second best underlined; the teacher and the student before training are not ranked.",
         columns=["", *(column.name for column in over)],
         lines=[Line(label=model.label, kind=_kind(model), cells=[cell(model, column) for column in over]) for model in models],
     )
 
 
 def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_detail: bool = False) -> Table | None:
-    """How each method differs from the baseline on one column; None where there is no other method."""
+    """Differences of methods to the baseline in one column; None without methods."""
     others = [row for row in rows if row.column == column.name and row.role == "student" and row.versus is not None]
     if not others:
         return None
@@ -117,19 +125,19 @@ def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_det
 
 
 def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = False) -> Table:
-    """What was measured besides the primary metric, as the mean over data sets."""
+    """Scores other than the primary metric, as means over data sets."""
     others = column.measures[1:]
-    told = [f"{_sentence(measure.title)}: {_unit(measure)}{_direction(measure)}; " for measure in others]
+    described = [f"{_sentence(measure.title)}: {_unit(measure)}{_direction(measure)}; " for measure in others]
     return Table(
         key=f"other-scores-{column.primary.name}" if apart else "other-scores",
-        title="Other scores" + (f" beside {column.primary.title}" if apart else ""),
-        caption=f"Means over seeds, {_where(column)}. {_sentence(''.join(told) + 'tokens')}: length of an answer; ends itself: "
-        "share of answers with an end token; distinct-2: share of different bigrams. Cross entropy and KL(teacher, student) in "
-        "nats per token, and agreement with the teacher's top token, are measured by reading the references.",
+        title="Other scores" + (f" than {column.primary.title}" if apart else ""),
+        caption=f"Means over seeds, {_where(column)}. {_sentence(''.join(described) + 'tokens')}: response length; ended: "
+        "fraction of responses with an end token; distinct-2: fraction of distinct bigrams. Cross entropy and KL(teacher, "
+        "student), in nats per token, and agreement with the teacher's top token are teacher-forced on the references.",
         columns=[
             "",
             *(heading(measure) for measure in others),
-            *("tokens", "ends itself", "distinct-2", "cross entropy", "KL", "agreement"),
+            *("tokens", "ended", "distinct-2", "cross entropy", "KL", "agreement"),
         ],
         lines=[
             Line(
@@ -158,32 +166,32 @@ def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = Fal
 def cost_table(
     costs: Mapping[str, Cost], teacher: Cost | None, column: Column, rows: Sequence[Row], machines: Sequence[str]
 ) -> Table:
-    """What each method took, beside what it reached on a column."""
+    """Training costs of each method next to its score in one column."""
     measure = column.primary
     scores = {row.model: row.primary for row in rows if row.is_method and row.column == column.name}
     stages = [
-        f"{label} counts {', '.join(f'{name} ({large(updates)} updates)' for name, updates in cost.stages.items())}"
+        f"{label}: {', '.join(f'{name} ({large(updates)} updates)' for name, updates in cost.stages.items())}"
         for label, cost in costs.items()
         if cost.stages
     ]
-    told = [
-        f"{_sentence(measure.title)} {_where(column)}. Costs of training are means over training seeds; peak memory is the "
-        "most of any stage. "
-        "Generated tokens differ by the nature of the methods and are not held equal."
+    caption = [
+        f"{_sentence(measure.title)} {_where(column)}. Training costs are means over training seeds; peak memory is the "
+        "maximum over stages. "
+        "The number of generated tokens depends on the method and is not required to be equal."
     ]
     if stages:
-        told.append(f"Stages before the method are part of its cost: {'; '.join(stages)}.")
+        caption.append(f"Costs include the stages before the method: {'; '.join(stages)}.")
     if teacher is not None:
-        told.append("The teacher's fine-tuning stands apart and counts for no method.")
+        caption.append("Fine-tuning of the teacher is listed separately and not included in the cost of any method.")
     if len(machines) > 1:
-        told.append(f"The runs were made on different machines ({'; '.join(machines)}): their seconds cannot be compared.")
+        caption.append(f"The runs used different machines ({'; '.join(machines)}): their seconds are not comparable.")
     apart = (
         [] if teacher is None else [Line(label="teacher, fine-tuning", kind="reference", cells=_cost_cells(teacher, None, ""))]
     )
     return Table(
         key="cost",
-        title="Cost beside quality",
-        caption=" ".join(told),
+        title="Cost and quality",
+        caption=" ".join(caption),
         columns=[
             "",
             heading(measure),
@@ -206,12 +214,12 @@ def cost_table(
 
 
 def published_table(name: str, table: Published) -> Table:
-    """Figures of the paper, labelled as such; nothing in it is marked."""
+    """A published table of the paper, labelled as such; its values are not ranked."""
     return Table(
         key=f"published-{name}",
         title=f"Published, not measured here: {table.title}",
-        caption=f"Figures of {SOURCE}; {table.score}. Models, data and settings are the paper's, so nothing here is ranked "
-        f"with what was measured. {' '.join(table.notes)}".strip(),
+        caption=f"Values of {SOURCE}; {table.score}. Models, data and settings are those of the paper, so the values are not "
+        f"ranked with measured ones. {' '.join(table.notes)}".strip(),
         columns=["", *table.columns],
         lines=[
             Line(
@@ -226,7 +234,7 @@ def published_table(name: str, table: Published) -> Table:
 
 
 def p_value(value: float | None) -> str:
-    """A p-value with three digits behind the point.
+    """A p-value with three digits after the decimal point; a dash for None.
 
     Example:
         >>> p_value(0.0001), p_value(0.04), p_value(None)
@@ -252,7 +260,7 @@ def _contrast_cells(row: Row) -> list[Cell]:
         Cell(text=difference(found.difference, unit), tone=row.tone),
         *(Cell(text=text) for text in texts),
         *(Cell(text=f"{count:,}") for count in counts),
-        Cell(text=str(contrast.num_seeds) if contrast.num_seeds else "none shared"),
+        Cell(text=str(contrast.num_seeds) if contrast.num_seeds else "none"),
     ]
 
 
@@ -269,7 +277,7 @@ def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
 
 
 def _ranks(rows: Sequence[Row]) -> dict[str, Mark]:
-    """Marks of the best and second best method by the digits shown; a second best of two would be the worst."""
+    """Marks of the best and second best method by rounded score; no second best among only two methods."""
     methods = [row for row in rows if row.primary.mean is not None and row.is_method]
     shown = {row.model: row.measures[0].sign * _as_shown(row.primary.mean, row.measures[0].unit) for row in methods}
     if len(shown) < 2:
@@ -281,44 +289,44 @@ def _ranks(rows: Sequence[Row]) -> dict[str, Mark]:
 
 
 def _as_shown(value: float | None, unit: str) -> float:
-    """A score with the digits that tables show."""
+    """A score rounded as displayed in tables."""
     assert value is not None
     return round(value, DIGITS + 1 if unit == FRACTION else DIGITS)
 
 
 def _sentence(text: str) -> str:
-    """`text` as a sentence begins with it."""
+    """`text` with its first letter capitalized."""
     return text[:1].upper() + text[1:]
 
 
 def _unit(measure: Measure) -> str:
     if measure.unit == FRACTION:
-        return "share of answers"
-    return "in percent" if measure.unit == PERCENT else measure.unit or "without unit"
+        return "fraction of responses"
+    return "in percent" if measure.unit == PERCENT else measure.unit or "no unit"
 
 
 def _direction(measure: Measure) -> str:
-    """A remark where a lower value is better, which readers do not expect."""
+    """A note for metrics where lower is better; "" otherwise."""
     return ", lower is better" if measure.better == "lower" else ""
 
 
-def _spread_told(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
-    """What the figures are means of, and what ± is over, for whom."""
+def _spread_caption(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
+    """Describes which seeds means and standard deviations are over, for each model."""
     groups: dict[str, list[str]] = {}
     for model in models:
         found = [row.primary for row in rows if (row.is_method, row.model) == (model.is_method, model.label)]
         if found:
             most = max(found, key=lambda each: (each.num_trainings, each.num_seeds))
             groups.setdefault(_over(most), []).append(model.label)
-    told = [over if len(groups) == 1 else f"{over} ({', '.join(labels)})" for over, labels in groups.items() if over]
-    if not told:
-        return "One training and one evaluation seed each, hence no spread."
-    alone = f" No spread, since one seed: {', '.join(groups[''])}." if "" in groups else ""
-    return f"Means over seeds; ± is the standard deviation {'; '.join(told)}.{alone}"
+    spreads = [over if len(groups) == 1 else f"{over} ({', '.join(labels)})" for over, labels in groups.items() if over]
+    if not spreads:
+        return "One training seed and one evaluation seed per model, so no standard deviation."
+    alone = f" No standard deviation, because of a single seed: {', '.join(groups[''])}." if "" in groups else ""
+    return f"Means over seeds; ± is the standard deviation {'; '.join(spreads)}.{alone}"
 
 
 def _over(found: Estimate) -> str:
-    """What ± is over; "" where there is one seed of each kind."""
+    """The seeds that the standard deviation is over; "" with a single training and evaluation seed."""
     each = "one evaluation seed" if found.num_seeds == 1 else f"{found.num_seeds} evaluation seeds"
     if found.num_trainings > 1:
         return f"over {found.num_trainings} training seeds, each the mean of {each}"

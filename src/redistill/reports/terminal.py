@@ -1,4 +1,4 @@
-"""Tables on the terminal.  Whatever a model may have written is stripped of control characters first."""
+"""Prints tables on the terminal.  Control characters are removed from all untrusted text first."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,26 +19,33 @@ from redistill.storage.redaction import plain
 
 
 def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
-    """The headline of a run: every model on every test set, with the difference to the first baseline.
+    """Print the main results of a run.
 
-    Test sets with different primary metrics stand in tables of their own.
+    Shows all models on all test sets, with differences to the first baseline, in one table per primary metric.
+
+    Args:
+        run: Folder of the run.
+        baselines: Run folders to compare with.
+
+    Raises:
+        CheckpointError: a folder is not a run folder, or a file in it is damaged.
     """
     rows = summary_table(run, baselines)
     for metric in dict.fromkeys(row["metric"] for row in rows):
-        console().print(_headline([row for row in rows if row["metric"] == metric]))
+        console().print(_summary([row for row in rows if row["metric"] == metric]))
     if not rows:
-        console().print(_headline([]))
+        console().print(_summary([]))
 
 
-def _headline(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows of one primary metric."""
+def _summary(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Table of the rows of one primary metric."""
     table = Table()
     title, unit = (rows[0]["title"], rows[0]["unit"]) if rows else ("score", "")
     versus = next((f"difference to {row['versus']}" for row in rows if row["versus"]), "difference")
     for column in ("data set", "model", title, versus, "95 % interval"):
         table.add_column(Text(plain(column)), justify="left" if column in {"data set", "model"} else "right")
     for row in rows:
-        times = 100 if unit == FRACTION else 1  # differences of shares are in percentage points
+        times = 100 if unit == FRACTION else 1  # differences of fractions are shown in percentage points
         interval = "" if row["lower"] is None else f"{times * row['lower']:+.2f} to {times * row['upper']:+.2f}"
         difference = "" if row["difference"] is None else f"{times * row['difference']:+.2f}"
         score = _spread(row[row["metric"]], row[f"{row['metric']}_sd"], unit)
@@ -47,7 +54,11 @@ def _headline(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:
-    """The scores of one model: mean and standard deviation over seeds."""
+    """Print the scores of one model: mean ± standard deviation over seeds.
+
+    Args:
+        scores: Content of scores.json.
+    """
     table, datasets = Table(), scores["datasets"]
     columns = list(dict.fromkeys(measure for found in datasets.values() for measure in measures(found)))
     for column in ("data set", "prompts", *map(heading, columns), "length", "ended"):
@@ -57,7 +68,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
         values = {measure: [seed[measure.name] for seed in seeds if measure.name in seed] for measure in columns}
         spreads = {measure: deviation(values[measure]) if measure == measures(found)[0] else None for measure in columns}
         table.add_row(
-            Text(plain(dataset)),  # a text alone would be read as markup
+            Text(plain(dataset)),  # a plain string would be parsed as markup
             str(found["prompts"]),
             *(_spread(mean(values[measure]), spreads[measure], measure.unit) for measure in columns),
             _shown(mean(seed["length_tokens"] for seed in seeds), "{:.0f} tokens"),
@@ -67,7 +78,10 @@ def print_scores(scores: Mapping[str, Any]) -> None:
 
 
 def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
-    """What was not equal in the compared runs and, with `tables`, the tables but for details that need a page's width."""
+    """Print the settings that are not equal in all runs and, if `tables`, the tables.
+
+    Tables with `is_detail` are too wide for a terminal and are omitted.
+    """
     page = console()
     for table in (table for table in comparison.tables if tables and not table.is_detail):
         shown = Table(title=Text(plain(table.title)), title_justify="left", caption=Text(plain(table.caption)))
@@ -79,7 +93,7 @@ def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
         page.print(shown)
     if comparison.budgets.unequal:
         page.print("Not equal in all compared runs:", style="bold red")
-    for text in (*comparison.budgets.unequal, *(f"not finished, and left out: {run}" for run in comparison.left_out)):
+    for text in (*comparison.budgets.unequal, *(f"not finished, omitted: {run}" for run in comparison.left_out)):
         page.print(Text(plain(f"- {text}")))
 
 
@@ -89,7 +103,7 @@ def _cell(cell: Cell) -> Text:
 
 
 def _spread(value: float | None, deviation_: float | None, unit: str) -> str:
-    """Mean ± standard deviation, as far as there are any."""
+    """Mean ± standard deviation; a dash without a mean, no ± without a deviation."""
     shape = "{:.1%}" if unit == FRACTION else "{:.2f}"
     return _shown(value, shape) + ("" if deviation_ is None else f" ± {_shown(deviation_, shape)}")
 
@@ -99,4 +113,5 @@ def _shown(value: float | None, shape: str) -> str:
 
 
 def console() -> Console:
+    """The console that all tables are printed on."""
     return Console(soft_wrap=False)

@@ -1,4 +1,4 @@
-"""The laws that parts must obey, for the tests of a part of one's own.  No pytest is needed, and nothing is downloaded.
+"""Laws of divergences and policies, for tests of custom ones.  Does not require pytest and downloads nothing.
 
 from redistill.testing import check_divergence, check_policy
 

@@ -1,6 +1,6 @@
-"""The laws of a divergence, each a function that raises AssertionError with the law, the input and the numbers.
+"""Laws of divergences: functions that raise AssertionError with the name of the law, the input and the values.
 
-A divergence that cannot obey a law says so in a class attribute, `disobeys = {"law": "reason"}`, and is not held to it.
+A divergence that cannot satisfy a law declares it as a class attribute `disobeys = {"law": "reason"}`; the law is skipped.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,13 +17,13 @@ NUM_SEEDS = 25
 
 
 def check_divergence(divergence: Divergence) -> None:
-    """Hold a divergence against every law that it does not declare to disobey.
+    """Check a divergence against all laws except those in its `disobeys`.
 
     Args:
-        divergence: A frozen dataclass, called with (logq_NV, logp_NV).
+        divergence: A frozen dataclass, called with (logq_NV, logp_NV), returning divergence_N.
 
     Raises:
-        AssertionError: which law is broken, on which input, with which numbers.
+        AssertionError: a law is violated; reports the law, the input and the values.
 
     Example:
         >>> from redistill.losses.divergences import TotalVariation
@@ -39,14 +39,17 @@ def check_divergence(divergence: Divergence) -> None:
 
 
 def one_value_a_row(divergence: Divergence) -> None:
-    """[N, V] and [N, V] give [N], for no rows as well: some processes have none."""
+    """Inputs [N, V] give an output [N], also for N = 0.
+
+    A process may have no rows.
+    """
     for num_rows in (5, 1, 0):
         got = tuple(divergence(log_rows(1)[:num_rows], log_rows(2)[:num_rows]).shape)
         demand(got == (num_rows,), divergence, "one_value_a_row", f"{num_rows} rows of 11 classes gave shape {got}")
 
 
 def zero_when_equal(divergence: Divergence) -> None:
-    """No distance between equals, whatever the teacher."""
+    """The divergence is 0 for q = p."""
     for seed in range(NUM_SEEDS):
         logp_NV = log_rows(seed, scale=0.5 * seed)
         largest = float(divergence(logp_NV.clone(), logp_NV).abs().max())
@@ -54,7 +57,7 @@ def zero_when_equal(divergence: Divergence) -> None:
 
 
 def positive_when_a_class_differs(divergence: Divergence) -> None:
-    """A distance above 0 as soon as one logit is another."""
+    """The divergence is positive if a single logit differs."""
     for seed in range(NUM_SEEDS):
         logp_NV, change = log_rows(seed), 0.01 * 1.3**seed
         logits_NV = logp_NV.clone()
@@ -65,7 +68,7 @@ def positive_when_a_class_differs(divergence: Divergence) -> None:
 
 
 def finite_on_extreme_logits(divergence: Divergence) -> None:
-    """A sure student, a sure teacher and classes that are ruled out give finite values and gradients."""
+    """Extreme logits and classes of probability 0 give finite values and gradients."""
     inf = float("inf")
     student = [[0.0, -1e4, 1e4], [1e4, 0.0, 0.0], [0.0, 1.0, 2.0], [0.0, 1.0, -inf], [-inf, 0.0, 90.0], [-inf, 0.0, 0.0]]
     teacher = [[1e4, -1e4, 0.0], [0.0, 1e4, -1e4], [5.0, -inf, -inf], [0.0, 1.0, -inf], [0.0, 0.0, -90.0], [0.0, -inf, -inf]]
@@ -81,7 +84,10 @@ def finite_on_extreme_logits(divergence: Divergence) -> None:
 
 
 def a_class_that_both_rule_out_changes_nothing(divergence: Divergence) -> None:
-    """Padding of the vocabulary is as good as not there."""
+    """Classes with probability 0 in both models have no effect.
+
+    Vocabularies are padded with such classes.
+    """
     logq_NV, logp_NV = log_rows(10), log_rows(11)
     plain_N = divergence(logq_NV, logp_NV)
     padded_N = divergence(*(torch.nn.functional.pad(rows, (0, 3), value=-float("inf")) for rows in (logq_NV, logp_NV)))
@@ -91,7 +97,7 @@ def a_class_that_both_rule_out_changes_nothing(divergence: Divergence) -> None:
 
 
 def nan_is_not_hidden(divergence: Divergence) -> None:
-    """A broken row is seen to be broken, and breaks no other."""
+    """NaN in a row gives NaN for this row and no other."""
     logq_NV = log_rows(14)
     logq_NV[0, 0] = float("nan")
     got = divergence(logq_NV, log_rows(15)).isnan().tolist()
@@ -99,26 +105,29 @@ def nan_is_not_hidden(divergence: Divergence) -> None:
 
 
 def a_row_does_not_see_its_neighbours(divergence: Divergence) -> None:
-    """Rows come in tiles, so that each must be judged alone."""
+    """The value of a row does not depend on other rows.
+
+    Rows are processed in tiles.
+    """
     logq_NV, logp_NV = log_rows(12), log_rows(13)
     alone, among = divergence(logq_NV[1:3], logp_NV[1:3]), divergence(logq_NV, logp_NV)[1:3]
-    text = f"rows 1 and 2 alone gave {alone.tolist()}, among five {among.tolist()}"
+    text = f"rows 1 and 2 alone gave {alone.tolist()}, as part of five rows {among.tolist()}"
     demand(torch.allclose(alone, among, atol=1e-14), divergence, "a_row_does_not_see_its_neighbours", text)
 
 
 def leaves_its_inputs_alone(divergence: Divergence) -> None:
-    """Other terms read the same rows."""
+    """Inputs are not modified, since other loss terms use the same rows."""
     rows = log_rows(16), log_rows(17)
     before = [row.clone() for row in rows]
     divergence(*rows)
-    demand(all(map(torch.equal, rows, before)), divergence, "leaves_its_inputs_alone", "an input was written to")
+    demand(all(map(torch.equal, rows, before)), divergence, "leaves_its_inputs_alone", "an input was modified in place")
 
 
 # --- the gradient -------------------------------------------------------------------------------------------------------
 
 
 def gradient_is_that_of_the_value(divergence: Divergence) -> None:
-    """Autograd agrees with finite differences in float64, through the student's softmax."""
+    """The gradient of the student's logits equals finite differences in float64."""
     logits_NV, logp_NV, step = log_rows(2), log_rows(3), 1e-6
     got_NV = _gradient(divergence, logits_NV, logp_NV)
 
@@ -135,29 +144,32 @@ def gradient_is_that_of_the_value(divergence: Divergence) -> None:
 
 
 def no_pull_when_equal(divergence: Divergence) -> None:
-    """A student that equals its teacher is left where it is."""
-    logits_NV = log_rows(18)  # both models' softmax is taken of these, so that q is p to the last bit
+    """The gradient is 0 for q = p."""
+    logits_NV = log_rows(18)  # logits of both models, so that q and p are bitwise equal
     largest = float(_gradient(divergence, logits_NV, logits_NV.log_softmax(-1)).abs().max())
     demand(largest < 1e-12, divergence, "no_pull_when_equal", f"q = p = log_rows(18) has a gradient of {largest:g}")
 
 
 def teacher_gets_no_gradient(divergence: Divergence) -> None:
-    """Only the student learns, and it does."""
+    """The teacher receives no gradient, and the student receives one."""
     logq_NV, logp_NV = log_rows(4).requires_grad_(), log_rows(5).requires_grad_()
     divergence(logq_NV, logp_NV).sum().backward()
-    demand(logp_NV.grad is None, divergence, "teacher_gets_no_gradient", "logp_NV got one; detach it")
+    demand(logp_NV.grad is None, divergence, "teacher_gets_no_gradient", "logp_NV received a gradient; detach it")
     moved = logq_NV.grad is not None and bool(logq_NV.grad.abs().sum() > 0)
-    demand(moved, divergence, "teacher_gets_no_gradient", "logq_NV got none")
+    demand(moved, divergence, "teacher_gets_no_gradient", "logq_NV received no gradient")
 
 
 def accurate_close_to_the_teacher(divergence: Divergence) -> None:
-    """Where student and teacher nearly agree, as late in training, the float32 gradient still has two good digits."""
+    """The float32 gradient has a relative error below 5e-3 where q is close to p.
+
+    This is the case late in training.
+    """
     logp_NV = log_rows(20, vocabulary=5000, scale=3.0).float()
     logits_NV = logp_NV + 0.08 * log_rows(21, vocabulary=5000, scale=1.0).float()
     single_NV = _gradient(divergence, logits_NV, logp_NV)
     double_NV = _gradient(divergence, logits_NV.double(), logp_NV.double())
     error = float((single_NV - double_NV).norm() / double_NV.norm())
-    text = f"5000 classes, KL about 0.003: the float32 gradient is off by {error:g} of its length"
+    text = f"5000 classes, KL about 0.003: the float32 gradient has a relative error of {error:g}"
     demand(error < 5e-3, divergence, "accurate_close_to_the_teacher", text)
 
 
@@ -165,7 +177,7 @@ def accurate_close_to_the_teacher(divergence: Divergence) -> None:
 
 
 def half_precision_is_computed_in_single(divergence: Divergence) -> None:
-    """bfloat16 and float16 rows are taken at their word and give float32."""
+    """bfloat16 and float16 inputs are computed in float32 and give float32."""
     for dtype in (torch.bfloat16, torch.float16):
         logq_NV, logp_NV = log_rows(6).to(dtype), log_rows(7).to(dtype)
         got_N, wanted_N = divergence(logq_NV, logp_NV), divergence(logq_NV.double(), logp_NV.double())
@@ -175,7 +187,7 @@ def half_precision_is_computed_in_single(divergence: Divergence) -> None:
 
 
 def double_stays_double(divergence: Divergence) -> None:
-    """float64 rows give float64, so that tests have something to compare with."""
+    """float64 inputs give float64, for use as a reference in tests."""
     got = divergence(log_rows(8), log_rows(9)).dtype
     demand(got == torch.float64, divergence, "double_stays_double", f"float64 rows gave {got}")
 
@@ -203,13 +215,16 @@ DIVERGENCE_LAWS: Mapping[str, Law] = {
 
 
 def log_rows(seed: int, num_rows: int = 5, vocabulary: int = 11, scale: float = 2.0) -> torch.Tensor:
-    """Random log-probabilities, float64; the higher the scale, the surer the rows."""
+    """Random log-probabilities [num_rows, vocabulary], float64.
+
+    A larger scale gives rows of lower entropy.
+    """
     logits_NV = scale * np.random.default_rng(seed).standard_normal((num_rows, vocabulary))
     return torch.log_softmax(torch.from_numpy(logits_NV), dim=-1)
 
 
 def _gradient(divergence: Divergence, logits_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
-    """Of the summed divergence, with respect to the student's logits."""
+    """Gradient of the summed divergence with respect to the student's logits, [N, V]."""
     leaf_NV = logits_NV.detach().requires_grad_()
     (gradient_NV,) = torch.autograd.grad(divergence(leaf_NV.log_softmax(-1), logp_NV).sum(), leaf_NV)
     return gradient_NV

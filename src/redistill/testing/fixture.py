@@ -1,6 +1,6 @@
-"""A stage on which policies are tried: two random models of a few thousand weights, and prompts of random tokens.
+"""Fixture for tests of policies: two random models of a few thousand parameters, and prompts of random tokens.
 
-Nothing is read, downloaded or tokenized, and nothing is trained: the student stays as it is from step to step.
+No files, downloads or tokenizers are used, and the student is not trained between steps.
 """
 
 from collections.abc import Callable
@@ -29,28 +29,34 @@ from redistill.teachers.local import LocalTeacher
 VOCABULARY, END = 24, 0
 NUM_EXAMPLES, BATCH_SIZE, RESPONSE_TOKENS, UPDATES, SEED = 14, 4, 6, 6, 4
 MODEL = {"model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
-PATIENCE_S = 120.0  # how long a process waits for the others to gather too
+GATHER_TIMEOUT_S = 120.0  # how long a process waits in gather for the others
 
 Gather = Callable[[list[Any]], list[Any]]
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """The examples, and the tools of a single process."""
+class Fixture:
+    """Examples and policy tools of a single process."""
 
     examples: tuple[Example, ...]
     tools: PolicyTools
 
     def policy(self, node: PolicyNode, processes: Processes = ONE_PROCESS, **tools: Any) -> Policy:
-        """A policy in its first state, as one of `processes` has it."""
+        """A newly initialized policy.
+
+        Args:
+            node: Configuration of the policy.
+            processes: Rank and number of processes; selects this rank's part of the gold batches.
+            tools: Fields of `PolicyTools` to replace.
+        """
         gold = GoldBatches(self.examples, batch_size=BATCH_SIZE, seed=SEED, processes=processes)
         return Policy(gold, node.bind(replace(self.tools, gold=gold, processes=processes, **tools)))
 
 
 @cache
-def make_stage() -> Stage:
-    """The stage; the same every time."""
+def make_fixture() -> Fixture:
+    """The fixture; every call returns the same object."""
     teacher, student = (fresh_model({**MODEL, "initializer_range": 0.5}, seed).eval() for seed in (1, 2))
     settings: dict[str, Any] = {"vocabulary": VOCABULARY, "end_ids": (END,), "pad_id": END}
     engine = LocalEngine(student, teacher=teacher, batch_size=Halving("batch_size", 64), **settings)
@@ -70,47 +76,55 @@ def make_stage() -> Stage:
         batch_size=64,
         seed=SEED,
     )
-    return Stage(examples, tools)
+    return Fixture(examples, tools)
 
 
 def in_processes(world: int, work: Callable[[int, Gather], Result]) -> list[Result]:
-    """What each of `world` processes makes of `work(rank, gather)`; they are threads that meet whenever they gather.
+    """Run `work(rank, gather)` for each rank in threads that simulate processes.
 
-    What comes out of a gather is a copy, as it is where processes send it to one another.
+    `gather` is a collective: it blocks until all ranks have called it, and returns a deep copy of their joined values, as
+    between real processes.
+
+    Args:
+        world: Number of simulated processes.
+        work: Called once per rank.
+
+    Returns:
+        The results in order of rank.
 
     Raises:
-        BrokenBarrierError: one of them gathers where another does not.
+        BrokenBarrierError: a rank calls gather and another does not.
     """
     slots: list[list[Any]] = [[] for _ in range(world)]
-    meeting = Barrier(world, timeout=PATIENCE_S)
+    barrier = Barrier(world, timeout=GATHER_TIMEOUT_S)
 
     def run(rank: int) -> Result:
         def gather(values: list[Any]) -> list[Any]:
             slots[rank] = values
-            meeting.wait()
+            barrier.wait()
             joined = deepcopy([value for slot in slots for value in slot])
-            meeting.wait()  # nobody fills a slot again before all have read it
+            barrier.wait()  # no rank overwrites its slot before all have read it
             return joined
 
         try:
             return work(rank, gather)
         except BaseException:
-            meeting.abort()  # else the others would wait for this one
+            barrier.abort()  # otherwise the other ranks would wait until the timeout
             raise
 
     with ThreadPoolExecutor(world) as pool:
         futures = [pool.submit(run, rank) for rank in range(world)]
     errors = [error for error in (future.exception() for future in futures) if error is not None]
     for error in sorted(errors, key=lambda error: isinstance(error, BrokenBarrierError)):
-        raise error  # the one that made the others' meeting fail, where there is one
+        raise error  # the original error rather than a broken barrier that it caused
     return [future.result() for future in futures]
 
 
 def _example(sample: int) -> Example:
-    """A prompt and an answer of random tokens, with the end token behind it."""
+    """A prompt and an answer of random tokens, followed by the end token."""
     rng = generator(SEED, "example", sample)
     prompt, answer = (tuple(rng.integers(1, VOCABULARY, rng.integers(2, 6)).tolist()) for _ in range(2))
-    record = Record(record_id=f"stage:{sample}", prompt=RawPrompt(" ".join(map(str, prompt))), references=("-",))
+    record = Record(record_id=f"fixture:{sample}", prompt=RawPrompt(" ".join(map(str, prompt))), references=("-",))
     return Example(
         sample=sample,
         record=record,
