@@ -21,7 +21,7 @@ PHASES = {  # by the first of these functions, in this order, that is at work
     "load_data": "data preparation",
     "load_tests": "data preparation",
     "_validate": "evaluation",
-    "evaluate": "evaluation",
+    "Evaluator.evaluate": "evaluation",
 }
 ELSEWHERE = "elsewhere"  # loading of models, writing of the student, report
 

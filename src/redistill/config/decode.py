@@ -64,7 +64,8 @@ def decode(expected: type[Tree], tree: Mapping[str, Any], names: Names, external
             or a control character; the message starts with the path of the field.
     """
     _check_texts(tree)
-    return _decode(expected, tree, "", _Context(names, external))
+    decoded: Tree = _decode(expected, tree, "", _Context(names, external))
+    return decoded
 
 
 def parse_yaml(text: bytes, source: str) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], source: s
     Raises:
         ConfigError: an override has another form, or its value is not YAML.
     """
-    result = _copy(tree)
+    result: dict[str, Any] = _copy(tree)
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:

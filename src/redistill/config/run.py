@@ -272,7 +272,8 @@ def encode_run(run: Run) -> dict[str, Any]:
 
     An external component is encoded as `module:Name`; decoding needs its module to be allowed.
     """
-    return decoding.encode(run, NAMES)
+    tree: dict[str, Any] = decoding.encode(run, NAMES)
+    return tree
 
 
 def up_to_date(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Columns:
         return self.view()
 
 
-class LeanLayer(DynamicLayer):
+class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not annotated
     """Keys and values of a layer with full attention, stored in `Columns`.
 
     transformers' own layer copies all of them for every token.

@@ -133,7 +133,8 @@ class ClipNetwork(nn.Module):
             return sort_descending(p_NV) if sorted_NV is None else sorted_NV
         if sorted_NV is not None:
             return top_and_masses(sorted_NV, self.edges)
-        return compact_ranks(p_NV, self.edges)
+        ranks: torch.Tensor = compact_ranks(p_NV, self.edges)
+        return ranks
 
 
 # --- the gates ----------------------------------------------------------------------------------------------------------

@@ -293,6 +293,7 @@ class DacKL(nn.Module):
             score_NV = logp_NV if self.config.mode == "value" else score_NV.log()
         score_NV = score_NV.to(logp_NV.dtype)
         if self.config.gate == "straight_through":
-            return StraightThrough.apply(*ends, score_NV, keep_NV, target_N1, self.temperature)
+            gate_NV: torch.Tensor = StraightThrough.apply(*ends, score_NV, keep_NV, target_N1, self.temperature)  # type: ignore[no-untyped-call]  # not annotated in torch
+            return gate_NV
         gate_NV = soft_gate(score_NV, *ends, self.temperature)
         return gate_NV if target_N1 is None else gate_NV.masked_fill(at_class(target_N1, gate_NV.shape[-1]), 1.0)

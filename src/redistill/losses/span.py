@@ -150,7 +150,8 @@ def pair_distance(
         difference_NV = difference_NV.masked_fill(~keep_NV, 0.0)
     if squared:
         return difference_NV.square().sum(-1)
-    return torch.linalg.vector_norm(difference_NV, dim=-1)
+    norm_N: torch.Tensor = torch.linalg.vector_norm(difference_NV, dim=-1)
+    return norm_N
 
 
 def _check(spans: Sequence[tuple[int, int]], num_rows: int) -> None:

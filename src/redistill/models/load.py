@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jinja2
 import torch
 import transformers
-from jinja2.sandbox import SecurityError
+from jinja2.exceptions import SecurityError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer

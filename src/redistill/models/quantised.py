@@ -61,16 +61,17 @@ def plain_weight(layer: Any) -> torch.Tensor:
 
     PEFT's function for this moves an 8-bit weight, which loses its scales, so that the layer cannot be run afterwards.
     """
-    weight = layer.weight.detach()
+    weight: torch.Tensor = layer.weight.detach()
     if weight.is_floating_point():
         return weight
     state = getattr(layer.weight, "quant_state", None)
     if state is None:  # 8 bits: one scale per row
-        scales = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
+        scales: torch.Tensor = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
         return weight.float() * (scales.float() / 127)[:, None]
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(weight.data, state)
+    plain: torch.Tensor = dequantize_4bit(weight.data, state)
+    return plain
 
 
 def num_weights(parameter: nn.Parameter) -> int:

@@ -61,7 +61,8 @@ class Shuffled(Generic[Item]):
         return list(values[start:stop])
 
     def _shuffled(self, epoch: int) -> list[int]:
-        return generator(self._seed, self._purpose, epoch).permutation(len(self._items)).tolist()
+        order: list[int] = generator(self._seed, self._purpose, epoch).permutation(len(self._items)).tolist()
+        return order
 
 
 class GoldBatches(Shuffled[GoldItem]):

@@ -163,7 +163,10 @@ class RolloutsSource(Wrapping):
         """Indices of the pool in the order of one pass."""
         if inner_epoch == 0:
             return range(len(self._pool))
-        return generator(self._tools.seed, "rollout-order", cycle, inner_epoch).permutation(len(self._pool)).tolist()
+        order: list[int] = (
+            generator(self._tools.seed, "rollout-order", cycle, inner_epoch).permutation(len(self._pool)).tolist()
+        )
+        return order
 
     def _with_advantages(self, batch: list[_Scored]) -> list[TokenSequence]:
         """The sequences of a global mini-batch, each with its roll-out."""

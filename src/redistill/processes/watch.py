@@ -78,7 +78,7 @@ class _Watch:
     """
 
     def __init__(self) -> None:
-        from torch.distributed import PrefixStore, TCPStore
+        from torch._C._distributed_c10d import PrefixStore, TCPStore
 
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.blocks: tuple[int, ...] = ()  # the blocks that this process is in, innermost last

@@ -16,7 +16,8 @@ from redistill.errors import ConfigError
 from redistill.models.initialise import fresh_model
 from redistill.records import Instruction, Record
 from redistill.reports.terminal import print_summary
-from redistill.runs.run import RUN_FILE, RunResult, distill, train_student
+from redistill.runs.folder import RUN_FILE
+from redistill.runs.run import RunResult, distill, train_student
 from redistill.storage import files
 from redistill.toy import world as toy
 from redistill.toy.world import Split, toy_records, toy_tokenizer

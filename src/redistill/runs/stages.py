@@ -11,8 +11,8 @@ from redistill.config.scoring import CROSS_ENTROPY
 from redistill.config.sections import DataConfig, FinetuneConfig, StudentConfig, TeacherConfig
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig
-from redistill.training.loop import TrainingConfig
 from redistill.training.optimiser import OptimiserConfig
+from redistill.training.schedule import TrainingConfig
 
 
 def stages(config: Run) -> dict[str, Run]:

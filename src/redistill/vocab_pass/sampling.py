@@ -63,7 +63,8 @@ def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
     """Groups of `size` neighbours, masses_NBK with K = `size`; the last group is padded with 0."""
     padding = -masses_NV.shape[-1] % size
     padded_NV = torch.nn.functional.pad(masses_NV, (0, padding)) if padding else masses_NV
-    return padded_NV.unflatten(-1, (-1, size))
+    grouped_NBK: torch.Tensor = padded_NV.unflatten(-1, (-1, size))
+    return grouped_NBK
 
 
 def _invert(masses_NK: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:

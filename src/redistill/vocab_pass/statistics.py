@@ -125,7 +125,8 @@ def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
 
 def _entropy(logprob_CV: torch.Tensor) -> torch.Tensor:
     """Entropy by row in nats."""
-    return torch.special.entr(logprob_CV.exp()).sum(-1)
+    entropy_C: torch.Tensor = torch.special.entr(logprob_CV.exp()).sum(-1)
+    return entropy_C
 
 
 _STATISTICS: dict[Statistic, Callable[[_Chunk], torch.Tensor]] = {

@@ -67,7 +67,7 @@ def vocab_pass(
     inputs = (student_hidden_ND, student_head.weight_VD, student_head.bias_V, *task.parameters)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
         sums: dict[str, torch.Tensor] = {}
-        return _GradientInForward.apply(task, sums, *inputs), sums
+        return _GradientInForward.apply(task, sums, *inputs), sums  # type: ignore[no-untyped-call]  # not annotated in torch
     return _walk(task, None)
 
 

@@ -33,7 +33,8 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     """
     if not references:
         raise DataError("rouge_l: references = []: must have at least one; remove the prompt from the data set")
-    return 100.0 * max(_scorer().score(reference, prediction)["rougeL"].fmeasure for reference in references)
+    best: float = max(_scorer().score(reference, prediction)["rougeL"].fmeasure for reference in references)
+    return 100.0 * best
 
 
 def _score(answer: str, record: Record) -> float:
