@@ -137,7 +137,7 @@ def data_case(folder: Path, name: str, text: bytes) -> str:
 
 
 DATA: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "is empty; it must hold one JSON object a line"),
+    "empty": (b"", "is empty; it must have one JSON object per line"),
     "blank": (b"\n \n", "is empty"),
     "no usable row": (b'{"instruction": "Say hi."}\n', ":1: 'output' is missing"),
     "no answer": (b'{"instruction": "Say hi.", "output": "Hi."}\n' * 9 + b'{"instruction": "x"}\n', ":10: 'output' is missing"),
@@ -361,7 +361,7 @@ def test_a_run_folder_is_evaluated_with_the_template_and_lengths_of_its_training
 
 def test_a_report_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path / "none")]) == 2
-    assert "no such folder; give the folder of a run" in capsys.readouterr().err
+    assert "no such folder; must be a run folder" in capsys.readouterr().err
 
 
 def test_an_interruption_is_one_line_and_exit_code_130(

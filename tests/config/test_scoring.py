@@ -87,7 +87,7 @@ REJECTED = {
         "evaluation.metrics = 'zzz': no such metric; choose one of rouge_l, exact_match;",
     ),
     "none": ({"evaluation": {"metrics": []}}, "evaluation.metrics = []: must have at least one"),
-    "twice": ({"evaluation": {"metrics": ["rouge_l", "rouge_l"]}}, "evaluation.metrics = ['rouge_l', 'rouge_l']: must be"),
+    "twice": ({"evaluation": {"metrics": ["rouge_l", "rouge_l"]}}, "evaluation.metrics = ['rouge_l', 'rouge_l']: must have"),
     "no metric": (
         {"evaluation": {"metrics": ["scoring_parts:NUMBER"]}},
         "evaluation.metrics = 'scoring_parts:NUMBER': is a int; must be",
@@ -134,7 +134,10 @@ REJECTED = {
         "data.tests: 'scoring_parts:NUMBER': is a int; must be a redistill.data",
     ),
     "no such task": ({"data": {"tests": {"doly": None}}}, "data.tests: no task 'doly'; did you mean 'dolly'? give a path"),
-    "task without rows": ({"data": {"tests": {"scoring_parts:BARE": None}}}, "data.tests: no task 'bare'; known are dolly"),
+    "task without rows": (
+        {"data": {"tests": {"scoring_parts:BARE": None}}},
+        "data.tests: no task 'bare'; must be one of dolly",
+    ),
     "task of a bad name": (
         {"data": {"tests": {"scoring_parts:SLASHED": "a.jsonl"}}},
         "data.tests: 'a/b': the name of a test set may contain",
