@@ -82,11 +82,8 @@ def load_data(
         pool += read(source, "train", "train" if len(config.train) == 1 else f"train {number + 1}")
     pool, repeats = builder.handle_duplicates(pool, duplicates, report)
     held = None if config.validation is None else read(config.validation, "validation", "validation")
-    tests: dict[str, list[Record]] = {}
-    for task, (records, found) in _read_tests(config, report, rejected).items():
-        path, tests[task.name] = config.tasks[task], records
-        counts = {"rows": len(records), "rejected": len(found.rejected)}
-        manifest[f"test {task.name}"] = {"source": path or "hub", **counts, **_hash(path)}
+    tests, about_tests = _test_sets(config, report, rejected)
+    manifest |= about_tests
     test_questions = {question(record) for records in tests.values() for record in records}
     train, validation, leaked = _split(pool, held, test_questions, config)
     if any(leaked):
@@ -106,6 +103,18 @@ def load_data(
         tests=tests,
         manifest=manifest,
     )
+
+
+def _test_sets(
+    config: DataConfig, report: Callable[[str], None], rejected: Path | None
+) -> tuple[dict[str, list[Record]], dict[str, Any]]:
+    """The test sets by name, and their entries in the manifest."""
+    tests, manifest = {}, {}
+    for task, (records, found) in _read_tests(config, report, rejected).items():
+        path, tests[task.name] = config.tasks[task], records
+        counts = {"rows": len(records), "rejected": len(found.rejected)}
+        manifest[f"test {task.name}"] = {"source": path or "hub", **counts, **_hash(path)}
+    return tests, manifest
 
 
 def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping[str, int], duplicates: int) -> dict[str, int]:
