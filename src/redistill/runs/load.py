@@ -56,8 +56,7 @@ def load_data(
     A training or validation row with the prompt of a test row is removed and counted.
 
     Args:
-        config: The sources, test sets and length limits.
-        tokenizer: The student's tokenizer.
+        config, tokenizer: The sources, test sets and length limits; the student's tokenizer.
         seed: The run's seed, which chooses among several references of a training row.
         rejected: File that lists unusable rows; None writes none.
         report: Called with a line about every source.
@@ -69,6 +68,7 @@ def load_data(
     """
     manifest: dict[str, Any] = {}
     builder = _ExampleBuilder(tokenizer=tokenizer, config=config, seed=seed, rejected=rejected)
+    pool: list[_Row] = []
 
     def read(source: str, split: str, role: str) -> list[_Row]:
         records, found = read_records(source, split=split, max_bad_rows=config.max_bad_rows, rejected=rejected)
@@ -77,7 +77,6 @@ def load_data(
         builder.bad[found.source] = len(found.rejected)
         return [_Row(found.source, record) for record in records]
 
-    pool: list[_Row] = []
     for number, source in enumerate(config.train):
         pool += read(source, "train", "train" if len(config.train) == 1 else f"train {number + 1}")
     pool, repeats = builder.handle_duplicates(pool, duplicates, report)
