@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from redistill.errors import ConfigError
 from redistill.records import Record
 
 Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
@@ -231,6 +232,18 @@ class TeacherTarget(Protocol):
         ...
 
 
+def _check_flags(declared: Any) -> None:
+    """Check that the flags of a declaration are bools; an external component may pass anything.
+
+    Raises:
+        ConfigError: one is not a bool.
+    """
+    for f in fields(declared):
+        value = getattr(declared, f.name)
+        if f.name != "top_k" and not isinstance(value, bool):
+            raise ConfigError(f"{type(declared).__name__}: {f.name} = {value!r}: must be True or False")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherCapabilities:
     """Features of a teacher; a recipe is checked against them before any model is loaded.
@@ -250,6 +263,11 @@ class TeacherCapabilities:
     mixture: bool = False
     prefix_memory: bool = False
     top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_flags(self)
+        if self.statistics and not self.full_vocabulary:
+            raise ConfigError("statistics = True: needs full_vocabulary; statistics are computed from all logits")
 
 
 class Teacher(Protocol):
@@ -383,6 +401,9 @@ class EngineCapabilities:
     deterministic: bool = False
     samples_student: bool = True
 
+    def __post_init__(self) -> None:
+        _check_flags(self)
+
 
 class Engine(Protocol):
     """Generates text of the student for training."""
@@ -508,6 +529,9 @@ class Needs:
     teacher_text: bool = False
     mixture: bool = False
     samples_student: bool = False
+
+    def __post_init__(self) -> None:
+        _check_flags(self)
 
     def __or__(self, other: "Needs") -> "Needs":
         """The union of the requirements of two components."""

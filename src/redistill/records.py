@@ -140,17 +140,17 @@ class Metric:
         """The score of one answer.
 
         Raises:
-            DataError: the score is not a finite number.
+            DataError: the score is not a finite number, or could not be computed.
         """
-        return self._checked(self.score(answer, record), f"the score of {record.record_id}")
+        return self._computed(lambda: self.score(answer, record), f"the score of {record.record_id}")
 
     def aggregated(self, scores: Sequence[float]) -> float:
         """The score of a data set, from the scores of its answers.
 
         Raises:
-            DataError: the score is not a finite number.
+            DataError: the score is not a finite number, or could not be computed.
         """
-        return self._checked(self.aggregate(scores), f"the aggregate of {len(scores)} scores")
+        return self._computed(lambda: self.aggregate(scores), f"the aggregate of {len(scores)} scores")
 
     def shown(self, value: float) -> str:
         """The value as text with its unit, as in log lines."""
@@ -158,7 +158,13 @@ class Metric:
             return f"{value:.2f}"
         return f"{100 * value:.1f} %" if self.unit == FRACTION else f"{value:.2f} {self.unit}".rstrip()
 
-    def _checked(self, value: float, what: str) -> float:
+    def _computed(self, compute: Callable[[], float], what: str) -> float:
+        """The result of the metric's own code, checked."""
+        try:
+            value = compute()
+        except Exception as error:  # whatever external code raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataError(f"metric {self.name}: {what} cannot be computed ({reason}); fix the code of the metric") from error
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise DataError(
                 f"metric {self.name}: {what} is {value!r}; it must be a finite Python number; fix the code of the metric"

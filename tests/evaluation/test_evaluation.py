@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from redistill.contracts import ONE_PROCESS, Batch, Processes, Teacher, TeacherCapabilities, TeacherTarget
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import CheckpointError, ConfigError, DataError
-from redistill.evaluation.evaluator import Evaluator, local_engine
+from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.evaluation.folder import model_hash
 from redistill.evaluation.gold import teacher_forced
 from redistill.evaluation.metrics import METRICS
@@ -86,7 +86,7 @@ def evaluator(
     return Evaluator(
         model=model,
         tokenizer=tokenizer,
-        engine=local_engine(model, tokenizer, config),
+        engine=build_local_engine(model, tokenizer, config),
         config=config,
         tokens=tokens,
         teacher=teacher,

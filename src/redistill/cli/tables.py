@@ -61,4 +61,4 @@ def print_matrix() -> None:
             table.add_row(name, teacher, *("yes" if reason is None else f"({reasons.index(reason) + 1})" for reason in row))
     console().print(table)
     for number, reason in enumerate(reasons, 1):
-        console().print(f"({number}) {reason}", markup=False, highlight=False, soft_wrap=True)
+        console().print(f"({number}) {reason}", markup=False, highlight=False)

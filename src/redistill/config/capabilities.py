@@ -31,7 +31,7 @@ def mismatch(row: Method, teacher: TeacherCapabilities | None, engine: EngineCap
     if needs.teacher and teacher is None:
         return "teacher: missing; set one, or use the method sft, which needs none"
     reasons = [*_teacher_mismatches(row, needs, teacher), *_engine_mismatches(row, needs, teacher, engine)]
-    return reasons[0] if reasons else None
+    return "; also ".join(reasons) or None
 
 
 def _teacher_mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None) -> Iterator[str]:

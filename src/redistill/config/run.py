@@ -12,11 +12,13 @@ from typing import Any, Literal, get_args
 
 from redistill.config import decode as decoding
 from redistill.config.capabilities import mismatch
+from redistill.config.external import check_policy_node, declared, teacher_capabilities
 from redistill.config.methods import METHODS, Method, as_in_reference, method
 from redistill.config.plugins import External, Slot
 from redistill.config.schema import current_tree, schema_of_run
 from redistill.config.scoring import check_choice, load_external, metrics, metrics_of, names_in
 from redistill.config.sections import DataConfig, StudentConfig, TeacherConfig
+from redistill.contracts import EngineCapabilities, TeacherCapabilities
 from redistill.errors import ConfigError
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.generation.local import LocalEngineConfig
@@ -81,6 +83,7 @@ class Run:
     def __post_init__(self) -> None:
         row = self.resolved_method
         policy, objective = row.policy, row.objective
+        check_policy_node(policy)
         if (policy.sampling is not None or policy.needs.teacher_text) and not objective.reads_sampled:
             raise ConfigError(
                 "policy: generates text that no term of the objective uses; set policy to fixed, or set objective.divergence"
@@ -90,7 +93,7 @@ class Run:
                 "student.model = 'teacher': needs a teacher whose weights are loaded here (teacher.kind local); set one, or "
                 "set student.model to another model"
             )
-        if fault := mismatch(row, None if self.teacher is None else self.teacher.capabilities, self.engine.capabilities):
+        if fault := mismatch(row, self.teacher_capabilities, self.engine_capabilities):
             raise ConfigError(f"{fault} (method {self.method})")
         if objective.policy_gradient is not None and not isinstance(policy, Rollouts):
             raise ConfigError(
@@ -139,6 +142,16 @@ class Run:
             )
         if self.training.compile == "all":
             raise ConfigError("placement = 'sharded': cannot run with training.compile = 'all'; set it to rows, or use auto")
+
+    @property
+    def teacher_capabilities(self) -> TeacherCapabilities | None:
+        """What the teacher can do; None without a teacher."""
+        return teacher_capabilities(self.teacher, local=isinstance(self.teacher, TeacherConfig))
+
+    @property
+    def engine_capabilities(self) -> EngineCapabilities:
+        """What the engine can do."""
+        return declared(self.engine, "capabilities", EngineCapabilities, "engine")
 
     @property
     def resolved_method(self) -> Method:

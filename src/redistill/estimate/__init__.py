@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from redistill.config.decode import kind_of
 from redistill.config.run import Run
 from redistill.config.sections import TeacherConfig
+from redistill.errors import ConfigError
 from redistill.estimate.costs import Clock, Stopwatch, free, head_costs, model_costs
 from redistill.estimate.memory import Memory, Sizes, memory, resident_bytes
 from redistill.estimate.seconds import Seconds, seconds
@@ -77,6 +79,11 @@ def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
         ModelError: a model's config cannot be had, or its family cannot be cut to a few layers.
         ConfigError: a mistake in the run.
     """
+    if run.teacher is not None and not isinstance(run.teacher, TeacherConfig):
+        raise ConfigError(
+            f"teacher.kind = {kind_of(type(run.teacher))}: the cost of an external teacher is not known; estimate the run with "
+            "a local teacher"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prints, work, watch = blueprints(run), workload(run, device), Stopwatch(clock, device)
     head = head_costs(prints, run, work, watch)

@@ -151,7 +151,9 @@ class Evaluator:
         return token_means(self.processes.gather(sums))
 
 
-def local_engine(model: nn.Module, tokenizer: Any, config: EvaluationConfig, vocabulary: int | None = None) -> LocalEngine:
+def build_local_engine(
+    model: nn.Module, tokenizer: Any, config: EvaluationConfig, vocabulary: int | None = None
+) -> LocalEngine:
     """An engine that generates answers with `model` in this process."""
     return LocalEngine(
         model,

@@ -16,6 +16,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from redistill.contracts import Needs
 from redistill.errors import ConfigError
 from redistill.losses.clip_network import ClipNetwork, ClipNetworkConfig, StraightThrough, soft_gate
 from redistill.losses.clip_ranks import Mode, at_class, class_scores, score_bounds, within
@@ -140,6 +141,11 @@ class DacKLConfig:
     fixed_interval: tuple[float, float] | None = None
     fixed_top: int | None = None
     gate_temperature: float | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """Ranks of all classes."""
+        return Needs(full_vocabulary=True)
 
     def __post_init__(self) -> None:
         for name, choices in (("mode", get_args(Mode)), ("normalise", get_args(Normalise)), ("gate", get_args(Gate))):

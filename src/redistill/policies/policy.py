@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from redistill.contracts import Draw, DrawItem, Origin, TokenSequence, items_of
+from redistill.errors import ConfigError
 from redistill.policies.order import GoldBatches, Shuffled
 from redistill.policies.source import Source, Wrapping
 
@@ -40,6 +41,8 @@ class Policy(Wrapping):
         items = self._gold.items(step)
         with self._drawing():
             answers = self._source.sequences(step, items)
+        if len(answers) < len(items):
+            raise ConfigError(f"policy: its source returned {len(answers)} sequences for {len(items)} prompts; return one each")
         # A source may return an item's gold answer at its index: one forward pass then serves all terms.
         is_gold = [index < len(items) and answer.origin == "dataset" for index, answer in enumerate(answers)]
         if self._rewrite is not None:

@@ -3,24 +3,26 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
 
+from redistill.config.decode import kind_of
 from redistill.contracts import Batch, Teacher, TextTeacher, TokenSequence
 from redistill.data.spans.mark import SpanMarker
-from redistill.evaluation.evaluator import Evaluator
-from redistill.evaluation.evaluator import local_engine as answering_engine
+from redistill.evaluation.evaluator import Evaluator, build_local_engine
+from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, MeteredEngine
 from redistill.generation.prefix import PrefixReader
 from redistill.models.families import head
 from redistill.policies import GoldBatches, Policy, PolicyTools, Scorer, Shuffled
 from redistill.policies.legacy import legacy_sequence
 from redistill.policies.revised import revises
+from redistill.runs.external import SOURCE, built
 from redistill.runs.opened import OpenRun
 from redistill.runs.revisions import log_revision
-from redistill.teachers.local import LocalTeacher
 from redistill.training.guards import CollapseMonitor, EarlyStopping, Event, UpdateGuard
 from redistill.training.optimiser import parameter_groups
 from redistill.training.parts import Guards, Learner, Parts
@@ -103,7 +105,7 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
     return Evaluator(
         model=model,
         tokenizer=models.tokenizer,
-        engine=answering_engine(model, models.tokenizer, config, models.vocabulary),
+        engine=build_local_engine(model, models.tokenizer, config, models.vocabulary),
         config=config,
         tokens=run.config.data.tokens,
         teacher=run.teacher,
@@ -150,7 +152,8 @@ def build_policy(run: OpenRun) -> Policy:
     marker = None if run.spans is None else SpanMarker(run.spans, models.tokenizer, special)
     rewrite = None if config.compat is None else partial(legacy_sequence, end_id=models.end_ids[0])
     drawing = partial(_remembering, run) if revises(node) else nullcontext
-    return Policy(gold, node.bind(tools), marker, corpus=_corpus_batches(run), rewrite=rewrite, drawing=drawing)
+    source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)
+    return Policy(gold, source, marker, corpus=_corpus_batches(run), rewrite=rewrite, drawing=drawing)
 
 
 def text_teacher(teacher: Teacher | None) -> TextTeacher | None:
@@ -159,18 +162,20 @@ def text_teacher(teacher: Teacher | None) -> TextTeacher | None:
     return teacher if is_text else None  # type: ignore[return-value]  # `generates` declares the method
 
 
-def local_engine(run: OpenRun) -> LocalEngine | None:
-    """The run's engine if it generates with the student in this process, else None."""
-    engine = run.engine.engine if isinstance(run.engine, MeteredEngine) else run.engine
-    return engine if isinstance(engine, LocalEngine) else None
+def unwrapped(engine: Any) -> Any:
+    """The engine inside its wrappers."""
+    while isinstance(engine, MeteredEngine | CheckedEngine):
+        engine = engine.engine
+    return engine
 
 
 @contextmanager
 def _remembering(run: OpenRun) -> Iterator[None]:
     """Enable the prefix memories of teacher and engine while drafts are scored and continued."""
     with ExitStack() as stack:
-        for part in (run.teacher, local_engine(run)):
-            if isinstance(part, LocalTeacher | LocalEngine):
+        parts: tuple[Any, ...] = (run.teacher, unwrapped(run.engine))
+        for part in parts:
+            if part is not None and part.capabilities.prefix_memory:
                 stack.enter_context(part.remembering())
         yield
 
@@ -180,12 +185,12 @@ def _student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]
 
     It uses the engine's prefix memory and adds to it.
     """
-    reader, engine = PrefixReader(run.models.student), local_engine(run)
+    reader, engine = PrefixReader(run.models.student), unwrapped(run.engine)
 
     @torch.no_grad()
     def read(batch: Batch) -> tuple[torch.Tensor, Head]:
         run.student.eval()
-        memory = None if engine is None else engine.memory
+        memory = engine.memory if isinstance(engine, LocalEngine) else None
         with run.accelerator.autocast():
             hidden_ND = reader.rows(
                 batch.input_ids_BT, batch.attention_mask_BT, batch.position_N, memory, remember=memory is not None

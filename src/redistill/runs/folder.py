@@ -68,7 +68,8 @@ def check_run_schema(folder: Path, held: Mapping[str, Any], *, resumes: bool) ->
         names = {"redistill": writer_of(held), "commit": held.get("commit")}
         writer = ", ".join(f"{name} {shown(value)}" for name, value in names.items() if isinstance(value, str))
         raise ConfigError(
-            f"{folder}: contains an unfinished run of schema {number}; redistill {__version__} resumes schema {SCHEMA} only; "
+            f"{folder}: contains {'a run without its model' if held.get('status') == 'finished' else 'an unfinished run'} of "
+            f"schema {number}; redistill {__version__} resumes schema {SCHEMA} only; "
             f"finish it with the version that wrote it ({writer or 'not recorded'}), or choose another `out`"
         )
 

@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
+from redistill.config.decode import kind_of
 from redistill.config.methods import method
 from redistill.config.run import Run
 from redistill.config.sections import TeacherConfig
@@ -19,6 +20,7 @@ from redistill.contracts import Engine, EngineTools, Processes, Teacher, Teacher
 from redistill.data.corpus import load_corpus
 from redistill.data.spans.extract import SpanExtractor, load_extractor
 from redistill.errors import ConfigError
+from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, MeteredEngine
 from redistill.models.families import layer_list
 from redistill.models.student import StudentModule
@@ -27,6 +29,7 @@ from redistill.processes import signals
 from redistill.processes import watch as ranks
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement, Replicated, Sharded, Single
+from redistill.runs import external
 from redistill.runs.load import DataSets, load_data
 from redistill.runs.models import Models, load_models
 from redistill.teachers.local import LocalTeacher
@@ -125,18 +128,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
         device
     )
     teacher = build_teacher(config, models, accelerator, sizes[1], output.meter.add)
-    engine = config.engine.build(
-        EngineTools(
-            student=models.student,
-            teacher=models.teacher,
-            tokenizer=models.tokenizer,
-            vocabulary=models.vocabulary,
-            end_ids=models.end_ids,
-            pad_id=models.pad_id,
-            batch_size=sizes[1],
-            autocast=accelerator.autocast,
-        )
-    )
+    engine = build_engine(config, models, accelerator, sizes[1])
     placement = make_placement(accelerator.num_processes, config.placement)
     placement.wrap(student)
     return OpenRun(
@@ -153,6 +145,25 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
         spans=load_extractor(config.data.spans) if objective.uses_spans else None,
         output=output,
     )
+
+
+def build_engine(config: Run, models: Models, accelerator: Accelerator, batch_size: Halving) -> Engine:
+    """The engine that generates the student's text for training."""
+    node, declared = config.engine, config.engine_capabilities
+    tools = EngineTools(
+        student=models.student,
+        teacher=models.teacher,
+        tokenizer=models.tokenizer,
+        vocabulary=models.vocabulary,
+        end_ids=models.end_ids,
+        pad_id=models.pad_id,
+        batch_size=batch_size,
+        autocast=accelerator.autocast,
+    )
+    name = kind_of(type(node))
+    methods = [*external.ENGINE, *(["remembering"] if declared.prefix_memory else [])]
+    engine: Engine = external.built(f"engine.kind = {name}", lambda: node.build(tools), methods, declared)
+    return engine if isinstance(engine, LocalEngine) else CheckedEngine(engine, name, models.vocabulary)
 
 
 def build_teacher(
@@ -181,15 +192,18 @@ def build_teacher(
         )
     if config.teacher is None or isinstance(config.teacher, TeacherConfig):
         return None
-    return config.teacher.build(
-        TeacherTools(
-            tokenizer=models.tokenizer,
-            vocabulary=models.vocabulary,
-            end_ids=models.end_ids,
-            pad_id=models.pad_id,
-            device=accelerator.device,
-        )
+    node, declared = config.teacher, config.teacher_capabilities
+    tools = TeacherTools(
+        tokenizer=models.tokenizer,
+        vocabulary=models.vocabulary,
+        end_ids=models.end_ids,
+        pad_id=models.pad_id,
+        device=accelerator.device,
     )
+    methods = [*external.TEACHER]
+    methods += ["generate"] if declared is not None and declared.generates else []
+    methods += ["remembering"] if declared is not None and declared.prefix_memory else []
+    return external.built(f"teacher.kind = {kind_of(type(node))}", lambda: node.build(tools), methods, declared)
 
 
 def _read_corpus(config: Run, models: Models, progress: Progress, *, updates: int) -> Sequence[TokenSequence]:

@@ -19,7 +19,7 @@ from redistill.config.scoring import load_external, metrics_of
 from redistill.config.sections import DataConfig
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError
-from redistill.evaluation.evaluator import Evaluator, local_engine
+from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.evaluation.folder import SETTINGS
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig, head, load_model
@@ -316,7 +316,7 @@ def _evaluate(
     evaluator = Evaluator(
         model=model,
         tokenizer=tokenizer,
-        engine=local_engine(model, tokenizer, config, size),
+        engine=build_local_engine(model, tokenizer, config, size),
         config=config,
         tokens=data.tokens,
         teacher=teacher,

@@ -149,9 +149,9 @@ class Objective:
 
     @property
     def needs(self) -> Needs:
-        """The teacher capabilities that the terms require."""
-        is_dac = self.uses_divergence and isinstance(self.divergence, DacKLConfig)
-        return Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans or is_dac)
+        """What the terms require of the teacher; a divergence may declare `needs` of its own."""
+        needs = Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans)
+        return needs | getattr(self.divergence, "needs", Needs()) if self.uses_divergence else needs
 
     def build_divergence(self, vocabulary: int, seed: int) -> DivergenceCall | nn.Module | None:
         """The divergence as a callable; DAC-KL's network is created here.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from redistill.contracts import Divergence, TopClasses
+from redistill.errors import ConfigError
 from redistill.losses.policy_gradient import clipped_surrogate
 from redistill.losses.span import pair_distance
 
@@ -77,6 +78,10 @@ class DivergenceRule:
         num_rows = len(counted_C)
         result: Any = self.divergence(both.logq_CV[:num_rows], both.logp_CV[:num_rows])
         divergence_C, diagnostics = result if isinstance(result, tuple) else (result, {})
+        if divergence_C.shape != counted_C.shape:
+            raise ConfigError(
+                f"{type(self.divergence).__name__}: returned shape {list(divergence_C.shape)}; must be [{num_rows}]"
+            )
         total = (divergence_C * weight_C).masked_fill(~counted_C, 0.0).sum()
         rows = {name: value_C.detach().masked_fill(~counted_C, 0) for name, value_C in diagnostics.items()}
         return {self.name: total, **{name: value_C.sum() for name, value_C in rows.items()}}

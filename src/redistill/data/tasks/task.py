@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redistill.data.reader import ReadReport, read_records
-from redistill.errors import DataError
+from redistill.errors import ConfigError, DataError
 from redistill.records import Instruction, Metric, Record
 
 
@@ -31,6 +31,10 @@ class Task:
     hub_file: str = "valid.jsonl"
     hub_rows: int | None = None
     metrics: tuple[Metric, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.metrics, tuple) or not all(isinstance(metric, Metric) for metric in self.metrics):
+            raise ConfigError(f"test set {self.name}: metrics: must be a tuple of redistill.records.Metric, as in (METRIC,)")
 
     def load(
         self, path: str | Path | None = None, *, max_bad_rows: int = 0, rejected: Path | None = None

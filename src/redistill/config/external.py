@@ -1,0 +1,62 @@
+"""What external components declare, checked when a recipe is read."""
+
+from typing import Any, TypeVar
+
+from redistill.config.decode import kind_of
+from redistill.contracts import Needs, Sampling, TeacherCapabilities
+from redistill.errors import ConfigError
+
+Declared = TypeVar("Declared")
+
+
+def declared(node: Any, attribute: str, expected: type[Declared], where: str) -> Declared:
+    """The value of a declaration of a node, such as its capabilities.
+
+    Args:
+        node: A policy, teacher or engine of a recipe.
+        attribute: The name of the declaration.
+        expected: The type that it must have.
+        where: The path of the node in a recipe.
+
+    Raises:
+        ConfigError: it has another type, or cannot be computed.
+    """
+    try:
+        value = getattr(node, attribute)
+    except Exception as error:  # whatever external code raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{where}.kind = {kind_of(type(node))}: its {attribute} cannot be computed ({reason})") from error
+    if not isinstance(value, expected):
+        raise ConfigError(
+            f"{where}.kind = {kind_of(type(node))}: {attribute} is a {type(value).__name__}; must be a "
+            f"redistill.contracts.{expected.__name__}"
+        )
+    return value
+
+
+def check_policy_node(node: Any) -> None:
+    """Check the declarations of a policy node.
+
+    Raises:
+        ConfigError: `needs` or `sampling` has another type than policies declare.
+    """
+    declared(node, "needs", Needs, "policy")
+    if declared(node, "sampling", object, "policy") is not None:
+        declared(node, "sampling", Sampling, "policy")
+
+
+def teacher_capabilities(node: Any, *, local: bool) -> TeacherCapabilities | None:
+    """What the teacher of a recipe can do; None without a teacher.
+
+    Raises:
+        ConfigError: the declaration has another type, or an external teacher declares `mixture`.
+    """
+    if node is None:
+        return None
+    found = declared(node, "capabilities", TeacherCapabilities, "teacher")
+    if found.mixture and not local:
+        raise ConfigError(
+            f"teacher.kind = {kind_of(type(node))}: declares mixture, but the local engine can mix the student with a local "
+            "teacher only; set it to False"
+        )
+    return found

@@ -1,0 +1,74 @@
+"""Engines that are not part of the package: their results are checked before anything is learned from them."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from redistill.contracts import Engine, EngineCapabilities, Generation, GenerationRequest, Sampling
+from redistill.errors import RedistillError, TrainingError
+
+
+class CheckedEngine:
+    """An engine whose errors and results are checked (contracts.Engine).
+
+    Args:
+        engine: The engine itself.
+        name: Its kind in the recipe, for error messages.
+        vocabulary: Token ids are below this number.
+    """
+
+    def __init__(self, engine: Engine, name: str, vocabulary: int) -> None:
+        self.engine, self._name, self._vocabulary = engine, name, vocabulary
+
+    @property
+    def capabilities(self) -> EngineCapabilities:
+        return self.engine.capabilities
+
+    def sync(self, student: nn.Module, step: int) -> None:
+        """See `contracts.Engine`.
+
+        Raises:
+            TrainingError: the engine raised an error.
+        """
+        try:
+            self.engine.sync(student, step)
+        except RedistillError:
+            raise
+        except Exception as error:  # whatever external code raises
+            raise self._failed("sync", error) from error
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        """See `contracts.Engine`.
+
+        Raises:
+            TrainingError: the engine raised an error, or a result is not a continuation of its request.
+        """
+        try:
+            generations = list(self.engine.generate(requests, sampling))
+        except RedistillError:
+            raise
+        except Exception as error:  # whatever external code raises
+            raise self._failed("generate", error) from error
+        if len(generations) != len(requests):
+            raise TrainingError(
+                f"engine {self._name}: {len(generations)} results for {len(requests)} requests; return one each"
+            )
+        for request, generation in zip(requests, generations, strict=True):
+            if fault := self._fault(request, generation):
+                raise TrainingError(f"engine {self._name}: result of {request.stream}: {fault}")
+        return generations
+
+    def _fault(self, request: GenerationRequest, generation: Generation) -> str | None:
+        """Why a result is invalid; None if it is valid."""
+        if not isinstance(generation, Generation) or not isinstance(generation.token_ids, tuple):
+            return "must be a contracts.Generation with a tuple of token ids"
+        length = len(generation.token_ids)
+        if not 1 <= length <= request.max_new_tokens:
+            return f"{length} tokens; must be 1 to {request.max_new_tokens}, with the end token of a text that ended"
+        if any(not isinstance(token, int) or not 0 <= token < self._vocabulary for token in generation.token_ids):
+            return f"a token id is not a whole number below {self._vocabulary}, the size of the vocabulary"
+        return None
+
+    def _failed(self, call: str, error: Exception) -> TrainingError:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return TrainingError(f"engine {self._name}: {call} failed ({reason})")

@@ -1,0 +1,38 @@
+"""External components while a run is built: what they build must have the methods of its protocol."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from redistill.errors import ConfigError, RedistillError
+
+ENGINE = ("sync", "generate")
+TEACHER = ("prepare", "rows", "faults", "release")
+SOURCE = ("sequences", "observe", "metrics", "state_dict", "load_state_dict")
+
+Built = TypeVar("Built")
+
+
+def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabilities: Any = None) -> Built:
+    """What an external node builds.
+
+    Args:
+        where: The node in the recipe, such as "engine.kind = my_engine:FixedText".
+        build: Builds it.
+        methods: The methods that it must have.
+        capabilities: What the node declares; the built object must declare the same. None checks nothing.
+
+    Raises:
+        ConfigError: building failed, a method is missing, or the capabilities differ.
+    """
+    try:
+        found = build()
+    except RedistillError:
+        raise
+    except Exception as error:  # whatever external code raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{where}: cannot be built ({reason}); docs/adding.md shows one") from error
+    if missing := [name for name in methods if not callable(getattr(found, name, None))]:
+        raise ConfigError(f"{where}: the {type(found).__name__} that it builds has no {' and no '.join(missing)}; add it")
+    if capabilities is not None and getattr(found, "capabilities", None) != capabilities:
+        raise ConfigError(f"{where}: the {type(found).__name__} that it builds has other capabilities than it declares")
+    return found
