@@ -173,4 +173,4 @@ def test_a_recipe_provides_data_and_test_sets(tmp_path: Path, capsys: pytest.Cap
 
 def test_without_sources_it_is_an_error_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check"]) == 2
-    assert "name a file, or give --recipe" in capsys.readouterr().err
+    assert "no data to check; pass a path, or --recipe RECIPE" in capsys.readouterr().err

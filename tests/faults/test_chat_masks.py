@@ -253,7 +253,7 @@ def test_every_answer_is_learned_or_the_row_is_refused(family: Family) -> None:
     chat = tokenizer(family)
     config = TokenizeConfig(template="chat", prompt_tokens=500, supervise="every")
     if not family.every:
-        with pytest.raises(DataError, match=r"none of 1 records is left.*learn only the last answer \(supervise: last\)"):
+        with pytest.raises(DataError, match=r"none of 1 records is left.*train on the last answer only \(supervise: last\)"):
             tokenize_training([conversation(family, "Yes.")], chat, config, seed=1)
         return
     ((example,), _) = tokenize_training([conversation(family, "Yes.")], chat, config, seed=1)

@@ -257,7 +257,7 @@ class _TestPrompts:
         self.normalised.setdefault(loose_question(record), origin)
 
     def find(self, record: Record) -> Repeat | None:
-        """The first test row with the prompt of `record`; prefers exact matches."""
+        """The first test row with the prompt of `record`; prefers verbatim matches."""
         if (origin := self.exact.get(question(record))) is not None:
             return Repeat(line=line_of(record), of=origin, how="exact")
         if (origin := self.normalised.get(loose_question(record))) is not None:
