@@ -1,0 +1,157 @@
+"""A run of one update that represents all updates of a run: its config, and data of the lengths that the run has."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from redistill.config.run import Run
+from redistill.config.sections import TeacherConfig
+from redistill.contracts import Example
+from redistill.data.reader import read_records
+from redistill.data.tokenize import tokenize_training
+from redistill.errors import RedistillError
+from redistill.generation.local import LocalEngineConfig
+from redistill.models.load import load_tokenizer
+from redistill.policies import Adaptive, Mixed, Rollouts, TeacherGenerated
+from redistill.records import RawPrompt, Record
+from redistill.runs.load import DataSets
+from redistill.training.schedule import in_updates
+
+SAMPLE_ROWS = 256
+"""Rows of the training data whose lengths are read."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is run in place of a run.
+
+    Args:
+        run: One update that generates all of its text, in a folder of its own, with parts of this process only.
+        tokenizer: Of the student.
+        data: As many examples as the update has, and a batch of validation prompts.
+        generating: Fraction of the sampled update's text that a mean update of the run generates.
+        learned: Tokens of a mean update, in those of the sampled one.
+        num_examples: Of the training set; None where its data was not read.
+        notes: What was assumed.
+    """
+
+    run: Run
+    tokenizer: Any
+    data: DataSets
+    generating: float
+    learned: float
+    num_examples: int | None
+    notes: tuple[str, ...]
+
+    def in_updates(self, length: int | str) -> int | None:
+        """A length of the run; None where it is in epochs of data that was not read."""
+        if isinstance(length, str) and self.num_examples is None:
+            return None
+        return in_updates(length, self.num_examples or 0, self.run.training.batch_size)
+
+
+def sample(run: Run, folder: Path) -> Sample:
+    """The sample of a run, which writes to `folder`.
+
+    Raises:
+        ModelError: the tokenizer is missing or damaged.
+    """
+    source = run.teacher if run.student.model == "teacher" else run.student
+    tokenizer = load_tokenizer(source)  # type: ignore[arg-type]  # a `Run` has a local teacher where its student is cut from it
+    lengths, num_examples, note = _lengths(run, tokenizer)
+    size, rows = run.training.batch_size, min(run.data.validation_rows, run.evaluation.batch_size)
+    # Spread evenly over the sorted lengths, so that one batch has their mean and the long ones too.
+    train, held_out = (
+        [_example(index, *lengths[int((index + 0.5) * len(lengths) / count)], len(tokenizer)) for index in range(count)]
+        for count in (size, rows)
+    )
+    validation = [example.record for example in held_out]
+    data = DataSets(train=train, validation=validation, validation_examples=held_out, tests={}, manifest={})
+    epochs = 1.0
+    if num_examples is not None:
+        epochs = max(1.0, in_updates(run.training.updates, num_examples, size) * size / num_examples)
+    policy, generating, sampled = _generating(run.resolved_method.policy, size, epochs)
+    gold, prompts = (sum(column) for column in zip(*((len(e.token_ids), len(e.prompt_ids)) for e in train), strict=True))
+    settings = run.training
+    one = replace(
+        run,
+        out=str(folder),
+        policy=policy,
+        engine=LocalEngineConfig(),
+        teacher=run.teacher and TeacherConfig(model="teacher"),
+        data=replace(run.data, corpus=()),
+        training=replace(
+            settings,
+            updates=1,
+            evaluate_every=0,
+            save_every=0,
+            compile="rows" if settings.compile == "all" else settings.compile,
+        ),
+    )
+    learned = sampled + (1 - sampled) * gold / (prompts + size * run.data.tokens.response_tokens)
+    return Sample(one, tokenizer, data, generating, learned, num_examples, (note, *_notes(run)))
+
+
+def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[Any, float, float]:
+    """The policy, changed so that it generates in every update, and what it does in a mean update instead.
+
+    Returns:
+        The policy node, the fraction of that text that is generated, and the fraction of gold answers that text replaces.
+    """
+    generating = sampled = 1.0
+    if hasattr(policy, "source"):
+        source, generating, sampled = _generating(policy.source, batch_size, epochs)
+        policy = replace(policy, source=source)
+    match policy:
+        case Mixed(student_fraction=fraction) if fraction > 0:
+            return replace(policy, student_fraction=1.0), fraction * generating, fraction * sampled
+        case Adaptive():  # threshold and buffer leave about half, once it generates at all
+            return replace(policy, threshold=1.0), generating / 2, sampled / 2
+        case Rollouts():
+            return replace(policy, num_rollouts=batch_size), generating / policy.inner_epochs, sampled
+        case TeacherGenerated():  # an answer is generated once
+            return replace(policy, store=None), 1 / epochs, sampled
+    return policy, generating, sampled
+
+
+def _notes(run: Run) -> list[str]:
+    policy, lora, is_local = run.resolved_method.policy, run.student.lora, isinstance(run.teacher, TeacherConfig)
+    stages = run.starts_finetuned or (isinstance(run.teacher, TeacherConfig) and run.teacher.finetune is not None)
+    found = {
+        f"every generated text is taken to have {run.data.tokens.response_tokens} tokens, the most that it may": (
+            policy.sampling is not None or policy.needs.teacher_text
+        ),
+        "text is timed as if this process generated it": not isinstance(run.engine, LocalEngineConfig),
+        "the teacher is in no process of the run; one layer is timed in its place": run.teacher is not None and not is_local,
+        "the student's body is timed as it is without training.compile = all": run.training.compile == "all",
+        "quantised weights have their size, and are timed as if they were not quantised": bool(
+            lora and lora.quantise != "none"
+        ),
+        "fine-tuning before the run (`finetune`) is a run of its own and not counted": stages,
+    }
+    return [note for note, applies in found.items() if applies]
+
+
+def _lengths(run: Run, tokenizer: Any) -> tuple[list[tuple[int, int]], int | None, str]:
+    """Prompt and answer lengths in ascending order of their sum, the number of examples, and where the lengths are from."""
+    data, why = run.data, "the training data is not in files here"
+    if all(Path(source).exists() for source in data.train):
+        try:
+            records = [r for source in data.train for r in read_records(source, max_bad_rows=data.max_bad_rows)[0]]
+            examples, _ = tokenize_training(records[:SAMPLE_ROWS], tokenizer, data.tokens, run.seed)
+        except RedistillError as error:
+            why = str(error)
+        else:
+            held_out = data.validation_rows if data.validation is None else 0
+            count = min(max(1, len(records) - held_out), data.max_train_rows or len(records))
+            lengths = sorted(((len(e.prompt_ids), max(1, sum(e.supervised))) for e in examples), key=sum)
+            return lengths, count, f"lengths are those of {len(lengths)} rows of the training data"
+    return [(data.tokens.prompt_tokens, data.tokens.response_tokens)], None, f"lengths are the recipe's limits: {why}"
+
+
+def _example(sample: int, prompt: int, answer: int, vocabulary: int) -> Example:
+    """An example of these lengths, without meaning."""
+    ids = tuple((sample + index) % vocabulary for index in range(prompt + answer))
+    record = Record(record_id=str(sample), prompt=RawPrompt("a " * prompt), references=("a",))
+    marks = (False,) * prompt + (True,) * answer
+    return Example(sample=sample, record=record, prompt_ids=ids[:prompt], token_ids=ids, supervised=marks)
