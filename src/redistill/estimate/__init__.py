@@ -1,8 +1,8 @@
 """Parameters, memory and time of a run, estimated before any weight is loaded.
 
 One update and one validation of the run are executed on this machine with models of the real widths and one or three layers of
-random weights, and their costs are extrapolated to the run's numbers of layers.  Only configs, the tokenizer and data in files are
-read.
+random weights, and their costs are extrapolated to the numbers of layers of the run.  Only configs, the tokenizer and data in
+files are read.
 """
 
 import tempfile

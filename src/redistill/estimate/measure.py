@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 
-from redistill.config.run import Run
 from redistill.estimate.recorder import Cost, Recorder, Role
 from redistill.estimate.sample import Sample
 from redistill.estimate.shallow import Blueprint
@@ -80,29 +79,29 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
     }
     for parameter in learned:
         parameter.grad = torch.zeros_like(parameter)
-    _update_and_validate(opened, run, recorder)
+    _update_and_validate(opened, sample.step, recorder)
     return {Cost("size", name): size for name, size in sizes.items()}
 
 
-def _update_and_validate(opened: OpenRun, run: Run, recorder: Recorder) -> None:
+def _update_and_validate(opened: OpenRun, step: int, recorder: Recorder) -> None:
     """What `training.loop` does, without guards and log."""
     evaluator = build_evaluator(opened, opened.models.student)
-    parts = build_parts(opened, evaluator)
-    learner = parts.learner
-    _step(learner, run.optimiser.max_grad_norm)  # gives the optimiser its state, as before all updates but the first
     recorder.watch(opened.engine, "generate", "write")
     recorder.watch(evaluator.engine, "generate", "answer")
-    recorder.watch(learner.student, "forward", "vocabulary pass")
+    recorder.watch(opened.student, "forward", "vocabulary pass")
     recorder.watch(body_module(opened.models.student), "forward", "", "student")
     if isinstance(opened.teacher, LocalTeacher) and opened.models.teacher is not None:
         recorder.watch(opened.teacher, "generate", "write")
         recorder.watch(body_module(opened.models.teacher), "forward", "", "teacher")
+    parts = build_parts(opened, evaluator)
+    learner, max_norm = parts.learner, opened.config.optimiser.max_grad_norm
+    _step(learner, max_norm)  # gives the optimiser its state, as before all updates but the first
     with recorder.region("revise"):
-        draw = learner.objective.select(parts.policy.draw(0))
+        draw = learner.objective.select(parts.policy.draw(step))
     with recorder.region("student learns", "student"):
-        gradients(draw, parts, 0)
+        gradients(draw, parts, step)
     with recorder.region("optimiser", "student"):
-        _step(learner, run.optimiser.max_grad_norm)
+        _step(learner, max_norm)
     if learner.teacher is not None:
         learner.teacher.release()
     with recorder.region("validate"):

@@ -12,7 +12,8 @@ from redistill.data.tokenize import tokenize_training
 from redistill.errors import RedistillError
 from redistill.generation.local import LocalEngineConfig
 from redistill.models.load import load_tokenizer
-from redistill.policies import Adaptive, Mixed, Rollouts, TeacherGenerated
+from redistill.policies import Adaptive, GoldBatches, Mixed, Rollouts, TeacherGenerated
+from redistill.policies.order import coin
 from redistill.records import RawPrompt, Record
 from redistill.runs.load import DataSets
 from redistill.training.schedule import in_updates
@@ -29,8 +30,9 @@ class Sample:
         run: One update that generates all of its text, in a folder of its own, with parts of this process only.
         tokenizer: Of the student.
         data: As many examples as the update has, and a batch of validation prompts.
-        generating: Fraction of the sampled update's text that a mean update of the run generates.
-        learned: Tokens of a mean update, in those of the sampled one.
+        step: Number of the update before it, which decides which sequences are generated.
+        generating: Text of a mean update of the run, as a fraction of the sampled one's.
+        learned: Tokens that a mean update learns from, as a fraction of the sampled one's.
         num_examples: Of the training set; None where its data was not read.
         notes: What was assumed.
     """
@@ -38,6 +40,7 @@ class Sample:
     run: Run
     tokenizer: Any
     data: DataSets
+    step: int
     generating: float
     learned: float
     num_examples: int | None
@@ -89,29 +92,39 @@ def sample(run: Run, folder: Path) -> Sample:
         ),
     )
     learned = sampled + (1 - sampled) * gold / (prompts + size * run.data.tokens.response_tokens)
-    return Sample(one, tokenizer, data, generating, learned, num_examples, (note, *_notes(run)))
+    step = _mean_step(policy, train, run.seed)
+    return Sample(one, tokenizer, data, step, generating, learned, num_examples, (note, *_notes(run)))
 
 
 def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[Any, float, float]:
-    """The policy, changed so that it generates in every update, and what it does in a mean update instead.
+    """The policy, changed so that a single update generates what any update may.
 
     Returns:
-        The policy node, the fraction of that text that is generated, and the fraction of gold answers that text replaces.
+        The policy node; the text of a mean update, and the sequences that are no gold answers, as fractions of that update's.
     """
     generating = sampled = 1.0
+    if isinstance(policy, Adaptive):  # threshold and buffer leave about half, once it generates at all
+        policy = Mixed(source=policy.source, student_fraction=0.5, coin=policy.coin)
     if hasattr(policy, "source"):
         source, generating, sampled = _generating(policy.source, batch_size, epochs)
         policy = replace(policy, source=source)
     match policy:
-        case Mixed(student_fraction=fraction) if fraction > 0:
+        case Mixed(student_fraction=fraction, coin="step") if fraction > 0:
             return replace(policy, student_fraction=1.0), fraction * generating, fraction * sampled
-        case Adaptive():  # threshold and buffer leave about half, once it generates at all
-            return replace(policy, threshold=1.0), generating / 2, sampled / 2
         case Rollouts():
             return replace(policy, num_rollouts=batch_size), generating / policy.inner_epochs, sampled
         case TeacherGenerated():  # an answer is generated once
             return replace(policy, store=None), 1 / epochs, sampled
     return policy, generating, sampled
+
+
+def _mean_step(policy: Any, train: list[Example], seed: int) -> int:
+    """A step at which the coins of `Mixed` fall as they do on average."""
+    if not isinstance(policy, Mixed):
+        return 0
+    items = GoldBatches(train, batch_size=len(train), seed=seed).items(0)
+    fallen = [sum(coin(seed, step, item, policy.coin) < policy.student_fraction for item in items) for step in range(100)]
+    return min(range(100), key=lambda step: abs(fallen[step] - policy.student_fraction * len(items)))
 
 
 def _notes(run: Run) -> list[str]:
