@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from redistill.config.run import Run
-from redistill.estimate.measure import FEW, MORE, Layers, extrapolated, measure
+from redistill.estimate.measurement import FEW, MORE, Layers, extrapolated, measure
 from redistill.estimate.recorder import Clock, Cost, Recorder, free, resident_bytes
-from redistill.estimate.sample import Sample, sample
+from redistill.estimate.sample_run import Sample, sample
 from redistill.estimate.shallow import blueprints
 
 __all__ = ["Estimate", "Memory", "Seconds", "estimate"]
@@ -132,7 +132,6 @@ def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
             recorder = Recorder(clock, device)
             with recorder.recording():
                 sizes = measure(sampled, prints, layers, recorder)
-                free()
             found[layers] = {**sizes, **recorder.costs}
     costs = {
         cost: extrapolated({layers: each.get(cost, 0.0) for layers, each in found.items()}, whole, *cost.models)

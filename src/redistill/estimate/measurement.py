@@ -1,12 +1,13 @@
 """One update and one validation of shallow models, recorded part by part, and their extrapolation to whole models."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from redistill.estimate.recorder import Cost, Recorder, Role
-from redistill.estimate.sample import Sample
+from redistill.estimate.sample_run import Sample
 from redistill.estimate.shallow import Blueprint
 from redistill.models.families import body_module
 from redistill.models.load import end_token_ids, parameter_bytes, parameter_count
@@ -52,7 +53,8 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
     """Execute one update and one validation with models of `layers`, made of the parts that the run itself has.
 
     Returns:
-        Numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved" by quantisation).
+        Numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved" of both in the run: by
+        quantisation, and by a teacher that is not in this process).
     """
     run = sample.run
     student, teacher = prints["student"].shallow(layers.student, run.seed), None
@@ -68,14 +70,16 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
         notes=(),
     )
     opened = assemble(run, make_accelerator(run.training.precision), models, sample.data, Progress(enabled=False))
+    opened = replace(opened, corpus=sample.corpus)
     learned = [parameter for parameter in opened.student.parameters() if parameter.requires_grad]
+    teaches = 0 if teacher is None else parameter_bytes(teacher)
     sizes = {
         "student": parameter_count(student),
         "teacher": parameter_count(teacher) if teacher is not None and layers.teacher else 0,
         "trained": sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad),
-        "weights": parameter_bytes(opened.student) + (0 if teacher is None else parameter_bytes(teacher)),
+        "weights": parameter_bytes(opened.student) + teaches,
         "gradients": sum(parameter.nbytes for parameter in learned),
-        "saved": prints["student"].bytes_saved(student),
+        "saved": prints["student"].bytes_saved(student) + (0 if layers.teacher else teaches),
     }
     for parameter in learned:
         parameter.grad = torch.zeros_like(parameter)

@@ -6,14 +6,14 @@ from typing import Any
 
 from redistill.config.run import Run
 from redistill.config.sections import TeacherConfig
-from redistill.contracts import Example
+from redistill.contracts import Example, TokenSequence
 from redistill.data.reader import read_records
 from redistill.data.tokenize import tokenize_training
 from redistill.errors import RedistillError
 from redistill.generation.local import LocalEngineConfig
-from redistill.models.load import load_tokenizer
+from redistill.models.load import ModelConfig, load_tokenizer
 from redistill.policies import Adaptive, GoldBatches, Mixed, Rollouts, TeacherGenerated
-from redistill.policies.order import coin
+from redistill.policies.order import coin, gold_sequence
 from redistill.records import RawPrompt, Record
 from redistill.runs.load import DataSets
 from redistill.training.schedule import in_updates
@@ -30,6 +30,7 @@ class Sample:
         run: One update that generates all of its text, in a folder of its own, with parts of this process only.
         tokenizer: Of the student.
         data: As many examples as the update has, and a batch of validation prompts.
+        corpus: Blocks of the pre-training term; empty without one.
         step: Number of the update before it, which decides which sequences are generated.
         generating: Text of a mean update of the run, as a fraction of the sampled one's.
         learned: Tokens that a mean update learns from, as a fraction of the sampled one's.
@@ -40,6 +41,7 @@ class Sample:
     run: Run
     tokenizer: Any
     data: DataSets
+    corpus: tuple[TokenSequence, ...]
     step: int
     generating: float
     learned: float
@@ -60,7 +62,8 @@ def sample(run: Run, folder: Path) -> Sample:
         ModelError: the tokenizer is missing or damaged.
     """
     source = run.teacher if run.student.model == "teacher" else run.student
-    tokenizer = load_tokenizer(source)  # type: ignore[arg-type]  # a `Run` has a local teacher where its student is cut from it
+    assert isinstance(source, ModelConfig), "a student is cut from a local teacher"
+    tokenizer = load_tokenizer(source)
     lengths, num_examples, note = _lengths(run, tokenizer)
     size, rows = run.training.batch_size, min(run.data.validation_rows, run.evaluation.batch_size)
     # Spread evenly over the sorted lengths, so that one batch has their mean and the long ones too.
@@ -68,6 +71,8 @@ def sample(run: Run, folder: Path) -> Sample:
         [_example(index, *lengths[int((index + 0.5) * len(lengths) / count)], len(tokenizer)) for index in range(count)]
         for count in (size, rows)
     )
+    tokens, reads_corpus = run.data.tokens, run.data.corpus and run.resolved_method.objective.pretraining is not None
+    blocks = [_example(index, 1, tokens.prompt_tokens + tokens.response_tokens - 1, len(tokenizer)) for index in range(size)]
     validation = [example.record for example in held_out]
     data = DataSets(train=train, validation=validation, validation_examples=held_out, tests={}, manifest={})
     epochs = 1.0
@@ -91,9 +96,10 @@ def sample(run: Run, folder: Path) -> Sample:
             compile="rows" if settings.compile == "all" else settings.compile,
         ),
     )
-    learned = sampled + (1 - sampled) * gold / (prompts + size * run.data.tokens.response_tokens)
+    learned = sampled + (1 - sampled) * gold / (prompts + size * tokens.response_tokens)
     step = _mean_step(policy, train, run.seed)
-    return Sample(one, tokenizer, data, step, generating, learned, num_examples, (note, *_notes(run)))
+    corpus = tuple(map(gold_sequence, blocks)) if reads_corpus else ()
+    return Sample(one, tokenizer, data, corpus, step, generating, learned, num_examples, (note, *_notes(run)))
 
 
 def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[Any, float, float]:
