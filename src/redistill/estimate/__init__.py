@@ -161,7 +161,7 @@ def _memory(costs: Mapping[Cost, float], sizes: Mapping[str, int], process: int,
 def _seconds(costs: Mapping[Cost, float], run: Run, sampled: Sample) -> Seconds:
     """Means over the run's updates, from the seconds of the sampled one."""
     totals = {part: sum(spent for cost, spent in costs.items() if cost[:2] == ("seconds", part)) for part in (*PARTS, *ANSWERS)}
-    parts = {part: totals[part] * (sampled.generating if part in PHASES["write"] else sampled.learned) for part in PARTS}
+    parts = {part: totals[part] * (sampled.generating if part in PHASES["write"] else 1.0) for part in PARTS}
     rows = run.data.validation_rows
     batches = -(-rows // min(run.evaluation.batch_size, rows))
-    return Seconds(parts=parts | {"optimiser": totals["optimiser"]}, validation=batches * sum(map(totals.__getitem__, ANSWERS)))
+    return Seconds(parts=parts, validation=batches * sum(map(totals.__getitem__, ANSWERS)))

@@ -33,7 +33,6 @@ class Sample:
         corpus: Blocks of the pre-training term; empty without one.
         step: Number of the update before it, which decides which sequences are generated.
         generating: Text of a mean update of the run, as a fraction of the sampled one's.
-        learned: Tokens that a mean update learns from, as a fraction of the sampled one's.
         num_examples: Of the training set; None where its data was not read.
         notes: What was assumed.
     """
@@ -44,7 +43,6 @@ class Sample:
     corpus: tuple[TokenSequence, ...]
     step: int
     generating: float
-    learned: float
     num_examples: int | None
     notes: tuple[str, ...]
 
@@ -78,8 +76,7 @@ def sample(run: Run, folder: Path) -> Sample:
     epochs = 1.0
     if num_examples is not None:
         epochs = max(1.0, in_updates(run.training.updates, num_examples, size) * size / num_examples)
-    policy, generating, sampled = _generating(run.resolved_method.policy, size, epochs)
-    gold, prompts = (sum(column) for column in zip(*((len(e.token_ids), len(e.prompt_ids)) for e in train), strict=True))
+    policy, generating = _generating(run.resolved_method.policy, size, epochs)
     settings = run.training
     one = replace(
         run,
@@ -96,32 +93,27 @@ def sample(run: Run, folder: Path) -> Sample:
             compile="rows" if settings.compile == "all" else settings.compile,
         ),
     )
-    learned = sampled + (1 - sampled) * gold / (prompts + size * tokens.response_tokens)
     step = _mean_step(policy, train, run.seed)
     corpus = tuple(map(gold_sequence, blocks)) if reads_corpus else ()
-    return Sample(one, tokenizer, data, corpus, step, generating, learned, num_examples, (note, *_notes(run)))
+    return Sample(one, tokenizer, data, corpus, step, generating, num_examples, (note, *_notes(run)))
 
 
-def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[Any, float, float]:
-    """The policy, changed so that a single update generates what any update may.
-
-    Returns:
-        The policy node; the text of a mean update, and the sequences that are no gold answers, as fractions of that update's.
-    """
-    generating = sampled = 1.0
+def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[Any, float]:
+    """The policy, changed so that one update generates what any update may; and the fraction that a mean update generates."""
+    generating = 1.0
     if isinstance(policy, Adaptive):  # threshold and buffer leave about half, once it generates at all
         policy = Mixed(source=policy.source, student_fraction=0.5, coin=policy.coin)
     if hasattr(policy, "source"):
-        source, generating, sampled = _generating(policy.source, batch_size, epochs)
+        source, generating = _generating(policy.source, batch_size, epochs)
         policy = replace(policy, source=source)
     match policy:
         case Mixed(student_fraction=fraction, coin="step") if fraction > 0:
-            return replace(policy, student_fraction=1.0), fraction * generating, fraction * sampled
+            return replace(policy, student_fraction=1.0), fraction * generating
         case Rollouts():
-            return replace(policy, num_rollouts=batch_size), generating / policy.inner_epochs, sampled
+            return replace(policy, num_rollouts=batch_size), generating / policy.inner_epochs
         case TeacherGenerated():  # an answer is generated once
-            return replace(policy, store=None), 1 / epochs, sampled
-    return policy, generating, sampled
+            return replace(policy, store=None), 1 / epochs
+    return policy, generating
 
 
 def _mean_step(policy: Any, train: list[Example], seed: int) -> int:
@@ -134,19 +126,18 @@ def _mean_step(policy: Any, train: list[Example], seed: int) -> int:
 
 
 def _notes(run: Run) -> list[str]:
-    policy, lora, is_local = run.resolved_method.policy, run.student.lora, isinstance(run.teacher, TeacherConfig)
-    stages = run.starts_finetuned or (isinstance(run.teacher, TeacherConfig) and run.teacher.finetune is not None)
+    policy, lora, teacher = run.resolved_method.policy, run.student.lora, run.teacher
+    is_local = teacher is None or isinstance(teacher, TeacherConfig)
+    is_tuned = isinstance(teacher, TeacherConfig) and teacher.finetune is not None
+    is_quantised = lora is not None and lora.quantise != "none"
+    length = f"every generated text is taken to have {run.data.tokens.response_tokens} tokens, the most that it may"
     found = {
-        f"every generated text is taken to have {run.data.tokens.response_tokens} tokens, the most that it may": (
-            policy.sampling is not None or policy.needs.teacher_text
-        ),
+        length: policy.sampling is not None or policy.needs.teacher_text,
         "text is timed as if this process generated it": not isinstance(run.engine, LocalEngineConfig),
-        "the teacher is in no process of the run; one layer is timed in its place": run.teacher is not None and not is_local,
+        "the teacher is in no process of the run; one layer is timed in its place": not is_local,
         "the student's body is timed as it is without training.compile = all": run.training.compile == "all",
-        "quantised weights have their size, and are timed as if they were not quantised": bool(
-            lora and lora.quantise != "none"
-        ),
-        "fine-tuning before the run (`finetune`) is a run of its own and not counted": stages,
+        "quantised weights have their size, and are timed as if they were not quantised": is_quantised,
+        "fine-tuning before the run (`finetune`) is a run of its own and not counted": is_tuned or run.starts_finetuned,
     }
     return [note for note, applies in found.items() if applies]
 
