@@ -85,13 +85,7 @@ def sample(run: Run, folder: Path) -> Sample:
         engine=LocalEngineConfig(),
         teacher=run.teacher and TeacherConfig(model="teacher"),
         data=replace(run.data, corpus=()),
-        training=replace(
-            settings,
-            updates=1,
-            evaluate_every=0,
-            save_every=0,
-            compile="rows" if settings.compile == "all" else settings.compile,
-        ),
+        training=replace(settings, updates=1, compile="rows" if settings.compile == "all" else settings.compile),
     )
     step = _mean_step(policy, train, run.seed)
     corpus = tuple(map(gold_sequence, blocks)) if reads_corpus else ()
