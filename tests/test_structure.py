@@ -99,7 +99,7 @@ def test_the_top_level_has_only_the_shared_modules() -> None:
 
 def test_the_layers_are_14_and_name_every_package_and_module() -> None:
     assert len(LAYERS) == 14
-    named = {name.removeprefix("redistill.") for layer in LAYERS for name in layer.split(" | ")}
+    named = {name.removeprefix("redistill.") for layer in LAYERS for name in re.split(r" [|:] ", layer)}
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     assert named == packages | modules

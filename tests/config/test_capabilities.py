@@ -73,9 +73,9 @@ def test_each_combination_is_supported_or_has_a_reason_with_a_remedy(name: str, 
 def test_mgsr_needs_the_whole_vocabulary_of_the_teacher() -> None:
     assert found(METHODS["mgsr"], TOP_K) == (
         "objective.span_weight: needs teacher logits of the whole vocabulary, but the teacher provides only its 64 most "
-        "probable classes; use a local teacher, or a method without DAC-KL and span loss, such as gkd; also policy mixed: needs "
-        "teacher statistics of generated text, but the teacher provides only its 64 most probable classes; use a local teacher, "
-        "or a policy such as student_generated"
+        "probable classes; use a local teacher, or a method without DAC-KL and span loss, such as gkd; also policy mixed: "
+        "needs teacher statistics of generated text, but the teacher provides only its 64 most probable classes; use a local "
+        "teacher, or a policy such as student_generated"
     )
     without_spans = of(StudentGenerated(), divergence=DacKLConfig())
     assert (found(without_spans, TOP_K) or "").startswith("objective.divergence dac_kl: needs teacher logits of the whole")

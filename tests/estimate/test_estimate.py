@@ -1,9 +1,8 @@
-"""Estimates: parameters are exact, costs are affine in the layers, and no weight is read."""
+"""Estimates: parameters are exact, peaks are affine in the layers, and no weight is read."""
 
-import gc
 import itertools
 import json
-import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,20 +12,18 @@ from rich.console import Console
 
 from redistill.cli.main import main
 from redistill.config.methods import METHODS
-from redistill.contracts import items_of
 from redistill.estimate import estimate
-from redistill.estimate.costs import kept_bytes
-from redistill.estimate.memory import resident_bytes
-from redistill.estimate.slivers import Affine, blueprints
+from redistill.estimate.measurement import Layers, extrapolated, measure
+from redistill.estimate.recorder import Cost, Recorder, resident_bytes
+from redistill.estimate.sample_run import sample
+from redistill.estimate.shallow import blueprints
 from redistill.estimate.table import print_estimate
-from redistill.estimate.workload import Micro, workload, writing
 from redistill.models.load import parameter_bytes, parameter_count
-from redistill.policies import Fixed, Mixed, Revised, StudentGenerated, TeacherGenerated, TeacherMixed
+from redistill.policies import Adaptive, Fixed, Mixed, Revised, Rollouts, StudentGenerated, TeacherGenerated
 from redistill.runs.models import load_models
 from tests.worlds import GPT2, LLAMA, tiny_run
 
 CPU = torch.device("cpu")
-ROLES = ("sft", "distillation")
 RUNS = {
     "mgsr-llama": {"method": "mgsr"},
     "sft": {"method": "sft", "teacher": None},
@@ -40,7 +37,7 @@ RUNS = {
 
 
 def ticks():
-    """A clock that has no part in how busy the machine is: each look at it takes a second."""
+    """A clock that does not depend on how busy the machine is: each reading takes a second."""
     count = itertools.count()
     return lambda: float(next(count))
 
@@ -51,7 +48,7 @@ def case(request, tmp_path_factory):
     run = tiny_run(folder, **RUNS[request.param])
     models = load_models(run)
     for weights in folder.glob("*/model.safetensors"):
-        weights.write_bytes(b"")  # whoever reads a weight fails
+        weights.write_bytes(b"")  # reading a weight fails
     return SimpleNamespace(name=request.param, run=run, models=models, found=estimate(run, ticks()))
 
 
@@ -81,7 +78,8 @@ def test_the_peak_is_the_largest_phase_and_no_part_is_larger(case):
 
 def test_only_who_writes_takes_time_to_write(case):
     parts = case.found.seconds.parts
-    assert (parts["write"] > 0) == (parts["revise"] > 0) == (case.run.method == "mgsr")
+    assert (parts["write"] > 0) == (case.run.method == "mgsr")
+    assert min(parts["revise"], parts["student learns"], parts["vocabulary pass"], parts["optimiser"]) > 0
     assert (parts["teacher reads"] > 0) == (case.run.teacher is not None and case.run.method != "sft")
 
 
@@ -98,105 +96,143 @@ def test_table_and_json_say_the_same_peak(case):
     assert f"{tree['memory']['peak_bytes'] / 1e6:,.0f} MB" in console.export_text()
 
 
-# --- the parts of it ----------------------------------------------------------------------------------------------------
+# --- shallow models -----------------------------------------------------------------------------------------------------
+
+
+def peaks_of(run, folder, *layers):
+    """Peak bytes of each part, with these numbers of layers."""
+    prints, recorder = blueprints(run), Recorder(ticks(), CPU)
+    with recorder.recording():
+        measure(sample(run, folder), prints, Layers(*layers), recorder)
+    return {cost.name: peak for cost, peak in recorder.costs.items() if cost.kind == "peak"}
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=lambda config: config["model_type"])
-def test_what_autograd_keeps_is_affine_in_the_layers(config, tmp_path):
-    (tmp_path / "world").mkdir()
-    blueprint = blueprints(tiny_run(tmp_path / "world", config=config))["student"]
-    ids = torch.ones((2, 24), dtype=torch.long)
-    found = {n: kept_bytes(blueprint.sliver(n, 1, CPU).train(), ids, torch.ones_like(ids)) for n in (1, 3, 5)}
-    assert Affine.of({1: found[1], 3: found[3]}).at(5) == found[5] > found[1] > 0
+def test_the_peak_of_learning_is_affine_in_the_layers(config, tmp_path):
+    run = tiny_run(tmp_path, "kd", config=config)
+    layers = [Layers(1, 1), Layers(3, 1), Layers(1, 3), Layers(6, 4)]
+    peaks = {each: peaks_of(run, tmp_path, *each)["vocabulary pass"] for each in layers}
+    whole = peaks.pop(layers[-1])
+    assert extrapolated(peaks, layers[-1], "student", "teacher") == whole
+    assert extrapolated(peaks, layers[-1], "student") < whole
 
 
-def test_what_autograd_keeps_of_a_linear_layer_is_its_input():
-    from transformers import GPT2Config
-
-    from redistill.models.initialise import fresh_model
-
-    model = fresh_model(GPT2Config(vocab_size=8, n_embd=4, n_layer=1, n_head=1, n_positions=8), 1)
-    ids = torch.ones((1, 4), dtype=torch.long)
-    once, twice = (kept_bytes(model, ids.repeat(n, 1), torch.ones_like(ids).repeat(n, 1)) for n in (1, 2))
-    assert once < twice <= 2 * once  # of no tensor more than its tokens', and not of the weights
-
-
-def test_what_autograd_kept_is_freed(tmp_path):
-    (tmp_path / "world").mkdir()
-    model = blueprints(tiny_run(tmp_path / "world"))["student"].sliver(2, 1, CPU).train()
-    outputs: list[weakref.ref[torch.Tensor]] = []
-    for module in model.modules():
-        module.register_forward_hook(
-            lambda module, inputs, output: outputs.append(weakref.ref(output)) if isinstance(output, torch.Tensor) else None
-        )
-    ids = torch.ones((2, 24), dtype=torch.long)
-    kept_bytes(model, ids, torch.ones_like(ids))
-    gc.collect()
-    assert outputs
-    assert not [output for output in outputs if output() is not None]
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_executed_and_generates_if_its_policy_does(method, tmp_path):
+    run = tiny_run(tmp_path, method, **({"teacher": None} if method == "sft" else {}))
+    recorder, policy = Recorder(ticks(), CPU), METHODS[method].policy
+    measure(sample(run, tmp_path), blueprints(run), Layers(1, int(run.teacher is not None)), recorder)
+    generates = policy.sampling is not None or policy.needs.teacher_text
+    assert any(cost.name == "write" for cost in recorder.costs) == generates
+    assert not (tmp_path / "run").exists()  # nothing is written to the folder of the run
 
 
-def test_lengths_are_those_of_the_data_where_it_lies_in_files(tmp_path):
-    run = tiny_run(tmp_path)
-    work = workload(run, CPU)
-    assert work.num_examples == 24
-    assert 1 < work.prompt < run.data.tokens.prompt_tokens
-    assert "24 rows" in work.notes[0]
+def test_a_quantised_base_is_counted_at_its_size(tmp_path):
+    run = tiny_run(tmp_path, student={"lora": {"rank": 2, "quantise": "int8"}})
+    blueprint = blueprints(run)["student"]
+    model = blueprint.shallow(1, 1)
+    (layer,) = model.get_base_model().model.layers
+    weights = sum(weight.numel() for name, weight in layer.named_parameters() if weight.ndim == 2 and "lora_" not in name)
+    assert blueprint.bytes_saved(model) == 3 * weights  # one byte instead of four
+
+
+# --- the sample ---------------------------------------------------------------------------------------------------------
+
+
+def test_lengths_are_those_of_the_data_where_it_is_in_files(tmp_path):
+    found = sample(tiny_run(tmp_path), tmp_path)
+    assert found.num_examples == 24
+    assert all(1 < len(example.prompt_ids) < 80 for example in found.data.train)
+    assert "24 rows" in found.notes[0]
+    assert found.in_updates("2 epochs") == 12
 
 
 def test_lengths_are_the_limits_where_the_data_is_elsewhere(tmp_path):
-    work = workload(tiny_run(tmp_path, data={"train": ["owner/name"], "tests": {}}), CPU)
-    assert work.num_examples is None
-    assert work.prompt == 80
-    assert all(len(s.token_ids) == 96 for micros in work.updates for micro in micros for s in micro.sequences)
-
-
-def test_micro_batches_hold_what_the_methods_terms_read(tmp_path):
-    works = {name: workload(tiny_run(tmp_path, name), CPU) for name in ("sft", "kd", "mgsr")}
-    num = {
-        name: [tuple(sum(role in i.roles for m in micros for i in m.items) for role in ROLES) for micros in work.updates]
-        for name, work in works.items()
-    }
-    assert set(num["sft"]) == {(4, 0)}
-    assert set(num["kd"]) == {(0, 4)}
-    assert set(num["mgsr"]) == {(4, 4)}
-
-
-def test_padded_counts_each_sequence_once_and_its_padding(tmp_path):
-    micro = workload(tiny_run(tmp_path, "mgsr"), CPU).largest
-    both = Micro(items_of(micro.sampled, "sft", "distillation"))
-    assert both.padded == len(micro.sampled) * max(len(s.token_ids) for s in micro.sampled)
-    assert both.sampled_padded == both.padded and both.rows == sum(s.num_targets for s in micro.sampled)
+    found = sample(tiny_run(tmp_path, data={"train": ["owner/name"], "tests": {}}), tmp_path)
+    assert found.num_examples is found.in_updates("2 epochs") is None
+    assert found.in_updates(7) == 7
+    assert {(len(example.prompt_ids), len(example.token_ids)) for example in found.data.train} == {(80, 96)}
 
 
 @pytest.mark.parametrize(
-    ("policy", "drafts", "by"),
+    ("policy", "generated", "generating"),
     [
-        (Fixed(), 0, ()),
-        (StudentGenerated(), 8, ("student",)),
-        (TeacherGenerated(), 8, ("teacher",)),
-        (TeacherMixed(), 8, ("student", "teacher")),
-        (Mixed(source=Revised(), student_fraction=0.5), 4, ("student",)),
-        (Mixed(source=Revised(), student_fraction=0.5, coin="step"), 8, ("student",)),
+        (Fixed(), 0, 1.0),
+        (StudentGenerated(), 8, 1.0),
+        (TeacherGenerated(), 8, 0.25),  # four epochs, and each answer is generated once
+        (Mixed(source=Revised(), student_fraction=0.5), 4, 1.0),
+        (Mixed(source=Revised(), student_fraction=0.25, coin="step"), 8, 0.25),
+        (Adaptive(capacity=12), 4, 1.0),
+        (Rollouts(num_rollouts=256, inner_epochs=4), 8, 0.25),
     ],
-    ids=lambda value: type(value).__name__ if not isinstance(value, int | tuple) else None,
+    ids=lambda value: type(value).__name__ if not isinstance(value, int | float) else None,
 )
-def test_a_policy_has_so_much_written_in_its_largest_update(policy, drafts, by):
-    found = writing(policy, 8)
-    assert found.of(8) == drafts
-    assert tuple(who for who in ("student", "teacher") if getattr(found, who)) == by
+def test_the_sampled_update_generates_what_an_update_may(policy, generated, generating, tmp_path, monkeypatch):
+    sequences = []
+    run = replace(tiny_run(tmp_path, "gkd", training={"batch_size": 8, "updates": 12}), policy=policy)
+    monkeypatch.setattr("redistill.estimate.measurement.gradients", lambda draw, parts, step: sequences.extend(draw.items))
+    found = sample(run, tmp_path)
+    assert found.generating == generating
+    measure(found, blueprints(run), Layers(1, 1), Recorder(ticks(), CPU))
+    assert sum(item.sequence.origin != "dataset" for item in sequences) == generated
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_says_what_it_writes(name):
-    policy = METHODS[name].policy
-    found = writing(policy, 8)
-    assert found.student == (policy.sampling is not None)
-    assert found.share <= found.most
+def test_a_corpus_is_read_as_long_blocks(tmp_path, monkeypatch):
+    draws = []
+    run = tiny_run(tmp_path, "minillm", data={"corpus": ["owner/name"]})
+    monkeypatch.setattr("redistill.estimate.measurement.gradients", lambda draw, parts, step: draws.append(draw))
+    measure(sample(run, tmp_path), blueprints(run), Layers(1, 1), Recorder(ticks(), CPU))
+    assert [len(block.token_ids) for draw in draws for block in draw.corpus] == [96] * 4
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells it so")
-def test_the_process_is_what_it_holds_now():
+def test_parts_of_other_processes_are_not_contacted(tmp_path):
+    run = tiny_run(tmp_path)
+    outside = SimpleNamespace(build=lambda tools: pytest.fail("it was built"))
+    for name in ("engine", "teacher"):
+        object.__setattr__(run, name, outside)
+    prints, found = blueprints(run), sample(run, tmp_path)
+    sizes = measure(found, prints, Layers(3, 0), Recorder(ticks(), CPU))
+    assert sizes[Cost("size", "teacher")] == 0
+    weights = sizes[Cost("size", "weights")] - sizes[Cost("size", "saved")]
+    network = run.resolved_method.objective.build_divergence(prints["student"].config.vocab_size, 0)
+    assert weights == parameter_bytes(load_models(tiny_run(tmp_path)).student) + parameter_bytes(network)
+    assert len(found.notes) == 4
+
+
+# --- the recorder -------------------------------------------------------------------------------------------------------
+
+
+def test_a_peak_is_what_is_alive_at_once_and_belongs_to_the_innermost_part():
+    recorder = Recorder(ticks(), CPU)
+    with recorder.recording():
+        with recorder.region("outer"):
+            kept = torch.ones(1000)
+            for _ in range(3):
+                torch.ones(500)  # freed at once
+            with recorder.region("inner"):
+                torch.ones(2000)
+        del kept
+    assert recorder.costs[Cost("peak", "outer")] == 6000
+    assert recorder.costs[Cost("peak", "inner")] == 12000
+
+
+def test_seconds_of_a_part_are_those_outside_of_the_parts_in_it():
+    now = iter([0.0, 1.0, 3.0, 8.0, 9.0])
+    recorder = Recorder(lambda: next(now), CPU)
+    with recorder.region("outer"), recorder.region("inner", "student"):
+        pass
+    assert recorder.costs[Cost("seconds", "outer", ())] == 3.0
+    assert recorder.costs[Cost("seconds", "inner", ("student",))] == 5.0
+
+
+def test_a_cost_does_not_fall_with_the_layers():
+    found = {Layers(1, 0): 3.0, Layers(3, 0): 2.0}
+    assert extrapolated(found, Layers(9, 0), "student", "teacher") == 3.0
+    assert extrapolated(found, Layers(9, 0)) == 2.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux reports it")
+def test_the_resident_memory_is_what_the_process_holds_now():
     before = resident_bytes(CPU)
     held = torch.ones(16 * 2**20)
     assert resident_bytes(CPU) - before > 0.9 * held.nbytes

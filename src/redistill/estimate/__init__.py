@@ -1,29 +1,68 @@
-"""What a run will need and how long it will take, told before any weight is loaded.
+"""Parameters, memory and time of a run, estimated before any weight is loaded.
 
-Each model is stood up with its real widths and one and three layers of random weights, the package's own functions are run on
-it, and the costs are drawn out to its number of layers.  Nothing of the run's weights is read; only configs, and where they lie
-in files, tokenizer and data.
+One update and one validation of the run are executed on this machine with models of the real widths and one or three layers of
+random weights, and their costs are extrapolated to the numbers of layers of the run.  Only configs, the tokenizer and data in
+files are read.
 """
 
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from redistill.config.decode import kind_of
 from redistill.config.run import Run
-from redistill.config.sections import TeacherConfig
-from redistill.errors import ConfigError
-from redistill.estimate.costs import Clock, Stopwatch, free, head_costs, model_costs
-from redistill.estimate.memory import Memory, Sizes, memory, resident_bytes
-from redistill.estimate.seconds import Seconds, seconds
-from redistill.estimate.slivers import Affine, Blueprint, blueprints, parameters
-from redistill.estimate.workload import Workload, workload
-from redistill.training.schedule import in_updates
+from redistill.estimate.measurement import FEW, MORE, Layers, extrapolated, measure
+from redistill.estimate.recorder import Clock, Cost, Recorder, free, resident_bytes
+from redistill.estimate.sample_run import Sample, sample
+from redistill.estimate.shallow import blueprints
 
-__all__ = ["Affine", "Blueprint", "Estimate", "Memory", "Seconds", "Workload", "estimate"]
+__all__ = ["Estimate", "Memory", "Seconds", "estimate"]
+
+PARTS = ("write", "revise", "teacher reads", "student learns", "vocabulary pass", "optimiser")
+ANSWERS = ("answer", "validate")
+PHASES = {"write": PARTS[:2], "learn": PARTS[2:], "validate": ANSWERS}
+HEAP_GAPS = 0.18
+"""Of the tensors of a phase on a CPU, what the C library keeps of freed memory besides; between 0.11 and 0.3 in the runs of
+docs/performance.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one process.
+
+    Args:
+        parts: Of the process without models, of weights, gradients and optimiser, and what each part of an update holds at
+            most besides weights and optimiser.
+        phases: The peak of each phase, on a CPU with the gaps that the heap has.
+    """
+
+    parts: Mapping[str, int]
+    phases: Mapping[str, int]
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.phases.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Of one process.
+
+    Args:
+        parts: Of an update, means over updates.
+        validation: Of one validation.
+    """
+
+    parts: Mapping[str, float]
+    validation: float
+
+    @property
+    def step(self) -> float:
+        return sum(self.parts.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +73,8 @@ class Estimate:
         parameters: Numbers of weights: student, teacher where there is one, and trained.
         memory: In bytes.
         seconds: Of an update, by part, and of a validation.
-        updates: Of the whole run; None where they are in epochs of data that is not here.
-        validations: Of the whole run, the one before training among them; None as for `updates`.
+        updates: Of the whole run; None where they are in epochs of data that was not read.
+        validations: Of the whole run, the one before training included; None as for `updates`.
         notes: What was assumed.
     """
 
@@ -72,57 +111,57 @@ def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
     Its stages - the fine-tuning of teacher or student before it - are runs of their own and not counted.
 
     Args:
-        run: As `load_config` gives it.
-        clock: Seconds, rising.
+        run: As `load_config` returns it.
+        clock: Seconds, monotonic.
 
     Raises:
-        ModelError: a model's config cannot be had, or its family cannot be cut to a few layers.
+        ModelError: a model's config or tokenizer cannot be read, or its family cannot be cut to a few layers.
         ConfigError: a mistake in the run.
     """
-    if run.teacher is not None and not isinstance(run.teacher, TeacherConfig):
-        raise ConfigError(
-            f"teacher.kind = {kind_of(type(run.teacher))}: the cost of an external teacher is not known; estimate the run with "
-            "a local teacher"
-        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prints, work, watch = blueprints(run), workload(run, device), Stopwatch(clock, device)
-    head = head_costs(prints, run, work, watch)
-    writes = {"student": work.writing.student, "teacher": work.writing.teacher}
+    prints = blueprints(run)
+    whole = Layers(prints["student"].layers, prints["teacher"].layers if "teacher" in prints else 0)
+    few = Layers(FEW, min(FEW, whole.teacher))
+    found: dict[Layers, dict[Cost, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        sampled = sample(run, Path(folder))
+        measure(sampled, prints, few, Recorder(clock, device))  # kernels are compiled, modules are imported
+        free()
+        process = resident_bytes(device)
+        for layers in dict.fromkeys((few, few._replace(student=MORE), few._replace(teacher=MORE if whole.teacher else 0))):
+            recorder = Recorder(clock, device)
+            with recorder.recording():
+                sizes = measure(sampled, prints, layers, recorder)
+            found[layers] = {**sizes, **recorder.costs}
     costs = {
-        role: model_costs(blueprint, run, work, watch, learns=role == "student", writes=writes[role])
-        for role, blueprint in prints.items()
+        cost: extrapolated({layers: each.get(cost, 0.0) for layers, each in found.items()}, whole, *cost.models)
+        for cost in found[few]
     }
-    free()
-    sizes = Sizes(run, prints, costs, work, device, clip_network=int(head["clip_network"]), process=resident_bytes(device))
-    updates, evaluations = (_in_updates(length, run, work) for length in (run.training.updates, run.training.evaluate_every))
-    validations = None if updates is None or evaluations is None else 2 + (updates - 1) // evaluations if evaluations else 2
+    counts = {cost.name: round(size) for cost, size in costs.items() if cost.kind == "size"}
+    updates, every = sampled.in_updates(run.training.updates), sampled.in_updates(run.training.evaluate_every)
     return Estimate(
-        parameters=parameters(costs),
-        memory=memory(sizes),
-        seconds=seconds(run, costs, head, work, updates),
+        parameters={name: counts[name] for name in ("student", "teacher", "trained") if counts[name]},
+        memory=_memory(costs, counts, process, HEAP_GAPS if device.type == "cpu" else 0.0),
+        seconds=_seconds(costs, run, sampled),
         updates=updates,
-        validations=validations,
-        notes=(*work.notes, *_notes(run, work)),
+        validations=None if updates is None or every is None else 2 + (updates - 1) // every if every else 2,
+        notes=sampled.notes,
     )
 
 
-def _in_updates(length: int | str, run: Run, work: Workload) -> int | None:
-    if isinstance(length, int):
-        return length
-    return None if work.num_examples is None else in_updates(length, work.num_examples, run.training.batch_size)
+def _memory(costs: Mapping[Cost, float], sizes: Mapping[str, int], process: int, gaps: float) -> Memory:
+    weights, optimiser = sizes["weights"] - sizes["saved"], 2 * sizes["gradients"]
+    peaks = {cost.name: round(peak) - sizes["saved"] for cost, peak in costs.items() if cost.kind == "peak" and cost.name}
+    parts = {"process": process, "weights": weights, "gradients": sizes["gradients"], "optimiser": optimiser}
+    parts |= {part: max(0, peaks[part] - weights - optimiser) for part in (*PARTS[:-1], "answer") if part in peaks}
+    phases = {name: max(peaks.get(part, 0) for part in phase) for name, phase in PHASES.items()}
+    return Memory(parts=parts, phases={name: process + round((1 + gaps) * peak) for name, peak in phases.items()})
 
 
-def _notes(run: Run, work: Workload) -> Iterator[str]:
-    """What was assumed of the run, a sentence each."""
-    if work.writing.writes:
-        yield f"whoever writes is taken to write all {work.response} tokens that it may"
-    if work.writing.rounds:
-        yield "errors are taken to stand anywhere in a text, the middle on average"
-    if run.objective is None and run.resolved_method.objective.uses_spans:
-        yield "the finding of phrases for the span loss is not counted"
-    if run.training.compile == "all":
-        yield "the student's body is timed as it is without training.compile = all"
-    if run.student.lora is not None and run.student.lora.quantise != "none":
-        yield f"quantised weights are counted at their size, and timed as if they were not ({run.student.lora.quantise})"
-    if (isinstance(run.teacher, TeacherConfig) and run.teacher.finetune is not None) or run.starts_finetuned:
-        yield "fine-tuning before the run (`finetune`) is a run of its own and not counted"
+def _seconds(costs: Mapping[Cost, float], run: Run, sampled: Sample) -> Seconds:
+    """Means over the run's updates, from the seconds of the sampled one."""
+    totals = {part: sum(spent for cost, spent in costs.items() if cost[:2] == ("seconds", part)) for part in (*PARTS, *ANSWERS)}
+    parts = {part: totals[part] * (sampled.generating if part in PHASES["write"] else 1.0) for part in PARTS}
+    rows = run.data.validation_rows
+    batches = -(-rows // min(run.evaluation.batch_size, rows))
+    return Seconds(parts=parts, validation=batches * sum(map(totals.__getitem__, ANSWERS)))

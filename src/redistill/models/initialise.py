@@ -86,7 +86,7 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
     num_layers = text_config(teacher).num_hidden_layers
     chosen = InitialiseConfig(layers=layers).indices(num_layers)
     path, _ = layer_list(teacher)
-    config = _shortened_config(teacher, chosen)
+    config = shortened_config(teacher, chosen)
     with torch.random.fork_rng(devices=[]):  # the constructor samples weights that are overwritten below
         student = type(teacher)(config)
     cast_weights(student.to(device=teacher.device), teacher.dtype)
@@ -144,7 +144,7 @@ def fresh_model(config: Any, seed: int) -> Any:
         return AutoModelForCausalLM.from_config(config).eval()
 
 
-def _shortened_config(teacher: Any, chosen: tuple[int, ...]) -> Any:
+def shortened_config(teacher: Any, chosen: tuple[int, ...]) -> Any:
     """The teacher's config for the chosen layers; lists with one entry per layer (`layer_types` ...) are cut as well."""
     config = copy.deepcopy(teacher.config)
     text = config.get_text_config()

@@ -68,8 +68,8 @@ class Sweep:
     """
 
     name: str
-    rows: dict[str, dict[str, Any]]
-    base: dict[str, Any] | str = field(default_factory=dict)
+    rows: dict[str, dict]  # type: ignore[type-arg]  # decoded by its type, which allows any mapping
+    base: dict | str = field(default_factory=dict)  # type: ignore[type-arg]  # likewise
     world: Literal["toy"] | None = None
     seeds: tuple[int, ...] = (10, 20, 30)
     baseline: str | None = None

@@ -1,0 +1,119 @@
+"""One update and one validation of shallow models, recorded part by part, and their extrapolation to whole models."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from redistill.estimate.recorder import Cost, Recorder, Role
+from redistill.estimate.sample_run import Sample
+from redistill.estimate.shallow import Blueprint
+from redistill.models.families import body_module
+from redistill.models.load import end_token_ids, parameter_bytes, parameter_count
+from redistill.runs.build import build_evaluator, build_parts
+from redistill.runs.models import Models
+from redistill.runs.opened import OpenRun, assemble, make_accelerator
+from redistill.teachers.local import LocalTeacher
+from redistill.training.loop import gradients
+from redistill.training.optimiser import clip_gradients
+from redistill.training.parts import Learner
+from redistill.training.progress import Progress
+
+FEW, MORE = 1, 3
+
+
+class Layers(NamedTuple):
+    """Numbers of layers; 0 for a teacher that is not in this process."""
+
+    student: int
+    teacher: int
+
+
+def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) -> float:
+    """A cost of whole models: affine in the layers of each of `models`, and independent of those of the others.
+
+    Args:
+        found: The cost with `FEW` layers of both models, and with `MORE` of one of them; noise only increases it.
+        whole: The models' numbers of layers.
+
+    Example:
+        >>> extrapolated({Layers(1, 1): 10.0, Layers(3, 1): 14.0, Layers(1, 3): 12.0}, Layers(30, 4), "student", "teacher")
+        71.0
+    """
+    few = min(cost for layers, cost in found.items() if all(getattr(layers, role) <= FEW for role in models))
+    total = few
+    for role in models:
+        more = min((cost for layers, cost in found.items() if getattr(layers, role) == MORE), default=few)
+        total += max(0.0, more - few) / (MORE - FEW) * (getattr(whole, role) - FEW)  # noise may make more layers cheaper
+    return total
+
+
+def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, recorder: Recorder) -> dict[Cost, float]:
+    """Execute one update and one validation with models of `layers`, made of the parts that the run itself has.
+
+    Returns:
+        Numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved" of both in the run: by
+        quantisation, and by a teacher that is not in this process).
+    """
+    run = sample.run
+    student, teacher = prints["student"].shallow(layers.student, run.seed), None
+    if run.teacher is not None:
+        teacher = prints.get("teacher", prints["student"]).shallow(max(FEW, layers.teacher), run.seed + 1)
+    models = Models(
+        teacher=teacher,
+        student=student,
+        tokenizer=sample.tokenizer,
+        vocabulary=min(blueprint.config.get_text_config().vocab_size for blueprint in prints.values()),
+        end_ids=end_token_ids(student, sample.tokenizer),
+        manifest={},
+        notes=(),
+    )
+    opened = assemble(run, make_accelerator(run.training.precision), models, sample.data, Progress(enabled=False))
+    opened = replace(opened, corpus=sample.corpus)
+    learned = [parameter for parameter in opened.student.parameters() if parameter.requires_grad]
+    teaches = 0 if teacher is None else parameter_bytes(teacher)
+    sizes = {
+        "student": parameter_count(student),
+        "teacher": parameter_count(teacher) if teacher is not None and layers.teacher else 0,
+        "trained": sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad),
+        "weights": parameter_bytes(opened.student) + teaches,
+        "gradients": sum(parameter.nbytes for parameter in learned),
+        "saved": prints["student"].bytes_saved(student) + (0 if layers.teacher else teaches),
+    }
+    for parameter in learned:
+        parameter.grad = torch.zeros_like(parameter)
+    _update_and_validate(opened, sample.step, recorder)
+    return {Cost("size", name): size for name, size in sizes.items()}
+
+
+def _update_and_validate(opened: OpenRun, step: int, recorder: Recorder) -> None:
+    """What `training.loop` does, without guards and log."""
+    evaluator = build_evaluator(opened, opened.models.student)
+    recorder.watch(opened.engine, "generate", "write")
+    recorder.watch(evaluator.engine, "generate", "answer")
+    recorder.watch(opened.student, "forward", "vocabulary pass")
+    recorder.watch(body_module(opened.models.student), "forward", "", "student")
+    if isinstance(opened.teacher, LocalTeacher) and opened.models.teacher is not None:
+        recorder.watch(opened.teacher, "generate", "write")
+        recorder.watch(body_module(opened.models.teacher), "forward", "", "teacher")
+    parts = build_parts(opened, evaluator)
+    learner, max_norm = parts.learner, opened.config.optimiser.max_grad_norm
+    _step(learner, max_norm)  # gives the optimiser its state, as before all updates but the first
+    with recorder.region("revise"):
+        draw = learner.objective.select(parts.policy.draw(step))
+    with recorder.region("student learns", "student"):
+        gradients(draw, parts, step)
+    with recorder.region("optimiser", "student"):
+        _step(learner, max_norm)
+    if learner.teacher is not None:
+        learner.teacher.release()
+    with recorder.region("validate"):
+        parts.validate()
+
+
+def _step(learner: Learner, max_norm: float) -> None:
+    for parameters in filter(None, (list(learner.student.model.parameters()), learner.clip_parameters)):
+        clip_gradients(parameters, max_norm)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,161 @@
+"""A run of one update that represents all updates of a run: its config, and data of the lengths that the run has."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from redistill.config.run import Run
+from redistill.config.sections import TeacherConfig
+from redistill.contracts import Example, TokenSequence
+from redistill.data.reader import read_records
+from redistill.data.tokenize import tokenize_training
+from redistill.errors import RedistillError
+from redistill.generation.local import LocalEngineConfig
+from redistill.models.load import ModelConfig, load_tokenizer
+from redistill.policies import Adaptive, GoldBatches, Mixed, Rollouts, TeacherGenerated
+from redistill.policies.order import coin, gold_sequence
+from redistill.records import RawPrompt, Record
+from redistill.runs.load import DataSets
+from redistill.training.schedule import in_updates
+
+SAMPLE_ROWS = 256
+"""Rows of the training data whose lengths are read."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is run in place of a run.
+
+    Args:
+        run: One update that generates all of its text, in a folder of its own, with parts of this process only.
+        tokenizer: Of the student.
+        data: As many examples as the update has, and a batch of validation prompts.
+        corpus: Blocks of the pre-training term; empty without one.
+        step: Number of the update before it, which decides which sequences are generated.
+        generating: Text of a mean update of the run, as a fraction of the sampled one's.
+        num_examples: Of the training set; None where its data was not read.
+        notes: What was assumed.
+    """
+
+    run: Run
+    tokenizer: Any
+    data: DataSets
+    corpus: tuple[TokenSequence, ...]
+    step: int
+    generating: float
+    num_examples: int | None
+    notes: tuple[str, ...]
+
+    def in_updates(self, length: int | str) -> int | None:
+        """A length of the run; None where it is in epochs of data that was not read."""
+        if isinstance(length, str) and self.num_examples is None:
+            return None
+        return in_updates(length, self.num_examples or 0, self.run.training.batch_size)
+
+
+def sample(run: Run, folder: Path) -> Sample:
+    """The sample of a run, which writes to `folder`.
+
+    Raises:
+        ModelError: the tokenizer is missing or damaged.
+    """
+    source = run.teacher if run.student.model == "teacher" else run.student
+    assert isinstance(source, ModelConfig), "a student is cut from a local teacher"
+    tokenizer = load_tokenizer(source)
+    lengths, num_examples, note = _lengths(run, tokenizer)
+    size, rows = run.training.batch_size, min(run.data.validation_rows, run.evaluation.batch_size)
+    # Spread evenly over the sorted lengths, so that one batch has their mean and the long ones too.
+    train, held_out = (
+        [_example(index, *lengths[int((index + 0.5) * len(lengths) / count)], len(tokenizer)) for index in range(count)]
+        for count in (size, rows)
+    )
+    tokens, reads_corpus = run.data.tokens, run.data.corpus and run.resolved_method.objective.pretraining is not None
+    blocks = [_example(index, 1, tokens.prompt_tokens + tokens.response_tokens - 1, len(tokenizer)) for index in range(size)]
+    validation = [example.record for example in held_out]
+    data = DataSets(train=train, validation=validation, validation_examples=held_out, tests={}, manifest={})
+    epochs = 1.0
+    if num_examples is not None:
+        epochs = max(1.0, in_updates(run.training.updates, num_examples, size) * size / num_examples)
+    policy, generating = _generating(run.resolved_method.policy, size, epochs)
+    settings = run.training
+    one = replace(
+        run,
+        out=str(folder),
+        policy=policy,
+        engine=LocalEngineConfig(),
+        teacher=run.teacher and TeacherConfig(model="teacher"),
+        data=replace(run.data, corpus=()),
+        training=replace(settings, updates=1, compile="rows" if settings.compile == "all" else settings.compile),
+    )
+    step = _mean_step(policy, train, run.seed)
+    corpus = tuple(map(gold_sequence, blocks)) if reads_corpus else ()
+    return Sample(one, tokenizer, data, corpus, step, generating, num_examples, (note, *_notes(run)))
+
+
+def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[Any, float]:
+    """The policy, changed so that one update generates what any update may; and the fraction that a mean update generates."""
+    generating = 1.0
+    if isinstance(policy, Adaptive):  # threshold and buffer leave about half, once it generates at all
+        policy = Mixed(source=policy.source, student_fraction=0.5, coin=policy.coin)
+    if hasattr(policy, "source"):
+        source, generating = _generating(policy.source, batch_size, epochs)
+        policy = replace(policy, source=source)
+    match policy:
+        case Mixed(student_fraction=fraction, coin="step") if fraction > 0:
+            return replace(policy, student_fraction=1.0), fraction * generating
+        case Rollouts():
+            return replace(policy, num_rollouts=batch_size), generating / policy.inner_epochs
+        case TeacherGenerated():  # an answer is generated once
+            return replace(policy, store=None), 1 / epochs
+    return policy, generating
+
+
+def _mean_step(policy: Any, train: list[Example], seed: int) -> int:
+    """A step at which the coins of `Mixed` fall as they do on average."""
+    if not isinstance(policy, Mixed):
+        return 0
+    items = GoldBatches(train, batch_size=len(train), seed=seed).items(0)
+    fallen = [sum(coin(seed, step, item, policy.coin) < policy.student_fraction for item in items) for step in range(100)]
+    return min(range(100), key=lambda step: abs(fallen[step] - policy.student_fraction * len(items)))
+
+
+def _notes(run: Run) -> list[str]:
+    policy, lora, teacher = run.resolved_method.policy, run.student.lora, run.teacher
+    is_local = teacher is None or isinstance(teacher, TeacherConfig)
+    is_tuned = isinstance(teacher, TeacherConfig) and teacher.finetune is not None
+    is_quantised = lora is not None and lora.quantise != "none"
+    length = f"every generated text is taken to have {run.data.tokens.response_tokens} tokens, the most that it may"
+    found = {
+        length: policy.sampling is not None or policy.needs.teacher_text,
+        "text is timed as if this process generated it": not isinstance(run.engine, LocalEngineConfig),
+        "the teacher is in no process of the run; one layer is timed in its place": not is_local,
+        "the student's body is timed as it is without training.compile = all": run.training.compile == "all",
+        "quantised weights have their size, and are timed as if they were not quantised": is_quantised,
+        "fine-tuning before the run (`finetune`) is a run of its own and not counted": is_tuned or run.starts_finetuned,
+    }
+    return [note for note, applies in found.items() if applies]
+
+
+def _lengths(run: Run, tokenizer: Any) -> tuple[list[tuple[int, int]], int | None, str]:
+    """Prompt and answer lengths in ascending order of their sum, the number of examples, and where the lengths are from."""
+    data, why = run.data, "the training data is not in files here"
+    if all(Path(source).exists() for source in data.train):
+        try:
+            records = [r for source in data.train for r in read_records(source, max_bad_rows=data.max_bad_rows)[0]]
+            examples, _ = tokenize_training(records[:SAMPLE_ROWS], tokenizer, data.tokens, run.seed)
+        except RedistillError as error:
+            why = str(error)
+        else:
+            held_out = data.validation_rows if data.validation is None else 0
+            count = min(max(1, len(records) - held_out), data.max_train_rows or len(records))
+            lengths = sorted(((len(e.prompt_ids), max(1, sum(e.supervised))) for e in examples), key=sum)
+            return lengths, count, f"lengths are those of {len(lengths)} rows of the training data"
+    return [(data.tokens.prompt_tokens, data.tokens.response_tokens)], None, f"lengths are the recipe's limits: {why}"
+
+
+def _example(sample: int, prompt: int, answer: int, vocabulary: int) -> Example:
+    """An example of these lengths, without meaning."""
+    ids = tuple((sample + index) % vocabulary for index in range(prompt + answer))
+    record = Record(record_id=str(sample), prompt=RawPrompt("a " * prompt), references=("a",))
+    marks = (False,) * prompt + (True,) * answer
+    return Example(sample=sample, record=record, prompt_ids=ids[:prompt], token_ids=ids, supervised=marks)

@@ -1,0 +1,93 @@
+"""Models of the real widths and few layers, with random weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from redistill.config.run import Run
+from redistill.config.sections import StudentConfig, TeacherConfig
+from redistill.errors import ConfigError, ModelError
+from redistill.estimate.recorder import Role
+from redistill.models.families import layer_list
+from redistill.models.initialise import cast_weights, fresh_model, shortened_config
+from redistill.models.load import ModelConfig, checkpoint_activations, read_config
+from redistill.models.lora import add_lora
+
+# Bytes of a weight; nf4 has a scale of 8 bits for every 64 weights, and one of 32 for every 256 of those.
+_QUANTISED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model of a run before it has any weights.
+
+    Args:
+        config: Of transformers.
+        layers: Their number in the run.
+        source: How it is loaded.
+    """
+
+    config: Any
+    layers: int
+    source: ModelConfig
+
+    def shallow(self, layers: int, seed: int) -> Any:
+        """The model with this number of layers and random weights, on the CPU, as `runs.models.load_models` prepares it.
+
+        Raises:
+            ModelError: the family's config cannot be shortened.
+        """
+        config, source = shortened_config(self, tuple(range(layers))), self.source
+        config._attn_implementation = None
+        try:
+            model = fresh_model(config, seed)
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            raise ModelError(
+                f"{config.model_type}: its config cannot be cut to {layers} layers ({str(error).splitlines()[0][:200]}); "
+                "use another family"
+            ) from error
+        dtype = torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
+        if source.dtype == "auto" and not isinstance(source, StudentConfig):
+            dtype = getattr(self.config, "dtype", None) or dtype
+        cast_weights(model, dtype)
+        if isinstance(source, StudentConfig) and source.lora is not None:
+            model = add_lora(model, source.lora, seed)
+        if source.gradient_checkpointing:
+            checkpoint_activations(model)
+        return model
+
+    def bytes_saved(self, model: nn.Module) -> float:
+        """Bytes by which a quantised base is smaller than that of `model`, which is not quantised."""
+        lora = self.source.lora if isinstance(self.source, StudentConfig) else None
+        if lora is None or lora.quantise == "none":
+            return 0.0
+        layers: list[Any] = [layer for layer in layer_list(model)[1].modules() if type(layer) in (nn.Linear, Conv1D)]
+        base = [layer.weight for layer in layers if not layer.weight.requires_grad]
+        saved: float = sum(weight.nbytes - weight.numel() * _QUANTISED[lora.quantise] for weight in base)
+        return saved
+
+
+def blueprints(run: Run) -> dict[Role, Blueprint]:
+    """The models of a run by their configs; a fine-tuned copy has the shape of its base.
+
+    Raises:
+        ModelError: a config is missing or damaged.
+        ConfigError: a config does not state its number of layers, or has fewer than the student needs.
+    """
+    sources: dict[Role, ModelConfig] = {"student": run.student}
+    if isinstance(run.teacher, TeacherConfig):
+        sources["teacher"] = run.teacher
+    found: dict[Role, Blueprint] = {}
+    for role, source in sources.items():
+        base = sources["teacher"] if source.model == "teacher" else source
+        config = read_config(base)
+        layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+        if not isinstance(layers, int) or layers < 1:
+            raise ConfigError(f"{base.model}: its config does not state its number of layers; use a causal language model")
+        if isinstance(source, StudentConfig) and source.initialise is not None:
+            layers = len(source.initialise.indices(layers))
+        found[role] = Blueprint(config, layers, source)
+    return found
