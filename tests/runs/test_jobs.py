@@ -83,6 +83,15 @@ def test_jobs_get_the_environment(tmp_path: Path) -> None:
     assert last_line(tmp_path / "a" / "log.txt") == "7"
 
 
+@pytest.fixture
+def hangup_by_default():
+    """The default disposition of SIGHUP, which `nohup` disables for the tests too."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.usefixtures("hangup_by_default")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_stops_running_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     started: list[int] = []
