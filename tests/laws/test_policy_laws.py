@@ -90,9 +90,12 @@ def test_a_gather_on_one_process_only_is_detected(monkeypatch):
     class GathersAlone(Fixed):
         def bind(self, tools):
             source = Wrong(breaks="nothing").bind(tools)
-            source.sequences = lambda step, items: (
-                tools.processes.gather([item.sequence for item in items]) if tools.processes.is_main else []
-            )
+
+            def sequences(step, items):
+                gold = [item.sequence for item in items]
+                return tools.processes.gather(gold) if tools.processes.is_main else gold
+
+            source.sequences = sequences
             return source
 
     with pytest.raises(AssertionError, match="one of two processes called gather and the other did not"):

@@ -70,7 +70,8 @@ def test_without_a_trained_student_it_is_not_resumed(older: Path, status: str, c
     for command in ("run", "train"):
         assert main([command, str(older / RUN_FILE), "--out", str(older)]) == 2
     lines = capsys.readouterr().err.splitlines()
-    limit = f"contains an unfinished run of schema 1; redistill {__version__} resumes schema {SCHEMA} only"
+    what = "a run without its model" if status == "finished" else "an unfinished run"
+    limit = f"contains {what} of schema 1; redistill {__version__} resumes schema {SCHEMA} only"
     remedy = f"finish it with the version that wrote it (redistill '0.1.0', commit '{COMMIT}'), or choose another `out`"
     assert lines == [f"redistill: {older}: {limit}; {remedy}"] * 2
     assert {path: path.read_bytes() for path in older.rglob("*") if path.is_file()} == before

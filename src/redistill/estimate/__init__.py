@@ -125,13 +125,13 @@ def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
     found: dict[Layers, dict[Cost, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         sampled = sample(run, Path(folder))
-        measure(sampled, prints, few, Recorder(clock, device))  # kernels are compiled, modules are imported
+        measure(sampled.in_folder("first"), prints, few, Recorder(clock, device))  # kernels are compiled, modules are imported
         free()
         process = resident_bytes(device)
         for layers in dict.fromkeys((few, few._replace(student=MORE), few._replace(teacher=MORE if whole.teacher else 0))):
             recorder = Recorder(clock, device)
             with recorder.recording():
-                sizes = measure(sampled, prints, layers, recorder)
+                sizes = measure(sampled.in_folder(f"{layers.student}-{layers.teacher}"), prints, layers, recorder)
             found[layers] = {**sizes, **recorder.costs}
     costs = {
         cost: extrapolated({layers: each.get(cost, 0.0) for layers, each in found.items()}, whole, *cost.models)

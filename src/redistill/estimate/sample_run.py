@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from redistill.config.run import Run
 from redistill.config.sections import TeacherConfig
@@ -45,6 +45,12 @@ class Sample:
     generating: float
     num_examples: int | None
     notes: tuple[str, ...]
+
+    def in_folder(self, name: str) -> Self:
+        """The sample with a subfolder of its own, so that no model finds files of another."""
+        folder = self.run.folder / name
+        folder.mkdir()
+        return replace(self, run=replace(self.run, out=str(folder)))
 
     def in_updates(self, length: int | str) -> int | None:
         """A length of the run; None where it is in epochs of data that was not read."""
