@@ -1,4 +1,4 @@
-"""What `redistill estimate` tells of a run against what the run then takes: peak memory and seconds of an update.
+"""The estimate of a run compared with what the run takes: peak memory and seconds of an update.
 
     python -m benchmarks.estimate --model models/smollm2 [--cases smollm2 gpt2 opt] [--quick]
 
@@ -113,14 +113,14 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp())
         try:
             tree = case(name, chosen.model, folder, changes)
-            told, found = alone(estimated, tree), alone(measured, tree)
+            expected, found = alone(estimated, tree), alone(measured, tree)
         finally:
             shutil.rmtree(folder)
         results[name] = {
-            "estimated": told,
+            "estimated": expected,
             "measured": found,
-            "memory_ratio": told["memory"]["peak_bytes"] / found["peak_bytes"],
-            "time_ratio": told["seconds"]["step"] / found["step"],
+            "memory_ratio": expected["memory"]["peak_bytes"] / found["peak_bytes"],
+            "time_ratio": expected["seconds"]["step"] / found["step"],
         }
         print(
             f"  {name}: memory {results[name]['memory_ratio']:.2f}, time {results[name]['time_ratio']:.2f} of what was measured"
