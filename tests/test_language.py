@@ -16,7 +16,8 @@ from tests.cli.test_help import pages
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for path in (ROOT / "src").rglob("*") if path.suffix in {".py", ".html"})
 PAGES = [
-    *(ROOT / "docs" / f"{name}.md" for name in ("architecture", "adding", "notation", "walkthrough")),
+    ROOT / "SECURITY.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("architecture", "adding", "notation", "reliability", "walkthrough")),
     *sorted((ROOT / "docs" / "methods").glob("*.md")),
 ]
 

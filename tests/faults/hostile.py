@@ -99,5 +99,5 @@ HOSTILE = TAGS + BREAKS + ENCODINGS + LANGUAGES + ESCAPES
 
 
 def batches(size: int) -> list[Sequence[str]]:
-    """The strings, so many at a time."""
+    """The strings, a given number at a time."""
     return [HOSTILE[start : start + size] for start in range(0, len(HOSTILE), size)]

@@ -1,4 +1,4 @@
-"""What a run leaves behind, so that two runs can be held against each other to the bit, times aside."""
+"""What a run leaves behind, so that two runs can be compared bitwise, except for times."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is learned of a conversation is the assistant's text with its end token, to the letter, in templates of many families.
+"""What is learned of a conversation is the assistant's text with its end token, verbatim, in templates of many families.
 
 They are written here in the manner of each family: what it puts around a message, what it trims, and what it refuses.
 """

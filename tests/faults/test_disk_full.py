@@ -1,4 +1,4 @@
-"""No room at any call of a write: what was there stays, nothing is half-written, and the message says what was wanted."""
+"""No disk space at any call of a write: existing files stay, no file is partly written, and the message names path and size."""
 
 import errno
 import os
@@ -85,7 +85,7 @@ def test_a_save_that_fails_at_any_call_leaves_the_checkpoint_before_it(
             )
         assert isinstance(caught.value, files.DiskFullError) == (number != errno.EIO)
         assert caught.value.exit_code == (2 if number == errno.EIO else 75)
-        save(folder, 5)  # after the restart there is room again
+        save(folder, 5)  # after the restart there is space again
         assert [path.name for path in folder.iterdir()] == ["step-5"], failed_at
 
 

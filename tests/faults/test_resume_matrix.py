@@ -1,4 +1,4 @@
-"""A run resumed at any step goes on to the bit, whatever it minimises, remembers, and computes in.
+"""A run resumed at any step is bitwise equal at its end, for every loss, policy and precision.
 
 Every checkpoint of a run stands.  From each, one update is made by a run that begins anew, and all that it saves and logs is
 held against what the straight run has there.  If that is equal at every step, then by induction so is the end of a run that

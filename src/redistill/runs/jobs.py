@@ -9,15 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
 
-import rich.progress
 from rich.console import Console
-from rich.text import Text
 
 from redistill.errors import Interrupted, OutputError
-from redistill.training.progress import duration
+from redistill.training.progress import TerminalBar, duration
 
 _POLL_S = 0.1
 _STOP_S = 60.0  # a child may be writing a checkpoint
@@ -48,7 +45,7 @@ class _Child:
     started: float
 
 
-class JobProgress:
+class JobProgress(TerminalBar):
     """A line for each job that starts or ends, with the remaining time of all jobs; on a terminal also a bar.
 
     A context manager.
@@ -61,21 +58,7 @@ class JobProgress:
 
     def __init__(self, total: int, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._total, self._ended, self._clock, self._start = total, 0, clock, clock()
-        self._console = console or Console(stderr=True)
-        self._bar: rich.progress.Progress | None = None
-        if self._console.is_terminal:
-            columns = (rich.progress.BarColumn(bar_width=24), rich.progress.TextColumn("{task.fields[line]}", markup=False))
-            self._bar = rich.progress.Progress(*columns, console=self._console)
-            self._task = self._bar.add_task("", total=total, line=self._line())
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        super().__init__(console or Console(stderr=True), total, self._line())
 
     def started(self, name: str) -> None:
         self._print(f"{name}: started")
@@ -83,10 +66,10 @@ class JobProgress:
     def ended(self, name: str, seconds: float, outcome: str) -> None:
         """Print that a job ended after `seconds`, with its `outcome`, a phrase or ""."""
         self._ended += 1
-        parts = [f"{name}: {duration(seconds)}", *([outcome] if outcome else []), *([] if self._bar else [self._line()])]
+        line = self._line()
+        parts = [f"{name}: {duration(seconds)}", *([outcome] if outcome else []), *([] if self._bar else [line])]
         self._print("  ".join(parts))
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._ended, line=self._line())
+        self._show(line, completed=self._ended)
 
     def _line(self) -> str:
         """Number of jobs that have ended, and the remaining time at the average duration so far."""
@@ -94,9 +77,6 @@ class JobProgress:
         if not 0 < self._ended < self._total:
             return line
         return f"{line}  {duration((self._clock() - self._start) / self._ended * (self._total - self._ended))} left"
-
-    def _print(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
 
 
 def run_jobs(

@@ -17,7 +17,44 @@ from redistill.storage.redaction import plain
 SHOWN = ("loss", "sft", "divergence", "span", "policy_gradient", "pretraining")
 
 
-class Progress:
+class TerminalBar:
+    """A bar that ends with a line of text; not shown if the output is not a terminal.
+
+    A context manager; the bar stays until exit.
+
+    Args:
+        console: The output.
+        total: Number of steps.
+        line: The text beside the bar.
+        enabled: False never shows it.
+    """
+
+    def __init__(self, console: Console, total: int, line: str, *, enabled: bool = True) -> None:
+        self._console = console
+        self._bar: rich.progress.Progress | None = None
+        if console.is_terminal:
+            columns = (rich.progress.BarColumn(bar_width=24), rich.progress.TextColumn("{task.fields[line]}", markup=False))
+            self._bar = rich.progress.Progress(*columns, console=console, disable=not enabled)
+            self._task = self._bar.add_task("", total=total, line=line)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show(self, line: str, *, completed: int | None = None, total: int | None = None) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=completed, total=total, line=line)
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+
+
+class Progress(TerminalBar):
     """Progress of training: a bar on a terminal, a line every `log_every` updates in a log.
 
     A context manager; the bar is removed on exit.
@@ -40,28 +77,13 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._log_every, self._clock = total, log_every, clock
-        self._console = console or Console(stderr=True, quiet=not enabled)
         self._first: tuple[int, float] | None = None
-        self._bar: rich.progress.Progress | None = None
-        if self._console.is_terminal:
-            columns = (rich.progress.BarColumn(bar_width=24), rich.progress.TextColumn("{task.fields[line]}", markup=False))
-            self._bar = rich.progress.Progress(*columns, console=self._console, disable=not enabled)
-            self._task = self._bar.add_task("", total=total, line=f"step 0/{total}")
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        super().__init__(console or Console(stderr=True, quiet=not enabled), total, f"step 0/{total}", enabled=enabled)
 
     def expect(self, total: int) -> None:
         """Set the number of updates of the run."""
         self._total = total
-        if self._bar is not None:
-            self._bar.update(self._task, total=total, line=f"step 0/{total}")
+        self._show(f"step 0/{total}", total=total)
 
     def update(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Show the loss terms after `step` updates, tokens per second, and the remaining time.
@@ -70,7 +92,7 @@ class Progress:
         """
         self._first = self._first or (step, self._clock())
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, line=self._line(step, metrics, self._first))
+            self._show(self._line(step, metrics, self._first), completed=step)
         elif step % self._log_every == 0 or step == self._total:
             self._print(self._line(step, metrics, self._first))
 
@@ -88,9 +110,6 @@ class Progress:
             seconds = (self._clock() - first[1]) / (step - first[0]) * (self._total - step)
             parts.append(f"{duration(seconds)} left")
         return "  ".join(parts)
-
-    def _print(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
 
 
 class AnswerProgress:
