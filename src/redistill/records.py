@@ -5,14 +5,17 @@ Reports and metrics of text use these types without torch. This module reads no 
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from redistill.errors import ConfigError, DataError
 
 Better = Literal["higher", "lower"]
 MetricInput = Literal["answers", "references_pass", "samples", "pair"]
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+"""A value of a JSON or YAML file."""
 
 PERCENT, FRACTION = "%", "fraction"
 

@@ -1,0 +1,89 @@
+"""Interfaces of objects of transformers, as far as redistill uses them; transformers itself is not annotated.
+
+Type checkers alone use this module: a loaded model is an instance of its own class of transformers, not of `CausalModel`, so
+isinstance must not be used with these classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, overload
+
+import torch
+from torch import nn
+
+Value = TypeVar("Value")
+
+Autocast = Callable[[], AbstractContextManager[object]]
+"""Returns the autocast context that models run in."""
+
+
+class Gather(Protocol):
+    """Collective: concatenates the lists of all processes in the order of their ranks."""
+
+    def __call__(self, values: list[Value], /) -> list[Value]: ...
+
+
+class Tokenizer(Protocol):
+    """A tokenizer of transformers."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    eos_token: str | None
+    pad_token: str | None
+    chat_template: str | dict[str, str] | None
+
+    @property
+    def all_special_ids(self) -> list[int]: ...
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, object]: ...
+
+    @overload
+    def __call__(self, text: str, **options: bool) -> Mapping[str, list[int]]: ...
+
+    @overload
+    def __call__(self, text: list[str], **options: bool) -> Mapping[str, list[list[int]]]: ...
+
+    def __len__(self) -> int: ...
+
+    def decode(self, token_ids: Sequence[int], **options: bool) -> str: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+    def apply_chat_template(
+        self, conversation: Sequence[Mapping[str, str]], *, tokenize: Literal[False], add_generation_prompt: bool = False
+    ) -> str: ...
+
+    def save_pretrained(self, save_directory: Path) -> object: ...
+
+
+class ModelSettings(Protocol):
+    """The config of a model of transformers; fields of one family are read by getattr."""
+
+    model_type: str
+    vocab_size: int
+    name_or_path: str
+    num_hidden_layers: int
+    max_position_embeddings: int
+
+    def get_text_config(self) -> "ModelSettings": ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class CausalModel(nn.Module):
+    """A causal language model of transformers."""
+
+    config: ModelSettings
+    base_model: nn.Module
+    name_or_path: str
+    dtype: torch.dtype
+    device: torch.device
+    generation_config: object
+
+    get_input_embeddings: Callable[[], nn.Module]
+    get_output_embeddings: Callable[[], nn.Module]
+    save_pretrained: Callable[..., object]
+    tie_weights: Callable[[], object]
