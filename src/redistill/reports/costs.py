@@ -1,12 +1,13 @@
 """Training costs of the methods of a comparison."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
-from redistill.reports.folders import RunFolder, mapping, number
+from redistill.records import Json
+from redistill.reports.folders import RunFolder, at, mapping, number
 from redistill.reports.lineup import Entry
-from redistill.reports.statistics import mean
+from redistill.reports.statistics import mean, mean_of_all
 
 SUMMED = ("updates", "sequences", "trained_tokens", "generated_tokens", "seconds")
 PEAK = "peak_bytes"
@@ -35,11 +36,16 @@ def method_cost(entries: Sequence[Entry]) -> Cost:
     A stage that several runs share is counted for each of them, since each would need it if run alone.  Fine-tuning of the
     teacher is not counted; see `teacher_cost`.
     """
-    parts = [[_own(entry.run), *_stages(entry.run).values()] for entry in entries]
-    figures = {name: _mean(_combined(part, name) for part in parts) for name in (*SUMMED, PEAK)}
-    names = dict.fromkeys(name for entry in entries for name in _stages(entry.run))
-    stages = {name: _mean(number(_stages(entry.run).get(name, {}).get("updates")) for entry in entries) for name in names}
-    return Cost(figures={**figures, "parameters": _mean(_parameters(entry.run) for entry in entries)}, stages=stages)
+    stages = [_stages(entry.run) for entry in entries]
+    parts = [[at(entry.run.description, "cost"), *before.values()] for entry, before in zip(entries, stages, strict=True)]
+    figures = {name: mean_of_all(_combined(part, name) for part in parts) for name in (*SUMMED, PEAK)}
+    return Cost(
+        figures={**figures, "parameters": mean_of_all(_parameters(entry.run) for entry in entries)},
+        stages={
+            name: mean_of_all(number(at(before, name, "updates")) for before in stages)
+            for name in dict.fromkeys(name for before in stages for name in before)
+        },
+    )
 
 
 def teacher_cost(entries: Sequence[Entry]) -> Cost | None:
@@ -47,16 +53,13 @@ def teacher_cost(entries: Sequence[Entry]) -> Cost | None:
 
     Means over the teacher folders.
     """
-    stages = (_teacher_stage(entry.run) for entry in entries)
-    by_folder = {str(stage.get("folder")): mapping(stage.get("cost")) for stage in stages if stage}
+    stages = (mapping(at(entry.run.description, "stages", TEACHER_STAGE)) for entry in entries)
+    by_folder = {str(stage.get("folder")): stage.get("cost") for stage in stages if stage}
     if not by_folder:
         return None
-    figures = {name: _mean(number(cost.get(name)) for cost in by_folder.values()) for name in (*SUMMED, PEAK)}
-    sizes = [
-        number(mapping(mapping(entry.run.description.get("models")).get("teacher")).get("parameters")) for entry in entries
-    ]
-    known = [size for size in sizes if size is not None]
-    return Cost(figures={**figures, "parameters": mean(known)}, stages={})
+    figures = {name: mean_of_all(number(at(cost, name)) for cost in by_folder.values()) for name in (*SUMMED, PEAK)}
+    sizes = (number(at(entry.run.description, "models", "teacher", "parameters")) for entry in entries)
+    return Cost(figures={**figures, "parameters": mean(size for size in sizes if size is not None)}, stages={})
 
 
 def machines(entries: Sequence[Entry]) -> list[str]:
@@ -64,42 +67,24 @@ def machines(entries: Sequence[Entry]) -> list[str]:
 
     Seconds on different machines are not comparable.
     """
-    found = [mapping(entry.run.description.get("machine")) for entry in entries]
-    names = [", ".join(str(part) for part in (held.get("cpu"), *(held.get("accelerators") or [])) if part) for held in found]
-    return list(dict.fromkeys(name for name in names if name))
+    found = [mapping(at(entry.run.description, "machine")) for entry in entries]
+    parts = [[held.get("cpu"), *cast(list[Json], held.get("accelerators") or [])] for held in found]
+    return list(dict.fromkeys(name for machine in parts if (name := ", ".join(str(part) for part in machine if part))))
 
 
-def _own(run: RunFolder) -> Mapping[str, Any]:
-    return mapping(run.description.get("cost"))
-
-
-def _stages(run: RunFolder) -> dict[str, Mapping[str, Any]]:
+def _stages(run: RunFolder) -> dict[str, Json]:
     """Stage name -> cost, for the student's earlier stages."""
-    recorded = mapping(run.description.get("stages"))
-    return {str(name): mapping(mapping(stage).get("cost")) for name, stage in recorded.items() if name != TEACHER_STAGE}
+    recorded = mapping(at(run.description, "stages"))
+    return {name: at(stage, "cost") for name, stage in recorded.items() if name != TEACHER_STAGE}
 
 
-def _teacher_stage(run: RunFolder) -> Mapping[str, Any]:
-    return mapping(mapping(run.description.get("stages")).get(TEACHER_STAGE))
-
-
-def _combined(parts: Sequence[Mapping[str, Any]], name: str) -> float | None:
+def _combined(parts: Sequence[Json], name: str) -> float | None:
     """One figure combined over a run and its stages; None if any of them has not recorded it."""
-    found = [number(part.get(name)) for part in parts]
+    found = [number(at(part, name)) for part in parts]
     known = [value for value in found if value is not None]
-    if len(known) < len(found):
-        return None
-    return max(known) if name == PEAK else sum(known)
+    return None if len(known) < len(found) else max(known) if name == PEAK else sum(known)
 
 
 def _parameters(run: RunFolder) -> float | None:
     measured = None if run.student is None else number(run.student.scores.get("parameters"))
-    recorded = mapping(mapping(run.description.get("models")).get("student")).get("parameters")
-    return number(recorded) if measured is None else measured
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean; None if any value is unknown, since a mean over fewer runs would not be comparable."""
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return mean(known) if len(known) == len(found) else None
+    return number(at(run.description, "models", "student", "parameters")) if measured is None else measured

@@ -10,18 +10,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from redistill.config.decode import shown
 from redistill.errors import CheckpointError, DataError
-from redistill.records import FRACTION, PERCENT, Better
+from redistill.records import FRACTION, PERCENT, Better, Json
 from redistill.storage import files
 
 SCHEMAS = (1, 2)  # supported values of "schema"; only run.json uses 2
 MAX_TITLE = 60
 _QUESTION_HASH = "question_hash"
-_KEY = re.compile(r"\w+", re.ASCII)
-_RESPONSES = re.compile(r"(.+)-seed(-?\d+)\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,16 @@ class Measure:
     better: Better
 
     @property
+    def heading(self) -> str:
+        """Column heading: the title, with the unit unless values include it.
+
+        Example:
+            >>> Measure("w", "length", "words", "lower").heading, Measure("f", "F1", "%", "higher").heading
+            ('length, words', 'F1')
+        """
+        return self.title if self.unit in (PERCENT, FRACTION, "") else f"{self.title}, {self.unit}"
+
+    @property
     def sign(self) -> int:
         """1 if higher is better, -1 if lower is better."""
         return -1 if self.better == "lower" else 1
@@ -51,13 +58,14 @@ BEFORE_METRICS_HAD_NAMES = (
 """The metrics of folders whose scores.json does not describe them: those of commit 98f02f3 and earlier."""
 
 
-def measures(scores: Any) -> tuple[Measure, ...]:
+def measures(scores: Json) -> tuple[Measure, ...]:
     """The metrics of one data set's entry in scores.json, the primary one first."""
-    about = mapping(mapping(scores).get("metrics"))
-    return (
-        tuple(_measure(name, mapping(described)) for name, described in about.items() if _KEY.fullmatch(name))
-        or BEFORE_METRICS_HAD_NAMES
-    )
+    found = []
+    for name, described in mapping(at(scores, "metrics")).items():
+        if re.fullmatch(r"\w+", name, re.ASCII):
+            title, unit = (str(at(described, key) or "")[:MAX_TITLE] for key in ("title", "unit"))
+            found.append(Measure(name, title or name, unit, "lower" if at(described, "better") == "lower" else "higher"))
+    return tuple(found) or BEFORE_METRICS_HAD_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +81,11 @@ class Evaluation:
 
     label: str
     role: str
-    scores: Mapping[str, Any]
-    answers: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
+    scores: Mapping[str, Json]
+    answers: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Json]]]]
 
     @property
-    def datasets(self) -> Mapping[str, Any]:
+    def datasets(self) -> Mapping[str, Json]:
         """Data set -> its entry in scores.json."""
         return mapping(self.scores.get("datasets"))
 
@@ -87,12 +95,12 @@ class Evaluation:
 
     def num_prompts(self, dataset: str) -> int:
         """Number of prompts recorded in scores.json, else the number of responses."""
-        recorded = number(mapping(self.datasets.get(dataset)).get("prompts"))
+        recorded = number(at(self.datasets, dataset, "prompts"))
         answered = max((len(lines) for lines in self.answers.get(dataset, {}).values()), default=0)
         return answered if recorded is None else int(recorded)
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> Mapping[str, Json]:
         """Settings that determine the responses: weights' hash, sampling, seeds, lengths."""
         return mapping(self.scores.get("settings"))
 
@@ -103,30 +111,27 @@ class Evaluation:
 
     def seed_scores(self, dataset: str, name: str) -> dict[str, float]:
         """Evaluation seed -> score, for the seeds that have it."""
-        seeds = mapping(mapping(self.datasets.get(dataset)).get("seeds"))
-        scores = {str(seed): number(mapping(found).get(name)) for seed, found in seeds.items()}
-        return {seed: score for seed, score in scores.items() if score is not None}
+        seeds = mapping(at(self.datasets, dataset, "seeds"))
+        return {seed: score for seed, found in seeds.items() if (score := number(at(found, name))) is not None}
 
     def forced_score(self, dataset: str, name: str) -> float | None:
         """A teacher-forced score on the references, which has no seeds; None if missing."""
-        return number(mapping(mapping(self.datasets.get(dataset)).get("teacher_forced")).get(name))
+        return number(at(self.datasets, dataset, "teacher_forced", name))
 
     def prompt_scores(self, dataset: str, name: str) -> list[dict[str, float]]:
         """Prompt id -> score, one mapping per evaluation seed."""
-        scores = []
-        for lines in self.answers.get(dataset, {}).values():
-            numbers = {prompt: number(line.get(name)) for prompt, line in lines.items()}
-            scores.append({prompt: score for prompt, score in numbers.items() if score is not None})
-        return scores
+        return [
+            {prompt: score for prompt, line in lines.items() if (score := number(line.get(name))) is not None}
+            for lines in self.answers.get(dataset, {}).values()
+        ]
 
     def question_hashes(self, dataset: str) -> dict[str, str]:
         """Prompt id -> hash of the prompt and its references.
 
         Two test files may use the same ids.
         """
-        return {
-            prompt: line[_QUESTION_HASH] for lines in self.answers.get(dataset, {}).values() for prompt, line in lines.items()
-        }
+        seeds = self.answers.get(dataset, {}).values()
+        return {prompt: str(line[_QUESTION_HASH]) for lines in seeds for prompt, line in lines.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +148,9 @@ class RunFolder:
     """
 
     path: Path
-    description: Mapping[str, Any]
-    metrics: list[Mapping[str, Any]]
-    revisions: list[Mapping[str, Any]]
+    description: Mapping[str, Json]
+    metrics: list[Mapping[str, Json]]
+    revisions: list[Mapping[str, Json]]
     student: Evaluation | None
     teacher: Evaluation | None
     before: Evaluation | None
@@ -185,7 +190,7 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
         raise CheckpointError(f"{error}; restore the file, or rerun the stage that wrote it") from error
 
 
-def read_object(path: Path) -> Mapping[str, Any]:
+def read_object(path: Path) -> Mapping[str, Json]:
     """Read a JSON object from a file of a run folder and check its schema.
 
     Raises:
@@ -200,16 +205,26 @@ def read_object(path: Path) -> Mapping[str, Any]:
     return value
 
 
-def number(value: Any) -> float | None:
+def number(value: object) -> float | None:
     """`value` as a finite float; None if it is not a finite number."""
-    if isinstance(value, bool):
-        return float(value)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: object) -> Mapping[str, Json]:
     """`value` if it is a mapping, else an empty mapping."""
     return value if isinstance(value, Mapping) else {}
+
+
+def at(tree: Json, *path: str) -> Json:
+    """The value at a path of keys; None if a key is missing or what contains it is not a mapping.
+
+    Example:
+        >>> at({"models": {"student": {"name": "small"}}}, "models", "student", "name"), at({"models": "?"}, "models", "name")
+        ('small', None)
+    """
+    for key in path:
+        tree = mapping(tree).get(key)
+    return tree
 
 
 def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> Evaluation | None:
@@ -217,28 +232,22 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
         return None
     scores = read_object(folder / "scores.json")
     datasets = {files.slug(name): name for name in mapping(scores.get("datasets"))}
-    answers: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
+    answers: dict[str, dict[str, dict[str, Mapping[str, Json]]]] = {}
     for path in sorted((folder / "responses").glob("*.jsonl")):
-        match = _RESPONSES.fullmatch(path.name)
-        dataset = datasets.get(files.slug(match[1])) if match else None
-        if match and dataset is not None:
-            names = [measure.name for measure in measures(mapping(scores["datasets"])[dataset])] if scores_only else None
+        match = re.fullmatch(r"(.+)-seed(-?\d+)\.jsonl", path.name)
+        if match and (dataset := datasets.get(files.slug(match[1]))) is not None:
+            names = [measure.name for measure in measures(at(scores, "datasets", dataset))] if scores_only else None
             lines = {str(line["id"]): _answer(line, names) for line in _objects(path) if "id" in line}
             answers.setdefault(dataset, {})[match[2]] = lines
     return Evaluation(label=label, role=role, scores=scores, answers=answers)
 
 
-def _answer(line: Mapping[str, Any], names: Sequence[str] | None) -> Mapping[str, Any]:
+def _answer(line: Mapping[str, Json], names: Sequence[str] | None) -> Mapping[str, Json]:
     """A line with the hash of its question; reduced to the keys `names` if they are given."""
     question = json.dumps([line.get("prompt"), line.get("references")])
     digest = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
     return {**(line if names is None else {name: line.get(name) for name in names}), _QUESTION_HASH: digest}
 
 
-def _measure(name: str, described: Mapping[str, Any]) -> Measure:
-    title, unit = (str(described.get(key) or "")[:MAX_TITLE] for key in ("title", "unit"))
-    return Measure(name, title or name, unit, "lower" if described.get("better") == "lower" else "higher")
-
-
-def _objects(path: Path) -> list[Mapping[str, Any]]:
+def _objects(path: Path) -> list[Mapping[str, Json]]:
     return [line for line in files.read_lines(path) if isinstance(line, Mapping)]

@@ -1,14 +1,17 @@
 """Selects the runs of a comparison, with their labels and training seeds, and the baseline."""
 
-import itertools
 import json
+import os.path
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from redistill.config import decode as decoding
 from redistill.errors import CheckpointError, ConfigError, DataError, OutputError
-from redistill.reports.folders import RunFolder, mapping, read_object, read_run
+from redistill.records import Json
+from redistill.reports.folders import RunFolder, at, mapping, read_object, read_run
 from redistill.storage import files
 
 SWEEP_FILE = "sweep.json"
@@ -97,30 +100,20 @@ def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Se
         name=", ".join(sweep.name for sweep in sweeps) or "Comparison",
         entries=entries,
         baseline=baseline or [*proposed, *labels][0],
-        left_out=[left for sweep in sweeps for left in sweep.unfinished],
+        left_out=[left for sweep in sweeps for left in sweep.left_out],
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sweep:
-    """Content of sweep.json, with its finished runs."""
-
-    name: str
-    baseline: str
-    entries: Sequence[Entry]
-    unfinished: Sequence[str]
-
-
-def _read_sweep(folder: Path) -> _Sweep:
+def _read_sweep(folder: Path) -> Lineup:
+    """All runs of a sweep, with its own baseline, "" if it has none."""
     path = folder / SWEEP_FILE
     try:
         held = read_object(path)
         name = str(held.get("name") or folder.resolve().name)
         entries, unfinished = [], []
         runs: dict[Path, RunFolder | None] = {}  # rows with equal settings share one run folder
-        for item in held.get("runs") or []:
-            fields = mapping(item)
-            label, seed, relative = fields.get("label"), fields.get("seed"), fields.get("folder")
+        for item in cast(list[Json], held.get("runs") or []):
+            label, seed, relative = (at(item, key) for key in ("label", "seed", "folder"))
             if not isinstance(label, str) or not isinstance(seed, int) or not isinstance(relative, str):
                 raise DataError(f"{path}: an entry of runs is {decoding.shown(item)}; must have label, seed and folder")
             path_of_run = files.inside(folder, relative)
@@ -133,7 +126,7 @@ def _read_sweep(folder: Path) -> _Sweep:
                 entries.append(Entry(label=label, seed=seed, run=run, sweep=name))
     except (DataError, OutputError, OSError) as error:
         raise CheckpointError(f"{error}; fix the file, or pass the run folders instead of the sweep folder") from error
-    return _Sweep(name=name, baseline=str(held.get("baseline") or ""), entries=entries, unfinished=unfinished)
+    return Lineup(name=name, entries=entries, baseline=str(held.get("baseline") or ""), left_out=unfinished)
 
 
 def _finished(folder: Path) -> RunFolder | None:
@@ -152,33 +145,22 @@ def _read_plain(folder: Path) -> RunFolder:
 
 def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
     """Entries of runs that were given directly, without a sweep."""
-    kinds: dict[str, dict[str, list[RunFolder]]] = {}
-    for run in runs:
-        settings = {
-            name: value for name, value in mapping(run.description.get("config")).items() if name not in _NOT_THE_METHOD
-        }
-        method = str(run.description.get("method") or run.name)
-        kinds.setdefault(method, {}).setdefault(json.dumps(settings, sort_keys=True), []).append(run)
-    labels: dict[int, str] = {}
-    for method, variants in kinds.items():
-        for variant in variants.values():
-            label = method if len(variants) == 1 else _common_name([run.name for run in variant])
-            labels |= {id(run): label for run in variant}
-    return [Entry(label=labels[id(run)], seed=_training_seed(run), run=run) for run in runs]
+    kinds = [(str(run.description.get("method") or run.name), _settings(run)) for run in runs]
+    num_variants = Counter(method for method, _ in set(kinds))
+    entries = []
+    for run, kind in zip(runs, kinds, strict=True):
+        names = [other.name for other, same in zip(runs, kinds, strict=True) if same == kind]
+        common = os.path.commonprefix(names).rstrip("-_. ") or names[0]  # mgsr-long for mgsr-long-10 and mgsr-long-20
+        seed = at(run.description, "config", "seed")
+        label = kind[0] if num_variants[kind[0]] == 1 else common
+        entries.append(Entry(label=label, seed=seed if isinstance(seed, int) else 0, run=run))
+    return entries
 
 
-def _common_name(names: Sequence[str]) -> str:
-    """Common prefix of the names without trailing separators; the first name if there is none.
-
-    Example: mgsr-long for mgsr-long-10 and mgsr-long-20.
-    """
-    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    return "".join(letters[0] for letters in same).rstrip("-_. ") or names[0]
-
-
-def _training_seed(run: RunFolder) -> int:
-    seed = mapping(run.description.get("config")).get("seed")
-    return seed if isinstance(seed, int) else 0
+def _settings(run: RunFolder) -> str:
+    """The recipe as JSON, without the settings that may differ between runs of one label."""
+    config = mapping(at(run.description, "config"))
+    return json.dumps({name: value for name, value in config.items() if name not in _NOT_THE_METHOD}, sort_keys=True)
 
 
 def _with_unique_labels(found: Sequence[Entry]) -> list[Entry]:
@@ -190,11 +172,9 @@ def _with_unique_labels(found: Sequence[Entry]) -> list[Entry]:
     swept = {entry.run.path.resolve() for entry in found if entry.sweep}
     alone = {entry.run.path.resolve(): entry for entry in found if not entry.sweep}
     entries = [entry for entry in found if entry.sweep] + [entry for path, entry in alone.items() if path not in swept]
-    sweeps: dict[str, set[str]] = {}
-    for entry in entries:
-        sweeps.setdefault(entry.label, set()).add(entry.sweep)
+    num_sweeps = Counter(label for label, _ in {(entry.label, entry.sweep) for entry in entries})
     named = [
-        replace(entry, label=f"{entry.label} ({entry.sweep})") if entry.sweep and len(sweeps[entry.label]) > 1 else entry
+        replace(entry, label=f"{entry.label} ({entry.sweep})") if entry.sweep and num_sweeps[entry.label] > 1 else entry
         for entry in entries
     ]
     held: dict[tuple[str, int], Entry] = {}

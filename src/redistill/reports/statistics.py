@@ -36,6 +36,13 @@ def mean(values: Iterable[float]) -> float | None:
     return float(np.mean(numbers)) if numbers else None
 
 
+def mean_of_all(values: Iterable[float | None]) -> float | None:
+    """Arithmetic mean; None if any value is unknown, since a mean over fewer values would not be comparable."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return mean(known) if len(known) == len(found) else None
+
+
 def deviation(values: Iterable[float]) -> float | None:
     """Sample standard deviation (divisor n - 1); None with fewer than two values."""
     numbers = list(values)
@@ -106,7 +113,7 @@ def paired_bootstrap(strata: Sequence[np.ndarray], *, resamples: int = RESAMPLES
     Returns:
         The mean difference in the unit of the scores, and the bounds of its 95 % interval.
     """
-    num_seeds = _num_seeds(strata)
+    (num_seeds,) = {len(stratum) for stratum in strata}  # the same in all data sets
     of_prompts, of_seeds = generator(seed, "bootstrap"), generator(seed, "bootstrap", "training seeds")
     means: list[np.ndarray] = []
     for count in _blocks(resamples, max(stratum.shape[1] for stratum in strata)):
@@ -174,11 +181,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
+    order, adjusted = np.argsort(p_values, kind="stable"), np.zeros(len(p_values))
+    rising = np.arange(len(p_values), 0, -1) * np.array(p_values)[order]
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, rising))
+    return adjusted.tolist()
 
 
 def win_tie_loss(strata: Sequence[np.ndarray]) -> tuple[int, int, int]:
@@ -206,12 +212,6 @@ def evenly(total: int, count: int) -> Sequence[int]:
     The first and, for count > 1, the last index are included.
     """
     return sorted({round(index) for index in np.linspace(0, total - 1, min(count, total))}) if total else []
-
-
-def _num_seeds(strata: Sequence[np.ndarray]) -> int:
-    counts = {len(stratum) for stratum in strata}
-    assert len(counts) == 1, "all strata of a comparison must have the same training seeds"
-    return counts.pop()
 
 
 def _blocks(total: int, width: int) -> Iterator[int]:
