@@ -1,7 +1,7 @@
 """Selects the runs of a comparison, with their labels and training seeds, and the baseline."""
 
+import itertools
 import json
-import os.path
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -149,8 +149,9 @@ def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
     num_variants = Counter(method for method, _ in set(kinds))
     entries = []
     for run, kind in zip(runs, kinds, strict=True):
-        names = [other.name for other, same in zip(runs, kinds, strict=True) if same == kind]
-        common = os.path.commonprefix(names).rstrip("-_. ") or names[0]  # mgsr-long for mgsr-long-10 and mgsr-long-20
+        names = [other.name for other, its in zip(runs, kinds, strict=True) if its == kind]
+        same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+        common = "".join(letters[0] for letters in same).rstrip("-_. ") or names[0]  # mgsr-long for mgsr-long-10, mgsr-long-20
         seed = at(run.description, "config", "seed")
         label = kind[0] if num_variants[kind[0]] == 1 else common
         entries.append(Entry(label=label, seed=seed if isinstance(seed, int) else 0, run=run))

@@ -1,29 +1,33 @@
-"""Rendering shared by all HTML pages: escaping, style and number formats.
+"""Rendering of templates: escaping, and formats of numbers and texts.
 
-Model text is untrusted: all values are escaped, control characters are removed, and the Content-Security-Policy of each page
-forbids loading resources and running scripts.
+Model text is untrusted: all values are escaped, control characters are removed, and the Content-Security-Policy of each HTML
+page forbids loading resources and running scripts.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from redistill.records import FRACTION, PERCENT
-from redistill.reports.folders import Measure, number
+from redistill.records import FRACTION
+from redistill.reports.folders import number
 from redistill.storage.redaction import plain
 
 MAX_TEXT = 2000
 NOTHING = "–"
 
 
-def render(template: str, page: dict[str, Any]) -> str:
-    """Render a template of `templates/` with the variables in `page`."""
+def render(template: str, page: Mapping[str, object], escaped: Callable[[str], str] = plain) -> str:
+    """The text of a template of `templates/`; every value in it is escaped, and None is a dash.
 
-    def finalize(value: Any) -> Any:
-        if value is None:
-            return NOTHING
-        return value if isinstance(value, Markup) else plain(str(value))
+    Args:
+        template: Name of the template.
+        page: Variables of the template.
+        escaped: Escapes a text. HTML is escaped as well, unless the result is `Markup`.
+    """
+
+    def finalize(value: object) -> str:
+        return value if isinstance(value, Markup) else escaped(NOTHING if value is None else str(value))
 
     environment = Environment(
         loader=PackageLoader("redistill.reports"),
@@ -34,20 +38,13 @@ def render(template: str, page: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "score": score,
-        "difference": difference,
-        "heading": heading,
-        "fixed": fixed,
-        "signed": signed,
-        "percent": percent,
-        "short": short,
-        "large": large,
+        function.__name__: function for function in (score, difference, fixed, percent, short, large, visible)
     }
     return environment.get_template(template).render(page)
 
 
-def score(value: Any, unit: str, digits: int = 2) -> str | None:
-    """A metric's value formatted in its unit; None if `value` is not a number.
+def score(value: object, unit: str, digits: int = 2) -> str:
+    """A metric's value formatted in its unit; a dash if `value` is not a number.
 
     Args:
         value: The value; a fraction in [0, 1] where `unit` is "fraction".
@@ -55,53 +52,48 @@ def score(value: Any, unit: str, digits: int = 2) -> str | None:
         digits: Digits after the decimal point, for units other than "fraction".
 
     Example:
-        >>> score(12.345, "%"), score(0.125, "fraction"), score(3, "words")
-        ('12.35', '12.5 %', '3.00')
+        >>> score(12.345, "%"), score(0.125, "fraction"), score(3, "words"), score(None, "%")
+        ('12.35', '12.5 %', '3.00', '–')
     """
     return percent(value) if unit == FRACTION else fixed(value, digits)
 
 
-def difference(value: Any, unit: str) -> str:
-    """A signed difference of a metric; in percentage points for fractions."""
-    known = number(value)
-    return signed(100 * known if known is not None and unit == FRACTION else known)
-
-
-def heading(measure: Measure) -> str:
-    """Column heading of a metric, with its unit unless values include it.
+def difference(value: object, unit: str) -> str:
+    """A difference of a metric with its sign; in percentage points for fractions, a dash if `value` is not a number.
 
     Example:
-        >>> heading(Measure("w", "length", "words", "lower")), heading(Measure("f", "F1", "%", "higher"))
-        ('length, words', 'F1')
+        >>> difference(0.0125, "fraction"), difference(-3, "words")
+        ('+1.25', '−3.00')
     """
-    return measure.title if measure.unit in (PERCENT, FRACTION, "") else f"{measure.title}, {measure.unit}"
-
-
-def fixed(value: Any, digits: int = 2) -> str | None:
-    """A number with `digits` digits after the decimal point; None for other values."""
     known = number(value)
-    return None if known is None else f"{known:.{digits}f}"
+    return NOTHING if known is None else f"{100 * known if unit == FRACTION else known:+.2f}".replace("-", "−")
 
 
-def signed(value: Any, digits: int = 2) -> str:
-    """A number with its sign, U+2212 for minus; a dash for other values."""
+def fixed(value: object, digits: int = 2) -> str:
+    """A number with `digits` digits after the decimal point; a dash for other values."""
     known = number(value)
-    return NOTHING if known is None else f"{known:+.{digits}f}".replace("-", "−")
+    return NOTHING if known is None else f"{known:.{digits}f}"
 
 
-def percent(value: Any) -> str | None:
-    """A fraction as percent; None if `value` is not a number."""
+def percent(value: object) -> str:
+    """A fraction as percent with one digit after the decimal point; a dash if `value` is not a number."""
     known = number(value)
-    return None if known is None else f"{100 * known:.1f} %"
+    return NOTHING if known is None else f"{100 * known:.1f} %"
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A text truncated to MAX_TEXT characters, with the number of omitted ones."""
     text = plain(str(value))  # redact first: truncation could split a secret
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
 
 
-def large(value: Any, billion: str = "B") -> str:
+def visible(token: object) -> str:
+    """The text of a token; symbols for white space alone, on which highlighting would not be visible."""
+    text = str(token or "")
+    return text if text.strip() else text.translate(str.maketrans("\n \t", "⏎␣⇥")) or "∅"
+
+
+def large(value: object, billion: str = "B") -> str:
     """A number with three significant digits and the suffix k, M, `billion` or T."""
     known = number(value)
     if known is None:

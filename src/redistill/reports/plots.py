@@ -7,13 +7,11 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from redistill.records import FRACTION
+from redistill.records import FRACTION, Json
 from redistill.reports.folders import BEFORE_METRICS_HAD_NAMES, Measure, mapping, number
-from redistill.reports.pages import heading
 from redistill.storage.redaction import plain
 
 INK = "#010203"  # placeholder, replaced by currentColor in the SVG
@@ -65,7 +63,7 @@ class Panel:
     svg: str
 
 
-def panels(metrics: Sequence[Mapping[str, Any]], validated: Sequence[Measure] = ()) -> list[Panel]:
+def panels(metrics: Sequence[Mapping[str, Json]], validated: Sequence[Measure] = ()) -> list[Panel]:
     """Charts of all quantities in the log of a run.
 
     Args:
@@ -75,24 +73,24 @@ def panels(metrics: Sequence[Mapping[str, Any]], validated: Sequence[Measure] = 
     train = [line for line in metrics if line.get("kind") == "train"]
     validation = [line for line in metrics if line.get("kind") == "validation"]
     scores = {measure.name: _title(measure) for measure in validated or _undescribed(validation)}
-    charts = [*_single("training", train, TRAINING), *_single("validation", validation, scores | VALIDATION)]
+    charts = []
+    for group, lines, titles in (("training", train, TRAINING), ("validation", validation, scores | VALIDATION)):
+        found = [_series(lines, name, title) for name, title in titles.items()]
+        charts += [Panel(group, series[0], _plot([series])) for series in found if series is not None]
     kept = [series for name, label in CLIPPING.items() if (series := _series(train, name, label)) is not None]
     if kept:
         charts.append(Panel("clipping", "Clipping by DAC-KL, probabilities and fractions", _plot(kept, limits=(0, 1.02))))
     classes = _series(train, "kept_classes", "kept classes")
     if classes is not None:
-        charts.append(
-            Panel(
-                "clipping", "Classes kept per token", _plot([classes], log=bool(classes[2].max() > 20 * classes[2].min() > 0))
-            )
-        )
+        log = bool(classes[2].max() > 20 * classes[2].min() > 0)
+        charts.append(Panel("clipping", "Classes kept per token", _plot([classes], log=log)))
     origins = _origins(train)
     if origins:
         charts.append(Panel("training", "Origin of sequences, fraction", _plot(origins, limits=(0, 1), stacked=True)))
     return charts
 
 
-def _undescribed(lines: Sequence[Mapping[str, Any]]) -> Iterator[Measure]:
+def _undescribed(lines: Sequence[Mapping[str, Json]]) -> Iterator[Measure]:
     """Metrics in the validation log that no test set describes."""
     known = {measure.name: measure for measure in BEFORE_METRICS_HAD_NAMES}
     for name in dict.fromkeys(name for line in lines for name in line):
@@ -101,30 +99,27 @@ def _undescribed(lines: Sequence[Mapping[str, Any]]) -> Iterator[Measure]:
 
 
 def _title(measure: Measure) -> str:
-    title = f"{measure.title}, fraction" if measure.unit == FRACTION else heading(measure)
+    title = f"{measure.title}, fraction" if measure.unit == FRACTION else measure.heading
     return title[:1].upper() + title[1:]
 
 
-def _single(group: str, lines: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> Iterator[Panel]:
-    for name, title in titles.items():
-        series = _series(lines, name, title)
-        if series is not None:
-            yield Panel(group, title, _plot([series]))
-
-
-def _series(lines: Sequence[Mapping[str, Any]], name: str, label: str) -> Series | None:
+def _series(lines: Sequence[Mapping[str, Json]], name: str, label: str) -> Series | None:
     points = [(number(line.get("step")), number(line.get(name))) for line in lines]
     known = np.array([(step, value) for step, value in points if step is not None and value is not None])
     return (label, known[:, 0], known[:, 1]) if len(known) else None
 
 
-def _origins(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
-    counted = [line for line in lines if mapping(line.get("origin")) and number(line.get("step")) is not None]
-    names = sorted({str(name) for line in counted for name in line["origin"]})
-    counts = np.array([[number(line["origin"].get(name)) or 0.0 for name in names] for line in counted])
+def _origins(lines: Sequence[Mapping[str, Json]]) -> list[Series]:
+    counted = [
+        (step, origin)
+        for line in lines
+        if (origin := mapping(line.get("origin"))) and (step := number(line.get("step"))) is not None
+    ]
+    names = sorted({name for _, origin in counted for name in origin})
+    counts = np.array([[number(origin.get(name)) or 0.0 for name in names] for _, origin in counted])
     if not counts.size:
         return []
-    steps = np.array([number(line["step"]) for line in counted], dtype=np.float64)
+    steps = np.array([step for step, _ in counted])
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return [(plain(name)[:MAX_LABEL], steps, fractions[:, column]) for column, name in enumerate(names)]
 
@@ -136,12 +131,14 @@ def _binned(values: np.ndarray) -> list[np.ndarray]:
 def _plot(
     series: Sequence[Series], *, limits: tuple[float, float] | None = None, log: bool = False, stacked: bool = False
 ) -> str:
+    """Curves, or areas if `stacked`; long curves are binned, with the mean as a line and the range as a band."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
     # Keep text as text, and derive the ids of clip paths from the content.
-    style: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "redistill", "font.size": 9, "axes.linewidth": 0.6}
+    style: dict[str, object] = {"svg.fonttype": "none", "svg.hashsalt": "redistill", "font.size": 9, "axes.linewidth": 0.6}
     style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    binned = [(name, _means(_binned(steps)), _binned(values)) for name, steps, values in series]
     with matplotlib.style.context(["default", style]):
         figure = Figure(figsize=SIZE_INCHES, layout="constrained")
         axes = figure.add_subplot()
@@ -149,48 +146,33 @@ def _plot(
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         axes.set_xlabel("update")
         if stacked:
-            _stack(axes, series)
-        else:
-            _lines(axes, series)
+            names, fractions = [name for name, _, _ in binned], [_means(parts) for _, _, parts in binned]
+            axes.stackplot(binned[0][1], fractions, labels=names, colors=COLOURS, alpha=0.75)
+        for (name, steps, parts), colour in zip([] if stacked else binned, COLOURS, strict=False):
+            if sum(map(len, parts)) > MAX_POINTS:
+                axes.fill_between(steps, list(map(np.min, parts)), list(map(np.max, parts)), color=colour, alpha=0.2, lw=0)
+            marker = "o" if len(parts) < 12 else None
+            axes.plot(steps, _means(parts), color=colour, lw=1.5, label=name, marker=marker, markersize=3)
         if log:
             axes.set_yscale("log")
         if limits is not None:
             axes.set_ylim(*limits)
         if len(series) > 1 or stacked:
-            legend = axes.legend(
-                frameon=False, fontsize=8, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0
-            )
-            for text in legend.get_texts():
+            position = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
+            for text in axes.legend(frameon=False, fontsize=8, ncols=len(series), **position).get_texts():
                 text.set_parse_math(False)
         out = io.StringIO()
-        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
+        figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return _inline(out.getvalue())
 
 
-def _lines(axes: Any, series: Sequence[Series]) -> None:
-    """Plot curves; long ones are binned, with the mean as a line and the range as a band."""
-    for (label, steps, values), colour in zip(series, COLOURS, strict=False):
-        step = [float(part.mean()) for part in _binned(steps)]
-        parts = _binned(values)
-        if len(values) > MAX_POINTS:
-            axes.fill_between(
-                step, [part.min() for part in parts], [part.max() for part in parts], color=colour, alpha=0.2, lw=0
-            )
-        marker = "o" if len(values) < 12 else None
-        axes.plot(step, [part.mean() for part in parts], color=colour, lw=1.5, label=label, marker=marker, markersize=3)
-
-
-def _stack(axes: Any, series: Sequence[Series]) -> None:
-    steps = [float(part.mean()) for part in _binned(series[0][1])]
-    fractions = [[part.mean() for part in _binned(values)] for _, _, values in series]
-    axes.stackplot(steps, fractions, labels=[name for name, _, _ in series], colors=COLOURS, alpha=0.75)
+def _means(parts: Sequence[np.ndarray]) -> list[float]:
+    return [float(part.mean()) for part in parts]
 
 
 def _inline(document: str) -> str:
     """The <svg> element without width and height, so that it scales with the page."""
     svg = document[document.index("<svg") :]
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # those of <svg>
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     return svg.replace(INK, "currentColor").strip()

@@ -3,23 +3,25 @@
 This module determines the content of tables; `writers`, `terminal` and the templates determine their layout.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from redistill.records import FRACTION, PERCENT
 from redistill.reports.comparison import Column, Entrant, Estimate, Row
-from redistill.reports.costs import SUMMED, Cost
+from redistill.reports.costs import PEAK, SUMMED, Cost
 from redistill.reports.folders import Measure
-from redistill.reports.pages import NOTHING, difference, fixed, heading, large, percent, score
+from redistill.reports.pages import NOTHING, difference, fixed, large, percent, score
 from redistill.reports.published import SOURCE, Published
 
 Mark = Literal["", "best", "second"]
 Kind = Literal["reference", "method"]
 DIGITS = 2
+_OTHER_SCORES = ("tokens", "ended", "distinct-2", "cross entropy", "KL", "agreement")
+_COSTS = ("updates", "sequences", "trained tokens", "generated tokens", "seconds", "peak memory", "parameters")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Cell:
     """One cell of a table.
 
@@ -36,7 +38,7 @@ class Cell:
     tone: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Line:
     """A row of a table; rows of kind "reference" are never ranked."""
 
@@ -86,22 +88,24 @@ def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequenc
 
     def cell(model: Entrant, column: Column) -> Cell:
         row = found.get((model.is_method, model.label, column.name))
-        text = None if row is None else score(row.primary.mean, measure.unit, DIGITS)
-        if row is None or text is None:
-            return Cell(text=NOTHING)
-        spread = score(row.primary.deviation, measure.unit, DIGITS)
-        detail = "" if spread is None else f"± {spread}"
-        return Cell(text=text, detail=detail, mark=marks[column.name].get(model.label, "") if model.is_method else "")
+        if row is None or row.primary.mean is None:
+            return Cell(NOTHING)
+        spread = row.primary.deviation
+        return Cell(
+            score(row.primary.mean, measure.unit, DIGITS),
+            detail="" if spread is None else f"± {score(spread, measure.unit, DIGITS)}",
+            mark=marks[column.name].get(model.label, "") if model.is_method else "",
+        )
 
-    prompts = [(column.name, row.num_prompts) for column in over if (row := _first(rows, column)) and not column.is_average]
-    counted = ", ".join(f"{count:,} of {name}" for name, count in prompts)
+    prompts = {row.column: row.num_prompts for row in reversed(rows)}
+    counted = ", ".join(f"{prompts[column.name]:,} of {column.name}" for column in over if not column.is_average)
     return Table(
         key=f"scores-{measure.name}" if apart else "scores",
-        title=_sentence(heading(measure)),
-        caption=f"{_sentence(heading(measure))}{_direction(measure)}. {_spread_caption(models, rows)} Prompts: {counted}. "
+        title=_sentence(measure.heading),
+        caption=f"{_sentence(measure.heading)}{_direction(measure)}. {_spread_caption(models, rows)} Prompts: {counted}. "
         "Best in bold, second best underlined; the teacher and the student before training are not ranked.",
         columns=["", *(column.name for column in over)],
-        lines=[Line(label=model.label, kind=_kind(model), cells=[cell(model, column) for column in over]) for model in models],
+        lines=[Line(model.label, _kind(model), [cell(model, column) for column in over]) for model in models],
     )
 
 
@@ -115,11 +119,11 @@ def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_det
     return Table(
         key=f"difference-{column.name}",
         title=f"Difference to {baseline}, {column.name}",
-        caption=f"{_sentence(heading(measure))} minus that of {baseline}{unit}{_direction(measure)}, {_where(column)}, "
+        caption=f"{_sentence(measure.heading)} minus that of {baseline}{unit}{_direction(measure)}, {_where(column)}, "
         f"{max(row.num_prompts for row in others):,} prompts; "
         f"p (Holm) is corrected over {tested} {'method' if tested == 1 else 'methods'}.",
         columns=["", "difference", "95 % interval", "p", "p (Holm)", "better", "equal", "worse", "paired seeds"],
-        lines=[Line(label=row.model, kind="method", cells=_contrast_cells(row)) for row in others],
+        lines=[Line(row.model, "method", _contrast_cells(row)) for row in others],
         is_detail=is_detail,
     )
 
@@ -134,31 +138,8 @@ def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = Fal
         caption=f"Means over seeds, {_where(column)}. {_sentence(''.join(described) + 'tokens')}: response length; ended: "
         "fraction of responses with an end token; distinct-2: fraction of distinct bigrams. Cross entropy and KL(teacher, "
         "student), in nats per token, and agreement with the teacher's top token are teacher-forced on the references.",
-        columns=[
-            "",
-            *(heading(measure) for measure in others),
-            *("tokens", "ended", "distinct-2", "cross entropy", "KL", "agreement"),
-        ],
-        lines=[
-            Line(
-                label=row.model,
-                kind=_kind(row),
-                cells=[
-                    Cell(text=text or NOTHING)
-                    for text in (
-                        *(score(row.scores[measure.name], measure.unit) for measure in others),
-                        fixed(row.scores["length_tokens"], 1),
-                        percent(row.scores["eos_rate"]),
-                        fixed(row.scores["distinct_2"], 3),
-                        fixed(row.scores["cross_entropy"], 3),
-                        fixed(row.scores["kl"], 3),
-                        percent(row.scores["agreement"]),
-                    )
-                ],
-            )
-            for row in rows
-            if row.column == column.name
-        ],
+        columns=["", *(measure.heading for measure in others), *_OTHER_SCORES],
+        lines=[Line(row.model, _kind(row), _cells(_other_scores(row))) for row in rows if row.column == column.name],
         is_detail=True,
     )
 
@@ -175,9 +156,8 @@ def cost_table(
         if cost.stages
     ]
     caption = [
-        f"{_sentence(measure.title)} {_where(column)}. Training costs are means over training seeds; peak memory is the "
-        "maximum over stages. "
-        "The number of generated tokens depends on the method and is not required to be equal."
+        f"{_sentence(measure.title)} {_where(column)}. Training costs are means over training seeds; peak memory is the maximum "
+        "over stages. The number of generated tokens depends on the method and is not required to be equal."
     ]
     if stages:
         caption.append(f"Costs include the stages before the method: {'; '.join(stages)}.")
@@ -185,31 +165,14 @@ def cost_table(
         caption.append("Fine-tuning of the teacher is listed separately and not included in the cost of any method.")
     if len(machines) > 1:
         caption.append(f"The runs used different machines ({'; '.join(machines)}): their seconds are not comparable.")
-    apart = (
-        [] if teacher is None else [Line(label="teacher, fine-tuning", kind="reference", cells=_cost_cells(teacher, None, ""))]
-    )
+    apart = [] if teacher is None else [Line("teacher, fine-tuning", "reference", _cost_cells(teacher, None, ""))]
+    methods = [Line(label, "method", _cost_cells(cost, scores.get(label), measure.unit)) for label, cost in costs.items()]
     return Table(
         key="cost",
         title="Cost and quality",
         caption=" ".join(caption),
-        columns=[
-            "",
-            heading(measure),
-            "updates",
-            "sequences",
-            "trained tokens",
-            "generated tokens",
-            "seconds",
-            "peak memory",
-            "parameters",
-        ],
-        lines=[
-            *apart,
-            *(
-                Line(label=label, kind="method", cells=_cost_cells(cost, scores.get(label), measure.unit))
-                for label, cost in costs.items()
-            ),
-        ],
+        columns=["", measure.heading, *_COSTS],
+        lines=[*apart, *methods],
     )
 
 
@@ -222,11 +185,7 @@ def published_table(name: str, table: Published) -> Table:
         f"ranked with measured ones. {' '.join(table.notes)}".strip(),
         columns=["", *table.columns],
         lines=[
-            Line(
-                label=label,
-                kind="reference" if label == "teacher" else "method",
-                cells=[Cell(text=f"{figure:.{DIGITS}f}") for figure in figures],
-            )
+            Line(label, "reference" if label == "teacher" else "method", _cells(f"{figure:.{DIGITS}f}" for figure in figures))
             for label, figures in table.rows.items()
         ],
         measured=False,
@@ -245,53 +204,58 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def _cells(texts: Iterable[str]) -> list[Cell]:
+    return [Cell(text) for text in texts]
+
+
 def _contrast_cells(row: Row) -> list[Cell]:
-    contrast, unit = row.contrast, row.measures[0].unit
-    if contrast is None:
-        return [Cell(text=row.note), *[Cell(text=NOTHING)] * 7]
-    found = contrast.interval
-    texts = (
-        f"{difference(found.lower, unit)} to {difference(found.upper, unit)}",
-        p_value(contrast.p),
-        p_value(contrast.p_holm),
-    )
-    counts = (contrast.wins, contrast.ties, contrast.losses)
+    found, unit = row.contrast, row.measures[0].unit
+    if found is None:
+        return _cells([row.note, *[NOTHING] * 7])
+    lower, upper = difference(found.interval.lower, unit), difference(found.interval.upper, unit)
+    counts = (f"{count:,}" for count in (found.wins, found.ties, found.losses))
+    texts = (f"{lower} to {upper}", p_value(found.p), p_value(found.p_holm), *counts, str(found.num_seeds or "none"))
+    return [Cell(difference(found.interval.difference, unit), tone=row.tone), *_cells(texts)]
+
+
+def _other_scores(row: Row) -> list[str]:
+    """Texts of the metrics other than the primary one, and of `_OTHER_SCORES`."""
+    found = row.scores
     return [
-        Cell(text=difference(found.difference, unit), tone=row.tone),
-        *(Cell(text=text) for text in texts),
-        *(Cell(text=f"{count:,}") for count in counts),
-        Cell(text=str(contrast.num_seeds) if contrast.num_seeds else "none"),
+        *(score(found[measure.name], measure.unit) for measure in row.measures[1:]),
+        *(fixed(found["length_tokens"], 1), percent(found["eos_rate"]), fixed(found["distinct_2"], 3)),
+        *(fixed(found["cross_entropy"], 3), fixed(found["kl"], 3), percent(found["agreement"])),
     ]
 
 
 def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
-    seconds = cost.figures["seconds"]
-    texts = [
-        NOTHING if reached is None else score(reached.mean, unit, DIGITS) or NOTHING,
-        *(large(cost.figures[name]) for name in SUMMED if name != "seconds"),
-        NOTHING if seconds is None else f"{seconds:,.0f}",
-        NOTHING if cost.figures["peak_bytes"] is None else f"{large(cost.figures['peak_bytes'], 'G')}B",
-        large(cost.figures["parameters"]),
-    ]
-    return [Cell(text=text) for text in texts]
+    """Cells of the score and of `_COSTS`."""
+    *counts, seconds = (cost.figures[name] for name in SUMMED)
+    peak = cost.figures[PEAK]
+    return _cells(
+        [
+            score(None if reached is None else reached.mean, unit, DIGITS),
+            *map(large, counts),
+            NOTHING if seconds is None else f"{seconds:,.0f}",
+            NOTHING if peak is None else f"{large(peak, 'G')}B",
+            large(cost.figures["parameters"]),
+        ]
+    )
 
 
 def _ranks(rows: Sequence[Row]) -> dict[str, Mark]:
-    """Marks of the best and second best method by rounded score; no second best among only two methods."""
-    methods = [row for row in rows if row.primary.mean is not None and row.is_method]
-    shown = {row.model: row.measures[0].sign * _as_shown(row.primary.mean, row.measures[0].unit) for row in methods}
+    """Marks of the best and second best method by score as displayed; no second best among only two methods."""
+    shown = {
+        row.model: row.measures[0].sign * round(row.primary.mean, DIGITS + (row.measures[0].unit == FRACTION))
+        for row in rows
+        if row.primary.mean is not None and row.is_method
+    }
     if len(shown) < 2:
         return {}
-    ordered = sorted(set(shown.values()), reverse=True)
-    best = [model for model, value in shown.items() if value == ordered[0]]
-    second = [model for model, value in shown.items() if len(best) == 1 and len(shown) > 2 and value == ordered[1]]
-    return {**dict.fromkeys(best, "best"), **dict.fromkeys(second, "second")}
-
-
-def _as_shown(value: float | None, unit: str) -> float:
-    """A score rounded as displayed in tables."""
-    assert value is not None
-    return round(value, DIGITS + 1 if unit == FRACTION else DIGITS)
+    ranked = sorted(shown.values(), reverse=True)
+    marks: dict[float, Mark] = {ranked[1]: "second"} if len(shown) > 2 else {}
+    marks[ranked[0]] = "best"
+    return {model: marks[value] for model, value in shown.items() if value in marks}
 
 
 def _sentence(text: str) -> str:
@@ -339,7 +303,3 @@ def _where(column: Column) -> str:
 
 def _kind(model: Entrant | Row) -> Kind:
     return "method" if model.is_method else "reference"
-
-
-def _first(rows: Sequence[Row], column: Column) -> Row | None:
-    return next((row for row in rows if row.column == column.name), None)

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from redistill.records import FRACTION
 from redistill.reports.folders import measures
-from redistill.reports.pages import heading
 from redistill.reports.report import summary_table
 from redistill.reports.sheet import Comparison
 from redistill.reports.statistics import deviation, mean
@@ -61,7 +60,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
     """
     table, datasets = Table(), scores["datasets"]
     columns = list(dict.fromkeys(measure for found in datasets.values() for measure in measures(found)))
-    for column in ("data set", "prompts", *map(heading, columns), "length", "ended"):
+    for column in ("data set", "prompts", *(measure.heading for measure in columns), "length", "ended"):
         table.add_column(Text(plain(column)), justify="left" if column == "data set" else "right")
     for dataset, found in datasets.items():
         seeds = list(found["seeds"].values())
