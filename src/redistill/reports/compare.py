@@ -1,12 +1,66 @@
-"""`redistill compare`: builds the comparison of finished runs and writes it in the requested formats."""
+"""`redistill compare`: builds the comparison of finished runs and writes it as HTML, Markdown, LaTeX and CSV.
 
+Labels and other texts from files are untrusted: each format escapes its own special characters.
+"""
+
+import csv
+import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from redistill.errors import ConfigError
+from redistill.reports.pages import one_line, render
 from redistill.reports.sheet import Comparison, compare_runs
-from redistill.reports.writers import csv_text, html, latex, markdown
 from redistill.storage import files
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "[": "{[}",  # at the start of a row it would be parsed as the optional argument of the preceding \\
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
+}
+_FORMULA = ("=", "+", "-", "@", "\t")  # characters that start a formula in spreadsheets
+
+
+def html(comparison: Comparison) -> str:
+    """The comparison as one self-contained HTML page without JavaScript."""
+    return render("compare.html", {"comparison": comparison})
+
+
+def markdown(comparison: Comparison) -> str:
+    """The comparison as Markdown for GitHub; best in bold, second best underlined."""
+    return render("compare.md", {"comparison": comparison}, _md) + "\n"
+
+
+def latex(comparison: Comparison) -> str:
+    r"""The tables for \input, using booktabs.
+
+    The first caption lists the settings that are not equal.
+    """
+    return render("compare.tex", {"comparison": comparison}, _tex) + "\n"
+
+
+def csv_text(comparison: Comparison) -> str:
+    """The comparison as CSV: one record per model and column, in full precision.
+
+    Empty fields were not measured.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(comparison.fields)
+    for record in comparison.records:
+        writer.writerow([_field(record.get(name)) for name in comparison.fields])
+    return out.getvalue()
+
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {".html": html, ".md": markdown, ".tex": latex, ".csv": csv_text}
 
@@ -45,3 +99,18 @@ def build_comparison(
     for path in outputs:
         files.write_text(path, FORMATS[path.suffix](comparison))
     return comparison
+
+
+def _md(text: str) -> Markup:
+    return Markup(re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", one_line(text)))
+
+
+def _tex(text: str) -> Markup:
+    return Markup("".join(_TEX.get(letter, letter) for letter in one_line(text)))
+
+
+def _field(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text

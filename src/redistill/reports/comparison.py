@@ -17,6 +17,7 @@ from redistill.reports.statistics import (
     deviation,
     holm,
     mean,
+    mean_of_all,
     paired_bootstrap,
     paired_differences,
     prompt_means,
@@ -26,10 +27,8 @@ from redistill.reports.statistics import (
 
 GENERATED = ("length_tokens", "eos_rate", "distinct_2")
 TEACHER_FORCED = ("cross_entropy", "kl", "agreement")
-METHOD_ROLES = (
-    "baseline",
-    "student",
-)  # the teacher and the untrained student are shown, but not ranked and not part of the corrected family of tests
+METHOD_ROLES = ("baseline", "student")
+"""Roles of models that are ranked and tested; the teacher and the untrained student are only shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,56 +269,47 @@ def estimate(model: Entrant, datasets: Sequence[str], metric: str) -> Estimate:
 
 def _rows(column: Column, models: Sequence[Entrant], references: Sequence[Entrant]) -> Iterator[Row]:
     reference = next((found for found in references if found.measured_on(column.datasets)), None)
+    others = (*(measure.name for measure in column.measures[1:]), *GENERATED, *TEACHER_FORCED)
     for model in models:
         measured = list(model.measured_on(column.datasets).values())
-        if not measured:
-            continue
-        contrast, note = (None, "") if reference is None or model is reference else _contrast(column, model, reference)
-        others = (*(measure.name for measure in column.measures[1:]), *GENERATED, *TEACHER_FORCED)
-        yield Row(
-            column=column.name,
-            measures=column.measures,
-            model=model.label,
-            role=model.role,
-            primary=estimate(model, column.datasets, column.primary.name),
-            num_prompts=sum(max(found.num_prompts(name) for found in measured) for name in column.datasets),
-            contrast=contrast,
-            versus=None if reference is None or model is reference else reference.label,
-            note=note,
-            scores={name: _score(measured, column.datasets, name) for name in others},
-        )
+        other = None if model is reference else reference
+        contrast, note = _contrast(column, model, other) if measured and other is not None else (None, "")
+        if measured:
+            yield Row(
+                column=column.name,
+                measures=column.measures,
+                model=model.label,
+                role=model.role,
+                primary=estimate(model, column.datasets, column.primary.name),
+                num_prompts=sum(max(found.num_prompts(name) for found in measured) for name in column.datasets),
+                contrast=contrast,
+                versus=None if other is None else other.label,
+                note=note,
+                scores={name: _score(measured, column.datasets, name) for name in others},
+            )
 
 
 def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) -> float | None:
     """Mean of a secondary score over data sets and seeds; None if it is missing for any data set."""
-    found = [
+    return mean_of_all(
         training.forced_score(dataset, name) if name in TEACHER_FORCED else mean(training.seed_scores(dataset, name).values())
         for training in trainings
         for dataset in datasets
-    ]
-    known = [score for score in found if score is not None]
-    return mean(known) if len(known) == len(found) else None
+    )
 
 
 def _contrast(column: Column, model: Entrant, reference: Entrant) -> tuple[Contrast | None, str]:
     """The contrast and "", or None and the reason why there is none."""
     ours, theirs = model.measured_on(column.datasets), reference.measured_on(column.datasets)
     metric = column.primary.name
-    obstacles = [_obstacle(name, metric, [*theirs.values(), *ours.values()]) for name in column.datasets]
-    if any(obstacles):
-        return None, next(filter(None, obstacles))
+    obstacles = (_obstacle(name, metric, [*theirs.values(), *ours.values()]) for name in column.datasets)
+    obstacle = next(filter(None, obstacles), "")
+    if obstacle:
+        return None, obstacle
     strata, num_seeds = _strata(column.datasets, metric, ours, theirs)
     wins, ties, losses = win_tie_loss([column.primary.sign * stratum for stratum in strata])
-    contrast = Contrast(
-        interval=paired_bootstrap(strata),
-        p=sign_flip(strata),
-        p_holm=None,
-        wins=wins,
-        ties=ties,
-        losses=losses,
-        num_seeds=num_seeds,
-    )
-    return contrast, ""
+    interval, p = paired_bootstrap(strata), sign_flip(strata)
+    return Contrast(interval=interval, p=p, p_holm=None, wins=wins, ties=ties, losses=losses, num_seeds=num_seeds), ""
 
 
 def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:
@@ -351,12 +341,9 @@ def _strata(
 
 def _corrected(rows: Sequence[Row]) -> list[Row]:
     """The rows of one column, with p-values corrected over its methods by Holm's procedure."""
-    family = [row for row in rows if row.contrast is not None and row.is_method]
-    corrected = dict(zip(map(id, family), holm([row.contrast.p for row in family if row.contrast])))
+    corrected = iter(holm([row.contrast.p for row in rows if row.contrast is not None and row.is_method]))
     return [
-        replace(row, contrast=replace(row.contrast, p_holm=corrected[id(row)]))
-        if row.contrast and id(row) in corrected
-        else row
+        replace(row, contrast=replace(row.contrast, p_holm=next(corrected))) if row.contrast and row.is_method else row
         for row in rows
     ]
 

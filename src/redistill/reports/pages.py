@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from redistill.records import FRACTION
 from redistill.reports.folders import number
+from redistill.storage import files
 from redistill.storage.redaction import plain
 
 MAX_TEXT = 2000
@@ -37,9 +38,8 @@ def render(template: str, page: Mapping[str, object], escaped: Callable[[str], s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        function.__name__: function for function in (score, difference, fixed, percent, short, large, visible)
-    }
+    filters = (score, difference, fixed, percent, large, short, visible, one_line, files.slug)
+    environment.filters |= {function.__name__: function for function in filters}
     return environment.get_template(template).render(page)
 
 
@@ -85,6 +85,11 @@ def short(value: object) -> str:
     """A text truncated to MAX_TEXT characters, with the number of omitted ones."""
     text = plain(str(value))  # redact first: truncation could split a secret
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
+
+
+def one_line(text: str) -> str:
+    """A text without control characters, with each run of white space as one space."""
+    return " ".join(plain(text).split())
 
 
 def visible(token: object) -> str:

@@ -1,17 +1,25 @@
-"""Builds a comparison from finished runs: tables, tests, costs and budgets, independent of the output format."""
+"""Builds a comparison from finished runs: tables, tests, costs, budgets and records, independent of the output format."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from redistill.errors import CheckpointError
 from redistill.reports.budgets import Budgets, check_budgets
-from redistill.reports.comparison import by_primary, columns, compare, entrants
-from redistill.reports.costs import machines, method_cost, teacher_cost
+from redistill.reports.comparison import (
+    GENERATED,
+    TEACHER_FORCED,
+    Column,
+    Contrast,
+    Row,
+    by_primary,
+    columns,
+    compare,
+    entrants,
+)
+from redistill.reports.costs import PEAK, SUMMED, Cost, machines, method_cost, teacher_cost
 from redistill.reports.lineup import read_lineup
-from redistill.reports.published import read_published
-from redistill.reports.records import comparison_fields, comparison_records, published_records
+from redistill.reports.published import Published, read_published
 from redistill.reports.statistics import FLIPS, RESAMPLES, TIE
 from redistill.reports.tables import Table, contrast_table, cost_table, other_scores_table, published_table, score_table
 
@@ -25,6 +33,8 @@ TESTS = (
     f"Better, equal and worse count prompts; equal means a difference of at most {TIE:g}. The average gives every data set "
     "the same weight."
 )
+
+_TESTED = ("p", "p_holm", "wins", "ties", "losses")  # fields of `Contrast`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +59,7 @@ class Comparison:
     budgets: Budgets
     tests: str
     left_out: Sequence[str]
-    records: Sequence[dict[str, Any]]
+    records: Sequence[Mapping[str, object]]
     fields: Sequence[str]
 
 
@@ -88,8 +98,59 @@ def compare_runs(
         tests=TESTS,
         left_out=lineup.left_out,
         records=[
-            *comparison_records(rows, costs),
-            *(line for name, table in tables.items() for line in published_records(name, table)),
+            *_records(rows, costs),
+            *(line for name, table in tables.items() for line in _published_records(name, table)),
         ],
-        fields=comparison_fields(over, tables.values()),
+        fields=_fields(over, tables.values()),
     )
+
+
+def _fields(over: Sequence[Column], published: Iterable[Published] = ()) -> list[str]:
+    """Field names of the records, in order.
+
+    Primary metrics with their standard deviations come first, then differences, other metrics and costs.
+    """
+    primary = dict.fromkeys([*(column.primary.name for column in over), *(table.metric for table in published)])
+    others = dict.fromkeys(measure.name for column in over for measure in column.measures if measure.name not in primary)
+    return [
+        *("model", "role", "column", *(field for name in primary for field in (name, f"{name}_sd"))),
+        *("sd_over", "training_seeds", "evaluation_seeds", "prompts"),
+        *("versus", "difference", "lower", "upper", *_TESTED, "paired_seeds", "note"),
+        *(*others, *GENERATED, *TEACHER_FORCED, *SUMMED, PEAK, "parameters"),
+    ]
+
+
+def _records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[str, object]]:
+    """One record per model and column.
+
+    Costs belong to whole runs and are repeated in each record of a method.
+    """
+    for row in rows:
+        cost = costs.get(row.model)
+        yield {
+            "model": row.model,
+            "role": row.role,
+            "column": row.column,
+            row.measures[0].name: row.primary.mean,
+            f"{row.measures[0].name}_sd": row.primary.deviation,
+            "sd_over": None if row.primary.deviation is None else row.primary.over,
+            "training_seeds": row.primary.num_trainings,
+            "evaluation_seeds": row.primary.num_seeds,
+            "prompts": row.num_prompts,
+            "note": row.note,
+            **row.scores,
+            **(_difference(row, row.contrast) if row.contrast is not None and row.is_method else {}),
+            **(cost.figures if cost is not None and row.is_method else {}),
+        }
+
+
+def _published_records(name: str, table: Published) -> Iterator[dict[str, object]]:
+    """One record per value of a published table; the role contains the table's name."""
+    for label, figures in table.rows.items():
+        for column, figure in zip(table.columns, figures, strict=True):
+            yield {"model": label, "role": f"published {name}", "column": column, table.metric: figure}
+
+
+def _difference(row: Row, found: Contrast) -> dict[str, object]:
+    figures = {"versus": row.versus, **asdict(found.interval), **{name: getattr(found, name) for name in _TESTED}}
+    return {**figures, "paired_seeds": found.num_seeds}

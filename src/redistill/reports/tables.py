@@ -1,6 +1,6 @@
 """Tables of a comparison as text cells, independent of the output format.
 
-This module determines the content of tables; `writers`, `terminal` and the templates determine their layout.
+This module determines the content of tables; `terminal` and the templates determine their layout.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -156,8 +156,8 @@ def cost_table(
         if cost.stages
     ]
     caption = [
-        f"{_sentence(measure.title)} {_where(column)}. Training costs are means over training seeds; peak memory is the maximum "
-        "over stages. The number of generated tokens depends on the method and is not required to be equal."
+        f"{_sentence(measure.title)} {_where(column)}. Training costs are means over training seeds; peak memory is the "
+        "maximum over stages. The number of generated tokens depends on the method and is not required to be equal."
     ]
     if stages:
         caption.append(f"Costs include the stages before the method: {'; '.join(stages)}.")

@@ -1,16 +1,17 @@
 """Prints tables on the terminal.  Control characters are removed from all untrusted text first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from redistill.records import FRACTION
-from redistill.reports.folders import measures
-from redistill.reports.report import summary_table
+from redistill.records import FRACTION, Json
+from redistill.reports.comparison import Row
+from redistill.reports.folders import Evaluation
+from redistill.reports.report import summary_rows
 from redistill.reports.sheet import Comparison
 from redistill.reports.statistics import deviation, mean
 from redistill.reports.tables import Cell
@@ -29,49 +30,53 @@ def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
     Raises:
         CheckpointError: a folder is not a run folder, or a file in it is damaged.
     """
-    rows = summary_table(run, baselines)
-    for metric in dict.fromkeys(row["metric"] for row in rows):
-        console().print(_summary([row for row in rows if row["metric"] == metric]))
+    rows = summary_rows(run, baselines)
+    for metric in dict.fromkeys(row.measures[0].name for row in rows):
+        console().print(_summary([row for row in rows if row.measures[0].name == metric]))
     if not rows:
         console().print(_summary([]))
 
 
-def _summary(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _summary(rows: Sequence[Row]) -> Table:
     """Table of the rows of one primary metric."""
-    table = Table()
-    title, unit = (rows[0]["title"], rows[0]["unit"]) if rows else ("score", "")
-    versus = next((f"difference to {row['versus']}" for row in rows if row["versus"]), "difference")
-    for column in ("data set", "model", title, versus, "95 % interval"):
-        table.add_column(Text(plain(column)), justify="left" if column in {"data set", "model"} else "right")
+    title, unit = (rows[0].measures[0].heading, rows[0].measures[0].unit) if rows else ("score", "")
+    versus = next((f"difference to {row.versus}" for row in rows if row.versus), "difference")
+    table = _table(("data set", "model", title, versus, "95 % interval"), texts=("data set", "model"))
     for row in rows:
         times = 100 if unit == FRACTION else 1  # differences of fractions are shown in percentage points
-        interval = "" if row["lower"] is None else f"{times * row['lower']:+.2f} to {times * row['upper']:+.2f}"
-        difference = "" if row["difference"] is None else f"{times * row['difference']:+.2f}"
-        score = _spread(row[row["metric"]], row[f"{row['metric']}_sd"], unit)
-        table.add_row(*(Text(plain(cell)) for cell in (row["dataset"], row["model"], score, difference, interval)))
+        found = row.interval
+        difference = "" if found is None else f"{times * found.difference:+.2f}"
+        interval = "" if found is None else f"{times * found.lower:+.2f} to {times * found.upper:+.2f}"
+        score = _spread(row.primary.mean, row.primary.deviation, unit)
+        table.add_row(*map(_text, (row.column, row.model, score, difference, interval)))
     return table
 
 
-def print_scores(scores: Mapping[str, Any]) -> None:
+def print_scores(scores: Mapping[str, object]) -> None:
     """Print the scores of one model: mean ± standard deviation over seeds.
 
     Args:
         scores: Content of scores.json.
     """
-    table, datasets = Table(), scores["datasets"]
-    columns = list(dict.fromkeys(measure for found in datasets.values() for measure in measures(found)))
-    for column in ("data set", "prompts", *(measure.heading for measure in columns), "length", "ended"):
-        table.add_column(Text(plain(column)), justify="left" if column == "data set" else "right")
-    for dataset, found in datasets.items():
-        seeds = list(found["seeds"].values())
-        values = {measure: [seed[measure.name] for seed in seeds if measure.name in seed] for measure in columns}
-        spreads = {measure: deviation(values[measure]) if measure == measures(found)[0] else None for measure in columns}
+    model = Evaluation(label="", role="student", scores=cast(Mapping[str, Json], scores), answers={})
+    columns = list(dict.fromkeys(measure for dataset in model.datasets for measure in model.measures(dataset)))
+    headings = ("data set", "prompts", *(measure.heading for measure in columns), "length", "ended")
+    table = _table(headings, texts=("data set",))
+    for dataset in model.datasets:
+        found = {
+            name: list(model.seed_scores(dataset, name).values())
+            for name in (*(m.name for m in columns), "length_tokens", "eos_rate")
+        }
+        primary = model.measures(dataset)[0]
         table.add_row(
-            Text(plain(dataset)),  # a plain string would be parsed as markup
-            str(found["prompts"]),
-            *(_spread(mean(values[measure]), spreads[measure], measure.unit) for measure in columns),
-            _shown(mean(seed["length_tokens"] for seed in seeds), "{:.0f} tokens"),
-            _shown(mean(seed["eos_rate"] for seed in seeds), "{:.0%}"),
+            _text(dataset),
+            str(model.num_prompts(dataset)),
+            *(
+                _spread(mean(found[each.name]), deviation(found[each.name]) if each == primary else None, each.unit)
+                for each in columns
+            ),
+            _shown(mean(found["length_tokens"]), "{:.0f} tokens"),
+            _shown(mean(found["eos_rate"]), "{:.0%}"),
         )
     console().print(table)
 
@@ -83,17 +88,28 @@ def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
     """
     page = console()
     for table in (table for table in comparison.tables if tables and not table.is_detail):
-        shown = Table(title=Text(plain(table.title)), title_justify="left", caption=Text(plain(table.caption)))
-        shown.caption_justify = "left"
-        for column in table.columns:
-            shown.add_column(Text(plain(column)), justify="left" if column == table.columns[0] else "right")
+        shown = _table(table.columns, texts=table.columns[:1])
+        shown.title, shown.title_justify = _text(table.title), "left"
+        shown.caption, shown.caption_justify = _text(table.caption), "left"
         for line in table.lines:
-            shown.add_row(Text(plain(line.label)), *(_cell(cell) for cell in line.cells))
+            shown.add_row(_text(line.label), *map(_cell, line.cells))
         page.print(shown)
     if comparison.budgets.unequal:
         page.print("Not equal in all compared runs:", style="bold red")
     for text in (*comparison.budgets.unequal, *(f"not finished, omitted: {run}" for run in comparison.left_out)):
         page.print(Text(plain(f"- {text}")))
+
+
+def _text(text: str) -> Text:
+    return Text(plain(text))  # a plain string would be parsed as markup
+
+
+def _table(columns: Iterable[str], texts: Sequence[str]) -> Table:
+    """An empty table; all columns but `texts` are aligned on the right."""
+    table = Table()
+    for column in columns:
+        table.add_column(_text(column), justify="left" if column in texts else "right")
+    return table
 
 
 def _cell(cell: Cell) -> Text:
