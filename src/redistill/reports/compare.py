@@ -1,4 +1,4 @@
-"""`redistill compare`: builds the comparison of finished runs and writes it as HTML, Markdown, LaTeX and CSV.
+"""`redistill compare`: builds and writes the comparison of finished runs.
 
 Labels and other texts from files are untrusted: each format escapes its own special characters.
 """

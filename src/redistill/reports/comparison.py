@@ -1,4 +1,4 @@
-"""Scores of each model on each data set, with the significance of the difference to a reference model.
+"""Scores of each model on each data set, and differences to a reference model.
 
 The report of one run and the comparison of several runs use the same rows; only their models differ.
 """

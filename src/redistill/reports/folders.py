@@ -216,7 +216,7 @@ def mapping(value: object) -> Mapping[str, Json]:
 
 
 def at(tree: Json, *path: str) -> Json:
-    """The value at a path of keys; None if a key is missing or what contains it is not a mapping.
+    """The value at a path of keys in nested mappings; None if it is missing.
 
     Example:
         >>> at({"models": {"student": {"name": "small"}}}, "models", "student", "name"), at({"models": "?"}, "models", "name")

@@ -1,4 +1,4 @@
-"""Selects the runs of a comparison, with their labels and training seeds, and the baseline."""
+"""The runs of a comparison, with labels, training seeds and the baseline."""
 
 import itertools
 import json

@@ -19,7 +19,9 @@ NOTHING = "–"
 
 
 def render(template: str, page: Mapping[str, object], escaped: Callable[[str], str] = plain) -> str:
-    """The text of a template of `templates/`; every value in it is escaped, and None is a dash.
+    """The text of a template of `templates/`.
+
+    Every value in it is escaped; None is shown as a dash.
 
     Args:
         template: Name of the template.
@@ -59,7 +61,9 @@ def score(value: object, unit: str, digits: int = 2) -> str:
 
 
 def difference(value: object, unit: str) -> str:
-    """A difference of a metric with its sign; in percentage points for fractions, a dash if `value` is not a number.
+    """A difference of a metric with its sign; a dash if `value` is not a number.
+
+    Differences of fractions are in percentage points.
 
     Example:
         >>> difference(0.0125, "fraction"), difference(-3, "words")
@@ -76,7 +80,7 @@ def fixed(value: object, digits: int = 2) -> str:
 
 
 def percent(value: object) -> str:
-    """A fraction as percent with one digit after the decimal point; a dash if `value` is not a number."""
+    """A fraction as percent, such as "12.3 %"; a dash if `value` is not a number."""
     known = number(value)
     return NOTHING if known is None else f"{100 * known:.1f} %"
 
@@ -93,7 +97,14 @@ def one_line(text: str) -> str:
 
 
 def visible(token: object) -> str:
-    """The text of a token; symbols for white space alone, on which highlighting would not be visible."""
+    """The text of a token; white space alone is shown as symbols.
+
+    Highlighting would not be visible on white space.
+
+    Example:
+        >>> visible(" the"), visible("\\n"), visible(None)
+        (' the', '⏎', '∅')
+    """
     text = str(token or "")
     return text if text.strip() else text.translate(str.maketrans("\n \t", "⏎␣⇥")) or "∅"
 

@@ -1,6 +1,7 @@
-"""Curves of a run as SVG that inherits its text colour from the page, for light and dark mode.
+"""Curves of a run as SVG.
 
-Output is deterministic: it contains no date and no random ids.  matplotlib is imported when the first curve is plotted.
+Text inherits its colour from the page, for light and dark mode. Output is deterministic: it contains no date and no random
+ids.  matplotlib is imported when the first curve is plotted.
 """
 
 import io

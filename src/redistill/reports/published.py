@@ -1,6 +1,7 @@
-"""Published tables of the paper, shown next to measured ones and never ranked with them.
+"""Published tables of the paper.
 
-The values are in published/*.yaml, one file per table, copied by hand from a scan; the notes list doubtful values.
+They are shown next to measured ones and never ranked with them.  The values are in published/*.yaml, one file per table,
+copied by hand from a scan; the notes list doubtful values.
 """
 
 from collections.abc import Mapping, Sequence

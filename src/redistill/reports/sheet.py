@@ -1,4 +1,4 @@
-"""Builds a comparison from finished runs: tables, tests, costs, budgets and records, independent of the output format."""
+"""The comparison of finished runs, independent of the output format."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -105,7 +105,7 @@ def compare_runs(
     )
 
 
-def _fields(over: Sequence[Column], published: Iterable[Published] = ()) -> list[str]:
+def _fields(over: Sequence[Column], published: Iterable[Published]) -> list[str]:
     """Field names of the records, in order.
 
     Primary metrics with their standard deviations come first, then differences, other metrics and costs.

@@ -37,7 +37,10 @@ def mean(values: Iterable[float]) -> float | None:
 
 
 def mean_of_all(values: Iterable[float | None]) -> float | None:
-    """Arithmetic mean; None if any value is unknown, since a mean over fewer values would not be comparable."""
+    """Arithmetic mean; None without values, or if any of them is unknown.
+
+    A mean over fewer values would not be comparable.
+    """
     found = list(values)
     known = [value for value in found if value is not None]
     return mean(known) if len(known) == len(found) else None

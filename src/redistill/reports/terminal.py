@@ -1,4 +1,7 @@
-"""Prints tables on the terminal.  Control characters are removed from all untrusted text first."""
+"""Prints tables on the terminal.
+
+Control characters are removed from all untrusted text first.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -63,21 +66,13 @@ def print_scores(scores: Mapping[str, object]) -> None:
     headings = ("data set", "prompts", *(measure.heading for measure in columns), "length", "ended")
     table = _table(headings, texts=("data set",))
     for dataset in model.datasets:
-        found = {
-            name: list(model.seed_scores(dataset, name).values())
-            for name in (*(m.name for m in columns), "length_tokens", "eos_rate")
-        }
-        primary = model.measures(dataset)[0]
-        table.add_row(
-            _text(dataset),
-            str(model.num_prompts(dataset)),
-            *(
-                _spread(mean(found[each.name]), deviation(found[each.name]) if each == primary else None, each.unit)
-                for each in columns
-            ),
-            _shown(mean(found["length_tokens"]), "{:.0f} tokens"),
-            _shown(mean(found["eos_rate"]), "{:.0%}"),
-        )
+        length, ended = (mean(model.seed_scores(dataset, name).values()) for name in ("length_tokens", "eos_rate"))
+        cells = [dataset, str(model.num_prompts(dataset))]
+        for measure in columns:
+            found = model.seed_scores(dataset, measure.name).values()
+            over = deviation(found) if measure == model.measures(dataset)[0] else None
+            cells.append(_spread(mean(found), over, measure.unit))
+        table.add_row(*map(_text, (*cells, _shown(length, "{:.0f} tokens"), _shown(ended, "{:.0%}"))))
     console().print(table)
 
 
@@ -97,7 +92,7 @@ def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
     if comparison.budgets.unequal:
         page.print("Not equal in all compared runs:", style="bold red")
     for text in (*comparison.budgets.unequal, *(f"not finished, omitted: {run}" for run in comparison.left_out)):
-        page.print(Text(plain(f"- {text}")))
+        page.print(_text(f"- {text}"))
 
 
 def _text(text: str) -> Text:
