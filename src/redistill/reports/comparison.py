@@ -272,21 +272,22 @@ def _rows(column: Column, models: Sequence[Entrant], references: Sequence[Entran
     others = (*(measure.name for measure in column.measures[1:]), *GENERATED, *TEACHER_FORCED)
     for model in models:
         measured = list(model.measured_on(column.datasets).values())
+        if not measured:
+            continue
         other = None if model is reference else reference
-        contrast, note = _contrast(column, model, other) if measured and other is not None else (None, "")
-        if measured:
-            yield Row(
-                column=column.name,
-                measures=column.measures,
-                model=model.label,
-                role=model.role,
-                primary=estimate(model, column.datasets, column.primary.name),
-                num_prompts=sum(max(found.num_prompts(name) for found in measured) for name in column.datasets),
-                contrast=contrast,
-                versus=None if other is None else other.label,
-                note=note,
-                scores={name: _score(measured, column.datasets, name) for name in others},
-            )
+        contrast, note = (None, "") if other is None else _contrast(column, model, other)
+        yield Row(
+            column=column.name,
+            measures=column.measures,
+            model=model.label,
+            role=model.role,
+            primary=estimate(model, column.datasets, column.primary.name),
+            num_prompts=sum(max(found.num_prompts(name) for found in measured) for name in column.datasets),
+            contrast=contrast,
+            versus=None if other is None else other.label,
+            note=note,
+            scores={name: _score(measured, column.datasets, name) for name in others},
+        )
 
 
 def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) -> float | None:
