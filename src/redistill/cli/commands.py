@@ -7,13 +7,14 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redistill.cli.output import print_json, print_lines
 from redistill.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from redistill.config.run import Run
+    from redistill.data.tokenize import TokenizeConfig
     from redistill.runs.run import RunResult
 
 
@@ -52,7 +53,7 @@ def train(options: argparse.Namespace) -> None:
 
     student = train_student(_load(options))
     if is_main_process():
-        _print_path(options, student, "student: ")
+        _print(options, {"path": str(student)}, f"student: {student}")
 
 
 def sweep(options: argparse.Namespace) -> None:
@@ -61,22 +62,15 @@ def sweep(options: argparse.Namespace) -> None:
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: must be >= 1; omit it for one run per core")
     plan = plan_sweep(options.recipe, options.overrides, out=options.out, only=options.only, allow_code=options.allow_code)
-    found: dict[str, Any] = {"name": plan.sweep.name, "folder": str(plan.folder)}
-    if not options.dry_run:
-        pages = run_sweep(plan, jobs=options.jobs)
-        if options.json:
-            print_json(options, {**found, "files": list(map(str, pages))})
-        else:
-            print_lines(*pages)
-    elif options.json:
-        statuses = plan.statuses()
-        runs = [
-            {"label": e.label, "seed": e.seed, "folder": str(e.run.folder), "status": statuses[e.run.folder]}
-            for e in plan.entries
-        ]
-        print_json(options, {**found, "runs": runs})
+    found: dict[str, object] = {"name": plan.sweep.name, "folder": str(plan.folder)}
+    if options.dry_run:
+        status = plan.statuses()
+        runs = [(entry.label, entry.seed, entry.run.folder) for entry in plan.entries]
+        rows = [{"label": label, "seed": seed, "folder": str(at), "status": status[at]} for label, seed, at in runs]
+        _print(options, {**found, "runs": rows}, *plan.describe())
     else:
-        print_lines(*plan.describe())
+        pages = run_sweep(plan, jobs=options.jobs)
+        _print(options, {**found, "files": list(map(str, pages))}, *pages)
 
 
 def _load(options: argparse.Namespace) -> "Run":
@@ -84,12 +78,12 @@ def _load(options: argparse.Namespace) -> "Run":
 
     config = load_config(options.recipe, options.overrides, options.allow_code)
     # Not an override: it would be parsed as YAML, and a folder may have the name 1 or null.
-    return config if options.out is None else dataclasses.replace(config, out=str(options.out))
+    return dataclasses.replace(config, out=str(options.out)) if getattr(options, "out", None) else config
 
 
-def _result(result: "RunResult") -> dict[str, Any]:
-    paths = {"folder": result.folder, "model": result.model, "report": result.report}
-    return {**{name: str(path) for name, path in paths.items()}, "scores": result.scores}
+def _result(result: "RunResult") -> dict[str, object]:
+    paths = {name: str(getattr(result, name)) for name in ("folder", "model", "report")}
+    return {**paths, "scores": result.scores}
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------------
@@ -113,7 +107,7 @@ def evaluate(options: argparse.Namespace) -> None:
             limit=options.limit,
             metrics=tuple(options.metric) or EvaluationConfig.metrics,
         ),
-        dataclasses.replace(tokens_of(options.model), **_lengths(options)),
+        _with_lengths(tokens_of(options.model), options),
         options.out,
         teacher=ModelConfig(model=options.teacher, dtype=options.dtype) if options.teacher else None,
         allow_code=options.allow_code,
@@ -164,10 +158,10 @@ def _task(text: str) -> tuple[str, str | None]:
     return name, path if equals else None
 
 
-def _lengths(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `TokenizeConfig` that the command line sets."""
+def _with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
+    """`tokens` with the fields that the command line sets."""
     given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
-    return {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
 
 
 # --- inspection ---------------------------------------------------------------------------------------------------------
@@ -176,14 +170,11 @@ def _lengths(options: argparse.Namespace) -> dict[str, Any]:
 def config(options: argparse.Namespace) -> None:
     import yaml
 
-    from redistill.config.run import encode_run, load_config
+    from redistill.config.run import encode_run
     from redistill.config.schema import SCHEMA
 
-    tree = {"schema": SCHEMA, **encode_run(load_config(options.recipe, options.overrides, options.allow_code))}
-    if options.json:
-        print_json(options, {"config": tree})
-    else:
-        print_lines(yaml.safe_dump(tree, sort_keys=False).removesuffix("\n"))
+    tree = {"schema": SCHEMA, **encode_run(_load(options))}
+    _print(options, {"config": tree}, yaml.safe_dump(tree, sort_keys=False).removesuffix("\n"))
 
 
 def estimate(options: argparse.Namespace) -> None:
@@ -191,9 +182,7 @@ def estimate(options: argparse.Namespace) -> None:
     from redistill.estimate.table import print_estimate
 
     if options.row is None:
-        from redistill.config.run import load_config
-
-        run = load_config(options.recipe, options.overrides, options.allow_code)
+        run = _load(options)
     else:
         from redistill.runs.sweep import plan_sweep
 
@@ -237,14 +226,11 @@ def data_check(options: argparse.Namespace) -> None:
         from redistill.models.load import ModelConfig, load_tokenizer
 
         tokenizer = load_tokenizer(ModelConfig(model=options.tokenizer))
-    tokens = dataclasses.replace(tokens, **_lengths(options))
+    tokens = _with_lengths(tokens, options)
     tests = {**tests, **dict(_task(text) for text in options.against)}
     load_external((("--against", name) for name in tests), External.of(options.allow_code))
     checks = check_data(sources, named_tasks(tests), tokenizer=tokenizer, tokens=tokens)
-    if options.json:
-        print_json(options, {"sources": [check.as_json() for check in checks]})
-    else:
-        print_lines(*described(checks))
+    _print(options, {"sources": [check.as_json() for check in checks]}, *described(checks))
     faulty = sum(not check.is_sound for check in checks)
     if faulty:
         raise DataError(f"data check: {faulty} of {len(checks)} sources have faults; fix or remove the listed rows")
@@ -253,12 +239,13 @@ def data_check(options: argparse.Namespace) -> None:
 def fetch(options: argparse.Namespace) -> None:
     from redistill.models.fetch import fetch_smollm2
 
-    _print_path(options, fetch_smollm2(options.to or Path("models") / options.name))
+    path = fetch_smollm2(options.to or Path("models") / options.name)
+    _print(options, {"path": str(path)}, path)
 
 
-def _print_path(options: argparse.Namespace, path: Path, label: str = "") -> None:
-    """Print the path that is the result of a command."""
+def _print(options: argparse.Namespace, document: dict[str, object], *lines: object) -> None:
+    """Print the result of a command: the document with --json, else the lines."""
     if options.json:
-        print_json(options, {"path": str(path)})
+        print_json(options, document)
     else:
-        print_lines(f"{label}{path}")
+        print_lines(*lines)

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, TextIO
+from typing import TextIO
 
 from redistill.storage.redaction import redacted_tree
 
@@ -21,7 +21,7 @@ def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def print_json(options: argparse.Namespace, data: Mapping[str, Any]) -> None:
+def print_json(options: argparse.Namespace, data: Mapping[str, object]) -> None:
     """Print `data` as one JSON document, with "schema" first and secrets masked.
 
     Args:
@@ -41,11 +41,6 @@ def _write(stream: TextIO, text: str) -> None:
     try:
         stream.write(text)
         stream.flush()
-    except BrokenPipeError:
-        _exit_on_closed_pipe(stream)
-
-
-def _exit_on_closed_pipe(stream: TextIO) -> NoReturn:
-    """Exit without a traceback when the process that reads the pipe, such as `head`, has exited; rich does so for tables."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter flushes the stream again at exit
-    raise SystemExit(1)
+    except BrokenPipeError as error:  # the process that reads the pipe, such as `head`, has exited; rich does so for tables
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter flushes the stream again at exit
+        raise SystemExit(1) from error

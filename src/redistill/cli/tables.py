@@ -1,7 +1,5 @@
 """Tables of methods, test sets and metrics, and of the teachers and engines that each method supports."""
 
-from typing import Any
-
 from rich.table import Table
 
 from redistill.config.capabilities import ENGINES, TEACHERS, mismatch
@@ -26,21 +24,18 @@ def print_methods() -> None:
         console().print(table)
 
 
-def methods_as_json() -> dict[str, Any]:
+def methods_as_json() -> dict[str, object]:
     """The content of `print_methods` as JSON values, with the keys "methods", "tasks" and "metrics"."""
     return {
         "methods": [
             {"name": name, "summary": row.summary, "source": row.source, "start": row.start} for name, row in METHODS.items()
         ],
         "tasks": [{"name": name, "description": task.description, "hub_name": task.hub_name} for name, task in TASKS.items()],
-        "metrics": [
-            {"name": name, "title": metric.title, "unit": metric.unit, "better": metric.better}
-            for name, metric in METRICS.items()
-        ],
+        "metrics": [{"name": name, **metric.described} for name, metric in METRICS.items()],
     }
 
 
-def matrix() -> list[dict[str, Any]]:
+def matrix() -> list[dict[str, str | None]]:
     """All combinations of method, kind of teacher and kind of engine; "reason" is null if supported, else why not."""
     return [
         {"method": name, "teacher": teacher, "engine": engine, "reason": mismatch(row, teacher_can, engine_can)}

@@ -4,11 +4,9 @@ An external metric is a `redistill.records.Metric`, an external test set a `redi
 `module:NAME`; the module is imported only if the user has allowed it.
 """
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
-from redistill.config.decode import shown
+from redistill.config.decode import nearest, shown
 from redistill.config.plugins import External, instance
 from redistill.data.tasks import Task, check_source, known_task
 from redistill.errors import ConfigError
@@ -29,8 +27,7 @@ def metric(name: str) -> Metric:
     if ":" not in name:
         if name in METRICS:
             return METRICS[name]
-        near = difflib.get_close_matches(name, METRICS, 1, 0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(METRICS)};"
+        hint = nearest(name, METRICS, f"choose one of {', '.join(METRICS)};")
         raise ConfigError(f"metrics = '{name}': no such metric; {hint} an external metric is named module:NAME")
     try:
         found = instance(name, Metric)
@@ -109,8 +106,7 @@ def check_choice(choose_by: str, validated: Iterable[Metric], path: str) -> None
     """
     known = [*(metric.name for metric in validated), CROSS_ENTROPY]
     if choose_by not in known:
-        near = difflib.get_close_matches(choose_by, known, 1, 0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
+        hint = nearest(choose_by, known, f"choose one of {', '.join(known)}")
         raise ConfigError(f"{path} = '{choose_by}': validation does not compute it; {hint}, or add it to evaluation.metrics")
 
 
@@ -132,7 +128,7 @@ def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
                 raise ConfigError(f"{path} = {shown(name)}: {error}") from error
 
 
-def names_in(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def names_in(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Pairs (field, name) for each metric and test set of a recipe, which may be invalid."""
     held = {section: tree.get(section) for section in ("evaluation", "data")}
     evaluation, data = (value if isinstance(value, Mapping) else {} for value in held.values())

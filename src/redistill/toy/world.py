@@ -82,7 +82,8 @@ def toy_tokenizer(vocabulary_size: int = 1536, seed: int = 0) -> Tokenizer:
     records = toy_records(2000, seed, "teacher")
     texts = [render_prompt(record.prompt, "alpaca", None) + record.references[0] for record in records]
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+    loaded: Tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+    return loaded
 
 
 def _record(seed: int, split: Split, index: int) -> Record:
