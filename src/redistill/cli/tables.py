@@ -1,4 +1,4 @@
-"""Tables of methods, test sets and metrics, and of the teachers and engines that each method supports."""
+"""Tables of methods, test sets and metrics, and of supported combinations."""
 
 from rich.table import Table
 
@@ -25,7 +25,7 @@ def print_methods() -> None:
 
 
 def methods_as_json() -> dict[str, object]:
-    """The content of `print_methods` as JSON values, with the keys "methods", "tasks" and "metrics"."""
+    """The content of `print_methods` as JSON: "methods", "tasks" and "metrics"."""
     return {
         "methods": [
             {"name": name, "summary": row.summary, "source": row.source, "start": row.start} for name, row in METHODS.items()
@@ -36,7 +36,10 @@ def methods_as_json() -> dict[str, object]:
 
 
 def matrix() -> list[dict[str, str | None]]:
-    """All combinations of method, kind of teacher and kind of engine; "reason" is null if supported, else why not."""
+    """All combinations of method, kind of teacher and kind of engine.
+
+    Each has the keys "method", "teacher", "engine" and "reason": None if it is supported, else why it is not.
+    """
     return [
         {"method": name, "teacher": teacher, "engine": engine, "reason": mismatch(row, teacher_can, engine_can)}
         for name, row in METHODS.items()

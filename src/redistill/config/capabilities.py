@@ -1,6 +1,6 @@
-"""Compatibility of a method, a teacher and an engine, by the capabilities and needs that they declare.
+"""Compatibility of a method, a teacher and an engine.
 
-No model is loaded.
+It is decided by the capabilities and needs that they declare. No model is loaded.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,10 @@ ENGINES: Mapping[str, EngineCapabilities] = {
 
 
 def mismatch(row: Method, teacher: TeacherCapabilities | None, engine: EngineCapabilities) -> str | None:
-    """The reason why a method cannot run with this teacher and engine, with a remedy; None if it can."""
+    """Why a method cannot run with this teacher and engine; None if it can.
+
+    The reason is followed by a remedy.
+    """
     needs = row.policy.needs | row.objective.needs
     if needs.teacher and teacher is None:
         return "teacher: missing; set one, or use the method sft, which needs none"

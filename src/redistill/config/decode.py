@@ -1,8 +1,9 @@
-"""Strict conversion of YAML to frozen dataclasses and back: unknown keys and wrong types are errors with their path.
+"""Strict conversion of YAML to frozen dataclasses and back.
 
-This module depends on no particular dataclass. A member of a union of dataclasses is chosen by `kind`: the class's name in
-snake case without "Config", or `module:Name` for an external class. Recipes are untrusted input: their size after the expansion
-of aliases is limited, and a text with a secret or a control character is rejected.
+Unknown keys and wrong types are errors with their path. This module depends on no particular dataclass. A member of a union of
+dataclasses is chosen by `kind`: the class's name in snake case without "Config", or `module:Name` for an external class.
+Recipes are untrusted input: their size after the expansion of aliases is limited, and a text with a secret or a control
+character is rejected.
 """
 
 import dataclasses
@@ -71,7 +72,9 @@ def decode(expected: type[Tree], tree: Mapping[str, object], names: Names, exter
 
 
 def parse_yaml(text: bytes, source: str) -> dict[str, Json]:
-    """Parse a YAML mapping: plain types only, limited size and number of aliases, no duplicate keys.
+    """Parse a YAML mapping of plain types.
+
+    Its size and number of aliases are limited, and duplicate keys are rejected.
 
     Args:
         text: The YAML.
@@ -186,7 +189,10 @@ def _check_text(path: str, text: str) -> None:
 
 
 def encode(node: object, names: Names) -> dict[str, Json]:
-    """Encode a dataclass as dicts, lists and scalars that `decode` converts to an equal one; secrets are masked."""
+    """A dataclass as dicts, lists and scalars; `decode` returns an equal one.
+
+    Secrets are masked; `names` is as for `decode`.
+    """
     return cast("dict[str, Json]", redacted_tree(_encode(node, names)))
 
 
@@ -306,7 +312,7 @@ def _members(expected: object) -> list[type]:
 
 
 def kind_of(cls: type) -> str:
-    """The kind of a class: its attribute `kind`, or its name in snake case (ForwardKL: forward_kl, DacKLConfig: dac_kl)."""
+    """The kind of a class: its `kind`, else its name in snake case (`forward_kl`)."""
     if kind := _default_kind(cls):
         return kind
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
@@ -341,7 +347,7 @@ class _Shown(reprlib.Repr):
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """A hint for an unknown name: the nearest of the known ones, or `otherwise` if none is similar.
+    """A hint for an unknown name: the nearest known one, or `otherwise`.
 
     Example:
         >>> nearest("trainig", ["training", "data"], "see the list")

@@ -155,7 +155,7 @@ def method(name: str) -> Method:
 
 
 def as_in_reference(name: str) -> Method:
-    """The method of this name in compatibility mode, as DistiLLM's public code runs it.
+    """The method of this name in compatibility mode, as in DistiLLM's public code.
 
     Raises:
         ConfigError: no such method.

@@ -1,6 +1,6 @@
-"""External components, named `module:Name`: their module is imported only if the user has allowed it.
+"""External components, named `module:Name`.
 
-Reading an untrusted recipe or run.json therefore runs no code.
+Their module is imported only if the user has allowed it. Reading an untrusted recipe or run.json therefore runs no code.
 """
 
 import re
@@ -116,7 +116,13 @@ def name_of(cls: type) -> str:
 
 
 def loaded(name: str) -> object:
-    """The object `module:Name` if its module is already imported, otherwise None; runs no code."""
+    """The object `module:Name` of an imported module; None if there is none.
+
+    It runs no code.
+
+    Raises:
+        ConfigError: the name has another form.
+    """
     module, path = _parts(name)
     found: object = sys.modules.get(module)
     for attribute in path.split("."):

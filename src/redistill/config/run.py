@@ -1,7 +1,8 @@
-"""The configuration of a run: frozen dataclasses, decoded from YAML and `section.field=value` overrides.
+"""The configuration of a run, decoded from YAML and overrides.
 
-The dataclass of a component is defined beside the component and checks its own ranges; this module composes them. An unknown
-key, a wrong type or a value out of range is an error that names the file, the path, and the nearest name or the remedy.
+An override has the form `section.field=value`. The dataclass of a component is defined beside the component and checks its own
+ranges; this module composes them. An unknown key, a wrong type or a value out of range is an error that names the file, the
+path, and the nearest name or the remedy.
 """
 
 import dataclasses
@@ -36,7 +37,9 @@ NAMES = {"PolicyConfig": PolicyConfig}  # forward references of policy nodes
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A recipe: `method` sets policy and objective; `policy` and `objective`, if set, replace those of the method as a whole.
+    """A recipe, the configuration of a run.
+
+    `method` sets policy and objective; `policy` and `objective`, if set, replace those of the method as a whole.
 
     More than 12 fields: it is the root of a recipe and has one field for each section.
 
@@ -155,7 +158,10 @@ class Run:
 
     @property
     def resolved_method(self) -> Method:
-        """The method, in compatibility mode if `compat` is set, with this run's own policy and objective."""
+        """The method with this run's own policy and objective.
+
+        It is in compatibility mode if `compat` is set.
+        """
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
 
@@ -221,7 +227,13 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
 
 
 def override_run(tree: Mapping[str, object], overrides: Iterable[str], source: str, allow_code: Iterable[str] = ()) -> Run:
-    """Decode a recipe with `section.field=value` overrides; `source` is the start of error messages.
+    """Decode a recipe with overrides.
+
+    Args:
+        tree: The recipe.
+        overrides: Settings to change, each as `section.field=value`.
+        source: Start of error messages.
+        allow_code: As for `load_config`.
 
     Raises:
         ConfigError: as for `load_config`.
@@ -275,7 +287,7 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
 
 
 def encode_run(run: Run) -> dict[str, Json]:
-    """Encode a run as dicts, lists and scalars, which `decode_run` converts to an equal run.
+    """A run as dicts, lists and scalars; `decode_run` returns an equal run.
 
     An external component is encoded as `module:Name`; decoding needs its module to be allowed.
     """
@@ -283,7 +295,10 @@ def encode_run(run: Run) -> dict[str, Json]:
 
 
 def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """The tree of a stored run with defaults for fields of later versions; unchanged if it cannot be decoded."""
+    """The tree of a stored run with defaults for fields of later versions.
+
+    A tree that cannot be decoded is returned unchanged.
+    """
     try:
         return encode_run(decode_run(tree, "stored run"))
     except ConfigError:
@@ -291,6 +306,6 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def without_output_folders(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """The tree of a run without the output folders of the run and its stages, since folders may be moved."""
+    """The tree of a run without output folders, since folders may be moved."""
     kept = {name: item for name, item in tree.items() if name != "out"}
     return {name: without_output_folders(item) if isinstance(item, Mapping) else item for name, item in kept.items()}

@@ -1,4 +1,4 @@
-"""Schema numbers of recipes and run.json, and fields that were renamed between schemas.
+"""Schema numbers of recipes and run.json, and fields that were renamed.
 
 Schema 1 is that of commit 98f02f3 and earlier; its recipes have no number. A recipe without a number has the current schema.
 """
@@ -16,7 +16,7 @@ RENAMED: Mapping[str, str] = {}
 
 
 def check_schema(number: object, where: str, written_by: object = None) -> int:
-    """The schema number, checked: an invalid one, and one that requires a later version of redistill, are rejected.
+    """The schema number, if this version of redistill can read the schema.
 
     Args:
         number: The value in the file.
@@ -52,7 +52,7 @@ def schema_of_run(held: Mapping[str, object], where: str) -> int:
 
 
 def writer_of(held: Mapping[str, object]) -> object:
-    """The version of redistill that wrote a run.json, by its own record; None if it has none."""
+    """The version of redistill that a run.json names; None if it names none."""
     versions = held.get("versions")
     return versions.get("redistill") if isinstance(versions, Mapping) else None
 

@@ -47,7 +47,9 @@ def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
 
 
 def named_task(name: str) -> Task:
-    """The test set of this name, the object `module:NAME`, or a new test set of this name for a file of the recipe.
+    """The test set of this name, or the object `module:NAME`.
+
+    An unknown name is a new test set, for a file of the recipe.
 
     Raises:
         ConfigError: no such object, or the name is not a valid file name.
@@ -67,7 +69,7 @@ def named_task(name: str) -> Task:
 
 
 def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
-    """The test sets of `data.tests`, each with the path of its file; None is the data set on the hub.
+    """The test sets of `data.tests` with their files; None is the one on the hub.
 
     Raises:
         ConfigError: as for `named_task`; or two test sets have the same name, or one has neither a file nor a hub name.
@@ -84,7 +86,7 @@ def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
 
 
 def metrics_of(tasks: Iterable[Task], names: Sequence[str]) -> dict[str, tuple[Metric, ...]]:
-    """Mapping of the name of each test set to its metrics: first its own, then those of the recipe.
+    """The metrics of each test set by its name: first its own, then the recipe's.
 
     Raises:
         ConfigError: as for `metrics`.
@@ -111,7 +113,9 @@ def check_choice(choose_by: str, validated: Iterable[Metric], path: str) -> None
 
 
 def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
-    """Import the modules of external metrics and test sets, so that `metric` and `named_task` find them.
+    """Import the modules of external metrics and test sets.
+
+    `metric` and `named_task` find them afterwards.
 
     Args:
         named: Pairs of a field or option, for error messages, and a name; names without a module are skipped.
@@ -129,7 +133,10 @@ def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
 
 
 def names_in(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Pairs (field, name) for each metric and test set of a recipe, which may be invalid."""
+    """Pairs (field, name) for each metric and test set of a recipe.
+
+    The recipe may be invalid; what is not a name is skipped.
+    """
     held = {section: tree.get(section) for section in ("evaluation", "data")}
     evaluation, data = (value if isinstance(value, Mapping) else {} for value in held.values())
     metrics, tests = evaluation.get("metrics"), data.get("tests")

@@ -1,4 +1,4 @@
-"""The words of the toy world, read from words.yaml: a few hundred common words, which a vocabulary of 1,500 tokens covers."""
+"""The words of the toy world, read from words.yaml."""
 
 from dataclasses import dataclass
 from pathlib import Path

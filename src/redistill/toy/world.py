@@ -1,8 +1,8 @@
-"""The toy world: generated English instructions that a tiny model learns in minutes, without a download.
+"""The toy world: English instructions that a tiny model learns in minutes.
 
-There are thirteen kinds of tasks, each with several phrasings of the question and of the answer. A gold answer shows one
-phrasing; a teacher trained on many answers has learned the probability of each phrasing, which is what a student can learn from
-it.
+The text is generated, without a download. There are thirteen kinds of tasks, each with several phrasings of the question and of
+the answer. A gold answer shows one phrasing; a teacher trained on many answers has learned the probability of each phrasing,
+which is what a student can learn from it.
 """
 
 import hashlib
