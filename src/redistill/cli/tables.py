@@ -1,6 +1,4 @@
-"""Tables of methods, test sets and metrics, and of the teachers and engines that each method supports."""
-
-from typing import Any
+"""Tables of methods, test sets and metrics, and of supported combinations."""
 
 from rich.table import Table
 
@@ -26,22 +24,22 @@ def print_methods() -> None:
         console().print(table)
 
 
-def methods_as_json() -> dict[str, Any]:
-    """The content of `print_methods` as JSON values, with the keys "methods", "tasks" and "metrics"."""
+def methods_as_json() -> dict[str, object]:
+    """The content of `print_methods` as JSON: "methods", "tasks" and "metrics"."""
     return {
         "methods": [
             {"name": name, "summary": row.summary, "source": row.source, "start": row.start} for name, row in METHODS.items()
         ],
         "tasks": [{"name": name, "description": task.description, "hub_name": task.hub_name} for name, task in TASKS.items()],
-        "metrics": [
-            {"name": name, "title": metric.title, "unit": metric.unit, "better": metric.better}
-            for name, metric in METRICS.items()
-        ],
+        "metrics": [{"name": name, **metric.described} for name, metric in METRICS.items()],
     }
 
 
-def matrix() -> list[dict[str, Any]]:
-    """All combinations of method, kind of teacher and kind of engine; "reason" is null if supported, else why not."""
+def matrix() -> list[dict[str, str | None]]:
+    """All combinations of method, kind of teacher and kind of engine.
+
+    Each has the keys "method", "teacher", "engine" and "reason": None if it is supported, else why it is not.
+    """
     return [
         {"method": name, "teacher": teacher, "engine": engine, "reason": mismatch(row, teacher_can, engine_can)}
         for name, row in METHODS.items()

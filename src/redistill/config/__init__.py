@@ -1,1 +1,1 @@
-"""Configuration: dataclasses of a recipe, their YAML form, methods, and external components."""
+"""Configuration: a recipe and its YAML form, methods, and external components."""

@@ -1,6 +1,6 @@
-"""Compatibility of a method, a teacher and an engine, by the capabilities and needs that they declare.
+"""Compatibility of a method, a teacher and an engine.
 
-No model is loaded.
+It is decided by the capabilities and needs that they declare. No model is loaded.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,66 +26,54 @@ ENGINES: Mapping[str, EngineCapabilities] = {
 
 
 def mismatch(row: Method, teacher: TeacherCapabilities | None, engine: EngineCapabilities) -> str | None:
-    """The reason why a method cannot run with this teacher and engine, with a remedy; None if it can."""
+    """Why a method cannot run with this teacher and engine; None if it can.
+
+    The reason is followed by a remedy.
+    """
     needs = row.policy.needs | row.objective.needs
     if needs.teacher and teacher is None:
         return "teacher: missing; set one, or use the method sft, which needs none"
-    reasons = [*_teacher_mismatches(row, needs, teacher), *_engine_mismatches(row, needs, teacher, engine)]
-    return "; also ".join(reasons) or None
+    return "; also ".join(_mismatches(row, needs, teacher, engine)) or None
 
 
-def _teacher_mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None) -> Iterator[str]:
-    if teacher is None:
-        return
-    provided = (
-        f"but the teacher provides only its {teacher.top_k} most probable classes"
-        if teacher.top_k
-        else "which the teacher does not provide"
-    )
-    if needs.full_vocabulary and not teacher.full_vocabulary:
+def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, engine: EngineCapabilities) -> Iterator[str]:
+    policy, sampling = f"policy {kind_of(type(row.policy))}", row.policy.sampling
+    provided = "which the teacher does not provide"
+    if teacher is not None and teacher.top_k:
+        provided = f"but the teacher provides only its {teacher.top_k} most probable classes"
+    if needs.full_vocabulary and teacher is not None and not teacher.full_vocabulary:
         part = "objective.span_weight" if row.objective.uses_spans else "objective.divergence dac_kl"
         yield (
             f"{part}: needs teacher logits of the whole vocabulary, {provided}; use a local teacher, or a method without "
             "DAC-KL and span loss, such as gkd"
         )
-    if needs.statistics and not teacher.statistics:
+    if needs.statistics and teacher is not None and not teacher.statistics:
         yield (
-            f"policy {_kind(row.policy)}: needs teacher statistics of generated text, {provided}; use a local teacher, or a "
+            f"{policy}: needs teacher statistics of generated text, {provided}; use a local teacher, or a "
             "policy such as student_generated"
         )
-    if needs.teacher_text and not teacher.generates:
+    if needs.teacher_text and teacher is not None and not teacher.generates:
         yield (
-            f"policy {_kind(row.policy)}: needs text that the teacher generates, but the teacher does not generate text; use a "
+            f"{policy}: needs text that the teacher generates, but the teacher does not generate text; use a "
             "local teacher, or the policy fixed"
         )
-
-
-def _engine_mismatches(
-    row: Method, needs: Needs, teacher: TeacherCapabilities | None, engine: EngineCapabilities
-) -> Iterator[str]:
-    policy = _kind(row.policy)
     if needs.mixture and not engine.mixture:
         yield (
-            f"policy {policy}: samples tokens from a mixture of student and teacher, which the engine does not support; "
+            f"{policy}: samples tokens from a mixture of student and teacher, which the engine does not support; "
             "use the engine local, or the source student_generated"
         )
     if needs.mixture and teacher is not None and not teacher.mixture:
         yield (
-            f"policy {policy}: samples tokens from a mixture of student and teacher, which the teacher does not support; "
+            f"{policy}: samples tokens from a mixture of student and teacher, which the teacher does not support; "
             "use a local teacher, or the source student_generated"
         )
     if needs.samples_student and not engine.samples_student:
         yield (
-            f"policy {policy}: weights text by its probability under the student, but the text of the engine is not sampled "
+            f"{policy}: weights text by its probability under the student, but the text of the engine is not sampled "
             "from the student; use the engine local"
         )
-    sampling = row.policy.sampling
     if sampling is not None and sampling.no_repeat_ngram and not engine.no_repeat_ngram:
         yield (
-            f"policy {policy}: bans repeated n-grams, which the engine does not support; use the engine local, or set "
+            f"{policy}: bans repeated n-grams, which the engine does not support; use the engine local, or set "
             "no_repeat_ngram to 0"
         )
-
-
-def _kind(part: object) -> str:
-    return kind_of(type(part))

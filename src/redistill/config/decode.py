@@ -1,8 +1,9 @@
-"""Strict conversion of YAML to frozen dataclasses and back: unknown keys and wrong types are errors with their path.
+"""Strict conversion of YAML to frozen dataclasses and back.
 
-This module depends on no particular dataclass. A member of a union of dataclasses is chosen by `kind`: the class's name in
-snake case without "Config", or `module:Name` for an external class. Recipes are untrusted input: their size after the expansion
-of aliases is limited, and a text with a secret or a control character is rejected.
+Unknown keys and wrong types are errors with their path. This module depends on no particular dataclass. A member of a union of
+dataclasses is chosen by `kind`: the class's name in snake case without "Config", or `module:Name` for an external class.
+Recipes are untrusted input: their size after the expansion of aliases is limited, and a text with a secret or a control
+character is rejected.
 """
 
 import dataclasses
@@ -10,16 +11,19 @@ import difflib
 import re
 import reprlib
 import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
 from redistill.config.plugins import External, name_of
 from redistill.errors import ConfigError
+from redistill.records import Json
 from redistill.storage.redaction import plain, printable, redacted_tree, secret_in
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 50
@@ -38,8 +42,8 @@ ALIASES = {
     "ab": "alpha_beta",
 }
 
-Tree = TypeVar("Tree")
-Names = Mapping[str, Any]
+Tree = TypeVar("Tree", bound="DataclassInstance")
+Names = Mapping[str, object]
 
 
 class _Context(NamedTuple):
@@ -50,7 +54,7 @@ class _Context(NamedTuple):
 NOTHING = External()
 
 
-def decode(expected: type[Tree], tree: Mapping[str, Any], names: Names, external: External = NOTHING) -> Tree:
+def decode(expected: type[Tree], tree: Mapping[str, object], names: Names, external: External = NOTHING) -> Tree:
     """Decode plain values to a dataclass.
 
     Args:
@@ -64,12 +68,13 @@ def decode(expected: type[Tree], tree: Mapping[str, Any], names: Names, external
             or a control character; the message starts with the path of the field.
     """
     _check_texts(tree)
-    decoded: Tree = _decode(expected, tree, "", _Context(names, external))
-    return decoded
+    return _decode_dataclass(expected, tree, "", _Context(names, external))
 
 
-def parse_yaml(text: bytes, source: str) -> dict[str, Any]:
-    """Parse a YAML mapping: plain types only, limited size and number of aliases, no duplicate keys.
+def parse_yaml(text: bytes, source: str) -> dict[str, Json]:
+    """Parse a YAML mapping of plain types.
+
+    Its size and number of aliases are limited, and duplicate keys are rejected.
 
     Args:
         text: The YAML.
@@ -88,7 +93,7 @@ def parse_yaml(text: bytes, source: str) -> dict[str, Any]:
     return tree
 
 
-def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], source: str) -> dict[str, Any]:
+def apply_overrides(tree: Mapping[str, object], overrides: Iterable[str], source: str) -> dict[str, object]:
     """A copy of `tree` with the overrides applied.
 
     Args:
@@ -99,7 +104,7 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], source: s
     Raises:
         ConfigError: an override has another form, or its value is not YAML.
     """
-    result: dict[str, Any] = _copy(tree)
+    result = _copied(tree)
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
@@ -111,28 +116,28 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str], source: s
             )
         here = result
         for section in sections:
-            if not isinstance(here.get(section), dict):
-                here[section] = {"kind": here[section]} if isinstance(here.get(section), str) else {}
-            here = here[section]
+            held = here.get(section)
+            inner: dict[str, object] = held if isinstance(held, dict) else {"kind": held} if isinstance(held, str) else {}
+            here[section] = inner
+            here = inner
         where = f"{source}: {_line(override)}"
         here[last] = _load(text, where, "quote the value for YAML inside the quotes for the shell")
     return result
 
 
-def _load(text: bytes | str, source: str, remedy: str) -> Any:
+def _load(text: bytes | str, source: str, remedy: str) -> object:
     """Parse one YAML value. PyYAML raises other errors than YAMLError for values such as `!!int x` or a month of 13."""
     try:
         value = yaml.load(text, Loader=_StrictLoader)
-        if _num_values(value, {}) > MAX_VALUES:
-            raise ConfigError(
-                f"{source}: more than {MAX_VALUES} values after the expansion of aliases; write the values without aliases"
-            )
+        num_values = _num_values(value, {})
     except RecursionError as error:
         raise ConfigError(f"{source}: nested too deeply; a recipe has a few levels of sections") from error
-    except ConfigError:
-        raise
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise ConfigError(f"{source}: not YAML ({_yaml_fault(error)}); {remedy}") from error
+    if num_values > MAX_VALUES:
+        raise ConfigError(
+            f"{source}: more than {MAX_VALUES} values after the expansion of aliases; write the values without aliases"
+        )
     return value
 
 
@@ -144,7 +149,7 @@ def _yaml_fault(error: Exception) -> str:
     return _line(f"{error.problem or error.context}, line {mark.line + 1}, column {mark.column + 1}")
 
 
-def _num_values(value: Any, known: dict[int, int]) -> int:
+def _num_values(value: object, known: dict[int, int]) -> int:
     """Number of values of a tree after the expansion of aliases; `known` maps the ids of counted objects to their counts.
 
     Raises:
@@ -158,19 +163,17 @@ def _num_values(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
-def _check_texts(tree: Any) -> None:
+def _check_texts(value: object, path: str = "") -> None:
     """Reject secrets, which would be stored in run.json and reports, and control characters."""
-    waiting = [("", tree)]
-    while waiting:
-        path, value = waiting.pop()
-        if isinstance(value, dict):
-            for key, item in value.items():
-                _check_text(path or "the recipe", str(key))
-                waiting.append((_line(f"{path}.{key}".lstrip(".")), item))
-        elif isinstance(value, list | tuple):
-            waiting += [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-        elif isinstance(value, str):
-            _check_text(path, value)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_text(path or "the recipe", str(key))
+            _check_texts(item, _line(f"{path}.{key}".lstrip(".")))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check_texts(item, f"{path}[{index}]")
+    elif isinstance(value, str):
+        _check_text(path, value)
 
 
 def _check_text(path: str, text: str) -> None:
@@ -185,9 +188,12 @@ def _check_text(path: str, text: str) -> None:
         raise ConfigError(f"{path} = {shown(text)}: contains {what}; {remedy}")
 
 
-def encode(value: Any, names: Names) -> Any:
-    """Encode a dataclass as dicts, lists and scalars that `decode` converts to an equal one; secrets are masked."""
-    return redacted_tree(_encode(value, names))
+def encode(node: object, names: Names) -> dict[str, Json]:
+    """A dataclass as dicts, lists and scalars; `decode` returns an equal one.
+
+    Secrets are masked; `names` is as for `decode`.
+    """
+    return cast("dict[str, Json]", redacted_tree(_encode(node, names)))
 
 
 def _encode(value: Any, names: Names) -> Any:
@@ -198,7 +204,7 @@ def _encode(value: Any, names: Names) -> Any:
     if not is_dataclass(value) or isinstance(value, type):
         return value
     tree = {}
-    hints = get_type_hints(type(value), localns=dict(names))
+    hints = get_type_hints(type(value), localns=names)
     for f in fields(value):
         item, members = getattr(value, f.name), _members(hints[f.name])
         tree[f.name] = _encode(item, names)
@@ -208,7 +214,7 @@ def _encode(value: Any, names: Names) -> Any:
     return tree
 
 
-def _decode(expected: Any, value: Any, path: str, context: _Context) -> Any:
+def _decode(expected: object, value: object, path: str, context: _Context) -> object:
     """Decode `value` to the type `expected`; the message of a ConfigError starts with the path."""
     members = _members(expected)
     origin, args = get_origin(expected), get_args(expected)
@@ -239,20 +245,19 @@ def _decode(expected: Any, value: Any, path: str, context: _Context) -> Any:
     raise ConfigError(f"{path} = {shown(value)}: must be {allowed}")
 
 
-def _decode_dataclass(cls: type, value: Any, path: str, context: _Context) -> Any:
+def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Context) -> Tree:
     if not isinstance(value, dict):
         raise ConfigError(f"{path or 'the recipe'} = {shown(value)}: must be a mapping of fields")
-    hints = get_type_hints(cls, localns=dict(context.names))
-    known = [f.name for f in fields(cls)]
+    hints = get_type_hints(cls, localns=context.names)
+    known = {f.name: f for f in fields(cls)}
     prefix = f"{path}." if path else ""
     for key in value:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1, 0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"allowed are {', '.join(known) or 'none'}"
+            hint = nearest(str(key), known, f"allowed are {', '.join(known) or 'none'}")
             raise ConfigError(f"{prefix}{_line(str(key))}: no such {'field' if path else 'section'}; {hint}")
-    for f in fields(cls):
-        if f.name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{prefix}{f.name}: missing; it has no default")
+    for name, f in known.items():
+        if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{prefix}{name}: missing; it has no default")
     decoded = {key: _decode(hints[key], item, prefix + key, context) for key, item in value.items()}
     try:
         return cls(**decoded)
@@ -260,7 +265,7 @@ def _decode_dataclass(cls: type, value: Any, path: str, context: _Context) -> An
         raise ConfigError(f"{prefix}{' '.join(plain(str(error)).split())}") from error
 
 
-def _decode_kind(members: list[type], value: Any, path: str, context: _Context) -> Any:
+def _decode_kind(members: list[type], value: object, path: str, context: _Context) -> object:
     """Decode one of several dataclasses, chosen by `kind`; a bare name is the kind with its defaults."""
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}
@@ -275,13 +280,12 @@ def _decode_kind(members: list[type], value: Any, path: str, context: _Context) 
         except ConfigError as error:
             raise ConfigError(f"{path}.kind = {shown(name)}: {error}") from error
     if name not in kinds:
-        near = difflib.get_close_matches(name, kinds, 1, 0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(kinds)}"
+        hint = nearest(name, kinds, f"choose one of {', '.join(kinds)}")
         raise ConfigError(f"{path}.kind = {shown(tree['kind'])}: no such kind; {hint}")
     return _decode_dataclass(kinds[name], {key: item for key, item in tree.items() if key != "kind"}, path, context)
 
 
-def _decode_either(options: list[Any], value: Any, path: str, context: _Context) -> Any:
+def _decode_either(options: list[object], value: object, path: str, context: _Context) -> object:
     for option in options:
         try:
             return _decode(option, value, path, context)
@@ -290,7 +294,7 @@ def _decode_either(options: list[Any], value: Any, path: str, context: _Context)
     raise last if len(options) == 1 else ConfigError(f"{path} = {shown(value)}: must be {' or '.join(map(_name, options))}")
 
 
-def _decode_tuple(args: tuple[Any, ...], value: Any, path: str, context: _Context) -> tuple[Any, ...]:
+def _decode_tuple(args: tuple[object, ...], value: object, path: str, context: _Context) -> tuple[object, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         raise ConfigError(f"{path} = {shown(value)}: must be a list")
@@ -301,14 +305,14 @@ def _decode_tuple(args: tuple[Any, ...], value: Any, path: str, context: _Contex
     return tuple(_decode(kind, item, f"{path}[{index}]", context) for index, (kind, item) in pairs)
 
 
-def _members(expected: Any) -> list[type]:
+def _members(expected: object) -> list[type]:
     """The dataclasses among the alternatives of a type."""
     options = get_args(expected) if get_origin(expected) in {Union, types.UnionType} else (expected,)
     return [option for option in options if isinstance(option, type) and is_dataclass(option)]
 
 
 def kind_of(cls: type) -> str:
-    """The kind of a class: its attribute `kind`, or its name in snake case (ForwardKL: forward_kl, DacKLConfig: dac_kl)."""
+    """The kind of a class: its `kind`, else its name in snake case (`forward_kl`)."""
     if kind := _default_kind(cls):
         return kind
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
@@ -320,9 +324,10 @@ def _default_kind(cls: type) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def _name(expected: Any) -> str:
+def _name(expected: object) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping", tuple: "a list"}
-    return names.get(get_origin(expected) or expected, str(typing.cast(Any, expected)))
+    cls = get_origin(expected) or expected
+    return names[cls] if isinstance(cls, type) and cls in names else str(expected)
 
 
 class _Shown(reprlib.Repr):
@@ -341,7 +346,18 @@ class _Shown(reprlib.Repr):
         return repr(value) if abs(value) <= MAX_WHOLE else f"a number of {value.bit_length()} bits"
 
 
-def shown(value: Any) -> str:
+def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
+    """A hint for an unknown name: the nearest known one, or `otherwise`.
+
+    Example:
+        >>> nearest("trainig", ["training", "data"], "see the list")
+        "did you mean 'training'?"
+    """
+    near = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"did you mean '{near[0]}'?" if near else otherwise
+
+
+def shown(value: object) -> str:
     """`value` for an error message: truncated, on one line, with secrets masked."""
     return _line(_Shown().repr(value))
 
@@ -352,25 +368,25 @@ def _line(text: str) -> str:
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
-def _copy(tree: Any) -> Any:
-    return {key: _copy(item) for key, item in tree.items()} if isinstance(tree, Mapping) else tree
+def _copied(tree: Mapping[str, object]) -> dict[str, object]:
+    return {key: _copied(item) if isinstance(item, Mapping) else item for key, item in tree.items()}
 
 
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that limits aliases and rejects duplicate keys."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: bytes | str) -> None:
         super().__init__(stream)
         self._aliases = 0
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             self._aliases += 1
             if self._aliases > MAX_YAML_ALIASES:
                 raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases")
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen = set()
         for key in (self.construct_object(key, deep=True) for key, _ in node.value):
             if key in seen:  # an unhashable key is a TypeError, which `_load` reports

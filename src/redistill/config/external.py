@@ -1,6 +1,6 @@
 """What external components declare, checked when a recipe is read."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from redistill.config.decode import kind_of
 from redistill.contracts import Needs, Sampling, TeacherCapabilities
@@ -9,7 +9,7 @@ from redistill.errors import ConfigError
 Declared = TypeVar("Declared")
 
 
-def declared(node: Any, attribute: str, expected: type[Declared], where: str) -> Declared:
+def declared(node: object, attribute: str, expected: type[Declared], where: str) -> Declared:
     """The value of a declaration of a node, such as its capabilities.
 
     Args:
@@ -34,7 +34,7 @@ def declared(node: Any, attribute: str, expected: type[Declared], where: str) ->
     return value
 
 
-def check_policy_node(node: Any) -> None:
+def check_policy_node(node: object) -> None:
     """Check the declarations of a policy node.
 
     Raises:
@@ -45,7 +45,7 @@ def check_policy_node(node: Any) -> None:
         declared(node, "sampling", Sampling, "policy")
 
 
-def teacher_capabilities(node: Any, *, local: bool) -> TeacherCapabilities | None:
+def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | None:
     """What the teacher of a recipe can do; None without a teacher.
 
     Raises:

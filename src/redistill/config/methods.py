@@ -3,8 +3,9 @@
 Learning rates and schedules of each model family are in recipes/.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from redistill.config.plugins import instance
 from redistill.errors import ConfigError
@@ -44,7 +45,7 @@ class Method:
     summary: str
     source: str
     start: Literal["base", "finetuned"] = "base"
-    optimiser: dict[str, Any] = field(default_factory=dict)
+    optimiser: Mapping[str, object] = field(default_factory=dict)
 
 
 _MGSR_POLICY = Mixed(source=Revised(source=StudentGenerated()), student_fraction=0.5)
@@ -126,14 +127,14 @@ METHODS: dict[str, Method] = {
 
 # What DistiLLM's public code does under these names (docs/methods/compat.md): "on-policy" text is replayed from a buffer, one
 # coin decides for a whole batch, SeqKD minimises the KL divergence on gold answers, and MiniLLM's whitening includes padding.
-_REFERENCE: dict[str, dict[str, Any]] = {
-    "seqkd": {"policy": Fixed(), "objective": Objective(sft_weight=0.0, divergence=ForwardKL())},
-    "imitkd": {"policy": Buffered(source=StudentGenerated())},
-    "gkd": {"policy": Mixed(source=Buffered(source=StudentGenerated()), student_fraction=0.5, coin="step")},
-    "minillm": {"policy": Rollouts(source=TeacherMixed(teacher_share=0.2), whiten="padded")},
-    "distillm": {"policy": Adaptive(source=StudentGenerated(), coin="step")},
-    "mgsr": {"policy": replace(_MGSR_POLICY, coin="step")},
-    "mgsr-robust": {"policy": replace(_MGSR_POLICY, coin="step")},
+_REPLAYED = Buffered(source=StudentGenerated())
+_REFERENCE = {
+    "seqkd": replace(METHODS["seqkd"], policy=Fixed(), objective=METHODS["kd"].objective),
+    "imitkd": replace(METHODS["imitkd"], policy=_REPLAYED),
+    "gkd": replace(METHODS["gkd"], policy=Mixed(source=_REPLAYED, student_fraction=0.5, coin="step")),
+    "minillm": replace(METHODS["minillm"], policy=Rollouts(source=TeacherMixed(teacher_share=0.2), whiten="padded")),
+    "distillm": replace(METHODS["distillm"], policy=Adaptive(source=StudentGenerated(), coin="step")),
+    **{name: replace(METHODS[name], policy=replace(_MGSR_POLICY, coin="step")) for name in ("mgsr", "mgsr-robust")},
 }
 
 
@@ -154,9 +155,9 @@ def method(name: str) -> Method:
 
 
 def as_in_reference(name: str) -> Method:
-    """The method of this name in compatibility mode, as DistiLLM's public code runs it.
+    """The method of this name in compatibility mode, as in DistiLLM's public code.
 
     Raises:
         ConfigError: no such method.
     """
-    return replace(method(name), **_REFERENCE.get(name, {}))
+    return _REFERENCE.get(name) or method(name)

@@ -1,15 +1,15 @@
-"""External components, named `module:Name`: their module is imported only if the user has allowed it.
+"""External components, named `module:Name`.
 
-Reading an untrusted recipe or run.json therefore runs no code.
+Their module is imported only if the user has allowed it. Reading an untrusted recipe or run.json therefore runs no code.
 """
 
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from redistill.errors import ConfigError
 
@@ -34,11 +34,6 @@ class Slot:
     needs: tuple[str, ...]
     has_laws: bool = False
 
-    @property
-    def name(self) -> str:
-        """`kind` with its article."""
-        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
-
 
 @dataclass(frozen=True)
 class External:
@@ -57,7 +52,7 @@ class External:
         """Allow these modules, in these slots."""
         return cls(tuple(allowed), slots)
 
-    def load(self, name: str) -> Any:
+    def load(self, name: str) -> object:
         """The object `module:Name`; its module is imported if necessary.
 
         Raises:
@@ -91,10 +86,12 @@ class External:
             raise ConfigError(f"external classes are not accepted here, only for {slots}; use a kind of the package")
         found = self.load(kind)
         remedy = f"test it with redistill.testing.check_{slot.kind}" if slot.has_laws else "see docs/adding.md"
-        if not (isinstance(found, type) and is_dataclass(found) and found.__dataclass_params__.frozen):  # type: ignore[attr-defined]
-            raise ConfigError(f"is not a frozen dataclass, which {slot.name} must be; {remedy}")
+        named = f"{'an' if slot.kind[0] in 'aeiou' else 'a'} {slot.kind}"
+        params = getattr(found, "__dataclass_params__", None)
+        if not isinstance(found, type) or params is None or not params.frozen:
+            raise ConfigError(f"is not a frozen dataclass, which {named} must be; {remedy}")
         if missing := [need for need in slot.needs if not _has(found, need)]:
-            raise ConfigError(f"has no {' and no '.join(missing)}, which {slot.name} must have; {remedy}")
+            raise ConfigError(f"has no {' and no '.join(missing)}, which {named} must have; {remedy}")
         return found
 
 
@@ -118,10 +115,16 @@ def name_of(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def loaded(name: str) -> Any:
-    """The object `module:Name` if its module is already imported, otherwise None; runs no code."""
+def loaded(name: str) -> object:
+    """The object `module:Name` of an imported module; None if there is none.
+
+    It runs no code.
+
+    Raises:
+        ConfigError: the name has another form.
+    """
     module, path = _parts(name)
-    found: Any = sys.modules.get(module)
+    found: object = sys.modules.get(module)
     for attribute in path.split("."):
         found = getattr(found, attribute, None)
     return found

@@ -1,14 +1,15 @@
-"""The configuration of a run: frozen dataclasses, decoded from YAML and `section.field=value` overrides.
+"""The configuration of a run, decoded from YAML and overrides.
 
-The dataclass of a component is defined beside the component and checks its own ranges; this module composes them. An unknown
-key, a wrong type or a value out of range is an error that names the file, the path, and the nearest name or the remedy.
+An override has the form `section.field=value`. The dataclass of a component is defined beside the component and checks its own
+ranges; this module composes them. An unknown key, a wrong type or a value out of range is an error that names the file, the
+path, and the nearest name or the remedy.
 """
 
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from redistill.config import decode as decoding
 from redistill.config.capabilities import mismatch
@@ -24,7 +25,7 @@ from redistill.evaluation.scores import EvaluationConfig
 from redistill.generation.local import LocalEngineConfig
 from redistill.losses.divergences import Divergence
 from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
-from redistill.records import Metric
+from redistill.records import Json, Metric
 from redistill.storage import files
 from redistill.training.guards import GuardConfig
 from redistill.training.objective import Objective
@@ -36,7 +37,9 @@ NAMES = {"PolicyConfig": PolicyConfig}  # forward references of policy nodes
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A recipe: `method` sets policy and objective; `policy` and `objective`, if set, replace those of the method as a whole.
+    """A recipe, the configuration of a run.
+
+    `method` sets policy and objective; `policy` and `objective`, if set, replace those of the method as a whole.
 
     More than 12 fields: it is the root of a recipe and has one field for each section.
 
@@ -116,7 +119,7 @@ class Run:
             if finetune is not None and finetune.choose_by is not None:
                 check_choice(finetune.choose_by, validated, f"{role}.finetune.choose_by")
 
-    def _check_layers(self, policy: Any) -> None:
+    def _check_layers(self, policy: object) -> None:
         """Check a policy and its nested sources, from the outermost to the innermost."""
         outermost = policy
         while policy is not None:
@@ -155,7 +158,10 @@ class Run:
 
     @property
     def resolved_method(self) -> Method:
-        """The method, in compatibility mode if `compat` is set, with this run's own policy and objective."""
+        """The method with this run's own policy and objective.
+
+        It is in compatibility mode if `compat` is set.
+        """
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
 
@@ -208,9 +214,10 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
     tree = decoding.parse_yaml(text, str(path))
     if path.suffix == ".json" and "config" in tree:
         schema_of_run(tree, str(path))
-        tree = tree["config"]
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{path}: config = {tree!r}: must be a mapping; give the run.json of a run, or a recipe")
+        config = tree["config"]
+        if not isinstance(config, dict):
+            raise ConfigError(f"{path}: config = {config!r}: must be a mapping; give the run.json of a run, or a recipe")
+        tree = config
     if "rows" in tree:
         raise ConfigError(
             f"{path}: rows: this is a sweep, not the recipe of a run; use `redistill sweep`, "
@@ -219,8 +226,14 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
     return override_run(tree, overrides, str(path), allow_code)
 
 
-def override_run(tree: Mapping[str, Any], overrides: Iterable[str], source: str, allow_code: Iterable[str] = ()) -> Run:
-    """Decode a recipe with `section.field=value` overrides; `source` is the start of error messages.
+def override_run(tree: Mapping[str, object], overrides: Iterable[str], source: str, allow_code: Iterable[str] = ()) -> Run:
+    """Decode a recipe with overrides.
+
+    Args:
+        tree: The recipe.
+        overrides: Settings to change, each as `section.field=value`.
+        source: Start of error messages.
+        allow_code: As for `load_config`.
 
     Raises:
         ConfigError: as for `load_config`.
@@ -229,21 +242,14 @@ def override_run(tree: Mapping[str, Any], overrides: Iterable[str], source: str,
     overrides = list(overrides)
     inner = [override for override in overrides if override.startswith(("policy.", "objective."))]
     tree = decoding.apply_overrides(tree, [override for override in overrides if override not in inner], source)
-    blocks = _with_method_blocks(tree, inner, _row(tree, source, External.of(allow_code)))
-    return decode_run(decoding.apply_overrides(blocks, inner, source), source, allow_code)
+    if row := _row(tree, source, External.of(allow_code)):
+        # Otherwise `objective.span.squared=true` would replace the whole objective of the method by defaults.
+        blocks, touched = decoding.encode(row, NAMES), {override.partition(".")[0] for override in inner}
+        tree |= {name: blocks[name] for name in ("policy", "objective") if name in touched and tree.get(name) is None}
+    return decode_run(decoding.apply_overrides(tree, inner, source), source, allow_code)
 
 
-def _with_method_blocks(tree: dict[str, Any], inner: Iterable[str], row: Method | None) -> dict[str, Any]:
-    """The tree with the method's `policy` and `objective` inserted if an override changes them and the recipe lacks them.
-
-    Without this, `objective.span.squared=true` would replace the whole objective of the method by defaults.
-    """
-    touched = {override.partition(".")[0] for override in inner}
-    blocks = {} if row is None else {name: block for name, block in decoding.encode(row, NAMES).items() if name in touched}
-    return {**tree, **{name: block for name, block in blocks.items() if tree.get(name) is None}}
-
-
-def decode_run(tree: Mapping[str, Any], source: str, allow_code: Iterable[str] = ()) -> Run:
+def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str] = ()) -> Run:
     """Decode a run from dicts, lists and scalars.
 
     Fields of `optimiser` that the tree lacks have the method's values, if it sets them. The tree may have a schema number.
@@ -268,7 +274,7 @@ def decode_run(tree: Mapping[str, Any], source: str, allow_code: Iterable[str] =
         raise ConfigError(f"{source}: {error}") from error
 
 
-def _row(tree: Mapping[str, Any], source: str, external: External) -> Method | None:
+def _row(tree: Mapping[str, object], source: str, external: External) -> Method | None:
     """The method of a tree; its module is imported if it is external. None if unknown, which decoding reports."""
     name = str(tree.get("method", Run.method))
     if ":" not in name:
@@ -280,25 +286,26 @@ def _row(tree: Mapping[str, Any], source: str, external: External) -> Method | N
     return found if isinstance(found, Method) else None
 
 
-def encode_run(run: Run) -> dict[str, Any]:
-    """Encode a run as dicts, lists and scalars, which `decode_run` converts to an equal run.
+def encode_run(run: Run) -> dict[str, Json]:
+    """A run as dicts, lists and scalars; `decode_run` returns an equal run.
 
     An external component is encoded as `module:Name`; decoding needs its module to be allowed.
     """
-    tree: dict[str, Any] = decoding.encode(run, NAMES)
-    return tree
+    return decoding.encode(run, NAMES)
 
 
-def up_to_date(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of a stored run with defaults for fields of later versions; unchanged if it cannot be decoded."""
+def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
+    """The tree of a stored run with defaults for fields of later versions.
+
+    A tree that cannot be decoded is returned unchanged.
+    """
     try:
         return encode_run(decode_run(tree, "stored run"))
     except ConfigError:
         return dict(tree)
 
 
-def without_output_folders(tree: Any) -> Any:
-    """The tree of a run without the output folders of the run and its stages, since folders may be moved."""
-    if not isinstance(tree, Mapping):
-        return tree
-    return {name: without_output_folders(item) for name, item in tree.items() if name != "out"}
+def without_output_folders(tree: Mapping[str, Json]) -> dict[str, Json]:
+    """The tree of a run without output folders, since folders may be moved."""
+    kept = {name: item for name, item in tree.items() if name != "out"}
+    return {name: without_output_folders(item) if isinstance(item, Mapping) else item for name, item in kept.items()}

@@ -1,10 +1,9 @@
-"""Schema numbers of recipes and run.json, and fields that were renamed between schemas.
+"""Schema numbers of recipes and run.json, and fields that were renamed.
 
 Schema 1 is that of commit 98f02f3 and earlier; its recipes have no number. A recipe without a number has the current schema.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from redistill import __version__
 from redistill.config.decode import shown
@@ -16,8 +15,8 @@ RENAMED: Mapping[str, str] = {}
 """Former dotted path of a field -> its current path."""
 
 
-def check_schema(number: Any, where: str, written_by: Any = None) -> None:
-    """Reject an invalid schema number, and one that requires a later version of redistill.
+def check_schema(number: object, where: str, written_by: object = None) -> int:
+    """The schema number, if this version of redistill can read the schema.
 
     Args:
         number: The value in the file.
@@ -36,9 +35,10 @@ def check_schema(number: Any, where: str, written_by: Any = None) -> None:
         raise ConfigError(
             f"{where}: schema = {shown(number)}: redistill {__version__} reads schemas up to {SCHEMA}; install {version}"
         )
+    return number
 
 
-def schema_of_run(held: Mapping[str, Any], where: str) -> int:
+def schema_of_run(held: Mapping[str, object], where: str) -> int:
     """The schema number of the content of a run.json.
 
     Args:
@@ -48,18 +48,16 @@ def schema_of_run(held: Mapping[str, Any], where: str) -> int:
     Raises:
         ConfigError: as for `check_schema`.
     """
-    number = held.get("schema", FIRST)
-    check_schema(number, where, writer_of(held))
-    return int(number)
+    return check_schema(held.get("schema", FIRST), where, writer_of(held))
 
 
-def writer_of(held: Mapping[str, Any]) -> Any:
-    """The version of redistill that wrote a run.json, by its own record; None if it has none."""
+def writer_of(held: Mapping[str, object]) -> object:
+    """The version of redistill that a run.json names; None if it names none."""
     versions = held.get("versions")
     return versions.get("redistill") if isinstance(versions, Mapping) else None
 
 
-def current_tree(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
+def current_tree(tree: Mapping[str, object], source: str) -> dict[str, object]:
     """The tree of a recipe without its schema number.
 
     Args:
@@ -76,7 +74,7 @@ def current_tree(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
     return {name: section for name, section in tree.items() if name != "schema"}
 
 
-def _holds(tree: Any, path: str) -> bool:
+def _holds(tree: object, path: str) -> bool:
     """Whether a tree has a field at a dotted path."""
     for name in path.split("."):
         if not isinstance(tree, Mapping) or name not in tree:

@@ -4,11 +4,9 @@ An external metric is a `redistill.records.Metric`, an external test set a `redi
 `module:NAME`; the module is imported only if the user has allowed it.
 """
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
-from redistill.config.decode import shown
+from redistill.config.decode import nearest, shown
 from redistill.config.plugins import External, instance
 from redistill.data.tasks import Task, check_source, known_task
 from redistill.errors import ConfigError
@@ -29,8 +27,7 @@ def metric(name: str) -> Metric:
     if ":" not in name:
         if name in METRICS:
             return METRICS[name]
-        near = difflib.get_close_matches(name, METRICS, 1, 0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(METRICS)};"
+        hint = nearest(name, METRICS, f"choose one of {', '.join(METRICS)};")
         raise ConfigError(f"metrics = '{name}': no such metric; {hint} an external metric is named module:NAME")
     try:
         found = instance(name, Metric)
@@ -50,7 +47,9 @@ def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
 
 
 def named_task(name: str) -> Task:
-    """The test set of this name, the object `module:NAME`, or a new test set of this name for a file of the recipe.
+    """The test set of this name, or the object `module:NAME`.
+
+    An unknown name is a new test set, for a file of the recipe.
 
     Raises:
         ConfigError: no such object, or the name is not a valid file name.
@@ -70,7 +69,7 @@ def named_task(name: str) -> Task:
 
 
 def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
-    """The test sets of `data.tests`, each with the path of its file; None is the data set on the hub.
+    """The test sets of `data.tests` with their files; None is the one on the hub.
 
     Raises:
         ConfigError: as for `named_task`; or two test sets have the same name, or one has neither a file nor a hub name.
@@ -87,7 +86,7 @@ def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
 
 
 def metrics_of(tasks: Iterable[Task], names: Sequence[str]) -> dict[str, tuple[Metric, ...]]:
-    """Mapping of the name of each test set to its metrics: first its own, then those of the recipe.
+    """The metrics of each test set by its name: first its own, then the recipe's.
 
     Raises:
         ConfigError: as for `metrics`.
@@ -109,13 +108,14 @@ def check_choice(choose_by: str, validated: Iterable[Metric], path: str) -> None
     """
     known = [*(metric.name for metric in validated), CROSS_ENTROPY]
     if choose_by not in known:
-        near = difflib.get_close_matches(choose_by, known, 1, 0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(known)}"
+        hint = nearest(choose_by, known, f"choose one of {', '.join(known)}")
         raise ConfigError(f"{path} = '{choose_by}': validation does not compute it; {hint}, or add it to evaluation.metrics")
 
 
 def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
-    """Import the modules of external metrics and test sets, so that `metric` and `named_task` find them.
+    """Import the modules of external metrics and test sets.
+
+    `metric` and `named_task` find them afterwards.
 
     Args:
         named: Pairs of a field or option, for error messages, and a name; names without a module are skipped.
@@ -132,8 +132,11 @@ def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
                 raise ConfigError(f"{path} = {shown(name)}: {error}") from error
 
 
-def names_in(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Pairs (field, name) for each metric and test set of a recipe, which may be invalid."""
+def names_in(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Pairs (field, name) for each metric and test set of a recipe.
+
+    The recipe may be invalid; what is not a name is skipped.
+    """
     held = {section: tree.get(section) for section in ("evaluation", "data")}
     evaluation, data = (value if isinstance(value, Mapping) else {} for value in held.values())
     metrics, tests = evaluation.get("metrics"), data.get("tests")

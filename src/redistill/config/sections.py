@@ -1,4 +1,7 @@
-"""The sections of a recipe that no other package defines: teacher, student, data, and fine-tuning before a run."""
+"""The sections of a recipe that no other package defines.
+
+They are teacher, student, data, and fine-tuning before a run.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -18,10 +21,10 @@ from redistill.training.schedule import check_length
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Supervised fine-tuning of a model before the run, on the run's own data: a stage with a run folder of its own.
+    """Supervised fine-tuning of a model before the run, on the run's own data.
 
-    Its settings are separate from `training` and `optimiser`, so that runs that differ in those have the same teacher and
-    initial student. A finished stage is not trained again.
+    It is a stage with a run folder of its own. Its settings are separate from `training` and `optimiser`, so that runs that
+    differ in those have the same teacher and initial student. A finished stage is not trained again.
 
     Args:
         updates: Number of updates, or of epochs as in "3 epochs"; >= 1.
@@ -76,10 +79,10 @@ class TeacherConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(ModelConfig):
-    """The student: `model: teacher` with `initialise` copies layers of the teacher, any other name loads that model.
+    """The student, the model that is trained: layers of the teacher, or any model.
 
     Args:
-        model: "teacher", or a hub name, a folder or a GGUF file as for the teacher.
+        model: "teacher" copies layers of the teacher, which `initialise` selects; or a hub name, a folder or a GGUF file.
         initialise: The layers to keep, of the teacher or of the named model; None keeps all.
         finetune: Fine-tuning of the student before distillation (the "init" checkpoint of the literature); None disables it.
         start: "base" skips `finetune`, "finetuned" requires it; "method" takes the value of the method, which is base for sft,
@@ -157,5 +160,5 @@ class DataConfig:
 
     @property
     def tasks(self) -> dict[Task, str | None]:
-        """The test sets of `tests`, each with the path of its file; None is the data set on the hub."""
+        """The test sets of `tests` with their files; None is the one on the hub."""
         return named_tasks(self.tests)

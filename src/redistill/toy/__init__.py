@@ -1,1 +1,1 @@
-"""The toy world: a generated data set that a tiny model learns in minutes, without a download."""
+"""The toy world: a generated data set that a tiny model learns in minutes."""

@@ -1,18 +1,42 @@
-"""The tasks of the toy world: each kind samples its content and generates every phrasing of the question and of the answer.
+"""The tasks of the toy world.
 
-All phrasings of a question are equivalent, and so are all phrasings of an answer.  Each phrasing of a question states all of
-the content, so that a prompt is unambiguous.  The first phrasing of an answer is the most frequent in the data.
+Each kind samples its content and fills every phrasing of the question and of the answer. The phrasings are in phrasings.yaml.
+All phrasings of a question are equivalent, and so are all phrasings of an answer. Each phrasing of a question states all of the
+content, so that a prompt is unambiguous.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import yaml
 
-from redistill.toy import words
+from redistill.toy.words import CATEGORIES, NUMBERS, OPPOSITES, SCALES, TOPICS, VERBS, WORDS, Verb
 
 T = TypeVar("T")
+
+_PHRASINGS: dict[str, dict[str, str]] = yaml.safe_load(Path(__file__).with_name("phrasings.yaml").read_text(encoding="utf-8"))
+
+
+class Phrase(str):
+    """A word or phrase of a sentence, with the forms that phrasings use.
+
+    Example:
+        >>> "{thing.a.capital} is here.".format(thing=Phrase("old basket"))
+        'An old basket is here.'
+    """
+
+    @property
+    def a(self) -> "Phrase":
+        """The phrase with its indefinite article."""
+        return Phrase(f"{'an' if self[0] in 'aeiou' else 'a'} {self}")
+
+    @property
+    def capital(self) -> "Phrase":
+        """The phrase at the start of a sentence."""
+        return Phrase(self[0].upper() + self[1:])
 
 
 @dataclass(frozen=True)
@@ -25,353 +49,136 @@ class Question:
 
 def extraction(random: np.random.Generator) -> Question:
     """Extract who, what, where or when from a passage of two sentences."""
-    verb, thing = _one(random, words.VERBS), _one(random, words.THINGS)
-    person, other = _some(random, words.PEOPLE, 2)
-    place, elsewhere = _some(random, words.PLACES, 2)
-    coloured = _a(f"{_one(random, words.COLOURS)} {thing}")
-    when = f"{_one(random, words.DAYS)} {_one(random, words.DAY_PARTS)}"
-    answers = {
-        f"Who {verb.past} the {thing}?": (
-            f"{person} {verb.past} the {thing} to the {place}.",
-            f"It was {person} who {verb.past} the {thing}.",
-            f"The person who {verb.past} the {thing} was {person}.",
-            f"According to the passage, {person} {verb.past} the {thing}.",
-        ),
-        f"What did {person} {verb.base} to the {place}?": (
-            f"{person} {verb.past} {coloured} to the {place}.",
-            f"It was {coloured} that {person} {verb.past} to the {place}.",
-            f"According to the passage, {person} {verb.past} {coloured}.",
-            f"{_capital(coloured)} was {verb.participle} to the {place}.",
-        ),
-        f"Where did {person} {verb.base} the {thing}?": (
-            f"{person} {verb.past} the {thing} to the {place}.",
-            f"The {thing} was {verb.participle} to the {place}.",
-            f"The {thing} is now in the {place}.",
-            f"According to the passage, {person} {verb.past} it to the {place}.",
-        ),
-        f"When did {person} {verb.base} the {thing}?": (
-            f"{person} {verb.past} the {thing} on {when}.",
-            f"The {thing} was {verb.participle} on {when}.",
-            f"It happened on {when}, says the passage.",
-            f"On {when}, {person} {verb.past} it to the {place}.",
-        ),
-    }
-    question = _one(random, tuple(answers))
-    return _about(
-        f"On {when}, {person} {verb.past} {coloured} to the {place}. {other} waited in the {elsewhere}.",
-        (
-            question,
-            f"Read the passage and answer: {question}",
-            f"{question} Use the passage below.",
-            f"Answer from the text. {question}",
-        ),
-        answers[question],
-    )
+    parts: dict[str, str | Verb] = {"verb": _one(random, VERBS), "thing": _word(random, "things")}
+    parts["person"], parts["other"] = _some(random, WORDS["people"], 2)
+    parts["place"], parts["elsewhere"] = _some(random, WORDS["places"], 2)
+    parts["coloured"] = f"{_word(random, 'colours')} {parts['thing']}"
+    parts["when"] = _time(random)
+    asked = _question(_one(random, ("who", "what", "where", "when")), **parts)
+    return Question(_question("extraction", question=asked.asks[0][0], **parts).asks, asked.answers)
 
 
 def sentiment(random: np.random.Generator) -> Question:
     """Classify a sentence as positive or negative, and give the reason."""
     good = bool(random.integers(2))
-    subject, place = _one(random, words.SUBJECTS), _one(random, words.PLACES)
-    quality = _one(random, words.GOOD if good else words.BAD)
-    ending = _one(random, words.GOOD_ENDS if good else words.BAD_ENDS)
     label, feeling = ("positive", "happy") if good else ("negative", "unhappy")
-    return _about(
-        f"The {subject} at the {place} was {quality}, and {ending}.",
-        (
-            "Is this sentence positive or negative?",
-            "Decide whether the writer is happy or not.",
-            "What is the feeling of the sentence?",
-            "Classify the sentence as positive or negative.",
-        ),
-        (
-            f"The sentence is {label}, because the {subject} was {quality}.",
-            f"The writer is {feeling} with the {subject} at the {place}.",
-            f"It is {label}: the {subject} was {quality}.",
-            f"This is a {label} sentence about {_a(subject)} at the {place}.",
-        ),
+    return _question(
+        "sentiment",
+        label=label,
+        feeling=feeling,
+        subject=_word(random, "subjects"),
+        place=_word(random, "places"),
+        quality=_word(random, "good" if good else "bad"),
+        ending=_word(random, "good_ends" if good else "bad_ends"),
     )
 
 
 def topic(random: np.random.Generator) -> Question:
     """Name the topic of a sentence."""
-    subject = _one(random, words.TOPICS)
+    subject = _one(random, TOPICS)
     actor, place = _one(random, subject.actors), _one(random, subject.places)
-    when = f"on {_one(random, words.DAYS)} {_one(random, words.DAY_PARTS)}"
-    return _about(
-        f"The {actor} {_one(random, subject.actions)} in the {place} {when}.",
-        (
-            "What is the topic of this sentence?",
-            "Name the topic of the sentence below.",
-            "Which subject does the sentence belong to?",
-            "What is the sentence about?",
-        ),
-        (
-            f"The sentence is about {subject.name}.",
-            f"The topic is {subject.name}, because it is about {_a(actor)} in the {place}.",
-            f"It belongs to the subject of {subject.name}.",
-            f"Its topic is {subject.name}, as the word {actor} shows.",
-        ),
-    )
+    when, action = _time(random), _one(random, subject.actions)
+    return _question("topic", topic=subject.name, actor=actor, place=place, when=when, action=action)
 
 
 def past_tense(random: np.random.Generator) -> Question:
     """Change a sentence from the present to the past tense."""
-    person, verb, place = _one(random, words.PEOPLE), _one(random, words.VERBS), _one(random, words.PLACES)
-    rest = f"{_a(_described(random))} to the {place}."
-    past = f"{person} {verb.past} {rest}"
-    return _about(
-        f"{person} {verb.third} {rest}",
-        (
-            "Rewrite the sentence in the past tense.",
-            "Put this sentence into the past.",
-            "Change the verb to the past tense.",
-            "Tell it as if it happened yesterday.",
-        ),
-        (past, f"In the past tense: {past}", f"The sentence becomes: {past}", f"Yesterday, {past}"),
-    )
+    return _question("past-tense", **_moved(random))
 
 
 def passive(random: np.random.Generator) -> Question:
     """Change a sentence from active to passive."""
-    person, verb, place = _one(random, words.PEOPLE), _one(random, words.VERBS), _one(random, words.PLACES)
-    thing = _described(random)
-    turned = f"The {thing} was {verb.participle} to the {place} by {person}."
-    return _about(
-        f"{person} {verb.past} the {thing} to the {place}.",
-        (
-            "Rewrite the sentence in the passive.",
-            "Turn this into a passive sentence.",
-            f"Begin the sentence with the {thing}.",
-            "Use the passive voice instead.",
-        ),
-        (
-            turned,
-            f"The {thing} was {verb.participle} by {person} to the {place}.",
-            f"In the passive: {turned}",
-            f"The sentence becomes: {turned}",
-        ),
-    )
+    return _question("passive", **_moved(random))
 
 
 def polite(random: np.random.Generator) -> Question:
     """Change a command into a polite request."""
-    command = f"{_one(random, words.VERBS).base} the {_described(random)} to the {_one(random, words.PLACES)}"
-    return _about(
-        f"{_capital(command)}.",
-        (
-            "Make this sentence more polite.",
-            "Rewrite the command as a polite request.",
-            "How would a polite person say this?",
-            "Ask for the same thing politely.",
-        ),
-        (
-            f"Could you please {command}?",
-            f"Would you be so kind as to {command}?",
-            f"Please {command}, if you have time.",
-            f"I would be glad if you could {command}.",
-        ),
-    )
+    return _question("polite", command=f"{_one(random, VERBS).base} the {_described(random)} to the {_word(random, 'places')}")
 
 
 def membership(random: np.random.Generator) -> Question:
     """Find the words of a list that belong to a category."""
-    names = tuple(words.CATEGORIES)
-    name, *others = _some(random, names, 3)
-    first, second = _some(random, words.CATEGORIES[name], 2)
-    listed = _some(random, (first, second, *(_one(random, words.CATEGORIES[other]) for other in others)), 4)
-    first, second = (word for word in listed if word in (first, second))
-    return _about(
-        ", ".join(listed),
-        (
-            f"Which of these words are {name}?",
-            f"Find the {name} in the list.",
-            f"List the {name} that you see below.",
-            f"Pick out all the {name}.",
-        ),
-        (
-            f"The {name} are the {first} and the {second}.",
-            f"The {first} and the {second} are {name}.",
-            f"There are two {name} in the list: {first} and {second}.",
-            f"Of these words, {first} and {second} are {name}.",
-        ),
-    )
+    name, *others = _some(random, tuple(CATEGORIES), 3)
+    members = _some(random, CATEGORIES[name], 2)
+    listed = _some(random, (*members, *(_one(random, CATEGORIES[other]) for other in others)), 4)
+    first, second = (word for word in listed if word in members)
+    return _question("membership", name=name, listed=", ".join(listed), first=first, second=second)
 
 
 def arithmetic(random: np.random.Generator) -> Question:
     """Calculate a sum, difference or product of small numbers, in words."""
-    sign, name, limit = _one(random, (("plus", "sum", 20), ("minus", "difference", 20), ("times", "product", 6)))
+    options = (("plus", "sum of", 20), ("minus", "difference between", 20), ("times", "product of", 6))
+    sign, name, limit = _one(random, options)
     a, b = (int(number) for number in random.integers(limit + 1, size=2))
     if sign == "minus":
         a, b = max(a, b), min(a, b)
-    result = words.NUMBERS[{"plus": a + b, "minus": a - b, "times": a * b}[sign]]
-    x, y = words.NUMBERS[a], words.NUMBERS[b]
-    between = "between" if sign == "minus" else "of"
-    return Question(
-        tuple(
-            (ask, "")
-            for ask in (
-                f"What is {x} {sign} {y}?",
-                f"How much is {x} {sign} {y}?",
-                f"Calculate {x} {sign} {y}.",
-                f"Tell me the {name} {between} {x} and {y}.",
-            )
-        ),
-        (
-            f"{_capital(x)} {sign} {y} equals {result}.",
-            f"The {name} {between} {x} and {y} is {result}.",
-            f"The answer is {result}, because {x} {sign} {y} is {result}.",
-            f"The result of {x} {sign} {y} is {result}.",
-        ),
-    )
+    result = NUMBERS[{"plus": a + b, "minus": a - b, "times": a * b}[sign]]
+    return _question("arithmetic", x=NUMBERS[a], y=NUMBERS[b], sign=sign, name=name, result=result)
 
 
 def story_sum(random: np.random.Generator) -> Question:
     """Calculate how many things a person has after getting or giving some."""
-    person, other = _some(random, words.PEOPLE, 2)
-    things = _one(random, words.COUNTABLE)
-    a, b = sorted((int(number) for number in random.choice(np.arange(2, 21), size=2, replace=False)), reverse=True)
+    person, other = _some(random, WORDS["people"], 2)
+    things = _word(random, "countable")
+    a, b = sorted(_some(random, range(2, 21), 2), reverse=True)
     gets = bool(random.integers(2)) or a - b < 2
-    x, y, result = words.NUMBERS[a], words.NUMBERS[b], words.NUMBERS[a + b if gets else a - b]
+    x, y, result = NUMBERS[a], NUMBERS[b], NUMBERS[a + b if gets else a - b]
     sign, event = ("plus", f"gets {y} more from") if gets else ("minus", f"gives {y} of them to")
-    return _about(
-        f"{person} has {x} {things} and {event} {other}.",
-        (
-            f"How many {things} does {person} have now?",
-            f"Count the {things} that {person} has in the end.",
-            f"What number of {things} does {person} have?",
-            f"Read the story. How many {things} are with {person}?",
-        ),
-        (
-            f"{person} now has {result} {things}.",
-            f"{person} has {result} {things}, because {x} {sign} {y} is {result}.",
-            f"In the end, {person} has {result} {things}.",
-            f"The answer is {result} {things}, since {x} {sign} {y} equals {result}.",
-        ),
-    )
+    return _question("story-sum", person=person, other=other, things=things, x=x, y=y, result=result, sign=sign, event=event)
 
 
 def opposite(random: np.random.Generator) -> Question:
     """Replace the adjective of a sentence with its opposite."""
-    old, new = _some(random, _one(random, words.OPPOSITES), 2)
-    thing, place = _one(random, words.THINGS), _one(random, words.PLACES)
-    turned = f"The {new} {thing} is in the {place}."
-    return _about(
-        f"The {old} {thing} is in the {place}.",
-        (
-            "Replace the describing word with its opposite.",
-            f"Rewrite the sentence with the opposite of {old}.",
-            "Say the opposite about the thing in the sentence.",
-            "Swap the adjective for its opposite.",
-        ),
-        (
-            turned,
-            f"The opposite of {old} is {new}: {turned}",
-            f"With the opposite word: {turned}",
-            f"There is {_a(new)} {thing} in the {place}.",
-        ),
-    )
+    old, new = _some(random, _one(random, OPPOSITES), 2)
+    return _question("opposite", old=old, new=new, thing=_word(random, "things"), place=_word(random, "places"))
 
 
 def sorting(random: np.random.Generator) -> Question:
     """Sort words alphabetically, or numbers from smallest to largest."""
     if random.integers(2):
-        letters = _some(random, tuple(sorted({thing[0] for thing in words.THINGS})), 3)
-        given = tuple(_one(random, tuple(t for t in words.THINGS if t[0] == letter)) for letter in letters)
+        letters = _some(random, sorted({thing[0] for thing in WORDS["things"]}), 3)
+        given = [_one(random, [thing for thing in WORDS["things"] if thing[0] == letter]) for letter in letters]
         ordered, kind, order = sorted(given), "words", "in alphabetical order"
     else:
-        numbers = random.choice(21, size=3, replace=False)
-        given = tuple(words.NUMBERS[number] for number in numbers)
-        ordered, kind, order = [words.NUMBERS[number] for number in sorted(numbers)], "numbers", "from smallest to largest"
-    line = f"{ordered[0]}, {ordered[1]} and {ordered[2]}"
-    return _about(
-        ", ".join(given),
-        (
-            f"Sort these {kind} {order}.",
-            f"Put the {kind} {order}.",
-            f"Write the {kind} {order}.",
-            f"What are these {kind} {order}?",
-        ),
-        (
-            f"{_capital(order)}, the {kind} are {line}.",
-            f"The {kind} {order} are {line}.",
-            f"The right order is {line}.",
-            f"First comes {ordered[0]}, then {ordered[1]}, and last {ordered[2]}.",
-        ),
-    )
+        numbers = _some(random, range(21), 3)
+        given, ordered = [NUMBERS[number] for number in numbers], [NUMBERS[number] for number in sorted(numbers)]
+        kind, order = "numbers", "from smallest to largest"
+    first, second, third = ordered
+    return _question("sorting", given=", ".join(given), kind=kind, order=order, first=first, second=second, third=third)
 
 
 def comparison(random: np.random.Generator) -> Question:
     """Decide whether a comparison of two things is correct."""
-    scale, person = _one(random, words.SCALES), _one(random, words.PEOPLE)
-    less, more = (scale.things[int(index)] for index in sorted(random.choice(len(scale.things), size=2, replace=False)))
-    facts = (f"{_a(more)} is {scale.more} than {_a(less)}", f"{_a(less)} is {scale.less} than {_a(more)}")
-    lies = (f"{_a(more)} is {scale.less} than {_a(less)}", f"{_a(less)} is {scale.more} than {_a(more)}")
+    scale, person = _one(random, SCALES), _word(random, "people")
+    less, more = (Phrase(scale.things[index]).a for index in sorted(_some(random, range(len(scale.things)), 2)))
+    facts = (f"{more} is {scale.more} than {less}", f"{less} is {scale.less} than {more}")
+    lies = (f"{more} is {scale.less} than {less}", f"{less} is {scale.more} than {more}")
     about, right = int(random.integers(2)), bool(random.integers(2))  # which of the two statements, and whether it is true
-    said, fact = (facts if right else lies)[about], facts[about]
     yes, verdict = ("Yes", "right") if right else ("No", "wrong")
-    return _about(
-        f"{person} says that {said}.",
-        (
-            f"Is {person} right?",
-            f"Is it true what {person} says?",
-            f"Say yes or no, and why: is {person} right?",
-            f"Check what {person} says.",
-        ),
-        (
-            f"{yes}, {person} is {verdict}, because {fact}.",
-            f"{yes}, because {fact}.",
-            f"{person} is {verdict}: {fact}.",
-            f"{yes}, that is {verdict}, since {fact}.",
-        ),
-    )
+    said, fact = (facts if right else lies)[about], facts[about]
+    return _question("comparison", person=person, said=said, yes=yes, verdict=verdict, fact=fact)
 
 
 def scene(random: np.random.Generator) -> Question:
     """Write a sentence with three given words."""
-    animal, place = _one(random, words.CATEGORIES["animals"]), _one(random, words.PLACES)
-    thing = _described(random)
-    given = f"{animal}, {thing}, {place}"
-    return Question(
-        tuple(
-            (ask, "")
-            for ask in (
-                f"Write a sentence with these words: {given}",
-                f"Describe a scene with {_a(animal)}, {_a(thing)} and {_a(place)}.",
-                f"Make one sentence out of the words {given}.",
-                f"Imagine {_a(animal)} and {_a(thing)} in {_a(place)}. What do you see?",
-            )
-        ),
-        (
-            f"The {animal} is sleeping under the {thing} in the {place}.",
-            f"In the {place}, {_a(animal)} is sitting beside {_a(thing)}.",
-            f"{_capital(_a(animal))} ran past the {thing} and into the {place}.",
-            f"Near the {thing} in the {place}, there is {_a(animal)}.",
-            f"I can see {_a(animal)} behind {_a(thing)} in the {place}.",
-        ),
-    )
+    animal, place = _one(random, CATEGORIES["animals"]), _word(random, "places")
+    return _question("scene", animal=animal, place=place, thing=_described(random))
 
 
-KINDS: Mapping[str, Callable[[np.random.Generator], Question]] = {
-    "extraction": extraction,
-    "sentiment": sentiment,
-    "topic": topic,
-    "past-tense": past_tense,
-    "passive": passive,
-    "polite": polite,
-    "membership": membership,
-    "arithmetic": arithmetic,
-    "story-sum": story_sum,
-    "opposite": opposite,
-    "sorting": sorting,
-    "comparison": comparison,
-    "scene": scene,
-}
+_TASKS = (
+    *(extraction, sentiment, topic, past_tense, passive, polite, membership),
+    *(arithmetic, story_sum, opposite, sorting, comparison, scene),
+)
+KINDS: Mapping[str, Callable[[np.random.Generator], Question]] = {task.__name__.replace("_", "-"): task for task in _TASKS}
+"""The kinds of tasks by name; a question is generated from the random numbers of a generator."""
 
 
-def _about(given: str, instructions: Sequence[str], answers: Sequence[str]) -> Question:
-    """A question whose instructions all have the same input."""
-    return Question(tuple((instruction, given) for instruction in instructions), tuple(answers))
+def _question(kind: str, /, **parts: str | Verb) -> Question:
+    """A question of this kind with these parts."""
+    filled = {name: Phrase(part) if isinstance(part, str) else part for name, part in parts.items()}
+    texts = {name: text.format(**filled) for name, text in _PHRASINGS[kind].items()}
+    given = texts.get("given", "")
+    return Question(tuple((ask, given) for ask in texts["asks"].splitlines()), tuple(texts.get("answers", "").splitlines()))
 
 
 def _one(random: np.random.Generator, choices: Sequence[T]) -> T:
@@ -383,13 +190,19 @@ def _some(random: np.random.Generator, choices: Sequence[T], count: int) -> list
     return [choices[int(index)] for index in random.choice(len(choices), size=count, replace=False)]
 
 
+def _word(random: np.random.Generator, name: str) -> str:
+    return _one(random, WORDS[name])
+
+
+def _time(random: np.random.Generator) -> str:
+    return f"{_word(random, 'days')} {_word(random, 'day_parts')}"
+
+
 def _described(random: np.random.Generator) -> str:
-    return f"{_one(random, words.COLOURS)} {_one(random, words.THINGS)}"
+    return f"{_word(random, 'colours')} {_word(random, 'things')}"
 
 
-def _a(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
+def _moved(random: np.random.Generator) -> dict[str, str | Verb]:
+    """The parts of a sentence in which a person moves a thing to a place."""
+    person, verb, place = _word(random, "people"), _one(random, VERBS), _word(random, "places")
+    return {"person": person, "verb": verb, "place": place, "thing": _described(random)}

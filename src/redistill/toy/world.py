@@ -1,16 +1,17 @@
-"""The toy world: generated English instructions that a tiny model learns in minutes, without a download.
+"""The toy world: English instructions that a tiny model learns in minutes.
 
-There are thirteen kinds of tasks, each with several phrasings of the question and of the answer.  A gold answer shows one
-phrasing; a teacher trained on many answers has learned the probability of each phrasing, which is what a student can learn from
-it.
+The text is generated, without a download. There are thirteen kinds of tasks, each with several phrasings of the question and of
+the answer. A gold answer shows one phrasing; a teacher trained on many answers has learned the probability of each phrasing,
+which is what a student can learn from it.
 """
 
 import hashlib
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from redistill.data.templates import render_prompt
+from redistill.interfaces import Tokenizer
 from redistill.randomness import generator
 from redistill.records import Instruction, Record
 from redistill.toy.tasks import KINDS, Question
@@ -19,7 +20,7 @@ Split = Literal["teacher", "train", "validation", "test"]
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 
-# The buckets of each split, out of 100.  The bucket depends on the question and not on the seed, so splits are disjoint.
+# The buckets of each split, out of 100. The bucket depends on the question and not on the seed, so splits are disjoint.
 _BUCKETS: dict[Split, range] = {
     "teacher": range(70),
     "train": range(70, 85),
@@ -31,7 +32,7 @@ _BUCKETS: dict[Split, range] = {
 def toy_records(count: int, seed: int, split: Split) -> list[Record]:
     """Generate records; each depends only on the seed, the split and its index.
 
-    All kinds of tasks are equally likely, and the k-th phrasing of an answer has a probability proportional to 1/k.  No
+    All kinds of tasks are equally likely, and the k-th phrasing of an answer has a probability proportional to 1/k. No
     question of one split occurs in another, in any phrasing, for any seeds.
 
     Args:
@@ -52,10 +53,10 @@ def toy_records(count: int, seed: int, split: Split) -> list[Record]:
     return [_record(seed, split, index) for index in range(count)]
 
 
-def toy_tokenizer(vocabulary_size: int = 1536, seed: int = 0) -> Any:
+def toy_tokenizer(vocabulary_size: int = 1536, seed: int = 0) -> Tokenizer:
     """Train a byte-level BPE tokenizer on the toy world.
 
-    The end token is "<|endoftext|>", the padding token "<|pad|>".  It encodes any text; text of the toy world takes little more
+    The end token is "<|endoftext|>", the padding token "<|pad|>". It encodes any text; text of the toy world takes little more
     than one token per word.
 
     Args:
@@ -65,23 +66,24 @@ def toy_tokenizer(vocabulary_size: int = 1536, seed: int = 0) -> Any:
     Returns:
         A transformers `PreTrainedTokenizerFast`.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    import tokenizers as library
     from transformers import PreTrainedTokenizerFast
 
     assert vocabulary_size >= 258, vocabulary_size
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         special_tokens=[END, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     records = toy_records(2000, seed, "teacher")
     texts = [render_prompt(record.prompt, "alpaca", None) + record.references[0] for record in records]
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+    loaded: Tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+    return loaded
 
 
 def _record(seed: int, split: Split, index: int) -> Record:
