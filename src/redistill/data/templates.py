@@ -63,7 +63,7 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Any) -> str:
         ### Response:
     """
     if template == "chat":
-        return _chat(_turns(prompt), tokenizer, add_generation_prompt=True)
+        return _chat(turns_of(prompt), tokenizer, add_generation_prompt=True)
     if isinstance(prompt, RawPrompt):
         return prompt.text
     if isinstance(prompt, Instruction):
@@ -92,7 +92,7 @@ def render_transcript(record: Record, answer: str, template: Template, tokenizer
         ConfigError, DataError: as in `render_prompt`; DataError also if the chat template rewrites earlier text, so that the
             prompt at generation would differ from the prompt in training.
     """
-    turns = (*_turns(record.prompt), Turn("assistant", answer))
+    turns = (*turns_of(record.prompt), Turn("assistant", answer))
     learned = [k for k, turn in enumerate(turns) if turn.role == "assistant" and (every_turn or k == len(turns) - 1)]
     if template == "alpaca":
         prompts = [record.prompt if k == len(turns) - 1 else Conversation(turns[:k]) for k in learned]
@@ -121,7 +121,7 @@ def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Any) -> tuple[in
     return len(prompt), len(answered)
 
 
-def _turns(prompt: Prompt) -> tuple[Turn, ...]:
+def turns_of(prompt: Prompt) -> tuple[Turn, ...]:
     if isinstance(prompt, Conversation):
         return prompt.turns
     if isinstance(prompt, RawPrompt):
