@@ -134,9 +134,8 @@ class Evaluator:
         return list(zip(records, tokenize_prompts(records, self.tokenizer, self.tokens), strict=True))
 
     def _answerer(self, sampling: Sampling) -> Answerer:
-        return Answerer(
-            self.engine, self.tokenizer, sampling, self.tokens.response_tokens, end_token_ids(self.model, self.tokenizer)
-        )
+        end_ids = end_token_ids(self.model, self.tokenizer)
+        return Answerer(self.engine, self.tokenizer, sampling, self.tokens.response_tokens, end_ids)
 
     def _teacher_forced(self, examples: Sequence[Example]) -> dict[str, float]:
         """Teacher-forced scores of gold sequences; each process computes a part of them."""
