@@ -35,17 +35,15 @@ def collate(
     input_ids_BT, attention_mask_BT = pad([sequence.token_ids for sequence in sequences] or [(pad_id,)], pad_id)
     supervised_BT, _ = pad([sequence.supervised for sequence in sequences] or [(False,)], 0)
     sequence_N, token_N = supervised_BT.nonzero(as_tuple=True)
-    width = input_ids_BT.shape[1]
-    sft_B = torch.tensor(["sft" in item.roles for item in ordered], dtype=torch.bool)
     weights = [] if span_config is None else [pair_weights(s.spans, s.num_targets, span_config) for s in sampled]
     unweighted = torch.zeros(len(sequence_N) - sum(map(len, weights)))
     return Batch(
         input_ids_BT=input_ids_BT.to(device),
         attention_mask_BT=attention_mask_BT.to(device),
-        position_N=(sequence_N * width + token_N - 1).to(device),
+        position_N=(sequence_N * input_ids_BT.shape[1] + token_N - 1).to(device),
         target_N=input_ids_BT[sequence_N, token_N].to(device),
         sequence_N=sequence_N.to(device),
-        sft_N=sft_B[sequence_N].to(device),
+        sft_N=torch.tensor(["sft" in item.roles for item in ordered], dtype=torch.bool)[sequence_N].to(device),
         pair_weight_N=torch.cat([*weights, unweighted]).to(device),
         num_sampled=len(sampled),
         num_sampled_rows=sum(sequence.num_targets for sequence in sampled),

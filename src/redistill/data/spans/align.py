@@ -89,12 +89,9 @@ def offsets_from_ids(ids: Sequence[int], tokenizer: Tokenizer, special_ids: Coll
         of one character all have the offset of that character.
     """
     special = frozenset(special_ids)
-    kept = [index for index, token in enumerate(ids) if token not in special]
-    text, found = _decode_incrementally([ids[index] for index in kept], tokenizer)
-    offsets = [(0, 0)] * len(ids)
-    for index, offset in zip(kept, found, strict=True):
-        offsets[index] = offset
-    return text, offsets
+    text, found = _decode_incrementally([token for token in ids if token not in special], tokenizer)
+    offsets = iter(found)
+    return text, [(0, 0) if token in special else next(offsets) for token in ids]
 
 
 def _decode_incrementally(ids: list[int], tokenizer: Tokenizer) -> tuple[str, list[Offset]]:

@@ -87,13 +87,13 @@ def load_extractor(name: str = "auto") -> SpanExtractor:
     if name == "simple":
         return SimpleExtractor()
     if name != "auto":
-        return SpacyExtractor(name, _load_spacy(name))
+        return SpacyExtractor(name)
     if _package_folder("spacy") is not None:
         if _package_folder(OFFICIAL) is not None:
-            return SpacyExtractor(OFFICIAL, _load_spacy(OFFICIAL))
+            return SpacyExtractor(OFFICIAL)
         if (package := _package_folder(REUPLOAD)) is not None:
             # Loaded as a folder, so that no code of the package runs.
-            return SpacyExtractor(REUPLOAD, _load_spacy(str(_verified(package / f"{REUPLOAD}-{REUPLOAD_VERSION}"))))
+            return SpacyExtractor(str(_verified(package / f"{REUPLOAD}-{REUPLOAD_VERSION}")))
     message = "spans: no spaCy model is installed, so text is split at function words; pip install 'redistill[spans]'"
     warnings.warn(message, stacklevel=2)
     return SimpleExtractor()
@@ -108,13 +108,19 @@ class SpacyExtractor:
     VP.
 
     Source: the phrases named in MGSR's Eq. 10; the paper does not specify its chunker.
+
+    Args:
+        name: Name or folder of a spaCy model with tagger and parser.
+
+    Raises:
+        ModelError: the model is not installed, or has no parser or tagger.
     """
 
-    def __init__(self, name: str, nlp: "Language") -> None:
+    def __init__(self, name: str) -> None:
+        nlp = _load_spacy(name)
         from spacy.about import __version__
         from spacy.matcher import Matcher
 
-        _require_phrases(name, nlp)
         self._nlp = nlp
         self._verbs = Matcher(nlp.vocab)
         self._verbs.add("VP", [VERB_PHRASE], greedy="LONGEST")
@@ -187,14 +193,13 @@ def prose(text: str) -> list[tuple[int, str]]:
     text = _SURROGATE.sub("\ufffd", text)  # spaCy cannot encode a lone surrogate; the length stays the same
     parts = []
     start = 0
-    for fence in [*_FENCED_CODE.finditer(text), None]:
-        end = len(text) if fence is None else fence.start()
+    for end, after_code in [*(fence.span() for fence in _FENCED_CODE.finditer(text)), (len(text), len(text))]:
         while start < end:
-            cut = min(end, _cut(text, start, end))
+            cut = _cut(text, start, end)
             if text[start:cut].strip():
                 parts.append((start, text[start:cut]))
             start = cut
-        start = end if fence is None else fence.end()
+        start = after_code
     return parts
 
 
@@ -224,20 +229,18 @@ def _object_end(preposition: "Token") -> int | None:
 
 
 def _load_spacy(name: str) -> "Language":
+    """A spaCy model, after a check that it tags words and finds noun phrases."""
     try:
         import spacy
     except ImportError as error:
         raise ModelError(f"spans: model '{name}' needs spaCy; pip install 'redistill[spans]', or use 'simple'") from error
     try:
-        return spacy.load(name, exclude=list(UNUSED_COMPONENTS))
+        nlp = spacy.load(name, exclude=UNUSED_COMPONENTS)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"spans: no spaCy model '{name}' ({reason}); give an installed package or a folder, 'auto' or 'simple'"
         ) from error
-
-
-def _require_phrases(name: str, nlp: "Language") -> None:
     probe = nlp("The probe works .")
     try:
         list(probe.noun_chunks)
@@ -249,6 +252,7 @@ def _require_phrases(name: str, nlp: "Language") -> None:
         raise ModelError(
             f"spans: spaCy model '{name}' has no part-of-speech tagger; use one with tagger and parser, or 'simple'"
         )
+    return nlp
 
 
 def _package_folder(package: str) -> Path | None:
