@@ -4,11 +4,13 @@ The checks write no file and need no model.
 """
 
 import dataclasses
+import itertools
 import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Self
 
 from redistill.data.reader import ReadReport, line_of, survey_records
@@ -129,14 +131,9 @@ class SourceCheck:
         return dict(Counter(row.fault for row in self.unusable).most_common())
 
     @property
-    def leaks(self) -> tuple[Repeat, ...]:
-        """The rows whose prompt is also in a test set."""
-        return tuple(repeat for repeat in self.repeats if repeat.how != "duplicate")
-
-    @property
     def is_sound(self) -> bool:
         """Whether every row is usable and none is in a test set; duplicates are allowed."""
-        return self.readable and not self.unusable and not self.leaks
+        return self.readable and not self.unusable and all(repeat.how == "duplicate" for repeat in self.repeats)
 
     def as_json(self) -> dict[str, Json]:
         """The check as JSON values.
@@ -181,8 +178,15 @@ def check_data(
         ModelError: the tokenizer has no end token.
     """
     limits = tokens or TokenizeConfig()
-    checked_tests, test_origins = _check_tests(tests)
-    surveys = [_survey(source, split) for source, split in sources]
+    test_checks: list[SourceCheck] = []
+    test_origins: dict[tuple[How, Question], str] = {}
+    for task, path in tests.items():
+        name = task if isinstance(task, str) else task.name
+        check, records = _survey(path or name, name, partial(load_task, task, path, max_bad_rows=sys.maxsize))
+        test_checks.append(check)
+        for record, (how, key) in itertools.product(records, _PROMPT_KEYS.items()):
+            test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
+    surveys = [_survey(source, None, partial(survey_records, source, split=split)) for source, split in sources]
     origins = [f"{check.source}:{line_of(record)}" for check, records in surveys for record in records]
     first = first_of_each([record for _, records in surveys for record in records])
     earlier = iter([origins[k] if k != index else None for index, k in enumerate(first)])  # consumed source by source
@@ -194,7 +198,7 @@ def check_data(
         unusable = tuple(sorted((*check.unusable, *unlearnable), key=lambda row: row.line))
         usable = check.rows - len(unlearnable)
         checks.append(dataclasses.replace(check, rows=usable, unusable=unusable, repeats=tuple(repeats), tokens=lengths))
-    return [*checks, *checked_tests]
+    return [*checks, *test_checks]
 
 
 def described(checks: Sequence[SourceCheck]) -> Iterator[str]:
@@ -228,39 +232,17 @@ def _described(check: SourceCheck) -> Iterator[str]:
 # --- one source ---------------------------------------------------------------------------------------------------------
 
 
-def _survey(source: str, split: str) -> tuple[SourceCheck, list[Record]]:
+def _survey(
+    source: str, test: str | None, read: Callable[[], tuple[list[Record], ReadReport]]
+) -> tuple[SourceCheck, list[Record]]:
+    """The check of one source without repeats and lengths, and its records."""
     try:
-        records, report = survey_records(source, split=split)
+        records, report = read()
     except DataError as error:
-        return SourceCheck(source=source, test=None, rows=0, verdict=str(error), readable=False), []
-    if not records and not report.rejected:
-        return SourceCheck(source=report.source, test=None, rows=0, verdict="is empty", readable=False), []
-    return _checked(records, report, None), records
-
-
-def _checked(records: Sequence[Record], report: ReadReport, test: str | None) -> SourceCheck:
-    verdict = report.verdict or "none"
-    return SourceCheck(source=report.source, test=test, rows=len(records), verdict=verdict, unusable=report.rejected)
-
-
-def _check_tests(
-    tests: Mapping[str, str | None] | Mapping[Task, str | None],
-) -> tuple[list[SourceCheck], dict[tuple[How, Question], str]]:
-    """The checks of test sets, and the first row with each prompt, as "source:line"."""
-    checks: list[SourceCheck] = []
-    origins: dict[tuple[How, Question], str] = {}
-    for task, path in tests.items():
-        name = task if isinstance(task, str) else task.name
-        try:
-            records, report = load_task(task, path, max_bad_rows=sys.maxsize)
-        except DataError as error:
-            checks.append(SourceCheck(source=path or name, test=name, rows=0, verdict=str(error), readable=False))
-            continue
-        for record in records:
-            for how, key in _PROMPT_KEYS.items():
-                origins.setdefault((how, key(record)), f"{report.source}:{line_of(record)}")
-        checks.append(_checked(records, report, name))
-    return checks, origins
+        return SourceCheck(source=source, test=test, rows=0, verdict=str(error), readable=False), []
+    source, bad, verdict = report.source, report.rejected, report.verdict or ("none" if report.rejected else "is empty")
+    readable = bool(records or bad)
+    return SourceCheck(source=source, test=test, rows=len(records), verdict=verdict, readable=readable, unusable=bad), records
 
 
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:

@@ -100,10 +100,8 @@ def load_corpus(
             raise DataError(f"{source}: has no text; give another file, or remove it from the corpus")
     num_blocks = min(len(ids) // block_tokens, max_blocks or len(ids))
     if not num_blocks:
-        names = ", ".join(map(str, sources))
-        raise DataError(
-            f"corpus {names}: {len(ids)} tokens; a block needs {block_tokens}; give more text, or lower block_tokens"
-        )
+        found = f"corpus {', '.join(map(str, sources))}: {len(ids)} tokens"
+        raise DataError(f"{found}; a block needs {block_tokens}; give more text, or lower block_tokens")
     return CorpusBlocks(np.frombuffer(ids, np.intc, count=num_blocks * block_tokens).reshape(num_blocks, block_tokens))
 
 

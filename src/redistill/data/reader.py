@@ -115,16 +115,14 @@ def line_of(record: Record) -> int:
 
 def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None) -> None:
     """Reject a data set that is empty or has too many unusable rows."""
-    name, num_good, bad = report.source, report.num_rows, report.rejected
+    num_good, bad = report.num_rows, report.rejected
     if not num_good and not bad:
-        raise DataError(f"{name}: is empty; it must have one JSON object per line")
-    if len(bad) <= max_bad_rows and num_good:
-        return
-    listed = f" ({rejected} lists them)" if rejected else ""
-    allowed = f"at most {max_bad_rows} may be" if num_good else "no row remains"
-    remedy = "fix or remove them, or raise max_bad_rows" if num_good else "fix them"
-    found = f"{len(bad)} of {num_good + len(bad)} rows are unusable{listed}"
-    raise DataError(f"{name}:{bad[0].line}: {bad[0].reason}; {found}, {allowed}; {remedy}")
+        raise DataError(f"{report.source}: is empty; it must have one JSON object per line")
+    if len(bad) > max_bad_rows or not num_good:
+        found = f"{len(bad)} of {num_good + len(bad)} rows are unusable" + (f" ({rejected} lists them)" if rejected else "")
+        allowed = f"at most {max_bad_rows} may be; fix or remove them, or raise max_bad_rows"
+        outcome = allowed if num_good else "no row remains; fix them"
+        raise DataError(f"{report.source}:{bad[0].line}: {bad[0].reason}; {found}, {outcome}")
 
 
 # --- where the rows are -------------------------------------------------------------------------------------------------

@@ -216,8 +216,7 @@ class _Encoder:
         """One training sequence, and whether its answer was truncated."""
         config = self._config
         answer = _chosen(record.references, config.reference, seed, sample)
-        every_turn = config.supervise == "every"
-        transcript = render_transcript(record, answer, config.template, self._tokenizer, every_turn=every_turn)
+        transcript = render_transcript(record, answer, config.template, self._tokenizer, every_turn=config.supervise == "every")
         token_ids, supervised, prompt_length = self._transcript(record, transcript)
         if not transcript.ended:
             token_ids.append(end_id)

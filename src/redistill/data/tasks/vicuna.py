@@ -8,8 +8,4 @@ Source: Chiang et al. 2023 (lm-sys/vicuna-blog-eval); Apache-2.0.
 
 from redistill.data.tasks.task import Task
 
-TASK = Task(
-    name="vicuna",
-    description="80 open questions, with long model-generated references",
-    hub_name="MiniLLM/Vicuna",
-)
+TASK = Task(name="vicuna", description="80 open questions, with long model-generated references", hub_name="MiniLLM/Vicuna")
