@@ -1,6 +1,7 @@
-"""Checks of data before a run: unusable rows, duplicates, overlap with test sets, and lengths in tokens.
+"""Checks of data before a run.
 
-The checks write no file and need no model.
+They report unusable rows, duplicates, overlap with test sets, and lengths in tokens.  The checks write no file and need no
+model.
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""Collation of sequences into a padded batch with its supervised rows; the shift by one token happens only here."""
+"""Collation of sequences into a padded batch with its supervised rows.
+
+The shift by one token, from a position to the token that it predicts, happens only here.
+"""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Plain text for the pre-training term: documents are concatenated and split into blocks of equal length.
+"""Plain text for the pre-training term, in blocks of equal length.
 
 Source: the OpenWebText recipe of MiniLLM and DistiLLM - consecutive line breaks become one, an end token follows each document,
 and the tokens after the last complete block are dropped.  Instruction data is read by data.reader.

@@ -1,6 +1,7 @@
-"""Parsing of a JSON row as a prompt and its answers; the keys determine the form of the row.
+"""Parsing of a JSON row as a prompt and its answers.
 
-Texts are used verbatim.  A malformed row is rejected with a reason; it is never stripped, repaired or guessed.
+The keys of a row determine its form.  Texts are used verbatim.  A malformed row is rejected with a reason; it is never
+stripped, repaired or guessed.
 """
 
 import reprlib

@@ -1,6 +1,7 @@
-"""Reading of records from a file, a folder or a hub data set; unusable rows are rejected with line number and reason.
+"""Reading of records from a file, a folder or a hub data set.
 
-The module uses no template and no tokenizer.  Text is kept verbatim: "<n>" is three characters.
+Unusable rows are rejected with line number and reason.  The module uses no template and no tokenizer.  Text is kept verbatim:
+"<n>" is three characters.
 """
 
 import json
@@ -173,7 +174,13 @@ def _download(name: str, hub_file: str) -> Path:
 
 
 def hub_failed(what: str, error: Exception, instead: str = ".jsonl") -> DataError:
-    """The error to raise when `what` cannot be read from the hub; `instead` is the kind of a local file."""
+    """The error to raise when something cannot be read from the hub.
+
+    Args:
+        what: The data set, with its split or file.
+        error: The error of the library.
+        instead: Suffixes of local files that could be given instead.
+    """
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return DataError(f"{what}: cannot be read from the hub ({reason}); check name and network, or give a local {instead} file")
 

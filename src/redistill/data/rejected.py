@@ -1,4 +1,7 @@
-"""rejected.jsonl, the list of rows that training leaves out, with source, line and reason; its size is limited."""
+"""rejected.jsonl, the list of rows that training leaves out.
+
+A line has the source, line and reason of a row.  The number of lines per source is limited.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

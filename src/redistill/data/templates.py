@@ -1,6 +1,7 @@
-"""Rendering of prompts as text: the Alpaca template of the literature, or the chat template of the tokenizer.
+"""Rendering of prompts as text.
 
-This module handles strings only; `tokenize` encodes them and marks the targets.
+The template is the Alpaca template of the literature, or the chat template of the tokenizer.  This module handles strings
+only; `tokenize` encodes them and marks the targets.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""Tokenization of records: the only module that determines where a prompt ends and an answer begins.
+"""Tokenization of records.
+
+No other module determines where a prompt ends and an answer begins.
 
 Training and evaluation build prompts with the same code, so a model is evaluated on the prompts that it was trained on.  The
 special tokens that the tokenizer puts before a text by default (BOS for Llama, </s> for OPT, none for GPT-2 and Qwen) are added

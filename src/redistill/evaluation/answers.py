@@ -69,9 +69,10 @@ def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
 
 
 def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[str, float]:
-    """Scores of a set of answers, from their lines in a responses file; `Evaluator.evaluate` lists the units.
+    """Scores of a set of answers, from their lines in a responses file.
 
-    Sums are exact (`math.fsum`), so that the scores do not depend on the order in which answers of processes are gathered.
+    `Evaluator.evaluate` lists the units.  Sums are exact (`math.fsum`), so that the scores do not depend on the order in which
+    answers of processes are gathered.
     """
     responses = [line["response"] for line in lines]
     return {
@@ -84,7 +85,10 @@ def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[st
 
 
 def part(values: Sequence[Item], processes: Processes) -> Sequence[Item]:
-    """This process's part of the values: with n processes, every n-th value from its rank on."""
+    """The part of the values that this process handles.
+
+    With n processes, it is every n-th value from its rank on.
+    """
     return values[processes.rank :: processes.world]
 
 

@@ -1,4 +1,6 @@
-"""The evaluator: a model's answers on test sets with their scores, and the validation that chooses a checkpoint.
+"""The evaluator: scores of a model on test sets, and on validation data.
+
+Validation scores choose a checkpoint.
 
 Each batch of answers is written to disk when it is generated, so that an interrupted evaluation resumes.  Random numbers are
 keyed by (evaluation seed, data set, record), so that no answer depends on batches, processes or interruptions.
@@ -60,7 +62,7 @@ class Evaluator:
         metrics: Mapping[str, Sequence[Metric]],
         progress: ProgressCall | None = None,
     ) -> dict[str, Json]:
-        """Answer every prompt with every seed, score the answers, and write the evaluation folder.
+        """Answer every prompt with every seed, and write the scores to a folder.
 
         Answers of an interrupted call, or of a call with other metrics, are reused if the settings are the same.
 
@@ -111,7 +113,9 @@ class Evaluator:
     def validate(
         self, records: Sequence[Record], examples: Sequence[Example], *, metrics: Sequence[Metric], seed: int
     ) -> dict[str, float]:
-        """Scores of the current model: of one sampled answer per prompt, and teacher-forced on the gold answers.
+        """Scores of the current model on validation data.
+
+        They are scores of one sampled answer per prompt, and teacher-forced scores of the gold answers.
 
         Sampling uses temperature 1, all classes and no n-gram blocking, as in the papers' model selection.  Every call uses the
         same random numbers, so that two checkpoints differ only in their weights.

@@ -1,4 +1,7 @@
-"""The evaluation folder: settings.json, written first, and responses/, appended to, so that an evaluation can resume."""
+"""The evaluation folder: settings.json and responses/.
+
+settings.json is written first, and responses/ is appended to, so that an evaluation can resume.
+"""
 
 import hashlib
 import json
@@ -59,7 +62,10 @@ def _flat(settings: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def model_hash(model: nn.Module) -> str:
-    """SHA-256 of all weights and their names: an evaluation must not resume with another model."""
+    """SHA-256 of all weights and their names.
+
+    An evaluation must not resume with another model.
+    """
     found = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
@@ -92,6 +98,7 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, answers: int, tokens: int = 0, seconds: float = 0.0) -> None:
+        """Count answers, with the tokens and seconds of their generation."""
         self.done, self.tokens, self.seconds = self.done + answers, self.tokens + tokens, self.seconds + seconds
         if self.progress is not None:
             self.progress(self.done, self.total, self.tokens)
@@ -99,7 +106,9 @@ class Tally:
 
 @dataclass(frozen=True)
 class ResponseFiles:
-    """The responses files of a folder: existing answers are kept, missing ones are generated and appended.
+    """The responses files of a folder.
+
+    Existing answers are kept, missing ones are generated and appended.
 
     Args:
         answerer: Generates and scores answers.
@@ -116,9 +125,10 @@ class ResponseFiles:
     batch_size: int
 
     def complete(self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric]) -> list[Line]:
-        """Generate the missing answers of one file; returns all its lines in the order of the rows.
+        """Generate the missing answers of one file.
 
-        Each process generates its part.  Metrics that an existing line lacks are computed from its response.
+        Returns all its lines in the order of the rows.  Each process generates its part.  Metrics that an existing line lacks
+        are computed from its response.
         """
         name = f"{dataset}-seed{seed}"
         existing = [line for path in self._files(name) for line in cast("list[Line]", files.read_lines(path))]

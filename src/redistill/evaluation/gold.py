@@ -1,4 +1,7 @@
-"""Teacher-forced scores of a model on gold answers: cross entropy, and KL and agreement with the teacher."""
+"""Teacher-forced scores of a model on gold answers.
+
+The scores are cross entropy, and KL and agreement with the teacher.
+"""
 
 import contextlib
 import math
@@ -29,7 +32,7 @@ def teacher_forced(
     vocabulary: int | None = None,
     processes: Processes = ONE_PROCESS,
 ) -> dict[str, float]:
-    r"""Teacher-forced scores of the student on gold answers, as means over all their targets.
+    r"""Teacher-forced scores of the student, as means over all gold targets.
 
     .. math:: \text{cross\_entropy} = -\log q(y_i), \quad
               \text{kl} = \mathrm{KL}(p_i \,\|\, q_i), \quad \text{agreement} = [\arg\max p_i = \arg\max q_i]
@@ -57,7 +60,10 @@ def teacher_forced(
 
 
 def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> list[Example]:
-    """Gold sequences of test records with their first reference; empty if all prompts exceed the length limits of training."""
+    """Gold sequences of test records with their first reference.
+
+    The list is empty if all prompts exceed the length limits of training.
+    """
     with contextlib.suppress(DataError):
         return tokenize_training(records, tokenizer, replace(config, reference="first"), seed=0)[0]
     return []

@@ -1,4 +1,4 @@
-"""Configuration of evaluation, checks of its data sets, and the settings and scores that it stores."""
+"""Configuration of evaluation, and the settings and scores that it stores."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,9 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How test answers are sampled and scored; the defaults are the protocol of the papers.
+    """How test answers are sampled and scored.
+
+    The defaults are the protocol of the papers.
 
     Args:
         seeds: Seeds of evaluation; each gives one answer per prompt, and scores are averaged over them.
@@ -67,11 +69,15 @@ class EvaluationConfig:
 
     @property
     def sampling(self) -> Sampling:
+        """How the tokens of test answers are sampled."""
         return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, no_repeat_ngram=self.no_repeat_ngram)
 
 
 def described(model: nn.Module, label: str) -> dict[str, Json]:
-    """The head of scores.json: schema, and the model's label, class, number of parameters and size in bytes."""
+    """The head of scores.json.
+
+    It has the schema, and the model's label, class, number of parameters and size in bytes.
+    """
     return {
         "schema": SCHEMA,
         "label": label,
@@ -84,7 +90,10 @@ def described(model: nn.Module, label: str) -> dict[str, Json]:
 def settings(
     model: nn.Module, label: str, config: EvaluationConfig, tokens: TokenizeConfig, datasets: Mapping[str, Sequence[Row]]
 ) -> dict[str, Json]:
-    """Everything that an answer depends on: not the batch size, nor metrics, which are computed from answers."""
+    """Everything that an answer depends on.
+
+    The batch size is not part of it, nor are metrics, which are computed from answers.
+    """
     sampling = asdict(config.sampling)
     del sampling["teacher_share"]  # an answer is sampled from one model
     return {
@@ -123,7 +132,9 @@ def checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
 def earlier_scores(
     path: Path, settings: Mapping[str, Json], metrics: Mapping[str, object], *, needs_kl: bool
 ) -> tuple[dict[str, Any], bool]:
-    """The scores of an earlier call, and whether they are complete, with the same settings and metrics.
+    """The scores of an earlier call, and whether they can be returned as they are.
+
+    They can if they are complete, with the same settings and metrics.  A missing file has no scores.
 
     Raises:
         CheckpointError: the file has no scores of an evaluation.

@@ -1,6 +1,7 @@
-"""Conversion of character spans to token ranges, for any tokenizer and for generated ids that no text encodes to.
+"""Conversion of character spans to token ranges.
 
-This module only decodes with a tokenizer that it is given; it never creates one.
+It works for any tokenizer, and for generated ids that no text encodes to.  This module only decodes with a tokenizer that it
+is given; it never creates one.
 """
 
 from bisect import bisect_left, bisect_right

@@ -1,4 +1,4 @@
-"""Extraction of noun, verb and prepositional phrases from text, as character spans.
+"""Extraction of noun, verb and prepositional phrases, as character spans.
 
 This module does not handle tokens; `spans/align.py` converts its spans to token ranges.  spaCy is imported only when a model is
 loaded, and nothing is downloaded.
@@ -67,7 +67,9 @@ class SpanExtractor(Protocol):
 
     description: dict[str, str]
 
-    def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]: ...
+    def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
+        """The sorted phrases of each text, in the order of the texts."""
+        ...
 
 
 def load_extractor(name: str = "auto") -> SpanExtractor:

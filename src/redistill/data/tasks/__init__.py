@@ -1,4 +1,7 @@
-"""The test sets of the literature, one module each; any other name denotes a local file."""
+"""The test sets of the literature, one module each.
+
+Any other name of a test set denotes a local file.
+"""
 
 import difflib
 from collections.abc import Mapping

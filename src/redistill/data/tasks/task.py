@@ -1,4 +1,4 @@
-"""The description of a test set: its source, its rows that the papers evaluate, and its metrics."""
+"""The description of a test set: its source, its rows, and its metrics."""
 
 import dataclasses
 from dataclasses import dataclass

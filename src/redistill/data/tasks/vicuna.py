@@ -1,4 +1,6 @@
-"""Vicuna: 80 open questions, among them role play, estimates and code, with the answers of a strong model as references.
+"""Vicuna: 80 open questions, among them role play, estimates and code.
+
+The references are the answers of a strong model.
 
     {"instruction": "How many piano tuners might work in a city of a million people? Explain how you estimate it.", "input": "",
      "output": "Suppose that one household in twenty owns a piano ..."}
