@@ -55,9 +55,9 @@ def load_task(
         task: A key of `TASKS`, any name if `path` is given, or a `Task`.
         path: A file, a folder with test.jsonl, or a hub name to read instead of the hub file of the task.
         limit: Maximum number of rows, applied after `min_reference_words`; None keeps all.
-        min_reference_words: Leave out rows whose longest reference has fewer words, which are separated by white space; None
-            keeps all.  The hub files of
-            Super-Natural and Unnatural Instructions have long references only, so this is for their other files.
+        min_reference_words: Leave out rows whose longest reference has fewer words, separated by white space; None keeps all.
+            The hub files of Super-Natural and Unnatural Instructions have long references only, so this is for their other
+            files.
         max_bad_rows, rejected: As in `read_records`.
 
     Returns:
