@@ -24,9 +24,7 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How test answers are sampled and scored.
-
-    The defaults are the protocol of the papers.
+    """How test answers are sampled and scored; the defaults are those of papers.
 
     Args:
         seeds: Seeds of evaluation; each gives one answer per prompt, and scores are averaged over them.
