@@ -1,25 +1,37 @@
-"""Checks of data before a run: unusable rows, duplicates, overlap with test sets, and lengths in tokens.
+"""Checks of data before a run.
 
-The checks write no file and need no model.
+They report unusable rows, duplicates, overlap with test sets, and lengths in tokens.  The checks write no file and need no
+model.
 """
 
 import dataclasses
+import itertools
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from functools import partial
+from typing import Literal, Self
 
-from redistill.data.reader import line_of, survey_records
+from redistill.data.reader import ReadReport, line_of, survey_records
 from redistill.data.rejected import LISTED_ROWS, RejectedRow
 from redistill.data.repeats import Question, first_of_each, loose_question, question
 from redistill.data.tasks import Task, load_task
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
-from redistill.records import Record
+from redistill.interfaces import Tokenizer
+from redistill.records import Json, Record
 from redistill.storage.redaction import plain
 
+How = Literal["duplicate", "exact", "normalised"]
+
+_MEANINGS: Mapping[How, str] = {
+    "duplicate": "duplicates of an earlier row",
+    "exact": "with the prompt of a test row; a run leaves them out",
+    "normalised": "with the prompt of a test row except for case, width and outer punctuation; a run keeps them",
+}
+_PROMPT_KEYS: Mapping[How, Callable[[Record], Question]] = {"exact": question, "normalised": loose_question}
 _UNLIMITED = 1 << 40  # tokens; also measures texts that a run would cut or leave out
 
 
@@ -37,7 +49,7 @@ class Repeat:
 
     line: int
     of: str
-    how: Literal["duplicate", "exact", "normalised"]
+    how: How
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +78,11 @@ class Lengths:
             longest_95=ordered[math.ceil(0.95 * len(ordered)) - 1],
             longest=ordered[-1],
         )
+
+    @property
+    def described(self) -> str:
+        """The statistics in one line."""
+        return f"{self.shortest} to {self.longest}, median {self.median}, mean {self.mean:.1f}, 95 % up to {self.longest_95}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +132,11 @@ class SourceCheck:
         return dict(Counter(row.fault for row in self.unusable).most_common())
 
     @property
-    def leaks(self) -> tuple[Repeat, ...]:
-        """The rows whose prompt is also in a test set."""
-        return tuple(repeat for repeat in self.repeats if repeat.how != "duplicate")
-
-    @property
     def is_sound(self) -> bool:
         """Whether every row is usable and none is in a test set; duplicates are allowed."""
-        return self.readable and not self.unusable and not self.leaks
+        return self.readable and not self.unusable and all(repeat.how == "duplicate" for repeat in self.repeats)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Json]:
         """The check as JSON values.
 
         Counts cover all rows; lists of rows hold at most `LISTED_ROWS`.
@@ -147,7 +159,7 @@ def check_data(
     sources: Sequence[tuple[str, str]],
     tests: Mapping[str, str | None] | Mapping[Task, str | None],
     *,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     tokens: TokenizeConfig | None = None,
 ) -> list[SourceCheck]:
     """Check training and validation data, and compare it with test sets.
@@ -166,26 +178,28 @@ def check_data(
             template.
         ModelError: the tokenizer has no end token.
     """
-    checked_tests, test_prompts = _check_tests(tests)
-    surveys = [_survey(source, split) for source, split in sources]
+    limits = tokens or TokenizeConfig()
+    test_checks: list[SourceCheck] = []
+    test_origins: dict[tuple[How, Question], str] = {}
+    for task, path in tests.items():
+        name = task if isinstance(task, str) else task.name
+        check, records = _survey(path or name, name, partial(load_task, task, path, max_bad_rows=sys.maxsize))
+        test_checks.append(check)
+        for record, (how, key) in itertools.product(records, _PROMPT_KEYS.items()):
+            test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
+    surveys = [_survey(source, None, partial(survey_records, source, split=split)) for source, split in sources]
     origins = [f"{check.source}:{line_of(record)}" for check, records in surveys for record in records]
     first = first_of_each([record for _, records in surveys for record in records])
+    earlier = iter([origins[k] if k != index else None for index, k in enumerate(first)])  # consumed source by source
     checks = []
-    start = 0
     for check, records in surveys:
-        numbered = list(enumerate(records, start))
-        start += len(records)
-        repeats = [
-            Repeat(line=line_of(record), of=origins[first[index]], how="duplicate")
-            for index, record in numbered
-            if first[index] != index
-        ]
-        repeats += [repeat for record in records if (repeat := test_prompts.find(record)) is not None]
-        lengths, unlearnable = (None, ()) if tokenizer is None or not records else _measured(records, tokenizer, tokens)
+        repeats = [Repeat(line=line_of(record), of=of, how="duplicate") for record, of in zip(records, earlier) if of]
+        repeats += [repeat for record in records if (repeat := _leak(record, test_origins)) is not None]
+        lengths, unlearnable = (None, ()) if tokenizer is None or not records else _measured(records, tokenizer, limits)
         unusable = tuple(sorted((*check.unusable, *unlearnable), key=lambda row: row.line))
         usable = check.rows - len(unlearnable)
         checks.append(dataclasses.replace(check, rows=usable, unusable=unusable, repeats=tuple(repeats), tokens=lengths))
-    return [*checks, *checked_tests]
+    return [*checks, *test_checks]
 
 
 def described(checks: Sequence[SourceCheck]) -> Iterator[str]:
@@ -194,99 +208,56 @@ def described(checks: Sequence[SourceCheck]) -> Iterator[str]:
     They report usable rows, faults with one example of each kind, repeats and lengths.
     """
     for check in checks:
-        yield plain(f"{check.source}{f' (test set {check.test})' if check.test else ''}")
-        yield plain(f"  {check.rows} usable rows: {check.verdict}" if check.readable else f"  {check.verdict}")
-        yield from map(plain, _described_rows(check))
-        if check.tokens is not None:
-            yield from _described_tokens(check.tokens)
+        yield from map(plain, _described(check))
     unsound = sum(not check.is_sound for check in checks)
     yield f"{len(checks)} checked, {unsound} with faults" if unsound else f"{len(checks)} checked, no faults"
 
 
-def _described_rows(check: SourceCheck) -> Iterator[str]:
+def _described(check: SourceCheck) -> Iterator[str]:
+    yield f"{check.source}{f' (test set {check.test})' if check.test else ''}"
+    yield f"  {check.rows} usable rows: {check.verdict}" if check.readable else f"  {check.verdict}"
     if check.unusable:
         yield f"  {len(check.unusable)} unusable rows:"
     for fault, count in check.faults.items():
         example = next(row for row in check.unusable if row.fault == fault)
         yield f"  {count:8d}  {fault}: line {example.line}: {example.reason}"
-    meanings = {
-        "duplicate": "duplicates of an earlier row",
-        "exact": "with the prompt of a test row; a run leaves them out",
-        "normalised": "with the prompt of a test row except for case, width and outer punctuation; a run keeps them",
-    }
-    for how, text in meanings.items():
+    for how, text in _MEANINGS.items():
         found = [repeat for repeat in check.repeats if repeat.how == how]
         if found:
             yield f"  {len(found):8d}  {text}: line {found[0].line} repeats {found[0].of}"
-
-
-def _described_tokens(tokens: TokenCheck) -> Iterator[str]:
-    effects = (f"{tokens.prompts_left_out} left out", f"{tokens.answers_cut} truncated")
-    for name, lengths, effect in zip(("prompts", "answers"), (tokens.prompts, tokens.answers), effects):
-        yield (
-            f"  {name} in tokens: {lengths.shortest} to {lengths.longest}, median {lengths.median}, mean {lengths.mean:.1f}, "
-            f"95 % up to {lengths.longest_95}; {effect}"
-        )
+    if (tokens := check.tokens) is not None:
+        yield f"  prompts in tokens: {tokens.prompts.described}; {tokens.prompts_left_out} left out"
+        yield f"  answers in tokens: {tokens.answers.described}; {tokens.answers_cut} truncated"
 
 
 # --- one source ---------------------------------------------------------------------------------------------------------
 
 
-def _survey(source: str, split: str) -> tuple[SourceCheck, list[Record]]:
+def _survey(
+    source: str, test: str | None, read: Callable[[], tuple[list[Record], ReadReport]]
+) -> tuple[SourceCheck, list[Record]]:
+    """The check of one source without repeats and lengths, and its records."""
     try:
-        records, report = survey_records(source, split=split)
+        records, report = read()
     except DataError as error:
-        return SourceCheck(source=source, test=None, rows=0, verdict=str(error), readable=False), []
-    if not records and not report.rejected:
-        return SourceCheck(source=report.source, test=None, rows=0, verdict="is empty", readable=False), []
-    verdict = report.verdict or "none"
-    check = SourceCheck(source=report.source, test=None, rows=len(records), verdict=verdict, unusable=report.rejected)
-    return check, records
+        return SourceCheck(source=source, test=test, rows=0, verdict=str(error), readable=False), []
+    source, bad, verdict = report.source, report.rejected, report.verdict or ("none" if report.rejected else "is empty")
+    readable = bool(records or bad)
+    return SourceCheck(source=source, test=test, rows=len(records), verdict=verdict, readable=readable, unusable=bad), records
 
 
-@dataclass(frozen=True)
-class _TestPrompts:
-    """The prompts of test rows, each with the first row that has it as "source:line"."""
-
-    exact: dict[Question, str]
-    normalised: dict[Question, str]
-
-    def add(self, record: Record, source: str) -> None:
-        origin = f"{source}:{line_of(record)}"
-        self.exact.setdefault(question(record), origin)
-        self.normalised.setdefault(loose_question(record), origin)
-
-    def find(self, record: Record) -> Repeat | None:
-        """The first test row with the prompt of `record`; prefers verbatim matches."""
-        if (origin := self.exact.get(question(record))) is not None:
-            return Repeat(line=line_of(record), of=origin, how="exact")
-        if (origin := self.normalised.get(loose_question(record))) is not None:
-            return Repeat(line=line_of(record), of=origin, how="normalised")
-        return None
-
-
-def _check_tests(tests: Mapping[str, str | None] | Mapping[Task, str | None]) -> tuple[list[SourceCheck], _TestPrompts]:
-    checks, test_prompts = [], _TestPrompts({}, {})
-    for task, path in tests.items():
-        name = task if isinstance(task, str) else task.name
-        try:
-            records, report = load_task(task, path, max_bad_rows=sys.maxsize)
-        except DataError as error:
-            checks.append(SourceCheck(source=path or name, test=name, rows=0, verdict=str(error), readable=False))
-            continue
-        for record in records:
-            test_prompts.add(record, report.source)
-        checks.append(
-            SourceCheck(source=report.source, test=name, rows=len(records), verdict=report.verdict, unusable=report.rejected)
-        )
-    return checks, test_prompts
+def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:
+    """The first test row with the prompt of `record`; prefers verbatim matches."""
+    for how, key in _PROMPT_KEYS.items():
+        if (origin := origins.get((how, key(record)))) is not None:
+            return Repeat(line=line_of(record), of=origin, how=how)
+    return None
 
 
 def _measured(
-    records: Sequence[Record], tokenizer: Any, tokens: TokenizeConfig | None
+    records: Sequence[Record], tokenizer: Tokenizer, limits: TokenizeConfig
 ) -> tuple[TokenCheck | None, tuple[RejectedRow, ...]]:
     """Lengths of the rows, and the rows without a target token in this tokenizer."""
-    limits = tokens or TokenizeConfig()
     unlimited = dataclasses.replace(limits, prompt_tokens=_UNLIMITED, response_tokens=_UNLIMITED)
     try:
         examples, report = tokenize_training(records, tokenizer, unlimited, seed=0)
@@ -294,14 +265,11 @@ def _measured(
         return None, tuple(RejectedRow(line=line_of(r), fault="nothing to learn", reason=str(error)) for r in records)
     prompts = [len(example.prompt_ids) for example in examples]
     answers = [len(example.token_ids) - len(example.prompt_ids) for example in examples]
-    unlearnable = [
-        RejectedRow(line=line_of(records[found.index]), fault="nothing to learn", reason=found.reason)
-        for found in report.rejected
-    ]
+    lost = [(line_of(records[found.index]), found.reason) for found in report.rejected]
     checked = TokenCheck(
         prompts=Lengths.of(prompts),
         answers=Lengths.of(answers),
         prompts_left_out=sum(length > limits.prompt_tokens for length in prompts),
         answers_cut=sum(length > limits.response_tokens for length in answers),
     )
-    return checked, tuple(unlearnable)
+    return checked, tuple(RejectedRow(line=line, fault="nothing to learn", reason=reason) for line, reason in lost)

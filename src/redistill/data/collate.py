@@ -1,4 +1,7 @@
-"""Collation of sequences into a padded batch with its supervised rows; the shift by one token happens only here."""
+"""Collation of sequences into a padded batch with its supervised rows.
+
+The shift by one token, from a position to the token that it predicts, happens only here.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -23,35 +26,28 @@ def collate(
     Items with the role "distillation" come first, so that the teacher reads a prefix of the batch.
 
     Args:
-        items: Sequences with their roles; at least one.
+        items: Sequences with their roles.  Without any, the batch has one padding token and no row.
         pad_id: Token id that pads short sequences on the right; it is masked.
         device: Device of the tensors.
         span_config: Settings of the pair weights of Eq. 10; None sets all pair weights to 0.
         role: Which terms of the objective use the batch; see `contracts.Batch`.
     """
-    assert items, "a batch needs a sequence"
     ordered = sorted(items, key=lambda item: "distillation" not in item.roles)
     sequences = [item.sequence for item in ordered]
     sampled = [item.sequence for item in ordered if "distillation" in item.roles]
-    input_ids_BT, attention_mask_BT = pad([sequence.token_ids for sequence in sequences], pad_id)
-    supervised_BT, _ = pad([sequence.supervised for sequence in sequences], 0)
+    input_ids_BT, attention_mask_BT = pad([sequence.token_ids for sequence in sequences] or [(pad_id,)], pad_id)
+    supervised_BT, _ = pad([sequence.supervised for sequence in sequences] or [(False,)], 0)
     sequence_N, token_N = supervised_BT.nonzero(as_tuple=True)
-    width = input_ids_BT.shape[1]
-    sft_B = torch.tensor(["sft" in item.roles for item in ordered])
-    weights = [
-        torch.zeros(sequence.num_targets)
-        if span_config is None or b >= len(sampled)
-        else pair_weights(sequence.spans, sequence.num_targets, span_config)
-        for b, sequence in enumerate(sequences)
-    ]
+    weights = [] if span_config is None else [pair_weights(s.spans, s.num_targets, span_config) for s in sampled]
+    unweighted = torch.zeros(len(sequence_N) - sum(map(len, weights)))
     return Batch(
         input_ids_BT=input_ids_BT.to(device),
         attention_mask_BT=attention_mask_BT.to(device),
-        position_N=(sequence_N * width + token_N - 1).to(device),
+        position_N=(sequence_N * input_ids_BT.shape[1] + token_N - 1).to(device),
         target_N=input_ids_BT[sequence_N, token_N].to(device),
         sequence_N=sequence_N.to(device),
-        sft_N=sft_B[sequence_N].to(device),
-        pair_weight_N=torch.cat(weights).to(device),
+        sft_N=torch.tensor(["sft" in item.roles for item in ordered], dtype=torch.bool)[sequence_N].to(device),
+        pair_weight_N=torch.cat([*weights, unweighted]).to(device),
         num_sampled=len(sampled),
         num_sampled_rows=sum(sequence.num_targets for sequence in sampled),
         num_span_samples=0 if span_config is None else sum(bool(counted_spans(s.spans, span_config)) for s in sampled),
@@ -71,27 +67,7 @@ def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
     It adds zero to every sum and gradient.  Where passes are collective, a process with fewer micro-batches than another one
     processes it to make the same number of passes.
     """
-    ids_BT, none_N = torch.full((1, 1), pad_id, device=device), torch.empty(0, dtype=torch.long, device=device)
-    weight_N = torch.empty(0, device=device)
-    return Batch(
-        input_ids_BT=ids_BT,
-        attention_mask_BT=torch.ones_like(ids_BT),
-        position_N=none_N,
-        target_N=none_N,
-        sequence_N=none_N,
-        sft_N=none_N.bool(),
-        pair_weight_N=weight_N,
-        num_sampled=0,
-        num_sampled_rows=0,
-        num_span_samples=0,
-        role="task",
-        sequence_weight_N=weight_N,
-        old_logprob_N=weight_N,
-        advantage_N=weight_N,
-        importance_N=weight_N,
-        samples=(),
-        origins=(),
-    )
+    return collate((), pad_id=pad_id, device=device)
 
 
 def _rollout_rows(sampled: Sequence[TokenSequence], name: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Plain text for the pre-training term: documents are concatenated and split into blocks of equal length.
+"""Plain text for the pre-training term, in blocks of equal length.
 
 Source: the OpenWebText recipe of MiniLLM and DistiLLM - consecutive line breaks become one, an end token follows each document,
 and the tokens after the last complete block are dropped.  Instruction data is read by data.reader.
@@ -7,15 +7,18 @@ and the tokens after the last complete block are dropped.  Instruction data is r
 import array
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
 from redistill.contracts import TokenSequence
+from redistill.data.reader import hub_failed
 from redistill.errors import DataError, ModelError
+from redistill.interfaces import Tokenizer
 from redistill.processes import signals
 
 TOKENIZED_AT_ONCE = 256
@@ -61,7 +64,7 @@ class CorpusBlocks(Sequence[TokenSequence]):
 
 
 def load_corpus(
-    sources: Sequence[str | Path], tokenizer: Any, *, block_tokens: int, max_blocks: int | None = None
+    sources: Sequence[str | Path], tokenizer: Tokenizer, *, block_tokens: int, max_blocks: int | None = None
 ) -> CorpusBlocks:
     """Tokenize the sources, in order, into blocks of `block_tokens` tokens.
 
@@ -78,37 +81,36 @@ def load_corpus(
         ModelError: the tokenizer has no end token.
     """
     assert block_tokens >= 2 and (max_blocks is None or max_blocks >= 1), (block_tokens, max_blocks)
-    if tokenizer.eos_token_id is None:
+    end_id = tokenizer.eos_token_id
+    if end_id is None:
         raise ModelError(
             "tokenizer: has no end token (eos_token), which must follow each document; set eos_token in its folder"
         )
-    max_tokens = None if max_blocks is None else max_blocks * block_tokens
+    max_tokens = math.inf if max_blocks is None else max_blocks * block_tokens
     ids = array.array("i")
     for source in sources:
-        if max_tokens is not None and len(ids) >= max_tokens:
+        if len(ids) >= max_tokens:
             break
         before = len(ids)
-        for document_ids in _tokenized(_documents(source), tokenizer):
+        for document_ids in _tokenized(_documents(source), tokenizer, end_id):
             ids.extend(document_ids)
-            if max_tokens is not None and len(ids) >= max_tokens:
+            if len(ids) >= max_tokens:
                 break
         if len(ids) == before:
             raise DataError(f"{source}: has no text; give another file, or remove it from the corpus")
     num_blocks = min(len(ids) // block_tokens, max_blocks or len(ids))
     if not num_blocks:
-        names = ", ".join(map(str, sources))
-        raise DataError(
-            f"corpus {names}: {len(ids)} tokens; a block needs {block_tokens}; give more text, or lower block_tokens"
-        )
+        found = f"corpus {', '.join(map(str, sources))}: {len(ids)} tokens"
+        raise DataError(f"{found}; a block needs {block_tokens}; give more text, or lower block_tokens")
     return CorpusBlocks(np.frombuffer(ids, np.intc, count=num_blocks * block_tokens).reshape(num_blocks, block_tokens))
 
 
-def _tokenized(documents: Iterator[str], tokenizer: Any) -> Iterator[list[int]]:
+def _tokenized(documents: Iterator[str], tokenizer: Tokenizer, end_id: int) -> Iterator[list[int]]:
     """The ids of each document that is not empty, followed by the end token."""
     while texts := list(itertools.islice(documents, TOKENIZED_AT_ONCE)):
         signals.poll()
         encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        yield from ([*ids, tokenizer.eos_token_id] for ids in encoded if ids)
+        yield from ([*ids, end_id] for ids in encoded if ids)
 
 
 # --- sources ------------------------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ def _documents(source: str | Path) -> Iterator[str]:
     elif isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or path.parent.exists():
         raise DataError(f"{source}: no such file; give a .txt or .jsonl file, or a hub name 'owner/name'")
     else:
-        raw = _of_hub(source)
+        raw = (_text_of(row, f"{source}, row {number}") for number, row in enumerate(_streamed(source), 1))
     return (text for document in raw if (text := _BREAKS.sub("\n", document).strip()))
 
 
@@ -132,15 +134,13 @@ def _of_text(path: Path) -> Iterator[str]:
     """Documents separated by blank lines; one longer than `MAX_DOCUMENT_CHARACTERS` is split at a line end."""
     lines: list[str] = []
     length = 0
-    for _, line in _lines(path):
+    for _, line in itertools.chain(_lines(path), [(0, "")]):  # a blank line ends the last document
         if lines and (not line.strip() or length > MAX_DOCUMENT_CHARACTERS):
             yield "\n".join(lines)
             lines, length = [], 0
         if line.strip():
             lines.append(line)
             length += len(line) + 1
-    if lines:
-        yield "\n".join(lines)
 
 
 def _of_rows(path: Path) -> Iterator[str]:
@@ -166,12 +166,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
-def _of_hub(name: str) -> Iterator[str]:
-    for number, row in enumerate(_streamed(name), 1):
-        yield _text_of(row, f"{name}, row {number}")
-
-
-def _streamed(source: str) -> Iterator[Any]:
+def _streamed(source: str) -> Iterator[object]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -179,13 +174,10 @@ def _streamed(source: str) -> Iterator[Any]:
     try:
         yield from load_dataset(name, revision=revision or None, split="train", streaming=True)
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"{name}: cannot be read from the hub ({reason}); check name and network, or give a local .txt or .jsonl file"
-        ) from error
+        raise hub_failed(name, error, instead=".txt or .jsonl") from error
 
 
-def _text_of(row: Any, where: str) -> str:
+def _text_of(row: object, where: str) -> str:
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise DataError(f"{where}: has no string under 'text'; each row must be a document, as {{\"text\": ...}}")

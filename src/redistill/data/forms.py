@@ -1,44 +1,29 @@
-"""Parsing of a JSON row as a prompt and its answers; the keys determine the form of the row.
+"""Parsing of a JSON row as a prompt and its answers.
 
-Texts are used verbatim.  A malformed row is rejected with a reason; it is never stripped, repaired or guessed.
+The keys of a row determine its form.  Texts are used verbatim.  A malformed row is rejected with a reason; it is never
+stripped, repaired or guessed.
 """
 
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from redistill.records import Conversation, Instruction, RawPrompt, Turn
 
 Form = Literal["instruction/input/output", "prompt/completion", "messages", "conversations"]
 
-_ROLES: Mapping[str, Literal["system", "user", "assistant"]] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
+Role = Literal["system", "user", "assistant"]
+_ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
-
-Fault = Literal[
-    "not UTF-8",
-    "byte order mark",
-    "not JSON",
-    "not an object",
-    "unknown keys",
-    "no answer",
-    "missing text",
-    "empty text",
-    "wrong type",
-    "NUL character",
-    "lone surrogate",
-    "unknown role",
-    "order of roles",
-    "too large",
-    "nothing to learn",
-]
-"""Kinds of faults in a row; "nothing to learn" is detected by tokenization, all others when the row is read."""
+Fault = (
+    Literal["not UTF-8", "byte order mark", "not JSON"]
+    | Literal["not an object", "unknown keys", "no answer", "too large"]
+    | Literal["missing text", "empty text", "wrong type", "NUL character", "lone surrogate"]
+    | Literal["unknown role", "order of roles"]
+    | Literal["nothing to learn"]
+)
+"""Kinds of faults: of a line, of a row, of a text, of a conversation, and one that only tokenization detects."""
 
 MAX_ROW_BYTES = 1_000_000
 """Maximum size of the texts of a row in UTF-8; a larger row is probably a file pasted by mistake."""
@@ -81,14 +66,23 @@ def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
     if not isinstance(row, dict):
         raise BadRow("not an object", f"is {_kind(row)}; a row must be a JSON object")
     row = {key: value for key, value in row.items() if value is not None}  # mixed forms in one table leave nulls
-    parsed = _conversation_row(row) or _instruction_row(row) or _prompt_row(row)
-    if parsed is None:
+    if "messages" in row:
+        parsed = _conversation_row(row, "messages")
+    elif "conversations" in row:
+        parsed = _conversation_row(row, "conversations")
+    elif "instruction" in row:
+        parsed = _instruction_row(row)
+    elif "prompt" in row:
+        parsed = _prompt_row(row)
+    else:
         keys = ", ".join(reprlib.repr(key) for key in sorted(row)[:6]) or "none"
         known = "rows need instruction and output, prompt and completion, or messages"
         raise BadRow("unknown keys", f"its keys are {keys}; {known}")
     if require_answer and not parsed.references:
         raise BadRow("no answer", _MISSING_ANSWER[parsed.form])
-    _check_size(parsed)
+    size = sum(len(text.encode()) for text in (*texts_of(parsed.prompt), *parsed.references))
+    if size > MAX_ROW_BYTES:
+        raise BadRow("too large", f"has {size} bytes of text; a row may have at most {MAX_ROW_BYTES}")
     return parsed
 
 
@@ -99,12 +93,6 @@ def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
     return (prompt.text,) if isinstance(prompt, RawPrompt) else tuple(turn.content for turn in prompt.turns)
 
 
-def _check_size(parsed: ParsedRow) -> None:
-    size = sum(len(text.encode()) for text in (*texts_of(parsed.prompt), *parsed.references))
-    if size > MAX_ROW_BYTES:
-        raise BadRow("too large", f"has {size} bytes of text; a row may have at most {MAX_ROW_BYTES}")
-
-
 _MISSING_ANSWER: Mapping[Form, str] = {
     "instruction/input/output": "'output' is missing; rows need instruction and output",
     "prompt/completion": "'completion' is missing; rows need prompt and completion",
@@ -113,9 +101,7 @@ _MISSING_ANSWER: Mapping[Form, str] = {
 }
 
 
-def _instruction_row(row: Mapping[str, Any]) -> ParsedRow | None:
-    if "instruction" not in row:
-        return None
+def _instruction_row(row: Mapping[str, object]) -> ParsedRow:
     context = _first(row, "input", "context")
     prompt = Instruction(
         instruction=_filled(row["instruction"], "'instruction'"),
@@ -125,32 +111,23 @@ def _instruction_row(row: Mapping[str, Any]) -> ParsedRow | None:
     return ParsedRow(form="instruction/input/output", prompt=prompt, references=references)
 
 
-def _prompt_row(row: Mapping[str, Any]) -> ParsedRow | None:
-    if "prompt" not in row:
-        return None
-    form: Form = "prompt/completion"
+def _prompt_row(row: Mapping[str, object]) -> ParsedRow:
     answer = _first(row, "completion", "response", "output")
-    if not isinstance(row["prompt"], list):
-        prompt = RawPrompt(_filled(row["prompt"], "'prompt'"))
-        return ParsedRow(form=form, prompt=prompt, references=_references(answer, "'completion'"))
-    turns = _turns(row["prompt"], "'prompt'")
-    if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # the answer is a message
-        messages = _turns(answer, "'completion'")
-        if len(messages) != 1 or messages[0].role != "assistant":
-            raise BadRow("order of roles", "'completion' must be one assistant message")
-        answer = messages[0].content
-    _check_order((*turns, Turn("assistant", "")), "'prompt'")
-    return ParsedRow(form=form, prompt=Conversation(turns), references=_references(answer, "'completion'"))
-
-
-def _conversation_row(row: Mapping[str, Any]) -> ParsedRow | None:
-    form: Form
-    if "messages" in row:
-        form = "messages"
-    elif "conversations" in row:
-        form = "conversations"
+    prompt: RawPrompt | Conversation
+    if isinstance(row["prompt"], list):
+        prompt = Conversation(_turns(row["prompt"], "'prompt'"))
+        if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # the answer is a message
+            messages = _turns(answer, "'completion'")
+            if len(messages) != 1 or messages[0].role != "assistant":
+                raise BadRow("order of roles", "'completion' must be one assistant message")
+            answer = messages[0].content
+        _check_order((*prompt.turns, Turn("assistant", "")), "'prompt'")
     else:
-        return None
+        prompt = RawPrompt(_filled(row["prompt"], "'prompt'"))
+    return ParsedRow(form="prompt/completion", prompt=prompt, references=_references(answer, "'completion'"))
+
+
+def _conversation_row(row: Mapping[str, object], form: Literal["messages", "conversations"]) -> ParsedRow:
     turns = _turns(row[form], f"'{form}'")
     _check_order(turns, f"'{form}'")
     if turns[-1].role == "assistant":
@@ -164,28 +141,24 @@ def _turns(value: object, name: str) -> tuple[Turn, ...]:
         raise BadRow("wrong type", f"{name} is {_kind(value)}; it must be a list of messages")
     turns = []
     for number, message in enumerate(value, 1):
+        where = f"{name}, message {number}"
         if not isinstance(message, dict):
-            reason = f"{name}, message {number} is {_kind(message)}; it must be an object with role and content"
-            raise BadRow("wrong type", reason)
+            raise BadRow("wrong type", f"{where} is {_kind(message)}; it must be an object with role and content")
         role = _first(message, "role", "from")
         if not isinstance(role, str) or role not in _ROLES:
-            reason = f"{name}, message {number}: role {reprlib.repr(role)}; roles are system, user and assistant"
-            raise BadRow("unknown role", reason)
-        content = _filled(_first(message, "content", "value"), f"{name}, message {number}: content")
-        turns.append(Turn(_ROLES[role], content))
+            raise BadRow("unknown role", f"{where}: role {reprlib.repr(role)}; roles are system, user and assistant")
+        turns.append(Turn(_ROLES[role], _filled(_first(message, "content", "value"), f"{where}: content")))
     return tuple(turns)
 
 
 def _check_order(turns: tuple[Turn, ...], name: str) -> None:
     """Check that turns are an optional system turn, then user and assistant turns in alternation, user first."""
-    dialogue = turns[1:] if turns[0].role == "system" else turns
-    for number, turn in enumerate(dialogue):
-        expected = "assistant" if number % 2 else "user"
-        if turn.role != expected:
-            position = number + 1 + len(turns) - len(dialogue)
+    num_system = int(turns[0].role == "system")
+    for number, turn in enumerate(turns[num_system:]):
+        if turn.role != ("assistant" if number % 2 else "user"):
             order = "after an optional system message, user and assistant must alternate"
-            raise BadRow("order of roles", f"{name}, message {position} has role {turn.role}; {order}")
-    if len(dialogue) < 1:
+            raise BadRow("order of roles", f"{name}, message {number + 1 + num_system} has role {turn.role}; {order}")
+    if len(turns) == num_system:
         raise BadRow("order of roles", f"{name} has no user message")
 
 
@@ -216,7 +189,7 @@ def _text(value: object, name: str) -> str:
     return value
 
 
-def _first(row: Mapping[str, Any], *names: str) -> Any:
+def _first(row: Mapping[str, object], *names: str) -> object:
     """The value of the first of `names` that is present and not null."""
     return next((row[name] for name in names if row.get(name) is not None), None)
 

@@ -1,6 +1,7 @@
-"""Partition of a batch into micro-batches of sequences of similar length, so that little padding is computed.
+"""Partition of a batch into micro-batches of sequences of similar length.
 
-Counts and coefficients are those of the global batch, so every partition gives the same gradient; only the cost differs.
+Similar lengths need little padding.  Counts and coefficients are those of the global batch, so every partition gives the same
+gradient; only the cost differs.
 """
 
 from collections.abc import Sequence

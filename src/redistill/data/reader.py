@@ -1,6 +1,7 @@
-"""Reading of records from a file, a folder or a hub data set; unusable rows are rejected with line number and reason.
+"""Reading of records from a file, a folder or a hub data set.
 
-The module uses no template and no tokenizer.  Text is kept verbatim: "<n>" is three characters.
+Unusable rows are rejected with line number and reason.  The module uses no template and no tokenizer.  Text is kept verbatim:
+"<n>" is three characters.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from redistill.data.forms import BadRow, Fault, parse_row
+from redistill.data.forms import BadRow, parse_row
 from redistill.data.rejected import RejectedRow, list_rejected
 from redistill.errors import DataError
 from redistill.processes import signals
@@ -36,14 +37,6 @@ class ReadReport:
     verdict: str
     num_rows: int
     rejected: tuple[RejectedRow, ...]
-
-
-@dataclass(frozen=True)
-class _Unreadable:
-    """The value of a line that is not JSON."""
-
-    fault: Fault
-    reason: str
 
 
 def read_records(
@@ -104,8 +97,8 @@ def survey_records(
     for line, value in values:
         signals.poll()
         try:
-            if isinstance(value, _Unreadable):
-                raise BadRow(value.fault, value.reason)
+            if isinstance(value, BadRow):
+                raise value
             row = parse_row(value, require_answer=require_answer)
         except BadRow as error:
             bad.append(RejectedRow(line=line, fault=error.fault, reason=str(error)))
@@ -123,16 +116,14 @@ def line_of(record: Record) -> int:
 
 def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None) -> None:
     """Reject a data set that is empty or has too many unusable rows."""
-    name, num_good, bad = report.source, report.num_rows, report.rejected
+    num_good, bad = report.num_rows, report.rejected
     if not num_good and not bad:
-        raise DataError(f"{name}: is empty; it must have one JSON object per line")
-    if len(bad) <= max_bad_rows and num_good:
-        return
-    listed = f" ({rejected} lists them)" if rejected else ""
-    allowed = f"at most {max_bad_rows} may be" if num_good else "no row remains"
-    remedy = "fix or remove them, or raise max_bad_rows" if num_good else "fix them"
-    found = f"{len(bad)} of {num_good + len(bad)} rows are unusable{listed}"
-    raise DataError(f"{name}:{bad[0].line}: {bad[0].reason}; {found}, {allowed}; {remedy}")
+        raise DataError(f"{report.source}: is empty; it must have one JSON object per line")
+    if len(bad) > max_bad_rows or not num_good:
+        found = f"{len(bad)} of {num_good + len(bad)} rows are unusable" + (f" ({rejected} lists them)" if rejected else "")
+        allowed = f"at most {max_bad_rows} may be; fix or remove them, or raise max_bad_rows"
+        outcome = allowed if num_good else "no row remains; fix them"
+        raise DataError(f"{report.source}:{bad[0].line}: {bad[0].reason}; {found}, {outcome}")
 
 
 # --- where the rows are -------------------------------------------------------------------------------------------------
@@ -168,7 +159,7 @@ def _values_of_hub(name: str, split: str) -> Iterator[tuple[int, object]]:
     try:
         rows = load_dataset(name, split=split)
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
-        raise _hub_failed(f"{name}, split {split}", error) from error
+        raise hub_failed(f"{name}, split {split}", error) from error
     yield from enumerate(rows, 1)
 
 
@@ -179,12 +170,19 @@ def _download(name: str, hub_file: str) -> Path:
     try:
         return Path(hf_hub_download(name, hub_file, repo_type="dataset"))
     except (OSError, RuntimeError, ValueError) as error:
-        raise _hub_failed(f"{name}, file {hub_file}", error) from error
+        raise hub_failed(f"{name}, file {hub_file}", error) from error
 
 
-def _hub_failed(what: str, error: Exception) -> DataError:
+def hub_failed(what: str, error: Exception, instead: str = ".jsonl") -> DataError:
+    """The error to raise when something cannot be read from the hub.
+
+    Args:
+        what: The data set, with its split or file.
+        error: The error of the library.
+        instead: Suffixes of local files that could be given instead.
+    """
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return DataError(f"{what}: cannot be read from the hub ({reason}); check name and network, or give a local .jsonl file")
+    return DataError(f"{what}: cannot be read from the hub ({reason}); check name and network, or give a local {instead} file")
 
 
 # --- from bytes to values -----------------------------------------------------------------------------------------------
@@ -199,40 +197,29 @@ def _values_of_file(path: Path, name: str) -> Iterator[tuple[int, object]]:
         raise DataError(f"{name}: cannot be read ({error.strerror}); check the path and its permissions") from error
     if data.lstrip()[:1] == b"[":
         try:
-            array = _array(data, name)
-        except DataError:
-            if path.suffix == ".json":
-                raise  # in a .jsonl file, the errors of its lines are more specific
+            values = json.loads(data.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            if path.suffix == ".json":  # in a .jsonl file, the errors of its lines are more specific
+                raise DataError(
+                    f"{name}: is not a complete JSON array ({error}); fix it, or write one JSON object per line (.jsonl)"
+                ) from error
         else:
-            yield from enumerate(array, 1)
+            yield from enumerate(values, 1)
             return
-    yield from _values_of_lines(data)
-
-
-def _array(data: bytes, name: str) -> list[object]:
-    try:
-        values: list[object] = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{name}: is not a complete JSON array ({error}); fix it, or write one JSON object per line (.jsonl)"
-        ) from error
-    return values
-
-
-def _values_of_lines(data: bytes) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             yield number, _value_of_line(line)
 
 
 def _value_of_line(line: bytes) -> object:
+    """The JSON value of a line; a `BadRow` if it has none."""
     if line.startswith(_BOM):
-        return _Unreadable("byte order mark", "begins with a byte order mark, as in concatenated files; remove it")
+        return BadRow("byte order mark", "begins with a byte order mark, as in concatenated files; remove it")
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return _Unreadable("not UTF-8", f"not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1})")
+        return BadRow("not UTF-8", f"not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1})")
     except json.JSONDecodeError as error:
-        return _Unreadable("not JSON", f"not JSON ({error.msg} at column {error.colno})")
+        return BadRow("not JSON", f"not JSON ({error.msg} at column {error.colno})")
     except (ValueError, RecursionError) as error:
-        return _Unreadable("not JSON", f"JSON that cannot be decoded ({error})")
+        return BadRow("not JSON", f"JSON that cannot be decoded ({error})")

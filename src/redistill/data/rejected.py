@@ -1,10 +1,14 @@
-"""rejected.jsonl, the list of rows that training leaves out, with source, line and reason; its size is limited."""
+"""rejected.jsonl, the list of rows that training leaves out.
+
+A line has the source, line and reason of a row.  The number of lines per source is limited.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from redistill.data.forms import Fault
+from redistill.records import Json
 from redistill.storage.files import append_lines, read_lines, rewrite_lines
 
 LISTED_ROWS = 1000
@@ -45,11 +49,8 @@ def list_unlearned(path: Path, rows: Sequence[tuple[str, int, str]]) -> None:
         append_lines(path, [entry for source, found in by_source.items() for entry in _listed(source, found)])
 
 
-def _listed(source: str, rows: Sequence[tuple[int, str]]) -> list[dict[str, str | int]]:
-    entries: list[dict[str, str | int]] = [
-        {"source": source, "line": line, "reason": reason[:_MAX_REASON]} for line, reason in rows[:LISTED_ROWS]
-    ]
+def _listed(source: str, rows: Sequence[tuple[int, str]]) -> list[Json]:
+    listed = [(line, reason[:_MAX_REASON]) for line, reason in rows[:LISTED_ROWS]]
     if len(rows) > LISTED_ROWS:
-        reason = f"this row and {len(rows) - LISTED_ROWS - 1} after it are not listed"
-        entries.append({"source": source, "line": rows[LISTED_ROWS][0], "reason": reason})
-    return entries
+        listed.append((rows[LISTED_ROWS][0], f"this row and {len(rows) - LISTED_ROWS - 1} after it are not listed"))
+    return [{"source": source, "line": line, "reason": reason} for line, reason in listed]

@@ -1,4 +1,4 @@
-"""Detection of duplicate training rows, and of training rows whose prompt is also in a test set."""
+"""Detection of duplicate rows, and of prompts that are also in a test set."""
 
 import unicodedata
 from collections.abc import Iterable

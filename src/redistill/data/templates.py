@@ -1,14 +1,16 @@
-"""Rendering of prompts as text: the Alpaca template of the literature, or the chat template of the tokenizer.
+"""Rendering of prompts as text.
 
-This module handles strings only; `tokenize` encodes them and marks the targets.
+The template is the Alpaca template of the literature, or the chat template of the tokenizer.  This module handles strings
+only; `tokenize` encodes them and marks the targets.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jinja2
 
 from redistill.errors import ConfigError, DataError
+from redistill.interfaces import Tokenizer
 from redistill.records import Conversation, Instruction, RawPrompt, Record, Turn
 from redistill.storage.redaction import plain
 
@@ -35,7 +37,7 @@ class Transcript:
     ended: bool
 
 
-def render_prompt(prompt: Prompt, template: Template, tokenizer: Any) -> str:
+def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | None) -> str:
     """Render the text that a model continues with its answer.
 
     "alpaca" is the template of Stanford Alpaca, which MiniLLM, DistiLLM and MGSR (its Table 8) use for all model families
@@ -63,7 +65,7 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Any) -> str:
         ### Response:
     """
     if template == "chat":
-        return _chat(_turns(prompt), tokenizer, add_generation_prompt=True)
+        return _chat(turns_of(prompt), tokenizer, add_generation_prompt=True)
     if isinstance(prompt, RawPrompt):
         return prompt.text
     if isinstance(prompt, Instruction):
@@ -75,7 +77,7 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Any) -> str:
     return system + _PLAIN_HEADER + "".join(blocks[turn.role].format(turn.content) for turn in prompt.turns)
 
 
-def render_transcript(record: Record, answer: str, template: Template, tokenizer: Any, *, every_turn: bool) -> Transcript:
+def render_transcript(record: Record, answer: str, template: Template, tokenizer: Tokenizer, *, every_turn: bool) -> Transcript:
     """Render a prompt and its answer, and locate the answers to train on.
 
     An answer is located by rendering the conversation up to it, exactly as it is rendered for generation; no tokens are
@@ -92,7 +94,7 @@ def render_transcript(record: Record, answer: str, template: Template, tokenizer
         ConfigError, DataError: as in `render_prompt`; DataError also if the chat template rewrites earlier text, so that the
             prompt at generation would differ from the prompt in training.
     """
-    turns = (*_turns(record.prompt), Turn("assistant", answer))
+    turns = (*turns_of(record.prompt), Turn("assistant", answer))
     learned = [k for k, turn in enumerate(turns) if turn.role == "assistant" and (every_turn or k == len(turns) - 1)]
     if template == "alpaca":
         prompts = [record.prompt if k == len(turns) - 1 else Conversation(turns[:k]) for k in learned]
@@ -106,7 +108,7 @@ def render_transcript(record: Record, answer: str, template: Template, tokenizer
     return Transcript(text[:end], tuple(ranges), ended)
 
 
-def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Any) -> tuple[int, int]:
+def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Tokenizer) -> tuple[int, int]:
     """Range of the last of `turns` in `text`, from the end of its prompt through its end-of-turn marker."""
     prompt = _chat(turns[:-1], tokenizer, add_generation_prompt=True)
     answered = _chat(turns, tokenizer).rstrip()
@@ -121,7 +123,8 @@ def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Any) -> tuple[in
     return len(prompt), len(answered)
 
 
-def _turns(prompt: Prompt) -> tuple[Turn, ...]:
+def turns_of(prompt: Prompt) -> tuple[Turn, ...]:
+    """A prompt as turns: those of a conversation, else one user message."""
     if isinstance(prompt, Conversation):
         return prompt.turns
     if isinstance(prompt, RawPrompt):
@@ -129,14 +132,14 @@ def _turns(prompt: Prompt) -> tuple[Turn, ...]:
     return (Turn("user", f"{prompt.instruction}\n\n{prompt.input}" if prompt.input else prompt.instruction),)
 
 
-def _chat(turns: tuple[Turn, ...], tokenizer: Any, *, add_generation_prompt: bool = False) -> str:
-    if not tokenizer.chat_template:
+def _chat(turns: tuple[Turn, ...], tokenizer: Tokenizer | None, *, add_generation_prompt: bool = False) -> str:
+    if tokenizer is None or not tokenizer.chat_template:
         raise ConfigError(
             "template = chat: this tokenizer has no chat template; use template: alpaca, or a chat model's tokenizer"
         )
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         reason = " ".join(plain(str(error)).split())[:200] or type(error).__name__  # the message may quote the row
         raise DataError(f"chat template: rejects this conversation ({reason}); use template: alpaca, or fix the row") from error

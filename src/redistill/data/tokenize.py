@@ -1,4 +1,6 @@
-"""Tokenization of records: the only module that determines where a prompt ends and an answer begins.
+"""Tokenization of records.
+
+No other module determines where a prompt ends and an answer begins.
 
 Training and evaluation build prompts with the same code, so a model is evaluated on the prompts that it was trained on.  The
 special tokens that the tokenizer puts before a text by default (BOS for Llama, </s> for OPT, none for GPT-2 and Qwen) are added
@@ -6,13 +8,15 @@ in training *and* in evaluation; published code adds them in only one of the two
 tokens, so none are added to it.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from redistill.contracts import Example
 from redistill.data.templates import Template, Transcript, render_prompt, render_transcript
 from redistill.errors import ConfigError, DataError, ModelError
+from redistill.interfaces import Tokenizer
 from redistill.processes import signals
 from redistill.randomness import generator
 from redistill.records import RawPrompt, Record
@@ -73,26 +77,23 @@ class TokenizeReport:
     """Counts of tokenized records, and the records that were left out.
 
     Args:
-        num_records: Number of records given.
-        num_kept: Number of records that became examples.
         num_cut: Number of kept records whose answer was truncated.
         too_long: Records whose prompt is longer than `prompt_tokens`.
         rejected: Records without a target token, or that the chat template rejects.
     """
 
-    num_records: int
-    num_kept: int
     num_cut: int
     too_long: tuple[RejectedRecord, ...]
     rejected: tuple[RejectedRecord, ...]
 
     @property
     def num_too_long(self) -> int:
+        """Number of records whose prompt is too long."""
         return len(self.too_long)
 
 
 def tokenize_training(
-    records: Sequence[Record], tokenizer: Any, config: TokenizeConfig, seed: int
+    records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig, seed: int
 ) -> tuple[list[Example], TokenizeReport]:
     """Tokenize records for training.
 
@@ -114,20 +115,20 @@ def tokenize_training(
         ConfigError: "chat" with a tokenizer that has no chat template.
         ModelError: the tokenizer has no end token.
     """
-    if tokenizer.eos_token_id is None:
+    end_id = tokenizer.eos_token_id
+    if end_id is None:
         raise ModelError(
             "tokenizer: has no end token (eos_token), so a student cannot learn to stop; set eos_token in its folder"
         )
-    encoder = _Encoder(tokenizer, config.template)
+    encoder = _Encoder(tokenizer, config)
     examples: list[Example] = []
     rejected: list[RejectedRecord] = []
     too_long: list[RejectedRecord] = []
     num_cut = 0
     for index, record in enumerate(records):
         signals.poll()
-        sample = len(examples)
         try:
-            example, was_cut = _example(record, encoder, tokenizer, config, seed, sample)
+            example, was_cut = encoder.example(record, end_id, seed, len(examples))
         except DataError as error:
             rejected.append(RejectedRecord(index=index, record_id=record.record_id, reason=str(error)))
             continue
@@ -143,17 +144,10 @@ def tokenize_training(
             f"training data: none of {len(records)} records is left: {len(too_long)} prompts are longer than prompt_tokens = "
             f"{config.prompt_tokens}, {len(rejected)} were rejected{first}; raise prompt_tokens or use other data"
         )
-    report = TokenizeReport(
-        num_records=len(records),
-        num_kept=len(examples),
-        num_cut=num_cut,
-        too_long=tuple(too_long),
-        rejected=tuple(rejected),
-    )
-    return examples, report
+    return examples, TokenizeReport(num_cut=num_cut, too_long=tuple(too_long), rejected=tuple(rejected))
 
 
-def tokenize_prompts(records: Sequence[Record], tokenizer: Any, config: TokenizeConfig) -> list[tuple[int, ...]]:
+def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> list[tuple[int, ...]]:
     """Tokenize the prompt of each record, truncated on the left to `prompt_tokens`.
 
     A longer prompt keeps its last tokens, because its end requests the answer ("### Response:"), and its BOS token.
@@ -165,7 +159,7 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Any, config: Tokenize
         ConfigError: "chat" with a tokenizer that has no chat template.
         DataError: the chat template rejects a prompt, or a prompt has no token.
     """
-    encoder = _Encoder(tokenizer, config.template)
+    encoder = _Encoder(tokenizer, config)
     prompts = []
     for record in records:
         signals.poll()
@@ -182,34 +176,10 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Any, config: Tokenize
     return prompts
 
 
-def response_text(ids: Sequence[int], tokenizer: Any, end_ids: Sequence[int]) -> str:
+def response_text(ids: Sequence[int], tokenizer: Tokenizer, end_ids: Sequence[int]) -> str:
     """Decode an answer up to its end token; strips special tokens and white space."""
-    end = next((index for index, token in enumerate(ids) if token in end_ids), len(ids))
-    text = tokenizer.decode(list(ids[:end]), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return str(text).strip()
-
-
-def _example(
-    record: Record, encoder: "_Encoder", tokenizer: Any, config: TokenizeConfig, seed: int, sample: int
-) -> tuple[Example, bool]:
-    """One training sequence, and whether its answer was truncated."""
-    answer = _chosen(record.references, config.reference, seed, sample)
-    transcript = render_transcript(record, answer, config.template, tokenizer, every_turn=config.supervise == "every")
-    token_ids, supervised, prompt_length = encoder.transcript(record, transcript)
-    if not transcript.ended:
-        token_ids.append(tokenizer.eos_token_id)
-        supervised.append(True)
-    if not token_ids or supervised[0] or len(token_ids) - prompt_length <= (not transcript.ended):
-        raise DataError("its prompt or its answer has no tokens in this tokenizer")
-    limit = prompt_length + config.response_tokens
-    example = Example(
-        sample=sample,
-        record=record,
-        prompt_ids=tuple(token_ids[:prompt_length]),
-        token_ids=tuple(token_ids[:limit]),
-        supervised=tuple(supervised[:limit]),
-    )
-    return example, len(token_ids) > limit
+    answer = list(itertools.takewhile(lambda token: token not in end_ids, ids))
+    return tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
 def _chosen(references: tuple[str, ...], reference: Reference, seed: int, sample: int) -> str:
@@ -232,17 +202,40 @@ class _Encoder:
     token.  Chat templates contain special tokens as text, and raw prompts may, so there they are encoded as special tokens.
     """
 
-    def __init__(self, tokenizer: Any, template: Template) -> None:
-        self._tokenizer = tokenizer
-        self._template = template
-        self._front = [] if template == "chat" else _front_ids(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, config: TokenizeConfig) -> None:
+        self._tokenizer, self._config = tokenizer, config
+        self._front: list[int] = []  # the special tokens that the tokenizer puts before a text by default
+        if config.template != "chat":
+            plain, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+            self._front = full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
 
     def prompt(self, record: Record, text: str) -> list[int]:
         """Token ids of the first text of a sequence, with leading special tokens."""
         ids = self._encode(record, text)
         return ids if ids[: len(self._front)] == self._front else self._front + ids
 
-    def transcript(self, record: Record, transcript: Transcript) -> tuple[list[int], list[bool], int]:
+    def example(self, record: Record, end_id: int, seed: int, sample: int) -> tuple[Example, bool]:
+        """One training sequence, and whether its answer was truncated."""
+        config = self._config
+        answer = _chosen(record.references, config.reference, seed, sample)
+        transcript = render_transcript(record, answer, config.template, self._tokenizer, every_turn=config.supervise == "every")
+        token_ids, supervised, prompt_length = self._transcript(record, transcript)
+        if not transcript.ended:
+            token_ids.append(end_id)
+            supervised.append(True)
+        if not token_ids or supervised[0] or len(token_ids) - prompt_length <= (not transcript.ended):
+            raise DataError("its prompt or its answer has no tokens in this tokenizer")
+        limit = prompt_length + config.response_tokens
+        example = Example(
+            sample=sample,
+            record=record,
+            prompt_ids=tuple(token_ids[:prompt_length]),
+            token_ids=tuple(token_ids[:limit]),
+            supervised=tuple(supervised[:limit]),
+        )
+        return example, len(token_ids) > limit
+
+    def _transcript(self, record: Record, transcript: Transcript) -> tuple[list[int], list[bool], int]:
         """Token ids, mask of answer tokens, and number of ids before the last answer."""
         ids: list[int] = []
         supervised: list[bool] = []
@@ -262,13 +255,5 @@ class _Encoder:
         return together[len(ids) :] if together[: len(ids)] == ids else self._encode(record, text[done:until])
 
     def _encode(self, record: Record, text: str) -> list[int]:
-        is_data = self._template == "alpaca" and not isinstance(record.prompt, RawPrompt)
-        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=is_data)["input_ids"])
-
-
-def _front_ids(tokenizer: Any) -> list[int]:
-    """The special tokens that the tokenizer puts before a text by default."""
-    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    full = list(tokenizer("a")["input_ids"])
-    start = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
-    return full[:start]
+        is_data = self._config.template == "alpaca" and not isinstance(record.prompt, RawPrompt)
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=is_data)["input_ids"]

@@ -1,4 +1,4 @@
-"""Evaluation of a model: answers to test sets with their scores, and the validation scores that choose a checkpoint.
+"""Evaluation of a model: its answers to test sets, and scores of them.
 
-Nothing here depends on how the model was trained.
+Validation scores choose a checkpoint.  Nothing here depends on how the model was trained.
 """

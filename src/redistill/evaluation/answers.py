@@ -5,12 +5,18 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from redistill.contracts import Engine, GenerationRequest, Processes, Sampling
+from redistill.data.templates import turns_of
 from redistill.data.tokenize import response_text
 from redistill.evaluation.metrics.distinct import distinct_n
-from redistill.records import Conversation, Instruction, Metric, Record, mean
+from redistill.interfaces import Tokenizer
+from redistill.records import Conversation, Metric, Record, mean
 
 Item = TypeVar("Item")
+Row = tuple[Record, tuple[int, ...]]
+"""A record and the token ids of its prompt."""
+
 Line = dict[str, Any]
+"""A line of a responses file; its keys are listed in `with_metrics`, with one more for each metric."""
 
 
 @dataclass(frozen=True)
@@ -26,45 +32,30 @@ class Answerer:
     """
 
     engine: Engine
-    tokenizer: Any
+    tokenizer: Tokenizer
     sampling: Sampling
     max_new_tokens: int
     end_ids: tuple[int, ...]
 
-    def lines(
-        self,
-        dataset: str,
-        records: Sequence[Record],
-        prompts: Sequence[tuple[int, ...]],
-        seed: int,
-        metrics: Sequence[Metric],
-    ) -> list[Line]:
-        """A line of a responses file for each record."""
+    def lines(self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric]) -> list[Line]:
+        """A line of a responses file for each row."""
+        limit = self.max_new_tokens
         requests = [
-            GenerationRequest(
-                prompt_ids=prompt_ids,
-                max_new_tokens=self.max_new_tokens,
-                seed=seed,
-                stream=("evaluate", dataset, record.record_id),
-            )
-            for record, prompt_ids in zip(records, prompts, strict=True)
+            GenerationRequest(prompt_ids=ids, max_new_tokens=limit, seed=seed, stream=("evaluate", dataset, record.record_id))
+            for record, ids in rows
         ]
-        generations = self.engine.generate(requests, self.sampling)
-        lines = []
-        for record, generation in zip(records, generations, strict=True):
-            response = response_text(generation.token_ids, self.tokenizer, self.end_ids)
-            lines.append(
-                {
-                    "id": record.record_id,
-                    "prompt": _prompt_text(record),
-                    "response": response,
-                    "references": list(record.references),
-                    **{metric.name: metric.scored(response, record) for metric in metrics},
-                    "tokens": len(generation.token_ids),
-                    "finished": generation.finished,
-                }
-            )
-        return lines
+        lines = [
+            {
+                "id": record.record_id,
+                "prompt": _prompt_text(record),
+                "response": response_text(generation.token_ids, self.tokenizer, self.end_ids),
+                "references": list(record.references),
+                "tokens": len(generation.token_ids),
+                "finished": generation.finished,
+            }
+            for (record, _), generation in zip(rows, self.engine.generate(requests, self.sampling), strict=True)
+        ]
+        return [with_metrics(line, record, metrics) for line, (record, _) in zip(lines, rows)]
 
 
 def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
@@ -72,18 +63,16 @@ def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
 
     Existing scores are kept, missing ones are computed from the response, and scores of other metrics are removed.
     """
-    before = ("id", "prompt", "response", "references")
-    after = ("tokens", "finished")
-    scores = {
-        metric.name: line[metric.name] if metric.name in line else metric.scored(line["response"], record) for metric in metrics
-    }
+    scores = {m.name: line[m.name] if m.name in line else m.scored(line["response"], record) for m in metrics}
+    before, after = ("id", "prompt", "response", "references"), ("tokens", "finished")
     return {**{name: line[name] for name in before}, **scores, **{name: line[name] for name in after}}
 
 
 def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[str, float]:
-    """Scores of a set of answers, from their lines in a responses file; `Evaluator.evaluate` lists the units.
+    """Scores of a set of answers, from their lines in a responses file.
 
-    Sums are exact (`math.fsum`), so that the scores do not depend on the order in which answers of processes are gathered.
+    `Evaluator.evaluate` lists the units.  Sums are exact (`math.fsum`), so that the scores do not depend on the order in which
+    answers of processes are gathered.
     """
     responses = [line["response"] for line in lines]
     return {
@@ -96,15 +85,15 @@ def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[st
 
 
 def part(values: Sequence[Item], processes: Processes) -> Sequence[Item]:
-    """This process's part of the values: with n processes, every n-th value from its rank on."""
+    """The part of the values that this process handles.
+
+    With n processes, it is every n-th value from its rank on.
+    """
     return values[processes.rank :: processes.world]
 
 
 def _prompt_text(record: Record) -> str:
     """The prompt as text for a reader, without its template."""
-    prompt = record.prompt
-    if isinstance(prompt, Instruction):
-        return f"{prompt.instruction}\n\n{prompt.input}" if prompt.input else prompt.instruction
-    if isinstance(prompt, Conversation):
-        return "\n\n".join(f"{turn.role}: {turn.content}" for turn in prompt.turns)
-    return prompt.text
+    turns = turns_of(record.prompt)
+    is_dialogue = isinstance(record.prompt, Conversation)
+    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns) if is_dialogue else turns[0].content

@@ -1,35 +1,29 @@
-"""The evaluator: a model's answers on test sets with their scores, and the validation that chooses a checkpoint.
+"""The evaluator: scores of a model on test sets, and on validation data.
+
+Validation scores choose a checkpoint.
 
 Each batch of answers is written to disk when it is generated, so that an interrupted evaluation resumes.  Random numbers are
 keyed by (evaluation seed, data set, record), so that no answer depends on batches, processes or interruptions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from redistill.contracts import ONE_PROCESS, Engine, Example, Processes, Sampling, Teacher
 from redistill.data.tokenize import TokenizeConfig, tokenize_prompts
-from redistill.evaluation.answers import Answerer, part, response_scores
+from redistill.evaluation.answers import Answerer, Row, part, response_scores
 from redistill.evaluation.folder import RESPONSES, ProgressCall, ResponseFiles, Tally, check_settings
-from redistill.evaluation.gold import gold_examples, gold_sums, token_means
-from redistill.evaluation.scores import (
-    SCORES,
-    EvaluationConfig,
-    checked,
-    described,
-    finished,
-    settings,
-    speed_before,
-)
+from redistill.evaluation.gold import gold_examples, teacher_forced
+from redistill.evaluation.scores import SCORES, EvaluationConfig, checked, described, earlier_scores, settings
 from redistill.generation.local import LocalEngine
+from redistill.interfaces import Autocast, Tokenizer
 from redistill.models.load import end_token_ids
 from redistill.processes.memory import Halving
-from redistill.records import Metric, Record
+from redistill.records import Json, Metric, Record
 from redistill.storage import files
 
 
@@ -50,14 +44,14 @@ class Evaluator:
     """
 
     model: nn.Module
-    tokenizer: Any
+    tokenizer: Tokenizer
     engine: Engine
     config: EvaluationConfig
     tokens: TokenizeConfig
     teacher: Teacher | None = None
     vocabulary: int | None = None
     processes: Processes = ONE_PROCESS
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    autocast: Autocast = nullcontext
 
     def evaluate(
         self,
@@ -67,8 +61,8 @@ class Evaluator:
         label: str,
         metrics: Mapping[str, Sequence[Metric]],
         progress: ProgressCall | None = None,
-    ) -> dict[str, Any]:
-        """Answer every prompt with every seed, score the answers, and write the evaluation folder.
+    ) -> dict[str, Json]:
+        """Answer every prompt with every seed, and write the scores to a folder.
 
         Answers of an interrupted call, or of a call with other metrics, are reused if the settings are the same.
 
@@ -89,31 +83,29 @@ class Evaluator:
             DataError: a data set is empty, or one of its records has no reference or a duplicate id.
         """
         config = self.config
-        chosen = {name: checked(name, list(records)[: config.limit]) for name, records in datasets.items()}
-        prompts = {name: tokenize_prompts(records, self.tokenizer, self.tokens) for name, records in chosen.items()}
+        records = {name: checked(name, list(found)[: config.limit]) for name, found in datasets.items()}
+        chosen = {name: self._rows(found) for name, found in records.items()}
         self.processes.gather([])  # barrier that reports signals; after it, some processes may have no answers to generate
-        mine = settings(self.model, label, config, self.tokens, chosen, prompts)
+        mine = settings(self.model, label, config, self.tokens, chosen)
         check_settings(folder, mine)
         shown = {name: {metric.name: metric.described for metric in metrics[name]} for name in chosen}
-        held = finished(folder / SCORES, mine, shown, needs_kl=self.teacher is not None)
-        if held is not None:
+        held, is_complete = earlier_scores(folder / SCORES, mine, shown, needs_kl=self.teacher is not None)
+        if is_complete:
             return held
-        tally = Tally(progress, len(config.seeds) * sum(len(part(records, self.processes)) for records in chosen.values()))
+        tally = Tally(progress, len(config.seeds) * sum(len(part(rows, self.processes)) for rows in chosen.values()))
         responses = ResponseFiles(self._answerer(config.sampling), tally, folder / RESPONSES, self.processes, config.batch_size)
-        scores: dict[str, Any] = {}
+        scores: dict[str, Json] = {}
         with self.autocast():
-            for name, records in chosen.items():
+            for name, rows in chosen.items():
                 by_seed = {
-                    str(seed): response_scores(
-                        responses.complete(name, records, prompts[name], seed, metrics[name]), metrics[name]
-                    )
+                    str(seed): response_scores(responses.complete(name, rows, seed, metrics[name]), metrics[name])
                     for seed in config.seeds
                 }
-                forced = self._teacher_forced(gold_examples(records, self.tokenizer, self.tokens))
-                about = {"prompts": len(records), "metrics": shown[name]}
-                scores[name] = about | {"seeds": by_seed, "teacher_forced": forced}
-        speed = tally.tokens_per_s or speed_before(folder / SCORES)
-        result = described(self.model, label) | {"tokens_per_s": speed, "settings": mine, "datasets": scores}
+                forced = self._teacher_forced(gold_examples(records[name], self.tokenizer, self.tokens))
+                scores[name] = {"prompts": len(rows), "metrics": shown[name], "seeds": by_seed, "teacher_forced": forced}
+        # If no answer was missing, the speed is that of the earlier call, which generated them.
+        speed = tally.tokens / tally.seconds if tally.tokens and tally.seconds else held.get("tokens_per_s")
+        result = {**described(self.model, label), "tokens_per_s": speed, "settings": mine, "datasets": scores}
         if self.processes.is_main:
             files.write_json(folder / SCORES, result)
         return result
@@ -121,7 +113,9 @@ class Evaluator:
     def validate(
         self, records: Sequence[Record], examples: Sequence[Example], *, metrics: Sequence[Metric], seed: int
     ) -> dict[str, float]:
-        """Scores of the current model: of one sampled answer per prompt, and teacher-forced on the gold answers.
+        """Scores of the current model on validation data.
+
+        They are scores of one sampled answer per prompt, and teacher-forced scores of the gold answers.
 
         Sampling uses temperature 1, all classes and no n-gram blocking, as in the papers' model selection.  Every call uses the
         same random numbers, so that two checkpoints differ only in their weights.
@@ -134,11 +128,14 @@ class Evaluator:
         Returns:
             The results of `response_scores` and `teacher_forced`, in one dictionary.
         """
-        mine = part(records, self.processes)
-        prompts = tokenize_prompts(mine, self.tokenizer, self.tokens)
+        rows = self._rows(part(records, self.processes))
         with self.autocast():
-            answers = self._answerer(Sampling()).lines("validation", mine, prompts, seed, metrics)
+            answers = self._answerer(Sampling()).lines("validation", rows, seed, metrics)
             return response_scores(self.processes.gather(answers), metrics) | self._teacher_forced(examples)
+
+    def _rows(self, records: Sequence[Record]) -> list[Row]:
+        """The records with their tokenized prompts."""
+        return list(zip(records, tokenize_prompts(records, self.tokenizer, self.tokens), strict=True))
 
     def _answerer(self, sampling: Sampling) -> Answerer:
         end_ids = end_token_ids(self.model, self.tokenizer)
@@ -146,13 +143,14 @@ class Evaluator:
 
     def _teacher_forced(self, examples: Sequence[Example]) -> dict[str, float]:
         """Teacher-forced scores of gold sequences; each process computes a part of them."""
-        mine = part(examples, self.processes)
-        sums = gold_sums(self.model, self.teacher, mine, self.config.batch_size, self.vocabulary)
-        return token_means(self.processes.gather(sums))
+        size = self.config.batch_size
+        return teacher_forced(
+            self.model, self.teacher, examples, batch_size=size, vocabulary=self.vocabulary, processes=self.processes
+        )
 
 
 def build_local_engine(
-    model: nn.Module, tokenizer: Any, config: EvaluationConfig, vocabulary: int | None = None
+    model: nn.Module, tokenizer: Tokenizer, config: EvaluationConfig, vocabulary: int | None = None
 ) -> LocalEngine:
     """An engine that generates answers with `model` in this process."""
     return LocalEngine(

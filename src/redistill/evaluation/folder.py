@@ -1,4 +1,7 @@
-"""The evaluation folder: settings.json, written first, and responses/, appended to, so that an evaluation can resume."""
+"""The evaluation folder: settings.json and responses/.
+
+settings.json is written first, and responses/ is appended to, so that an evaluation can resume.
+"""
 
 import hashlib
 import json
@@ -6,15 +9,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 
 from redistill.contracts import Processes
 from redistill.errors import CheckpointError
-from redistill.evaluation.answers import Answerer, Line, part, with_metrics
-from redistill.records import Metric, Record
+from redistill.evaluation.answers import Answerer, Line, Row, part, with_metrics
+from redistill.records import Json, Metric
 from redistill.storage import files
 
 ProgressCall = Callable[[int, int, int], None]
@@ -23,7 +26,7 @@ SETTINGS = "settings.json"
 RESPONSES = "responses"
 
 
-def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
     """Compare the settings with those of the folder, or write them if it has none.
 
     Raises:
@@ -50,16 +53,19 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             )
 
 
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(settings: Mapping[str, Json]) -> dict[str, Json]:
     """Settings with dotted names for nested ones, such as "sampling.top_p"."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, Json] = {}
     for name, value in settings.items():
         flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
     return flat
 
 
 def model_hash(model: nn.Module) -> str:
-    """SHA-256 of all weights and their names: an evaluation must not resume with another model."""
+    """SHA-256 of all weights and their names.
+
+    An evaluation must not resume with another model.
+    """
     found = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
@@ -68,10 +74,9 @@ def model_hash(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def data_hash(records: Sequence[Record], prompts: Sequence[tuple[int, ...]]) -> str:
+def data_hash(rows: Sequence[Row]) -> str:
     """SHA-256 of the record ids, the tokenised prompts and the references."""
-    rows = [[record.record_id, prompt_ids, record.references] for record, prompt_ids in zip(records, prompts, strict=True)]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([[record.record_id, ids, record.references] for record, ids in rows]).encode()).hexdigest()
 
 
 @dataclass
@@ -93,19 +98,17 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, answers: int, tokens: int = 0, seconds: float = 0.0) -> None:
+        """Count answers, with the tokens and seconds of their generation."""
         self.done, self.tokens, self.seconds = self.done + answers, self.tokens + tokens, self.seconds + seconds
         if self.progress is not None:
             self.progress(self.done, self.total, self.tokens)
 
-    @property
-    def tokens_per_s(self) -> float | None:
-        """Tokens per second; None if no answer was missing."""
-        return self.tokens / self.seconds if self.seconds else None
-
 
 @dataclass(frozen=True)
 class ResponseFiles:
-    """The responses files of a folder: existing answers are kept, missing ones are generated and appended.
+    """The responses files of a folder.
+
+    Existing answers are kept, missing ones are generated and appended.
 
     Args:
         answerer: Generates and scores answers.
@@ -121,39 +124,32 @@ class ResponseFiles:
     processes: Processes
     batch_size: int
 
-    def complete(
-        self,
-        dataset: str,
-        records: Sequence[Record],
-        prompts: Sequence[tuple[int, ...]],
-        seed: int,
-        metrics: Sequence[Metric],
-    ) -> list[Line]:
-        """Generate the missing answers of one file; returns all its lines in the order of the records.
+    def complete(self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric]) -> list[Line]:
+        """Generate the missing answers of one file.
 
-        Each process generates its part.  Metrics that an existing line lacks are computed from its response.
+        Returns all its lines in the order of the rows.  Each process generates its part.  Metrics that an existing line lacks
+        are computed from its response.
         """
         name = f"{dataset}-seed{seed}"
-        existing = [line for path in self._files(name) for line in files.read_lines(path)]
+        existing = [line for path in self._files(name) for line in cast("list[Line]", files.read_lines(path))]
         found = {line["id"]: line for line in existing if isinstance(line, dict) and "id" in line}
-        mine = part(range(len(records)), self.processes)
-        missing = [index for index in mine if records[index].record_id not in found]
-        missing.sort(key=lambda index: (-len(prompts[index]), index))  # batches of similar lengths, longest first
+        mine = part(rows, self.processes)
+        # Batches of similar lengths, longest first.
+        missing = sorted((row for row in mine if row[0].record_id not in found), key=lambda row: -len(row[1]))
         self.tally.add(len(mine) - len(missing))
-        rank = self.processes.rank
-        path = self.folder / (f"{name}.jsonl" if self.processes.world == 1 else f"{name}.part{rank}.jsonl")
+        suffix = "" if self.processes.world == 1 else f".part{self.processes.rank}"
+        path = self.folder / f"{name}{suffix}.jsonl"
         if missing and path.exists():
             files.rewrite_lines(path, files.read_lines(path))  # removes an incomplete last line before lines are appended
         for start in range(0, len(missing), self.batch_size):
             began = time.perf_counter()
-            batch = missing[start : start + self.batch_size]
-            lines = self.answerer.lines(dataset, [records[i] for i in batch], [prompts[i] for i in batch], seed, metrics)
+            lines = self.answerer.lines(dataset, missing[start : start + self.batch_size], seed, metrics)
             files.append_lines(path, lines)
             found |= {line["id"]: line for line in lines}
             self.tally.add(len(lines), sum(line["tokens"] for line in lines), time.perf_counter() - began)
-        complete = [with_metrics(found[records[index].record_id], records[index], metrics) for index in mine]
+        complete = [with_metrics(found[record.record_id], record, metrics) for record, _ in mine]
         gathered = {line["id"]: line for line in self.processes.gather(complete)}
-        ordered = [gathered[record.record_id] for record in records]
+        ordered = [gathered[record.record_id] for record, _ in rows]
         if self.processes.is_main:
             files.rewrite_lines(self.folder / f"{name}.jsonl", ordered)
             for leftover in self._files(name)[1:]:

@@ -1,20 +1,21 @@
-"""Configuration of evaluation, checks of its data sets, and the settings and scores that it stores."""
+"""Configuration of evaluation, and the settings and scores that it stores."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
 from redistill.contracts import Sampling
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError, DataError
+from redistill.evaluation.answers import Row
 from redistill.evaluation.folder import data_hash, model_hash
 from redistill.evaluation.metrics import METRICS
 from redistill.models.load import parameter_bytes, parameter_count
-from redistill.records import Record
+from redistill.records import Json, Record
 from redistill.storage import files
 
 SCHEMA = 1
@@ -23,7 +24,7 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How test answers are sampled and scored; the defaults are the protocol of the papers.
+    """How test answers are sampled and scored; the defaults are those of papers.
 
     Args:
         seeds: Seeds of evaluation; each gives one answer per prompt, and scores are averaged over them.
@@ -53,27 +54,28 @@ class EvaluationConfig:
     metrics: tuple[str, ...] = tuple(METRICS)
 
     def __post_init__(self) -> None:
-        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
-            raise ConfigError(f"metrics = {list(self.metrics)}: must have at least one, without duplicates")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(
-                f"seeds = {list(self.seeds)}: must have at least one, without duplicates; the papers use 10, 20, ... 50"
-            )
+        for name, hint in (("metrics", ""), ("seeds", "; the papers use 10, 20, ... 50")):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"{name} = {list(values)}: must have at least one, without duplicates{hint}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p = {self.top_p}: must lie in (0, 1]; 1 keeps all classes")
-        least = {"temperature": 0, "top_k": 0, "no_repeat_ngram": 0, "batch_size": 1, "limit": 1}
-        for name, lowest in least.items():
+        for name, lowest in {"temperature": 0, "top_k": 0, "no_repeat_ngram": 0, "batch_size": 1, "limit": 1}.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:
                 raise ConfigError(f"{name} = {value}: must be >= {lowest}")
 
     @property
     def sampling(self) -> Sampling:
+        """How the tokens of test answers are sampled."""
         return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, no_repeat_ngram=self.no_repeat_ngram)
 
 
-def described(model: nn.Module, label: str) -> dict[str, Any]:
-    """The head of scores.json: schema, and the model's label, class, number of parameters and size in bytes."""
+def described(model: nn.Module, label: str) -> dict[str, Json]:
+    """The head of scores.json.
+
+    It has the schema, and the model's label, class, number of parameters and size in bytes.
+    """
     return {
         "schema": SCHEMA,
         "label": label,
@@ -84,14 +86,12 @@ def described(model: nn.Module, label: str) -> dict[str, Any]:
 
 
 def settings(
-    model: nn.Module,
-    label: str,
-    config: EvaluationConfig,
-    tokenize_config: TokenizeConfig,
-    records: Mapping[str, Sequence[Record]],
-    prompts: Mapping[str, Sequence[tuple[int, ...]]],
-) -> dict[str, Any]:
-    """Everything that an answer depends on: not the batch size, nor metrics, which are computed from answers."""
+    model: nn.Module, label: str, config: EvaluationConfig, tokens: TokenizeConfig, datasets: Mapping[str, Sequence[Row]]
+) -> dict[str, Json]:
+    """Everything that an answer depends on.
+
+    The batch size is not part of it, nor are metrics, which are computed from answers.
+    """
     sampling = asdict(config.sampling)
     del sampling["teacher_share"]  # an answer is sampled from one model
     return {
@@ -101,8 +101,8 @@ def settings(
         "sampling": sampling,
         "seeds": list(config.seeds),
         "limit": config.limit,
-        "tokens": asdict(tokenize_config),
-        "datasets": {name: data_hash(records[name], prompts[name]) for name in records},
+        "tokens": asdict(tokens),
+        "datasets": {name: data_hash(rows) for name, rows in datasets.items()},
     }
 
 
@@ -127,23 +127,23 @@ def checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
     return records
 
 
-def speed_before(path: Path) -> float | None:
-    """Tokens per second of the earlier call that generated the answers, if this one only computed scores."""
-    held = files.read_json(path) if path.exists() else {}
-    return held.get("tokens_per_s")
+def earlier_scores(
+    path: Path, settings: Mapping[str, Json], metrics: Mapping[str, object], *, needs_kl: bool
+) -> tuple[dict[str, Any], bool]:
+    """The scores of an earlier call, and whether they can be returned as they are.
 
+    They can if they are complete, with the same settings and metrics.  A missing file has no scores.
 
-def finished(
-    path: Path, settings: dict[str, Any], metrics: Mapping[str, Mapping[str, Any]], *, needs_kl: bool
-) -> dict[str, Any] | None:
-    """The scores of an earlier call with the same settings and metrics; None if they are missing or incomplete."""
+    Raises:
+        CheckpointError: the file has no scores of an evaluation.
+    """
     if not path.exists():
-        return None
-    held: dict[str, Any] = files.read_json(path)
+        return {}, False
+    held = cast("dict[str, Any]", files.read_json(path))
     try:
         forced = [scores["teacher_forced"] for scores in held["datasets"].values()]
         has_kl = all("kl" in means for means in forced if means)  # a set without gold sequences has no kl
         same_metrics = metrics == {name: found.get("metrics") for name, found in held["datasets"].items()}
-        return held if held["settings"] == settings and same_metrics and (has_kl or not needs_kl) else None
+        return held, held["settings"] == settings and same_metrics and (has_kl or not needs_kl)
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: has no scores of an evaluation; remove the file to compute them again") from error

@@ -1,1 +1,4 @@
-"""Phrases of the response: where they are (`extract`, `align`), and the spans of a token sequence (`mark`)."""
+"""Phrases of responses, as spans of token sequences.
+
+`extract` finds phrases in text, `align` converts them to token ranges, and `mark` adds the ranges to sequences.
+"""

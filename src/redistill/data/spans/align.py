@@ -1,13 +1,14 @@
-"""Conversion of character spans to token ranges, for any tokenizer and for generated ids that no text encodes to.
+"""Conversion of character spans to token ranges.
 
-This module only decodes with a tokenizer that it is given; it never creates one.
+It works for any tokenizer, and for generated ids that no text encodes to.  This module only decodes with a tokenizer that it
+is given; it never creates one.
 """
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Protocol
 
 from redistill.data.spans.extract import CharSpan, SpanExtractor
+from redistill.interfaces import Tokenizer
 
 Offset = tuple[int, int]
 TokenRange = tuple[int, int]
@@ -17,12 +18,6 @@ REPLACEMENT = "\ufffd"  # what decoders output for bytes that are no complete ch
 MAX_PENDING = 8
 # Number of preceding tokens that are decoded with the next one, because decoders treat the start of their input differently.
 CONTEXT = 8
-
-
-class Decoder(Protocol):
-    """The part of the tokenizer interface that alignment uses."""
-
-    def decode(self, token_ids: Any, *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool) -> str: ...
 
 
 def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) -> tuple[TokenRange, ...]:
@@ -45,8 +40,8 @@ def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) 
         >>> align([CharSpan(4, 12, "NP")], [(0, 3), (3, 8), (8, 12), (0, 0)], "The lazy dog")
         ((1, 3),)
     """
-    visible = [(index, *_trim(offset, text)) for index, offset in enumerate(offsets)]
-    visible = [(index, start, end) for index, start, end in visible if start < end]
+    trimmed = [(index, *_trim(offset, text)) for index, offset in enumerate(offsets)]
+    visible = [(index, start, end) for index, start, end in trimmed if start < end]
     starts = [start for _, start, _ in visible]
     ends = [end for _, _, end in visible]
     specials = [index for index, offset in enumerate(offsets) if tuple(offset) == (0, 0)]
@@ -59,7 +54,7 @@ def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) 
 
 
 def token_spans(
-    responses: Sequence[Sequence[int]], tokenizer: Decoder, extractor: SpanExtractor, special_ids: Collection[int] = ()
+    responses: Sequence[Sequence[int]], tokenizer: Tokenizer, extractor: SpanExtractor, special_ids: Collection[int] = ()
 ) -> list[tuple[TokenRange, ...]]:
     """Token ranges of the phrases in each response.
 
@@ -77,7 +72,7 @@ def token_spans(
     return [align(spans, offsets, text) for spans, (text, offsets) in zip(phrases, decoded, strict=True)]
 
 
-def offsets_from_ids(ids: Sequence[int], tokenizer: Decoder, special_ids: Collection[int] = ()) -> tuple[str, list[Offset]]:
+def offsets_from_ids(ids: Sequence[int], tokenizer: Tokenizer, special_ids: Collection[int] = ()) -> tuple[str, list[Offset]]:
     """Decode generated ids, and locate the characters of each id in the text.
 
     Each step decodes the new token with a few tokens before it, so the cost is linear in the number of ids.  The offsets are
@@ -95,15 +90,12 @@ def offsets_from_ids(ids: Sequence[int], tokenizer: Decoder, special_ids: Collec
         of one character all have the offset of that character.
     """
     special = frozenset(special_ids)
-    kept = [index for index, token in enumerate(ids) if token not in special]
-    text, found = _decode_incrementally([ids[index] for index in kept], tokenizer)
-    offsets = [(0, 0)] * len(ids)
-    for index, offset in zip(kept, found, strict=True):
-        offsets[index] = offset
-    return text, offsets
+    text, found = _decode_incrementally([token for token in ids if token not in special], tokenizer)
+    offsets = iter(found)
+    return text, [(0, 0) if token in special else next(offsets) for token in ids]
 
 
-def _decode_incrementally(ids: list[int], tokenizer: Decoder) -> tuple[str, list[Offset]]:
+def _decode_incrementally(ids: list[int], tokenizer: Tokenizer) -> tuple[str, list[Offset]]:
     def decode(first: int, stop: int) -> str:
         return tokenizer.decode(ids[first:stop], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 

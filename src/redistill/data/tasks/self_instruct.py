@@ -1,4 +1,4 @@
-"""Self-Instruct: 252 tasks that users of everyday programs might set, from e-mail to spreadsheets.
+"""Self-Instruct: 252 tasks for everyday programs, from e-mail to spreadsheets.
 
     {"instruction": "Turn the notes into one polite sentence for a customer.", "input": "parcel late, storm, arrives Friday",
      "output": "We are sorry that your parcel is late because of the storm; it will arrive on Friday.", "category": "Gmail"}

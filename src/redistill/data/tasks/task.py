@@ -1,11 +1,11 @@
-"""The description of a test set: its source, its rows that the papers evaluate, and its metrics."""
+"""The description of a test set: its source, its rows, and its metrics."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from redistill.data.reader import ReadReport, read_records
-from redistill.errors import ConfigError, DataError
+from redistill.errors import ConfigError
 from redistill.records import Instruction, Metric, Record
 
 
@@ -64,17 +64,3 @@ def _with_line_breaks(record: Record) -> Record:
         return record
     instruction, given = (text.replace("<n>", "\n") for text in (record.prompt.instruction, record.prompt.input))
     return dataclasses.replace(record, prompt=Instruction(instruction, given))
-
-
-def with_long_references(records: list[Record], min_words: int) -> list[Record]:
-    """The records whose longest reference has at least `min_words` words.
-
-    Words are separated by white space.
-
-    Raises:
-        DataError: no record has such a reference.
-    """
-    kept = [record for record in records if max((len(text.split()) for text in record.references), default=0) >= min_words]
-    if not kept:
-        raise DataError(f"none of {len(records)} rows has a reference of {min_words} words or more; lower min_reference_words")
-    return kept

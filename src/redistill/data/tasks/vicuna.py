@@ -1,4 +1,6 @@
-"""Vicuna: 80 open questions, among them role play, estimates and code, with the answers of a strong model as references.
+"""Vicuna: 80 open questions, among them role play, estimates and code.
+
+The references are the answers of a strong model.
 
     {"instruction": "How many piano tuners might work in a city of a million people? Explain how you estimate it.", "input": "",
      "output": "Suppose that one household in twenty owns a piano ..."}
@@ -8,8 +10,4 @@ Source: Chiang et al. 2023 (lm-sys/vicuna-blog-eval); Apache-2.0.
 
 from redistill.data.tasks.task import Task
 
-TASK = Task(
-    name="vicuna",
-    description="80 open questions, with long model-generated references",
-    hub_name="MiniLLM/Vicuna",
-)
+TASK = Task(name="vicuna", description="80 open questions, with long model-generated references", hub_name="MiniLLM/Vicuna")

@@ -1,10 +1,13 @@
-"""Diversity of a set of texts: a diagnostic and not a `Metric`, since a single answer has no score."""
+"""Diversity of a set of texts.
+
+It is a diagnostic and not a `Metric`, since a single answer has no score.
+"""
 
 from collections.abc import Sequence
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """The number of distinct n-grams of some texts divided by the number of all their n-grams.
+    """The number of distinct n-grams of texts divided by that of all n-grams.
 
     In [0, 1]; 1 if no n-gram repeats, 0 if no text has n words.  Words are lower-cased and split at white space; an n-gram is
     within one text.  Source: Li et al. 2016 (arXiv 1510.03055), distinct-1 and distinct-2.

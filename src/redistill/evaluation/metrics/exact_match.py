@@ -10,9 +10,10 @@ _PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Whether a text equals one of its references, ignoring case, punctuation and differences of white space.
+    """Whether a text equals one of its references after normalisation.
 
-    The normalisation of SQuAD, except that articles are kept.
+    Case, punctuation and differences of white space are ignored.  This is the normalisation of SQuAD, except that articles are
+    kept.
 
     Example:
         >>> exact_match("Blue,  I think!", ["red", "blue i think"])

@@ -1,8 +1,7 @@
 """ROUGE-L: the longest common subsequence of words of a text and its references."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from redistill.errors import DataError
 from redistill.records import Metric, Record
@@ -33,8 +32,7 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     """
     if not references:
         raise DataError("rouge_l: references = []: must have at least one; remove the prompt from the data set")
-    best: float = max(_scorer().score(reference, prediction)["rougeL"].fmeasure for reference in references)
-    return 100.0 * best
+    return 100.0 * max(_scorer()(reference, prediction) for reference in references)
 
 
 def _score(answer: str, record: Record) -> float:
@@ -42,11 +40,12 @@ def _score(answer: str, record: Record) -> float:
 
 
 @functools.cache
-def _scorer() -> Any:
-    """The scorer of rouge-score; imported on first use, since it imports nltk."""
+def _scorer() -> Callable[[str, str], float]:
+    """F1 of (reference, prediction) by rouge-score, which is imported on first use, since it imports nltk."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return lambda reference, prediction: float(scorer.score(reference, prediction)["rougeL"].fmeasure)
 
 
 METRIC = Metric(name="rouge_l", title="ROUGE-L", unit="%", score=_score)
