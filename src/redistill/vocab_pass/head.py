@@ -65,7 +65,7 @@ class Products:
     @contextmanager
     def _precision(self) -> Iterator[None]:
         """Context without autocast, in which a CPU rounds fp32 operands to bf16 if `bf16`; restores the process's setting."""
-        matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not annotated in torch
         before = matmul.fp32_precision
         with torch.autocast(self.device, enabled=False):
             try:
