@@ -100,14 +100,10 @@ class SpanRule:
     def __call__(self, logq_CV: Tensor, both: LogProbs | None, pair_weight_C: Tensor) -> dict[str, Tensor]:
         assert both is not None, "spans need a teacher"
         num_pairs = min(len(pair_weight_C), len(logq_CV) - 1)
-        left, right = slice(0, num_pairs), slice(1, num_pairs + 1)
         logq_CV, logp_CV = both
-        keep_CV = None
-        if self.keep is not None:
-            keep_CV = self.keep(logq_CV[: num_pairs + 1], logp_CV[: num_pairs + 1])
-            keep_CV = keep_CV[left] & keep_CV[right]
-        distance_C = pair_distance(logq_CV[left], logq_CV[right], logp_CV[left], logp_CV[right], self.squared, keep_CV)
-        return {self.name: (distance_C * pair_weight_C[left]).sum()}
+        keep_CV = None if self.keep is None else self.keep(logq_CV[: num_pairs + 1], logp_CV[: num_pairs + 1])
+        distance_C = pair_distance(logq_CV, logp_CV, num_pairs, self.squared, keep_CV)
+        return {self.name: (distance_C * pair_weight_C[:num_pairs]).sum()}
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,8 @@ from redistill.losses.divergences.kl import AdaptiveKL, ForwardKL, ReverseKL, Sy
 from redistill.losses.divergences.mixtures import JensenShannon, SkewForwardKL, SkewReverseKL
 from redistill.losses.divergences.softened import Softened, bounded, fraction, log_ratio
 
-Divergence = (
-    ForwardKL
-    | ReverseKL
-    | SymmetricKL
-    | JensenShannon
-    | TotalVariation
-    | SkewForwardKL
-    | SkewReverseKL
-    | AdaptiveKL
-    | AlphaBeta
-)
+Table3c = ForwardKL | ReverseKL | SymmetricKL | JensenShannon | TotalVariation | SkewForwardKL | SkewReverseKL  # of MGSR
+Divergence = Table3c | AdaptiveKL | AlphaBeta
 
 __all__ = [
     "AdaptiveKL",
