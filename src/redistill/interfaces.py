@@ -1,4 +1,6 @@
-"""Interfaces of objects of transformers, as far as redistill uses them; transformers itself is not annotated.
+"""Interfaces of the models and tokenizers of transformers, as redistill uses them.
+
+transformers itself is not annotated.
 
 Type checkers alone use this module: a loaded model is an instance of its own class of transformers, not of `CausalModel`, so
 isinstance must not be used with these classes.

@@ -1,4 +1,4 @@
-"""f_sub, the network that predicts DAC-KL's interval, and the gate that gives it a gradient.
+"""f_sub, the network that predicts DAC-KL's interval, and its gradient gate.
 
 Source: MGSR (arXiv 2407.10068), Eq. 6.  clip_ranks.py computes the classes that an interval keeps, dac_kl.py the divergence on
 them.
@@ -142,15 +142,18 @@ class StraightThrough(torch.autograd.Function):
     def forward(
         low_N: Tensor, high_N: Tensor, score_NV: Tensor, keep_NV: Tensor, target_N1: Tensor | None, temperature: float
     ) -> Tensor:
+        """The hard mask, in the dtype of the scores."""
         return keep_NV.to(score_NV.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Save what `backward` needs."""
         low_N, high_N, score_NV, _, target_N1, ctx.temperature = inputs
         ctx.save_for_backward(low_N, high_N, score_NV, target_N1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the soft gate with respect to both bounds."""
         low_N, high_N, score_NV, target_N1 = ctx.saved_tensors
         above_NV = ((score_NV - low_N.unsqueeze(-1)) / ctx.temperature).sigmoid()
         below_NV = ((high_N.unsqueeze(-1) - score_NV) / ctx.temperature).sigmoid()

@@ -1,4 +1,4 @@
-"""The classes that DAC-KL's interval keeps, and the compact form of the sorted teacher distribution.
+"""The classes that DAC-KL's interval keeps, and the compact sorted teacher.
 
 Source: MGSR (arXiv 2407.10068), Eq. 6 and 7.  Pure functions of probabilities; the network that predicts the interval is in
 clip_network.py.  The compact form consists of the largest probabilities and the masses of buckets of ranks below them; a

@@ -1,4 +1,6 @@
-"""DAC-KL: divergence from a teacher that is clipped to an interval, which a small network predicts.
+"""DAC-KL: divergence from a teacher that is clipped to a predicted interval.
+
+A small network predicts the interval.
 
 Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` is the divergence on the kept classes.  The module
 `DacKL`, built from `DacKLConfig`, combines it with the network that predicts the interval (`ClipNetwork` in clip_network.py)

@@ -1,4 +1,6 @@
-"""Options of DAC-KL other than its default, which is Eq. 6-8 of MGSR (arXiv 2407.10068) as printed.
+"""Options of DAC-KL other than its default.
+
+The default is Eq. 6-8 of MGSR (arXiv 2407.10068) as printed.
 
 dac_kl.py and clip_ranks.py have the default and call these functions for: scores other than the probability of a class,
 normalised divergences, the soft gate, and the penalty against collapse.
@@ -104,7 +106,7 @@ def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: floa
 
 
 def mass_penalty(gate_NV: Tensor, p_NV: Tensor, floor: float) -> Tensor:
-    r"""Penalty of each row that keeps little mass: :math:`10 \max(0, \mathrm{floor} - P)^2`.
+    """Penalty of each row that keeps little mass: 10 max(0, floor - P)^2.
 
     Args:
         gate_NV: Weight of each class.

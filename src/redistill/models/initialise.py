@@ -1,4 +1,4 @@
-"""Initialise a student: from some of the teacher's layers, or at random from a seed."""
+"""New students: from some of the teacher's layers, or random from a seed."""
 
 import copy
 from collections.abc import Mapping

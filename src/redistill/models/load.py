@@ -1,4 +1,6 @@
-"""Load models and tokenizers from the hub, a folder or a GGUF file; safetensors only, and no code from a model runs.
+"""Loading of models and tokenizers from the hub, a folder or a GGUF file.
+
+Weights are read from safetensors or GGUF only, and no code from a model runs.
 
 Every failure is raised as an error of one line: transformers answers a mistyped path with a page about the hub.
 """

@@ -1,4 +1,4 @@
-"""LoRA: add low-rank adapters to a student, save and load them in checkpoints, and export or merge them.
+"""LoRA adapters of a student: creation, checkpoints, export and merge.
 
 All other parameters of the student are frozen, including head and embeddings: `vocab_pass` computes no gradient for a frozen
 head.

@@ -1,4 +1,4 @@
-"""Base weights quantised to 4 or 8 bits with bitsandbytes, for QLoRA, and their dequantisation."""
+"""Base weights in 4 or 8 bits (bitsandbytes), for QLoRA, and dequantisation."""
 
 import importlib.util
 from typing import Any, Literal

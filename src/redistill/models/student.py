@@ -1,4 +1,6 @@
-"""The student as one module: body, head and clip network, so that one placement handles every gradient.
+"""The student as one module: body, head and clip network.
+
+One placement thus handles every gradient.
 
 A placement wraps this module and nothing else, and training calls only its forward: a submodule that is called directly has no
 parameters when they are sharded. Without gradients any submodule may be called inside ``Placement.unsharded``.

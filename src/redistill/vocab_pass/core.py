@@ -1,4 +1,4 @@
-"""The elementwise core: from one tile's raw logits to the terms' sums and the gradient of these logits.
+"""The elementwise core: from a tile's raw logits to sums and their gradient.
 
 `Core` is plain PyTorch.  Uncompiled, each operation passes over the tile; compiled, log-softmax, all terms and their gradient
 are a few fused loops.  Compiled tiles all have the same number of rows - the last one is padded with rows that do not count -

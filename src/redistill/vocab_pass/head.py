@@ -1,4 +1,7 @@
-"""The LM head: hidden states to fp32 logits, by products whose operands are bf16 only if the model runs in bf16."""
+"""The LM head: from hidden states to logits in float32.
+
+Operands of its products are bf16 only if the model runs in bf16.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

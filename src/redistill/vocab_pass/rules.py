@@ -1,4 +1,6 @@
-"""The arithmetic of the terms: sums over the rows of a tile, as functions of log-probabilities.
+"""The arithmetic of the terms: sums over the rows of a tile.
+
+They are functions of log-probabilities.
 
 A rule's fields are constant during a run, and rules with equal fields are equal, so that each is compiled once; values that
 change - targets, masks, weights - are tensor arguments.  A row whose values are all 0 does not count, whatever its logits are.

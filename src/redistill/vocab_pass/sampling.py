@@ -1,4 +1,7 @@
-"""Sampling of classes by inverting cumulative distributions, from coarse ranges of classes to fine ones."""
+"""Sampling of classes by inverting cumulative distributions.
+
+It descends from coarse ranges of classes to fine ones.
+"""
 
 import torch
 

@@ -1,4 +1,7 @@
-"""Statistics of rows for revision, policy gradients and reports: one number or token per row, without gradients."""
+"""Statistics of rows: one number or token per row, without gradients.
+
+They are used for revision, policy gradients and reports.
+"""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass

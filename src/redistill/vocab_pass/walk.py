@@ -1,4 +1,4 @@
-"""The vocabulary pass with gradients: block by block for the matrix products, tile by tile for the terms."""
+"""The vocabulary pass with gradients: blocks for products, tiles for terms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,7 @@
-"""Divergences other than KL: total variation, and the alpha-beta family, which contains both directions of KL."""
+"""Divergences other than KL: total variation, and the alpha-beta family.
+
+The alpha-beta family contains both directions of KL.
+"""
 
 from dataclasses import dataclass
 from typing import Self

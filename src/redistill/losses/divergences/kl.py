@@ -1,4 +1,4 @@
-"""Forward and reverse KL, a fixed combination of both, and an adaptive one with weights per row."""
+"""Forward and reverse KL, and fixed and adaptive combinations of both."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

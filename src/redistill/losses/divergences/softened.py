@@ -1,4 +1,7 @@
-"""The base class of divergences (dtype and temperature), and helpers for classes that a model rules out (-inf)."""
+"""The base class of divergences, with dtype and temperature, and its helpers.
+
+The helpers handle classes that a model rules out (-inf).
+"""
 
 import math
 from dataclasses import dataclass
