@@ -266,8 +266,8 @@ def _read_weights(config: ModelConfig, source: dict[str, str], options: dict[str
             # A config.json must not select kernels to be downloaded and run.
             settings._attn_implementation = settings._experts_implementation = None
             options = {"config": settings, **options}
-        options |= {"dtype": _DTYPES[config.dtype], "use_safetensors": True, "output_loading_info": True}
-        model, report = AutoModelForCausalLM.from_pretrained(**source, **options, trust_remote_code=False)
+        options |= {"dtype": _DTYPES[config.dtype], "output_loading_info": True}
+        model, report = AutoModelForCausalLM.from_pretrained(**source, **options, use_safetensors=True, trust_remote_code=False)
     # transformers initialises missing weights at random and only logs it.
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
