@@ -40,7 +40,7 @@ class Blueprint:
         Raises:
             ModelError: the family's config cannot be shortened.
         """
-        config, source = shortened_config(self, tuple(range(layers))), self.source
+        config, source = shortened_config(self.config, tuple(range(layers))), self.source
         config._attn_implementation = None
         try:
             model = fresh_model(config, seed)

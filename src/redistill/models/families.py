@@ -1,4 +1,6 @@
-"""Differences between model families, found by config and shape: body, head, layers, and the number of positions.
+"""Differences between model families: body, head, layers, number of positions.
+
+They are found by config and shape.
 
 Every other module treats a causal language model as a body (ids -> hidden states) and a head (hidden states -> logits).
 `check_split` compares the logits of this split with the model's own, so that a family that computes its logits differently is
@@ -7,12 +9,13 @@ rejected and not trained wrongly.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 
 from redistill.errors import ModelError
+from redistill.interfaces import CausalModel, ModelSettings
 from redistill.vocab_pass import Head
 
 BodyCall = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -21,12 +24,12 @@ BodyCall = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _LEARNED_POSITIONS = {"wpe", "embed_positions", "position_embeddings"}
 
 
-def unwrapped(model: Any) -> Any:
+def unwrapped(model: nn.Module) -> CausalModel:
     """The transformers model inside a PEFT model; its adapters remain active."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return cast(CausalModel, getattr(model, "get_base_model", lambda: model)())
 
 
-def text_config(model: nn.Module) -> Any:
+def text_config(model: nn.Module) -> ModelSettings:
     """The config of the language model, also where it is part of a multimodal model's."""
     return unwrapped(model).config.get_text_config()
 
@@ -40,10 +43,9 @@ def body_module(model: nn.Module) -> nn.Module:
         ModelError: the model has no body apart from its head.
     """
     plain = unwrapped(model)
-    module: nn.Module = plain.base_model
-    if module is plain:
+    if plain.base_model is plain:
         raise ModelError(f"{type(plain).__name__}: has no body apart from its head; use a causal language model")
-    return module
+    return plain.base_model
 
 
 def body(model: nn.Module) -> BodyCall:
@@ -58,10 +60,8 @@ def body(model: nn.Module) -> BodyCall:
     module = body_module(model)
 
     def hidden_states(input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
-        hidden_BTD: torch.Tensor = module(
-            input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False
-        ).last_hidden_state
-        return hidden_BTD
+        output = module(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
+        return cast(torch.Tensor, output.last_hidden_state)
 
     return hidden_states
 
@@ -94,7 +94,7 @@ def head(model: nn.Module, vocabulary: int | None = None) -> Head:
     )
 
 
-def _logit_scale(config: Any) -> float:
+def _logit_scale(config: ModelSettings) -> float:
     scale = float(getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon-H1
     scale *= float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
     scaling = float(getattr(config, "logits_scaling", None) or 1.0)

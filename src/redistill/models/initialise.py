@@ -1,15 +1,17 @@
-"""Initialise a student: from some of the teacher's layers, or at random from a seed."""
+"""New students: from some of the teacher's layers, or random from a seed."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from redistill import randomness
-from redistill.errors import ConfigError, ModelError
+from redistill.errors import ConfigError, ModelError, check_field, first_line
+from redistill.interfaces import CausalModel, ModelSettings
 from redistill.models.families import layer_list, text_config, unwrapped
 from redistill.models.quantised import is_quantised
 
@@ -29,8 +31,7 @@ class InitialiseConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, int):
-            if self.layers < 1:
-                raise ConfigError(f"layers = {self.layers}: must be at least 1")
+            check_field(self, "layers", self.layers >= 1, "must be at least 1")
         elif not self.layers or self.layers[0] < 0 or any(a >= b for a, b in zip(self.layers, self.layers[1:])):
             raise ConfigError(f"layers = {list(self.layers)}: must be ascending layer indices >= 0, each once; sort them")
 
@@ -46,22 +47,16 @@ class InitialiseConfig:
         """
         if isinstance(self.layers, tuple):
             if self.layers[-1] >= num_layers:
-                raise ConfigError(
-                    f"layers = {list(self.layers)}: must be at most {num_layers - 1}, the teacher's last layer; "
-                    "leave out the larger indices"
-                )
+                limit = f"must be at most {num_layers - 1}, the teacher's last layer; leave out the larger indices"
+                raise ConfigError(f"layers = {list(self.layers)}: {limit}")
             return self.layers
-        if self.layers > num_layers:
-            raise ConfigError(
-                f"layers = {self.layers}: must be at most {num_layers}, the teacher's number of layers; set fewer"
-            )
-        if self.layers == 1:
-            return (0,)
-        gaps = self.layers - 1
+        limit = f"must be at most {num_layers}, the teacher's number of layers; set fewer"
+        check_field(self, "layers", self.layers <= num_layers, limit)
+        gaps = max(1, self.layers - 1)
         return tuple((2 * i * (num_layers - 1) + gaps) // (2 * gaps) for i in range(self.layers))  # halves round up
 
 
-def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int) -> Any:
+def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int) -> CausalModel:
     """A student that consists of some of the teacher's layers.
 
     Its embeddings, norms and head are copies of the teacher's.
@@ -83,12 +78,10 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
     teacher = unwrapped(teacher_model)
     if is_quantised(teacher):
         raise ConfigError("initialise.layers: layers of a quantised model cannot be copied; set lora.quantise to none")
-    num_layers = text_config(teacher).num_hidden_layers
-    chosen = InitialiseConfig(layers=layers).indices(num_layers)
+    chosen = InitialiseConfig(layers=layers).indices(text_config(teacher).num_hidden_layers)
     path, _ = layer_list(teacher)
-    config = shortened_config(teacher, chosen)
     with torch.random.fork_rng(devices=[]):  # the constructor samples weights that are overwritten below
-        student = type(teacher)(config)
+        student = type(teacher)(shortened_config(teacher.config, chosen))
     cast_weights(student.to(device=teacher.device), teacher.dtype)
     weights = teacher.state_dict()
     for name, value in student.state_dict().items():
@@ -111,7 +104,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def fresh_model(config: Any, seed: int) -> Any:
+def fresh_model(config: ModelSettings | Mapping[str, object], seed: int) -> CausalModel:
     """A causal language model with random weights.
 
     The weights depend on `config` and `seed` alone.
@@ -131,22 +124,29 @@ def fresh_model(config: Any, seed: int) -> Any:
         >>> fresh_model(tiny, seed=1).num_parameters() > 0
         True
     """
-    if isinstance(config, dict):
-        fields = dict(config)
+    if isinstance(config, Mapping):
         try:
-            config = AutoConfig.for_model(fields.pop("model_type", ""), **fields)
+            config = AutoConfig.for_model(**{"model_type": "", **config})
         except (ValueError, TypeError) as error:
-            raise ConfigError(
-                f"model config: {str(error).splitlines()[0][:200]}; set model_type and that family's fields"
-            ) from error
+            raise ConfigError(f"model config: {first_line(error)[:200]}; set model_type and that family's fields") from error
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(randomness.torch_seed(seed, "initialise"))
-        return AutoModelForCausalLM.from_config(config).eval()
+        return cast(CausalModel, AutoModelForCausalLM.from_config(config).eval())
 
 
-def shortened_config(teacher: Any, chosen: tuple[int, ...]) -> Any:
-    """The teacher's config for the chosen layers; lists with one entry per layer (`layer_types` ...) are cut as well."""
-    config = copy.deepcopy(teacher.config)
+def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelSettings:
+    """A config for some of the layers of a model.
+
+    Lists with one entry per layer (`layer_types` ...) are cut as well.
+
+    Args:
+        settings: The config of the model; not changed.
+        chosen: Indices of the layers.
+
+    Raises:
+        ModelError: the family's config cannot be shortened.
+    """
+    config = copy.deepcopy(settings)
     text = config.get_text_config()
     per_layer = {
         name: [values[i] for i in chosen]
