@@ -70,18 +70,14 @@ def generate(
         Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
-    _check_lengths(requests, position_limit(model))
-    decoders = [Decoder(model, vocabulary, memory)]
-    if sampling.teacher_share > 0:
-        assert teacher is not None, "teacher_share > 0 needs a teacher"
-        _check_lengths(requests, position_limit(teacher))
-        decoders.append(Decoder(teacher, vocabulary))
-        assert decoders[0].num_classes == decoders[1].num_classes, "a mixture needs one vocabulary; cut both heads to it"
-    order = sorted(
-        (i for i, request in enumerate(requests) if request.max_new_tokens > 0),
-        key=lambda i: _tokens_to_read(requests[i], memory),
-        reverse=True,
-    )
+    assert teacher is not None or sampling.teacher_share == 0, "teacher_share > 0 needs a teacher"
+    models = [model] if teacher is None or sampling.teacher_share == 0 else [model, teacher]
+    for each in models:
+        _check_lengths(requests, position_limit(each))
+    decoders = [Decoder(each, vocabulary, memory if each is model else None) for each in models]
+    assert len({each.num_classes for each in decoders}) == 1, "a mixture needs one vocabulary; cut both heads to it"
+    order = [i for i, request in enumerate(requests) if request.max_new_tokens > 0]
+    order.sort(key=lambda i: _tokens_to_read(requests[i], memory), reverse=True)
     results = [Generation(token_ids=(), finished=False)] * len(requests)
     with ExitStack() as prepared:
         for decoder in decoders:

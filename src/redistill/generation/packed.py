@@ -1,7 +1,8 @@
 """Weights packed for matrix products with few rows on a CPU.
 
-Such products dominate a decoding step.  oneDNN reads a weight once, sequentially, if it has been reordered into blocks; a plain product with eight rows takes 1.5 times
-as long, one with a large head up to 2.6 times.  Results equal those of plain products up to rounding.
+Such products dominate a decoding step.  oneDNN reads a weight once, sequentially, if it has been reordered into blocks; a
+plain product with eight rows takes 1.5 times as long, one with a large head up to 2.6 times.  Results equal those of plain
+products up to rounding.
 """
 
 import threading
