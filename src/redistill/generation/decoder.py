@@ -1,4 +1,4 @@
-"""Decoding of a batch by one model: its KV cache, its logits, and its prefix memory."""
+"""Decoding of a batch by one model: KV cache, logits, and prefix memory."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +23,11 @@ class Decoder:
         model: A causal language model.
         vocabulary: Number of leading classes that have a logit; None for all.
         memory: States of texts that the model has read; prefixes found in it are not read again, and `remember` adds to it.
+
+    Attributes:
+        num_classes: Number of classes that have a logit.
+        device: Device of the model's head.
+        remembers: Whether there is a memory to which `remember` can add.
     """
 
     def __init__(self, model: nn.Module, vocabulary: int | None, memory: PrefixMemory | None = None) -> None:
@@ -33,14 +38,10 @@ class Decoder:
         self._takes_positions = takes_positions(model)
         sees_all = prefixes_can_be_reused(model)
         self._memory = memory if sees_all else None
+        self.remembers = self._memory is not None
         self._gives_mask = sees_all and text_config(model)._attn_implementation == "sdpa"
         self.num_classes = self._head.num_classes
         self.device = self._head.weight_VD.device
-
-    @property
-    def remembers(self) -> bool:
-        """Whether the decoder has a memory to which `remember` can add."""
-        return self._memory is not None
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

@@ -1,6 +1,10 @@
-"""Engines that are not part of the package: their results are checked before anything is learned from them."""
+"""Engines that are not part of the package: their results are checked.
 
-from collections.abc import Sequence
+Nothing is learned from a result that is not a continuation of its request.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -22,6 +26,7 @@ class CheckedEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
+        """The features of the engine itself."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:
@@ -30,12 +35,8 @@ class CheckedEngine:
         Raises:
             TrainingError: the engine raised an error.
         """
-        try:
+        with self._checked("sync"):
             self.engine.sync(student, step)
-        except RedistillError:
-            raise
-        except Exception as error:  # whatever external code raises
-            raise self._failed("sync", error) from error
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """See `contracts.Engine`.
@@ -43,17 +44,13 @@ class CheckedEngine:
         Raises:
             TrainingError: the engine raised an error, or a result is not a continuation of its request.
         """
-        try:
+        with self._checked("generate"):
             generations = list(self.engine.generate(requests, sampling))
-        except RedistillError:
-            raise
-        except Exception as error:  # whatever external code raises
-            raise self._failed("generate", error) from error
         if len(generations) != len(requests):
             raise TrainingError(
                 f"engine {self._name}: {len(generations)} results for {len(requests)} requests; return one each"
             )
-        for request, generation in zip(requests, generations, strict=True):
+        for request, generation in zip(requests, generations):
             if fault := self._fault(request, generation):
                 raise TrainingError(f"engine {self._name}: result of {request.stream}: {fault}")
         return generations
@@ -69,6 +66,13 @@ class CheckedEngine:
             return f"a token id is not a whole number below {self._vocabulary}, the size of the vocabulary"
         return None
 
-    def _failed(self, call: str, error: Exception) -> TrainingError:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return TrainingError(f"engine {self._name}: {call} failed ({reason})")
+    @contextmanager
+    def _checked(self, call: str) -> Iterator[None]:
+        """Context: whatever external code raises becomes a TrainingError."""
+        try:
+            yield
+        except RedistillError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise TrainingError(f"engine {self._name}: {call} failed ({reason})") from error

@@ -1,4 +1,4 @@
-"""The only sampler: continues prompts, with random numbers that belong to the sequence and not to the batch.
+"""The only sampler: random numbers belong to the sequence, not to the batch.
 
 Token t of a sequence is sampled with the t-th group of numbers of the sequence's own stream; see `sample_rows`.  So a response
 does not depend on its batch, on the order of the requests, or on the number of processes, up to rounding: batches change the
@@ -70,41 +70,32 @@ def generate(
         Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
-    models = _mixture(model, teacher, sampling.teacher_share)
-    for each, _ in models:
+    assert teacher is not None or sampling.teacher_share == 0, "teacher_share > 0 needs a teacher"
+    models = [model] if teacher is None or sampling.teacher_share == 0 else [model, teacher]
+    for each in models:
         _check_lengths(requests, position_limit(each))
-    decoders = [(Decoder(each, vocabulary, memory if each is model else None), weight) for each, weight in models]
-    generator = _BatchGenerator(decoders, sampling, end_ids=end_ids, pad_id=pad_id)
-    order = _longest_first(requests, memory)
+    decoders = [Decoder(each, vocabulary, memory if each is model else None) for each in models]
+    assert len({each.num_classes for each in decoders}) == 1, "a mixture needs one vocabulary; cut both heads to it"
+    order = [i for i, request in enumerate(requests) if request.max_new_tokens > 0]
+    order.sort(key=lambda i: _tokens_to_read(requests[i], memory), reverse=True)
     results = [Generation(token_ids=(), finished=False)] * len(requests)
     with ExitStack() as prepared:
-        for decoder, _ in decoders:
+        for decoder in decoders:
             prepared.enter_context(decoder.prepared())
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            for i, generation in zip(rows, generator.generate([requests[i] for i in rows]), strict=True):
+            batch = _LiveBatch([requests[i] for i in rows], sampling, end_ids, pad_id, decoders[0].device)
+            _generate_batch(decoders, batch, sampling)
+            for i, generation in zip(rows, batch.generations(), strict=True):
                 results[i] = generation
     return results
 
 
-def _mixture(model: nn.Module, teacher: nn.Module | None, teacher_share: float) -> list[tuple[nn.Module, float]]:
-    """The models that are sampled from, each with its weight in the mixture."""
-    if teacher_share == 0:
-        return [(model, 1.0)]
-    assert teacher is not None, "teacher_share > 0 needs a teacher"
-    return [(model, 1.0 - teacher_share), (teacher, teacher_share)]
-
-
-def _longest_first(requests: Sequence[GenerationRequest], memory: PrefixMemory | None) -> list[int]:
-    """Indices of the requests with a budget, sorted so that those of a batch have about as many tokens to read."""
-    order = [i for i, request in enumerate(requests) if request.max_new_tokens > 0]
-    return sorted(order, key=lambda i: (_unread(requests[i], memory), requests[i].max_new_tokens), reverse=True)
-
-
-def _unread(request: GenerationRequest, memory: PrefixMemory | None) -> tuple[int, int]:
-    """Sort key of a request: the number of prompt tokens to be read, and the length of the prompt."""
+def _tokens_to_read(request: GenerationRequest, memory: PrefixMemory | None) -> tuple[int, int, int]:
+    """Sort key of a request: the number of prompt tokens to be read, the length of the prompt, and the budget."""
     length = len(request.prompt_ids)
-    return length - (0 if memory is None else memory.recall(request.prompt_ids[:-1])[0]), length
+    known = 0 if memory is None else memory.recall(request.prompt_ids[:-1])[0]
+    return length - known, length, request.max_new_tokens
 
 
 def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -178,63 +169,45 @@ class NgramBan:
         return tuple(history[len(history) - self._size + 1 :])
 
 
-class _BatchGenerator:
-    """Generates one batch at a time: the decoders with their mixture weights, and the settings that all batches share."""
+def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: Sampling) -> None:
+    """Generate until every row of the batch has ended."""
+    known = [decoder.start(batch.prompts) for decoder in decoders]
+    # Checking which rows are active synchronises with a GPU, so it is not done after every token.
+    check_every = 1 if decoders[0].device.type == "cpu" else 8
+    for step in range(batch.longest):
+        signals.poll()
+        logits = [batch.ban(decoder.logits(*batch.columns(step, skipped))) for decoder, skipped in zip(decoders, known)]
+        active_L = batch.accept(_next_tokens(logits, sampling, batch.uniform_LTK[:, step]), step)
+        if step + 1 == batch.longest or (step + 1) % check_every:
+            continue
+        kept = active_L.nonzero().flatten()
+        if len(kept) == 0:
+            break
+        if len(kept) <= COMPACT_BELOW * len(active_L):
+            _remember(decoders, batch, ~active_L)
+            for decoder in decoders:
+                decoder.select(kept)
+            batch.select(kept)
+    _remember(decoders, batch, torch.ones_like(active_L))
 
-    def __init__(
-        self, decoders: Sequence[tuple[Decoder, float]], sampling: Sampling, *, end_ids: Sequence[int], pad_id: int
-    ) -> None:
-        assert len({decoder.num_classes for decoder, _ in decoders}) == 1, (
-            "a mixture needs one vocabulary; cut both heads to it"
-        )
-        self._decoders = decoders
-        self.device = decoders[0][0].device
-        self.sampling = sampling
-        self.pad_id = pad_id
-        self.end_ids = torch.tensor(tuple(end_ids), dtype=torch.long, device=self.device)
-        # Checking which rows are active synchronises with a GPU, so it is not done after every token.
-        self._check_every = 1 if self.device.type == "cpu" else 8
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        batch = _LiveBatch(self, requests)
-        known = [decoder.start(batch.prompts) for decoder, _ in self._decoders]
-        for step in range(batch.longest):
-            signals.poll()
-            active_L = batch.accept(self._next_tokens(batch, step, known), step)
-            if step + 1 == batch.longest or (step + 1) % self._check_every:
-                continue
-            kept = active_L.nonzero().flatten()
-            if len(kept) == 0:
-                break
-            if len(kept) <= COMPACT_BELOW * len(active_L):
-                self._remember(batch, (~active_L).nonzero().flatten())
-                for decoder, _ in self._decoders:
-                    decoder.select(kept)
-                batch.select(kept)
-        self._remember(batch, torch.arange(batch.num_live, device=self.device))
-        return batch.generations()
+def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch.Tensor) -> None:
+    """Store the rows that are removed from the caches in the memories, without their last token, which was not read."""
+    for decoder in decoders:
+        if decoder.remembers:
+            for live, text, start in batch.texts(removed_L.nonzero().flatten()):
+                decoder.remember(live, text, start)
 
-    def _remember(self, batch: "_LiveBatch", removed: torch.Tensor) -> None:
-        """Store the rows that are removed from the caches in the memories, without their last token, which was not read."""
-        for decoder, _ in self._decoders:
-            if decoder.remembers:
-                for live, text, start in batch.texts(removed):
-                    decoder.remember(live, text, start)
 
-    def _next_tokens(self, batch: "_LiveBatch", step: int, known: Sequence[int]) -> torch.Tensor:
-        logits = [
-            batch.ban(decoder.logits(*batch.columns(step, skipped))) for (decoder, _), skipped in zip(self._decoders, known)
-        ]
-        if self.sampling.temperature == 0:
-            (logits_LV,) = logits
-            return logits_LV.argmax(dim=-1)
-        if len(logits) == 1:
-            masses_LV = _masses(logits[0], self.sampling)
-        else:
-            weights = [weight for _, weight in self._decoders]
-            mixed = [weight * probabilities(each_LV, self.sampling) for weight, each_LV in zip(weights, logits)]
-            masses_LV = torch.stack(mixed).sum(dim=0)
-        return sample_rows(masses_LV, batch.uniform_LTK[:, step])
+def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK: torch.Tensor) -> torch.Tensor:
+    """token_L, sampled from one model or from the mixture of the student and the teacher; overwrites the logits."""
+    if sampling.temperature == 0:
+        return logits[0].argmax(dim=-1)
+    if len(logits) == 1:
+        return sample_rows(_masses(logits[0], sampling), uniform_LK)
+    student_LV, teacher_LV = (probabilities(each_LV, sampling) for each_LV in logits)
+    mixed_LV = (1.0 - sampling.teacher_share) * student_LV + sampling.teacher_share * teacher_LV
+    return sample_rows(mixed_LV, uniform_LK)
 
 
 class _LiveBatch:
@@ -243,33 +216,35 @@ class _LiveBatch:
     A row that has ended remains live until enough rows have ended; tokens sampled for it are dropped.
     """
 
-    def __init__(self, generator: _BatchGenerator, requests: Sequence[GenerationRequest]) -> None:
+    def __init__(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        end_ids: Sequence[int],
+        pad_id: int,
+        device: torch.device,
+    ) -> None:
         budgets = [request.max_new_tokens for request in requests]
         self.longest = max(budgets)
         uniform = np.zeros((len(requests), self.longest, NUMBERS_PER_DRAW))
         for row, request in zip(uniform, requests):
-            numbers = randomness.generator(request.seed, *_key(request))
+            numbers = randomness.generator(request.seed, str(request.stream[0]), *request.stream[1:])
             row[: request.max_new_tokens] = numbers.random((request.max_new_tokens, NUMBERS_PER_DRAW))
         self.prompts = [request.prompt_ids for request in requests]
-        ids_LT, mask_LT = pad(self.prompts, generator.pad_id, side="left")
+        ids_LT, mask_LT = pad(self.prompts, pad_id, side="left")
         self._prompt_length = ids_LT.shape[1]
-        self._input_LT = ids_LT.to(generator.device)
-        self._mask_LT = torch.cat([mask_LT, mask_LT.new_ones((len(requests), self.longest))], dim=1).to(generator.device)
-        self._position_LT = (mask_LT.cumsum(dim=1) - 1).clamp(min=0).to(generator.device)
-        self.uniform_LTK = torch.from_numpy(uniform).to(generator.device)
-        self._end_ids = generator.end_ids
-        self._live_L = torch.arange(len(requests), device=generator.device)
-        self._active_L = torch.ones(len(requests), dtype=torch.bool, device=generator.device)
-        self._budget_L = torch.tensor(budgets, device=generator.device)
-        self._length_B = torch.zeros(len(requests), dtype=torch.long, device=generator.device)
-        self._finished_B = torch.zeros(len(requests), dtype=torch.bool, device=generator.device)
-        self._generated_BT = torch.zeros((len(requests), self.longest), dtype=torch.long, device=generator.device)
-        size = generator.sampling.no_repeat_ngram
-        self._ngrams = NgramBan(size, self.prompts) if size else None
-
-    @property
-    def num_live(self) -> int:
-        return len(self._live_L)
+        self._input_LT = ids_LT.to(device)
+        self._mask_LT = torch.cat([mask_LT, mask_LT.new_ones((len(requests), self.longest))], dim=1).to(device)
+        self._position_LT = (mask_LT.cumsum(dim=1) - 1).clamp(min=0).to(device)
+        self.uniform_LTK = torch.from_numpy(uniform).to(device)
+        self._end_ids = torch.tensor(tuple(end_ids), dtype=torch.long, device=device)
+        self._live_L = torch.arange(len(requests), device=device)
+        self._active_L = torch.ones(len(requests), dtype=torch.bool, device=device)
+        self._budget_L = torch.tensor(budgets, device=device)
+        self._length_B = torch.zeros(len(requests), dtype=torch.long, device=device)
+        self._finished_B = torch.zeros(len(requests), dtype=torch.bool, device=device)
+        self._generated_BT = torch.zeros((len(requests), self.longest), dtype=torch.long, device=device)
+        self._ngrams = NgramBan(sampling.no_repeat_ngram, self.prompts) if sampling.no_repeat_ngram else None
 
     def columns(self, step: int, skipped: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Token ids, mask and positions to read at `step`.
@@ -331,11 +306,6 @@ class _LiveBatch:
     def generations(self) -> list[Generation]:
         rows = zip(self._generated_BT.tolist(), self._length_B.tolist(), self._finished_B.tolist())
         return [Generation(token_ids=tuple(tokens[:length]), finished=finished) for tokens, length, finished in rows]
-
-
-def _key(request: GenerationRequest) -> tuple[str, *tuple[int | str, ...]]:
-    purpose, *counters = request.stream
-    return str(purpose), *counters
 
 
 def check_sampling(sampling: Sampling) -> None:

@@ -1,7 +1,6 @@
-"""KV cache: layers that grow in pieces, and whether a model's prefixes can be reused."""
+"""KV cache: layers that grow in pieces, and whether prefixes can be reused."""
 
 import inspect
-from typing import Any
 
 import torch
 from torch import nn
@@ -60,14 +59,16 @@ class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not anno
         self._key_columns, self._value_columns = Columns(), Columns()
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values [B, H, T, D] and return all of them; see `DynamicLayer`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys, self.values = self._key_columns.append(key_states), self._value_columns.append(value_states)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep only these rows of the batch; see `DynamicLayer`."""
         self.keys, self.values = self._key_columns.select(indices), self._value_columns.select(indices)
 
 

@@ -1,23 +1,16 @@
 """The local engine: text generation by a model of this process."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from contextlib import contextmanager, nullcontext
+from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar
 
 from torch import nn
 
-from redistill.contracts import (
-    BatchSize,
-    Engine,
-    EngineCapabilities,
-    EngineTools,
-    Generation,
-    GenerationRequest,
-    Sampling,
-)
+from redistill.contracts import BatchSize, Engine, EngineCapabilities, EngineTools, Generation, GenerationRequest, Sampling
 from redistill.generation.generate import generate
 from redistill.generation.prefix import PrefixMemory
+from redistill.interfaces import Autocast
 
 LOCAL = EngineCapabilities(mixture=True, no_repeat_ngram=True, prefix_memory=True, deterministic=True)
 
@@ -30,6 +23,7 @@ class LocalEngineConfig:
     capabilities: ClassVar[EngineCapabilities] = LOCAL
 
     def build(self, tools: EngineTools) -> "LocalEngine":
+        """The engine of a run; see `contracts.EngineTools`."""
         return LocalEngine(
             tools.student,
             teacher=tools.teacher,
@@ -41,6 +35,7 @@ class LocalEngineConfig:
         )
 
 
+@dataclass(eq=False)
 class LocalEngine:
     """Generates with a model's own weights (contracts.Engine).
 
@@ -52,26 +47,21 @@ class LocalEngine:
         pad_id: Token id that pads short rows.
         batch_size: Sequences per batch; it is lowered, and the call retried, when memory runs out.
         autocast: Returns the autocast context that models run in.
+
+    Attributes:
+        memory: States of the texts read or generated since `remembering` was entered; None outside it.
     """
 
-    capabilities = LOCAL
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        teacher: nn.Module | None = None,
-        vocabulary: int | None,
-        end_ids: Sequence[int],
-        pad_id: int,
-        batch_size: BatchSize,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
-        self._model, self._teacher, self._vocabulary = model, teacher, vocabulary
-        self._end_ids, self._pad_id = tuple(end_ids), pad_id
-        self._batch_size, self._autocast = batch_size, autocast
-        self.memory: PrefixMemory | None = None
-        """States of the texts read or generated since `remembering` was entered; None outside it."""
+    capabilities: ClassVar[EngineCapabilities] = LOCAL
+    model: nn.Module
+    _: KW_ONLY
+    teacher: nn.Module | None = None
+    vocabulary: int | None
+    end_ids: Sequence[int]
+    pad_id: int
+    batch_size: BatchSize
+    autocast: Autocast = nullcontext
+    memory: PrefixMemory | None = field(default=None, init=False)
 
     def sync(self, student: nn.Module, step: int) -> None:
         """Does nothing: the engine generates with the student's own weights."""
@@ -81,17 +71,17 @@ class LocalEngine:
 
         The call is retried with a smaller batch size when memory runs out.
         """
-        with self._autocast():
-            return self._batch_size.repeat(
+        with self.autocast():
+            return self.batch_size.repeat(
                 lambda size: generate(
-                    self._model,
+                    self.model,
                     requests,
                     sampling,
-                    end_ids=self._end_ids,
-                    pad_id=self._pad_id,
+                    end_ids=self.end_ids,
+                    pad_id=self.pad_id,
                     batch_size=size,
-                    vocabulary=self._vocabulary,
-                    teacher=self._teacher,
+                    vocabulary=self.vocabulary,
+                    teacher=self.teacher,
                     memory=self.memory,
                 )
             )
@@ -122,12 +112,15 @@ class MeteredEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
+        """The features of the engine itself."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:
+        """See `contracts.Engine`."""
         self.engine.sync(student, step)
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        """See `contracts.Engine`; the generated tokens are counted."""
         generations = self.engine.generate(requests, sampling)
         self._count(sum(len(generation.token_ids) for generation in generations))
         return generations

@@ -1,15 +1,16 @@
-"""Weights packed for matrix products with few rows on a CPU, which dominate a decoding step.
+"""Weights packed for matrix products with few rows on a CPU.
 
-oneDNN reads a weight once, sequentially, if it has been reordered into blocks; a plain product with eight rows takes 1.5 times
-as long, one with a large head up to 2.6 times.  Results equal those of plain products up to rounding.
+Such products dominate a decoding step.  oneDNN reads a weight once, sequentially, if it has been reordered into blocks; a
+plain product with eight rows takes 1.5 times as long, one with a large head up to 2.6 times.  Results equal those of plain
+products up to rounding.
 """
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -49,9 +50,9 @@ _packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
 
 @dataclass
 class _Packed:
-    """Layers of a model that use packed weights, and the number of contexts that need them."""
+    """The packed layers of a model, which closing the stack restores, and the number of contexts that need them."""
 
-    layers: list[nn.Module]
+    layers: ExitStack
     users: int = 0
 
 
@@ -72,30 +73,20 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
         with _lock:
             _packed[model].users -= 1
             if _packed[model].users == 0:
-                _unpack(_packed.pop(model).layers)
+                _packed.pop(model).layers.close()
 
 
-def _pack(model: nn.Module) -> list[nn.Module]:
-    """Replace the forward of each linear layer; returns the layers that were changed."""
+def _pack(model: nn.Module) -> ExitStack:
+    """Replace the forward of each linear layer; closing the result restores them."""
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    packed: list[nn.Module] = []
-    for module in model.modules():
-        if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):
-            continue
-        layer: Any = module
-        weight_VD: torch.Tensor = layer.weight if isinstance(module, nn.Linear) else layer.weight.T
-        dtype = autocast or weight_VD.dtype
-        if not can_pack(weight_VD, dtype):
-            continue
-        try:
-            layer.forward = packed_product(weight_VD, layer.bias, dtype)
-        except BaseException:  # out of memory: a layer that kept its copy would ignore later updates of its weight
-            _unpack(packed)
-            raise
-        packed.append(module)
-    return packed
-
-
-def _unpack(layers: list[nn.Module]) -> None:
-    for layer in layers:
-        del layer.forward
+    with ExitStack() as packed:  # out of memory: a layer that kept its copy would ignore later updates of its weight
+        for layer in model.modules():
+            if type(layer) not in (nn.Linear, Conv1D) or "forward" in vars(layer):
+                continue
+            linear = cast(nn.Linear, layer)  # Conv1D has the transposed weight
+            weight_VD = linear.weight if isinstance(layer, nn.Linear) else linear.weight.T
+            dtype = autocast or weight_VD.dtype
+            if can_pack(weight_VD, dtype):
+                vars(layer)["forward"] = packed_product(weight_VD, linear.bias, dtype)
+                packed.callback(vars(layer).pop, "forward")
+        return packed.pop_all()

@@ -1,4 +1,4 @@
-"""Prefix memory: states of texts that a model has read or generated within one step, so that no prefix is read twice.
+"""Prefix memory: states of texts, so that no prefix is read twice in a step.
 
 A `PrefixMemory` maps token ids to keys, values and last hidden states.  A reader looks up each text and reads the tokens after
 the longest known prefix.  The result equals that of reading everything up to rounding; so in fp32 a memory hardly ever changes
@@ -37,10 +37,6 @@ class PrefixStates:
     kv_LXHTD: torch.Tensor
     hidden_TD: torch.Tensor
 
-    @property
-    def num_bytes(self) -> int:
-        return self.kv_LXHTD.nbytes + self.hidden_TD.nbytes
-
 
 class PrefixMemory:
     """States of texts by their token ids, for one model with fixed weights.
@@ -60,7 +56,7 @@ class PrefixMemory:
         Returns its length, and states that begin with it (None for length 0).
         """
         index = bisect_left(self._texts, token_ids)
-        found = [(_common(text, token_ids), text) for text in self._texts[max(0, index - 1) : index + 1]]
+        found = [(_common_length(text, token_ids), text) for text in self._texts[max(0, index - 1) : index + 1]]
         known, text = max(found, default=(0, ()))
         return (known, self._states[text]) if known else (0, None)
 
@@ -88,12 +84,10 @@ class PrefixMemory:
         insort(self._texts, token_ids)
 
 
-def _common(first: TokenIds, second: TokenIds) -> int:
+def _common_length(first: TokenIds, second: TokenIds) -> int:
     """Length of the longest common prefix."""
-    for index, (one, other) in enumerate(zip(first, second)):
-        if one != other:
-            return index
-    return min(len(first), len(second))
+    pairs = enumerate(zip(first, second))
+    return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
 def load_prefixes(cache: Cache, prefixes: Sequence[tuple[int, PrefixStates | None]], width: int) -> torch.Tensor:
@@ -170,38 +164,29 @@ class PrefixReader:
         hidden = [torch.empty(0) if states is None else states.hidden_TD[:tokens] for tokens, states in known]
         left = [len(text) - tokens for text, (tokens, _) in zip(texts, known)]
         for group in _groups_of_similar_length(left):
-            prefixes, width = [known[index] for index in group], max(known[index][0] for index in group)
-            new_ids = [texts[index][known[index][0] :] for index in group]
-            cache = new_cache(self._model)
+            cache, prefixes = new_cache(self._model), [known[index] for index in group]
+            width = max(tokens for tokens, _ in prefixes)
             before_GCD = load_prefixes(cache, prefixes, width) if width else None
-            new_GUD = self._continue(cache, new_ids, [tokens for tokens, _ in prefixes], width, device)
+            ids_GU, mask_GU = pad([texts[index][known[index][0] :] for index in group], 0)
+            known_G1 = torch.tensor([tokens for tokens, _ in prefixes])[:, None]
+            mask_GC = (torch.arange(width) >= width - known_G1).to(mask_GU.dtype)
+            # Positions do not increase in padding, so that they stay within the model's limit.
+            position_GU = (known_G1 + mask_GU.cumsum(dim=1) - 1).clamp(min=0)
+            new_GUD = body_module(self._model)(
+                input_ids=ids_GU.to(device),
+                attention_mask=torch.cat([mask_GC, mask_GU], dim=1).to(device),
+                position_ids=position_GU.to(device),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
             for row, index in enumerate(group):
                 tokens, whole_TD = known[index][0], new_GUD[row, : left[index]]
                 if before_GCD is not None:
                     whole_TD = torch.cat([before_GCD[row, width - tokens :], whole_TD])
                 hidden[index] = whole_TD
                 if remember:
-                    columns = slice(width - tokens, width + left[index])
-                    memory.remember(texts[index], cache, row, columns, whole_TD)
+                    memory.remember(texts[index], cache, row, slice(width - tokens, width + left[index]), whole_TD)
         return hidden
-
-    def _continue(
-        self, cache: Cache, new_ids: Sequence[TokenIds], known: Sequence[int], width: int, device: torch.device
-    ) -> torch.Tensor:
-        """hidden_GUD of new tokens, padded on the right, that follow `width` columns of left-padded prefixes in `cache`."""
-        ids_GU, mask_GU = pad(new_ids, 0)
-        known_G1 = torch.tensor(known)[:, None]
-        mask_GC = (torch.arange(width) >= width - known_G1).to(mask_GU.dtype)
-        # Positions do not increase in padding, so that they stay within the model's limit.
-        position_GU = (known_G1 + mask_GU.cumsum(dim=1) - 1).clamp(min=0)
-        hidden_GUD: torch.Tensor = body_module(self._model)(
-            input_ids=ids_GU.to(device),
-            attention_mask=torch.cat([mask_GC, mask_GU], dim=1).to(device),
-            position_ids=position_GU.to(device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden_GUD
 
 
 def _groups_of_similar_length(left: Sequence[int]) -> Iterator[list[int]]:
