@@ -6,15 +6,14 @@ for each method: docs/results/toy-world.md has the table and how to repeat it.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from redistill import __version__
 from redistill.config.run import Run, decode_run
 from redistill.errors import ConfigError
 from redistill.models.initialise import fresh_model
-from redistill.records import Instruction, Record
+from redistill.records import Json, Record
 from redistill.reports.terminal import print_summary
 from redistill.runs.folder import RUN_FILE
 from redistill.runs.run import RunResult, distill, train_student
@@ -34,7 +33,7 @@ CHAT_TEMPLATE = (
     "{% if m.role == 'user' %}Q: {{ m.content }}\nA: {% else %}{{ m.content }}{{ eos_token }}{% endif %}"
     "{% endfor %}"
 )
-TOKENS = {"prompt_tokens": 96, "response_tokens": 32, "template": "chat"}
+TOKENS: dict[str, Json] = {"prompt_tokens": 96, "response_tokens": 32, "template": "chat"}
 TEACHER_UPDATES, UPDATES = 400, 150
 LEARNING_RATE = 1e-3  # the best of three on validation, for SFT and for MGSR
 
@@ -50,15 +49,17 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
         The result of the MGSR run.
     """
     world = toy_world(fresh=fresh)
-    sft = _distilled(student_run("sft", world, out / "sft"), [], fresh=fresh)
-    mgsr = _distilled(student_run("mgsr", world, out / "mgsr"), [sft.folder], fresh=fresh)
+    sft = _distilled("sft", world, out, [], fresh=fresh)
+    mgsr = _distilled("mgsr", world, out, [sft.folder], fresh=fresh)
     print_summary(mgsr.folder, [sft.folder])
     print(f"report: {mgsr.report}")  # noqa: T201 - the last line of the output
     return mgsr
 
 
-def _distilled(config: Run, baselines: list[Path], *, fresh: bool) -> RunResult:
+def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fresh: bool) -> RunResult:
     """A finished run of the demo; a run folder of another version of the demo is replaced."""
+    named = {"name": f"toy-{method}", "method": method, "seed": SEED, "out": str(out / method)}
+    config = decode_run({**named, **student_tree(world)}, "demo")
     if fresh and config.folder.exists():
         files.remove_folder(config.folder)
     try:
@@ -70,13 +71,7 @@ def _distilled(config: Run, baselines: list[Path], *, fresh: bool) -> RunResult:
         return distill(config, baselines=baselines)
 
 
-def student_run(method: str, world: Path, out: Path, overrides: Mapping[str, Any] | None = None) -> Run:
-    """The run of one method in the toy world."""
-    named = {"name": f"toy-{method}", "method": method, "seed": SEED, "out": str(out)}
-    return decode_run({**named, **student_tree(world), **(overrides or {})}, "demo")
-
-
-def student_tree(world: Path) -> dict[str, Any]:
+def student_tree(world: Path) -> dict[str, Json]:
     """The configuration that runs of all methods in the toy world share; sweep rows are merged over it."""
     return {
         "teacher": {"model": str(world / "teacher" / "model")},
@@ -112,7 +107,7 @@ def toy_world(*, fresh: bool = False) -> Path:
     if not (world / "start" / "config.json").exists():
         with files.new_folder(world) as folder:
             _write_data(folder)
-            _write_model(folder / "start", TEACHER)
+            _write_model(folder / "start")
     train_student(_teacher_run(world))
     return world
 
@@ -124,11 +119,7 @@ def _teacher_run(world: Path) -> Run:
         "seed": SEED,
         "out": str(world / "teacher"),
         "student": {"model": str(world / "start")},
-        "data": {
-            "train": [str(world / "teacher.jsonl")],
-            "validation": str(world / "validation.jsonl"),
-            "tokens": TOKENS,
-        },
+        "data": {"train": [str(world / "teacher.jsonl")], "validation": str(world / "validation.jsonl"), "tokens": TOKENS},
         "optimiser": {"learning_rate": 3e-3, "warmup_updates": 40},
         "training": {"updates": TEACHER_UPDATES, "batch_size": 48, "log_every": 50},
         "evaluation": {"compare": []},
@@ -141,16 +132,12 @@ def _write_data(folder: Path) -> None:
         files.rewrite_lines(folder / f"{split}.jsonl", [_row(record) for record in toy_records(count, SEED, split)])
 
 
-def _row(record: Record) -> dict[str, Any]:
-    assert isinstance(record.prompt, Instruction)
-    return {
-        "instruction": record.prompt.instruction,
-        "input": record.prompt.input,
-        "output": list(record.references) if len(record.references) > 1 else record.references[0],
-    }
+def _row(record: Record) -> dict[str, Json]:
+    output = list(record.references) if len(record.references) > 1 else record.references[0]
+    return asdict(record.prompt) | {"output": output}
 
 
-def _write_model(folder: Path, shape: Mapping[str, int]) -> None:
+def _write_model(folder: Path) -> None:
     tokenizer = toy_tokenizer(VOCABULARY, SEED)
     tokenizer.chat_template = CHAT_TEMPLATE
     config = {
@@ -161,7 +148,7 @@ def _write_model(folder: Path, shape: Mapping[str, int]) -> None:
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        **shape,
+        **TEACHER,
     }
     fresh_model(config, SEED).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

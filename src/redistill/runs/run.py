@@ -7,10 +7,11 @@ A call with the same configuration and folder resumes the run.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 
 from redistill.config.decode import decode
 from redistill.config.plugins import External
@@ -27,19 +28,21 @@ from redistill.models.lora import load_trainable_state, save_student, trainable_
 from redistill.processes import signals
 from redistill.processes import watch as ranks
 from redistill.processes.placement import full
+from redistill.records import Json
 from redistill.reports.report import build_report
 from redistill.runs.build import build_evaluator, build_parts
-from redistill.runs.folder import RUN_FILE, WORTH_KEEPING, check_owner, has_model, sole_use
+from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, WORTH_KEEPING, check_owner, has_model, sole_use
 from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
 from redistill.runs.opened import OpenRun, make_accelerator, open_run, processes_of
 from redistill.runs.record import begin, cost, write_run_file
-from redistill.runs.revisions import truncate_revisions
+from redistill.runs.revisions import FILE as REVISIONS
 from redistill.runs.stages import stages, teacher_source
 from redistill.storage import files
 from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
 from redistill.training.loop import train
+from redistill.training.metrics import MetricsLog
 from redistill.training.parts import TrainingState
 from redistill.training.progress import AnswerProgress, report
 from redistill.training.saving import restore_checkpoint
@@ -86,10 +89,10 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
         with signals.handled():  # not the report: no process waits for it, and it can be interrupted anywhere
             _train(config, accelerator, command)
             scores = _evaluate_student(config, accelerator)
-        page = config.folder / "report.html"
-        if PartialState().is_main_process:
+        if accelerator.is_main_process:
             build_report(config.folder, baselines)
-    return RunResult(folder=config.folder, model=config.folder / "model", scores=scores, report=page)
+    folder = config.folder
+    return RunResult(folder=folder, model=folder / "model", scores=scores, report=folder / "report.html")
 
 
 @signals.handled()
@@ -134,7 +137,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
         state = _fit(run)
         _export(run)
         if run.processes.is_main:
-            write_run_file(run, command, status="trained", cost=cost(config, state))
+            write_run_file(run, command, status=TRAINED, cost=cost(config, state))
         run.accelerator.wait_for_everyone()
 
 
@@ -156,17 +159,16 @@ def _fit(run: OpenRun) -> TrainingState:
     """Train from the newest valid checkpoint, or from the start; then load the weights of the best checkpoint."""
     parts = build_parts(run, build_evaluator(run, run.models.student))
     note, checkpoints = run.output.progress.note, run.output.checkpoints
-    found = checkpoint.load(checkpoints)
-    state = TrainingState()
+    found, state = checkpoint.load(checkpoints), TrainingState()
     if found is not None:
         for line in found.skipped:
             note(line)
         state = restore_checkpoint(parts, found)
         note(f"resumed at step {state.step} of {parts.schedule.updates}")
     if run.processes.is_main:
-        logged = -1 if found is None else state.step  # the validation before the first update is logged at step 0
-        parts.output.log.truncate_after(logged)
-        truncate_revisions(run.config.folder, state.step)
+        # The validation before the first update is logged at step 0.
+        parts.output.log.truncate_after(-1 if found is None else state.step)
+        MetricsLog(run.config.folder / REVISIONS).truncate_after(state.step)
     run.accelerator.wait_for_everyone()
     state = train(parts, run.config.training, run.config.optimiser, state)
     assert state.best_step is not None, "the last update is always validated"
@@ -213,20 +215,16 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
         return _evaluate_student(config, accelerator)
 
 
-def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Any]:
+def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Json]:
     folder, source = config.folder, teacher_source(config)
-    student = ModelConfig(model=str(folder / "model"))
-    plan = [(student, "student", folder, source)]
+    evaluate = partial(_evaluate, data=config.data, config=config.evaluation, accelerator=accelerator)
+    scores = evaluate(ModelConfig(model=str(folder / "model")), source, label="student", folder=folder)
     if source is not None and "teacher" in config.evaluation.compare:
-        plan.append((source, "teacher", folder / "teacher", None))
-    scores = {
-        label: _evaluate(model, config.data, config.evaluation, target, label, teacher, accelerator)
-        for model, label, target, teacher in plan
-    }
+        evaluate(source, None, label="teacher", folder=folder / "teacher")
     if accelerator.is_main_process:
-        files.write_json(folder / RUN_FILE, files.read_json(folder / RUN_FILE) | {"status": "finished"})
+        files.write_json(folder / RUN_FILE, files.read_json(folder / RUN_FILE) | {"status": FINISHED})
     accelerator.wait_for_everyone()
-    return scores["student"]
+    return scores
 
 
 def tokens_of(model: str) -> TokenizeConfig:
@@ -240,10 +238,9 @@ def tokens_of(model: str) -> TokenizeConfig:
         return TokenizeConfig()
     try:
         tokens = files.read_json(described)["config"]["data"]["tokens"]  # the rest may need modules that are not loaded
+        return decode(TokenizeConfig, tokens, {})
     except (LookupError, TypeError) as error:
         raise ConfigError(f"{described}: has no config.data.tokens; restore the run.json that the run wrote") from error
-    try:
-        return decode(TokenizeConfig, tokens, {})
     except ConfigError as error:
         raise ConfigError(f"{described}: config.data.tokens.{error}") from error
 
@@ -285,22 +282,21 @@ def evaluate_model(
     name = Path(model.model).name or model.model
     if (Path(model.model) / RUN_FILE).is_file():
         model = dataclasses.replace(model, model=str(Path(model.model) / "model"))
-    # The model runs in the dtype of its weights, without autocast.
-    accelerator = make_accelerator("fp32")
+    accelerator = make_accelerator("fp32")  # the model runs in the dtype of its weights, without autocast
     with sole_use(out, accelerator, SETTINGS):
-        return _evaluate(model, data, evaluation_config, out, name, teacher, accelerator)
+        return _evaluate(model, teacher, data, evaluation_config, out, name, accelerator)
 
 
 @ranks.watched()
 def _evaluate(
     source: ModelConfig,
+    teacher_source: ModelConfig | None,
     data: DataConfig,
     config: EvaluationConfig,
     folder: Path,
     label: str,
-    teacher_source: ModelConfig | None,
     accelerator: Accelerator,
-) -> Mapping[str, Any]:
+) -> Mapping[str, Json]:
     """Load a model, and a teacher for KL and agreement, and evaluate it."""
     metrics = metrics_of(data.tasks, config.metrics)
     with signals.handled(at_once=True):

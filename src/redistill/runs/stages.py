@@ -10,7 +10,6 @@ from redistill.config.run import Run
 from redistill.config.scoring import CROSS_ENTROPY
 from redistill.config.sections import DataConfig, FinetuneConfig, StudentConfig, TeacherConfig
 from redistill.evaluation.scores import EvaluationConfig
-from redistill.models.load import ModelConfig
 from redistill.training.optimiser import OptimiserConfig
 from redistill.training.schedule import TrainingConfig
 
@@ -26,16 +25,13 @@ def stages(config: Run) -> dict[str, Run]:
     return found
 
 
-def teacher_source(config: Run) -> ModelConfig | None:
+def teacher_source(config: Run) -> TeacherConfig | None:
     """The local teacher's model: the configured one, or its fine-tuned copy; None without a local teacher."""
-    teacher = config.teacher
-    if not isinstance(teacher, TeacherConfig):
-        return None
-    plain = ModelConfig(**{f.name: getattr(teacher, f.name) for f in dataclasses.fields(ModelConfig)})
-    if teacher.finetune is None:
-        return plain
+    teacher = config.teacher if isinstance(config.teacher, TeacherConfig) else None
+    if teacher is None or teacher.finetune is None:
+        return teacher
     folder = _stage_folder(config, teacher.finetune, "teacher")
-    return dataclasses.replace(plain, model=str(folder / "model"), revision=None, adapter=None)
+    return dataclasses.replace(teacher, model=str(folder / "model"), revision=None, adapter=None, finetune=None)
 
 
 def student_source(config: Run) -> StudentConfig:
@@ -64,11 +60,7 @@ def _teacher_stage(config: Run, teacher: TeacherConfig, finetune: FinetuneConfig
 
 
 def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
-    source = teacher_source(config)
-    teacher = None
-    if config.student.model == "teacher":
-        assert source is not None
-        teacher = TeacherConfig(**{f.name: getattr(source, f.name) for f in dataclasses.fields(ModelConfig)})
+    teacher = teacher_source(config) if config.student.model == "teacher" else None
     lora = finetune.lora or config.student.lora
     lora = None if lora is None else dataclasses.replace(lora, export="merged")  # the run starts from a whole model
     student = dataclasses.replace(config.student, finetune=None, start="base", lora=lora)
