@@ -29,9 +29,8 @@ TEACHER = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 3,
 STUDENT_LAYERS = [0]
 # The paper's template has 35 tokens, more than most toy prompts; this one has 4.
 CHAT_TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if m.role == 'user' %}Q: {{ m.content }}\nA: {% else %}{{ m.content }}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\nA: "
+    "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 TOKENS: dict[str, Json] = {"prompt_tokens": 96, "response_tokens": 32, "template": "chat"}
 TEACHER_UPDATES, UPDATES = 400, 150

@@ -85,11 +85,7 @@ def check_space(folder: Path, space: Space) -> None:
 def _checkpoint_bytes(student: StudentModule) -> int:
     """The size of a checkpoint with AdamW's moments; its content is that of `training.saving.save_checkpoint`."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
-    moments = {
-        f"{moment}/{name}": torch.empty_like(parameter, device="meta")
-        for moment in ("exp_avg", "exp_avg_sq")
-        for name, parameter in trained.items()
-    }
+    moments = {f"{moment}/{name}": parameter for moment in ("exp_avg", "exp_avg_sq") for name, parameter in trained.items()}
     steps = {f"step/{name}": torch.empty((), device="meta") for name in trained}
     tensors = {"model": trainable_state(student.model), "optimizer": moments | steps}
     if student.clip_network is not None:

@@ -74,8 +74,8 @@ class OpenRun:
 
     @property
     def processes(self) -> Processes:
-        """Rank and number of processes of the job."""
-        return processes_of(self.accelerator)
+        """Rank and number of processes of the job; `gather` also reports signals."""
+        return Processes(self.accelerator.process_index, self.accelerator.num_processes, signals.gather)
 
     @property
     def schedule(self) -> Schedule:
@@ -97,13 +97,10 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
         Interrupted: a signal arrived, in this process or another.
     """
     accelerator = accelerator or make_accelerator(config.training.precision)
-    if config.training.batch_size % accelerator.num_processes:
-        raise ConfigError(
-            f"training.batch_size = {config.training.batch_size}: must be a multiple of the number of processes, "
-            f"{accelerator.num_processes}"
-        )
-    settings, is_main = config.training, accelerator.is_main_process
-    with ranks.watched(), Progress(log_every=settings.log_every, enabled=is_main) as progress:
+    size, world, is_main = config.training.batch_size, accelerator.num_processes, accelerator.is_main_process
+    if size % world:
+        raise ConfigError(f"training.batch_size = {size}: must be a multiple of the number of processes, {world}")
+    with ranks.watched(), Progress(log_every=config.training.log_every, enabled=is_main) as progress:
         with signals.handled(at_once=True):
             models = load_models(config)
             rejected = config.folder / "rejected.jsonl" if is_main else None
@@ -211,11 +208,6 @@ def notes(config: Run) -> Iterator[str]:
     if isinstance(policy, Adaptive) and policy.threshold == 0 and not config.training.evaluate_every:
         when = "only after a validation loss has risen, and training.evaluate_every is 0"
         yield f"policy adaptive uses student text {when}; set training.evaluate_every"
-
-
-def processes_of(accelerator: Accelerator) -> Processes:
-    """Rank and number of processes of the job; `gather` also reports signals."""
-    return Processes(accelerator.process_index, accelerator.num_processes, signals.gather)
 
 
 def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:

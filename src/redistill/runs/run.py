@@ -18,6 +18,7 @@ from redistill.config.plugins import External
 from redistill.config.run import Run
 from redistill.config.scoring import load_external, metrics_of
 from redistill.config.sections import DataConfig
+from redistill.contracts import Processes
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
@@ -34,7 +35,7 @@ from redistill.runs.build import build_evaluator, build_parts
 from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, WORTH_KEEPING, check_owner, has_model, sole_use
 from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
-from redistill.runs.opened import OpenRun, make_accelerator, open_run, processes_of
+from redistill.runs.opened import OpenRun, make_accelerator, open_run
 from redistill.runs.record import begin, cost, write_run_file
 from redistill.runs.revisions import FILE as REVISIONS
 from redistill.runs.stages import stages, teacher_source
@@ -145,14 +146,10 @@ def _evaluate_before(run: OpenRun) -> None:
     """Evaluate the student before training; a resumed run reuses the scores."""
     if "before" not in run.config.evaluation.compare or not run.data.tests:
         return
+    folder, metrics = run.config.folder / "before", run.config.test_metrics
+    evaluator, progress = build_evaluator(run, run.models.student), AnswerProgress("before", run.output.progress.note)
     with run.placement.unsharded(run.student):
-        build_evaluator(run, run.models.student).evaluate(
-            run.data.tests,
-            run.config.folder / "before",
-            label="before",
-            metrics=run.config.test_metrics,
-            progress=AnswerProgress("before", run.output.progress.note),
-        )
+        evaluator.evaluate(run.data.tests, folder, label="before", metrics=metrics, progress=progress)
 
 
 def _fit(run: OpenRun) -> TrainingState:
@@ -317,7 +314,7 @@ def _evaluate(
         tokens=data.tokens,
         teacher=teacher,
         vocabulary=size,
-        processes=processes_of(accelerator),
+        processes=Processes(accelerator.process_index, accelerator.num_processes, signals.gather),
         autocast=accelerator.autocast,
     )
     progress = AnswerProgress(label, report) if accelerator.is_main_process else None

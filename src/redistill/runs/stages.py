@@ -55,8 +55,7 @@ def _teacher_stage(config: Run, teacher: TeacherConfig, finetune: FinetuneConfig
         lora=finetune.lora,
         start="base",
     )
-    choose_by = finetune.choose_by or TrainingConfig.choose_by
-    return _tuning(config, finetune, "teacher", student, None, seed=Run.seed, choose_by=choose_by)
+    return _tuning(config, finetune, "teacher", student, None)
 
 
 def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
@@ -64,21 +63,13 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
     lora = finetune.lora or config.student.lora
     lora = None if lora is None else dataclasses.replace(lora, export="merged")  # the run starts from a whole model
     student = dataclasses.replace(config.student, finetune=None, start="base", lora=lora)
-    choose_by = finetune.choose_by or CROSS_ENTROPY
-    return _tuning(config, finetune, "start", student, teacher, seed=config.seed, choose_by=choose_by)
+    return _tuning(config, finetune, "start", student, teacher)
 
 
-def _tuning(
-    config: Run,
-    finetune: FinetuneConfig,
-    name: str,
-    student: StudentConfig,
-    teacher: TeacherConfig | None,
-    *,
-    seed: int,
-    choose_by: str,
-) -> Run:
+def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentConfig, teacher: TeacherConfig | None) -> Run:
     """A stage as a run: with the data, precision and placement of `config`, and nothing of its method."""
+    seed, choose_by = (Run.seed, TrainingConfig.choose_by) if name == "teacher" else (config.seed, CROSS_ENTROPY)
+    choose_by = finetune.choose_by or choose_by
     rate, fallback = finetune.learning_rate, OptimiserConfig.final_learning_rate
     can_shard = student.lora is None or student.lora.quantise == "none"
     # The run's metrics only if one of them is `choose_by`, so that runs with other metrics share their stages.

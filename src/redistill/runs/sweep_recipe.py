@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from redistill.config import decode as decoding
 from redistill.config.run import Run, encode_run, override_run, without_output_folders
@@ -105,8 +105,7 @@ class Sweep:
         return groups
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(NamedTuple):
     """One row with one seed.
 
     Args:
@@ -122,8 +121,7 @@ class Cell:
     overrides: Sequence[str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """A row with a seed, and its run; rows with equal settings share one run.
 
     Args:
@@ -169,8 +167,7 @@ def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cel
         tree: Mapping[str, Json] = merged(base, {key: value for key, value in row.items() if "." not in key})
         overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in row.items() if "." in key]
         for seed in sweep.seeds:
-            named = {**tree, "name": f"{label}-seed{seed}", "seed": seed}
-            yield Cell(label=label, seed=seed, tree=named, overrides=overrides)
+            yield Cell(label, seed, {**tree, "name": f"{label}-seed{seed}", "seed": seed}, overrides)
 
 
 def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
@@ -208,8 +205,8 @@ def expand(
     for cell in cells(sweep, student_tree(world_folder()) if sweep.world == "toy" else None):
         tree = {**cell.tree, "out": str(folder / f"{cell.label}-seed{cell.seed}")}
         config = override_run(tree, [*cell.overrides, *overrides], f"{recipe}: rows.{cell.label}", allow_code)
-        run, before = distinct.setdefault(_digest(config), _with_shared_stages(config, folder / "stages"))
-        entries.append(Entry(label=cell.label, seed=cell.seed, run=run, stages=before))
+        found = distinct.setdefault(_digest(config), _with_shared_stages(config, folder / "stages"))
+        entries.append(Entry(cell.label, cell.seed, *found))
     return tuple(entries)
 
 
