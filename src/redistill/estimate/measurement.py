@@ -14,7 +14,6 @@ from redistill.models.load import end_token_ids, parameter_bytes, parameter_coun
 from redistill.runs.build import build_evaluator, build_parts
 from redistill.runs.models import Models
 from redistill.runs.opened import OpenRun, assemble, make_accelerator
-from redistill.teachers.local import LocalTeacher
 from redistill.training.loop import gradients
 from redistill.training.optimiser import clip_gradients
 from redistill.training.parts import Learner
@@ -60,15 +59,9 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
     student, teacher = prints["student"].shallow(layers.student, run.seed), None
     if run.teacher is not None:
         teacher = prints.get("teacher", prints["student"]).shallow(max(FEW, layers.teacher), run.seed + 1)
-    models = Models(
-        teacher=teacher,
-        student=student,
-        tokenizer=sample.tokenizer,
-        vocabulary=min(blueprint.config.get_text_config().vocab_size for blueprint in prints.values()),
-        end_ids=end_token_ids(student, sample.tokenizer),
-        manifest={},
-        notes=(),
-    )
+    size = min(blueprint.config.get_text_config().vocab_size for blueprint in prints.values())
+    tokenizer, end_ids = sample.tokenizer, end_token_ids(student, sample.tokenizer)
+    models = Models(teacher=teacher, student=student, tokenizer=tokenizer, vocabulary=size, end_ids=end_ids)
     opened = assemble(run, make_accelerator(run.training.precision), models, sample.data, Progress(enabled=False))
     opened = replace(opened, corpus=sample.corpus)
     learned = [parameter for parameter in opened.student.parameters() if parameter.requires_grad]
@@ -94,7 +87,7 @@ def _update_and_validate(opened: OpenRun, step: int, recorder: Recorder) -> None
     recorder.watch(evaluator.engine, "generate", "answer")
     recorder.watch(opened.student, "forward", "vocabulary pass")
     recorder.watch(body_module(opened.models.student), "forward", "", "student")
-    if isinstance(opened.teacher, LocalTeacher) and opened.models.teacher is not None:
+    if opened.models.teacher is not None:
         recorder.watch(opened.teacher, "generate", "write")
         recorder.watch(body_module(opened.models.teacher), "forward", "", "teacher")
     parts = build_parts(opened, evaluator)

@@ -1,7 +1,7 @@
 """Loads the models of a run: teacher and student on the CPU, and their shared vocabulary."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -47,8 +47,8 @@ class Models:
     tokenizer: Tokenizer
     vocabulary: int
     end_ids: tuple[int, ...]
-    manifest: Mapping[str, Json]
-    notes: Sequence[str]
+    manifest: Mapping[str, Json] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def pad_id(self) -> int:
