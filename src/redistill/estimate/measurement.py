@@ -40,8 +40,7 @@ def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) ->
         >>> extrapolated({Layers(1, 1): 10.0, Layers(3, 1): 14.0, Layers(1, 3): 12.0}, Layers(30, 4), "student", "teacher")
         71.0
     """
-    few = min(cost for layers, cost in found.items() if all(getattr(layers, role) <= FEW for role in models))
-    total = few
+    few = total = min(cost for layers, cost in found.items() if all(getattr(layers, role) <= FEW for role in models))
     for role in models:
         more = min((cost for layers, cost in found.items() if getattr(layers, role) == MORE), default=few)
         total += max(0.0, more - few) / (MORE - FEW) * (getattr(whole, role) - FEW)  # noise may make more layers cheaper

@@ -19,10 +19,7 @@ Role = Literal["student", "teacher"]
 BOTH: tuple[Role, ...] = ("student", "teacher")
 
 _MARK = "redistill.estimate: "
-_READING: dict[tuple[str, ...], str] = {
-    ("student learns", "teacher"): "teacher reads",
-    ("vocabulary pass", "student"): "student learns",
-}
+_READING: dict[object, str] = {("student learns", "teacher"): "teacher reads", ("vocabulary pass", "student"): "student learns"}
 
 
 class Cost(NamedTuple):

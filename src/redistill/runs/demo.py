@@ -112,7 +112,7 @@ def toy_world(*, fresh: bool = False) -> Path:
 
 
 def _teacher_run(world: Path) -> Run:
-    tree = {
+    tree: dict[str, Json] = {
         "name": "toy-teacher",
         "method": "sft",
         "seed": SEED,

@@ -75,11 +75,10 @@ def check_space(folder: Path, space: Space) -> None:
     needed = space.peak_bytes - sum(path.stat().st_size for path in existing)
     free = files.disk.free_bytes(folder)
     if free < needed:
-        raise files.DiskFullError(
-            f"{folder}: {_megabytes(free)} are free and {_megabytes(needed)} are needed ({space.while_saving} checkpoints of "
-            f"{_megabytes(space.checkpoint_bytes)} at once, then a student of {_megabytes(space.student_bytes)}); free space, "
-            "lower training.keep, or choose another output folder"
-        )
+        fault = f"{folder}: {_megabytes(free)} are free and {_megabytes(needed)} are needed"
+        each, student = _megabytes(space.checkpoint_bytes), _megabytes(space.student_bytes)
+        parts = f"{space.while_saving} checkpoints of {each} at once, then a student of {student}"
+        raise files.DiskFullError(f"{fault} ({parts}); free space, lower training.keep, or choose another output folder")
 
 
 def _checkpoint_bytes(student: StudentModule) -> int:

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -61,7 +60,7 @@ def differences(mine: object, theirs: object, path: str = "") -> list[str]:
         return [] if mine == theirs else [f"{path} is {theirs!r} there and {mine!r} here"]
     names = dict.fromkeys((*mine, *theirs))
     found = (differences(mine.get(name), theirs.get(name), f"{path}.{name}".strip(".")) for name in names)
-    return list(chain.from_iterable(found))
+    return [phrase for phrases in found for phrase in phrases]
 
 
 def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool) -> None:
@@ -79,9 +78,9 @@ def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool)
     if resumes and number < SCHEMA:
         names = {"redistill": writer_of(held), "commit": held.get("commit")}
         writer = ", ".join(f"{name} {shown(value)}" for name, value in names.items() if isinstance(value, str))
+        what = "a run without its model" if held.get("status") == FINISHED else "an unfinished run"
         raise ConfigError(
-            f"{folder}: contains {'a run without its model' if held.get('status') == FINISHED else 'an unfinished run'} of "
-            f"schema {number}; redistill {__version__} resumes schema {SCHEMA} only; "
+            f"{folder}: contains {what} of schema {number}; redistill {__version__} resumes schema {SCHEMA} only; "
             f"finish it with the version that wrote it ({writer or 'not recorded'}), or choose another `out`"
         )
 

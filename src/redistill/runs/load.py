@@ -99,14 +99,9 @@ def load_data(
 
 def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping[str, int], duplicates: int) -> dict[str, int]:
     """Numbers of rows kept and dropped, by reason, for run.json."""
-    return {
-        "train": train,
-        "dropped": sum(dropped.values()),
-        **dropped,
-        "validation": validation,
-        **({"duplicates kept": duplicates} if duplicates else {}),
-        **{f"validation {reason}": count for reason, count in lost.items() if count},
-    }
+    kept = {"train": train, "dropped": sum(dropped.values()), **dropped, "validation": validation}
+    kept |= {"duplicates kept": duplicates} if duplicates else {}
+    return kept | {f"validation {reason}": count for reason, count in lost.items() if count}
 
 
 def load_tests(config: DataConfig, report: Callable[[str], None]) -> dict[str, list[Record]]:
@@ -173,11 +168,9 @@ class _ExampleBuilder(NamedTuple):
             source, record = rows[found.index]
             self.bad[source] += 1
             if self.bad[source] > limit:
+                fault = f"{source}:{line_of(record)}: {found.reason}; more than {limit} rows are unusable"
                 listed = f" ({self.rejected} lists them)" if self.rejected else ""
-                raise DataError(
-                    f"{source}:{line_of(record)}: {found.reason}; more than {limit} rows are unusable{listed}: fix or remove "
-                    "them, or raise max_bad_rows"
-                )
+                raise DataError(f"{fault}{listed}: fix or remove them, or raise max_bad_rows")
         useless = {found.index for found in report.rejected}
         counts = {"too long": report.num_too_long, "nothing to learn": len(useless)}
         return examples, counts, [row for index, row in enumerate(rows) if index not in useless]
@@ -192,10 +185,8 @@ def _split(
     if held is not None:
         return train, validation[:count], leaked
     if len(train) <= count:
-        raise ConfigError(
-            f"data.validation_rows = {count}: the training set has only {len(train)} rows; hold out fewer, "
-            "or set data.validation to a file"
-        )
+        fault = f"data.validation_rows = {count}: the training set has only {len(train)} rows"
+        raise ConfigError(f"{fault}; hold out fewer, or set data.validation to a file")
     return train[count:], train[:count], leaked
 
 

@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
-from torch import nn
 
 from redistill.config.decode import kind_of
 from redistill.config.methods import method
@@ -213,13 +212,8 @@ def notes(config: Run) -> Iterator[str]:
 def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:
     """How the student is distributed over the processes."""
     if kind == "sharded" and num_processes > 1:
-        return Sharded(_layers)
+        return Sharded(lambda student: layer_list(cast(StudentModule, student).model)[1])
     return Single() if num_processes == 1 else Replicated()
-
-
-def _layers(student: nn.Module) -> nn.ModuleList:
-    assert isinstance(student, StudentModule)
-    return layer_list(student.model)[1]
 
 
 def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:

@@ -4,9 +4,8 @@ The run folder is the interface between these three steps: each reads the files 
 A call with the same configuration and folder resumes the run.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,10 +167,12 @@ def _fit(run: OpenRun) -> TrainingState:
         MetricsLog(run.config.folder / REVISIONS).truncate_after(state.step)
     run.accelerator.wait_for_everyone()
     state = train(parts, run.config.training, run.config.optimiser, state)
-    assert state.best_step is not None, "the last update is always validated"
+    assert state.best_step is not None and state.best_score is not None, "the last update is always validated"
     best = checkpoint.load_step(checkpoints, state.best_step)
     load_trainable_state(run.student.model, best.tensors["model"])
-    note(f"best checkpoint: step {best.step}, validation {_named_score(run.config, state)}")
+    shown = {m.name: f"{m.title} {m.shown(m.goodness(state.best_score))}" for m in run.config.validation_metrics}
+    score = shown.get(run.config.training.choose_by, f"cross entropy {-state.best_score:.3f}")
+    note(f"best checkpoint: step {best.step}, validation {score}")
     return state
 
 
@@ -183,14 +184,6 @@ def _export(run: OpenRun) -> None:
         if run.processes.is_main:
             with files.new_folder(run.config.folder / "model") as folder:
                 save_student(model, run.models.tokenizer, folder, "merged" if lora is None else lora.export, state=state)
-
-
-def _named_score(config: Run, state: TrainingState) -> str:
-    assert state.best_score is not None
-    for metric in config.validation_metrics:
-        if metric.name == config.training.choose_by:
-            return f"{metric.title} {metric.shown(metric.goodness(state.best_score))}"
-    return f"cross entropy {-state.best_score:.3f}"
 
 
 @signals.handled()
@@ -278,7 +271,7 @@ def evaluate_model(
     data = DataConfig(tests=dict(tests), tokens=tokens)
     name = Path(model.model).name or model.model
     if (Path(model.model) / RUN_FILE).is_file():
-        model = dataclasses.replace(model, model=str(Path(model.model) / "model"))
+        model = replace(model, model=str(Path(model.model) / "model"))
     accelerator = make_accelerator("fp32")  # the model runs in the dtype of its weights, without autocast
     with sole_use(out, accelerator, SETTINGS):
         return _evaluate(model, teacher, data, evaluation_config, out, name, accelerator)

@@ -19,8 +19,7 @@ def stages(config: Run) -> dict[str, Run]:
     found: dict[str, Run] = {}
     if isinstance(config.teacher, TeacherConfig) and config.teacher.finetune is not None:
         found["teacher"] = _teacher_stage(config, config.teacher, config.teacher.finetune)
-    if config.starts_finetuned:
-        assert config.student.finetune is not None
+    if config.starts_finetuned and config.student.finetune is not None:
         found["start"] = _start_stage(config, config.student.finetune)
     return found
 
@@ -36,9 +35,8 @@ def teacher_source(config: Run) -> TeacherConfig | None:
 
 def student_source(config: Run) -> StudentConfig:
     """The student's initial model: the configured one, or its fine-tuned copy."""
-    if not config.starts_finetuned:
+    if not config.starts_finetuned or config.student.finetune is None:
         return config.student
-    assert config.student.finetune is not None
     folder = _stage_folder(config, config.student.finetune, "start")
     return dataclasses.replace(
         config.student, model=str(folder / "model"), revision=None, adapter=None, initialise=None, finetune=None, start="base"

@@ -78,11 +78,9 @@ class Sweep:
         _check_table(self)
         for field_name, names in {"name": [self.name], "rows": self.rows, "groups": self.groups}.items():
             for name in names:
-                if files.slug(name) != name:
-                    raise ConfigError(
-                        f"{field_name}: {name!r}: must consist of letters, digits, '.', '_' and '-', since it is part of file "
-                        f"names; use {files.slug(name)}"
-                    )
+                if (usable := files.slug(name)) != name:
+                    rule = "must consist of letters, digits, '.', '_' and '-', since it is part of file names"
+                    raise ConfigError(f"{field_name}: {name!r}: {rule}; use {usable}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: must have at least one, without duplicates")
         for name, group in self.groups.items():
