@@ -43,6 +43,7 @@ class Memory:
 
     @property
     def peak_bytes(self) -> int:
+        """The largest peak of a phase."""
         return max(self.phases.values())
 
 
@@ -60,6 +61,7 @@ class Seconds:
 
     @property
     def step(self) -> float:
+        """Of one update."""
         return sum(self.parts.values())
 
 

@@ -1,4 +1,7 @@
-"""One update and one validation of shallow models, recorded part by part, and their extrapolation to whole models."""
+"""Measurement of shallow models, and its extrapolation to whole models.
+
+One update and one validation are recorded part by part.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,7 +33,9 @@ class Layers(NamedTuple):
 
 
 def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) -> float:
-    """A cost of whole models: affine in the layers of each of `models`, and independent of those of the others.
+    """A cost of whole models, from measurements of shallow ones.
+
+    It is affine in the layers of each of `models`, and independent of those of the others.
 
     Args:
         found: The cost with `FEW` layers of both models, and with `MORE` of one of them; noise only increases it.
@@ -48,7 +53,9 @@ def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) ->
 
 
 def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, recorder: Recorder) -> dict[Cost, float]:
-    """Execute one update and one validation with models of `layers`, made of the parts that the run itself has.
+    """Execute one update and one validation with models of `layers`.
+
+    They are made of the parts that the run itself has.
 
     Returns:
         Numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved" of both in the run: by

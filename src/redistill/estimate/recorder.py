@@ -23,7 +23,10 @@ _READING: dict[object, str] = {("student learns", "teacher"): "teacher reads", (
 
 
 class Cost(NamedTuple):
-    """What is measured: a part's seconds or peak bytes, or a size; and the models on whose layers it depends."""
+    """What is measured: seconds or peak bytes of a part, or a size.
+
+    `models` are those on whose layers it depends.
+    """
 
     kind: Literal["seconds", "peak", "size"]
     name: str
@@ -49,7 +52,10 @@ class Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record memory inside: as the accelerator's allocator reports it, or else from the profiler's events."""
+        """Context in which memory is recorded.
+
+        It is read from the accelerator's allocator, or on a CPU from the profiler's events.
+        """
         if self._device.type == "cuda":
             yield
             return
@@ -68,8 +74,10 @@ class Recorder:
 
     @contextmanager
     def region(self, part: str = "", *models: Role) -> Iterator[None]:
-        """A region, whose time depends on the layers of `models`; without a part it continues the enclosing one, but for models
-        that read what is learned from, which have parts of their own.
+        """A region, whose time depends on the layers of `models`.
+
+        Without a part it continues the enclosing one, but for models that read what is learned from, which have parts of their
+        own.
         """
         outer = self._current
         self._enter(Cost("seconds", part or _READING.get((outer.name, *models), outer.name), models))
@@ -100,7 +108,10 @@ class Recorder:
 
 
 def resident_bytes(device: torch.device) -> int:
-    """Resident memory of this process; 0 on an accelerator, where only its own memory counts."""
+    """Resident memory of this process in bytes.
+
+    0 on an accelerator, where only its own memory counts.
+    """
     if device.type == "cuda":
         return 0
     pages = Path("/proc/self/statm")
@@ -110,7 +121,7 @@ def resident_bytes(device: torch.device) -> int:
 
 
 def free() -> None:
-    """Release memory that is no longer used, to the system where the C library allows it."""
+    """Release unused memory, to the system where the C library allows it."""
     gc.collect()
     torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # another C library, which keeps little

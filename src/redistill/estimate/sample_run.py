@@ -1,4 +1,7 @@
-"""A run of one update that represents all updates of a run: its config, and data of the lengths that the run has."""
+"""A run of one update that represents all updates of a run.
+
+It has the config of the run, and data of the lengths that the run has.
+"""
 
 from dataclasses import replace
 from pathlib import Path

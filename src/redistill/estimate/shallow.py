@@ -34,7 +34,9 @@ class Blueprint(NamedTuple):
     source: ModelConfig
 
     def shallow(self, layers: int, seed: int) -> CausalModel:
-        """The model with this number of layers and random weights, on the CPU, as `runs.models.load_models` prepares it.
+        """The model with this number of layers and random weights, on the CPU.
+
+        It is prepared as by `runs.models.load_models`.
 
         Raises:
             ModelError: the family's config cannot be shortened.
@@ -57,7 +59,10 @@ class Blueprint(NamedTuple):
         return model
 
     def bytes_saved(self, model: nn.Module) -> float:
-        """Bytes by which a quantised base is smaller than that of `model`, which is not quantised."""
+        """Bytes by which a quantised base is smaller than that of `model`.
+
+        `model` is not quantised.
+        """
         lora = self.source.lora if isinstance(self.source, StudentConfig) else None
         if lora is None or lora.quantise == "none":
             return 0.0
@@ -67,7 +72,9 @@ class Blueprint(NamedTuple):
 
 
 def blueprints(run: Run) -> dict[Role, Blueprint]:
-    """The models of a run by their configs; a fine-tuned copy has the shape of its base.
+    """The models of a run by their configs.
+
+    A fine-tuned copy has the shape of its base.
 
     Raises:
         ModelError: a config is missing or damaged.

@@ -106,7 +106,10 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
 
 
 def build_gold(run: OpenRun) -> GoldBatches:
-    """The training set in the order of training; each process has a part of every batch."""
+    """The training set in the order of training.
+
+    Each process has a part of every batch.
+    """
     config = run.config
     return GoldBatches(run.data.train, batch_size=config.training.batch_size, seed=config.seed, processes=run.processes)
 

@@ -1,4 +1,4 @@
-"""The demo: a toy world, a tiny teacher, and a smaller student trained by MGSR and by SFT.
+"""The demo: a tiny teacher, and smaller students trained by MGSR and by SFT.
 
 Both students have the same number of updates, batch size and data.  The learning rate was chosen on validation, out of three
 for each method: docs/results/toy-world.md has the table and how to repeat it.
@@ -38,7 +38,9 @@ LEARNING_RATE = 1e-3  # the best of three on validation, for SFT and for MGSR
 
 
 def demo(out: Path, *, fresh: bool = False) -> RunResult:
-    """Run the demo into `out` and print its table; the toy teacher is cached for later calls.
+    """Run the demo into `out` and print its table.
+
+    The toy teacher is cached for later calls.
 
     Args:
         out: Parent of a run folder for each method; MGSR's has the report.
@@ -71,7 +73,10 @@ def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fr
 
 
 def student_tree(world: Path) -> dict[str, Json]:
-    """The configuration that runs of all methods in the toy world share; sweep rows are merged over it."""
+    """The configuration that runs of all methods in the toy world share.
+
+    Rows of a sweep are merged over it.
+    """
     return {
         "teacher": {"model": str(world / "teacher" / "model")},
         "student": {"model": "teacher", "initialise": {"layers": STUDENT_LAYERS}},
@@ -89,7 +94,9 @@ def student_tree(world: Path) -> dict[str, Json]:
 
 
 def world_folder() -> Path:
-    """The folder of the toy world, which may not exist: under $REDISTILL_CACHE (default ~/.cache/redistill).
+    """The folder of the toy world, which may not exist.
+
+    It is in $REDISTILL_CACHE (default ~/.cache/redistill).
 
     Its name contains a hash of everything that the toy world depends on.
     """
@@ -99,7 +106,10 @@ def world_folder() -> Path:
 
 
 def toy_world(*, fresh: bool = False) -> Path:
-    """The folder of the toy world, with data and a trained teacher; created if it is not cached."""
+    """The folder of the toy world, with data and a trained teacher.
+
+    It is created if it is not cached.
+    """
     world = world_folder()
     if fresh and world.exists():
         files.remove_folder(world)

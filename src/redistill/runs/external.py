@@ -1,4 +1,4 @@
-"""External components while a run is built: what they build must have the methods of its protocol."""
+"""External components of a run, and the methods that they must have."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""The folder of a run: checks that it belongs to the run, and locks it for one job at a time."""
+"""The folder of a run: whether it belongs to the run, and its lock for one job."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -64,7 +64,7 @@ def differences(mine: object, theirs: object, path: str = "") -> list[str]:
 
 
 def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool) -> None:
-    """Check that this version of redistill can use a run folder, and resume the run if it is unfinished.
+    """Check that this version of redistill can use a run folder.
 
     Args:
         folder: The run folder.
@@ -105,13 +105,13 @@ def _held(folder: Path) -> Mapping[str, object] | None:
 
 
 def has_model(folder: Path) -> bool:
-    """Whether a run folder contains a trained student, as a whole model or as adapters."""
+    """Whether a run folder contains a trained student: a whole model or adapters."""
     return any((folder / "model" / name).exists() for name in ("config.json", "adapter_config.json"))
 
 
 @contextmanager
 def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Iterator[None]:
-    """Create an output folder, lock it for this job, and remove leftovers of interrupted writes.
+    """Create and lock an output folder, and remove leftovers of interrupted writes.
 
     The main process holds the lock for all processes of the job.  If the job fails, a folder that it created is removed unless
     it contains one of the files `worth_keeping`.

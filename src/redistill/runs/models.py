@@ -1,4 +1,4 @@
-"""Loads the models of a run: teacher and student on the CPU, and their shared vocabulary."""
+"""The models of a run: teacher and student on the CPU, and their vocabulary."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +57,9 @@ class Models:
 
 
 def load_models(config: Run) -> Models:
-    """Load the models of a run on the CPU; a fine-tuned copy is loaded from its stage's folder.
+    """Load the models of a run on the CPU.
+
+    A fine-tuned copy is loaded from the folder of its stage.
 
     Raises:
         ConfigError: a model has too few positions for the length limits.

@@ -84,7 +84,9 @@ class OpenRun:
 
 @contextmanager
 def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[OpenRun]:
-    """Load a run and place it on its device; shows progress on the terminal while it is open.
+    """Load a run and place it on its device.
+
+    Progress is shown on the terminal while it is open.
 
     Args:
         config: The run.
@@ -113,7 +115,7 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
 
 
 def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSets, progress: Progress) -> OpenRun:
-    """Place the models on their device, and build the engine, the teacher and the placement."""
+    """Place the models on their device, and build engine, teacher and placement."""
     settings, device = config.training, accelerator.device
     micro_batch = Halving("training.micro_batch_size", settings.micro_batch_size)
     text_batch = Halving("training.generation_batch_size", settings.generation_batch_size)
@@ -217,7 +219,7 @@ def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Plac
 
 
 def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
-    """An accelerator on the GPU if there is one, else on the CPU; "bf16" enables autocast.
+    """An accelerator on the GPU, or on the CPU without one; "bf16" enables autocast.
 
     Accelerate's state is global: a second run in the same process would inherit the first one's precision, or fail with another
     precision.  So this function resets the state, but not the process group, which is stored separately.

@@ -1,4 +1,4 @@
-"""Records of a run: run.json with its settings, environment and cost, and the identity of its checkpoints."""
+"""Records of a run: run.json, and the identity of its checkpoints."""
 
 import hashlib
 import importlib.metadata
@@ -37,7 +37,7 @@ PACKAGES = (
 
 
 def begin(run: OpenRun, command: str | None) -> None:
-    """Check the disk space and the identity of existing checkpoints, and write run.json.
+    """Check the disk space and the identity of checkpoints, and write run.json.
 
     Raises:
         CheckpointError: the folder has checkpoints of another run.
@@ -68,7 +68,10 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def cost(config: Run, state: TrainingState) -> dict[str, float]:
-    """Cost of training, for comparisons: tokens are summed over processes, memory is the maximum over processes."""
+    """Cost of training, for comparisons; times in seconds, sizes in bytes.
+
+    Tokens are summed over processes, memory is the maximum over processes.
+    """
     return {
         "updates": state.step,
         "sequences": state.step * config.training.batch_size,
@@ -123,7 +126,7 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
 
 
 def machine() -> dict[str, Json]:
-    """The machine, for run.json: processor, cores, memory, accelerators, Python, platform, torch's threads."""
+    """The machine: processor, cores, memory, accelerators, Python, platform, threads."""
     return {
         "cpu": _processor(),
         "cores": cores(),
@@ -136,12 +139,15 @@ def machine() -> dict[str, Json]:
 
 
 def cores() -> int:
-    """Cores that this process may use, which in a container can be fewer than the machine has."""
+    """Cores that this process may use; a container can have fewer than the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
-    """Versions of redistill and of the installed packages whose releases can change a result."""
+    """Versions of redistill and of the packages whose releases can change a result.
+
+    A package that is not installed is left out.
+    """
     found = {"redistill": redistill.__version__}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -150,7 +156,9 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: Path | None = None) -> str | None:
-    """The git commit of the checkout at `folder`, with "-dirty" appended if tracked files have changes.
+    """The git commit of the checkout at `folder`.
+
+    "-dirty" is appended if tracked files have changes.
 
     Args:
         folder: A folder in the checkout; None uses that of redistill.

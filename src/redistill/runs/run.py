@@ -97,7 +97,9 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
 
 @signals.handled()
 def train_student(config: Run, *, command: str | None = None) -> Path:
-    """Train the stages and the student of a run, and export its best checkpoint; resumes an unfinished run.
+    """Train the stages and the student of a run, and export its best checkpoint.
+
+    An unfinished run is resumed.
 
     Args:
         config: The run.
@@ -188,7 +190,9 @@ def _export(run: OpenRun) -> None:
 
 @signals.handled()
 def evaluate_run(config: Run) -> Mapping[str, Any]:
-    """Evaluate the trained student of a run, and its teacher if `evaluation.compare` contains "teacher".
+    """Evaluate the trained student of a run.
+
+    Its teacher is evaluated too if `evaluation.compare` contains "teacher".
 
     Returns:
         The student's scores, as in scores.json.
@@ -218,7 +222,9 @@ def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Jso
 
 
 def tokens_of(model: str) -> TokenizeConfig:
-    """Template and length limits of `model`: those of its training if it is a run folder, else the defaults.
+    """Template and length limits of `model`.
+
+    Those of its training if it is a run folder, else the defaults.
 
     Raises:
         ConfigError: its run.json has no valid config.data.tokens.
@@ -246,7 +252,9 @@ def evaluate_model(
     teacher: ModelConfig | None = None,
     allow_code: Sequence[str] = (),
 ) -> Mapping[str, Any]:
-    """Evaluate any Transformers model on test sets; `out` becomes an evaluation folder.
+    """Evaluate any model of transformers on test sets.
+
+    `out` becomes an evaluation folder.
 
     Args:
         model: The model; the path of a run folder loads its student.

@@ -1,4 +1,6 @@
-"""Stages of a run: supervised fine-tuning of its teacher or of its student's start, each a run with its own folder.
+"""Stages of a run: supervised fine-tuning of its teacher or of its student.
+
+A stage is a run with its own folder.
 
 Nothing is trained here: this module builds the stages' configurations and the paths of the models that the run loads.
 """
@@ -15,7 +17,10 @@ from redistill.training.schedule import TrainingConfig
 
 
 def stages(config: Run) -> dict[str, Run]:
-    """The runs that must finish before `config`, by name ("teacher", "start"), in the order of training."""
+    """The runs that must finish before `config`, in the order of training.
+
+    Their names are "teacher" and "start".
+    """
     found: dict[str, Run] = {}
     if isinstance(config.teacher, TeacherConfig) and config.teacher.finetune is not None:
         found["teacher"] = _teacher_stage(config, config.teacher, config.teacher.finetune)
@@ -25,7 +30,10 @@ def stages(config: Run) -> dict[str, Run]:
 
 
 def teacher_source(config: Run) -> TeacherConfig | None:
-    """The local teacher's model: the configured one, or its fine-tuned copy; None without a local teacher."""
+    """The local teacher's model: the configured one, or its fine-tuned copy.
+
+    None without a local teacher.
+    """
     teacher = config.teacher if isinstance(config.teacher, TeacherConfig) else None
     if teacher is None or teacher.finetune is None:
         return teacher

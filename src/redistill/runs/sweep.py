@@ -1,4 +1,4 @@
-"""Runs a sweep: every row of a sweep recipe with every seed, and the comparison of their results.
+"""Sweeps: every row of a recipe with every seed, and their comparison.
 
 All runs are decoded before the first one starts.  Each run is a separate process, so that its memory is freed and a crash ends
 only that run; the same command resumes the sweep.
@@ -63,7 +63,9 @@ class Plan:
         return list({entry.run.folder: entry for entry in reversed(self.entries) if entry.label in self.only}.values())[::-1]
 
     def statuses(self) -> dict[Path, str]:
-        """Status of each run and stage by folder: "finished", "trained", "running" (started), or "waiting".
+        """Status of each run and stage by folder.
+
+        "finished", "trained", "running" (started), or "waiting".
 
         Raises:
             ConfigError: a folder contains another run or another sweep.
@@ -113,7 +115,7 @@ def plan_sweep(
 
 
 def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
-    """Run the unfinished runs of a sweep, several at once, and compare all finished ones.
+    """Run the unfinished runs of a sweep, several at once, and compare all runs.
 
     Args:
         plan: The sweep.

@@ -1,4 +1,4 @@
-"""Sweep recipes: rows and seeds merged over one recipe, and the runs that they expand to.
+"""Sweep recipes: rows and seeds merged over one recipe, and their runs.
 
 Nothing is written or run here; sweep.py does that.
 """
@@ -94,7 +94,10 @@ class Sweep:
 
     @property
     def tables(self) -> dict[str, Group]:
-        """The tables by name, each with its baseline; a table of all rows has the name "compare"."""
+        """The tables by name, each with its baseline.
+
+        A table of all rows has the name "compare".
+        """
         groups = {f"compare-{name}": group for name, group in self.groups.items()} or {"compare": Group(rows=tuple(self.rows))}
         for name, group in groups.items():
             own = self.baseline if self.baseline in group.rows else group.rows[0]
@@ -169,7 +172,9 @@ def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cel
 
 
 def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
-    """`over` merged over `under`: sections merge field by field, but `policy` and `objective` are replaced as a whole.
+    """`over` merged over `under`.
+
+    Sections merge field by field, but `policy` and `objective` are replaced as a whole.
 
     Example:
         >>> merged({"a": {"b": 1, "c": 2}, "policy": {"kind": "mixed"}}, {"a": {"c": 3}, "policy": "fixed"})
@@ -186,7 +191,9 @@ def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Jso
 def expand(
     sweep: Sweep, recipe: Path, folder: Path, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()
 ) -> tuple[Entry, ...]:
-    """The entries of a sweep in the order of its rows, with decoded runs; rows with equal settings share one run.
+    """The entries of a sweep in the order of its rows, with decoded runs.
+
+    Rows with equal settings share one run.
 
     Args:
         sweep: The result of `read_sweep(recipe)`.
