@@ -225,8 +225,5 @@ def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
     precision.  So this function resets the state, but not the process group, which is stored separately.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="no" if precision == "fp32" else precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
-    )
+    autocast, handlers = "no" if precision == "fp32" else precision, [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)]
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=autocast, kwargs_handlers=handlers)

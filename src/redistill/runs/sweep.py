@@ -110,8 +110,8 @@ def plan_sweep(
             raise ConfigError(f"--only {label}: no such row; the rows are {', '.join(sweep.rows)}")
     folder = out or Path("runs") / sweep.name
     entries = expand(sweep, recipe, folder, overrides, allow_code)
-    only = tuple(only) or tuple(sweep.rows)
-    return Plan(sweep=sweep, folder=folder, entries=entries, only=only, allow_code=tuple(allow_code))
+    rows = tuple(only) or tuple(sweep.rows)
+    return Plan(sweep=sweep, folder=folder, entries=entries, only=rows, allow_code=tuple(allow_code))
 
 
 def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:

@@ -101,8 +101,7 @@ class Sweep:
         groups = {f"compare-{name}": group for name, group in self.groups.items()} or {"compare": Group(rows=tuple(self.rows))}
         for name, group in groups.items():
             own = self.baseline if self.baseline in group.rows else group.rows[0]
-            published = group.published or self.published
-            groups[name] = replace(group, baseline=group.baseline or own, published=published)
+            groups[name] = replace(group, baseline=group.baseline or own, published=group.published or self.published)
         return groups
 
 
