@@ -4,16 +4,15 @@ import contextlib
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
-from redistill.errors import Interrupted, OutputError
+from redistill.errors import OutputError
+from redistill.processes import signals
 from redistill.training.progress import TerminalBar, duration
 
 _POLL_S = 0.1
@@ -110,10 +109,10 @@ def run_jobs(
     """
     assert len({job.name for job in jobs}) == len(jobs)
     waiting, running, codes = list(jobs), list[_Child](), dict[str, int]()
-    with _interruptible() as interruption:
+    with signals.handled(with_children=True):  # not at once: a child that has just been started would not be stopped
         try:
             while waiting or running:
-                interruption.check()
+                signals.poll()
                 for job in _ready(waiting, codes)[: limit - len(running)]:
                     waiting.remove(job)
                     running.append(_start(job, environment, keep_open))
@@ -127,9 +126,8 @@ def run_jobs(
                     break  # the waiting jobs need failed ones
                 if not ended:
                     time.sleep(_POLL_S)
-            interruption.check()
+            signals.poll()
         finally:
-            interruption.is_urgent = True
             _stop(running)
     return codes
 
@@ -186,39 +184,3 @@ def _stop(children: Sequence[_Child]) -> None:
 def _signal(child: _Child, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.process.pid, number)  # the first process of a session is the leader of its process group
-
-
-@dataclass
-class _Interruption:
-    """A signal that has arrived, and whether another one raises `Interrupted` in the handler."""
-
-    number: int | None = None
-    is_urgent: bool = False
-
-    def arrive(self, number: int, frame: FrameType | None) -> None:
-        if self.is_urgent:
-            raise Interrupted(number)
-        # Not raised here: a child that has just been started is in no list yet, and would not be stopped.
-        self.number = self.number or number
-
-    def check(self) -> None:
-        if self.number is not None:
-            raise Interrupted(self.number)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[_Interruption]:
-    """Record signals while the block runs; a signal that is ignored, as under nohup, stays ignored."""
-    interruption = _Interruption()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield interruption
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, interruption.arrive)
-    try:
-        yield interruption
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
