@@ -136,7 +136,7 @@ def test_an_interruption_during_a_start_leaves_no_process(tmp_path: Path, monkey
 
 
 def test_a_second_signal_kills_a_job_that_does_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job sends the first signal, and the second one when it is asked to stop; the context of the command line is around."""
+    """The job sends the first signal, and the second one when it is asked to stop, in the context of the command line."""
     monkeypatch.setattr(signals, "ECHO_S", 0.0)
     made: list[subprocess.Popen] = []
     popen = subprocess.Popen

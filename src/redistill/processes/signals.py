@@ -22,7 +22,6 @@ from redistill.interfaces import Value
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_S = 1.0
 """Seconds in which a second signal is ignored, because a launcher forwards the signal that the terminal has already sent."""
-Mode = Literal["poll", "immediate if single", "immediate", "children"]
 
 
 @dataclass
@@ -39,7 +38,7 @@ class _Flag:
 
     number: int | None = None
     arrived: float = 0.0
-    mode: Mode = "poll"
+    mode: Literal["poll", "immediate if single", "immediate", "children"] = "poll"
     installed: bool = False
 
 
@@ -73,11 +72,10 @@ def handled(*, at_once: bool = False, with_children: bool = False) -> Iterator[N
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, _arrive)
+        _flag.mode = "children" if with_children else "poll"
         if at_once:
             _flag.mode = "immediate if single" if outermost else "immediate"
             poll()
-        else:
-            _flag.mode = "children" if with_children else "poll"
         yield
     finally:
         _flag.mode = outer_mode
@@ -105,12 +103,11 @@ def gather(values: list[Value]) -> list[Value]:
     Raises:
         Interrupted: in all processes, if a signal has arrived in any of them.
     """
-    mine = (_flag.number, values)
-    parts = [mine] * num_processes()
+    parts = [(_flag.number, values)] * num_processes()
     if len(parts) > 1:
         from torch import distributed
 
-        distributed.all_gather_object(parts, mine)
+        distributed.all_gather_object(parts, parts[0])
     for number, _ in parts:
         if number is not None:
             raise Interrupted(number)

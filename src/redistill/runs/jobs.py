@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT
 
 from rich.console import Console
 
@@ -45,9 +46,9 @@ class _Child:
 
 
 class JobProgress(TerminalBar):
-    """A line for each job that starts or ends, with the remaining time of all jobs; on a terminal also a bar.
+    """A line for each job that starts or ends, and on a terminal also a bar.
 
-    A context manager.
+    Lines of ended jobs have the remaining time of all jobs.  A context manager.
 
     Args:
         total: Number of jobs.
@@ -60,14 +61,14 @@ class JobProgress(TerminalBar):
         super().__init__(console or Console(stderr=True), total, self._line())
 
     def started(self, name: str) -> None:
+        """Print that a job started."""
         self._print(f"{name}: started")
 
     def ended(self, name: str, seconds: float, outcome: str) -> None:
         """Print that a job ended after `seconds`, with its `outcome`, a phrase or ""."""
         self._ended += 1
         line = self._line()
-        parts = [f"{name}: {duration(seconds)}", *([outcome] if outcome else []), *([] if self._bar else [line])]
-        self._print("  ".join(parts))
+        self._print("  ".join(filter(None, (f"{name}: {duration(seconds)}", outcome, "" if self._bar else line))))
         self._show(line, completed=self._ended)
 
     def _line(self) -> str:
@@ -113,7 +114,8 @@ def run_jobs(
         try:
             while waiting or running:
                 signals.poll()
-                for job in _ready(waiting, codes)[: limit - len(running)]:
+                ready = [job for job in waiting if all(codes.get(need) == 0 for need in job.needs)]
+                for job in ready[: limit - len(running)]:
                     waiting.remove(job)
                     running.append(_start(job, environment, keep_open))
                     on_start(job)
@@ -136,29 +138,17 @@ def last_line(log: Path) -> str:
     """The last line of a log that is not blank; "" if there is none."""
     if not log.is_file():
         return ""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    lines = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _ready(waiting: Sequence[Job], codes: Mapping[str, int]) -> list[Job]:
-    return [job for job in waiting if all(codes.get(need) == 0 for need in job.needs)]
-
-
-def _start(job: Job, environment: Mapping[str, str], keep_open: Sequence[int]) -> _Child:
+def _start(job: Job, env: Mapping[str, str], keep_open: Sequence[int]) -> _Child:
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log:
             # A new session: Ctrl-C in a terminal signals only this process, which then stops each child once.
             process = subprocess.Popen(
-                job.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-                pass_fds=keep_open,
+                job.command, stdin=DEVNULL, stdout=log, stderr=STDOUT, env=env, start_new_session=True, pass_fds=keep_open
             )
     except OSError as error:
         raise OutputError(f"{job.log}: cannot be written ({error.strerror}); choose another output folder") from error

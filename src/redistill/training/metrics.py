@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,9 +19,9 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, line: Mapping[str, Any]) -> None:
+    def write(self, line: Mapping[str, object]) -> None:
         """Append `line`; its "step" is the number of updates done.  Values must be finite or None: JSON has no NaN."""
-        files.append_line(self.path, dict(line))
+        files.append_line(self.path, line)
 
     def truncate_after(self, step: int) -> None:
         """Remove the lines after `step`, the checkpoint from which a run resumes, and an incomplete last line.

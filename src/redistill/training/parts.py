@@ -10,6 +10,7 @@ from torch import nn
 
 from redistill.contracts import Divergence as DivergenceCall
 from redistill.contracts import Engine, SequencePolicy, Teacher
+from redistill.losses.dac_kl import DacKLConfig
 from redistill.models.student import StudentModule
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement
@@ -71,8 +72,8 @@ class Learner:
     @property
     def divergence(self) -> DivergenceCall | nn.Module | None:
         """The objective's divergence as a callable; DAC-KL's network is a submodule of the student module."""
-        network = self.student.clip_network
-        return self.objective.divergence if network is None else network  # type: ignore[return-value]  # no DacKLConfig here
+        divergence = self.objective.divergence
+        return self.student.clip_network if isinstance(divergence, DacKLConfig) else divergence
 
     @property
     def clip_parameters(self) -> list[nn.Parameter]:

@@ -5,7 +5,6 @@ Output only: nothing here changes what a run computes.  Metrics are stored by me
 
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Self
 
 import rich.progress
@@ -42,7 +41,7 @@ class TerminalBar:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -103,8 +102,7 @@ class Progress(TerminalBar):
     def _line(self, step: int, metrics: Mapping[str, float | None], first: tuple[int, float]) -> str:
         values = ((name, metrics.get(name)) for name in SHOWN)
         parts = [f"step {step}/{self._total}", *(f"{name} {value:.4g}" for name, value in values if value is not None)]
-        speed = metrics.get("tokens_per_s")
-        if speed is not None:
+        if (speed := metrics.get("tokens_per_s")) is not None:
             parts.append(f"{speed:,.0f} tokens/s")
         if step > first[0]:
             seconds = (self._clock() - first[1]) / (step - first[0]) * (self._total - step)

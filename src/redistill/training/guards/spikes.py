@@ -4,7 +4,9 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from statistics import median
-from typing import Any
+from typing import cast
+
+from redistill.records import Json
 
 WINDOW = 64
 FEWEST = 10
@@ -47,14 +49,15 @@ class SpikeDetector:
             middle = median(self._recent)
             spread = MAD_TO_SIGMA * median(abs(other - middle) for other in self._recent)
             least = math.log(self._factor)
-            threshold = min(max(DEVIATIONS * spread, least), max(math.log(LARGEST_FACTOR), least))
-            if value - middle > threshold:
+            if value - middle > min(max(DEVIATIONS * spread, least), max(math.log(LARGEST_FACTOR), least)):
                 ratio = math.exp(value - middle)
         self._recent.append(value)
         return ratio
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
+        """The state to be saved in checkpoints."""
         return {"recent": list(self._recent)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._recent = deque(state["recent"], maxlen=WINDOW)
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Restore a state that `state_dict` returned."""
+        self._recent = deque(cast(list[float], state["recent"]), maxlen=WINDOW)
