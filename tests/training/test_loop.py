@@ -218,13 +218,13 @@ def test_gradients_do_not_accumulate_over_skipped_updates(tmp_path, scripted, mo
     """The gradient of a skipped update must not be part of the next one."""
     scripted(1.0)
     norms = []
-    clip = training.clip_gradients
+    clip = training._clip
 
-    def noted(parameters, max_norm):
-        norms.append(clip(parameters, max_norm))
-        return norms[-1]
+    def noted(learner, max_norm):
+        norms.append(clip(learner, max_norm)["grad_norm"])
+        return {"grad_norm": norms[-1]}
 
-    monkeypatch.setattr(training, "clip_gradients", noted)
+    monkeypatch.setattr(training, "_clip", noted)
     monkeypatch.setattr(UpdateGuard, "allows", lambda self, update: False)
     train_student(run(tmp_path, updates=4, batch_size=24))
     assert norms == pytest.approx([norms[0]] * 4, rel=1e-4), "the same batch and the same weights, four times"

@@ -27,7 +27,7 @@ from redistill.training.guards.readings import read_again
 from redistill.training.metrics import peak_bytes
 from redistill.training.objective import Counts, averages, corpus_items, terms
 from redistill.training.optimiser import OptimiserConfig, clip_gradients, set_learning_rates
-from redistill.training.parts import Parts, TrainingState
+from redistill.training.parts import Learner, Parts, TrainingState
 from redistill.training.saving import save_checkpoint
 from redistill.training.schedule import TrainingConfig
 
@@ -89,10 +89,7 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
         parts.output.meter.read()  # discards the count: the text will be generated again
         learner.optimizer.zero_grad(set_to_none=True)
         raise
-    faults = int(sums.pop(_FAULTS))
-    norms = {"grad_norm": clip_gradients(learner.student.model.parameters(), optimiser.max_grad_norm)}
-    if learner.clip_parameters:
-        norms["clip_network_grad_norm"] = clip_gradients(learner.clip_parameters, optimiser.max_grad_norm)
+    faults, norms = int(sums.pop(_FAULTS)), _clip(learner, optimiser.max_grad_norm)
     metrics = averages(learner.objective, counts, sums)
     rates = set_learning_rates(learner.optimizer, optimiser, state.step, parts.schedule.updates)
     samples, read = sorted({item.sequence.sample for item in draw.items}), partial(_read_again, parts, batches)
@@ -205,6 +202,14 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[st
             sums[name] = sums[name] + value.double() if name in sums else value.double()
     values = torch.stack(list(sums.values())).tolist() if sums else []  # the only synchronisation with the device
     return {**dict(zip(sums, values, strict=True)), _FAULTS: 0 if teacher is None else teacher.faults()}
+
+
+def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
+    """Clip the gradients of the student and of the clip network separately; returns both norms before clipping."""
+    norms = {"grad_norm": clip_gradients(learner.student.model.parameters(), max_norm)}
+    if learner.clip_parameters:
+        norms["clip_network_grad_norm"] = clip_gradients(learner.clip_parameters, max_norm)
+    return norms
 
 
 def _read_again(parts: Parts, batches: Sequence[Batch]) -> list[Mapping[str, object]]:

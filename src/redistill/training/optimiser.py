@@ -65,12 +65,10 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig
     warmup = min(1.0, (step + 1) / (config.warmup_updates or 1))
     part = step / updates if config.schedule == "cosine" else 0.0
     fraction = warmup * 0.5 * (1 + math.cos(math.pi * part))
-    rates = {}
     for group in optimizer.param_groups:
         peak = group["peak_learning_rate"]
         group["lr"] = config.final_learning_rate + (peak - config.final_learning_rate) * fraction
-        rates[group["rate_name"]] = group["lr"]
-    return rates
+    return {group["rate_name"]: group["lr"] for group in optimizer.param_groups}
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:

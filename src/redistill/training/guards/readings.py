@@ -60,6 +60,5 @@ def _statistics(batch: Batch, blocks: Iterable[tuple[slice, torch.Tensor]]) -> M
             least, most = min(least, float(good.min())), max(most, float(good.max()))
         sequences = batch.sequence_N[rows][fault_CV.any(dim=-1)].unique().tolist()
         faulty |= {batch.samples[sequence] for sequence in sequences}
-    ranged = (least, most, total / num_finite) if num_finite else (None, None, None)
-    named = dict(zip(("min", "max", "mean"), ranged, strict=True))
-    return {**named, "not_finite": num_faults, "samples_not_finite": sorted(faulty)}
+    low, high, mean = (least, most, total / num_finite) if num_finite else (None, None, None)
+    return {"min": low, "max": high, "mean": mean, "not_finite": num_faults, "samples_not_finite": sorted(faulty)}
