@@ -1,6 +1,7 @@
-"""Placement of the parameters of a module: in one process, replicated in each process, or sharded over all processes.
+"""Placement of the parameters of a module over the processes of a job.
 
-Every process of a job calls the methods of a placement in the same order, since most of them communicate.
+They are in one process, replicated in each process, or sharded over all processes.  Every process of a job calls the methods
+of a placement in the same order, since most of them communicate.
 """
 
 from collections import OrderedDict

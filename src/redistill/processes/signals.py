@@ -1,8 +1,9 @@
-"""Graceful shutdown: SIGTERM and SIGINT set a flag, which the work polls at points where its state is consistent.
+"""Graceful shutdown: SIGTERM and SIGINT set a flag, which the work polls.
 
-After the first signal, the next `poll` or `gather` raises `Interrupted`.  A second signal ends the process immediately; that is
-safe as well, because files are written atomically.  Several processes stop together: a process whose `poll` finds the flag
-joins the next `gather` of the others, which raises `Interrupted` in all of them.
+It polls at points where its state is consistent.  After the first signal, the next `poll` or `gather` raises `Interrupted`.  A
+second signal ends the process immediately; that is safe as well, because files are written atomically.  Several processes stop
+together: a process whose `poll` finds the flag joins the next `gather` of the others, which raises `Interrupted` in all of
+them.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Detection of dead ranks: no process of a job waits for one that has failed, was killed, or hangs.
+"""Detection of dead ranks: no process waits for one that failed or hangs.
 
 A timeout of collectives cannot distinguish a slow process from a stopped one.  So a thread of each process sends a heartbeat
 every second and checks those of the others.  The first process to fail reports it before its connections break, and only that

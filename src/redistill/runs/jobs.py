@@ -88,7 +88,7 @@ def run_jobs(
     on_end: Callable[[Job, int, float], None],
     keep_open: Sequence[int] = (),
 ) -> dict[str, int]:
-    """Run all jobs, at most `limit` at a time, in the given order as far as their needs allow.
+    """Run all jobs, at most `limit` at a time, in order as far as needs allow.
 
     A failed job stops only the jobs that need it.  Ctrl-C, SIGTERM or SIGHUP sends SIGTERM to the running jobs and raises
     `Interrupted` when they have ended; a second signal kills them.

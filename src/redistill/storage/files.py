@@ -1,7 +1,7 @@
-"""Atomic file writes: a temporary file, fsync, then a rename, so that a reader sees either the old file or the new one.
+"""Atomic file writes: a temporary file, fsync, then a rename.
 
-All modules write through this one.  `inside` rejects names that resolve to a path outside of their folder (`..`, an absolute
-path, a link).
+A reader thus sees either the old file or the new one.  All modules write through this one.  `inside` rejects names that
+resolve to a path outside of their folder (`..`, an absolute path, a link).
 """
 
 import contextlib
@@ -46,12 +46,15 @@ class Disk:
         return file.write(data)
 
     def sync(self, descriptor: int) -> None:
+        """Write the data of an open file to the disk."""
         os.fsync(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
+        """Rename a file or folder; an existing file is replaced."""
         source.replace(target)
 
     def make_folder(self, folder: Path) -> None:
+        """Create a folder, whose parent exists."""
         folder.mkdir(exist_ok=True)
 
     def remove(self, path: Path) -> None:

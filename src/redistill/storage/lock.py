@@ -1,4 +1,4 @@
-"""Exclusive use of a folder by one job, with a kernel lock, which is released even after a crash."""
+"""Exclusive use of a folder by one job, with a lock of the kernel."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ class BusyError(ConfigError):
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Sequence[int]]:
-    """Lock `folder` for this process and for programs that it starts with the descriptor.
+    """Lock `folder` for this process, and programs that inherit the descriptor.
 
     The folder is created if it does not exist.  The lock is released when the last process that holds it exits, even after a
     crash; a forked child (`os.fork`) does not hold it.  The file `.lock` contains the id of the first of these processes and is

@@ -1,4 +1,4 @@
-r"""Sanitization of displayed text: removal of control characters and terminal escapes, and redaction of secrets.
+r"""Sanitization of displayed text: no terminal escapes, no secrets.
 
 Model output, file names and library messages are untrusted; everything printed, put on a page or stored in the description of a
 run passes `plain`.  HTML is escaped by the templates of the reports, not here.  Data and answers in the .jsonl files of a run

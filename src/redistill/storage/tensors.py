@@ -1,8 +1,8 @@
-"""Safetensors files, written atomically and one tensor at a time, so that at most one tensor is copied at a time.
+"""Safetensors files, written atomically and one tensor at a time.
 
-Tied tensors - the same elements of the same storage - are stored once; the metadata lists their other names, and they are tied
-again after loading.  The format: 8 bytes with the length of the header; the header, JSON with the type, shape and offsets of
-each tensor; and the tensors.
+At most one tensor is copied at a time.  Tied tensors - the same elements of the same storage - are stored once; the metadata
+lists their other names, and they are tied again after loading.  The format: 8 bytes with the length of the header; the header,
+JSON with the type, shape and offsets of each tensor; and the tensors.
 """
 
 import json

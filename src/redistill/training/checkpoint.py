@@ -1,8 +1,9 @@
-"""Checkpoints of a run: `checkpoints/step-N/` with safetensors files, JSON and a manifest, written atomically.
+"""Checkpoints of a run: `checkpoints/step-N/`, written atomically.
 
-Each checkpoint is written under a temporary name and renamed, so a crash at any moment keeps the earlier ones.  SHA-256 hashes
-cover every byte: a run detects damage when it resumes, and continues from the newest valid checkpoint.  Nothing is pickled.
-The caller defines what the tensors and the state mean.  `folder` is always the folder of all checkpoints of a run.
+A checkpoint has safetensors files, JSON and a manifest.  It is written under a temporary name and renamed, so a crash at any
+moment keeps the earlier ones.  SHA-256 hashes cover every byte: a run detects damage when it resumes, and continues from the
+newest valid checkpoint.  Nothing is pickled. The caller defines what the tensors and the state mean.  `folder` is always the
+folder of all checkpoints of a run.
 """
 
 import hashlib
@@ -195,7 +196,10 @@ def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, valid or damaged, ascending; interrupted saves do not count."""
+    """Steps of the checkpoints in `folder`, valid or damaged, ascending.
+
+    Interrupted saves do not count.
+    """
     names = (re.fullmatch(r"step-(0|[1-9]\d*)", path.name) for path in folder.glob("step-*"))
     return sorted(int(match[1]) for match in names if match)
 

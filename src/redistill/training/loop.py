@@ -1,7 +1,8 @@
-"""The training loop: draw, count, compute gradients, update, log, validate and save, always at a step boundary.
+"""The training loop: draw, compute gradients, update, validate and save.
 
-It builds nothing and depends on no method: its parts are built by the caller.  Coefficients are set once a step from the counts
-of the global batch, so that one process with four micro-batches and two with two have the same gradient.
+It validates and saves at a step boundary.  It builds nothing and depends on no method: its parts are built by the caller.
+Coefficients are set once a step from the counts of the global batch, so that one process with four micro-batches and two with
+two have the same gradient.
 """
 
 import math
@@ -119,7 +120,7 @@ def _draw(parts: Parts, step: int) -> Draw:
 
 
 def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
-    """Micro-batches of a process's part of the draw, of similar length; see `grouping.grouped`."""
+    """Micro-batches of a process's part of the draw; see `grouping.grouped`."""
     device, objective = parts.accelerator.device, parts.learner.objective
     span_config = objective.span if objective.uses_spans else None
     corpus = () if objective.pretraining is None else corpus_items(draw, objective.pretraining)
@@ -131,7 +132,10 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
 
 
 def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
-    """The micro-batches, padded with empty ones if all processes must make the same number of passes."""
+    """The micro-batches, with empty ones if passes are collective.
+
+    Then all processes must make the same number of passes.
+    """
     if not parts.learner.placement.passes_communicate:
         return batches
     most = max(signals.gather([len(batches)]))
@@ -145,7 +149,7 @@ def global_counts(batches: Sequence[Batch]) -> Counts:
 
 
 def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts, dict[str, float]]:
-    """Compute the gradient of the objective, in micro-batches that fit into every process's memory.
+    """Compute the gradient of the objective, in micro-batches.
 
     If memory runs out on one process, all retry with half the micro-batch.  Coefficients come from the global batch, so the
     gradient is the same.

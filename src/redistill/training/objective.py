@@ -26,9 +26,10 @@ from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PolicyGradien
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig:
-    """MiniLLM's policy gradient on roll-outs; the objective's divergence is its exact single-step term.
+    """MiniLLM's policy gradient on roll-outs.
 
-    The student runs in evaluation mode, as when it generated the roll-outs: dropout would change the probability ratio.
+    The objective's divergence is its exact single-step term.  The student runs in evaluation mode, as when it generated the
+    roll-outs: dropout would change the probability ratio.
 
     Args:
         weight: Weight of the term, > 0.
@@ -50,7 +51,7 @@ class PolicyGradientConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    """The pre-training term: language modelling on plain text against forgetting; needs `data.corpus`.
+    """The pre-training term: language modelling on `data.corpus` against forgetting.
 
     Source: L_PT of MiniLLM (arXiv 2306.08543) and DistiLLM (arXiv 2402.03898).
 
@@ -152,7 +153,7 @@ class Objective:
 
     @property
     def needs(self) -> Needs:
-        """What the terms require of the teacher; a divergence may declare `needs` of its own."""
+        """What the terms require of the teacher; a divergence may have own `needs`."""
         needs = Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans)
         return needs | getattr(self.divergence, "needs", Needs()) if self.uses_divergence else needs
 
@@ -220,7 +221,7 @@ class Counts:
 def terms(
     objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None
 ) -> tuple[Term, ...]:
-    """A micro-batch's terms, each with its weight divided by its global count as coefficient.
+    """A micro-batch's terms; the coefficient of each is its weight / global count.
 
     Args:
         objective: The terms and their weights.
@@ -257,9 +258,9 @@ def terms(
 
 
 def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> dict[str, float]:
-    """Metrics of an update: "loss", the weighted sum of the terms, and each term's mean.
+    """Metrics of an update: "loss", and the mean of each term.
 
-    A term is divided by its own count, and diagnostics by the number of sampled rows.
+    "loss" is the weighted sum of the terms.  A term is divided by its own count, and diagnostics by the number of sampled rows.
     """
     divisors = {
         "sft": counts.sft_tokens,

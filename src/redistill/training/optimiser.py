@@ -1,4 +1,4 @@
-"""AdamW: configuration, parameter groups, and learning rates as a pure function of the step."""
+"""AdamW: configuration, parameter groups, and learning rates."""
 
 import math
 from collections.abc import Iterable
@@ -80,7 +80,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
 
 
 def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, object]]:
-    """AdamW's parameter groups: weight decay on matrices only, an own rate for the clip network."""
+    """AdamW's parameter groups: weight decay is on matrices only.
+
+    The clip network has a learning rate of its own.
+    """
     clip_ids = set() if clip_network is None else set(map(id, clip_network.parameters()))
     clip_rate = config.clip_network_learning_rate or config.learning_rate
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}

@@ -1,4 +1,7 @@
-"""Saves the state of training as a checkpoint and restores it; `redistill.training.checkpoint` defines the files."""
+"""Saves the state of training as a checkpoint, and restores it.
+
+`redistill.training.checkpoint` defines the files.
+"""
 
 from dataclasses import asdict
 

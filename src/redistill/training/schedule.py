@@ -66,7 +66,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Numbers of updates: in total, between validations, and between checkpoints; see `TrainingConfig`."""
+    """Numbers of updates: in total, between validations, between checkpoints."""
 
     updates: int
     evaluate_every: int
@@ -74,7 +74,7 @@ class Schedule:
 
 
 def check_length(name: str, length: int | str, lowest: int) -> None:
-    """Check a length: a number of updates >= `lowest`, or a number of epochs > 0 such as "20 epochs".
+    """Check a length: updates >= `lowest`, or epochs > 0 such as "20 epochs".
 
     Raises:
         ConfigError: the length is neither.

@@ -1,6 +1,7 @@
-"""Guards of training: against non-finite updates, loss spikes, collapse of generated text, and training past the best score.
+"""Guards of training, such as the one against non-finite updates.
 
-Every process passes the same numbers to its guards, so that all processes reach the same decision.
+Others are against loss spikes, collapse of generated text, and training past the best score.  Every process passes the same
+numbers to its guards, so that all processes reach the same decision.
 """
 
 from redistill.training.guards.collapse import CollapseMonitor

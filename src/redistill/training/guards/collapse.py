@@ -1,5 +1,6 @@
-"""Detects a collapse of the student's generated text, by its length, end tokens, diversity, and DAC-KL's kept mass.
+"""Detects a collapse of the student's generated text.
 
+The signs are its length, end tokens, diversity, and DAC-KL's kept mass.
 On-policy training can reinforce its own errors: a student that has learned to stop at once, never to stop, or to repeat itself
 generates more such text to learn from, while the loss falls.
 """
@@ -60,10 +61,11 @@ def distinct_bigrams(token_ids: Sequence[int]) -> float:
 
 
 def text_metrics(texts: Sequence[TextFacts]) -> dict[str, float]:
-    """Metrics of the text in `texts` that was generated with the student; empty if there is none.
+    """Metrics of the text in `texts` that was generated with the student.
 
     Returns:
-        "ended", the fraction of responses with an end token, and "distinct_2", the mean fraction of distinct bigrams.
+        Empty if there is no such text; else "ended", the fraction of responses with an end token, and "distinct_2", the mean
+        fraction of distinct bigrams.
     """
     own = [text for text in texts if text.origin in OWN]
     return {"ended": _mean(text.ended for text in own), "distinct_2": _mean(text.distinct for text in own)} if own else {}

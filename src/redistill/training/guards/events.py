@@ -1,4 +1,4 @@
-"""Events that guards report: a sentence for the terminal, and data for metrics.jsonl."""
+"""Events that guards report: a sentence and data for metrics.jsonl."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,4 +1,7 @@
-"""Statistics of both models' logits on the micro-batches of a skipped update, for guard-step-N.json only."""
+"""Statistics of both models' logits in an update that was skipped.
+
+For guard-step-N.json only.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

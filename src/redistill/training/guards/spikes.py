@@ -17,14 +17,15 @@ MAD_TO_SIGMA = 1.4826  # of a normal distribution
 
 
 class SpikeDetector:
-    r"""Detects a loss spike, by the median and the median absolute deviation (MAD) of the logarithms of recent losses.
+    r"""Detects a loss spike, by the logarithms of recent losses.
 
     .. math:: \log|L| - m > \min\bigl(\max(8 \cdot 1.4826\,\mathrm{MAD},\ \log f),\ \max(\log 15,\ \log f)\bigr)
 
-    where m and MAD are of log|L| over the last 64 updates, and f is `factor`.  Logarithms, since the deviation of a loss grows
-    with the loss; medians, since a spike must not raise the threshold for the next one.  The threshold is at most max(15, f)
-    times the median, so that 100 times a usual loss is detected at any deviation.  The first 10 losses are not checked.  The
-    window includes spikes: a loss that stays high is the new baseline once it fills half of the window.
+    where the median m and the median absolute deviation MAD are of log|L| over the last 64 updates, and f is `factor`.
+    Logarithms, since the deviation of a loss grows with the loss; medians, since a spike must not raise the threshold for the
+    next one.  The threshold is at most max(15, f) times the median, so that 100 times a usual loss is detected at any
+    deviation.  The first 10 losses are not checked.  The window includes spikes: a loss that stays high is the new baseline
+    once it fills half of the window.
 
     Args:
         factor: A spike is at least this many times the median, > 1.
@@ -41,7 +42,10 @@ class SpikeDetector:
         self._recent: deque[float] = deque(maxlen=WINDOW)  # log|L|
 
     def check(self, loss: float) -> float | None:
-        """Add a finite loss; returns its ratio to the median of |loss| if it is a spike, else None."""
+        """Add a finite loss.
+
+        Returns its ratio to the median of |loss| if it is a spike, else None.
+        """
         assert math.isfinite(loss), "UpdateGuard handles losses that are not finite"
         value = math.log(max(abs(loss), TINY))
         ratio = None

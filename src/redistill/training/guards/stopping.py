@@ -9,7 +9,7 @@ from redistill.records import Json
 
 
 class EarlyStopping:
-    """Ends training when the score has not improved for `patience` validations in a row.
+    """Ends training when `patience` validations in a row had no better score.
 
     Args:
         patience: Number of validations, >= 1; None never stops.

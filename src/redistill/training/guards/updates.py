@@ -1,4 +1,4 @@
-"""Decides whether an update is applied: it must be finite, and its loss can be checked for a spike."""
+"""Decides whether an update is applied: it must be finite, and no spike."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,9 @@ LISTED_SAMPLES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """An update that has not been applied yet; its numbers are those of the global batch.
+    """An update that has not been applied yet.
+
+    Its numbers are those of the global batch.
 
     Args:
         step: Number of the update, from 1, as in metrics.jsonl.
@@ -45,7 +47,9 @@ class Update:
 
 
 class UpdateGuard:
-    """Skips non-finite updates, reports loss spikes, and ends the run after too many skips in a row.
+    """Skips non-finite updates, and ends the run after too many in a row.
+
+    It reports loss spikes too, and skips them if configured.
 
     Args:
         config: The limit of skips, and the handling of spikes.
