@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from redistill.errors import Interrupted
+from redistill.processes import signals
 from redistill.runs.jobs import Job, JobProgress, last_line, run_jobs
 
 FAIL = "print('first'); print('it broke', flush=True); raise SystemExit(3)"
@@ -131,6 +133,24 @@ def test_an_interruption_during_a_start_leaves_no_process(tmp_path: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         run([job(tmp_path, "a", "import time\nwhile True: time.sleep(0.01)")])
     assert [process.returncode for process in made] == [-signal.SIGTERM]
+
+
+def test_a_second_signal_kills_a_job_that_does_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job sends the first signal, and the second one when it is asked to stop, in the context of the command line."""
+    monkeypatch.setattr(signals, "ECHO_S", 0.0)
+    made: list[subprocess.Popen] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **options: made.append(popen(*given, **options)) or made[-1])
+    endless = """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getppid(), signal.SIGTERM))
+os.kill(os.getppid(), signal.SIGINT)
+while True: time.sleep(0.01)
+"""
+    with pytest.raises(Interrupted) as caught, signals.handled(at_once=True):
+        run([job(tmp_path, "a", endless)])
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert [process.returncode for process in made] == [-signal.SIGKILL]
 
 
 def test_an_ignored_hangup_stops_nothing(tmp_path: Path) -> None:

@@ -192,7 +192,9 @@ def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
     return list(found.values())
 
 
-def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: int) -> tuple[list[str], set[int]]:
+def _run(
+    plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: Sequence[int]
+) -> tuple[list[str], set[int]]:
     """Run the jobs and update sweep.json; returns a phrase for each failed job, and the set of exit codes."""
     failed: list[str] = []
 
@@ -212,7 +214,7 @@ def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int,
 
     _write_sweep(plan, statuses)
     with JobProgress(len(todo)) as progress:
-        codes = run_jobs(todo, limit, environment=_environment(limit), on_start=started, on_end=ended, keep_open=(lock,))
+        codes = run_jobs(todo, limit, environment=_environment(limit), on_start=started, on_end=ended, keep_open=lock)
     failed += [f"{job.name}: not started, since a job that it needs failed" for job in todo if job.name not in codes]
     return failed, set(codes.values())
 

@@ -26,9 +26,10 @@ from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PolicyGradien
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig:
-    """MiniLLM's policy gradient on roll-outs; the objective's divergence is its exact single-step term.
+    """MiniLLM's policy gradient on roll-outs.
 
-    The student runs in evaluation mode, as when it generated the roll-outs: dropout would change the probability ratio.
+    The objective's divergence is its exact single-step term.  The student runs in evaluation mode, as when it generated the
+    roll-outs: dropout would change the probability ratio.
 
     Args:
         weight: Weight of the term, > 0.
@@ -50,7 +51,7 @@ class PolicyGradientConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    """The pre-training term: language modelling on plain text against forgetting; needs `data.corpus`.
+    """The pre-training term: language modelling on `data.corpus` against forgetting.
 
     Source: L_PT of MiniLLM (arXiv 2306.08543) and DistiLLM (arXiv 2402.03898).
 
@@ -115,6 +116,7 @@ class Objective:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Objectives for tests of every part: cross entropy, MGSR, and MiniLLM."""
         return (
             cls(),
             cls(divergence=DacKLConfig(), span_weight=1.0),
@@ -125,10 +127,12 @@ class Objective:
 
     @property
     def uses_divergence(self) -> bool:
+        """Whether the divergence is a term."""
         return self.divergence is not None and self.divergence_weight > 0
 
     @property
     def uses_spans(self) -> bool:
+        """Whether the span loss is a term."""
         return self.span_weight > 0
 
     @property
@@ -149,7 +153,7 @@ class Objective:
 
     @property
     def needs(self) -> Needs:
-        """What the terms require of the teacher; a divergence may declare `needs` of its own."""
+        """What the terms require of the teacher; a divergence may have own `needs`."""
         needs = Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans)
         return needs | getattr(self.divergence, "needs", Needs()) if self.uses_divergence else needs
 
@@ -160,9 +164,7 @@ class Objective:
             vocabulary: Number of classes shared with the teacher.
             seed: Seed of the network's initial weights.
         """
-        if isinstance(self.divergence, DacKLConfig):
-            return DacKL(self.divergence, vocabulary, seed)
-        return self.divergence
+        return DacKL(self.divergence, vocabulary, seed) if isinstance(self.divergence, DacKLConfig) else self.divergence
 
     def select(self, draw: Draw) -> Draw:
         """The part of a draw that some term uses, with the roles of the terms."""
@@ -207,6 +209,7 @@ class Counts:
 
     @classmethod
     def total(cls, counts: Iterable[Self]) -> Self:
+        """The sum of `counts`."""
         return cls(*(sum(column) for column in zip(*map(astuple, counts), strict=True)))
 
     @property
@@ -218,7 +221,7 @@ class Counts:
 def terms(
     objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None
 ) -> tuple[Term, ...]:
-    """A micro-batch's terms, each with its weight divided by its global count as coefficient.
+    """A micro-batch's terms; the coefficient of each is its weight / global count.
 
     Args:
         objective: The terms and their weights.
@@ -226,85 +229,52 @@ def terms(
         batch: The micro-batch whose rows the terms use.
         divergence: The result of `objective.build_divergence`.
     """
+    found: list[Term] = []
+    rows, gradient = batch.num_sampled_rows, objective.policy_gradient
     if batch.role == "pretraining":
         assert objective.pretraining is not None
-        return _pretraining_terms(objective.pretraining, counts, batch)
-    found: list[Term] = []
+        coefficient, fraction = objective.pretraining.weight / counts.corpus_tokens, objective.pretraining.divergence_share
+        if fraction < 1:
+            found.append(CrossEntropyTerm(coefficient * (1 - fraction), batch.target_N, batch.sft_N, name="pretraining"))
+        if fraction > 0:
+            found.append(DivergenceTerm(coefficient * fraction, ForwardKL(), rows, name="pretraining_kl"))
+        return tuple(found)
     if objective.sft_weight and counts.sft_tokens:
         found.append(CrossEntropyTerm(objective.sft_weight / counts.sft_tokens, batch.target_N, batch.sft_N))
     if objective.uses_divergence:  # also without sampled rows: its parameters then have a zero gradient on every process
-        found.append(_divergence_term(objective, counts, batch, divergence))
+        assert divergence is not None
+        by_token = objective.divergence_mean == "tokens"
+        coefficient = objective.divergence_weight / max(counts.sampled_tokens if by_token else counts.sampled_sequences, 1)
+        weight_N = None if by_token else batch.sequence_weight_N[:rows]
+        found.append(DivergenceTerm(coefficient, divergence, rows, weight_N))
     if objective.uses_spans and counts.span_samples:
-        found.append(_span_term(objective, counts, batch, divergence))
-    if objective.policy_gradient is not None and counts.sampled_tokens:
-        found.append(_policy_gradient_term(objective.policy_gradient, counts, batch))
-    return tuple(found)
-
-
-def _divergence_term(
-    objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None
-) -> DivergenceTerm:
-    assert divergence is not None
-    if objective.divergence_mean == "tokens":
-        return DivergenceTerm(objective.divergence_weight / max(counts.sampled_tokens, 1), divergence, batch.num_sampled_rows)
-    return DivergenceTerm(
-        objective.divergence_weight / max(counts.sampled_sequences, 1),
-        divergence,
-        batch.num_sampled_rows,
-        weight_N=batch.sequence_weight_N[: batch.num_sampled_rows],
-    )
-
-
-def _span_term(objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None) -> SpanTerm:
-    return SpanTerm(
-        objective.span_weight / counts.span_samples,
-        batch.pair_weight_N[: batch.num_sampled_rows],
-        squared=objective.span.squared,
-        keep=divergence.kept if objective.span.vectors == "clipped" and isinstance(divergence, DacKL) else None,
-    )
-
-
-def _policy_gradient_term(config: PolicyGradientConfig, counts: Counts, batch: Batch) -> PolicyGradientTerm:
-    return PolicyGradientTerm(
-        config.weight / counts.sampled_tokens,
-        token_N=batch.target_N[: batch.num_sampled_rows],
-        old_logprob_N=batch.old_logprob_N,
-        advantage_N=batch.advantage_N,
-        importance_N=batch.importance_N,
-        clip=config.clip,
-    )
-
-
-def _pretraining_terms(config: PretrainingConfig, counts: Counts, batch: Batch) -> tuple[Term, ...]:
-    coefficient, fraction = config.weight / counts.corpus_tokens, config.divergence_share
-    found: list[Term] = []
-    if fraction < 1:
-        found.append(CrossEntropyTerm(coefficient * (1 - fraction), batch.target_N, batch.sft_N, name="pretraining"))
-    if fraction > 0:
-        found.append(DivergenceTerm(coefficient * fraction, ForwardKL(), batch.num_sampled_rows, name="pretraining_kl"))
+        keep = divergence.kept if objective.span.vectors == "clipped" and isinstance(divergence, DacKL) else None
+        coefficient = objective.span_weight / counts.span_samples
+        found.append(SpanTerm(coefficient, batch.pair_weight_N[:rows], objective.span.squared, keep))
+    if gradient is not None and counts.sampled_tokens:
+        rollout = batch.target_N[:rows], batch.old_logprob_N, batch.advantage_N, batch.importance_N
+        found.append(PolicyGradientTerm(gradient.weight / counts.sampled_tokens, *rollout, gradient.clip))
     return tuple(found)
 
 
 def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> dict[str, float]:
-    """Metrics of an update: each term's mean over its own count, the weighted total, and diagnostics per sampled row."""
-    means = {name: value / count for name, value in sums.items() if (count := _count(name, objective, counts)) > 0}
-    weights = {"sft": objective.sft_weight, "divergence": objective.divergence_weight, "span": objective.span_weight}
-    if objective.policy_gradient is not None:
-        weights["policy_gradient"] = objective.policy_gradient.weight
-    if objective.pretraining is not None:
-        fraction = objective.pretraining.divergence_share
-        weights["pretraining"] = objective.pretraining.weight * (1 - fraction)
-        weights["pretraining_kl"] = objective.pretraining.weight * fraction
-    return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}
+    """Metrics of an update: "loss", and the mean of each term.
 
-
-def _count(name: str, objective: Objective, counts: Counts) -> float:
-    by_name = {
+    "loss" is the weighted sum of the terms.  A term is divided by its own count, and diagnostics by the number of sampled rows.
+    """
+    divisors = {
         "sft": counts.sft_tokens,
+        "divergence": counts.sampled_tokens if objective.divergence_mean == "tokens" else counts.sampled_sequences,
         "span": counts.span_samples,
         "pretraining": counts.corpus_tokens,
         "pretraining_kl": counts.corpus_tokens,
     }
-    if objective.divergence_mean == "sequences":
-        by_name["divergence"] = counts.sampled_sequences
-    return by_name.get(name, counts.sampled_tokens)
+    divided = ((name, value, divisors.get(name, counts.sampled_tokens)) for name, value in sums.items())
+    means = {name: value / count for name, value, count in divided if count > 0}
+    weights = {"sft": objective.sft_weight, "divergence": objective.divergence_weight, "span": objective.span_weight}
+    if objective.policy_gradient is not None:
+        weights["policy_gradient"] = objective.policy_gradient.weight
+    if objective.pretraining is not None:
+        weight, fraction = objective.pretraining.weight, objective.pretraining.divergence_share
+        weights |= {"pretraining": weight * (1 - fraction), "pretraining_kl": weight * fraction}
+    return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}

@@ -1,4 +1,4 @@
-"""Configuration of training: duration, batch sizes and checkpoints; and lengths in updates."""
+"""Configuration of training: duration, batch sizes and checkpoints."""
 
 import math
 import re
@@ -51,25 +51,22 @@ class TrainingConfig:
     compile: Compile = "auto"
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "micro_batch_size": 1, "keep": 1, "patience": 1, "log_every": 1, "generation_batch_size": 1}
-        for name, lowest in least.items():
+        for name in ("batch_size", "micro_batch_size", "keep", "patience", "log_every", "generation_batch_size"):
             value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ConfigError(f"{name} = {value}: must be >= {lowest}")
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} = {value}: must be >= 1")
         for name, lowest in {"updates": 1, "evaluate_every": 0, "save_every": 0}.items():
             check_length(name, getattr(self, name), lowest)
 
     def schedule(self, num_examples: int) -> "Schedule":
         """The lengths in updates, for a training set of `num_examples` examples."""
-        lengths = (
-            in_updates(value, num_examples, self.batch_size) for value in (self.updates, self.evaluate_every, self.save_every)
-        )
-        return Schedule(*lengths)
+        lengths = self.updates, self.evaluate_every, self.save_every
+        return Schedule(*(in_updates(length, num_examples, self.batch_size) for length in lengths))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Numbers of updates: in total, between validations, and between checkpoints; see `TrainingConfig`."""
+    """Numbers of updates: in total, between validations, between checkpoints."""
 
     updates: int
     evaluate_every: int
@@ -77,7 +74,7 @@ class Schedule:
 
 
 def check_length(name: str, length: int | str, lowest: int) -> None:
-    """Check a length: a number of updates >= `lowest`, or a number of epochs > 0 such as "20 epochs".
+    """Check a length: updates >= `lowest`, or epochs > 0 such as "20 epochs".
 
     Raises:
         ConfigError: the length is neither.

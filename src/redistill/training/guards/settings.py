@@ -9,7 +9,9 @@ from redistill.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """How a run reacts to non-finite updates, loss spikes and text collapse; each event is a line in metrics.jsonl.
+    """How a run reacts to non-finite updates, loss spikes and text collapse.
+
+    Each event is a line in metrics.jsonl.
 
     Args:
         max_skips: Consecutive updates that may be skipped, >= 0; the next one ends the run.  0 ends it at the first.
