@@ -7,15 +7,15 @@ Longer than 400 lines: one file defines every type that is part of the interface
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from redistill.errors import ConfigError
-from redistill.records import Record
+from redistill.interfaces import Autocast, Gather, Tokenizer, Value
+from redistill.records import Json, Record
 
 Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
 
@@ -232,20 +232,21 @@ class TeacherTarget(Protocol):
         ...
 
 
-def _check_flags(declared: Any) -> None:
-    """Check that the flags of a declaration are bools; an external component may pass anything.
+class _Flags:
+    """A declaration whose fields, except `top_k`, are checked to be bools; an external component may pass anything.
 
     Raises:
         ConfigError: one is not a bool.
     """
-    for f in fields(declared):
-        value = getattr(declared, f.name)
-        if f.name != "top_k" and not isinstance(value, bool):
-            raise ConfigError(f"{type(declared).__name__}: {f.name} = {value!r}: must be True or False")
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "top_k" and not isinstance(value, bool):
+                raise ConfigError(f"{type(self).__name__}: {name} = {value!r}: must be True or False")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherCapabilities:
+class TeacherCapabilities(_Flags):
     """Features of a teacher; a recipe is checked against them before any model is loaded.
 
     Args:
@@ -265,7 +266,7 @@ class TeacherCapabilities:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        _check_flags(self)
+        super().__post_init__()
         if self.statistics and not self.full_vocabulary:
             raise ConfigError("statistics = True: needs full_vocabulary; statistics are computed from all logits")
 
@@ -314,15 +315,15 @@ class SequencePolicy(Protocol):
         """Receive the loss of each validation in nats per token, including the one before the first update."""
         ...
 
-    def metrics(self) -> Mapping[str, Any]:
+    def metrics(self) -> Mapping[str, Json]:
         """Values of the state to be logged with each update."""
         ...
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
         """The state to be saved in checkpoints, as JSON values."""
         ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Restore a state that `state_dict` returned."""
         ...
 
@@ -382,7 +383,7 @@ class Generation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineCapabilities:
+class EngineCapabilities(_Flags):
     """Features of a generation engine; a recipe is checked against them before any model is loaded.
 
     Args:
@@ -400,9 +401,6 @@ class EngineCapabilities:
     logprobs: bool = False
     deterministic: bool = False
     samples_student: bool = True
-
-    def __post_init__(self) -> None:
-        _check_flags(self)
 
 
 class Engine(Protocol):
@@ -444,12 +442,12 @@ class EngineTools:
 
     student: nn.Module
     teacher: nn.Module | None
-    tokenizer: Any
+    tokenizer: Tokenizer
     vocabulary: int
     end_ids: tuple[int, ...]
     pad_id: int
     batch_size: "BatchSize"
-    autocast: Callable[[], AbstractContextManager[Any]]
+    autocast: Autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -464,7 +462,7 @@ class TeacherTools:
         device: Device of the batches; targets must be on it.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     vocabulary: int
     end_ids: tuple[int, ...]
     pad_id: int
@@ -482,7 +480,7 @@ class BatchSize(Protocol):
 # --- processes and requirements -----------------------------------------------------------------------------------------
 
 
-def gather_single(values: list[Any]) -> list[Any]:
+def gather_single(values: list[Value], /) -> list[Value]:
     """`Processes.gather` of a job with one process: returns `values`."""
     return values
 
@@ -499,7 +497,7 @@ class Processes:
 
     rank: int = 0
     world: int = 1
-    gather: Callable[[list[Any]], list[Any]] = gather_single
+    gather: Gather = gather_single
 
     @property
     def is_main(self) -> bool:
@@ -511,7 +509,7 @@ ONE_PROCESS = Processes()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
+class Needs(_Flags):
     """What a policy or an objective requires of teacher and engine; checked when a recipe is read.
 
     Args:
@@ -530,9 +528,6 @@ class Needs:
     mixture: bool = False
     samples_student: bool = False
 
-    def __post_init__(self) -> None:
-        _check_flags(self)
-
     def __or__(self, other: "Needs") -> "Needs":
         """The union of the requirements of two components."""
-        return Needs(**{f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self)})
+        return Needs(**{name: needed or getattr(other, name) for name, needed in vars(self).items()})
