@@ -304,12 +304,8 @@ class TextTeacher(Teacher, Protocol):
         ...
 
 
-class SequencePolicy(Protocol):
-    """Chooses the sequences that the student learns from."""
-
-    def draw(self, step: int) -> Draw:
-        """This process's sequences of update `step`; a function of (seed, step, sample) and the state of the policy only."""
-        ...
+class PolicyState(Protocol):
+    """What a policy keeps between updates."""
 
     def observe(self, validation_loss: float) -> None:
         """Receive the loss of each validation in nats per token, including the one before the first update."""
@@ -325,6 +321,14 @@ class SequencePolicy(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Restore a state that `state_dict` returned."""
+        ...
+
+
+class SequencePolicy(PolicyState, Protocol):
+    """Chooses the sequences that the student learns from."""
+
+    def draw(self, step: int) -> Draw:
+        """This process's sequences of update `step`; a function of (seed, step, sample) and the state of the policy only."""
         ...
 
 

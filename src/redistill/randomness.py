@@ -28,6 +28,11 @@ def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Genera
     return np.random.Generator(np.random.Philox(key=_hash(seed, purpose, counters, size=16)))
 
 
+def permutation(size: int, seed: int, purpose: str, *counters: int | str) -> list[int]:
+    """A random order of 0 .. size - 1, from the random stream of the other arguments; see `generator`."""
+    return [int(index) for index in generator(seed, purpose, *counters).permutation(size)]
+
+
 def torch_seed(seed: int, purpose: str, *counters: int | str) -> int:
     """A seed in [0, 2^63) for `torch.manual_seed`, for draws that torch makes (dropout, weight initialisation)."""
     return _hash(seed, purpose, counters, size=8) >> 1

@@ -3,14 +3,15 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.generated import StudentGenerated
 from redistill.policies.order import GoldItem
-from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode
+from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode, check_student_text, replaced
 from redistill.randomness import generator
+from redistill.records import Json
 
 if TYPE_CHECKING:
     from redistill.policies import PolicyConfig
@@ -58,19 +59,17 @@ class BufferedSource(Wrapping):
         self._buffer.add(step, sequences, len(items))
         answers = sequences[: len(items)]
         generated = [index for index, answer in enumerate(answers) if is_generated(answer)]
-        for index, drawn in zip(generated, self._buffer.draw(step, len(generated)), strict=True):
-            answers[index] = drawn
-        return answers
+        return replaced(answers, generated, self._buffer.draw(step, len(generated)))
 
-    def metrics(self) -> Mapping[str, Any]:
+    def metrics(self) -> Mapping[str, Json]:
         return {**self._source.metrics(), "buffered": len(self._buffer)}
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
         return {"buffer": self._buffer.state(), "source": self._source.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
         self._buffer.load_state(state["buffer"])
-        self._source.load_state_dict(state["source"])
+        self._source.load_state_dict(cast("Mapping[str, Json]", state["source"]))
 
 
 class SequenceBuffer:
@@ -111,33 +110,29 @@ class SequenceBuffer:
         first = sum(counts[: self._tools.processes.rank])
         rng = generator(self._tools.seed, "replay", step)
         chosen = rng.choice(len(self._kept), size=sum(counts), replace=False).tolist()[first : first + count]
-        return [
-            sequence if generated_at == step else replace(sequence, origin="replay")
-            for generated_at, sequence in (self._kept[index] for index in chosen)
-        ]
+        sampled = [self._kept[index] for index in chosen]
+        return [sequence if at == step else replace(sequence, origin="replay") for at, sequence in sampled]
 
-    def state(self) -> list[dict[str, Any]]:
+    def state(self) -> list[Mapping[str, Json]]:
         """The sequences, oldest first, as JSON data."""
         return [
             {
                 "step": step,
                 "sample": sequence.sample,
                 "origin": sequence.origin,
-                "token_ids": list(sequence.token_ids),
+                "token_ids": sequence.token_ids,
                 "supervised": [int(is_target) for is_target in sequence.supervised],
             }
             for step, sequence in self._kept
         ]
 
-    def load_state(self, state: Sequence[Mapping[str, Any]]) -> None:
+    def load_state(self, state: Json) -> None:
+        """Restore the sequences that `state` returned."""
         self._kept.clear()
-        for line in state:
-            sequence = TokenSequence(
-                sample=line["sample"],
-                token_ids=tuple(line["token_ids"]),
-                supervised=tuple(map(bool, line["supervised"])),
-                origin=line["origin"],
-            )
+        for line in cast("list[dict[str, Any]]", state):
+            token_ids, supervised = tuple(line["token_ids"]), tuple(map(bool, line["supervised"]))
+            origin, sample = line["origin"], line["sample"]
+            sequence = TokenSequence(sample=sample, token_ids=token_ids, supervised=supervised, origin=origin)
             self._kept.append((line["step"], sequence))
 
 
@@ -154,7 +149,4 @@ def check_buffer(name: str, source: "PolicyConfig", capacity: int) -> None:
     """
     if capacity < 1:
         raise ConfigError(f"capacity = {capacity}: must be >= 1; the reference code keeps 1000")
-    if source.sampling is None:
-        raise ConfigError(
-            f"{name}.source = {type(source).__name__}: generates no student text; use student_generated, or revised around it"
-        )
+    check_student_text(name, source, "revised around it")

@@ -1,20 +1,17 @@
 """Training on answers that the student generates at every step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Self
 
-from redistill.contracts import Example, Generation, GenerationRequest, Needs, Origin, Sampling, TokenSequence
+from redistill.contracts import Engine, Example, GenerationRequest, Origin, Sampling, TextTeacher, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.order import GoldItem
-from redistill.policies.source import PolicyTools, Stateless
-
-Generate = Callable[[list[GenerationRequest]], list[Generation]]
+from redistill.policies.source import PolicyNode, PolicyTools, Stateless
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentGenerated:
+class StudentGenerated(PolicyNode):
     """Answers that the current student generates at every step: on-policy distillation.
 
     Source: ImitKD and GKD; algorithms as in the paper's Table 3a, row "On-policy".  Their reference code trains on a buffer of
@@ -42,36 +39,45 @@ class StudentGenerated:
     def sampling(self) -> Sampling:
         return Sampling(temperature=self.temperature, top_p=self.top_p)
 
-    @property
-    def needs(self) -> Needs:
-        return Needs()
-
     def bind(self, tools: PolicyTools) -> "GeneratingSource":
-        return GeneratingSource(partial(tools.engine.generate, sampling=self.sampling), "student", tools)
+        return GeneratingSource(self.sampling, "student", tools)
 
 
 class GeneratingSource(Stateless):
-    """A source whose answers `generate` produces at each step."""
+    """A source whose answers the engine generates at each step."""
 
-    def __init__(self, generate: Generate, origin: Origin, tools: PolicyTools) -> None:
-        self._generate, self._origin, self._tools = generate, origin, tools
+    def __init__(self, sampling: Sampling, origin: Origin, tools: PolicyTools) -> None:
+        self._sampling, self._origin, self._tools = sampling, origin, tools
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        requests = [
-            GenerationRequest(
-                prompt_ids=item.example.prompt_ids,
-                max_new_tokens=self._tools.response_tokens,
-                seed=self._tools.seed,
-                stream=("response", step, item.example.sample),
-            )
-            for item in items
-        ]
-        generations = self._generate(requests) if requests else []
-        return [answered(item.example, g.token_ids, self._origin) for item, g in zip(items, generations, strict=True)]
+        examples = [item.example for item in items]
+        return answers(examples, self._tools.engine, self._sampling, self._origin, self._tools, "response", step)
 
 
-def answered(example: Example, response_ids: tuple[int, ...], origin: Origin) -> TokenSequence:
-    """An example's prompt with a generated answer."""
+def answers(
+    examples: Sequence[Example],
+    generator: Engine | TextTeacher,
+    sampling: Sampling,
+    origin: Origin,
+    tools: PolicyTools,
+    *key: int | str,
+) -> list[TokenSequence]:
+    """A generated answer to each example; the random stream of an answer is that of `key` and the sample."""
+    requests = [
+        GenerationRequest(
+            prompt_ids=example.prompt_ids,
+            max_new_tokens=tools.response_tokens,
+            seed=tools.seed,
+            stream=(*key, example.sample),
+        )
+        for example in examples
+    ]
+    generations = generator.generate(requests, sampling) if requests else []
+    return [answered(example, g.token_ids, origin) for example, g in zip(examples, generations, strict=True)]
+
+
+def answered(example: Example | TokenSequence, response_ids: tuple[int, ...], origin: Origin) -> TokenSequence:
+    """The prompt of an example or a sequence with a generated answer."""
     return TokenSequence(
         sample=example.sample,
         token_ids=example.prompt_ids + response_ids,

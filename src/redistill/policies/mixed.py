@@ -8,7 +8,7 @@ from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.generated import StudentGenerated
 from redistill.policies.order import Coin, GoldItem, coin
-from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode
+from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode, replaced
 
 if TYPE_CHECKING:
     from redistill.policies import PolicyConfig
@@ -51,12 +51,7 @@ class MixedSource(Wrapping):
         self._settings, self._source, self._seed = settings, source, seed
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        chosen = [index for index, item in enumerate(items) if self._takes_source(step, item)]
+        numbers = [coin(self._seed, step, item, self._settings.coin) for item in items]
+        chosen = [index for index, number in enumerate(numbers) if number < self._settings.student_fraction]
         answers = self._source.sequences(step, [items[index] for index in chosen])
-        sequences = [item.sequence for item in items]
-        for index, answer in zip(chosen, answers):  # additions of the source follow the answers
-            sequences[index] = answer
-        return sequences + answers[len(chosen) :]
-
-    def _takes_source(self, step: int, item: GoldItem) -> bool:
-        return coin(self._seed, step, item, self._settings.coin) < self._settings.student_fraction
+        return replaced([item.sequence for item in items], chosen, answers)

@@ -1,17 +1,16 @@
 """Training on text sampled from a mixture of student and teacher."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Self
 
-from redistill.contracts import Needs, Sampling
+from redistill.contracts import Needs
 from redistill.errors import ConfigError
-from redistill.policies.generated import GeneratingSource, check_sampling
+from redistill.policies.generated import GeneratingSource, StudentGenerated
 from redistill.policies.source import PolicyTools
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherMixed:
+class TeacherMixed(StudentGenerated):
     r"""Answers generated at every step, each token sampled from a mixture of student and teacher.
 
     .. math:: y_t \sim (1 - a)\, q(\cdot \mid y_{<t}) + a\, p(\cdot \mid y_{<t})
@@ -31,26 +30,19 @@ class TeacherMixed:
     """
 
     teacher_share: float = 0.2
-    temperature: float = 1.0
-    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.teacher_share <= 1:
             raise ConfigError(f"teacher_share = {self.teacher_share}: must lie in [0, 1]; MiniLLM uses 0.2")
-        check_sampling(self.temperature, self.top_p)
+        super().__post_init__()
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
         return (cls(), cls(teacher_share=0.5, temperature=0.7, top_p=0.9))
 
     @property
-    def sampling(self) -> Sampling:
-        return Sampling(temperature=self.temperature, top_p=self.top_p)
-
-    @property
     def needs(self) -> Needs:
         return Needs(teacher=True, mixture=self.teacher_share > 0)
 
     def bind(self, tools: PolicyTools) -> GeneratingSource:
-        generate = partial(tools.engine.generate, sampling=replace(self.sampling, teacher_share=self.teacher_share))
-        return GeneratingSource(generate, "mixture", tools)
+        return GeneratingSource(replace(self.sampling, teacher_share=self.teacher_share), "mixture", tools)

@@ -53,7 +53,6 @@ class Policy(Wrapping):
             DrawItem(answer, frozenset({"sft", "distillation"} if both else {"distillation"}))
             for answer, both in zip(answers, is_gold, strict=True)
         ]
-        answered_by_gold = {index for index, both in enumerate(is_gold) if both}
-        gold = items_of((item.sequence for index, item in enumerate(items) if index not in answered_by_gold), "sft")
+        gold = items_of((item.sequence for item, both in zip(items, is_gold) if not both), "sft")
         corpus = () if self._corpus is None else tuple(self._corpus.items(step))
         return Draw(items=(*drawn, *gold), corpus=corpus)
