@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from redistill.errors import ConfigError
-from redistill.interfaces import Autocast, Gather, Tokenizer, Value
+from redistill.interfaces import Autocast, Gather, Tokenizer
 from redistill.records import Json, Record
 
 Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
@@ -229,7 +229,6 @@ class TeacherTarget(Protocol):
             float32 logits of shape [rows, V], which the caller normalises (log-probabilities are valid logits); or the listed
             classes, for a teacher without the full vocabulary.
         """
-        ...
 
 
 class _Flags:
@@ -277,23 +276,18 @@ class Teacher(Protocol):
     @property
     def capabilities(self) -> TeacherCapabilities:
         """Features of this teacher."""
-        ...
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
         """Fetch what `rows` needs for these sequences; may do nothing."""
-        ...
 
     def rows(self, batch: Batch) -> TeacherTarget:
         """The target of the first `num_sampled_rows` rows of the batch."""
-        ...
 
     def faults(self) -> int:
         """Number of rows with non-finite logits in this process since the last call."""
-        ...
 
     def release(self) -> None:
         """Free what was kept for the last update."""
-        ...
 
 
 class TextTeacher(Teacher, Protocol):
@@ -301,7 +295,6 @@ class TextTeacher(Teacher, Protocol):
 
     def generate(self, requests: "Sequence[GenerationRequest]", sampling: "Sampling") -> "list[Generation]":
         """Continue every request; results are in the order of the requests."""
-        ...
 
 
 class PolicyState(Protocol):
@@ -309,19 +302,15 @@ class PolicyState(Protocol):
 
     def observe(self, validation_loss: float) -> None:
         """Receive the loss of each validation in nats per token, including the one before the first update."""
-        ...
 
     def metrics(self) -> Mapping[str, Json]:
         """Values of the state to be logged with each update."""
-        ...
 
     def state_dict(self) -> Mapping[str, Json]:
         """The state to be saved in checkpoints, as JSON values."""
-        ...
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Restore a state that `state_dict` returned."""
-        ...
 
 
 class SequencePolicy(PolicyState, Protocol):
@@ -329,7 +318,6 @@ class SequencePolicy(PolicyState, Protocol):
 
     def draw(self, step: int) -> Draw:
         """This process's sequences of update `step`; a function of (seed, step, sample) and the state of the policy only."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -413,7 +401,6 @@ class Engine(Protocol):
     @property
     def capabilities(self) -> EngineCapabilities:
         """Features of this engine."""
-        ...
 
     def sync(self, student: nn.Module, step: int) -> None:
         """Update the engine to the weights of the student; called once per update, before the policy draws.
@@ -422,54 +409,53 @@ class Engine(Protocol):
             student: The language model, with its full parameters (not sharded).
             step: Number of updates that the weights have had.
         """
-        ...
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """Continue every request; results are in the order of the requests, and batching changes rounding only."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineTools:
-    """What an engine is built from.
+class TextTools:
+    """What engines and external teachers are built from.
+
+    Args:
+        tokenizer: Tokenizer of the student.
+        vocabulary: Number of classes of the student; only classes 0 .. vocabulary - 1 may be sampled.
+        end_ids: Tokens that end a response.
+        pad_id: Padding token.
+    """
+
+    tokenizer: Tokenizer
+    vocabulary: int
+    end_ids: tuple[int, ...]
+    pad_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineTools(TextTools):
+    """What an engine is built from; see also `TextTools`.
 
     Args:
         student: The language model of the student.
         teacher: The language model of a local teacher, for mixtures; None without one.
-        tokenizer: Tokenizer of the student.
-        vocabulary: Only classes 0 .. vocabulary - 1 may be sampled.
-        end_ids: Tokens that end a response.
-        pad_id: Padding token.
         batch_size: Number of sequences per batch; an engine lowers it when it runs out of memory.
         autocast: Returns the autocast context that models run in.
     """
 
     student: nn.Module
     teacher: nn.Module | None
-    tokenizer: Tokenizer
-    vocabulary: int
-    end_ids: tuple[int, ...]
-    pad_id: int
     batch_size: "BatchSize"
     autocast: Autocast
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherTools:
-    """What an external teacher is built from.
+class TeacherTools(TextTools):
+    """What an external teacher is built from; see also `TextTools`.
 
     Args:
-        tokenizer: Tokenizer of the student.
-        vocabulary: Number of classes of the student.
-        end_ids: Tokens that end a response.
-        pad_id: Padding token.
         device: Device of the batches; targets must be on it.
     """
 
-    tokenizer: Tokenizer
-    vocabulary: int
-    end_ids: tuple[int, ...]
-    pad_id: int
     device: torch.device
 
 
@@ -478,15 +464,9 @@ class BatchSize(Protocol):
 
     def repeat(self, work: Callable[[int], list[Generation]]) -> list[Generation]:
         """Return `work(size)`; retry with a smaller size if it runs out of memory."""
-        ...
 
 
 # --- processes and requirements -----------------------------------------------------------------------------------------
-
-
-def gather_single(values: list[Value], /) -> list[Value]:
-    """`Processes.gather` of a job with one process: returns `values`."""
-    return values
 
 
 @dataclass(frozen=True)
@@ -501,7 +481,7 @@ class Processes:
 
     rank: int = 0
     world: int = 1
-    gather: Gather = gather_single
+    gather: Gather = lambda values: values
 
     @property
     def is_main(self) -> bool:

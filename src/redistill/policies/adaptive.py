@@ -2,19 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Self, cast
+from dataclasses import dataclass
+from typing import Literal, Self, cast
 
 from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.buffered import BufferedSource, SequenceBuffer, check_buffer
-from redistill.policies.generated import StudentGenerated
 from redistill.policies.order import Coin, GoldItem, coin
 from redistill.policies.source import PolicyTools, Source, WrappingNode, replaced
 from redistill.records import Json
-
-if TYPE_CHECKING:
-    from redistill.policies import PolicyConfig
 
 Choice = Literal["fresh", "replay", "gold"]
 
@@ -52,7 +48,6 @@ class Adaptive(WrappingNode):
     See also: Mixed (a fixed fraction of fresh text), Buffered (replay only).
     """
 
-    source: "PolicyConfig" = field(default_factory=StudentGenerated)
     threshold: float = 0.0
     epsilon: float = 0.1
     threshold_step: float = 0.1
@@ -119,7 +114,8 @@ class AdaptiveSource(BufferedSource):
         number = coin(self._seed, step, item, self._settings.coin, "schedule")
         if number >= self._threshold:
             return "gold"
-        return "fresh" if number < self._fresh_probability(step + 1) or not self._buffer.is_full else "replay"
+        is_filling = len(self._buffer) < self._settings.capacity
+        return "fresh" if is_filling or number < self._fresh_probability(step + 1) else "replay"
 
     def _fresh_probability(self, update: int) -> float:
         """s, the probability of fresh text once the buffer is full."""

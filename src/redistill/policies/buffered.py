@@ -2,19 +2,15 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self, cast
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
 
 from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError
-from redistill.policies.generated import StudentGenerated
 from redistill.policies.order import GoldItem
-from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode, check_student_text, replaced
+from redistill.policies.source import PolicyNode, PolicyTools, Source, Wrapping, WrappingNode, check_student_text, replaced
 from redistill.randomness import generator
 from redistill.records import Json
-
-if TYPE_CHECKING:
-    from redistill.policies import PolicyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +32,6 @@ class Buffered(WrappingNode):
         ConfigError: a capacity below 1, or a source that generates no student text.
     """
 
-    source: "PolicyConfig" = field(default_factory=StudentGenerated)
     capacity: int = 1000
 
     def __post_init__(self) -> None:
@@ -86,10 +81,6 @@ class SequenceBuffer:
 
     def __len__(self) -> int:
         return len(self._kept)
-
-    @property
-    def is_full(self) -> bool:
-        return len(self._kept) == self._kept.maxlen
 
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
         """Add the sequences that all processes generated at this step: first the answers, then the additions to them."""
@@ -141,7 +132,7 @@ def is_generated(sequence: TokenSequence) -> bool:
     return sequence.origin not in {"dataset", "replay"}
 
 
-def check_buffer(name: str, source: "PolicyConfig", capacity: int) -> None:
+def check_buffer(name: str, source: PolicyNode, capacity: int) -> None:
     """Check that a buffer can hold sequences, and that its source generates student text.
 
     Raises:

@@ -1,13 +1,15 @@
-"""Training on answers that the student generates at every step."""
+"""Training on answers that are generated at every step, by the student or by a mixture of student and teacher."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
-from redistill.contracts import Engine, Example, GenerationRequest, Origin, Sampling, TextTeacher, TokenSequence
+from redistill.contracts import Example, Generation, GenerationRequest, Needs, Origin, Sampling, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyNode, PolicyTools, Stateless
+
+Generate = Callable[[Sequence[GenerationRequest], Sampling], list[Generation]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,45 @@ class StudentGenerated(PolicyNode):
         return GeneratingSource(self.sampling, "student", tools)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherMixed(StudentGenerated):
+    r"""Answers generated at every step, each token sampled from a mixture of student and teacher.
+
+    .. math:: y_t \sim (1 - a)\, q(\cdot \mid y_{<t}) + a\, p(\cdot \mid y_{<t})
+
+    Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling, with a = 0.2.  Temperature and nucleus sampling are applied
+    to q and to p before mixing.
+
+    Args:
+        teacher_share: Weight a of the teacher, in [0, 1].
+        temperature: Sampling temperature, > 0.
+        top_p: Nucleus probability, in (0, 1]; 1 keeps all classes.
+
+    Raises:
+        ConfigError: a value out of range.
+
+    See also: StudentGenerated (a -> 0).
+    """
+
+    teacher_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.teacher_share <= 1:
+            raise ConfigError(f"teacher_share = {self.teacher_share}: must lie in [0, 1]; MiniLLM uses 0.2")
+        super().__post_init__()
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        return (cls(), cls(teacher_share=0.5, temperature=0.7, top_p=0.9))
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(teacher=True, mixture=self.teacher_share > 0)
+
+    def bind(self, tools: PolicyTools) -> "GeneratingSource":
+        return GeneratingSource(replace(self.sampling, teacher_share=self.teacher_share), "mixture", tools)
+
+
 class GeneratingSource(Stateless):
     """A source whose answers the engine generates at each step."""
 
@@ -51,28 +92,19 @@ class GeneratingSource(Stateless):
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         examples = [item.example for item in items]
-        return answers(examples, self._tools.engine, self._sampling, self._origin, self._tools, "response", step)
+        return answers(examples, self._tools.engine.generate, self._sampling, self._origin, self._tools, "response", step)
 
 
 def answers(
-    examples: Sequence[Example],
-    generator: Engine | TextTeacher,
-    sampling: Sampling,
-    origin: Origin,
-    tools: PolicyTools,
-    *key: int | str,
+    examples: Sequence[Example], generate: Generate, sampling: Sampling, origin: Origin, tools: PolicyTools, *key: int | str
 ) -> list[TokenSequence]:
     """A generated answer to each example; the random stream of an answer is that of `key` and the sample."""
+    length, seed = tools.response_tokens, tools.seed
     requests = [
-        GenerationRequest(
-            prompt_ids=example.prompt_ids,
-            max_new_tokens=tools.response_tokens,
-            seed=tools.seed,
-            stream=(*key, example.sample),
-        )
-        for example in examples
+        GenerationRequest(prompt_ids=each.prompt_ids, max_new_tokens=length, seed=seed, stream=(*key, each.sample))
+        for each in examples
     ]
-    generations = generator.generate(requests, sampling) if requests else []
+    generations = generate(requests, sampling) if requests else []
     return [answered(example, g.token_ids, origin) for example, g in zip(examples, generations, strict=True)]
 
 

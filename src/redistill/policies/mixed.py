@@ -1,17 +1,13 @@
 """A random choice per sample between the gold answer and an answer of another source."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import Self
 
 from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError
-from redistill.policies.generated import StudentGenerated
 from redistill.policies.order import Coin, GoldItem, coin
 from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode, replaced
-
-if TYPE_CHECKING:
-    from redistill.policies import PolicyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +26,6 @@ class Mixed(WrappingNode):
         ConfigError: student_fraction out of range.
     """
 
-    source: "PolicyConfig" = field(default_factory=StudentGenerated)
     student_fraction: float = 0.5
     coin: Coin = "sample"
 

@@ -5,8 +5,8 @@ Gold sequences that a source returns are never revised.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Self
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -14,16 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 from redistill.contracts import GenerationRequest, Needs, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.correction import Correction, correct, locate_error
-from redistill.policies.generated import StudentGenerated, answered
+from redistill.policies.generated import answered
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyTools, Revision, Source, Wrapping, WrappingNode, check_student_text, replaced
 from redistill.randomness import generator
 from redistill.tensors import pad
 from redistill.vocab_pass import NUMBERS_PER_DRAW, Statistic
-
-if TYPE_CHECKING:
-    from redistill.policies import PolicyConfig
-
 
 Detection = Literal["reverse", "forward", "surprise", "random"]
 _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
@@ -53,7 +49,6 @@ class Revised(WrappingNode):
         ConfigError: rounds below 1, or a source that generates no student text.
     """
 
-    source: "PolicyConfig" = field(default_factory=StudentGenerated)
     teacher_token: Literal["sample", "argmax"] = "sample"
     detection: Detection = "reverse"
     rounds: int = 1
@@ -89,25 +84,22 @@ def revises(node: object) -> bool:
 
 class RevisedSource(Wrapping):
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools) -> None:
-        assert tools.scorer is not None, "checked by `needs` when the recipe was read"
-        self._settings, self._source, self._tools, self._scorer = settings, source, tools, tools.scorer
+        assert tools.scorer is not None and settings.sampling is not None, "checked by `needs` when the recipe was read"
+        self._settings, self._source, self._tools = settings, source, tools
+        self._scorer, self._sampling = tools.scorer, settings.sampling
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         sequences = self._source.sequences(step, items)
         indices = [index for index, sequence in enumerate(sequences) if sequence.origin in {"student", "mixture", "revised"}]
         drafts = [sequences[index] for index in indices]
-        revised = self._all_rounds(step, drafts) if drafts else []
+        revised, starts = drafts, [0] * len(drafts)
+        for number in range(self._settings.rounds if drafts else 0):
+            revised, errors = self._revise(step, number, revised, starts)
+            if self._settings.in_order:
+                starts = [start if error < 0 else error for start, error in zip(starts, errors, strict=True)]
         if self._settings.mode == "append":
             return [*sequences, *(after for before, after in zip(drafts, revised, strict=True) if after is not before)]
         return replaced(sequences, indices, revised)
-
-    def _all_rounds(self, step: int, drafts: list[TokenSequence]) -> list[TokenSequence]:
-        starts = [0] * len(drafts)
-        for number in range(self._settings.rounds):
-            drafts, errors = self._revise(step, number, drafts, starts)
-            if self._settings.in_order:
-                starts = [start if error < 0 else error for start, error in zip(starts, errors, strict=True)]
-        return drafts
 
     def _revise(
         self, step: int, number: int, drafts: list[TokenSequence], starts: list[int]
@@ -165,7 +157,5 @@ class RevisedSource(Wrapping):
             )
             for index in unfinished
         ]
-        sampling = self._settings.sampling
-        assert sampling is not None
-        generations = self._tools.engine.generate(requests, sampling) if requests else []
+        generations = self._tools.engine.generate(requests, self._sampling) if requests else []
         return replaced([()] * len(drafts), unfinished, [generation.token_ids for generation in generations])

@@ -16,8 +16,7 @@ import torch
 from redistill.contracts import Needs, Origin, Rollout, TokenSequence
 from redistill.errors import ConfigError
 from redistill.losses.policy_gradient import discounted_returns, importance_weights, token_rewards, whiten
-from redistill.policies.generated import StudentGenerated
-from redistill.policies.mixture import TeacherMixed
+from redistill.policies.generated import StudentGenerated, TeacherMixed
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode
 from redistill.randomness import permutation

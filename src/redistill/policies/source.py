@@ -6,9 +6,9 @@ depends neither on their number nor on a resume.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from redistill.contracts import ONE_PROCESS, Engine, Needs, PolicyState, Processes, Sampling, TextTeacher, TokenSequence
 from redistill.errors import ConfigError
@@ -16,6 +16,9 @@ from redistill.interfaces import Value
 from redistill.policies.order import GoldBatches, GoldItem
 from redistill.policies.scorer import Scorer
 from redistill.records import Json
+
+if TYPE_CHECKING:
+    from redistill.policies import PolicyConfig
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,6 @@ class Source(PolicyState, Protocol):
 
         Every process calls it at every step, also without items, since a source may gather from all processes.
         """
-        ...
 
 
 def replaced(values: Sequence[Value], indices: Sequence[int], answers: Sequence[Value]) -> list[Value]:
@@ -130,7 +132,6 @@ class PolicyNode(Protocol):
 
     def bind(self, tools: PolicyTools) -> Source:
         """The running source of this configuration."""
-        ...
 
     @property
     def sampling(self) -> Sampling | None:
@@ -143,10 +144,21 @@ class PolicyNode(Protocol):
         return Needs()
 
 
-class WrappingNode:
-    """A policy node that wraps another, `source`, with the same sampling and requirements."""
+def _student_generated() -> "PolicyConfig":
+    from redistill.policies.generated import StudentGenerated  # that module imports this one
 
-    source: PolicyNode
+    return StudentGenerated()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrappingNode:
+    """A policy node that wraps another, with the same sampling and requirements.
+
+    Args:
+        source: The policy whose answers are used; the student's text by default.
+    """
+
+    source: "PolicyConfig" = field(default_factory=_student_generated)
 
     @property
     def sampling(self) -> Sampling | None:

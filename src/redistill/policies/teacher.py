@@ -70,7 +70,7 @@ class TeacherSource(Stateless):
     def __init__(self, settings: TeacherGenerated, tools: PolicyTools) -> None:
         assert tools.teacher is not None, "checked by `needs` when the recipe was read"
         self._sampling = Sampling(temperature=settings.temperature, top_p=settings.top_p)
-        self._tools, self._teacher = tools, tools.teacher
+        self._tools, self._generate = tools, tools.teacher.generate
         path = Path(settings.store) if settings.store else tools.folder and tools.folder / FILE
         self._store = self._unread_store = ResponseStore(path, self._sampling, tools) if path else None
         self._answers: dict[Key, tuple[int, ...]] = {}
@@ -101,7 +101,7 @@ class TeacherSource(Stateless):
     def _generate_block(self, block: Sequence[Example]) -> None:
         """Generate the teacher's answers to the block, a part on each process, and store them."""
         tools = self._tools
-        mine = answers(tools.gold.part(block), self._teacher, self._sampling, "teacher", tools, "teacher-response")
+        mine = answers(tools.gold.part(block), self._generate, self._sampling, "teacher", tools, "teacher-response")
         generated = dict(tools.processes.gather([(_key(sequence), sequence.response_ids) for sequence in mine]))
         if self._store is not None and tools.processes.is_main:
             self._store.append(generated)
