@@ -1,4 +1,4 @@
-"""Types that packages share: sequences, batches, capabilities, and the protocols of teachers and engines.
+"""Types that packages share: data, capabilities, and protocols.
 
 This module computes no loss, loads no model and reads no file. docs/architecture.md describes the path of a sequence through
 these types. Shape letters are defined in docs/notation.md.
@@ -46,7 +46,9 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """Per-target values of a generated sequence for the policy gradient; see losses/policy_gradient.py.
+    """Per-target values of a generated sequence for the policy gradient.
+
+    See losses/policy_gradient.py.
 
     Args:
         old_logprobs: log q of each target in nats, by the student that scored the sequence after it was generated.
@@ -193,7 +195,9 @@ class Batch:
 
 
 class Divergence(Protocol):
-    """Distance of student and teacher distributions: a frozen dataclass whose fields are its hyper-parameters.
+    """Distance of student and teacher distributions.
+
+    A divergence is a frozen dataclass whose fields are its hyper-parameters.
 
     Call:
         logq_NV: Student log-probabilities.
@@ -220,7 +224,10 @@ class TopClasses(NamedTuple):
 
 
 class TeacherTarget(Protocol):
-    """Teacher distributions for the rows of one batch, computed slice by slice so that no [N, V] tensor is allocated."""
+    """Teacher distributions for the rows of one batch.
+
+    They are computed slice by slice, so that no [N, V] tensor is allocated.
+    """
 
     def __call__(self, rows: slice) -> torch.Tensor | TopClasses:
         """The target of the rows in `rows`, without gradient.
@@ -246,7 +253,9 @@ class _Flags:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherCapabilities(_Flags):
-    """Features of a teacher; a recipe is checked against them before any model is loaded.
+    """Features of a teacher.
+
+    A recipe is checked against them before any model is loaded.
 
     Args:
         full_vocabulary: Targets are logits over the whole shared vocabulary; otherwise they are `TopClasses`.
@@ -301,7 +310,10 @@ class PolicyState(Protocol):
     """What a policy keeps between updates."""
 
     def observe(self, validation_loss: float) -> None:
-        """Receive the loss of each validation in nats per token, including the one before the first update."""
+        """Receive the loss of each validation in nats per token.
+
+        The first one is the loss before the first update.
+        """
 
     def metrics(self) -> Mapping[str, Json]:
         """Values of the state to be logged with each update."""
@@ -317,7 +329,10 @@ class SequencePolicy(PolicyState, Protocol):
     """Chooses the sequences that the student learns from."""
 
     def draw(self, step: int) -> Draw:
-        """This process's sequences of update `step`; a function of (seed, step, sample) and the state of the policy only."""
+        """This process's sequences of update `step`.
+
+        They are a function of (seed, step, sample) and the state of the policy only.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,7 +391,9 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineCapabilities(_Flags):
-    """Features of a generation engine; a recipe is checked against them before any model is loaded.
+    """Features of a generation engine.
+
+    A recipe is checked against them before any model is loaded.
 
     Args:
         mixture: Samples tokens from a mixture of student and teacher (`Sampling.teacher_share`).
@@ -403,7 +420,9 @@ class Engine(Protocol):
         """Features of this engine."""
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """Update the engine to the weights of the student; called once per update, before the policy draws.
+        """Update the engine to the weights of the student.
+
+        It is called once per update, before the policy draws.
 
         Args:
             student: The language model, with its full parameters (not sharded).
@@ -411,7 +430,10 @@ class Engine(Protocol):
         """
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """Continue every request; results are in the order of the requests, and batching changes rounding only."""
+        """Continue every request; results are in the order of the requests.
+
+        Batching changes rounding only.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -494,7 +516,9 @@ ONE_PROCESS = Processes()
 
 @dataclass(frozen=True, kw_only=True)
 class Needs(_Flags):
-    """What a policy or an objective requires of teacher and engine; checked when a recipe is read.
+    """What a policy or an objective requires of teacher and engine.
+
+    It is checked when a recipe is read.
 
     Args:
         teacher: Requires a teacher.

@@ -33,5 +33,5 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, side: str = "right") -> tu
 
 
 def loss_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The dtype in which a loss is computed: float64 for float64 inputs, float32 otherwise."""
+    """The dtype of a loss: float64 for float64 inputs, float32 otherwise."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

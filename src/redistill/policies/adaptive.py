@@ -1,4 +1,7 @@
-"""DistiLLM's adaptive scheduler: gold answers first, then more student text each time the validation loss rises."""
+"""DistiLLM's adaptive scheduler of gold answers, student text and replayed text.
+
+It starts with gold answers, and uses more student text each time the validation loss rises.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +20,7 @@ Choice = Literal["fresh", "replay", "gold"]
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(WrappingNode):
-    r"""Fresh text, replayed text or the gold answer, with probabilities that follow the validation loss.
+    r"""Fresh text, replayed text or the gold answer, as the validation loss develops.
 
     With a uniform random number r in [0, 1), the threshold :math:`\phi`, update t of T (t = 1, 2 ...) and
 
@@ -73,6 +76,8 @@ class Adaptive(WrappingNode):
 
 
 class AdaptiveSource(BufferedSource):
+    """The running source of `Adaptive`."""
+
     def __init__(self, settings: Adaptive, source: Source, tools: PolicyTools) -> None:
         super().__init__(source, SequenceBuffer(settings.capacity, tools))
         self._settings, self._seed, self._updates = settings, tools.seed, tools.updates
@@ -88,7 +93,10 @@ class AdaptiveSource(BufferedSource):
         return replaced(sequences, fresh, generated)
 
     def observe(self, validation_loss: float) -> None:
-        """Raise the threshold if the loss has risen enough; a non-finite loss is ignored, since JSON cannot store it."""
+        """Raise the threshold if the loss has risen enough.
+
+        A non-finite loss is ignored, since JSON cannot store it.
+        """
         super().observe(validation_loss)
         if not math.isfinite(validation_loss):
             return

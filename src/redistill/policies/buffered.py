@@ -15,7 +15,7 @@ from redistill.records import Json
 
 @dataclass(frozen=True, kw_only=True)
 class Buffered(WrappingNode):
-    """Texts sampled from the newest `capacity` texts of a source, including those of the current step.
+    """Texts sampled from the newest `capacity` texts of a source.
 
     Generated text is added to a first-in, first-out buffer; then each generated answer is replaced by a sequence sampled from
     the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  Sequences that the
@@ -46,6 +46,8 @@ class Buffered(WrappingNode):
 
 
 class BufferedSource(Wrapping):
+    """The running source of `Buffered`."""
+
     def __init__(self, source: Source, buffer: "SequenceBuffer") -> None:
         self._source, self._buffer = source, buffer
 
@@ -68,7 +70,9 @@ class BufferedSource(Wrapping):
 
 
 class SequenceBuffer:
-    """A buffer of the newest generated sequences of all processes, identical on each; its methods are called on every process.
+    """A buffer of the newest generated sequences of all processes.
+
+    It is identical on each process, and its methods are called on every process.
 
     Raises:
         ConfigError: a roll-out is added.
@@ -83,7 +87,10 @@ class SequenceBuffer:
         return len(self._kept)
 
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
-        """Add the sequences that all processes generated at this step: first the answers, then the additions to them."""
+        """Add the sequences that all processes generated at this step.
+
+        The answers come first, then the additions to them.
+        """
         mine = [(index >= num_answers, sequence) for index, sequence in enumerate(sequences) if is_generated(sequence)]
         generated = self._tools.processes.gather(mine)
         if any(sequence.rollout is not None for _, sequence in generated):
@@ -93,7 +100,9 @@ class SequenceBuffer:
         self._kept.extend((step, sequence) for _, sequence in sorted(generated, key=lambda pair: pair[0]))
 
     def draw(self, step: int, count: int) -> list[TokenSequence]:
-        """This process's `count` of the sequences sampled for all processes, uniformly and without replacement.
+        """This process's `count` of the sequences that are sampled for all processes.
+
+        Sampling is uniform and without replacement.
 
         Sequences of this step keep their origin; the origin of all others is "replay".
         """
@@ -133,7 +142,7 @@ def is_generated(sequence: TokenSequence) -> bool:
 
 
 def check_buffer(name: str, source: PolicyNode, capacity: int) -> None:
-    """Check that a buffer can hold sequences, and that its source generates student text.
+    """Check the capacity of a buffer, and that its source generates student text.
 
     Raises:
         ConfigError: a capacity below 1, or a source that generates no student text.

@@ -22,5 +22,7 @@ class Fixed(PolicyNode):
 
 
 class FixedSource(Stateless):
+    """The running source of `Fixed`."""
+
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         return [item.sequence for item in items]

@@ -1,4 +1,4 @@
-"""A random choice per sample between the gold answer and an answer of another source."""
+"""A random choice between the gold answer and an answer of another source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +42,8 @@ class Mixed(WrappingNode):
 
 
 class MixedSource(Wrapping):
+    """The running source of `Mixed`."""
+
     def __init__(self, settings: Mixed, source: Source, seed: int) -> None:
         self._settings, self._source, self._seed = settings, source, seed
 

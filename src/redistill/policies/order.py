@@ -1,4 +1,4 @@
-"""The order of the training data, and the random choice between a sampled and a gold answer.
+"""The order of the training data, and the coin that chooses between answers.
 
 Random numbers are keyed by (seed, purpose, step, sample), so that they depend neither on the number of processes nor on a
 resume.
@@ -26,7 +26,9 @@ class GoldItem:
 
 
 class Shuffled(Generic[Item]):
-    """Items in the order of training: a new permutation for each epoch; a batch can contain items of two epochs.
+    """Items in the order of training: a new permutation for each epoch.
+
+    A batch can contain items of two epochs.
 
     Args:
         items: At least one.
@@ -55,7 +57,10 @@ class Shuffled(Generic[Item]):
         return [self._items[orders[i // len(self._items)][i % len(self._items)]] for i in positions]
 
     def part(self, values: Sequence[Value]) -> list[Value]:
-        """This process's contiguous part of the values of a global batch; concatenated by rank, the parts are all values."""
+        """This process's contiguous part of the values of a global batch.
+
+        Concatenated by rank, the parts are all values.
+        """
         rank, world = self.processes.rank, self.processes.world
         start, stop = (len(values) * each // world for each in (rank, rank + 1))
         return list(values[start:stop])
@@ -80,5 +85,8 @@ def gold_sequence(example: Example) -> TokenSequence:
 
 
 def coin(seed: int, step: int, item: GoldItem, kind: Coin, purpose: str = "coin") -> float:
-    """A uniform random number in [0, 1) of the step or, if `kind` is "sample", of the step and the item's sample."""
+    """A uniform random number in [0, 1) of a step.
+
+    If `kind` is "sample", it is one of the step and the item's sample.
+    """
     return generator(seed, purpose, step, *([item.example.sample] if kind == "sample" else [])).random()

@@ -1,4 +1,6 @@
-"""SCRG around a source of student text: generate, score, locate the error, correct it, continue (paper section 4.1).
+"""SCRG around a source of student text (paper section 4.1).
+
+It generates, scores, locates the error, corrects it, and continues.
 
 A round runs both models once on the drafts, applies the formulas of redistill.policies.correction, and generates the tails.
 Gold sequences that a source returns are never revised.
@@ -32,7 +34,9 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Revised(WrappingNode):
-    """Student text in which the teacher replaces the error token, and the student regenerates what follows.
+    """Student text in which the teacher replaces the error token.
+
+    The student regenerates what follows.
 
     Source: the paper's Eq. 3 and 4; docs/methods/mgsr.md lists their interpretations.
 
@@ -78,11 +82,16 @@ class Revised(WrappingNode):
 
 
 def revises(node: object) -> bool:
-    """Whether a policy, or one that it wraps, is `Revised`: a prefix memory then saves repeated forward passes on drafts."""
+    """Whether a policy, or one that it wraps, is `Revised`.
+
+    A prefix memory then saves repeated forward passes on drafts.
+    """
     return isinstance(node, Revised) or (hasattr(node, "source") and revises(node.source))
 
 
 class RevisedSource(Wrapping):
+    """The running source of `Revised`."""
+
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools) -> None:
         assert tools.scorer is not None and settings.sampling is not None, "checked by `needs` when the recipe was read"
         self._settings, self._source, self._tools = settings, source, tools

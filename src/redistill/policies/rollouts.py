@@ -1,4 +1,4 @@
-"""MiniLLM's roll-outs: a pool of generated and scored text, used for several passes of mini-batch updates.
+"""MiniLLM's roll-outs: generated and scored text, used for several passes.
 
 The formulas are in redistill.losses.policy_gradient; this module keeps the pool between updates.  A *cycle* has the updates of
 `inner_epochs` passes over the pool.  At its first update the source answers the prompts of a whole pass, and both models score
@@ -27,7 +27,7 @@ Whiten = Literal["tokens", "padded", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts(WrappingNode):
-    """Roll-outs with log-probabilities, advantages and importance weights, used for several passes of updates.
+    """Roll-outs with advantages and importance weights, used for several passes.
 
     Source: MiniLLM (arXiv 2306.08543) and its published code, whose values are the defaults.  Old log-probabilities, rewards
     and importance weights are those of the models' distributions at temperature 1 without nucleus, however the text was
@@ -99,6 +99,8 @@ class _Scored:
 
 
 class RolloutsSource(Wrapping):
+    """The running source of `Rollouts`."""
+
     def __init__(self, settings: Rollouts, source: Source, tools: PolicyTools) -> None:
         assert tools.scorer is not None, "checked by `needs` when the recipe was read"
         self._settings, self._source, self._tools, self._scorer = settings, source, tools, tools.scorer
@@ -107,7 +109,10 @@ class RolloutsSource(Wrapping):
         self._pool: list[_Scored] = []
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        """This process's part of the step's mini-batch, one roll-out per item; the items' prompts are ignored."""
+        """This process's part of the step's mini-batch, one roll-out per item.
+
+        The items' prompts are ignored.
+        """
         cycle, cycle_step = divmod(step, self._pass_steps * self._settings.inner_epochs)
         if cycle != self._cycle:
             self._cycle, self._pool = cycle, self._generate(cycle)

@@ -1,4 +1,4 @@
-"""Statistics of student and teacher on sequences, for policies that score text before training on it."""
+"""Statistics of student and teacher on sequences, for policies that score text."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""The interfaces of policies: nodes, which are configuration, and sources, which answer the prompts of a step.
+"""The interfaces of policies: nodes and sources.
 
 A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass that recipes decode from YAML; `bind(tools)`
 creates its running *source*.  The state of a source - buffers, roll-outs - is gathered from all processes, so that a draw
@@ -86,7 +86,10 @@ class Source(PolicyState, Protocol):
 
 
 def replaced(values: Sequence[Value], indices: Sequence[int], answers: Sequence[Value]) -> list[Value]:
-    """The values, with those at `indices` replaced by the first answers; additional answers follow."""
+    """The values, with those at `indices` replaced by the first answers.
+
+    Additional answers follow.
+    """
     found = list(values)
     for index, answer in zip(indices, answers):
         found[index] = answer
@@ -128,7 +131,10 @@ class Wrapping:
 
 
 class PolicyNode(Protocol):
-    """The configuration of a policy; a node that inherits from it generates no student text and requires nothing."""
+    """The configuration of a policy.
+
+    A node that inherits from it generates no student text and requires nothing, unless it overrides the properties.
+    """
 
     def bind(self, tools: PolicyTools) -> Source:
         """The running source of this configuration."""

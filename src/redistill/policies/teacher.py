@@ -1,4 +1,4 @@
-"""Training on the teacher's text: one answer to each prompt, generated once and stored."""
+"""Training on the teacher's text, which is generated once and stored."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherGenerated(PolicyNode):
-    """The teacher's answers, one to each prompt for the whole run: sequence-level distillation.
+    """The teacher's answers, one to each prompt: sequence-level distillation.
 
     Source: SeqKD (Kim and Rush, arXiv 1606.07947).  Answers are generated in blocks, before the steps that need them, and
     stored in teacher-responses.jsonl, so that neither a later epoch nor a resume generates any of them again.
@@ -62,7 +62,7 @@ class TeacherGenerated(PolicyNode):
 
 
 class TeacherSource(Stateless):
-    """Looks up answers, and generates a block of them when the step needs one that is missing.
+    """Looks up answers, and generates a block of them when one is missing.
 
     Checkpoints have no state of it: answers are on disk, or generated again with identical tokens.
     """
@@ -117,7 +117,9 @@ class _Answer(TypedDict):
 
 
 class ResponseStore:
-    """A file of answers: a header line with the settings that they depend on, then one answer per line.
+    """A file of answers: a header line, then one answer per line.
+
+    The header has the settings that the answers depend on.
 
     Raises:
         DataError: the file is not such a file, or its answers depend on other settings or another teacher.
@@ -172,7 +174,9 @@ class ResponseStore:
 
 
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
-    """The teacher's mean -log p of the first gold answers' tokens, in nats; identifies a teacher and a data set.
+    """The teacher's mean -log p of the first gold answers' tokens, in nats.
+
+    It identifies a teacher and a data set.
 
     A model's name does not identify its weights.  None if the teacher provides no log-probabilities of tokens.
     """

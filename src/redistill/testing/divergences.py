@@ -1,4 +1,6 @@
-"""Laws of divergences: `DIVERGENCE_LAWS` and `check_divergence` raise AssertionError with the law, the input and the values.
+"""Laws of divergences.
+
+`check_divergence` and the functions of `DIVERGENCE_LAWS` raise AssertionError with the law, the input and the values.
 
 A divergence that cannot satisfy a law declares it as a class attribute `disobeys = {"law": "reason"}`; the law is skipped.
 """
@@ -120,16 +122,15 @@ def leaves_its_inputs_alone(divergence: Divergence) -> Findings:
 def gradient_is_that_of_the_value(divergence: Divergence) -> Findings:
     """The gradient of the student's logits equals finite differences in float64."""
     logits_NV, logp_NV, step = log_rows(2), log_rows(3), 1e-6
-    got_NV = _gradient(divergence, logits_NV, logp_NV)
 
     def value_N(moved_NV: torch.Tensor) -> torch.Tensor:
         return divergence(moved_NV.log_softmax(-1), logp_NV)
 
-    for class_, move_V in enumerate(step * torch.eye(logits_NV.shape[1], dtype=torch.float64)):
+    got_VN, moves_VV = _gradient(divergence, logits_NV, logp_NV).T, step * torch.eye(logits_NV.shape[1], dtype=torch.float64)
+    for class_, (move_V, got_N) in enumerate(zip(moves_VV, got_VN, strict=True)):
         wanted_N = (value_N(logits_NV + move_V) - value_N(logits_NV - move_V)) / (2 * step)
-        text = f"q = log_rows(2), p = log_rows(3), class {class_}: autograd {got_NV[:, class_].tolist()}, differences "
-        close = torch.allclose(got_NV[:, class_], wanted_N, atol=1e-7, rtol=1e-5)
-        yield close, text + str(wanted_N.tolist())
+        text = f"q = log_rows(2), p = log_rows(3), class {class_}: autograd {got_N.tolist()}, differences {wanted_N.tolist()}"
+        yield torch.allclose(got_N, wanted_N, atol=1e-7, rtol=1e-5), text
 
 
 def no_pull_when_equal(divergence: Divergence) -> Findings:
@@ -154,8 +155,7 @@ def accurate_close_to_the_teacher(divergence: Divergence) -> Findings:
     """
     logp_NV = log_rows(20, vocabulary=5000, scale=3.0).float()
     logits_NV = logp_NV + 0.08 * log_rows(21, vocabulary=5000, scale=1.0).float()
-    single_NV = _gradient(divergence, logits_NV, logp_NV)
-    double_NV = _gradient(divergence, logits_NV.double(), logp_NV.double())
+    single_NV, double_NV = (_gradient(divergence, logits_NV.to(d), logp_NV.to(d)) for d in (torch.float32, torch.float64))
     error = float((single_NV - double_NV).norm() / double_NV.norm())
     yield error < 5e-3, f"5000 classes, KL about 0.003: the float32 gradient has a relative error of {error:g}"
 

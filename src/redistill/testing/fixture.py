@@ -1,4 +1,6 @@
-"""Fixture for tests of policies: two random models of a few thousand parameters, and prompts of random tokens.
+"""Fixture for tests of policies: two random models and random prompts.
+
+The models have a few thousand parameters.
 
 No files, downloads or tokenizers are used, and the student is not trained between steps.
 """
@@ -121,10 +123,5 @@ def _example(sample: int) -> Example:
     rng = generator(SEED, "example", sample)
     prompt, answer = (tuple(rng.integers(1, VOCABULARY, rng.integers(2, 6)).tolist()) for _ in range(2))
     record = Record(record_id=f"fixture:{sample}", prompt=RawPrompt(" ".join(map(str, prompt))), references=("-",))
-    return Example(
-        sample=sample,
-        record=record,
-        prompt_ids=prompt,
-        token_ids=(*prompt, *answer, END),
-        supervised=(False,) * len(prompt) + (True,) * (len(answer) + 1),
-    )
+    supervised = (False,) * len(prompt) + (True,) * (len(answer) + 1)
+    return Example(sample=sample, record=record, prompt_ids=prompt, token_ids=(*prompt, *answer, END), supervised=supervised)

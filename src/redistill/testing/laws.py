@@ -1,4 +1,4 @@
-"""Shared by the suites of laws: declared exceptions, and the error that reports a violation."""
+"""Suites of laws, declared exceptions, and the error of a violation."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import is_dataclass
@@ -11,7 +11,7 @@ Findings = Iterator[tuple[bool, str]]
 
 
 def suite(*laws: Callable[[Part], Findings]) -> Mapping[str, Callable[[Part], None]]:
-    """Laws by name, as functions that raise AssertionError if their argument violates the law."""
+    """Laws by name, as functions that raise AssertionError on a violation."""
     return {law.__name__: partial(_demand, law) for law in (is_its_own_configuration, *laws)}
 
 

@@ -1,4 +1,6 @@
-"""Laws of policies: `POLICY_LAWS` and `check_policy` raise AssertionError with the law, the step and the sequences.
+"""Laws of policies.
+
+`check_policy` and the functions of `POLICY_LAWS` raise AssertionError with the law, the step and the sequences.
 
 A policy that cannot satisfy a law declares it as a class attribute `disobeys = {"law": "reason"}`; the law is skipped.
 """
@@ -45,11 +47,10 @@ def declares_what_it_needs(node: PolicyNode) -> Findings:
 
     Without `needs.teacher`, the policy works without a teacher and without a scorer.
     """
-    sampling, needs = node.sampling, node.needs
-    is_sampling = sampling is None or isinstance(sampling, Sampling)
-    yield is_sampling, f"sampling is {sampling!r}; must be a redistill.contracts.Sampling or None"
-    yield isinstance(needs, Needs), f"needs is {needs!r}; must be a redistill.contracts.Needs"
-    if not needs.teacher:
+    text = f"sampling is {node.sampling!r}; must be a redistill.contracts.Sampling or None"
+    yield isinstance(node.sampling, Sampling | None), text
+    yield isinstance(node.needs, Needs), f"needs is {node.needs!r}; must be a redistill.contracts.Needs"
+    if not node.needs.teacher:
         drawn(make_fixture().policy(node, teacher=None, scorer=None), range(STEPS))
 
 
@@ -71,7 +72,7 @@ def leaves_global_generators_alone(node: PolicyNode) -> Findings:
 
 
 def resumes_where_it_stopped(node: PolicyNode) -> Findings:
-    """A policy restored from its state gives the same draws as an uninterrupted one, and has the same state afterwards.
+    """A restored policy draws like an uninterrupted one, and has the same state.
 
     The state is serialized as JSON in between.
     """
@@ -80,7 +81,7 @@ def resumes_where_it_stopped(node: PolicyNode) -> Findings:
     resumed.load_state_dict(json.loads(json.dumps(uninterrupted.state_dict())))
     expected, got = (drawn(policy, range(middle, STEPS)) for policy in (uninterrupted, resumed))
     yield from _same(got, expected, f"resumed at step {middle}", middle)
-    states = [json.dumps(policy.state_dict()) for policy in (uninterrupted, resumed)]
+    states = [json.loads(json.dumps(policy.state_dict())) for policy in (uninterrupted, resumed)]
     yield states[0] == states[1], f"resumed at step {middle}: the state is {states[1]}, that of the first policy {states[0]}"
 
 
@@ -97,9 +98,8 @@ def answers_in_order(node: PolicyNode) -> Findings:
         for index, sequence in enumerate(sampled):
             where = f"step {step}, sequence {index} ({sequence.origin}, sample {sequence.sample})"
             yield sequence.prompt_ids == prompts.get(sequence.sample), f"{where}: the prompt differs from that of the sample"
-            length = len(sequence.response_ids)
-            fits = sequence.origin == "dataset" or length <= RESPONSE_TOKENS
-            yield fits, f"{where}: the response has {length} tokens; must be at most {RESPONSE_TOKENS}"
+            fits = sequence.origin == "dataset" or len(sequence.response_ids) <= RESPONSE_TOKENS
+            yield fits, f"{where}: the response has {len(sequence.response_ids)} tokens; must be at most {RESPONSE_TOKENS}"
             if sequence.origin == "dataset":
                 same = index < len(items) and _plain(sequence) == _plain(items[index].sequence)
                 yield same, f"{where}: differs from the gold sequence of item {index}"
