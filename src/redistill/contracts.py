@@ -1,4 +1,4 @@
-"""Types that packages share: sequences, batches, capabilities, and the protocols of teachers and engines.
+"""Types that packages share: data, capabilities, and protocols.
 
 This module computes no loss, loads no model and reads no file. docs/architecture.md describes the path of a sequence through
 these types. Shape letters are defined in docs/notation.md.
@@ -7,15 +7,15 @@ Longer than 400 lines: one file defines every type that is part of the interface
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from redistill.errors import ConfigError
-from redistill.records import Record
+from redistill.interfaces import Autocast, Gather, Tokenizer
+from redistill.records import Json, Record
 
 Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
 
@@ -46,7 +46,9 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """Per-target values of a generated sequence for the policy gradient; see losses/policy_gradient.py.
+    """Per-target values of a generated sequence for the policy gradient.
+
+    See losses/policy_gradient.py.
 
     Args:
         old_logprobs: log q of each target in nats, by the student that scored the sequence after it was generated.
@@ -193,7 +195,9 @@ class Batch:
 
 
 class Divergence(Protocol):
-    """Distance of student and teacher distributions: a frozen dataclass whose fields are its hyper-parameters.
+    """Distance of student and teacher distributions.
+
+    A divergence is a frozen dataclass whose fields are its hyper-parameters.
 
     Call:
         logq_NV: Student log-probabilities.
@@ -220,7 +224,10 @@ class TopClasses(NamedTuple):
 
 
 class TeacherTarget(Protocol):
-    """Teacher distributions for the rows of one batch, computed slice by slice so that no [N, V] tensor is allocated."""
+    """Teacher distributions for the rows of one batch.
+
+    They are computed slice by slice, so that no [N, V] tensor is allocated.
+    """
 
     def __call__(self, rows: slice) -> torch.Tensor | TopClasses:
         """The target of the rows in `rows`, without gradient.
@@ -229,24 +236,26 @@ class TeacherTarget(Protocol):
             float32 logits of shape [rows, V], which the caller normalises (log-probabilities are valid logits); or the listed
             classes, for a teacher without the full vocabulary.
         """
-        ...
 
 
-def _check_flags(declared: Any) -> None:
-    """Check that the flags of a declaration are bools; an external component may pass anything.
+class _Flags:
+    """A declaration whose fields, except `top_k`, are checked to be bools; an external component may pass anything.
 
     Raises:
         ConfigError: one is not a bool.
     """
-    for f in fields(declared):
-        value = getattr(declared, f.name)
-        if f.name != "top_k" and not isinstance(value, bool):
-            raise ConfigError(f"{type(declared).__name__}: {f.name} = {value!r}: must be True or False")
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "top_k" and not isinstance(value, bool):
+                raise ConfigError(f"{type(self).__name__}: {name} = {value!r}: must be True or False")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherCapabilities:
-    """Features of a teacher; a recipe is checked against them before any model is loaded.
+class TeacherCapabilities(_Flags):
+    """Features of a teacher.
+
+    A recipe is checked against them before any model is loaded.
 
     Args:
         full_vocabulary: Targets are logits over the whole shared vocabulary; otherwise they are `TopClasses`.
@@ -265,7 +274,7 @@ class TeacherCapabilities:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        _check_flags(self)
+        super().__post_init__()
         if self.statistics and not self.full_vocabulary:
             raise ConfigError("statistics = True: needs full_vocabulary; statistics are computed from all logits")
 
@@ -276,23 +285,18 @@ class Teacher(Protocol):
     @property
     def capabilities(self) -> TeacherCapabilities:
         """Features of this teacher."""
-        ...
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
         """Fetch what `rows` needs for these sequences; may do nothing."""
-        ...
 
     def rows(self, batch: Batch) -> TeacherTarget:
         """The target of the first `num_sampled_rows` rows of the batch."""
-        ...
 
     def faults(self) -> int:
         """Number of rows with non-finite logits in this process since the last call."""
-        ...
 
     def release(self) -> None:
         """Free what was kept for the last update."""
-        ...
 
 
 class TextTeacher(Teacher, Protocol):
@@ -300,31 +304,35 @@ class TextTeacher(Teacher, Protocol):
 
     def generate(self, requests: "Sequence[GenerationRequest]", sampling: "Sampling") -> "list[Generation]":
         """Continue every request; results are in the order of the requests."""
-        ...
 
 
-class SequencePolicy(Protocol):
+class PolicyState(Protocol):
+    """What a policy keeps between updates."""
+
+    def observe(self, validation_loss: float) -> None:
+        """Receive the loss of each validation in nats per token.
+
+        The first one is the loss before the first update.
+        """
+
+    def metrics(self) -> Mapping[str, Json]:
+        """Values of the state to be logged with each update."""
+
+    def state_dict(self) -> Mapping[str, Json]:
+        """The state to be saved in checkpoints, as JSON values."""
+
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Restore a state that `state_dict` returned."""
+
+
+class SequencePolicy(PolicyState, Protocol):
     """Chooses the sequences that the student learns from."""
 
     def draw(self, step: int) -> Draw:
-        """This process's sequences of update `step`; a function of (seed, step, sample) and the state of the policy only."""
-        ...
+        """This process's sequences of update `step`.
 
-    def observe(self, validation_loss: float) -> None:
-        """Receive the loss of each validation in nats per token, including the one before the first update."""
-        ...
-
-    def metrics(self) -> Mapping[str, Any]:
-        """Values of the state to be logged with each update."""
-        ...
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """The state to be saved in checkpoints, as JSON values."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state that `state_dict` returned."""
-        ...
+        They are a function of (seed, step, sample) and the state of the policy only.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,8 +390,10 @@ class Generation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineCapabilities:
-    """Features of a generation engine; a recipe is checked against them before any model is loaded.
+class EngineCapabilities(_Flags):
+    """Features of a generation engine.
+
+    A recipe is checked against them before any model is loaded.
 
     Args:
         mixture: Samples tokens from a mixture of student and teacher (`Sampling.teacher_share`).
@@ -401,9 +411,6 @@ class EngineCapabilities:
     deterministic: bool = False
     samples_student: bool = True
 
-    def __post_init__(self) -> None:
-        _check_flags(self)
-
 
 class Engine(Protocol):
     """Generates text of the student for training."""
@@ -411,63 +418,66 @@ class Engine(Protocol):
     @property
     def capabilities(self) -> EngineCapabilities:
         """Features of this engine."""
-        ...
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """Update the engine to the weights of the student; called once per update, before the policy draws.
+        """Update the engine to the weights of the student.
+
+        It is called once per update, before the policy draws.
 
         Args:
             student: The language model, with its full parameters (not sharded).
             step: Number of updates that the weights have had.
         """
-        ...
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """Continue every request; results are in the order of the requests, and batching changes rounding only."""
-        ...
+        """Continue every request; results are in the order of the requests.
+
+        Batching changes rounding only.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineTools:
-    """What an engine is built from.
+class TextTools:
+    """What engines and external teachers are built from.
+
+    Args:
+        tokenizer: Tokenizer of the student.
+        vocabulary: Number of classes of the student; only classes 0 .. vocabulary - 1 may be sampled.
+        end_ids: Tokens that end a response.
+        pad_id: Padding token.
+    """
+
+    tokenizer: Tokenizer
+    vocabulary: int
+    end_ids: tuple[int, ...]
+    pad_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineTools(TextTools):
+    """What an engine is built from; see also `TextTools`.
 
     Args:
         student: The language model of the student.
         teacher: The language model of a local teacher, for mixtures; None without one.
-        tokenizer: Tokenizer of the student.
-        vocabulary: Only classes 0 .. vocabulary - 1 may be sampled.
-        end_ids: Tokens that end a response.
-        pad_id: Padding token.
         batch_size: Number of sequences per batch; an engine lowers it when it runs out of memory.
         autocast: Returns the autocast context that models run in.
     """
 
     student: nn.Module
     teacher: nn.Module | None
-    tokenizer: Any
-    vocabulary: int
-    end_ids: tuple[int, ...]
-    pad_id: int
     batch_size: "BatchSize"
-    autocast: Callable[[], AbstractContextManager[Any]]
+    autocast: Autocast
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherTools:
-    """What an external teacher is built from.
+class TeacherTools(TextTools):
+    """What an external teacher is built from; see also `TextTools`.
 
     Args:
-        tokenizer: Tokenizer of the student.
-        vocabulary: Number of classes of the student.
-        end_ids: Tokens that end a response.
-        pad_id: Padding token.
         device: Device of the batches; targets must be on it.
     """
 
-    tokenizer: Any
-    vocabulary: int
-    end_ids: tuple[int, ...]
-    pad_id: int
     device: torch.device
 
 
@@ -476,15 +486,9 @@ class BatchSize(Protocol):
 
     def repeat(self, work: Callable[[int], list[Generation]]) -> list[Generation]:
         """Return `work(size)`; retry with a smaller size if it runs out of memory."""
-        ...
 
 
 # --- processes and requirements -----------------------------------------------------------------------------------------
-
-
-def gather_single(values: list[Any]) -> list[Any]:
-    """`Processes.gather` of a job with one process: returns `values`."""
-    return values
 
 
 @dataclass(frozen=True)
@@ -499,7 +503,7 @@ class Processes:
 
     rank: int = 0
     world: int = 1
-    gather: Callable[[list[Any]], list[Any]] = gather_single
+    gather: Gather = lambda values: values
 
     @property
     def is_main(self) -> bool:
@@ -511,8 +515,10 @@ ONE_PROCESS = Processes()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What a policy or an objective requires of teacher and engine; checked when a recipe is read.
+class Needs(_Flags):
+    """What a policy or an objective requires of teacher and engine.
+
+    It is checked when a recipe is read.
 
     Args:
         teacher: Requires a teacher.
@@ -530,9 +536,6 @@ class Needs:
     mixture: bool = False
     samples_student: bool = False
 
-    def __post_init__(self) -> None:
-        _check_flags(self)
-
     def __or__(self, other: "Needs") -> "Needs":
         """The union of the requirements of two components."""
-        return Needs(**{f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self)})
+        return Needs(**{name: needed or getattr(other, name) for name, needed in vars(self).items()})

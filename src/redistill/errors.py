@@ -1,4 +1,6 @@
-"""Exceptions that a user can cause. Their message is one line: where, what was given, what is allowed, what to do.
+"""Exceptions that a user can cause.
+
+Their message is one line: where, what was given, what is allowed, what to do.
 
 Every exception that redistill raises for invalid input or a failed run is a `RedistillError`; the command line prints its
 message and exits with `exit_code`. Violated internal invariants are `assert`s.
@@ -8,13 +10,19 @@ import signal
 
 
 class RedistillError(Exception):
-    """An error that the user can fix; `str(error)` is one line that includes the remedy."""
+    """An error that the user can fix.
+
+    `str(error)` is one line that includes the remedy.
+    """
 
     exit_code = 2
 
 
 class ConfigError(RedistillError, ValueError):
-    """A setting is unknown, has the wrong type, is out of range, or conflicts with another setting."""
+    """A setting is invalid.
+
+    It is unknown, has the wrong type, is out of range, or conflicts with another setting.
+    """
 
 
 class DataError(RedistillError, ValueError):
@@ -38,13 +46,18 @@ class OutputError(RedistillError, OSError):
 
 
 class TrainingError(RedistillError):
-    """Training cannot continue, such as after too many consecutive updates with a non-finite loss or gradient."""
+    """Training cannot continue.
+
+    An example is too many consecutive updates with a non-finite loss or gradient.
+    """
 
     exit_code = 1
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process received a signal to stop. It is raised only at points where no update or file is incomplete.
+    """The process received a signal to stop.
+
+    It is raised only at points where no update or file is incomplete.
 
     It is not a `RedistillError`, since it is not caused by invalid input.
 

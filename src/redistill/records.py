@@ -79,7 +79,10 @@ class Record:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean of at least one value; the sum is exact (`math.fsum`), so the order does not matter."""
+    """The arithmetic mean of at least one value.
+
+    The sum is exact (`math.fsum`), so the order does not matter.
+    """
     return math.fsum(values) / len(values)
 
 
@@ -136,7 +139,10 @@ class Metric:
         return {"title": self.title, "unit": self.unit, "better": self.better}
 
     def goodness(self, value: float) -> float:
-        """`value` if higher is better, otherwise `-value`, so that the better model has the higher result."""
+        """`value` if higher is better, otherwise `-value`.
+
+        The better model therefore has the higher result.
+        """
         return value if self.better == "higher" else -value
 
     def scored(self, answer: str, record: Record) -> float:

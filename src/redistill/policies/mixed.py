@@ -1,17 +1,13 @@
-"""A random choice per sample between the gold answer and an answer of another source."""
+"""A random choice between the gold answer and an answer of another source."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import Self
 
 from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError
-from redistill.policies.generated import StudentGenerated
 from redistill.policies.order import Coin, GoldItem, coin
-from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode
-
-if TYPE_CHECKING:
-    from redistill.policies import PolicyConfig
+from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode, replaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +26,6 @@ class Mixed(WrappingNode):
         ConfigError: student_fraction out of range.
     """
 
-    source: "PolicyConfig" = field(default_factory=StudentGenerated)
     student_fraction: float = 0.5
     coin: Coin = "sample"
 
@@ -47,16 +42,13 @@ class Mixed(WrappingNode):
 
 
 class MixedSource(Wrapping):
+    """The running source of `Mixed`."""
+
     def __init__(self, settings: Mixed, source: Source, seed: int) -> None:
         self._settings, self._source, self._seed = settings, source, seed
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        chosen = [index for index, item in enumerate(items) if self._takes_source(step, item)]
+        numbers = [coin(self._seed, step, item, self._settings.coin) for item in items]
+        chosen = [index for index, number in enumerate(numbers) if number < self._settings.student_fraction]
         answers = self._source.sequences(step, [items[index] for index in chosen])
-        sequences = [item.sequence for item in items]
-        for index, answer in zip(chosen, answers):  # additions of the source follow the answers
-            sequences[index] = answer
-        return sequences + answers[len(chosen) :]
-
-    def _takes_source(self, step: int, item: GoldItem) -> bool:
-        return coin(self._seed, step, item, self._settings.coin) < self._settings.student_fraction
+        return replaced([item.sequence for item in items], chosen, answers)

@@ -1,4 +1,4 @@
-"""Statistics of student and teacher on sequences, for policies that score text before training on it."""
+"""Statistics of student and teacher on sequences, for policies that score text."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,23 +24,13 @@ class Scorer:
     """
 
     def __init__(
-        self,
-        read_student: ReadStudent,
-        teacher: Teacher,
-        *,
-        pad_id: int,
-        batch_size: int,
-        device: torch.device | str = "cpu",
+        self, read_student: ReadStudent, teacher: Teacher, *, pad_id: int, batch_size: int, device: torch.device | str = "cpu"
     ) -> None:
-        self.read_student, self.teacher = read_student, teacher
-        self.batch_size = batch_size
+        self.read_student, self.teacher, self.batch_size = read_student, teacher, batch_size
         self._pad_id, self._device = pad_id, device
 
     def statistics(
-        self,
-        sequences: Sequence[TokenSequence],
-        ask: Sequence[Statistic],
-        uniforms: Sequence[np.ndarray] | None = None,
+        self, sequences: Sequence[TokenSequence], ask: Sequence[Statistic], uniforms: Sequence[np.ndarray] | None = None
     ) -> dict[Statistic, list[torch.Tensor]]:
         """Statistics at each target of each sequence, from one forward pass of each model.
 

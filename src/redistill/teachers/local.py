@@ -1,4 +1,6 @@
-"""The local teacher: a model of this process that computes its logits slice by slice.
+"""The local teacher: a model of this process.
+
+It computes its logits slice by slice.
 
 It runs its body only on sequences that have distillation terms, keeps the hidden states, and multiplies them by its head slice
 by slice, so that no [rows, vocabulary] tensor of a whole batch exists.  Hidden states of a step's drafts are reused for the
