@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from redistill.contracts import gather_single
+from redistill.contracts import ONE_PROCESS
 from redistill.errors import TrainingError
 from redistill.interfaces import Gather
 from redistill.records import Json
@@ -66,7 +66,7 @@ class UpdateGuard:
         *,
         folder: Path,
         report_event: ReportEvent = lambda event: None,
-        gather: Gather = gather_single,
+        gather: Gather = ONE_PROCESS.gather,
         is_main: bool = True,
         record: Callable[[int], str] = str,
     ) -> None:
