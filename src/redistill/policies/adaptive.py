@@ -69,6 +69,7 @@ class Adaptive(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(threshold=0.6, decay="constant", capacity=12), cls(threshold=0.9, capacity=8, coin="step"))
 
     def bind(self, tools: PolicyTools) -> "AdaptiveSource":

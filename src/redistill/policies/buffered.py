@@ -39,6 +39,7 @@ class Buffered(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(capacity=12))
 
     def bind(self, tools: PolicyTools) -> "BufferedSource":

@@ -15,6 +15,7 @@ class Fixed(PolicyNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(),)
 
     def bind(self, tools: PolicyTools) -> "FixedSource":

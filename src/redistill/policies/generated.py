@@ -38,6 +38,7 @@ class StudentGenerated(PolicyNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(temperature=0.7, top_p=0.9))
 
     @property
@@ -79,6 +80,7 @@ class TeacherMixed(StudentGenerated):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(teacher_share=0.5, temperature=0.7, top_p=0.9))
 
     @property

@@ -35,6 +35,7 @@ class Mixed(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(student_fraction=0.25), cls(coin="step"))
 
     def bind(self, tools: PolicyTools) -> "MixedSource":

@@ -66,6 +66,7 @@ class Revised(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (
             cls(),
             cls(teacher_token="argmax", detection="forward", rounds=2),

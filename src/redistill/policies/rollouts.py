@@ -71,6 +71,7 @@ class Rollouts(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (
             cls(num_rollouts=16, inner_epochs=2),
             cls(source=StudentGenerated(), num_rollouts=1, inner_epochs=1, length_normalise=False, whiten="padded"),

@@ -51,6 +51,7 @@ class TeacherGenerated(PolicyNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(temperature=0.7, top_p=0.9))
 
     @property
