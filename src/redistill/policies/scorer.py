@@ -21,6 +21,14 @@ class Scorer:
         pad_id: Padding id of short rows.
         batch_size: Sequences per forward pass.
         device: The student's device.
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> tools = make_fixture().tools
+        >>> sequence = tools.gold.items(0)[0].sequence
+        >>> (kl_N,) = tools.scorer.statistics([sequence], ["reverse_kl"])["reverse_kl"]
+        >>> kl_N.shape == (sequence.num_targets,), bool((kl_N >= 0).all())
+        (True, True)
     """
 
     def __init__(

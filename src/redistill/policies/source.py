@@ -32,6 +32,14 @@ class Revision:
         kl: The detection score there, in nats.
         before: The draft.
         after: The revised sequence.
+
+    Example:
+        >>> supervised = (False, True, True)
+        >>> draft = TokenSequence(sample=7, token_ids=(5, 6, 2), supervised=supervised, origin="student")
+        >>> revised = TokenSequence(sample=7, token_ids=(5, 8, 2), supervised=supervised, origin="revised")
+        >>> revision = Revision(step=0, sample=7, position=0, kl=1.5, before=draft, after=revised)
+        >>> revision.before.response_ids[revision.position], revision.after.response_ids[revision.position]
+        (6, 8)
     """
 
     step: int
@@ -59,6 +67,14 @@ class PolicyTools:
         seed: The run's seed.
         folder: The run folder, for a source's files; None keeps everything in memory.
         on_revision: Called with every correction, for the log.
+
+    Example:
+        >>> from redistill.policies import StudentGenerated
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> tools: PolicyTools = make_fixture().tools
+        >>> source = StudentGenerated().bind(tools)
+        >>> [sequence.origin for sequence in source.sequences(0, tools.gold.items(0))]
+        ['student', 'student', 'student', 'student']
     """
 
     engine: Engine
