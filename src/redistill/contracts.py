@@ -469,8 +469,8 @@ class Sampling:
     Args:
         temperature: >= 0; 0 is greedy decoding.
         top_p: Nucleus sampling: the smallest set of most probable classes with at least this mass, in (0, 1]; 1 keeps all.
-        top_k: Keeps the k most probable classes; 0 keeps all.
-        no_repeat_ngram: Bans tokens that would repeat an n-gram of this length of prompt and response; 0 bans none.
+        top_k: Keeps the k most probable classes, >= 0; 0 keeps all.
+        no_repeat_ngram: Bans tokens that would repeat an n-gram of this length of prompt and response, >= 0; 0 bans none.
         teacher_share: Weight of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone.
             Bans, temperature, top-k and top-p apply to both models before they are mixed.
 
@@ -493,7 +493,7 @@ class GenerationRequest:
 
     Args:
         prompt_ids: The tokens to continue; for a revised text they include the corrected prefix.
-        max_new_tokens: Maximum number of tokens to generate.
+        max_new_tokens: Maximum number of tokens to generate, >= 1.
         seed: Seed of the run or of the evaluation.
         stream: Key of the random stream under `seed`, such as ("response", step, sample). Token n uses fixed positions of this
             stream, so that the text depends neither on its batch nor on the number of processes.
@@ -688,8 +688,8 @@ class Processes:
     """Rank and number of processes of a distributed job.
 
     Args:
-        rank: Rank of this process, from 0.
-        world: Number of processes.
+        rank: Rank of this process, in [0, world).
+        world: Number of processes, >= 1.
         gather: Collective: concatenates the lists of all processes in the order of their ranks.
 
     Example:

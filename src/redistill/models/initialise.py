@@ -25,6 +25,14 @@ class InitialiseConfig:
 
     Raises:
         ConfigError: the number is below 1, or the list is empty, has a negative index, or does not ascend.
+
+    Example:
+        >>> InitialiseConfig(layers=4).indices(12), InitialiseConfig(layers=(0, 11)).indices(12)
+        ((0, 4, 7, 11), (0, 11))
+        >>> InitialiseConfig(layers=(3, 1))
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: layers = [3, 1]: must be ascending layer indices >= 0, each once; sort them
     """
 
     layers: int | tuple[int, ...]

@@ -11,7 +11,12 @@ from redistill.policies.source import PolicyNode, PolicyTools, Stateless
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(PolicyNode):
-    """The gold answers: off-policy distillation (KD), and SFT."""
+    """The gold answers: off-policy distillation (KD), and SFT.
+
+    Example:
+        >>> Fixed().needs.teacher, Fixed().sampling  # generates no text
+        (False, None)
+    """
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:

@@ -19,7 +19,7 @@ class Scorer:
         read_student: Returns the student's hidden states of a batch's rows [N, D] and its head, without gradient.
         teacher: A teacher with `TeacherCapabilities.statistics`.
         pad_id: Padding id of short rows.
-        batch_size: Sequences per forward pass.
+        batch_size: Sequences per forward pass, >= 1.
         device: The student's device.
 
     Example:

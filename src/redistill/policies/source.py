@@ -60,10 +60,10 @@ class PolicyTools:
         scorer: Computes statistics of both models on sequences; None if the run has no teacher that provides them.
         gold: The gold examples in the order of training, for sources that need the items of other steps.
         processes: Rank and number of processes, and their `gather`.
-        updates: Optimiser steps of the run.
+        updates: Optimiser steps of the run, >= 1.
         end_ids: Ids of the end tokens.
-        response_tokens: Length limit of a response, in tokens.
-        batch_size: Sequences that one process generates at once.
+        response_tokens: Length limit of a response in tokens, >= 1.
+        batch_size: Sequences that one process generates at once, >= 1.
         seed: The run's seed.
         folder: The run folder, for a source's files; None keeps everything in memory.
         on_revision: Called with every correction, for the log.

@@ -138,7 +138,7 @@ class Sharded(Placement):
 
     @contextmanager
     def unsharded(self, module: nn.Module) -> Iterator[None]:
-        """Context with full parameters; entering it is collective, see `Placement.unsharded`."""
+        """Context with full parameters; collective. See `Placement.unsharded`."""
         parts = _sharded_parts(module)
         with ExitStack() as stack, torch.no_grad():
             for part in parts:
