@@ -464,7 +464,12 @@ class SequencePolicy(PolicyState, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are sampled from a model.
+    r"""How tokens are sampled from a model.
+
+    .. math:: y_t \sim (1 - a)\, \tilde q(\cdot \mid y_{<t}) + a\, \tilde p(\cdot \mid y_{<t}), \qquad
+        \tilde q \propto q^{1/T} \text{ on the classes that are kept}
+
+    a is `teacher_share` and T `temperature`. Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
 
     Args:
         temperature: >= 0; 0 is greedy decoding.

@@ -145,6 +145,9 @@ def first_line(error: Exception) -> str:
     Args:
         error: Any exception.
 
+    Returns:
+        One line without a line break at its end.
+
     Example:
         >>> first_line(ValueError("no such file\\nhint: check the path")), first_line(KeyError())
         ('no such file', 'KeyError')

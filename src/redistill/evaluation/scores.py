@@ -27,8 +27,8 @@ class EvaluationConfig:
     """How test answers are sampled and scored; the defaults are those of papers.
 
     Args:
-        seeds: Seeds of evaluation, at least one and all different; each gives one answer per prompt, and scores are averaged over
-            them.
+        seeds: Seeds of evaluation, at least one and all different; each gives one answer per prompt, and scores are averaged
+            over them.
         temperature: Sampling temperature, >= 0; 0 is greedy decoding.
         top_p: Nucleus sampling: the smallest set of classes with at least this mass, in (0, 1]; 1 keeps all classes.
         top_k: Samples from the k most probable classes, >= 0; 0 keeps all classes.

@@ -78,6 +78,13 @@ class ClipNetwork(nn.Module):
         config: Number of hidden units, form of the sorted input, and biases.
         start: Initial logits of u and l, where the configuration has None; the default is u = 0.98, l = 9e-4.
         seed: Seed of the initial weights; must be the same in every process.
+
+    Example:
+        >>> network = ClipNetwork(3, ClipNetworkConfig(hidden=4), seed=1)
+        >>> p_NV, q_NV = torch.tensor([[0.6, 0.3, 0.1]]), torch.tensor([[0.5, 0.2, 0.3]])
+        >>> lower_N, upper_N = network(p_NV, q_NV)
+        >>> bool((lower_N < upper_N).all()), lower_N.shape
+        (True, torch.Size([1]))
     """
 
     def __init__(

@@ -54,6 +54,12 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
 
     Returns:
         divergence_N, unreduced.
+
+    Example:
+        >>> logp_NV, logq_NV = torch.tensor([[0.6, 0.3, 0.1]]).log(), torch.tensor([[0.5, 0.2, 0.3]]).log()
+        >>> keep_NV = torch.tensor([[True, True, False]])
+        >>> clipped_divergence(logq_NV, logp_NV, keep_NV), clipped_divergence(logq_NV, logp_NV, keep_NV, "teacher")
+        (tensor([0.2310]), tensor([0.3621]))
     """
     assert normalise in get_args(Normalise), normalise
     dtype = loss_dtype(logq_NV)

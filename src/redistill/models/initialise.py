@@ -18,7 +18,11 @@ from redistill.models.quantised import is_quantised
 
 @dataclass(frozen=True, kw_only=True)
 class InitialiseConfig:
-    """Build the student from layers of the teacher.
+    r"""Build the student from layers of the teacher.
+
+    .. math:: i_k = \Bigl\lfloor \frac{k (L - 1)}{n - 1} + \frac{1}{2} \Bigr\rfloor, \qquad k = 0 \dots n - 1
+
+    are the indices of n of the teacher's L layers, if `layers` is a number; for n = 1 it is layer 0.
 
     Args:
         layers: Number of layers, >= 1, evenly spaced from the first to the last; or a list of layer indices, ascending from 0.

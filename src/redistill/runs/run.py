@@ -80,6 +80,9 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
         baselines: Folders of finished runs to compare with in the report.
         command: Shown under "repeat this run"; None uses the command line of this process.
 
+    Returns:
+        The folder, model, scores and report of the run.
+
     Raises:
         BusyError: another process uses the run folder.
         RedistillError: as `train_student` and `evaluate_run`; results of completed parts are kept.

@@ -36,7 +36,9 @@ def row_statistics(
     token_N: torch.Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Statistics of every row, computed chunk by chunk without gradient.
+    r"""Statistics of every row, computed chunk by chunk without gradient.
+
+    .. math:: \mathrm{KL}(p \,\|\, q) = \sum_v p_v \log \frac{p_v}{q_v}, \qquad H(p) = -\sum_v p_v \log p_v
 
     forward_kl is KL(p || q), reverse_kl KL(q || p), with p the teacher and q the student; entropies, log-probabilities (of
     `token_N`) and cross_entropy (-log q of `token_N`) are in nats as well.  agreement is True where both models have the same
