@@ -18,6 +18,7 @@ from redistill.interfaces import Autocast, Gather, Tokenizer
 from redistill.records import Json, Record
 
 Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
+"""Where a response came from: the data set, a model, SCRG, a buffer of earlier text, or the pre-training corpus."""
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------
@@ -713,6 +714,7 @@ class Processes:
 
 
 ONE_PROCESS = Processes()
+"""The only process of a job without others."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,16 @@ from typing import Literal, TypeAlias
 from redistill.errors import ConfigError, DataError
 
 Better = Literal["higher", "lower"]
+"""Which of two values of a metric is better."""
+
 MetricInput = Literal["answers", "references_pass", "samples", "pair"]
+"""What a metric is computed from; see `Metric.needs`."""
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 """A value of a JSON or YAML file."""
 
 PERCENT, FRACTION = "%", "fraction"
+"""Units with a format of their own; see `Metric.unit`."""
 
 RESERVED = frozenset(
     {
