@@ -99,7 +99,9 @@ def span_loss(
     """
     assert (keep_TV is not None) == (config.vectors == "clipped"), "clipped vectors need keep_TV, full ones must not have it"
     distance_N = pair_distance(logq_TV, logp_TV, len(logq_TV) - 1, config.squared, keep_TV)
-    return (distance_N * _weights(spans, len(logq_TV), config)[:-1].to(distance_N)).sum()
+    weight_N = _weights(spans, len(logq_TV), config)[:-1].to(distance_N)
+    in_spans_N = weight_N > 0  # other rows must not matter, even if they are NaN
+    return (distance_N[in_spans_N] * weight_N[in_spans_N]).sum()
 
 
 def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
