@@ -5,6 +5,7 @@ creates its running *source*.  The state of a source - buffers, roll-outs - is g
 depends neither on their number nor on a resume.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,6 +153,7 @@ class PolicyNode(Protocol):
     A node that inherits from it generates no student text and requires nothing, unless it overrides the properties.
     """
 
+    @abstractmethod
     def bind(self, tools: PolicyTools) -> Source:
         """The running source of this configuration."""
 
