@@ -3,10 +3,9 @@
 import argparse
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, TextIO
+from typing import Any
 
 from redistill.storage.redaction import redacted_tree
 
@@ -29,23 +28,9 @@ def print_json(options: argparse.Namespace, data: Mapping[str, Any]) -> None:
         data: JSON values, without NaN and infinities.
     """
     document = json.dumps(redacted_tree({"schema": SCHEMA, **data}), indent=2, allow_nan=False)
-    _write(options.stdout, document + "\n")
+    options.stdout.write(document + "\n")
 
 
 def print_lines(*lines: object) -> None:
     """Print each item on its own line."""
-    _write(sys.stdout, "".join(f"{line}\n" for line in lines))
-
-
-def _write(stream: TextIO, text: str) -> None:
-    try:
-        stream.write(text)
-        stream.flush()
-    except BrokenPipeError:
-        _exit_on_closed_pipe(stream)
-
-
-def _exit_on_closed_pipe(stream: TextIO) -> NoReturn:
-    """Exit without a traceback when the process that reads the pipe, such as `head`, has exited; rich does so for tables."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter flushes the stream again at exit
-    raise SystemExit(1)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))

@@ -5,6 +5,7 @@ safe as well, because files are written atomically.  Several processes stop toge
 joins the next `gather` of the others, which raises `Interrupted` in all of them.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -129,6 +130,7 @@ def _arrive(number: int, frame: FrameType | None) -> None:
             poll()
         if os.environ.get("RANK", "0") == "0":
             name = signal.Signals(number).name
-            os.write(2, f"redistill: {name}: stopping at the next safe point; a second signal exits immediately\n".encode())
+            with contextlib.suppress(OSError):  # standard error is closed
+                os.write(2, f"redistill: {name}: stopping at the next safe point; a second signal exits immediately\n".encode())
     elif time.monotonic() - _flag.arrived > ECHO_S:
         os._exit(128 + number)
