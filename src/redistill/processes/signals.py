@@ -6,6 +6,7 @@ together: a process whose `poll` finds the flag joins the next `gather` of the o
 them.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -144,6 +145,7 @@ def _arrive(number: int, frame: FrameType | None) -> None:
         if os.environ.get("RANK", "0") == "0":
             plan = "stopping at the next safe point; a second signal exits immediately"
             plan = "stopping the runs; a second signal kills them" if _flag.mode == "children" else plan
-            os.write(2, f"redistill: {signal.Signals(number).name}: {plan}\n".encode())
+            with contextlib.suppress(OSError):  # standard error is closed
+                os.write(2, f"redistill: {signal.Signals(number).name}: {plan}\n".encode())
     elif _flag.mode != "children" and time.monotonic() - _flag.arrived > ECHO_S:
         os._exit(128 + number)
