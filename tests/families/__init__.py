@@ -1,0 +1,1 @@
+"""Tests of every model family: tiny random models built from the configs of transformers."""
