@@ -170,7 +170,7 @@ FAMILIES: dict[str, Config] = {
         **EXPERTS,
         **LATENT,
         **GROUPS,
-        "index_n_heads": 2,
+        "index_n_heads": 16,
         "index_head_dim": 16,
         "index_topk": 6,
     },

@@ -8,9 +8,9 @@ import torch
 
 from redistill.contracts import GenerationRequest, Sampling
 from redistill.generation.generate import generate
-from redistill.generation.kv import Columns, LeanLayer, new_cache, prefixes_can_be_reused
 from redistill.generation.packed import packed_layers
 from redistill.generation.prefix import PrefixMemory, PrefixReader
+from redistill.models.caches import Columns, LeanLayer, new_cache, prefixes_can_be_reused
 from redistill.models.families import body, body_module
 from redistill.tensors import pad
 

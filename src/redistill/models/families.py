@@ -55,11 +55,12 @@ def body(model: nn.Module) -> BodyCall:
     Returns:
         A callable (input_ids_BT, attention_mask_BT) -> hidden_BTD, in the model's dtype; differentiable.
     """
-    module = body_module(model)
+    module, limit = body_module(model), longrope_limit(model)
 
     def hidden_states(input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
+        positions = {} if limit is None else {"position_ids": (attention_mask_BT.cumsum(dim=1) - 1).clamp(min=0)}
         hidden_BTD: torch.Tensor = module(
-            input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False
+            input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False, **positions
         ).last_hidden_state
         return hidden_BTD
 
@@ -141,11 +142,46 @@ def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     raise ModelError(f"{type(plain).__name__}: contains no list of {count} layers; build the student from another family")
 
 
-def position_limit(model: nn.Module) -> int | None:
-    """Number of positions that have an embedding.
+def rope_parts(model: nn.Module) -> list[dict[str, Any]]:
+    """The parameters of each kind of rotary embedding: one for all layers, or one for each type of layer."""
+    rope = getattr(text_config(model), "rope_parameters", None) or {}
+    return [part for part in (rope, *rope.values()) if isinstance(part, dict) and "rope_type" in part]
 
-    None where the family computes positions (rotary, ALiBi).
+
+def longrope_limit(model: nn.Module) -> int | None:
+    """Length up to which texts have the short frequencies of longrope; None without longrope.
+
+    transformers chooses the frequencies by the longest row of a batch.  After this call each row has its own.
     """
+    parts = [part for part in rope_parts(model) if part["rope_type"] == "longrope"]
+    if not parts:
+        return None
+    for module in body_module(model).modules():
+        if hasattr(module, "rope_type") and _rotate_by_row not in module._forward_hooks.values():
+            module.register_forward_hook(_rotate_by_row, with_kwargs=True)
+    return int(parts[0]["original_max_position_embeddings"])
+
+
+def _rotate_by_row(rotary: Any, args: Any, kwargs: Any, output: Any) -> Any:
+    """Forward hook of a rotary embedding: rows that are short have the short frequencies, whatever their batch."""
+    named = {**dict(zip(("x", "position_ids", "layer_type"), args)), **kwargs}
+    part = rotary.config.rope_parameters
+    limit = (part if "rope_type" in part else part[named["layer_type"]]).get("original_max_position_embeddings")
+    if limit is None:
+        return output
+    is_long_B11 = (named["position_ids"].amax(dim=1) >= limit)[:, None, None]
+    short = rotary.forward(**{**named, "position_ids": named["position_ids"].clamp(max=limit - 1)})
+    return tuple(torch.where(is_long_B11, long, brief) for long, brief in zip(output, short))
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Number of positions that a text can have.
+
+    None where the family computes positions of any text alike (rotary, ALiBi).  A dynamic rotary embedding rotates a text
+    that is longer than this by frequencies of the longest text so far.
+    """
+    if any(part["rope_type"] == "dynamic" for part in rope_parts(model)):
+        return int(text_config(model).max_position_embeddings)
     for path, module in body_module(model).named_modules():
         if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in _LEARNED_POSITIONS:
             return int(text_config(model).max_position_embeddings)
