@@ -1,1 +1,0 @@
-"""Tests of every model family: tiny random models built from the configs of transformers."""
