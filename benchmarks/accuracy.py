@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from benchmarks import measuring
 from redistill.losses.divergences import ForwardKL, JensenShannon
-from redistill.models.load import ModelConfig, body, head, load_model
+from redistill.models.families import body, head
+from redistill.models.load import ModelConfig, load_model
 from redistill.vocab_pass import DivergenceTerm, Head, vocab_pass
 
 NOISE = (0.3, 0.06, 0.0157)  # of a hidden state's own size; the last gives a forward KL of 0.003

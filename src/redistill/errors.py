@@ -60,3 +60,29 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its type if it has none.
+
+    Example:
+        >>> first_line(ValueError("no such file\\nhint: check the path")), first_line(KeyError())
+        ('no such file', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()
+
+
+def check_field(settings: object, name: str, is_valid: bool, requirement: str) -> None:
+    """Check one field of a group of settings.
+
+    Args:
+        settings: The object that has the field.
+        name: Name of the field.
+        is_valid: Whether its value is allowed.
+        requirement: What is allowed and what to do, for the message.
+
+    Raises:
+        ConfigError: "NAME = VALUE: REQUIREMENT", if the value is not allowed.
+    """
+    if not is_valid:
+        raise ConfigError(f"{name} = {getattr(settings, name)!r}: {requirement}")

@@ -1,4 +1,6 @@
-"""Interfaces of objects of transformers, as far as redistill uses them; transformers itself is not annotated.
+"""Interfaces of the models and tokenizers of transformers, as redistill uses them.
+
+transformers itself is not annotated.
 
 Type checkers alone use this module: a loaded model is an instance of its own class of transformers, not of `CausalModel`, so
 isinstance must not be used with these classes.
@@ -7,7 +9,7 @@ isinstance must not be used with these classes.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, overload
+from typing import Literal, Protocol, TypeVar, overload
 
 import torch
 from torch import nn
@@ -67,10 +69,14 @@ class ModelSettings(Protocol):
     name_or_path: str
     num_hidden_layers: int
     max_position_embeddings: int
+    _attn_implementation: str | None
 
     def get_text_config(self) -> "ModelSettings": ...
 
-    def to_dict(self) -> dict[str, Any]: ...
+    def to_dict(self) -> dict[str, object]: ...
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, object]) -> "ModelSettings": ...
 
 
 class CausalModel(nn.Module):

@@ -12,9 +12,10 @@ from redistill.config.sections import StudentConfig, TeacherConfig
 from redistill.errors import ConfigError, ModelError
 from redistill.estimate.recorder import Role
 from redistill.models.families import layer_list
-from redistill.models.initialise import cast_weights, fresh_model, shortened_config
+from redistill.models.initialise import cast_weights, fresh_model
 from redistill.models.load import ModelConfig, checkpoint_activations, read_config
 from redistill.models.lora import add_lora
+from redistill.models.shorten import shortened_config
 
 # Bytes of a weight; nf4 has a scale of 8 bits for every 64 weights, and one of 32 for every 256 of those.
 _QUANTISED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
@@ -40,7 +41,7 @@ class Blueprint:
         Raises:
             ModelError: the family's config cannot be shortened.
         """
-        config, source = shortened_config(self, tuple(range(layers))), self.source
+        config, source = shortened_config(self.config, tuple(range(layers))), self.source
         config._attn_implementation = None
         try:
             model = fresh_model(config, seed)

@@ -1,4 +1,4 @@
-"""f_sub, the network that predicts DAC-KL's interval, and the gates that give it a gradient.
+"""f_sub, the network that predicts DAC-KL's interval, and its gradient gate.
 
 Source: MGSR (arXiv 2407.10068), Eq. 6.  clip_ranks.py computes the classes that an interval keeps, dac_kl.py the divergence on
 them.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redistill.errors import ConfigError
+from redistill.errors import check_field
 from redistill.losses.clip_ranks import at_class, compact_ranks, rank_edges, sort_descending, top_and_masses
 from redistill.randomness import torch_seed
 from redistill.tensors import loss_dtype
@@ -44,13 +44,10 @@ class ClipNetworkConfig:
     lower_bias: float | None = None
 
     def __post_init__(self) -> None:
-        if self.hidden < 1:
-            raise ConfigError(f"hidden = {self.hidden}: must be at least 1; 64 is usual")
-        if self.sorted not in get_args(SortedInput):
-            raise ConfigError(f"sorted = {self.sorted!r}: must be one of {', '.join(get_args(SortedInput))}")
-        for name in ("upper_bias", "lower_bias"):
-            if not math.isfinite(getattr(self, name) or 0.0):
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be finite; leave it out for the mode's default")
+        check_field(self, "hidden", self.hidden >= 1, "must be at least 1; 64 is usual")
+        check_field(self, "sorted", self.sorted in get_args(SortedInput), f"must be one of {', '.join(get_args(SortedInput))}")
+        for name, bias in (("upper_bias", self.upper_bias), ("lower_bias", self.lower_bias)):
+            check_field(self, name, math.isfinite(bias or 0.0), "must be finite; leave it out for the mode's default")
 
 
 class ClipNetwork(nn.Module):
@@ -95,8 +92,7 @@ class ClipNetwork(nn.Module):
         self.sorted_weight = normal(num_ranked, config.hidden, std=1.0)
         self.hidden_bias = nn.Parameter(torch.zeros(config.hidden))
         self.output_weight = normal(2, config.hidden, std=0.01 / math.sqrt(config.hidden))
-        upper, lower = (config.upper_bias, config.lower_bias)
-        biases = [start[0] if upper is None else upper, start[1] if lower is None else lower]
+        biases = [usual if own is None else own for own, usual in zip((config.upper_bias, config.lower_bias), start)]
         self.output_bias = nn.Parameter(torch.tensor(biases, dtype=torch.float32))
 
     def forward(self, p_NV: Tensor, q_NV: Tensor, sorted_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -122,60 +118,42 @@ class ClipNetwork(nn.Module):
             hidden_NH = torch.addmm(self.hidden_bias, p_NV.to(dtype), self.teacher_weight)
             hidden_NH = hidden_NH + q_NV.to(dtype) @ self.student_weight
             hidden_NH = hidden_NH + self._ranked(p_NV, sorted_NV).to(dtype) @ self.sorted_weight
-            upper_N, lower_N = (
-                functional.linear(functional.gelu(hidden_NH), self.output_weight, self.output_bias).sigmoid().unbind(dim=-1)
-            )
+            logits_N2 = functional.linear(functional.gelu(hidden_NH), self.output_weight, self.output_bias)
+            upper_N, lower_N = logits_N2.sigmoid().unbind(dim=-1)
         return torch.minimum(lower_N, upper_N), upper_N
 
     def _ranked(self, p_NV: Tensor, sorted_NV: Tensor | None) -> Tensor:
         """The sorted input: sorted_NV, or its compact form."""
         if self.edges is None:
             return sort_descending(p_NV) if sorted_NV is None else sorted_NV
-        if sorted_NV is not None:
-            return top_and_masses(sorted_NV, self.edges)
-        ranks: torch.Tensor = compact_ranks(p_NV, self.edges)
-        return ranks
+        return compact_ranks(p_NV, self.edges) if sorted_NV is None else top_and_masses(sorted_NV, self.edges)
 
 
-# --- the gates ----------------------------------------------------------------------------------------------------------
-
-
-def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: float) -> Tensor:
-    """Soft gate: about 1 inside (low, high) and 0 outside.
-
-    It is a product of two sigmoids, differentiable in both bounds.
-
-    Args:
-        score_NV: Scores of the classes.
-        low_N, high_N: Bounds of each row.
-        temperature: Width of the sigmoids, in units of the score, > 0.
-
-    Returns:
-        gate_NV, in [0, 1].
-    """
-    above_NV = ((score_NV - low_N.unsqueeze(-1)) / temperature).sigmoid()
-    return above_NV * ((high_N.unsqueeze(-1) - score_NV) / temperature).sigmoid()
+# --- the gate -----------------------------------------------------------------------------------------------------------
 
 
 class StraightThrough(torch.autograd.Function):
     """Straight-through gate: hard mask forward, soft gate backward.
 
-    The backward pass uses the derivative of `soft_gate`; the target's gate has none.
+    The backward pass uses the derivative of `dac_kl_options.soft_gate`; the target's gate has none.
     """
 
     @staticmethod
     def forward(
         low_N: Tensor, high_N: Tensor, score_NV: Tensor, keep_NV: Tensor, target_N1: Tensor | None, temperature: float
     ) -> Tensor:
+        """The hard mask, in the dtype of the scores."""
         return keep_NV.to(score_NV.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Save what `backward` needs."""
         low_N, high_N, score_NV, _, target_N1, ctx.temperature = inputs
         ctx.save_for_backward(low_N, high_N, score_NV, target_N1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the soft gate with respect to both bounds."""
         low_N, high_N, score_NV, target_N1 = ctx.saved_tensors
         above_NV = ((score_NV - low_N.unsqueeze(-1)) / ctx.temperature).sigmoid()
         below_NV = ((high_N.unsqueeze(-1) - score_NV) / ctx.temperature).sigmoid()

@@ -1,4 +1,4 @@
-"""The classes that DAC-KL's interval keeps, and the compact form of the sorted teacher distribution.
+"""The classes that DAC-KL's interval keeps, and the compact sorted teacher.
 
 Source: MGSR (arXiv 2407.10068), Eq. 6 and 7.  Pure functions of probabilities; the network that predicts the interval is in
 clip_network.py.  The compact form consists of the largest probabilities and the masses of buckets of ranks below them; a
@@ -7,14 +7,13 @@ histogram computes it in a third of the time of a sort.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-Mode = Literal["value", "relative", "mass", "entry_quantile"]
+from redistill.losses.dac_kl_options import Mode, scores_of_mode
 
 TOP_CLASSES = 512
 TAIL_BUCKETS = 16
@@ -75,21 +74,7 @@ def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Ten
         score_NV (in mode "entry_quantile" 1 - s, which is exact for the first classes), and p in descending order if the mode
         sorts it, else None.
     """
-    if mode == "value":
-        return p_NV, None
-    if mode == "relative":
-        return (logp_NV - logp_NV.amax(dim=-1, keepdim=True)).exp(), None
-    # float64, so that no two different log-probabilities become equal.
-    sorted_NV, order_NV = torch.sort(logp_NV.double().exp(), dim=-1, descending=True, stable=True)
-    if mode == "mass":
-        before_NV = functional.pad(sorted_NV[:, :-1].cumsum(dim=-1), (1, 0))
-        # Below 1 exactly for classes with mass, for any rounding error of the sum.
-        before_NV = before_NV.clamp_(max=1 - 2**-53).masked_fill_(sorted_NV == 0, 1.0)
-    else:
-        vocabulary = logp_NV.shape[-1]
-        above_V = (torch.arange(vocabulary, dtype=sorted_NV.dtype, device=logp_NV.device) + 0.5) / vocabulary
-        before_NV = above_V.expand_as(sorted_NV)
-    return torch.empty_like(sorted_NV).scatter_(-1, order_NV, before_NV), sorted_NV
+    return (p_NV, None) if mode == "value" else scores_of_mode(logp_NV, mode)
 
 
 def score_bounds(lower_N: Tensor, upper_N: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
@@ -193,7 +178,7 @@ def _(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
     return p_NV.new_empty(p_NV.shape[0], edges[0] + len(edges) - 1)
 
 
-def _compact_row(p_V: np.ndarray[Any, Any], edges: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _compact_row(p_V: NDArray[np.float32], edges: NDArray[np.int64]) -> NDArray[np.float64]:
     """The compact form of one row, by a histogram over the upper 16 bits of its floats, whose order is that of the values.
 
     Only the classes in bins of the first ranks or in bins that an edge cuts are sorted, so the masses are exact.

@@ -1,9 +1,11 @@
-"""DAC-KL: divergence from a teacher that is clipped to an interval, which a small network predicts.
+"""DAC-KL: divergence from a teacher that is clipped to a predicted interval.
+
+A small network predicts the interval.
 
 Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` is the divergence on the kept classes.  The module
 `DacKL`, built from `DacKLConfig`, combines it with the network that predicts the interval (`ClipNetwork` in clip_network.py)
 and the classes that the interval keeps (`keep_mask` in clip_ranks.py).  Where the paper is ambiguous, each interpretation is a
-field of the configuration; the defaults are closest to its text.
+field of the configuration; the defaults are closest to its text, and dac_kl_options.py has the arithmetic of the others.
 
 Nothing here reduces over rows or depends on models.  Rows come in chunks, and a chunk's [N, V] tensors dominate memory: nothing
 is concatenated, and the soft gate is recomputed in the backward pass and not stored.
@@ -11,33 +13,19 @@ is concatenated, and the soft gate is recomputed in the backward pass and not st
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, Self, get_args
+from typing import Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from redistill.contracts import Needs
-from redistill.errors import ConfigError
-from redistill.losses.clip_network import ClipNetwork, ClipNetworkConfig, StraightThrough, soft_gate
-from redistill.losses.clip_ranks import Mode, at_class, class_scores, score_bounds, within
+from redistill.errors import check_field
+from redistill.losses import dac_kl_options
+from redistill.losses.clip_network import ClipNetwork, ClipNetworkConfig, StraightThrough
+from redistill.losses.clip_ranks import at_class, class_scores, score_bounds, within
+from redistill.losses.dac_kl_options import Gate, Mode, Normalise
+from redistill.losses.divergences.softened import log_ratio
 from redistill.tensors import loss_dtype
-
-Normalise = Literal["none", "renormalise", "other_bin", "teacher"]
-Gate = Literal["straight_through", "soft", "none"]
-
-MASS_FLOOR_WEIGHT = 10.0
-# Units: nats of log p ("value", "relative"), probability mass ("mass"), nats of log rank ("entry_quantile").
-GATE_TEMPERATURE: dict[Mode, float] = {"value": 0.5, "relative": 0.5, "mass": 0.02, "entry_quantile": 0.5}
-# Initial logits of u and l.  "value": keeps classes with p >= 9e-4.  "relative": those above p_max / 400; u is so close to 1
-# that a second class with almost the same p is kept.  "mass": the head with 98 % of the mass; l cuts the arg max only, which is
-# always kept.  "entry_quantile": one class in 1000; u = 1 - 2e-6, since 1 - 6e-6 would drop the second of 262,144 classes.
-START: dict[Mode, tuple[float, float]] = {
-    "value": (4.0, -7.0),
-    "relative": (12.0, -6.0),
-    "mass": (4.0, -7.0),
-    "entry_quantile": (13.0, 6.9),
-}
-
 
 # --- the divergence on the kept classes ---------------------------------------------------------------------------------
 
@@ -71,38 +59,10 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
     dtype = loss_dtype(logq_NV)
     logq_NV, logp_NV = logq_NV.to(dtype), logp_NV.detach().to(dtype)
     kept_NV = logp_NV.exp() * keep_NV
-    # Masked before any multiplication, so that no gradient is 0 * inf.
-    log_ratio_NV = (logp_NV - logq_NV).masked_fill(logp_NV.isneginf() | logq_NV.isneginf(), 0.0)
-    divergence_N = (kept_NV * log_ratio_NV).sum(dim=-1)
+    divergence_N = (kept_NV * log_ratio(logp_NV, logq_NV)).sum(dim=-1)
     if normalise == "none":
         return divergence_N
-    mass_N = kept_NV.sum(dim=-1)
-    any_N = mass_N > 0
-    if normalise == "other_bin":
-        return torch.where(any_N, divergence_N + _other_bin(logq_NV, logp_NV, keep_NV), 0.0)
-    mass_N = torch.where(any_N, mass_N, 1.0)
-    divergence_N = divergence_N / mass_N - mass_N.log()
-    if normalise == "renormalise":
-        log_student_mass_N, student_any_N = _log_mass(logq_NV, keep_NV)
-        divergence_N, any_N = divergence_N + log_student_mass_N, any_N & student_any_N
-    return torch.where(any_N, divergence_N, 0.0)
-
-
-def _other_bin(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor) -> Tensor:
-    """(1 - P) log((1 - P) / (1 - Q)), 0 where either model has no mass outside S."""
-    rest_NV = ~keep_NV if keep_NV.dtype == torch.bool else 1 - keep_NV
-    (log_p_N, p_any_N), (log_q_N, q_any_N) = _log_mass(logp_NV, rest_NV), _log_mass(logq_NV, rest_NV)
-    return torch.where(p_any_N & q_any_N, log_p_N.exp() * (log_p_N - log_q_N), 0.0)
-
-
-def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the weighted mass by logsumexp over weights > 0 (1 - mass would cancel), and whether there is any."""
-    peak_N1 = log_NV.detach().masked_fill(weight_NV == 0, -torch.inf).amax(dim=-1, keepdim=True)
-    peak_N1 = peak_N1.masked_fill(peak_N1.isneginf(), 0.0)
-    # A class of weight 0 may be far above the peak: clamped, its exp times 0 is 0 and not NaN.
-    total_N = (weight_NV * (log_NV - peak_N1).clamp(max=60).exp()).sum(dim=-1)
-    any_N = total_N > 0
-    return torch.where(any_N, total_N, 1.0).log() + peak_N1.squeeze(-1), any_N
+    return dac_kl_options.normalised(divergence_N, kept_NV.sum(dim=-1), logq_NV, logp_NV, keep_NV, normalise)
 
 
 # --- DAC-KL -------------------------------------------------------------------------------------------------------------
@@ -148,41 +108,24 @@ class DacKLConfig:
         return Needs(full_vocabulary=True)
 
     def __post_init__(self) -> None:
-        for name, choices in (("mode", get_args(Mode)), ("normalise", get_args(Normalise)), ("gate", get_args(Gate))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} = {getattr(self, name)!r}: must be one of {', '.join(choices)}")
-        if self.gate_temperature is not None and not 0 < self.gate_temperature < math.inf:
-            raise ConfigError(
-                f"gate_temperature = {self.gate_temperature}: must be above 0; leave it out for the mode's default"
-            )
-        if self.target_twice and (self.normalise != "none" or not self.keep_target):
-            raise ConfigError("target_twice = True: needs normalise none and keep_target; weights above 1 have no remainder")
-        self._check_clip()
-
-    def _check_clip(self) -> None:
-        """Check the fields that replace f_sub's interval, and the mass floor."""
-        if self.fixed_interval is not None:
-            lower, upper = self.fixed_interval
-            if not 0 <= lower <= upper <= 1:
-                raise ConfigError(
-                    f"fixed_interval = {self.fixed_interval}: must satisfy 0 <= lower <= upper <= 1; put lower first"
-                )
+        for name, kind in (("mode", Mode), ("normalise", Normalise), ("gate", Gate)):
+            check_field(self, name, getattr(self, name) in get_args(kind), f"must be one of {', '.join(get_args(kind))}")
+        good = self.gate_temperature is None or 0 < self.gate_temperature < math.inf
+        check_field(self, "gate_temperature", good, "must be above 0; leave it out for the mode's default")
+        good = not self.target_twice or (self.normalise == "none" and self.keep_target)
+        check_field(self, "target_twice", good, "needs normalise none and keep_target; weights above 1 have no remainder")
+        lower, upper = self.fixed_interval or (0.0, 1.0)
+        check_field(self, "fixed_interval", 0 <= lower <= upper <= 1, "must satisfy 0 <= lower <= upper <= 1; put lower first")
         if self.fixed_top is not None:
-            if self.fixed_top < 1:
-                raise ConfigError(f"fixed_top = {self.fixed_top}: must be at least 1; 200 is a usual control")
-            if self.mode != "entry_quantile" or self.fixed_interval is not None:
-                raise ConfigError(
-                    f"fixed_top = {self.fixed_top}: needs mode entry_quantile and no fixed_interval; set mode to "
-                    "entry_quantile and leave out fixed_interval"
-                )
-        if self.mass_floor is not None:
-            if not 0 < self.mass_floor < 1:
-                raise ConfigError(f"mass_floor = {self.mass_floor}: must lie in (0, 1); use 0.9, or leave it out for no floor")
-            if self.gate == "none" or not self.has_network:
-                raise ConfigError(
-                    f"mass_floor = {self.mass_floor}: needs a trained f_sub; leave it out, or set gate to straight_through and "
-                    "leave out fixed_interval and fixed_top"
-                )
+            check_field(self, "fixed_top", self.fixed_top >= 1, "must be at least 1; 200 is a usual control")
+            good = self.mode == "entry_quantile" and self.fixed_interval is None
+            remedy = "set mode to entry_quantile and leave out fixed_interval"
+            check_field(self, "fixed_top", good, f"needs mode entry_quantile and no fixed_interval; {remedy}")
+        floor = self.mass_floor
+        if floor is not None:
+            check_field(self, "mass_floor", 0 < floor < 1, "must lie in (0, 1); use 0.9, or leave it out for no floor")
+            remedy = "leave it out, or set gate to straight_through and leave out fixed_interval and fixed_top"
+            check_field(self, "mass_floor", self.gate != "none" and self.has_network, f"needs a trained f_sub; {remedy}")
 
     @property
     def has_network(self) -> bool:
@@ -221,10 +164,10 @@ class DacKL(nn.Module):
     def __init__(self, config: DacKLConfig, vocabulary: int, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.temperature = config.gate_temperature or GATE_TEMPERATURE[config.mode]
+        self.temperature = config.gate_temperature or dac_kl_options.GATE_TEMPERATURE[config.mode]
         self.network = None
         if config.has_network:
-            self.network = ClipNetwork(vocabulary, config.network, start=START[config.mode], seed=seed)
+            self.network = ClipNetwork(vocabulary, config.network, start=dac_kl_options.START[config.mode], seed=seed)
             self.network.requires_grad_(config.gate != "none")  # else weight decay would change it without a gradient
 
     def forward(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -252,8 +195,7 @@ class DacKL(nn.Module):
             gate_N1 = self._gate(score_N1, logp_N1, within(score_N1, *ends, self.config.mode, None), ends, None)
             divergence_N = divergence_N + clipped_divergence(logq_N1, logp_N1, gate_N1)
         if self.config.mass_floor is not None:
-            shortfall_N = (self.config.mass_floor - (gate_NV * p_NV).sum(dim=-1)).relu()
-            divergence_N = divergence_N + MASS_FLOOR_WEIGHT * shortfall_N.square()
+            divergence_N = divergence_N + dac_kl_options.mass_penalty(gate_NV, p_NV, self.config.mass_floor)
         kept_N = keep_NV.sum(dim=-1)
         rows = {
             "kept_mass": (p_NV * keep_NV).sum(dim=-1),
@@ -299,7 +241,7 @@ class DacKL(nn.Module):
             score_NV = logp_NV if self.config.mode == "value" else score_NV.log()
         score_NV = score_NV.to(logp_NV.dtype)
         if self.config.gate == "straight_through":
-            gate_NV: torch.Tensor = StraightThrough.apply(*ends, score_NV, keep_NV, target_N1, self.temperature)  # type: ignore[no-untyped-call]  # not annotated in torch
+            gate_NV: Tensor = StraightThrough.apply(*ends, score_NV, keep_NV, target_N1, self.temperature)  # type: ignore[no-untyped-call]  # not annotated in torch
             return gate_NV
-        gate_NV = soft_gate(score_NV, *ends, self.temperature)
+        gate_NV = dac_kl_options.soft_gate(score_NV, *ends, self.temperature)
         return gate_NV if target_N1 is None else gate_NV.masked_fill(at_class(target_N1, gate_NV.shape[-1]), 1.0)

@@ -1,4 +1,4 @@
-"""The arithmetic of MiniLLM: rewards, returns, advantages, importance weights, and the clipped loss of a token.
+"""The arithmetic of MiniLLM: rewards, advantages, and the loss of a token.
 
 The student samples y_t from its own distribution q, or from a mixture with the teacher's p; the reward of a token is higher,
 the larger p and the smaller q is.  Source: MiniLLM (arXiv 2306.08543); differences of the published code from the paper are
@@ -10,6 +10,7 @@ Nothing here depends on a model, and nothing divides by a count of tokens: the t
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from redistill.tensors import loss_dtype
 
@@ -17,9 +18,7 @@ WHITENING_FLOOR = 1e-8
 """Added to the variance, so that equal returns whiten to 0."""
 
 
-def token_rewards(
-    logp_BT: torch.Tensor, old_logq_BT: torch.Tensor, *, scaling: float = 0.5, clip: float = 100.0
-) -> torch.Tensor:
+def token_rewards(logp_BT: Tensor, old_logq_BT: Tensor, *, scaling: float = 0.5, clip: float = 100.0) -> Tensor:
     r"""Reward of each generated token: the log ratio of teacher and student.
 
     .. math:: r_t = \mathrm{clip}\Bigl(\frac{\log p(y_t) - \log q_{old}(y_t)}{s},\; -c,\; c\Bigr)
@@ -43,9 +42,7 @@ def token_rewards(
     return ((logp_BT.detach().to(dtype) - old_logq_BT.detach().to(dtype)) / scaling).clamp(-clip, clip)
 
 
-def discounted_returns(
-    reward_BT: torch.Tensor, valid_BT: torch.Tensor, *, discount: float = 0.95, length_normalise: bool = True
-) -> torch.Tensor:
+def discounted_returns(reward_BT: Tensor, valid_BT: Tensor, *, discount: float = 0.95, length_normalise: bool = True) -> Tensor:
     r"""Discounted return of each token.
 
     .. math:: R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}
@@ -77,7 +74,7 @@ def discounted_returns(
     return return_BT / remaining_BT.clamp(min=1)
 
 
-def whiten(return_BT: torch.Tensor, valid_BT: torch.Tensor, *, padded_length: int | None = None) -> torch.Tensor:
+def whiten(return_BT: Tensor, valid_BT: Tensor, *, padded_length: int | None = None) -> Tensor:
     r"""Advantages: returns normalised to mean 0 and variance 1.
 
     .. math:: A = \frac{R - \mathrm{mean}\, R}{\sqrt{\mathrm{var}\, R + 10^{-8}}}
@@ -107,7 +104,7 @@ def whiten(return_BT: torch.Tensor, valid_BT: torch.Tensor, *, padded_length: in
     return ((return_BT - mean) * (variance + WHITENING_FLOOR).rsqrt()).masked_fill(~valid_BT, 0.0)
 
 
-def importance_weights(logp_BT: torch.Tensor, old_logq_BT: torch.Tensor, teacher_share: float) -> torch.Tensor:
+def importance_weights(logp_BT: Tensor, old_logq_BT: Tensor, teacher_share: float) -> Tensor:
     r"""Importance weight of each token sampled from the mixture with the teacher.
 
     .. math:: w_t = \frac{q_{old}(y_t)}{(1 - a)\, q_{old}(y_t) + a\, p(y_t)}
@@ -138,17 +135,13 @@ class Surrogate(NamedTuple):
     The diagnostics are rho, and whether clipping set the token's gradient to 0.
     """
 
-    loss_N: torch.Tensor
-    ratio_N: torch.Tensor
-    clipped_N: torch.Tensor
+    loss_N: Tensor
+    ratio_N: Tensor
+    clipped_N: Tensor
 
 
 def clipped_surrogate(
-    logq_N: torch.Tensor,
-    old_logq_N: torch.Tensor,
-    advantage_N: torch.Tensor,
-    importance_N: torch.Tensor,
-    clip: float = 0.2,
+    logq_N: Tensor, old_logq_N: Tensor, advantage_N: Tensor, importance_N: Tensor, clip: float = 0.2
 ) -> Surrogate:
     r"""Clipped policy-gradient loss of each token (PPO's surrogate).
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
-from redistill.errors import ConfigError
+from redistill.errors import check_field
 from redistill.tensors import loss_dtype
 
 Denominator = Literal["tokens", "pairs"]
@@ -42,21 +43,20 @@ class SpanConfig:
     vectors: Vectors = "full"
 
     def __post_init__(self) -> None:
-        if self.denominator not in get_args(Denominator):
-            raise ConfigError(f"denominator = {self.denominator!r}: must be tokens or pairs; Eq. 10 divides by tokens")
-        if self.nested not in get_args(Nested):
-            raise ConfigError(f"nested = {self.nested!r}: must be both, outer or inner; both counts every phrase")
-        if self.vectors not in get_args(Vectors):
-            raise ConfigError(f"vectors = {self.vectors!r}: must be full or clipped; clipped needs the divergence dac_kl")
+        good = self.denominator in get_args(Denominator)
+        check_field(self, "denominator", good, "must be tokens or pairs; Eq. 10 divides by tokens")
+        check_field(self, "nested", self.nested in get_args(Nested), "must be both, outer or inner; both counts every phrase")
+        good = self.vectors in get_args(Vectors)
+        check_field(self, "vectors", good, "must be full or clipped; clipped needs the divergence dac_kl")
 
 
 def span_loss(
-    logq_TV: torch.Tensor,
-    logp_TV: torch.Tensor,
+    logq_TV: Tensor,
+    logp_TV: Tensor,
     spans: Sequence[tuple[int, int]],
     config: SpanConfig = SpanConfig(),
-    keep_TV: torch.Tensor | None = None,
-) -> torch.Tensor:
+    keep_TV: Tensor | None = None,
+) -> Tensor:
     r"""Span loss of one sample (Eq. 10).
 
     It is the distance of the two models' products of neighbouring rows, averaged over spans.
@@ -84,18 +84,12 @@ def span_loss(
 
     See also: pair_weights, which the vocabulary pass uses for the same sum.
     """
-    _check(spans, logq_TV.shape[0])
     assert (keep_TV is not None) == (config.vectors == "clipped"), "clipped vectors need keep_TV, full ones must not have it"
-    keep_NV = None if keep_TV is None else keep_TV[:-1] & keep_TV[1:]
-    distance_N = pair_distance(logq_TV[:-1], logq_TV[1:], logp_TV[:-1], logp_TV[1:], config.squared, keep_NV)
-    counted = counted_spans(spans, config)
-    total = distance_N[:0].sum()
-    for start, stop in counted:
-        total = total + distance_N[start : stop - 1].sum() / (_divisor(stop - start, config) * len(counted))
-    return total
+    distance_N = pair_distance(logq_TV, logp_TV, len(logq_TV) - 1, config.squared, keep_TV)
+    return (distance_N * _weights(spans, len(logq_TV), config)[:-1].to(distance_N)).sum()
 
 
-def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> torch.Tensor:
+def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
     """The weight of each pair of rows (n, n + 1) in the span loss of one sample.
 
     With d_n the `pair_distance` of rows n and n + 1, the sum of w_n d_n is `span_loss`.  The last weight is always 0, so
@@ -113,51 +107,48 @@ def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanCo
         >>> pair_weights([(0, 2), (1, 4)], 5, SpanConfig())  # 1/2 of 1/2, and 1/2 of 1/3
         tensor([0.2500, 0.1667, 0.1667, 0.0000, 0.0000])
     """
-    _check(spans, num_rows)
+    return _weights(spans, num_rows, config).float()
+
+
+def _weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
+    """`pair_weights` in float64.  Spans lie in the sample, since they come from this package's own alignment."""
+    for start, stop in spans:
+        assert 0 <= start < stop <= num_rows, f"span [{start}, {stop}) does not lie in the sample's {num_rows} rows"
     weight_N = torch.zeros(num_rows, dtype=torch.float64)
     counted = counted_spans(spans, config)
     for start, stop in counted:
-        weight_N[start : stop - 1] += 1 / (_divisor(stop - start, config) * len(counted))
-    return weight_N.float()
+        # A span of one token has an empty sum, so 1 replaces its 0 pairs.
+        divisor = stop - start if config.denominator == "tokens" else max(stop - start - 1, 1)
+        weight_N[start : stop - 1] += 1 / (divisor * len(counted))
+    return weight_N
 
 
-def pair_distance(
-    logq_left_NV: torch.Tensor,
-    logq_right_NV: torch.Tensor,
-    logp_left_NV: torch.Tensor,
-    logp_right_NV: torch.Tensor,
-    squared: bool,
-    keep_NV: torch.Tensor | None = None,
-) -> torch.Tensor:
+def pair_distance(logq_NV: Tensor, logp_NV: Tensor, num_pairs: int, squared: bool, keep_NV: Tensor | None = None) -> Tensor:
     """L2 distance of the two models' products of neighbouring rows.
 
     It lies in [0, sqrt(2)], squared in [0, 2].
 
     Args:
-        logq_left_NV, logq_right_NV: Student log-probabilities of the pairs' first and second rows.
-        logp_left_NV, logp_right_NV: Teacher log-probabilities of the same rows, no gradient.
+        logq_NV: Student log-probabilities of at least num_pairs + 1 rows.
+        logp_NV: Teacher log-probabilities of the same rows, no gradient.
+        num_pairs: Number of pairs of rows n and n + 1, from the first row on.
         squared: Whether to return the squared distance.
-        keep_NV: bool, the classes that both rows of a pair keep, which alone count; None counts all.
+        keep_NV: bool, the classes that each row keeps: only those that both rows of a pair keep count; None counts all.
 
     Returns:
-        distance_N, float32 (float64 for float64 inputs); its gradient is exactly 0 where the distance is 0.
+        distance_N, `num_pairs` long, float32 (float64 for float64 inputs); its gradient is exactly 0 where the distance is 0.
     """
-    dtype = loss_dtype(logq_left_NV)
-    student_NV = (logq_left_NV.to(dtype) + logq_right_NV.to(dtype)).exp()
-    teacher_NV = (logp_left_NV.to(dtype) + logp_right_NV.to(dtype)).exp().detach()
+    dtype = loss_dtype(logq_NV)
+    left, right = slice(0, num_pairs), slice(1, num_pairs + 1)
+    student_NV = (logq_NV[left].to(dtype) + logq_NV[right].to(dtype)).exp()
+    teacher_NV = (logp_NV[left].to(dtype) + logp_NV[right].to(dtype)).exp().detach()
     difference_NV = student_NV - teacher_NV
     if keep_NV is not None:
-        difference_NV = difference_NV.masked_fill(~keep_NV, 0.0)
+        difference_NV = difference_NV.masked_fill(~(keep_NV[left] & keep_NV[right]), 0.0)
     if squared:
         return difference_NV.square().sum(-1)
-    norm_N: torch.Tensor = torch.linalg.vector_norm(difference_NV, dim=-1)
+    norm_N: Tensor = torch.linalg.vector_norm(difference_NV, dim=-1)
     return norm_N
-
-
-def _check(spans: Sequence[tuple[int, int]], num_rows: int) -> None:
-    """Assert that spans lie in the sample: they come from this package's own alignment."""
-    for start, stop in spans:
-        assert 0 <= start < stop <= num_rows, f"span [{start}, {stop}) does not lie in the sample's {num_rows} rows"
 
 
 def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[tuple[int, int]]:
@@ -180,8 +171,3 @@ def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[
 def _contains(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
     """Whether `inner` is a proper part of `outer`."""
     return outer != inner and outer[0] <= inner[0] and inner[1] <= outer[1]
-
-
-def _divisor(num_tokens: int, config: SpanConfig) -> int:
-    """Divisor of one span's sum; a span of one token has an empty sum, so 1 replaces its 0 pairs."""
-    return num_tokens if config.denominator == "tokens" else max(num_tokens - 1, 1)

@@ -1,4 +1,4 @@
-"""LoRA adapters saved by other programs: find, read, and merge them into their base.
+"""LoRA adapters saved by other programs, and their merge into a base model.
 
 An adapter_config.json is untrusted input, and PEFT's own reader applies every field of it: fields can change the base, load
 further files, or name a Python module to import.  So this module reads the fields of a plain LoRA adapter only, and rejects
@@ -11,43 +11,29 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
-from redistill.errors import ModelError
+from redistill.errors import ModelError, first_line
+from redistill.interfaces import CausalModel
 from redistill.models.families import unwrapped
+from redistill.records import Json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 # Fields that define the adapters; passed to PEFT unchanged.
-_READ = (
-    "r",
-    "lora_alpha",
-    "target_modules",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "use_rslora",
-    "layers_to_transform",
-    "layers_pattern",
-    "rank_pattern",
-    "alpha_pattern",
-)
+_READ = {
+    *("r", "lora_alpha", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora"),
+    *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+}
 # Fields that do not affect the merged weights, or that are checked here.
 _UNUSED = {
-    "peft_type",
-    "task_type",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "lora_dropout",
-    "peft_version",
-    "auto_mapping",
-    "init_lora_weights",
+    *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version"),
+    *("auto_mapping", "init_lora_weights"),
 }
 # Initialisations that leave the base unchanged; others (PiSSA, LoftQ ...) subtract the adapter from it.
 _PLAIN_INITIALISATIONS = (True, False, None, "gaussian")
@@ -69,7 +55,7 @@ class Adapter:
     name: str
     base: str
     revision: str | None
-    settings: dict[str, Any]
+    settings: dict[str, Json]
     weights: Path
     has_tokenizer: bool
 
@@ -103,7 +89,7 @@ def find_adapter(name: str, revision: str | None) -> Adapter | None:
     )
 
 
-def merge_adapter(model: Any, adapter: Adapter) -> Any:
+def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
     """Merge the adapter into the weights of `model`.
 
     Args:
@@ -127,37 +113,26 @@ def merge_adapter(model: Any, adapter: Adapter) -> Any:
             adapted = peft.get_peft_model(model, settings)
         _check_fits(adapter, adapted, weights)
         peft.set_peft_model_state_dict(adapted, weights)
-        merged = adapted.merge_and_unload()
+        merged: CausalModel = adapted.merge_and_unload()
+    except ModelError:
+        raise
     except (ValueError, TypeError, KeyError, RuntimeError, OSError, re.error, SafetensorError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(
-            f"{adapter.name}: cannot be merged into its base ({str(error).strip().splitlines()[0][:200]}); "
-            "check that it was trained on this base"
-        ) from error
+        reason = f"cannot be merged into its base ({first_line(error)[:200]})"
+        raise ModelError(f"{adapter.name}: {reason}; check that it was trained on this base") from error
     merged.requires_grad_(True)
     merged.name_or_path = merged.config.name_or_path = ""  # the merged model is not saved in any folder
     return merged.train(training)
 
 
-def _check_plain(name: str, fields: dict[str, Any]) -> None:
+def _check_plain(name: str, fields: dict[str, Json]) -> None:
     """Reject an adapter that is more than low-rank matrices added to frozen weights."""
     import peft  # takes a second
 
     usual = {field.name: field.default for field in dataclasses.fields(peft.LoraConfig)}
-    wrong = next(
-        (
-            field
-            for field, value in fields.items()
-            if field not in _UNUSED.union(_READ)
-            and value
-            and value != "none"
-            and value != usual.get(field)
-            # The default of a nested config is an object with every option off.
-            and not (isinstance(value, dict) and not any(value.values()))
-        ),
-        None,
-    )
+    # The default of a nested config is an object with every option off.
+    is_set = {field: any(value.values()) if isinstance(value, dict) else bool(value) for field, value in fields.items()}
+    other = [field for field in fields if is_set[field] and field not in _READ | _UNUSED]
+    wrong = next((field for field in other if fields[field] not in ("none", usual.get(field))), None)
     if fields.get("peft_type") != "LORA":
         wrong = "peft_type"
     elif fields.get("init_lora_weights", True) not in _PLAIN_INITIALISATIONS:
@@ -169,7 +144,7 @@ def _check_plain(name: str, fields: dict[str, Any]) -> None:
         )
 
 
-def _check_fits(adapter: Adapter, adapted: Any, found: dict[str, torch.Tensor]) -> None:
+def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.Tensor]) -> None:
     """Compare the file's tensors with the ones that its settings define."""
     import peft
 
@@ -180,9 +155,8 @@ def _check_fits(adapter: Adapter, adapted: Any, found: dict[str, torch.Tensor]) 
             f"{adapter.name}: {len(odd)} weights do not fit the base model, first {odd[0]}; check base_model_name_or_path in "
             f"its {CONFIG}"
         )
-    plain = unwrapped(adapted)
-    tied = plain.get_input_embeddings().weight is plain.get_output_embeddings().weight
-    if tied and any(hasattr(layer, "lora_A") for layer in (plain.get_input_embeddings(), plain.get_output_embeddings())):
+    layers = unwrapped(adapted).get_input_embeddings(), unwrapped(adapted).get_output_embeddings()
+    if layers[0].weight is layers[1].weight and any(hasattr(layer, "lora_A") for layer in layers):
         raise ModelError(
             f"{adapter.name}: adapts an embedding that is tied to the LM head, which cannot be merged into one matrix; "
             "train the adapter without it"
@@ -192,15 +166,20 @@ def _check_fits(adapter: Adapter, adapted: Any, found: dict[str, torch.Tensor]) 
 def find_file(name: str, file: str, revision: str | None) -> Path | None:
     """Path of a file in a local folder, or downloaded from a hub repository.
 
+    A path is never looked up on the hub, where anyone may register its name.
+
     Returns:
         The path; None where the file does not exist or the hub cannot be reached.
 
     Raises:
-        ModelError: the repository or revision does not exist, or the name is not a valid hub name.
+        ModelError: the folder, repository or revision does not exist, or the name is not a valid hub name.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return path / file if (path / file).is_file() else None
+    looks_like_a_path = name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
+    if path.exists() or looks_like_a_path or Path(name).is_absolute():
+        raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
     try:
         found = cached_file(
             name,
@@ -211,6 +190,6 @@ def find_file(name: str, file: str, revision: str | None) -> Path | None:
             _raise_exceptions_for_connection_errors=False,
         )
     except (OSError, ValueError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"{name}: cannot be found ({reason[:300]}); check the name, the revision, and the network") from error
+        reason = first_line(error)[:300]
+        raise ModelError(f"{name}: cannot be found ({reason}); check the name, the revision, and the network") from error
     return None if found is None else Path(found)

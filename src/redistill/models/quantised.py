@@ -1,4 +1,4 @@
-"""Base weights quantised to 4 or 8 bits with bitsandbytes, for QLoRA, and their dequantisation."""
+"""Base weights in 4 or 8 bits (bitsandbytes), for QLoRA, and dequantisation."""
 
 import importlib.util
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from redistill.errors import ConfigError
 Quantise = Literal["none", "nf4", "int8"]
 
 
-def loading_options(quantise: Quantise, dtype: torch.dtype) -> dict[str, Any]:
+def loading_options(quantise: Quantise, dtype: torch.dtype) -> dict[str, object]:
     """Options that make `from_pretrained` quantise the linear layers while loading.
 
     "nf4" is QLoRA's format: 4-bit NormalFloat with its scales quantised again (arXiv 2305.14314).  "int8" is LLM.int8().
@@ -31,12 +31,9 @@ def loading_options(quantise: Quantise, dtype: torch.dtype) -> dict[str, Any]:
         raise ConfigError(
             f"quantise = {quantise!r}: needs the bitsandbytes package; pip install 'redistill[qlora]', or set quantise to none"
         )
-    if quantise == "int8":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-    return {"quantization_config": config}
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    storage = {"load_in_8bit": True} if quantise == "int8" else {"load_in_4bit": True, **nf4}
+    return {"quantization_config": BitsAndBytesConfig(**storage)}
 
 
 def keep_trainable(model: nn.Module) -> None:
@@ -48,7 +45,7 @@ def keep_trainable(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # nn.Module declares tensors and modules only
 
 
 def is_quantised(model: nn.Module) -> bool:

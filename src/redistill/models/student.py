@@ -1,4 +1,6 @@
-"""The student as one module: body, head and clip network, so that one placement handles every gradient.
+"""The student as one module: body, head and clip network.
+
+One placement thus handles every gradient.
 
 A placement wraps this module and nothing else, and training calls only its forward: a submodule that is called directly has no
 parameters when they are sharded. Without gradients any submodule may be called inside ``Placement.unsharded``.
@@ -6,12 +8,14 @@ parameters when they are sharded. Without gradients any submodule may be called 
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Literal, cast
 
 import torch
 from torch import nn
 
 from redistill.contracts import Batch, TeacherTarget
+from redistill.errors import first_line
+from redistill.interfaces import CausalModel
 from redistill.models.families import BodyCall, body, head
 from redistill.vocab_pass import Compile, Head, Term, compiles, vocab_pass
 
@@ -30,27 +34,12 @@ class StudentModule(nn.Module):
             size and machine.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        vocabulary: int,
-        divergence: object = None,
-        compile: Compile = "none",
-    ) -> None:
+    def __init__(self, model: CausalModel, *, vocabulary: int, divergence: object = None, compile: Compile = "none") -> None:
         super().__init__()
-        self.model: Any = model  # a transformers model, which has methods that nn.Module lacks
+        self.model = model
         self.clip_network = divergence if isinstance(divergence, nn.Module) else None
         self._vocabulary, self._compile = vocabulary, compile
         self._compiled_body = _compiled(body(model)) if compile == "all" else None
-
-    @overload
-    def forward(
-        self, batch: Batch, target: TeacherTarget | None, terms: Sequence[Term], *, mode: Literal["learn"] = "learn"
-    ) -> Learned: ...
-
-    @overload
-    def forward(self, batch: Batch, *, mode: Literal["rows"]) -> Rows: ...
 
     def forward(
         self,
@@ -73,7 +62,8 @@ class StudentModule(nn.Module):
             name. The gradient of a trainable head's weight has already been added to its ``grad``, so backward must follow,
             with a gradient of 1. With "rows", the hidden states of the supervised rows, [N, D], and the head to apply to them.
         """
-        hidden_ND, student_head = self._rows(batch)
+        hidden_BTD = (self._compiled_body or body(self.model))(batch.input_ids_BT, batch.attention_mask_BT)
+        hidden_ND, student_head = hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)
         if mode == "rows":
             return hidden_ND, student_head
         compiled = compiles(self._compile, student_head.num_classes, hidden_ND.device)
@@ -81,13 +71,7 @@ class StudentModule(nn.Module):
 
     def rows(self, batch: Batch) -> Rows:
         """The forward in mode "rows"."""
-        found: Rows = self(batch, mode="rows")
-        return found
-
-    def _rows(self, batch: Batch) -> Rows:
-        read = self._compiled_body or body(self.model)
-        hidden_BTD = read(batch.input_ids_BT, batch.attention_mask_BT)
-        return hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)
+        return cast(Rows, self(batch, mode="rows"))
 
 
 def _compiled(plain: BodyCall) -> BodyCall:
@@ -103,8 +87,8 @@ def _compiled(plain: BodyCall) -> BodyCall:
                 return fused(input_ids_BT, attention_mask_BT)
             except TorchDynamoException as error:
                 failed = True
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                warnings.warn(f"training.compile: the body cannot be compiled and runs uncompiled: {reason}", stacklevel=2)
+                fault = f"training.compile: the body cannot be compiled and runs uncompiled: {first_line(error)}"
+                warnings.warn(fault, stacklevel=2)
         return plain(input_ids_BT, attention_mask_BT)
 
     return hidden_states

@@ -38,9 +38,9 @@ def match_vocabularies(
 ) -> VocabularyMatch:
     """The classes that teacher and student have in common.
 
-    With equal maps the number of shared classes is the number of rows of the smaller head.  An error names the first ids that
-    differ.  Any difference of the maps is
-    rejected, including added tokens: distillation of an id that one model has not learned would train on noise.
+    With equal maps the number of shared classes is the number of rows of the smaller head.  Any difference of the maps is
+    rejected, including added tokens: distillation of an id that one model has not learned would train on noise.  An error names
+    the first ids that differ.
 
     Args:
         teacher, student: Token -> id, including added tokens (`tokenizer.get_vocab()`).
@@ -67,9 +67,7 @@ def match_vocabularies(
 
 def _difference(teacher: Mapping[str, int], student: Mapping[str, int]) -> str:
     teacher_tokens, student_tokens = _by_id(teacher), _by_id(student)
-    ids = sorted(
-        i for i in teacher_tokens.keys() | student_tokens.keys() if teacher_tokens.get(i, ()) != student_tokens.get(i, ())
-    )
+    ids = sorted(i for i in teacher_tokens.keys() | student_tokens.keys() if teacher_tokens.get(i) != student_tokens.get(i))
     named = "; ".join(
         f"id {i} is {_name(teacher_tokens, i)} in the teacher and {_name(student_tokens, i)} in the student"
         for i in ids[:NAMED_DIFFERENCES]
@@ -78,12 +76,12 @@ def _difference(teacher: Mapping[str, int], student: Mapping[str, int]) -> str:
     return f"teacher and student vocabularies differ: {named}{more}; choose a teacher and a student with the same tokenizer"
 
 
-def _by_id(vocabulary: Mapping[str, int]) -> dict[int, tuple[str, ...]]:
+def _by_id(vocabulary: Mapping[str, int]) -> dict[int, list[str]]:
     tokens: dict[int, list[str]] = {}
-    for token, i in vocabulary.items():
+    for token, i in sorted(vocabulary.items()):
         tokens.setdefault(i, []).append(token)
-    return {i: tuple(sorted(names)) for i, names in tokens.items()}
+    return tokens
 
 
-def _name(tokens: Mapping[int, tuple[str, ...]], i: int) -> str:
+def _name(tokens: Mapping[int, list[str]], i: int) -> str:
     return " or ".join(repr(token) for token in tokens[i]) if i in tokens else "no token"

@@ -12,13 +12,12 @@ from redistill.config.run import Run
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.models import vocabulary
-from redistill.models.families import position_limit
+from redistill.models.families import head, position_limit
 from redistill.models.initialise import cast_weights, student_from_layers
 from redistill.models.load import (
     checkpoint_activations,
     compatibility_warnings,
     end_token_ids,
-    head,
     load_model,
     parameter_bytes,
     parameter_count,
@@ -65,7 +64,7 @@ def load_models(config: Run) -> Models:
     source, taught_by = student_source(config), teacher_source(config)
     teacher, teacher_tokenizer = load_model(taught_by) if taught_by is not None else (None, None)
     if source.model == "teacher":
-        assert teacher is not None and source.initialise is not None
+        assert teacher is not None and teacher_tokenizer is not None and source.initialise is not None
         student, tokenizer = student_from_layers(teacher, source.initialise.layers), teacher_tokenizer
     else:
         student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise)
@@ -80,7 +79,7 @@ def load_models(config: Run) -> Models:
         checkpoint_activations(student)
     check_positions(student, config.data.tokens, "student")
     size = head(student).num_classes
-    if teacher is not None:
+    if teacher is not None and teacher_tokenizer is not None:
         check_positions(teacher, config.data.tokens, "teacher")
         match = shared_vocabulary(teacher, teacher_tokenizer, student, tokenizer)
         size = match.size

@@ -22,7 +22,8 @@ from redistill.errors import CheckpointError, ConfigError
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.evaluation.folder import SETTINGS
 from redistill.evaluation.scores import EvaluationConfig
-from redistill.models.load import ModelConfig, head, load_model
+from redistill.models.families import head
+from redistill.models.load import ModelConfig, load_model
 from redistill.models.lora import load_trainable_state, save_student, trainable_state
 from redistill.processes import signals
 from redistill.processes import watch as ranks

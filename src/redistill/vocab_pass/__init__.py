@@ -1,4 +1,6 @@
-"""The vocabulary pass: LM head and objective in chunks of rows, so that no [N, V] tensor of a whole batch exists.
+"""The vocabulary pass: LM head and objective in chunks of rows.
+
+No [N, V] tensor of a whole batch exists.
 
 `vocab_pass` computes all terms of the objective - cross entropy, a divergence, spans, a policy gradient - and their gradients
 in one pass over the rows.  `row_statistics` computes statistics of rows without gradients.  `dense_reference` computes the same

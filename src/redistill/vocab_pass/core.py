@@ -1,4 +1,4 @@
-"""The elementwise core: from one tile's raw logits to the terms' sums and the gradient of these logits.
+"""The elementwise core: from a tile's raw logits to sums and their gradient.
 
 `Core` is plain PyTorch.  Uncompiled, each operation passes over the tile; compiled, log-softmax, all terms and their gradient
 are a few fused loops.  Compiled tiles all have the same number of rows - the last one is padded with rows that do not count -
@@ -17,10 +17,12 @@ from types import FunctionType
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from redistill.contracts import TopClasses
+from redistill.errors import first_line
 from redistill.vocab_pass.head import finished
-from redistill.vocab_pass.rules import LogProbs, Rule, log_probs
+from redistill.vocab_pass.rules import Rule, TargetRows, log_probs
 
 Compile = Literal["auto", "none", "rows", "all"]
 
@@ -29,8 +31,9 @@ MIN_COMPILED_CLASSES = 16384
 
 MAX_COMPILED_CORES = 16  # number of cores that stay compiled; a run has about three
 
-Tensors = tuple[tuple[torch.Tensor, ...], ...]
-Sums = dict[str, torch.Tensor]
+Tensors = tuple[tuple[Tensor, ...], ...]
+Sums = dict[str, Tensor]
+Visited = tuple[Sums, Tensor, tuple[Tensor | None, ...]]
 
 
 def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> bool:
@@ -65,7 +68,7 @@ class Core:
     scale: float
     softcap: float | None
 
-    def __call__(self, raw_CV: torch.Tensor, target_rows: torch.Tensor | TopClasses | None, tensors: Tensors) -> Sums:
+    def __call__(self, raw_CV: Tensor, target_rows: TargetRows | None, tensors: Tensors) -> Sums:
         """The rules' sums by name.
 
         Args:
@@ -74,19 +77,26 @@ class Core:
             tensors: The tensors of each rule.
         """
         logq_CV = torch.log_softmax(finished(raw_CV, self.scale, self.softcap), dim=-1)
-        both: LogProbs | None = None if target_rows is None else log_probs(logq_CV, target_rows)
+        both = None if target_rows is None else log_probs(logq_CV, target_rows)
         sums: Sums = {}
         for rule, own in zip(self.rules, tensors, strict=True):
             sums |= rule(logq_CV, both, *own)
         return sums
 
 
+def of_rows(target_rows: TargetRows | None, change: Callable[[Tensor], Tensor]) -> TargetRows | None:
+    """The target with `change` applied to each of its tensors."""
+    if isinstance(target_rows, TopClasses):
+        return TopClasses(*map(change, target_rows))
+    return None if target_rows is None else change(target_rows)
+
+
 @dataclass(frozen=True, eq=False)
 class Tile:
     """Rows of one block, followed by the halo row where spans need it."""
 
-    raw_CV: torch.Tensor
-    target_rows: torch.Tensor | TopClasses | None
+    raw_CV: Tensor
+    target_rows: TargetRows | None
     tensors: Tensors
 
     def padded(self, num_rows: int, halo: int) -> "Tile":
@@ -94,18 +104,14 @@ class Tile:
 
         The result has `num_rows` rows and `halo` halo rows.
         """
-        target_rows = self.target_rows
-        if isinstance(target_rows, torch.Tensor):
-            target_rows = _padded(target_rows, num_rows + halo)
-        elif target_rows is not None:
-            target_rows = TopClasses(*(_padded(tensor, num_rows + halo) for tensor in target_rows))
+        target_rows = of_rows(self.target_rows, lambda tensor: _padded(tensor, num_rows + halo))
         tensors = tuple(tuple(_padded(tensor, num_rows) for tensor in own) for own in self.tensors)
         return Tile(_padded(self.raw_CV, num_rows + halo), target_rows, tensors)
 
 
 def visit(
-    core: Core, tile: Tile, coefficients: Sequence[float], parameters: Sequence[torch.Tensor], fill: tuple[int, int] | None
-) -> tuple[Sums, torch.Tensor, tuple[torch.Tensor | None, ...]]:
+    core: Core, tile: Tile, coefficients: Sequence[float], parameters: Sequence[Tensor], fill: tuple[int, int] | None
+) -> Visited:
     """The sums of a tile and their gradients, weighted by the coefficients.
 
     Args:
@@ -127,18 +133,14 @@ def visit(
             return sums, gradient_CV[: len(tile.raw_CV)], others
         except TorchDynamoException as error:
             _NOT_COMPILABLE.add(core)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(f"training.compile: the terms cannot be compiled and run uncompiled: {reason}", stacklevel=2)
+            fault = f"training.compile: the terms cannot be compiled and run uncompiled: {first_line(error)}"
+            warnings.warn(fault, stacklevel=2)
     return _differentiate(core, core, tile, coefficients, parameters)
 
 
 def _differentiate(
-    function: Callable[..., Sums],
-    core: Core,
-    tile: Tile,
-    coefficients: Sequence[float],
-    parameters: Sequence[torch.Tensor],
-) -> tuple[Sums, torch.Tensor, tuple[torch.Tensor | None, ...]]:
+    function: Callable[..., Sums], core: Core, tile: Tile, coefficients: Sequence[float], parameters: Sequence[Tensor]
+) -> Visited:
     with torch.enable_grad():
         leaf_CV = tile.raw_CV.detach().requires_grad_()
         sums = function(leaf_CV, tile.target_rows, tile.tensors)
@@ -154,7 +156,7 @@ _numbers = count()
 
 @lru_cache(maxsize=MAX_COMPILED_CORES)
 def _compiled(core: Core) -> Callable[..., Sums]:
-    def tile_sums(raw_CV: torch.Tensor, target_rows: torch.Tensor | TopClasses | None, tensors: Tensors) -> Sums:
+    def tile_sums(raw_CV: Tensor, target_rows: TargetRows | None, tensors: Tensors) -> Sums:
         return core(raw_CV, target_rows, tensors)
 
     # Each core gets its own code object: dynamo compiles one code object at most eight times.
@@ -163,9 +165,6 @@ def _compiled(core: Core) -> Callable[..., Sums]:
     return torch.compile(own, fullgraph=True, dynamic=False)
 
 
-def _padded(tensor: torch.Tensor, num_rows: int) -> torch.Tensor:
-    if len(tensor) == num_rows:
-        return tensor
-    whole = tensor.new_zeros((num_rows, *tensor.shape[1:]))
-    whole[: len(tensor)] = tensor
-    return whole
+def _padded(tensor: Tensor, num_rows: int) -> Tensor:
+    missing = num_rows - len(tensor)
+    return torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))]) if missing else tensor

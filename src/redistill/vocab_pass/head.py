@@ -1,4 +1,7 @@
-"""The LM head: hidden states to fp32 logits, by products whose operands are bf16 only if the model runs in bf16."""
+"""The LM head: from hidden states to logits in float32.
+
+Operands of its products are bf16 only if the model runs in bf16.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,7 +68,7 @@ class Products:
     @contextmanager
     def _precision(self) -> Iterator[None]:
         """Context without autocast, in which a CPU rounds fp32 operands to bf16 if `bf16`; restores the process's setting."""
-        matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not annotated in torch
         before = matmul.fp32_precision
         with torch.autocast(self.device, enabled=False):
             try:

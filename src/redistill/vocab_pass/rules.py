@@ -1,4 +1,6 @@
-"""The arithmetic of the terms: sums over the rows of a tile, as functions of log-probabilities.
+"""The arithmetic of the terms: sums over the rows of a tile.
+
+They are functions of log-probabilities.
 
 A rule's fields are constant during a run, and rules with equal fields are equal, so that each is compiled once; values that
 change - targets, masks, weights - are tensor arguments.  A row whose values are all 0 does not count, whatever its logits are.
@@ -6,24 +8,28 @@ change - targets, masks, weights - are tensor arguments.  A row whose values are
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from redistill.contracts import Divergence, TopClasses
 from redistill.errors import ConfigError
 from redistill.losses.policy_gradient import clipped_surrogate
 from redistill.losses.span import pair_distance
 
+TargetRows = Tensor | TopClasses
+"""What a teacher returns for some rows; see `contracts.TeacherTarget`."""
+
 
 class LogProbs(NamedTuple):
     """Both models' log-probabilities of the same classes, the student's with gradient."""
 
-    logq_CV: torch.Tensor
-    logp_CV: torch.Tensor
+    logq_CV: Tensor
+    logp_CV: Tensor
 
 
-def log_probs(logq_CV: torch.Tensor, target_rows: torch.Tensor | TopClasses) -> LogProbs:
+def log_probs(logq_CV: Tensor, target_rows: TargetRows) -> LogProbs:
     """The log-probabilities of student and teacher over the same classes.
 
     If the teacher lists classes, the classes are these and one bin of all others, for both models.
@@ -32,7 +38,7 @@ def log_probs(logq_CV: torch.Tensor, target_rows: torch.Tensor | TopClasses) -> 
         logq_CV: Student log-probabilities.
         target_rows: Teacher logits of the same rows, or the classes that the teacher lists.
     """
-    if isinstance(target_rows, torch.Tensor):
+    if isinstance(target_rows, Tensor):
         return LogProbs(logq_CV, torch.log_softmax(target_rows.to(logq_CV.dtype), dim=-1))
     listed_CK = logq_CV.gather(1, target_rows.class_NK)
     # log(1 - listed mass) would cancel if the listed classes have nearly all mass.
@@ -42,9 +48,9 @@ def log_probs(logq_CV: torch.Tensor, target_rows: torch.Tensor | TopClasses) -> 
     return LogProbs(torch.cat([listed_CK, rest_C1], dim=1), logp_CK.to(logq_CV.dtype))
 
 
-def whole(target_rows: torch.Tensor | TopClasses) -> torch.Tensor:
+def whole(target_rows: TargetRows) -> Tensor:
     """The log-probabilities of a teacher that has logits for the whole vocabulary."""
-    assert isinstance(target_rows, torch.Tensor), "the teacher lists its most probable classes, but all classes are needed"
+    assert isinstance(target_rows, Tensor), "the teacher lists its most probable classes, but all classes are needed"
     return torch.log_softmax(target_rows, dim=-1)
 
 
@@ -54,9 +60,7 @@ class CrossEntropyRule:
 
     name: str
 
-    def __call__(
-        self, logq_CV: torch.Tensor, both: LogProbs | None, target_C: torch.Tensor, counted_C: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def __call__(self, logq_CV: Tensor, both: LogProbs | None, target_C: Tensor, counted_C: Tensor) -> dict[str, Tensor]:
         logprob_C = logq_CV[: len(target_C)].gather(1, target_C[:, None])[:, 0]
         return {self.name: -logprob_C.masked_fill(~counted_C, 0.0).sum()}
 
@@ -71,20 +75,17 @@ class DivergenceRule:
     name: str
     divergence: Divergence | torch.nn.Module
 
-    def __call__(
-        self, logq_CV: torch.Tensor, both: LogProbs | None, weight_C: torch.Tensor, counted_C: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def __call__(self, logq_CV: Tensor, both: LogProbs | None, weight_C: Tensor, counted_C: Tensor) -> dict[str, Tensor]:
         assert both is not None, "a divergence needs a teacher"
         num_rows = len(counted_C)
-        result: Any = self.divergence(both.logq_CV[:num_rows], both.logp_CV[:num_rows])
+        result = self.divergence(both.logq_CV[:num_rows], both.logp_CV[:num_rows])
         divergence_C, diagnostics = result if isinstance(result, tuple) else (result, {})
         if divergence_C.shape != counted_C.shape:
             raise ConfigError(
                 f"{type(self.divergence).__name__}: returned shape {list(divergence_C.shape)}; must be [{num_rows}]"
             )
-        total = (divergence_C * weight_C).masked_fill(~counted_C, 0.0).sum()
-        rows = {name: value_C.detach().masked_fill(~counted_C, 0) for name, value_C in diagnostics.items()}
-        return {self.name: total, **{name: value_C.sum() for name, value_C in rows.items()}}
+        details = {name: value_C.detach().masked_fill(~counted_C, 0).sum() for name, value_C in diagnostics.items()}
+        return {self.name: (divergence_C * weight_C).masked_fill(~counted_C, 0.0).sum(), **details}
 
 
 @dataclass(frozen=True)
@@ -96,19 +97,15 @@ class SpanRule:
 
     name: str
     squared: bool
-    keep: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
+    keep: Callable[[Tensor, Tensor], Tensor] | None
 
-    def __call__(self, logq_CV: torch.Tensor, both: LogProbs | None, pair_weight_C: torch.Tensor) -> dict[str, torch.Tensor]:
+    def __call__(self, logq_CV: Tensor, both: LogProbs | None, pair_weight_C: Tensor) -> dict[str, Tensor]:
         assert both is not None, "spans need a teacher"
         num_pairs = min(len(pair_weight_C), len(logq_CV) - 1)
-        left, right = slice(0, num_pairs), slice(1, num_pairs + 1)
         logq_CV, logp_CV = both
-        keep_CV = None
-        if self.keep is not None:
-            keep_CV = self.keep(logq_CV[: num_pairs + 1], logp_CV[: num_pairs + 1])
-            keep_CV = keep_CV[left] & keep_CV[right]
-        distance_C = pair_distance(logq_CV[left], logq_CV[right], logp_CV[left], logp_CV[right], self.squared, keep_CV)
-        return {self.name: (distance_C * pair_weight_C[left]).sum()}
+        keep_CV = None if self.keep is None else self.keep(logq_CV[: num_pairs + 1], logp_CV[: num_pairs + 1])
+        distance_C = pair_distance(logq_CV, logp_CV, num_pairs, self.squared, keep_CV)
+        return {self.name: (distance_C * pair_weight_C[:num_pairs]).sum()}
 
 
 @dataclass(frozen=True)
@@ -123,13 +120,13 @@ class PolicyGradientRule:
 
     def __call__(
         self,
-        logq_CV: torch.Tensor,
+        logq_CV: Tensor,
         both: LogProbs | None,
-        token_C: torch.Tensor,
-        old_logprob_C: torch.Tensor,
-        advantage_C: torch.Tensor,
-        importance_C: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
+        token_C: Tensor,
+        old_logprob_C: Tensor,
+        advantage_C: Tensor,
+        importance_C: Tensor,
+    ) -> dict[str, Tensor]:
         logprob_C = logq_CV[: len(token_C)].gather(1, token_C[:, None])[:, 0]
         loss_C, ratio_C, clipped_C = clipped_surrogate(logprob_C, old_logprob_C, advantage_C, importance_C, self.clip)
         return {self.name: loss_C.sum(), "ratio": ratio_C.sum(), "clipped": clipped_C.sum(dtype=ratio_C.dtype)}

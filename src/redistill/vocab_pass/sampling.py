@@ -1,4 +1,7 @@
-"""Sampling of classes by inverting cumulative distributions, from coarse ranges of classes to fine ones."""
+"""Sampling of classes by inverting cumulative distributions.
+
+It descends from coarse ranges of classes to fine ones.
+"""
 
 import torch
 
@@ -34,9 +37,8 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
         >>> sample_rows(torch.tensor([[0.25, 0.0, 0.75]]).expand(3, 3), uniforms_NK)
         tensor([0, 2, 2])
     """
-    assert uniforms_NK.shape == (len(probabilities_NV), NUMBERS_PER_DRAW), (
-        "needs one uniform number per row and level of the tree"
-    )
+    shape = len(probabilities_NV), NUMBERS_PER_DRAW
+    assert uniforms_NK.shape == shape, "needs one uniform number per row and level of the tree"
     blocks_NBK = _grouped(probabilities_NV, BLOCK_CLASSES)
     levels = [blocks_NBK.sum(-1).double()]
     while len(levels) < NUMBERS_PER_DRAW - 2:

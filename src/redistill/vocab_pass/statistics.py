@@ -1,8 +1,12 @@
-"""Statistics of rows for revision, policy gradients and reports: one number or token per row, without gradients."""
+"""Statistics of rows: one number or token per row, without gradients.
+
+They are used for revision, policy gradients and reports.
+"""
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
@@ -13,19 +17,10 @@ from redistill.vocab_pass.rules import whole
 from redistill.vocab_pass.sampling import sample_rows
 from redistill.vocab_pass.walk import chunk_budget, cuts
 
-Statistic = Literal[
-    "forward_kl",
-    "reverse_kl",
-    "cross_entropy",
-    "student_entropy",
-    "teacher_entropy",
-    "student_argmax",
-    "teacher_argmax",
-    "agreement",
-    "student_logprob",
-    "teacher_logprob",
-    "teacher_sample",
-]
+_OfBoth = Literal["forward_kl", "reverse_kl", "agreement"]
+_OfStudent = Literal["cross_entropy", "student_entropy", "student_argmax", "student_logprob"]
+_OfTeacher = Literal["teacher_entropy", "teacher_argmax", "teacher_logprob", "teacher_sample"]
+Statistic = Literal[_OfBoth, _OfStudent, _OfTeacher]
 
 LIVE_TENSORS = 6  # log-probabilities of both models, logits of one while they are computed, and three of a statistic
 
@@ -59,37 +54,30 @@ def row_statistics(
     Returns:
         By name a tensor over N: int64 tokens, bool agreement, else float32 (float64 for float64).
     """
-    unknown = set(names) - set(get_args(Statistic))
-    assert not unknown, (
-        f"row_statistics: no such statistic: {', '.join(sorted(unknown))}; must be one of {', '.join(get_args(Statistic))}"
-    )
+    unknown, known = sorted(set(names) - set(_STATISTICS)), ", ".join(_STATISTICS)
+    assert not unknown, f"row_statistics: no such statistic: {', '.join(unknown)}; must be one of {known}"
     head = student_head.prepared(student_hidden_ND)
     chunk_bytes = chunk_budget(head.num_bytes) if chunk_bytes is None else chunk_bytes
     row_bytes = head.num_classes * loss_dtype(student_hidden_ND).itemsize
     found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     # Without rows there is one empty chunk, so that the results have the right types.
     for rows in cuts(slice(0, len(student_hidden_ND)), chunk_bytes // (LIVE_TENSORS * row_bytes)) or [slice(0, 0)]:
-        chunk = _Chunk(student_hidden_ND, head, target, rows, uniforms_NK, token_N)
+        chunk = _Chunk(student_hidden_ND[rows], head, target, rows, uniforms_NK, token_N)
         for name in names:
             found[name].append(_STATISTICS[name](chunk))
     return {name: torch.cat(pieces) for name, pieces in found.items()}
 
 
+@dataclass(eq=False)
 class _Chunk:
     """The rows of one chunk; log-probabilities are computed on first use."""
 
-    def __init__(
-        self,
-        hidden_ND: torch.Tensor,
-        head: Head,
-        target: TeacherTarget | None,
-        rows: slice,
-        uniforms_NK: torch.Tensor | None,
-        token_N: torch.Tensor | None,
-    ) -> None:
-        self.hidden_CD = hidden_ND[rows]
-        self.head, self.target, self.rows = head, target, rows
-        self.uniforms_NK, self.token_N = uniforms_NK, token_N
+    hidden_CD: torch.Tensor
+    head: Head
+    target: TeacherTarget | None
+    rows: slice
+    uniforms_NK: torch.Tensor | None
+    token_N: torch.Tensor | None
 
     @cached_property
     def logq_CV(self) -> torch.Tensor:
@@ -123,22 +111,16 @@ def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
     return (first_CV.exp() * (first_CV - second_CV).masked_fill_(ruled_out_CV, 0.0)).sum(-1)
 
 
-def _entropy(logprob_CV: torch.Tensor) -> torch.Tensor:
-    """Entropy by row in nats."""
-    entropy_C: torch.Tensor = torch.special.entr(logprob_CV.exp()).sum(-1)
-    return entropy_C
-
-
 _STATISTICS: dict[Statistic, Callable[[_Chunk], torch.Tensor]] = {
     "forward_kl": lambda chunk: _kl(chunk.logp_CV, chunk.logq_CV),
     "reverse_kl": lambda chunk: _kl(chunk.logq_CV, chunk.logp_CV),
     "cross_entropy": lambda chunk: -chunk.of_token(chunk.logq_CV),
-    "student_entropy": lambda chunk: _entropy(chunk.logq_CV),
-    "teacher_entropy": lambda chunk: _entropy(chunk.logp_CV),
+    "student_entropy": lambda chunk: torch.special.entr(chunk.logq_CV.exp()).sum(-1),
+    "teacher_entropy": lambda chunk: torch.special.entr(chunk.logp_CV.exp()).sum(-1),
     "student_argmax": lambda chunk: chunk.student_argmax_C,
     "teacher_argmax": lambda chunk: chunk.teacher_argmax_C,
     "agreement": lambda chunk: chunk.student_argmax_C == chunk.teacher_argmax_C,
     "student_logprob": lambda chunk: chunk.of_token(chunk.logq_CV),
     "teacher_logprob": lambda chunk: chunk.of_token(chunk.logp_CV),
-    "teacher_sample": lambda chunk: chunk.teacher_sample_C(),
+    "teacher_sample": _Chunk.teacher_sample_C,
 }

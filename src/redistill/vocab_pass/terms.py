@@ -31,6 +31,7 @@ class CrossEntropyTerm:
 
     @property
     def rule(self) -> CrossEntropyRule:
+        """The arithmetic; terms with equal settings have equal rules."""
         return CrossEntropyRule(self.name)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -59,9 +60,11 @@ class DivergenceTerm:
 
     @property
     def rule(self) -> DivergenceRule:
+        """The arithmetic; terms with equal settings have equal rules."""
         return DivergenceRule(self.name, self.divergence)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """The rule's tensors for `rows`."""
         num_rows = max(0, min(rows.stop, self.num_rows) - rows.start)
         counted_C = torch.ones(num_rows, dtype=torch.bool, device=device)
         return (counted_C.float() if self.weight_N is None else self.weight_N[rows]), counted_C
@@ -88,9 +91,11 @@ class SpanTerm:
 
     @property
     def rule(self) -> SpanRule:
+        """The arithmetic; terms with equal settings have equal rules."""
         return SpanRule(self.name, self.squared, self.keep)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """The rule's tensors for `rows`."""
         return (self.pair_weight_N[rows],)
 
 
@@ -117,9 +122,11 @@ class PolicyGradientTerm:
 
     @property
     def rule(self) -> PolicyGradientRule:
+        """The arithmetic; terms with equal settings have equal rules."""
         return PolicyGradientRule(self.name, self.clip)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """The rule's tensors for `rows`."""
         return self.token_N[rows], self.old_logprob_N[rows], self.advantage_N[rows], self.importance_N[rows]
 
 

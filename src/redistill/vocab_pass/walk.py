@@ -1,16 +1,18 @@
-"""The vocabulary pass with gradients: block by block for the matrix products, tile by tile for the terms."""
+"""The vocabulary pass with gradients: blocks for products, tiles for terms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from redistill.contracts import TeacherTarget, TopClasses
+from redistill.contracts import TeacherTarget
 from redistill.tensors import loss_dtype
-from redistill.vocab_pass.core import Core, Tile, visit
+from redistill.vocab_pass.core import Core, Sums, Tensors, Tile, of_rows, visit
 from redistill.vocab_pass.head import Head, Products
+from redistill.vocab_pass.rules import TargetRows
 from redistill.vocab_pass.terms import DivergenceTerm, SpanTerm, Term
 
 LEAST_CHUNK_BYTES = 192 * 2**20
@@ -26,7 +28,7 @@ ALIGNED_ROWS = 8  # rows of a compiled tile are a multiple of this, so that each
 
 
 def vocab_pass(
-    student_hidden_ND: torch.Tensor,
+    student_hidden_ND: Tensor,
     student_head: Head,
     target: TeacherTarget | None,
     terms: Sequence[Term],
@@ -34,7 +36,7 @@ def vocab_pass(
     *,
     compiled: bool = False,
     into_grad: bool = False,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+) -> tuple[Tensor, Sums]:
     """All terms of the objective and their gradients, in one pass over the rows.
 
     The gradients of hidden states, head and the divergence's own parameters are computed in the forward pass, chunk by chunk,
@@ -61,34 +63,33 @@ def vocab_pass(
     See also: dense_reference.
     """
     assert student_hidden_ND.ndim == 2, f"hidden states of shape {tuple(student_hidden_ND.shape)}: pick the rows [N, D] first"
-    if chunk_bytes is None:
-        chunk_bytes = chunk_budget(student_head.num_bytes)
-    task = _Task(student_hidden_ND, student_head, target, tuple(terms), _parameters(terms), chunk_bytes, compiled, into_grad)
+    one_of_each = len({type(term) for term in terms}) == len({term.name for term in terms}) == len(terms)
+    assert one_of_each, "vocab_pass: at most one term of each kind, each with its own name"
+    budget = chunk_budget(student_head.num_bytes) if chunk_bytes is None else chunk_bytes
+    task = _Task(student_hidden_ND, student_head, target, terms, Products.like(student_hidden_ND), budget, compiled)
     inputs = (student_hidden_ND, student_head.weight_VD, student_head.bias_V, *task.parameters)
+    sums: Sums = {}
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
-        sums: dict[str, torch.Tensor] = {}
-        return _GradientInForward.apply(task, sums, *inputs), sums  # type: ignore[no-untyped-call]  # not annotated in torch
-    return _walk(task, None)
+        return _GradientInForward.apply(task, into_grad, sums, *inputs), sums  # type: ignore[no-untyped-call]  # not annotated in torch
+    return _walk(task, sums, None), sums
 
 
 def dense_reference(
-    student_hidden_ND: torch.Tensor, student_head: Head, target: TeacherTarget | None, terms: Sequence[Term]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    student_hidden_ND: Tensor, student_head: Head, target: TeacherTarget | None, terms: Sequence[Term]
+) -> tuple[Tensor, Sums]:
     """`vocab_pass` with plain autograd on whole [N, V] tensors, for tests.
 
     Arguments and results are those of `vocab_pass`.
     """
-    raw_NV = student_head.raw(student_hidden_ND, Products.like(student_hidden_ND))
-    objective, sums = raw_NV[:0].sum(), {term.name: raw_NV.new_zeros(()) for term in terms}
-    num_distilled = _num_distilled(terms)
+    task = _Task(student_hidden_ND, student_head, target, terms, Products.like(student_hidden_ND))
+    raw_NV = student_head.raw(student_hidden_ND, task.products)
+    sums = {term.name: raw_NV.new_zeros(()) for term in terms}
     with torch.autocast(raw_NV.device.type, enabled=False):
-        for rows in _parts(slice(0, len(raw_NV)), num_distilled):
-            core, _, tensors = _core(student_head, terms, rows, num_distilled, raw_NV.device)
-            target_rows = target(rows) if target is not None and rows.stop <= num_distilled else None
-            for name, total in core(raw_NV[rows], target_rows, tensors).items():
+        for rows in _parts(slice(0, len(raw_NV)), task.num_distilled):
+            core, _, tensors = task.core(rows)
+            for name, total in core(raw_NV[rows], task.target_rows(rows), tensors).items():
                 sums[name] = sums[name] + total if name in sums else total
-        for term in terms:
-            objective = objective + term.coefficient * sums[term.name]
+        objective = sum((term.coefficient * sums[term.name] for term in terms), start=raw_NV[:0].sum())
     return objective, {name: total.detach() for name, total in sums.items()}
 
 
@@ -143,22 +144,31 @@ def cuts(rows: slice, num_rows: int) -> list[slice]:
 class _Task:
     """Arguments of one pass."""
 
-    hidden_ND: torch.Tensor
+    hidden_ND: Tensor
     head: Head
     target: TeacherTarget | None
-    terms: tuple[Term, ...]
-    parameters: tuple[torch.nn.Parameter, ...]
-    chunk_bytes: int
-    compiled: bool
-    into_grad: bool
+    terms: Sequence[Term]
+    products: Products
+    chunk_bytes: int = 0
+    compiled: bool = False
 
     @property
     def num_distilled(self) -> int:
-        return _num_distilled(self.terms)
+        """Number of leading rows that have a teacher."""
+        divergences = [term.num_rows for term in self.terms if isinstance(term, DivergenceTerm)]
+        spans = [len(term.pair_weight_N) for term in self.terms if isinstance(term, SpanTerm)]
+        return next(iter(divergences + spans), 0)
 
     @property
     def has_pairs(self) -> bool:
         return any(isinstance(term, SpanTerm) for term in self.terms)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Trainable parameters of the divergence."""
+        divergences = [term.divergence for term in self.terms if isinstance(term, DivergenceTerm)]
+        modules = [divergence for divergence in divergences if isinstance(divergence, torch.nn.Module)]
+        return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
     @property
     def cut_rows(self) -> CutRows:
@@ -171,7 +181,7 @@ class _Task:
         """
         return slice(rows.start, rows.stop + int(self.has_pairs and rows.stop < self.num_distilled))
 
-    def target_rows(self, rows: slice) -> torch.Tensor | TopClasses | None:
+    def target_rows(self, rows: slice) -> TargetRows | None:
         """The target of those of `rows` that have a teacher; None if none has."""
         rows = slice(rows.start, min(rows.stop, self.num_distilled))
         if rows.start >= rows.stop:
@@ -179,37 +189,44 @@ class _Task:
         assert self.target is not None, "vocab_pass: a divergence or span needs a target"
         return self.target(rows)
 
+    def core(self, rows: slice) -> tuple[Core, list[float], Tensors]:
+        """The arithmetic of a tile, with the coefficients and tensors of the terms that have rows in it."""
+        is_distilled = rows.stop <= self.num_distilled
+        own = [term for term in self.terms if is_distilled or not isinstance(term, DivergenceTerm | SpanTerm)]
+        found = [(term, term.tensors(rows, self.hidden_ND.device)) for term in own]
+        found = [(term, tensors) for term, tensors in found if len(tensors[0])]
+        core = Core(tuple(term.rule for term, _ in found), self.head.scale, self.head.softcap)
+        return core, [term.coefficient for term, _ in found], tuple(tensors for _, tensors in found)
+
 
 class _Gradients(NamedTuple):
     """Sums of gradients, in the order of the inputs; None for an input that requires none."""
 
-    hidden_ND: torch.Tensor | None
-    weight_VD: torch.Tensor | None
-    bias_V: torch.Tensor | None
-    parameters: tuple[torch.Tensor, ...]
+    hidden_ND: Tensor | None
+    weight_VD: Tensor | None
+    bias_V: Tensor | None
+    parameters: tuple[Tensor, ...]
 
-    def add_block(
-        self, rows: slice, gradient_CV: torch.Tensor, hidden_CD: torch.Tensor, head: Head, products: Products
-    ) -> None:
+    def add_block(self, task: _Task, rows: slice, gradient_CV: Tensor) -> None:
         """Add the gradients of one block.
 
         Backpropagates the gradient of its raw logits to hidden states, weight and bias.
         """
-        operand_CV = gradient_CV.to(products.storage)
+        operand_CV = gradient_CV.to(task.products.storage)
         if self.hidden_ND is not None:
-            self.hidden_ND[rows] = products(operand_CV, head.weight_VD)
+            self.hidden_ND[rows] = task.products(operand_CV, task.head.weight_VD)
         if self.weight_VD is not None:
-            products.accumulate(self.weight_VD[: head.num_classes], operand_CV.T, hidden_CD)
+            task.products.accumulate(self.weight_VD[: task.head.num_classes], operand_CV.T, task.hidden_ND[rows])
         if self.bias_V is not None:
-            self.bias_V[: head.num_classes] += gradient_CV.sum(0)
+            self.bias_V[: task.head.num_classes] += gradient_CV.sum(0)
 
 
 class _GradientInForward(torch.autograd.Function):
     """The pass as one node of the autograd graph."""
 
     @staticmethod
-    def forward(ctx: Any, task: _Task, sums: dict[str, torch.Tensor], *inputs: torch.Tensor | None) -> torch.Tensor:
-        in_place = task.into_grad and _holds_gradient(task.head.weight_VD)
+    def forward(ctx: Any, task: _Task, into_grad: bool, sums: Sums, *inputs: Tensor | None) -> Tensor:
+        in_place = into_grad and _holds_gradient(task.head.weight_VD)
         hidden, weight, bias, *parameters = [
             torch.zeros_like(tensor, dtype=loss_dtype(tensor))
             if tensor is not None and tensor.requires_grad and not (in_place and tensor is task.head.weight_VD)
@@ -218,24 +235,28 @@ class _GradientInForward(torch.autograd.Function):
         ]
         own = task.head.weight_VD.grad if in_place else weight
         found = _Gradients(hidden, own, bias, tuple(total for total in parameters if total is not None))
-        objective, task_sums = _walk(task, found)
-        sums.update(task_sums)
+        objective = _walk(task, sums, found)
         ctx.in_place, ctx.gradients = in_place, found._replace(weight_VD=weight)
         return objective
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         # In place, since a copy of a head's gradient is large; so backward works only once.
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "vocab_pass: backward can be called only once"
         if ctx.in_place:
             torch._assert_async(scale == 1, "vocab_pass: with into_grad, backward needs a gradient of 1")
         hidden, weight, bias, parameters = gradients
-        return None, None, *(None if total is None else total.mul_(scale) for total in (hidden, weight, bias, *parameters))
+        return (
+            None,
+            None,
+            None,
+            *(None if total is None else total.mul_(scale) for total in (hidden, weight, bias, *parameters)),
+        )
 
 
-def _holds_gradient(weight_VD: torch.Tensor) -> bool:
+def _holds_gradient(weight_VD: Tensor) -> bool:
     """Whether the gradient can be added to the weight's `grad` directly; creates a missing `grad`."""
     if not (weight_VD.requires_grad and weight_VD.is_leaf and weight_VD.dtype == loss_dtype(weight_VD)):
         return False
@@ -244,32 +265,19 @@ def _holds_gradient(weight_VD: torch.Tensor) -> bool:
     return True
 
 
-def _walk(task: _Task, gradients: _Gradients | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The objective and the sums; gradients are added to `gradients` unless it is None."""
-    with torch.no_grad():
-        products = Products.like(task.hidden_ND)
-        head = task.head.prepared(task.hidden_ND)
-        hidden_ND = task.hidden_ND.to(products.storage)
-        sums = {term.name: hidden_ND.new_zeros((), dtype=products.result) for term in task.terms}
-        carry_V: torch.Tensor | None = None
-        for block in cuts(slice(0, len(hidden_ND)), task.cut_rows.block):
-            carry_V = _walk_block(task, head, products, hidden_ND, block, carry_V, sums, gradients)
-        objective = hidden_ND.new_zeros((), dtype=products.result)
-        for term in task.terms:
-            objective = objective + term.coefficient * sums[term.name]
-    return objective, sums
+@torch.no_grad()
+def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
+    """The objective; the sums are written to `sums`, and gradients are added to `gradients` unless it is None."""
+    storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=task.products.result)
+    task = replace(task, hidden_ND=task.hidden_ND.to(storage), head=task.head.prepared(task.hidden_ND))
+    sums |= {term.name: torch.zeros_like(zero) for term in task.terms}
+    carry_V: Tensor | None = None
+    for block in cuts(slice(0, len(task.hidden_ND)), task.cut_rows.block):
+        carry_V = _walk_block(task, block, carry_V, sums, gradients)
+    return sum((term.coefficient * sums[term.name] for term in task.terms), start=zero)
 
 
-def _walk_block(
-    task: _Task,
-    head: Head,
-    products: Products,
-    hidden_ND: torch.Tensor,
-    block: slice,
-    carry_V: torch.Tensor | None,
-    sums: dict[str, torch.Tensor],
-    gradients: _Gradients | None,
-) -> torch.Tensor | None:
+def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, gradients: _Gradients | None) -> Tensor | None:
     """Add one block to `sums` and `gradients`; carry_V is the halo row's gradient from the previous tile.
 
     This is a separate function, so that no tensor of a block is alive when those of the next are created.
@@ -278,9 +286,10 @@ def _walk_block(
         The halo row's gradient for the next block, or None.
     """
     read = task.with_halo(block)
-    logits_CV = head.raw(hidden_ND[read], products)
+    logits_CV = task.head.raw(task.hidden_ND[read], task.products)
     target_rows = task.target_rows(read)
-    for rows in _tiles(task, block):
+    # First the tiles of rows with a teacher, then those of rows without; no tile has both.
+    for rows in (tile for part in _parts(block, task.num_distilled) for tile in cuts(part, task.cut_rows.tile)):
         found, gradient_CV = _visit(task, logits_CV, target_rows, rows, block.start, gradients)
         for name, total in found.items():
             sums[name] = sums[name] + total if name in sums else total
@@ -293,18 +302,13 @@ def _walk_block(
             logits_CV[rows.start - block.start : rows.stop - block.start] = gradient_CV[:num_rows]
     if gradients is not None:
         del target_rows
-        gradients.add_block(block, logits_CV[: block.stop - block.start], hidden_ND[block], head, products)
+        gradients.add_block(task, block, logits_CV[: block.stop - block.start])
     return carry_V
 
 
 def _visit(
-    task: _Task,
-    logits_CV: torch.Tensor,
-    target_rows: torch.Tensor | TopClasses | None,
-    rows: slice,
-    start: int,
-    gradients: _Gradients | None,
-) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    task: _Task, logits_CV: Tensor, target_rows: TargetRows | None, rows: slice, start: int, gradients: _Gradients | None
+) -> tuple[Sums, Tensor | None]:
     """The terms' sums over one tile, and the gradient of its raw logits, including the halo row.
 
     Args:
@@ -314,8 +318,8 @@ def _visit(
     read = task.with_halo(rows)
     inside = slice(read.start - start, read.stop - start)
     is_distilled = rows.stop <= task.num_distilled
-    core, coefficients, tensors = _core(task.head, task.terms, rows, task.num_distilled, logits_CV.device)
-    tile = Tile(logits_CV[inside], _rows(target_rows, inside) if is_distilled else None, tensors)
+    core, coefficients, tensors = task.core(rows)
+    tile = Tile(logits_CV[inside], of_rows(target_rows, lambda tensor: tensor[inside]) if is_distilled else None, tensors)
     with torch.autocast(logits_CV.device.type, enabled=False):
         if gradients is None:
             return core(tile.raw_CV, tile.target_rows, tensors), None
@@ -329,49 +333,7 @@ def _visit(
     return sums, gradient_CV
 
 
-def _tiles(task: _Task, block: slice) -> list[slice]:
-    """The block's tiles: first those of rows with a teacher, then those of rows without; no tile has both."""
-    return [tile for part in _parts(block, task.num_distilled) for tile in cuts(part, task.cut_rows.tile)]
-
-
 def _parts(rows: slice, num_distilled: int) -> list[slice]:
     """The part of `rows` with a teacher, and the part without; empty parts are omitted."""
     middle = max(rows.start, min(rows.stop, num_distilled))
     return [part for part in (slice(rows.start, middle), slice(middle, rows.stop)) if part.start < part.stop]
-
-
-def _core(
-    head: Head, terms: Sequence[Term], rows: slice, num_distilled: int, device: torch.device
-) -> tuple[Core, list[float], tuple[tuple[torch.Tensor, ...], ...]]:
-    """The arithmetic of a tile, with the coefficients and tensors of the terms that have rows in it."""
-    is_distilled = rows.stop <= num_distilled
-    mine = [
-        (term, tensors)
-        for term in terms
-        if len((tensors := term.tensors(rows, device))[0])
-        and (is_distilled or not isinstance(term, (DivergenceTerm, SpanTerm)))
-    ]
-    core = Core(tuple(term.rule for term, _ in mine), head.scale, head.softcap)
-    return core, [term.coefficient for term, _ in mine], tuple(tensors for _, tensors in mine)
-
-
-def _rows(target_rows: torch.Tensor | TopClasses | None, rows: slice) -> torch.Tensor | TopClasses | None:
-    if target_rows is None or isinstance(target_rows, torch.Tensor):
-        return None if target_rows is None else target_rows[rows]
-    return TopClasses(*(tensor[rows] for tensor in target_rows))
-
-
-def _num_distilled(terms: Sequence[Term]) -> int:
-    """Number of leading rows that have a teacher."""
-    divergences = [term.num_rows for term in terms if isinstance(term, DivergenceTerm)]
-    spans = [len(term.pair_weight_N) for term in terms if isinstance(term, SpanTerm)]
-    return next(iter(divergences + spans), 0)
-
-
-def _parameters(terms: Sequence[Term]) -> tuple[torch.nn.Parameter, ...]:
-    """Trainable parameters of the divergence."""
-    one_of_each = len({type(term) for term in terms}) == len({term.name for term in terms}) == len(terms)
-    assert one_of_each, "vocab_pass: at most one term of each kind, each with its own name"
-    divergences = [term.divergence for term in terms if isinstance(term, DivergenceTerm)]
-    modules = [divergence for divergence in divergences if isinstance(divergence, torch.nn.Module)]
-    return tuple(parameter for module in modules for parameter in module.parameters() if parameter.requires_grad)

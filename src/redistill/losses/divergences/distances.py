@@ -1,11 +1,14 @@
-"""Divergences other than KL: total variation, and the alpha-beta family, which contains both directions of KL."""
+"""Divergences other than KL: total variation, and the alpha-beta family.
+
+The alpha-beta family contains both directions of KL.
+"""
 
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 
-from redistill.errors import ConfigError
+from redistill.errors import ConfigError, check_field
 from redistill.losses.divergences.softened import Softened, log_ratio
 
 SMALLEST_EXPONENT = 0.01  # below it, the terms of alpha-beta cancel in float32
@@ -37,11 +40,6 @@ class TotalVariation(Softened):
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
         logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
         return 0.5 * (logp_NV.exp() - logq_NV.exp()).abs().sum(dim=-1)
-
-    @classmethod
-    def examples(cls) -> tuple[Self, ...]:
-        """The settings that the laws are tested with."""
-        return (cls(), cls(temperature=2.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +83,9 @@ class AlphaBeta(Softened):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("alpha", "beta"):
-            value = getattr(self, name)
-            if not (value == 0 or SMALLEST_EXPONENT <= value < float("inf")):
-                raise ConfigError(f"{name} = {value}: must be 0, or finite and at least {SMALLEST_EXPONENT}; 0 is the limit")
+        allowed = f"must be 0, or finite and at least {SMALLEST_EXPONENT}; 0 is the limit"
+        for name, value in (("alpha", self.alpha), ("beta", self.beta)):
+            check_field(self, name, value == 0 or SMALLEST_EXPONENT <= value < float("inf"), allowed)
         if self.alpha == self.beta == 0:
             raise ConfigError("alpha = beta = 0: at least one must be above 0; ABKD uses 0.2 and 0.7")
 

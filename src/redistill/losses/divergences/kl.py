@@ -1,4 +1,4 @@
-"""Forward and reverse KL, a fixed combination of both, and an adaptive one with weights per row."""
+"""Forward and reverse KL, and fixed and adaptive combinations of both."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,11 +36,6 @@ class ForwardKL(Softened):
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
         logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
         return (logp_NV.exp() * log_ratio(logp_NV, logq_NV)).sum(dim=-1)
-
-    @classmethod
-    def examples(cls) -> tuple[Self, ...]:
-        """The settings that the laws are tested with."""
-        return (cls(), cls(temperature=2.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,19 +162,15 @@ class AdaptiveKL(Softened):
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
         logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
-        head_N1 = self._head_fraction(logq_NV.detach(), logp_NV)
-        weight_NV = head_N1 * logp_NV.exp() - (1 - head_N1) * logq_NV.exp()
-        return (weight_NV * log_ratio(logp_NV, logq_NV)).sum(dim=-1)
-
-    def _head_fraction(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
-        """g_h / (g_h + g_t) by row, as a column."""
         sorted_NV, order_NV = logp_NV.exp().sort(dim=-1, descending=True, stable=True)
-        gap_NV = (sorted_NV - logq_NV.exp().gather(-1, order_NV)).abs_()
+        gap_NV = (sorted_NV - logq_NV.detach().exp().gather(-1, order_NV)).abs_()
         whole_N1 = gap_NV.sum(dim=-1, keepdim=True)
         outside_NV = sorted_NV.cumsum(dim=-1) > self.head_mass
         outside_NV[:, :1] = False
         head_N1 = gap_NV.masked_fill_(outside_NV, 0.0).sum(dim=-1, keepdim=True)
-        return head_N1 / whole_N1.clamp(min=torch.finfo(whole_N1.dtype).tiny)
+        head_N1 = head_N1 / whole_N1.clamp(min=torch.finfo(whole_N1.dtype).tiny)  # g_h / (g_h + g_t)
+        weight_NV = head_N1 * logp_NV.exp() - (1 - head_N1) * logq_NV.exp()
+        return (weight_NV * log_ratio(logp_NV, logq_NV)).sum(dim=-1)
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:

@@ -1,4 +1,7 @@
-"""Divergences to a mixture of teacher and student; finite even if a model rules out classes."""
+"""Divergences to a mixture of teacher and student.
+
+They are finite even if a model rules out classes.
+"""
 
 import math
 from dataclasses import dataclass

@@ -1,11 +1,15 @@
-"""The base class of divergences (dtype and temperature), and helpers for classes that a model rules out (-inf)."""
+"""The base class of divergences, with dtype and temperature, and its helpers.
+
+The helpers handle classes that a model rules out (-inf).
+"""
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
-from redistill.errors import ConfigError
+from redistill.errors import ConfigError, check_field
 from redistill.tensors import loss_dtype
 
 
@@ -27,8 +31,13 @@ class Softened:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"temperature = {self.temperature}: must be > 0 and finite; 1 does not change the distributions")
+        good = 0 < self.temperature < math.inf
+        check_field(self, "temperature", good, "must be > 0 and finite; 1 does not change the distributions")
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """The settings that the laws are tested with."""
+        return (cls(), cls(temperature=2.0))
 
     def softened(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both rows in `loss_dtype` and at the temperature, the teacher's detached."""
