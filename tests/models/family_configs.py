@@ -6,6 +6,8 @@ experts, recurrent layers between layers with attention.
 
 from typing import Any
 
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
 Config = dict[str, Any]
 
 LAYERS = 4
@@ -86,12 +88,13 @@ FAMILIES: dict[str, Config] = {
     "Gemma 3n": {
         "model_type": "gemma3n_text",
         **SIZES,
-        **SLIDING,
+        **WINDOW,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
         "hidden_size_per_layer_input": 8,
-        "vocab_size_per_layer_input": 64,
+        "vocab_size_per_layer_input": 512,
         "altup_num_inputs": 2,
         "laurel_rank": 4,
-        "num_kv_shared_layers": 2,
+        "num_kv_shared_layers": 1,
         "activation_sparsity_pattern": [0.0] * 4,
     },
     "Gemma 4": {
@@ -99,7 +102,7 @@ FAMILIES: dict[str, Config] = {
         **SIZES,
         **SLIDING,
         "hidden_size_per_layer_input": 8,
-        "vocab_size_per_layer_input": 64,
+        "vocab_size_per_layer_input": 512,
         "global_head_dim": 16,
         "num_global_key_value_heads": 1,
         "num_kv_shared_layers": 0,
@@ -149,7 +152,7 @@ FAMILIES: dict[str, Config] = {
         "model_type": "nemotron_h",
         **SIZES,
         **EXPERTS,
-        "layers_block_type": ["mamba", "attention", "mamba", "moe"],
+        "layers_block_type": ["mamba", "moe", "mamba", "attention"],
         "mamba_num_heads": 8,
         "mamba_head_dim": 8,
         "n_groups": 1,
@@ -175,3 +178,8 @@ FAMILIES: dict[str, Config] = {
         "index_topk": 6,
     },
 }
+
+
+def is_known(family: str) -> bool:
+    """Whether this release of transformers has the family."""
+    return FAMILIES[family]["model_type"] in CONFIG_MAPPING_NAMES

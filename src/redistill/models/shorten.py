@@ -20,7 +20,7 @@ from redistill.models.families import layer_list, unwrapped
 _LISTS = ("layer", "pattern", "intermediate_size")  # parts of names of lists with one entry per layer
 _LEADING = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "max_window_layers")
 _TRAILING = ("num_kv_shared_layers",)
-_DESCRIBES_LAYERS = ("layer", "dense", "sparse", "period", "offset", "interval", "pattern", "shared")
+_DESCRIBES_LAYERS = ("layer", "dense", "sparse", "period", "offset", "interval", "pattern", "shared", "block")
 # Attributes of a layer that depend on its index, or on the layers that follow.
 _OWN = ("idx", "index", "layer_id", "training", "store_full_length_kv")
 
