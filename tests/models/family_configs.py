@@ -129,7 +129,7 @@ FAMILIES: dict[str, Config] = {
     "Hunyuan": {"model_type": "hunyuan_v1_dense", **SIZES},
     "Ernie 4.5": {"model_type": "ernie4_5", **SIZES},
     "MiniMax-M2": {"model_type": "minimax_m2", **SIZES, **EXPERTS, "rotary_dim": 4},
-    "MiniCPM3": {"model_type": "minicpm3", **SIZES, **LATENT},
+    "MiniCPM3": {"model_type": "minicpm3", **SIZES, **LATENT, "dim_model_base": 16},
     "Qwen3.5": {"model_type": "qwen3_5_text", **SIZES, **DELTA},
     "Qwen3-Next": {"model_type": "qwen3_next", **SIZES, **EXPERTS, **DELTA, "shared_expert_intermediate_size": 32},
     "LFM2": {"model_type": "lfm2", **SIZES, "layer_types": ["conv", "full_attention"] * 2},
