@@ -12,9 +12,10 @@ from redistill.errors import ConfigError, ModelError
 from redistill.estimate.recorder import Role
 from redistill.interfaces import CausalModel, ModelSettings
 from redistill.models.families import layer_list
-from redistill.models.initialise import cast_weights, fresh_model, shortened_config
+from redistill.models.initialise import cast_weights, fresh_model
 from redistill.models.load import ModelConfig, checkpoint_activations, read_config
 from redistill.models.lora import add_lora
+from redistill.models.shorten import shortened_config
 
 # Bytes of a weight; nf4 has a scale of 8 bits for every 64 weights, and one of 32 for every 256 of those.
 _QUANTISED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
