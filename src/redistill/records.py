@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from redistill.errors import ConfigError, DataError
+from redistill.errors import ConfigError, DataError, one_line
 
 Better = Literal["higher", "lower"]
 """Which of two values of a metric is better."""
@@ -225,8 +225,9 @@ class Metric:
         try:
             value = compute()
         except Exception as error:  # whatever external code raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise DataError(f"metric {self.name}: {what} cannot be computed ({reason}); fix the code of the metric") from error
+            raise DataError(
+                f"metric {self.name}: {what} cannot be computed ({one_line(error)}); fix the code of the metric"
+            ) from error
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise DataError(
                 f"metric {self.name}: {what} is {value!r}; it must be a finite Python number; fix the code of the metric"

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 from redistill.config.decode import kind_of
 from redistill.contracts import Needs, Sampling, TeacherCapabilities
-from redistill.errors import ConfigError
+from redistill.errors import ConfigError, one_line
 
 Declared = TypeVar("Declared")
 
@@ -24,8 +24,9 @@ def declared(node: object, attribute: str, expected: type[Declared], where: str)
     try:
         value = getattr(node, attribute)
     except Exception as error:  # whatever external code raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{where}.kind = {kind_of(type(node))}: its {attribute} cannot be computed ({reason})") from error
+        raise ConfigError(
+            f"{where}.kind = {kind_of(type(node))}: its {attribute} cannot be computed ({one_line(error)})"
+        ) from error
     if not isinstance(value, expected):
         raise ConfigError(
             f"{where}.kind = {kind_of(type(node))}: {attribute} is a {type(value).__name__}; must be a "

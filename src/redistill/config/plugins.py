@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
-from redistill.errors import ConfigError
+from redistill.errors import ConfigError, one_line
 
 Component = TypeVar("Component")
 
@@ -67,8 +67,7 @@ class External:
         try:
             import_module(module)
         except Exception as error:  # external code may raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ConfigError(f"the module cannot be imported ({reason}); fix it, or run in its folder") from error
+            raise ConfigError(f"the module cannot be imported ({one_line(error)}); fix it, or run in its folder") from error
         found = loaded(name)
         if found is None:
             raise ConfigError(f"module {module} has no {path}; use the name of an attribute of it")

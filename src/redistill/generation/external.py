@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from redistill.contracts import Engine, EngineCapabilities, Generation, GenerationRequest, Sampling
-from redistill.errors import RedistillError, TrainingError
+from redistill.errors import RedistillError, TrainingError, one_line
 
 
 class CheckedEngine:
@@ -88,5 +88,4 @@ class CheckedEngine:
         except RedistillError:
             raise
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise TrainingError(f"engine {self._name}: {call} failed ({reason})") from error
+            raise TrainingError(f"engine {self._name}: {call} failed ({one_line(error)})") from error

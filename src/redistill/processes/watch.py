@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 
-from redistill.errors import ConfigError, TrainingError
+from redistill.errors import ConfigError, TrainingError, first_line
 
 HEARTBEAT_S = 1.0
 """Interval between two heartbeats, in seconds."""
@@ -127,7 +127,7 @@ class _Watch:
                     checked_at = now
         except RuntimeError as error:  # the store is in the launcher or in the first process
             if self.blocks:
-                _abort(f"the launcher is dead ({str(error).splitlines()[0]})")
+                _abort(f"the launcher is dead ({first_line(error)})")
 
     def _check(self, blocks: tuple[int, ...], seen: dict[int, tuple[int, float]], now: float) -> None:
         """End the process if another one has failed or is dead; `seen` maps a rank to its heartbeats and their time."""

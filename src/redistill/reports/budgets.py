@@ -6,7 +6,7 @@ checked.  The number of generated tokens differs by design and is reported with 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -59,15 +59,20 @@ def check_budgets(lineup: Lineup) -> Budgets:
         read = [(entry, aspect.read(entry)) for entry in lineup.entries]
         found = [(entry, None if value is None else _text(value)) for entry, value in read]
         values = [(entry, text or "not recorded") for entry, text in found if text or not aspect.optional]
-        by_seed = {(entry.seed if aspect.by_seed else 0, text) for entry, text in values}
         if not any(text for _, text in found):
             unknown += [] if aspect.optional else [aspect.name]
-        elif len(by_seed) == len(dict(by_seed)):  # each seed has one value
+        elif _agree((entry.seed if aspect.by_seed else 0, text) for entry, text in values):
             distinct = list(dict.fromkeys(text for _, text in values))
             equal.append(f"{aspect.name} {distinct[0]}" if len(distinct) == 1 else f"{aspect.name}, for each training seed")
         else:
             unequal.append(f"{aspect.name}: {_by_value(values, lineup)}")
     return Budgets(unequal=unequal, equal=equal, unknown=unknown)
+
+
+def _agree(pairs: Iterable[tuple[int, str]]) -> bool:
+    """Whether all pairs (group, value) of the same group have the same value."""
+    distinct = set(pairs)
+    return len(distinct) == len({group for group, _ in distinct})
 
 
 def _by_value(values: Sequence[tuple[Entry, str]], lineup: Lineup) -> str:

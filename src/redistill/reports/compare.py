@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from redistill.errors import ConfigError
 from redistill.reports.pages import one_line, render
-from redistill.reports.sheet import Comparison, compare_runs
+from redistill.reports.sheet import Comparison, comparison_of
 from redistill.storage import files
 
 _TEX = {
@@ -95,7 +95,7 @@ def build_comparison(
             raise ConfigError(
                 f"{path}: unknown suffix '{path.suffix}'; must be one of {', '.join(FORMATS)}; the suffix selects the format"
             )
-    comparison = compare_runs(folders, baseline=baseline, labels=labels, published=published)
+    comparison = comparison_of(folders, baseline=baseline, labels=labels, published=published)
     for path in outputs:
         files.write_text(path, FORMATS[path.suffix](comparison))
     return comparison

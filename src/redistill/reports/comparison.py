@@ -184,7 +184,7 @@ def report_rows(models: Sequence[Evaluation]) -> list[Row]:
     entrants = [Entrant(label=model.label, role=model.role, trainings={0: model}) for model in models]
     references = [entrant for role in ("baseline", "before") for entrant in entrants if entrant.role == role]
     columns = [Column(name, (name,), measures_of([name], models[::-1])) for name in dataset_names(models)]
-    return compare(entrants, columns, references)
+    return comparison_rows(entrants, columns, references)
 
 
 def dataset_names(models: Sequence[Evaluation]) -> list[str]:
@@ -234,7 +234,7 @@ def by_primary(over: Sequence[Column]) -> list[list[Column]]:
     return [list(group) for _, group in itertools.groupby(over, key=lambda column: column.primary.name)]
 
 
-def compare(models: Sequence[Entrant], over: Sequence[Column], references: Sequence[Entrant]) -> list[Row]:
+def comparison_rows(models: Sequence[Entrant], over: Sequence[Column], references: Sequence[Entrant]) -> list[Row]:
     """One row per column and model that was evaluated on it.
 
     Args:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from redistill.errors import ConfigError, RedistillError
+from redistill.errors import ConfigError, RedistillError, one_line
 
 ENGINE = ("sync", "generate")
 TEACHER = ("prepare", "rows", "faults", "release")
@@ -31,8 +31,7 @@ def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabi
     except RedistillError:
         raise
     except Exception as error:  # whatever external code raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{where}: cannot be built ({reason}); docs/adding.md shows one") from error
+        raise ConfigError(f"{where}: cannot be built ({one_line(error)}); docs/adding.md shows one") from error
     methods = [*methods, *(method for flag, method in DECLARED.items() if getattr(capabilities, flag, False))]
     if missing := [name for name in methods if not callable(getattr(found, name, None))]:
         raise ConfigError(f"{where}: the {type(found).__name__} that it builds has no {' and no '.join(missing)}; add it")

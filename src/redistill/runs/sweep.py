@@ -138,7 +138,7 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
             toy_world()
         limit = jobs or (1 if torch.accelerator.is_available() else cores())  # an accelerator is not shared
         failed, codes = _run(plan, todo, statuses, limit, lock)
-        pages = _compare(plan, statuses)
+        pages = _write_comparisons(plan, statuses)
     if failed:
         which = f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}"
         error = TrainingError(f"{plan.folder}: {which}; fix the cause and repeat the command")
@@ -259,7 +259,7 @@ def _score(folder: Path) -> str:
 # --- comparison ---------------------------------------------------------------------------------------------------------
 
 
-def _compare(plan: Plan, statuses: Mapping[Path, str]) -> list[Path]:
+def _write_comparisons(plan: Plan, statuses: Mapping[Path, str]) -> list[Path]:
     """Write and print a comparison for each table, of the rows with a finished run."""
     finished = {entry.label for entry in plan.entries if statuses[entry.run.folder] == FINISHED}
     pages = []

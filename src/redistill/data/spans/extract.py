@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from redistill.errors import ModelError
+from redistill.errors import ModelError, first_line
 from redistill.processes import signals
 from redistill.storage import files
 
@@ -239,9 +239,8 @@ def _load_spacy(name: str) -> "Language":
     try:
         nlp = spacy.load(name, exclude=UNUSED_COMPONENTS)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"spans: no spaCy model '{name}' ({reason}); give an installed package or a folder, 'auto' or 'simple'"
+            f"spans: no spaCy model '{name}' ({first_line(error)}); give an installed package or a folder, 'auto' or 'simple'"
         ) from error
     probe = nlp("The probe works .")
     try:
