@@ -151,9 +151,9 @@ class Metric:
         unit: "%" is in [0, 100] and shown as 12.34; "fraction" is in [0, 1] and shown as 12.3 %; any other unit, such as
             "words", is shown after two decimals; "" is no unit.
         better: Whether a higher or a lower value is better, for ranking models and choosing checkpoints.
-        needs: What it is computed from. "answers" is the text of one answer and its record. The others - a forward pass over
-            the references, several samples of a prompt, answers of two models - are not supported by any evaluation yet and
-            are rejected when the recipe is read.
+        needs: What it is computed from. "answers" is the text of one answer and its record. "references_pass" (a forward
+            pass over the references), "samples" (several answers to a prompt) and "pair" (answers of two models) are
+            rejected when the recipe is read: no evaluation supports them yet.
         score: (answer, record) -> a finite number; the record has the prompt and at least one reference.
         aggregate: (scores of all answers to a data set with one seed) -> score of the data set. Differences between models,
             their intervals and tests always use means over prompts.

@@ -1,4 +1,4 @@
-"""What external components declare, checked when a recipe is read."""
+"""Checks of the declarations of external components when a recipe is read."""
 
 from typing import TypeVar
 
@@ -10,16 +10,16 @@ Declared = TypeVar("Declared")
 
 
 def declared(node: object, attribute: str, expected: type[Declared], where: str) -> Declared:
-    """The value of a declaration of a node, such as its capabilities.
+    """The value that a component of a recipe declares, such as its capabilities.
 
     Args:
         node: A policy, teacher or engine of a recipe.
-        attribute: The name of the declaration.
-        expected: The type that it must have.
-        where: The path of the node in a recipe.
+        attribute: Name of the attribute that holds the declaration.
+        expected: The type that the value must have.
+        where: Path of the component in the recipe.
 
     Raises:
-        ConfigError: it has another type, or cannot be computed.
+        ConfigError: the value has another type, or reading it raised an exception.
     """
     try:
         value = getattr(node, attribute)
@@ -47,7 +47,7 @@ def check_policy_node(node: object) -> None:
 
 
 def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | None:
-    """What the teacher of a recipe can do; None without a teacher.
+    """Capabilities of the teacher of a recipe; None without a teacher.
 
     Raises:
         ConfigError: the declaration has another type, or an external teacher declares `mixture`.
@@ -58,6 +58,6 @@ def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | 
     if found.mixture and not local:
         raise ConfigError(
             f"teacher.kind = {kind_of(type(node))}: declares mixture, but the local engine can mix the student with a local "
-            "teacher only; set it to False"
+            "teacher only; set mixture to False"
         )
     return found

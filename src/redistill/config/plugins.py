@@ -49,7 +49,7 @@ class External:
 
     @classmethod
     def of(cls, allowed: Iterable[str], *slots: Slot) -> "External":
-        """Allow these modules, in these slots."""
+        """The external components of the modules `allowed`, for the fields `slots`."""
         return cls(tuple(allowed), slots)
 
     def load(self, name: str) -> object:
@@ -77,7 +77,8 @@ class External:
         """The external class `kind`, for a field that accepts `members`.
 
         Raises:
-            ConfigError: as for `load`; or the field accepts no external classes, or not this one.
+            ConfigError: as for `load`; or the field accepts no external classes, or the class lacks what the field
+                requires.
         """
         slot = next((slot for slot in self.slots if set(slot.members) <= set(members)), None)
         if slot is None:
@@ -115,7 +116,7 @@ def name_of(cls: type) -> str:
 
 
 def loaded(name: str) -> object:
-    """The object `module:Name` of an imported module; None if there is none.
+    """The object `module:Name` of an imported module; None if it does not exist.
 
     It runs no code.
 

@@ -110,7 +110,7 @@ class SourceCheck:
         source: The file or hub data set.
         test: Name of the test set; None for training and validation data.
         rows: Number of usable rows.
-        verdict: The forms of the rows, or the reason why the source cannot be read.
+        verdict: Description of the formats of the rows, or the reason why the source cannot be read.
         readable: Whether the source could be read and has at least one row.
         unusable: The unusable rows.
         repeats: Duplicates of earlier rows (in this source or an earlier one), and rows whose prompt is also in a test set.

@@ -81,14 +81,14 @@ def data_hash(rows: Sequence[Row]) -> str:
 
 @dataclass
 class Tally:
-    """Number of answers done, total number, and speed of this process.
+    """Progress of this process: answers done, total number of answers, and speed.
 
     Args:
         progress: Called after every batch; None calls nothing.
         total: Total number of this process's answers.
         done: Number of answers done, those of earlier calls included.
         tokens: Tokens that this call generated.
-        seconds: Duration of their generation.
+        seconds: Seconds that their generation took.
     """
 
     progress: ProgressCall | None
@@ -112,7 +112,7 @@ class ResponseFiles:
 
     Args:
         answerer: Generates and scores answers.
-        tally: Counts them.
+        tally: Counts the answers.
         folder: The folder of the files.
         processes: Each process answers a part of the prompts.
         batch_size: Prompts per batch.
@@ -157,5 +157,5 @@ class ResponseFiles:
         return ordered
 
     def _files(self, name: str) -> list[Path]:
-        """The file, and its parts that processes of this call or an interrupted one have written."""
+        """The responses file, and the parts of it that processes of this call or an interrupted call have written."""
         return [self.folder / f"{name}.jsonl", *sorted(self.folder.glob(f"{name}.part*.jsonl"))]

@@ -1,6 +1,6 @@
 """Engines that are not part of the package: their results are checked.
 
-Nothing is learned from a result that is not a continuation of its request.
+The student is never trained on a result that is not a continuation of its request.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ class CheckedEngine:
     Args:
         engine: The engine itself.
         name: Its kind in the recipe, for error messages.
-        vocabulary: Token ids are below this number.
+        vocabulary: Number of classes; every token id must be below it.
 
     Raises:
         TrainingError: by `sync` and `generate`, if the engine raises an error or returns an invalid result.
@@ -82,7 +82,7 @@ class CheckedEngine:
 
     @contextmanager
     def _checked(self, call: str) -> Iterator[None]:
-        """Context: whatever external code raises becomes a TrainingError."""
+        """Context that converts any exception of external code to a TrainingError."""
         try:
             yield
         except RedistillError:

@@ -1,4 +1,4 @@
-"""KV cache: layers that grow in pieces, and whether prefixes can be reused."""
+"""KV cache: layers that append without a full copy, and a check for prefix reuse."""
 
 import inspect
 
@@ -14,9 +14,9 @@ _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
 class Columns:
-    """A tensor [..., T, D] that grows along T in pieces.
+    """A tensor [..., T, D] to which columns can be appended along T.
 
-    Appending does not copy the whole tensor each time.  Views share its memory.
+    The buffer grows in steps, so that most calls do not copy the stored columns.  Views share its memory.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Columns:
         self._filled = 0
 
     def append(self, new: torch.Tensor) -> torch.Tensor:
-        """Append `new` along T and return a view of the whole."""
+        """Append `new` along T and return a view of all columns."""
         filled = self._filled + new.shape[-2]
         if self._buffer is None or filled > self._buffer.shape[-2]:
             capacity = -(-filled // PIECE_TOKENS) * PIECE_TOKENS
@@ -37,7 +37,7 @@ class Columns:
         return self.view()
 
     def view(self) -> torch.Tensor:
-        """A view of everything appended."""
+        """The stored columns, as a view of the buffer."""
         assert self._buffer is not None, "nothing has been appended"
         return self._buffer[..., : self._filled, :]
 
@@ -83,18 +83,19 @@ def new_cache(model: nn.Module) -> Cache:
 
 
 def takes_positions(model: nn.Module) -> bool:
-    """Whether the body has an argument for positions.
+    """Whether the model's body has an argument for position ids.
 
-    ALiBi families derive them from the mask.
+    Families with ALiBi derive the positions from the attention mask.
     """
     return "position_ids" in inspect.signature(body_module(model).forward).parameters
 
 
 def prefixes_can_be_reused(model: nn.Module) -> bool:
-    """Whether cached keys and values are valid at any column and text length.
+    """Whether cached keys and values of a prefix are valid in another batch.
 
-    They are if every layer has full attention and the body takes positions.  They are not with sliding windows, recurrent
-    states, or rotary frequencies that depend on the length: such families read a prefix again.
+    They are valid in any column and for any text length if every layer has full attention and the body has an argument for
+    position ids.  They are not valid with sliding windows, recurrent states, or rotary frequencies that depend on the text
+    length: models of such families process a prefix again.
     """
     config = text_config(model)
     layers = DynamicCache(config=config).layers

@@ -54,7 +54,7 @@ class LocalEngine:
         autocast: Returns the autocast context that models run in.
 
     Attributes:
-        memory: States of the texts read or generated since `remembering` was entered; None outside it.
+        memory: Cached keys and values of the texts read or generated inside `remembering`; None outside.
 
     Raises:
         TrainingError: memory runs out for a batch of one sequence, or the model's probabilities are not finite.
@@ -106,9 +106,9 @@ class LocalEngine:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Context: prefixes read or generated inside are not read again.
+        """Context in which cached prefixes are reused and not computed again.
 
-        The weights must not change inside.
+        The weights must not change inside the context.
         """
         self.memory = PrefixMemory()
         try:

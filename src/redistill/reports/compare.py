@@ -44,7 +44,7 @@ def markdown(comparison: Comparison) -> str:
 def latex(comparison: Comparison) -> str:
     r"""The tables for \input, using booktabs.
 
-    The first caption lists the settings that are not equal.
+    The first caption lists the settings that are not equal in all runs.
     """
     return render("compare.tex", {"comparison": comparison}, _tex) + "\n"
 
@@ -52,7 +52,7 @@ def latex(comparison: Comparison) -> str:
 def csv_text(comparison: Comparison) -> str:
     """The comparison as CSV: one record per model and column, in full precision.
 
-    Empty fields were not measured.
+    An empty field means that the value was not measured.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

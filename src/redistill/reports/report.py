@@ -42,7 +42,7 @@ def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | N
 
 
 def summary_rows(run_folder: Path, baselines: Sequence[Path] = ()) -> list[Row]:
-    """The main results of a run, as in its report; raises as `summary_table` does."""
+    """The main results of a run, as in its report; see `summary_table` for errors."""
     return report_rows(evaluations(read_run(run_folder), [read_run(folder) for folder in baselines]))
 
 
@@ -138,7 +138,7 @@ def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
 
 
 def _sizes(run: RunFolder) -> dict[str, dict[str, object]]:
-    """Role -> name and the measured sizes and speed, else the recorded ones."""
+    """Role -> name of the model, and its sizes and speed as measured by the evaluation, else as recorded in run.json."""
     sizes: dict[str, dict[str, object]] = {}
     for role, evaluation in (("teacher", run.teacher), ("student", run.student)):
         recorded = mapping(at(run.description, "models", role))

@@ -66,7 +66,7 @@ class Comparison:
 def comparison_of(
     folders: Sequence[Path], *, baseline: str | None = None, labels: Sequence[str] = (), published: Sequence[str] = ()
 ) -> Comparison:
-    """Compute scores, paired tests, costs and budgets; see `build_comparison`."""
+    """The comparison of finished runs; `build_comparison` documents the arguments."""
     tables = {name: read_published(name) for name in published}
     lineup = read_lineup(folders, baseline, labels)
     models = entrants(lineup)
