@@ -165,7 +165,8 @@ def check_data(
     """Check training and validation data, and compare it with test sets.
 
     Args:
-        sources: Pairs of a file, folder or hub name and the split of a folder or hub data set, as a run reads them.
+        sources: Pairs (source, split). A source is a file, a folder or a hub name; the split, such as "train", is the part that
+            is read of a folder or hub data set.
         tests: Maps test sets, or their names, to a file; None reads the hub file of a known test set.
         tokenizer: Measures lengths, and finds rows without a target token; None skips both checks.
         tokens: Template and length limits; None uses the defaults.

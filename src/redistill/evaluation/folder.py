@@ -36,7 +36,9 @@ def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
     has_answers = any((folder / RESPONSES).glob("*.jsonl"))
     if not (folder / SETTINGS).exists():
         if has_answers:
-            raise CheckpointError(f"{folder}: has {RESPONSES}/ of unknown settings (no {SETTINGS}); choose another folder")
+            raise CheckpointError(
+                f"{folder}: contains {RESPONSES}/ but no {SETTINGS}, so its settings are unknown; choose another folder"
+            )
         files.write_json(folder / SETTINGS, settings)
         return
     held = files.read_json(folder / SETTINGS)

@@ -40,11 +40,11 @@ class CheckedEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """The features of the engine itself."""
+        """Capabilities of the checked engine."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """See `contracts.Engine`.
+        """Call `sync` of the checked engine; see `contracts.Engine`.
 
         Raises:
             TrainingError: the engine raised an error.
@@ -53,7 +53,7 @@ class CheckedEngine:
             self.engine.sync(student, step)
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """See `contracts.Engine`.
+        """Call `generate` of the checked engine, and check its results.
 
         Raises:
             TrainingError: the engine raised an error, or a result is not a continuation of its request.

@@ -138,15 +138,15 @@ class MeteredEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """The features of the engine itself."""
+        """Capabilities of the wrapped engine."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """See `contracts.Engine`."""
+        """Call `sync` of the wrapped engine; see `contracts.Engine`."""
         self.engine.sync(student, step)
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """See `contracts.Engine`; the generated tokens are counted."""
+        """Call `generate` of the wrapped engine, and count the tokens that it generates."""
         generations = self.engine.generate(requests, sampling)
         self._count(sum(len(generation.token_ids) for generation in generations))
         return generations

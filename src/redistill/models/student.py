@@ -71,12 +71,12 @@ class StudentModule(nn.Module):
         return vocab_pass(hidden_ND, student_head, target, terms, compiled=compiled, into_grad=True)
 
     def rows(self, batch: Batch) -> Rows:
-        """The forward in mode "rows"."""
+        """Hidden states of a micro-batch: the forward pass in mode "rows"."""
         return cast(Rows, self(batch, mode="rows"))
 
 
 def _compiled(plain: BodyCall) -> BodyCall:
-    """`plain` compiled once for all lengths; where compilation fails, `plain` itself after one warning."""
+    """`plain` compiled once for all lengths; if compilation fails, `plain` itself, with one warning."""
     from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
 
     fused, failed = torch.compile(plain, dynamic=True), False

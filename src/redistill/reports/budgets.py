@@ -38,8 +38,8 @@ class _Aspect:
 
     Args:
         read: Returns a run's value, which is compared as text; None or "" if the run has not recorded it.
-        optional: Whether runs without a value are ignored, such as runs of a method without a teacher; else they differ.
-        by_seed: Whether only runs with the same training seed must be equal, such as in a teacher that is fine-tuned per seed.
+        optional: Whether runs without a value are ignored, such as runs without a teacher; if False, "not recorded" is a value.
+        by_seed: Whether only runs with the same training seed must agree, such as on a teacher that is fine-tuned per seed.
     """
 
     name: str

@@ -84,7 +84,7 @@ def _flat(row: Row) -> dict[str, object]:
 
 
 def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
-    """The variables of the template."""
+    """Variables of the template of the report."""
     models, own = evaluations(run, baselines), [found for found in (run.student, run.before) if found is not None]
     rows = report_rows(models)
     data = {role: about for role, about in mapping(run.description.get("data")).items() if isinstance(about, Mapping)}

@@ -151,7 +151,7 @@ def build_policy(run: OpenRun) -> Policy:
 
 
 def _unwrapped(engine: Engine) -> Engine:
-    """The engine inside its wrappers."""
+    """The engine itself, without wrappers that count its tokens or check its results."""
     while isinstance(engine, MeteredEngine | CheckedEngine):
         engine = engine.engine
     return engine

@@ -78,7 +78,7 @@ class OpenRun:
 
     @property
     def schedule(self) -> Schedule:
-        """Lengths of the run, in updates."""
+        """Numbers of updates: in total, between validations, between checkpoints."""
         return self.config.training.schedule(len(self.data.train))
 
 

@@ -209,7 +209,7 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
     Its teacher is evaluated too if `evaluation.compare` contains "teacher".
 
     Args:
-        config: The run; its student is trained.
+        config: The run, whose student has been trained.
 
     Returns:
         The student's scores, as in scores.json.

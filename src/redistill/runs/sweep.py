@@ -45,7 +45,7 @@ class Plan:
 
     Args:
         sweep: The sweep recipe.
-        folder: Contains sweep.json, a folder for each run, `stages/`, and the comparisons.
+        folder: Folder that contains sweep.json, a folder for each run, `stages/`, and the comparisons.
         entries: Pairs of a row and a seed, in the order of the rows.
         only: Labels of the rows to run.
         allow_code: Modules whose code the runs may use.

@@ -1,6 +1,6 @@
 """Atomic file writes: a temporary file, fsync, then a rename.
 
-A reader thus sees either the old file or the new one.  All modules write through this one.  `inside` rejects names that
+A reader thus sees either the old file or the new one. All modules write files through this module. `inside` rejects names that
 resolve to a path outside of their folder (`..`, an absolute path, a link).
 """
 

@@ -30,12 +30,12 @@ class Phrase(str):
 
     @property
     def a(self) -> "Phrase":
-        """The phrase with its indefinite article."""
+        """The phrase after its indefinite article, as in "an apple"."""
         return Phrase(f"{'an' if self[0] in 'aeiou' else 'a'} {self}")
 
     @property
     def capital(self) -> "Phrase":
-        """The phrase at the start of a sentence."""
+        """The phrase with a capital first letter, as at the start of a sentence."""
         return Phrase(self[0].upper() + self[1:])
 
 
