@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from redistill.config.run import Run
 from redistill.config.sections import StudentConfig, TeacherConfig
-from redistill.errors import ConfigError, ModelError
+from redistill.errors import ConfigError, ModelError, first_line
 from redistill.estimate.recorder import Role
 from redistill.interfaces import CausalModel, ModelSettings
 from redistill.models.families import layer_list
@@ -47,7 +47,7 @@ class Blueprint(NamedTuple):
         try:
             model: CausalModel = fresh_model(config, seed)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            fault = f"its config cannot be cut to {layers} layers ({str(error).splitlines()[0][:200]})"
+            fault = f"its config cannot be cut to {layers} layers ({first_line(error)[:200]})"
             raise ModelError(f"{config.model_type}: {fault}; use another family") from error
         dtype = torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
         if source.dtype == "auto" and not isinstance(source, StudentConfig):

@@ -40,7 +40,7 @@ class LoraConfig:
     (arXiv 2106.09685); the defaults are those of DistiLLM's scripts.
 
     Args:
-        rank: r, >= 1.
+        rank: The rank r of the adapters, >= 1.
         alpha: Numerator of the scaling factor alpha / r, > 0.
         dropout: Dropout probability of an adapter's inputs in training, in [0, 1).
         targets: Names of the linear layers that get an adapter; None selects the family's query and value projections,
@@ -140,7 +140,7 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Tensors of `model` that a checkpoint contains.
 
-    These are the adapters if it has any, else the whole state dict.
+    They are the adapters if the model has any, else the whole state dict.
 
     Without adapters these are the parameters themselves, so that tied ones are the same object. Sharded tensors stay sharded;
     see `placement.full`.
