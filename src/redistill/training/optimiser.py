@@ -32,7 +32,7 @@ class OptimiserConfig:
         weight_decay: Decoupled weight decay of matrices, >= 0; vectors (biases, norms) have none.
         betas: Decay rates of AdamW's moment estimates, each in [0, 1).
         max_grad_norm: Maximum norm of the student's gradient, > 0.  The gradient of DAC-KL's network is clipped separately, so
-        that it does not reduce the student's gradient.
+            that it does not reduce the student's gradient.
 
     Raises:
         ConfigError: a value out of range.
