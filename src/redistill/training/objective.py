@@ -115,7 +115,7 @@ class Objective:
         divergence: The divergence between teacher and student on sampled rows; None removes the term.
         divergence_weight: Weight of the divergence, >= 0; 0 removes the term.
         divergence_mean: "tokens" takes the mean over all sampled tokens.  "sequences" takes the mean over the tokens of each
-            mean over its tokens (Eq. 8).
+            sampled sequence, then the mean over sequences (Eq. 8).
         span_weight: Weight of the span loss (Eq. 10) on sampled sequences, >= 0; 0 removes it.
         span: Options of Eq. 10.
         policy_gradient: MiniLLM's term, which needs the policy `rollouts`; None removes it.
