@@ -62,7 +62,10 @@ class Tokenizer(Protocol):
 
 
 class ModelSettings(Protocol):
-    """The config of a model of transformers; fields that only some model families have are read by getattr."""
+    """The config of a model of transformers.
+
+    Fields that only some model families have are read by getattr.
+    """
 
     model_type: str
     vocab_size: int

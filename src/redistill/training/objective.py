@@ -65,7 +65,7 @@ class PolicyGradientConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    r"""The pre-training term: language modelling on `data.corpus`, to reduce forgetting.
+    r"""The pre-training term: language modelling on `data.corpus` to reduce forgetting.
 
     .. math:: w \bigl((1 - d)\, L_{CE} + d\, \mathrm{KL}(p \,\|\, q)\bigr)
 

@@ -22,7 +22,10 @@ TargetRows = Tensor | TopClasses
 
 
 class LogProbs(NamedTuple):
-    """Log-probabilities of both models for the same classes, the student's with gradient."""
+    """Log-probabilities of both models for the same classes.
+
+    The student's have a gradient.
+    """
 
     logq_CV: Tensor
     logp_CV: Tensor

@@ -47,7 +47,7 @@ class Softened:
         return (cls(), cls(temperature=2.0))
 
     def softened(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns both inputs in `loss_dtype` and at the temperature, the teacher's detached."""
+        """Both inputs in `loss_dtype` and at the temperature; the teacher's is detached."""
         dtype = loss_dtype(logq_NV)
         logq_NV, logp_NV = logq_NV.to(dtype), logp_NV.detach().to(dtype)
         if self.temperature == 1.0:
