@@ -37,7 +37,8 @@ class Memory:
     Args:
         parts: Bytes of the process without models, of weights, gradients and optimiser, and the largest additional use of each
             part of an update.
-        phases: Peak bytes of each phase: generating text, learning, and validation.  On a CPU they include `HEAP_GAPS`.
+        phases: Peak bytes of each phase: generating text, learning, and validation.  On a CPU they include freed memory that
+            the C library keeps (`HEAP_GAPS`).
     """
 
     parts: Mapping[str, int]

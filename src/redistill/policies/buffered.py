@@ -162,4 +162,4 @@ def check_buffer(name: str, source: PolicyNode, capacity: int) -> None:
     """
     if capacity < 1:
         raise ConfigError(f"capacity = {capacity}: must be >= 1; the reference code keeps 1000")
-    check_student_text(name, source, "revised around it")
+    check_student_text(name, source, "revised with the source student_generated")

@@ -74,7 +74,7 @@ class Revised(WrappingNode):
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ConfigError(f"rounds = {self.rounds}: must be >= 1; remove `revised` to train on unrevised text")
-        check_student_text("revised", self.source, "mixed around revised")
+        check_student_text("revised", self.source, "mixed with the source revised")
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:

@@ -44,7 +44,7 @@ class Rollouts(WrappingNode):
     Args:
         source: Generates the text.  The probabilities of its tokens must be known, since importance weights use them.
         num_rollouts: Number of roll-outs that all processes together generate for one pool, >= 1; rounded down to a multiple of
-            the training batch size, to at least one batch.
+            the training batch size, but to at least one batch.
         inner_epochs: Number of passes over a pool before a new one is generated, >= 1; the first pass has the order of the gold
             batches.
         discount: Discount gamma of the returns, in [0, 1].

@@ -47,7 +47,7 @@ class Contents(dict[str, Value]):
     def __missing__(self, name: str) -> NoReturn:
         raise CheckpointError(
             f"{self.owner}: has no '{name}' (it has {', '.join(sorted(self)) or 'nothing'}); "
-            "another kind of run wrote it: start this run in a new folder"
+            "a run of another kind wrote it; start this run in a new folder"
         )
 
 
@@ -105,7 +105,7 @@ def check_identity(folder: Path, mine: Mapping[str, str]) -> None:
     """
     if other := _differences(identity(folder), mine):
         raise CheckpointError(
-            f"{folder}: its checkpoints belong to a run with different {other[0]}; restore it, or start in a new folder"
+            f"{folder}: its checkpoints belong to a run with different {other[0]}; restore the original, or start in a new folder"
         )
 
 

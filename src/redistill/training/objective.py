@@ -58,7 +58,7 @@ class PolicyGradientConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
-            raise ConfigError(f"weight = {self.weight}: must be > 0 and finite; leave policy_gradient out for none")
+            raise ConfigError(f"weight = {self.weight}: must be > 0 and finite; remove policy_gradient to train without it")
         if not 0 < self.clip < 1:
             raise ConfigError(f"clip = {self.clip}: must lie in (0, 1); MiniLLM uses 0.2")
 
@@ -87,7 +87,7 @@ class PretrainingConfig:
         >>> PretrainingConfig(weight=0.0)
         Traceback (most recent call last):
             ...
-        redistill.errors.ConfigError: weight = 0.0: must be > 0 and finite; leave pretraining out for none
+        redistill.errors.ConfigError: weight = 0.0: must be > 0 and finite; remove pretraining to train without it
     """
 
     weight: float = 1.0
@@ -95,7 +95,7 @@ class PretrainingConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
-            raise ConfigError(f"weight = {self.weight}: must be > 0 and finite; leave pretraining out for none")
+            raise ConfigError(f"weight = {self.weight}: must be > 0 and finite; remove pretraining to train without it")
         if not 0 <= self.divergence_share <= 1:
             raise ConfigError(f"divergence_share = {self.divergence_share}: must lie in [0, 1]; MiniLLM uses 0.5")
 
@@ -151,7 +151,7 @@ class Objective:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0 and finite; 0 removes the term")
         if self.uses_spans and self.span.vectors == "clipped" and not isinstance(self.divergence, DacKLConfig):
             raise ConfigError(
-                "span.vectors = 'clipped': needs the divergence dac_kl, which selects the kept classes; or set it to full"
+                "span.vectors = 'clipped': needs the divergence dac_kl, which selects the classes; use dac_kl, or vectors: full"
             )
         if not (self.sft_weight or self.uses_sampled):
             raise ConfigError("objective: no term has a weight; set sft_weight or divergence")

@@ -80,7 +80,7 @@ class Core:
     softcap: float | None
 
     def __call__(self, raw_CV: Tensor, target_rows: TargetRows | None, tensors: Tensors) -> Sums:
-        """The rules' sums by name.
+        """The sums of terms and diagnostics, by name.
 
         Args:
             raw_CV: Raw logits of the student, before scale and softcap.

@@ -51,7 +51,7 @@ def row_statistics(
         names: The statistics.
         uniforms_NK: Uniform numbers in [0, 1) for teacher_sample, K = NUMBERS_PER_DRAW.
         token_N: The tokens of the log-probabilities and of cross_entropy.
-        chunk_bytes: Approximate limit of all [rows, vocabulary] tensors together; None uses `chunk_budget`.
+        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; None uses `chunk_budget`.
 
     Returns:
         For each name a tensor with one value per row: int64 tokens, bool agreement, otherwise float32 (float64 for float64).

@@ -55,8 +55,8 @@ def vocab_pass(
         student_head: The student's head; no gradient is computed for a frozen one.
         target: Source of teacher logits, called only for rows that a divergence or span needs; None if no term needs it.
         terms: At most one of each kind.
-        chunk_bytes: Approximate limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  None uses
-            `chunk_budget`.
+        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  None
+            uses `chunk_budget`.
         compiled: Whether the terms and their gradients are compiled; see core.py.
         into_grad: Add the gradient of the head's weight to its `grad` in the forward pass, if it is a leaf in the results'
             dtype; this saves a copy.  Backward must then follow, once, with a gradient of 1.
@@ -125,9 +125,9 @@ def dense_reference(
 
 
 def chunk_budget(head_bytes: int) -> int:
-    """Default limit of all [rows, vocabulary] tensors together.
+    """Default memory limit of all [rows, vocabulary] tensors together, in bytes.
 
-    It is the size of the head, within [192 MiB, 1 GiB].
+    It is the size of the head, but at least 192 MiB and at most 1 GiB.
 
     Each block of rows reads the whole head and its gradient, so blocks should be larger for a larger head.
 
@@ -135,7 +135,7 @@ def chunk_budget(head_bytes: int) -> int:
         head_bytes: Bytes of the head's weight in float32.
 
     Returns:
-        Bytes.
+        The limit, in bytes.
 
     Example:
         >>> chunk_budget(4 * 50257 * 768) // 2**20  # MiB, for a head of 50,257 classes and width 768
@@ -157,7 +157,7 @@ def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool) -> CutRows:
     """The sizes of blocks and tiles, at least one row each.
 
     Args:
-        chunk_bytes: Approximate limit of all [rows, vocabulary] tensors together.
+        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together.
         row_bytes: Bytes of one row of one such tensor.
         compiled: Whether the terms are compiled.
     """
@@ -179,7 +179,7 @@ def cuts(rows: slice, num_rows: int) -> list[slice]:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """Arguments of one pass."""
+    """Arguments of one vocabulary pass."""
 
     hidden_ND: Tensor
     head: Head
