@@ -105,7 +105,7 @@ def check_identity(folder: Path, mine: Mapping[str, str]) -> None:
     """
     if other := _differences(identity(folder), mine):
         raise CheckpointError(
-            f"{folder}: its checkpoints belong to a run with different {other[0]}; restore the original, or start in a new folder"
+            f"{folder}: its checkpoints belong to a run with different {other[0]}; restore it as it was, or use a new folder"
         )
 
 
