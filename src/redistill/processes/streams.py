@@ -1,6 +1,7 @@
 """Standard streams whose errors do not stop the work.
 
-Such errors are a closed pipe, a full disk, or a stream that the caller has closed.  A run must not lose its updates because the process that reads its log lines has exited.
+Such errors are a closed pipe, a full disk, or a stream that the caller has closed.  A run must not lose its updates because the
+process that reads its log lines has exited.
 """
 
 import contextlib
