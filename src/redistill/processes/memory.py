@@ -1,6 +1,7 @@
 """Out-of-memory handling: work is retried with half the batch size."""
 
 import gc
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -31,6 +32,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in PHRASES)
+
+
+def machine_bytes() -> int | None:
+    """Memory of this machine in bytes; None where the system does not report it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 
 def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
