@@ -121,8 +121,8 @@ def check_split(model: nn.Module, *, name: str) -> None:
     model.train(training)
     if bool((torch.isnan(own_NV) | (own_NV == torch.inf)).any()):
         raise ModelError(
-            f"{name}: its logits are not finite ({largest_weight(model)}); check that its config.json belongs to its weights, and "
-            "download the model again"
+            f"{name}: its logits are not finite ({largest_weight(model)}); check that its config.json belongs to its weights, "
+            "and download the model again"
         )
     if not torch.allclose(split_NV, own_NV, rtol=0.0, atol=0.03 * float(own_NV.abs().max())):
         raise ModelError(

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from redistill.errors import ConfigError, ModelError, check_field
 from redistill.interfaces import CausalModel, ModelSettings, Tokenizer
-from redistill.models.adapters import Adapter, find_adapter, find_file, merge_adapter
+from redistill.models.adapters import CONFIG, Adapter, find_adapter, find_file, merge_adapter
 from redistill.models.chat_templates import check_chat_templates, two_turns
 from redistill.models.configs import check_fits, check_size, read_settings
 from redistill.models.families import check_split, text_config, unwrapped
@@ -30,6 +30,7 @@ from redistill.models.tokenizers import check_ids, check_tokenizer
 from redistill.models.values import check_values
 from redistill.models.weight_files import INDEX, SINGLE, Stored, check_pointers, shards, stored_tensors
 from redistill.processes.memory import machine_bytes
+from redistill.storage.redaction import printable
 
 _DTYPES: dict[str, torch.dtype | str] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
@@ -59,6 +60,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.model.strip():
             raise ConfigError("model = '': must be a hub name, a local folder, or a .gguf file")
+        if printable(self.model) != self.model or "\n" in self.model:
+            raise ConfigError(f"model = {self.model[:60]!r}: must not contain control characters; rename its folder")
         one_of = f"must be one of {', '.join(_DTYPES)}; students are trained in float32"
         check_field(self, "dtype", self.dtype in _DTYPES, one_of)
 
@@ -98,6 +101,9 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         check_split(model, name=config.model)
     if adapter is not None:
         model = merge_adapter(model, adapter)
+        check_values(config.model, model)
+        with reading(f"{config.model}: one step of the merged model", f"check its {CONFIG}"):
+            check_split(model, name=config.model)
     check_ids(config.model, tokenizer, text_config(model).vocab_size)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
