@@ -155,7 +155,8 @@ def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
         weights = load_file(adapter.weights)
     for key, tensor in weights.items():
         check_tensor(adapter.name, key, tensor)
-    with reading(f"{adapter.name}: its merge into the base", "check that it was trained on this base"):
+    remedy = "check that it was trained on this base"
+    with reading(f"{adapter.name}:", remedy, failure="cannot be merged into its base"):
         settings = peft.LoraConfig(**adapter.settings, task_type="CAUSAL_LM", init_lora_weights=False)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT samples weights that are overwritten below
             warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a deprecated name of transformers
@@ -270,7 +271,7 @@ def find_file(name: str, file: str, revision: str | None) -> Path | None:
             f"{name}: no such folder in the folder {first}; give a model folder, or, for the hub model of this name, run from "
             f"a folder without {first}"
         )
-    with reading(f"{name}:", "check the name, the revision, and the network"):
+    with reading(f"{name}:", "check the name, the revision, and the network", failure="cannot be found"):
         found = cached_file(
             name,
             file,

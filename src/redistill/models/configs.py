@@ -8,8 +8,10 @@ weights.
 import contextlib
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -20,7 +22,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from redistill.errors import ModelError
 from redistill.interfaces import CausalModel, ModelSettings
-from redistill.models.reading import is_mistake, reading, refusal
+from redistill.models.reading import reading
 from redistill.models.weight_files import Stored
 
 MAX_LAYERS = 10_000
@@ -45,7 +47,8 @@ def read_settings(name: str, source: Mapping[str, str]) -> ModelSettings:
         ModelError: the config is missing or damaged, or one of its fields has the wrong type or is out of range.
     """
     file = source.get("gguf_file", "config.json")
-    what, remedy = f"{name}: {file}", "check the name, the network, and that the file is complete"
+    what = name if name.endswith(file) else f"{name}: {file}"
+    remedy = "check the name, the network, and that the file is complete, neither cut nor damaged"
     with reading(what, remedy):
         fields, _ = PretrainedConfig.get_config_dict(**source)
     if not isinstance(fields, dict) or not fields:
@@ -86,6 +89,8 @@ def check_fields(what: str, fields: Mapping[str, object]) -> None:
             _check_rope(what, field, value)
         if field in _TEXT_MODELS and isinstance(value, Mapping):
             check_fields(f"{what}: {field}", value)
+        if field == "quantization_config" and not (value is None or isinstance(value, Mapping)):
+            refuse(field, "must be an object")
         if field == "model_type" and not isinstance(value, str):
             refuse(field, "must be the name of a model family")
         if field == "transformers_weights" and not (isinstance(value, str) and Path(value).name == value):
@@ -129,30 +134,34 @@ def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]
     quantised = getattr(settings, "quantization_config", None) is not None
     stored = sum(tensor.size for tensor in tensors.values())
     # A quantised element holds up to 16 weights.
-    expected = check_size(name, settings, parts=len(tensors), weights=(16 if quantised else 1) * stored).state_dict()
-    if not quantised:
-        for key in sorted(expected.keys() & tensors.keys()):
-            _check_tensor(name, key, expected[key], tensors[key])
+    comparable = {} if quantised else tensors
+    check_size(name, settings, parts=len(tensors), weights=(16 if quantised else 1) * stored, tensors=comparable)
 
 
-def check_size(name: str, settings: ModelSettings, *, parts: int, weights: int) -> CausalModel:
-    """Reject a config that describes a larger model than its files hold; returns the model on the device "meta".
+def check_size(
+    name: str, settings: ModelSettings, *, parts: int, weights: int, tensors: Mapping[str, Stored] = MappingProxyType({})
+) -> None:
+    """Reject a config that describes other or more weights than its files hold.
 
     Args:
         name: The model, for messages.
         settings: Its config; not changed.
         parts: Number of tensors in its files.
         weights: Number of weights that its files can hold.
+        tensors: Those whose shapes and types are compared.
 
     Raises:
-        ModelError: the model cannot be built, or is more than twice as large: missing weights are named by the loader.
+        ModelError: the model cannot be built, a tensor has another size or type, or the model is more than twice as large:
+            missing weights are named by the loader.
     """
     model = build_without_memory(name, settings, 16 * parts + 4000)
+    expected = model.state_dict() if tensors else {}
+    for key in sorted(expected.keys() & tensors.keys()):
+        _check_tensor(name, key, expected[key], tensors[key])
     described = sum(parameter.numel() for parameter in model.parameters())
     described += sum(buffer.numel() for buffer in model.buffers())
     if described > 2 * weights + 1_000_000:
         raise ModelError(f"{name}: its config describes {described:,} weights, but its files hold {weights:,}; {_OTHER}")
-    return model
 
 
 def _check_tensor(name: str, key: str, expected: torch.Tensor, found: Stored) -> None:
@@ -200,13 +209,16 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
 
 @contextlib.contextmanager
 def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
-    """`reading`, where a missing key that is the value of a field (an unknown activation ...) is reported as that field's."""
-    with reading(what, _FIX):
+    """`reading` that also names the field whose value the exception quotes, such as that of an unknown activation."""
+
+    def field() -> str:
+        quoted = next((field for field, value in fields.items() if isinstance(value, str) and value and value in said), None)
+        return what if quoted is None else f"{what}: {quoted} = {fields[quoted]!r}"
+
+    said: tuple[str, ...] = ()
+    with reading(field, _FIX):
         try:
             yield
-        except KeyError as error:
-            value = error.args[0] if error.args else None
-            field = next((field for field, found in fields.items() if found == value and isinstance(value, str)), None)
-            if field is None or is_mistake(error):
-                raise
-            raise refusal(what, ValueError(f"{field} = {value!r} is unknown"), _FIX) from error
+        except Exception as error:
+            said = tuple(re.findall(r"'([^']*)'", str(error)))
+            raise

@@ -7,7 +7,8 @@ Every failure is raised as an error of one line: transformers answers a mistyped
 
 import contextlib
 import importlib.util
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -26,12 +27,13 @@ from redistill.models.families import check_split, text_config, unwrapped
 from redistill.models.gguf_files import check_gguf
 from redistill.models.quantised import Quantise, keep_trainable, loading_options, num_weights
 from redistill.models.reading import reading
-from redistill.models.tokenizers import check_ids, check_tokenizer
+from redistill.models.tokenizers import check_ids, check_sentencepiece, check_tokenizer, damaged_file
 from redistill.models.values import check_values
 from redistill.models.weight_files import INDEX, SINGLE, Stored, check_pointers, shards, stored_tensors
 from redistill.processes.memory import machine_bytes
 from redistill.storage.redaction import printable
 
+_DAMAGED = "the file may be cut or damaged: download it again"
 _DTYPES: dict[str, torch.dtype | str] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
 
@@ -97,12 +99,12 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     keep_trainable(model)
     check_values(base.model, model)
     _check_generation_config(base.model, model)
-    with reading(f"{base.model}: one step of the model", "check its config.json"):
+    with reading(f"{base.model}:", "check its config.json", failure="cannot read 8 tokens"):
         check_split(model, name=config.model)
     if adapter is not None:
         model = merge_adapter(model, adapter)
         check_values(config.model, model)
-        with reading(f"{config.model}: one step of the merged model", f"check its {CONFIG}"):
+        with reading(f"{config.model}:", f"check its {CONFIG}", failure="cannot read 8 tokens once it is merged"):
             check_split(model, name=config.model)
     check_ids(config.model, tokenizer, text_config(model).vocab_size)
     if config.gradient_checkpointing:
@@ -141,9 +143,10 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
         check_pointers(name, *adapter.weights.parent.iterdir())
     else:
         name, source = base.model, _locate(base)
-    _check_sentencepiece(name, base.revision)
+    check_sentencepiece(name, base.revision)
     settings = None if own or "gguf_file" in source else read_settings(name, source)
-    with reading(f"{name}: its tokenizer", "check the name, the network, and that the folder is complete"):
+    remedy = _DAMAGED if "gguf_file" in source else "check the name, the network, and that the folder is complete"
+    with reading(lambda: f"{name}: {damaged_file(source)}", remedy):
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     check_tokenizer(name, tokenizer)
     if settings is not None:
@@ -256,7 +259,11 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
             f"{config.model}: its adapter_config.json does not name its base; set `model` to the base and `adapter` to this"
         )
     base = ModelConfig(model=own.base, revision=own.revision, dtype=config.dtype)
-    if find_adapter(base.model, base.revision) is not None:
+    try:
+        second = find_adapter(base.model, base.revision)
+    except ModelError as error:
+        raise ModelError(f"{config.model}: its base {error}") from error
+    if second is not None:
         raise ModelError(f"{config.model}: its base {base.model} is an adapter as well; first merge that into its own base")
     return base, own
 
@@ -296,7 +303,9 @@ def _read_weights(
     config: ModelConfig, source: Mapping[str, str], settings: ModelSettings, options: dict[str, object]
 ) -> CausalModel:
     """Load the weights, quantised by bitsandbytes where `options` say so; a missing weight is an error."""
-    with reading(f"{config.model}: its weights", "check the name, the network, and that the folder is complete"):
+    is_file = "gguf_file" in source
+    remedy = _DAMAGED if is_file else "check the name, the network, and that the folder is complete"
+    with reading(f"{config.model}: its weights", remedy), _quietly():
         if "gguf_file" in source:
             gguf_config = getattr(transformers, "GgufConfig", None)  # releases without it always dequantise
             options = {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
@@ -304,10 +313,13 @@ def _read_weights(
             # A config.json must not select kernels to be downloaded and run.
             settings._attn_implementation = settings._experts_implementation = None
             options = {"config": settings, **options}
-        options |= {"dtype": _DTYPES[config.dtype], "output_loading_info": True}
+        # A weight of another shape is reported below, with all others.
+        options |= {"dtype": _DTYPES[config.dtype], "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, report = AutoModelForCausalLM.from_pretrained(**source, **options, use_safetensors=True, trust_remote_code=False)
     # transformers initialises missing weights at random and only logs it.
-    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    other_shapes = sorted(report["mismatched_keys"])
+    absent = sorted(report["missing_keys"])
+    absent += [f"{key} ({list(found)} in its file, {list(wanted)} by its config)" for key, found, wanted in other_shapes]
     if absent:
         raise ModelError(
             f"{config.model}: {len(absent)} weights are missing or have another shape, first {absent[0]}; "
@@ -318,18 +330,16 @@ def _read_weights(
     return cast(CausalModel, model)
 
 
-def _check_sentencepiece(name: str, revision: str | None) -> None:
-    """Name the missing packages of a tokenizer that is only a SentencePiece file (OpenLLaMA): transformers' error misleads."""
-    with contextlib.suppress(ModuleNotFoundError):  # google, of which protobuf is a part
-        if importlib.util.find_spec("sentencepiece") and importlib.util.find_spec("google.protobuf"):
-            return
-    if name.endswith(".gguf") or find_file(name, "tokenizer.json", revision) is not None:
-        return
-    if find_file(name, "tokenizer.model", revision) is not None:
-        raise ModelError(
-            f"{name}: its tokenizer is a SentencePiece file (tokenizer.model), which needs the packages sentencepiece and "
-            "protobuf; pip install 'redistill[sentencepiece]'"
-        )
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Context: no report of transformers about weights, whose names are those of the file and may have terminal escapes."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _locate(config: ModelConfig) -> dict[str, str]:

@@ -5,7 +5,7 @@ itself are not converted: they are `RedistillError`s already, or were raised by 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from redistill.errors import ModelError, RedistillError
@@ -18,12 +18,13 @@ _OUT_OF_MEMORY = ("cannot allocate memory", "std::bad_alloc")
 
 
 @contextlib.contextmanager
-def reading(what: str, remedy: str) -> Iterator[None]:
+def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "cannot be loaded") -> Iterator[None]:
     """Context: calls of a library that reads untrusted input.
 
     Args:
-        what: What is read, such as "models/a: config.json"; the start of the message.
+        what: What is read, such as "models/a: config.json"; the start of the message.  A function is called after a failure.
         remedy: What to do; the end of the message.
+        failure: What does not work; the middle of the message.
 
     Raises:
         ModelError: the library raised an exception.
@@ -41,20 +42,20 @@ def reading(what: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         if is_mistake(error):
             raise
-        raise refusal(what, error, remedy) from error
+        raise refusal(what if isinstance(what, str) else what(), error, remedy, failure) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of libraries in Rust; it is no Exception
             raise
-        raise refusal(what, error, remedy) from error
+        raise refusal(what if isinstance(what, str) else what(), error, remedy, failure) from error
 
 
-def refusal(what: str, error: BaseException, remedy: str) -> ModelError:
+def refusal(what: str, error: BaseException, remedy: str, failure: str = "cannot be loaded") -> ModelError:
     """The error that replaces a library's exception."""
     said = reason(error)
     if is_out_of_memory(error) or any(phrase in said.lower() for phrase in _OUT_OF_MEMORY):
         remedy = "use a smaller model, dtype: bfloat16, or a machine with more memory"
         return ModelError(f"{what} needs more memory than is available ({said}); {remedy}")
-    return ModelError(f"{what} cannot be loaded ({said}); {remedy}")
+    return ModelError(f"{what} {failure} ({said}); {remedy}")
 
 
 def is_mistake(error: BaseException) -> bool:

@@ -1,10 +1,57 @@
 """Checks of a loaded tokenizer: it encodes text, has an end token, and each of its ids is one token and one row of a model."""
 
+import contextlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
 from redistill.errors import ModelError, VocabularyError
 from redistill.interfaces import Tokenizer
+from redistill.models.adapters import find_file
 from redistill.models.reading import reading
 
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 _FIX = "fix its tokenizer_config.json, or download the model again"
+
+
+def check_sentencepiece(name: str, revision: str | None) -> None:
+    """Name the missing packages of a tokenizer that is only a SentencePiece file (OpenLLaMA).
+
+    The error of Transformers misleads.
+
+    Raises:
+        ModelError: a package is missing.
+    """
+    with contextlib.suppress(ModuleNotFoundError):  # google, of which protobuf is a part
+        if importlib.util.find_spec("sentencepiece") and importlib.util.find_spec("google.protobuf"):
+            return
+    if name.endswith(".gguf") or find_file(name, "tokenizer.json", revision) is not None:
+        return
+    if find_file(name, "tokenizer.model", revision) is not None:
+        raise ModelError(
+            f"{name}: its tokenizer is a SentencePiece file (tokenizer.model), which needs the packages sentencepiece and "
+            "protobuf; pip install 'redistill[sentencepiece]'"
+        )
+
+
+def damaged_file(source: Mapping[str, str]) -> str:
+    """The file that is the most probable cause of a failure to load a tokenizer, for messages.
+
+    Args:
+        source: Arguments of `from_pretrained`.
+    """
+    if "gguf_file" in source:
+        return "its tokenizer"
+    folder = Path(source["pretrained_model_name_or_path"])
+    present = [folder / file for file in _FILES if (folder / file).is_file()]
+    for path in present:
+        try:
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                return f"{path.name} is no JSON object, so its tokenizer"
+        except (OSError, ValueError, RecursionError):
+            return f"{path.name} is no JSON, so its tokenizer"
+    return f"its tokenizer ({', '.join(path.name for path in present[:2])})" if present else "its tokenizer"
 
 
 def check_tokenizer(name: str, tokenizer: Tokenizer) -> None:
@@ -27,7 +74,8 @@ def check_tokenizer(name: str, tokenizer: Tokenizer) -> None:
     tokens: dict[int, str] = {}
     for token, number in vocabulary.items():
         if tokens.setdefault(number, token) != token:
-            raise ModelError(f"{name}: its tokenizer has two tokens with id {number}, {tokens[number]!r} and {token!r}; {_FIX}")
+            both = f"{tokens[number][:60]!r} and {token[:60]!r}"
+            raise ModelError(f"{name}: its tokenizer has two tokens with id {number}, {both}; fix its tokenizer.json")
     if pad is None:
         tokenizer.pad_token = tokenizer.eos_token
 

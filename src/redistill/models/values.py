@@ -1,4 +1,4 @@
-"""The values of a model's weights, checked once they are loaded: no NaN, no infinity, and not all of them denormal."""
+"""The values of a model's weights, checked once they are loaded: finite, not huge, and not all of them denormal."""
 
 import math
 
@@ -8,6 +8,7 @@ from torch import nn
 from redistill.errors import ModelError
 
 _TINY = torch.finfo(torch.float32).tiny
+_HUGE = 1e12
 _AGAIN = "download the model again, or save it again from the program that made it"
 
 
@@ -19,7 +20,8 @@ def check_values(name: str, model: nn.Module) -> None:
         model: The model, on any device.
 
     Raises:
-        ModelError: a tensor has NaN or infinite weights, or a matrix has denormal weights only, which compute nothing.
+        ModelError: a tensor has NaN or infinite weights, or a matrix has weights beyond 10^12, which no training produces and
+            which overflow, or denormal weights only, which compute 0.
     """
     for key, parameter in model.named_parameters():
         check_tensor(name, key, parameter.detach())
@@ -37,6 +39,8 @@ def check_tensor(name: str, key: str, tensor: torch.Tensor) -> None:
         odd = int((~torch.isfinite(tensor.float())).sum())
         raise ModelError(f"{name}: {key}: {odd:,} of its {tensor.numel():,} weights are NaN or infinite; {_AGAIN}")
     largest = max(-low, high)
+    if tensor.ndim > 1 and largest > _HUGE:
+        raise ModelError(f"{name}: {key}: its largest weight is {largest:.3g}; sums of such weights overflow: {_AGAIN}")
     if tensor.ndim > 1 and 0 < largest < _TINY:
         raise ModelError(f"{name}: {key}: its largest weight is {largest:.3g}, so all are denormal and compute 0; {_AGAIN}")
 

@@ -114,7 +114,7 @@ def _sharded(name: str, index: Path) -> dict[str, Stored]:
         found |= header(name, index.parent / file)
     lost = next((key for key, file in places.items() if key not in found or found[key].file != file), None)
     if lost is not None:
-        raise ModelError(f"{name}: {index.name} lists {lost} in {places[lost]}, which does not contain it; {_AGAIN}")
+        raise ModelError(f"{name}: {index.name} lists {lost[:100]!r} in {places[lost]}, which does not contain it; {_AGAIN}")
     return found
 
 
