@@ -220,13 +220,22 @@ CASES = (
     Case("index without map", "weights", sharded(lambda at, index: index.pop("weight_map")), "weight_map"),
     Case("index of numbers", "weights", sharded(lambda at, index: index["weight_map"].update({QUERY: 1})), QUERY),
     Case(
-        "index elsewhere", "weights", sharded(lambda at, index: index["weight_map"].update({QUERY: "../x.safetensors"})), QUERY
+        "index elsewhere",
+        "weights",
+        sharded(lambda at, index: index["weight_map"].update(x="../y.safetensors")),
+        "weight_map of x is '../y.safetensors'",
     ),
     Case(
         "wrong index",
         "weights",
         sharded(lambda at, index: index["weight_map"].update({"x": "model-1.safetensors"})),
-        "lists x in model-1",
+        "lists 'x' in model-1",
+    ),
+    Case(
+        "line end in a name",
+        "weights",
+        sharded(lambda at, index: index["weight_map"].update({"a\nb\x1b[1m": "model-1.safetensors"})),
+        "a\\nb",
     ),
     Case("index is a list", "weights", sharded(lambda at, index: (index.clear(), index.update(a=1))), "weight_map"),
     Case("pointer", "weights", content(W, POINTER), "git-lfs pointer"),
@@ -291,6 +300,7 @@ CASES = (
     Case("number as merges", "tokenizer", vocabulary(lambda tree: tree["model"].update(merges=5)), "tokenizer"),
     Case("no end token", "tokenizer", without(J, "eos_token", "pad_token"), "no end token"),
     Case("pad without end", "tokenizer", without(J, "eos_token"), "no end token"),
+    Case("pad token without a row", "tokenizer", fields(J, pad_token="<pad>"), "'<pad>'"),
     Case("new end token", "tokenizer", fields(J, eos_token="<not in it>"), "'<not in it>'"),
     Case("number as end token", "tokenizer", fields(J, eos_token=5), "tokenizer"),
     Case("list as tokenizer config", "tokenizer", content(J, b"[1]"), "tokenizer"),
