@@ -26,6 +26,7 @@ from redistill.models.reading import reading
 from redistill.models.weight_files import Stored
 
 MAX_LAYERS = 10_000
+MAX_COUNT = 1_000_000
 _FIX = "fix it, or download the model again"
 _OTHER = "download the model again, or use the config.json that belongs to its weights"
 # Fields that must be positive where they are set; each family has some of them.
@@ -62,33 +63,35 @@ def read_settings(name: str, source: Mapping[str, str]) -> ModelSettings:
     return cast(ModelSettings, settings)
 
 
-def check_fields(what: str, fields: Mapping[str, object]) -> None:
+def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True) -> None:
     """Check the values of a config.json that decide about size, and those that Transformers does not check.
 
     Args:
         what: Model and file, for messages.
-        fields: The file's content.
+        fields: The file's content, or one of the objects in it.
+        sizes: Whether these are the fields of the language model, whose sizes must be positive.
 
     Raises:
         ModelError: a field has the wrong type or is out of range.
     """
 
     def refuse(field: str, requirement: str) -> None:
-        raise ModelError(f"{what}: {field} = {str(fields[field])[:60]!s}: {requirement}; {_FIX}")
+        raise ModelError(f"{what}: {field} = {repr(fields[field])[:60]}: {requirement}; {_FIX}")
 
     for field, value in fields.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
         varies = value is None or isinstance(value, list)  # a list has a value for each layer
-        if field in _POSITIVE and not varies and not (whole and 1 <= cast(int, value) < 2**40):
+        if sizes and field in _POSITIVE and not varies and not (whole and 1 <= cast(int, value) < 2**40):
             refuse(field, "must be a positive integer")
-        if whole and "layer" in field and cast(int, value) > MAX_LAYERS:
-            refuse(field, f"must be at most {MAX_LAYERS:,}")
+        most = MAX_LAYERS if "layer" in field else MAX_COUNT if field.startswith(("num_", "n_")) else None
+        if most is not None and whole and cast(int, value) > most:  # Transformers makes lists of these lengths
+            refuse(field, f"must be at most {most:,}")
         if isinstance(value, float) and math.isnan(value):
             refuse(field, "must be a number")
         if field in ("rope_theta", "rope_scaling", "rope_parameters"):
             _check_rope(what, field, value)
-        if field in _TEXT_MODELS and isinstance(value, Mapping):
-            check_fields(f"{what}: {field}", value)
+        if isinstance(value, Mapping):
+            check_fields(f"{what}: {field}", value, sizes=field in _TEXT_MODELS)
         if field == "quantization_config" and not (value is None or isinstance(value, Mapping)):
             refuse(field, "must be an object")
         if field == "model_type" and not isinstance(value, str):
@@ -96,7 +99,7 @@ def check_fields(what: str, fields: Mapping[str, object]) -> None:
         if field == "transformers_weights" and not (isinstance(value, str) and Path(value).name == value):
             refuse(field, "must be a file in the folder of the model")
     heads, groups = fields.get("num_attention_heads"), fields.get("num_key_value_heads")
-    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
+    if sizes and isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         refuse("num_key_value_heads", f"must divide num_attention_heads = {heads}")
 
 
