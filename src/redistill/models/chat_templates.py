@@ -5,10 +5,10 @@ string of 10^11 characters.
 
 The child is a fork of this process.  A thread or a signal does not stop a loop inside compiled code, and limits of this
 process would end the run.  A fork has already imported the template engine, so that a normal template costs a fork, once for
-each process and template; and it imports nothing, so that no code of the current folder can run.  The child limits itself with setrlimit,
-renders, writes the texts to a pipe and exits without cleaning up; it calls neither torch nor CUDA, which cannot be used after a
-fork.  The time limit is CPU time of the child, so that a busy machine rejects no template.  Systems without fork render in this
-process, without limits.
+each process and template; and it imports nothing, so that no code of the current folder can run.  The child limits itself with
+setrlimit, renders, writes the texts to a pipe and exits without cleaning up; it calls neither torch nor CUDA, which cannot be
+used after a fork.  The time limit is CPU time of the child, so that a busy machine rejects no template.  Systems without fork
+render in this process, without limits.
 """
 
 import contextlib

@@ -5,9 +5,9 @@ Only rejected.jsonl is written here, so a mistake in a configuration leaves no i
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import NamedTuple
 
 from redistill.config.sections import DataConfig
 from redistill.contracts import Example
@@ -17,10 +17,9 @@ from redistill.data.repeats import Question, first_of_each, question
 from redistill.data.tasks import Task, load_task
 from redistill.data.tokenize import tokenize_training
 from redistill.errors import ConfigError, DataError
-from redistill.records import Record
+from redistill.interfaces import Tokenizer
+from redistill.records import Json, Record
 from redistill.storage import files
-
-Duplicates = Literal["keep", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,102 +38,78 @@ class DataSets:
     validation: Sequence[Record]
     validation_examples: Sequence[Example]
     tests: Mapping[str, Sequence[Record]]
-    manifest: Mapping[str, Any]
+    manifest: Mapping[str, Json]
 
 
 def load_data(
-    config: DataConfig,
-    tokenizer: Any,
-    seed: int,
-    *,
-    rejected: Path | None,
-    report: Callable[[str], None],
-    duplicates: Duplicates = "keep",
+    config: DataConfig, tokenizer: Tokenizer, seed: int, *, rejected: Path | None, report: Callable[[str], None]
 ) -> DataSets:
     """Read and tokenise the data of a run.
 
-    A training or validation row with the prompt of a test row is removed and counted.
+    A training or validation row with the prompt of a test row is removed and counted; exact duplicates of earlier training
+    rows are kept and counted.
 
     Args:
         config, tokenizer: The sources, test sets and length limits; the student's tokenizer.
         seed: The run's seed, which chooses among several references of a training row.
         rejected: File that lists unusable rows; None writes none.
         report: Called with a line about every source.
-        duplicates: Whether exact duplicates of earlier training rows are kept or dropped; they are counted in both cases.
 
     Raises:
         ConfigError: the training set has too few rows to hold out validation rows.
         DataError: a source is missing or empty, has too many unusable rows, or none of its rows fits the length limits.
     """
-    manifest: dict[str, Any] = {}
-    builder = _ExampleBuilder(tokenizer=tokenizer, config=config, seed=seed, rejected=rejected)
-    pool: list[_Row] = []
+    manifest: dict[str, Json] = {}
+    bad, pool = Counter[str](), list[_Row]()
 
     def read(source: str, split: str, role: str) -> list[_Row]:
         records, found = read_records(source, split=split, max_bad_rows=config.max_bad_rows, rejected=rejected)
-        report(f"{role}: {found.source}: {found.verdict}" + (f", {len(found.rejected)} rejected" if found.rejected else ""))
-        manifest[role] = _about_source(source, found)
-        builder.bad[found.source] = len(found.rejected)
+        report(f"{role}: {found.source}: {found.verdict}{_rejected(found)}")
+        about: dict[str, Json] = {"source": source, "form": found.verdict, "rows": found.num_rows}
+        manifest[role] = about | {"rejected": len(found.rejected)} | _hash(source)
+        bad[found.source] = len(found.rejected)
         return [_Row(found.source, record) for record in records]
 
     for number, source in enumerate(config.train):
         pool += read(source, "train", "train" if len(config.train) == 1 else f"train {number + 1}")
-    pool, repeats = builder.handle_duplicates(pool, duplicates, report)
+    repeats = sum(first != index for index, first in enumerate(first_of_each(row.record for row in pool)))
+    if repeats:
+        report(f"train: {repeats} exact duplicates of earlier rows are kept")
     held = None if config.validation is None else read(config.validation, "validation", "validation")
-    tests, about_tests = _test_sets(config, report, rejected)
-    manifest |= about_tests
-    test_questions = {question(record) for records in tests.values() for record in records}
-    train, validation, leaked = _split(pool, held, test_questions, config)
+    tests = dict[str, list[Record]]()
+    for task, (records, found) in _read_tests(config, report, rejected).items():
+        path, tests[task.name] = config.tasks[task], records
+        about: dict[str, Json] = {"source": path or "hub", "rows": len(records), "rejected": len(found.rejected)}
+        manifest[f"test {task.name}"] = about | _hash(path)
+    asked = {question(record) for records in tests.values() for record in records}
+    train, validation, leaked = _split(pool, held, asked, config)
     if any(leaked):
         report(f"removed, since a test set has the same prompt: {leaked[0]} training rows, {leaked[1]} validation rows")
+    builder = _ExampleBuilder(tokenizer, config, seed, rejected, bad)
     examples, counts, _ = builder.tokenised(train[: config.max_train_rows], "train")
     validation_examples, lost, validation = builder.tokenised(validation, "validation")
-    counts |= {"in a test set": leaked[0]} | ({"duplicate": repeats} if repeats and duplicates == "drop" else {})
-    lost |= {"in a test set": leaked[1]}
-    manifest["kept"] = _kept(len(examples), counts, len(validation), lost, repeats if duplicates == "keep" else 0)
+    counts |= {"in a test set": leaked[0]}
+    manifest["kept"] = _kept(len(examples), counts, len(validation), lost | {"in a test set": leaked[1]}, repeats)
     why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
     dropped = f" ({sum(counts.values())} dropped: {why})" if why else ""
     report(f"train: {len(examples)} examples{dropped}; validation: {len(validation)}")
-    return DataSets(
-        train=examples,
-        validation=[row.record for row in validation],
-        validation_examples=validation_examples,
-        tests=tests,
-        manifest=manifest,
-    )
-
-
-def _test_sets(
-    config: DataConfig, report: Callable[[str], None], rejected: Path | None
-) -> tuple[dict[str, list[Record]], dict[str, Any]]:
-    """The test sets by name, and their entries in the manifest."""
-    tests, manifest = {}, {}
-    for task, (records, found) in _read_tests(config, report, rejected).items():
-        path, tests[task.name] = config.tasks[task], records
-        counts = {"rows": len(records), "rejected": len(found.rejected)}
-        manifest[f"test {task.name}"] = {"source": path or "hub", **counts, **_hash(path)}
-    return tests, manifest
+    records = [row.record for row in validation]
+    return DataSets(train=examples, validation=records, validation_examples=validation_examples, tests=tests, manifest=manifest)
 
 
 def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping[str, int], duplicates: int) -> dict[str, int]:
     """Numbers of rows kept and dropped, by reason, for run.json."""
-    return {
-        "train": train,
-        "dropped": sum(dropped.values()),
-        **dropped,
-        "validation": validation,
-        **({"duplicates kept": duplicates} if duplicates else {}),
-        **{f"validation {reason}": count for reason, count in lost.items() if count},
-    }
+    kept = {"train": train, "dropped": sum(dropped.values()), **dropped, "validation": validation}
+    kept |= {"duplicates kept": duplicates} if duplicates else {}
+    return kept | {f"validation {reason}": count for reason, count in lost.items() if count}
 
 
-def load_tests(config: DataConfig, report: Callable[[str], None], rejected: Path | None = None) -> dict[str, list[Record]]:
+def load_tests(config: DataConfig, report: Callable[[str], None]) -> dict[str, list[Record]]:
     """Read the test sets.
 
     Args:
         config: The test sets.
         report: Called with a line about every test set.
-        rejected: File that lists unusable rows; None writes none.
 
     Returns:
         Records by name of the test set.
@@ -142,7 +117,7 @@ def load_tests(config: DataConfig, report: Callable[[str], None], rejected: Path
     Raises:
         DataError: a test set is missing or empty, or has too many unusable rows.
     """
-    return {task.name: records for task, (records, _) in _read_tests(config, report, rejected).items()}
+    return {task.name: records for task, (records, _) in _read_tests(config, report, None).items()}
 
 
 def _read_tests(
@@ -152,31 +127,25 @@ def _read_tests(
         task: load_task(task, path, max_bad_rows=config.max_bad_rows, rejected=rejected) for task, path in config.tasks.items()
     }
     for task, (records, found) in tests.items():
-        report(f"test: {task.name}: {len(records)} rows" + (f", {len(found.rejected)} rejected" if found.rejected else ""))
+        report(f"test: {task.name}: {len(records)} rows{_rejected(found)}")
     return tests
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """A record, and its file or hub data set."""
 
     source: str
     record: Record
 
-    @property
-    def line(self) -> int:
-        return line_of(self.record)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _ExampleBuilder:
+class _ExampleBuilder(NamedTuple):
     """Tokenises rows, and lists and counts the unusable ones; `bad` has their number by source."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     config: DataConfig
     seed: int
     rejected: Path | None
-    bad: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str]
 
     def tokenised(self, rows: Sequence[_Row], role: str) -> tuple[list[Example], dict[str, int], list[_Row]]:
         """Tokenise rows.
@@ -190,63 +159,39 @@ class _ExampleBuilder:
         if not rows:
             raise DataError(f"{role}: a test set has the prompt of every row; use other data, or other test sets")
         examples, report = tokenize_training([row.record for row in rows], self.tokenizer, self.config.tokens, self.seed)
-        found_bad = sorted((*report.rejected, *report.too_long), key=lambda found: found.index)
-        self._list([(rows[found.index], found.reason) for found in found_bad])
+        if self.rejected is not None:
+            unused = sorted((*report.rejected, *report.too_long), key=lambda found: found.index)
+            lines = [(rows[found.index].source, line_of(rows[found.index].record), found.reason) for found in unused]
+            list_unlearned(self.rejected, lines)
+        limit = self.config.max_bad_rows
         for found in report.rejected:
-            self._count_bad(rows[found.index], found.reason)
+            source, record = rows[found.index]
+            self.bad[source] += 1
+            if self.bad[source] > limit:
+                fault = f"{source}:{line_of(record)}: {found.reason}; more than {limit} rows are unusable"
+                listed = f" ({self.rejected} lists them)" if self.rejected else ""
+                raise DataError(f"{fault}{listed}: fix or remove them, or raise max_bad_rows")
         useless = {found.index for found in report.rejected}
         counts = {"too long": report.num_too_long, "nothing to learn": len(useless)}
         return examples, counts, [row for index, row in enumerate(rows) if index not in useless]
 
-    def handle_duplicates(
-        self, rows: list[_Row], duplicates: Duplicates, report: Callable[[str], None]
-    ) -> tuple[list[_Row], int]:
-        """The rows that are kept, and the number of exact duplicates of earlier ones; dropped duplicates are listed."""
-        first = first_of_each([row.record for row in rows])
-        repeats = [(row, rows[k]) for index, (row, k) in enumerate(zip(rows, first)) if k != index]
-        if repeats:
-            action = "kept" if duplicates == "keep" else "dropped"
-            report(f"train: {len(repeats)} exact duplicates of earlier rows are {action}")
-        if duplicates == "keep":
-            return rows, len(repeats)
-        self._list([(row, f"exact duplicate of {earlier.source}:{earlier.line}") for row, earlier in repeats])
-        return [row for index, (row, k) in enumerate(zip(rows, first)) if k == index], len(repeats)
-
-    def _list(self, found: Sequence[tuple[_Row, str]]) -> None:
-        if self.rejected is not None:
-            list_unlearned(self.rejected, [(row.source, row.line, reason) for row, reason in found])
-
-    def _count_bad(self, row: _Row, reason: str) -> None:
-        """Count an unusable row; raises DataError if its source has too many."""
-        self.bad[row.source] += 1
-        if self.bad[row.source] > self.config.max_bad_rows:
-            listed = f" ({self.rejected} lists them)" if self.rejected else ""
-            raise DataError(
-                f"{row.source}:{row.line}: {reason}; more than {self.config.max_bad_rows} rows are unusable{listed}: fix or "
-                "remove them, or raise max_bad_rows"
-            )
-
 
 def _split(
-    pool: list[_Row], held: list[_Row] | None, test_questions: Set[Question], config: DataConfig
+    pool: list[_Row], held: list[_Row] | None, asked: Set[Question], config: DataConfig
 ) -> tuple[list[_Row], list[_Row], tuple[int, int]]:
-    """Training and validation rows without those whose prompt is in a test set, and the number removed from each."""
-    train = [row for row in pool if question(row.record) not in test_questions]
-    leaked = len(pool) - len(train)
+    """Training and validation rows without those whose prompt is in `asked`, and the number removed from each."""
+    train, validation = ([row for row in rows if question(row.record) not in asked] for rows in (pool, held or []))
+    leaked, count = (len(pool) - len(train), len(held or []) - len(validation)), config.validation_rows
     if held is not None:
-        validation = [row for row in held if question(row.record) not in test_questions]
-        return train, validation[: config.validation_rows], (leaked, len(held) - len(validation))
-    if len(train) <= config.validation_rows:
-        raise ConfigError(
-            f"data.validation_rows = {config.validation_rows}: the training set has only {len(train)} rows; hold out fewer, "
-            "or set data.validation to a file"
-        )
-    return train[config.validation_rows :], train[: config.validation_rows], (leaked, 0)
+        return train, validation[:count], leaked
+    if len(train) <= count:
+        fault = f"data.validation_rows = {count}: the training set has only {len(train)} rows"
+        raise ConfigError(f"{fault}; hold out fewer, or set data.validation to a file")
+    return train[count:], train[:count], leaked
 
 
-def _about_source(source: str, report: ReadReport) -> dict[str, Any]:
-    about = {"source": source, "form": report.verdict, "rows": report.num_rows, "rejected": len(report.rejected)}
-    return about | _hash(source)
+def _rejected(report: ReadReport) -> str:
+    return f", {len(report.rejected)} rejected" if report.rejected else ""
 
 
 def _hash(source: str | None) -> dict[str, str]:
