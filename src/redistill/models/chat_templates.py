@@ -1,4 +1,4 @@
-"""The first rendering of a chat template: in a child process with limits of time, memory and output.
+"""The first rendering of a chat template, with limits of time, memory and output.
 
 A template is a program of a stranger.  Jinja's sandbox keeps it from Python's internals, but lets it loop for hours or build a
 string of 10^11 characters.
@@ -85,7 +85,7 @@ def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
 
 
 def two_turns(tokenizer: Tokenizer) -> str:
-    """The rendering of a user and an assistant message; "" if there is no template, or it does not render them."""
+    """The rendering of a user and an assistant message; "" where there is none."""
     kind, text = _first_renderings(tokenizer)[0] if tokenizer.chat_template else ("text", "")
     return text if kind == "text" else ""
 

@@ -64,7 +64,7 @@ def read_settings(name: str, source: Mapping[str, str]) -> ModelSettings:
 
 
 def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True) -> None:
-    """Check the values of a config.json that decide about size, and those that Transformers does not check.
+    """Check the values that decide about size, or that Transformers does not check.
 
     Args:
         what: Model and file, for messages.
@@ -122,7 +122,9 @@ def _check_rope(what: str, field: str, value: object) -> None:
 
 
 def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]) -> None:
-    """Reject a config that does not describe the stored weights, without building the model in memory.
+    """Reject a config that does not describe the stored weights.
+
+    The model is built without memory.
 
     Weights that are only missing are left to the loader, whose report names them.
 

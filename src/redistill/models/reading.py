@@ -1,4 +1,4 @@
-"""The boundary to the libraries that read models: whatever they raise becomes one line that names what was read.
+"""The boundary to the libraries that read models: exceptions become one line.
 
 A library may raise anything for a file that somebody else wrote, so no list of exception types is kept.  Errors of redistill
 itself are not converted: they are `RedistillError`s already, or were raised by a line of this package.
@@ -73,7 +73,9 @@ def is_mistake(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """One line about an exception: its first line, and the ones that this announces; at most 300 characters.
+    """One line about an exception, of at most 300 characters.
+
+    It is the first line of the message, and the ones that this announces.
 
     Example:
         >>> reason(ValueError("invalid field 'x':\\n  TypeError: not an int\\nsee the documentation"))

@@ -1,4 +1,7 @@
-"""Checks of a loaded tokenizer: it encodes text, has an end token, and each of its ids is one token and one row of a model."""
+"""Checks of a loaded tokenizer.
+
+It encodes text, has an end token, and each of its ids is one token and one row of a model.
+"""
 
 import contextlib
 import importlib.util
@@ -16,7 +19,7 @@ _FIX = "fix its tokenizer_config.json, or download the model again"
 
 
 def check_sentencepiece(name: str, revision: str | None) -> None:
-    """Name the missing packages of a tokenizer that is only a SentencePiece file (OpenLLaMA).
+    """Name the packages that a tokenizer of SentencePiece alone lacks (OpenLLaMA).
 
     The error of Transformers misleads.
 
@@ -36,7 +39,7 @@ def check_sentencepiece(name: str, revision: str | None) -> None:
 
 
 def damaged_file(source: Mapping[str, str]) -> str:
-    """The file that is the most probable cause of a failure to load a tokenizer, for messages.
+    """The file that probably caused a failure to load a tokenizer, for messages.
 
     Args:
         source: Arguments of `from_pretrained`.

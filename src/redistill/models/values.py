@@ -1,4 +1,4 @@
-"""The values of a model's weights, checked once they are loaded: finite, not huge, and not all of them denormal."""
+"""Checks of loaded weights: finite, not huge, and not all of them denormal."""
 
 import math
 

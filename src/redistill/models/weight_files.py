@@ -1,4 +1,4 @@
-"""Safetensors files of a model, checked by their headers before any weight is read.
+"""Safetensors files of a model, checked by their headers before they are read.
 
 safetensors itself checks the headers: sizes, offsets, overlaps, and the length of the file.
 """
@@ -42,10 +42,12 @@ class Stored:
 
     @property
     def num_bytes(self) -> int:
+        """Size in its file."""
         return self.size * int("".join(filter(str.isdigit, self.dtype.partition("_")[0])) or 8) // 8
 
     @property
     def is_float(self) -> bool:
+        """Whether it has a floating point type."""
         return self.dtype.startswith(("F", "BF"))
 
 
