@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from redistill.errors import ConfigError, ModelError, check_field
 from redistill.interfaces import CausalModel, ModelSettings, Tokenizer
 from redistill.models.adapters import CONFIG, Adapter, find_adapter, find_file, merge_adapter
+from redistill.models.caches import check_cache
 from redistill.models.chat_templates import check_chat_templates, two_turns
 from redistill.models.configs import check_fits, check_size, read_settings
 from redistill.models.families import check_split, text_config, unwrapped
@@ -109,6 +110,7 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     _check_generation_config(base.model, model)
     with reading(f"{base.model}:", "check its config.json", failure="cannot read 8 tokens"):
         check_split(model, name=config.model)
+        check_cache(model, name=config.model)
     if adapter is not None:
         model = merge_adapter(model, adapter)
         check_values(config.model, model)
