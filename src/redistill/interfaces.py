@@ -38,6 +38,9 @@ class Tokenizer(Protocol):
     def all_special_ids(self) -> list[int]: ...
 
     @property
+    def special_tokens_map(self) -> Mapping[str, object]: ...
+
+    @property
     def added_tokens_decoder(self) -> Mapping[int, object]: ...
 
     @overload
@@ -55,7 +58,12 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> dict[str, int]: ...
 
     def apply_chat_template(
-        self, conversation: Sequence[Mapping[str, str]], *, tokenize: Literal[False], add_generation_prompt: bool = False
+        self,
+        conversation: Sequence[Mapping[str, str]],
+        *,
+        tokenize: Literal[False],
+        add_generation_prompt: bool = False,
+        chat_template: str | None = None,
     ) -> str: ...
 
     def save_pretrained(self, save_directory: Path) -> object: ...
@@ -73,6 +81,7 @@ class ModelSettings(Protocol):
     num_hidden_layers: int
     max_position_embeddings: int
     _attn_implementation: str | None
+    _experts_implementation: str | None
 
     def get_text_config(self) -> "ModelSettings": ...
 

@@ -13,7 +13,7 @@ from redistill.estimate.recorder import Role
 from redistill.interfaces import CausalModel, ModelSettings
 from redistill.models.families import layer_list
 from redistill.models.initialise import cast_weights, fresh_model
-from redistill.models.load import ModelConfig, checkpoint_activations, read_config
+from redistill.models.load import ModelConfig, checkpoint_activations, load_tokenizer, read_config
 from redistill.models.lora import add_lora
 from redistill.models.shorten import shortened_config
 
@@ -88,6 +88,7 @@ def blueprints(run: Run) -> dict[Role, Blueprint]:
     for role, source in sources.items():
         base = sources["teacher"] if source.model == "teacher" else source
         config = read_config(base)
+        load_tokenizer(base)  # a run would reject it only after the data are read
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
         if not isinstance(layers, int) or layers < 1:
             raise ConfigError(f"{base.model}: its config does not state its number of layers; use a causal language model")

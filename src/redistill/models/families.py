@@ -16,6 +16,7 @@ from torch import nn
 
 from redistill.errors import ModelError
 from redistill.interfaces import CausalModel, ModelSettings
+from redistill.models.values import largest_weight
 from redistill.vocab_pass import Head
 
 BodyCall = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -119,6 +120,11 @@ def check_split(model: nn.Module, *, name: str) -> None:
     own_NV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[0].float()
     split_NV = classifier.logits(body(model)(ids_BT, mask_BT)[0])
     model.train(training)
+    if bool((torch.isnan(own_NV) | (own_NV == torch.inf)).any()):
+        raise ModelError(
+            f"{name}: its logits are not finite ({largest_weight(model)}); check that its config.json belongs to its weights, "
+            "and download the model again"
+        )
     if not torch.allclose(split_NV, own_NV, rtol=0.0, atol=0.03 * float(own_NV.abs().max())):
         raise ModelError(
             f"{name}: the {text_config(model).model_type} family computes its logits in a way that redistill does not support; "
