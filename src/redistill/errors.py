@@ -37,6 +37,14 @@ class ModelError(RedistillError, ValueError):
     """A model cannot be found, loaded, or used as the run requires."""
 
 
+class WeightsError(ModelError):
+    """Weights of a model are missing, or have another shape than its config gives."""
+
+
+class NotFiniteError(ModelError):
+    """The logits of a model are not finite numbers."""
+
+
 class CheckpointError(RedistillError):
     """A checkpoint or run folder is missing, incomplete, or belongs to another run."""
 
@@ -50,6 +58,12 @@ class TrainingError(RedistillError):
 
     An example is too many consecutive updates with a non-finite loss or gradient.
     """
+
+    exit_code = 1
+
+
+class FindingsError(RedistillError):
+    """`redistill doctor` has findings, which it has printed."""
 
     exit_code = 1
 

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from redistill.errors import ModelError
+from redistill.errors import ModelError, NotFiniteError
 from redistill.interfaces import CausalModel, ModelSettings
 from redistill.vocab_pass import Head
 
@@ -107,7 +107,8 @@ def check_split(model: nn.Module, *, name: str) -> None:
     """Compare the logits of body and head with the model's own on up to 8 tokens.
 
     Raises:
-        ModelError: they differ by more than 3 % of the largest logit, the rounding of bf16.
+        ModelError: they differ by more than 3 % of the largest logit, the rounding of bf16; `NotFiniteError` if the model's own
+            are not finite.
     """
     training = model.training
     model.eval()
@@ -118,6 +119,8 @@ def check_split(model: nn.Module, *, name: str) -> None:
     own_NV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[0].float()
     split_NV = classifier.logits(body(model)(ids_BT, mask_BT)[0])
     model.train(training)
+    if not own_NV.isfinite().all():
+        raise NotFiniteError(f"{name}: its logits are not finite; load it with dtype float32, or download its weights again")
     if not torch.allclose(split_NV, own_NV, rtol=0.0, atol=0.03 * float(own_NV.abs().max())):
         raise ModelError(
             f"{name}: the {text_config(model).model_type} family computes its logits in a way that redistill does not support; "

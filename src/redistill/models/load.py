@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from redistill.errors import ConfigError, ModelError, check_field, first_line
+from redistill.errors import ConfigError, ModelError, WeightsError, check_field, first_line
 from redistill.interfaces import CausalModel, ModelSettings, Tokenizer
 from redistill.models.adapters import Adapter, find_adapter, find_file, merge_adapter
 from redistill.models.families import check_split, unwrapped
@@ -74,7 +74,8 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     Raises:
         ConfigError: bitsandbytes is needed and not installed, or the model is a GGUF file or has an adapter to be merged, which
             cannot be quantised.
-        ModelError: the model is missing, incomplete, damaged, or of a family that cannot be split into body and head.
+        ModelError: the model is missing, incomplete, damaged, or of a family that cannot be split into body and head;
+            `WeightsError` if weights are missing, `NotFiniteError` if its logits are not finite.
     """
     base, adapter = _base_and_adapter(config)
     source = _locate(base)
@@ -271,7 +272,7 @@ def _read_weights(config: ModelConfig, source: dict[str, str], options: dict[str
     # transformers initialises missing weights at random and only logs it.
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
-        raise ModelError(
+        raise WeightsError(
             f"{config.model}: {len(absent)} weights are missing or have another shape, first {absent[0]}; "
             "download the model again, or choose one whose weights fit its config.json"
         )
