@@ -33,7 +33,7 @@ class Finding:
         return " ".join(f"{self.what}: {self.measured}; right is {self.right}; {self.remedy}".split())
 
 
-class NotExamined(Exception):  # noqa: N818 - the outcome of a check, and not an error
+class NotExamined(Exception):
     """A check does not apply to the recipe, or cannot be made; the message is the reason."""
 
 

@@ -1,85 +1,20 @@
 """Checks 14 to 17 and 20: gradients, micro-batches, the export and the schedule."""
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-
-import torch
-from torch import nn
+from dataclasses import replace
 
 from redistill.contracts import Draw
 from redistill.doctor.findings import Finding, Findings, NotExamined, some
-from redistill.doctor.subject import Loaded, Subject
+from redistill.doctor.gradient import measure
+from redistill.doctor.subject import Subject
 from redistill.models.families import layer_list
 from redistill.models.lora import has_adapters
-from redistill.processes.memory import Halving
-from redistill.training.loop import gradients
-from redistill.training.objective import Objective, averages
+from redistill.training.objective import Objective
 
 NO_GRADIENT = 1e-8
 """Norm of a gradient, for a weight of 1, up to which it is rounding."""
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference of two gradients, as a fraction of the larger norm, that rounding explains."""
-KEPT_VALUES = 4096
-"""Values of each parameter's gradient that are compared."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Measured:
-    """The gradient of an objective on the sequences of one update, without dropout.
-
-    Args:
-        loss: The objective; 0 if no term has a row.
-        norms: Norm of each trainable parameter's gradient, by name.
-        values: Some values of the gradient of each parameter, in one vector.
-    """
-
-    loss: float
-    norms: Mapping[str, float]
-    values: torch.Tensor
-
-    @property
-    def norm(self) -> float:
-        """Norm of the whole gradient."""
-        return float(torch.tensor(list(self.norms.values()), dtype=torch.float64).square().sum().sqrt())
-
-
-def measure(loaded: Loaded, draw: Draw, objective: Objective | None = None, micro_batch_size: int | None = None) -> Measured:
-    """Compute the gradient of an objective as the training loop does it; None is the recipe's own."""
-    parts = loaded.learning
-    objective = objective or parts.learner.objective
-    sizes = replace(parts.guards, micro_batch=Halving("training.micro_batch_size", micro_batch_size))
-    parts = replace(parts, learner=replace(parts.learner, objective=objective), guards=sizes)
-    with without_dropout(parts.learner.student):
-        _, counts, sums = gradients(objective.select(draw), parts, 0)
-    named = [(name, parameter) for name, parameter in parts.learner.student.model.named_parameters() if parameter.requires_grad]
-    found = {name: torch.zeros(1) if parameter.grad is None else parameter.grad.detach().float() for name, parameter in named}
-    values = [every_few(gradient.flatten()) for gradient in found.values()]
-    result = Measured(
-        loss=averages(objective, counts, sums)["loss"],
-        norms={name: float(gradient.norm()) for name, gradient in found.items()},
-        values=torch.cat(values).cpu() if values else torch.zeros(0),
-    )
-    parts.learner.optimizer.zero_grad(set_to_none=True)
-    if parts.learner.teacher is not None:
-        parts.learner.teacher.faults()  # discards the count
-    return result
-
-
-def every_few(values: torch.Tensor) -> torch.Tensor:
-    """At most `KEPT_VALUES` values of a vector, evenly spaced."""
-    return values[:: -(-len(values) // KEPT_VALUES)].clone()
-
-
-@contextmanager
-def without_dropout(student: nn.Module) -> Iterator[None]:
-    """Context: the student stays in eval mode, although the training loop sets training mode."""
-    vars(student)["train"] = lambda mode=True: nn.Module.train(student, False)
-    try:
-        yield
-    finally:
-        del vars(student)["train"]
 
 
 def no_gradient(subject: Subject) -> Findings:
@@ -89,7 +24,7 @@ def no_gradient(subject: Subject) -> Findings:
     remedy = "check student.lora.targets, student.gradient_checkpointing and the weights of the objective"
     if loaded.parts is None:
         return [Finding(what="the student", measured="0 trainable parameters", right="at least one", remedy=remedy)]
-    norms = measure(loaded, loaded.draw).norms
+    norms = loaded.gradient.norms
     if has_adapters(model):  # the gradient of A is 0 as long as B is 0
         norms = {name: norm for name, norm in norms.items() if "lora_B" in name}
     if lora is not None and not norms:
@@ -98,7 +33,10 @@ def no_gradient(subject: Subject) -> Findings:
         what = "the adapters get no gradient" if has_adapters(model) else "the student gets no gradient"
         return [Finding(what=what, measured="norm 0 in one update", right="a norm above 0", remedy=remedy)]
     path, layers = layer_list(model)
-    by_layer = {index: [norm for name, norm in norms.items() if re.search(rf"\b{re.escape(path)}\.{index}\.", name)] for index in range(len(layers))}
+    by_layer = {
+        index: [norm for name, norm in norms.items() if re.search(rf"\b{re.escape(path)}\.{index}\.", name)]
+        for index in range(len(layers))
+    }
     without = [index for index, found in by_layer.items() if found and not any(found)]
     if not without:
         return []
@@ -124,9 +62,9 @@ def zero_terms(subject: Subject) -> Findings:
             if not draw.corpus:
                 found.append(_zero_term(name, weight, "no data.corpus", is_note=True))
                 continue
-        norm = measure(loaded, draw, alone).norm
+        norm = measure(loaded.learning, draw, alone).norm
         if not norm > NO_GRADIENT * weight and name in ("divergence", "span"):  # the first texts may be unusual
-            norm = measure(loaded, loaded.gold_draw, alone).norm
+            norm = measure(loaded.learning, loaded.gold_draw, alone).norm
         if norm <= NO_GRADIENT * weight:
             found.append(_zero_term(name, weight, f"a gradient of norm {norm:.1e} in one update"))
     return found
@@ -170,7 +108,7 @@ def micro_batches(subject: Subject) -> Findings:
     """(16) Loss or gradient depend on the size of the micro-batches."""
     loaded = subject.loaded
     draw = loaded.draw
-    whole, single = (measure(loaded, draw, micro_batch_size=size) for size in (max(1, len(draw.items)), 1))
+    whole, single = loaded.gradient, measure(loaded.learning, draw, micro_batch_size=1)
     scale = max(float(whole.values.norm()), float(single.values.norm()))
     if not scale:
         raise NotExamined("the gradient is 0")
@@ -182,8 +120,8 @@ def micro_batches(subject: Subject) -> Findings:
     return [
         Finding(
             what="the update depends on the size of the micro-batches",
-            measured=f"with micro-batches of 1 sequence, and without dropout, the gradient differs by {difference:.1%} and the loss by "
-            f"{losses:.1%}",
+            measured=f"with 1 sequence in each, and without dropout, the gradient differs by {difference:.1%} "
+            f"and the loss by {losses:.1%}",
             right=f"at most {limit:.1%}, which rounding explains",
             remedy="divide sums by counts of the whole batch, and let no row depend on other rows of its batch",
         )

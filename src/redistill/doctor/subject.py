@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from torch import nn
-
 from redistill.config.run import Run
 from redistill.config.sections import TeacherConfig
 from redistill.contracts import Batch, Draw, Example, TokenSequence, items_of
@@ -19,6 +17,8 @@ from redistill.data.reader import survey_records
 from redistill.data.tokenize import TokenizeReport, tokenize_training
 from redistill.doctor.export import Exported, export
 from redistill.doctor.findings import NotExamined
+from redistill.doctor.gradient import Measured, measure
+from redistill.doctor.reading import Reading, read_gold
 from redistill.errors import NotFiniteError, RedistillError, VocabularyError, WeightsError
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.load import load_tokenizer
@@ -78,8 +78,7 @@ class Loaded:
     @property
     def student(self) -> CausalModel:
         """The student's language model, with its adapters."""
-        model: CausalModel = self.opened.models.student
-        return model
+        return self.opened.models.student
 
     @property
     def learning(self) -> Parts:
@@ -102,6 +101,16 @@ class Loaded:
         objective = replace(config.resolved_method.objective, policy_gradient=None)
         opened = replace(self.opened, config=replace(config, policy=Fixed(), objective=objective))
         return build_policy(opened).draw(0)
+
+    @cached_property
+    def gradient(self) -> Measured:
+        """The gradient of the objective on `draw`, in one micro-batch."""
+        return measure(self.learning, self.draw, micro_batch_size=max(1, len(self.draw.items)))
+
+    @cached_property
+    def reading(self) -> Reading:
+        """Both models' numbers on gold answers."""
+        return read_gold(self.opened)
 
     @cached_property
     def exported(self) -> Exported:
@@ -179,7 +188,9 @@ def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
         teacher = replace(teacher, finetune=None)
     if "start" in missing:
         student = replace(student, finetune=None, start="base")
-    notes = [f"the model of the stage {name!r} is examined before its fine-tuning, since it is not trained yet" for name in missing]
+    notes = [
+        f"the model of the stage {name!r} is examined before its fine-tuning, since it is not trained yet" for name in missing
+    ]
     return replace(run, teacher=teacher, student=student), notes
 
 
@@ -246,10 +257,5 @@ def load(config: Run, tokenizer: Tokenizer, texts: Texts) -> Loaded:
     data = DataSets(train=examples, validation=records, validation_examples=examples, tests={}, manifest={})
     opened = assemble(config, make_accelerator(config.training.precision), models, data, Progress(enabled=False))
     is_trainable = any(parameter.requires_grad for parameter in opened.student.model.parameters())
-    evaluator = build_evaluator(opened, _language_model(opened))
+    evaluator = build_evaluator(opened, models.student)
     return Loaded(opened=opened, parts=build_parts(opened, evaluator) if is_trainable else None)
-
-
-def _language_model(opened: OpenRun) -> nn.Module:
-    model: nn.Module = opened.models.student
-    return model

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-
 from redistill.contracts import Example
 from redistill.data.forms import texts_of
 from redistill.data.templates import render_prompt, turns_of
@@ -38,7 +37,9 @@ def template(subject: Subject) -> Findings:
         )
     exported = subject.loaded.exported.tokenizer
     again, _ = tokenize_training([example.record for example in examples], exported, config, subject.config.seed)
-    changed = [e for e, new in zip(examples, again, strict=False) if (e.token_ids, e.supervised) != (new.token_ids, new.supervised)]
+    changed = [
+        e for e, new in zip(examples, again, strict=False) if (e.token_ids, e.supervised) != (new.token_ids, new.supervised)
+    ]
     if changed or len(again) != len(examples) or exported.chat_template != tokenizer.chat_template:
         found.append(
             Finding(
@@ -106,7 +107,9 @@ def end_masked(subject: Subject) -> Findings:
     batches = subject.loaded.batches(sequences)
     kept = sum(int(batch.target_N.eq(end).sum()) for batch in batches for end in models.end_ids)
     read = sum(int(batch.attention_mask_BT.sum()) for batch in batches)
-    expected = sum(is_target and token in models.end_ids for s in sequences for token, is_target in zip(s.token_ids, s.supervised))
+    expected = sum(
+        is_target and token in models.end_ids for s in sequences for token, is_target in zip(s.token_ids, s.supervised)
+    )
     total = sum(len(sequence.token_ids) for sequence in sequences)
     if kept == expected and read == total:
         return []
@@ -130,7 +133,8 @@ def no_targets(subject: Subject) -> Findings:
             found.append(
                 Finding(
                     what=f"{source.source} has rows without an answer",
-                    measured=f"{len(bad)} of {source.rows + len(source.unusable)} rows, first line {bad[0].line}: {bad[0].reason}",
+                    measured=f"{len(bad)} of {source.rows + len(source.unusable)} rows, first in line {bad[0].line}: "
+                    f"{bad[0].reason}",
                     right="an answer in every row",
                     remedy="fix or remove the rows that redistill data check lists",
                 )
@@ -174,7 +178,9 @@ def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]
     """The evaluation prompts of the answers that an example trains on."""
     record, config = example.record, subject.config.data.tokens
     turns = turns_of(record.prompt)
-    asked = [Conversation(turns[:k]) for k, turn in enumerate(turns) if turn.role == "assistant" and config.supervise == "every"]
+    asked = [
+        Conversation(turns[:k]) for k, turn in enumerate(turns) if turn.role == "assistant" and config.supervise == "every"
+    ]
     records = [replace(record, prompt=prompt) for prompt in (*asked, record.prompt)]
     return tokenize_prompts(records, subject.tokenizer, unlimited(config))
 
