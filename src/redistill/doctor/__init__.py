@@ -11,8 +11,9 @@ from pathlib import Path
 
 from redistill.config.run import Run
 from redistill.doctor.checks import CHECKS, LAST, Check
-from redistill.doctor.findings import NotExamined, Outcome
+from redistill.doctor.findings import Finding, NotExamined, Outcome
 from redistill.doctor.subject import Report, Subject, opened_subject
+from redistill.errors import RedistillError, first_line
 from redistill.records import Json
 
 __all__ = ["Diagnosis", "examine"]
@@ -69,6 +70,15 @@ def outcome_of(check: Check, subject: Subject) -> Outcome:
         found = check.find(subject)
     except NotExamined as error:
         reason = str(error)
+    except (RedistillError, RuntimeError, ValueError, AssertionError) as error:  # a fault of models, data or external code
+        found = [
+            Finding(
+                what="the check ended with an error",
+                measured=f"{type(error).__name__}: {first_line(error)}",
+                right="no error",
+                remedy="remove the other findings first; if it remains, a run of the recipe shows the whole error",
+            )
+        ]
     return Outcome(
         number=check.number,
         name=check.name,
