@@ -98,9 +98,16 @@ def test_a_chat_template_without_fault_has_no_finding(tmp_path: Path, config: Ma
     for name, seed in (("teacher", 1), ("student", 2)):
         write_model(tmp_path / name, config, seed)
     turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In the barn."}]
-    talk = [{"messages": [*turns, {"role": "user", "content": f"And {i}?"}, {"role": "assistant", "content": "There."}]} for i in range(9)]
+    talk = [
+        {"messages": [*turns, {"role": "user", "content": f"And {i}?"}, {"role": "assistant", "content": "There."}]}
+        for i in range(9)
+    ]
     tokens = {"prompt_tokens": 80, "response_tokens": 40, "template": "chat", "supervise": "every"}
-    data = {"train": [write_rows(tmp_path / "talk.jsonl", talk)], "validation": write_rows(tmp_path / "held.jsonl", talk), "tokens": tokens}
+    data = {
+        "train": [write_rows(tmp_path / "talk.jsonl", talk)],
+        "validation": write_rows(tmp_path / "held.jsonl", talk),
+        "tokens": tokens,
+    }
     assert found(chat_run(tmp_path, ENDED, data=data)) == {}
 
 
@@ -144,7 +151,8 @@ def test_1_a_chat_template_beside_alpaca_prompts_is_a_note(tmp_path: Path) -> No
 
 
 def test_2_an_answer_that_ends_with_plain_text_is_found(tmp_path: Path) -> None:
-    assert "is 'END' or another token" in found(chat_run(tmp_path, CHAT.replace("END", " END")))[2][0].replace("' END'", "'END'").replace("'D'", "'END'")
+    (line,) = found(chat_run(tmp_path, CHAT))[2]
+    assert "24 of 24 rows is 'D' or another token; right is an end token: '<|endoftext|>'" in line
 
 
 def test_2_answers_that_are_all_truncated_are_found_and_some_are_a_note(tmp_path: Path) -> None:
@@ -182,11 +190,11 @@ def test_5_prompt_tokens_among_the_targets_are_found(tmp_path: Path, monkeypatch
     located = _Encoder._transcript
 
     def everything(self: Any, record: Any, transcript: Any) -> Any:
-        ids, marks, length = located(self, record, transcript)
+        ids, _, length = located(self, record, transcript)
         return ids, [False, *[True] * (len(ids) - 1)], length
 
     monkeypatch.setattr(_Encoder, "_transcript", everything)
-    assert "24 of 24 rows; its targets begin with 'elow" in found(tiny_run(tmp_path, "kd"))[5][0].replace("' is", "'elow")
+    assert "24 of 24 rows; its targets begin with ' is an instruction" in found(tiny_run(tmp_path, "kd"))[5][0]
 
 
 def test_6_two_bos_tokens_are_found(tmp_path: Path) -> None:
@@ -198,7 +206,7 @@ def test_6_two_bos_tokens_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["instruction", "input", "output"])
 def test_7_a_special_token_in_the_text_of_a_row_is_found(tmp_path: Path, where: str) -> None:
     row = {"instruction": "Where is it?", "input": "a", "output": "Here."}
-    planted = write_rows(tmp_path / "planted.jsonl", [*rows(8), {**row, where: f"one <|endoftext|> two"}])
+    planted = write_rows(tmp_path / "planted.jsonl", [*rows(8), {**row, where: "one <|endoftext|> two"}])
     lines = found(chat_run(tmp_path, ENDED, data={"train": [planted]}))
     assert "planted:9 has a special token in its text: 1 of " in lines[7][0]
     assert 7 not in found(tiny_run(tmp_path, "kd", data={"train": [planted]}))  # Alpaca encodes it as text
@@ -308,7 +316,9 @@ def test_14_a_student_without_trainable_parameters_is_found(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("student", [{}, LORA], ids=["all weights", "adapters"])
-def test_14_a_layer_without_gradient_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: Mapping[str, Any]) -> None:
+def test_14_a_layer_without_gradient_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: Mapping[str, Any]
+) -> None:
     def cut(*arguments: Any) -> Any:
         opened = assemble(*arguments)
         layer = next(m for n, m in opened.models.student.named_modules() if n.endswith("model.layers.1"))
@@ -319,20 +329,19 @@ def test_14_a_layer_without_gradient_is_found(tmp_path: Path, monkeypatch: pytes
     assert "norm 0 in layer 0, 1 of 3" in found(tiny_run(tmp_path, "kd", student=student))[14][0]
 
 
-def test_14_and_15_an_objective_that_does_not_reach_the_student_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_14_an_objective_that_does_not_reach_the_student_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(*arguments: Any) -> Any:
         opened = assemble(*arguments)
-        opened.models.student.model.norm.register_forward_hook(lambda module, inputs, output: output.detach())
+        opened.models.student.get_base_model().model.norm.register_forward_hook(lambda module, inputs, output: output.detach())
         return opened
 
     monkeypatch.setattr("redistill.doctor.subject.assemble", cut)
     lines = found(tiny_run(tmp_path, "kd", config={**LLAMA, "tie_word_embeddings": False}, student=LORA))
-    assert "the adapters get no gradient" in lines[14][0]
-    assert [line.partition(" has")[0] for line in lines[15]] == ["the term divergence"]
+    assert "the adapters get no gradient" in lines[14][0] and list(lines) == [14]
 
 
 def test_15_a_span_loss_on_answers_without_phrases_is_found(tmp_path: Path) -> None:
-    plain = write_rows(tmp_path / "plain.jsonl", [{"instruction": f"Is it {i}?", "output": "Yes."} for i in range(9)])
+    plain = write_rows(tmp_path / "plain.jsonl", [{"instruction": f"Is it {i}?", "output": "?!"} for i in range(9)])
     objective = {"divergence": {"kind": "forward_kl"}, "span_weight": 1.0, "span": {"vectors": "full"}}
     lines = found(tiny_run(tmp_path, "kd", objective=objective, data={"train": [plain]}))
     assert "the term span has the weight 1" in lines[15][0]
@@ -374,7 +383,10 @@ def test_17_an_export_of_other_weights_is_found(tmp_path: Path, monkeypatch: pyt
     [
         ({"optimiser": {"warmup_updates": 4}}, "optimiser.warmup_updates = 4, training.updates = 4"),
         ({"optimiser": {"warmup_updates": 100}}, "optimiser.warmup_updates = 100"),
-        ({"training": {"updates": 4, "batch_size": 4, "evaluate_every": "2 epochs"}}, "2 epochs = 12 updates, and the run has 4"),
+        (
+            {"training": {"updates": 4, "batch_size": 4, "evaluate_every": "2 epochs"}},
+            "2 epochs = 12 updates, and the run has 4",
+        ),
         ({"training": {"updates": 4, "batch_size": 4, "save_every": 5}}, "5 = 5 updates"),
         ({"training": {"updates": 4, "batch_size": 4, "evaluate_every": 2, "patience": 2}}, "patience = 2"),
     ],

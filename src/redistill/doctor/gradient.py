@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from redistill.contracts import Draw
+from redistill.doctor.findings import NotExamined
 from redistill.processes.memory import Halving
 from redistill.training.loop import gradients
 from redistill.training.objective import Objective, averages
@@ -15,6 +16,10 @@ from redistill.training.parts import Parts
 
 KEPT_VALUES = 4096
 """Values of each parameter's gradient that are compared."""
+
+
+class NoGraph(NotExamined):
+    """The objective depends on no trainable parameter."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,12 +50,20 @@ def measure(parts: Parts, draw: Draw, objective: Objective | None = None, micro_
         draw: The sequences.
         objective: None is the recipe's own.
         micro_batch_size: As `training.micro_batch_size`.
+
+    Raises:
+        NoGraph: no term depends on a trainable parameter.
     """
     objective = objective or parts.learner.objective
     sizes = replace(parts.guards, micro_batch=Halving("training.micro_batch_size", micro_batch_size))
     parts = replace(parts, learner=replace(parts.learner, objective=objective), guards=sizes)
-    with without_dropout(parts.learner.student):
-        _, counts, sums = gradients(objective.select(draw), parts, 0)
+    try:
+        with without_dropout(parts.learner.student):
+            _, counts, sums = gradients(objective.select(draw), parts, 0)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise NoGraph("no gradient reaches the student") from error
     named = [(name, parameter) for name, parameter in parts.learner.student.model.named_parameters() if parameter.requires_grad]
     found = {name: torch.zeros(1) if parameter.grad is None else parameter.grad.detach().float() for name, parameter in named}
     values = [every_few(gradient.flatten()) for gradient in found.values()]

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from redistill.contracts import Draw
 from redistill.doctor.findings import Finding, Findings, NotExamined, some
-from redistill.doctor.gradient import measure
+from redistill.doctor.gradient import NoGraph, measure
 from redistill.doctor.subject import Subject
 from redistill.models.families import layer_list
 from redistill.models.lora import has_adapters
 from redistill.training.objective import Objective
 
-NO_GRADIENT = 1e-8
+NO_GRADIENT = {"fp32": 1e-6, "bf16": 5e-4}
 """Norm of a gradient, for a weight of 1, up to which it is rounding."""
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference of two gradients, as a fraction of the larger norm, that rounding explains."""
@@ -24,7 +24,10 @@ def no_gradient(subject: Subject) -> Findings:
     remedy = "check student.lora.targets, student.gradient_checkpointing and the weights of the objective"
     if loaded.parts is None:
         return [Finding(what="the student", measured="0 trainable parameters", right="at least one", remedy=remedy)]
-    norms = loaded.gradient.norms
+    try:
+        norms = loaded.gradient.norms
+    except NoGraph:
+        norms = {name: 0.0 for name, parameter in model.named_parameters() if parameter.requires_grad}
     if has_adapters(model):  # the gradient of A is 0 as long as B is 0
         norms = {name: norm for name, norm in norms.items() if "lora_B" in name}
     if lora is not None and not norms:
@@ -54,6 +57,7 @@ def zero_terms(subject: Subject) -> Findings:
     """(15) A term of the objective has a weight, and its gradient is zero."""
     loaded = subject.loaded
     objective = loaded.learning.learner.objective
+    rounding = NO_GRADIENT[subject.config.training.precision]
     found = []
     for name, (weight, alone) in single_terms(objective).items():
         draw = loaded.draw
@@ -63,9 +67,9 @@ def zero_terms(subject: Subject) -> Findings:
                 found.append(_zero_term(name, weight, "no data.corpus", is_note=True))
                 continue
         norm = measure(loaded.learning, draw, alone).norm
-        if not norm > NO_GRADIENT * weight and name in ("divergence", "span"):  # the first texts may be unusual
+        if norm <= rounding * weight and name in ("divergence", "span"):  # the first texts may be unusual
             norm = measure(loaded.learning, loaded.gold_draw, alone).norm
-        if norm <= NO_GRADIENT * weight:
+        if norm <= rounding * weight:
             found.append(_zero_term(name, weight, f"a gradient of norm {norm:.1e} in one update"))
     return found
 
@@ -110,9 +114,9 @@ def micro_batches(subject: Subject) -> Findings:
     draw = loaded.draw
     whole, single = loaded.gradient, measure(loaded.learning, draw, micro_batch_size=1)
     scale = max(float(whole.values.norm()), float(single.values.norm()))
-    if not scale:
-        raise NotExamined("the gradient is 0")
-    difference = float((whole.values - single.values).norm()) / scale
+    if whole.norm <= NO_GRADIENT[subject.config.training.precision]:
+        raise NotExamined("the gradient is 0 up to rounding")
+    difference = float((whole.values - single.values).norm()) / max(scale, 1e-30)
     losses = abs(whole.loss - single.loss) / max(abs(whole.loss), abs(single.loss), 1e-12)
     limit = TOLERANCES[subject.config.training.precision]
     if not (difference > limit or losses > limit):  # a NaN is a finding of check 19

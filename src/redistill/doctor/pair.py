@@ -14,7 +14,7 @@ from redistill.models.load import compatibility_warnings, end_token_ids
 from redistill.policies.order import gold_sequence
 from redistill.vocab_pass.rules import whole
 
-SAME, CLEAR = 1e-6, 0.05
+SAME, CLEAR = 1e-6, 0.1
 """Nats per token: below the first two models are taken as one; beyond the second one is clearly better."""
 
 

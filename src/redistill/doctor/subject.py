@@ -188,9 +188,7 @@ def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
         teacher = replace(teacher, finetune=None)
     if "start" in missing:
         student = replace(student, finetune=None, start="base")
-    notes = [
-        f"the model of the stage {name!r} is examined before its fine-tuning, since it is not trained yet" for name in missing
-    ]
+    notes = [f"stage {name}: its model is not trained yet, and is examined before its fine-tuning" for name in missing]
     return replace(run, teacher=teacher, student=student), notes
 
 

@@ -104,13 +104,12 @@ def end_masked(subject: Subject) -> Findings:
     """(3) A batch has fewer end tokens among its targets than its sequences, because padding has the same id."""
     models = subject.loaded.opened.models
     sequences = [gold_sequence(example) for example in subject.texts.examples]
+    targets = [token for each in sequences for token, is_target in zip(each.token_ids, each.supervised) if is_target]
+    expected = sum(token in models.end_ids for token in targets)
+    total = sum(len(sequence.token_ids) for sequence in sequences)
     batches = subject.loaded.batches(sequences)
     kept = sum(int(batch.target_N.eq(end).sum()) for batch in batches for end in models.end_ids)
     read = sum(int(batch.attention_mask_BT.sum()) for batch in batches)
-    expected = sum(
-        is_target and token in models.end_ids for s in sequences for token, is_target in zip(s.token_ids, s.supervised)
-    )
-    total = sum(len(sequence.token_ids) for sequence in sequences)
     if kept == expected and read == total:
         return []
     same = " (padding has the id of an end token)" if models.pad_id in models.end_ids else ""
