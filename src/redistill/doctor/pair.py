@@ -163,14 +163,25 @@ def not_finite(subject: Subject) -> Findings:
         return refused(subject, NotFiniteError, "logits are not finite", "finite logits")
     loaded = subject.loaded
     opened = loaded.opened
-    return [
+    precision = opened.config.training.precision
+    found = [
         Finding(
             what=f"logits of the {role} are not finite",
             measured=f"{count} of its logits on {len(opened.data.train)} gold answers are NaN or infinite with "
-            f"training.precision = {opened.config.training.precision}",
+            f"training.precision = {precision}",
             right="finite logits",
             remedy=f"download the weights of the {role} again, or set its dtype to float32 and training.precision to fp32",
         )
         for role, count in loaded.reading.faults.items()
         if count
     ]
+    if not found and loaded.parts is not None and not math.isfinite(loaded.gradient.norm):
+        found.append(
+            Finding(
+                what="the gradient is not finite",
+                measured=f"norm {loaded.gradient.norm} in one update with training.precision = {precision}",
+                right="a finite norm",
+                remedy="set training.precision to fp32, or lower the weights of the objective",
+            )
+        )
+    return found

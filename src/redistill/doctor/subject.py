@@ -22,7 +22,7 @@ from redistill.doctor.reading import Reading, read_gold
 from redistill.errors import NotFiniteError, RedistillError, VocabularyError, WeightsError
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.load import load_tokenizer
-from redistill.policies import Fixed, PolicyConfig, Rollouts
+from redistill.policies import Adaptive, Buffered, Fixed, Mixed, PolicyConfig, Revised, Rollouts, TeacherGenerated
 from redistill.records import Record
 from redistill.runs.build import build_evaluator, build_parts, build_policy
 from redistill.runs.folder import has_model
@@ -36,7 +36,7 @@ from redistill.training.progress import Progress
 
 SAMPLE_ROWS = 256
 """Rows of training data, and of validation and test data, that are tokenised."""
-GOLD_ROWS, UPDATE_ROWS, RESPONSE_TOKENS = 8, 4, 48
+GOLD_ROWS, UPDATE_ROWS, RESPONSE_TOKENS = 6, 3, 32
 """Rows that both models read, rows of an update, and the limit of their answers in tokens."""
 
 Report = Callable[[str], None]
@@ -222,7 +222,7 @@ def spread(rows: Sequence[Record], count: int) -> list[Record]:
 def shortened(config: Run, folder: Path) -> Run:
     """A run of one update of few rows and short answers, with its files in `folder`."""
     size = min(config.training.batch_size, UPDATE_ROWS)
-    policy = with_few_rollouts(config.resolved_method.policy, size)
+    policy = self_contained(config.resolved_method.policy, size)
     tokens = config.data.tokens
     return replace(
         config,
@@ -241,8 +241,12 @@ def shortened(config: Run, folder: Path) -> Run:
     )
 
 
-def with_few_rollouts(policy: PolicyConfig, size: int) -> PolicyConfig:
-    """The policy, with the roll-outs of one batch only."""
+def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
+    """The policy with the roll-outs of one batch only, and without a file of teacher answers outside the run folder."""
+    if isinstance(policy, TeacherGenerated):
+        return replace(policy, store=None)
+    if isinstance(policy, Mixed | Buffered | Adaptive | Revised):
+        return replace(policy, source=self_contained(policy.source, size))
     return replace(policy, num_rollouts=size) if isinstance(policy, Rollouts) else policy
 
 

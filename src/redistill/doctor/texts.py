@@ -290,9 +290,10 @@ def header(subject: Subject) -> Findings:
     if not rows:
         raise NotExamined("the rows are prompts that are used verbatim")
     lost = []
-    for record, prompt in zip(rows, tokenize_prompts(rows, tokenizer, config), strict=True):
+    whole = tokenize_prompts(rows, tokenizer, unlimited(config))
+    for record, prompt, uncut in zip(rows, tokenize_prompts(rows, tokenizer, config), whole, strict=True):
         kept = "".join(tokenizer.decode(list(prompt)).split())
-        if not kept.endswith("".join(requesting(record, config, tokenizer).split())):
+        if prompt != uncut and not kept.endswith("".join(requesting(record, config, tokenizer).split())):
             lost.append(record)
     if not lost:
         return []
