@@ -18,6 +18,7 @@ from redistill.interfaces import Autocast, Gather, Tokenizer
 from redistill.records import Json, Record
 
 Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
+"""Where a response came from: the data set, a model, SCRG, a buffer of earlier text, or the pre-training corpus."""
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------
@@ -35,6 +36,14 @@ class Example:
         prompt_ids: The prompt that a model continues to generate an answer.
         token_ids: The gold sequence: prompt, answer and end token. The end token is absent if the answer was truncated.
         supervised: For each position of `token_ids`, whether the token is a target.
+
+    Example:
+        >>> from redistill.records import RawPrompt
+        >>> record = Record(record_id="mine:1", prompt=RawPrompt("How are"), references=("you?",))
+        >>> supervised = (False, False, True, True)
+        >>> example = Example(sample=0, record=record, prompt_ids=(5, 6), token_ids=(5, 6, 7, 2), supervised=supervised)
+        >>> [token for token, is_target in zip(example.token_ids, example.supervised) if is_target]
+        [7, 2]
     """
 
     sample: int
@@ -50,11 +59,17 @@ class Rollout:
 
     See losses/policy_gradient.py.
 
+    Each field has one number for each target. Source: MiniLLM (arXiv 2306.08543).
+
     Args:
         old_logprobs: log q of each target in nats, by the student that scored the sequence after it was generated.
         advantages: Advantage of each target.
         importances: Importance weight of each target, >= 0: it corrects for sampling from a mixture with the teacher instead
             of from the student.
+
+    Example:
+        >>> Rollout(old_logprobs=(-0.1, -2.3), advantages=(1.0, -1.0), importances=(1.0, 0.5)).advantages
+        (1.0, -1.0)
     """
 
     old_logprobs: tuple[float, ...]
@@ -74,6 +89,15 @@ class TokenSequence:
         origin: Where the response came from.
         spans: Half-open ranges of target indices for the span loss; the first target of the sequence has index 0.
         rollout: Values for the policy gradient; None without a policy gradient.
+
+    Raises:
+        AssertionError: the lengths differ, no token is a target, or the first token is one.
+
+    Example:
+        >>> supervised = (False, False, True, True)
+        >>> sequence = TokenSequence(sample=0, token_ids=(5, 6, 7, 2), supervised=supervised, origin="student")
+        >>> sequence.prompt_ids, sequence.response_ids, sequence.num_targets
+        ((5, 6), (7, 2), 2)
     """
 
     sample: int
@@ -119,6 +143,15 @@ class DrawItem:
     A policy assigns the role "sft" to gold answers and "distillation" to sampled answers. A gold answer that is also the
     sampled answer has both roles and takes part in one forward pass. The objective then drops the roles that none of its terms
     uses.
+
+    Args:
+        sequence: The sequence.
+        roles: "sft", "distillation" or both.
+
+    Example:
+        >>> gold = TokenSequence(sample=0, token_ids=(5, 7), supervised=(False, True), origin="dataset")
+        >>> sorted(DrawItem(gold, frozenset({"sft", "distillation"})).roles)
+        ['distillation', 'sft']
     """
 
     sequence: TokenSequence
@@ -126,7 +159,20 @@ class DrawItem:
 
 
 def items_of(sequences: Iterable[TokenSequence], *roles: Role) -> tuple[DrawItem, ...]:
-    """One item for each sequence, all with the same roles."""
+    """One item for each sequence, all with the same roles.
+
+    Args:
+        sequences: Any number of sequences.
+        roles: Roles of all items.
+
+    Returns:
+        The items, in the order of the sequences.
+
+    Example:
+        >>> gold = TokenSequence(sample=0, token_ids=(5, 7), supervised=(False, True), origin="dataset")
+        >>> [item.roles for item in items_of([gold], "sft")]
+        [frozenset({'sft'})]
+    """
     return tuple(DrawItem(sequence, frozenset(roles)) for sequence in sequences)
 
 
@@ -137,6 +183,12 @@ class Draw:
     Args:
         items: Sequences of the task; those with the role "distillation" come first.
         corpus: Sequences of the pre-training term.
+
+    Example:
+        >>> gold = TokenSequence(sample=0, token_ids=(5, 7), supervised=(False, True), origin="dataset")
+        >>> draw = Draw(items=items_of([gold], "sft"))
+        >>> len(draw.with_role("sft")), len(draw.with_role("distillation"))
+        (1, 0)
     """
 
     items: tuple[DrawItem, ...]
@@ -170,6 +222,14 @@ class Batch:
         old_logprob_N, advantage_N, importance_N: float32; the fields of `Rollout` for the sampled rows, 0 without a roll-out.
         samples: Index of the training example of each sequence.
         origins: Origin of each sequence.
+
+    Example:
+        >>> from redistill.data.collate import collate
+        >>> supervised = (False, False, True, True)
+        >>> gold = TokenSequence(sample=0, token_ids=(5, 6, 7, 2), supervised=supervised, origin="dataset")
+        >>> batch = collate(items_of([gold], "sft"), pad_id=0)
+        >>> batch.position_N, batch.target_N, batch.num_sampled
+        (tensor([1, 2]), tensor([7, 2]), 0)
     """
 
     input_ids_BT: torch.Tensor
@@ -204,6 +264,13 @@ class Divergence(Protocol):
         logp_NV: Teacher log-probabilities, same shape.
         Returns divergence_N in nats, unreduced, 0 exactly where q = p; float32, or float64 for float64 inputs. The gradient
         flows through q only.
+
+    Example:
+        >>> from redistill.losses.divergences import ForwardKL
+        >>> divergence: Divergence = ForwardKL()
+        >>> logp_NV, logq_NV = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+        >>> divergence(logq_NV, logp_NV)
+        tensor([0.1438])
     """
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor: ...
@@ -216,6 +283,12 @@ class TopClasses(NamedTuple):
         class_NK: int64; the listed classes.
         logp_NK: float32; their log-probabilities, not renormalised.
         log_rest_N: float32; logarithm of the total probability of all other classes.
+
+    Example:
+        >>> top = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).topk(2)
+        >>> target = TopClasses(top.indices, top.values.log(), (1 - top.values.sum(-1)).log())
+        >>> target.class_NK, target.log_rest_N.exp()
+        (tensor([[0, 1]]), tensor([0.2000]))
     """
 
     class_NK: torch.Tensor
@@ -227,6 +300,12 @@ class TeacherTarget(Protocol):
     """Teacher distributions for the rows of one batch.
 
     They are computed slice by slice, so that no [N, V] tensor is allocated.
+
+    Example:
+        >>> logits_NV = torch.zeros(3, 5)
+        >>> target: TeacherTarget = lambda rows: logits_NV[rows]
+        >>> target(slice(0, 2)).shape
+        torch.Size([2, 5])
     """
 
     def __call__(self, rows: slice) -> torch.Tensor | TopClasses:
@@ -264,6 +343,17 @@ class TeacherCapabilities(_Flags):
         mixture: The local engine can sample tokens from a mixture of the student and this teacher.
         prefix_memory: Has `remembering`, which reuses the states of prefixes within a step.
         top_k: Number of classes in `TopClasses`; None if unknown or if `full_vocabulary`.
+
+    Raises:
+        ConfigError: a field other than `top_k` is not a bool, or `statistics` is set without `full_vocabulary`.
+
+    Example:
+        >>> TeacherCapabilities(full_vocabulary=False, top_k=20).top_k
+        20
+        >>> TeacherCapabilities(full_vocabulary=False, statistics=True)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: statistics = True: needs full_vocabulary; statistics are computed from all logits
     """
 
     full_vocabulary: bool
@@ -280,7 +370,18 @@ class TeacherCapabilities(_Flags):
 
 
 class Teacher(Protocol):
-    """A source of targets for the rows of a batch that carry distillation terms."""
+    """A source of targets for the rows of a batch that carry distillation terms.
+
+    `prepare` is called before `rows`, and `release` at the end of an update.
+
+    Example:
+        >>> from redistill.data.collate import collate
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> tools = make_fixture().tools
+        >>> batch = collate(items_of([tools.gold.items(0)[0].sequence], "distillation"), pad_id=0)
+        >>> tools.teacher.rows(batch)(slice(0, 1)).shape  # 1 row, 24 classes
+        torch.Size([1, 24])
+    """
 
     @property
     def capabilities(self) -> TeacherCapabilities:
@@ -300,14 +401,32 @@ class Teacher(Protocol):
 
 
 class TextTeacher(Teacher, Protocol):
-    """A teacher that generates text (`TeacherCapabilities.generates`)."""
+    """A teacher that generates text (`TeacherCapabilities.generates`).
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> teacher: TextTeacher = make_fixture().tools.teacher
+        >>> request = GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0))
+        >>> len(teacher.generate([request], Sampling()))
+        1
+    """
 
     def generate(self, requests: "Sequence[GenerationRequest]", sampling: "Sampling") -> "list[Generation]":
         """Continue every request; results are in the order of the requests."""
 
 
 class PolicyState(Protocol):
-    """What a policy keeps between updates."""
+    """What a policy keeps between updates.
+
+    Example:
+        >>> from redistill.policies import Adaptive, StudentGenerated
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> policy = make_fixture().policy(Adaptive(source=StudentGenerated()))
+        >>> policy.observe(2.0)  # before the first update
+        >>> policy.observe(2.5)
+        >>> policy.metrics()
+        {'threshold': 0.1, 'buffered': 0}
+    """
 
     def observe(self, validation_loss: float) -> None:
         """Receive the loss of each validation in nats per token.
@@ -326,7 +445,16 @@ class PolicyState(Protocol):
 
 
 class SequencePolicy(PolicyState, Protocol):
-    """Chooses the sequences that the student learns from."""
+    """Chooses the sequences that the student learns from.
+
+    Example:
+        >>> from redistill.policies import Fixed
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> policy: SequencePolicy = make_fixture().policy(Fixed())
+        >>> draw = policy.draw(step=0)
+        >>> len(draw.items), policy.draw(step=0).items[0].sequence.token_ids == draw.items[0].sequence.token_ids
+        (4, True)
+    """
 
     def draw(self, step: int) -> Draw:
         """This process's sequences of update `step`.
@@ -337,15 +465,25 @@ class SequencePolicy(PolicyState, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are sampled from a model.
+    r"""How tokens are sampled from a model.
+
+    .. math:: y_t \sim (1 - a)\, \tilde q(\cdot \mid y_{<t}) + a\, \tilde p(\cdot \mid y_{<t}), \qquad
+        \tilde q \propto q^{1/T} \text{ on the classes that are kept}
+
+    a is `teacher_share` and T `temperature`. Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
 
     Args:
         temperature: >= 0; 0 is greedy decoding.
         top_p: Nucleus sampling: the smallest set of most probable classes with at least this mass, in (0, 1]; 1 keeps all.
-        top_k: Keeps the k most probable classes; 0 keeps all.
-        no_repeat_ngram: Bans tokens that would repeat an n-gram of this length of prompt and response; 0 bans none.
+        top_k: Keeps the k most probable classes, >= 0; 0 keeps all.
+        no_repeat_ngram: Bans tokens that would repeat an n-gram of this length of prompt and response, >= 0; 0 bans none.
         teacher_share: Weight of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone.
             Bans, temperature, top-k and top-p apply to both models before they are mixed.
+
+    Example:
+        >>> greedy, nucleus = Sampling(temperature=0.0), Sampling(temperature=0.7, top_p=0.9)
+        >>> greedy.top_p
+        1.0
     """
 
     temperature: float = 1.0
@@ -361,10 +499,14 @@ class GenerationRequest:
 
     Args:
         prompt_ids: The tokens to continue; for a revised text they include the corrected prefix.
-        max_new_tokens: Maximum number of tokens to generate.
+        max_new_tokens: Maximum number of tokens to generate, >= 1.
         seed: Seed of the run or of the evaluation.
         stream: Key of the random stream under `seed`, such as ("response", step, sample). Token n uses fixed positions of this
             stream, so that the text depends neither on its batch nor on the number of processes.
+
+    Example:
+        >>> GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0)).max_new_tokens
+        3
     """
 
     prompt_ids: tuple[int, ...]
@@ -382,6 +524,10 @@ class Generation:
         finished: True if it ends with an end token.
         logprobs: Log-probability in nats of each token under the model, without temperature, filters or bans; None if the
             engine does not report them (`EngineCapabilities.logprobs`).
+
+    Example:
+        >>> Generation(token_ids=(7, 2), finished=True).logprobs is None
+        True
     """
 
     token_ids: tuple[int, ...]
@@ -402,6 +548,17 @@ class EngineCapabilities(_Flags):
         logprobs: Reports the log-probability of each token (`Generation.logprobs`).
         deterministic: Returns the same text for the same request and weights.
         samples_student: Text is sampled from the student; False for an engine that returns fixed text.
+
+    Raises:
+        ConfigError: a field is not a bool.
+
+    Example:
+        >>> EngineCapabilities(deterministic=True).mixture
+        False
+        >>> EngineCapabilities(logprobs="no")
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: EngineCapabilities: logprobs = 'no': must be True or False
     """
 
     mixture: bool = False
@@ -413,7 +570,15 @@ class EngineCapabilities(_Flags):
 
 
 class Engine(Protocol):
-    """Generates text of the student for training."""
+    """Generates text of the student for training.
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> engine: Engine = make_fixture().tools.engine
+        >>> request = GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0))
+        >>> engine.generate([request], Sampling()) == engine.generate([request], Sampling())
+        True
+    """
 
     @property
     def capabilities(self) -> EngineCapabilities:
@@ -445,6 +610,13 @@ class TextTools:
         vocabulary: Number of classes of the student; only classes 0 .. vocabulary - 1 may be sampled.
         end_ids: Tokens that end a response.
         pad_id: Padding token.
+
+    Example:
+        >>> from redistill.toy.world import toy_tokenizer
+        >>> tokenizer = toy_tokenizer(258)
+        >>> tools = TextTools(tokenizer=tokenizer, vocabulary=258, end_ids=(0,), pad_id=1)
+        >>> tools.tokenizer.decode(tools.end_ids)
+        '<|endoftext|>'
     """
 
     tokenizer: Tokenizer
@@ -462,6 +634,18 @@ class EngineTools(TextTools):
         teacher: The language model of a local teacher, for mixtures; None without one.
         batch_size: Number of sequences per batch; an engine lowers it when it runs out of memory.
         autocast: Returns the autocast context that models run in.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> from redistill.generation.local import LocalEngineConfig
+        >>> from redistill.models.initialise import fresh_model
+        >>> from redistill.processes.memory import Halving
+        >>> from redistill.toy.world import toy_tokenizer
+        >>> model = fresh_model(dict(model_type="gpt2", vocab_size=258, n_embd=4, n_layer=1, n_head=1, n_positions=8), seed=1)
+        >>> text = dict(tokenizer=toy_tokenizer(258), vocabulary=258, end_ids=(0,), pad_id=1)
+        >>> tools = EngineTools(student=model, teacher=None, batch_size=Halving("batch_size", 8), autocast=nullcontext, **text)
+        >>> LocalEngineConfig().build(tools).capabilities.deterministic
+        True
     """
 
     student: nn.Module
@@ -476,13 +660,27 @@ class TeacherTools(TextTools):
 
     Args:
         device: Device of the batches; targets must be on it.
+
+    Example:
+        >>> from redistill.toy.world import toy_tokenizer
+        >>> device = torch.device("cpu")
+        >>> tools = TeacherTools(tokenizer=toy_tokenizer(258), vocabulary=258, end_ids=(0,), pad_id=1, device=device)
+        >>> tools.device
+        device(type='cpu')
     """
 
     device: torch.device
 
 
 class BatchSize(Protocol):
-    """A batch size that is lowered when memory runs out."""
+    """A batch size that is lowered when memory runs out.
+
+    Example:
+        >>> from redistill.processes.memory import Halving
+        >>> size: BatchSize = Halving("training.generation_batch_size", 64)
+        >>> size.repeat(lambda num_sequences: [Generation(token_ids=(2,), finished=True)] * num_sequences)[0].finished
+        True
+    """
 
     def repeat(self, work: Callable[[int], list[Generation]]) -> list[Generation]:
         """Return `work(size)`; retry with a smaller size if it runs out of memory."""
@@ -496,9 +694,13 @@ class Processes:
     """Rank and number of processes of a distributed job.
 
     Args:
-        rank: Rank of this process, from 0.
-        world: Number of processes.
+        rank: Rank of this process, in [0, world).
+        world: Number of processes, >= 1.
         gather: Collective: concatenates the lists of all processes in the order of their ranks.
+
+    Example:
+        >>> Processes(rank=1, world=2).is_main, ONE_PROCESS.gather([3])
+        (False, [3])
     """
 
     rank: int = 0
@@ -512,6 +714,7 @@ class Processes:
 
 
 ONE_PROCESS = Processes()
+"""The only process of a job without others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -527,6 +730,14 @@ class Needs(_Flags):
         teacher_text: Requires text that the teacher generates.
         mixture: Requires tokens sampled from a mixture of student and teacher.
         samples_student: Requires text sampled from the student, because its log-probabilities are used.
+
+    Raises:
+        ConfigError: a field is not a bool.
+
+    Example:
+        >>> both = Needs(teacher=True) | Needs(mixture=True)
+        >>> both.teacher, both.mixture, both.statistics
+        (True, True, False)
     """
 
     teacher: bool = False

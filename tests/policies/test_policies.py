@@ -82,6 +82,7 @@ def test_four_processes_together_draw_the_same_as_one(fixture: PolicyFixture, no
         return drawn(fixture.policy(node, processes=Processes(rank, 4, gather)), range(STEPS))
 
     shares = in_processes(4, draw_part)
+    assert ids(whole[0].with_role("distillation")) != ids(whole[1].with_role("distillation"))
     for step, one in enumerate(whole):
         parts = [draws[step] for draws in shares]
         sampled = [ids(part.with_role("distillation")) for part in parts]
@@ -98,7 +99,7 @@ def test_an_answer_is_to_the_prompt_of_its_item_and_gold_answers_are_shared(fixt
     for step, draw in enumerate(drawn(fixture.policy(node), range(STEPS))):
         sampled, gold = draw.with_role("distillation"), draw.with_role("sft")
         for sequence in sampled:
-            assert not sequence.spans
+            assert sequence.response_ids and not sequence.spans
             assert (sequence.origin == "dataset") == any(sequence is each for each in gold)
         for item, answer in zip(fixture.gold().items(step), sampled):
             assert answer.sample == item.example.sample or answer.origin == "replay" or shuffles

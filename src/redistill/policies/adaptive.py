@@ -42,11 +42,19 @@ class Adaptive(WrappingNode):
         epsilon: Smallest rise of the loss that raises the threshold, >= 0, in nats.
         threshold_step: Increment of the threshold, in (0, 1].
         decay: Schedule of the probability of fresh text.
-        capacity: Size of the buffer in sequences, at least the batch size.
+        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
         coin: "sample" draws a random number for each sample, "step" one for the global batch.
 
     Raises:
         ConfigError: a value out of range, or a source that generates no student text.
+
+    Example:
+        >>> Adaptive(threshold=0.5).capacity
+        1000
+        >>> Adaptive(threshold=1.5)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: threshold = 1.5: must lie in [0, 1]; DistiLLM starts at 0
 
     See also: Mixed (a fixed fraction of fresh text), Buffered (replay only).
     """
@@ -69,6 +77,7 @@ class Adaptive(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(threshold=0.6, decay="constant", capacity=12), cls(threshold=0.9, capacity=8, coin="step"))
 
     def bind(self, tools: PolicyTools) -> "AdaptiveSource":

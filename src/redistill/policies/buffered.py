@@ -26,10 +26,18 @@ class Buffered(WrappingNode):
 
     Args:
         source: Generates the text.
-        capacity: Size of the buffer in sequences, at least the batch size.
+        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
 
     Raises:
         ConfigError: a capacity below 1, or a source that generates no student text.
+
+    Example:
+        >>> Buffered(capacity=500).source
+        StudentGenerated(temperature=1.0, top_p=1.0)
+        >>> Buffered(capacity=0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: capacity = 0: must be >= 1; the reference code keeps 1000
     """
 
     capacity: int = 1000
@@ -39,6 +47,7 @@ class Buffered(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(capacity=12))
 
     def bind(self, tools: PolicyTools) -> "BufferedSource":

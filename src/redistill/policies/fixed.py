@@ -11,10 +11,16 @@ from redistill.policies.source import PolicyNode, PolicyTools, Stateless
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(PolicyNode):
-    """The gold answers: off-policy distillation (KD), and SFT."""
+    """The gold answers: off-policy distillation (KD), and SFT.
+
+    Example:
+        >>> Fixed().needs.teacher, Fixed().sampling  # generates no text
+        (False, None)
+    """
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(),)
 
     def bind(self, tools: PolicyTools) -> "FixedSource":

@@ -17,7 +17,9 @@ Generate = Callable[[Sequence[GenerationRequest], Sampling], list[Generation]]
 
 @dataclass(frozen=True, kw_only=True)
 class StudentGenerated(PolicyNode):
-    """Answers that the student generates at every step: on-policy distillation.
+    r"""Answers that the student generates at every step: on-policy distillation.
+
+    .. math:: y \sim q(\cdot \mid x)
 
     Source: ImitKD and GKD; algorithms as in the paper's Table 3a, row "On-policy".  Their reference code trains on a buffer of
     older answers instead: use `Buffered` around this policy.
@@ -28,6 +30,14 @@ class StudentGenerated(PolicyNode):
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> StudentGenerated(temperature=0.7).sampling.temperature
+        0.7
+        >>> StudentGenerated(temperature=0.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: temperature = 0.0: must be > 0; the paper samples at 1
     """
 
     temperature: float = 1.0
@@ -38,6 +48,7 @@ class StudentGenerated(PolicyNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(temperature=0.7, top_p=0.9))
 
     @property
@@ -67,6 +78,10 @@ class TeacherMixed(StudentGenerated):
     Raises:
         ConfigError: a value out of range.
 
+    Example:
+        >>> TeacherMixed(teacher_share=0.2).needs.mixture, TeacherMixed(teacher_share=0.0).needs.mixture
+        (True, False)
+
     See also: StudentGenerated (a -> 0).
     """
 
@@ -79,6 +94,7 @@ class TeacherMixed(StudentGenerated):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(teacher_share=0.5, temperature=0.7, top_p=0.9))
 
     @property

@@ -24,6 +24,14 @@ class Mixed(WrappingNode):
 
     Raises:
         ConfigError: student_fraction out of range.
+
+    Example:
+        >>> Mixed(student_fraction=0.25).source
+        StudentGenerated(temperature=1.0, top_p=1.0)
+        >>> Mixed(student_fraction=1.5)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: student_fraction = 1.5: must lie in [0, 1]; GKD and the paper use 0.5
     """
 
     student_fraction: float = 0.5
@@ -35,6 +43,7 @@ class Mixed(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(student_fraction=0.25), cls(coin="step"))
 
     def bind(self, tools: PolicyTools) -> "MixedSource":

@@ -19,7 +19,18 @@ Coin = Literal["sample", "step"]
 
 @dataclass(frozen=True)
 class GoldItem:
-    """A training example and its gold sequence."""
+    """A training example and its gold sequence.
+
+    Args:
+        example: The training example.
+        sequence: Its gold answer, of origin "dataset".
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> item = make_fixture().tools.gold.items(0)[0]
+        >>> item.sequence.token_ids == item.example.token_ids, item.sequence.origin
+        (True, 'dataset')
+    """
 
     example: Example
     sequence: TokenSequence
@@ -36,6 +47,14 @@ class Shuffled(Generic[Item]):
         seed: The run's seed.
         purpose: Key of the random stream; different kinds of items have different purposes.
         processes: Each process takes its contiguous part of every batch.
+
+    Raises:
+        AssertionError: there is no item, or `batch_size` is not a multiple of the number of processes.
+
+    Example:
+        >>> order = Shuffled(["a", "b", "c", "d"], batch_size=2, seed=1, purpose="order")
+        >>> sorted(order.items(step=0) + order.items(step=1))  # an epoch
+        ['a', 'b', 'c', 'd']
     """
 
     def __init__(
@@ -72,6 +91,12 @@ class GoldBatches(Shuffled[GoldItem]):
     Args:
         examples: The training set.
         batch_size, seed, processes: As for `Shuffled`.
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> gold = GoldBatches(make_fixture().examples, batch_size=4, seed=1)
+        >>> len(gold.items(step=0)), gold.items(step=0) == gold.items(step=0)
+        (4, True)
     """
 
     def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, processes: Processes = ONE_PROCESS) -> None:
@@ -80,7 +105,20 @@ class GoldBatches(Shuffled[GoldItem]):
 
 
 def gold_sequence(example: Example) -> TokenSequence:
-    """An example's gold answer as a training sequence."""
+    """An example's gold answer as a training sequence.
+
+    Args:
+        example: The training example.
+
+    Returns:
+        A sequence of origin "dataset", with the tokens and targets of the example.
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> sequence = gold_sequence(make_fixture().examples[0])
+        >>> sequence.origin, sequence.sample
+        ('dataset', 0)
+    """
     return TokenSequence(sample=example.sample, token_ids=example.token_ids, supervised=example.supervised, origin="dataset")
 
 

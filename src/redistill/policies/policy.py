@@ -22,6 +22,14 @@ class Policy(Wrapping):
         corpus: Blocks of text for the pre-training term; None without one.
         rewrite: Changes generated text, except roll-outs, before training on it; None changes nothing.
         drawing: Context manager around a draw, during which the models' weights do not change.
+
+    Example:
+        >>> from redistill.policies import Fixed
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> tools = make_fixture().tools
+        >>> draw = Policy(tools.gold, Fixed().bind(tools)).draw(step=0)
+        >>> sorted(draw.items[0].roles)  # a gold answer that is also the sampled answer
+        ['distillation', 'sft']
     """
 
     def __init__(

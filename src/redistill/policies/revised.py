@@ -34,11 +34,14 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Revised(WrappingNode):
-    """Student text in which the teacher replaces the error token.
+    r"""Student text in which the teacher replaces the error token.
 
     The student regenerates what follows.
 
     Source: the paper's Eq. 3 and 4; docs/methods/mgsr.md lists their interpretations.
+
+    .. math:: j = \arg\max_{i} \mathrm{KL}(q_i \,\|\, p_i) \;\text{ over }\; y_i^s \ne y_i^t, \quad
+        y = (y_{<j}^s,\; y_j^t,\; y_{>j}), \quad y_{>j} \sim q(\cdot \mid x, y_{\le j})
 
     Args:
         source: Generates the drafts.
@@ -51,6 +54,16 @@ class Revised(WrappingNode):
 
     Raises:
         ConfigError: rounds below 1, or a source that generates no student text.
+
+    Example:
+        >>> Revised(rounds=2).needs.statistics
+        True
+        >>> Revised(rounds=0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: rounds = 0: must be >= 1; remove `revised` to train on unrevised text
+
+    See also: correction.locate_error, correction.correct.
     """
 
     teacher_token: Literal["sample", "argmax"] = "sample"
@@ -66,6 +79,7 @@ class Revised(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (
             cls(),
             cls(teacher_token="argmax", detection="forward", rounds=2),

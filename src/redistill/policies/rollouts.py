@@ -27,11 +27,18 @@ Whiten = Literal["tokens", "padded", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts(WrappingNode):
-    """Roll-outs with advantages and importance weights, used for several passes.
+    r"""Roll-outs with advantages and importance weights, used for several passes.
 
     Source: MiniLLM (arXiv 2306.08543) and its published code, whose values are the defaults.  Old log-probabilities, rewards
     and importance weights are those of the models' distributions at temperature 1 without nucleus, however the text was
     sampled.
+
+    .. math:: r_t = \mathrm{clip}\Bigl(\tfrac{1}{s} \log \frac{p(y_t)}{q_{old}(y_t)},\, -c,\, c\Bigr), \quad
+        R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}, \quad
+        w_t = \frac{q_{old}(y_t)}{(1 - a)\, q_{old}(y_t) + a\, p(y_t)}
+
+    The advantage of a token is its whitened return; a is the teacher's weight in the mixture, and n_t the number of tokens from
+    t on, or 1 without normalisation.
 
     Args:
         source: Generates the text, from a distribution whose probabilities are known: importance weights need them.
@@ -46,6 +53,16 @@ class Rollouts(WrappingNode):
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> Rollouts().teacher_share, Rollouts().needs.samples_student
+        (0.2, True)
+        >>> Rollouts(discount=1.5)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: discount = 1.5: must lie in [0, 1]; MiniLLM uses 0.95
+
+    See also: redistill.losses.policy_gradient, which has a function for each formula.
     """
 
     source: TeacherMixed | StudentGenerated = field(default_factory=TeacherMixed)
@@ -71,6 +88,7 @@ class Rollouts(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (
             cls(num_rollouts=16, inner_epochs=2),
             cls(source=StudentGenerated(), num_rollouts=1, inner_epochs=1, length_normalise=False, whiten="padded"),

@@ -19,8 +19,16 @@ class Scorer:
         read_student: Returns the student's hidden states of a batch's rows [N, D] and its head, without gradient.
         teacher: A teacher with `TeacherCapabilities.statistics`.
         pad_id: Padding id of short rows.
-        batch_size: Sequences per forward pass.
+        batch_size: Sequences per forward pass, >= 1.
         device: The student's device.
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> tools = make_fixture().tools
+        >>> sequence = tools.gold.items(0)[0].sequence
+        >>> (kl_N,) = tools.scorer.statistics([sequence], ["reverse_kl"])["reverse_kl"]
+        >>> kl_N.shape == (sequence.num_targets,), bool((kl_N >= 0).all())
+        (True, True)
     """
 
     def __init__(

@@ -5,6 +5,7 @@ creates its running *source*.  The state of a source - buffers, roll-outs - is g
 depends neither on their number nor on a resume.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,14 @@ class Revision:
         kl: The detection score there, in nats.
         before: The draft.
         after: The revised sequence.
+
+    Example:
+        >>> supervised = (False, True, True)
+        >>> draft = TokenSequence(sample=7, token_ids=(5, 6, 2), supervised=supervised, origin="student")
+        >>> revised = TokenSequence(sample=7, token_ids=(5, 8, 2), supervised=supervised, origin="revised")
+        >>> revision = Revision(step=0, sample=7, position=0, kl=1.5, before=draft, after=revised)
+        >>> revision.before.response_ids[revision.position], revision.after.response_ids[revision.position]
+        (6, 8)
     """
 
     step: int
@@ -52,13 +61,21 @@ class PolicyTools:
         scorer: Computes statistics of both models on sequences; None if the run has no teacher that provides them.
         gold: The gold examples in the order of training, for sources that need the items of other steps.
         processes: Rank and number of processes, and their `gather`.
-        updates: Optimiser steps of the run.
+        updates: Optimiser steps of the run, >= 1.
         end_ids: Ids of the end tokens.
-        response_tokens: Length limit of a response, in tokens.
-        batch_size: Sequences that one process generates at once.
+        response_tokens: Length limit of a response in tokens, >= 1.
+        batch_size: Sequences that one process generates at once, >= 1.
         seed: The run's seed.
         folder: The run folder, for a source's files; None keeps everything in memory.
         on_revision: Called with every correction, for the log.
+
+    Example:
+        >>> from redistill.policies import StudentGenerated
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> tools: PolicyTools = make_fixture().tools
+        >>> source = StudentGenerated().bind(tools)
+        >>> [sequence.origin for sequence in source.sequences(0, tools.gold.items(0))]
+        ['student', 'student', 'student', 'student']
     """
 
     engine: Engine
@@ -136,6 +153,7 @@ class PolicyNode(Protocol):
     A node that inherits from it generates no student text and requires nothing, unless it overrides the properties.
     """
 
+    @abstractmethod
     def bind(self, tools: PolicyTools) -> Source:
         """The running source of this configuration."""
 

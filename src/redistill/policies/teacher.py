@@ -27,7 +27,9 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherGenerated(PolicyNode):
-    """The teacher's answers, one to each prompt: sequence-level distillation.
+    r"""The teacher's answers, one to each prompt: sequence-level distillation.
+
+    .. math:: y \sim p(\cdot \mid x)
 
     Source: SeqKD (Kim and Rush, arXiv 1606.07947).  Answers are generated in blocks, before the steps that need them, and
     stored in teacher-responses.jsonl, so that neither a later epoch nor a resume generates any of them again.
@@ -40,6 +42,14 @@ class TeacherGenerated(PolicyNode):
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> TeacherGenerated(temperature=0.7).needs.teacher_text
+        True
+        >>> TeacherGenerated(top_p=0.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: top_p = 0.0: must lie in (0, 1]; 1 keeps every class
     """
 
     temperature: float = 1.0
@@ -51,6 +61,7 @@ class TeacherGenerated(PolicyNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(temperature=0.7, top_p=0.9))
 
     @property

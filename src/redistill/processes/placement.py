@@ -20,6 +20,11 @@ class Placement:
     """How a module is distributed over the processes of a job.
 
     The methods of this class do nothing that one process does not need.
+
+    Example:
+        >>> module = nn.Linear(2, 1)
+        >>> Placement().wrap(module) is module, sorted(Placement().state(module))
+        (True, ['bias', 'weight'])
     """
 
     passes_communicate: bool = False
@@ -53,19 +58,33 @@ class Placement:
 
 
 class Single(Placement):
-    """One process holds all parameters."""
+    """One process holds all parameters.
+
+    Example:
+        >>> Single().passes_communicate
+        False
+    """
 
 
 class Replicated(Placement):
-    """A replica of the module in each process, initialized from process 0."""
+    """A replica of the module in each process, initialized from process 0.
+
+    `reduce` sums the gradients, which are not divided by the number of processes.
+
+    Example:
+        >>> Replicated().passes_communicate  # only `wrap` and `reduce` are collective
+        False
+    """
 
     @torch.no_grad()
     def wrap(self, module: nn.Module) -> nn.Module:
+        """Copy the state of process 0 into the module of each process; collective."""
         for tensor in module.state_dict().values():
             distributed.broadcast(tensor, src=0)
         return module
 
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradients over all processes; collective."""
         for parameter in parameters:
             if parameter.grad is not None:
                 distributed.all_reduce(parameter.grad)
@@ -83,6 +102,14 @@ class Sharded(Placement):
     Args:
         units: Maps the module to the submodules that are gathered one at a time, usually its transformer layers. A parameter
             must not be shared by two units, or by a unit and the root.
+
+    Raises:
+        RuntimeError: the module is called without gradients outside `unsharded`.
+
+    Example:
+        >>> placement = Sharded(lambda model: model.layers)
+        >>> placement.passes_communicate  # a micro-batch of one process needs the parameters of all
+        True
     """
 
     passes_communicate = True
@@ -91,6 +118,7 @@ class Sharded(Placement):
         self._units = units
 
     def wrap(self, module: nn.Module) -> nn.Module:
+        """Shard each unit, then the root; collective."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -110,6 +138,7 @@ class Sharded(Placement):
 
     @contextmanager
     def unsharded(self, module: nn.Module) -> Iterator[None]:
+        """Context with full parameters; collective. See `Placement.unsharded`."""
         parts = _sharded_parts(module)
         with ExitStack() as stack, torch.no_grad():
             for part in parts:
@@ -134,6 +163,10 @@ def full(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
     Returns:
         Tensors without gradient in process 0, and an empty dictionary in all others, which need no memory for them.
+
+    Example:
+        >>> full({"weight": torch.ones(2, requires_grad=True)})
+        {'weight': tensor([1., 1.])}
     """
     from torch.distributed.tensor import DTensor
 
@@ -154,6 +187,13 @@ def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     Args:
         tensor: The full tensor, the same in every process.
         like: A tensor of the same shape. If it is not sharded, ``tensor`` is returned as it is.
+
+    Returns:
+        The part of `tensor`, sharded if `like` is.
+
+    Example:
+        >>> placed_like(torch.ones(2), like=torch.zeros(2))
+        tensor([1., 1.])
     """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -166,6 +206,16 @@ def scalar(tensor: torch.Tensor) -> float:
     """The value of a tensor with one element, such as a norm over sharded gradients.
 
     The call is collective if the tensor is sharded.
+
+    Args:
+        tensor: A tensor with one element, sharded or not.
+
+    Returns:
+        Its value.
+
+    Example:
+        >>> scalar(torch.tensor([2.5]))
+        2.5
     """
     from torch.distributed.tensor import DTensor
 

@@ -6,6 +6,7 @@ together: a process whose `poll` finds the flag joins the next `gather` of the o
 them.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -15,10 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Literal
+from typing import Literal, TypeVar
 
 from redistill.errors import Interrupted
-from redistill.interfaces import Value
+
+Value = TypeVar("Value")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_S = 1.0
@@ -32,13 +34,15 @@ class _Flag:
     Args:
         number: The signal that has arrived.
         arrived: Time of its arrival, in seconds of the monotonic clock.
-        mode: When `Interrupted` is raised: at the next `poll`; immediately if the job has one process; immediately; or at the
-            next `poll` and again at a second signal.
+        count: Number of signals that have arrived.
+        mode: When `Interrupted` is raised: at the next `poll`; immediately if the job has one process; or immediately.  With
+            "children" it is raised at the next `poll`, and a second signal does not end this process.
         installed: Whether the handler is installed.
     """
 
     number: int | None = None
     arrived: float = 0.0
+    count: int = 0
     mode: Literal["poll", "immediate if single", "immediate", "children"] = "poll"
     installed: bool = False
 
@@ -58,8 +62,8 @@ def handled(*, at_once: bool = False, with_children: bool = False) -> Iterator[N
             does not poll, such as loading a model.  Processes must not wait for each other in such a block, and all must call
             `gather` after it.  No `gather` follows the outermost block, so there only a job of one process is interrupted
             immediately.
-        with_children: For work that waits for child processes and stops them before it ends: SIGHUP stops it as well, and a
-            second signal raises `Interrupted` immediately instead of ending this process alone.
+        with_children: For work that stops its child processes before it ends: SIGHUP stops it as well, and a second signal
+            does not end this process; see `num_arrived`.
 
     Raises:
         Interrupted: a signal has arrived.
@@ -83,7 +87,12 @@ def handled(*, at_once: bool = False, with_children: bool = False) -> Iterator[N
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if outermost:
-            _flag.number, _flag.installed = None, False
+            _flag.number, _flag.count, _flag.installed = None, 0, False
+
+
+def num_arrived() -> int:
+    """Number of signals that have arrived in the outermost `handled`."""
+    return _flag.count
 
 
 def poll() -> None:
@@ -124,6 +133,7 @@ def num_processes() -> int:
 
 
 def _arrive(number: int, frame: FrameType | None) -> None:
+    _flag.count += 1
     if _flag.number is None:
         _flag.number, _flag.arrived = number, time.monotonic()
         if "WORLD_SIZE" not in os.environ and _flag.mode != "children":
@@ -133,9 +143,9 @@ def _arrive(number: int, frame: FrameType | None) -> None:
         if _flag.mode == "immediate" or (_flag.mode == "immediate if single" and num_processes() == 1):
             poll()
         if os.environ.get("RANK", "0") == "0":
-            name = signal.Signals(number).name
-            os.write(2, f"redistill: {name}: stopping at the next safe point; a second signal exits immediately\n".encode())
-    elif time.monotonic() - _flag.arrived > ECHO_S:
-        if _flag.mode == "children":
-            raise Interrupted(number)
+            plan = "stopping at the next safe point; a second signal exits immediately"
+            plan = "stopping the runs; a second signal kills them" if _flag.mode == "children" else plan
+            with contextlib.suppress(OSError):  # standard error is closed
+                os.write(2, f"redistill: {signal.Signals(number).name}: {plan}\n".encode())
+    elif _flag.mode != "children" and time.monotonic() - _flag.arrived > ECHO_S:
         os._exit(128 + number)

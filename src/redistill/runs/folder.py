@@ -56,11 +56,14 @@ def differences(mine: object, theirs: object, path: str = "") -> list[str]:
         >>> differences({"seed": 1, "data": {"train": ["a"]}}, {"seed": 2, "data": {"train": ["a"]}})
         ['seed is 2 there and 1 here']
     """
-    if not (isinstance(mine, Mapping) and isinstance(theirs, Mapping)):
-        return [] if mine == theirs else [f"{path} is {theirs!r} there and {mine!r} here"]
-    names = dict.fromkeys((*mine, *theirs))
-    found = (differences(mine.get(name), theirs.get(name), f"{path}.{name}".strip(".")) for name in names)
-    return [phrase for phrases in found for phrase in phrases]
+    if mine == theirs:
+        return []
+    here, there = (tree if isinstance(tree, Mapping) else {} for tree in (mine, theirs))
+    found = (
+        differences(here.get(name), there.get(name), f"{path}.{name}".strip(".")) for name in dict.fromkeys((*here, *there))
+    )
+    phrases = [phrase for several in found for phrase in several]
+    return phrases or [f"{path} is {shown(theirs)} there and {shown(mine)} here"]
 
 
 def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from redistill.errors import OutputError
 from redistill.processes import signals
-from redistill.training.progress import TerminalBar, duration
+from redistill.training.progress import TerminalBar, duration, error_console
 
 _POLL_S = 0.1
 _STOP_S = 60.0  # a child may be writing a checkpoint
@@ -58,7 +58,7 @@ class JobProgress(TerminalBar):
 
     def __init__(self, total: int, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._total, self._ended, self._clock, self._start = total, 0, clock, clock()
-        super().__init__(console or Console(stderr=True), total, self._line())
+        super().__init__(console or error_console(), total, self._line())
 
     def started(self, name: str) -> None:
         """Print that a job started."""
@@ -138,7 +138,9 @@ def last_line(log: Path) -> str:
     """The last line of a log that is not blank; "" if there is none."""
     if not log.is_file():
         return ""
-    lines = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace").splitlines()
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
@@ -156,19 +158,16 @@ def _start(job: Job, env: Mapping[str, str], keep_open: Sequence[int]) -> _Child
 
 
 def _stop(children: Sequence[_Child]) -> None:
-    """Terminate the children with SIGTERM, and kill them after a timeout or at a second signal."""
-    try:
-        for child in children:
-            _signal(child, signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_S
-        for child in children:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(0.0, deadline - time.monotonic()))
-    finally:
-        for child in children:
-            if child.process.poll() is None:
+    """Terminate the children with SIGTERM; kill them after a timeout or at a further signal."""
+    signals_before = min(signals.num_arrived(), 1)
+    for child in children:
+        _signal(child, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_S
+    while any(child.process.poll() is None for child in children):
+        if signals.num_arrived() > signals_before or time.monotonic() > deadline:
+            for child in children:
                 _signal(child, signal.SIGKILL)
-                child.process.wait()
+        time.sleep(_POLL_S)
 
 
 def _signal(child: _Child, number: int) -> None:

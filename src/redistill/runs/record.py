@@ -31,8 +31,16 @@ from redistill.training import checkpoint
 from redistill.training.parts import TrainingState
 
 PACKAGES = (
-    *("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "numpy"),
-    *("rouge-score", "spacy"),
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "rouge-score",
+    "spacy",
 )
 
 

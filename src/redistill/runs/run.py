@@ -58,6 +58,12 @@ class RunResult:
         model: Folder of the student, which transformers loads.
         scores: The content of scores.json: under "datasets", data set -> "seeds" -> seed -> scores.
         report: The HTML report.
+
+    Example:
+        >>> folder = Path("runs/first")
+        >>> result = RunResult(folder=folder, model=folder / "model", scores={}, report=folder / "report.html")
+        >>> result.model.as_posix()
+        'runs/first/model'
     """
 
     folder: Path
@@ -73,6 +79,9 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
         config: The run.
         baselines: Folders of finished runs to compare with in the report.
         command: Shown under "repeat this run"; None uses the command line of this process.
+
+    Returns:
+        The folder, model, scores and report of the run.
 
     Raises:
         BusyError: another process uses the run folder.
@@ -117,6 +126,10 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
         OutputError: the run folder is not writable.
         TrainingError: a guard ended the run.
         Interrupted: SIGTERM or SIGINT arrived; the same call resumes after the last completed update.
+
+    Example:
+        >>> train_student(load_config(Path("recipes/smollm2-dolly.yaml")))  # doctest: +SKIP
+        PosixPath('runs/smollm2-dolly/model')
     """
     if not check_owner(config):  # without a lock: several runs may use a finished stage at the same time
         accelerator = make_accelerator(config.training.precision)
@@ -195,12 +208,24 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
 
     Its teacher is evaluated too if `evaluation.compare` contains "teacher".
 
+    Args:
+        config: The run; its student is trained.
+
     Returns:
         The student's scores, as in scores.json.
 
     Raises:
         CheckpointError: the run has no trained student, or its answers were generated with other settings.
         BusyError: another process uses the run folder.
+        DataError: a test set cannot be read, or has no reference.
+        Interrupted: SIGTERM or SIGINT arrived; the same call resumes.
+
+    Example:
+        >>> from redistill.config.sections import StudentConfig
+        >>> evaluate_run(Run(name="not-trained", method="sft", student=StudentConfig(model="gpt2")))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.CheckpointError: runs/not-trained: has no trained student;...
     """
     folder = config.folder
     if not has_model(folder):
@@ -274,6 +299,14 @@ def evaluate_model(
         ModelError, DataError, VocabularyError: the models or the data cannot be used.
         CheckpointError: `out` contains answers of another model or of other settings.
         BusyError: another process uses `out`.
+
+    Example:
+        >>> config = EvaluationConfig(metrics=("rouge",))
+        >>> tokens, out = TokenizeConfig(), Path("runs/gpt2")
+        >>> evaluate_model(ModelConfig(model="gpt2"), {"dolly": None}, config, tokens, out)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: metrics = 'rouge': no such metric;...
     """
     named = [*(("tests", name) for name in tests), *(("metrics", name) for name in evaluation_config.metrics)]
     load_external(named, External.of(allow_code))

@@ -259,8 +259,8 @@ def _verify(folder: Path) -> list[str]:
 
     The hash of the manifest is checked before it is parsed, so damaged JSON is never interpreted.
     """
-    manifest = _of(folder / MANIFEST, Path.read_bytes)
-    if _of(folder / SEAL, Path.read_bytes) != f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode():
+    manifest = _read_or_damaged(folder / MANIFEST, Path.read_bytes)
+    if _read_or_damaged(folder / SEAL, Path.read_bytes) != f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode():
         raise _Damaged(f"{MANIFEST} does not match {SEAL}")
     content = _parsed(manifest, folder)
     if f"step-{content['step']}" != folder.name:
@@ -268,7 +268,10 @@ def _verify(folder: Path) -> list[str]:
     if other := _differences(identity(folder.parent), content.get("run", {})):
         raise _Damaged(f"it belongs to a run with different {other[0]}")
     for name, expected in content["files"].items():
-        if _of(folder / name, lambda path: {"bytes": path.stat().st_size, "sha256": files.digest(path)}) != expected:
+        if (
+            _read_or_damaged(folder / name, lambda path: {"bytes": path.stat().st_size, "sha256": files.digest(path)})
+            != expected
+        ):
             raise _Damaged(f"{name} does not match its manifest")
     return list(content["files"])
 
@@ -295,7 +298,7 @@ def _parsed(manifest: bytes, folder: Path) -> Mapping[str, Any]:
     return content
 
 
-def _of(path: Path, read: Callable[[Path], Value]) -> Value:
+def _read_or_damaged(path: Path, read: Callable[[Path], Value]) -> Value:
     try:
         return read(path)
     except OSError as error:

@@ -26,7 +26,12 @@ from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PolicyGradien
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig:
-    """MiniLLM's policy gradient on roll-outs.
+    r"""MiniLLM's policy gradient on roll-outs.
+
+    .. math:: \rho_t = w_t\, \frac{q(y_t)}{q_{old}(y_t)}, \qquad
+        L_t = \max\bigl(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\bigr)
+
+    Source: MiniLLM (arXiv 2306.08543); the mean over sampled tokens is a term of the objective.
 
     The objective's divergence is its exact single-step term.  The student runs in evaluation mode, as when it generated the
     roll-outs: dropout would change the probability ratio.
@@ -37,6 +42,14 @@ class PolicyGradientConfig:
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> PolicyGradientConfig().clip
+        0.2
+        >>> PolicyGradientConfig(clip=1.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: clip = 1.0: must lie in (0, 1); MiniLLM uses 0.2
     """
 
     weight: float = 1.0
@@ -51,7 +64,11 @@ class PolicyGradientConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    """The pre-training term: language modelling on `data.corpus` against forgetting.
+    r"""The pre-training term: language modelling on `data.corpus` against forgetting.
+
+    .. math:: w \bigl((1 - d)\, L_{CE} + d\, \mathrm{KL}(p \,\|\, q)\bigr)
+
+    Mean over the tokens of the corpus, in nats; w is `weight` and d `divergence_share`.
 
     Source: L_PT of MiniLLM (arXiv 2306.08543) and DistiLLM (arXiv 2402.03898).
 
@@ -61,6 +78,14 @@ class PretrainingConfig:
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> PretrainingConfig(divergence_share=0.5).weight
+        1.0
+        >>> PretrainingConfig(weight=0.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: weight = 0.0: must be > 0 and finite; leave pretraining out for none
     """
 
     weight: float = 1.0
@@ -77,6 +102,11 @@ class PretrainingConfig:
 class Objective:
     """The weighted terms of one method.
 
+    .. math:: L = w_{sft} L_{SFT} + w_{div} L_{div} + w_{span} L_{span} + w_{pg} L_{PG} + w_{pt} L_{PT}
+
+    Each term is a mean over its own tokens or sequences of the global batch. Source: MGSR (arXiv 2407.10068), Eq. 11, for the
+    first three terms; MiniLLM (arXiv 2306.08543) for the others.
+
     Args:
         sft_weight: Weight of the cross entropy, >= 0; 0 removes the term and the forward pass on gold answers for it.
         sft_on: The answers it is computed on: "gold", or "sampled", such as the teacher's for SeqKD.
@@ -91,6 +121,16 @@ class Objective:
 
     Raises:
         ConfigError: a negative weight, or no term at all.
+
+    Example:
+        >>> from redistill.losses.divergences import SkewForwardKL
+        >>> objective = Objective(sft_weight=0.0, divergence=SkewForwardKL())
+        >>> objective.uses_divergence, objective.needs.teacher
+        (True, True)
+        >>> Objective(sft_weight=0.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: objective: no term has a weight; set sft_weight or divergence
     """
 
     sft_weight: float = 1.0

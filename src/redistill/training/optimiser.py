@@ -14,21 +14,34 @@ from redistill.processes.placement import scalar
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
-    """AdamW and its learning rate schedule.
+    r"""AdamW and its learning rate schedule.
+
+    .. math:: \eta_t = \eta_{end} + (\eta_{peak} - \eta_{end}) \min\Bigl(1, \frac{t + 1}{W}\Bigr)
+        \frac{1 + \cos(\pi t / T)}{2}
+
+    where t of T updates are done, W is `warmup_updates`, and the cosine is 1 for a constant schedule.
 
     Args:
         learning_rate: Peak learning rate of the student, > 0; the paper's value is 5e-4.
         final_learning_rate: Learning rate at the end of the cosine schedule, in [0, the lowest peak].
-        clip_network_learning_rate: Peak learning rate of DAC-KL's network; None uses the student's, as the paper does.
+        clip_network_learning_rate: Peak learning rate of DAC-KL's network, > 0; None uses the student's, as the paper does.
         schedule: "cosine" decay to final_learning_rate over all updates, or "constant".
-        warmup_updates: Number of updates of linear warm-up from 0; the reference code has none.
-        weight_decay: Decoupled weight decay of matrices; vectors (biases, norms) have none.
+        warmup_updates: Number of updates of linear warm-up from final_learning_rate, >= 0; the reference code has none.
+        weight_decay: Decoupled weight decay of matrices, >= 0; vectors (biases, norms) have none.
         betas: Decay rates of AdamW's moment estimates, each in [0, 1).
-        max_grad_norm: Maximum norm of the student's gradient.  The clip network's gradient is clipped separately, so that it
-            does not reduce the student's.
+        max_grad_norm: Maximum norm of the student's gradient, > 0.  The clip network's gradient is clipped separately, so that
+            it does not reduce the student's.
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> OptimiserConfig(learning_rate=1e-4).final_learning_rate
+        1e-07
+        >>> OptimiserConfig(learning_rate=0.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: learning_rate = 0.0: must be > 0 and finite
     """
 
     learning_rate: float = 5e-4

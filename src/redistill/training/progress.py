@@ -3,6 +3,7 @@
 Output only: nothing here changes what a run computes.  Metrics are stored by metrics.py.
 """
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Self
@@ -11,6 +12,7 @@ import rich.progress
 from rich.console import Console
 from rich.text import Text
 
+from redistill.processes.streams import tolerant
 from redistill.storage.redaction import plain
 
 SHOWN = ("loss", "sft", "divergence", "span", "policy_gradient", "pretraining")
@@ -77,7 +79,7 @@ class Progress(TerminalBar):
     ) -> None:
         self._total, self._log_every, self._clock = total, log_every, clock
         self._first: tuple[int, float] | None = None
-        super().__init__(console or Console(stderr=True, quiet=not enabled), total, f"step 0/{total}", enabled=enabled)
+        super().__init__(console or error_console(quiet=not enabled), total, f"step 0/{total}", enabled=enabled)
 
     def expect(self, total: int) -> None:
         """Set the number of updates of the run."""
@@ -140,9 +142,14 @@ class AnswerProgress:
         self._tenths = max(tenths, self._tenths)
 
 
+def error_console(*, quiet: bool = False) -> Console:
+    """The standard error stream; an error of it does not stop a run."""
+    return Console(file=tolerant(sys.stderr, 2), quiet=quiet)
+
+
 def report(line: str) -> None:
     """Print a line to the standard error stream, without control characters."""
-    Console(stderr=True).print(Text(plain(line)), soft_wrap=True)
+    error_console().print(Text(plain(line)), soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

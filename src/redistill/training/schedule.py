@@ -16,25 +16,35 @@ class TrainingConfig:
     """Duration of training, batch sizes, precision, and checkpoints.
 
     Args:
-        updates: Total optimiser steps: a number, or passes over the training set such as "20 epochs".
+        updates: Total optimiser steps: a number >= 1, or passes over the training set such as "20 epochs".
         batch_size: Sequences of one update over all processes, >= 1.
         micro_batch_size: Maximum number of gold and, separately, of sampled sequences in one forward and backward pass on one
-            process; None chooses the size above which larger passes are no faster.
+            process, >= 1; None chooses the size above which larger passes are no faster.
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
-        evaluate_every: Updates (or epochs) between validations, each of which may become the best checkpoint; 0 validates only
-            before the first update and after the last.
+        evaluate_every: Updates (or epochs) between validations, >= 0, each of which may become the best checkpoint; 0
+            validates only before the first update and after the last.
         choose_by: The metric that chooses the best checkpoint: a name in `evaluation.metrics`, or "cross_entropy".  At equal
             values the lower cross entropy is better, then the later step.
-        save_every: Updates (or epochs) between checkpoints, in addition to those at validations; 0 saves only at validations.
+        save_every: Updates (or epochs) between checkpoints, >= 0, in addition to those at validations; 0 saves only at
+            validations.
         keep: Number of newest checkpoints to keep, >= 1, in addition to the best one.
-        patience: Validations without improvement before training stops; None trains to the end.
-        log_every: Updates between log lines if the output is not a terminal, and between updates whose revisions are logged.
-        generation_batch_size: Sequences that one process generates or scores at once; independent of the micro-batch.
+        patience: Validations without improvement before training stops, >= 1; None trains to the end.
+        log_every: Updates between log lines if the output is not a terminal, and between updates whose revisions are logged;
+            >= 1.
+        generation_batch_size: Sequences that one process generates or scores at once, >= 1; independent of the micro-batch.
         compile: What torch.compile compiles: "none"; "rows", the terms on rows of logits; or "all", the student's body in
             training too.  "auto" is "rows" if a compiler is installed and the vocabulary is large enough to amortise compiling.
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> TrainingConfig(updates="2 epochs", batch_size=8).schedule(num_examples=1000).updates
+        250
+        >>> TrainingConfig(keep=0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: keep = 0: must be >= 1
     """
 
     updates: int | str = 1000

@@ -28,6 +28,16 @@ class GuardConfig:
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> GuardConfig(on_spike="skip").max_skips
+        3
+        >>> GuardConfig(spike_factor=1.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: spike_factor = 1.0: must be > 1 and finite; 5 is usual
+
+    See also: SpikeDetector, which has the formula.
     """
 
     max_skips: int = 3
