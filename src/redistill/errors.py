@@ -76,11 +76,21 @@ class ModelError(RedistillError, ValueError):
 
 
 class WeightsError(ModelError):
-    """Weights of a model are missing, or have another shape than its config gives."""
+    """Weights of a model are missing, or have another shape than its config gives.
+
+    Example:
+        >>> issubclass(WeightsError, ModelError), WeightsError.exit_code
+        (True, 2)
+    """
 
 
 class NotFiniteError(ModelError):
-    """The logits of a model are not finite numbers."""
+    """The logits of a model are not finite numbers.
+
+    Example:
+        >>> issubclass(NotFiniteError, ModelError), NotFiniteError.exit_code
+        (True, 2)
+    """
 
 
 class CheckpointError(RedistillError):
@@ -127,7 +137,12 @@ class TrainingError(RedistillError):
 
 
 class FindingsError(RedistillError):
-    """`redistill doctor` has findings, which it has printed."""
+    """`redistill doctor` has findings, which it has printed.
+
+    Example:
+        >>> FindingsError("doctor: 2 findings; apply the remedies and check again").exit_code
+        1
+    """
 
     exit_code = 1
 

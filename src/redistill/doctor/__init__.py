@@ -1,4 +1,4 @@
-"""Checks of a machine, and of a recipe for failures of distillation that raise no error.
+"""Checks of a machine, and of a recipe for failures that raise no error.
 
 docs/doctor.md has the table of the checks.
 """

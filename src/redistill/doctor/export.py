@@ -44,9 +44,9 @@ class Exported:
 
 
 def export(opened: OpenRun, example: Example) -> Exported:
-    """Change the trained parameters as training does, export the student to a temporary folder, and load it again.
+    """Change the trained parameters, export the student, and load the export.
 
-    The student in memory keeps the changed parameters.
+    The export is in a temporary folder.      The student in memory keeps the changed parameters.
     """
     model, tokenizer, source = opened.models.student, opened.models.tokenizer, opened.config.student
     before = logits(model, example)
@@ -83,7 +83,7 @@ def logits(model: nn.Module, example: Example) -> torch.Tensor:
 
 @torch.no_grad()
 def perturb(model: nn.Module, seed: int) -> None:
-    """Add noise to the trained parameters; those that are 0, such as an untrained adapter's, become noise."""
+    """Add noise to the trained parameters, also to those that are 0."""
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:
             generator = torch.Generator().manual_seed(torch_seed(seed, "doctor", index))

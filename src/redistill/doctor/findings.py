@@ -34,7 +34,7 @@ class Finding:
 
 
 class NotExamined(Exception):
-    """A check does not apply to the recipe, or cannot be made; the message is the reason."""
+    """A check does not apply, or cannot be made; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)

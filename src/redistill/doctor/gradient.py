@@ -1,4 +1,4 @@
-"""The gradient of an objective on one draw, as the training loop computes it, without dropout."""
+"""The gradient of an objective on one draw, without dropout."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,7 +85,7 @@ def every_few(values: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def without_dropout(student: nn.Module) -> Iterator[None]:
-    """Context: the student stays in eval mode, although the training loop sets training mode."""
+    """Context: the student stays in eval mode when the loop sets training mode."""
     vars(student)["train"] = lambda mode=True: nn.Module.train(student, False)
     try:
         yield

@@ -150,7 +150,7 @@ def exported_weights(subject: Subject) -> Findings:
 
 
 def schedule(subject: Subject) -> Findings:
-    """(20) Warm-up, or the time between validations or checkpoints, is longer than the run."""
+    """(20) Warm-up, or an interval of validations or saves, exceeds the run."""
     config = subject.config
     lengths = config.training.schedule(subject.texts.num_examples)
     updates, warmup = lengths.updates, config.optimiser.warmup_updates

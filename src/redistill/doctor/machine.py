@@ -1,4 +1,4 @@
-"""The machine: versions, devices, speed of matrix products, disks, and whether the hub answers."""
+"""The machine: versions, devices, matrix products, disks, and the hub."""
 
 import importlib.metadata
 import os
@@ -90,7 +90,7 @@ class Machine:
 
 
 def examine_machine(report: Callable[[str], None] = lambda phase: None, clock: Clock = time.perf_counter) -> Machine:
-    """Versions, devices, speeds and disks of this machine, and whether the hub answers.
+    """Versions, devices, speeds and disks of this machine, and the hub's answer.
 
     A file of 32 MiB is written to the caches and the current folder, and removed.
 
@@ -168,7 +168,7 @@ def devices() -> dict[str, str]:
 
 
 def product_speed(dtype: torch.dtype, device: torch.device, clock: Clock) -> float | None:
-    """1e12 operations per second of square matrix products; None if the device does not support `dtype`."""
+    """1e12 operations per second of matrix products; None without support."""
     size = 4096 if device.type == "cuda" else 512
     try:
         left, right = (torch.full((size, size), 0.5, dtype=dtype, device=device) for _ in range(2))
@@ -191,7 +191,7 @@ def _wait(device: torch.device) -> None:
 
 
 def folders() -> dict[str, Path]:
-    """The folders whose disks matter: the hub's cache, redistill's, and the current one."""
+    """The folders whose disks matter: both caches, and the current folder."""
     from huggingface_hub import constants
 
     cache = Path(os.environ.get("REDISTILL_CACHE", Path.home() / ".cache" / "redistill"))
@@ -199,7 +199,7 @@ def folders() -> dict[str, Path]:
 
 
 def measure_disk(folder: Path, clock: Clock = time.perf_counter) -> Disk:
-    """Free space and speed of the disk of a folder, or of its nearest parent that exists."""
+    """Free space and speed of the disk of a folder, which may not exist yet."""
     there = folder
     while not there.is_dir() and there != there.parent:
         there = there.parent
@@ -234,6 +234,7 @@ def ask_hub(seconds: float = HUB_SECONDS) -> str:
     answer = [f"{constants.ENDPOINT} does not answer within {seconds:g} s"]
 
     def ask() -> None:
+        """Ask once; the answer is the first item of the list."""
         try:
             code = get_session().head(constants.ENDPOINT, timeout=seconds).status_code
             answer[0] = f"{constants.ENDPOINT} answers ({code})"

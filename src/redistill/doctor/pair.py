@@ -1,4 +1,4 @@
-"""Checks 9 to 13, 18 and 19: vocabularies, modes, quality and numbers of teacher and student."""
+"""Checks 9 to 13, 18 and 19: teacher and student."""
 
 import math
 
@@ -66,7 +66,7 @@ def padded_rows(subject: Subject) -> Findings:
 
 
 def training_mode(subject: Subject) -> Findings:
-    """(11) The teacher is in training mode, so that its dropout is active or its parameters are trained."""
+    """(11) The teacher is in training mode: with dropout, or trainable."""
     loaded = subject.loaded
     teacher, model = teacher_of(loaded), loaded.opened.models.teacher
     if not teacher.capabilities.full_vocabulary:

@@ -1,6 +1,6 @@
-"""What the checks examine: a sample of the recipe's data, and its models with one update of the run.
+"""What the checks examine: a sample of the data, and the models.
 
-Models are loaded once.  Nothing is written but to a temporary folder.
+The models are those of a run of one update.  They are loaded once, and nothing is written but to a temporary folder.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -114,7 +114,10 @@ class Loaded:
 
     @cached_property
     def exported(self) -> Exported:
-        """The student after an export; its parameters in memory are changed, so this is used after all other checks."""
+        """The student after an export.
+
+        Its parameters in memory are changed, so this is used after all other checks.
+        """
         return export(self.opened, self.opened.data.train[0])
 
     def batches(self, sequences: Sequence[TokenSequence]) -> list[Batch]:
@@ -180,7 +183,10 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
 
 
 def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
-    """The recipe with a stage's base in place of a model that has not been fine-tuned yet, and a note about each."""
+    """The recipe with a stage's base in place of a model that is not trained yet.
+
+    Also returns a note about each such stage.
+    """
     missing = [name for name, stage in stages(run).items() if not has_model(stage.folder)]
     teacher, student = run.teacher, run.student
     if "teacher" in missing:
@@ -242,7 +248,10 @@ def shortened(config: Run, folder: Path) -> Run:
 
 
 def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
-    """The policy with the roll-outs of one batch only, and without a file of teacher answers outside the run folder."""
+    """The policy with the roll-outs of one batch only, in the run folder only.
+
+    A file of teacher answers outside the run folder is neither read nor written.
+    """
     if isinstance(policy, TeacherGenerated):
         return replace(policy, store=None)
     if isinstance(policy, Mixed | Buffered | Adaptive | Revised):

@@ -20,7 +20,7 @@ NO_TARGET = frozenset({"no answer", "missing text", "empty text", "nothing to le
 
 
 def template(subject: Subject) -> Findings:
-    """(1) The prompt of evaluation is not that of training, or the exported tokenizer makes another one."""
+    """(1) Training, evaluation and the exported tokenizer make different prompts."""
     config, tokenizer = subject.config.data.tokens, subject.tokenizer
     examples = subject.texts.examples
     found = []
@@ -64,7 +64,7 @@ def template(subject: Subject) -> Findings:
 
 
 def end_token(subject: Subject) -> Findings:
-    """(2) Answers do not end with an end token, so that the student does not learn to stop."""
+    """(2) Answers do not end with an end token; the student does not learn to stop."""
     end_ids = subject.loaded.opened.models.end_ids
     limit, examples = subject.config.data.tokens.response_tokens, subject.texts.examples
     without = [example for example in examples if last_target(example) not in end_ids]
@@ -101,7 +101,7 @@ def last_target(example: Example) -> int:
 
 
 def end_masked(subject: Subject) -> Findings:
-    """(3) A batch has fewer end tokens among its targets than its sequences, because padding has the same id."""
+    """(3) End tokens are masked in a batch, because padding has the same id."""
     models = subject.loaded.opened.models
     sequences = [gold_sequence(example) for example in subject.texts.examples]
     targets = [token for each in sequences for token, is_target in zip(each.token_ids, each.supervised) if is_target]
@@ -185,7 +185,7 @@ def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]
 
 
 def equal_texts(tokenizer: Tokenizer, mine: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> bool:
-    """Whether both decode to the same texts, up to white space: a token may span the boundary of two turns."""
+    """Whether both decode to the same texts, up to white space."""
     decoded = [["".join(tokenizer.decode(list(ids)).split()) for ids in texts] for texts in (mine, other)]
     return decoded[0] == decoded[1]
 
@@ -257,7 +257,7 @@ def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str 
 
 
 def encoded(subject: Subject, record: Record) -> tuple[int, ...]:
-    """Token ids of a row: of its training sequence, or of its prompt if it has no answer."""
+    """Token ids of a row: of its sequence, or of its prompt without an answer."""
     config = unlimited(subject.config.data.tokens)
     if record.references:
         try:
@@ -308,7 +308,7 @@ def header(subject: Subject) -> Findings:
 
 
 def requesting(record: Record, config: TokenizeConfig, tokenizer: Tokenizer) -> str:
-    """The text of a rendered prompt after the text of the row; "" if the row is used verbatim."""
+    """The text of a prompt after the text of the row; "" for a verbatim row."""
     if isinstance(record.prompt, RawPrompt) and config.template != "chat":
         return ""
     text = render_prompt(record.prompt, config.template, tokenizer)
