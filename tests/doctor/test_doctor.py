@@ -197,6 +197,11 @@ def test_5_prompt_tokens_among_the_targets_are_found(tmp_path: Path, monkeypatch
     assert "24 of 24 rows; its targets begin with ' is an instruction" in found(tiny_run(tmp_path, "kd"))[5][0]
 
 
+def test_5_text_that_the_template_inserts_before_an_answer_is_a_note(tmp_path: Path) -> None:
+    outcome = examine(chat_run(tmp_path, ENDED.partition("{% if add_generation_prompt")[0])).outcomes[4]
+    assert outcome.status == "passed" and "'<assistant>' is among the targets" in outcome.notes[0].line
+
+
 def test_6_two_bos_tokens_are_found(tmp_path: Path) -> None:
     doubled = "{{ bos_token }}{{ bos_token }}" + ENDED
     assert "begin with '<|endoftext|><|endoftext|>" in found(chat_run(tmp_path, doubled))[6][0]
@@ -209,7 +214,8 @@ def test_7_a_special_token_in_the_text_of_a_row_is_found(tmp_path: Path, where: 
     planted = write_rows(tmp_path / "planted.jsonl", [*rows(8), {**row, where: "one <|endoftext|> two"}])
     lines = found(chat_run(tmp_path, ENDED, data={"train": [planted]}))
     assert "planted:9 has a special token in its text: 1 of " in lines[7][0]
-    assert 7 not in found(tiny_run(tmp_path, "kd", data={"train": [planted]}))  # Alpaca encodes it as text
+    outcome = examine(tiny_run(tmp_path, "kd", data={"train": [planted]})).outcomes[6]  # Alpaca encodes it as text
+    assert outcome.status == "passed" and len(outcome.notes) == (where == "output")
 
 
 def test_8_a_lost_response_header_is_found(tmp_path: Path) -> None:

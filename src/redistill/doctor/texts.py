@@ -160,7 +160,7 @@ def prompt_targets(subject: Subject) -> Findings:
         if not equal_texts(subject.tokenizer, before, prompts):
             wrong.append(example)
     if not wrong:
-        return []
+        return inserted_text(subject)
     marked = [token for token, mark in zip(wrong[0].token_ids, wrong[0].supervised) if mark]
     return [
         Finding(
@@ -171,6 +171,26 @@ def prompt_targets(subject: Subject) -> Findings:
             remedy="fix the chat template, so that a prompt is a prefix of its transcript, or use template: alpaca",
         )
     ]
+
+
+def inserted_text(subject: Subject) -> Findings:
+    """A note if the chat template inserts text between prompt and answer."""
+    for example in subject.texts.examples:
+        end = len(example.prompt_ids) + example.supervised[len(example.prompt_ids) :].index(True)
+        text = subject.tokenizer.decode(list(example.token_ids[end:]))
+        answer = next((answer for answer in example.record.references if answer.strip() in text), None)
+        before = text.partition(answer.strip())[0] if answer else ""
+        if before.strip():
+            return [
+                Finding(
+                    what=f"the template writes text before the answer of {example.record.record_id}",
+                    measured=f"{quoted(before)} is among the targets",
+                    right="an answer that follows the prompt, unless the student is to write this text",
+                    remedy="write it in the chat template where add_generation_prompt is set",
+                    is_note=True,
+                )
+            ]
+    return []
 
 
 def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]]:
@@ -219,13 +239,29 @@ def special_tokens(subject: Subject) -> Findings:
     rows = [*subject.texts.records, *subject.texts.prompts]
     wrong = [(record, name) for record in rows if (name := injected(subject, record, known)) is not None]
     if not wrong:
-        return []
+        return special_text(rows, known)
     return [
         Finding(
             what=f"{wrong[0][0].record_id} has a special token in its text",
             measured=f"{len(wrong)} of {len(rows)} rows; {quoted(wrong[0][1])} is encoded as one",
             right="special tokens from the template only",
             remedy="remove the token from the text of the rows, or use template: alpaca, which encodes it as text",
+        )
+    ]
+
+
+def special_text(rows: Sequence[Record], known: Mapping[str, int]) -> Findings:
+    """A note if answers contain the text of a special token, which is encoded as text."""
+    named = [(record, name) for record in rows for name in known if name and any(name in text for text in record.references)]
+    if not named:
+        return []
+    return [
+        Finding(
+            what=f"the answer of {named[0][0].record_id} has the text of a special token",
+            measured=f"{quoted(named[0][1])} is encoded as text",
+            right="answers without it, unless the student is to write it",
+            remedy="remove it from the answers",
+            is_note=True,
         )
     ]
 
