@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from redistill.config.run import Run
+from redistill.config.run import Run, decode_run, encode_run
 from redistill.data.collate import collate
 from redistill.data.tokenize import _Encoder
 from redistill.doctor import Diagnosis, examine
@@ -359,6 +359,25 @@ def test_16_an_update_that_depends_on_the_micro_batch_is_found(tmp_path: Path, m
 
     monkeypatch.setattr("redistill.training.loop.terms", own_counts)
     assert "the update depends on the size of the micro-batches" in found(tiny_run(tmp_path, "kd"))[16][0]
+
+
+def test_16_a_divergence_that_depends_on_other_rows_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "averaging.py").write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True, kw_only=True)\nclass Averaged:\n"
+        "    @classmethod\n    def examples(cls):\n        return (cls(),)\n\n"
+        "    def __call__(self, logq_NV, logp_NV):\n"
+        "        return (logp_NV.exp() * (logp_NV - logq_NV)).sum(-1) / len(logq_NV)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tree = encode_run(tiny_run(tmp_path, "kd"))
+    tree["objective"] = {"divergence": {"kind": "averaging:Averaged"}}
+    lines = found(decode_run(tree, "tiny", ["averaging"]))
+    assert list(lines) == [16]
+
+
+def test_15_a_span_loss_in_bfloat16_has_an_effect(tmp_path: Path) -> None:
+    bf16 = {"teacher": {"model": str(tmp_path / "teacher"), "dtype": "bfloat16"}, "training": {"precision": "bf16"}}
+    assert found(tiny_run(tmp_path, "mgsr", **bf16)) == {}
 
 
 def test_17_an_export_without_the_adapters_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

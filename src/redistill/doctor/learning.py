@@ -5,15 +5,17 @@ from dataclasses import replace
 
 from redistill.contracts import Draw
 from redistill.doctor.findings import Finding, Findings, NotExamined, some
-from redistill.doctor.gradient import NoGraph, measure
+from redistill.doctor.gradient import Measured, NoGraph, measure
 from redistill.doctor.subject import Subject
 from redistill.models.families import layer_list
 from redistill.models.lora import has_adapters
 from redistill.training.objective import Objective
 
-NO_GRADIENT = {"fp32": 1e-6, "bf16": 5e-4}
+NO_GRADIENT = 1e-6
 """Norm of a gradient, for a weight of 1, up to which it is rounding."""
-TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
+NO_VALUE = {"divergence": 1e-6, "span": 1e-8}
+"""Value of a term, for a weight of 1, up to which it is rounding; in bf16 its gradient is not."""
+TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 """Largest difference of two gradients, as a fraction of the larger norm, that rounding explains."""
 
 
@@ -57,7 +59,6 @@ def zero_terms(subject: Subject) -> Findings:
     """(15) A term of the objective has a weight, and its gradient is zero."""
     loaded = subject.loaded
     objective = loaded.learning.learner.objective
-    rounding = NO_GRADIENT[subject.config.training.precision]
     found = []
     for name, (weight, alone) in single_terms(objective).items():
         draw = loaded.draw
@@ -66,12 +67,18 @@ def zero_terms(subject: Subject) -> Findings:
             if not draw.corpus:
                 found.append(_zero_term(name, weight, "no data.corpus", is_note=True))
                 continue
-        norm = measure(loaded.learning, draw, alone).norm
-        if norm <= rounding * weight and name in ("divergence", "span"):  # the first texts may be unusual
-            norm = measure(loaded.learning, loaded.gold_draw, alone).norm
-        if norm <= rounding * weight:
-            found.append(_zero_term(name, weight, f"a gradient of norm {norm:.1e} in one update"))
+        alone_on = measure(loaded.learning, draw, alone)
+        if is_rounding(name, alone_on, weight) and name in NO_VALUE:  # the first texts may be unusual
+            alone_on = measure(loaded.learning, loaded.gold_draw, alone)
+        if is_rounding(name, alone_on, weight):
+            measured = f"value {alone_on.loss:.1e} and a gradient of norm {alone_on.norm:.1e} in one update"
+            found.append(_zero_term(name, weight, measured))
     return found
+
+
+def is_rounding(name: str, measured: Measured, weight: float) -> bool:
+    """Whether a term's gradient, or its value, is 0 up to rounding."""
+    return measured.norm <= NO_GRADIENT * weight or (name in NO_VALUE and measured.loss <= NO_VALUE[name] * weight)
 
 
 def _zero_term(name: str, weight: float, measured: str, *, is_note: bool = False) -> Finding:
@@ -84,7 +91,7 @@ def _zero_term(name: str, weight: float, measured: str, *, is_note: bool = False
     return Finding(
         what=f"the term {name} has the weight {weight:g} and no effect",
         measured=measured,
-        right="a norm above 0",
+        right="a value and a norm above 0",
         remedy=remedies.get(name, "set its weight to 0"),
         is_note=is_note,
     )
@@ -114,7 +121,7 @@ def micro_batches(subject: Subject) -> Findings:
     draw = loaded.draw
     whole, single = loaded.gradient, measure(loaded.learning, draw, micro_batch_size=1)
     scale = max(float(whole.values.norm()), float(single.values.norm()))
-    if whole.norm <= NO_GRADIENT[subject.config.training.precision]:
+    if whole.norm <= NO_GRADIENT:
         raise NotExamined("the gradient is 0 up to rounding")
     difference = float((whole.values - single.values).norm()) / max(scale, 1e-30)
     losses = abs(whole.loss - single.loss) / max(abs(whole.loss), abs(single.loss), 1e-12)
@@ -124,9 +131,9 @@ def micro_batches(subject: Subject) -> Findings:
     return [
         Finding(
             what="the update depends on the size of the micro-batches",
-            measured=f"with 1 sequence in each, and without dropout, the gradient differs by {difference:.1%} "
-            f"and the loss by {losses:.1%}",
-            right=f"at most {limit:.1%}, which rounding explains",
+            measured=f"with 1 sequence in each, and without dropout, the gradient differs by {difference:.2%} "
+            f"and the loss by {losses:.2%}",
+            right=f"at most {limit:.2%}, which rounding explains",
             remedy="divide sums by counts of the whole batch, and let no row depend on other rows of its batch",
         )
     ]
