@@ -1,6 +1,6 @@
 """Exceptions that a user can cause.
 
-Their message is one line: where, what was given, what is allowed, what to do.
+Their message is one line with four parts: where the error is, what was given, what is allowed, and what to do.
 
 Every exception that redistill raises for invalid input or a failed run is a `RedistillError`; the command line prints its
 message and exits with `exit_code`. Violated internal invariants are `assert`s.

@@ -1,9 +1,7 @@
 """Interfaces of the models and tokenizers of transformers, as redistill uses them.
 
-transformers itself is not annotated.
-
-Type checkers alone use this module: a loaded model is an instance of its own class of transformers, not of `CausalModel`, so
-isinstance must not be used with these classes.
+They exist because transformers has no type annotations.  Only type checkers use this module: a loaded model is an instance of
+its own class of transformers, not of `CausalModel`, so isinstance must not be used with these classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +62,10 @@ class Tokenizer(Protocol):
 
 
 class ModelSettings(Protocol):
-    """The config of a model of transformers; fields of one family are read by getattr."""
+    """The config of a model of transformers.
+
+    Fields that only some model families have are read by getattr.
+    """
 
     model_type: str
     vocab_size: int

@@ -150,13 +150,18 @@ def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def rope_parts(model: nn.Module) -> list[Mapping[str, object]]:
-    """The parameters of each kind of rotary embedding: one for all layers, or one for each type of layer."""
+    """The parameters of each kind of rotary embedding.
+
+    There is one for all layers, or one for each type of layer.
+    """
     rope = getattr(text_config(model), "rope_parameters", None) or {}
     return [part for part in (rope, *rope.values()) if isinstance(part, dict) and "rope_type" in part]
 
 
 def longrope_limit(model: nn.Module) -> int | None:
-    """Length up to which texts have the short frequencies of longrope; None without longrope.
+    """Length up to which texts have the short frequencies of longrope.
+
+    None without longrope.
 
     transformers chooses the frequencies by the longest row of a batch.  After this call each row has its own.
     """
