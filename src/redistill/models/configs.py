@@ -20,7 +20,7 @@ from torch.nn.modules import module as registration
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from redistill.errors import ModelError
+from redistill.errors import ModelError, WeightsError
 from redistill.interfaces import CausalModel, ModelSettings
 from redistill.models.reading import reading
 from redistill.models.weight_files import Stored
@@ -166,13 +166,13 @@ def check_size(
     described = sum(parameter.numel() for parameter in model.parameters())
     described += sum(buffer.numel() for buffer in model.buffers())
     if described > 2 * weights + 1_000_000:
-        raise ModelError(f"{name}: its config describes {described:,} weights, but its files hold {weights:,}; {_OTHER}")
+        raise WeightsError(f"{name}: its config describes {described:,} weights, but its files hold {weights:,}; {_OTHER}")
 
 
 def _check_tensor(name: str, key: str, expected: torch.Tensor, found: Stored) -> None:
     if expected.numel() != found.size:
         shapes = " x ".join(map(str, found.shape)) or "one number", " x ".join(map(str, expected.shape)) or "one number"
-        raise ModelError(f"{name}: {key} is {shapes[0]} in {found.file}, and {shapes[1]} by config.json; {_OTHER}")
+        raise WeightsError(f"{name}: {key} is {shapes[0]} in {found.file}, and {shapes[1]} by config.json; {_OTHER}")
     if expected.is_floating_point() and not found.is_float:
         raise ModelError(
             f"{name}: {key} has the type {found.dtype} in {found.file}; weights must be floating point numbers, or config.json "

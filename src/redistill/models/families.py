@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from redistill.errors import ModelError
+from redistill.errors import ModelError, NotFiniteError
 from redistill.interfaces import CausalModel, ModelSettings
 from redistill.models.values import largest_weight
 from redistill.vocab_pass import Head
@@ -109,7 +109,8 @@ def check_split(model: nn.Module, *, name: str) -> None:
     """Compare the logits of body and head with the model's own on up to 8 tokens.
 
     Raises:
-        ModelError: they differ by more than 3 % of the largest logit, the rounding of bf16.
+        ModelError: they differ by more than 3 % of the largest logit, the rounding of bf16; `NotFiniteError` if the model's own
+            are not finite.
     """
     training = model.training
     model.eval()
@@ -121,7 +122,7 @@ def check_split(model: nn.Module, *, name: str) -> None:
     split_NV = classifier.logits(body(model)(ids_BT, mask_BT)[0])
     model.train(training)
     if bool((torch.isnan(own_NV) | (own_NV == torch.inf)).any()):
-        raise ModelError(
+        raise NotFiniteError(
             f"{name}: its logits are not finite ({largest_weight(model)}); check that its config.json belongs to its weights, "
             "and download the model again"
         )

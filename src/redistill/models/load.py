@@ -18,7 +18,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from redistill.errors import ConfigError, ModelError, check_field
+from redistill.errors import ConfigError, ModelError, WeightsError, check_field
 from redistill.interfaces import CausalModel, ModelSettings, Tokenizer
 from redistill.models.adapters import CONFIG, Adapter, find_adapter, find_file, merge_adapter
 from redistill.models.caches import check_cache
@@ -90,7 +90,8 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     Raises:
         ConfigError: bitsandbytes is needed and not installed, or the model is a GGUF file or has an adapter to be merged, which
             cannot be quantised.
-        ModelError: the model is missing, incomplete, damaged, or of a family that cannot be split into body and head.
+        ModelError: the model is missing, incomplete, damaged, or of a family that cannot be split into body and head;
+            `WeightsError` if weights are missing, `NotFiniteError` if its logits are not finite.
     """
     base, adapter = _base_and_adapter(config)
     source = _locate(base)
@@ -331,7 +332,7 @@ def _read_weights(
     absent = sorted(report["missing_keys"])
     absent += [f"{key} ({list(found)} in its file, {list(wanted)} by its config)" for key, found, wanted in other_shapes]
     if absent:
-        raise ModelError(
+        raise WeightsError(
             f"{config.model}: {len(absent)} weights are missing or have another shape, first {absent[0]}; "
             "download the model again, or choose one whose weights fit its config.json"
         )

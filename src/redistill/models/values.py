@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from redistill.errors import ModelError
+from redistill.errors import ModelError, NotFiniteError
 
 _TINY = torch.finfo(torch.float32).tiny
 _HUGE = 1e12
@@ -37,10 +37,10 @@ def check_tensor(name: str, key: str, tensor: torch.Tensor) -> None:
     low, high = _range(tensor)
     if not (math.isfinite(low) and math.isfinite(high)):
         odd = int((~torch.isfinite(tensor.float())).sum())
-        raise ModelError(f"{name}: {key}: {odd:,} of its {tensor.numel():,} weights are NaN or infinite; {_AGAIN}")
+        raise NotFiniteError(f"{name}: {key}: {odd:,} of its {tensor.numel():,} weights are NaN or infinite; {_AGAIN}")
     largest = max(-low, high)
     if tensor.ndim > 1 and largest > _HUGE:
-        raise ModelError(f"{name}: {key}: its largest weight is {largest:.3g}; sums of such weights overflow: {_AGAIN}")
+        raise NotFiniteError(f"{name}: {key}: its largest weight is {largest:.3g}; sums of such weights overflow: {_AGAIN}")
     if tensor.ndim > 1 and 0 < largest < _TINY:
         raise ModelError(f"{name}: {key}: its largest weight is {largest:.3g}, so all are denormal and compute 0; {_AGAIN}")
 
