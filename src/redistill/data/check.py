@@ -10,13 +10,15 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from redistill.data.reader import ReadReport, line_of, survey_records
 from redistill.data.rejected import LISTED_ROWS, RejectedRow
-from redistill.data.repeats import Question, first_of_each, loose_question, question
+from redistill.data.repeats import first_of_each, loose_question
+from redistill.data.rows import Question, Rows, question
+from redistill.data.special import SpecialTokenCounts, SpecialTokens
 from redistill.data.tasks import Task, load_task
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
@@ -24,6 +26,7 @@ from redistill.interfaces import Tokenizer
 from redistill.records import Json, Record
 from redistill.storage.redaction import plain
 
+Records = TypeVar("Records", bound=Sequence[Record])
 How = Literal["duplicate", "exact", "normalised"]
 
 _MEANINGS: Mapping[How, str] = {
@@ -115,6 +118,7 @@ class SourceCheck:
         unusable: The unusable rows.
         repeats: Duplicates of earlier rows (in this source or an earlier one), and rows whose prompt is also in a test set.
         tokens: Lengths in tokens; None without a tokenizer.
+        special_tokens: Special tokens in the text; none without a tokenizer.
     """
 
     source: str
@@ -125,6 +129,7 @@ class SourceCheck:
     unusable: tuple[RejectedRow, ...] = ()
     repeats: tuple[Repeat, ...] = ()
     tokens: TokenCheck | None = None
+    special_tokens: SpecialTokenCounts = field(default_factory=SpecialTokenCounts)
 
     @property
     def faults(self) -> Mapping[str, int]:
@@ -152,6 +157,149 @@ class SourceCheck:
             "unusable": [dataclasses.asdict(row) for row in self.unusable[:LISTED_ROWS]],
             "repeated": [dataclasses.asdict(repeat) for repeat in self.repeats[:LISTED_ROWS]],
             "tokens": None if self.tokens is None else dataclasses.asdict(self.tokens),
+            "special_tokens": self.special_tokens.as_json(),
+        }
+
+
+def check_data(
+    sources: Sequence[tuple[str, str]],
+    tests: Mapping[str, str | None] | Mapping[Task, str | None],
+    *,
+    tokenizer: Tokenizer | None = None,
+    tokens: TokenizeConfig | None = None,
+) -> list[SourceCheck]:
+    """Check training and validation data, and compare it with test sets.
+
+    Args:
+        sources: Pairs of a file, folder or hub name and the split of a folder or hub data set, as a run reads them.
+        tests: Maps test sets, or their names, to a file; None reads the hub file of a known test set.
+        tokenizer: Measures lengths, and finds rows without a target token; None skips both checks.
+        tokens: Template and length limits; None uses the defaults.
+
+    Returns:
+        One check per source, in order, then one per test set.
+
+    Raises:
+        ConfigError: a test set is neither known nor given a file; or the template is "chat" and the tokenizer has no chat
+            template.
+        ModelError: the tokenizer has no end token.
+    """
+    limits = tokens or TokenizeConfig()
+    special = None if tokenizer is None else SpecialTokens(tokenizer)
+    test_checks: list[SourceCheck] = []
+    test_origins: dict[tuple[How, Question], str] = {}
+    for task, path in tests.items():
+        name = task if isinstance(task, str) else task.name
+        none: Sequence[Record] = ()
+        check, found = _survey(path or name, name, partial(load_task, task, path, max_bad_rows=sys.maxsize), none)
+        for record, (how, key) in itertools.product(found, _PROMPT_KEYS.items()):
+            test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
+        counts = SpecialTokenCounts()
+        for record in found if special is not None else ():
+            counts.add(record, None, special, limits.template)
+        test_checks.append(dataclasses.replace(check, special_tokens=counts))
+    surveys = [
+        _survey(source, None, partial(survey_records, source, split=split), Rows.joined([])) for source, split in sources
+    ]
+    together = Rows.joined([records for _, records in surveys])
+    first = first_of_each(together)
+    earlier = (":".join(map(str, together.where(k))) if k != index else None for index, k in enumerate(first))
+    checks = []
+    for check, records in surveys:
+        earlier_of = itertools.islice(earlier, len(records))  # consumed source by source
+        repeats = [Repeat(line=records.where(k)[1], of=of, how="duplicate") for k, of in enumerate(earlier_of) if of]
+        leaks = (_leak(record, test_origins) for record in (records if test_origins else ()))
+        repeats += [repeat for repeat in leaks if repeat is not None]
+        measured = _Measured() if tokenizer is None or not records else _measured(records, tokenizer, limits)
+        unusable = tuple(sorted((*check.unusable, *measured.unlearnable), key=lambda row: row.line))
+        checks.append(
+            dataclasses.replace(
+                check,
+                rows=check.rows - len(measured.unlearnable),
+                unusable=unusable,
+                repeats=tuple(repeats),
+                tokens=measured.tokens,
+                special_tokens=measured.special_tokens,
+            )
+        )
+    return [*checks, *test_checks]
+
+
+def described(self) -> str:
+        """The statistics in one line."""
+        return f"{self.shortest} to {self.longest}, median {self.median}, mean {self.mean:.1f}, 95 % up to {self.longest_95}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCheck:
+    """Token lengths of one source; answers include their end token.
+
+    Args:
+        prompts: Lengths of the prompts.
+        answers: Lengths of the answers.
+        prompts_left_out: Number of rows that a run leaves out because their prompt is too long.
+        answers_cut: Number of answers that a run truncates.
+    """
+
+    prompts: Lengths
+    answers: Lengths
+    prompts_left_out: int
+    answers_cut: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCheck:
+    """The result of checking one source.
+
+    Args:
+        source: The file or hub data set.
+        test: Name of the test set; None for training and validation data.
+        rows: Number of usable rows.
+        verdict: The forms of the rows, or the reason why the source cannot be read.
+        readable: Whether the source could be read and has at least one row.
+        unusable: The unusable rows.
+        repeats: Duplicates of earlier rows (in this source or an earlier one), and rows whose prompt is also in a test set.
+        tokens: Lengths in tokens; None without a tokenizer.
+        special_tokens: Special tokens in the text; none without a tokenizer.
+    """
+
+    source: str
+    test: str | None
+    rows: int
+    verdict: str
+    readable: bool = True
+    unusable: tuple[RejectedRow, ...] = ()
+    repeats: tuple[Repeat, ...] = ()
+    tokens: TokenCheck | None = None
+    special_tokens: SpecialTokenCounts = field(default_factory=SpecialTokenCounts)
+
+    @property
+    def faults(self) -> Mapping[str, int]:
+        """Number of unusable rows by kind of fault, most frequent first."""
+        return dict(Counter(row.fault for row in self.unusable).most_common())
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every row is usable and none is in a test set; duplicates are allowed."""
+        return self.readable and not self.unusable and all(repeat.how == "duplicate" for repeat in self.repeats)
+
+    def as_json(self) -> dict[str, Json]:
+        """The check as JSON values.
+
+        Counts cover all rows; lists of rows hold at most `LISTED_ROWS`.
+        """
+        return {
+            "source": self.source,
+            "test": self.test,
+            "sound": self.is_sound,
+            "rows": self.rows,
+            "verdict": self.verdict,
+            "faults": dict(self.faults),
+            "repeats": dict(Counter(repeat.how for repeat in self.repeats)),
+            "unusable": [dataclasses.asdict(row) for row in self.unusable[:LISTED_ROWS]],
+            "repeated": [dataclasses.asdict(repeat) for repeat in self.repeats[:LISTED_ROWS]],
+            "tokens": None if self.tokens is None else dataclasses.asdict(self.tokens),
+            "special_tokens": self.special_tokens.as_json(),
         }
 
 
@@ -189,7 +337,7 @@ def check_data(
             test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
     surveys = [_survey(source, None, partial(survey_records, source, split=split)) for source, split in sources]
     origins = [f"{check.source}:{line_of(record)}" for check, records in surveys for record in records]
-    first = first_of_each([record for _, records in surveys for record in records])
+    first = first_of_each(Rows.joined([records for _, records in surveys]))
     earlier = iter([origins[k] if k != index else None for index, k in enumerate(first)])  # consumed source by source
     checks = []
     for check, records in surveys:
@@ -228,19 +376,20 @@ def _described(check: SourceCheck) -> Iterator[str]:
     if (tokens := check.tokens) is not None:
         yield f"  prompts in tokens: {tokens.prompts.described}; {tokens.prompts_left_out} left out"
         yield f"  answers in tokens: {tokens.answers.described}; {tokens.answers_cut} truncated"
+    yield from (f"  {line}" for line in check.special_tokens.described())
 
 
 # --- one source ---------------------------------------------------------------------------------------------------------
 
 
 def _survey(
-    source: str, test: str | None, read: Callable[[], tuple[list[Record], ReadReport]]
-) -> tuple[SourceCheck, list[Record]]:
-    """The check of one source without repeats and lengths, and its records."""
+    source: str, test: str | None, read: Callable[[], tuple[Records, ReadReport]], none: Records
+) -> tuple[SourceCheck, Records]:
+    """The check of one source without repeats and lengths, and its records, or `none`."""
     try:
         records, report = read()
     except DataError as error:
-        return SourceCheck(source=source, test=test, rows=0, verdict=str(error), readable=False), []
+        return SourceCheck(source=source, test=test, rows=0, verdict=str(error), readable=False), none
     source, bad, verdict = report.source, report.rejected, report.verdict or ("none" if report.rejected else "is empty")
     readable = bool(records or bad)
     return SourceCheck(source=source, test=test, rows=len(records), verdict=verdict, readable=readable, unusable=bad), records
@@ -254,22 +403,32 @@ def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat
     return None
 
 
-def _measured(
-    records: Sequence[Record], tokenizer: Tokenizer, limits: TokenizeConfig
-) -> tuple[TokenCheck | None, tuple[RejectedRow, ...]]:
-    """Lengths of the rows, and the rows without a target token in this tokenizer."""
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """Lengths of rows, the rows without a target token in the tokenizer, and the special tokens in the text."""
+
+    tokens: TokenCheck | None = None
+    unlearnable: tuple[RejectedRow, ...] = ()
+    special_tokens: SpecialTokenCounts = field(default_factory=SpecialTokenCounts)
+
+
+def _measured(records: Rows, tokenizer: Tokenizer, limits: TokenizeConfig) -> _Measured:
     unlimited = dataclasses.replace(limits, prompt_tokens=_UNLIMITED, response_tokens=_UNLIMITED)
     try:
         examples, report = tokenize_training(records, tokenizer, unlimited, seed=0)
     except DataError as error:  # no row has a target token
-        return None, tuple(RejectedRow(line=line_of(r), fault="nothing to learn", reason=str(error)) for r in records)
-    prompts = [len(example.prompt_ids) for example in examples]
-    answers = [len(example.token_ids) - len(example.prompt_ids) for example in examples]
-    lost = [(line_of(records[found.index]), found.reason) for found in report.rejected]
+        lines = [records.where(index)[1] for index in range(len(records))]
+        return _Measured(
+            unlearnable=tuple(RejectedRow(line=line, fault="nothing to learn", reason=str(error)) for line in lines)
+        )
+    prompts, lengths = examples.prompt_lengths, examples.lengths
+    answers = [length - prompt for length, prompt in zip(lengths, prompts)]
+    lost = [(records.where(found.index)[1], found.reason) for found in report.rejected]
     checked = TokenCheck(
         prompts=Lengths.of(prompts),
         answers=Lengths.of(answers),
         prompts_left_out=sum(length > limits.prompt_tokens for length in prompts),
         answers_cut=sum(length > limits.response_tokens for length in answers),
     )
-    return checked, tuple(RejectedRow(line=line, fault="nothing to learn", reason=reason) for line, reason in lost)
+    unlearnable = tuple(RejectedRow(line=line, fault="nothing to learn", reason=reason) for line, reason in lost)
+    return _Measured(tokens=checked, unlearnable=unlearnable, special_tokens=report.special_tokens)

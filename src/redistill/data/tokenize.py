@@ -8,18 +8,28 @@ in training *and* in evaluation; published code adds them in only one of the two
 tokens, so none are added to it.
 """
 
+import dataclasses
+import hashlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypedDict, cast, get_args
 
-from redistill.contracts import Example
-from redistill.data.templates import Template, Transcript, render_prompt, render_transcript
+import numpy as np
+
+from redistill.data.encoding import CHARACTERS_AT_ONCE, Text, TextEncoder
+from redistill.data.examples import ExampleBuilder, Examples
+from redistill.data.fingerprint import CACHED_BYTES, fingerprint, tokenizer_hash
+from redistill.data.forms import texts_of
+from redistill.data.rows import Rows
+from redistill.data.special import Range, SpecialTokenCounts, SpecialTokens
+from redistill.data.templates import Template, literal_ranges, render_prompt, render_transcript
 from redistill.errors import ConfigError, DataError, ModelError
 from redistill.interfaces import Tokenizer
 from redistill.processes import signals
 from redistill.randomness import generator
-from redistill.records import RawPrompt, Record
+from redistill.records import Json, RawPrompt, Record
+from redistill.storage.cache import Stored, cached
 
 Supervise = Literal["last", "every"]
 Reference = Literal["first", "longest", "shortest", "random"]
@@ -80,11 +90,13 @@ class TokenizeReport:
         num_cut: Number of kept records whose answer was truncated.
         too_long: Records whose prompt is longer than `prompt_tokens`.
         rejected: Records without a target token, or that the chat template rejects.
+        special_tokens: Special tokens in the text of the records.
     """
 
     num_cut: int
     too_long: tuple[RejectedRecord, ...]
     rejected: tuple[RejectedRecord, ...]
+    special_tokens: SpecialTokenCounts = field(default_factory=SpecialTokenCounts)
 
     @property
     def num_too_long(self) -> int:
@@ -93,8 +105,13 @@ class TokenizeReport:
 
 
 def tokenize_training(
-    records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig, seed: int
-) -> tuple[list[Example], TokenizeReport]:
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    config: TokenizeConfig,
+    seed: int,
+    *,
+    cache: Callable[[str], None] | None = None,
+) -> tuple[Examples, TokenizeReport]:
     """Tokenize records for training.
 
     A sequence is prompt, answer and end token, with a mask of the targets.  It begins with exactly the ids that
@@ -106,9 +123,11 @@ def tokenize_training(
         tokenizer: A transformers tokenizer with an end token.
         config: Length limits, template, and which answers to train on.
         seed: Seed of the run, used by `reference="random"`.
+        cache: Keeps the result for many `Rows` in the cache, which all processes map, and calls this with a line if the cache
+            cannot be used.
 
     Returns:
-        The examples, whose `sample` counts from 0 without gaps, and the report.
+        The examples, created on access, whose `sample` counts from 0 without gaps; and the report.
 
     Raises:
         DataError: no record is left.
@@ -120,31 +139,91 @@ def tokenize_training(
         raise ModelError(
             "tokenizer: has no end token (eos_token), so a student cannot learn to stop; set eos_token in its folder"
         )
-    encoder = _Encoder(tokenizer, config)
-    examples: list[Example] = []
-    rejected: list[RejectedRecord] = []
-    too_long: list[RejectedRecord] = []
-    num_cut = 0
-    for index, record in enumerate(records):
-        signals.poll()
-        try:
-            example, was_cut = encoder.example(record, end_id, seed, len(examples))
-        except DataError as error:
-            rejected.append(RejectedRecord(index=index, record_id=record.record_id, reason=str(error)))
-            continue
-        if len(example.prompt_ids) > config.prompt_tokens:
-            reason = f"its prompt has {len(example.prompt_ids)} tokens; prompt_tokens = {config.prompt_tokens}"
-            too_long.append(RejectedRecord(index=index, record_id=record.record_id, reason=reason))
-            continue
-        examples.append(example)
-        num_cut += was_cut
+
+    def make() -> Stored:
+        return _tokenized(records, _Encoder(tokenizer, config), end_id, seed)
+
+    if cache is not None and isinstance(records, Rows) and records.num_bytes >= CACHED_BYTES:
+        settings = {**dataclasses.asdict(config), "seed": seed if config.reference == "random" else None}
+        key = fingerprint(hashlib.sha256(records.contents.tobytes()).hexdigest(), tokenizer_hash(tokenizer), settings)
+        stored = cached("tokens", key, make, report=cache, poll=signals.poll)
+    else:
+        stored = make()
+    examples, report = Examples.of(records, stored.arrays), _report(records, stored, config)
     if not examples:
-        first = f" (first: {rejected[0].record_id}: {rejected[0].reason})" if rejected else ""
+        first = f" (first: {report.rejected[0].record_id}: {report.rejected[0].reason})" if report.rejected else ""
         raise DataError(
-            f"training data: none of {len(records)} records is left: {len(too_long)} prompts are longer than prompt_tokens = "
-            f"{config.prompt_tokens}, {len(rejected)} were rejected{first}; raise prompt_tokens or use other data"
+            f"training data: none of {len(records)} records is left: {report.num_too_long} prompts are longer than "
+            f"prompt_tokens = {config.prompt_tokens}, {len(report.rejected)} were rejected{first}; raise prompt_tokens or use "
+            "other data"
         )
-    return examples, TokenizeReport(num_cut=num_cut, too_long=tuple(too_long), rejected=tuple(rejected))
+    return examples, report
+
+
+def _tokenized(records: Sequence[Record], encoder: "_Encoder", end_id: int, seed: int) -> Stored:
+    """The examples as arrays, and the records that were left out."""
+    config, examples = encoder.config, ExampleBuilder()
+    rejected: list[Json] = []
+    too_long: list[tuple[int, int]] = []
+    num_cut = 0
+    for first, batch in _batches(records, config.reference):
+        signals.poll()
+        for index, outcome in enumerate(encoder.spelled(batch, seed, len(examples)), first):
+            if isinstance(outcome, DataError):
+                rejected.append([index, str(outcome)])
+            elif outcome.prompt > config.prompt_tokens:
+                too_long.append((index, outcome.prompt))
+            else:
+                limit = outcome.prompt + config.response_tokens
+                ids, supervised = outcome.with_end(end_id)
+                examples.add(index, outcome.prompt, ids[:limit], supervised[:limit])
+                num_cut += len(ids) > limit
+    arrays = {**examples.arrays(), "too_long": np.array(too_long, dtype=np.int64).reshape(-1, 2)}
+    return Stored(arrays, {"num_cut": num_cut, "rejected": rejected, "special_tokens": encoder.counts.as_json()})
+
+
+class _About(TypedDict):
+    """What a cache entry says of tokenized rows, besides their arrays."""
+
+    num_cut: int
+    rejected: list[tuple[int, str]]
+    special_tokens: dict[str, dict[str, int]]
+
+
+def _report(records: Sequence[Record], stored: Stored, config: TokenizeConfig) -> TokenizeReport:
+    about = cast("_About", stored.about)
+
+    def left_out(index: int, reason: str) -> RejectedRecord:
+        name = records.record_id(index) if isinstance(records, Rows) else records[index].record_id
+        return RejectedRecord(index=index, record_id=name, reason=reason)
+
+    return TokenizeReport(
+        num_cut=about["num_cut"],
+        too_long=tuple(
+            left_out(index, f"its prompt has {length} tokens; prompt_tokens = {config.prompt_tokens}")
+            for index, length in stored.arrays["too_long"].tolist()
+        ),
+        rejected=tuple(left_out(index, reason) for index, reason in about["rejected"]),
+        special_tokens=SpecialTokenCounts.of(about["special_tokens"]),
+    )
+
+
+def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[int, list[Record]]]:
+    """The records in batches with the index of their first, limited in number and in characters.
+
+    The choice of a random reference depends on how many earlier records are kept, so those batches are small.
+    """
+    most = 64 if reference == "random" else 1024
+    batch: list[Record] = []
+    size = first = 0
+    for index, record in enumerate(records):
+        batch.append(record)
+        size += sum(map(len, (*texts_of(record.prompt), *record.references)))
+        if len(batch) == most or size >= CHARACTERS_AT_ONCE:
+            yield first, batch
+            batch, size, first = [], 0, index + 1
+    if batch:
+        yield first, batch
 
 
 def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> list[tuple[int, ...]]:
@@ -160,19 +239,17 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: To
         DataError: the chat template rejects a prompt, or a prompt has no token.
     """
     encoder = _Encoder(tokenizer, config)
-    prompts = []
-    for record in records:
-        signals.poll()
-        try:
-            ids = encoder.prompt(record, render_prompt(record.prompt, config.template, tokenizer))
-        except DataError as error:
-            raise DataError(f"{record.record_id}: {error}") from error
-        if not ids:
-            raise DataError(f"{record.record_id}: its prompt has no tokens in this tokenizer; remove the row")
-        if len(ids) > config.prompt_tokens:
-            front = ids[:1] if ids[0] == tokenizer.bos_token_id and config.prompt_tokens > 1 else []
-            ids = front + ids[len(ids) - config.prompt_tokens + len(front) :]
-        prompts.append(tuple(ids))
+    prompts: list[tuple[int, ...]] = []
+    for _, batch in _batches(records, "first"):
+        for record, ids in zip(batch, encoder.prompts(batch)):
+            if isinstance(ids, DataError):
+                raise DataError(f"{record.record_id}: {ids}") from ids
+            if not ids:
+                raise DataError(f"{record.record_id}: its prompt has no tokens in this tokenizer; remove the row")
+            if len(ids) > config.prompt_tokens:
+                front = ids[:1] if ids[0] == tokenizer.bos_token_id and config.prompt_tokens > 1 else []
+                ids = front + ids[len(ids) - config.prompt_tokens + len(front) :]
+            prompts.append(tuple(ids))
     return prompts
 
 
@@ -184,8 +261,6 @@ def response_text(ids: Sequence[int], tokenizer: Tokenizer, end_ids: Sequence[in
 
 def _chosen(references: tuple[str, ...], reference: Reference, seed: int, sample: int) -> str:
     """The reference to train on; ties go to the first."""
-    if not references:
-        raise DataError("the record has no answer")
     if reference == "longest":
         return max(references, key=len)
     if reference == "shortest":
@@ -195,65 +270,154 @@ def _chosen(references: tuple[str, ...], reference: Reference, seed: int, sample
     return references[0]
 
 
+class _Spelled(NamedTuple):
+    """Token ids of a conversation.
+
+    Args:
+        ids: Token ids, without the end token where the template has none.
+        supervised: For each id, whether it is a target.
+        prompt: Number of ids before the last answer.
+        ended: Whether the last answer has its end token.
+    """
+
+    ids: list[int]
+    supervised: list[bool]
+    prompt: int
+    ended: bool
+
+    def with_end(self, end_id: int) -> tuple[list[int], list[bool]]:
+        """The ids and targets with the end token."""
+        return (self.ids, self.supervised) if self.ended else ([*self.ids, end_id], [*self.supervised, True])
+
+
+_Steps = Generator[list[Text], list[list[int]], _Spelled]
+"""A generator that yields texts to encode, is sent their ids, and returns the result."""
+
+
 class _Encoder:
-    """Encodes text as token ids, for one tokenizer and template.
+    """Encodes records as token ids, for one tokenizer and template.
 
     In an Alpaca prompt, special tokens in the text of the row are encoded as plain text: a literal "<|endoftext|>" is no end
-    token.  Chat templates contain special tokens as text, and raw prompts may, so there they are encoded as special tokens.
+    token.  A chat template contains special tokens, and those in its messages are encoded as plain text.  Special tokens of raw
+    prompts, and of their answers, are special.  `counts` has the number of both.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: TokenizeConfig) -> None:
-        self._tokenizer, self._config = tokenizer, config
+        self._tokenizer, self.config = tokenizer, config
+        self._special, self.counts = SpecialTokens(tokenizer), SpecialTokenCounts()
+        self._texts = TextEncoder(tokenizer, self._special)
         self._front: list[int] = []  # the special tokens that the tokenizer puts before a text by default
         if config.template != "chat":
             plain, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
             self._front = full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
 
-    def prompt(self, record: Record, text: str) -> list[int]:
-        """Token ids of the first text of a sequence, with leading special tokens."""
-        ids = self._encode(record, text)
-        return ids if ids[: len(self._front)] == self._front else self._front + ids
+    def prompts(self, records: Sequence[Record]) -> list["list[int] | DataError"]:
+        """The token ids of each prompt, or why it cannot be rendered."""
+        template = self.config.template
+        found: list[list[int] | DataError] = []
+        texts: list[Text] = []
+        for record in records:
+            signals.poll()
+            try:
+                text = render_prompt(record.prompt, template, self._tokenizer)
+                literal = literal_ranges(record.prompt, text, self._tokenizer, self._special) if template == "chat" else ()
+            except DataError as error:
+                found.append(error)
+            else:
+                texts.append(self._text(record, text, literal))
+                found.append([])
+        encoded = iter(self._texts.encode(texts))
+        return [ids if isinstance(ids, DataError) else self._with_front(next(encoded)) for ids in found]
 
-    def example(self, record: Record, end_id: int, seed: int, sample: int) -> tuple[Example, bool]:
-        """One training sequence, and whether its answer was truncated."""
-        config = self._config
-        answer = _chosen(record.references, config.reference, seed, sample)
-        transcript = render_transcript(record, answer, config.template, self._tokenizer, every_turn=config.supervise == "every")
-        token_ids, supervised, prompt_length = self._transcript(record, transcript)
-        if not transcript.ended:
-            token_ids.append(end_id)
-            supervised.append(True)
-        if not token_ids or supervised[0] or len(token_ids) - prompt_length <= (not transcript.ended):
-            raise DataError("its prompt or its answer has no tokens in this tokenizer")
-        limit = prompt_length + config.response_tokens
-        example = Example(
-            sample=sample,
-            record=record,
-            prompt_ids=tuple(token_ids[:prompt_length]),
-            token_ids=tuple(token_ids[:limit]),
-            supervised=tuple(supervised[:limit]),
+    def spelled(self, records: Sequence[Record], seed: int, sample: int) -> Iterator["_Spelled | DataError"]:
+        """The ids of each record with its answer, or why it has none.
+
+        Args:
+            records: A batch.
+            seed: Seed of the run.
+            sample: The sample of the first record that is kept.
+        """
+        known: dict[tuple[int, str], _Spelled | DataError] = {}
+        may_vary = self.config.reference == "random" and any(len(record.references) > 1 for record in records)
+        done = 0
+        while done < len(records):
+            chosen = [self._chosen(records[k], seed, sample + k - done) for k in range(done, len(records))]
+            new = [(k, answer) for k, answer in enumerate(chosen, done) if answer is not None and (k, answer) not in known]
+            known |= zip(new, self._results([self._steps(records[k], answer) for k, answer in new]))
+            for answer in chosen:
+                found = DataError("the record has no answer") if answer is None else known[done, answer]
+                self.counts.add(records[done], answer, self._special, self.config.template)
+                yield found
+                done += 1
+                is_kept = isinstance(found, _Spelled) and found.prompt <= self.config.prompt_tokens
+                sample += is_kept
+                if may_vary and not is_kept:  # the samples of the records after it are lower by one
+                    break
+
+    def _chosen(self, record: Record, seed: int, sample: int) -> str | None:
+        return _chosen(record.references, self.config.reference, seed, sample) if record.references else None
+
+    def _results(self, tasks: Sequence[_Steps]) -> list["_Spelled | DataError"]:
+        """The results of generators; the texts that they request at the same time are encoded together."""
+        results: dict[int, _Spelled | DataError] = {}
+        waiting: dict[int, list[Text]] = {}
+
+        def proceed(number: int, ids: list[list[int]] | None) -> None:
+            try:
+                waiting[number] = next(tasks[number]) if ids is None else tasks[number].send(ids)
+            except StopIteration as finished:
+                results[number] = finished.value
+            except DataError as error:
+                results[number] = error
+
+        for number in range(len(tasks)):
+            signals.poll()
+            proceed(number, None)
+        while waiting:
+            requests, waiting = waiting, {}
+            encoded = iter(self._texts.encode([text for texts in requests.values() for text in texts]))
+            for number, texts in requests.items():
+                proceed(number, [next(encoded) for _ in texts])
+        return [results[number] for number in range(len(tasks))]
+
+    def _steps(self, record: Record, answer: str) -> _Steps:
+        """Encode one record; the ids of text[done:until] are those that text[:until] appends to the ids of text[:done]."""
+        config = self.config
+        transcript = render_transcript(
+            record,
+            answer,
+            config.template,
+            self._tokenizer,
+            every_turn=config.supervise == "every",
+            special=self._special,
         )
-        return example, len(token_ids) > limit
-
-    def _transcript(self, record: Record, transcript: Transcript) -> tuple[list[int], list[bool], int]:
-        """Token ids, mask of answer tokens, and number of ids before the last answer."""
+        text, literal = transcript.text, transcript.literal
+        stops = [stop for start_end in transcript.answers for stop in start_end]
+        encoded = yield [self._text(record, text[:stop], literal) for stop in stops]
         ids: list[int] = []
         supervised: list[bool] = []
-        prompt_length = done = 0
-        for start, end in transcript.answers:
-            ids += self._continuation(record, ids, transcript.text, done, start)
-            prompt_length = len(ids)
-            supervised += [False] * (len(ids) - len(supervised))
-            ids += self._continuation(record, ids, transcript.text, start, end)
-            supervised += [True] * (len(ids) - len(supervised))
-            done = end
-        return ids, supervised, prompt_length
+        prompt = done = 0
+        for number, (stop, alone) in enumerate(zip(stops, encoded)):
+            together = self._with_front(alone)
+            if together[: len(ids)] == ids:
+                ids = together
+            else:
+                shifted = tuple((start - done, end - done) for start, end in literal if start >= done)
+                (more,) = yield [self._text(record, text[done:stop], shifted)]
+                ids = ids + more
+            is_answer = number % 2 == 1
+            prompt = prompt if is_answer else len(ids)
+            supervised += [is_answer] * (len(ids) - len(supervised))
+            done = stop
+        if not ids or supervised[0] or len(ids) == prompt:
+            raise DataError("its prompt or its answer has no tokens in this tokenizer")
+        return _Spelled(ids, supervised, prompt, transcript.ended)
 
-    def _continuation(self, record: Record, ids: list[int], text: str, done: int, until: int) -> list[int]:
-        """The ids that text[done:until] appends to `ids`, the ids of text[:done]."""
-        together = self.prompt(record, text[:until])
-        return together[len(ids) :] if together[: len(ids)] == ids else self._encode(record, text[done:until])
+    def _with_front(self, ids: list[int]) -> list[int]:
+        """The ids of the first text of a sequence, with leading special tokens."""
+        return ids if ids[: len(self._front)] == self._front else self._front + ids
 
-    def _encode(self, record: Record, text: str) -> list[int]:
-        is_data = self._config.template == "alpaca" and not isinstance(record.prompt, RawPrompt)
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=is_data)["input_ids"]
+    def _text(self, record: Record, text: str, literal: tuple[Range, ...] = ()) -> Text:
+        """A text of the record to encode, with the ranges of `literal` that it contains."""
+        is_data = self.config.template == "alpaca" and not isinstance(record.prompt, RawPrompt)
+        return Text(text, is_data, tuple((start, end) for start, end in literal if end <= len(text)))

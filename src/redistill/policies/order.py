@@ -7,7 +7,7 @@ resume.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from redistill.contracts import ONE_PROCESS, Example, Processes, TokenSequence
 from redistill.randomness import generator
@@ -65,6 +65,28 @@ class Shuffled(Generic[Item]):
         return order
 
 
+class _GoldItems(Sequence[GoldItem]):
+    """A training set as items, created on access."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, index: int) -> GoldItem: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[GoldItem]: ...
+
+    def __getitem__(self, index: int | slice) -> GoldItem | list[GoldItem]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        example = self._examples[index]
+        return GoldItem(example, gold_sequence(example))
+
+
 class GoldBatches(Shuffled[GoldItem]):
     """The gold examples in the order of training, each with its gold sequence.
 
@@ -74,8 +96,7 @@ class GoldBatches(Shuffled[GoldItem]):
     """
 
     def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, processes: Processes = ONE_PROCESS) -> None:
-        items = [GoldItem(example, gold_sequence(example)) for example in examples]
-        super().__init__(items, batch_size=batch_size, seed=seed, purpose="order", processes=processes)
+        super().__init__(_GoldItems(examples), batch_size=batch_size, seed=seed, purpose="order", processes=processes)
 
 
 def gold_sequence(example: Example) -> TokenSequence:

@@ -9,15 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from redistill.config.sections import DataConfig
 from redistill.contracts import Example
-from redistill.data.reader import ReadReport, line_of, read_records
+from redistill.data.examples import Examples
+from redistill.data.reader import ReadReport, read_records
 from redistill.data.rejected import list_unlearned
-from redistill.data.repeats import Question, first_of_each, question
+from redistill.data.rows import Rows, asks_one_of, first_of_digests, question_digest
+from redistill.data.special import SpecialTokenCounts, SpecialTokens
 from redistill.data.tasks import Task, load_task
 from redistill.data.tokenize import tokenize_training
 from redistill.errors import ConfigError, DataError
-from redistill.records import Record
+from redistill.interfaces import Tokenizer
+from redistill.records import Json, Record
 from redistill.storage import files
 
 Duplicates = Literal["keep", "drop"]
@@ -44,7 +49,7 @@ class DataSets:
 
 def load_data(
     config: DataConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     seed: int,
     *,
     rejected: Path | None,
@@ -67,37 +72,42 @@ def load_data(
         DataError: a source is missing or empty, has too many unusable rows, or none of its rows fits the length limits.
     """
     manifest: dict[str, Any] = {}
-    builder = _ExampleBuilder(tokenizer=tokenizer, config=config, seed=seed, rejected=rejected)
-    pool: list[_Row] = []
+    builder = _ExampleBuilder(tokenizer=tokenizer, config=config, seed=seed, rejected=rejected, report=report)
+    parts: list[Rows] = []
 
-    def read(source: str, split: str, role: str) -> list[_Row]:
-        records, found = read_records(source, split=split, max_bad_rows=config.max_bad_rows, rejected=rejected)
+    def read(source: str, split: str, role: str) -> Rows:
+        records, found = read_records(
+            source, split=split, max_bad_rows=config.max_bad_rows, rejected=rejected, cache=report
+        )
         report(f"{role}: {found.source}: {found.verdict}" + (f", {len(found.rejected)} rejected" if found.rejected else ""))
         manifest[role] = _about_source(source, found)
         builder.bad[found.source] = len(found.rejected)
-        return [_Row(found.source, record) for record in records]
+        return records
 
     for number, source in enumerate(config.train):
-        pool += read(source, "train", "train" if len(config.train) == 1 else f"train {number + 1}")
-    pool, repeats = builder.handle_duplicates(pool, duplicates, report)
+        parts.append(read(source, "train", "train" if len(config.train) == 1 else f"train {number + 1}"))
+    pool, repeats = builder.handle_duplicates(Rows.joined(parts), duplicates, report)
     held = None if config.validation is None else read(config.validation, "validation", "validation")
     tests, about_tests = _test_sets(config, report, rejected)
     manifest |= about_tests
-    test_questions = {question(record) for records in tests.values() for record in records}
+    test_questions = {question_digest(record) for records in tests.values() for record in records}
     train, validation, leaked = _split(pool, held, test_questions, config)
     if any(leaked):
         report(f"removed, since a test set has the same prompt: {leaked[0]} training rows, {leaked[1]} validation rows")
     examples, counts, _ = builder.tokenised(train[: config.max_train_rows], "train")
     validation_examples, lost, validation = builder.tokenised(validation, "validation")
+    builder.count_in_tests(tests)
     counts |= {"in a test set": leaked[0]} | ({"duplicate": repeats} if repeats and duplicates == "drop" else {})
     lost |= {"in a test set": leaked[1]}
     manifest["kept"] = _kept(len(examples), counts, len(validation), lost, repeats if duplicates == "keep" else 0)
     why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
     dropped = f" ({sum(counts.values())} dropped: {why})" if why else ""
     report(f"train: {len(examples)} examples{dropped}; validation: {len(validation)}")
+    if builder.special_tokens:
+        manifest["special tokens"] = builder.special_tokens
     return DataSets(
         train=examples,
-        validation=[row.record for row in validation],
+        validation=validation,
         validation_examples=validation_examples,
         tests=tests,
         manifest=manifest,
@@ -156,29 +166,22 @@ def _read_tests(
     return tests
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A record, and its file or hub data set."""
-
-    source: str
-    record: Record
-
-    @property
-    def line(self) -> int:
-        return line_of(self.record)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _ExampleBuilder:
-    """Tokenises rows, and lists and counts the unusable ones; `bad` has their number by source."""
+    """Tokenises rows, and lists and counts the unusable ones.
 
-    tokenizer: Any
+    `bad` has their number by source, and `special_tokens` the special tokens in the text, by role.
+    """
+
+    tokenizer: Tokenizer
     config: DataConfig
     seed: int
     rejected: Path | None
+    report: Callable[[str], None]
     bad: Counter[str] = field(default_factory=Counter)
+    special_tokens: dict[str, Json] = field(default_factory=dict)
 
-    def tokenised(self, rows: Sequence[_Row], role: str) -> tuple[list[Example], dict[str, int], list[_Row]]:
+    def tokenised(self, rows: Rows, role: str) -> tuple[Examples, dict[str, int], Rows]:
         """Tokenise rows.
 
         Returns:
@@ -189,52 +192,67 @@ class _ExampleBuilder:
         """
         if not rows:
             raise DataError(f"{role}: a test set has the prompt of every row; use other data, or other test sets")
-        examples, report = tokenize_training([row.record for row in rows], self.tokenizer, self.config.tokens, self.seed)
-        found_bad = sorted((*report.rejected, *report.too_long), key=lambda found: found.index)
-        self._list([(rows[found.index], found.reason) for found in found_bad])
-        for found in report.rejected:
-            self._count_bad(rows[found.index], found.reason)
-        useless = {found.index for found in report.rejected}
-        counts = {"too long": report.num_too_long, "nothing to learn": len(useless)}
-        return examples, counts, [row for index, row in enumerate(rows) if index not in useless]
+        examples, found = tokenize_training(rows, self.tokenizer, self.config.tokens, self.seed, cache=self.report)
+        self._note_special(role, found.special_tokens)
+        found_bad = sorted((*found.rejected, *found.too_long), key=lambda left_out: left_out.index)
+        self._list([(*rows.where(left_out.index), left_out.reason) for left_out in found_bad])
+        for left_out in found.rejected:
+            self._count_bad(*rows.where(left_out.index), left_out.reason)
+        counts = {"too long": found.num_too_long, "nothing to learn": len(found.rejected)}
+        useless = [left_out.index for left_out in found.rejected]
+        return examples, counts, rows.take(np.delete(np.arange(len(rows)), useless)) if useless else rows
 
-    def handle_duplicates(
-        self, rows: list[_Row], duplicates: Duplicates, report: Callable[[str], None]
-    ) -> tuple[list[_Row], int]:
+    def count_in_tests(self, tests: Mapping[str, Sequence[Record]]) -> None:
+        """Report the special tokens in the prompts of test sets."""
+        special = SpecialTokens(self.tokenizer)
+        for name, records in tests.items():
+            counts = SpecialTokenCounts()
+            for record in records:
+                counts.add(record, None, special, self.config.tokens.template)
+            self._note_special(f"test {name}", counts)
+
+    def _note_special(self, role: str, found: SpecialTokenCounts) -> None:
+        for line in found.described():
+            self.report(f"{role}: {line}")
+        if counts := found.as_json():
+            self.special_tokens[role] = counts
+
+    def handle_duplicates(self, rows: Rows, duplicates: Duplicates, report: Callable[[str], None]) -> tuple[Rows, int]:
         """The rows that are kept, and the number of exact duplicates of earlier ones; dropped duplicates are listed."""
-        first = first_of_each([row.record for row in rows])
-        repeats = [(row, rows[k]) for index, (row, k) in enumerate(zip(rows, first)) if k != index]
-        if repeats:
+        first = first_of_digests(rows.contents)
+        repeats = np.flatnonzero(first != np.arange(len(rows)))
+        if len(repeats):
             action = "kept" if duplicates == "keep" else "dropped"
             report(f"train: {len(repeats)} exact duplicates of earlier rows are {action}")
         if duplicates == "keep":
             return rows, len(repeats)
-        self._list([(row, f"exact duplicate of {earlier.source}:{earlier.line}") for row, earlier in repeats])
-        return [row for index, (row, k) in enumerate(zip(rows, first)) if k == index], len(repeats)
+        earlier = (":".join(map(str, rows.where(first[index]))) for index in repeats)
+        self._list([(*rows.where(index), f"exact duplicate of {name}") for index, name in zip(repeats, earlier)])
+        return rows.take(first == np.arange(len(rows))), len(repeats)
 
-    def _list(self, found: Sequence[tuple[_Row, str]]) -> None:
+    def _list(self, found: Sequence[tuple[str, int, str]]) -> None:
         if self.rejected is not None:
-            list_unlearned(self.rejected, [(row.source, row.line, reason) for row, reason in found])
+            list_unlearned(self.rejected, found)
 
-    def _count_bad(self, row: _Row, reason: str) -> None:
+    def _count_bad(self, source: str, line: int, reason: str) -> None:
         """Count an unusable row; raises DataError if its source has too many."""
-        self.bad[row.source] += 1
-        if self.bad[row.source] > self.config.max_bad_rows:
+        self.bad[source] += 1
+        if self.bad[source] > self.config.max_bad_rows:
             listed = f" ({self.rejected} lists them)" if self.rejected else ""
             raise DataError(
-                f"{row.source}:{row.line}: {reason}; more than {self.config.max_bad_rows} rows are unusable{listed}: fix or "
+                f"{source}:{line}: {reason}; more than {self.config.max_bad_rows} rows are unusable{listed}: fix or "
                 "remove them, or raise max_bad_rows"
             )
 
 
 def _split(
-    pool: list[_Row], held: list[_Row] | None, test_questions: Set[Question], config: DataConfig
-) -> tuple[list[_Row], list[_Row], tuple[int, int]]:
+    pool: Rows, held: Rows | None, test_questions: Set[bytes], config: DataConfig
+) -> tuple[Rows, Rows, tuple[int, int]]:
     """Training and validation rows without those whose prompt is in a test set, and the number removed from each."""
-    train = [row for row in pool if question(row.record) not in test_questions]
+    train = pool.take(~asks_one_of(pool, test_questions))
     leaked = len(pool) - len(train)
     if held is not None:
-        validation = [row for row in held if question(row.record) not in test_questions]
+        validation = held.take(~asks_one_of(held, test_questions))
         return train, validation[: config.validation_rows], (leaked, len(held) - len(validation))
     if len(train) <= config.validation_rows:
         raise ConfigError(

@@ -1,0 +1,220 @@
+"""Encoding of many texts at once, with exactly the ids of encoding each alone.
+
+Prompts share their template, and a training sequence begins with its prompt.  Where the tokenizer allows it, texts are cut at
+positions that no token and no look-ahead crosses, and each different piece is encoded once.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from redistill.data.special import Range, SpecialTokens
+from redistill.interfaces import Tokenizer
+from redistill.processes import signals
+from redistill.records import Json
+
+CHARACTERS_AT_ONCE = 1_000_000
+"""Approximate number of characters per call of the tokenizer."""
+
+_CUT = re.compile(r"(?<=[A-Za-z])(?=[:\n])")
+"""Positions between a letter and a colon or line break: in the patterns below, a match ends before it, whatever follows."""
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_WORDS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_WORDS}?|\p{{N}}{{1,3}}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PATTERNS = frozenset(
+    {
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
+        rf"{_WORDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",  # Llama 3
+        rf"{_WORDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",  # Qwen 2
+        _CASED,  # gpt-oss
+    }
+)
+"""Patterns of pre-tokenizers that allow the cuts of `_CUT`."""
+
+_SAMPLES = ("Below is a task:\n\n### Input:\nA, b\n\nAnswer:\n", "a:b  \n\n c", " x\n", "é: 12\nb:\u0301 ", "")
+
+
+class Text(NamedTuple):
+    """A text to encode.
+
+    Args:
+        text: The text.
+        split: Whether special tokens in it are encoded as plain text.
+        literal: Ranges of special tokens that are encoded as plain text where `split` is False.
+    """
+
+    text: str
+    split: bool
+    literal: tuple[Range, ...] = ()
+
+
+class TextEncoder:
+    """Encodes texts without the special tokens that a tokenizer adds.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        special: Its special tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, special: SpecialTokens) -> None:
+        self._tokenizer, self._special = tokenizer, special
+        self._backend = _plain_backend(tokenizer)
+        self._stand_ins: _StandIns | None = None
+        self._cuts = self._backend is not None and _allows_cuts(self._backend)
+        if self._cuts and any(self.encode([Text(text, True)]) != [self._alone(text, True)] for text in _SAMPLES):
+            self._cuts = False
+
+    def encode(self, texts: Sequence[Text]) -> list[list[int]]:
+        """The ids of each text, in order."""
+        ids: dict[Text, list[int]] = {}
+        for split in (True, False):
+            plain = [text for text in dict.fromkeys(texts) if text.split == split and not text.literal]
+            pieces = {text: _CUT.split(text.text) if self._cuts else [text.text] for text in plain}
+            encoded = self._encoded(list(dict.fromkeys(piece for found in pieces.values() for piece in found)), split)
+            ids |= {text: [token for piece in found for token in encoded[piece]] for text, found in pieces.items()}
+        literal = [text for text in dict.fromkeys(texts) if text.literal]
+        ids |= zip(literal, self._with_literals(literal))
+        return [list(ids[text]) for text in texts]
+
+    def _encoded(self, texts: Sequence[str], split: bool) -> dict[str, list[int]]:
+        """The ids of each of different texts."""
+        found: dict[str, list[int]] = {}
+        for block in _blocks(texts):
+            signals.poll()
+            if self._backend is None:
+                options = {"add_special_tokens": False, "split_special_tokens": split, "verbose": False}
+                found |= zip(block, self._tokenizer(block, **options)["input_ids"])
+            else:
+                _reset(self._backend, split)
+                encodings = self._backend.encode_batch_fast(block, add_special_tokens=False)
+                found |= ((text, encoding.ids) for text, encoding in zip(block, encodings))
+        return found
+
+    def _alone(self, text: str, split: bool) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
+
+    def _with_literals(self, texts: Sequence[Text]) -> list[list[int]]:
+        """The ids of texts in which only the special tokens outside of `literal` are special."""
+        if not texts:
+            return []
+        if self._stand_ins is None:
+            self._stand_ins = _StandIns(self._tokenizer, self._backend, self._special)
+        return [self._stand_ins.encode(text) or self._apart(text) for text in texts]
+
+    def _apart(self, text: Text) -> list[int]:
+        """The ids of such a text from a tokenizer in Python, which encodes what is between special tokens on its own, too."""
+        assert self._stand_ins is not None
+        ids: list[int] = []
+        done = 0
+        for start, end in [*self._special.find(text.text, text.literal), (len(text.text), len(text.text))]:
+            ids += self._alone(text.text[done:start], True) if start > done else []
+            ids += [self._stand_ins.ids[text.text[start:end]]] if end > start else []
+            done = end
+        return ids
+
+
+class _StandIns:
+    """Encodes text with special tokens both as such and as plain text.
+
+    Each of the former is replaced by an added token that is not special, and all others are encoded as plain text.
+
+    Args:
+        tokenizer, backend, special: The tokenizer, its backend (None for a tokenizer in Python), and its special tokens.
+    """
+
+    _MARK = "\U0010f000"
+
+    def __init__(self, tokenizer: Tokenizer, backend: tokenizers.Tokenizer | None, special: SpecialTokens) -> None:
+        vocabulary = tokenizer.get_vocab()
+        self._special = special
+        self.ids = {token: vocabulary[token] for token in special.texts}
+        self._of = {token: self._MARK + chr(0x10F100 + number) for number, token in enumerate(special.texts)}
+        self._backend = None if backend is None else tokenizers.Tokenizer.from_str(backend.to_str())
+        if self._backend is not None:
+            _reset(self._backend, True)
+            for token, stand_in in self._of.items():
+                flags = {name: bool(getattr(special.added[token], name, False)) for name in ("lstrip", "rstrip", "single_word")}
+                self._backend.add_tokens([tokenizers.AddedToken(stand_in, normalized=False, special=False, **flags)])
+            self._originals = {self._backend.token_to_id(self._of[token]): number for token, number in self.ids.items()}
+
+    def encode(self, text: Text) -> list[int] | None:
+        """The ids of a text; None without a backend, or if the text has the private character of this class."""
+        if self._backend is None or self._MARK in text.text:
+            return None
+        parts, done = [], 0
+        for start, end in self._special.find(text.text, text.literal):
+            parts += [text.text[done:start], self._of[text.text[start:end]]]
+            done = end
+        encoded = self._backend.encode("".join([*parts, text.text[done:]]), add_special_tokens=False).ids
+        return [self._originals.get(token, token) for token in encoded]
+
+
+def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in blocks of about `CHARACTERS_AT_ONCE`."""
+    block: list[str] = []
+    size = 0
+    for text in texts:
+        block.append(text)
+        size += len(text)
+        if size >= CHARACTERS_AT_ONCE:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _plain_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
+    """The tokenizer's backend in Rust; None for a tokenizer in Python, or one that changes how texts are encoded."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    is_plain = isinstance(backend, tokenizers.Tokenizer) and all(
+        getattr(type(tokenizer), name, None) is getattr(PreTrainedTokenizerFast, name)
+        for name in ("__call__", "_encode_plus", "encode")
+    )
+    return backend if is_plain else None
+
+
+def _reset(backend: tokenizers.Tokenizer, split: bool) -> None:
+    """Set what a call of the tokenizer sets: no truncation, no padding, and how special tokens are encoded."""
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.encode_special_tokens != split:
+        backend.encode_special_tokens = split
+
+
+def _allows_cuts(backend: tokenizers.Tokenizer) -> bool:
+    """Whether texts can be cut at `_CUT`: byte-level BPE on words that a known pattern finds."""
+    described: dict[str, Json] = json.loads(backend.to_str())
+    model, normalizer, before = described["model"], described["normalizer"], described["pre_tokenizer"]
+    if not (isinstance(model, dict) and model.get("type") == "BPE" and model.get("dropout") is None):
+        return False
+    if normalizer not in (None, {"type": "NFC"}) or not isinstance(before, dict):
+        return False
+    steps = before.get("pretokenizers") if before.get("type") == "Sequence" else [before]
+    if not isinstance(steps, list) or not all(isinstance(step, dict) and _is_cuttable(step) for step in steps):
+        return False
+    added = described.get("added_tokens")
+    return isinstance(added, list) and not any(
+        isinstance(token, dict)
+        and (any(token[name] for name in ("single_word", "lstrip", "rstrip")) or _CUT.search(str(token["content"])))
+        for token in added
+    ) and steps[-1].get("type") == "ByteLevel"
+
+
+def _is_cuttable(step: dict[str, Json]) -> bool:
+    kind = step.get("type")
+    if kind == "Split":
+        pattern = step.get("pattern")
+        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+        return regex in _PATTERNS and step.get("behavior") == "Isolated" and not step.get("invert")
+    return kind == "Digits" or (kind == "ByteLevel" and not step.get("add_prefix_space"))
