@@ -195,8 +195,9 @@ def check_data(
         for record, (how, key) in itertools.product(found, _PROMPT_KEYS.items()):
             test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
         counts = SpecialTokenCounts()
-        for record in found if special is not None else ():
-            counts.add(record, None, special, limits.template)
+        if special is not None:
+            for record in found:
+                counts.add(record, None, special, limits.template)
         test_checks.append(dataclasses.replace(check, special_tokens=counts))
     surveys = [
         _survey(source, None, partial(survey_records, source, split=split), Rows.joined([])) for source, split in sources
@@ -222,131 +223,6 @@ def check_data(
                 special_tokens=measured.special_tokens,
             )
         )
-    return [*checks, *test_checks]
-
-
-def described(self) -> str:
-        """The statistics in one line."""
-        return f"{self.shortest} to {self.longest}, median {self.median}, mean {self.mean:.1f}, 95 % up to {self.longest_95}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenCheck:
-    """Token lengths of one source; answers include their end token.
-
-    Args:
-        prompts: Lengths of the prompts.
-        answers: Lengths of the answers.
-        prompts_left_out: Number of rows that a run leaves out because their prompt is too long.
-        answers_cut: Number of answers that a run truncates.
-    """
-
-    prompts: Lengths
-    answers: Lengths
-    prompts_left_out: int
-    answers_cut: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceCheck:
-    """The result of checking one source.
-
-    Args:
-        source: The file or hub data set.
-        test: Name of the test set; None for training and validation data.
-        rows: Number of usable rows.
-        verdict: The forms of the rows, or the reason why the source cannot be read.
-        readable: Whether the source could be read and has at least one row.
-        unusable: The unusable rows.
-        repeats: Duplicates of earlier rows (in this source or an earlier one), and rows whose prompt is also in a test set.
-        tokens: Lengths in tokens; None without a tokenizer.
-        special_tokens: Special tokens in the text; none without a tokenizer.
-    """
-
-    source: str
-    test: str | None
-    rows: int
-    verdict: str
-    readable: bool = True
-    unusable: tuple[RejectedRow, ...] = ()
-    repeats: tuple[Repeat, ...] = ()
-    tokens: TokenCheck | None = None
-    special_tokens: SpecialTokenCounts = field(default_factory=SpecialTokenCounts)
-
-    @property
-    def faults(self) -> Mapping[str, int]:
-        """Number of unusable rows by kind of fault, most frequent first."""
-        return dict(Counter(row.fault for row in self.unusable).most_common())
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether every row is usable and none is in a test set; duplicates are allowed."""
-        return self.readable and not self.unusable and all(repeat.how == "duplicate" for repeat in self.repeats)
-
-    def as_json(self) -> dict[str, Json]:
-        """The check as JSON values.
-
-        Counts cover all rows; lists of rows hold at most `LISTED_ROWS`.
-        """
-        return {
-            "source": self.source,
-            "test": self.test,
-            "sound": self.is_sound,
-            "rows": self.rows,
-            "verdict": self.verdict,
-            "faults": dict(self.faults),
-            "repeats": dict(Counter(repeat.how for repeat in self.repeats)),
-            "unusable": [dataclasses.asdict(row) for row in self.unusable[:LISTED_ROWS]],
-            "repeated": [dataclasses.asdict(repeat) for repeat in self.repeats[:LISTED_ROWS]],
-            "tokens": None if self.tokens is None else dataclasses.asdict(self.tokens),
-            "special_tokens": self.special_tokens.as_json(),
-        }
-
-
-def check_data(
-    sources: Sequence[tuple[str, str]],
-    tests: Mapping[str, str | None] | Mapping[Task, str | None],
-    *,
-    tokenizer: Tokenizer | None = None,
-    tokens: TokenizeConfig | None = None,
-) -> list[SourceCheck]:
-    """Check training and validation data, and compare it with test sets.
-
-    Args:
-        sources: Pairs of a file, folder or hub name and the split of a folder or hub data set, as a run reads them.
-        tests: Maps test sets, or their names, to a file; None reads the hub file of a known test set.
-        tokenizer: Measures lengths, and finds rows without a target token; None skips both checks.
-        tokens: Template and length limits; None uses the defaults.
-
-    Returns:
-        One check per source, in order, then one per test set.
-
-    Raises:
-        ConfigError: a test set is neither known nor given a file; or the template is "chat" and the tokenizer has no chat
-            template.
-        ModelError: the tokenizer has no end token.
-    """
-    limits = tokens or TokenizeConfig()
-    test_checks: list[SourceCheck] = []
-    test_origins: dict[tuple[How, Question], str] = {}
-    for task, path in tests.items():
-        name = task if isinstance(task, str) else task.name
-        check, records = _survey(path or name, name, partial(load_task, task, path, max_bad_rows=sys.maxsize))
-        test_checks.append(check)
-        for record, (how, key) in itertools.product(records, _PROMPT_KEYS.items()):
-            test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
-    surveys = [_survey(source, None, partial(survey_records, source, split=split)) for source, split in sources]
-    origins = [f"{check.source}:{line_of(record)}" for check, records in surveys for record in records]
-    first = first_of_each(Rows.joined([records for _, records in surveys]))
-    earlier = iter([origins[k] if k != index else None for index, k in enumerate(first)])  # consumed source by source
-    checks = []
-    for check, records in surveys:
-        repeats = [Repeat(line=line_of(record), of=of, how="duplicate") for record, of in zip(records, earlier) if of]
-        repeats += [repeat for record in records if (repeat := _leak(record, test_origins)) is not None]
-        lengths, unlearnable = (None, ()) if tokenizer is None or not records else _measured(records, tokenizer, limits)
-        unusable = tuple(sorted((*check.unusable, *unlearnable), key=lambda row: row.line))
-        usable = check.rows - len(unlearnable)
-        checks.append(dataclasses.replace(check, rows=usable, unusable=unusable, repeats=tuple(repeats), tokens=lengths))
     return [*checks, *test_checks]
 
 

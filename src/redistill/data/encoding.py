@@ -1,44 +1,30 @@
 """Encoding of many texts at once, with exactly the ids of encoding each alone.
 
-Prompts share their template, and a training sequence begins with its prompt.  Where the tokenizer allows it, texts are cut at
-positions that no token and no look-ahead crosses, and each different piece is encoded once.
+Prompts share their template, a training sequence begins with its prompt, and words recur.  Where the tokenizer encodes each word
+alone, as byte-level BPE does, a text is divided into words and each different word is encoded once.  A text that is not ASCII is
+first cut at positions that no word and no look-ahead crosses, and only its pieces in ASCII are divided.
 """
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from redistill.data.special import Range, SpecialTokens
+from redistill.data.words import word_splitter
 from redistill.interfaces import Tokenizer
 from redistill.processes import signals
-from redistill.records import Json
+
+WORDS_KEPT = 200_000
+"""Number of words whose ids are kept."""
 
 CHARACTERS_AT_ONCE = 1_000_000
 """Approximate number of characters per call of the tokenizer."""
 
 _CUT = re.compile(r"(?<=[A-Za-z])(?=[:\n])")
-"""Positions between a letter and a colon or line break: in the patterns below, a match ends before it, whatever follows."""
-
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CASED = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_WORDS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_WORDS}?|\p{{N}}{{1,3}}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_PATTERNS = frozenset(
-    {
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
-        rf"{_WORDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",  # Llama 3
-        rf"{_WORDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",  # Qwen 2
-        _CASED,  # gpt-oss
-    }
-)
-"""Patterns of pre-tokenizers that allow the cuts of `_CUT`."""
+"""Positions between a letter and a colon or line break: in the patterns of `words`, a match ends before it, whatever follows."""
 
 _SAMPLES = ("Below is a task:\n\n### Input:\nA, b\n\nAnswer:\n", "a:b  \n\n c", " x\n", "é: 12\nb:\u0301 ", "")
 
@@ -69,21 +55,50 @@ class TextEncoder:
         self._tokenizer, self._special = tokenizer, special
         self._backend = _plain_backend(tokenizer)
         self._stand_ins: _StandIns | None = None
-        self._cuts = self._backend is not None and _allows_cuts(self._backend)
-        if self._cuts and any(self.encode([Text(text, True)]) != [self._alone(text, True)] for text in _SAMPLES):
-            self._cuts = False
+        self._words = None if self._backend is None else word_splitter(self._backend.to_str(), special)
+        self._known: dict[str, list[int]] = {}
+        if self._words is not None:
+            texts = [Text(text, split) for text in (*_SAMPLES, *special.texts[:3]) for split in (True, False)]
+            if self.encode(texts) != [self._alone(text.text, text.split) for text in texts]:
+                self._words = None
 
     def encode(self, texts: Sequence[Text]) -> list[list[int]]:
         """The ids of each text, in order."""
         ids: dict[Text, list[int]] = {}
         for split in (True, False):
             plain = [text for text in dict.fromkeys(texts) if text.split == split and not text.literal]
-            pieces = {text: _CUT.split(text.text) if self._cuts else [text.text] for text in plain}
-            encoded = self._encoded(list(dict.fromkeys(piece for found in pieces.values() for piece in found)), split)
-            ids |= {text: [token for piece in found for token in encoded[piece]] for text, found in pieces.items()}
+            pieces = {text: self._pieces(text.text, split) for text in plain}
+            known = self._ids_of({piece for found in pieces.values() for piece in found}, split)
+            ids |= {text: [token for piece in found for token in known[piece]] for text, found in pieces.items()}
         literal = [text for text in dict.fromkeys(texts) if text.literal]
         ids |= zip(literal, self._with_literals(literal))
         return [list(ids[text]) for text in texts]
+
+    def _pieces(self, text: str, split: bool) -> list[str]:
+        """Pieces of a text, whose ids together are those of the text."""
+        words = self._words
+        if words is None:
+            return [text]
+        found: list[str] = []
+        for part in words.parts(text, split):
+            if part.isascii():
+                found += words.split(part)
+            else:
+                found += (word for piece in _CUT.split(part) for word in (words.split(piece) if piece.isascii() else [piece]))
+        return found
+
+    def _ids_of(self, pieces: Set[str], split: bool) -> Mapping[str, list[int]]:
+        """The ids of different pieces; those of words are kept."""
+        if self._words is None:
+            return self._encoded(sorted(pieces), split)
+        if len(self._known) > WORDS_KEPT:
+            self._known.clear()
+        new = sorted(piece for piece in pieces if piece not in self._known)
+        added = [piece for piece in new if piece in self._special.added]
+        self._known |= self._encoded([piece for piece in new if piece not in self._special.added], split)
+        if not added:
+            return self._known
+        return {**{piece: self._known[piece] for piece in pieces if piece in self._known}, **self._encoded(added, split)}
 
     def _encoded(self, texts: Sequence[str], split: bool) -> dict[str, list[int]]:
         """The ids of each of different texts."""
@@ -190,31 +205,3 @@ def _reset(backend: tokenizers.Tokenizer, split: bool) -> None:
         backend.no_padding()
     if backend.encode_special_tokens != split:
         backend.encode_special_tokens = split
-
-
-def _allows_cuts(backend: tokenizers.Tokenizer) -> bool:
-    """Whether texts can be cut at `_CUT`: byte-level BPE on words that a known pattern finds."""
-    described: dict[str, Json] = json.loads(backend.to_str())
-    model, normalizer, before = described["model"], described["normalizer"], described["pre_tokenizer"]
-    if not (isinstance(model, dict) and model.get("type") == "BPE" and model.get("dropout") is None):
-        return False
-    if normalizer not in (None, {"type": "NFC"}) or not isinstance(before, dict):
-        return False
-    steps = before.get("pretokenizers") if before.get("type") == "Sequence" else [before]
-    if not isinstance(steps, list) or not all(isinstance(step, dict) and _is_cuttable(step) for step in steps):
-        return False
-    added = described.get("added_tokens")
-    return isinstance(added, list) and not any(
-        isinstance(token, dict)
-        and (any(token[name] for name in ("single_word", "lstrip", "rstrip")) or _CUT.search(str(token["content"])))
-        for token in added
-    ) and steps[-1].get("type") == "ByteLevel"
-
-
-def _is_cuttable(step: dict[str, Json]) -> bool:
-    kind = step.get("type")
-    if kind == "Split":
-        pattern = step.get("pattern")
-        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-        return regex in _PATTERNS and step.get("behavior") == "Isolated" and not step.get("invert")
-    return kind == "Digits" or (kind == "ByteLevel" and not step.get("add_prefix_space"))

@@ -84,8 +84,8 @@ class Examples(Sequence[Example]):
             begin = int(self.end_N[first - 1]) if first else 0
             starts = np.concatenate([[begin], ends[:-1]]) - begin
             samples = np.arange(first, first + len(ends))
-            values = memoryview(np.insert(self.ids[begin : ends[-1]].astype(np.int64), starts, samples)).cast("B")
-            marks = memoryview(self.supervised[begin : ends[-1]])
+            values = np.insert(self.ids[begin : ends[-1]].astype(np.int64), starts, samples).data.cast("B")
+            marks = self.supervised[begin : ends[-1]].data
             for number, (start, end) in enumerate(zip(starts.tolist(), (ends - begin).tolist())):
                 found.update(values[8 * (start + number) : 8 * (end + number + 1)])
                 found.update(marks[start:end])

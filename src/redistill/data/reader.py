@@ -306,12 +306,12 @@ def _items(text: str, name: str) -> Iterator[object]:
     """The values of a JSON array, decoded one at a time, since a value takes many times the memory of its text."""
     decoder = json.JSONDecoder()
     try:
-        end = _SPACE.match(text).end() + 1
-        separator = "" if text[_SPACE.match(text, end).end()] == "]" else ","
+        end = _after_space(text, 0) + 1
+        separator = "" if text[_after_space(text, end)] == "]" else ","
         while separator == ",":
-            value, end = decoder.raw_decode(text, _SPACE.match(text, end).end())
+            value, end = decoder.raw_decode(text, _after_space(text, end))
             yield value
-            end = _SPACE.match(text, end).end()
+            end = _after_space(text, end)
             separator, end = text[end], end + 1
         if separator not in ("", "]") or (separator and text[end:].strip()):
             raise ValueError
@@ -321,6 +321,11 @@ def _items(text: str, name: str) -> Iterator[object]:
         except (ValueError, RecursionError) as error:
             raise _no_array(name, error) from error
         raise
+
+
+def _after_space(text: str, start: int) -> int:
+    match = _SPACE.match(text, start)
+    return start if match is None else match.end()
 
 
 def _no_array(name: str, error: Exception) -> DataError:

@@ -132,10 +132,13 @@ class Rows(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> "Record | Rows":
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        return self.tables[self.table_N[index]].record(int(self.row_N[index]))
+        return self._table(index).record(int(self.row_N[index]))
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
+
+    def _table(self, index: int) -> Table:
+        return self.tables[int(self.table_N[index])]
 
     def take(self, indices: np.ndarray) -> "Rows":
         """The records at `indices`, or where a mask is True, in that order."""
@@ -143,12 +146,12 @@ class Rows(Sequence[Record]):
 
     def where(self, index: int) -> tuple[str, int]:
         """Source and line of a record."""
-        table = self.tables[self.table_N[index]]
+        table = self._table(index)
         return table.source, int(table.lines[self.row_N[index]])
 
     def record_id(self, index: int) -> str:
         """The id of a record."""
-        table = self.tables[self.table_N[index]]
+        table = self._table(index)
         return f"{table.stem}:{table.lines[self.row_N[index]]}"
 
     @property

@@ -76,9 +76,7 @@ def load_data(
     parts: list[Rows] = []
 
     def read(source: str, split: str, role: str) -> Rows:
-        records, found = read_records(
-            source, split=split, max_bad_rows=config.max_bad_rows, rejected=rejected, cache=report
-        )
+        records, found = read_records(source, split=split, max_bad_rows=config.max_bad_rows, rejected=rejected, cache=report)
         report(f"{role}: {found.source}: {found.verdict}" + (f", {len(found.rejected)} rejected" if found.rejected else ""))
         manifest[role] = _about_source(source, found)
         builder.bad[found.source] = len(found.rejected)
@@ -220,13 +218,13 @@ class _ExampleBuilder:
     def handle_duplicates(self, rows: Rows, duplicates: Duplicates, report: Callable[[str], None]) -> tuple[Rows, int]:
         """The rows that are kept, and the number of exact duplicates of earlier ones; dropped duplicates are listed."""
         first = first_of_digests(rows.contents)
-        repeats = np.flatnonzero(first != np.arange(len(rows)))
-        if len(repeats):
+        repeats: list[int] = np.flatnonzero(first != np.arange(len(rows))).tolist()
+        if repeats:
             action = "kept" if duplicates == "keep" else "dropped"
             report(f"train: {len(repeats)} exact duplicates of earlier rows are {action}")
         if duplicates == "keep":
             return rows, len(repeats)
-        earlier = (":".join(map(str, rows.where(first[index]))) for index in repeats)
+        earlier = (":".join(map(str, rows.where(int(first[index])))) for index in repeats)
         self._list([(*rows.where(index), f"exact duplicate of {name}") for index, name in zip(repeats, earlier)])
         return rows.take(first == np.arange(len(rows))), len(repeats)
 
@@ -245,9 +243,7 @@ class _ExampleBuilder:
             )
 
 
-def _split(
-    pool: Rows, held: Rows | None, test_questions: Set[bytes], config: DataConfig
-) -> tuple[Rows, Rows, tuple[int, int]]:
+def _split(pool: Rows, held: Rows | None, test_questions: Set[bytes], config: DataConfig) -> tuple[Rows, Rows, tuple[int, int]]:
     """Training and validation rows without those whose prompt is in a test set, and the number removed from each."""
     train = pool.take(~asks_one_of(pool, test_questions))
     leaked = len(pool) - len(train)

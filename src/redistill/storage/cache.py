@@ -1,7 +1,7 @@
 """Arrays that one process computes and all processes map from the same file.
 
-An entry is a folder of the user's cache with `arrays.safetensors` and `manifest.json`, which is written last and has the SHA-256
-of the arrays.  An entry that is incomplete, damaged or of another key is made again.
+An entry is a folder of the user's cache with `arrays.safetensors` and `manifest.json`, which is written last and has the
+SHA-256 of the arrays.  An entry that is incomplete, damaged or of another key is made again.
 """
 
 import os
