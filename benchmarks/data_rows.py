@@ -19,10 +19,8 @@ from typing import Any
 
 from benchmarks import measuring
 
-WORDS = (
-    "the cat sits river number answer blue house why where walks under tree seven 12 colour people small water green over "
-    "between morning question written large moon train seldom often every list three sentence name city"
-).split()
+ANIMALS, PLACES = ("cat", "dog", "owl", "fox", "hen", "cow"), ("barn", "garden", "quiet street", "old mill")
+VERBS, TIMES = ("sleeps", "walks", "waits", "hides", "plays"), ("at night", "every morning", "in 12 days", "seldom", "often")
 
 
 def main() -> None:
@@ -48,12 +46,13 @@ def prepare(folder: Path, count: int) -> Path:
     folder.mkdir()
     chance = random.Random(count)
 
-    def words(number: int) -> str:
-        return " ".join(chance.choice(WORDS) for _ in range(number))
+    def sentences(count: int) -> str:
+        picked = ([chance.choice(words) for words in (ANIMALS, VERBS, PLACES, TIMES)] for _ in range(count))
+        return " ".join(f"The {animal} {verb} in the {place} {time}." for animal, verb, place, time in picked)
 
     with (folder / "train.jsonl").open("w") as file:
-        for _ in range(count):
-            row = {"instruction": f"{words(14)}?", "input": "", "output": f"{words(24)}."}
+        for number in range(count):
+            row = {"instruction": f"{sentences(2)} What is said of it ({number})?", "input": "", "output": sentences(2)}
             file.write(json.dumps(row) + "\n")
     return folder
 

@@ -1,12 +1,14 @@
 """Encoding of many texts at once, with exactly the ids of encoding each alone.
 
-Prompts share their template, a training sequence begins with its prompt, and words recur.  Where the tokenizer encodes each word
-alone, as byte-level BPE does, a text is divided into words and each different word is encoded once.  A text that is not ASCII is
-first cut at positions that no word and no look-ahead crosses, and only its pieces in ASCII are divided.
+Prompts share their template, a training sequence begins with its prompt, and words recur.  Where the tokenizer encodes each
+word alone, as byte-level BPE does, a text is divided into words and each different word is encoded once.  A text that is not
+ASCII is first cut at positions that no word and no look-ahead crosses, and only its pieces in ASCII are divided.
 """
 
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence, Set
+from itertools import chain
 from typing import NamedTuple
 
 import tokenizers
@@ -24,7 +26,7 @@ CHARACTERS_AT_ONCE = 1_000_000
 """Approximate number of characters per call of the tokenizer."""
 
 _CUT = re.compile(r"(?<=[A-Za-z])(?=[:\n])")
-"""Positions between a letter and a colon or line break: in the patterns of `words`, a match ends before it, whatever follows."""
+"""Positions between a letter and a colon or line break: in the patterns of `words`, a match ends there, whatever follows."""
 
 _SAMPLES = ("Below is a task:\n\n### Input:\nA, b\n\nAnswer:\n", "a:b  \n\n c", " x\n", "é: 12\nb:\u0301 ", "")
 
@@ -69,49 +71,53 @@ class TextEncoder:
             plain = [text for text in dict.fromkeys(texts) if text.split == split and not text.literal]
             pieces = {text: self._pieces(text.text, split) for text in plain}
             known = self._ids_of({piece for found in pieces.values() for piece in found}, split)
-            ids |= {text: [token for piece in found for token in known[piece]] for text, found in pieces.items()}
+            for text, found in pieces.items():
+                ids[text] = list(chain.from_iterable(map(known.__getitem__, found)))
         literal = [text for text in dict.fromkeys(texts) if text.literal]
         ids |= zip(literal, self._with_literals(literal))
         return [list(ids[text]) for text in texts]
 
     def _pieces(self, text: str, split: bool) -> list[str]:
         """Pieces of a text, whose ids together are those of the text."""
-        words = self._words
-        if words is None:
+        if self._words is None:
             return [text]
-        found: list[str] = []
-        for part in words.parts(text, split):
-            if part.isascii():
-                found += words.split(part)
-            else:
-                found += (word for piece in _CUT.split(part) for word in (words.split(piece) if piece.isascii() else [piece]))
-        return found
+        return [piece for part in self._words.parts(text, split) for piece in _sections(part)]
 
     def _ids_of(self, pieces: Set[str], split: bool) -> Mapping[str, list[int]]:
-        """The ids of different pieces; those of words are kept."""
+        """The ids of different pieces."""
         if self._words is None:
             return self._encoded(sorted(pieces), split)
+        words = {piece: self._words_of(piece) for piece in pieces}
+        known = self._ids_of_words(set(chain.from_iterable(words.values())), split)
+        return {piece: list(chain.from_iterable(map(known.__getitem__, found))) for piece, found in words.items()}
+
+    def _words_of(self, piece: str) -> list[str]:
+        """The words of a piece; what is not in ASCII is not divided into words."""
+        assert self._words is not None
+        if piece.isascii():
+            return self._words.split(piece)
+        parts = _CUT.split(piece)
+        return [word for part in parts for word in (self._words.split(part) if part.isascii() else [part])]
+
+    def _ids_of_words(self, words: Set[str], split: bool) -> Mapping[str, list[int]]:
+        """The ids of words and added tokens; those of words are kept."""
         if len(self._known) > WORDS_KEPT:
             self._known.clear()
-        new = sorted(piece for piece in pieces if piece not in self._known)
-        added = [piece for piece in new if piece in self._special.added]
-        self._known |= self._encoded([piece for piece in new if piece not in self._special.added], split)
-        if not added:
-            return self._known
-        return {**{piece: self._known[piece] for piece in pieces if piece in self._known}, **self._encoded(added, split)}
+        new = sorted(words - self._known.keys())
+        added = [word for word in new if word in self._special.added]
+        self._known |= self._encoded([word for word in new if word not in self._special.added], split)
+        return ChainMap(self._encoded(added, split), self._known) if added else self._known
 
     def _encoded(self, texts: Sequence[str], split: bool) -> dict[str, list[int]]:
         """The ids of each of different texts."""
+        if self._backend is None:
+            return {text: self._alone(text, split) for text in texts}
         found: dict[str, list[int]] = {}
         for block in _blocks(texts):
             signals.poll()
-            if self._backend is None:
-                options = {"add_special_tokens": False, "split_special_tokens": split, "verbose": False}
-                found |= zip(block, self._tokenizer(block, **options)["input_ids"])
-            else:
-                _reset(self._backend, split)
-                encodings = self._backend.encode_batch_fast(block, add_special_tokens=False)
-                found |= ((text, encoding.ids) for text, encoding in zip(block, encodings))
+            _reset(self._backend, split)
+            encodings = self._backend.encode_batch_fast(block, add_special_tokens=False)
+            found |= ((text, encoding.ids) for text, encoding in zip(block, encodings))
         return found
 
     def _alone(self, text: str, split: bool) -> list[int]:
@@ -171,6 +177,18 @@ class _StandIns:
             done = end
         encoded = self._backend.encode("".join([*parts, text.text[done:]]), add_special_tokens=False).ids
         return [self._originals.get(token, token) for token in encoded]
+
+
+def _sections(text: str) -> list[str]:
+    """The text, cut between a letter and a colon that ends a line, as in the headings of a template."""
+    first, *others = text.split(":\n")
+    sections = [first]
+    for section in others:
+        if sections[-1][-1:].isalpha() and sections[-1][-1:].isascii():
+            sections.append(f":\n{section}")
+        else:
+            sections[-1] += f":\n{section}"
+    return sections
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple, TypedDict, cast
 from redistill.data.fingerprint import CACHED_BYTES, fingerprint
 from redistill.data.forms import BadRow, Fault, parse_row
 from redistill.data.rejected import RejectedRow, list_rejected
-from redistill.data.rows import Rows, Table, TableBuilder
+from redistill.data.rows import Rows, Table, TableBuilder, collection_paused
 from redistill.errors import DataError
 from redistill.processes import signals
 from redistill.records import Json, Record
@@ -130,6 +130,7 @@ class _About(TypedDict):
     rejected: list[tuple[int, Fault, str]]
 
 
+@collection_paused()
 def _surveyed(opened: "_Opened", require_answer: bool) -> Stored:
     """The rows of a source as arrays; reads it line by line."""
     table = TableBuilder()

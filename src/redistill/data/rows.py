@@ -3,6 +3,8 @@
 A row takes the bytes of its text and about 60 bytes more, so that a million rows need no million Python objects.
 """
 
+import contextlib
+import gc
 import hashlib
 import json
 from array import array
@@ -30,6 +32,18 @@ def question(record: Record) -> Question:
         ('Add.', '1 2')
     """
     return tuple(" ".join(text.split()) for text in texts_of(record.prompt) if text.strip())
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """Pauses the search for reference cycles, which takes a quarter of the time of a loop that creates many objects."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def content_digest(record: Record) -> bytes:

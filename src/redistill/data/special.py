@@ -25,7 +25,8 @@ class SpecialTokens:
     """The special tokens of a tokenizer, as text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        added = {str(token): token for token in tokenizer.added_tokens_decoder.values() if getattr(token, "special", False)}
+        tokens: Mapping[int, object] = getattr(tokenizer, "added_tokens_decoder", {})
+        added = {str(token): token for token in tokens.values() if getattr(token, "special", False)}
         self.added: Mapping[str, object] = {text: token for text, token in added.items() if text}
         self.texts = tuple(sorted(self.added, key=len, reverse=True))
         self._pattern = re.compile("|".join(map(re.escape, self.texts)) or "(?!)")

@@ -21,7 +21,7 @@ from redistill.data.encoding import CHARACTERS_AT_ONCE, Text, TextEncoder
 from redistill.data.examples import ExampleBuilder, Examples
 from redistill.data.fingerprint import CACHED_BYTES, fingerprint, tokenizer_hash
 from redistill.data.forms import texts_of
-from redistill.data.rows import Rows
+from redistill.data.rows import Rows, collection_paused
 from redistill.data.special import Range, SpecialTokenCounts, SpecialTokens
 from redistill.data.templates import Template, literal_ranges, render_prompt, render_transcript
 from redistill.errors import ConfigError, DataError, ModelError
@@ -160,6 +160,7 @@ def tokenize_training(
     return examples, report
 
 
+@collection_paused()
 def _tokenized(records: Sequence[Record], encoder: "_Encoder", end_id: int, seed: int) -> Stored:
     """The examples as arrays, and the records that were left out."""
     config, examples = encoder.config, ExampleBuilder()

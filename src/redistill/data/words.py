@@ -5,7 +5,7 @@ The patterns of pre-tokenizers use Unicode classes that `re` does not have.  In 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from redistill.data.special import SpecialTokens
