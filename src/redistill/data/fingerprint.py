@@ -32,8 +32,11 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
         written = {str(path.relative_to(folder)): files.digest(path) for path in Path(folder).rglob("*") if path.is_file()}
     kind = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
     is_dated = "strftime_now" in json.dumps(tokenizer.chat_template)
-    today = datetime.now(UTC).astimezone().date().isoformat() if is_dated else None
-    return fingerprint(kind, written, today)
+    return fingerprint(kind, written, _today() if is_dated else None)
+
+
+def _today() -> str:
+    return datetime.now(UTC).astimezone().date().isoformat()
 
 
 @cache
