@@ -21,6 +21,15 @@ NOT_MIRRORED = {"faults", "integration", "golden", "gpu", "laws"}
 VAGUE_NAMES = {"util", "utils", "common", "helper", "helpers", "misc", "base"}
 LAYERS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"][0]["layers"]
 
+PROTOCOL_METHODS = {
+    method.name
+    for tree in TREES.values()
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ClassDef) and any(ast.unparse(base).startswith("Protocol") for base in node.bases)
+    for method in node.body
+    if isinstance(method, ast.FunctionDef)
+}
+
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -65,6 +74,33 @@ def unsafe_loading(tree: ast.Module) -> Iterator[str]:
             yield f"line {node.lineno}: trust_remote_code={ast.unparse(node.value)}"
 
 
+def public_names(node: ast.Module | ast.ClassDef, prefix: str = "") -> Iterator[tuple[str, Documented]]:
+    """Public functions, classes and methods, with the path of their names."""
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_"):
+            yield prefix + child.name, child
+            if isinstance(child, ast.ClassDef):
+                yield from public_names(child, f"{prefix}{child.name}.")
+
+
+def badly_documented(tree: ast.Module) -> Iterator[str]:
+    """Public names without a docstring, or whose first line has more than 80 characters.
+
+    A method needs none if a protocol of the package documents it.
+    """
+    for name, node in [("module", tree), *public_names(tree)]:
+        text = ast.get_docstring(node)
+        method = name.rpartition(".")[2] if "." in name else None
+        if text is None and method not in PROTOCOL_METHODS:
+            yield f"{name}: no docstring"
+        elif text is not None and len(text.splitlines()[0]) > 80:
+            yield f"{name}: first line of {len(text.splitlines()[0])} characters"
+
+
+def lines_with(pattern: str, path: str) -> list[str]:
+    return [line for line in (ROOT / path).read_text(encoding="utf-8").splitlines() if re.search(pattern, line)]
+
+
 def violations(rule: Callable[[ast.Module], Iterator[str]]) -> dict[str, list[str]]:
     """Path -> violations of the rule, for files that have any."""
     found = {path: list(rule(tree)) for path, tree in TREES.items()}
@@ -72,7 +108,7 @@ def violations(rule: Callable[[ast.Module], Iterator[str]]) -> dict[str, list[st
 
 
 def test_no_file_is_longer_than_400_lines() -> None:
-    lines = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in TREES}
+    lines = {path: len(lines_with("", path)) for path in TREES}
     unexplained = {path: n for path, n in lines.items() if n > 400 and not has_reason(TREES[path], "Longer than 400 lines")}
     assert unexplained == {}
 
@@ -83,6 +119,20 @@ def test_no_function_is_longer_than_60_lines() -> None:
 
 def test_no_class_has_more_than_12_fields() -> None:
     assert violations(too_wide) == {}
+
+
+def test_public_names_are_documented() -> None:
+    assert violations(badly_documented) == {}
+
+
+def test_any_is_rare() -> None:
+    found = [f"{path}: {line}" for path in TREES for line in lines_with(r"\bAny\b", path)]
+    assert len(found) <= 60, found
+
+
+def test_type_errors_are_rarely_ignored_and_never_without_a_reason() -> None:
+    found = [line for path in TREES for line in lines_with("type: ignore", path)]
+    assert len(found) <= 10 and all(re.search(r"type: ignore\[[\w,-]+\]  # \w", line) for line in found), found
 
 
 def test_no_loading_can_run_code() -> None:

@@ -1,4 +1,4 @@
-"""Types that packages share: sequences, batches, capabilities, and the protocols of teachers and engines.
+"""Types that packages share: data, capabilities, and protocols.
 
 This module computes no loss, loads no model and reads no file. docs/architecture.md describes the path of a sequence through
 these types. Shape letters are defined in docs/notation.md.
@@ -7,17 +7,18 @@ Longer than 400 lines: one file defines every type that is part of the interface
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from redistill.errors import ConfigError
-from redistill.records import Record
+from redistill.interfaces import Autocast, Gather, Tokenizer
+from redistill.records import Json, Record
 
 Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
+"""Where a response came from: the data set, a model, SCRG, a buffer of earlier text, or the pre-training corpus."""
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------
@@ -35,6 +36,14 @@ class Example:
         prompt_ids: The prompt that a model continues to generate an answer.
         token_ids: The gold sequence: prompt, answer and end token. The end token is absent if the answer was truncated.
         supervised: For each position of `token_ids`, whether the token is a target.
+
+    Example:
+        >>> from redistill.records import RawPrompt
+        >>> record = Record(record_id="mine:1", prompt=RawPrompt("How are"), references=("you?",))
+        >>> supervised = (False, False, True, True)
+        >>> example = Example(sample=0, record=record, prompt_ids=(5, 6), token_ids=(5, 6, 7, 2), supervised=supervised)
+        >>> [token for token, is_target in zip(example.token_ids, example.supervised) if is_target]
+        [7, 2]
     """
 
     sample: int
@@ -46,13 +55,21 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """Per-target values of a generated sequence for the policy gradient; see losses/policy_gradient.py.
+    """Per-target values of a generated sequence for the policy gradient.
+
+    See losses/policy_gradient.py.
+
+    Each field has one number for each target. Source: MiniLLM (arXiv 2306.08543).
 
     Args:
         old_logprobs: log q of each target in nats, by the student that scored the sequence after it was generated.
         advantages: Advantage of each target.
         importances: Importance weight of each target, >= 0: it corrects for sampling from a mixture with the teacher instead
             of from the student.
+
+    Example:
+        >>> Rollout(old_logprobs=(-0.1, -2.3), advantages=(1.0, -1.0), importances=(1.0, 0.5)).advantages
+        (1.0, -1.0)
     """
 
     old_logprobs: tuple[float, ...]
@@ -72,6 +89,15 @@ class TokenSequence:
         origin: Where the response came from.
         spans: Half-open ranges of target indices for the span loss; the first target of the sequence has index 0.
         rollout: Values for the policy gradient; None without a policy gradient.
+
+    Raises:
+        AssertionError: the lengths differ, no token is a target, or the first token is one.
+
+    Example:
+        >>> supervised = (False, False, True, True)
+        >>> sequence = TokenSequence(sample=0, token_ids=(5, 6, 7, 2), supervised=supervised, origin="student")
+        >>> sequence.prompt_ids, sequence.response_ids, sequence.num_targets
+        ((5, 6), (7, 2), 2)
     """
 
     sample: int
@@ -117,6 +143,15 @@ class DrawItem:
     A policy assigns the role "sft" to gold answers and "distillation" to sampled answers. A gold answer that is also the
     sampled answer has both roles and takes part in one forward pass. The objective then drops the roles that none of its terms
     uses.
+
+    Args:
+        sequence: The sequence.
+        roles: "sft", "distillation" or both.
+
+    Example:
+        >>> gold = TokenSequence(sample=0, token_ids=(5, 7), supervised=(False, True), origin="dataset")
+        >>> sorted(DrawItem(gold, frozenset({"sft", "distillation"})).roles)
+        ['distillation', 'sft']
     """
 
     sequence: TokenSequence
@@ -124,7 +159,20 @@ class DrawItem:
 
 
 def items_of(sequences: Iterable[TokenSequence], *roles: Role) -> tuple[DrawItem, ...]:
-    """One item for each sequence, all with the same roles."""
+    """One item for each sequence, all with the same roles.
+
+    Args:
+        sequences: Any number of sequences.
+        roles: Roles of all items.
+
+    Returns:
+        The items, in the order of the sequences.
+
+    Example:
+        >>> gold = TokenSequence(sample=0, token_ids=(5, 7), supervised=(False, True), origin="dataset")
+        >>> [item.roles for item in items_of([gold], "sft")]
+        [frozenset({'sft'})]
+    """
     return tuple(DrawItem(sequence, frozenset(roles)) for sequence in sequences)
 
 
@@ -135,6 +183,12 @@ class Draw:
     Args:
         items: Sequences of the task; those with the role "distillation" come first.
         corpus: Sequences of the pre-training term.
+
+    Example:
+        >>> gold = TokenSequence(sample=0, token_ids=(5, 7), supervised=(False, True), origin="dataset")
+        >>> draw = Draw(items=items_of([gold], "sft"))
+        >>> len(draw.with_role("sft")), len(draw.with_role("distillation"))
+        (1, 0)
     """
 
     items: tuple[DrawItem, ...]
@@ -168,6 +222,14 @@ class Batch:
         old_logprob_N, advantage_N, importance_N: float32; the fields of `Rollout` for the sampled rows, 0 without a roll-out.
         samples: Index of the training example of each sequence.
         origins: Origin of each sequence.
+
+    Example:
+        >>> from redistill.data.collate import collate
+        >>> supervised = (False, False, True, True)
+        >>> gold = TokenSequence(sample=0, token_ids=(5, 6, 7, 2), supervised=supervised, origin="dataset")
+        >>> batch = collate(items_of([gold], "sft"), pad_id=0)
+        >>> batch.position_N, batch.target_N, batch.num_sampled
+        (tensor([1, 2]), tensor([7, 2]), 0)
     """
 
     input_ids_BT: torch.Tensor
@@ -193,13 +255,22 @@ class Batch:
 
 
 class Divergence(Protocol):
-    """Distance of student and teacher distributions: a frozen dataclass whose fields are its hyper-parameters.
+    """Distance of student and teacher distributions.
+
+    A divergence is a frozen dataclass whose fields are its hyper-parameters.
 
     Call:
         logq_NV: Student log-probabilities.
         logp_NV: Teacher log-probabilities, same shape.
         Returns divergence_N in nats, unreduced, 0 exactly where q = p; float32, or float64 for float64 inputs. The gradient
         flows through q only.
+
+    Example:
+        >>> from redistill.losses.divergences import ForwardKL
+        >>> divergence: Divergence = ForwardKL()
+        >>> logp_NV, logq_NV = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+        >>> divergence(logq_NV, logp_NV)
+        tensor([0.1438])
     """
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor: ...
@@ -212,6 +283,12 @@ class TopClasses(NamedTuple):
         class_NK: int64; the listed classes.
         logp_NK: float32; their log-probabilities, not renormalised.
         log_rest_N: float32; logarithm of the total probability of all other classes.
+
+    Example:
+        >>> top = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).topk(2)
+        >>> target = TopClasses(top.indices, top.values.log(), (1 - top.values.sum(-1)).log())
+        >>> target.class_NK, target.log_rest_N.exp()
+        (tensor([[0, 1]]), tensor([0.2000]))
     """
 
     class_NK: torch.Tensor
@@ -220,7 +297,16 @@ class TopClasses(NamedTuple):
 
 
 class TeacherTarget(Protocol):
-    """Teacher distributions for the rows of one batch, computed slice by slice so that no [N, V] tensor is allocated."""
+    """Teacher distributions for the rows of one batch.
+
+    They are computed slice by slice, so that no [N, V] tensor is allocated.
+
+    Example:
+        >>> logits_NV = torch.zeros(3, 5)
+        >>> target: TeacherTarget = lambda rows: logits_NV[rows]
+        >>> target(slice(0, 2)).shape
+        torch.Size([2, 5])
+    """
 
     def __call__(self, rows: slice) -> torch.Tensor | TopClasses:
         """The target of the rows in `rows`, without gradient.
@@ -229,24 +315,26 @@ class TeacherTarget(Protocol):
             float32 logits of shape [rows, V], which the caller normalises (log-probabilities are valid logits); or the listed
             classes, for a teacher without the full vocabulary.
         """
-        ...
 
 
-def _check_flags(declared: Any) -> None:
-    """Check that the flags of a declaration are bools; an external component may pass anything.
+class _Flags:
+    """A declaration whose fields, except `top_k`, are checked to be bools; an external component may pass anything.
 
     Raises:
         ConfigError: one is not a bool.
     """
-    for f in fields(declared):
-        value = getattr(declared, f.name)
-        if f.name != "top_k" and not isinstance(value, bool):
-            raise ConfigError(f"{type(declared).__name__}: {f.name} = {value!r}: must be True or False")
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "top_k" and not isinstance(value, bool):
+                raise ConfigError(f"{type(self).__name__}: {name} = {value!r}: must be True or False")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherCapabilities:
-    """Features of a teacher; a recipe is checked against them before any model is loaded.
+class TeacherCapabilities(_Flags):
+    """Features of a teacher.
+
+    A recipe is checked against them before any model is loaded.
 
     Args:
         full_vocabulary: Targets are logits over the whole shared vocabulary; otherwise they are `TopClasses`.
@@ -255,6 +343,17 @@ class TeacherCapabilities:
         mixture: The local engine can sample tokens from a mixture of the student and this teacher.
         prefix_memory: Has `remembering`, which reuses the states of prefixes within a step.
         top_k: Number of classes in `TopClasses`; None if unknown or if `full_vocabulary`.
+
+    Raises:
+        ConfigError: a field other than `top_k` is not a bool, or `statistics` is set without `full_vocabulary`.
+
+    Example:
+        >>> TeacherCapabilities(full_vocabulary=False, top_k=20).top_k
+        20
+        >>> TeacherCapabilities(full_vocabulary=False, statistics=True)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: statistics = True: needs full_vocabulary; statistics are computed from all logits
     """
 
     full_vocabulary: bool
@@ -265,79 +364,126 @@ class TeacherCapabilities:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        _check_flags(self)
+        super().__post_init__()
         if self.statistics and not self.full_vocabulary:
             raise ConfigError("statistics = True: needs full_vocabulary; statistics are computed from all logits")
 
 
 class Teacher(Protocol):
-    """A source of targets for the rows of a batch that carry distillation terms."""
+    """A source of targets for the rows of a batch that carry distillation terms.
+
+    `prepare` is called before `rows`, and `release` at the end of an update.
+
+    Example:
+        >>> from redistill.data.collate import collate
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> tools = make_fixture().tools
+        >>> batch = collate(items_of([tools.gold.items(0)[0].sequence], "distillation"), pad_id=0)
+        >>> tools.teacher.rows(batch)(slice(0, 1)).shape  # 1 row, 24 classes
+        torch.Size([1, 24])
+    """
 
     @property
     def capabilities(self) -> TeacherCapabilities:
         """Features of this teacher."""
-        ...
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
         """Fetch what `rows` needs for these sequences; may do nothing."""
-        ...
 
     def rows(self, batch: Batch) -> TeacherTarget:
         """The target of the first `num_sampled_rows` rows of the batch."""
-        ...
 
     def faults(self) -> int:
         """Number of rows with non-finite logits in this process since the last call."""
-        ...
 
     def release(self) -> None:
         """Free what was kept for the last update."""
-        ...
 
 
 class TextTeacher(Teacher, Protocol):
-    """A teacher that generates text (`TeacherCapabilities.generates`)."""
+    """A teacher that generates text (`TeacherCapabilities.generates`).
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> teacher: TextTeacher = make_fixture().tools.teacher
+        >>> request = GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0))
+        >>> len(teacher.generate([request], Sampling()))
+        1
+    """
 
     def generate(self, requests: "Sequence[GenerationRequest]", sampling: "Sampling") -> "list[Generation]":
         """Continue every request; results are in the order of the requests."""
-        ...
 
 
-class SequencePolicy(Protocol):
-    """Chooses the sequences that the student learns from."""
+class PolicyState(Protocol):
+    """What a policy keeps between updates.
 
-    def draw(self, step: int) -> Draw:
-        """This process's sequences of update `step`; a function of (seed, step, sample) and the state of the policy only."""
-        ...
+    Example:
+        >>> from redistill.policies import Adaptive, StudentGenerated
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> policy = make_fixture().policy(Adaptive(source=StudentGenerated()))
+        >>> policy.observe(2.0)  # before the first update
+        >>> policy.observe(2.5)
+        >>> policy.metrics()
+        {'threshold': 0.1, 'buffered': 0}
+    """
 
     def observe(self, validation_loss: float) -> None:
-        """Receive the loss of each validation in nats per token, including the one before the first update."""
-        ...
+        """Receive the loss of each validation in nats per token.
 
-    def metrics(self) -> Mapping[str, Any]:
+        The first one is the loss before the first update.
+        """
+
+    def metrics(self) -> Mapping[str, Json]:
         """Values of the state to be logged with each update."""
-        ...
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
         """The state to be saved in checkpoints, as JSON values."""
-        ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Restore a state that `state_dict` returned."""
-        ...
+
+
+class SequencePolicy(PolicyState, Protocol):
+    """Chooses the sequences that the student learns from.
+
+    Example:
+        >>> from redistill.policies import Fixed
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> policy: SequencePolicy = make_fixture().policy(Fixed())
+        >>> draw = policy.draw(step=0)
+        >>> len(draw.items), policy.draw(step=0).items[0].sequence.token_ids == draw.items[0].sequence.token_ids
+        (4, True)
+    """
+
+    def draw(self, step: int) -> Draw:
+        """This process's sequences of update `step`.
+
+        They are a function of (seed, step, sample) and the state of the policy only.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are sampled from a model.
+    r"""How tokens are sampled from a model.
+
+    .. math:: y_t \sim (1 - a)\, \tilde q(\cdot \mid y_{<t}) + a\, \tilde p(\cdot \mid y_{<t}), \qquad
+        \tilde q \propto q^{1/T} \text{ on the classes that are kept}
+
+    a is `teacher_share` and T `temperature`. Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
 
     Args:
         temperature: >= 0; 0 is greedy decoding.
         top_p: Nucleus sampling: the smallest set of most probable classes with at least this mass, in (0, 1]; 1 keeps all.
-        top_k: Keeps the k most probable classes; 0 keeps all.
-        no_repeat_ngram: Bans tokens that would repeat an n-gram of this length of prompt and response; 0 bans none.
+        top_k: Keeps the k most probable classes, >= 0; 0 keeps all.
+        no_repeat_ngram: Bans tokens that would repeat an n-gram of this length of prompt and response, >= 0; 0 bans none.
         teacher_share: Weight of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone.
             Bans, temperature, top-k and top-p apply to both models before they are mixed.
+
+    Example:
+        >>> greedy, nucleus = Sampling(temperature=0.0), Sampling(temperature=0.7, top_p=0.9)
+        >>> greedy.top_p
+        1.0
     """
 
     temperature: float = 1.0
@@ -353,10 +499,14 @@ class GenerationRequest:
 
     Args:
         prompt_ids: The tokens to continue; for a revised text they include the corrected prefix.
-        max_new_tokens: Maximum number of tokens to generate.
+        max_new_tokens: Maximum number of tokens to generate, >= 1.
         seed: Seed of the run or of the evaluation.
         stream: Key of the random stream under `seed`, such as ("response", step, sample). Token n uses fixed positions of this
             stream, so that the text depends neither on its batch nor on the number of processes.
+
+    Example:
+        >>> GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0)).max_new_tokens
+        3
     """
 
     prompt_ids: tuple[int, ...]
@@ -374,6 +524,10 @@ class Generation:
         finished: True if it ends with an end token.
         logprobs: Log-probability in nats of each token under the model, without temperature, filters or bans; None if the
             engine does not report them (`EngineCapabilities.logprobs`).
+
+    Example:
+        >>> Generation(token_ids=(7, 2), finished=True).logprobs is None
+        True
     """
 
     token_ids: tuple[int, ...]
@@ -382,8 +536,10 @@ class Generation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineCapabilities:
-    """Features of a generation engine; a recipe is checked against them before any model is loaded.
+class EngineCapabilities(_Flags):
+    """Features of a generation engine.
+
+    A recipe is checked against them before any model is loaded.
 
     Args:
         mixture: Samples tokens from a mixture of student and teacher (`Sampling.teacher_share`).
@@ -392,6 +548,17 @@ class EngineCapabilities:
         logprobs: Reports the log-probability of each token (`Generation.logprobs`).
         deterministic: Returns the same text for the same request and weights.
         samples_student: Text is sampled from the student; False for an engine that returns fixed text.
+
+    Raises:
+        ConfigError: a field is not a bool.
+
+    Example:
+        >>> EngineCapabilities(deterministic=True).mixture
+        False
+        >>> EngineCapabilities(logprobs="no")
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: EngineCapabilities: logprobs = 'no': must be True or False
     """
 
     mixture: bool = False
@@ -401,90 +568,125 @@ class EngineCapabilities:
     deterministic: bool = False
     samples_student: bool = True
 
-    def __post_init__(self) -> None:
-        _check_flags(self)
-
 
 class Engine(Protocol):
-    """Generates text of the student for training."""
+    """Generates text of the student for training.
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> engine: Engine = make_fixture().tools.engine
+        >>> request = GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0))
+        >>> engine.generate([request], Sampling()) == engine.generate([request], Sampling())
+        True
+    """
 
     @property
     def capabilities(self) -> EngineCapabilities:
         """Features of this engine."""
-        ...
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """Update the engine to the weights of the student; called once per update, before the policy draws.
+        """Update the engine to the weights of the student.
+
+        It is called once per update, before the policy draws.
 
         Args:
             student: The language model, with its full parameters (not sharded).
             step: Number of updates that the weights have had.
         """
-        ...
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """Continue every request; results are in the order of the requests, and batching changes rounding only."""
-        ...
+        """Continue every request; results are in the order of the requests.
+
+        Batching changes rounding only.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineTools:
-    """What an engine is built from.
+class TextTools:
+    """What engines and external teachers are built from.
+
+    Args:
+        tokenizer: Tokenizer of the student.
+        vocabulary: Number of classes of the student; only classes 0 .. vocabulary - 1 may be sampled.
+        end_ids: Tokens that end a response.
+        pad_id: Padding token.
+
+    Example:
+        >>> from redistill.toy.world import toy_tokenizer
+        >>> tokenizer = toy_tokenizer(258)
+        >>> tools = TextTools(tokenizer=tokenizer, vocabulary=258, end_ids=(0,), pad_id=1)
+        >>> tools.tokenizer.decode(tools.end_ids)
+        '<|endoftext|>'
+    """
+
+    tokenizer: Tokenizer
+    vocabulary: int
+    end_ids: tuple[int, ...]
+    pad_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineTools(TextTools):
+    """What an engine is built from; see also `TextTools`.
 
     Args:
         student: The language model of the student.
         teacher: The language model of a local teacher, for mixtures; None without one.
-        tokenizer: Tokenizer of the student.
-        vocabulary: Only classes 0 .. vocabulary - 1 may be sampled.
-        end_ids: Tokens that end a response.
-        pad_id: Padding token.
         batch_size: Number of sequences per batch; an engine lowers it when it runs out of memory.
         autocast: Returns the autocast context that models run in.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> from redistill.generation.local import LocalEngineConfig
+        >>> from redistill.models.initialise import fresh_model
+        >>> from redistill.processes.memory import Halving
+        >>> from redistill.toy.world import toy_tokenizer
+        >>> model = fresh_model(dict(model_type="gpt2", vocab_size=258, n_embd=4, n_layer=1, n_head=1, n_positions=8), seed=1)
+        >>> text = dict(tokenizer=toy_tokenizer(258), vocabulary=258, end_ids=(0,), pad_id=1)
+        >>> tools = EngineTools(student=model, teacher=None, batch_size=Halving("batch_size", 8), autocast=nullcontext, **text)
+        >>> LocalEngineConfig().build(tools).capabilities.deterministic
+        True
     """
 
     student: nn.Module
     teacher: nn.Module | None
-    tokenizer: Any
-    vocabulary: int
-    end_ids: tuple[int, ...]
-    pad_id: int
     batch_size: "BatchSize"
-    autocast: Callable[[], AbstractContextManager[Any]]
+    autocast: Autocast
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherTools:
-    """What an external teacher is built from.
+class TeacherTools(TextTools):
+    """What an external teacher is built from; see also `TextTools`.
 
     Args:
-        tokenizer: Tokenizer of the student.
-        vocabulary: Number of classes of the student.
-        end_ids: Tokens that end a response.
-        pad_id: Padding token.
         device: Device of the batches; targets must be on it.
+
+    Example:
+        >>> from redistill.toy.world import toy_tokenizer
+        >>> device = torch.device("cpu")
+        >>> tools = TeacherTools(tokenizer=toy_tokenizer(258), vocabulary=258, end_ids=(0,), pad_id=1, device=device)
+        >>> tools.device
+        device(type='cpu')
     """
 
-    tokenizer: Any
-    vocabulary: int
-    end_ids: tuple[int, ...]
-    pad_id: int
     device: torch.device
 
 
 class BatchSize(Protocol):
-    """A batch size that is lowered when memory runs out."""
+    """A batch size that is lowered when memory runs out.
+
+    Example:
+        >>> from redistill.processes.memory import Halving
+        >>> size: BatchSize = Halving("training.generation_batch_size", 64)
+        >>> size.repeat(lambda num_sequences: [Generation(token_ids=(2,), finished=True)] * num_sequences)[0].finished
+        True
+    """
 
     def repeat(self, work: Callable[[int], list[Generation]]) -> list[Generation]:
         """Return `work(size)`; retry with a smaller size if it runs out of memory."""
-        ...
 
 
 # --- processes and requirements -----------------------------------------------------------------------------------------
-
-
-def gather_single(values: list[Any]) -> list[Any]:
-    """`Processes.gather` of a job with one process: returns `values`."""
-    return values
 
 
 @dataclass(frozen=True)
@@ -492,14 +694,18 @@ class Processes:
     """Rank and number of processes of a distributed job.
 
     Args:
-        rank: Rank of this process, from 0.
-        world: Number of processes.
+        rank: Rank of this process, in [0, world).
+        world: Number of processes, >= 1.
         gather: Collective: concatenates the lists of all processes in the order of their ranks.
+
+    Example:
+        >>> Processes(rank=1, world=2).is_main, ONE_PROCESS.gather([3])
+        (False, [3])
     """
 
     rank: int = 0
     world: int = 1
-    gather: Callable[[list[Any]], list[Any]] = gather_single
+    gather: Gather = lambda values: values
 
     @property
     def is_main(self) -> bool:
@@ -508,11 +714,14 @@ class Processes:
 
 
 ONE_PROCESS = Processes()
+"""The only process of a job without others."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What a policy or an objective requires of teacher and engine; checked when a recipe is read.
+class Needs(_Flags):
+    """What a policy or an objective requires of teacher and engine.
+
+    It is checked when a recipe is read.
 
     Args:
         teacher: Requires a teacher.
@@ -521,6 +730,14 @@ class Needs:
         teacher_text: Requires text that the teacher generates.
         mixture: Requires tokens sampled from a mixture of student and teacher.
         samples_student: Requires text sampled from the student, because its log-probabilities are used.
+
+    Raises:
+        ConfigError: a field is not a bool.
+
+    Example:
+        >>> both = Needs(teacher=True) | Needs(mixture=True)
+        >>> both.teacher, both.mixture, both.statistics
+        (True, True, False)
     """
 
     teacher: bool = False
@@ -530,9 +747,6 @@ class Needs:
     mixture: bool = False
     samples_student: bool = False
 
-    def __post_init__(self) -> None:
-        _check_flags(self)
-
     def __or__(self, other: "Needs") -> "Needs":
         """The union of the requirements of two components."""
-        return Needs(**{f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self)})
+        return Needs(**{name: needed or getattr(other, name) for name, needed in vars(self).items()})

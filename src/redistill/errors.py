@@ -1,4 +1,6 @@
-"""Exceptions that a user can cause. Their message is one line: where, what was given, what is allowed, what to do.
+"""Exceptions that a user can cause.
+
+Their message is one line: where, what was given, what is allowed, what to do.
 
 Every exception that redistill raises for invalid input or a failed run is a `RedistillError`; the command line prints its
 message and exits with `exit_code`. Violated internal invariants are `assert`s.
@@ -8,43 +10,118 @@ import signal
 
 
 class RedistillError(Exception):
-    """An error that the user can fix; `str(error)` is one line that includes the remedy."""
+    """An error that the user can fix.
+
+    `str(error)` is one line that includes the remedy.
+
+    `exit_code` is the exit status of the command line.
+
+    Example:
+        >>> error = ConfigError("top_p = 2: must lie in (0, 1]; 1 keeps every class")
+        >>> isinstance(error, RedistillError), error.exit_code
+        (True, 2)
+    """
 
     exit_code = 2
 
 
 class ConfigError(RedistillError, ValueError):
-    """A setting is unknown, has the wrong type, is out of range, or conflicts with another setting."""
+    """A setting is invalid.
+
+    It is unknown, has the wrong type, is out of range, or conflicts with another setting.
+
+    Example:
+        >>> from redistill.losses.divergences import ForwardKL
+        >>> ForwardKL(temperature=0.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: temperature = 0.0: must be > 0 and finite; 1 does not change the distributions
+    """
 
 
 class DataError(RedistillError, ValueError):
-    """A data file is missing, empty, or has too many unusable rows."""
+    """A data file is missing, empty, or has too many unusable rows.
+
+    Example:
+        >>> from redistill.evaluation.metrics.rouge_l import rouge_l
+        >>> rouge_l("an answer", [])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.DataError: rouge_l: references = []: must have at least one;...
+    """
 
 
 class VocabularyError(RedistillError, ValueError):
-    """The token ids of teacher and student do not stand for the same tokens."""
+    """The token ids of teacher and student do not stand for the same tokens.
+
+    Example:
+        >>> from redistill.models.vocabulary import match_vocabularies
+        >>> match_vocabularies({"a": 0, "b": 1}, {"a": 0, "c": 1}, 2, 2)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.VocabularyError: teacher and student vocabularies differ:...
+    """
 
 
 class ModelError(RedistillError, ValueError):
-    """A model cannot be found, loaded, or used as the run requires."""
+    """A model cannot be found, loaded, or used as the run requires.
+
+    Example:
+        >>> from redistill.models.load import ModelConfig, load_model
+        >>> load_model(ModelConfig(model="./no/such/folder"))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ModelError: ./no/such/folder: no such folder;...
+    """
 
 
 class CheckpointError(RedistillError):
-    """A checkpoint or run folder is missing, incomplete, or belongs to another run."""
+    """A checkpoint or run folder is missing, incomplete, or belongs to another run.
+
+    Example:
+        >>> import redistill
+        >>> run = redistill.Run(name="not-trained", method="sft", student=redistill.StudentConfig(model="gpt2"))
+        >>> redistill.evaluate_run(run)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.CheckpointError: runs/not-trained: has no trained student;...
+    """
 
 
 class OutputError(RedistillError, OSError):
-    """A path cannot be written: no permission, no space, or outside of the run folder."""
+    """A path cannot be written: no permission, no space, or outside of the run folder.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from redistill.storage import files
+        >>> files.inside(Path("runs/first"), "../other")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.OutputError: runs/first: '../other' leads out of the folder;...
+    """
 
 
 class TrainingError(RedistillError):
-    """Training cannot continue, such as after too many consecutive updates with a non-finite loss or gradient."""
+    """Training cannot continue.
+
+    An example is too many consecutive updates with a non-finite loss or gradient.
+
+    Example:
+        >>> import torch
+        >>> from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
+        >>> sample_rows(torch.full((1, 3), float("nan")), torch.zeros(1, NUMBERS_PER_DRAW))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.TrainingError: generation: the student's probabilities are not finite:...
+    """
 
     exit_code = 1
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process received a signal to stop. It is raised only at points where no update or file is incomplete.
+    """The process received a signal to stop.
+
+    It is raised only at points where no update or file is incomplete.
 
     It is not a `RedistillError`, since it is not caused by invalid input.
 
@@ -65,6 +142,12 @@ class Interrupted(KeyboardInterrupt):
 def first_line(error: Exception) -> str:
     """The first line of an exception's message, or its type if it has none.
 
+    Args:
+        error: Any exception.
+
+    Returns:
+        One line without a line break at its end.
+
     Example:
         >>> first_line(ValueError("no such file\\nhint: check the path")), first_line(KeyError())
         ('no such file', 'KeyError')
@@ -83,6 +166,13 @@ def check_field(settings: object, name: str, is_valid: bool, requirement: str) -
 
     Raises:
         ConfigError: "NAME = VALUE: REQUIREMENT", if the value is not allowed.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_field(SimpleNamespace(rounds=0), "rounds", False, "must be >= 1; 1 is usual")
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: rounds = 0: must be >= 1; 1 is usual
     """
     if not is_valid:
         raise ConfigError(f"{name} = {getattr(settings, name)!r}: {requirement}")

@@ -1,4 +1,6 @@
-"""Keyed random numbers: (run seed, purpose, step, sample) is hashed into the key of a counter-based generator.
+"""Keyed random numbers.
+
+(run seed, purpose, step, sample) is hashed into the key of a counter-based generator.
 
 There is no state, so that a draw does not depend on its batch, the number of processes, earlier draws, or a resume. No other
 module may seed a generator or draw from a global one.
@@ -28,8 +30,19 @@ def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Genera
     return np.random.Generator(np.random.Philox(key=_hash(seed, purpose, counters, size=16)))
 
 
+def permutation(size: int, seed: int, purpose: str, *counters: int | str) -> list[int]:
+    """A random order of 0 .. size - 1.
+
+    It is from the random stream of the other arguments; see `generator`.
+    """
+    return [int(index) for index in generator(seed, purpose, *counters).permutation(size)]
+
+
 def torch_seed(seed: int, purpose: str, *counters: int | str) -> int:
-    """A seed in [0, 2^63) for `torch.manual_seed`, for draws that torch makes (dropout, weight initialisation)."""
+    """A seed in [0, 2^63) for `torch.manual_seed`.
+
+    It is for random numbers that torch draws (dropout, weight initialisation).
+    """
     return _hash(seed, purpose, counters, size=8) >> 1
 
 

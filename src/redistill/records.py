@@ -12,12 +12,16 @@ from typing import Literal, TypeAlias
 from redistill.errors import ConfigError, DataError
 
 Better = Literal["higher", "lower"]
+"""Which of two values of a metric is better."""
+
 MetricInput = Literal["answers", "references_pass", "samples", "pair"]
+"""What a metric is computed from; see `Metric.needs`."""
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 """A value of a JSON or YAML file."""
 
 PERCENT, FRACTION = "%", "fraction"
+"""Units with a format of their own; see `Metric.unit`."""
 
 RESERVED = frozenset(
     {
@@ -35,7 +39,16 @@ RESERVED = frozenset(
 
 @dataclass(frozen=True)
 class Instruction:
-    """A prompt that a template renders: an instruction with an optional input."""
+    """A prompt that a template renders: an instruction with an optional input.
+
+    Args:
+        instruction: The task, as text.
+        input: What the task is applied to; empty if it needs none.
+
+    Example:
+        >>> Instruction("Translate into French.", "Good morning.").input
+        'Good morning.'
+    """
 
     instruction: str
     input: str = ""
@@ -43,14 +56,31 @@ class Instruction:
 
 @dataclass(frozen=True)
 class RawPrompt:
-    """A prompt that is used verbatim."""
+    """A prompt that is used verbatim.
+
+    Args:
+        text: The prompt.
+
+    Example:
+        >>> RawPrompt("Once upon a time").text
+        'Once upon a time'
+    """
 
     text: str
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    Args:
+        role: Author of the message.
+        content: Its text.
+
+    Example:
+        >>> Turn("user", "Good morning.").role
+        'user'
+    """
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -58,7 +88,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The turns before the last answer; the answer is the record's reference."""
+    """The turns before the last answer; the answer is the record's reference.
+
+    Args:
+        turns: The messages, oldest first.
+
+    Example:
+        >>> Conversation((Turn("system", "Be brief."), Turn("user", "Good morning."))).turns[-1].content
+        'Good morning.'
+    """
 
     turns: tuple[Turn, ...]
 
@@ -71,6 +109,11 @@ class Record:
         record_id: Identifier of the row, such as "dolly:17".
         prompt: What is to be answered.
         references: Correct answers; empty for a row that has only a prompt.
+
+    Example:
+        >>> record = Record(record_id="dolly:17", prompt=Instruction("Name a primary colour."), references=("red", "blue"))
+        >>> record.prompt.instruction, len(record.references)
+        ('Name a primary colour.', 2)
     """
 
     record_id: str
@@ -79,7 +122,20 @@ class Record:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean of at least one value; the sum is exact (`math.fsum`), so the order does not matter."""
+    """The arithmetic mean of at least one value.
+
+    The sum is exact (`math.fsum`), so the order does not matter.
+
+    Args:
+        values: At least one number.
+
+    Returns:
+        The mean, as a float.
+
+    Example:
+        >>> mean([0.1] * 10), mean([1, 2])
+        (0.1, 1.5)
+    """
     return math.fsum(values) / len(values)
 
 
@@ -136,7 +192,10 @@ class Metric:
         return {"title": self.title, "unit": self.unit, "better": self.better}
 
     def goodness(self, value: float) -> float:
-        """`value` if higher is better, otherwise `-value`, so that the better model has the higher result."""
+        """`value` if higher is better, otherwise `-value`.
+
+        The better model therefore has the higher result.
+        """
         return value if self.better == "higher" else -value
 
     def scored(self, answer: str, record: Record) -> float:

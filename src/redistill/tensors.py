@@ -13,6 +13,7 @@ computed from the hidden state at position t - 1. Only data/collate.py applies t
 from collections.abc import Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, *, side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,17 +27,11 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, side: str = "right") -> tu
     Returns:
         ids_BT and mask_BT, both int64; T is the length of the longest sequence. The mask is 1 for tokens and 0 for padding.
     """
-    assert side in {"left", "right"}, side
-    longest = max(len(row) for row in rows)
-    ids_BT = torch.full((len(rows), longest), value, dtype=torch.long)
-    mask_BT = torch.zeros((len(rows), longest), dtype=torch.long)
-    for b, row in enumerate(rows):
-        where = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
-        ids_BT[b, where] = torch.as_tensor(row, dtype=torch.long)
-        mask_BT[b, where] = 1
-    return ids_BT, mask_BT
+    ids = [torch.as_tensor(row, dtype=torch.long) for row in rows]
+    ids_BT = pad_sequence(ids, batch_first=True, padding_value=value, padding_side=side)
+    return ids_BT, pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side=side)
 
 
 def loss_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The dtype in which a loss is computed: float64 for float64 inputs, float32 otherwise."""
+    """The dtype of a loss: float64 for float64 inputs, float32 otherwise."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

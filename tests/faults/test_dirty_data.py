@@ -85,21 +85,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return Corpus(path, {place + 1: kind for place, kind in planted.items()})
 
 
-def test_every_planted_fault_is_listed_with_its_reason_and_every_other_row_is_kept(corpus: Corpus, tmp_path: Path) -> None:
-    rejected = tmp_path / "rejected.jsonl"
+def test_every_fault_is_listed_with_its_reason_every_other_row_is_kept_and_duplicates_are_counted(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    rejected, said = tmp_path / "rejected.jsonl", list[str]()
     config = DataConfig(train=(str(corpus.path),), max_bad_rows=300)
-    found = load_data(config, Words(), 1, rejected=rejected, report=lambda text: None, duplicates="drop")
+    found = load_data(config, Words(), 1, rejected=rejected, report=said.append)
     listed = {row["line"]: row["reason"] for row in read_lines(rejected)}
-    wrong = {number: (kind, listed.get(number)) for number, kind in corpus.planted.items()
+    faults = {number: kind for number, kind in corpus.planted.items() if kind != "duplicate"}
+    wrong = {number: (kind, listed.get(number)) for number, kind in faults.items()
              if FAULTS[kind][1] not in listed.get(number, "")}  # fmt: skip
-    assert not wrong and listed.keys() == corpus.planted.keys()
-    assert len(found.train) + len(found.validation) == ROWS - len(corpus.planted) == 9_700
-
-
-def test_duplicates_are_kept_unless_told_and_counted_either_way(corpus: Corpus) -> None:
-    said: list[str] = []
-    config = DataConfig(train=(str(corpus.path),), max_bad_rows=300)
-    found = load_data(config, Words(), 1, rejected=None, report=said.append)
+    assert not wrong and listed.keys() == faults.keys()
     assert len(found.train) + len(found.validation) == 9_720 and found.manifest["kept"]["duplicates kept"] == EACH
     assert f"train: {EACH} exact duplicates of earlier rows are kept" in said
 

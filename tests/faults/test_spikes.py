@@ -9,8 +9,7 @@ from redistill.randomness import generator
 from redistill.runs.run import train_student
 from redistill.storage import files
 from redistill.training import loop as training
-from redistill.training.guards import SpikeDetector
-from redistill.training.guards.spikes import FEWEST
+from redistill.training.guards.spikes import FEWEST, SpikeDetector
 from tests.worlds import tiny_run
 
 FACTOR = 5.0

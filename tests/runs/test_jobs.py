@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from redistill.errors import Interrupted, OutputError
+from redistill.processes import signals
 from redistill.runs.jobs import Job, JobProgress, last_line, run_jobs
 
 FAIL = "print('first'); print('it broke', flush=True); raise SystemExit(3)"
@@ -133,6 +135,23 @@ def test_an_interruption_during_a_start_leaves_no_process(tmp_path: Path, monkey
     assert [process.returncode for process in made] == [-signal.SIGTERM]
 
 
+def test_a_second_signal_kills_a_job_that_does_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job sends the first signal, and at once the second one when it is asked to stop, in the context of the command."""
+    made: list[subprocess.Popen] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **options: made.append(popen(*given, **options)) or made[-1])
+    endless = """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getppid(), signal.SIGTERM))
+os.kill(os.getppid(), signal.SIGINT)
+while True: time.sleep(0.01)
+"""
+    with pytest.raises(Interrupted) as caught, signals.handled(at_once=True):
+        run([job(tmp_path, "a", endless)])
+    assert caught.value.exit_code == 128 + signal.SIGINT
+    assert [process.returncode for process in made] == [-signal.SIGKILL]
+
+
 def test_an_ignored_hangup_stops_nothing(tmp_path: Path) -> None:
     class Hangup(Watch):
         def start(self, job: Job) -> None:
@@ -169,3 +188,24 @@ def test_progress_in_a_log_is_a_line_for_each_job_with_the_time_left() -> None:
 def test_progress_on_a_terminal_has_a_bar_below_the_lines() -> None:
     text = told(terminal=True)
     assert "a: 0:30  ROUGE-L 70.00" in text and "2/4  1:00 left" in text
+
+
+def test_one_signal_kills_jobs_that_are_stopped_because_of_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[subprocess.Popen] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **options: made.append(popen(*given, **options)) or made[-1])
+    endless = f"""
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getppid(), signal.SIGINT))
+open({str(tmp_path / "ready")!r}, "w").close()
+while True: time.sleep(0.01)
+"""
+
+    def fail(started: Job) -> None:
+        while not (tmp_path / "ready").exists():
+            pass
+        raise OutputError("full")
+
+    with pytest.raises(OutputError):
+        run_jobs([job(tmp_path, "a", endless)], 1, environment=os.environ, on_start=fail, on_end=lambda *told: None)
+    assert [process.returncode for process in made] == [-signal.SIGKILL]

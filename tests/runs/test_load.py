@@ -228,17 +228,14 @@ def mixed_rows(folder, tokens=None, **fields):
 
 
 @pytest.mark.parametrize("template", ["alpaca", "chat"])
-@pytest.mark.parametrize("duplicates", ["keep", "drop"])
-def test_a_second_start_does_not_tokenize_and_finds_the_same(
-    tmp_path, chatty, cache, no_work, monkeypatch, template, duplicates
-):
+def test_a_second_start_does_not_tokenize_and_finds_the_same(tmp_path, chatty, cache, no_work, monkeypatch, template):
     config, said = mixed_rows(tmp_path, TokenizeConfig(template=template)), ([], [], [])
     rejected = [tmp_path / f"rejected-{number}.jsonl" for number in range(3)]
     found = []
     for number in range(3):
         if number == 2:
             no_work()
-        options = {"rejected": rejected[number], "report": said[number].append, "duplicates": duplicates}
+        options = {"rejected": rejected[number], "report": said[number].append}
         with monkeypatch.context() as patch:
             if number == 0:
                 patch.setenv("REDISTILL_CACHE", str(tmp_path / "other"))

@@ -279,7 +279,7 @@ def test_an_interrupted_sweep_resumes(plan: Callable[..., Plan], monkeypatch: py
 
 
 def test_parallel_runs_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "_cores", lambda: 8)
+    monkeypatch.setattr(sweep, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [sweep._environment(limit).get("OMP_NUM_THREADS") for limit in (1, 2, 8, 20)] == [None, "4", "1", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

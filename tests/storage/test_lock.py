@@ -1,5 +1,6 @@
 """The lock of a folder: one holder, reported by id, and released when its last process exits, even after a crash."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,9 +17,9 @@ HOLD = """
 import subprocess, sys
 from pathlib import Path
 from redistill.storage.lock import locked
-with locked(Path(sys.argv[1])) as descriptor:
+with locked(Path(sys.argv[1])) as descriptors:
     if sys.argv[2:]:  # start a child process that inherits the lock
-        subprocess.Popen([sys.executable, "-c", "input()"], pass_fds=[descriptor])
+        subprocess.Popen([sys.executable, "-c", "input()"], pass_fds=descriptors)
     print("held", flush=True)
     input()
 """
@@ -98,3 +99,16 @@ def test_a_removed_lock_file_of_the_previous_holder_is_not_a_lock(tmp_path: Path
     monkeypatch.setattr(fcntl, "flock", too_late)
     with locked(tmp_path), pytest.raises(BusyError), locked(tmp_path):
         raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_gets_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    import fcntl
+
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.warns(UserWarning, match="does not support locks"), locked(tmp_path) as descriptors:
+        assert list(descriptors) == []
+    assert list(tmp_path.iterdir()) == []

@@ -9,16 +9,8 @@ import pytest
 from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError, TrainingError
 from redistill.storage import files
-from redistill.training.guards import (
-    CollapseMonitor,
-    EarlyStopping,
-    GuardConfig,
-    TextFacts,
-    Update,
-    UpdateGuard,
-    facts_of,
-    text_metrics,
-)
+from redistill.training.guards import CollapseMonitor, EarlyStopping, GuardConfig, Update, UpdateGuard
+from redistill.training.guards.collapse import TextFacts, facts_of, text_metrics
 
 FINE = Update(step=1, metrics={"loss": 2.5}, norms={"grad_norm": 1.0}, teacher_rows=0, samples=[7], read=list)
 BAD = [

@@ -259,7 +259,7 @@ def test_the_engine_is_synchronised_once_an_update_before_its_draw(tmp_path, scr
     scripted(1.0)
     seen = []
     draw = Policy.draw
-    monkeypatch.setattr(LocalEngine, "sync", lambda self, student, step: seen.append(("sync", step, student is self._model)))
+    monkeypatch.setattr(LocalEngine, "sync", lambda self, student, step: seen.append(("sync", step, student is self.model)))
     monkeypatch.setattr(Policy, "draw", lambda self, step: seen.append(("draw", step, True)) or draw(self, step))
     train_student(run(tmp_path, updates=3))
     assert seen == [(what, step, True) for step in range(3) for what in ("sync", "draw")]

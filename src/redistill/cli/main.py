@@ -3,6 +3,7 @@
 It parses the arguments, runs the command, and maps errors to exit codes.
 """
 
+import argparse
 import os
 import signal
 import sys
@@ -11,8 +12,8 @@ from collections.abc import Sequence
 from redistill.cli.commands import is_main_process
 from redistill.cli.output import reserved_stdout
 from redistill.cli.parsers import parse_arguments
-from redistill.errors import Interrupted, RedistillError
-from redistill.processes import signals
+from redistill.errors import Interrupted, OutputError, RedistillError
+from redistill.processes import signals, streams
 from redistill.storage.redaction import plain, print_traceback
 
 
@@ -29,7 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: after --help and --version (code 0), or for invalid arguments (code 2).
     """
     sys.excepthook = print_traceback
-    options = parse_arguments(arguments)
+    with streams.tolerant_streams():
+        options = parse_arguments(arguments)
+        code = _run(options)
+        return code or _output_code(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
     for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # of other libraries; their warnings are shown
         os.environ.setdefault(variable, "1")
     try:
@@ -43,3 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("redistill: interrupted; run the same command again to resume", file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
     return 0
+
+
+def _output_code(options: argparse.Namespace) -> int:
+    """The exit code of a finished command whose standard output may have failed.
+
+    A closed pipe is no error: its reader has what it wanted. The result of a job is its folder, not what it prints.
+    """
+    found = sys.stdout
+    if not isinstance(found, streams.TolerantStream) or found.error is None or found.is_closed_pipe:
+        return 0
+    reason = f"standard output: cannot be written ({found.error.strerror})"
+    if hasattr(options, "out"):
+        print(f"redistill: {reason}; the output folder is complete", file=sys.stderr)
+        return 0
+    print(f"redistill: {reason}; free disk space, or redirect it to another file", file=sys.stderr)
+    return OutputError.exit_code

@@ -6,10 +6,8 @@ It is text for people or, with --json, one JSON document and nothing else.
 import argparse
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TextIO
 
 from redistill.storage.redaction import redacted_tree
 
@@ -38,18 +36,9 @@ def print_json(options: argparse.Namespace, data: Mapping[str, object]) -> None:
         data: JSON values, without NaN and infinities.
     """
     document = json.dumps(redacted_tree({"schema": SCHEMA, **data}), indent=2, allow_nan=False)
-    _write(options.stdout, document + "\n")
+    options.stdout.write(document + "\n")
 
 
 def print_lines(*lines: object) -> None:
     """Print each item on its own line."""
-    _write(sys.stdout, "".join(f"{line}\n" for line in lines))
-
-
-def _write(stream: TextIO, text: str) -> None:
-    try:
-        stream.write(text)
-        stream.flush()
-    except BrokenPipeError as error:  # the process that reads the pipe, such as `head`, has exited; rich does so for tables
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter flushes the stream again at exit
-        raise SystemExit(1) from error
+    sys.stdout.write("".join(f"{line}\n" for line in lines))

@@ -64,6 +64,15 @@ class Run:
 
     Raises:
         ConfigError: the method is unknown, a required teacher is missing, or components are incompatible.
+
+    Example:
+        >>> run = Run(name="first", method="sft", student=StudentConfig(model="openai-community/gpt2"))
+        >>> run.folder.as_posix(), run.resolved_method.policy
+        ('runs/first', Fixed())
+        >>> Run(name="second", method="kd", student=StudentConfig(model="openai-community/gpt2"))
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: teacher: missing; set one, or use the method sft, which needs none (method kd)
     """
 
     name: str
@@ -196,16 +205,28 @@ SLOTS = (
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[str] = ()) -> Run:
-    """Load a recipe or the run.json of a run.
+    r"""Load a recipe or the run.json of a run.
 
     Args:
         path: The file.
         overrides: Settings to change, each as `section.field=value`.
         allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
 
+    Returns:
+        The run, with all defaults.
+
     Raises:
         ConfigError: the file is missing, is not YAML or has a later schema, or a field is unknown, of a wrong type or out of
             range.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "first.yaml"
+        ...     _ = path.write_text("name: first\nmethod: sft\nstudent: {model: openai-community/gpt2}\n")
+        ...     run = load_config(path, ["training.updates=50"])
+        >>> run.method, run.training.updates
+        ('sft', 50)
     """
     try:
         text = path.read_bytes()

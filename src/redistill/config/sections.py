@@ -30,8 +30,8 @@ class FinetuneConfig:
         updates: Number of updates, or of epochs as in "3 epochs"; >= 1.
         learning_rate: Initial learning rate of the cosine schedule, > 0.
         batch_size: Sequences per update over all processes, >= 1.
-        micro_batch_size: As `training.micro_batch_size`.
-        evaluate_every: Updates (or epochs) between validations; 0 validates only at the end.
+        micro_batch_size: As `training.micro_batch_size`, >= 1.
+        evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only at the end.
         seed: Seed of order and dropout. None is 10 for a teacher, so that all training seeds have the same teacher, and the
             run's seed for a student.
         choose_by: The score that chooses the best checkpoint, as `training.choose_by`; None is rouge_l for a teacher and
@@ -41,6 +41,14 @@ class FinetuneConfig:
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> FinetuneConfig(updates="3 epochs").learning_rate
+        5e-05
+        >>> FinetuneConfig(updates="3 hours")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: updates = '3 hours':...
     """
 
     updates: int | str = 500
@@ -69,6 +77,13 @@ class TeacherConfig(ModelConfig):
 
     Args:
         finetune: Fine-tuning of the teacher before the run; None uses the model unchanged.
+
+    Raises:
+        ConfigError: an empty name, or an unknown dtype.
+
+    Example:
+        >>> TeacherConfig(model="openai-community/gpt2-large", dtype="bfloat16").capabilities.full_vocabulary
+        True
     """
 
     kind: ClassVar[str] = "local"
@@ -92,6 +107,14 @@ class StudentConfig(ModelConfig):
     Raises:
         ConfigError: `model: teacher` without `initialise`, `start: finetuned` without `finetune`, or an option of `lora` that
             needs an unchanged base.
+
+    Example:
+        >>> StudentConfig(initialise=InitialiseConfig(layers=8)).model
+        'teacher'
+        >>> StudentConfig()  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: initialise: missing; choose layers of the teacher (layers:...
     """
 
     model: str = "teacher"
@@ -133,6 +156,14 @@ class DataConfig:
 
     Raises:
         ConfigError: no training data, the name of a test set is not a valid file name, or a number is out of range.
+
+    Example:
+        >>> [task.name for task in DataConfig(tests={"dolly": None}).tasks]
+        ['dolly']
+        >>> DataConfig(max_train_rows=0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: max_train_rows = 0: must be >= 1, or null to use all
     """
 
     train: tuple[str, ...] = ("databricks/databricks-dolly-15k",)

@@ -50,6 +50,14 @@ class TokenizeConfig:
 
     Raises:
         ConfigError: a length is below 1, or a choice is unknown.
+
+    Example:
+        >>> TokenizeConfig(template="chat").prompt_tokens
+        256
+        >>> TokenizeConfig(response_tokens=0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: response_tokens = 0: must be >= 1; the papers use 256
     """
 
     prompt_tokens: int = 256

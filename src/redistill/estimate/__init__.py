@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,8 +18,7 @@ from redistill.estimate.measurement import FEW, MORE, Layers, extrapolated, meas
 from redistill.estimate.recorder import Clock, Cost, Recorder, free, resident_bytes
 from redistill.estimate.sample_run import Sample, sample
 from redistill.estimate.shallow import blueprints
-
-__all__ = ["Estimate", "Memory", "Seconds", "estimate"]
+from redistill.records import Json
 
 PARTS = ("write", "revise", "teacher reads", "student learns", "vocabulary pass", "optimiser")
 ANSWERS = ("answer", "validate")
@@ -45,6 +43,7 @@ class Memory:
 
     @property
     def peak_bytes(self) -> int:
+        """The largest peak of a phase."""
         return max(self.phases.values())
 
 
@@ -62,6 +61,7 @@ class Seconds:
 
     @property
     def step(self) -> float:
+        """Of one update."""
         return sum(self.parts.values())
 
 
@@ -92,17 +92,12 @@ class Estimate:
             return None
         return self.updates * self.seconds.step + self.validations * self.seconds.validation
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Json]:
         """For programs; bytes and seconds."""
-        return {
-            "schema": 1,
-            "parameters": dict(self.parameters),
-            "memory": {**asdict(self.memory), "peak_bytes": self.memory.peak_bytes},
-            "seconds": {**asdict(self.seconds), "step": self.seconds.step, "run": self.run_seconds},
-            "updates": self.updates,
-            "validations": self.validations,
-            "notes": list(self.notes),
-        }
+        tree = {"schema": 1, **asdict(self)}
+        tree["memory"]["peak_bytes"] = self.memory.peak_bytes
+        tree["seconds"] |= {"step": self.seconds.step, "run": self.run_seconds}
+        return tree
 
 
 def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
@@ -162,6 +157,5 @@ def _seconds(costs: Mapping[Cost, float], run: Run, sampled: Sample) -> Seconds:
     """Means over the run's updates, from the seconds of the sampled one."""
     totals = {part: sum(spent for cost, spent in costs.items() if cost[:2] == ("seconds", part)) for part in (*PARTS, *ANSWERS)}
     parts = {part: totals[part] * (sampled.generating if part in PHASES["write"] else 1.0) for part in PARTS}
-    rows = run.data.validation_rows
-    batches = -(-rows // min(run.evaluation.batch_size, rows))
+    batches = -(-run.data.validation_rows // run.evaluation.batch_size)
     return Seconds(parts=parts, validation=batches * sum(map(totals.__getitem__, ANSWERS)))

@@ -1,4 +1,7 @@
-"""One update and one validation of shallow models, recorded part by part, and their extrapolation to whole models."""
+"""Measurement of shallow models, and its extrapolation to whole models.
+
+One update and one validation are recorded part by part.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +17,6 @@ from redistill.models.load import end_token_ids, parameter_bytes, parameter_coun
 from redistill.runs.build import build_evaluator, build_parts
 from redistill.runs.models import Models
 from redistill.runs.opened import OpenRun, assemble, make_accelerator
-from redistill.teachers.local import LocalTeacher
 from redistill.training.loop import gradients
 from redistill.training.optimiser import clip_gradients
 from redistill.training.parts import Learner
@@ -31,7 +33,9 @@ class Layers(NamedTuple):
 
 
 def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) -> float:
-    """A cost of whole models: affine in the layers of each of `models`, and independent of those of the others.
+    """A cost of whole models, from measurements of shallow ones.
+
+    It is affine in the layers of each of `models`, and independent of those of the others.
 
     Args:
         found: The cost with `FEW` layers of both models, and with `MORE` of one of them; noise only increases it.
@@ -41,8 +45,7 @@ def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) ->
         >>> extrapolated({Layers(1, 1): 10.0, Layers(3, 1): 14.0, Layers(1, 3): 12.0}, Layers(30, 4), "student", "teacher")
         71.0
     """
-    few = min(cost for layers, cost in found.items() if all(getattr(layers, role) <= FEW for role in models))
-    total = few
+    few = total = min(cost for layers, cost in found.items() if all(getattr(layers, role) <= FEW for role in models))
     for role in models:
         more = min((cost for layers, cost in found.items() if getattr(layers, role) == MORE), default=few)
         total += max(0.0, more - few) / (MORE - FEW) * (getattr(whole, role) - FEW)  # noise may make more layers cheaper
@@ -50,7 +53,9 @@ def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) ->
 
 
 def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, recorder: Recorder) -> dict[Cost, float]:
-    """Execute one update and one validation with models of `layers`, made of the parts that the run itself has.
+    """Execute one update and one validation with models of `layers`.
+
+    They are made of the parts that the run itself has.
 
     Returns:
         Numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved" of both in the run: by
@@ -60,15 +65,9 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
     student, teacher = prints["student"].shallow(layers.student, run.seed), None
     if run.teacher is not None:
         teacher = prints.get("teacher", prints["student"]).shallow(max(FEW, layers.teacher), run.seed + 1)
-    models = Models(
-        teacher=teacher,
-        student=student,
-        tokenizer=sample.tokenizer,
-        vocabulary=min(blueprint.config.get_text_config().vocab_size for blueprint in prints.values()),
-        end_ids=end_token_ids(student, sample.tokenizer),
-        manifest={},
-        notes=(),
-    )
+    size = min(blueprint.config.get_text_config().vocab_size for blueprint in prints.values())
+    tokenizer, end_ids = sample.tokenizer, end_token_ids(student, sample.tokenizer)
+    models = Models(teacher=teacher, student=student, tokenizer=tokenizer, vocabulary=size, end_ids=end_ids)
     opened = assemble(run, make_accelerator(run.training.precision), models, sample.data, Progress(enabled=False))
     opened = replace(opened, corpus=sample.corpus)
     learned = [parameter for parameter in opened.student.parameters() if parameter.requires_grad]
@@ -94,7 +93,7 @@ def _update_and_validate(opened: OpenRun, step: int, recorder: Recorder) -> None
     recorder.watch(evaluator.engine, "generate", "answer")
     recorder.watch(opened.student, "forward", "vocabulary pass")
     recorder.watch(body_module(opened.models.student), "forward", "", "student")
-    if isinstance(opened.teacher, LocalTeacher) and opened.models.teacher is not None:
+    if opened.models.teacher is not None:
         recorder.watch(opened.teacher, "generate", "write")
         recorder.watch(body_module(opened.models.teacher), "forward", "", "teacher")
     parts = build_parts(opened, evaluator)

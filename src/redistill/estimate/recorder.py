@@ -6,9 +6,8 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.autograd.profiler import profile, record_function
@@ -20,14 +19,14 @@ Role = Literal["student", "teacher"]
 BOTH: tuple[Role, ...] = ("student", "teacher")
 
 _MARK = "redistill.estimate: "
-_READING: dict[tuple[str, ...], str] = {
-    ("student learns", "teacher"): "teacher reads",
-    ("vocabulary pass", "student"): "student learns",
-}
+_READING: dict[object, str] = {("student learns", "teacher"): "teacher reads", ("vocabulary pass", "student"): "student learns"}
 
 
 class Cost(NamedTuple):
-    """What is measured: a part's seconds or peak bytes, or a size; and the models on whose layers it depends."""
+    """What is measured: seconds or peak bytes of a part, or a size.
+
+    `models` are those on whose layers it depends.
+    """
 
     kind: Literal["seconds", "peak", "size"]
     name: str
@@ -49,11 +48,14 @@ class Recorder:
     def __init__(self, clock: Clock, device: torch.device) -> None:
         self.costs: defaultdict[Cost, float] = defaultdict(float)
         self._clock, self._device, self._since = clock, device, clock()
-        self._stack = [Cost("seconds", "", ())]
+        self._current = Cost("seconds", "", ())
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record memory inside: as the accelerator's allocator reports it, or else from the profiler's events."""
+        """Context in which memory is recorded.
+
+        It is read from the accelerator's allocator, or on a CPU from the profiler's events.
+        """
         if self._device.type == "cuda":
             yield
             return
@@ -72,39 +74,32 @@ class Recorder:
 
     @contextmanager
     def region(self, part: str = "", *models: Role) -> Iterator[None]:
-        """A region, whose time depends on the layers of `models`; without a part it continues the enclosing one, but for models
-        that read what is learned from, which have parts of their own.
+        """A region, whose time depends on the layers of `models`.
+
+        Without a part it continues the enclosing one, but for models that read what is learned from, which have parts of their
+        own.
         """
-        outer = self._stack[-1].name
-        inner = Cost("seconds", part or _READING.get((outer, *models), outer), models)
-        self._change(lambda: self._stack.append(inner))
+        outer = self._current
+        self._enter(Cost("seconds", part or _READING.get((outer.name, *models), outer.name), models))
         try:
             yield
         finally:
-            self._change(self._stack.pop)
+            self._enter(outer)
 
-    def watch(self, owner: Any, method: str, part: str = "", *models: Role) -> None:
+    def watch(self, owner: object, method: str, part: str = "", *models: Role) -> None:
         """Make each call of a method of `owner` a region."""
-        plain = getattr(owner, method)
+        setattr(owner, method, self.region(part, *models)(getattr(owner, method)))
 
-        @wraps(plain)
-        def watched(*args: Any, **options: Any) -> Any:
-            with self.region(part, *models):
-                return plain(*args, **options)
-
-        setattr(owner, method, watched)
-
-    def _change(self, change: Callable[[], object]) -> None:
-        """Account for the current region and enter the next one."""
+    def _enter(self, region: Cost) -> None:
+        """Account for the current region and enter another one."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-            self._raise(self._stack[-1].name, torch.cuda.max_memory_allocated(self._device))
+            self._raise(self._current.name, torch.cuda.max_memory_allocated(self._device))
             torch.cuda.reset_peak_memory_stats(self._device)
         now = self._clock()
-        self.costs[self._stack[-1]] += now - self._since
-        change()
-        self._since = now
-        with record_function(f"{_MARK}{self._stack[-1].name}"):
+        self.costs[self._current] += now - self._since
+        self._current, self._since = region, now
+        with record_function(f"{_MARK}{region.name}"):
             pass
 
     def _raise(self, part: str, alive: int) -> None:
@@ -113,20 +108,21 @@ class Recorder:
 
 
 def resident_bytes(device: torch.device) -> int:
-    """Resident memory of this process; 0 on an accelerator, where only its own memory counts."""
+    """Resident memory of this process in bytes.
+
+    0 on an accelerator, where only its own memory counts.
+    """
     if device.type == "cuda":
         return 0
-    status = Path("/proc/self/status")
-    if not status.exists():
+    pages = Path("/proc/self/statm")
+    if not pages.exists():
         return peak_bytes(device)
-    (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024
+    return int(pages.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def free() -> None:
-    """Release memory that is no longer used, to the system where the C library allows it."""
+    """Release unused memory, to the system where the C library allows it."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # another C library, which keeps little
         ctypes.CDLL("libc.so.6").malloc_trim(0)

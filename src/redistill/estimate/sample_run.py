@@ -1,8 +1,11 @@
-"""A run of one update that represents all updates of a run: its config, and data of the lengths that the run has."""
+"""A run of one update that represents all updates of a run.
 
-from dataclasses import dataclass, replace
+It has the config of the run, and data of the lengths that the run has.
+"""
+
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from redistill.config.run import Run
 from redistill.config.sections import TeacherConfig
@@ -11,8 +14,9 @@ from redistill.data.reader import read_records
 from redistill.data.tokenize import tokenize_training
 from redistill.errors import RedistillError
 from redistill.generation.local import LocalEngineConfig
+from redistill.interfaces import Tokenizer
 from redistill.models.load import ModelConfig, load_tokenizer
-from redistill.policies import Adaptive, GoldBatches, Mixed, Rollouts, TeacherGenerated
+from redistill.policies import Adaptive, GoldBatches, Mixed, PolicyConfig, Rollouts, TeacherGenerated
 from redistill.policies.order import coin, gold_sequence
 from redistill.records import RawPrompt, Record
 from redistill.runs.load import DataSets
@@ -22,8 +26,7 @@ SAMPLE_ROWS = 256
 """Rows of the training data whose lengths are read."""
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """What is run in place of a run.
 
     Args:
@@ -38,7 +41,7 @@ class Sample:
     """
 
     run: Run
-    tokenizer: Any
+    tokenizer: Tokenizer
     data: DataSets
     corpus: tuple[TokenSequence, ...]
     step: int
@@ -50,7 +53,7 @@ class Sample:
         """The sample with a subfolder of its own, so that no model finds files of another."""
         folder = self.run.folder / name
         folder.mkdir()
-        return replace(self, run=replace(self.run, out=str(folder)))
+        return self._replace(run=replace(self.run, out=str(folder)))
 
     def in_updates(self, length: int | str) -> int | None:
         """A length of the run; None where it is in epochs of data that was not read."""
@@ -75,15 +78,14 @@ def sample(run: Run, folder: Path) -> Sample:
         [_example(index, *lengths[int((index + 0.5) * len(lengths) / count)], len(tokenizer)) for index in range(count)]
         for count in (size, rows)
     )
-    tokens, reads_corpus = run.data.tokens, run.data.corpus and run.resolved_method.objective.pretraining is not None
-    blocks = [_example(index, 1, tokens.prompt_tokens + tokens.response_tokens - 1, len(tokenizer)) for index in range(size)]
     validation = [example.record for example in held_out]
     data = DataSets(train=train, validation=validation, validation_examples=held_out, tests={}, manifest={})
-    epochs = 1.0
-    if num_examples is not None:
-        epochs = max(1.0, in_updates(run.training.updates, num_examples, size) * size / num_examples)
+    corpus, settings, tokens = list[TokenSequence](), run.training, run.data.tokens
+    if run.data.corpus and run.resolved_method.objective.pretraining is not None:
+        answer = tokens.prompt_tokens + tokens.response_tokens - 1
+        corpus = [gold_sequence(_example(index, 1, answer, len(tokenizer))) for index in range(size)]
+    epochs = 1.0 if num_examples is None else max(1.0, in_updates(settings.updates, num_examples, size) * size / num_examples)
     policy, generating = _generating(run.resolved_method.policy, size, epochs)
-    settings = run.training
     one = replace(
         run,
         out=str(folder),
@@ -94,12 +96,14 @@ def sample(run: Run, folder: Path) -> Sample:
         training=replace(settings, updates=1, compile="rows" if settings.compile == "all" else settings.compile),
     )
     step = _mean_step(policy, train, run.seed)
-    corpus = tuple(map(gold_sequence, blocks)) if reads_corpus else ()
-    return Sample(one, tokenizer, data, corpus, step, generating, num_examples, (note, *_notes(run)))
+    return Sample(one, tokenizer, data, tuple(corpus), step, generating, num_examples, (note, *_notes(run)))
 
 
-def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[Any, float]:
-    """The policy, changed so that one update generates what any update may; and the fraction that a mean update generates."""
+def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[PolicyConfig, float]:
+    """The policy, changed so that one update generates what any update may; and the fraction that a mean update generates.
+
+    An external policy may wrap another one as well.
+    """
     generating = 1.0
     if isinstance(policy, Adaptive):  # threshold and buffer leave about half, once it generates at all
         policy = Mixed(source=policy.source, student_fraction=0.5, coin=policy.coin)
@@ -116,7 +120,7 @@ def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[Any, float
     return policy, generating
 
 
-def _mean_step(policy: Any, train: list[Example], seed: int) -> int:
+def _mean_step(policy: PolicyConfig, train: list[Example], seed: int) -> int:
     """A step at which the coins of `Mixed` fall as they do on average."""
     if not isinstance(policy, Mixed):
         return 0
@@ -142,20 +146,19 @@ def _notes(run: Run) -> list[str]:
     return [note for note, applies in found.items() if applies]
 
 
-def _lengths(run: Run, tokenizer: Any) -> tuple[list[tuple[int, int]], int | None, str]:
+def _lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int | None, str]:
     """Prompt and answer lengths in ascending order of their sum, the number of examples, and where the lengths are from."""
     data, why = run.data, "the training data is not in files here"
     if all(Path(source).exists() for source in data.train):
         try:
             records = [r for source in data.train for r in read_records(source, max_bad_rows=data.max_bad_rows)[0]]
             examples, _ = tokenize_training(records[:SAMPLE_ROWS], tokenizer, data.tokens, run.seed)
-        except RedistillError as error:
-            why = str(error)
-        else:
             held_out = data.validation_rows if data.validation is None else 0
             count = min(max(1, len(records) - held_out), data.max_train_rows or len(records))
             lengths = sorted(((len(e.prompt_ids), max(1, sum(e.supervised))) for e in examples), key=sum)
             return lengths, count, f"lengths are those of {len(lengths)} rows of the training data"
+        except RedistillError as error:
+            why = str(error)
     return [(data.tokens.prompt_tokens, data.tokens.response_tokens)], None, f"lengths are the recipe's limits: {why}"
 
 

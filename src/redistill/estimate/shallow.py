@@ -1,7 +1,6 @@
 """Models of the real widths and few layers, with random weights."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from redistill.config.run import Run
 from redistill.config.sections import StudentConfig, TeacherConfig
 from redistill.errors import ConfigError, ModelError
 from redistill.estimate.recorder import Role
+from redistill.interfaces import CausalModel, ModelSettings
 from redistill.models.families import layer_list
 from redistill.models.initialise import cast_weights, fresh_model, shortened_config
 from redistill.models.load import ModelConfig, checkpoint_activations, read_config
@@ -20,8 +20,7 @@ from redistill.models.lora import add_lora
 _QUANTISED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 
 
-@dataclass(frozen=True)
-class Blueprint:
+class Blueprint(NamedTuple):
     """A model of a run before it has any weights.
 
     Args:
@@ -30,12 +29,14 @@ class Blueprint:
         source: How it is loaded.
     """
 
-    config: Any
+    config: ModelSettings
     layers: int
     source: ModelConfig
 
-    def shallow(self, layers: int, seed: int) -> Any:
-        """The model with this number of layers and random weights, on the CPU, as `runs.models.load_models` prepares it.
+    def shallow(self, layers: int, seed: int) -> CausalModel:
+        """The model with this number of layers and random weights, on the CPU.
+
+        It is prepared as by `runs.models.load_models`.
 
         Raises:
             ModelError: the family's config cannot be shortened.
@@ -43,12 +44,10 @@ class Blueprint:
         config, source = shortened_config(self.config, tuple(range(layers))), self.source
         config._attn_implementation = None
         try:
-            model = fresh_model(config, seed)
+            model: CausalModel = fresh_model(config, seed)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            raise ModelError(
-                f"{config.model_type}: its config cannot be cut to {layers} layers ({str(error).splitlines()[0][:200]}); "
-                "use another family"
-            ) from error
+            fault = f"its config cannot be cut to {layers} layers ({str(error).splitlines()[0][:200]})"
+            raise ModelError(f"{config.model_type}: {fault}; use another family") from error
         dtype = torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
         if source.dtype == "auto" and not isinstance(source, StudentConfig):
             dtype = getattr(self.config, "dtype", None) or dtype
@@ -60,18 +59,22 @@ class Blueprint:
         return model
 
     def bytes_saved(self, model: nn.Module) -> float:
-        """Bytes by which a quantised base is smaller than that of `model`, which is not quantised."""
+        """Bytes by which a quantised base is smaller than that of `model`.
+
+        `model` is not quantised.
+        """
         lora = self.source.lora if isinstance(self.source, StudentConfig) else None
         if lora is None or lora.quantise == "none":
             return 0.0
-        layers: list[Any] = [layer for layer in layer_list(model)[1].modules() if type(layer) in (nn.Linear, Conv1D)]
-        base = [layer.weight for layer in layers if not layer.weight.requires_grad]
-        saved: float = sum(weight.nbytes - weight.numel() * _QUANTISED[lora.quantise] for weight in base)
-        return saved
+        layers = (layer for layer in layer_list(model)[1].modules() if type(layer) in (nn.Linear, Conv1D))
+        weights = (weight for layer in layers for name, weight in layer.named_parameters() if name == "weight")
+        return sum(base.nbytes - base.numel() * _QUANTISED[lora.quantise] for base in weights if not base.requires_grad)
 
 
 def blueprints(run: Run) -> dict[Role, Blueprint]:
-    """The models of a run by their configs; a fine-tuned copy has the shape of its base.
+    """The models of a run by their configs.
+
+    A fine-tuned copy has the shape of its base.
 
     Raises:
         ModelError: a config is missing or damaged.

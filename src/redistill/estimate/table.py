@@ -1,7 +1,7 @@
 """An estimate on the terminal."""
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from redistill.estimate import Estimate
@@ -26,9 +26,7 @@ def print_estimate(found: Estimate, console: Console | None = None) -> None:
 
 
 def _table(title: str, lines: list[tuple[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    table = Table(Column(), Column(justify="right"), title=title, title_justify="left", show_header=False)
     for name, value in lines:
         table.add_row(Text(name), value)
     return table

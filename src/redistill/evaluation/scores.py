@@ -27,13 +27,14 @@ class EvaluationConfig:
     """How test answers are sampled and scored; the defaults are those of papers.
 
     Args:
-        seeds: Seeds of evaluation; each gives one answer per prompt, and scores are averaged over them.
+        seeds: Seeds of evaluation, at least one and all different; each gives one answer per prompt, and scores are averaged
+            over them.
         temperature: Sampling temperature, >= 0; 0 is greedy decoding.
         top_p: Nucleus sampling: the smallest set of classes with at least this mass, in (0, 1]; 1 keeps all classes.
-        top_k: Samples from the k most probable classes; 0 keeps all classes.
-        no_repeat_ngram: An n-gram of this length occurs at most once in prompt + answer; 0 disables the limit.
+        top_k: Samples from the k most probable classes, >= 0; 0 keeps all classes.
+        no_repeat_ngram: An n-gram of this length occurs at most once in prompt + answer, >= 0; 0 disables the limit.
         batch_size: Prompts generated at once, >= 1; no answer depends on it.
-        limit: Number of prompts used of each data set, the first ones; None uses all.
+        limit: Number of prompts used of each data set, the first ones, >= 1; None uses all.
         compare: Models evaluated besides the student: its teacher, and the student before training.
         metrics: Metrics of answers to test sets and to validation prompts: names that `redistill methods` lists, or
             `module:NAME` for a metric of your own.  If a test set has its own metrics, those come first.  The first metric of
@@ -41,6 +42,14 @@ class EvaluationConfig:
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> EvaluationConfig(seeds=(10,), temperature=0.0).sampling.no_repeat_ngram
+        6
+        >>> EvaluationConfig(seeds=(10, 10))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: seeds = [10, 10]: must have at least one, without duplicates;...
     """
 
     seeds: tuple[int, ...] = (10, 20, 30, 40, 50)

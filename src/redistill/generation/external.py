@@ -19,6 +19,20 @@ class CheckedEngine:
         engine: The engine itself.
         name: Its kind in the recipe, for error messages.
         vocabulary: Token ids are below this number.
+
+    Raises:
+        TrainingError: by `sync` and `generate`, if the engine raises an error or returns an invalid result.
+
+    Example:
+        >>> class Silent:
+        ...     capabilities = EngineCapabilities()
+        ...     def generate(self, requests, sampling):
+        ...         return []
+        >>> request = GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0))
+        >>> CheckedEngine(Silent(), "mine:Silent", vocabulary=8).generate([request], Sampling())
+        Traceback (most recent call last):
+            ...
+        redistill.errors.TrainingError: engine mine:Silent: 0 results for 1 requests; return one each
     """
 
     def __init__(self, engine: Engine, name: str, vocabulary: int) -> None:

@@ -17,7 +17,12 @@ LOCAL = EngineCapabilities(mixture=True, no_repeat_ngram=True, prefix_memory=Tru
 
 @dataclass(frozen=True, kw_only=True)
 class LocalEngineConfig:
-    """Generate with the student itself, in this process."""
+    """Generate with the student itself, in this process.
+
+    Example:
+        >>> LocalEngineConfig().capabilities.mixture, LocalEngineConfig().capabilities.logprobs
+        (True, False)
+    """
 
     kind: ClassVar[str] = "local"
     capabilities: ClassVar[EngineCapabilities] = LOCAL
@@ -50,6 +55,19 @@ class LocalEngine:
 
     Attributes:
         memory: States of the texts read or generated since `remembering` was entered; None outside it.
+
+    Raises:
+        TrainingError: memory runs out for a batch of one sequence, or the model's probabilities are not finite.
+
+    Example:
+        >>> from redistill.models.initialise import fresh_model
+        >>> from redistill.processes.memory import Halving
+        >>> model = fresh_model(dict(model_type="gpt2", vocab_size=8, n_embd=4, n_layer=1, n_head=1, n_positions=8), seed=1)
+        >>> engine = LocalEngine(model, vocabulary=8, end_ids=(0,), pad_id=0, batch_size=Halving("batch_size", 4))
+        >>> request = GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0))
+        >>> (generation,) = engine.generate([request], Sampling(temperature=0.0))
+        >>> 1 <= len(generation.token_ids) <= 3
+        True
     """
 
     capabilities: ClassVar[EngineCapabilities] = LOCAL
@@ -105,6 +123,14 @@ class MeteredEngine:
     Args:
         engine: The engine.
         count: Called after each call of `generate` with the number of generated tokens.
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> counts = []
+        >>> engine = MeteredEngine(make_fixture().tools.engine, counts.append)
+        >>> request = GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0))
+        >>> counts == [len(each.token_ids) for each in engine.generate([request], Sampling())]
+        True
     """
 
     def __init__(self, engine: Engine, count: Callable[[int], None]) -> None:

@@ -27,15 +27,25 @@ SortedInput = Literal["exact", "compact"]
 class ClipNetworkConfig:
     """Settings of f_sub, the network that predicts DAC-KL's interval.
 
+    Source: MGSR (arXiv 2407.10068), Eq. 6; `ClipNetwork` has the equation.
+
     Args:
         hidden: Number of hidden units, >= 1.
         sorted: Form of the input sort(p) of Eq. 6: "exact", all V probabilities, or "compact", the 512 largest and the masses
             of 16 buckets of the ranks below them; both are the same up to 528 classes.
-        upper_bias, lower_bias: Initial logits of u and l; None uses the mode's defaults, which keep most of the mass.  With
-            0 and 0, the paper's literal initialisation, mode "value" keeps the target only.
+        upper_bias, lower_bias: Initial logits of u and l, finite; None uses the mode's defaults, which keep most of the mass.
+            With 0 and 0, the paper's literal initialisation, mode "value" keeps the target only.
 
     Raises:
         ConfigError: a field is out of range.
+
+    Example:
+        >>> ClipNetworkConfig(hidden=32).sorted
+        'compact'
+        >>> ClipNetworkConfig(hidden=0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: hidden = 0: must be at least 1; 64 is usual
     """
 
     hidden: int = 64
@@ -68,6 +78,13 @@ class ClipNetwork(nn.Module):
         config: Number of hidden units, form of the sorted input, and biases.
         start: Initial logits of u and l, where the configuration has None; the default is u = 0.98, l = 9e-4.
         seed: Seed of the initial weights; must be the same in every process.
+
+    Example:
+        >>> network = ClipNetwork(3, ClipNetworkConfig(hidden=4), seed=1)
+        >>> p_NV, q_NV = torch.tensor([[0.6, 0.3, 0.1]]), torch.tensor([[0.5, 0.2, 0.3]])
+        >>> lower_N, upper_N = network(p_NV, q_NV)
+        >>> bool((lower_N < upper_N).all()), lower_N.shape
+        (True, torch.Size([1]))
     """
 
     def __init__(

@@ -54,6 +54,12 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
 
     Returns:
         divergence_N, unreduced.
+
+    Example:
+        >>> logp_NV, logq_NV = torch.tensor([[0.6, 0.3, 0.1]]).log(), torch.tensor([[0.5, 0.2, 0.3]]).log()
+        >>> keep_NV = torch.tensor([[True, True, False]])
+        >>> clipped_divergence(logq_NV, logp_NV, keep_NV), clipped_divergence(logq_NV, logp_NV, keep_NV, "teacher")
+        (tensor([0.2310]), tensor([0.3621]))
     """
     assert normalise in get_args(Normalise), normalise
     dtype = loss_dtype(logq_NV)
@@ -70,7 +76,12 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
 
 @dataclass(frozen=True, kw_only=True)
 class DacKLConfig:
-    """Settings of DAC-KL; the defaults are closest to the paper's text.
+    r"""Settings of DAC-KL; the defaults are closest to the paper's text.
+
+    .. math:: L = \sum_{v \in S} p_v \log \frac{p_v}{q_v}, \qquad
+        S = \{v : l \le p_v \le u\} \cup \{\arg\max p\}, \qquad u, l = \sigma(f_{sub}(p, q))
+
+    p is the teacher, q the student. Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 6-8. Nats per token; may be negative.
 
     Args:
         mode: What the interval bounds: each class's probability ("value", Eq. 7), that over the largest one ("relative"), the
@@ -89,6 +100,16 @@ class DacKLConfig:
 
     Raises:
         ConfigError: a field is out of range, or cannot be combined with another.
+
+    Example:
+        >>> DacKLConfig(mass_floor=0.9).has_network, DacKLConfig(fixed_interval=(0.01, 1.0)).has_network
+        (True, False)
+        >>> DacKLConfig(mass_floor=1.5)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: mass_floor = 1.5: must lie in (0, 1); use 0.9, or leave it out for no floor
+
+    See also: DacKL, keep_mask, clipped_divergence.
     """
 
     mode: Mode = "value"
@@ -159,6 +180,12 @@ class DacKL(nn.Module):
         config: Settings.
         vocabulary: V.
         seed: Seed of f_sub's initial weights.
+
+    Example:
+        >>> logp_NV, logq_NV = torch.tensor([[0.6, 0.3, 0.1]]).log(), torch.tensor([[0.5, 0.2, 0.3]]).log()
+        >>> value_N, rows = DacKL(DacKLConfig(fixed_interval=(0.2, 1.0)), vocabulary=3)(logq_NV, logp_NV)
+        >>> value_N, rows["kept_mass"]
+        (tensor([0.2310]), tensor([0.9000]))
     """
 
     def __init__(self, config: DacKLConfig, vocabulary: int, seed: int = 0) -> None:

@@ -22,7 +22,12 @@ Vectors = Literal["full", "clipped"]
 
 @dataclass(frozen=True, kw_only=True)
 class SpanConfig:
-    """Variants of Eq. 10; the defaults are the equation as printed.
+    r"""Variants of Eq. 10; the defaults are the equation as printed.
+
+    .. math::
+        L = \frac{1}{n_s} \sum_{i=1}^{n_s} \frac{1}{n_{s_i}} \sum_{j} \lVert q_j \circ q_{j+1} - p_j \circ p_{j+1} \rVert_2
+
+    Source: MGSR (arXiv 2407.10068), Eq. 9-10; `span_loss` defines the symbols.
 
     Args:
         squared: Use the squared L2 norm of a pair's difference, and not the norm.
@@ -34,6 +39,14 @@ class SpanConfig:
 
     Raises:
         ConfigError: denominator, nested or vectors is not one of these values.
+
+    Example:
+        >>> SpanConfig(denominator="pairs").nested
+        'both'
+        >>> SpanConfig(nested="all")
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: nested = 'all': must be both, outer or inner; both counts every phrase
     """
 
     squared: bool = False
@@ -86,7 +99,9 @@ def span_loss(
     """
     assert (keep_TV is not None) == (config.vectors == "clipped"), "clipped vectors need keep_TV, full ones must not have it"
     distance_N = pair_distance(logq_TV, logp_TV, len(logq_TV) - 1, config.squared, keep_TV)
-    return (distance_N * _weights(spans, len(logq_TV), config)[:-1].to(distance_N)).sum()
+    weight_N = _weights(spans, len(logq_TV), config)[:-1].to(distance_N)
+    in_spans_N = weight_N > 0  # other rows must not matter, even if they are NaN
+    return (distance_N[in_spans_N] * weight_N[in_spans_N]).sum()
 
 
 def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:

@@ -18,13 +18,25 @@ from redistill.models.quantised import is_quantised
 
 @dataclass(frozen=True, kw_only=True)
 class InitialiseConfig:
-    """Build the student from layers of the teacher.
+    r"""Build the student from layers of the teacher.
+
+    .. math:: i_k = \Bigl\lfloor \frac{k (L - 1)}{n - 1} + \frac{1}{2} \Bigr\rfloor, \qquad k = 0 \dots n - 1
+
+    are the indices of n of the teacher's L layers, if `layers` is a number; for n = 1 it is layer 0.
 
     Args:
         layers: Number of layers, >= 1, evenly spaced from the first to the last; or a list of layer indices, ascending from 0.
 
     Raises:
         ConfigError: the number is below 1, or the list is empty, has a negative index, or does not ascend.
+
+    Example:
+        >>> InitialiseConfig(layers=4).indices(12), InitialiseConfig(layers=(0, 11)).indices(12)
+        ((0, 4, 7, 11), (0, 11))
+        >>> InitialiseConfig(layers=(3, 1))
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: layers = [3, 1]: must be ascending layer indices >= 0, each once; sort them
     """
 
     layers: int | tuple[int, ...]

@@ -46,6 +46,14 @@ class ModelConfig:
 
     Raises:
         ConfigError: an empty name, or an unknown dtype.
+
+    Example:
+        >>> ModelConfig(model="openai-community/gpt2").dtype
+        'float32'
+        >>> ModelConfig(model="")
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: model = '': must be a hub name, a local folder, or a .gguf file
     """
 
     model: str

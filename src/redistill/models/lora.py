@@ -48,6 +48,15 @@ class LoraConfig:
 
     Raises:
         ConfigError: a value is out of range.
+
+    Example:
+        >>> config = LoraConfig(rank=8)
+        >>> config.alpha / config.rank  # the scaling factor
+        8.0
+        >>> LoraConfig(dropout=1.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: dropout = 1.0: must be in [0, 1); the papers use 0.1
     """
 
     rank: int = 16

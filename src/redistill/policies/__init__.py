@@ -3,10 +3,9 @@
 from redistill.policies.adaptive import Adaptive
 from redistill.policies.buffered import Buffered
 from redistill.policies.fixed import Fixed
-from redistill.policies.generated import StudentGenerated
+from redistill.policies.generated import StudentGenerated, TeacherMixed
 from redistill.policies.legacy import legacy_sequence
 from redistill.policies.mixed import Mixed
-from redistill.policies.mixture import TeacherMixed
 from redistill.policies.order import GoldBatches, GoldItem, Shuffled, gold_sequence
 from redistill.policies.policy import Policy
 from redistill.policies.revised import Revised

@@ -1,27 +1,26 @@
-"""DistiLLM's adaptive scheduler: gold answers first, then more student text each time the validation loss rises."""
+"""DistiLLM's adaptive scheduler of gold answers, student text and replayed text.
+
+It starts with gold answers, and uses more student text each time the validation loss rises.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import dataclass
+from typing import Literal, Self, cast
 
 from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError
-from redistill.policies.buffered import SequenceBuffer, check_buffer
-from redistill.policies.generated import StudentGenerated
-from redistill.policies.order import Coin, GoldItem
-from redistill.policies.source import PolicyTools, Source, WrappingNode
-from redistill.randomness import generator
-
-if TYPE_CHECKING:
-    from redistill.policies import PolicyConfig
+from redistill.policies.buffered import BufferedSource, SequenceBuffer, check_buffer
+from redistill.policies.order import Coin, GoldItem, coin
+from redistill.policies.source import PolicyTools, Source, WrappingNode, replaced
+from redistill.records import Json
 
 Choice = Literal["fresh", "replay", "gold"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(WrappingNode):
-    r"""Fresh text, replayed text or the gold answer, with probabilities that follow the validation loss.
+    r"""Fresh text, replayed text or the gold answer, as the validation loss develops.
 
     With a uniform random number r in [0, 1), the threshold :math:`\phi`, update t of T (t = 1, 2 ...) and
 
@@ -43,16 +42,23 @@ class Adaptive(WrappingNode):
         epsilon: Smallest rise of the loss that raises the threshold, >= 0, in nats.
         threshold_step: Increment of the threshold, in (0, 1].
         decay: Schedule of the probability of fresh text.
-        capacity: Size of the buffer in sequences, at least the batch size.
+        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
         coin: "sample" draws a random number for each sample, "step" one for the global batch.
 
     Raises:
         ConfigError: a value out of range, or a source that generates no student text.
 
+    Example:
+        >>> Adaptive(threshold=0.5).capacity
+        1000
+        >>> Adaptive(threshold=1.5)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: threshold = 1.5: must lie in [0, 1]; DistiLLM starts at 0
+
     See also: Mixed (a fixed fraction of fresh text), Buffered (replay only).
     """
 
-    source: "PolicyConfig" = field(default_factory=StudentGenerated)
     threshold: float = 0.0
     epsilon: float = 0.1
     threshold_step: float = 0.1
@@ -71,35 +77,36 @@ class Adaptive(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(threshold=0.6, decay="constant", capacity=12), cls(threshold=0.9, capacity=8, coin="step"))
 
     def bind(self, tools: PolicyTools) -> "AdaptiveSource":
         return AdaptiveSource(self, self.source.bind(tools), tools)
 
 
-class AdaptiveSource:
+class AdaptiveSource(BufferedSource):
+    """The running source of `Adaptive`."""
+
     def __init__(self, settings: Adaptive, source: Source, tools: PolicyTools) -> None:
-        self._settings, self._source = settings, source
-        self._seed, self._updates = tools.seed, tools.updates
-        self._buffer = SequenceBuffer(settings.capacity, tools)
+        super().__init__(source, SequenceBuffer(settings.capacity, tools))
+        self._settings, self._seed, self._updates = settings, tools.seed, tools.updates
         self._threshold = settings.threshold
         self._reference_loss: float | None = None
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         choices = [self._choose(step, item) for item in items]
         fresh, replayed = ([p for p, choice in enumerate(choices) if choice == kind] for kind in ("fresh", "replay"))
-        sequences = [item.sequence for item in items]
-        for index, drawn in zip(replayed, self._buffer.draw(step, len(replayed)), strict=True):
-            sequences[index] = drawn
+        sequences = replaced([item.sequence for item in items], replayed, self._buffer.draw(step, len(replayed)))
         generated = self._source.sequences(step, [items[index] for index in fresh])
         self._buffer.add(step, generated, len(fresh))
-        for index, answer in zip(fresh, generated):  # additions of the source follow the answers
-            sequences[index] = answer
-        return sequences + generated[len(fresh) :]
+        return replaced(sequences, fresh, generated)
 
     def observe(self, validation_loss: float) -> None:
-        """Raise the threshold if the loss has risen enough; a non-finite loss is ignored, since JSON cannot store it."""
-        self._source.observe(validation_loss)
+        """Raise the threshold if the loss has risen enough.
+
+        A non-finite loss is ignored, since JSON cannot store it.
+        """
+        super().observe(validation_loss)
         if not math.isfinite(validation_loss):
             return
         if self._reference_loss is None:
@@ -108,29 +115,24 @@ class AdaptiveSource:
             self._threshold = min(self._threshold + self._settings.threshold_step, 1.0)
             self._reference_loss = validation_loss
 
-    def metrics(self) -> Mapping[str, Any]:
-        return {**self._source.metrics(), "threshold": self._threshold, "buffered": len(self._buffer)}
+    def metrics(self) -> Mapping[str, Json]:
+        return {"threshold": self._threshold, **super().metrics()}
 
-    def state_dict(self) -> Mapping[str, Any]:
-        return {
-            "threshold": self._threshold,
-            "reference_loss": self._reference_loss,
-            "buffer": self._buffer.state(),
-            "source": self._source.state_dict(),
-        }
+    def state_dict(self) -> Mapping[str, Json]:
+        return {"threshold": self._threshold, "reference_loss": self._reference_loss, **super().state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._threshold, self._reference_loss = state["threshold"], state["reference_loss"]
-        self._buffer.load_state(state["buffer"])
-        self._source.load_state_dict(state["source"])
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        super().load_state_dict(state)
+        self._threshold = cast("float", state["threshold"])
+        self._reference_loss = cast("float | None", state["reference_loss"])
 
     def _choose(self, step: int, item: GoldItem) -> Choice:
-        counters = [step, item.example.sample] if self._settings.coin == "sample" else [step]
         # Another random stream than that of `Mixed`: if one policy wraps the other, their choices must be independent.
-        number = generator(self._seed, "schedule", *counters).random()
+        number = coin(self._seed, step, item, self._settings.coin, "schedule")
         if number >= self._threshold:
             return "gold"
-        return "fresh" if number < self._fresh_probability(step + 1) or not self._buffer.is_full else "replay"
+        is_filling = len(self._buffer) < self._settings.capacity
+        return "fresh" if is_filling or number < self._fresh_probability(step + 1) else "replay"
 
     def _fresh_probability(self, update: int) -> float:
         """s, the probability of fresh text once the buffer is full."""

@@ -2,23 +2,20 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
 
 from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError
-from redistill.policies.generated import StudentGenerated
 from redistill.policies.order import GoldItem
-from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode
+from redistill.policies.source import PolicyNode, PolicyTools, Source, Wrapping, WrappingNode, check_student_text, replaced
 from redistill.randomness import generator
-
-if TYPE_CHECKING:
-    from redistill.policies import PolicyConfig
+from redistill.records import Json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Buffered(WrappingNode):
-    """Texts sampled from the newest `capacity` texts of a source, including those of the current step.
+    """Texts sampled from the newest `capacity` texts of a source.
 
     Generated text is added to a first-in, first-out buffer; then each generated answer is replaced by a sequence sampled from
     the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  Sequences that the
@@ -29,13 +26,20 @@ class Buffered(WrappingNode):
 
     Args:
         source: Generates the text.
-        capacity: Size of the buffer in sequences, at least the batch size.
+        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
 
     Raises:
         ConfigError: a capacity below 1, or a source that generates no student text.
+
+    Example:
+        >>> Buffered(capacity=500).source
+        StudentGenerated(temperature=1.0, top_p=1.0)
+        >>> Buffered(capacity=0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: capacity = 0: must be >= 1; the reference code keeps 1000
     """
 
-    source: "PolicyConfig" = field(default_factory=StudentGenerated)
     capacity: int = 1000
 
     def __post_init__(self) -> None:
@@ -43,6 +47,7 @@ class Buffered(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(capacity=12))
 
     def bind(self, tools: PolicyTools) -> "BufferedSource":
@@ -50,6 +55,8 @@ class Buffered(WrappingNode):
 
 
 class BufferedSource(Wrapping):
+    """The running source of `Buffered`."""
+
     def __init__(self, source: Source, buffer: "SequenceBuffer") -> None:
         self._source, self._buffer = source, buffer
 
@@ -58,23 +65,23 @@ class BufferedSource(Wrapping):
         self._buffer.add(step, sequences, len(items))
         answers = sequences[: len(items)]
         generated = [index for index, answer in enumerate(answers) if is_generated(answer)]
-        for index, drawn in zip(generated, self._buffer.draw(step, len(generated)), strict=True):
-            answers[index] = drawn
-        return answers
+        return replaced(answers, generated, self._buffer.draw(step, len(generated)))
 
-    def metrics(self) -> Mapping[str, Any]:
+    def metrics(self) -> Mapping[str, Json]:
         return {**self._source.metrics(), "buffered": len(self._buffer)}
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
         return {"buffer": self._buffer.state(), "source": self._source.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
         self._buffer.load_state(state["buffer"])
-        self._source.load_state_dict(state["source"])
+        self._source.load_state_dict(cast("Mapping[str, Json]", state["source"]))
 
 
 class SequenceBuffer:
-    """A buffer of the newest generated sequences of all processes, identical on each; its methods are called on every process.
+    """A buffer of the newest generated sequences of all processes.
+
+    It is identical on each process, and its methods are called on every process.
 
     Raises:
         ConfigError: a roll-out is added.
@@ -88,12 +95,11 @@ class SequenceBuffer:
     def __len__(self) -> int:
         return len(self._kept)
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._kept) == self._kept.maxlen
-
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
-        """Add the sequences that all processes generated at this step: first the answers, then the additions to them."""
+        """Add the sequences that all processes generated at this step.
+
+        The answers come first, then the additions to them.
+        """
         mine = [(index >= num_answers, sequence) for index, sequence in enumerate(sequences) if is_generated(sequence)]
         generated = self._tools.processes.gather(mine)
         if any(sequence.rollout is not None for _, sequence in generated):
@@ -103,7 +109,9 @@ class SequenceBuffer:
         self._kept.extend((step, sequence) for _, sequence in sorted(generated, key=lambda pair: pair[0]))
 
     def draw(self, step: int, count: int) -> list[TokenSequence]:
-        """This process's `count` of the sequences sampled for all processes, uniformly and without replacement.
+        """This process's `count` of the sequences that are sampled for all processes.
+
+        Sampling is uniform and without replacement.
 
         Sequences of this step keep their origin; the origin of all others is "replay".
         """
@@ -111,33 +119,29 @@ class SequenceBuffer:
         first = sum(counts[: self._tools.processes.rank])
         rng = generator(self._tools.seed, "replay", step)
         chosen = rng.choice(len(self._kept), size=sum(counts), replace=False).tolist()[first : first + count]
-        return [
-            sequence if generated_at == step else replace(sequence, origin="replay")
-            for generated_at, sequence in (self._kept[index] for index in chosen)
-        ]
+        sampled = [self._kept[index] for index in chosen]
+        return [sequence if at == step else replace(sequence, origin="replay") for at, sequence in sampled]
 
-    def state(self) -> list[dict[str, Any]]:
+    def state(self) -> list[Mapping[str, Json]]:
         """The sequences, oldest first, as JSON data."""
         return [
             {
                 "step": step,
                 "sample": sequence.sample,
                 "origin": sequence.origin,
-                "token_ids": list(sequence.token_ids),
+                "token_ids": sequence.token_ids,
                 "supervised": [int(is_target) for is_target in sequence.supervised],
             }
             for step, sequence in self._kept
         ]
 
-    def load_state(self, state: Sequence[Mapping[str, Any]]) -> None:
+    def load_state(self, state: Json) -> None:
+        """Restore the sequences that `state` returned."""
         self._kept.clear()
-        for line in state:
-            sequence = TokenSequence(
-                sample=line["sample"],
-                token_ids=tuple(line["token_ids"]),
-                supervised=tuple(map(bool, line["supervised"])),
-                origin=line["origin"],
-            )
+        for line in cast("list[dict[str, Any]]", state):
+            token_ids, supervised = tuple(line["token_ids"]), tuple(map(bool, line["supervised"]))
+            origin, sample = line["origin"], line["sample"]
+            sequence = TokenSequence(sample=sample, token_ids=token_ids, supervised=supervised, origin=origin)
             self._kept.append((line["step"], sequence))
 
 
@@ -146,15 +150,12 @@ def is_generated(sequence: TokenSequence) -> bool:
     return sequence.origin not in {"dataset", "replay"}
 
 
-def check_buffer(name: str, source: "PolicyConfig", capacity: int) -> None:
-    """Check that a buffer can hold sequences, and that its source generates student text.
+def check_buffer(name: str, source: PolicyNode, capacity: int) -> None:
+    """Check the capacity of a buffer, and that its source generates student text.
 
     Raises:
         ConfigError: a capacity below 1, or a source that generates no student text.
     """
     if capacity < 1:
         raise ConfigError(f"capacity = {capacity}: must be >= 1; the reference code keeps 1000")
-    if source.sampling is None:
-        raise ConfigError(
-            f"{name}.source = {type(source).__name__}: generates no student text; use student_generated, or revised around it"
-        )
+    check_student_text(name, source, "revised around it")

@@ -1,4 +1,4 @@
-"""SCRG as pure functions: locate the error token, replace it, and compute how many tokens may follow.
+"""SCRG as pure functions: locate the error token and replace it.
 
 Source: MGSR (arXiv 2407.10068), section 4.1, Eq. 3-4.  The student generates a draft, both models score it in one forward pass,
 `locate_error` returns the token where they disagree most, `correct` replaces it by the teacher's token, and the student
@@ -101,5 +101,8 @@ def correct(
 
 
 def is_finished(response_ids: tuple[int, ...], eos_ids: Collection[int]) -> bool:
-    """Whether the last token is an end token; end tokens at other positions do not count."""
+    """Whether the last token is an end token.
+
+    End tokens at other positions do not count.
+    """
     return bool(response_ids) and response_ids[-1] in eos_ids

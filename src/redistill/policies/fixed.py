@@ -4,31 +4,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from redistill.contracts import Needs, Sampling, TokenSequence
+from redistill.contracts import TokenSequence
 from redistill.policies.order import GoldItem
-from redistill.policies.source import PolicyTools, Stateless
+from redistill.policies.source import PolicyNode, PolicyTools, Stateless
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fixed:
-    """The gold answers: off-policy distillation (KD), and SFT."""
+class Fixed(PolicyNode):
+    """The gold answers: off-policy distillation (KD), and SFT.
+
+    Example:
+        >>> Fixed().needs.teacher, Fixed().sampling  # generates no text
+        (False, None)
+    """
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(),)
-
-    @property
-    def sampling(self) -> Sampling | None:
-        return None
-
-    @property
-    def needs(self) -> Needs:
-        return Needs()
 
     def bind(self, tools: PolicyTools) -> "FixedSource":
         return FixedSource()
 
 
 class FixedSource(Stateless):
+    """The running source of `Fixed`."""
+
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         return [item.sequence for item in items]

@@ -1,4 +1,6 @@
-"""The rows that DistiLLM's public code trains on in generated text, for `compat: distillm`.
+"""The rows of generated text that DistiLLM's public code trains on.
+
+They are used with `compat: distillm`.
 
 That code differs from its paper in two ways.  Its pad token is the end token, and stripping the padding strips every end token
 of a response.  Labels of generated text are not shifted: label t is token t, so the mask of rows, label != -100, is off by one

@@ -1,17 +1,13 @@
-"""A random choice per sample between the gold answer and an answer of another source."""
+"""A random choice between the gold answer and an answer of another source."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import Self
 
 from redistill.contracts import TokenSequence
 from redistill.errors import ConfigError
-from redistill.policies.generated import StudentGenerated
 from redistill.policies.order import Coin, GoldItem, coin
-from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode
-
-if TYPE_CHECKING:
-    from redistill.policies import PolicyConfig
+from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode, replaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +24,16 @@ class Mixed(WrappingNode):
 
     Raises:
         ConfigError: student_fraction out of range.
+
+    Example:
+        >>> Mixed(student_fraction=0.25).source
+        StudentGenerated(temperature=1.0, top_p=1.0)
+        >>> Mixed(student_fraction=1.5)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: student_fraction = 1.5: must lie in [0, 1]; GKD and the paper use 0.5
     """
 
-    source: "PolicyConfig" = field(default_factory=StudentGenerated)
     student_fraction: float = 0.5
     coin: Coin = "sample"
 
@@ -40,6 +43,7 @@ class Mixed(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(student_fraction=0.25), cls(coin="step"))
 
     def bind(self, tools: PolicyTools) -> "MixedSource":
@@ -47,16 +51,13 @@ class Mixed(WrappingNode):
 
 
 class MixedSource(Wrapping):
+    """The running source of `Mixed`."""
+
     def __init__(self, settings: Mixed, source: Source, seed: int) -> None:
         self._settings, self._source, self._seed = settings, source, seed
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        chosen = [index for index, item in enumerate(items) if self._takes_source(step, item)]
+        numbers = [coin(self._seed, step, item, self._settings.coin) for item in items]
+        chosen = [index for index, number in enumerate(numbers) if number < self._settings.student_fraction]
         answers = self._source.sequences(step, [items[index] for index in chosen])
-        sequences = [item.sequence for item in items]
-        for index, answer in zip(chosen, answers):  # additions of the source follow the answers
-            sequences[index] = answer
-        return sequences + answers[len(chosen) :]
-
-    def _takes_source(self, step: int, item: GoldItem) -> bool:
-        return coin(self._seed, step, item, self._settings.coin) < self._settings.student_fraction
+        return replaced([item.sequence for item in items], chosen, answers)

@@ -1,4 +1,4 @@
-"""The order of the training data, and the random choice between a sampled and a gold answer.
+"""The order of the training data, and the coin that chooses between answers.
 
 Random numbers are keyed by (seed, purpose, step, sample), so that they depend neither on the number of processes nor on a
 resume.
@@ -6,11 +6,12 @@ resume.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Generic, Literal, TypeVar, overload
+from functools import lru_cache, partial
+from typing import Generic, Literal, TypeVar, overload
 
 from redistill.contracts import ONE_PROCESS, Example, Processes, TokenSequence
-from redistill.randomness import generator
+from redistill.interfaces import Value
+from redistill.randomness import generator, permutation
 
 Item = TypeVar("Item")
 Coin = Literal["sample", "step"]
@@ -18,14 +19,27 @@ Coin = Literal["sample", "step"]
 
 @dataclass(frozen=True)
 class GoldItem:
-    """A training example and its gold sequence."""
+    """A training example and its gold sequence.
+
+    Args:
+        example: The training example.
+        sequence: Its gold answer, of origin "dataset".
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> item = make_fixture().tools.gold.items(0)[0]
+        >>> item.sequence.token_ids == item.example.token_ids, item.sequence.origin
+        (True, 'dataset')
+    """
 
     example: Example
     sequence: TokenSequence
 
 
 class Shuffled(Generic[Item]):
-    """Items in the order of training: a new permutation for each epoch; a batch can contain items of two epochs.
+    """Items in the order of training: a new permutation for each epoch.
+
+    A batch can contain items of two epochs.
 
     Args:
         items: At least one.
@@ -33,16 +47,23 @@ class Shuffled(Generic[Item]):
         seed: The run's seed.
         purpose: Key of the random stream; different kinds of items have different purposes.
         processes: Each process takes its contiguous part of every batch.
+
+    Raises:
+        AssertionError: there is no item, or `batch_size` is not a multiple of the number of processes.
+
+    Example:
+        >>> order = Shuffled(["a", "b", "c", "d"], batch_size=2, seed=1, purpose="order")
+        >>> sorted(order.items(step=0) + order.items(step=1))  # an epoch
+        ['a', 'b', 'c', 'd']
     """
 
     def __init__(
         self, items: Sequence[Item], *, batch_size: int, seed: int, purpose: str, processes: Processes = ONE_PROCESS
     ) -> None:
-        self.processes = processes
-        assert items and batch_size % self.processes.world == 0
-        self.batch_size = batch_size
-        self._items, self._seed, self._purpose = items, seed, purpose
-        self._order = lru_cache(maxsize=2)(self._shuffled)  # a batch may have items of two epochs
+        assert items and batch_size % processes.world == 0
+        self._items, self.batch_size, self.processes = items, batch_size, processes
+        # A batch may have items of two epochs.
+        self._order = lru_cache(maxsize=2)(partial(permutation, len(items), seed, purpose))
 
     def items(self, step: int) -> list[Item]:
         """This process's part of the step's global batch."""
@@ -54,22 +75,22 @@ class Shuffled(Generic[Item]):
         orders = {epoch: self._order(epoch) for epoch in {position // len(self._items) for position in positions}}
         return [self._items[orders[i // len(self._items)][i % len(self._items)]] for i in positions]
 
-    def part(self, values: Sequence[Any]) -> list[Any]:
-        """This process's contiguous part of the values of a global batch; concatenated by rank, the parts are all values."""
+    def part(self, values: Sequence[Value]) -> list[Value]:
+        """This process's contiguous part of the values of a global batch.
+
+        Concatenated by rank, the parts are all values.
+        """
         rank, world = self.processes.rank, self.processes.world
         start, stop = (len(values) * each // world for each in (rank, rank + 1))
         return list(values[start:stop])
 
-    def _shuffled(self, epoch: int) -> list[int]:
-        order: list[int] = generator(self._seed, self._purpose, epoch).permutation(len(self._items)).tolist()
-        return order
-
 
 class _GoldItems(Sequence[GoldItem]):
-    """A training set as items, created on access."""
+    """A training set as items, created on access; those of the last updates are kept, so that their sequences are the same."""
 
-    def __init__(self, examples: Sequence[Example]) -> None:
+    def __init__(self, examples: Sequence[Example], batch_size: int) -> None:
         self._examples = examples
+        self._item = lru_cache(maxsize=max(4096, 4 * batch_size))(self._created)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -83,6 +104,9 @@ class _GoldItems(Sequence[GoldItem]):
     def __getitem__(self, index: int | slice) -> GoldItem | list[GoldItem]:
         if isinstance(index, slice):
             return [self[number] for number in range(len(self))[index]]
+        return self._item(index)
+
+    def _created(self, index: int) -> GoldItem:
         example = self._examples[index]
         return GoldItem(example, gold_sequence(example))
 
@@ -93,17 +117,40 @@ class GoldBatches(Shuffled[GoldItem]):
     Args:
         examples: The training set.
         batch_size, seed, processes: As for `Shuffled`.
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> gold = GoldBatches(make_fixture().examples, batch_size=4, seed=1)
+        >>> len(gold.items(step=0)), gold.items(step=0) == gold.items(step=0)
+        (4, True)
     """
 
     def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, processes: Processes = ONE_PROCESS) -> None:
-        super().__init__(_GoldItems(examples), batch_size=batch_size, seed=seed, purpose="order", processes=processes)
+        items = _GoldItems(examples, batch_size)
+        super().__init__(items, batch_size=batch_size, seed=seed, purpose="order", processes=processes)
 
 
 def gold_sequence(example: Example) -> TokenSequence:
-    """An example's gold answer as a training sequence."""
+    """An example's gold answer as a training sequence.
+
+    Args:
+        example: The training example.
+
+    Returns:
+        A sequence of origin "dataset", with the tokens and targets of the example.
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> sequence = gold_sequence(make_fixture().examples[0])
+        >>> sequence.origin, sequence.sample
+        ('dataset', 0)
+    """
     return TokenSequence(sample=example.sample, token_ids=example.token_ids, supervised=example.supervised, origin="dataset")
 
 
-def coin(seed: int, step: int, item: GoldItem, kind: Coin) -> float:
-    """A uniform random number in [0, 1) of the step or, if `kind` is "sample", of the step and the item's sample."""
-    return float(generator(seed, "coin", step, *([item.example.sample] if kind == "sample" else [])).random())
+def coin(seed: int, step: int, item: GoldItem, kind: Coin, purpose: str = "coin") -> float:
+    """A uniform random number in [0, 1) of a step.
+
+    If `kind` is "sample", it is one of the step and the item's sample.
+    """
+    return generator(seed, purpose, step, *([item.example.sample] if kind == "sample" else [])).random()

@@ -1,4 +1,4 @@
-"""A policy as the loop uses it: gold data and a source of sampled answers, combined into draws."""
+"""Draws: gold data combined with the answers of a source."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +22,14 @@ class Policy(Wrapping):
         corpus: Blocks of text for the pre-training term; None without one.
         rewrite: Changes generated text, except roll-outs, before training on it; None changes nothing.
         drawing: Context manager around a draw, during which the models' weights do not change.
+
+    Example:
+        >>> from redistill.policies import Fixed
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> tools = make_fixture().tools
+        >>> draw = Policy(tools.gold, Fixed().bind(tools)).draw(step=0)
+        >>> sorted(draw.items[0].roles)  # a gold answer that is also the sampled answer
+        ['distillation', 'sft']
     """
 
     def __init__(
@@ -38,6 +46,11 @@ class Policy(Wrapping):
         self._corpus, self._rewrite, self._drawing = corpus, rewrite, drawing
 
     def draw(self, step: int) -> Draw:
+        """This process's sequences of update `step`; see `contracts.SequencePolicy`.
+
+        Raises:
+            ConfigError: the source returned fewer sequences than prompts.
+        """
         items = self._gold.items(step)
         with self._drawing():
             answers = self._source.sequences(step, items)
@@ -53,7 +66,6 @@ class Policy(Wrapping):
             DrawItem(answer, frozenset({"sft", "distillation"} if both else {"distillation"}))
             for answer, both in zip(answers, is_gold, strict=True)
         ]
-        answered_by_gold = {index for index, both in enumerate(is_gold) if both}
-        gold = items_of((item.sequence for index, item in enumerate(items) if index not in answered_by_gold), "sft")
+        gold = items_of((item.sequence for item, both in zip(items, is_gold) if not both), "sft")
         corpus = () if self._corpus is None else tuple(self._corpus.items(step))
         return Draw(items=(*drawn, *gold), corpus=corpus)

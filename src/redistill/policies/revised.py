@@ -1,28 +1,27 @@
-"""SCRG around a source of student text: generate, score, locate the error, correct it, continue (paper section 4.1).
+"""SCRG around a source of student text (paper section 4.1).
+
+It generates, scores, locates the error, corrects it, and continues.
 
 A round runs both models once on the drafts, applies the formulas of redistill.policies.correction, and generates the tails.
 Gold sequences that a source returns are never revised.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Self
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from redistill.contracts import GenerationRequest, Needs, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.correction import Correction, correct, locate_error
-from redistill.policies.generated import StudentGenerated
+from redistill.policies.generated import answered
 from redistill.policies.order import GoldItem
-from redistill.policies.source import PolicyTools, Revision, Source, Wrapping, WrappingNode
+from redistill.policies.source import PolicyTools, Revision, Source, Wrapping, WrappingNode, check_student_text, replaced
 from redistill.randomness import generator
 from redistill.tensors import pad
 from redistill.vocab_pass import NUMBERS_PER_DRAW, Statistic
-
-if TYPE_CHECKING:
-    from redistill.policies import PolicyConfig
-
 
 Detection = Literal["reverse", "forward", "surprise", "random"]
 _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
@@ -35,9 +34,14 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Revised(WrappingNode):
-    """Student text in which the teacher replaces the error token, and the student regenerates what follows.
+    r"""Student text in which the teacher replaces the error token.
+
+    The student regenerates what follows.
 
     Source: the paper's Eq. 3 and 4; docs/methods/mgsr.md lists their interpretations.
+
+    .. math:: j = \arg\max_{i} \mathrm{KL}(q_i \,\|\, p_i) \;\text{ over }\; y_i^s \ne y_i^t, \quad
+        y = (y_{<j}^s,\; y_j^t,\; y_{>j}), \quad y_{>j} \sim q(\cdot \mid x, y_{\le j})
 
     Args:
         source: Generates the drafts.
@@ -50,9 +54,18 @@ class Revised(WrappingNode):
 
     Raises:
         ConfigError: rounds below 1, or a source that generates no student text.
+
+    Example:
+        >>> Revised(rounds=2).needs.statistics
+        True
+        >>> Revised(rounds=0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: rounds = 0: must be >= 1; remove `revised` to train on unrevised text
+
+    See also: correction.locate_error, correction.correct.
     """
 
-    source: "PolicyConfig" = field(default_factory=StudentGenerated)
     teacher_token: Literal["sample", "argmax"] = "sample"
     detection: Detection = "reverse"
     rounds: int = 1
@@ -62,14 +75,11 @@ class Revised(WrappingNode):
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ConfigError(f"rounds = {self.rounds}: must be >= 1; remove `revised` to train on unrevised text")
-        if self.source.sampling is None:
-            raise ConfigError(
-                f"revised.source = {type(self.source).__name__}: generates no student text; use student_generated, or mixed "
-                "around revised"
-            )
+        check_student_text("revised", self.source, "mixed around revised")
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (
             cls(),
             cls(teacher_token="argmax", detection="forward", rounds=2),
@@ -86,107 +96,81 @@ class Revised(WrappingNode):
 
 
 def revises(node: object) -> bool:
-    """Whether a policy, or one that it wraps, is `Revised`: a prefix memory then saves repeated forward passes on drafts."""
+    """Whether a policy, or one that it wraps, is `Revised`.
+
+    A prefix memory then saves repeated forward passes on drafts.
+    """
     return isinstance(node, Revised) or (hasattr(node, "source") and revises(node.source))
 
 
-@dataclass(frozen=True)
-class _DraftScores:
-    """Per draft, at every response position: the detection score and the teacher's token."""
-
-    scores: list[list[float]]
-    teacher_tokens: list[list[int]]
-
-
 class RevisedSource(Wrapping):
+    """The running source of `Revised`."""
+
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools) -> None:
-        assert tools.scorer is not None, "checked by `needs` when the recipe was read"
-        self._settings, self._source, self._tools, self._scorer = settings, source, tools, tools.scorer
+        assert tools.scorer is not None and settings.sampling is not None, "checked by `needs` when the recipe was read"
+        self._settings, self._source, self._tools = settings, source, tools
+        self._scorer, self._sampling = tools.scorer, settings.sampling
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        sequences = list(self._source.sequences(step, items))
+        sequences = self._source.sequences(step, items)
         indices = [index for index, sequence in enumerate(sequences) if sequence.origin in {"student", "mixture", "revised"}]
         drafts = [sequences[index] for index in indices]
-        revised = self._all_rounds(step, drafts) if drafts else []
-        if self._settings.mode == "append":
-            return sequences + [after for before, after in zip(drafts, revised, strict=True) if after is not before]
-        for index, sequence in zip(indices, revised, strict=True):
-            sequences[index] = sequence
-        return sequences
-
-    def _all_rounds(self, step: int, drafts: list[TokenSequence]) -> list[TokenSequence]:
-        starts = [0] * len(drafts)
-        for number in range(self._settings.rounds):
-            drafts, errors = self._revise(step, number, drafts, starts)
+        revised, starts = drafts, [0] * len(drafts)
+        for number in range(self._settings.rounds if drafts else 0):
+            revised, errors = self._revise(step, number, revised, starts)
             if self._settings.in_order:
                 starts = [start if error < 0 else error for start, error in zip(starts, errors, strict=True)]
-        return drafts
+        if self._settings.mode == "append":
+            return [*sequences, *(after for before, after in zip(drafts, revised, strict=True) if after is not before)]
+        return replaced(sequences, indices, revised)
 
     def _revise(
         self, step: int, number: int, drafts: list[TokenSequence], starts: list[int]
     ) -> tuple[list[TokenSequence], list[int]]:
         """One round: the revised drafts and the positions of their errors; a draft without an error is unchanged, with -1."""
-        scored = self._score(step, number, drafts)
-        errors = self._locate(step, number, drafts, scored, starts)
+        score_BT, teacher_BT = self._score(step, number, drafts)
+        student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)
+        is_searched_BT = valid_BT.bool() & (torch.arange(student_BT.shape[1]) >= torch.tensor(starts)[:, None])
+        ranked_BT = self._random_scores(step, number, drafts) if self._settings.detection == "random" else score_BT
+        errors: list[int] = locate_error(ranked_BT, student_BT, teacher_BT, is_searched_BT).tolist()
         corrections = [
-            correct(
-                draft.response_ids,
-                error,
-                tokens[error],
-                budget=self._tools.response_tokens,
-                eos_ids=self._tools.end_ids,
-            )
-            for draft, error, tokens in zip(drafts, errors, scored.teacher_tokens, strict=True)
+            correct(draft.response_ids, error, tokens[error], budget=self._tools.response_tokens, eos_ids=self._tools.end_ids)
+            for draft, error, tokens in zip(drafts, errors, teacher_BT.tolist(), strict=True)
         ]
         tails = self._tails(step, number, drafts, corrections)
         revised = [
-            _assemble(draft, correction.prefix_ids + tail) if correction.changed else draft
+            answered(draft, correction.prefix_ids + tail, "revised") if correction.changed else draft
             for draft, correction, tail in zip(drafts, corrections, tails, strict=True)
         ]
-        for draft, sequence, error, scores in zip(drafts, revised, errors, scored.scores, strict=True):
+        for draft, sequence, error, scores in zip(drafts, revised, errors, score_BT.tolist(), strict=True):
             if sequence is not draft:
                 self._tools.on_revision(Revision(step, draft.sample, error, scores[error], draft, sequence))
         return revised, errors
 
-    def _locate(
-        self, step: int, number: int, drafts: list[TokenSequence], scored: _DraftScores, starts: list[int]
-    ) -> list[int]:
-        """The position of each draft's error, at its start or later; -1 without one."""
-        scores = scored.scores
-        if self._settings.detection == "random":
-            scores = [
-                generator(self._tools.seed, "error", step, draft.sample, number).random(draft.num_targets).tolist()
-                for draft in drafts
-            ]
-        student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)
-        teacher_BT, _ = pad(scored.teacher_tokens, 0)
-        is_searched_BT = torch.arange(student_BT.shape[1]) >= torch.tensor(starts)[:, None]
-        return locate_error(_pad_float(scores), student_BT, teacher_BT, valid_BT.bool() & is_searched_BT).tolist()
+    def _random_scores(self, step: int, number: int, drafts: list[TokenSequence]) -> torch.Tensor:
+        """Uniform random numbers as scores [B, T], for the control that samples the position of the error."""
+        streams = [(generator(self._tools.seed, "error", step, draft.sample, number), draft.num_targets) for draft in drafts]
+        return pad_sequence([torch.from_numpy(stream.random(length)) for stream, length in streams], batch_first=True)
 
-    def _score(self, step: int, number: int, drafts: list[TokenSequence]) -> _DraftScores:
-        """Scores and teacher tokens, from one forward pass of each model over every draft."""
-        settings = self._settings
-        statistics = _STATISTICS[settings.detection]
-        ask_token: Statistic = "teacher_sample" if settings.teacher_token == "sample" else "teacher_argmax"
-        uniforms = [
-            generator(self._tools.seed, "teacher-token", step, draft.sample, number).random(
-                (draft.num_targets, NUMBERS_PER_DRAW)
-            )
-            for draft in drafts
-        ]
+    def _score(self, step: int, number: int, drafts: list[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and teacher tokens [B, T] on the CPU, from one forward pass of each model over every draft."""
+        statistics = _STATISTICS[self._settings.detection]
+        ask_token: Statistic = "teacher_sample" if self._settings.teacher_token == "sample" else "teacher_argmax"
+        streams = [generator(self._tools.seed, "teacher-token", step, draft.sample, number) for draft in drafts]
+        sizes = [(draft.num_targets, NUMBERS_PER_DRAW) for draft in drafts]
+        uniforms = [stream.random(size) for stream, size in zip(streams, sizes, strict=True)]
         found = self._scorer.statistics(drafts, (*statistics, ask_token), uniforms)
-        scores = found[statistics[0]]
-        if settings.detection == "surprise":
-            pairs = zip(found["teacher_logprob"], found["teacher_entropy"], strict=True)
-            scores = [-logprob_N - entropy_N for logprob_N, entropy_N in pairs]
-        return _DraftScores([rows.tolist() for rows in scores], [rows.tolist() for rows in found[ask_token]])
+        padded = {name: pad_sequence(rows, batch_first=True).cpu() for name, rows in found.items()}
+        score_BT = padded[statistics[0]]
+        if self._settings.detection == "surprise":
+            score_BT = -padded["teacher_logprob"] - padded["teacher_entropy"]
+        return score_BT.double(), padded[ask_token]
 
     def _tails(
         self, step: int, number: int, drafts: list[TokenSequence], corrections: list[Correction]
     ) -> list[tuple[int, ...]]:
         """The student's continuation of each corrected prefix; empty where the response ends at the prefix."""
         unfinished = [index for index, correction in enumerate(corrections) if correction.tail_budget > 0]
-        tails: list[tuple[int, ...]] = [()] * len(drafts)
         requests = [
             GenerationRequest(
                 prompt_ids=drafts[index].prompt_ids + corrections[index].prefix_ids,
@@ -196,26 +180,5 @@ class RevisedSource(Wrapping):
             )
             for index in unfinished
         ]
-        sampling = self._settings.sampling
-        assert sampling is not None
-        if requests:
-            for index, generation in zip(unfinished, self._tools.engine.generate(requests, sampling), strict=True):
-                tails[index] = generation.token_ids
-        return tails
-
-
-def _assemble(draft: TokenSequence, response_ids: tuple[int, ...]) -> TokenSequence:
-    prompt_ids = draft.prompt_ids
-    return replace(
-        draft,
-        token_ids=prompt_ids + response_ids,
-        supervised=(False,) * len(prompt_ids) + (True,) * len(response_ids),
-        origin="revised",
-        spans=(),
-        rollout=None,
-    )
-
-
-def _pad_float(rows: list[list[float]]) -> torch.Tensor:
-    longest = max(len(row) for row in rows)
-    return torch.tensor([row + [0.0] * (longest - len(row)) for row in rows], dtype=torch.float64)
+        generations = self._tools.engine.generate(requests, self._sampling) if requests else []
+        return replaced([()] * len(drafts), unfinished, [generation.token_ids for generation in generations])

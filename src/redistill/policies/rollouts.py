@@ -1,4 +1,4 @@
-"""MiniLLM's roll-outs: a pool of generated and scored text, used for several passes of mini-batch updates.
+"""MiniLLM's roll-outs: generated and scored text, used for several passes.
 
 The formulas are in redistill.losses.policy_gradient; this module keeps the pool between updates.  A *cycle* has the updates of
 `inner_epochs` passes over the pool.  At its first update the source answers the prompts of a whole pass, and both models score
@@ -13,25 +13,32 @@ from typing import Any, Literal, Self, get_args
 
 import torch
 
-from redistill.contracts import Needs, Rollout, TokenSequence
+from redistill.contracts import Needs, Origin, Rollout, TokenSequence
 from redistill.errors import ConfigError
 from redistill.losses.policy_gradient import discounted_returns, importance_weights, token_rewards, whiten
-from redistill.policies.generated import StudentGenerated
-from redistill.policies.mixture import TeacherMixed
+from redistill.policies.generated import StudentGenerated, TeacherMixed
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode
-from redistill.randomness import generator
+from redistill.randomness import permutation
+from redistill.records import Json
 
 Whiten = Literal["tokens", "padded", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts(WrappingNode):
-    """Roll-outs with log-probabilities, advantages and importance weights, used for several passes of updates.
+    r"""Roll-outs with advantages and importance weights, used for several passes.
 
     Source: MiniLLM (arXiv 2306.08543) and its published code, whose values are the defaults.  Old log-probabilities, rewards
     and importance weights are those of the models' distributions at temperature 1 without nucleus, however the text was
     sampled.
+
+    .. math:: r_t = \mathrm{clip}\Bigl(\tfrac{1}{s} \log \frac{p(y_t)}{q_{old}(y_t)},\, -c,\, c\Bigr), \quad
+        R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}, \quad
+        w_t = \frac{q_{old}(y_t)}{(1 - a)\, q_{old}(y_t) + a\, p(y_t)}
+
+    The advantage of a token is its whitened return; a is the teacher's weight in the mixture, and n_t the number of tokens from
+    t on, or 1 without normalisation.
 
     Args:
         source: Generates the text, from a distribution whose probabilities are known: importance weights need them.
@@ -46,6 +53,16 @@ class Rollouts(WrappingNode):
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> Rollouts().teacher_share, Rollouts().needs.samples_student
+        (0.2, True)
+        >>> Rollouts(discount=1.5)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: discount = 1.5: must lie in [0, 1]; MiniLLM uses 0.95
+
+    See also: redistill.losses.policy_gradient, which has a function for each formula.
     """
 
     source: TeacherMixed | StudentGenerated = field(default_factory=TeacherMixed)
@@ -71,6 +88,7 @@ class Rollouts(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (
             cls(num_rollouts=16, inner_epochs=2),
             cls(source=StudentGenerated(), num_rollouts=1, inner_epochs=1, length_normalise=False, whiten="padded"),
@@ -99,6 +117,8 @@ class _Scored:
 
 
 class RolloutsSource(Wrapping):
+    """The running source of `Rollouts`."""
+
     def __init__(self, settings: Rollouts, source: Source, tools: PolicyTools) -> None:
         assert tools.scorer is not None, "checked by `needs` when the recipe was read"
         self._settings, self._source, self._tools, self._scorer = settings, source, tools, tools.scorer
@@ -107,27 +127,29 @@ class RolloutsSource(Wrapping):
         self._pool: list[_Scored] = []
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        """This process's part of the step's mini-batch, one roll-out per item; the items' prompts are ignored."""
+        """This process's part of the step's mini-batch, one roll-out per item.
+
+        The items' prompts are ignored.
+        """
         cycle, cycle_step = divmod(step, self._pass_steps * self._settings.inner_epochs)
         if cycle != self._cycle:
-            self._pool = self._generate(cycle)
-            self._cycle = cycle
+            self._cycle, self._pool = cycle, self._generate(cycle)
         inner_epoch, number = divmod(cycle_step, self._pass_steps)
-        size = self._tools.gold.batch_size
-        order = self._order(cycle, inner_epoch)[number * size : (number + 1) * size]
-        return self._tools.gold.part(self._with_advantages([self._pool[index] for index in order]))[: len(items)]
+        size, order = self._tools.gold.batch_size, self._order(cycle, inner_epoch)
+        batch = [self._pool[index] for index in order[number * size : (number + 1) * size]]
+        return self._tools.gold.part(self._with_advantages(batch))[: len(items)]
 
-    def metrics(self) -> Mapping[str, Any]:
+    def metrics(self) -> Mapping[str, Json]:
         if not self._pool:
             return self._source.metrics()
         reward_BT, valid_BT, _ = self._rewards(self._pool)
         return {**self._source.metrics(), "rollout_reward": float(reward_BT[valid_BT].mean())}
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
         return {"cycle": self._cycle, "pool": [_plain(scored) for scored in self._pool], "source": self._source.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._cycle, self._pool = state["cycle"], [_from_plain(entry) for entry in state["pool"]]
+        self._cycle, self._pool = state["cycle"], [_from_plain(**entry) for entry in state["pool"]]
         self._source.load_state_dict(state["source"])
 
     # --- generation ---
@@ -151,11 +173,8 @@ class RolloutsSource(Wrapping):
     def _score(self, sequences: list[TokenSequence]) -> list[_Scored]:
         """Both models' log-probabilities of every sequence, from one forward pass of each."""
         found = self._scorer.statistics(sequences, ("student_logprob", "teacher_logprob"))
-        columns = (found["student_logprob"], found["teacher_logprob"])
-        return [
-            _Scored(sequence, tuple(old.tolist()), tuple(teacher.tolist()))
-            for sequence, old, teacher in zip(sequences, *columns, strict=True)
-        ]
+        rows = zip(sequences, found["student_logprob"], found["teacher_logprob"], strict=True)
+        return [_Scored(sequence, tuple(old.tolist()), tuple(teacher.tolist())) for sequence, old, teacher in rows]
 
     # --- advantages ---
 
@@ -163,10 +182,7 @@ class RolloutsSource(Wrapping):
         """Indices of the pool in the order of one pass."""
         if inner_epoch == 0:
             return range(len(self._pool))
-        order: list[int] = (
-            generator(self._tools.seed, "rollout-order", cycle, inner_epoch).permutation(len(self._pool)).tolist()
-        )
-        return order
+        return permutation(len(self._pool), self._tools.seed, "rollout-order", cycle, inner_epoch)
 
     def _with_advantages(self, batch: list[_Scored]) -> list[TokenSequence]:
         """The sequences of a global mini-batch, each with its roll-out."""
@@ -178,17 +194,12 @@ class RolloutsSource(Wrapping):
         if settings.whiten != "none":
             padded = self._tools.response_tokens if settings.whiten == "padded" else None
             advantage_BT = whiten(advantage_BT, valid_BT, padded_length=padded)
-        return [
-            replace(
-                scored.sequence,
-                rollout=Rollout(
-                    old_logprobs=scored.old_logprobs,
-                    advantages=tuple(advantages[: len(scored.old_logprobs)]),
-                    importances=tuple(importances[: len(scored.old_logprobs)]),
-                ),
-            )
-            for scored, advantages, importances in zip(batch, advantage_BT.tolist(), importance_BT.tolist(), strict=True)
-        ]
+        sequences = []
+        for scored, advantages, importances in zip(batch, advantage_BT.tolist(), importance_BT.tolist(), strict=True):
+            old, length = scored.old_logprobs, len(scored.old_logprobs)
+            rollout = Rollout(old_logprobs=old, advantages=tuple(advantages[:length]), importances=tuple(importances[:length]))
+            sequences.append(replace(scored.sequence, rollout=rollout))
+        return sequences
 
     def _rewards(self, batch: list[_Scored]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """reward_BT, valid_BT and importance_BT of some sequences, in float64."""
@@ -216,25 +227,20 @@ def _padded(rows: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor
     return padded_BT, torch.arange(width) < torch.tensor([[len(row)] for row in rows])
 
 
-def _plain(scored: _Scored) -> dict[str, Any]:
+def _plain(scored: _Scored) -> Mapping[str, Json]:
     """The sequence as JSON data; a generated sequence is a prompt, then a response in which every token is a target."""
     sequence = scored.sequence
     return {
         "sample": sequence.sample,
         "origin": sequence.origin,
-        "prompt": list(sequence.prompt_ids),
-        "response": list(sequence.response_ids),
-        "old_logprobs": list(scored.old_logprobs),
-        "teacher_logprobs": list(scored.teacher_logprobs),
+        "prompt": sequence.prompt_ids,
+        "response": sequence.response_ids,
+        "old_logprobs": scored.old_logprobs,
+        "teacher_logprobs": scored.teacher_logprobs,
     }
 
 
-def _from_plain(entry: Mapping[str, Any]) -> _Scored:
-    prompt, response = tuple(entry["prompt"]), tuple(entry["response"])
-    sequence = TokenSequence(
-        sample=entry["sample"],
-        token_ids=prompt + response,
-        supervised=(False,) * len(prompt) + (True,) * len(response),
-        origin=entry["origin"],
-    )
-    return _Scored(sequence, tuple(entry["old_logprobs"]), tuple(entry["teacher_logprobs"]))
+def _from_plain(sample: int, origin: Origin, prompt: list[int], response: list[int], **logprobs: list[float]) -> _Scored:
+    supervised = (False,) * len(prompt) + (True,) * len(response)
+    sequence = TokenSequence(sample=sample, token_ids=(*prompt, *response), supervised=supervised, origin=origin)
+    return _Scored(sequence, tuple(logprobs["old_logprobs"]), tuple(logprobs["teacher_logprobs"]))

@@ -1,4 +1,4 @@
-"""Statistics of student and teacher on sequences, for policies that score text before training on it."""
+"""Statistics of student and teacher on sequences, for policies that score text."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,28 +19,26 @@ class Scorer:
         read_student: Returns the student's hidden states of a batch's rows [N, D] and its head, without gradient.
         teacher: A teacher with `TeacherCapabilities.statistics`.
         pad_id: Padding id of short rows.
-        batch_size: Sequences per forward pass.
+        batch_size: Sequences per forward pass, >= 1.
         device: The student's device.
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> tools = make_fixture().tools
+        >>> sequence = tools.gold.items(0)[0].sequence
+        >>> (kl_N,) = tools.scorer.statistics([sequence], ["reverse_kl"])["reverse_kl"]
+        >>> kl_N.shape == (sequence.num_targets,), bool((kl_N >= 0).all())
+        (True, True)
     """
 
     def __init__(
-        self,
-        read_student: ReadStudent,
-        teacher: Teacher,
-        *,
-        pad_id: int,
-        batch_size: int,
-        device: torch.device | str = "cpu",
+        self, read_student: ReadStudent, teacher: Teacher, *, pad_id: int, batch_size: int, device: torch.device | str = "cpu"
     ) -> None:
-        self.read_student, self.teacher = read_student, teacher
-        self.batch_size = batch_size
+        self.read_student, self.teacher, self.batch_size = read_student, teacher, batch_size
         self._pad_id, self._device = pad_id, device
 
     def statistics(
-        self,
-        sequences: Sequence[TokenSequence],
-        ask: Sequence[Statistic],
-        uniforms: Sequence[np.ndarray] | None = None,
+        self, sequences: Sequence[TokenSequence], ask: Sequence[Statistic], uniforms: Sequence[np.ndarray] | None = None
     ) -> dict[Statistic, list[torch.Tensor]]:
         """Statistics at each target of each sequence, from one forward pass of each model.
 

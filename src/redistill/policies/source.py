@@ -1,18 +1,25 @@
-"""The interfaces of policies: nodes, which are configuration, and sources, which answer the prompts of a step.
+"""The interfaces of policies: nodes and sources.
 
 A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass that recipes decode from YAML; `bind(tools)`
 creates its running *source*.  The state of a source - buffers, roll-outs - is gathered from all processes, so that a draw
 depends neither on their number nor on a resume.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from redistill.contracts import ONE_PROCESS, Engine, Needs, Processes, Sampling, TextTeacher, TokenSequence
+from redistill.contracts import ONE_PROCESS, Engine, Needs, PolicyState, Processes, Sampling, TextTeacher, TokenSequence
+from redistill.errors import ConfigError
+from redistill.interfaces import Value
 from redistill.policies.order import GoldBatches, GoldItem
 from redistill.policies.scorer import Scorer
+from redistill.records import Json
+
+if TYPE_CHECKING:
+    from redistill.policies import PolicyConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,14 @@ class Revision:
         kl: The detection score there, in nats.
         before: The draft.
         after: The revised sequence.
+
+    Example:
+        >>> supervised = (False, True, True)
+        >>> draft = TokenSequence(sample=7, token_ids=(5, 6, 2), supervised=supervised, origin="student")
+        >>> revised = TokenSequence(sample=7, token_ids=(5, 8, 2), supervised=supervised, origin="revised")
+        >>> revision = Revision(step=0, sample=7, position=0, kl=1.5, before=draft, after=revised)
+        >>> revision.before.response_ids[revision.position], revision.after.response_ids[revision.position]
+        (6, 8)
     """
 
     step: int
@@ -46,13 +61,21 @@ class PolicyTools:
         scorer: Computes statistics of both models on sequences; None if the run has no teacher that provides them.
         gold: The gold examples in the order of training, for sources that need the items of other steps.
         processes: Rank and number of processes, and their `gather`.
-        updates: Optimiser steps of the run.
+        updates: Optimiser steps of the run, >= 1.
         end_ids: Ids of the end tokens.
-        response_tokens: Length limit of a response, in tokens.
-        batch_size: Sequences that one process generates at once.
+        response_tokens: Length limit of a response in tokens, >= 1.
+        batch_size: Sequences that one process generates at once, >= 1.
         seed: The run's seed.
         folder: The run folder, for a source's files; None keeps everything in memory.
         on_revision: Called with every correction, for the log.
+
+    Example:
+        >>> from redistill.policies import StudentGenerated
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> tools: PolicyTools = make_fixture().tools
+        >>> source = StudentGenerated().bind(tools)
+        >>> [sequence.origin for sequence in source.sequences(0, tools.gold.items(0))]
+        ['student', 'student', 'student', 'student']
     """
 
     engine: Engine
@@ -69,22 +92,25 @@ class PolicyTools:
     on_revision: Callable[[Revision], None] = lambda revision: None
 
 
-class Source(Protocol):
-    """Answers the prompts of a step.
+class Source(PolicyState, Protocol):
+    """Answers the prompts of a step."""
 
-    `sequences` returns an answer for each item, in order, followed by additional sequences, if any.  Every process calls it at
-    every step, also without items, since a source may gather from all processes.
+    def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
+        """An answer for each item, in order, followed by additional sequences, if any.
+
+        Every process calls it at every step, also without items, since a source may gather from all processes.
+        """
+
+
+def replaced(values: Sequence[Value], indices: Sequence[int], answers: Sequence[Value]) -> list[Value]:
+    """The values, with those at `indices` replaced by the first answers.
+
+    Additional answers follow.
     """
-
-    def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]: ...
-
-    def observe(self, validation_loss: float) -> None: ...
-
-    def metrics(self) -> Mapping[str, Any]: ...
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    found = list(values)
+    for index, answer in zip(indices, answers):
+        found[index] = answer
+    return found + list(answers[len(indices) :])
 
 
 class Stateless:
@@ -93,13 +119,13 @@ class Stateless:
     def observe(self, validation_loss: float) -> None:
         """Does nothing: a source without state does not depend on the validation loss."""
 
-    def metrics(self) -> Mapping[str, Any]:
+    def metrics(self) -> Mapping[str, Json]:
         return {}
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
         assert not state, f"a source without state cannot load {sorted(state)}"
 
 
@@ -111,43 +137,70 @@ class Wrapping:
     def observe(self, validation_loss: float) -> None:
         self._source.observe(validation_loss)
 
-    def metrics(self) -> Mapping[str, Any]:
+    def metrics(self) -> Mapping[str, Json]:
         return self._source.metrics()
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
         return self._source.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
         self._source.load_state_dict(state)
 
 
 class PolicyNode(Protocol):
-    """The configuration of a policy."""
+    """The configuration of a policy.
 
-    def bind(self, tools: PolicyTools) -> Source: ...
+    A node that inherits from it generates no student text and requires nothing, unless it overrides the properties.
+    """
+
+    @abstractmethod
+    def bind(self, tools: PolicyTools) -> Source:
+        """The running source of this configuration."""
 
     @property
     def sampling(self) -> Sampling | None:
         """How the student's text is sampled, or None where it generates none."""
-        ...
+        return None
 
     @property
     def needs(self) -> Needs:
         """The capabilities of teacher and engine that it requires."""
-        ...
+        return Needs()
 
 
+def _student_generated() -> "PolicyConfig":
+    from redistill.policies.generated import StudentGenerated  # that module imports this one
+
+    return StudentGenerated()
+
+
+@dataclass(frozen=True, kw_only=True)
 class WrappingNode:
-    """A policy node that wraps another, `source`, with the same sampling and requirements."""
+    """A policy node that wraps another, with the same sampling and requirements.
 
-    source: Any
+    Args:
+        source: The policy whose answers are used; the student's text by default.
+    """
+
+    source: "PolicyConfig" = field(default_factory=_student_generated)
 
     @property
     def sampling(self) -> Sampling | None:
-        sampling: Sampling | None = self.source.sampling
-        return sampling
+        """How the source samples the student's text."""
+        return self.source.sampling
 
     @property
     def needs(self) -> Needs:
-        needs: Needs = self.source.needs
-        return needs
+        """The requirements of the source."""
+        return self.source.needs
+
+
+def check_student_text(name: str, source: PolicyNode, remedy: str) -> None:
+    """Check that the source of the policy `name` generates student text.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if source.sampling is None:
+        given = f"{name}.source = {type(source).__name__}"
+        raise ConfigError(f"{given}: generates no student text; use student_generated, or {remedy}")

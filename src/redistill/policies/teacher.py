@@ -1,20 +1,20 @@
-"""Training on the teacher's text: one answer to each prompt, generated once and stored."""
+"""Training on the teacher's text, which is generated once and stored."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypedDict, cast
 
 import torch
 
-from redistill.contracts import Example, GenerationRequest, Needs, Sampling, TokenSequence
+from redistill.contracts import Example, Needs, Sampling, TokenSequence
 from redistill.errors import DataError
-from redistill.policies.generated import answered, check_sampling
+from redistill.policies.generated import answered, answers, check_sampling
 from redistill.policies.order import GoldItem
-from redistill.policies.source import PolicyTools, Stateless
+from redistill.policies.source import PolicyNode, PolicyTools, Stateless
+from redistill.records import Json
 from redistill.storage import files
 
 FILE = "teacher-responses.jsonl"
@@ -26,8 +26,10 @@ Key = tuple[int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherGenerated:
-    """The teacher's answers, one to each prompt for the whole run: sequence-level distillation.
+class TeacherGenerated(PolicyNode):
+    r"""The teacher's answers, one to each prompt: sequence-level distillation.
+
+    .. math:: y \sim p(\cdot \mid x)
 
     Source: SeqKD (Kim and Rush, arXiv 1606.07947).  Answers are generated in blocks, before the steps that need them, and
     stored in teacher-responses.jsonl, so that neither a later epoch nor a resume generates any of them again.
@@ -40,6 +42,14 @@ class TeacherGenerated:
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> TeacherGenerated(temperature=0.7).needs.teacher_text
+        True
+        >>> TeacherGenerated(top_p=0.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: top_p = 0.0: must lie in (0, 1]; 1 keeps every class
     """
 
     temperature: float = 1.0
@@ -51,12 +61,8 @@ class TeacherGenerated:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Instances on which the laws of redistill.testing are checked."""
         return (cls(), cls(temperature=0.7, top_p=0.9))
-
-    @property
-    def sampling(self) -> Sampling | None:
-        """None: the student generates no text."""
-        return None
 
     @property
     def needs(self) -> Needs:
@@ -67,7 +73,7 @@ class TeacherGenerated:
 
 
 class TeacherSource(Stateless):
-    """Looks up answers, and generates a block of them when the step needs one that is missing.
+    """Looks up answers, and generates a block of them when one is missing.
 
     Checkpoints have no state of it: answers are on disk, or generated again with identical tokens.
     """
@@ -77,12 +83,12 @@ class TeacherSource(Stateless):
         self._sampling = Sampling(temperature=settings.temperature, top_p=settings.top_p)
         self._tools, self._generate = tools, tools.teacher.generate
         path = Path(settings.store) if settings.store else tools.folder and tools.folder / FILE
-        self._store = ResponseStore(path, self._sampling, tools) if path else None
-        self._answers: dict[Key, tuple[int, ...]] | None = None
+        self._store = self._unread_store = ResponseStore(path, self._sampling, tools) if path else None
+        self._answers: dict[Key, tuple[int, ...]] = {}
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        if self._answers is None:
-            self._answers = {} if self._store is None else self._store.read()
+        if self._unread_store is not None:
+            self._answers, self._unread_store = self._unread_store.read(), None
         # The items of all processes, so that all processes generate at the same steps.
         if self._unanswered(step):
             self._generate_block(self._block(step))
@@ -100,32 +106,31 @@ class TeacherSource(Stateless):
         return list(block.values())[: max(size, len(now))]
 
     def _unanswered(self, step: int) -> dict[Key, Example]:
-        assert self._answers is not None
         examples = {_key(item.example): item.example for item in self._tools.gold.all_items(step)}
         return {key: example for key, example in examples.items() if key not in self._answers}
 
     def _generate_block(self, block: Sequence[Example]) -> None:
         """Generate the teacher's answers to the block, a part on each process, and store them."""
-        assert self._answers is not None
-        mine = self._tools.gold.part(block)
-        requests = [
-            GenerationRequest(
-                prompt_ids=example.prompt_ids,
-                max_new_tokens=self._tools.response_tokens,
-                seed=self._tools.seed,
-                stream=("teacher-response", example.sample),
-            )
-            for example in mine
-        ]
-        generations = self._generate(requests, self._sampling) if requests else []
-        answers = dict(self._tools.processes.gather([(_key(e), g.token_ids) for e, g in zip(mine, generations, strict=True)]))
-        if self._store is not None and self._tools.processes.is_main:
-            self._store.append(answers)
-        self._answers |= answers
+        tools = self._tools
+        mine = answers(tools.gold.part(block), self._generate, self._sampling, "teacher", tools, "teacher-response")
+        generated = dict(tools.processes.gather([(_key(sequence), sequence.response_ids) for sequence in mine]))
+        if self._store is not None and tools.processes.is_main:
+            self._store.append(generated)
+        self._answers.update(generated)
+
+
+class _Answer(TypedDict):
+    """A line of the store after the first."""
+
+    sample: int
+    prompt: str
+    token_ids: Sequence[int]
 
 
 class ResponseStore:
-    """A file of answers: a header line with the settings that they depend on, then one answer per line.
+    """A file of answers: a header line, then one answer per line.
+
+    The header has the settings that the answers depend on.
 
     Raises:
         DataError: the file is not such a file, or its answers depend on other settings or another teacher.
@@ -136,53 +141,53 @@ class ResponseStore:
 
     def read(self) -> dict[Key, tuple[int, ...]]:
         """All answers; called on every process, and read from disk by the main one."""
-        lines: list[Any] = []
-        if self._tools.processes.is_main and self._path.exists():
+        processes, lines = self._tools.processes, list[Json]()
+        if processes.is_main and self._path.exists():
             lines = files.read_lines(self._path) or [None]  # an existing empty file is invalid
-        lines = self._tools.processes.gather(lines)
+        lines = processes.gather(lines)
         if lines:
             self._check(lines[0])
-            if self._tools.processes.is_main:
+            if processes.is_main:
                 files.rewrite_lines(self._path, lines)  # removes an incomplete last line before lines are appended
-        return {(line["sample"], line["prompt"]): tuple(line["token_ids"]) for line in lines[1:]}
+        return {(a["sample"], a["prompt"]): tuple(a["token_ids"]) for a in cast("list[_Answer]", lines[1:])}
 
     def append(self, answers: Mapping[Key, tuple[int, ...]]) -> None:
         """Write a block of answers to disk."""
-        lines = [
-            {"sample": sample, "prompt": prompt, "token_ids": list(token_ids)}
-            for (sample, prompt), token_ids in answers.items()
-        ]
+        lines = [_Answer(sample=sample, prompt=prompt, token_ids=ids) for (sample, prompt), ids in answers.items()]
         if self._path.exists():
             files.append_lines(self._path, lines)
         else:
             files.rewrite_lines(self._path, [self._header, *lines])
 
     @cached_property
-    def _header(self) -> dict[str, Any]:
+    def _header(self) -> Mapping[str, Json]:
         tools = self._tools
         return {
             "seed": tools.seed,
             "temperature": self._sampling.temperature,
             "top_p": self._sampling.top_p,
             "response_tokens": tools.response_tokens,
-            "end_ids": list(tools.end_ids),
+            "end_ids": list(tools.end_ids),  # a list, as it is in the file
             TEACHER_MARK: teacher_cross_entropy(tools),
         }
 
-    def _check(self, found: Any) -> None:
+    def _check(self, found: Json) -> None:
         if not (isinstance(found, Mapping) and found.keys() == self._header.keys()):
             raise DataError(f"{self._path}: is not a file of teacher answers; set policy.store to another file")
         for name, mine in self._header.items():
-            is_close = name == TEACHER_MARK and None not in (found[name], mine)
-            if not (math.isclose(found[name], mine, abs_tol=SAME_TEACHER_NATS) if is_close else found[name] == mine):
+            given, tolerance = found[name], SAME_TEACHER_NATS if name == TEACHER_MARK else 0.0
+            is_close = isinstance(given, float) and isinstance(mine, float) and abs(given - mine) <= tolerance
+            if given != mine and not is_close:
                 raise DataError(
-                    f"{self._path}: its answers have {name} = {found[name]}, and this run has {mine}; set policy.store to "
-                    "another file, or remove this one"
+                    f"{self._path}: its answers have {name} = {given}, and this run has {mine}; set policy.store to another "
+                    "file, or remove this one"
                 )
 
 
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
-    """The teacher's mean -log p of the first gold answers' tokens, in nats; identifies a teacher and a data set.
+    """The teacher's mean -log p of the first gold answers' tokens, in nats.
+
+    It identifies a teacher and a data set.
 
     A model's name does not identify its weights.  None if the teacher provides no log-probabilities of tokens.
     """
@@ -193,7 +198,7 @@ def teacher_cross_entropy(tools: PolicyTools) -> float | None:
     return -float(torch.cat(found["teacher_logprob"]).double().mean())
 
 
-def _key(example: Example) -> Key:
+def _key(example: Example | TokenSequence) -> Key:
     """Key of an answer: the sample, which keys its random stream, and a hash of the prompt's tokens."""
     prompt = ",".join(map(str, example.prompt_ids))
     return example.sample, hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()

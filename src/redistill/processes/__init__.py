@@ -1,1 +1,1 @@
-"""Processes: signal handling, detection of dead ranks, out-of-memory retries, and placement of parameters."""
+"""Processes: signals, dead ranks, out-of-memory retries, placement."""

@@ -1,22 +1,18 @@
 """Out-of-memory handling: work is retried with half the batch size."""
 
 import gc
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import torch
 
 from redistill.errors import TrainingError
+from redistill.records import Json
 
 Result = TypeVar("Result")
-PHRASES = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-)
+_PHRASES = "out of memory|can't allocate memory|not enough memory|(cublas|cudnn)_status_alloc_failed"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -28,9 +24,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         >>> is_out_of_memory(RuntimeError("shape mismatch"))
         False
     """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in PHRASES)
+    is_typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_typed or (isinstance(error, RuntimeError) and re.search(_PHRASES, str(error), re.IGNORECASE) is not None)
 
 
 def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
@@ -61,8 +56,7 @@ class Halving:
     """
 
     def __init__(self, setting: str, size: int | None) -> None:
-        self.setting, self.size = setting, size
-        self._changes: list[str] = []
+        self.setting, self.size, self._changes = setting, size, list[str]()
 
     def halve(self, tried: int) -> int:
         """Set the size to half of `tried`, and return it.
@@ -103,8 +97,10 @@ class Halving:
                 return done
             self.halve(self.size)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
+        """The state to be saved in checkpoints."""
         return {"size": self.size}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.size = state["size"]
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Restore a state that `state_dict` returned."""
+        self.size = cast(int | None, state["size"])

@@ -1,35 +1,45 @@
-"""Placement of the parameters of a module: in one process, replicated in each process, or sharded over all processes.
+"""Placement of the parameters of a module over the processes of a job.
 
-Every process of a job calls the methods of a placement in the same order, since most of them communicate.
+They are in one process, replicated in each process, or sharded over all processes.  Every process of a job calls the methods
+of a placement in the same order, since most of them communicate.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed, nn
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
-class Placement(Protocol):
-    """How a module is distributed over the processes of a job."""
 
-    @property
-    def passes_communicate(self) -> bool:
-        """Whether forward and backward are collective.
+class Placement:
+    """How a module is distributed over the processes of a job.
 
-        If so, every process must make the same number of passes, and none may stop between the first and the last of them,
-        neither for a signal nor to retry with a smaller batch after it ran out of memory.
-        """
-        ...
+    The methods of this class do nothing that one process does not need.
+
+    Example:
+        >>> module = nn.Linear(2, 1)
+        >>> Placement().wrap(module) is module, sorted(Placement().state(module))
+        (True, ['bias', 'weight'])
+    """
+
+    passes_communicate: bool = False
+    """Whether forward and backward are collective.
+
+    If so, every process must make the same number of passes, and none may stop between the first and the last of them,
+    neither for a signal nor to retry with a smaller batch after it ran out of memory.
+    """
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Distribute the parameters of ``module``, which is changed in place and returned.
 
         Call it before the optimizer is built, because it may replace the parameters.
         """
-        ...
+        return module
 
     def unsharded(self, module: nn.Module) -> AbstractContextManager[None]:
         """Context in which ``module`` has its full parameters, without gradients.
@@ -37,51 +47,50 @@ class Placement(Protocol):
         Inside, any submodule may be called, and calls do not communicate. Do not change the parameters there, and do not
         request a state dict, which would shard them again. Do not enter the context between a forward and its backward.
         """
-        ...
-
-    def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients over all processes, unless the backward does so."""
-        ...
-
-    def state(self, module: nn.Module) -> Mapping[str, torch.Tensor]:
-        """The full state dict on the CPU of process 0, empty in others; see `full`."""
-        ...
-
-
-class Single:
-    """One process holds all parameters."""
-
-    passes_communicate = False
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def unsharded(self, module: nn.Module) -> AbstractContextManager[None]:
         return torch.no_grad()
 
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
-        pass
+        """Sum the gradients over all processes, unless the backward does so."""
 
-    def state(self, module: nn.Module) -> Mapping[str, torch.Tensor]:
+    def state(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """The full state dict on the CPU of process 0, empty in others; see `full`."""
         return full(module.state_dict(keep_vars=True))
 
 
-class Replicated(Single):
-    """A replica of the module in each process, initialized from process 0."""
+class Single(Placement):
+    """One process holds all parameters.
+
+    Example:
+        >>> Single().passes_communicate
+        False
+    """
+
+
+class Replicated(Placement):
+    """A replica of the module in each process, initialized from process 0.
+
+    `reduce` sums the gradients, which are not divided by the number of processes.
+
+    Example:
+        >>> Replicated().passes_communicate  # only `wrap` and `reduce` are collective
+        False
+    """
 
     @torch.no_grad()
     def wrap(self, module: nn.Module) -> nn.Module:
+        """Copy the state of process 0 into the module of each process; collective."""
         for tensor in module.state_dict().values():
             distributed.broadcast(tensor, src=0)
         return module
 
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradients over all processes; collective."""
         for parameter in parameters:
             if parameter.grad is not None:
                 distributed.all_reduce(parameter.grad)
 
 
-class Sharded:
+class Sharded(Placement):
     """Parameters, gradients and optimizer state sharded over all processes (FSDP2).
 
     Each unit is gathered for its forward and again for its backward. All other parameters, such as embeddings and head, belong
@@ -93,6 +102,14 @@ class Sharded:
     Args:
         units: Maps the module to the submodules that are gathered one at a time, usually its transformer layers. A parameter
             must not be shared by two units, or by a unit and the root.
+
+    Raises:
+        RuntimeError: the module is called without gradients outside `unsharded`.
+
+    Example:
+        >>> placement = Sharded(lambda model: model.layers)
+        >>> placement.passes_communicate  # a micro-batch of one process needs the parameters of all
+        True
     """
 
     passes_communicate = True
@@ -101,6 +118,7 @@ class Sharded:
         self._units = units
 
     def wrap(self, module: nn.Module) -> nn.Module:
+        """Shard each unit, then the root; collective."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -120,21 +138,18 @@ class Sharded:
 
     @contextmanager
     def unsharded(self, module: nn.Module) -> Iterator[None]:
+        """Context with full parameters; collective. See `Placement.unsharded`."""
         parts = _sharded_parts(module)
         with ExitStack() as stack, torch.no_grad():
             for part in parts:
                 stack.callback(part.reshard)
                 part.unshard()
             # FSDP's hooks would shard a unit again after its first call, and take the first unit that is called for the root.
-            for part in parts:
-                stack.enter_context(_without_forward_hooks(part))
+            for attributes in map(vars, parts):
+                hooks = {name: attributes[name] for name in ("_forward_pre_hooks", "_forward_hooks")}
+                stack.callback(attributes.update, hooks)
+                attributes.update({name: OrderedDict() for name in hooks})
             yield
-
-    def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
-        pass
-
-    def state(self, module: nn.Module) -> Mapping[str, torch.Tensor]:
-        return full(module.state_dict(keep_vars=True))
 
 
 def full(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -148,6 +163,10 @@ def full(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
     Returns:
         Tensors without gradient in process 0, and an empty dictionary in all others, which need no memory for them.
+
+    Example:
+        >>> full({"weight": torch.ones(2, requires_grad=True)})
+        {'weight': tensor([1., 1.])}
     """
     from torch.distributed.tensor import DTensor
 
@@ -168,6 +187,13 @@ def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     Args:
         tensor: The full tensor, the same in every process.
         like: A tensor of the same shape. If it is not sharded, ``tensor`` is returned as it is.
+
+    Returns:
+        The part of `tensor`, sharded if `like` is.
+
+    Example:
+        >>> placed_like(torch.ones(2), like=torch.zeros(2))
+        tensor([1., 1.])
     """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -180,30 +206,30 @@ def scalar(tensor: torch.Tensor) -> float:
     """The value of a tensor with one element, such as a norm over sharded gradients.
 
     The call is collective if the tensor is sharded.
+
+    Args:
+        tensor: A tensor with one element, sharded or not.
+
+    Returns:
+        Its value.
+
+    Example:
+        >>> scalar(torch.tensor([2.5]))
+        2.5
     """
     from torch.distributed.tensor import DTensor
 
     return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
 
 
-def _sharded_parts(module: nn.Module) -> list[Any]:
+def _sharded_parts(module: nn.Module) -> "list[FSDPModule]":
     """The units and the root, in the same order in every process."""
     from torch.distributed.fsdp import FSDPModule
 
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
-@contextmanager
-def _without_forward_hooks(module: nn.Module) -> Iterator[None]:
-    before = module._forward_pre_hooks, module._forward_hooks
-    module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
-    try:
-        yield
-    finally:
-        module._forward_pre_hooks, module._forward_hooks = before
-
-
-def _require_gradients(module: nn.Module, inputs: Any) -> None:
+def _require_gradients(module: nn.Module, inputs: object) -> None:
     """Without a backward the root would keep its gathered parameters, and would not see the next update of the shards."""
     if not torch.is_grad_enabled():
         raise RuntimeError("sharded module: call it without gradients only inside Placement.unsharded")

@@ -1,10 +1,12 @@
-"""Graceful shutdown: SIGTERM and SIGINT set a flag, which the work polls at points where its state is consistent.
+"""Graceful shutdown: SIGTERM and SIGINT set a flag, which the work polls.
 
-After the first signal, the next `poll` or `gather` raises `Interrupted`.  A second signal ends the process immediately; that is
-safe as well, because files are written atomically.  Several processes stop together: a process whose `poll` finds the flag
-joins the next `gather` of the others, which raises `Interrupted` in all of them.
+It polls at points where its state is consistent.  After the first signal, the next `poll` or `gather` raises `Interrupted`.  A
+second signal ends the process immediately; that is safe as well, because files are written atomically.  Several processes stop
+together: a process whose `poll` finds the flag joins the next `gather` of the others, which raises `Interrupted` in all of
+them.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,9 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from redistill.errors import Interrupted
+
+Value = TypeVar("Value")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_S = 1.0
@@ -30,13 +34,16 @@ class _Flag:
     Args:
         number: The signal that has arrived.
         arrived: Time of its arrival, in seconds of the monotonic clock.
-        mode: When `Interrupted` is raised: at the next `poll`; immediately if the job has one process; or immediately.
+        count: Number of signals that have arrived.
+        mode: When `Interrupted` is raised: at the next `poll`; immediately if the job has one process; or immediately.  With
+            "children" it is raised at the next `poll`, and a second signal does not end this process.
         installed: Whether the handler is installed.
     """
 
     number: int | None = None
     arrived: float = 0.0
-    mode: Literal["poll", "immediate if single", "immediate"] = "poll"
+    count: int = 0
+    mode: Literal["poll", "immediate if single", "immediate", "children"] = "poll"
     installed: bool = False
 
 
@@ -44,7 +51,7 @@ _flag = _Flag()
 
 
 @contextmanager
-def handled(*, at_once: bool = False) -> Iterator[None]:
+def handled(*, at_once: bool = False, with_children: bool = False) -> Iterator[None]:
     """Context in which SIGTERM and SIGINT stop the work gracefully.
 
     Contexts may be nested.  A context has no effect outside of the main thread, which alone may handle signals, and none on a
@@ -55,29 +62,37 @@ def handled(*, at_once: bool = False) -> Iterator[None]:
             does not poll, such as loading a model.  Processes must not wait for each other in such a block, and all must call
             `gather` after it.  No `gather` follows the outermost block, so there only a job of one process is interrupted
             immediately.
+        with_children: For work that stops its child processes before it ends: SIGHUP stops it as well, and a second signal
+            does not end this process; see `num_arrived`.
 
     Raises:
         Interrupted: a signal has arrived.
     """
-    outermost = not _flag.installed and threading.current_thread() is threading.main_thread()
-    before, outer_mode = {}, _flag.mode
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    outermost, outer_mode = in_main_thread and not _flag.installed, _flag.mode
+    numbers = (*(STOP_SIGNALS if outermost else ()), *((signal.SIGHUP,) if in_main_thread and with_children else ()))
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
-        if outermost:
-            _flag.installed = True
-            before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-            for number in STOP_SIGNALS:
-                if before[number] is not signal.SIG_IGN:
-                    signal.signal(number, _arrive)
-        _flag.mode = ("immediate if single" if outermost else "immediate") if at_once else "poll"
+        _flag.installed |= outermost
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, _arrive)
+        _flag.mode = "children" if with_children else "poll"
         if at_once:
+            _flag.mode = "immediate if single" if outermost else "immediate"
             poll()
         yield
     finally:
         _flag.mode = outer_mode
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if outermost:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-            _flag.number, _flag.installed = None, False
+            _flag.number, _flag.count, _flag.installed = None, 0, False
+
+
+def num_arrived() -> int:
+    """Number of signals that have arrived in the outermost `handled`."""
+    return _flag.count
 
 
 def poll() -> None:
@@ -92,18 +107,17 @@ def poll() -> None:
         gather([])
 
 
-def gather(values: list[Any]) -> list[Any]:
+def gather(values: list[Value]) -> list[Value]:
     """All-gather: returns the lists of all processes, concatenated in order of rank.
 
     Raises:
         Interrupted: in all processes, if a signal has arrived in any of them.
     """
-    parts: list[Any] = [(_flag.number, values)]
-    if num_processes() > 1:
+    parts = [(_flag.number, values)] * num_processes()
+    if len(parts) > 1:
         from torch import distributed
 
-        mine, parts = parts[0], [None] * num_processes()
-        distributed.all_gather_object(parts, mine)
+        distributed.all_gather_object(parts, parts[0])
     for number, _ in parts:
         if number is not None:
             raise Interrupted(number)
@@ -113,22 +127,25 @@ def gather(values: list[Any]) -> list[Any]:
 def num_processes() -> int:
     """Number of processes of the job; 1 before the process group is initialized."""
     # Not imported, because that takes seconds, and the signal may have arrived during the import.
-    distributed: Any = sys.modules.get("torch.distributed")
+    distributed = sys.modules.get("torch.distributed")
     is_initialized = getattr(distributed, "is_initialized", None)
-    return int(distributed.get_world_size()) if is_initialized is not None and is_initialized() else 1
+    return int(distributed.get_world_size()) if distributed and is_initialized and is_initialized() else 1
 
 
 def _arrive(number: int, frame: FrameType | None) -> None:
+    _flag.count += 1
     if _flag.number is None:
         _flag.number, _flag.arrived = number, time.monotonic()
-        if "WORLD_SIZE" not in os.environ:
+        if "WORLD_SIZE" not in os.environ and _flag.mode != "children":
             for each in STOP_SIGNALS:  # the default action of the system does not wait for a long computation
                 if signal.getsignal(each) is not signal.SIG_IGN:
                     signal.signal(each, signal.SIG_DFL)
         if _flag.mode == "immediate" or (_flag.mode == "immediate if single" and num_processes() == 1):
             poll()
         if os.environ.get("RANK", "0") == "0":
-            name = signal.Signals(number).name
-            os.write(2, f"redistill: {name}: stopping at the next safe point; a second signal exits immediately\n".encode())
-    elif time.monotonic() - _flag.arrived > ECHO_S:
+            plan = "stopping at the next safe point; a second signal exits immediately"
+            plan = "stopping the runs; a second signal kills them" if _flag.mode == "children" else plan
+            with contextlib.suppress(OSError):  # standard error is closed
+                os.write(2, f"redistill: {signal.Signals(number).name}: {plan}\n".encode())
+    elif _flag.mode != "children" and time.monotonic() - _flag.arrived > ECHO_S:
         os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""Detection of dead ranks: no process of a job waits for one that has failed, was killed, or hangs.
+"""Detection of dead ranks: no process waits for one that failed or hangs.
 
 A timeout of collectives cannot distinguish a slow process from a stopped one.  So a thread of each process sends a heartbeat
 every second and checks those of the others.  The first process to fail reports it before its connections break, and only that
@@ -10,11 +10,11 @@ import math
 import os
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
-from types import TracebackType
 
 from redistill.errors import ConfigError, TrainingError
 
@@ -60,11 +60,9 @@ def watched() -> Iterator[None]:
 
 def _silence_s() -> float:
     """`SILENCE_S`, or the value of REDISTILL_SILENCE_S in the environment."""
-    text = os.environ.get("REDISTILL_SILENCE_S", str(SILENCE_S))
-    try:
+    text, seconds = os.environ.get("REDISTILL_SILENCE_S", str(SILENCE_S)), math.nan
+    with suppress(ValueError):
         seconds = float(text)
-    except ValueError:
-        seconds = math.nan
     if not 2 * HEARTBEAT_S <= seconds < math.inf:
         raise ConfigError(f"REDISTILL_SILENCE_S = {text!r}: must be a number of seconds >= 2; unset it to use 20")
     return seconds
@@ -83,26 +81,24 @@ class _Watch:
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.blocks: tuple[int, ...] = ()  # the blocks that this process is in, innermost last
         # A separate connection, because the process group may block its own for an unlimited time.
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        prefix = f"redistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        self._store = PrefixStore(prefix, TCPStore(address, port, is_master=False))
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        self._store = PrefixStore(f"redistill/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         self._silence_s = _silence_s()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
+        atexit.register(self.end)
 
     def is_root_cause(self, error: Exception, block: int) -> bool:
         """Whether `error` is the root cause, not a consequence of another failure."""
-        if not _is_from_collective(error):
-            return self._store.add(f"{block}/failed", 1) == 1
-        before = self._heartbeats(block)
-        time.sleep(GRACE_S)  # until a failed process has reported it, or a dead one has missed its heartbeats
-        if self._has_failed(self.blocks):
-            return False
-        silent = [rank for rank, beats in self._heartbeats(block).items() if beats == before[rank]]
-        if silent:
-            _report(f"process {silent[0]} of {self.world} is dead: killed or out of memory")
-            return False
+        if _is_from_collective(error):
+            before = self._heartbeats(block)
+            time.sleep(GRACE_S)  # until a failed process has reported it, or a dead one has missed its heartbeats
+            if self._has_failed(self.blocks):
+                return False
+            if silent := [rank for rank, beats in self._heartbeats(block).items() if beats == before[rank]]:
+                _report(f"process {silent[0]} of {self.world} is dead: killed or out of memory")
+                return False
         return self._store.add(f"{block}/failed", 1) == 1
 
     def leave(self, block: int) -> None:
@@ -122,14 +118,13 @@ class _Watch:
             self._store.add(f"heartbeats/{self.rank}", 1)
             while not self._ended.wait(HEARTBEAT_S):
                 self._store.add(f"heartbeats/{self.rank}", 1)
-                blocks, now = self.blocks, time.monotonic()
-                if not blocks:
-                    continue
-                was_paused = now - checked_at > self._silence_s / 2  # this process itself, as all are by Ctrl-Z
-                if blocks != checked_blocks or was_paused:
-                    checked_blocks, seen = blocks, dict.fromkeys(range(self.world), (0, now))
-                self._check(blocks, seen, now)
-                checked_at = now
+                if blocks := self.blocks:
+                    now = time.monotonic()
+                    was_paused = now - checked_at > self._silence_s / 2  # this process itself, as all are by Ctrl-Z
+                    if blocks != checked_blocks or was_paused:
+                        checked_blocks, seen = blocks, dict.fromkeys(range(self.world), (0, now))
+                    self._check(blocks, seen, now)
+                    checked_at = now
         except RuntimeError as error:  # the store is in the launcher or in the first process
             if self.blocks:
                 _abort(f"the launcher is dead ({str(error).splitlines()[0]})")
@@ -154,20 +149,13 @@ class _Watch:
         return {rank: self._store.add(f"heartbeats/{rank}", 1 if rank in left else 0) for rank in range(self.world)}
 
 
-@cache
-def _watch() -> _Watch:
-    """The watch of this process, started at its first block."""
-    watch = _Watch()
-    atexit.register(watch.end)
-    return watch
+_watch = cache(_Watch)  # the watch of this process, started at its first block
 
 
 def _is_from_collective(error: Exception) -> bool:
     """Whether torch.distributed raised `error`, which is usually a consequence of the end of another process."""
-    innermost: TracebackType | None = error.__traceback__
-    while innermost is not None and innermost.tb_next is not None:
-        innermost = innermost.tb_next
-    return innermost is not None and str(innermost.tb_frame.f_globals.get("__name__")).startswith("torch.distributed")
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("torch.distributed")
 
 
 def _record_for_launcher(error: Exception) -> None:

@@ -1,16 +1,16 @@
 """Builds the parts of an open run; pure functions."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
 
 from redistill.config.decode import kind_of
-from redistill.contracts import Batch, Teacher, TextTeacher, TokenSequence
+from redistill.contracts import Batch, Engine, TextTeacher
 from redistill.data.spans.mark import SpanMarker
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.generation.external import CheckedEngine
@@ -37,35 +37,25 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
         evaluator: Evaluates its student, for validation.
     """
     config = run.config
-    optimiser, settings = config.optimiser, config.training
+    optimiser, objective, metrics = config.optimiser, config.resolved_method.objective, config.validation_metrics
     groups = parameter_groups(run.student, run.student.clip_network, optimiser)
     optimizer = torch.optim.AdamW(
         groups, lr=optimiser.learning_rate, betas=optimiser.betas, weight_decay=optimiser.weight_decay, fused=True
     )
-    objective = config.resolved_method.objective
     learner = Learner(
-        student=run.student,
-        placement=run.placement,
-        optimizer=optimizer,
-        objective=objective,
-        teacher=run.teacher,
+        student=run.student, placement=run.placement, optimizer=optimizer, objective=objective, teacher=run.teacher
     )
+    held_out = (run.data.validation, run.data.validation_examples)
     return Parts(
         accelerator=run.accelerator,
         learner=learner,
         policy=build_policy(run),
         engine=run.engine,
-        validate=partial(
-            evaluator.validate,
-            run.data.validation,
-            run.data.validation_examples,
-            metrics=config.validation_metrics,
-            seed=config.seed,
-        ),
-        metrics=config.validation_metrics,
+        validate=partial(evaluator.validate, *held_out, metrics=metrics, seed=config.seed),
+        metrics=metrics,
         guards=_guards(run),
         output=run.output,
-        schedule=settings.schedule(len(run.data.train)),
+        schedule=run.schedule,
         pad_id=run.models.pad_id,
         end_ids=run.models.end_ids,
         seed=config.seed,
@@ -116,7 +106,10 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
 
 
 def build_gold(run: OpenRun) -> GoldBatches:
-    """The training set in the order of training; each process has a part of every batch."""
+    """The training set in the order of training.
+
+    Each process has a part of every batch.
+    """
     config = run.config
     return GoldBatches(run.data.train, batch_size=config.training.batch_size, seed=config.seed, processes=run.processes)
 
@@ -125,22 +118,19 @@ def build_policy(run: OpenRun) -> Policy:
     """The method's policy, bound to its tools."""
     config, models, teacher = run.config, run.models, run.teacher
     node, gold, settings = config.resolved_method.policy, build_gold(run), config.training
-    scorer = None
+    text_teacher, scorer = None, None
+    if teacher is not None and teacher.capabilities.generates:
+        text_teacher = cast(TextTeacher, teacher)  # `generates` declares the method
     if teacher is not None and teacher.capabilities.statistics:
-        scorer = Scorer(
-            _student_reader(run),
-            teacher,
-            pad_id=models.pad_id,
-            batch_size=settings.generation_batch_size,
-            device=run.accelerator.device,
-        )
+        size, device = settings.generation_batch_size, run.accelerator.device
+        scorer = Scorer(_student_reader(run), teacher, pad_id=models.pad_id, batch_size=size, device=device)
     tools = PolicyTools(
         engine=run.engine,
-        teacher=text_teacher(teacher),
+        teacher=text_teacher,
         scorer=scorer,
         gold=gold,
         processes=run.processes,
-        updates=settings.schedule(len(run.data.train)).updates,
+        updates=run.schedule.updates,
         end_ids=models.end_ids,
         response_tokens=config.data.tokens.response_tokens,
         batch_size=settings.generation_batch_size,
@@ -153,30 +143,33 @@ def build_policy(run: OpenRun) -> Policy:
     rewrite = None if config.compat is None else partial(legacy_sequence, end_id=models.end_ids[0])
     drawing = partial(_remembering, run) if revises(node) else nullcontext
     source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)
-    return Policy(gold, source, marker, corpus=_corpus_batches(run), rewrite=rewrite, drawing=drawing)
+    corpus = None
+    if run.corpus:
+        size = settings.batch_size
+        corpus = Shuffled(run.corpus, batch_size=size, seed=config.seed, purpose="corpus", processes=run.processes)
+    return Policy(gold, source, marker, corpus=corpus, rewrite=rewrite, drawing=drawing)
 
 
-def text_teacher(teacher: Teacher | None) -> TextTeacher | None:
-    """The teacher if it generates text, else None."""
-    is_text = teacher is not None and teacher.capabilities.generates
-    return teacher if is_text else None  # type: ignore[return-value]  # `generates` declares the method
-
-
-def unwrapped(engine: Any) -> Any:
+def _unwrapped(engine: Engine) -> Engine:
     """The engine inside its wrappers."""
     while isinstance(engine, MeteredEngine | CheckedEngine):
         engine = engine.engine
     return engine
 
 
+class _Remembering(Protocol):
+    """A teacher or an engine with a prefix memory."""
+
+    def remembering(self) -> AbstractContextManager[None]: ...
+
+
 @contextmanager
 def _remembering(run: OpenRun) -> Iterator[None]:
     """Enable the prefix memories of teacher and engine while drafts are scored and continued."""
     with ExitStack() as stack:
-        parts: tuple[Any, ...] = (run.teacher, unwrapped(run.engine))
-        for part in parts:
+        for part in (run.teacher, _unwrapped(run.engine)):
             if part is not None and part.capabilities.prefix_memory:
-                stack.enter_context(part.remembering())
+                stack.enter_context(cast(_Remembering, part).remembering())
         yield
 
 
@@ -185,25 +178,15 @@ def _student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]
 
     It uses the engine's prefix memory and adds to it.
     """
-    reader, engine = PrefixReader(run.models.student), unwrapped(run.engine)
+    reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 
     @torch.no_grad()
     def read(batch: Batch) -> tuple[torch.Tensor, Head]:
         run.student.eval()
         memory = engine.memory if isinstance(engine, LocalEngine) else None
         with run.accelerator.autocast():
-            hidden_ND = reader.rows(
-                batch.input_ids_BT, batch.attention_mask_BT, batch.position_N, memory, remember=memory is not None
-            )
+            inputs = (batch.input_ids_BT, batch.attention_mask_BT, batch.position_N)
+            hidden_ND = reader.rows(*inputs, memory, remember=memory is not None)
         return hidden_ND, head(run.student.model, run.models.vocabulary)
 
     return read
-
-
-def _corpus_batches(run: OpenRun) -> Shuffled[TokenSequence] | None:
-    if not run.corpus:
-        return None
-    config = run.config
-    return Shuffled(
-        run.corpus, batch_size=config.training.batch_size, seed=config.seed, purpose="corpus", processes=run.processes
-    )

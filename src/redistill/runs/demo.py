@@ -1,19 +1,18 @@
-"""The demo: a toy world, a tiny teacher, and a smaller student trained by MGSR and by SFT.
+"""The demo: a tiny teacher, and smaller students trained by MGSR and by SFT.
 
 Both students have the same number of updates, batch size and data.  The learning rate was chosen on validation, out of three
 for each method: docs/results/toy-world.md has the table and how to repeat it.
 """
 
 import hashlib
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from redistill import __version__
 from redistill.config.run import Run, decode_run
 from redistill.errors import ConfigError
 from redistill.models.initialise import fresh_model
-from redistill.records import Instruction, Record
+from redistill.records import Json, Record
 from redistill.reports.terminal import print_summary
 from redistill.runs.folder import RUN_FILE
 from redistill.runs.run import RunResult, distill, train_student
@@ -30,17 +29,18 @@ TEACHER = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 3,
 STUDENT_LAYERS = [0]
 # The paper's template has 35 tokens, more than most toy prompts; this one has 4.
 CHAT_TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if m.role == 'user' %}Q: {{ m.content }}\nA: {% else %}{{ m.content }}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\nA: "
+    "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
-TOKENS = {"prompt_tokens": 96, "response_tokens": 32, "template": "chat"}
+TOKENS: dict[str, Json] = {"prompt_tokens": 96, "response_tokens": 32, "template": "chat"}
 TEACHER_UPDATES, UPDATES = 400, 150
 LEARNING_RATE = 1e-3  # the best of three on validation, for SFT and for MGSR
 
 
 def demo(out: Path, *, fresh: bool = False) -> RunResult:
-    """Run the demo into `out` and print its table; the toy teacher is cached for later calls.
+    """Run the demo into `out` and print its table.
+
+    The toy teacher is cached for later calls.
 
     Args:
         out: Parent of a run folder for each method; MGSR's has the report.
@@ -50,15 +50,17 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
         The result of the MGSR run.
     """
     world = toy_world(fresh=fresh)
-    sft = _distilled(student_run("sft", world, out / "sft"), [], fresh=fresh)
-    mgsr = _distilled(student_run("mgsr", world, out / "mgsr"), [sft.folder], fresh=fresh)
+    sft = _distilled("sft", world, out, [], fresh=fresh)
+    mgsr = _distilled("mgsr", world, out, [sft.folder], fresh=fresh)
     print_summary(mgsr.folder, [sft.folder])
     print(f"report: {mgsr.report}")  # noqa: T201 - the last line of the output
     return mgsr
 
 
-def _distilled(config: Run, baselines: list[Path], *, fresh: bool) -> RunResult:
+def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fresh: bool) -> RunResult:
     """A finished run of the demo; a run folder of another version of the demo is replaced."""
+    named = {"name": f"toy-{method}", "method": method, "seed": SEED, "out": str(out / method)}
+    config = decode_run({**named, **student_tree(world)}, "demo")
     if fresh and config.folder.exists():
         files.remove_folder(config.folder)
     try:
@@ -70,14 +72,11 @@ def _distilled(config: Run, baselines: list[Path], *, fresh: bool) -> RunResult:
         return distill(config, baselines=baselines)
 
 
-def student_run(method: str, world: Path, out: Path, overrides: Mapping[str, Any] | None = None) -> Run:
-    """The run of one method in the toy world."""
-    named = {"name": f"toy-{method}", "method": method, "seed": SEED, "out": str(out)}
-    return decode_run({**named, **student_tree(world), **(overrides or {})}, "demo")
+def student_tree(world: Path) -> dict[str, Json]:
+    """The configuration that runs of all methods in the toy world share.
 
-
-def student_tree(world: Path) -> dict[str, Any]:
-    """The configuration that runs of all methods in the toy world share; sweep rows are merged over it."""
+    Rows of a sweep are merged over it.
+    """
     return {
         "teacher": {"model": str(world / "teacher" / "model")},
         "student": {"model": "teacher", "initialise": {"layers": STUDENT_LAYERS}},
@@ -95,7 +94,9 @@ def student_tree(world: Path) -> dict[str, Any]:
 
 
 def world_folder() -> Path:
-    """The folder of the toy world, which may not exist: under $REDISTILL_CACHE (default ~/.cache/redistill).
+    """The folder of the toy world, which may not exist.
+
+    It is in $REDISTILL_CACHE (default ~/.cache/redistill).
 
     Its name contains a hash of everything that the toy world depends on.
     """
@@ -104,30 +105,29 @@ def world_folder() -> Path:
 
 
 def toy_world(*, fresh: bool = False) -> Path:
-    """The folder of the toy world, with data and a trained teacher; created if it is not cached."""
+    """The folder of the toy world, with data and a trained teacher.
+
+    It is created if it is not cached.
+    """
     world = world_folder()
     if fresh and world.exists():
         files.remove_folder(world)
     if not (world / "start" / "config.json").exists():
         with files.new_folder(world) as folder:
             _write_data(folder)
-            _write_model(folder / "start", TEACHER)
+            _write_model(folder / "start")
     train_student(_teacher_run(world))
     return world
 
 
 def _teacher_run(world: Path) -> Run:
-    tree = {
+    tree: dict[str, Json] = {
         "name": "toy-teacher",
         "method": "sft",
         "seed": SEED,
         "out": str(world / "teacher"),
         "student": {"model": str(world / "start")},
-        "data": {
-            "train": [str(world / "teacher.jsonl")],
-            "validation": str(world / "validation.jsonl"),
-            "tokens": TOKENS,
-        },
+        "data": {"train": [str(world / "teacher.jsonl")], "validation": str(world / "validation.jsonl"), "tokens": TOKENS},
         "optimiser": {"learning_rate": 3e-3, "warmup_updates": 40},
         "training": {"updates": TEACHER_UPDATES, "batch_size": 48, "log_every": 50},
         "evaluation": {"compare": []},
@@ -140,16 +140,12 @@ def _write_data(folder: Path) -> None:
         files.rewrite_lines(folder / f"{split}.jsonl", [_row(record) for record in toy_records(count, SEED, split)])
 
 
-def _row(record: Record) -> dict[str, Any]:
-    assert isinstance(record.prompt, Instruction)
-    return {
-        "instruction": record.prompt.instruction,
-        "input": record.prompt.input,
-        "output": list(record.references) if len(record.references) > 1 else record.references[0],
-    }
+def _row(record: Record) -> dict[str, Json]:
+    output = list(record.references) if len(record.references) > 1 else record.references[0]
+    return asdict(record.prompt) | {"output": output}
 
 
-def _write_model(folder: Path, shape: Mapping[str, int]) -> None:
+def _write_model(folder: Path) -> None:
     tokenizer = toy_tokenizer(VOCABULARY, SEED)
     tokenizer.chat_template = CHAT_TEMPLATE
     config = {
@@ -160,7 +156,7 @@ def _write_model(folder: Path, shape: Mapping[str, int]) -> None:
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        **shape,
+        **TEACHER,
     }
     fresh_model(config, SEED).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -168,4 +164,5 @@ def _write_model(folder: Path, shape: Mapping[str, int]) -> None:
 
 def _source_digest() -> str:
     """Digest of the toy world's source files, so that a change of its generator creates another world."""
-    return "".join(files.digest(path) for path in sorted(Path(toy.__file__).parent.glob("toy*.py")))
+    sources = [path for path in Path(toy.__file__).parent.iterdir() if path.suffix in {".py", ".yaml"}]
+    return "".join(files.digest(path) for path in sorted(sources))

@@ -17,7 +17,9 @@ from redistill.training.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """Disk space of checkpoints and the exported student, without logs and answers of a few megabytes.
+    """Disk space of checkpoints and the exported student.
+
+    Logs and answers of a few megabytes are not counted.
 
     Args:
         checkpoint_bytes: Size of one checkpoint.
@@ -33,7 +35,10 @@ class Space:
 
     @property
     def peak_bytes(self) -> int:
-        """Largest total size: during a save, or when the student is exported while the kept checkpoints are on disk."""
+        """Largest total size in bytes.
+
+        It is reached during a save, or when the student is exported while the kept checkpoints are on disk.
+        """
         return max(self.while_saving * self.checkpoint_bytes, self.afterwards * self.checkpoint_bytes + self.student_bytes)
 
 
@@ -60,7 +65,9 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
 
 
 def check_space(folder: Path, space: Space) -> None:
-    """Check that the disk has enough free space; the size of existing checkpoints of the run counts as free.
+    """Check that the disk has enough free space for a run.
+
+    The size of existing checkpoints of the run counts as free.
 
     The size of an existing exported student does not: it is removed only after the new one is written.
 
@@ -75,18 +82,17 @@ def check_space(folder: Path, space: Space) -> None:
     needed = space.peak_bytes - sum(path.stat().st_size for path in existing)
     free = files.disk.free_bytes(folder)
     if free < needed:
-        raise files.DiskFullError(
-            f"{folder}: {_megabytes(free)} are free and {_megabytes(needed)} are needed ({space.while_saving} checkpoints of "
-            f"{_megabytes(space.checkpoint_bytes)} at once, then a student of {_megabytes(space.student_bytes)}); free space, "
-            "lower training.keep, or choose another output folder"
-        )
+        fault = f"{folder}: {_megabytes(free)} are free and {_megabytes(needed)} are needed"
+        each, student = _megabytes(space.checkpoint_bytes), _megabytes(space.student_bytes)
+        parts = f"{space.while_saving} checkpoints of {each} at once, then a student of {student}"
+        raise files.DiskFullError(f"{fault} ({parts}); free space, lower training.keep, or choose another output folder")
 
 
 def _checkpoint_bytes(student: StudentModule) -> int:
     """The size of a checkpoint with AdamW's moments; its content is that of `training.saving.save_checkpoint`."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     moments = {
-        f"{moment}/{name}": torch.empty_like(parameter, device="meta")
+        f"{moment}/{name}": torch.empty_like(parameter, device="meta")  # a tensor of its own: a shared one is counted once
         for moment in ("exp_avg", "exp_avg_sq")
         for name, parameter in trained.items()
     }

@@ -1,10 +1,9 @@
-"""The folder of a run: checks that it belongs to the run, and locks it for one job at a time."""
+"""The folder of a run: whether it belongs to the run, and its lock for one job."""
 
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -15,10 +14,13 @@ from redistill.config.schema import SCHEMA, schema_of_run, writer_of
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
 from redistill.processes import watch as ranks
+from redistill.reports.folders import mapping
 from redistill.storage import files
 from redistill.storage.lock import locked
 
 RUN_FILE = "run.json"
+TRAINED, FINISHED = "trained", "finished"
+"""Values of "status" in run.json of a run with a trained student, before and after its evaluation."""
 WORTH_KEEPING = (RUN_FILE, "rejected.jsonl")
 """The folder of a failed run is removed unless it contains one of these files."""
 
@@ -38,22 +40,34 @@ def check_owner(config: Run) -> bool:
     held = _held(folder)
     if held is None:
         return False
-    is_trained = held.get("status") in {"trained", "finished"} and has_model(folder)
+    is_trained = held.get("status") in (TRAINED, FINISHED) and has_model(folder)
     check_run_schema(folder, held, resumes=not is_trained)
-    mine, theirs = (_flat(without_output_folders(tree)) for tree in (encode_run(config), up_to_date(held.get("config", {}))))
-    different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-    if different:
-        name = different[0]
-        raise ConfigError(
-            f"{folder}: contains another run ({name} is {theirs.get(name)!r} there and {mine.get(name)!r} here"
-            + (f", and {len(different) - 1} more fields differ" if len(different) > 1 else "")
-            + "); choose another `out`, or remove the folder"
-        )
+    mine, theirs = (without_output_folders(tree) for tree in (encode_run(config), up_to_date(mapping(held.get("config")))))
+    if different := sorted(differences(mine, theirs)):
+        more = f", and {len(different) - 1} more fields differ" if len(different) > 1 else ""
+        raise ConfigError(f"{folder}: contains another run ({different[0]}{more}); choose another `out`, or remove the folder")
     return is_trained
 
 
-def check_run_schema(folder: Path, held: Mapping[str, Any], *, resumes: bool) -> None:
-    """Check that this version of redistill can use a run folder, and resume the run if it is unfinished.
+def differences(mine: object, theirs: object, path: str = "") -> list[str]:
+    """A phrase for each difference of two trees, in the order of their fields.
+
+    Example:
+        >>> differences({"seed": 1, "data": {"train": ["a"]}}, {"seed": 2, "data": {"train": ["a"]}})
+        ['seed is 2 there and 1 here']
+    """
+    if mine == theirs:
+        return []
+    here, there = (tree if isinstance(tree, Mapping) else {} for tree in (mine, theirs))
+    found = (
+        differences(here.get(name), there.get(name), f"{path}.{name}".strip(".")) for name in dict.fromkeys((*here, *there))
+    )
+    phrases = [phrase for several in found for phrase in several]
+    return phrases or [f"{path} is {shown(theirs)} there and {shown(mine)} here"]
+
+
+def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool) -> None:
+    """Check that this version of redistill can use a run folder.
 
     Args:
         folder: The run folder.
@@ -67,14 +81,14 @@ def check_run_schema(folder: Path, held: Mapping[str, Any], *, resumes: bool) ->
     if resumes and number < SCHEMA:
         names = {"redistill": writer_of(held), "commit": held.get("commit")}
         writer = ", ".join(f"{name} {shown(value)}" for name, value in names.items() if isinstance(value, str))
+        what = "a run without its model" if held.get("status") == FINISHED else "an unfinished run"
         raise ConfigError(
-            f"{folder}: contains {'a run without its model' if held.get('status') == 'finished' else 'an unfinished run'} of "
-            f"schema {number}; redistill {__version__} resumes schema {SCHEMA} only; "
+            f"{folder}: contains {what} of schema {number}; redistill {__version__} resumes schema {SCHEMA} only; "
             f"finish it with the version that wrote it ({writer or 'not recorded'}), or choose another `out`"
         )
 
 
-def _held(folder: Path) -> dict[str, Any] | None:
+def _held(folder: Path) -> Mapping[str, object] | None:
     """The content of run.json in `folder`; None if the folder contains no run."""
     try:
         if (folder / RUN_FILE).exists():
@@ -94,13 +108,13 @@ def _held(folder: Path) -> dict[str, Any] | None:
 
 
 def has_model(folder: Path) -> bool:
-    """Whether a run folder contains a trained student, as a whole model or as adapters."""
+    """Whether a run folder contains a trained student: a whole model or adapters."""
     return any((folder / "model" / name).exists() for name in ("config.json", "adapter_config.json"))
 
 
 @contextmanager
 def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Iterator[None]:
-    """Create an output folder, lock it for this job, and remove leftovers of interrupted writes.
+    """Create and lock an output folder, and remove leftovers of interrupted writes.
 
     The main process holds the lock for all processes of the job.  If the job fails, a folder that it created is removed unless
     it contains one of the files `worth_keeping`.
@@ -131,9 +145,3 @@ def _sweep(folder: Path) -> None:
         raise OutputError(f"{links[0]}: is a symbolic link, and a run writes only inside its folder; replace it by a folder")
     for path in (folder, *inner):
         files.remove_leftovers(path)
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict):
-        return {key: value for name, item in tree.items() for key, value in _flat(item, f"{path}.{name}".strip(".")).items()}
-    return {path: tree}

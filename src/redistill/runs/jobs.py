@@ -4,17 +4,17 @@ import contextlib
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from subprocess import DEVNULL, STDOUT
 
 from rich.console import Console
 
-from redistill.errors import Interrupted, OutputError
-from redistill.training.progress import TerminalBar, duration
+from redistill.errors import OutputError
+from redistill.processes import signals
+from redistill.training.progress import TerminalBar, duration, error_console
 
 _POLL_S = 0.1
 _STOP_S = 60.0  # a child may be writing a checkpoint
@@ -46,9 +46,9 @@ class _Child:
 
 
 class JobProgress(TerminalBar):
-    """A line for each job that starts or ends, with the remaining time of all jobs; on a terminal also a bar.
+    """A line for each job that starts or ends, and on a terminal also a bar.
 
-    A context manager.
+    Lines of ended jobs have the remaining time of all jobs.  A context manager.
 
     Args:
         total: Number of jobs.
@@ -58,17 +58,17 @@ class JobProgress(TerminalBar):
 
     def __init__(self, total: int, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._total, self._ended, self._clock, self._start = total, 0, clock, clock()
-        super().__init__(console or Console(stderr=True), total, self._line())
+        super().__init__(console or error_console(), total, self._line())
 
     def started(self, name: str) -> None:
+        """Print that a job started."""
         self._print(f"{name}: started")
 
     def ended(self, name: str, seconds: float, outcome: str) -> None:
         """Print that a job ended after `seconds`, with its `outcome`, a phrase or ""."""
         self._ended += 1
         line = self._line()
-        parts = [f"{name}: {duration(seconds)}", *([outcome] if outcome else []), *([] if self._bar else [line])]
-        self._print("  ".join(parts))
+        self._print("  ".join(filter(None, (f"{name}: {duration(seconds)}", outcome, "" if self._bar else line))))
         self._show(line, completed=self._ended)
 
     def _line(self) -> str:
@@ -88,7 +88,7 @@ def run_jobs(
     on_end: Callable[[Job, int, float], None],
     keep_open: Sequence[int] = (),
 ) -> dict[str, int]:
-    """Run all jobs, at most `limit` at a time, in the given order as far as their needs allow.
+    """Run all jobs, at most `limit` at a time, in order as far as needs allow.
 
     A failed job stops only the jobs that need it.  Ctrl-C, SIGTERM or SIGHUP sends SIGTERM to the running jobs and raises
     `Interrupted` when they have ended; a second signal kills them.
@@ -110,11 +110,12 @@ def run_jobs(
     """
     assert len({job.name for job in jobs}) == len(jobs)
     waiting, running, codes = list(jobs), list[_Child](), dict[str, int]()
-    with _interruptible() as interruption:
+    with signals.handled(with_children=True):  # not at once: a child that has just been started would not be stopped
         try:
             while waiting or running:
-                interruption.check()
-                for job in _ready(waiting, codes)[: limit - len(running)]:
+                signals.poll()
+                ready = [job for job in waiting if all(codes.get(need) == 0 for need in job.needs)]
+                for job in ready[: limit - len(running)]:
                     waiting.remove(job)
                     running.append(_start(job, environment, keep_open))
                     on_start(job)
@@ -127,9 +128,8 @@ def run_jobs(
                     break  # the waiting jobs need failed ones
                 if not ended:
                     time.sleep(_POLL_S)
-            interruption.check()
+            signals.poll()
         finally:
-            interruption.is_urgent = True
             _stop(running)
     return codes
 
@@ -144,23 +144,13 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _ready(waiting: Sequence[Job], codes: Mapping[str, int]) -> list[Job]:
-    return [job for job in waiting if all(codes.get(need) == 0 for need in job.needs)]
-
-
-def _start(job: Job, environment: Mapping[str, str], keep_open: Sequence[int]) -> _Child:
+def _start(job: Job, env: Mapping[str, str], keep_open: Sequence[int]) -> _Child:
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log:
             # A new session: Ctrl-C in a terminal signals only this process, which then stops each child once.
             process = subprocess.Popen(
-                job.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-                pass_fds=keep_open,
+                job.command, stdin=DEVNULL, stdout=log, stderr=STDOUT, env=env, start_new_session=True, pass_fds=keep_open
             )
     except OSError as error:
         raise OutputError(f"{job.log}: cannot be written ({error.strerror}); choose another output folder") from error
@@ -168,57 +158,18 @@ def _start(job: Job, environment: Mapping[str, str], keep_open: Sequence[int]) -
 
 
 def _stop(children: Sequence[_Child]) -> None:
-    """Terminate the children with SIGTERM, and kill them after a timeout or at a second signal."""
-    try:
-        for child in children:
-            _signal(child, signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_S
-        for child in children:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(0.0, deadline - time.monotonic()))
-    finally:
-        for child in children:
-            if child.process.poll() is None:
+    """Terminate the children with SIGTERM; kill them after a timeout or at a further signal."""
+    signals_before = min(signals.num_arrived(), 1)
+    for child in children:
+        _signal(child, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_S
+    while any(child.process.poll() is None for child in children):
+        if signals.num_arrived() > signals_before or time.monotonic() > deadline:
+            for child in children:
                 _signal(child, signal.SIGKILL)
-                child.process.wait()
+        time.sleep(_POLL_S)
 
 
 def _signal(child: _Child, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.process.pid, number)  # the first process of a session is the leader of its process group
-
-
-@dataclass
-class _Interruption:
-    """A signal that has arrived, and whether another one raises `Interrupted` in the handler."""
-
-    number: int | None = None
-    is_urgent: bool = False
-
-    def arrive(self, number: int, frame: FrameType | None) -> None:
-        if self.is_urgent:
-            raise Interrupted(number)
-        # Not raised here: a child that has just been started is in no list yet, and would not be stopped.
-        self.number = self.number or number
-
-    def check(self) -> None:
-        if self.number is not None:
-            raise Interrupted(self.number)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[_Interruption]:
-    """Record signals while the block runs; a signal that is ignored, as under nohup, stays ignored."""
-    interruption = _Interruption()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield interruption
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, interruption.arrive)
-    try:
-        yield interruption
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

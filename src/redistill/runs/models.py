@@ -1,8 +1,7 @@
-"""Loads the models of a run: teacher and student on the CPU, and their shared vocabulary."""
+"""The models of a run: teacher and student on the CPU, and their vocabulary."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from redistill.config.decode import kind_of
 from redistill.config.run import Run
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
+from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models import vocabulary
 from redistill.models.families import head, position_limit
 from redistill.models.initialise import cast_weights, student_from_layers
@@ -23,6 +23,7 @@ from redistill.models.load import (
     parameter_count,
 )
 from redistill.models.lora import add_lora, lora_notes
+from redistill.records import Json
 from redistill.runs.stages import student_source, teacher_source
 
 
@@ -40,21 +41,24 @@ class Models:
         notes: Sentences about differences between the models, for the log.
     """
 
-    teacher: nn.Module | None
-    student: Any
-    tokenizer: Any
+    teacher: CausalModel | None
+    student: CausalModel
+    tokenizer: Tokenizer
     vocabulary: int
     end_ids: tuple[int, ...]
-    manifest: Mapping[str, Any]
-    notes: Sequence[str]
+    manifest: Mapping[str, Json] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def pad_id(self) -> int:
-        return int(self.tokenizer.pad_token_id)
+        """Padding token of the student; `load_tokenizer` has set one."""
+        return self.tokenizer.pad_token_id or 0
 
 
 def load_models(config: Run) -> Models:
-    """Load the models of a run on the CPU; a fine-tuned copy is loaded from its stage's folder.
+    """Load the models of a run on the CPU.
+
+    A fine-tuned copy is loaded from the folder of its stage.
 
     Raises:
         ConfigError: a model has too few positions for the length limits.
@@ -62,10 +66,10 @@ def load_models(config: Run) -> Models:
         VocabularyError: the token ids of teacher and student differ.
     """
     source, taught_by = student_source(config), teacher_source(config)
-    teacher, teacher_tokenizer = load_model(taught_by) if taught_by is not None else (None, None)
+    taught = None if taught_by is None else load_model(taught_by)
     if source.model == "teacher":
-        assert teacher is not None and teacher_tokenizer is not None and source.initialise is not None
-        student, tokenizer = student_from_layers(teacher, source.initialise.layers), teacher_tokenizer
+        assert taught is not None and source.initialise is not None
+        student, tokenizer = student_from_layers(taught[0], source.initialise.layers), taught[1]
     else:
         student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise)
         if source.initialise is not None:
@@ -78,24 +82,20 @@ def load_models(config: Run) -> Models:
     if source.gradient_checkpointing:
         checkpoint_activations(student)
     check_positions(student, config.data.tokens, "student")
-    size = head(student).num_classes
-    if teacher is not None and teacher_tokenizer is not None:
-        check_positions(teacher, config.data.tokens, "teacher")
-        match = shared_vocabulary(teacher, teacher_tokenizer, student, tokenizer)
+    size, manifest = head(student).num_classes, {"student": _about(student, config.student.model)}
+    if taught is not None:
+        check_positions(taught[0], config.data.tokens, "teacher")
+        match = shared_vocabulary(*taught, student, tokenizer)
         size = match.size
-        notes += compatibility_warnings(teacher_tokenizer, tokenizer)
+        notes += compatibility_warnings(taught[1], tokenizer)
         if match.padded:
-            notes.append(
-                f"the heads have {match.teacher_size} (teacher) and {match.student_size} (student) rows for the same "
-                f"vocabulary; both are cut to {match.size}"
-            )
-    manifest = {"student": _about(student, config.student.model)}
-    if teacher is not None and config.teacher is not None:
-        manifest["teacher"] = _about(teacher, config.teacher.model)
-    elif config.teacher is not None:
-        manifest["teacher"] = {"name": kind_of(type(config.teacher))}
+            heads = f"{match.teacher_size} (teacher) and {match.student_size} (student) rows for the same vocabulary"
+            notes.append(f"the heads have {heads}; both are cut to {size}")
+    if config.teacher is not None:
+        name = kind_of(type(config.teacher))
+        manifest["teacher"] = {"name": name} if taught is None else _about(taught[0], config.teacher.model)
     return Models(
-        teacher=teacher,
+        teacher=None if taught is None else taught[0],
         student=student,
         tokenizer=tokenizer,
         vocabulary=size,
@@ -106,7 +106,7 @@ def load_models(config: Run) -> Models:
 
 
 def shared_vocabulary(
-    teacher: nn.Module, teacher_tokenizer: Any, student: nn.Module, tokenizer: Any
+    teacher: nn.Module, teacher_tokenizer: Tokenizer, student: nn.Module, tokenizer: Tokenizer
 ) -> vocabulary.VocabularyMatch:
     """The vocabulary that teacher and student share.
 
@@ -131,5 +131,5 @@ def check_positions(model: nn.Module, tokens: TokenizeConfig, name: str) -> None
         )
 
 
-def _about(model: nn.Module, name: str) -> dict[str, Any]:
+def _about(model: nn.Module, name: str) -> dict[str, Json]:
     return {"name": name, "parameters": parameter_count(model), "bytes": parameter_bytes(model)}

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
-from torch import nn
 
 from redistill.config.decode import kind_of
 from redistill.config.methods import method
@@ -21,7 +20,7 @@ from redistill.data.corpus import load_corpus
 from redistill.data.spans.extract import SpanExtractor, load_extractor
 from redistill.errors import ConfigError
 from redistill.generation.external import CheckedEngine
-from redistill.generation.local import LocalEngine, MeteredEngine
+from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.models.families import layer_list
 from redistill.models.student import StudentModule
 from redistill.policies import Adaptive
@@ -36,6 +35,7 @@ from redistill.teachers.local import LocalTeacher
 from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.parts import Output
 from redistill.training.progress import Progress
+from redistill.training.schedule import Schedule
 
 MAX_CORPUS_BLOCKS = 200_000
 """Text after this many blocks is not read: 100 million tokens at 512 per block, 400 MB in every process."""
@@ -73,12 +73,20 @@ class OpenRun:
 
     @property
     def processes(self) -> Processes:
-        return processes_of(self.accelerator)
+        """Rank and number of processes of the job; `gather` also reports signals."""
+        return Processes(self.accelerator.process_index, self.accelerator.num_processes, signals.gather)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Lengths of the run, in updates."""
+        return self.config.training.schedule(len(self.data.train))
 
 
 @contextmanager
 def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[OpenRun]:
-    """Load a run and place it on its device; shows progress on the terminal while it is open.
+    """Load a run and place it on its device.
+
+    Progress is shown on the terminal while it is open.
 
     Args:
         config: The run.
@@ -90,13 +98,10 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
         Interrupted: a signal arrived, in this process or another.
     """
     accelerator = accelerator or make_accelerator(config.training.precision)
-    if config.training.batch_size % accelerator.num_processes:
-        raise ConfigError(
-            f"training.batch_size = {config.training.batch_size}: must be a multiple of the number of processes, "
-            f"{accelerator.num_processes}"
-        )
-    settings, is_main = config.training, accelerator.is_main_process
-    with ranks.watched(), Progress(log_every=settings.log_every, enabled=is_main) as progress:
+    size, world, is_main = config.training.batch_size, accelerator.num_processes, accelerator.is_main_process
+    if size % world:
+        raise ConfigError(f"training.batch_size = {size}: must be a multiple of the number of processes, {world}")
+    with ranks.watched(), Progress(log_every=config.training.log_every, enabled=is_main) as progress:
         with signals.handled(at_once=True):
             models = load_models(config)
             rejected = config.folder / "rejected.jsonl" if is_main else None
@@ -105,30 +110,35 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
                 progress.note(f"note: {note}")
             opened = assemble(config, accelerator, models, data, progress)
         signals.gather([])  # barrier: detects a rank that was interrupted above
-        progress.expect(settings.schedule(len(data.train)).updates)
+        progress.expect(opened.schedule.updates)
         yield opened
 
 
 def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSets, progress: Progress) -> OpenRun:
-    """Place the models on their device, and build the engine, the teacher and the placement."""
+    """Place the models on their device, and build engine, teacher and placement."""
     settings, device = config.training, accelerator.device
-    sizes = (
-        Halving("training.micro_batch_size", settings.micro_batch_size),
-        Halving("training.generation_batch_size", settings.generation_batch_size),
-    )
+    micro_batch = Halving("training.micro_batch_size", settings.micro_batch_size)
+    text_batch = Halving("training.generation_batch_size", settings.generation_batch_size)
+    folder, meter = config.folder, Meter()
     output = Output(
-        log=MetricsLog(config.folder / "metrics.jsonl"),
-        progress=progress,
-        meter=Meter(),
-        checkpoints=config.folder / "checkpoints",
+        log=MetricsLog(folder / "metrics.jsonl"), progress=progress, meter=meter, checkpoints=folder / "checkpoints"
     )
     objective = config.resolved_method.objective
     divergence = objective.build_divergence(models.vocabulary, config.seed)
-    student = StudentModule(models.student, vocabulary=models.vocabulary, divergence=divergence, compile=settings.compile).to(
-        device
+    student = StudentModule(models.student, vocabulary=models.vocabulary, divergence=divergence, compile=settings.compile)
+    student.to(device)
+    tools = EngineTools(
+        student=models.student,
+        teacher=models.teacher,
+        tokenizer=models.tokenizer,
+        vocabulary=models.vocabulary,
+        end_ids=models.end_ids,
+        pad_id=models.pad_id,
+        batch_size=text_batch,
+        autocast=accelerator.autocast,
     )
-    teacher = build_teacher(config, models, accelerator, sizes[1], output.meter.add)
-    engine = build_engine(config, models, accelerator, sizes[1])
+    teacher = _build_teacher(config, tools, device, meter.add)
+    engine = _build_engine(config, tools)
     placement = make_placement(accelerator.num_processes, config.placement)
     placement.wrap(student)
     return OpenRun(
@@ -138,72 +148,41 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
         data=data,
         student=student,
         placement=placement,
-        engine=MeteredEngine(engine, output.meter.add),
+        engine=MeteredEngine(engine, meter.add),
         teacher=teacher,
-        sizes=sizes,
+        sizes=(micro_batch, text_batch),
         corpus=_read_corpus(config, models, progress, updates=settings.schedule(len(data.train)).updates),
         spans=load_extractor(config.data.spans) if objective.uses_spans else None,
         output=output,
     )
 
 
-def build_engine(config: Run, models: Models, accelerator: Accelerator, batch_size: Halving) -> Engine:
+def _build_engine(config: Run, tools: EngineTools) -> Engine:
     """The engine that generates the student's text for training."""
-    node, declared = config.engine, config.engine_capabilities
-    tools = EngineTools(
-        student=models.student,
-        teacher=models.teacher,
-        tokenizer=models.tokenizer,
-        vocabulary=models.vocabulary,
-        end_ids=models.end_ids,
-        pad_id=models.pad_id,
-        batch_size=batch_size,
-        autocast=accelerator.autocast,
-    )
-    name = kind_of(type(node))
-    methods = [*external.ENGINE, *(["remembering"] if declared.prefix_memory else [])]
-    engine: Engine = external.built(f"engine.kind = {name}", lambda: node.build(tools), methods, declared)
-    return engine if isinstance(engine, LocalEngine) else CheckedEngine(engine, name, models.vocabulary)
+    node, name = config.engine, kind_of(type(config.engine))
+    where, declared = f"engine.kind = {name}", config.engine_capabilities
+    engine: Engine = external.built(where, lambda: node.build(tools), external.ENGINE, declared)
+    return engine if isinstance(engine, LocalEngine) else CheckedEngine(engine, name, tools.vocabulary)
 
 
-def build_teacher(
-    config: Run, models: Models, accelerator: Accelerator, batch_size: Halving, count: Callable[[int], None]
-) -> Teacher | None:
+def _build_teacher(config: Run, tools: EngineTools, device: torch.device, count: Callable[[int], None]) -> Teacher | None:
     """The run's teacher on its device; None if no part of the run uses one.
 
     Args:
-        batch_size: Sequences that the teacher generates at once.
+        tools: Tools of the student's engine, with the language model of a local teacher.
         count: Called with the number of tokens of each generation.
     """
-    if models.teacher is not None:
-        engine = LocalEngine(
-            models.teacher,
-            vocabulary=models.vocabulary,
-            end_ids=models.end_ids,
-            pad_id=models.pad_id,
-            batch_size=batch_size,
-            autocast=accelerator.autocast,
-        )
-        return LocalTeacher(
-            models.teacher,
-            vocabulary=models.vocabulary,
-            device=accelerator.device,
-            engine=MeteredEngine(engine, count),
-        )
-    if config.teacher is None or isinstance(config.teacher, TeacherConfig):
+    node, vocabulary = config.teacher, tools.vocabulary
+    if tools.teacher is not None:
+        engine = LocalEngineConfig().build(replace(tools, student=tools.teacher, teacher=None))
+        return LocalTeacher(tools.teacher, vocabulary=vocabulary, device=device, engine=MeteredEngine(engine, count))
+    if node is None or isinstance(node, TeacherConfig):
         return None
-    node, declared = config.teacher, config.teacher_capabilities
-    tools = TeacherTools(
-        tokenizer=models.tokenizer,
-        vocabulary=models.vocabulary,
-        end_ids=models.end_ids,
-        pad_id=models.pad_id,
-        device=accelerator.device,
+    teacher_tools = TeacherTools(
+        tokenizer=tools.tokenizer, vocabulary=vocabulary, end_ids=tools.end_ids, pad_id=tools.pad_id, device=device
     )
-    methods = [*external.TEACHER]
-    methods += ["generate"] if declared is not None and declared.generates else []
-    methods += ["remembering"] if declared is not None and declared.prefix_memory else []
-    return external.built(f"teacher.kind = {kind_of(type(node))}", lambda: node.build(tools), methods, declared)
+    where, declared = f"teacher.kind = {kind_of(type(node))}", config.teacher_capabilities
+    return external.built(where, lambda: node.build(teacher_tools), external.TEACHER, declared)
 
 
 def _read_corpus(config: Run, models: Models, progress: Progress, *, updates: int) -> Sequence[TokenSequence]:
@@ -215,12 +194,8 @@ def _read_corpus(config: Run, models: Models, progress: Progress, *, updates: in
         progress.note(f"note: {why}; there is no pre-training term")
     if not (has_term and sources):
         return ()
-    return load_corpus(
-        sources,
-        models.tokenizer,
-        block_tokens=tokens.prompt_tokens + tokens.response_tokens,
-        max_blocks=min(updates * config.training.batch_size, MAX_CORPUS_BLOCKS),
-    )
+    length, most = tokens.prompt_tokens + tokens.response_tokens, min(updates * config.training.batch_size, MAX_CORPUS_BLOCKS)
+    return load_corpus(sources, models.tokenizer, block_tokens=length, max_blocks=most)
 
 
 def notes(config: Run) -> Iterator[str]:
@@ -232,38 +207,23 @@ def notes(config: Run) -> Iterator[str]:
             yield f"optimiser.{name} is {value} in the recipe; the method's default is {usual}"
     policy = config.resolved_method.policy
     if isinstance(policy, Adaptive) and policy.threshold == 0 and not config.training.evaluate_every:
-        yield (
-            "policy adaptive uses student text only after a validation loss has risen, and training.evaluate_every is 0; "
-            "set training.evaluate_every"
-        )
-
-
-def processes_of(accelerator: Accelerator) -> Processes:
-    """Rank and number of processes of the job; `gather` also reports signals."""
-    return Processes(accelerator.process_index, accelerator.num_processes, signals.gather)
+        when = "only after a validation loss has risen, and training.evaluate_every is 0"
+        yield f"policy adaptive uses student text {when}; set training.evaluate_every"
 
 
 def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:
     """How the student is distributed over the processes."""
     if kind == "sharded" and num_processes > 1:
-        return Sharded(_layers)
+        return Sharded(lambda student: layer_list(cast(StudentModule, student).model)[1])
     return Single() if num_processes == 1 else Replicated()
 
 
-def _layers(student: nn.Module) -> nn.ModuleList:
-    assert isinstance(student, StudentModule)
-    return layer_list(student.model)[1]
-
-
 def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
-    """An accelerator on the GPU if there is one, else on the CPU; "bf16" enables autocast.
+    """An accelerator on the GPU, or on the CPU without one; "bf16" enables autocast.
 
     Accelerate's state is global: a second run in the same process would inherit the first one's precision, or fail with another
     precision.  So this function resets the state, but not the process group, which is stored separately.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="no" if precision == "fp32" else precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
-    )
+    autocast, handlers = "no" if precision == "fp32" else precision, [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)]
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=autocast, kwargs_handlers=handlers)

@@ -1,4 +1,4 @@
-"""Records of a run: run.json with its settings, environment and cost, and the identity of its checkpoints."""
+"""Records of a run: run.json, and the identity of its checkpoints."""
 
 import hashlib
 import importlib.metadata
@@ -10,9 +10,9 @@ import subprocess
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +21,7 @@ from redistill.config.run import Run, encode_run, without_output_folders
 from redistill.config.schema import SCHEMA
 from redistill.contracts import Example, TokenSequence
 from redistill.data.examples import Examples
+from redistill.records import Json
 from redistill.runs.disk_space import check_space, needed_space
 from redistill.runs.folder import RUN_FILE
 from redistill.runs.opened import OpenRun
@@ -45,7 +46,7 @@ PACKAGES = (
 
 
 def begin(run: OpenRun, command: str | None) -> None:
-    """Check the disk space and the identity of existing checkpoints, and write run.json.
+    """Check the disk space and the identity of checkpoints, and write run.json.
 
     Raises:
         CheckpointError: the folder has checkpoints of another run.
@@ -53,8 +54,7 @@ def begin(run: OpenRun, command: str | None) -> None:
     """
     config, checkpoints = run.config, run.output.checkpoints
     export = "merged" if config.student.lora is None else config.student.lora.export
-    schedule = config.training.schedule(len(run.data.train))
-    check_space(config.folder, needed_space(run.student, schedule, keep=config.training.keep, export=export))
+    check_space(config.folder, needed_space(run.student, run.schedule, keep=config.training.keep, export=export))
     mine = _identity(run)
     checkpoint.check_identity(checkpoints, mine)
     write_run_file(run, command, status="running")
@@ -82,8 +82,11 @@ def _hash(sequences: Sequence[Example | TokenSequence]) -> str:
     return found.hexdigest()
 
 
-def cost(config: Run, state: TrainingState) -> dict[str, Any]:
-    """Cost of training, for comparisons: tokens are summed over processes, memory is the maximum over processes."""
+def cost(config: Run, state: TrainingState) -> dict[str, float]:
+    """Cost of training, for comparisons; times in seconds, sizes in bytes.
+
+    Tokens are summed over processes, memory is the maximum over processes.
+    """
     return {
         "updates": state.step,
         "sequences": state.step * config.training.batch_size,
@@ -94,28 +97,7 @@ def cost(config: Run, state: TrainingState) -> dict[str, Any]:
     }
 
 
-def _stages(config: Run) -> dict[str, Any]:
-    """The stages of a run, for run.json."""
-    return {
-        name: {
-            "folder": str(stage.folder),
-            "cost": files.read_json(stage.folder / RUN_FILE).get("cost"),
-            "sha256": {path.name: files.digest(path) for path in sorted((stage.folder / "model").glob("*.safetensors"))},
-        }
-        for name, stage in stages(config).items()
-    }
-
-
-def _corpus(run: OpenRun) -> dict[str, Any]:
-    """Sources, size and hashes of the corpus, for run.json; empty if no term uses one."""
-    if not run.corpus:
-        return {}
-    sources = run.config.data.corpus
-    hashes = [files.digest(Path(source)) for source in sources if Path(source).is_file()]
-    return {"corpus": {"source": ", ".join(sources), "blocks": len(run.corpus), "sha256": ", ".join(hashes)}}
-
-
-def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping[str, Any] | None = None) -> None:
+def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping[str, float] | None = None) -> None:
     """Write run.json, without secrets.
 
     Args:
@@ -123,7 +105,10 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
         status: "running" or "trained".
         cost: The result of `cost`; None before training.
     """
-    config = run.config
+    config, sources, corpus = run.config, run.config.data.corpus, dict[str, Json]()
+    if run.corpus:
+        hashes = [files.digest(Path(source)) for source in sources if Path(source).is_file()]
+        corpus = {"corpus": {"source": ", ".join(sources), "blocks": len(run.corpus), "sha256": ", ".join(hashes)}}
     described = {
         "schema": SCHEMA,
         "name": config.name,
@@ -136,9 +121,16 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
         "machine": machine(),
         "processes": run.processes.world,
         "cost": cost,
-        "stages": _stages(config),
+        "stages": {
+            name: {
+                "folder": str(stage.folder),
+                "cost": files.read_json(stage.folder / RUN_FILE).get("cost"),
+                "sha256": {path.name: files.digest(path) for path in sorted((stage.folder / "model").glob("*.safetensors"))},
+            }
+            for name, stage in stages(config).items()
+        },
         "config": encode_run(config),
-        "data": {**run.data.manifest, **_corpus(run)},
+        "data": {**run.data.manifest, **corpus},
         "models": dict(run.models.manifest),
         "spans": None if run.spans is None else run.spans.description,
     }
@@ -148,11 +140,11 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
 # --- environment --------------------------------------------------------------------------------------------------------
 
 
-def machine() -> dict[str, Any]:
-    """The machine, for run.json: processor, cores, memory, accelerators, Python, platform, torch's threads."""
+def machine() -> dict[str, Json]:
+    """The machine: processor, cores, memory, accelerators, Python, platform, threads."""
     return {
         "cpu": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
         "accelerators": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         "python": platform.python_version(),
@@ -161,19 +153,27 @@ def machine() -> dict[str, Any]:
     }
 
 
+def cores() -> int:
+    """Cores that this process may use; a container can have fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def versions() -> dict[str, str]:
-    """Versions of redistill and of the installed packages whose releases can change a result."""
+    """Versions of redistill and of the packages whose releases can change a result.
+
+    A package that is not installed is left out.
+    """
     found = {"redistill": redistill.__version__}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def commit(folder: Path | None = None) -> str | None:
-    """The git commit of the checkout at `folder`, with "-dirty" appended if tracked files have changes.
+    """The git commit of the checkout at `folder`.
+
+    "-dirty" is appended if tracked files have changes.
 
     Args:
         folder: A folder in the checkout; None uses that of redistill.
@@ -181,24 +181,16 @@ def commit(folder: Path | None = None) -> str | None:
     Returns:
         None outside a git checkout, or without git.
     """
-    path = folder or Path(redistill.__file__).parent
-    head = _git(path, "rev-parse", "--verify", "HEAD")
-    changes = _git(path, "status", "--porcelain", "--untracked-files=no") if head else None
-    return f"{head}-dirty" if changes else head
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    describe = ["git", "describe", "--always", "--dirty", "--no-abbrev", "--exclude=*"]
+    with suppress(OSError, subprocess.SubprocessError):
+        path = folder or Path(redistill.__file__).parent
+        return subprocess.run(describe, cwd=path, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    return None
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -4,19 +4,20 @@ The run folder is the interface between these three steps: each reads the files 
 A call with the same configuration and folder resumes the run.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 
 from redistill.config.decode import decode
 from redistill.config.plugins import External
 from redistill.config.run import Run
 from redistill.config.scoring import load_external, metrics_of
 from redistill.config.sections import DataConfig
+from redistill.contracts import Processes
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
@@ -28,19 +29,21 @@ from redistill.models.lora import load_trainable_state, save_student, trainable_
 from redistill.processes import signals
 from redistill.processes import watch as ranks
 from redistill.processes.placement import full
+from redistill.records import Json
 from redistill.reports.report import build_report
 from redistill.runs.build import build_evaluator, build_parts
-from redistill.runs.folder import RUN_FILE, WORTH_KEEPING, check_owner, has_model, sole_use
+from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, WORTH_KEEPING, check_owner, has_model, sole_use
 from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
-from redistill.runs.opened import OpenRun, make_accelerator, open_run, processes_of
+from redistill.runs.opened import OpenRun, make_accelerator, open_run
 from redistill.runs.record import begin, cost, write_run_file
-from redistill.runs.revisions import truncate_revisions
+from redistill.runs.revisions import FILE as REVISIONS
 from redistill.runs.stages import stages, teacher_source
 from redistill.storage import files
 from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
 from redistill.training.loop import train
+from redistill.training.metrics import MetricsLog
 from redistill.training.parts import TrainingState
 from redistill.training.progress import AnswerProgress, report
 from redistill.training.saving import restore_checkpoint
@@ -55,6 +58,12 @@ class RunResult:
         model: Folder of the student, which transformers loads.
         scores: The content of scores.json: under "datasets", data set -> "seeds" -> seed -> scores.
         report: The HTML report.
+
+    Example:
+        >>> folder = Path("runs/first")
+        >>> result = RunResult(folder=folder, model=folder / "model", scores={}, report=folder / "report.html")
+        >>> result.model.as_posix()
+        'runs/first/model'
     """
 
     folder: Path
@@ -70,6 +79,9 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
         config: The run.
         baselines: Folders of finished runs to compare with in the report.
         command: Shown under "repeat this run"; None uses the command line of this process.
+
+    Returns:
+        The folder, model, scores and report of the run.
 
     Raises:
         BusyError: another process uses the run folder.
@@ -87,15 +99,17 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
         with signals.handled():  # not the report: no process waits for it, and it can be interrupted anywhere
             _train(config, accelerator, command)
             scores = _evaluate_student(config, accelerator)
-        page = config.folder / "report.html"
-        if PartialState().is_main_process:
+        if accelerator.is_main_process:
             build_report(config.folder, baselines)
-    return RunResult(folder=config.folder, model=config.folder / "model", scores=scores, report=page)
+    folder = config.folder
+    return RunResult(folder=folder, model=folder / "model", scores=scores, report=folder / "report.html")
 
 
 @signals.handled()
 def train_student(config: Run, *, command: str | None = None) -> Path:
-    """Train the stages and the student of a run, and export its best checkpoint; resumes an unfinished run.
+    """Train the stages and the student of a run, and export its best checkpoint.
+
+    An unfinished run is resumed.
 
     Args:
         config: The run.
@@ -112,6 +126,10 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
         OutputError: the run folder is not writable.
         TrainingError: a guard ended the run.
         Interrupted: SIGTERM or SIGINT arrived; the same call resumes after the last completed update.
+
+    Example:
+        >>> train_student(load_config(Path("recipes/smollm2-dolly.yaml")))  # doctest: +SKIP
+        PosixPath('runs/smollm2-dolly/model')
     """
     if not check_owner(config):  # without a lock: several runs may use a finished stage at the same time
         accelerator = make_accelerator(config.training.precision)
@@ -135,7 +153,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
         state = _fit(run)
         _export(run)
         if run.processes.is_main:
-            write_run_file(run, command, status="trained", cost=cost(config, state))
+            write_run_file(run, command, status=TRAINED, cost=cost(config, state))
         run.accelerator.wait_for_everyone()
 
 
@@ -143,37 +161,34 @@ def _evaluate_before(run: OpenRun) -> None:
     """Evaluate the student before training; a resumed run reuses the scores."""
     if "before" not in run.config.evaluation.compare or not run.data.tests:
         return
+    folder, metrics = run.config.folder / "before", run.config.test_metrics
+    evaluator, progress = build_evaluator(run, run.models.student), AnswerProgress("before", run.output.progress.note)
     with run.placement.unsharded(run.student):
-        build_evaluator(run, run.models.student).evaluate(
-            run.data.tests,
-            run.config.folder / "before",
-            label="before",
-            metrics=run.config.test_metrics,
-            progress=AnswerProgress("before", run.output.progress.note),
-        )
+        evaluator.evaluate(run.data.tests, folder, label="before", metrics=metrics, progress=progress)
 
 
 def _fit(run: OpenRun) -> TrainingState:
     """Train from the newest valid checkpoint, or from the start; then load the weights of the best checkpoint."""
     parts = build_parts(run, build_evaluator(run, run.models.student))
     note, checkpoints = run.output.progress.note, run.output.checkpoints
-    found = checkpoint.load(checkpoints)
-    state = TrainingState()
+    found, state = checkpoint.load(checkpoints), TrainingState()
     if found is not None:
         for line in found.skipped:
             note(line)
         state = restore_checkpoint(parts, found)
         note(f"resumed at step {state.step} of {parts.schedule.updates}")
     if run.processes.is_main:
-        logged = -1 if found is None else state.step  # the validation before the first update is logged at step 0
-        parts.output.log.truncate_after(logged)
-        truncate_revisions(run.config.folder, state.step)
+        # The validation before the first update is logged at step 0.
+        parts.output.log.truncate_after(-1 if found is None else state.step)
+        MetricsLog(run.config.folder / REVISIONS).truncate_after(state.step)
     run.accelerator.wait_for_everyone()
     state = train(parts, run.config.training, run.config.optimiser, state)
-    assert state.best_step is not None, "the last update is always validated"
+    assert state.best_step is not None and state.best_score is not None, "the last update is always validated"
     best = checkpoint.load_step(checkpoints, state.best_step)
     load_trainable_state(run.student.model, best.tensors["model"])
-    note(f"best checkpoint: step {best.step}, validation {_named_score(run.config, state)}")
+    shown = {m.name: f"{m.title} {m.shown(m.goodness(state.best_score))}" for m in run.config.validation_metrics}
+    score = shown.get(run.config.training.choose_by, f"cross entropy {-state.best_score:.3f}")
+    note(f"best checkpoint: step {best.step}, validation {score}")
     return state
 
 
@@ -187,17 +202,14 @@ def _export(run: OpenRun) -> None:
                 save_student(model, run.models.tokenizer, folder, "merged" if lora is None else lora.export, state=state)
 
 
-def _named_score(config: Run, state: TrainingState) -> str:
-    assert state.best_score is not None
-    for metric in config.validation_metrics:
-        if metric.name == config.training.choose_by:
-            return f"{metric.title} {metric.shown(metric.goodness(state.best_score))}"
-    return f"cross entropy {-state.best_score:.3f}"
-
-
 @signals.handled()
 def evaluate_run(config: Run) -> Mapping[str, Any]:
-    """Evaluate the trained student of a run, and its teacher if `evaluation.compare` contains "teacher".
+    """Evaluate the trained student of a run.
+
+    Its teacher is evaluated too if `evaluation.compare` contains "teacher".
+
+    Args:
+        config: The run; its student is trained.
 
     Returns:
         The student's scores, as in scores.json.
@@ -205,6 +217,15 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
     Raises:
         CheckpointError: the run has no trained student, or its answers were generated with other settings.
         BusyError: another process uses the run folder.
+        DataError: a test set cannot be read, or has no reference.
+        Interrupted: SIGTERM or SIGINT arrived; the same call resumes.
+
+    Example:
+        >>> from redistill.config.sections import StudentConfig
+        >>> evaluate_run(Run(name="not-trained", method="sft", student=StudentConfig(model="gpt2")))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.CheckpointError: runs/not-trained: has no trained student;...
     """
     folder = config.folder
     if not has_model(folder):
@@ -214,24 +235,22 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
         return _evaluate_student(config, accelerator)
 
 
-def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Any]:
+def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Json]:
     folder, source = config.folder, teacher_source(config)
-    student = ModelConfig(model=str(folder / "model"))
-    plan = [(student, "student", folder, source)]
+    evaluate = partial(_evaluate, data=config.data, config=config.evaluation, accelerator=accelerator)
+    scores = evaluate(ModelConfig(model=str(folder / "model")), source, label="student", folder=folder)
     if source is not None and "teacher" in config.evaluation.compare:
-        plan.append((source, "teacher", folder / "teacher", None))
-    scores = {
-        label: _evaluate(model, config.data, config.evaluation, target, label, teacher, accelerator)
-        for model, label, target, teacher in plan
-    }
+        evaluate(source, None, label="teacher", folder=folder / "teacher")
     if accelerator.is_main_process:
-        files.write_json(folder / RUN_FILE, files.read_json(folder / RUN_FILE) | {"status": "finished"})
+        files.write_json(folder / RUN_FILE, files.read_json(folder / RUN_FILE) | {"status": FINISHED})
     accelerator.wait_for_everyone()
-    return scores["student"]
+    return scores
 
 
 def tokens_of(model: str) -> TokenizeConfig:
-    """Template and length limits of `model`: those of its training if it is a run folder, else the defaults.
+    """Template and length limits of `model`.
+
+    Those of its training if it is a run folder, else the defaults.
 
     Raises:
         ConfigError: its run.json has no valid config.data.tokens.
@@ -241,10 +260,9 @@ def tokens_of(model: str) -> TokenizeConfig:
         return TokenizeConfig()
     try:
         tokens = files.read_json(described)["config"]["data"]["tokens"]  # the rest may need modules that are not loaded
+        return decode(TokenizeConfig, tokens, {})
     except (LookupError, TypeError) as error:
         raise ConfigError(f"{described}: has no config.data.tokens; restore the run.json that the run wrote") from error
-    try:
-        return decode(TokenizeConfig, tokens, {})
     except ConfigError as error:
         raise ConfigError(f"{described}: config.data.tokens.{error}") from error
 
@@ -260,7 +278,9 @@ def evaluate_model(
     teacher: ModelConfig | None = None,
     allow_code: Sequence[str] = (),
 ) -> Mapping[str, Any]:
-    """Evaluate any Transformers model on test sets; `out` becomes an evaluation folder.
+    """Evaluate any model of transformers on test sets.
+
+    `out` becomes an evaluation folder.
 
     Args:
         model: The model; the path of a run folder loads its student.
@@ -279,29 +299,36 @@ def evaluate_model(
         ModelError, DataError, VocabularyError: the models or the data cannot be used.
         CheckpointError: `out` contains answers of another model or of other settings.
         BusyError: another process uses `out`.
+
+    Example:
+        >>> config = EvaluationConfig(metrics=("rouge",))
+        >>> tokens, out = TokenizeConfig(), Path("runs/gpt2")
+        >>> evaluate_model(ModelConfig(model="gpt2"), {"dolly": None}, config, tokens, out)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: metrics = 'rouge': no such metric;...
     """
     named = [*(("tests", name) for name in tests), *(("metrics", name) for name in evaluation_config.metrics)]
     load_external(named, External.of(allow_code))
     data = DataConfig(tests=dict(tests), tokens=tokens)
     name = Path(model.model).name or model.model
     if (Path(model.model) / RUN_FILE).is_file():
-        model = dataclasses.replace(model, model=str(Path(model.model) / "model"))
-    # The model runs in the dtype of its weights, without autocast.
-    accelerator = make_accelerator("fp32")
+        model = replace(model, model=str(Path(model.model) / "model"))
+    accelerator = make_accelerator("fp32")  # the model runs in the dtype of its weights, without autocast
     with sole_use(out, accelerator, SETTINGS):
-        return _evaluate(model, data, evaluation_config, out, name, teacher, accelerator)
+        return _evaluate(model, teacher, data, evaluation_config, out, name, accelerator)
 
 
 @ranks.watched()
 def _evaluate(
     source: ModelConfig,
+    teacher_source: ModelConfig | None,
     data: DataConfig,
     config: EvaluationConfig,
     folder: Path,
     label: str,
-    teacher_source: ModelConfig | None,
     accelerator: Accelerator,
-) -> Mapping[str, Any]:
+) -> Mapping[str, Json]:
     """Load a model, and a teacher for KL and agreement, and evaluate it."""
     metrics = metrics_of(data.tasks, config.metrics)
     with signals.handled(at_once=True):
@@ -322,7 +349,7 @@ def _evaluate(
         tokens=data.tokens,
         teacher=teacher,
         vocabulary=size,
-        processes=processes_of(accelerator),
+        processes=Processes(accelerator.process_index, accelerator.num_processes, signals.gather),
         autocast=accelerator.autocast,
     )
     progress = AnswerProgress(label, report) if accelerator.is_main_process else None

@@ -1,4 +1,6 @@
-"""Stages of a run: supervised fine-tuning of its teacher or of its student's start, each a run with its own folder.
+"""Stages of a run: supervised fine-tuning of its teacher or of its student.
+
+A stage is a run with its own folder.
 
 Nothing is trained here: this module builds the stages' configurations and the paths of the models that the run loads.
 """
@@ -10,39 +12,39 @@ from redistill.config.run import Run
 from redistill.config.scoring import CROSS_ENTROPY
 from redistill.config.sections import DataConfig, FinetuneConfig, StudentConfig, TeacherConfig
 from redistill.evaluation.scores import EvaluationConfig
-from redistill.models.load import ModelConfig
 from redistill.training.optimiser import OptimiserConfig
 from redistill.training.schedule import TrainingConfig
 
 
 def stages(config: Run) -> dict[str, Run]:
-    """The runs that must finish before `config`, by name ("teacher", "start"), in the order of training."""
+    """The runs that must finish before `config`, in the order of training.
+
+    Their names are "teacher" and "start".
+    """
     found: dict[str, Run] = {}
     if isinstance(config.teacher, TeacherConfig) and config.teacher.finetune is not None:
         found["teacher"] = _teacher_stage(config, config.teacher, config.teacher.finetune)
-    if config.starts_finetuned:
-        assert config.student.finetune is not None
+    if config.starts_finetuned and config.student.finetune is not None:
         found["start"] = _start_stage(config, config.student.finetune)
     return found
 
 
-def teacher_source(config: Run) -> ModelConfig | None:
-    """The local teacher's model: the configured one, or its fine-tuned copy; None without a local teacher."""
-    teacher = config.teacher
-    if not isinstance(teacher, TeacherConfig):
-        return None
-    plain = ModelConfig(**{f.name: getattr(teacher, f.name) for f in dataclasses.fields(ModelConfig)})
-    if teacher.finetune is None:
-        return plain
+def teacher_source(config: Run) -> TeacherConfig | None:
+    """The local teacher's model: the configured one, or its fine-tuned copy.
+
+    None without a local teacher.
+    """
+    teacher = config.teacher if isinstance(config.teacher, TeacherConfig) else None
+    if teacher is None or teacher.finetune is None:
+        return teacher
     folder = _stage_folder(config, teacher.finetune, "teacher")
-    return dataclasses.replace(plain, model=str(folder / "model"), revision=None, adapter=None)
+    return dataclasses.replace(teacher, model=str(folder / "model"), revision=None, adapter=None, finetune=None)
 
 
 def student_source(config: Run) -> StudentConfig:
     """The student's initial model: the configured one, or its fine-tuned copy."""
-    if not config.starts_finetuned:
+    if not config.starts_finetuned or config.student.finetune is None:
         return config.student
-    assert config.student.finetune is not None
     folder = _stage_folder(config, config.student.finetune, "start")
     return dataclasses.replace(
         config.student, model=str(folder / "model"), revision=None, adapter=None, initialise=None, finetune=None, start="base"
@@ -59,34 +61,21 @@ def _teacher_stage(config: Run, teacher: TeacherConfig, finetune: FinetuneConfig
         lora=finetune.lora,
         start="base",
     )
-    choose_by = finetune.choose_by or TrainingConfig.choose_by
-    return _tuning(config, finetune, "teacher", student, None, seed=Run.seed, choose_by=choose_by)
+    return _tuning(config, finetune, "teacher", student, None)
 
 
 def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
-    source = teacher_source(config)
-    teacher = None
-    if config.student.model == "teacher":
-        assert source is not None
-        teacher = TeacherConfig(**{f.name: getattr(source, f.name) for f in dataclasses.fields(ModelConfig)})
+    teacher = teacher_source(config) if config.student.model == "teacher" else None
     lora = finetune.lora or config.student.lora
     lora = None if lora is None else dataclasses.replace(lora, export="merged")  # the run starts from a whole model
     student = dataclasses.replace(config.student, finetune=None, start="base", lora=lora)
-    choose_by = finetune.choose_by or CROSS_ENTROPY
-    return _tuning(config, finetune, "start", student, teacher, seed=config.seed, choose_by=choose_by)
+    return _tuning(config, finetune, "start", student, teacher)
 
 
-def _tuning(
-    config: Run,
-    finetune: FinetuneConfig,
-    name: str,
-    student: StudentConfig,
-    teacher: TeacherConfig | None,
-    *,
-    seed: int,
-    choose_by: str,
-) -> Run:
+def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentConfig, teacher: TeacherConfig | None) -> Run:
     """A stage as a run: with the data, precision and placement of `config`, and nothing of its method."""
+    seed, choose_by = (Run.seed, TrainingConfig.choose_by) if name == "teacher" else (config.seed, CROSS_ENTROPY)
+    choose_by = finetune.choose_by or choose_by
     rate, fallback = finetune.learning_rate, OptimiserConfig.final_learning_rate
     can_shard = student.lora is None or student.lora.quantise == "none"
     # The run's metrics only if one of them is `choose_by`, so that runs with other metrics share their stages.

@@ -1,4 +1,4 @@
-"""Runs a sweep: every row of a sweep recipe with every seed, and the comparison of their results.
+"""Sweeps: every row of a recipe with every seed, and their comparison.
 
 All runs are decoded before the first one starts.  Each run is a separate process, so that its memory is freed and a crash ends
 only that run; the same command resumes the sweep.
@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT, SIGTERM
-from typing import Any
 
 import torch
 import yaml
@@ -19,14 +18,15 @@ from redistill.config.run import Run, encode_run, up_to_date
 from redistill.config.schema import SCHEMA
 from redistill.errors import ConfigError, TrainingError
 from redistill.reports.compare import build_comparison
-from redistill.reports.folders import mapping, measures, number
+from redistill.reports.folders import Evaluation, mapping
 from redistill.reports.lineup import SWEEP_FILE
 from redistill.reports.pages import score
 from redistill.reports.statistics import mean
 from redistill.reports.terminal import print_comparison
 from redistill.runs.demo import toy_world
-from redistill.runs.folder import RUN_FILE, check_run_schema
+from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, check_run_schema, differences
 from redistill.runs.jobs import Job, JobProgress, last_line, run_jobs
+from redistill.runs.record import cores
 from redistill.runs.sweep_recipe import Entry, Sweep, expand, read_sweep, settings_of
 from redistill.storage import files
 from redistill.storage.lock import locked
@@ -35,7 +35,6 @@ from redistill.storage.redaction import plain
 RECIPE_FILE, LOG_FILE = "recipe.yaml", "log.txt"
 FORMATS = ("html", "md", "tex", "csv")
 REDISTILL = (sys.executable, "-m", "redistill")
-TRAINED, FINISHED = "trained", "finished"
 RETRYABLE = {files.TRY_AGAIN, *(code for number in (SIGINT, SIGTERM) for code in (128 + number, -number))}
 """Exit codes of runs that failed for a temporary reason or were interrupted; the same command resumes them."""
 
@@ -64,7 +63,9 @@ class Plan:
         return list({entry.run.folder: entry for entry in reversed(self.entries) if entry.label in self.only}.values())[::-1]
 
     def statuses(self) -> dict[Path, str]:
-        """Status of each run and stage by folder: "finished", "trained", "running" (started), or "waiting".
+        """Status of each run and stage by folder.
+
+        "finished", "trained", "running" (started), or "waiting".
 
         Raises:
             ConfigError: a folder contains another run or another sweep.
@@ -73,8 +74,7 @@ class Plan:
         held = mapping(files.read_json(path)).get("name") if path.is_file() else self.sweep.name
         if held != self.sweep.name:
             raise ConfigError(f"{self.folder}: contains the sweep '{held}', not '{self.sweep.name}'; choose another --out")
-        every = [config for entry in self.entries for config in (*entry.stages, entry.run)]
-        return {config.folder: _status(config) for config in every}
+        return {config.folder: _status(config) for entry in self.entries for config in (*entry.stages, entry.run)}
 
     def describe(self) -> list[str]:
         """A line for each run: its folder, its status, and the rows and seeds that use it."""
@@ -110,12 +110,12 @@ def plan_sweep(
             raise ConfigError(f"--only {label}: no such row; the rows are {', '.join(sweep.rows)}")
     folder = out or Path("runs") / sweep.name
     entries = expand(sweep, recipe, folder, overrides, allow_code)
-    only = tuple(only) or tuple(sweep.rows)
-    return Plan(sweep=sweep, folder=folder, entries=entries, only=only, allow_code=tuple(allow_code))
+    rows = tuple(only) or tuple(sweep.rows)
+    return Plan(sweep=sweep, folder=folder, entries=entries, only=rows, allow_code=tuple(allow_code))
 
 
 def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
-    """Run the unfinished runs of a sweep, several at once, and compare all finished ones.
+    """Run the unfinished runs of a sweep, several at once, and compare all runs.
 
     Args:
         plan: The sweep.
@@ -136,7 +136,8 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
         todo = _jobs(plan, statuses)
         if todo and plan.sweep.world == "toy":
             toy_world()
-        failed, codes = _run(plan, todo, statuses, jobs or _default_jobs(), lock)
+        limit = jobs or (1 if torch.accelerator.is_available() else cores())  # an accelerator is not shared
+        failed, codes = _run(plan, todo, statuses, limit, lock)
         pages = _compare(plan, statuses)
     if failed:
         which = f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}"
@@ -161,56 +162,40 @@ def _status(config: Run) -> str:
         return "waiting"
     held = mapping(files.read_json(path))
     check_run_schema(config.folder, held, resumes=held.get("status") not in {TRAINED, FINISHED})
-    different = _first_difference(settings_of(encode_run(config)), settings_of(up_to_date(mapping(held.get("config")))))
-    if different:
-        raise ConfigError(f"{config.folder}: contains another run ({different}); choose another --out, or remove the folder")
+    mine, theirs = (settings_of(tree) for tree in (encode_run(config), up_to_date(mapping(held.get("config")))))
+    if found := differences(mine, theirs):
+        raise ConfigError(f"{config.folder}: contains another run ({found[0]}); choose another --out, or remove the folder")
     return str(held.get("status"))
-
-
-def _first_difference(mine: Any, theirs: Any, path: str = "") -> str:
-    """A phrase for the first difference of two trees; "" if they are equal."""
-    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-        names = [*mine, *(name for name in theirs if name not in mine)]
-        found = (_first_difference(mine.get(name), theirs.get(name), f"{path}.{name}".strip(".")) for name in names)
-        return next((difference for difference in found if difference), "")
-    return "" if mine == theirs else f"{path} is {theirs!r} there and {mine!r} here"
 
 
 # --- running ------------------------------------------------------------------------------------------------------------
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
-    """The jobs of unfinished runs, in order; each stage is one job, before the first run that needs it."""
+    """The jobs of unfinished runs, in order, with their recipes written; each stage is one job, before its first run."""
     found: dict[Path, Job] = {}
+    allowed = [f"--allow-code={module}" for module in plan.allow_code]
     for entry in plan.selected:
         if statuses[entry.run.folder] == FINISHED:
             continue
         needs: list[str] = []
-        for stage in entry.stages:
-            if statuses[stage.folder] not in {TRAINED, FINISHED}:
-                found.setdefault(stage.folder, _job(stage, "train", needs, plan.allow_code))
-                needs = [*needs, stage.folder.name]
-        found[entry.run.folder] = _job(entry.run, "run", needs, plan.allow_code)
+        for config in (*entry.stages, entry.run):
+            folder, is_stage = config.folder, config is not entry.run
+            if is_stage and statuses[folder] in {TRAINED, FINISHED}:
+                continue
+            if folder not in found:
+                recipe, name = folder / RECIPE_FILE, "train" if is_stage else "run"
+                files.write_text(recipe, yaml.safe_dump({"schema": SCHEMA, **encode_run(config)}, sort_keys=False))
+                command = (*REDISTILL, name, str(recipe), "--out", str(folder), *allowed)
+                found[folder] = Job(name=folder.name, command=command, log=folder / LOG_FILE, needs=tuple(needs))
+            needs.append(folder.name)
     return list(found.values())
 
 
-def _job(config: Run, command: str, needs: Sequence[str], allow_code: Sequence[str]) -> Job:
-    folder = config.folder
-    allowed = [f"--allow-code={module}" for module in allow_code]
-    return Job(
-        name=folder.name,
-        command=(*REDISTILL, command, str(folder / RECIPE_FILE), "--out", str(folder), *allowed),
-        log=folder / LOG_FILE,
-        needs=tuple(needs),
-    )
-
-
-def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: int) -> tuple[list[str], set[int]]:
+def _run(
+    plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: Sequence[int]
+) -> tuple[list[str], set[int]]:
     """Run the jobs and update sweep.json; returns a phrase for each failed job, and the set of exit codes."""
-    every = {config.folder: config for entry in plan.selected for config in (*entry.stages, entry.run)}
-    for job in todo:
-        recipe = yaml.safe_dump({"schema": SCHEMA, **encode_run(every[job.log.parent])}, sort_keys=False)
-        files.write_text(job.log.parent / RECIPE_FILE, recipe)
     failed: list[str] = []
 
     def started(job: Job) -> None:
@@ -229,7 +214,7 @@ def _run(plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int,
 
     _write_sweep(plan, statuses)
     with JobProgress(len(todo)) as progress:
-        codes = run_jobs(todo, limit, environment=_environment(limit), on_start=started, on_end=ended, keep_open=(lock,))
+        codes = run_jobs(todo, limit, environment=_environment(limit), on_start=started, on_end=ended, keep_open=lock)
     failed += [f"{job.name}: not started, since a job that it needs failed" for job in todo if job.name not in codes]
     return failed, set(codes.values())
 
@@ -238,12 +223,7 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
     """Write sweep.json, the sweep and the status of its runs, for `redistill compare`."""
     sweep = plan.sweep
     runs = [
-        {
-            "label": entry.label,
-            "seed": entry.seed,
-            "folder": entry.run.folder.name,
-            "status": statuses[entry.run.folder],
-        }
+        {"label": entry.label, "seed": entry.seed, "folder": entry.run.folder.name, "status": statuses[entry.run.folder]}
         for entry in plan.entries
     ]
     held = {
@@ -257,34 +237,23 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
     files.write_json(plan.folder / SWEEP_FILE, held)
 
 
-def _default_jobs() -> int:
-    """Number of parallel runs: one if there is an accelerator, which is not shared, else one per core."""
-    return 1 if torch.accelerator.is_available() else _cores()
-
-
-def _cores() -> int:
-    """Cores that this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _environment(limit: int) -> dict[str, str]:
     """Environment of the runs: parallel runs divide the cores among them, to avoid oversubscription."""
-    threads = {"OMP_NUM_THREADS": str(max(1, _cores() // limit))} if limit > 1 else {}
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // limit))} if limit > 1 else {}
     return {**threads, **os.environ}
 
 
 def _score(folder: Path) -> str:
     """The first data set's primary metric, averaged over the data sets that have it; "" for a run without scores."""
     path = folder / "scores.json"
-    datasets = mapping(mapping(files.read_json(path)).get("datasets")) if path.is_file() else {}
-    means, primary = [], next((measures(about)[0] for about in datasets.values()), None)
-    if primary is None:
+    held = mapping(files.read_json(path)) if path.is_file() else {}
+    found = Evaluation(label="", role="student", scores=held, answers={})
+    if not found.datasets:
         return ""
-    for about in datasets.values():
-        scores = [number(mapping(seed).get(primary.name)) for seed in mapping(mapping(about).get("seeds")).values()]
-        means.append(mean(score for score in scores if score is not None))
-    total = mean(score for score in means if score is not None)
-    return "" if total is None else f"{primary.title} {score(total, primary.unit)}"
+    metric = found.measures(next(iter(found.datasets)))[0]
+    means = (mean(found.seed_scores(name, metric.name).values()) for name in found.datasets)
+    total = mean(value for value in means if value is not None)
+    return "" if total is None else f"{metric.title} {score(total, metric.unit)}"
 
 
 # --- comparison ---------------------------------------------------------------------------------------------------------
@@ -299,13 +268,7 @@ def _compare(plan: Plan, statuses: Mapping[Path, str]) -> list[Path]:
         if not labels:
             continue
         outputs = [plan.folder / f"{name}.{suffix}" for suffix in FORMATS]
-        comparison = build_comparison(
-            [plan.folder],
-            outputs,
-            baseline=group.baseline if group.baseline in labels else None,
-            published=group.published,
-            labels=labels,
-        )
-        print_comparison(comparison)
         pages += outputs
+        base = group.baseline if group.baseline in labels else None
+        print_comparison(build_comparison([plan.folder], outputs, baseline=base, published=group.published, labels=labels))
     return pages

@@ -1,19 +1,20 @@
-"""Sweep recipes: rows and seeds merged over one recipe, and the runs that they expand to.
+"""Sweep recipes: rows and seeds merged over one recipe, and their runs.
 
 Nothing is written or run here; sweep.py does that.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 from redistill.config import decode as decoding
 from redistill.config.run import Run, encode_run, override_run, without_output_folders
 from redistill.config.schema import current_tree
 from redistill.errors import ConfigError
+from redistill.records import Json
 from redistill.reports.published import published_names
 from redistill.runs.demo import student_tree, world_folder
 from redistill.runs.stages import stages
@@ -41,10 +42,7 @@ class Group:
     published: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.rows:
-            raise ConfigError("rows: empty; must have at least one")
-        _check_labels("baseline", () if self.baseline is None else (self.baseline,), self.rows)
-        _check_published(self.published)
+        _check_table(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,37 +75,37 @@ class Sweep:
     groups: dict[str, Group] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.rows:
-            raise ConfigError("rows: empty; must have at least one")
+        _check_table(self)
         for field_name, names in {"name": [self.name], "rows": self.rows, "groups": self.groups}.items():
             for name in names:
-                if files.slug(name) != name:
-                    raise ConfigError(
-                        f"{field_name}: {name!r}: must consist of letters, digits, '.', '_' and '-', since it is part of file "
-                        f"names; use {files.slug(name)}"
-                    )
+                if (usable := files.slug(name)) != name:
+                    rule = "must consist of letters, digits, '.', '_' and '-', since it is part of file names"
+                    raise ConfigError(f"{field_name}: {name!r}: {rule}; use {usable}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: must have at least one, without duplicates")
-        _check_labels("baseline", () if self.baseline is None else (self.baseline,), self.rows)
-        _check_published(self.published)
         for name, group in self.groups.items():
-            _check_labels(f"groups.{name}.rows", group.rows, self.rows)
+            _check_known(f"groups.{name}.rows: no row", group.rows, self.rows, "the rows are")
         for label, row in self.rows.items():
-            _check_row(label, row)
+            for key in row:
+                if not isinstance(key, str):
+                    raise ConfigError(f"rows.{label}: {key!r}: must be a string, such as method, or optimiser.learning_rate")
+                if key in SET_BY_SWEEP:
+                    raise ConfigError(f"rows.{label}.{key}: the sweep sets it; remove it from the row")
 
     @property
     def tables(self) -> dict[str, Group]:
-        """The tables by name, each with its baseline; a table of all rows has the name "compare"."""
+        """The tables by name, each with its baseline.
+
+        A table of all rows has the name "compare".
+        """
         groups = {f"compare-{name}": group for name, group in self.groups.items()} or {"compare": Group(rows=tuple(self.rows))}
-        return {name: self._completed(group) for name, group in groups.items()}
+        for name, group in groups.items():
+            own = self.baseline if self.baseline in group.rows else group.rows[0]
+            groups[name] = replace(group, baseline=group.baseline or own, published=group.published or self.published)
+        return groups
 
-    def _completed(self, group: Group) -> Group:
-        own = self.baseline if self.baseline in group.rows else group.rows[0]
-        return replace(group, baseline=group.baseline or own, published=group.published or self.published)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(NamedTuple):
     """One row with one seed.
 
     Args:
@@ -119,17 +117,11 @@ class Cell:
 
     label: str
     seed: int
-    tree: Mapping[str, Any]
+    tree: Mapping[str, Json]
     overrides: Sequence[str]
 
-    @property
-    def name(self) -> str:
-        """Name of the run and its folder."""
-        return f"{self.label}-seed{self.seed}"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """A row with a seed, and its run; rows with equal settings share one run.
 
     Args:
@@ -162,7 +154,7 @@ def read_sweep(path: Path) -> Sweep:
     return sweep
 
 
-def cells(sweep: Sweep, world: Mapping[str, Any] | None = None) -> Iterator[Cell]:
+def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cell]:
     """Every row with every seed, row by row.
 
     Args:
@@ -172,32 +164,35 @@ def cells(sweep: Sweep, world: Mapping[str, Any] | None = None) -> Iterator[Cell
     assert isinstance(sweep.base, dict), "read_sweep reads a base that is a path"
     base = merged(world or {}, sweep.base)
     for label, row in sweep.rows.items():
-        tree = merged(base, {key: value for key, value in row.items() if "." not in key})
+        tree: Mapping[str, Json] = merged(base, {key: value for key, value in row.items() if "." not in key})
         overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in row.items() if "." in key]
         for seed in sweep.seeds:
-            cell = Cell(label=label, seed=seed, tree=tree, overrides=overrides)
-            yield replace(cell, tree={**tree, "name": cell.name, "seed": seed})
+            yield Cell(label, seed, {**tree, "name": f"{label}-seed{seed}", "seed": seed}, overrides)
 
 
-def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` merged over `under`: sections merge field by field, but `policy` and `objective` are replaced as a whole.
+def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
+    """`over` merged over `under`.
+
+    Sections merge field by field, but `policy` and `objective` are replaced as a whole.
 
     Example:
         >>> merged({"a": {"b": 1, "c": 2}, "policy": {"kind": "mixed"}}, {"a": {"c": 3}, "policy": "fixed"})
         {'a': {'b': 1, 'c': 3}, 'policy': 'fixed'}
     """
-    both = {
-        key: merged(under[key], value)
-        for key, value in over.items()
-        if key not in WHOLE and isinstance(value, Mapping) and isinstance(under.get(key), Mapping)
-    }
-    return {**under, **over, **both}
+    both = {**under, **over}
+    for key, value in over.items():
+        old = under.get(key)
+        if key not in WHOLE and isinstance(value, Mapping) and isinstance(old, Mapping):
+            both[key] = merged(old, value)
+    return both
 
 
 def expand(
     sweep: Sweep, recipe: Path, folder: Path, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()
 ) -> tuple[Entry, ...]:
-    """The entries of a sweep in the order of its rows, with decoded runs; rows with equal settings share one run.
+    """The entries of a sweep in the order of its rows, with decoded runs.
+
+    Rows with equal settings share one run.
 
     Args:
         sweep: The result of `read_sweep(recipe)`.
@@ -212,14 +207,14 @@ def expand(
     distinct: dict[str, tuple[Run, tuple[Run, ...]]] = {}
     entries = []
     for cell in cells(sweep, student_tree(world_folder()) if sweep.world == "toy" else None):
-        tree = {**cell.tree, "out": str(folder / cell.name)}
+        tree = {**cell.tree, "out": str(folder / f"{cell.label}-seed{cell.seed}")}
         config = override_run(tree, [*cell.overrides, *overrides], f"{recipe}: rows.{cell.label}", allow_code)
         found = distinct.setdefault(_digest(config), _with_shared_stages(config, folder / "stages"))
-        entries.append(Entry(label=cell.label, seed=cell.seed, run=found[0], stages=found[1]))
+        entries.append(Entry(cell.label, cell.seed, *found))
     return tuple(entries)
 
 
-def settings_of(tree: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(tree: Mapping[str, Json]) -> dict[str, Json]:
     """The settings of a run without its name and its folders."""
     return {key: value for key, value in without_output_folders(tree).items() if key != "name"}
 
@@ -227,16 +222,11 @@ def settings_of(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
     """The run and its stages in order, with stage folders named by a hash of their settings, so that runs share them."""
     for section, name in (("teacher", "teacher"), ("student", "start")):  # the start may be a part of the tuned teacher
-        stage = stages(config).get(name)
-        if stage is not None:
-            config = _with_stage_folder(config, section, folder / f"{name}-{_digest(stage)[:12]}")
+        if name in (found := stages(config)):
+            node, out = getattr(config, section), folder / f"{name}-{_digest(found[name])[:12]}"
+            node = replace(node, finetune=replace(node.finetune, out=str(out)))
+            config = replace(config, **{section: node})
     return config, tuple(stages(config).values())
-
-
-def _with_stage_folder(config: Run, section: str, folder: Path) -> Run:
-    node = getattr(config, section)
-    finetune = replace(node.finetune, out=str(folder))
-    return replace(config, **{section: replace(node, finetune=finetune)})
 
 
 def _digest(config: Run) -> str:
@@ -244,29 +234,21 @@ def _digest(config: Run) -> str:
     return hashlib.sha256(json.dumps(settings_of(encode_run(config)), sort_keys=True).encode()).hexdigest()
 
 
-def _read_yaml(path: Path, remedy: str) -> dict[str, Any]:
+def _read_yaml(path: Path, remedy: str) -> dict[str, Json]:
     try:
         return decoding.parse_yaml(path.read_bytes(), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; {remedy}") from error
 
 
-def _check_labels(field_name: str, labels: Sequence[str], rows: Sequence[str] | Mapping[str, Any]) -> None:
-    unknown = [label for label in labels if label not in rows]
-    if unknown:
-        raise ConfigError(f"{field_name}: no row '{unknown[0]}'; the rows are {', '.join(rows)}")
+def _check_table(table: Group | Sweep) -> None:
+    if not table.rows:
+        raise ConfigError("rows: empty; must have at least one")
+    _check_known("baseline: no row", [table.baseline], table.rows, "the rows are")
+    _check_known("published: the paper has no table", table.published, published_names(), "choose from")
 
 
-def _check_published(tables: Sequence[str]) -> None:
-    known = published_names()
-    unknown = [name for name in tables if name not in known]
-    if unknown:
-        raise ConfigError(f"published: the paper has no table '{unknown[0]}'; choose from {', '.join(known)}")
-
-
-def _check_row(label: str, row: Mapping[Any, Any]) -> None:
-    for key in row:
-        if not isinstance(key, str):
-            raise ConfigError(f"rows.{label}: {key!r}: must be a string, such as method, or optimiser.learning_rate")
-        if key in SET_BY_SWEEP:
-            raise ConfigError(f"rows.{label}.{key}: the sweep sets it; remove it from the row")
+def _check_known(fault: str, names: Iterable[str | None], known: Collection[str], allowed: str) -> None:
+    for name in names:
+        if name is not None and name not in known:
+            raise ConfigError(f"{fault} '{name}'; {allowed} {', '.join(known)}")

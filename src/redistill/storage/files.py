@@ -1,7 +1,7 @@
-"""Atomic file writes: a temporary file, fsync, then a rename, so that a reader sees either the old file or the new one.
+"""Atomic file writes: a temporary file, fsync, then a rename.
 
-All modules write through this one.  `inside` rejects names that resolve to a path outside of their folder (`..`, an absolute
-path, a link).
+A reader thus sees either the old file or the new one.  All modules write through this one.  `inside` rejects names that
+resolve to a path outside of their folder (`..`, an absolute path, a link).
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,15 @@ class Disk:
         return file.write(data)
 
     def sync(self, descriptor: int) -> None:
+        """Write the data of an open file to the disk."""
         os.fsync(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
+        """Rename a file or folder; an existing file is replaced."""
         source.replace(target)
 
     def make_folder(self, folder: Path) -> None:
+        """Create a folder, whose parent exists."""
         folder.mkdir(exist_ok=True)
 
     def remove(self, path: Path) -> None:
@@ -111,7 +114,7 @@ def _make_folders(folder: Path) -> None:
     if not folder.is_dir():
         _make_folders(folder.parent)
         disk.make_folder(folder)
-        sync_folder(folder.parent)
+        _sync(folder.parent)
 
 
 # --- files --------------------------------------------------------------------------------------------------------------
@@ -122,7 +125,7 @@ def write_text(path: Path, text: str) -> str:
     return write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def write_json(path: Path, value: Any) -> str:
+def write_json(path: Path, value: object) -> str:
     """Write `value` as indented JSON atomically; returns the SHA-256 of the bytes.
 
     Raises:
@@ -132,7 +135,7 @@ def write_json(path: Path, value: Any) -> str:
     return write_bytes(path, json_bytes(value))
 
 
-def json_bytes(value: Any) -> bytes:
+def json_bytes(value: object) -> bytes:
     """The bytes that `write_json` writes."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", errors="backslashreplace")
@@ -167,7 +170,7 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview], num_bytes: int)
                 _write_all(file, part)
             disk.sync(file.fileno())
         disk.rename(temporary, path)
-        sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
         raise write_failed(path, error, num_bytes) from error
     finally:
@@ -184,12 +187,12 @@ def _write_all(file: io.FileIO, data: bytes | memoryview) -> None:
 # --- lines --------------------------------------------------------------------------------------------------------------
 
 
-def append_line(path: Path, value: Any) -> None:
+def append_line(path: Path, value: object) -> None:
     """Append `value` as one line of JSON, and sync it to disk."""
     append_lines(path, [value])
 
 
-def append_lines(path: Path, values: list[Any]) -> None:
+def append_lines(path: Path, values: Sequence[object]) -> None:
     """Append all of `values` as lines of JSON, or none; syncs them to disk.
 
     A last line that a crash has truncated is removed first.
@@ -211,12 +214,12 @@ def append_lines(path: Path, values: list[Any]) -> None:
                 file.truncate(end)
                 raise
         if is_new:
-            sync_folder(path.parent)
+            _sync(path.parent)
     except OSError as error:
         raise write_failed(path, error, len(data)) from error
 
 
-def _lines(values: list[Any]) -> bytes:
+def _lines(values: Sequence[object]) -> bytes:
     text = "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
     return text.encode("utf-8", errors="backslashreplace")
 
@@ -227,8 +230,7 @@ def _end_of_lines(file: io.FileIO) -> int:
     while end:
         start = max(0, end - io.DEFAULT_BUFFER_SIZE)
         file.seek(start)
-        newline = file.read(end - start).rfind(b"\n")
-        if newline >= 0:
+        if (newline := file.read(end - start).rfind(b"\n")) >= 0:
             return start + newline + 1
         end = start
     return 0
@@ -251,32 +253,27 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """Read the values of a JSON Lines file written by redistill.
+    """The values of a JSON Lines file written by redistill.
 
     A missing file has no values.  A last line truncated by a crash is skipped.
 
     Raises:
         DataError: another line is not JSON.
     """
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     values = []
     for number, line in enumerate(lines, 1):
-        if not line:
-            continue
         try:
-            values.append(json.loads(line))
+            values += [json.loads(line)] if line else []
         except ValueError as error:
             if number == len(lines):  # no newline follows: the write was interrupted
                 break
-            raise DataError(
-                f"{path}:{number}: not JSON ({error}); the file was edited or is damaged; restore or remove it"
-            ) from error
+            fault = f"not JSON ({error}); the file was edited or is damaged; restore or remove it"
+            raise DataError(f"{path}:{number}: {fault}") from error
     return values
 
 
-def rewrite_lines(path: Path, values: list[Any]) -> None:
+def rewrite_lines(path: Path, values: Sequence[object]) -> None:
     """Replace a JSON Lines file atomically by one that holds `values`."""
     write_bytes(path, _lines(values))
 
@@ -302,32 +299,24 @@ def new_folder(target: Path, num_bytes: int = 0) -> Iterator[Path]:
         OutputError: the folder cannot be written, by this module or by a library in the block; `DiskFullError` if the disk is
             full.
     """
-    temporary = target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex}")
+    number = uuid.uuid4().hex
+    temporary, old = (target.with_name(f"{TEMPORARY}{name}-{number}") for name in (target.name, f"old-{target.name}"))
     try:
         _make_folders(temporary)
         yield temporary
-        _commit_folder(temporary, target)
+        for path in (*sorted(temporary.rglob("*")), temporary):
+            _sync(path)
+        if target.exists():
+            disk.rename(target, old)
+        disk.rename(temporary, target)
+        _sync(target.parent)
+        disk.remove(old)
     except Exception as error:
-        cause = _system_error(error)
-        if cause is None:
+        if (cause := _system_error(error)) is None:
             raise
         raise write_failed(target, cause, num_bytes) from error
     finally:
         disk.remove(temporary)
-
-
-def _commit_folder(temporary: Path, target: Path) -> None:
-    for path in sorted(temporary.rglob("*")):
-        _sync(path)
-    sync_folder(temporary)
-    old = None
-    if target.exists():
-        old = target.with_name(f"{TEMPORARY}old-{target.name}-{uuid.uuid4().hex}")
-        disk.rename(target, old)
-    disk.rename(temporary, target)
-    sync_folder(target.parent)
-    if old is not None:
-        disk.remove(old)
 
 
 def remove_folder(folder: Path) -> None:
@@ -341,7 +330,7 @@ def remove_folder(folder: Path) -> None:
     renamed = folder.with_name(f"{TEMPORARY}old-{folder.name}-{uuid.uuid4().hex}")
     try:
         disk.rename(folder, renamed)
-        sync_folder(folder.parent)
+        _sync(folder.parent)
     except OSError as error:
         raise write_failed(folder, error) from error
     finally:
@@ -360,12 +349,8 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    _sync(folder)
-
-
 def _sync(path: Path) -> None:
+    """Make the content of a file, or the renames in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         disk.sync(descriptor)

@@ -1,4 +1,4 @@
-r"""Sanitization of displayed text: removal of control characters and terminal escapes, and redaction of secrets.
+r"""Sanitization of displayed text: no terminal escapes, no secrets.
 
 Model output, file names and library messages are untrusted; everything printed, put on a page or stored in the description of a
 run passes `plain`.  HTML is escaped by the templates of the reports, not here.  Data and answers in the .jsonl files of a run
@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +23,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 # Look-ahead is bounded, so that the time is linear in the length of the text.  A group matches the visible prefix of a secret.
-_SECRETS = tuple(
-    (what, re.compile(pattern))
+_SECRETS = {
+    what: re.compile(pattern)
     for what, pattern in {
         "a Hugging Face token": r"(?:hf_|api_org_)[A-Za-z0-9]{12,}",
         "an API key": r"(?<![A-Za-z0-9])sk-(?=[\w-]{0,200}\d)[\w-]{16,}",
@@ -45,7 +44,7 @@ _SECRETS = tuple(
             r"(?=[\w.~+/=-]{0,200}\d)[\w.~+/=-]{12,}"
         ),
     }.items()
-)
+}
 # Names of environment variables with secret values, and the minimum length of a secret.
 _SECRET_NAME = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASS|PAT|CREDENTIALS?|AUTH)(?:_?\d+)?$", re.IGNORECASE)
 _USER_INFORMATION = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,15}://[^\s/?#@:]*:?([^\s/?#@]{8,})@")
@@ -84,8 +83,10 @@ def redacted(text: str) -> str:
         >>> redacted("HF_TOKEN=hf_abcdefghijklmnop redistill run mine.yaml")
         'HF_TOKEN=*** redistill run mine.yaml'
     """
-    spans = [(start, start + len(value)) for value in _environment_secrets().values() for start in _occurrences(value, text)]
-    spans += [(found.end(1) if found.re.groups else found.start(), found.end()) for found in _known_in(text)]
+    secrets = _secrets_among(tuple(os.environ.items())).values()
+    spans = [found.span() for value in secrets for found in re.finditer(re.escape(value), text)]
+    known = (found for pattern in _SECRETS.values() for found in pattern.finditer(text))
+    spans += [(found.end(1) if found.re.groups else found.start(), found.end()) for found in known]
     shown, reached = [], 0
     for start, end in sorted(spans):  # spans of the original text: masking by one rule must not hide a secret from another
         if start >= reached:
@@ -110,19 +111,8 @@ def secret_in(text: str) -> str | None:
         >>> secret_in("https://me:pass@host/model"), secret_in("openai-community/gpt2")
         ('user information in a URL', None)
     """
-    found = (f"the value of ${name}" for name, value in _environment_secrets().items() if value in text)
-    return next(found, None) or next((what for what, pattern in _SECRETS if pattern.search(text)), None)
-
-
-def _known_in(text: str) -> Iterator[re.Match[str]]:
-    return (found for _, pattern in _SECRETS for found in pattern.finditer(text))
-
-
-def _occurrences(value: str, text: str) -> Iterator[int]:
-    start = text.find(value)
-    while start >= 0:
-        yield start
-        start = text.find(value, start + len(value))
+    found = (f"the value of ${name}" for name, value in _secrets_among(tuple(os.environ.items())).items() if value in text)
+    return next(found, None) or next((what for what, pattern in _SECRETS.items() if pattern.search(text)), None)
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -130,17 +120,12 @@ def print_traceback(kind: type[BaseException], error: BaseException, trace: Trac
     sys.stderr.write(plain("".join(traceback.format_exception(kind, error, trace))))
 
 
-def _environment_secrets() -> dict[str, str]:
-    """The environment variables of this process with a secret value: name -> secret."""
-    return _secrets_among(tuple(os.environ.items()))
-
-
 @lru_cache(maxsize=8)
 def _secrets_among(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """The environment variables with a secret value: name -> secret."""
     found = {}
     for name, value in variables:
-        in_url = _USER_INFORMATION.search(value)
-        if in_url is not None:
+        if in_url := _USER_INFORMATION.search(value):
             found[name] = in_url[1]
         elif _SECRET_NAME.search(name) and len(value) >= _LEAST_LENGTH and not _is_path(value):
             found[name] = value

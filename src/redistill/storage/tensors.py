@@ -1,27 +1,22 @@
-"""Safetensors files, written atomically and one tensor at a time, so that at most one tensor is copied at a time.
+"""Safetensors files, written atomically and one tensor at a time.
 
-Tied tensors - the same elements of the same storage - are stored once; the metadata lists their other names, and they are tied
-again after loading.  The format: 8 bytes with the length of the header; the header, JSON with the type, shape and offsets of
-each tensor; and the tensors.
+At most one tensor is copied at a time.  Tied tensors - the same elements of the same storage - are stored once; the metadata
+lists their other names, and they are tied again after loading.  The format: 8 bytes with the length of the header; the header,
+JSON with the type, shape and offsets of each tensor; and the tensors.
 """
 
 import json
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from redistill.storage import files
 
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
+_FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_INTEGERS = {
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
@@ -29,6 +24,7 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_NAMES = _FLOATS | _INTEGERS | {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -38,8 +34,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
         OutputError: the file cannot be written.
     """
     header, ordered = _layout(tensors)
-    parts = (part for parts in ([header], map(_bytes, ordered)) for part in parts)
-    return files.write_parts(path, parts, num_bytes(tensors))
+    return files.write_parts(path, chain([header], map(_bytes, ordered)), num_bytes(tensors))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -73,7 +68,7 @@ def num_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
 def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tensor]]:
     """The header of the file, and the tensors in file order: by decreasing element size, so that each tensor is aligned."""
     unique, aliases = _untied(tensors)
-    header: dict[str, Any] = {"__metadata__": {"aliases": json.dumps(aliases, sort_keys=True)}}
+    header: dict[str, object] = {"__metadata__": {"aliases": json.dumps(aliases, sort_keys=True)}}
     ordered = sorted(unique.items(), key=lambda item: (-item[1].element_size(), item[0]))
     end = 0
     for name, tensor in ordered:
@@ -86,19 +81,15 @@ def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tens
 
 def _untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Unique tensors by their first name, and a map from each further name to the first."""
-    first: dict[tuple[Any, ...], str] = {}
-    unique: dict[str, torch.Tensor] = {}
+    first: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in tensors.items():
         address = id(tensor) if tensor.is_meta or not tensor.numel() else tensor.data_ptr()
         view = (tensor.device, tensor.dtype, address, tuple(tensor.shape), tensor.stride())
-        if view in first:
-            aliases[name] = first[view]
-        else:
-            first[view], unique[name] = name, tensor
-    return unique, aliases
+        if (original := first.setdefault(view, name)) != name:
+            aliases[name] = original
+    return {name: tensors[name] for name in first.values()}, aliases
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    plain = tensor.detach().cpu().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

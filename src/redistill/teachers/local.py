@@ -1,4 +1,6 @@
-"""The local teacher: a model of this process that computes its logits slice by slice.
+"""The local teacher: a model of this process.
+
+It computes its logits slice by slice.
 
 It runs its body only on sequences that have distillation terms, keeps the hidden states, and multiplies them by its head slice
 by slice, so that no [rows, vocabulary] tensor of a whole batch exists.  Hidden states of a step's drafts are reused for the
@@ -40,9 +42,14 @@ class LocalTeacher:
         engine: Generates the teacher's text; None if no policy uses teacher text.
 
     Example:
-        >>> target = LocalTeacher(model, vocabulary=50257, device="cuda").rows(batch)  # doctest: +SKIP
-        >>> target(slice(0, 128)).shape  # doctest: +SKIP
-        torch.Size([128, 50257])
+        >>> from redistill.contracts import items_of
+        >>> from redistill.data.collate import collate
+        >>> from redistill.models.initialise import fresh_model
+        >>> model = fresh_model(dict(model_type="gpt2", vocab_size=8, n_embd=4, n_layer=1, n_head=1, n_positions=8), seed=1)
+        >>> teacher = LocalTeacher(model, vocabulary=6, device="cpu")
+        >>> sequence = TokenSequence(sample=0, token_ids=(5, 4, 3), supervised=(False, True, True), origin="dataset")
+        >>> teacher.rows(collate(items_of([sequence], "distillation"), pad_id=0))(slice(0, 2)).shape
+        torch.Size([2, 6])
     """
 
     capabilities = LOCAL

@@ -1,4 +1,6 @@
-"""Laws of divergences and policies, for tests of custom ones.  Does not require pytest and downloads nothing.
+"""Laws of divergences and policies, for tests of custom ones.
+
+This package does not require pytest, and downloads nothing.
 
 from redistill.testing import check_divergence, check_policy
 

@@ -1,4 +1,6 @@
-"""Fixture for tests of policies: two random models of a few thousand parameters, and prompts of random tokens.
+"""Fixture for tests of policies: two random models and random prompts.
+
+The models have a few thousand parameters.
 
 No files, downloads or tokenizers are used, and the student is not trained between steps.
 """
@@ -6,15 +8,16 @@ No files, downloads or tokenizers are used, and the student is not trained betwe
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from threading import Barrier, BrokenBarrierError
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import torch
 
 from redistill.contracts import ONE_PROCESS, Example, Processes
 from redistill.generation.local import LocalEngine
+from redistill.interfaces import Gather, Value
 from redistill.models.initialise import fresh_model
 from redistill.models.student import StudentModule
 from redistill.policies.order import GoldBatches
@@ -31,7 +34,6 @@ NUM_EXAMPLES, BATCH_SIZE, RESPONSE_TOKENS, UPDATES, SEED = 14, 4, 6, 6, 4
 MODEL = {"model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
 GATHER_TIMEOUT_S = 120.0  # how long a process waits in gather for the others
 
-Gather = Callable[[list[Any]], list[Any]]
 Result = TypeVar("Result")
 
 
@@ -42,7 +44,7 @@ class Fixture:
     examples: tuple[Example, ...]
     tools: PolicyTools
 
-    def policy(self, node: PolicyNode, processes: Processes = ONE_PROCESS, **tools: Any) -> Policy:
+    def policy(self, node: PolicyNode, processes: Processes = ONE_PROCESS, **tools: object) -> Policy:
         """A newly initialized policy.
 
         Args:
@@ -51,24 +53,21 @@ class Fixture:
             tools: Fields of `PolicyTools` to replace.
         """
         gold = GoldBatches(self.examples, batch_size=BATCH_SIZE, seed=SEED, processes=processes)
-        return Policy(gold, node.bind(replace(self.tools, gold=gold, processes=processes, **tools)))
+        return Policy(gold, node.bind(PolicyTools(**vars(self.tools) | {"gold": gold, "processes": processes} | tools)))
 
 
 @cache
 def make_fixture() -> Fixture:
     """The fixture; every call returns the same object."""
     teacher, student = (fresh_model({**MODEL, "initializer_range": 0.5}, seed).eval() for seed in (1, 2))
-    settings: dict[str, Any] = {"vocabulary": VOCABULARY, "end_ids": (END,), "pad_id": END}
-    engine = LocalEngine(student, teacher=teacher, batch_size=Halving("batch_size", 64), **settings)
-    own_engine = LocalEngine(teacher, batch_size=Halving("batch_size", 64), **settings)
-    local = LocalTeacher(teacher, vocabulary=VOCABULARY, device="cpu", engine=own_engine)
-    examples = tuple(_example(sample) for sample in range(NUM_EXAMPLES))
+    engine = partial(LocalEngine, vocabulary=VOCABULARY, end_ids=(END,), pad_id=END, batch_size=Halving("batch_size", 64))
+    local = LocalTeacher(teacher, vocabulary=VOCABULARY, device="cpu", engine=engine(teacher))
+    read_student = torch.no_grad()(StudentModule(student, vocabulary=VOCABULARY).eval().rows)
+    examples = tuple(map(_example, range(NUM_EXAMPLES)))
     tools = PolicyTools(
-        engine=engine,
+        engine=engine(student, teacher=teacher),
         teacher=local,
-        scorer=Scorer(
-            torch.no_grad()(StudentModule(student, vocabulary=VOCABULARY).eval().rows), local, pad_id=END, batch_size=64
-        ),
+        scorer=Scorer(read_student, local, pad_id=END, batch_size=64),
         gold=GoldBatches(examples, batch_size=BATCH_SIZE, seed=SEED),
         updates=UPDATES,
         end_ids=(END,),
@@ -95,16 +94,16 @@ def in_processes(world: int, work: Callable[[int, Gather], Result]) -> list[Resu
     Raises:
         BrokenBarrierError: a rank calls gather and another does not.
     """
-    slots: list[list[Any]] = [[] for _ in range(world)]
+    slots: list[list[object]] = [[] for _ in range(world)]
     barrier = Barrier(world, timeout=GATHER_TIMEOUT_S)
 
     def run(rank: int) -> Result:
-        def gather(values: list[Any]) -> list[Any]:
-            slots[rank] = values
+        def gather(values: list[Value], /) -> list[Value]:
+            slots[rank] = [*values]
             barrier.wait()
             joined = deepcopy([value for slot in slots for value in slot])
             barrier.wait()  # no rank overwrites its slot before all have read it
-            return joined
+            return cast("list[Value]", joined)
 
         try:
             return work(rank, gather)
@@ -114,9 +113,8 @@ def in_processes(world: int, work: Callable[[int, Gather], Result]) -> list[Resu
 
     with ThreadPoolExecutor(world) as pool:
         futures = [pool.submit(run, rank) for rank in range(world)]
-    errors = [error for error in (future.exception() for future in futures) if error is not None]
-    for error in sorted(errors, key=lambda error: isinstance(error, BrokenBarrierError)):
-        raise error  # the original error rather than a broken barrier that it caused
+    for future in sorted(futures, key=lambda each: isinstance(each.exception(), BrokenBarrierError)):
+        future.result()  # raises the original error rather than a broken barrier that it caused
     return [future.result() for future in futures]
 
 
@@ -125,10 +123,5 @@ def _example(sample: int) -> Example:
     rng = generator(SEED, "example", sample)
     prompt, answer = (tuple(rng.integers(1, VOCABULARY, rng.integers(2, 6)).tolist()) for _ in range(2))
     record = Record(record_id=f"fixture:{sample}", prompt=RawPrompt(" ".join(map(str, prompt))), references=("-",))
-    return Example(
-        sample=sample,
-        record=record,
-        prompt_ids=prompt,
-        token_ids=(*prompt, *answer, END),
-        supervised=(False,) * len(prompt) + (True,) * (len(answer) + 1),
-    )
+    supervised = (False,) * len(prompt) + (True,) * (len(answer) + 1)
+    return Example(sample=sample, record=record, prompt_ids=prompt, token_ids=(*prompt, *answer, END), supervised=supervised)

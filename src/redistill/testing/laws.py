@@ -1,11 +1,33 @@
-"""Shared by the suites of laws: declared exceptions, and the error that reports a violation."""
+"""Suites of laws, declared exceptions, and the error of a violation."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import is_dataclass
-from typing import Any
+from functools import partial
+from typing import TypeVar
+
+Part = TypeVar("Part")
+Findings = Iterator[tuple[bool, str]]
+"""What a law yields: whether it holds in one case, and the input and values of the case."""
 
 
-def disobeyed(part: object, laws: Iterable[str]) -> Mapping[str, str]:
+def suite(*laws: Callable[[Part], Findings]) -> Mapping[str, Callable[[Part], None]]:
+    """Laws by name, as functions that raise AssertionError on a violation."""
+    return {law.__name__: partial(_demand, law) for law in (is_its_own_configuration, *laws)}
+
+
+def check(part: Part, laws: Mapping[str, Callable[[Part], None]]) -> None:
+    """Check a divergence or policy against all laws except those in its `disobeys`.
+
+    Raises:
+        AssertionError: a law is violated; reports the law, the input and the values.
+    """
+    excused = disobeyed(part, laws)
+    for name, law in laws.items():
+        if name not in excused:
+            law(part)
+
+
+def disobeyed(part: object, laws: Collection[str]) -> Mapping[str, str]:
     """Laws that a divergence or policy declares not to satisfy, with the reasons.
 
     They are declared by the class attribute `disobeys = {"law": "reason"}`.
@@ -21,31 +43,28 @@ def disobeyed(part: object, laws: Iterable[str]) -> Mapping[str, str]:
         AssertionError: the attribute contains an unknown law or an empty reason.
     """
     declared: Mapping[str, str] = getattr(type(part), "disobeys", {})
-    laws = list(laws)
     for law, reason in declared.items():
-        demand(law in laws, part, "disobeys", f"unknown law '{law}'; must be one of {', '.join(laws)}")
-        demand(bool(reason.strip()), part, "disobeys", f"'{law}' has no reason; must not be empty")
+        if law not in laws:
+            raise _violation(part, "disobeys", f"unknown law '{law}'; must be one of {', '.join(laws)}")
+        if not reason.strip():
+            raise _violation(part, "disobeys", f"'{law}' has no reason; must not be empty")
     return declared
 
 
-def is_its_own_configuration(part: object) -> None:
+def is_its_own_configuration(part: object) -> Findings:
     """It is a frozen dataclass.
 
     Its fields are its configuration in YAML and must not change.
     """
     parameters = getattr(type(part), "__dataclass_params__", None)
-    frozen = is_dataclass(part) and parameters is not None and parameters.frozen
-    demand(frozen, part, "is_its_own_configuration", "must be a dataclass with frozen=True")
+    yield is_dataclass(part) and parameters is not None and parameters.frozen, "must be a dataclass with frozen=True"
 
 
-def demand(holds: Any, part: object, law: str, found: str) -> None:
-    """Raise AssertionError unless `holds`.
+def _demand(law: Callable[[Part], Findings], part: Part) -> None:
+    for holds, found in law(part):
+        if not holds:
+            raise _violation(part, law.__name__, found)
 
-    Args:
-        holds: The checked condition.
-        part: The divergence or policy under test.
-        law: Name of the law.
-        found: Input and values that violate the law.
-    """
-    if not holds:
-        raise AssertionError(f"{part!r} violates the law {law}: {found}")
+
+def _violation(part: object, law: str, found: str) -> AssertionError:
+    return AssertionError(f"{part!r} violates the law {law}: {found}")

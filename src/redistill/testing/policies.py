@@ -1,25 +1,25 @@
-"""Laws of policies: functions that raise AssertionError with the name of the law, the step and the sequences.
+"""Laws of policies.
+
+`check_policy` and the functions of `POLICY_LAWS` raise AssertionError with the law, the step and the sequences.
 
 A policy that cannot satisfy a law declares it as a class attribute `disobeys = {"law": "reason"}`; the law is skipped.
 """
 
-import dataclasses
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import astuple
 from threading import BrokenBarrierError
-from typing import Any
 
 import numpy as np
 import torch
 
 from redistill.contracts import Draw, Needs, Processes, Sampling, TokenSequence
+from redistill.interfaces import Gather
 from redistill.policies.policy import Policy
 from redistill.policies.source import PolicyNode
 from redistill.testing.fixture import RESPONSE_TOKENS, in_processes, make_fixture
-from redistill.testing.laws import demand, disobeyed, is_its_own_configuration
-
-Law = Callable[[PolicyNode], None]
+from redistill.testing.laws import Findings, check, suite
 
 STEPS = 4
 
@@ -39,132 +39,114 @@ def check_policy(node: PolicyNode) -> None:
         >>> from redistill.policies import Fixed
         >>> check_policy(Fixed())
     """
-    excused = disobeyed(node, POLICY_LAWS)
-    for name, law in POLICY_LAWS.items():
-        if name not in excused:
-            law(node)
+    check(node, POLICY_LAWS)
 
 
-def declares_what_it_needs(node: PolicyNode) -> None:
+def declares_what_it_needs(node: PolicyNode) -> Findings:
     """`sampling` is a Sampling or None, and `needs` is a Needs.
 
     Without `needs.teacher`, the policy works without a teacher and without a scorer.
     """
-    sampling, needs = node.sampling, node.needs
-    text = f"sampling is {sampling!r}; must be a redistill.contracts.Sampling or None"
-    demand(sampling is None or isinstance(sampling, Sampling), node, "declares_what_it_needs", text)
-    demand(isinstance(needs, Needs), node, "declares_what_it_needs", f"needs is {needs!r}; must be a redistill.contracts.Needs")
-    if not needs.teacher:
+    text = f"sampling is {node.sampling!r}; must be a redistill.contracts.Sampling or None"
+    yield isinstance(node.sampling, Sampling | None), text
+    yield isinstance(node.needs, Needs), f"needs is {node.needs!r}; must be a redistill.contracts.Needs"
+    if not node.needs.teacher:
         drawn(make_fixture().policy(node, teacher=None, scorer=None), range(STEPS))
 
 
-def draws_the_same_again(node: PolicyNode) -> None:
+def draws_the_same_again(node: PolicyNode) -> Findings:
     """A draw depends only on the seed, the step and the state."""
     first, again = (drawn(make_fixture().policy(node), range(STEPS)) for _ in range(2))
-    _demand_equal(again, first, node, "draws_the_same_again", "a second policy")
+    yield from _same(again, first, "a second policy")
 
 
-def leaves_global_generators_alone(node: PolicyNode) -> None:
+def leaves_global_generators_alone(node: PolicyNode) -> Findings:
     """Global random states are not changed.
 
     Policies use the keyed generators of `redistill.randomness`.
     """
-    before = (random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist())
+    before = _global_states()
     drawn(make_fixture().policy(node), range(STEPS))
-    after = (random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist())
-    for name, one, other in zip(("random", "numpy.random", "torch"), before, after, strict=True):
-        demand(
-            one == other,
-            node,
-            "leaves_global_generators_alone",
-            f"the global generator of {name} was used; use redistill.randomness",
-        )
+    for name, state in _global_states().items():
+        yield state == before[name], f"the global generator of {name} was used; use redistill.randomness"
 
 
-def resumes_where_it_stopped(node: PolicyNode) -> None:
-    """A policy restored from its state gives the same draws as an uninterrupted one.
+def resumes_where_it_stopped(node: PolicyNode) -> Findings:
+    """A restored policy draws like an uninterrupted one, and has the same state.
 
     The state is serialized as JSON in between.
     """
-    uninterrupted, middle = make_fixture().policy(node), STEPS // 2
+    uninterrupted, resumed, middle = make_fixture().policy(node), make_fixture().policy(node), STEPS // 2
     drawn(uninterrupted, range(middle))
-    state = json.loads(json.dumps(uninterrupted.state_dict()))
-    resumed = make_fixture().policy(node)
-    resumed.load_state_dict(state)
+    resumed.load_state_dict(json.loads(json.dumps(uninterrupted.state_dict())))
     expected, got = (drawn(policy, range(middle, STEPS)) for policy in (uninterrupted, resumed))
-    _demand_equal(got, expected, node, "resumes_where_it_stopped", f"resumed at step {middle}", middle)
+    yield from _same(got, expected, f"resumed at step {middle}", middle)
+    states = [json.loads(json.dumps(policy.state_dict())) for policy in (uninterrupted, resumed)]
+    yield states[0] == states[1], f"resumed at step {middle}: the state is {states[1]}, that of the first policy {states[0]}"
 
 
-def answers_in_order(node: PolicyNode) -> None:
+def answers_in_order(node: PolicyNode) -> Findings:
     """One sequence per item, in order, followed by additional sequences.
 
     Gold sequences are returned unchanged, and responses have at most RESPONSE_TOKENS tokens.
     """
-    fixture, law = make_fixture(), "answers_in_order"
+    fixture = make_fixture()
     prompts = {example.sample: example.prompt_ids for example in fixture.examples}
     for step, draw in enumerate(drawn(fixture.policy(node), range(STEPS))):
         sampled, items = draw.with_role("distillation"), fixture.tools.gold.items(step)
-        demand(len(sampled) >= len(items), node, law, f"step {step}: {len(sampled)} sequences for {len(items)} items")
+        yield len(sampled) >= len(items), f"step {step}: {len(sampled)} sequences for {len(items)} items"
         for index, sequence in enumerate(sampled):
             where = f"step {step}, sequence {index} ({sequence.origin}, sample {sequence.sample})"
-            own = sequence.prompt_ids == prompts.get(sequence.sample)
-            demand(own, node, law, f"{where}: the prompt differs from that of the sample")
-            length = len(sequence.response_ids)
-            fits = sequence.origin == "dataset" or length <= RESPONSE_TOKENS
-            demand(fits, node, law, f"{where}: the response has {length} tokens; must be at most {RESPONSE_TOKENS}")
+            yield sequence.prompt_ids == prompts.get(sequence.sample), f"{where}: the prompt differs from that of the sample"
+            fits = sequence.origin == "dataset" or len(sequence.response_ids) <= RESPONSE_TOKENS
+            yield fits, f"{where}: the response has {len(sequence.response_ids)} tokens; must be at most {RESPONSE_TOKENS}"
             if sequence.origin == "dataset":
                 same = index < len(items) and _plain(sequence) == _plain(items[index].sequence)
-                demand(same, node, law, f"{where}: differs from the gold sequence of item {index}")
+                yield same, f"{where}: differs from the gold sequence of item {index}"
 
 
-def takes_no_items(node: PolicyNode) -> None:
+def takes_no_items(node: PolicyNode) -> Findings:
     """An empty list of items gives no sequences.
 
     A process may have no items at a step.
     """
-    fixture = make_fixture()
-    source = node.bind(fixture.tools)
+    source = node.bind(make_fixture().tools)
     for step in range(2):
         count = len(source.sequences(step, []))
-        demand(count == 0, node, "takes_no_items", f"step {step}: {count} sequences for no items")
+        yield count == 0, f"step {step}: {count} sequences for no items"
 
 
-def processes_draw_together_what_one_draws(node: PolicyNode) -> None:
+def processes_draw_together_what_one_draws(node: PolicyNode) -> Findings:
     """Two processes together give the same sequences per step as a single process."""
-    law = "processes_draw_together_what_one_draws"
     whole = drawn(make_fixture().policy(node), range(STEPS))
 
-    def draw_part(rank: int, gather: Callable[[list[Any]], list[Any]]) -> list[Draw]:
+    def draw_part(rank: int, gather: Gather) -> list[Draw]:
         return drawn(make_fixture().policy(node, Processes(rank, 2, gather)), range(STEPS))
 
     try:
         parts = in_processes(2, draw_part)
-    except BrokenBarrierError as error:
-        raise AssertionError(
-            f"{node!r} violates the law {law}: one of two processes called gather and the other did not"
-        ) from error
+    except BrokenBarrierError:
+        yield False, "one of two processes called gather and the other did not"
+        return
     for step, one in enumerate(whole):
-        drawn_parts = [draws[step].with_role("distillation") for draws in parts]
-        counts = [len(draws[step].with_role("sft")) for draws in parts]  # number of items, each of which has a gold answer
-        answers = [sequence for part, count in zip(drawn_parts, counts, strict=True) for sequence in part[:count]]
-        additions = [sequence for part, count in zip(drawn_parts, counts, strict=True) for sequence in part[count:]]
+        answers, additions = list[TokenSequence](), list[TokenSequence]()
+        for draws in parts:
+            sampled, count = draws[step].with_role("distillation"), len(draws[step].with_role("sft"))  # one gold answer an item
+            answers += sampled[:count]
+            additions += sampled[count:]
         got, expected = [list(map(_plain, sequences)) for sequences in (answers + additions, one.with_role("distillation"))]
-        demand(got == expected, node, law, f"step {step}: two processes drew {got}, one drew {expected}")
+        yield got == expected, f"step {step}: two processes drew {got}, one drew {expected}"
 
 
-POLICY_LAWS: Mapping[str, Law] = {
-    law.__name__: law
-    for law in (
-        is_its_own_configuration,
-        declares_what_it_needs,
-        draws_the_same_again,
-        leaves_global_generators_alone,
-        resumes_where_it_stopped,
-        answers_in_order,
-        takes_no_items,
-        processes_draw_together_what_one_draws,
-    )
-}
+POLICY_LAWS = suite(
+    declares_what_it_needs,
+    draws_the_same_again,
+    leaves_global_generators_alone,
+    resumes_where_it_stopped,
+    answers_in_order,
+    takes_no_items,
+    processes_draw_together_what_one_draws,
+)
 
 
 def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
@@ -180,18 +162,18 @@ def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
     return draws
 
 
-def _demand_equal(
-    got: Sequence[Draw], expected: Sequence[Draw], node: PolicyNode, law: str, who: str, first_step: int = 0
-) -> None:
+def _same(got: Sequence[Draw], expected: Sequence[Draw], who: str, first_step: int = 0) -> Findings:
     for step, (one, other) in enumerate(zip(got, expected, strict=True), first_step):
         plain = [list(map(_plain, draw.with_role("distillation"))) for draw in (one, other)]
-        demand(plain[0] == plain[1], node, law, f"step {step}: {who} drew {plain[0]}, the first policy drew {plain[1]}")
+        yield plain[0] == plain[1], f"step {step}: {who} drew {plain[0]}, the first policy drew {plain[1]}"
 
 
-def _plain(sequence: TokenSequence) -> tuple[Any, ...]:
+def _global_states() -> dict[str, object]:
+    return {"random": random.getstate(), "numpy.random": repr(np.random.get_state()), "torch": torch.get_rng_state().tolist()}
+
+
+def _plain(sequence: TokenSequence) -> tuple[object, ...]:
     """A sequence as a tuple; roll-out values are rounded to 3 decimals, since they depend on the batch."""
-    values = (sequence.sample, sequence.origin, sequence.token_ids, sequence.supervised)
-    if sequence.rollout is None:
-        return values
-    columns = dataclasses.astuple(sequence.rollout)
-    return *values, *(tuple(round(value, 3) for value in column) for column in columns)
+    columns = () if sequence.rollout is None else astuple(sequence.rollout)
+    rounded = [tuple(round(value, 3) for value in column) for column in columns]
+    return sequence.sample, sequence.origin, sequence.token_ids, sequence.supervised, *rounded

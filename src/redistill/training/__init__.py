@@ -1,1 +1,1 @@
-"""Training: the loop, the objective, the optimiser, checkpoints, metrics and guards."""
+"""Training: loop, objective, optimiser, checkpoints, metrics and guards."""

@@ -1,23 +1,25 @@
-"""Checkpoints of a run: `checkpoints/step-N/` with safetensors files, JSON and a manifest, written atomically.
+"""Checkpoints of a run: `checkpoints/step-N/`, written atomically.
 
-Each checkpoint is written under a temporary name and renamed, so a crash at any moment keeps the earlier ones.  SHA-256 hashes
-cover every byte: a run detects damage when it resumes, and continues from the newest valid checkpoint.  Nothing is pickled.
-The caller defines what the tensors and the state mean.  `folder` is always the folder of all checkpoints of a run.
+A checkpoint has safetensors files, JSON and a manifest.  It is written under a temporary name and renamed, so a crash at any
+moment keeps the earlier ones.  SHA-256 hashes cover every byte: a run detects damage when it resumes, and continues from the
+newest valid checkpoint.  Nothing is pickled. The caller defines what the tensors and the state mean.  `folder` is always the
+folder of all checkpoints of a run.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
 
 from redistill.errors import CheckpointError, DataError, OutputError
+from redistill.interfaces import Value
 from redistill.processes.placement import placed_like
 from redistill.storage import files
 from redistill.storage import tensors as tensor_files
@@ -32,14 +34,17 @@ IDENTITY = "identity.json"
 SUFFIX = ".safetensors"
 
 
-class Contents(dict[str, Any]):
-    """Parts of a checkpoint by name; a missing one raises `CheckpointError`, so training never silently starts from scratch."""
+class Contents(dict[str, Value]):
+    """Parts of a checkpoint by name; a missing one raises `CheckpointError`.
 
-    def __init__(self, owner: str, values: Mapping[str, Any]) -> None:
+    So training never silently starts from scratch.
+    """
+
+    def __init__(self, owner: str, values: Mapping[str, Value]) -> None:
         super().__init__(values)
         self.owner = owner
 
-    def __missing__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> NoReturn:
         raise CheckpointError(
             f"{self.owner}: has no '{name}' (it has {', '.join(sorted(self)) or 'nothing'}); "
             "another kind of run wrote it: start this run in a new folder"
@@ -73,7 +78,10 @@ class _Damaged(Exception):
 
 
 def identity(folder: Path) -> dict[str, str]:
-    """Hashes by name that identify the run of the checkpoints in `folder`; empty if the identity file is missing or damaged."""
+    """Hashes by name that identify the run of the checkpoints in `folder`.
+
+    Empty if the identity file is missing or damaged.
+    """
     try:
         held = files.read_json(folder / IDENTITY)
         run = held["run"]
@@ -82,7 +90,7 @@ def identity(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _sealed(run: Any) -> dict[str, Any]:
+def _sealed(run: object) -> dict[str, object]:
     return {"run": run, "sha256": hashlib.sha256(files.json_bytes(run)).hexdigest()}
 
 
@@ -102,7 +110,9 @@ def check_identity(folder: Path, mine: Mapping[str, str]) -> None:
 
 
 def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
-    """Store the hashes of this run; manifests repeat them, and `load` skips a checkpoint whose hashes differ.
+    """Store the hashes of this run, which manifests repeat.
+
+    `load` skips a checkpoint whose hashes differ.
 
     Raises:
         CheckpointError: as `check_identity`.
@@ -125,7 +135,7 @@ def save(
     step: int,
     *,
     tensors: Mapping[str, Mapping[str, torch.Tensor]],
-    state: Mapping[str, Any],
+    state: Mapping[str, object],
     keep: int,
     protect: Collection[int] = (),
 ) -> Path:
@@ -148,15 +158,13 @@ def save(
     Raises:
         OutputError: the checkpoint could not be written; the earlier ones are unchanged.  `DiskFullError` if the disk is full.
     """
-    assert step >= 0 and keep >= 1, (step, keep)
+    assert step >= 0 and keep >= 1 and all(files.slug(group) == group for group in tensors), (step, keep, *tensors)
     files.make_folder(folder)
     files.remove_leftovers(folder)
     target = _folder_of(folder, step)
     with files.new_folder(target, num_bytes(tensors, state)) as temporary:
-        hashes = {}
-        for group, members in tensors.items():
-            assert files.slug(group) == group, group
-            hashes[f"{group}{SUFFIX}"] = write_tensors(temporary / f"{group}{SUFFIX}", members)
+        named = {f"{group}{SUFFIX}": members for group, members in tensors.items()}
+        hashes = {name: write_tensors(temporary / name, members) for name, members in named.items()}
         hashes[STATE] = files.write_json(temporary / STATE, dict(state))
         listed = {name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256} for name, sha256 in hashes.items()}
         manifest = {"schema": SCHEMA, "step": step, "run": identity(folder), "files": listed}
@@ -166,12 +174,16 @@ def save(
         _verify(target)
     except _Damaged as error:
         raise OutputError(f"{_label(target)}: {error} right after it was written; check the disk") from error
-    _prune(folder, step, keep, protect)
+    numbers = steps(folder)
+    for number in sorted({*numbers} - {*[number for number in numbers if number <= step][-keep:], *protect}):
+        files.remove_folder(_folder_of(folder, number))
     return target
 
 
-def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> int:
-    """Size on disk of a checkpoint with this content, in bytes, without its manifest of about a kilobyte.
+def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, object]) -> int:
+    """Size on disk of a checkpoint with this content, in bytes.
+
+    Its manifest of about a kilobyte is not included.
 
     Args:
         tensors: Groups of tensors as in `save`; tensors on the device "meta" count like others.
@@ -180,21 +192,16 @@ def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[
     return sum(map(tensor_files.num_bytes, tensors.values())) + len(files.json_bytes(dict(state)))
 
 
-def _prune(folder: Path, step: int, keep: int, protect: Collection[int]) -> None:
-    numbers = steps(folder)
-    kept = {*[number for number in numbers if number <= step][-keep:], *protect}
-    for number in numbers:
-        if number not in kept:
-            files.remove_folder(_folder_of(folder, number))
-
-
 # --- reading ------------------------------------------------------------------------------------------------------------
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, valid or damaged, ascending; interrupted saves do not count."""
+    """Steps of the checkpoints in `folder`, valid or damaged, ascending.
+
+    Interrupted saves do not count.
+    """
     names = (re.fullmatch(r"step-(0|[1-9]\d*)", path.name) for path in folder.glob("step-*"))
-    return sorted(int(match.group(1)) for match in names if match)
+    return sorted(int(match[1]) for match in names if match)
 
 
 def load(folder: Path) -> Checkpoint | None:
@@ -208,12 +215,10 @@ def load(folder: Path) -> Checkpoint | None:
     faults: list[str] = []
     for step in reversed(steps(folder)):
         try:
-            checkpoint = _read(_folder_of(folder, step))
+            found = _read(_folder_of(folder, step))
+            return replace(found, skipped=tuple(f"{fault}; resumed from step-{step}" for fault in faults))
         except _Damaged as error:
             faults.append(f"{folder.name}/step-{step}: {error}")
-            continue
-        skipped = tuple(f"{fault}; resumed from step-{step}" for fault in faults)
-        return replace(checkpoint, skipped=skipped)
     if faults:
         raise CheckpointError(f"{folder}: no valid checkpoint ({'; '.join(faults)}); remove the folder to start from scratch")
     return None
@@ -244,12 +249,9 @@ def _read(folder: Path) -> Checkpoint:
         raise _Damaged(plain(str(error))) from error
     if not isinstance(state, dict):
         raise _Damaged(f"{STATE} is not a JSON object")
-    return Checkpoint(
-        step=int(folder.name.removeprefix("step-")),
-        folder=folder,
-        tensors=Contents(_label(folder), groups),
-        state=Contents(f"{_label(folder)}/{STATE}", state),
-    )
+    step, label = int(folder.name.removeprefix("step-")), _label(folder)
+    tensors, values = Contents(label, groups), Contents(f"{label}/{STATE}", state)
+    return Checkpoint(step=step, folder=folder, tensors=tensors, state=values)
 
 
 def _verify(folder: Path) -> list[str]:
@@ -257,8 +259,8 @@ def _verify(folder: Path) -> list[str]:
 
     The hash of the manifest is checked before it is parsed, so damaged JSON is never interpreted.
     """
-    manifest = _bytes_of(folder / MANIFEST)
-    if _bytes_of(folder / SEAL) != f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode():
+    manifest = _read_or_damaged(folder / MANIFEST, Path.read_bytes)
+    if _read_or_damaged(folder / SEAL, Path.read_bytes) != f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode():
         raise _Damaged(f"{MANIFEST} does not match {SEAL}")
     content = _parsed(manifest, folder)
     if f"step-{content['step']}" != folder.name:
@@ -266,12 +268,15 @@ def _verify(folder: Path) -> list[str]:
     if other := _differences(identity(folder.parent), content.get("run", {})):
         raise _Damaged(f"it belongs to a run with different {other[0]}")
     for name, expected in content["files"].items():
-        if _size_and_hash(folder / name) != expected:
+        if (
+            _read_or_damaged(folder / name, lambda path: {"bytes": path.stat().st_size, "sha256": files.digest(path)})
+            != expected
+        ):
             raise _Damaged(f"{name} does not match its manifest")
     return list(content["files"])
 
 
-def _parsed(manifest: bytes, folder: Path) -> dict[str, Any]:
+def _parsed(manifest: bytes, folder: Path) -> Mapping[str, Any]:
     """The content of a manifest.  A matching hash does not make it trusted, so its types and file names are checked."""
     try:
         content = json.loads(manifest)
@@ -293,16 +298,9 @@ def _parsed(manifest: bytes, folder: Path) -> dict[str, Any]:
     return content
 
 
-def _bytes_of(path: Path) -> bytes:
+def _read_or_damaged(path: Path, read: Callable[[Path], Value]) -> Value:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _Damaged(f"{path.name} cannot be read ({error.strerror})") from error
-
-
-def _size_and_hash(path: Path) -> dict[str, Any]:
-    try:
-        return {"bytes": path.stat().st_size, "sha256": files.digest(path)}
+        return read(path)
     except OSError as error:
         raise _Damaged(f"{path.name} cannot be read ({error.strerror})") from error
 
@@ -320,7 +318,7 @@ def _label(folder: Path) -> str:
 
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
     """An optimizer's state as tensors by parameter name, and the rest as JSON.
 
     Names, not positions, so that a change in the order of the parameters cannot swap their moments.
@@ -335,15 +333,12 @@ def optimizer_tensors(
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     tensors: dict[str, torch.Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
+    scalars: dict[str, dict[str, object]] = {}
     for parameter, values in optimizer.state.items():
         name = names[id(parameter)]
         tensors |= {f"{key}/{name}": value for key, value in values.items() if isinstance(value, torch.Tensor)}
         scalars[name] = {key: value for key, value in values.items() if not isinstance(value, torch.Tensor)}
-    groups = [
-        {**{key: value for key, value in group.items() if key != "params"}, "params": [names[id(p)] for p in group["params"]]}
-        for group in optimizer.param_groups
-    ]
+    groups = [{**group, "params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups]
     return tensors, {"groups": groups, "scalars": scalars, "tensors": sorted(tensors)}
 
 
@@ -353,7 +348,9 @@ def restore_optimizer(
     tensors: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
 ) -> None:
-    """Restore the state that `optimizer_tensors` returned, bitwise, with hyper-parameters such as the learning rate.
+    """Restore the state that `optimizer_tensors` returned, bitwise.
+
+    Hyper-parameters such as the learning rate are restored too.
 
     Args:
         optimizer: An optimizer of the same class over parameters of the same names, in the same groups.
@@ -365,7 +362,11 @@ def restore_optimizer(
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     here = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
-    _same_groups(here, [group["params"] for group in state["groups"]])
+    there = [group["params"] for group in state["groups"]]
+    if [sorted(group) for group in here] != [sorted(group) for group in there]:
+        odd = sorted(set(chain(*here)) ^ set(chain(*there)))
+        what = f"'{odd[0]}' is in only one of them, as are {len(odd) - 1} more" if odd else "they are grouped differently"
+        raise CheckpointError(f"optimizer: this run and the checkpoint train other parameters ({what}); start in a new folder")
     if missing := sorted(set(state["tensors"]) - set(tensors)):
         raise CheckpointError(
             f"optimizer: '{missing[0]}' is missing from the checkpoint ({len(missing)} in all); start in a new folder"
@@ -375,25 +376,9 @@ def restore_optimizer(
         kind, name = key.split("/", 1)
         value, parameter = tensors[key].clone(), parameters[name]
         entries[name][kind] = placed_like(value, parameter) if value.shape == parameter.shape else value  # `step` is a scalar
-    numbers = {name: number for number, name in enumerate(chain.from_iterable(here))}  # torch's numbering
-    groups = [
-        {
-            **{key: _as_before(value, current.get(key)) for key, value in saved.items()},
-            "params": [numbers[name] for name in group],
-        }
-        for saved, current, group in zip(state["groups"], optimizer.param_groups, here, strict=True)
-    ]
+    numbers = {name: number for number, name in enumerate(chain(*here))}  # torch's numbering
+    groups = []
+    for saved, current, group in zip(state["groups"], optimizer.param_groups, here, strict=True):
+        tuples = {key: tuple(value) for key, value in saved.items() if isinstance(current.get(key), tuple)}  # lists in JSON
+        groups.append({**saved, **tuples, "params": [numbers[name] for name in group]})
     optimizer.load_state_dict({"state": {numbers[name]: values for name, values in entries.items()}, "param_groups": groups})
-
-
-def _same_groups(here: list[list[str]], there: list[list[str]]) -> None:
-    if [sorted(group) for group in here] == [sorted(group) for group in there]:
-        return
-    odd = sorted(set(chain.from_iterable(here)) ^ set(chain.from_iterable(there)))
-    what = f"'{odd[0]}' is in only one of them, as are {len(odd) - 1} more" if odd else "they are grouped differently"
-    raise CheckpointError(f"optimizer: this run and the checkpoint train other parameters ({what}); start in a new folder")
-
-
-def _as_before(value: Any, current: Any) -> Any:
-    """Convert a list back to the tuple that the optimizer has, such as AdamW's `betas`: JSON has no tuples."""
-    return tuple(value) if isinstance(current, tuple) else value

@@ -1,27 +1,30 @@
-"""The training loop: draw, count, compute gradients, update, log, validate and save, always at a step boundary.
+"""The training loop: draw, compute gradients, update, validate and save.
 
-It builds nothing and depends on no method: its parts are built by the caller.  Coefficients are set once a step from the counts
-of the global batch, so that one process with four micro-batches and two with two have the same gradient.
+It validates and saves at a step boundary.  It builds nothing and depends on no method: its parts are built by the caller.
+Coefficients are set once a step from the counts of the global batch, so that one process with four micro-batches and two with
+two have the same gradient.
 """
 
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 
-from redistill.contracts import Batch, Draw, TokenSequence
+from redistill.contracts import Batch, Draw
 from redistill.data.collate import collate, empty_batch
 from redistill.data.grouping import grouped, read_cost
 from redistill.errors import Interrupted
 from redistill.processes import signals
 from redistill.processes.memory import unless_out_of_memory
 from redistill.randomness import torch_seed
-from redistill.training.guards import Event, Update, facts_of, read_again, text_metrics
+from redistill.training.guards import Event, Update
+from redistill.training.guards.collapse import facts_of, text_metrics
+from redistill.training.guards.events import without_nan
+from redistill.training.guards.readings import read_again
 from redistill.training.metrics import peak_bytes
 from redistill.training.objective import Counts, averages, corpus_items, terms
 from redistill.training.optimiser import OptimiserConfig, clip_gradients, set_learning_rates
@@ -57,11 +60,7 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
                 _step(parts, optimiser, state)
             if state.validation_due:
                 _choose(parts, settings, state)
-            if (
-                _is_due(state.step, parts.schedule.evaluate_every)
-                or _is_due(state.step, parts.schedule.save_every)
-                or _ends(parts, state)
-            ):
+            if _is_due(state.step, parts.schedule.evaluate_every, parts.schedule.save_every) or _ends(parts, state):
                 save_checkpoint(parts, settings, state)
                 saved = state.step
     except Interrupted:
@@ -94,7 +93,9 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     faults, norms = int(sums.pop(_FAULTS)), _clip(learner, optimiser.max_grad_norm)
     metrics = averages(learner.objective, counts, sums)
     rates = set_learning_rates(learner.optimizer, optimiser, state.step, parts.schedule.updates)
-    if parts.guards.update.allows(_update(parts, state.step + 1, draw, batches, metrics, norms, faults)):
+    samples, read = sorted({item.sequence.sample for item in draw.items}), partial(_read_again, parts, batches)
+    update = Update(step=state.step + 1, metrics=metrics, norms=norms, teacher_rows=faults, samples=samples, read=read)
+    if parts.guards.update.allows(update):
         learner.optimizer.step()
     elif faults:
         parts.policy.load_state_dict(before)  # discards text that was made with non-finite teacher logits
@@ -104,10 +105,9 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     state.step += 1
     state.validation_due = _is_due(state.step, parts.schedule.evaluate_every) or state.step == parts.schedule.updates
     seconds = time.perf_counter() - started
-    metrics |= {**norms, **rates, "tokens_per_s": counts.tokens / seconds, "seconds": seconds}
-    metrics["draw_seconds"] = drawn - started
+    metrics |= {**norms, **rates, "tokens_per_s": counts.tokens / seconds, "seconds": seconds, "draw_seconds": drawn - started}
     state.trained_tokens += int(counts.tokens)
-    _log_update(parts, state, metrics, draw, whole.with_role("sft"))
+    _log_update(parts, state, metrics, draw, whole)
     _count_cost(parts, state, time.perf_counter() - started)
 
 
@@ -120,20 +120,22 @@ def _draw(parts: Parts, step: int) -> Draw:
 
 
 def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
-    """A process's part of the draw as micro-batches of sequences of similar length; see `grouping.grouped`."""
+    """Micro-batches of a process's part of the draw; see `grouping.grouped`."""
     device, objective = parts.accelerator.device, parts.learner.objective
     span_config = objective.span if objective.uses_spans else None
-    shared: dict[str, Any] = {"pad_id": parts.pad_id, "device": device}
     corpus = () if objective.pretraining is None else corpus_items(draw, objective.pretraining)
-    cost = read_cost(device)
+    cost, collated = read_cost(device), partial(collate, pad_id=parts.pad_id, device=device)
     return [
-        *(collate(items, role="pretraining", **shared) for items in grouped(corpus, micro_batch_size, cost)),
-        *(collate(items, span_config=span_config, **shared) for items in grouped(draw.items, micro_batch_size, cost)),
+        *(collated(items, role="pretraining") for items in grouped(corpus, micro_batch_size, cost)),
+        *(collated(items, span_config=span_config) for items in grouped(draw.items, micro_batch_size, cost)),
     ]
 
 
 def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
-    """The micro-batches, padded with empty ones if all processes must make the same number of passes."""
+    """The micro-batches, with empty ones if passes are collective.
+
+    Then all processes must make the same number of passes.
+    """
     if not parts.learner.placement.passes_communicate:
         return batches
     most = max(signals.gather([len(batches)]))
@@ -147,7 +149,7 @@ def global_counts(batches: Sequence[Batch]) -> Counts:
 
 
 def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts, dict[str, float]]:
-    """Compute the gradient of the objective, in micro-batches that fit into every process's memory.
+    """Compute the gradient of the objective, in micro-batches.
 
     If memory runs out on one process, all retry with half the micro-batch.  Coefficients come from the global batch, so the
     gradient is the same.
@@ -167,27 +169,30 @@ def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts,
         if sums is not None:
             return batches, counts, sums
         learner.optimizer.zero_grad(set_to_none=True)
-        micro_batch.halve(max(gather_object([max(map(_most_of_a_role, batches), default=1)])))
+        # The larger of the numbers of sampled and of gold sequences; `training.micro_batch_size` limits each.
+        sizes = (max(batch.num_sampled, len(batch.sequence_N[batch.sft_N].unique())) for batch in batches)
+        micro_batch.halve(max(gather_object([max(sizes, default=1)])))
 
 
 def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float] | None:
-    """Accumulate the gradient; returns each term's sum over the global batch, or None if memory ran out on any process.
+    """Accumulate the gradient; returns each term's sum over the global batch.
 
-    Gradients of replicas are reduced here and not by hooks of the backward pass, in which the other processes would wait for
-    one that ran out of memory.  Where passes communicate, running out of memory on one process ends all of them.
+    Returns None if memory ran out on any process.  Gradients of replicas are reduced here and not by hooks of the backward
+    pass, in which the other processes would wait for one that ran out of memory.  Where passes communicate, running out of
+    memory on one process ends all of them.
     """
     learner, backward = parts.learner, partial(_backward, batches, counts, parts)
     gathered = signals.gather([backward() if learner.placement.passes_communicate else unless_out_of_memory(backward)])
-    if any(part is None for part in gathered):
+    found = [part for part in gathered if part is not None]
+    if len(found) < len(gathered):
         return None
     learner.placement.reduce(learner.student.parameters())
-    return {name: sum(part.get(name, 0.0) for part in gathered) for name in sorted({n for s in gathered for n in s})}
+    return {name: sum(part.get(name, 0.0) for part in found) for name in sorted({name for part in found for name in part})}
 
 
 def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
     """This process's part of the gradient, and of the terms' sums."""
-    learner = parts.learner
-    objective, teacher = learner.objective, learner.teacher
+    learner, objective, teacher = parts.learner, parts.learner.objective, parts.learner.teacher
     learner.student.train(objective.policy_gradient is None)
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
@@ -203,31 +208,6 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[st
     return {**dict(zip(sums, values, strict=True)), _FAULTS: 0 if teacher is None else teacher.faults()}
 
 
-def _most_of_a_role(batch: Batch) -> int:
-    """The larger of the numbers of sampled and of gold sequences; `training.micro_batch_size` limits each."""
-    return max(batch.num_sampled, len(batch.sequence_N[batch.sft_N].unique()))
-
-
-def _update(
-    parts: Parts,
-    step: int,
-    draw: Draw,
-    batches: Sequence[Batch],
-    metrics: dict[str, float],
-    norms: dict[str, float],
-    faults: int,
-) -> Update:
-    """The update as the guard checks it."""
-    learner = parts.learner
-
-    def read() -> list[dict[str, Any]]:
-        teacher = learner.teacher if learner.objective.uses_teacher else None
-        with learner.placement.unsharded(learner.student):
-            return read_again(batches, learner.student, teacher, parts.accelerator.autocast)
-
-    return Update(step=step, metrics=metrics, norms=norms, teacher_rows=faults, samples=_samples(draw), read=read)
-
-
 def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
     """Clip the gradients of the student and of the clip network separately; returns both norms before clipping."""
     norms = {"grad_norm": clip_gradients(learner.student.model.parameters(), max_norm)}
@@ -236,17 +216,24 @@ def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
     return norms
 
 
-def _log_update(
-    parts: Parts, state: TrainingState, metrics: dict[str, float], draw: Draw, gold: Sequence[TokenSequence]
-) -> None:
+def _read_again(parts: Parts, batches: Sequence[Batch]) -> list[Mapping[str, object]]:
+    """Statistics of the logits on the micro-batches, for an update that ends the run."""
+    learner = parts.learner
+    with learner.placement.unsharded(learner.student):
+        teacher = learner.teacher if learner.objective.uses_teacher else None
+        return read_again(batches, learner.student, teacher, parts.accelerator.autocast)
+
+
+def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], draw: Draw, whole: Draw) -> None:
+    """Log an update and its events; `draw` is the part of the `whole` draw that the terms use."""
     sampled = draw.with_role("sft" if parts.learner.objective.sft_on == "sampled" else "distillation")
     changes_here = [change for size in parts.guards.sizes for change in size.take_changes()]
-    mine = facts_of(sampled, parts.end_ids), facts_of(gold, parts.end_ids), changes_here
+    mine = facts_of(sampled, parts.end_ids), facts_of(whole.with_role("sft"), parts.end_ids), changes_here
     texts, gold_texts, changes = ([fact for s in column for fact in s] for column in zip(*gather_object([mine]), strict=True))
     origins = Counter(text.origin for text in texts)
     lengths = [text.length for text in texts if text.origin != "dataset"]
     if parts.accelerator.is_main_process:
-        line: dict[str, Any] = {"kind": "train", "step": state.step, **_finite(metrics)}
+        line = {"kind": "train", "step": state.step, **without_nan(metrics)}
         if origins:
             line["origin"] = dict(sorted(origins.items()))
         if lengths:
@@ -267,7 +254,7 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
         scores = parts.validate()
     parts.policy.observe(scores["cross_entropy"])
     if parts.accelerator.is_main_process:
-        parts.output.log.write({"kind": "validation", "step": state.step, **_finite(scores)})
+        parts.output.log.write({"kind": "validation", "step": state.step, **without_nan(scores)})
         shown = [f"{metric.title} {metric.shown(scores[metric.name])}" for metric in parts.metrics]
         shown.append(f"cross entropy {scores['cross_entropy']:.3f}")
         parts.output.progress.note(f"step {state.step}: validation {', '.join(shown)}")
@@ -282,7 +269,7 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
     score = -scores["cross_entropy"] if by is None else by.goodness(scores[by.name])
     if _is_best(score, scores["cross_entropy"], state):
         state.best_score, state.best_step = score, state.step
-        state.best_cross_entropy = _finite(scores)["cross_entropy"]
+        state.best_cross_entropy = scores["cross_entropy"] if math.isfinite(scores["cross_entropy"]) else None
     state.stopped = parts.guards.early_stopping.stop(score)
     state.validation_due = False
     _count_cost(parts, state, time.perf_counter() - started)
@@ -302,18 +289,9 @@ def _count_cost(parts: Parts, state: TrainingState, seconds: float) -> None:
     state.seconds += seconds
 
 
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def _is_due(step: int, *intervals: int) -> bool:
+    return any(every > 0 and step % every == 0 for every in intervals)
 
 
 def _ends(parts: Parts, state: TrainingState) -> bool:
     return state.stopped or state.step == parts.schedule.updates
-
-
-def _samples(draw: Draw) -> list[int]:
-    return sorted({item.sequence.sample for item in draw.items})
-
-
-def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
-    """Replace non-finite values by None, which is logged as null: JSON has no NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -1,9 +1,8 @@
-"""Measurements of training: metrics.jsonl, the count of generated tokens, and peak memory."""
+"""Measurements of training: metrics.jsonl, generated tokens, peak memory."""
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,14 +19,17 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Append `line`; its "step" is the number of updates done.  Values must be finite or None: JSON has no NaN."""
-        files.append_line(self.path, dict(line))
+    def write(self, line: Mapping[str, object]) -> None:
+        """Append `line`; its "step" is the number of updates done.
+
+        Values must be finite or None: JSON has no NaN.
+        """
+        files.append_line(self.path, line)
 
     def truncate_after(self, step: int) -> None:
-        """Remove the lines after `step`, the checkpoint from which a run resumes, and an incomplete last line.
+        """Remove the lines after `step`, and an incomplete last line.
 
-        The file then continues as in an uninterrupted run.
+        `step` is that of the checkpoint from which a run resumes.  The file then continues as in an uninterrupted run.
         """
         if self.path.exists():
             files.rewrite_lines(self.path, [line for line in files.read_lines(self.path) if line.get("step", 0) <= step])
@@ -40,6 +42,7 @@ class Meter:
         self._tokens = 0
 
     def add(self, tokens: int) -> None:
+        """Count `tokens` more tokens."""
         self._tokens += tokens
 
     def read(self) -> int:
@@ -49,7 +52,10 @@ class Meter:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak memory of this process in bytes: of the CUDA allocator on a GPU, else resident; 0 on Windows, not measured."""
+    """Peak memory of this process, in bytes.
+
+    On a GPU that of the CUDA allocator, else the resident set; 0 on Windows, where it is not measured.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

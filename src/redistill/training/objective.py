@@ -26,9 +26,15 @@ from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PolicyGradien
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig:
-    """MiniLLM's policy gradient on roll-outs; the objective's divergence is its exact single-step term.
+    r"""MiniLLM's policy gradient on roll-outs.
 
-    The student runs in evaluation mode, as when it generated the roll-outs: dropout would change the probability ratio.
+    .. math:: \rho_t = w_t\, \frac{q(y_t)}{q_{old}(y_t)}, \qquad
+        L_t = \max\bigl(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\bigr)
+
+    Source: MiniLLM (arXiv 2306.08543); the mean over sampled tokens is a term of the objective.
+
+    The objective's divergence is its exact single-step term.  The student runs in evaluation mode, as when it generated the
+    roll-outs: dropout would change the probability ratio.
 
     Args:
         weight: Weight of the term, > 0.
@@ -36,6 +42,14 @@ class PolicyGradientConfig:
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> PolicyGradientConfig().clip
+        0.2
+        >>> PolicyGradientConfig(clip=1.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: clip = 1.0: must lie in (0, 1); MiniLLM uses 0.2
     """
 
     weight: float = 1.0
@@ -50,7 +64,11 @@ class PolicyGradientConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    """The pre-training term: language modelling on plain text against forgetting; needs `data.corpus`.
+    r"""The pre-training term: language modelling on `data.corpus` against forgetting.
+
+    .. math:: w \bigl((1 - d)\, L_{CE} + d\, \mathrm{KL}(p \,\|\, q)\bigr)
+
+    Mean over the tokens of the corpus, in nats; w is `weight` and d `divergence_share`.
 
     Source: L_PT of MiniLLM (arXiv 2306.08543) and DistiLLM (arXiv 2402.03898).
 
@@ -60,6 +78,14 @@ class PretrainingConfig:
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> PretrainingConfig(divergence_share=0.5).weight
+        1.0
+        >>> PretrainingConfig(weight=0.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: weight = 0.0: must be > 0 and finite; leave pretraining out for none
     """
 
     weight: float = 1.0
@@ -76,6 +102,11 @@ class PretrainingConfig:
 class Objective:
     """The weighted terms of one method.
 
+    .. math:: L = w_{sft} L_{SFT} + w_{div} L_{div} + w_{span} L_{span} + w_{pg} L_{PG} + w_{pt} L_{PT}
+
+    Each term is a mean over its own tokens or sequences of the global batch. Source: MGSR (arXiv 2407.10068), Eq. 11, for the
+    first three terms; MiniLLM (arXiv 2306.08543) for the others.
+
     Args:
         sft_weight: Weight of the cross entropy, >= 0; 0 removes the term and the forward pass on gold answers for it.
         sft_on: The answers it is computed on: "gold", or "sampled", such as the teacher's for SeqKD.
@@ -90,6 +121,16 @@ class Objective:
 
     Raises:
         ConfigError: a negative weight, or no term at all.
+
+    Example:
+        >>> from redistill.losses.divergences import SkewForwardKL
+        >>> objective = Objective(sft_weight=0.0, divergence=SkewForwardKL())
+        >>> objective.uses_divergence, objective.needs.teacher
+        (True, True)
+        >>> Objective(sft_weight=0.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: objective: no term has a weight; set sft_weight or divergence
     """
 
     sft_weight: float = 1.0
@@ -115,6 +156,7 @@ class Objective:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
+        """Objectives for tests of every part: cross entropy, MGSR, and MiniLLM."""
         return (
             cls(),
             cls(divergence=DacKLConfig(), span_weight=1.0),
@@ -125,10 +167,12 @@ class Objective:
 
     @property
     def uses_divergence(self) -> bool:
+        """Whether the divergence is a term."""
         return self.divergence is not None and self.divergence_weight > 0
 
     @property
     def uses_spans(self) -> bool:
+        """Whether the span loss is a term."""
         return self.span_weight > 0
 
     @property
@@ -149,7 +193,7 @@ class Objective:
 
     @property
     def needs(self) -> Needs:
-        """What the terms require of the teacher; a divergence may declare `needs` of its own."""
+        """What the terms require of the teacher; a divergence may have own `needs`."""
         needs = Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans)
         return needs | getattr(self.divergence, "needs", Needs()) if self.uses_divergence else needs
 
@@ -160,9 +204,7 @@ class Objective:
             vocabulary: Number of classes shared with the teacher.
             seed: Seed of the network's initial weights.
         """
-        if isinstance(self.divergence, DacKLConfig):
-            return DacKL(self.divergence, vocabulary, seed)
-        return self.divergence
+        return DacKL(self.divergence, vocabulary, seed) if isinstance(self.divergence, DacKLConfig) else self.divergence
 
     def select(self, draw: Draw) -> Draw:
         """The part of a draw that some term uses, with the roles of the terms."""
@@ -207,6 +249,7 @@ class Counts:
 
     @classmethod
     def total(cls, counts: Iterable[Self]) -> Self:
+        """The sum of `counts`."""
         return cls(*(sum(column) for column in zip(*map(astuple, counts), strict=True)))
 
     @property
@@ -218,7 +261,7 @@ class Counts:
 def terms(
     objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None
 ) -> tuple[Term, ...]:
-    """A micro-batch's terms, each with its weight divided by its global count as coefficient.
+    """A micro-batch's terms; the coefficient of each is its weight / global count.
 
     Args:
         objective: The terms and their weights.
@@ -226,85 +269,52 @@ def terms(
         batch: The micro-batch whose rows the terms use.
         divergence: The result of `objective.build_divergence`.
     """
+    found: list[Term] = []
+    rows, gradient = batch.num_sampled_rows, objective.policy_gradient
     if batch.role == "pretraining":
         assert objective.pretraining is not None
-        return _pretraining_terms(objective.pretraining, counts, batch)
-    found: list[Term] = []
+        coefficient, fraction = objective.pretraining.weight / counts.corpus_tokens, objective.pretraining.divergence_share
+        if fraction < 1:
+            found.append(CrossEntropyTerm(coefficient * (1 - fraction), batch.target_N, batch.sft_N, name="pretraining"))
+        if fraction > 0:
+            found.append(DivergenceTerm(coefficient * fraction, ForwardKL(), rows, name="pretraining_kl"))
+        return tuple(found)
     if objective.sft_weight and counts.sft_tokens:
         found.append(CrossEntropyTerm(objective.sft_weight / counts.sft_tokens, batch.target_N, batch.sft_N))
     if objective.uses_divergence:  # also without sampled rows: its parameters then have a zero gradient on every process
-        found.append(_divergence_term(objective, counts, batch, divergence))
+        assert divergence is not None
+        by_token = objective.divergence_mean == "tokens"
+        coefficient = objective.divergence_weight / max(counts.sampled_tokens if by_token else counts.sampled_sequences, 1)
+        weight_N = None if by_token else batch.sequence_weight_N[:rows]
+        found.append(DivergenceTerm(coefficient, divergence, rows, weight_N))
     if objective.uses_spans and counts.span_samples:
-        found.append(_span_term(objective, counts, batch, divergence))
-    if objective.policy_gradient is not None and counts.sampled_tokens:
-        found.append(_policy_gradient_term(objective.policy_gradient, counts, batch))
-    return tuple(found)
-
-
-def _divergence_term(
-    objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None
-) -> DivergenceTerm:
-    assert divergence is not None
-    if objective.divergence_mean == "tokens":
-        return DivergenceTerm(objective.divergence_weight / max(counts.sampled_tokens, 1), divergence, batch.num_sampled_rows)
-    return DivergenceTerm(
-        objective.divergence_weight / max(counts.sampled_sequences, 1),
-        divergence,
-        batch.num_sampled_rows,
-        weight_N=batch.sequence_weight_N[: batch.num_sampled_rows],
-    )
-
-
-def _span_term(objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None) -> SpanTerm:
-    return SpanTerm(
-        objective.span_weight / counts.span_samples,
-        batch.pair_weight_N[: batch.num_sampled_rows],
-        squared=objective.span.squared,
-        keep=divergence.kept if objective.span.vectors == "clipped" and isinstance(divergence, DacKL) else None,
-    )
-
-
-def _policy_gradient_term(config: PolicyGradientConfig, counts: Counts, batch: Batch) -> PolicyGradientTerm:
-    return PolicyGradientTerm(
-        config.weight / counts.sampled_tokens,
-        token_N=batch.target_N[: batch.num_sampled_rows],
-        old_logprob_N=batch.old_logprob_N,
-        advantage_N=batch.advantage_N,
-        importance_N=batch.importance_N,
-        clip=config.clip,
-    )
-
-
-def _pretraining_terms(config: PretrainingConfig, counts: Counts, batch: Batch) -> tuple[Term, ...]:
-    coefficient, fraction = config.weight / counts.corpus_tokens, config.divergence_share
-    found: list[Term] = []
-    if fraction < 1:
-        found.append(CrossEntropyTerm(coefficient * (1 - fraction), batch.target_N, batch.sft_N, name="pretraining"))
-    if fraction > 0:
-        found.append(DivergenceTerm(coefficient * fraction, ForwardKL(), batch.num_sampled_rows, name="pretraining_kl"))
+        keep = divergence.kept if objective.span.vectors == "clipped" and isinstance(divergence, DacKL) else None
+        coefficient = objective.span_weight / counts.span_samples
+        found.append(SpanTerm(coefficient, batch.pair_weight_N[:rows], objective.span.squared, keep))
+    if gradient is not None and counts.sampled_tokens:
+        rollout = batch.target_N[:rows], batch.old_logprob_N, batch.advantage_N, batch.importance_N
+        found.append(PolicyGradientTerm(gradient.weight / counts.sampled_tokens, *rollout, gradient.clip))
     return tuple(found)
 
 
 def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> dict[str, float]:
-    """Metrics of an update: each term's mean over its own count, the weighted total, and diagnostics per sampled row."""
-    means = {name: value / count for name, value in sums.items() if (count := _count(name, objective, counts)) > 0}
-    weights = {"sft": objective.sft_weight, "divergence": objective.divergence_weight, "span": objective.span_weight}
-    if objective.policy_gradient is not None:
-        weights["policy_gradient"] = objective.policy_gradient.weight
-    if objective.pretraining is not None:
-        fraction = objective.pretraining.divergence_share
-        weights["pretraining"] = objective.pretraining.weight * (1 - fraction)
-        weights["pretraining_kl"] = objective.pretraining.weight * fraction
-    return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}
+    """Metrics of an update: "loss", and the mean of each term.
 
-
-def _count(name: str, objective: Objective, counts: Counts) -> float:
-    by_name = {
+    "loss" is the weighted sum of the terms.  A term is divided by its own count, and diagnostics by the number of sampled rows.
+    """
+    divisors = {
         "sft": counts.sft_tokens,
+        "divergence": counts.sampled_tokens if objective.divergence_mean == "tokens" else counts.sampled_sequences,
         "span": counts.span_samples,
         "pretraining": counts.corpus_tokens,
         "pretraining_kl": counts.corpus_tokens,
     }
-    if objective.divergence_mean == "sequences":
-        by_name["divergence"] = counts.sampled_sequences
-    return by_name.get(name, counts.sampled_tokens)
+    divided = ((name, value, divisors.get(name, counts.sampled_tokens)) for name, value in sums.items())
+    means = {name: value / count for name, value, count in divided if count > 0}
+    weights = {"sft": objective.sft_weight, "divergence": objective.divergence_weight, "span": objective.span_weight}
+    if objective.policy_gradient is not None:
+        weights["policy_gradient"] = objective.policy_gradient.weight
+    if objective.pretraining is not None:
+        weight, fraction = objective.pretraining.weight, objective.pretraining.divergence_share
+        weights |= {"pretraining": weight * (1 - fraction), "pretraining_kl": weight * fraction}
+    return {"loss": sum(weights[name] * means[name] for name in weights if name in means), **means}

@@ -1,9 +1,9 @@
-"""AdamW: configuration, parameter groups, and learning rates as a pure function of the step."""
+"""AdamW: configuration, parameter groups, and learning rates."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,21 +14,34 @@ from redistill.processes.placement import scalar
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
-    """AdamW and its learning rate schedule.
+    r"""AdamW and its learning rate schedule.
+
+    .. math:: \eta_t = \eta_{end} + (\eta_{peak} - \eta_{end}) \min\Bigl(1, \frac{t + 1}{W}\Bigr)
+        \frac{1 + \cos(\pi t / T)}{2}
+
+    where t of T updates are done, W is `warmup_updates`, and the cosine is 1 for a constant schedule.
 
     Args:
         learning_rate: Peak learning rate of the student, > 0; the paper's value is 5e-4.
         final_learning_rate: Learning rate at the end of the cosine schedule, in [0, the lowest peak].
-        clip_network_learning_rate: Peak learning rate of DAC-KL's network; None uses the student's, as the paper does.
+        clip_network_learning_rate: Peak learning rate of DAC-KL's network, > 0; None uses the student's, as the paper does.
         schedule: "cosine" decay to final_learning_rate over all updates, or "constant".
-        warmup_updates: Number of updates of linear warm-up from 0; the reference code has none.
-        weight_decay: Decoupled weight decay of matrices; vectors (biases, norms) have none.
+        warmup_updates: Number of updates of linear warm-up from final_learning_rate, >= 0; the reference code has none.
+        weight_decay: Decoupled weight decay of matrices, >= 0; vectors (biases, norms) have none.
         betas: Decay rates of AdamW's moment estimates, each in [0, 1).
-        max_grad_norm: Maximum norm of the student's gradient.  The clip network's gradient is clipped separately, so that it
-            does not reduce the student's.
+        max_grad_norm: Maximum norm of the student's gradient, > 0.  The clip network's gradient is clipped separately, so that
+            it does not reduce the student's.
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> OptimiserConfig(learning_rate=1e-4).final_learning_rate
+        1e-07
+        >>> OptimiserConfig(learning_rate=0.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: learning_rate = 0.0: must be > 0 and finite
     """
 
     learning_rate: float = 5e-4
@@ -41,11 +54,9 @@ class OptimiserConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        positive = {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}
-        if self.clip_network_learning_rate is not None:
-            positive["clip_network_learning_rate"] = self.clip_network_learning_rate
-        for name, value in positive.items():
-            if not (value > 0 and math.isfinite(value)):
+        for name in ("learning_rate", "max_grad_norm", "clip_network_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} = {value}: must be > 0 and finite")
         lowest = min(self.learning_rate, self.clip_network_learning_rate or self.learning_rate)
         if not 0 <= self.final_learning_rate <= lowest:
@@ -60,29 +71,33 @@ class OptimiserConfig:
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig, step: int, updates: int) -> dict[str, float]:
-    """Set every parameter group's learning rate for the update after `step`; returns the rates by name, for the log.
+    """Set every parameter group's learning rate for the update after `step`.
 
-    The schedule is a pure function of the step, so a checkpoint has no state of it.
+    Returns the rates by name, for the log.  The schedule is a pure function of the step, so a checkpoint has no state of it.
     """
-    warmup = min(1.0, (step + 1) / config.warmup_updates) if config.warmup_updates else 1.0
+    warmup = min(1.0, (step + 1) / (config.warmup_updates or 1))
     part = step / updates if config.schedule == "cosine" else 0.0
     fraction = warmup * 0.5 * (1 + math.cos(math.pi * part))
-    rates = {}
     for group in optimizer.param_groups:
         peak = group["peak_learning_rate"]
         group["lr"] = config.final_learning_rate + (peak - config.final_learning_rate) * fraction
-        rates[group["rate_name"]] = group["lr"]
-    return rates
+    return {group["rate_name"]: group["lr"] for group in optimizer.param_groups}
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Clip the total gradient norm to `max_norm`; returns the norm before.  Parameters are either all sharded or none is."""
+    """Clip the total gradient norm to `max_norm`; returns the norm before.
+
+    Parameters are either all sharded or none is.
+    """
     return scalar(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
-def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: weight decay on matrices only, and a separate learning rate for the clip network."""
-    clip_ids = {id(parameter) for parameter in clip_network.parameters()} if clip_network is not None else set()
+def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, object]]:
+    """AdamW's parameter groups: weight decay is on matrices only.
+
+    The clip network has a learning rate of its own.
+    """
+    clip_ids = set() if clip_network is None else set(map(id, clip_network.parameters()))
     clip_rate = config.clip_network_learning_rate or config.learning_rate
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in student.parameters():

@@ -1,4 +1,7 @@
-"""The parts that the training loop uses, built by `redistill.runs.build`, and the state of training."""
+"""The parts that the training loop uses, and the state of training.
+
+`redistill.runs.build` builds them.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from torch import nn
 
 from redistill.contracts import Divergence as DivergenceCall
 from redistill.contracts import Engine, SequencePolicy, Teacher
+from redistill.losses.dac_kl import DacKLConfig
 from redistill.models.student import StudentModule
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement
@@ -70,13 +74,16 @@ class Learner:
 
     @property
     def divergence(self) -> DivergenceCall | nn.Module | None:
-        """The objective's divergence as a callable; DAC-KL's network is a submodule of the student module."""
-        network = self.student.clip_network
-        return self.objective.divergence if network is None else network  # type: ignore[return-value]  # no DacKLConfig here
+        """The objective's divergence as a callable.
+
+        DAC-KL's network is a submodule of the student module.
+        """
+        divergence = self.objective.divergence
+        return self.student.clip_network if isinstance(divergence, DacKLConfig) else divergence
 
     @property
     def clip_parameters(self) -> list[nn.Parameter]:
-        """Parameters of DAC-KL's network; empty for another divergence or fixed thresholds."""
+        """Parameters of DAC-KL's network; empty without a network."""
         network = self.student.clip_network
         return [] if network is None else list(network.parameters())
 

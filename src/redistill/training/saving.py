@@ -1,9 +1,9 @@
-"""Saves the state of training as a checkpoint and restores it; `redistill.training.checkpoint` defines the files."""
+"""Saves the state of training as a checkpoint, and restores it.
 
-from collections.abc import Mapping
+`redistill.training.checkpoint` defines the files.
+"""
+
 from dataclasses import asdict
-
-import torch
 
 from redistill.models.lora import load_trainable_state, trainable_state
 from redistill.processes.placement import full
@@ -13,14 +13,13 @@ from redistill.training.schedule import TrainingConfig
 
 
 def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
-    """Save everything that a resume needs; called on all processes, which gather the state for the main one to write."""
-    learner = parts.learner
-    student = learner.student
+    """Save everything that a resume needs.
+
+    Called on all processes, which gather the state for the main one to write.
+    """
+    learner, student = parts.learner, parts.learner.student
     optimizer, optimizer_state = checkpoint.optimizer_tensors(learner.optimizer, dict(student.named_parameters()))
-    tensors: dict[str, Mapping[str, torch.Tensor]] = {
-        "model": full(trainable_state(student.model)),
-        "optimizer": full(optimizer),
-    }
+    tensors = {"model": full(trainable_state(student.model)), "optimizer": full(optimizer)}
     if student.clip_network is not None and learner.clip_parameters:
         tensors["clip_network"] = learner.placement.state(student.clip_network)
     if parts.accelerator.is_main_process:
@@ -49,13 +48,12 @@ def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingSt
     Raises:
         CheckpointError: `found` lacks a part, or its optimizer state does not fit this run.
     """
-    learner, guards = parts.learner, parts.guards
-    student = learner.student
+    learner, student, guards = parts.learner, parts.learner.student, parts.guards
     load_trainable_state(student.model, found.tensors["model"])
     if student.clip_network is not None and learner.clip_parameters:
         load_trainable_state(student.clip_network, found.tensors["clip_network"])
-    names = dict(student.named_parameters())
-    checkpoint.restore_optimizer(learner.optimizer, names, found.tensors["optimizer"], found.state["optimizer"])
+    named = dict(student.named_parameters())
+    checkpoint.restore_optimizer(learner.optimizer, named, found.tensors["optimizer"], found.state["optimizer"])
     parts.policy.load_state_dict(found.state["policy"])
     guards.update.load_state_dict(found.state["guard"])
     guards.collapse.load_state_dict(found.state["collapse"])

@@ -1,4 +1,4 @@
-"""Configuration of training: duration, batch sizes and checkpoints; and lengths in updates."""
+"""Configuration of training: duration, batch sizes and checkpoints."""
 
 import math
 import re
@@ -16,25 +16,35 @@ class TrainingConfig:
     """Duration of training, batch sizes, precision, and checkpoints.
 
     Args:
-        updates: Total optimiser steps: a number, or passes over the training set such as "20 epochs".
+        updates: Total optimiser steps: a number >= 1, or passes over the training set such as "20 epochs".
         batch_size: Sequences of one update over all processes, >= 1.
         micro_batch_size: Maximum number of gold and, separately, of sampled sequences in one forward and backward pass on one
-            process; None chooses the size above which larger passes are no faster.
+            process, >= 1; None chooses the size above which larger passes are no faster.
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
-        evaluate_every: Updates (or epochs) between validations, each of which may become the best checkpoint; 0 validates only
-            before the first update and after the last.
+        evaluate_every: Updates (or epochs) between validations, >= 0, each of which may become the best checkpoint; 0
+            validates only before the first update and after the last.
         choose_by: The metric that chooses the best checkpoint: a name in `evaluation.metrics`, or "cross_entropy".  At equal
             values the lower cross entropy is better, then the later step.
-        save_every: Updates (or epochs) between checkpoints, in addition to those at validations; 0 saves only at validations.
+        save_every: Updates (or epochs) between checkpoints, >= 0, in addition to those at validations; 0 saves only at
+            validations.
         keep: Number of newest checkpoints to keep, >= 1, in addition to the best one.
-        patience: Validations without improvement before training stops; None trains to the end.
-        log_every: Updates between log lines if the output is not a terminal, and between updates whose revisions are logged.
-        generation_batch_size: Sequences that one process generates or scores at once; independent of the micro-batch.
+        patience: Validations without improvement before training stops, >= 1; None trains to the end.
+        log_every: Updates between log lines if the output is not a terminal, and between updates whose revisions are logged;
+            >= 1.
+        generation_batch_size: Sequences that one process generates or scores at once, >= 1; independent of the micro-batch.
         compile: What torch.compile compiles: "none"; "rows", the terms on rows of logits; or "all", the student's body in
             training too.  "auto" is "rows" if a compiler is installed and the vocabulary is large enough to amortise compiling.
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> TrainingConfig(updates="2 epochs", batch_size=8).schedule(num_examples=1000).updates
+        250
+        >>> TrainingConfig(keep=0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: keep = 0: must be >= 1
     """
 
     updates: int | str = 1000
@@ -51,25 +61,22 @@ class TrainingConfig:
     compile: Compile = "auto"
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "micro_batch_size": 1, "keep": 1, "patience": 1, "log_every": 1, "generation_batch_size": 1}
-        for name, lowest in least.items():
+        for name in ("batch_size", "micro_batch_size", "keep", "patience", "log_every", "generation_batch_size"):
             value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ConfigError(f"{name} = {value}: must be >= {lowest}")
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} = {value}: must be >= 1")
         for name, lowest in {"updates": 1, "evaluate_every": 0, "save_every": 0}.items():
             check_length(name, getattr(self, name), lowest)
 
     def schedule(self, num_examples: int) -> "Schedule":
         """The lengths in updates, for a training set of `num_examples` examples."""
-        lengths = (
-            in_updates(value, num_examples, self.batch_size) for value in (self.updates, self.evaluate_every, self.save_every)
-        )
-        return Schedule(*lengths)
+        lengths = self.updates, self.evaluate_every, self.save_every
+        return Schedule(*(in_updates(length, num_examples, self.batch_size) for length in lengths))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Numbers of updates: in total, between validations, and between checkpoints; see `TrainingConfig`."""
+    """Numbers of updates: in total, between validations, between checkpoints."""
 
     updates: int
     evaluate_every: int
@@ -77,7 +84,7 @@ class Schedule:
 
 
 def check_length(name: str, length: int | str, lowest: int) -> None:
-    """Check a length: a number of updates >= `lowest`, or a number of epochs > 0 such as "20 epochs".
+    """Check a length: updates >= `lowest`, or epochs > 0 such as "20 epochs".
 
     Raises:
         ConfigError: the length is neither.

@@ -45,6 +45,13 @@ def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> 
         setting: "none" is never, "rows" and "all" are always; "auto" needs a compiler and at least 16,384 classes.
         num_classes: Vocabulary size.
         device: Device of the hidden states.
+
+    Returns:
+        True if it is compiled.
+
+    Example:
+        >>> compiles("rows", 8, "cpu"), compiles("none", 50257, "cpu"), compiles("auto", 8, "cpu")
+        (True, False, False)
     """
     if setting != "auto":
         return setting != "none"

@@ -91,6 +91,11 @@ class Head:
         scale: s of families that scale their logits.
         vocabulary: Number of leading classes that are used (padded vocabularies), over which a softmax renormalises; None for
             all.
+
+    Example:
+        >>> head = Head(torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]), scale=0.5, vocabulary=2)
+        >>> head.num_classes, head.logits(torch.tensor([[2.0, 4.0]]))
+        (2, tensor([[1., 2.]]))
     """
 
     weight_VD: torch.Tensor

@@ -36,7 +36,9 @@ def row_statistics(
     token_N: torch.Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Statistics of every row, computed chunk by chunk without gradient.
+    r"""Statistics of every row, computed chunk by chunk without gradient.
+
+    .. math:: \mathrm{KL}(p \,\|\, q) = \sum_v p_v \log \frac{p_v}{q_v}, \qquad H(p) = -\sum_v p_v \log p_v
 
     forward_kl is KL(p || q), reverse_kl KL(q || p), with p the teacher and q the student; entropies, log-probabilities (of
     `token_N`) and cross_entropy (-log q of `token_N`) are in nats as well.  agreement is True where both models have the same
@@ -53,6 +55,16 @@ def row_statistics(
 
     Returns:
         By name a tensor over N: int64 tokens, bool agreement, else float32 (float64 for float64).
+
+    Raises:
+        TrainingError: for teacher_sample, if the probabilities of a row are not finite.
+
+    Example:
+        >>> hidden_ND, head = torch.eye(2), Head(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+        >>> target = lambda rows: torch.zeros(2, 2)[rows]  # a uniform teacher
+        >>> found = row_statistics(hidden_ND, head, target, ["reverse_kl", "student_argmax"])
+        >>> found["reverse_kl"], found["student_argmax"].shape
+        (tensor([0.0000, 0.1109]), torch.Size([2]))
     """
     unknown, known = sorted(set(names) - set(_STATISTICS)), ", ".join(_STATISTICS)
     assert not unknown, f"row_statistics: no such statistic: {', '.join(unknown)}; must be one of {known}"

@@ -15,13 +15,22 @@ from redistill.vocab_pass.rules import CrossEntropyRule, DivergenceRule, PolicyG
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropyTerm:
-    """Cross entropy of the rows in `mask_N` with their target tokens, in nats.
+    r"""Cross entropy of the rows in `mask_N` with their target tokens, in nats.
+
+    .. math:: c \sum_{n} m_n \bigl(-\log q_n(y_n)\bigr)
+
+    c is `coefficient`, m the mask, y the targets.
 
     Args:
         coefficient: Weight / global count, as in every term.
         target_N: Target tokens, int64.
         mask_N: The rows that count, bool.
         name: Name of the sum.
+
+    Example:
+        >>> term = CrossEntropyTerm(0.5, torch.tensor([4, 2]), torch.tensor([True, False]))
+        >>> term.name, term.tensors(slice(1, 2), torch.device("cpu"))
+        ('sft', (tensor([2]), tensor([False])))
     """
 
     coefficient: float
@@ -41,7 +50,11 @@ class CrossEntropyTerm:
 
 @dataclass(frozen=True, eq=False)
 class DivergenceTerm:
-    """A divergence on rows 0 .. num_rows-1.
+    r"""A divergence on rows 0 .. num_rows-1.
+
+    .. math:: c \sum_{n < \mathrm{num\_rows}} w_n\, D(p_n, q_n)
+
+    c is `coefficient`, w `weight_N`; p is the teacher, q the student.
 
     Args:
         coefficient: Weight / global count.
@@ -50,6 +63,14 @@ class DivergenceTerm:
         num_rows: Number of leading rows that have a teacher.
         weight_N: Weight of each of these rows in the sum, float32; None weighs all with 1.
         name: Name of the sum.
+
+    Raises:
+        ConfigError: in the vocabulary pass, if the divergence returns another shape than one value for each row.
+
+    Example:
+        >>> from redistill.losses.divergences import ForwardKL
+        >>> DivergenceTerm(0.5, ForwardKL(), num_rows=2).tensors(slice(1, 4), torch.device("cpu"))
+        (tensor([1.]), tensor([True]))
     """
 
     coefficient: float
@@ -72,7 +93,11 @@ class DivergenceTerm:
 
 @dataclass(frozen=True, eq=False)
 class SpanTerm:
-    """The span loss, Eq. 10, of pairs of neighbouring rows.
+    r"""The span loss, Eq. 10, of pairs of neighbouring rows.
+
+    .. math:: c \sum_n w_n \lVert q_n \circ q_{n+1} - p_n \circ p_{n+1} \rVert_2
+
+    c is `coefficient`, w `pair_weight_N`; the norm is squared with `squared`. Source: MGSR (arXiv 2407.10068), Eq. 10.
 
     Args:
         coefficient: Weight / global number of samples with spans.
@@ -81,6 +106,10 @@ class SpanTerm:
         squared: Whether the distance is squared.
         keep: (logq_NV, logp_NV) -> keep_NV, bool: the classes that DAC-KL keeps, for clipped vectors; None keeps all.  A row's
             classes must depend on that row alone, since the halo row is computed in two tiles.
+
+    Example:
+        >>> SpanTerm(1.0, torch.tensor([0.5, 0.0]), squared=False).tensors(slice(0, 2), torch.device("cpu"))
+        (tensor([0.5000, 0.0000]),)
     """
 
     coefficient: float
@@ -101,7 +130,12 @@ class SpanTerm:
 
 @dataclass(frozen=True, eq=False)
 class PolicyGradientTerm:
-    """MiniLLM's clipped policy gradient on the leading rows.
+    r"""MiniLLM's clipped policy gradient on the leading rows.
+
+    .. math:: c \sum_n \max\bigl(-A_n \rho_n,\; -A_n\, \mathrm{clip}(\rho_n, 1 - \epsilon, 1 + \epsilon)\bigr), \qquad
+        \rho_n = w_n\, q_n(y_n) / q_{old}(y_n)
+
+    Source: MiniLLM (arXiv 2306.08543).
 
     It has the diagnostics "ratio" and "clipped".
 
@@ -110,6 +144,12 @@ class PolicyGradientTerm:
         token_N: The generated token of each row, int64.  Its length is the number of leading rows that belong to roll-outs.
         old_logprob_N, advantage_N, importance_N: Values of these tokens; see policy_gradient.clipped_surrogate.
         clip: epsilon of the clipped surrogate, in (0, 1): the ratio is clipped to [1 - clip, 1 + clip].
+
+    Example:
+        >>> one_N = torch.ones(1)
+        >>> term = PolicyGradientTerm(1.0, torch.tensor([4]), -one_N, one_N, one_N, clip=0.2)
+        >>> term.rule
+        PolicyGradientRule(name='policy_gradient', clip=0.2)
     """
 
     coefficient: float

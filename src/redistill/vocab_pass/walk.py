@@ -37,7 +37,9 @@ def vocab_pass(
     compiled: bool = False,
     into_grad: bool = False,
 ) -> tuple[Tensor, Sums]:
-    """All terms of the objective and their gradients, in one pass over the rows.
+    r"""All terms of the objective and their gradients, in one pass over the rows.
+
+    .. math:: L = \sum_k c_k \sum_n l_k(n) \quad \text{over terms } k \text{ with coefficients } c_k \text{ and rows } n
 
     The gradients of hidden states, head and the divergence's own parameters are computed in the forward pass, chunk by chunk,
     weighted by the terms' coefficients; the backward pass multiplies them by the incoming scalar, once.  Each input that
@@ -60,6 +62,18 @@ def vocab_pass(
         The objective (sum of coefficient x sum over rows; a scalar), and the sums of terms and diagnostics by name, detached
         and without coefficients.  Diagnostics are absent if no row has a teacher.
 
+    Raises:
+        ConfigError: a divergence returns another shape than one value for each row.
+
+    Example:
+        >>> from redistill.vocab_pass import CrossEntropyTerm
+        >>> hidden_ND, weight_VD = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+        >>> term = CrossEntropyTerm(0.5, torch.tensor([0, 1]), torch.tensor([True, True]))  # the mean of two rows
+        >>> loss, sums = vocab_pass(hidden_ND.requires_grad_(), Head(weight_VD), None, [term])
+        >>> loss.backward()
+        >>> loss.detach(), sums["sft"], hidden_ND.grad.shape
+        (tensor(0.5514), tensor(1.1029), torch.Size([2, 2]))
+
     See also: dense_reference.
     """
     assert student_hidden_ND.ndim == 2, f"hidden states of shape {tuple(student_hidden_ND.shape)}: pick the rows [N, D] first"
@@ -80,6 +94,20 @@ def dense_reference(
     """`vocab_pass` with plain autograd on whole [N, V] tensors, for tests.
 
     Arguments and results are those of `vocab_pass`.
+
+    Args:
+        student_hidden_ND, student_head, target, terms: As for `vocab_pass`.
+
+    Returns:
+        The objective, a scalar, and the sums by name, as from `vocab_pass`.
+
+    Example:
+        >>> from redistill.vocab_pass import CrossEntropyTerm
+        >>> hidden_ND, weight_VD = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+        >>> term = CrossEntropyTerm(0.5, torch.tensor([0, 1]), torch.tensor([True, True]))
+        >>> loss, _ = dense_reference(hidden_ND, Head(weight_VD), None, [term])
+        >>> torch.allclose(loss, vocab_pass(hidden_ND, Head(weight_VD), None, [term])[0])
+        True
     """
     task = _Task(student_hidden_ND, student_head, target, terms, Products.like(student_hidden_ND))
     raw_NV = student_head.raw(student_hidden_ND, task.products)
@@ -105,6 +133,12 @@ def chunk_budget(head_bytes: int) -> int:
 
     Returns:
         Bytes.
+
+    Example:
+        >>> chunk_budget(4 * 50257 * 768) // 2**20  # MiB, for a head of 50,257 classes and width 768
+        192
+        >>> chunk_budget(4 * 262144 * 2048) // 2**20
+        1024
     """
     return min(max(LEAST_CHUNK_BYTES, head_bytes), MOST_CHUNK_BYTES)
 

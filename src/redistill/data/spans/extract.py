@@ -29,8 +29,14 @@ REUPLOAD_VERSION = "3.8.0"
 REVIEWED = Path(__file__).with_name(f"{REUPLOAD}-{REUPLOAD_VERSION}.sha256")
 # Components that no rule below uses; excluding them doubles the speed.
 UNUSED_COMPONENTS = (
-    *("ner", "entity_linker", "entity_ruler", "senter"),
-    *("lemmatizer", "trainable_lemmatizer", "textcat", "textcat_multilabel"),
+    "ner",
+    "entity_linker",
+    "entity_ruler",
+    "senter",
+    "lemmatizer",
+    "trainable_lemmatizer",
+    "textcat",
+    "textcat_multilabel",
 )
 
 # The memory of the parser is proportional to the length of its text (about 1 GB for 100,000 characters); it rejects 1,000,000.

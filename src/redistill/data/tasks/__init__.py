@@ -24,6 +24,16 @@ def known_task(name: str) -> Task:
     """The test set called `name`.
 
     An unknown name denotes a local file that the recipe gives, without metrics of its own.
+
+    Args:
+        name: Name of the test set; a key of `TASKS` or any other.
+
+    Returns:
+        The test set.
+
+    Example:
+        >>> known_task("dolly").hub_name, known_task("mine").description
+        ('MiniLLM/dolly', 'a local file')
     """
     return TASKS.get(name) or Task(name=name, description="a local file")
 
@@ -31,8 +41,19 @@ def known_task(name: str) -> Task:
 def check_source(task: Task, path: str | Path | None) -> None:
     """Check that a test set has a file or a hub data set.
 
+    Args:
+        task: The test set.
+        path: The file of the recipe; None if it names none.
+
     Raises:
         ConfigError: it has neither.
+
+    Example:
+        >>> check_source(known_task("mine"), "mine.jsonl")
+        >>> check_source(known_task("doly"), None)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: tests: no task 'doly'; did you mean 'dolly'? give a path to use a local file
     """
     if path is None and task.hub_name is None:
         near = difflib.get_close_matches(task.name, TASKS, n=1)
@@ -49,7 +70,7 @@ def load_task(
     max_bad_rows: int = 0,
     rejected: Path | None = None,
 ) -> tuple[list[Record], ReadReport]:
-    """Read the rows of a test set.
+    r"""Read the rows of a test set.
 
     Args:
         task: A key of `TASKS`, any name if `path` is given, or a `Task`.
@@ -66,6 +87,15 @@ def load_task(
     Raises:
         ConfigError: the task has no hub data set, and no path is given.
         DataError: the rows cannot be read, more than `max_bad_rows` of them are unusable, or none remains.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "mine.jsonl"
+        ...     _ = path.write_text('{"instruction": "Name a colour.", "output": "red"}\n')
+        ...     records, report = load_task("mine", path)
+        >>> records[0].record_id, records[0].references
+        ('mine:1', ('red',))
     """
     found = known_task(task) if isinstance(task, str) else task
     check_source(found, path)

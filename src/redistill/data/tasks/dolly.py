@@ -9,6 +9,10 @@ rows on the hub include those 500: a run leaves out training rows with the promp
      on the whole it is lighter than the water that it pushes aside.", "category": "open_qa"}
 
 Source: Conover et al. 2023; CC BY-SA 3.0.  The test rows are those of MiniLLM (arXiv 2306.08543).
+
+Example:
+    >>> TASK.name, TASK.hub_name
+    ('dolly', 'MiniLLM/dolly')
 """
 
 from redistill.data.tasks.task import Task

@@ -4,6 +4,10 @@
      "output": "We are sorry that your parcel is late because of the storm; it will arrive on Friday.", "category": "Gmail"}
 
 Source: Wang et al. 2023 (arXiv 2212.10560), its user-oriented evaluation; Apache-2.0.
+
+Example:
+    >>> TASK.name, TASK.hub_name
+    ('self_instruct', 'MiniLLM/self-inst')
 """
 
 from redistill.data.tasks.task import Task

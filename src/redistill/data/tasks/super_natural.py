@@ -9,6 +9,10 @@ The papers evaluate the 1,694 rows with references of length 11 or more: the hub
 words, because a quarter of those rows have fewer than 11; so `min_reference_words` does not select this set from the whole one.
 
 Source: Wang et al. 2022 (arXiv 2204.07705); Apache-2.0.
+
+Example:
+    >>> TASK.hub_name, TASK.hub_file
+    ('MiniLLM/sinst', '11_/valid.jsonl')
 """
 
 from redistill.data.tasks.task import Task

@@ -24,6 +24,14 @@ class Task:
         hub_file: The hub file with the test rows.  These repositories contain several kinds of files, so a split is not enough.
         hub_rows: Number of leading rows that the papers evaluate; None for all.
         metrics: Metrics that are computed before those of the recipe; the first is the primary metric.
+
+    Raises:
+        ConfigError: `metrics` is not a tuple of `Metric`.
+
+    Example:
+        >>> from redistill.evaluation.metrics import METRICS
+        >>> Task(name="trivia", description="my questions", metrics=(METRICS["exact_match"],)).metrics[0].title
+        'exact match'
     """
 
     name: str

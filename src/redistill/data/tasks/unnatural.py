@@ -8,6 +8,10 @@ Instructions, inputs and answers needed very little human labour.
 The papers evaluate the first 10,000 rows with answers of length 11 or more: the hub folder `11_`.
 
 Source: Honovich et al. 2023 (arXiv 2212.09689), core set; MIT.
+
+Example:
+    >>> TASK.hub_name, TASK.hub_rows
+    ('MiniLLM/uinst', 10000)
 """
 
 from redistill.data.tasks.task import Task

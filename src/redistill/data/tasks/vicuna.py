@@ -6,6 +6,10 @@ The references are the answers of a strong model.
      "output": "Suppose that one household in twenty owns a piano ..."}
 
 Source: Chiang et al. 2023 (lm-sys/vicuna-blog-eval); Apache-2.0.
+
+Example:
+    >>> TASK.name, TASK.hub_name
+    ('vicuna', 'MiniLLM/Vicuna')
 """
 
 from redistill.data.tasks.task import Task

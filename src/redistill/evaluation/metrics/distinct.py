@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """The number of distinct n-grams of texts divided by that of all n-grams.
+    r"""The number of distinct n-grams of texts divided by that of all n-grams.
+
+    .. math:: \mathrm{distinct}_n = \frac{|\{\text{n-grams}\}|}{\#\,\text{n-grams}}
 
     In [0, 1]; 1 if no n-gram repeats, 0 if no text has n words.  Words are lower-cased and split at white space; an n-gram is
     within one text.  Source: Li et al. 2016 (arXiv 1510.03055), distinct-1 and distinct-2.
@@ -15,6 +17,9 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     Args:
         texts: The texts.
         n: Length of the n-grams, >= 1.
+
+    Returns:
+        The fraction, in [0, 1].
 
     Example:
         >>> distinct_n(["a b a", "a b"], 2)

@@ -15,6 +15,13 @@ def exact_match(prediction: str, references: Sequence[str]) -> bool:
     Case, punctuation and differences of white space are ignored.  This is the normalisation of SQuAD, except that articles are
     kept.
 
+    Args:
+        prediction: The text to score.
+        references: Correct answers; with none, the result is False.
+
+    Returns:
+        True if the text equals a reference.
+
     Example:
         >>> exact_match("Blue,  I think!", ["red", "blue i think"])
         True

@@ -26,6 +26,12 @@ class Softened:
 
     Raises:
         ConfigError: temperature is not above 0, or not finite.
+
+    Example:
+        >>> rows_NV = torch.tensor([[0.8, 0.2]]).log()
+        >>> logq_NV, logp_NV = Softened(temperature=2.0).softened(rows_NV, rows_NV)
+        >>> logp_NV.exp()
+        tensor([[0.6667, 0.3333]])
     """
 
     temperature: float = 1.0
@@ -52,6 +58,16 @@ def log_ratio(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor) -> torch.Tensor:
     """log(a / b), 0 where either is -inf.
 
     It is masked before any multiplication, so that no gradient is 0 * inf.
+
+    Args:
+        log_a_NV, log_b_NV: Log-probabilities in nats; -inf marks a class that a model rules out.
+
+    Returns:
+        Differences in nats, finite, of the same shape and dtype.
+
+    Example:
+        >>> log_ratio(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[1.0, 0.0]]).log())
+        tensor([[-0.6931,  0.0000]])
     """
     return (log_a_NV - log_b_NV).masked_fill(log_a_NV.isneginf() | log_b_NV.isneginf(), 0.0)
 
@@ -60,6 +76,16 @@ def bounded(log_NV: torch.Tensor) -> torch.Tensor:
     """`log_NV` without -inf.
 
     Clamped where its exp is 0 in its dtype anyway, so that differences are finite.
+
+    Args:
+        log_NV: Log-probabilities in nats, float32 or float64.
+
+    Returns:
+        Finite log-probabilities of the same shape and dtype; at least about -174.7 in float32, -1416.8 in float64.
+
+    Example:
+        >>> bounded(torch.tensor([[0.0, -float("inf")]]))
+        tensor([[   0.0000, -174.6731]])
     """
     return log_NV.clamp(min=2 * math.log(torch.finfo(log_NV.dtype).tiny))
 
@@ -74,6 +100,12 @@ def fraction(name: str, value: float, advice: str) -> None:
 
     Raises:
         ConfigError: value is outside (0, 1).
+
+    Example:
+        >>> fraction("alpha", 1.0, "the paper uses 0.1")
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: alpha = 1.0: must lie in (0, 1); the paper uses 0.1
     """
     if not 0 < value < 1:
         raise ConfigError(f"{name} = {value}: must lie in (0, 1); {advice}")

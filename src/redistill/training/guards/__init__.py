@@ -1,27 +1,13 @@
-"""Guards of training: against non-finite updates, loss spikes, collapse of generated text, and training past the best score.
+"""Guards of training, such as the one against non-finite updates.
 
-Every process passes the same numbers to its guards, so that all processes reach the same decision.
+Others are against loss spikes, collapse of generated text, and training past the best score.  Every process passes the same
+numbers to its guards, so that all processes reach the same decision.
 """
 
-from redistill.training.guards.collapse import CollapseMonitor, TextFacts, facts_of, text_metrics
+from redistill.training.guards.collapse import CollapseMonitor
 from redistill.training.guards.events import Event, ReportEvent
-from redistill.training.guards.readings import read_again
 from redistill.training.guards.settings import GuardConfig
-from redistill.training.guards.spikes import SpikeDetector
 from redistill.training.guards.stopping import EarlyStopping
 from redistill.training.guards.updates import Update, UpdateGuard
 
-__all__ = [
-    "CollapseMonitor",
-    "EarlyStopping",
-    "Event",
-    "GuardConfig",
-    "ReportEvent",
-    "SpikeDetector",
-    "TextFacts",
-    "Update",
-    "UpdateGuard",
-    "facts_of",
-    "read_again",
-    "text_metrics",
-]
+__all__ = ["CollapseMonitor", "EarlyStopping", "Event", "GuardConfig", "ReportEvent", "Update", "UpdateGuard"]

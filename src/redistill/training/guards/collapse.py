@@ -1,5 +1,6 @@
-"""Detects a collapse of the student's generated text, by its length, end tokens, diversity, and DAC-KL's kept mass.
+"""Detects a collapse of the student's generated text.
 
+The signs are its length, end tokens, diversity, and DAC-KL's kept mass.
 On-policy training can reinforce its own errors: a student that has learned to stop at once, never to stop, or to repeat itself
 generates more such text to learn from, while the loss falls.
 """
@@ -8,10 +9,11 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import cast
 
 from redistill.contracts import Origin, TokenSequence
 from redistill.errors import TrainingError
+from redistill.records import Json
 from redistill.training.guards.events import Event, ReportEvent
 from redistill.training.guards.settings import GuardConfig
 
@@ -40,13 +42,8 @@ class TextFacts:
 def facts_of(sequences: Iterable[TokenSequence], end_ids: Collection[int]) -> list[TextFacts]:
     """The properties of each sequence's response."""
     return [
-        TextFacts(
-            origin=sequence.origin,
-            length=sequence.num_targets,
-            ended=sequence.token_ids[-1] in end_ids,
-            distinct=distinct_bigrams(sequence.response_ids),
-        )
-        for sequence in sequences
+        TextFacts(text.origin, text.num_targets, text.token_ids[-1] in end_ids, distinct_bigrams(text.response_ids))
+        for text in sequences
     ]
 
 
@@ -64,18 +61,20 @@ def distinct_bigrams(token_ids: Sequence[int]) -> float:
 
 
 def text_metrics(texts: Sequence[TextFacts]) -> dict[str, float]:
-    """Metrics of the text in `texts` that was generated with the student; empty if there is none.
+    """Metrics of the text in `texts` that was generated with the student.
 
     Returns:
-        "ended", the fraction of responses with an end token, and "distinct_2", the mean fraction of distinct bigrams.
+        Empty if there is no such text; else "ended", the fraction of responses with an end token, and "distinct_2", the mean
+        fraction of distinct bigrams.
     """
     own = [text for text in texts if text.origin in OWN]
     return {"ended": _mean(text.ended for text in own), "distinct_2": _mean(text.distinct for text in own)} if own else {}
 
 
 class CollapseMonitor:
-    """Compares running means of the student's text with those of the gold answers, and reports when one falls below its limit.
+    """Reports when a running mean of the student's text falls below its limit.
 
+    The limits are relative to the gold answers, to the best value so far, or absolute.
     A mean is over the last `collapse_window` updates with generated text, and is checked once there are that many.  An alarm is
     reported once, and again only after its mean has been above the limit.
 
@@ -102,17 +101,11 @@ class CollapseMonitor:
         Raises:
             TrainingError: there is an alarm, and `on_collapse` is "stop".
         """
-        own = [text for text in texts if text.origin in OWN]
-        if not own:
+        if not (own := [text for text in texts if text.origin in OWN]):
             return
-        seen = {"length": _mean(text.length for text in own), **text_metrics(own)}
-        seen |= {
-            "gold_length": _mean(text.length for text in gold),
-            "gold_distinct_2": _mean(text.distinct for text in gold),
-        }
-        if kept_mass is not None:
-            seen["kept_mass"] = kept_mass
-        self._window.append(seen)
+        seen = {"gold_length": _mean(text.length for text in gold), "gold_distinct_2": _mean(text.distinct for text in gold)}
+        kept = {} if kept_mass is None else {"kept_mass": kept_mass}
+        self._window.append({"length": _mean(text.length for text in own), **text_metrics(own), **seen, **kept})
         if len(self._window) == self._config.collapse_window:
             self._check(step)
 
@@ -132,27 +125,25 @@ class CollapseMonitor:
             checks["kept_mass"] = (mean["kept_mass"], config.min_kept_mass, "teacher mass kept by DAC-KL")
         low = {name: check for name, check in checks.items() if check[0] < check[1]}
         for name in sorted(low.keys() - self._alarms):
-            self._alarm(step, name, *low[name])
+            value, least, what = low[name]
+            over = f"over {len(self._window)} updates, below {least:.3g}"
+            text = f"step {step}: the student's text may have collapsed: {what} is {value:.3g} {over}"
+            self._report_event(Event(step, "collapse", text, {"sign": name, "value": value, "least": least}))
+            if config.on_collapse == "stop":
+                raise TrainingError(
+                    f"{text} (guards.on_collapse = stop); resume from an earlier checkpoint with a lower learning rate or more "
+                    "gold answers, or set guards.on_collapse=warn in a new folder"
+                )
         self._alarms = set(low)
 
-    def _alarm(self, step: int, name: str, value: float, least: float, what: str) -> None:
-        text = (
-            f"step {step}: the student's text may have collapsed: {what} is {value:.3g} over {len(self._window)} updates, "
-            f"below {least:.3g}"
-        )
-        self._report_event(Event(step, "collapse", text, {"sign": name, "value": value, "least": least}))
-        if self._config.on_collapse == "stop":
-            raise TrainingError(
-                f"{text} (guards.on_collapse = stop); resume from an earlier checkpoint with a lower learning rate or more "
-                "gold answers, or set guards.on_collapse=warn in a new folder"
-            )
-
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
+        """The state to be saved in checkpoints."""
         return {"window": list(self._window), "best_ended": self._best_ended, "alarms": sorted(self._alarms)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._window = deque(state["window"], maxlen=self._config.collapse_window)
-        self._best_ended, self._alarms = state["best_ended"], set(state["alarms"])
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Restore a state that `state_dict` returned."""
+        self._window = deque(cast(list[dict[str, float]], state["window"]), maxlen=self._config.collapse_window)
+        self._best_ended, self._alarms = cast(float, state["best_ended"]), set(cast(list[str], state["alarms"]))
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -1,9 +1,10 @@
-"""Events that guards report: a sentence for the terminal, and data for metrics.jsonl."""
+"""Events that guards report: a sentence and data for metrics.jsonl."""
 
-import math
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from redistill.records import Json
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class Event:
     step: int
     name: str
     text: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
 
-    def line(self) -> dict[str, Any]:
+    def line(self) -> Mapping[str, Json]:
         """The event as a line of metrics.jsonl.
 
         Example:
@@ -35,10 +36,12 @@ class Event:
 ReportEvent = Callable[[Event], None]
 
 
-def without_nan(value: Any) -> Any:
-    """`value` with None in place of every non-finite number in it."""
-    if isinstance(value, Mapping):
-        return {name: without_nan(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def without_nan(facts: Mapping[str, object]) -> Mapping[str, Json]:
+    """`facts` as JSON, with None in place of every non-finite number.
+
+    Example:
+        >>> without_nan({"loss": float("nan"), "samples": (1, 2)})
+        {'loss': None, 'samples': [1, 2]}
+    """
+    found: Mapping[str, Json] = json.loads(json.dumps(facts), parse_constant=lambda name: None)
+    return found

@@ -1,13 +1,15 @@
-"""Statistics of both models' logits on the micro-batches of a skipped update, for guard-step-N.json only."""
+"""Statistics of both models' logits in an update that was skipped.
+
+For guard-step-N.json only.
+"""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from redistill.contracts import Batch, Teacher
+from redistill.interfaces import Autocast
 from redistill.models.student import StudentModule
 from redistill.vocab_pass.rules import whole
 from redistill.vocab_pass.walk import cuts
@@ -17,12 +19,11 @@ ROWS_AT_ONCE = 64
 
 @torch.no_grad()
 def read_again(
-    batches: Sequence[Batch],
-    student: StudentModule,
-    teacher: Teacher | None,
-    autocast: Callable[[], AbstractContextManager[Any]],
-) -> list[dict[str, Any]]:
-    """The range of the student's logits and of the teacher's log-probabilities on each micro-batch's rows.
+    batches: Sequence[Batch], student: StudentModule, teacher: Teacher | None, autocast: Autocast
+) -> list[Mapping[str, object]]:
+    """The range of both models' numbers on the rows of each micro-batch.
+
+    These are the logits of the student and the logits or log-probabilities of the teacher.
 
     The student runs in evaluation mode, so a fault that only dropout causes is not reproduced.
 
@@ -37,51 +38,30 @@ def read_again(
         class and is valid), and "samples_not_finite", the samples that contain them.
     """
     student.eval()
-    found: list[dict[str, Any]] = []
+    found: list[Mapping[str, object]] = []
     for batch in batches:
         with autocast():
             hidden_ND, head = student.rows(batch)
-        statistics = _Statistics(batch)
-        for rows in cuts(slice(0, len(hidden_ND)), ROWS_AT_ONCE):
-            with autocast():
-                statistics.add(head.logits(hidden_ND[rows]), rows)
-        about: dict[str, Any] = {"role": batch.role, "samples": list(batch.samples), "origins": list(batch.origins)}
-        about["student"] = statistics.described()
+            blocks = cuts(slice(0, len(hidden_ND)), ROWS_AT_ONCE)
+            read = {"student": _statistics(batch, ((rows, head.logits(hidden_ND[rows])) for rows in blocks))}
         if teacher is not None and batch.num_sampled_rows:
-            target, statistics = teacher.rows(batch), _Statistics(batch)
-            for rows in cuts(slice(0, batch.num_sampled_rows), ROWS_AT_ONCE):
-                statistics.add(whole(target(rows)), rows)
-            about["teacher"] = statistics.described()
-        found.append(about)
+            target, blocks = teacher.rows(batch), cuts(slice(0, batch.num_sampled_rows), ROWS_AT_ONCE)
+            read["teacher"] = _statistics(batch, ((rows, whole(target(rows))) for rows in blocks))
+        found.append({"role": batch.role, "samples": batch.samples, "origins": batch.origins, **read})
     return found
 
 
-class _Statistics:
+def _statistics(batch: Batch, blocks: Iterable[tuple[slice, torch.Tensor]]) -> Mapping[str, object]:
     """Range and non-finite numbers of a micro-batch's rows, accumulated over blocks of rows."""
-
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-        self._least, self._most, self._sum = math.inf, -math.inf, 0.0
-        self._finite = self._not_finite = 0
-        self._faulty_samples: set[int] = set()
-
-    def add(self, numbers_CV: torch.Tensor, rows: slice) -> None:
+    least, most, total, num_finite, num_faults, faulty = math.inf, -math.inf, 0.0, 0, 0, set[int]()
+    for rows, numbers_CV in blocks:
         fault_CV = numbers_CV.isnan() | numbers_CV.isposinf()
+        num_faults += int(fault_CV.sum())
         good = numbers_CV[numbers_CV.isfinite()].double()
-        self._finite += good.numel()
-        self._not_finite += int(fault_CV.sum())
         if good.numel():
-            self._least, self._most = min(self._least, float(good.min())), max(self._most, float(good.max()))
-            self._sum += float(good.sum())
-        sequences = self._batch.sequence_N[rows][fault_CV.any(dim=-1)].unique().tolist()
-        self._faulty_samples |= {self._batch.samples[sequence] for sequence in sequences}
-
-    def described(self) -> dict[str, Any]:
-        has_any = self._finite > 0
-        return {
-            "min": self._least if has_any else None,
-            "max": self._most if has_any else None,
-            "mean": self._sum / self._finite if has_any else None,
-            "not_finite": self._not_finite,
-            "samples_not_finite": sorted(self._faulty_samples),
-        }
+            num_finite, total = num_finite + good.numel(), total + float(good.sum())
+            least, most = min(least, float(good.min())), max(most, float(good.max()))
+        sequences = batch.sequence_N[rows][fault_CV.any(dim=-1)].unique().tolist()
+        faulty |= {batch.samples[sequence] for sequence in sequences}
+    low, high, mean = (least, most, total / num_finite) if num_finite else (None, None, None)
+    return {"min": low, "max": high, "mean": mean, "not_finite": num_faults, "samples_not_finite": sorted(faulty)}

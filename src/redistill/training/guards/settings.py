@@ -9,7 +9,9 @@ from redistill.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """How a run reacts to non-finite updates, loss spikes and text collapse; each event is a line in metrics.jsonl.
+    """How a run reacts to non-finite updates, loss spikes and text collapse.
+
+    Each event is a line in metrics.jsonl.
 
     Args:
         max_skips: Consecutive updates that may be skipped, >= 0; the next one ends the run.  0 ends it at the first.
@@ -26,6 +28,16 @@ class GuardConfig:
 
     Raises:
         ConfigError: a value out of range.
+
+    Example:
+        >>> GuardConfig(on_spike="skip").max_skips
+        3
+        >>> GuardConfig(spike_factor=1.0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: spike_factor = 1.0: must be > 1 and finite; 5 is usual
+
+    See also: SpikeDetector, which has the formula.
     """
 
     max_skips: int = 3

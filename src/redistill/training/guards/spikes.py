@@ -4,7 +4,9 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from statistics import median
-from typing import Any
+from typing import cast
+
+from redistill.records import Json
 
 WINDOW = 64
 FEWEST = 10
@@ -15,14 +17,15 @@ MAD_TO_SIGMA = 1.4826  # of a normal distribution
 
 
 class SpikeDetector:
-    r"""Detects a loss spike, by the median and the median absolute deviation (MAD) of the logarithms of recent losses.
+    r"""Detects a loss spike, by the logarithms of recent losses.
 
     .. math:: \log|L| - m > \min\bigl(\max(8 \cdot 1.4826\,\mathrm{MAD},\ \log f),\ \max(\log 15,\ \log f)\bigr)
 
-    where m and MAD are of log|L| over the last 64 updates, and f is `factor`.  Logarithms, since the deviation of a loss grows
-    with the loss; medians, since a spike must not raise the threshold for the next one.  The threshold is at most max(15, f)
-    times the median, so that 100 times a usual loss is detected at any deviation.  The first 10 losses are not checked.  The
-    window includes spikes: a loss that stays high is the new baseline once it fills half of the window.
+    where the median m and the median absolute deviation MAD are of log|L| over the last 64 updates, and f is `factor`.
+    Logarithms, since the deviation of a loss grows with the loss; medians, since a spike must not raise the threshold for the
+    next one.  The threshold is at most max(15, f) times the median, so that 100 times a usual loss is detected at any
+    deviation.  The first 10 losses are not checked.  The window includes spikes: a loss that stays high is the new baseline
+    once it fills half of the window.
 
     Args:
         factor: A spike is at least this many times the median, > 1.
@@ -39,7 +42,10 @@ class SpikeDetector:
         self._recent: deque[float] = deque(maxlen=WINDOW)  # log|L|
 
     def check(self, loss: float) -> float | None:
-        """Add a finite loss; returns its ratio to the median of |loss| if it is a spike, else None."""
+        """Add a finite loss.
+
+        Returns its ratio to the median of |loss| if it is a spike, else None.
+        """
         assert math.isfinite(loss), "UpdateGuard handles losses that are not finite"
         value = math.log(max(abs(loss), TINY))
         ratio = None
@@ -47,14 +53,15 @@ class SpikeDetector:
             middle = median(self._recent)
             spread = MAD_TO_SIGMA * median(abs(other - middle) for other in self._recent)
             least = math.log(self._factor)
-            threshold = min(max(DEVIATIONS * spread, least), max(math.log(LARGEST_FACTOR), least))
-            if value - middle > threshold:
+            if value - middle > min(max(DEVIATIONS * spread, least), max(math.log(LARGEST_FACTOR), least)):
                 ratio = math.exp(value - middle)
         self._recent.append(value)
         return ratio
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
+        """The state to be saved in checkpoints."""
         return {"recent": list(self._recent)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._recent = deque(state["recent"], maxlen=WINDOW)
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Restore a state that `state_dict` returned."""
+        self._recent = deque(cast(list[float], state["recent"]), maxlen=WINDOW)

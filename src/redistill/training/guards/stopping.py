@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 from redistill.errors import ConfigError
+from redistill.records import Json
 
 
 class EarlyStopping:
-    """Ends training when the score has not improved for `patience` validations in a row.
+    """Ends training when `patience` validations in a row had no better score.
 
     Args:
         patience: Number of validations, >= 1; None never stops.
@@ -41,8 +42,10 @@ class EarlyStopping:
             self.without_gain += 1
         return self.patience is not None and self.without_gain >= self.patience
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
+        """The state to be saved in checkpoints."""
         return {"best": self.best, "without_gain": self.without_gain}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.best, self.without_gain = state["best"], state["without_gain"]
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Restore a state that `state_dict` returned."""
+        self.best, self.without_gain = cast(float | None, state["best"]), cast(int, state["without_gain"])

@@ -1,12 +1,15 @@
-"""Decides whether an update is applied: it must be finite, and its loss can be checked for a spike."""
+"""Decides whether an update is applied: it must be finite, and no spike."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+from redistill.contracts import ONE_PROCESS
 from redistill.errors import TrainingError
+from redistill.interfaces import Gather
+from redistill.records import Json
 from redistill.storage import files
 from redistill.training.guards.events import Event, ReportEvent, without_nan
 from redistill.training.guards.settings import GuardConfig
@@ -17,7 +20,9 @@ LISTED_SAMPLES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """An update that has not been applied yet; its numbers are those of the global batch.
+    """An update that has not been applied yet.
+
+    Its numbers are those of the global batch.
 
     Args:
         step: Number of the update, from 1, as in metrics.jsonl.
@@ -33,20 +38,18 @@ class Update:
     norms: Mapping[str, float]
     teacher_rows: int
     samples: Sequence[int]
-    read: Callable[[], list[dict[str, Any]]]
-
-    @property
-    def loss(self) -> float:
-        return self.metrics["loss"]
+    read: Callable[[], list[Mapping[str, object]]]
 
     @property
     def is_finite(self) -> bool:
         """Whether the loss, the gradient norms and the teacher's logits are all finite."""
-        return self.teacher_rows == 0 and all(map(math.isfinite, (self.loss, *self.norms.values())))
+        return self.teacher_rows == 0 and all(map(math.isfinite, (self.metrics["loss"], *self.norms.values())))
 
 
 class UpdateGuard:
-    """Skips non-finite updates, reports loss spikes, and ends the run after too many skips in a row.
+    """Skips non-finite updates, and ends the run after too many in a row.
+
+    It reports loss spikes too, and skips them if configured.
 
     Args:
         config: The limit of skips, and the handling of spikes.
@@ -63,7 +66,7 @@ class UpdateGuard:
         *,
         folder: Path,
         report_event: ReportEvent = lambda event: None,
-        gather: Callable[[list[Any]], list[Any]] = lambda values: values,
+        gather: Gather = ONE_PROCESS.gather,
         is_main: bool = True,
         record: Callable[[int], str] = str,
     ) -> None:
@@ -79,63 +82,57 @@ class UpdateGuard:
         Raises:
             TrainingError: more than `max_skips` updates in a row were skipped.
         """
-        ratio = self._spikes.check(update.loss) if update.is_finite else None
+        loss = update.metrics["loss"]
+        ratio = self._spikes.check(loss) if update.is_finite else None
         if update.is_finite and ratio is None:
             self._skips_in_a_row = 0
             return True
         samples = sorted(set(self._gather(list(update.samples))))
-        what = _fault(update) if ratio is None else f"loss {update.loss:.4g} is {ratio:.3g} times the median of recent losses"
+        what = _fault(update) if ratio is None else f"loss {loss:.4g} is {ratio:.3g} times the median of recent losses"
         skipped = ratio is None or self._config.on_spike == "skip"
         text = f"step {update.step}: {what}; samples {_listed(samples)}" + ("; update skipped" if skipped else "")
-        name = "not_finite" if ratio is None else "loss_spike"
-        self._report_event(Event(update.step, name, text, _facts(update, ratio, samples)))
+        spike = {} if ratio is None else {"times_median": ratio}
+        about = {"teacher_rows_not_finite": update.teacher_rows, "samples": samples}
+        facts = {**update.metrics, **update.norms, **spike, **about}
+        self._report_event(Event(update.step, "not_finite" if ratio is None else "loss_spike", text, facts))
         if not skipped:
             self._skips_in_a_row = 0
             return True
         self._skips_in_a_row += 1
         self._skips += 1
         if self._skips_in_a_row > self._config.max_skips:
-            self._stop(update, what, ratio, samples)
+            self._stop(update, what, facts, samples)
         return False
 
-    def _stop(self, update: Update, what: str, ratio: float | None, samples: Sequence[int]) -> None:
+    def _stop(self, update: Update, what: str, facts: Mapping[str, object], samples: Sequence[int]) -> None:
         """Write the details of the last update, and end the run."""
         path = self._folder / f"guard-step-{update.step}.json"
         readings = self._gather(update.read())
         if self._is_main:
-            described = _facts(update, ratio, samples) | {
-                "what": what,
-                "records": {str(sample): self._record(sample) for sample in samples},
-                "micro_batches": readings,
-            }
-            files.write_json(path, without_nan(described))
+            records = {str(sample): self._record(sample) for sample in samples}
+            files.write_json(path, without_nan({**facts, "what": what, "records": records, "micro_batches": readings}))
         raise TrainingError(
             f"step {update.step}: {what}; {self._skips_in_a_row} updates in a row were skipped (guards.max_skips = "
             f"{self._config.max_skips}); samples {_listed(samples)}; check these rows and {path}, or lower the learning "
             "rate, and resume from the last checkpoint"
         )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, Json]:
+        """The state to be saved in checkpoints."""
         return {"skips_in_a_row": self._skips_in_a_row, "skips": self._skips, "spikes": self._spikes.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._skips_in_a_row, self._skips = state["skips_in_a_row"], state["skips"]
-        self._spikes.load_state_dict(state["spikes"])
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Restore a state that `state_dict` returned."""
+        self._skips_in_a_row, self._skips = cast(int, state["skips_in_a_row"]), cast(int, state["skips"])
+        self._spikes.load_state_dict(cast(Mapping[str, Json], state["spikes"]))
 
 
 def _fault(update: Update) -> str:
     """Which numbers are not finite; the teacher's first, since the learning rate has no effect on them."""
-    numbers = f"loss {update.loss} and gradient norm {' and '.join(map(str, update.norms.values()))}"
+    numbers = f"loss {update.metrics['loss']} and gradient norm {' and '.join(map(str, update.norms.values()))}"
     if update.teacher_rows:
         return f"the teacher's logits are not finite in {update.teacher_rows} rows ({numbers})"
     return f"{numbers}, not finite"
-
-
-def _facts(update: Update, ratio: float | None, samples: Sequence[int]) -> dict[str, Any]:
-    facts: dict[str, Any] = {**update.metrics, **update.norms}
-    if ratio is not None:
-        facts["times_median"] = ratio
-    return facts | {"teacher_rows_not_finite": update.teacher_rows, "samples": list(samples)}
 
 
 def _listed(samples: Sequence[int]) -> str:

@@ -1,0 +1,97 @@
+"""Standard streams whose errors do not stop the work: a closed pipe, a full disk, a stream closed by the caller.
+
+A run must not lose its updates because the process that reads its log lines has exited.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class _Descriptor(io.FileIO):
+    """A file descriptor whose failed writes are discarded."""
+
+    error: OSError | None = None
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            # None: a pipe without room, whose reader is slow. These lines are lost, later ones are not.
+            return super().write(data) or memoryview(data).nbytes
+        except OSError as error:
+            self.error = self.error or error
+            return memoryview(data).nbytes
+
+
+class TolerantStream(io.TextIOWrapper):
+    """A text stream on a file descriptor that raises no error when it cannot be written.
+
+    Args:
+        descriptor: An open file descriptor; it stays open.
+        like: The stream that is replaced, with its encoding.
+    """
+
+    def __init__(self, descriptor: int, like: TextIO | None) -> None:
+        self._raw_stream = _Descriptor(descriptor, "w", closefd=False)
+        encoding = "utf-8" if like is None else like.encoding
+        super().__init__(io.BufferedWriter(self._raw_stream), encoding, "backslashreplace", line_buffering=True)
+
+    @property
+    def error(self) -> OSError | None:
+        """The first error of a write; None without one."""
+        return self._raw_stream.error
+
+    @property
+    def is_closed_pipe(self) -> bool:
+        """True if the process that reads the pipe has exited."""
+        return self.error is not None and self.error.errno == errno.EPIPE
+
+
+@contextlib.contextmanager
+def tolerant_streams() -> Iterator[None]:
+    """Context in which sys.stdout and sys.stderr are tolerant streams.
+
+    A standard descriptor that the caller has closed is opened on the null device first: the next file that is opened, such as
+    a checkpoint, would otherwise get its number and receive the log lines. Streams without a descriptor are left alone.
+    """
+    _open_standard_descriptors()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = tolerant(sys.stdout, 1), tolerant(sys.stderr, 2)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _open_standard_descriptors() -> None:
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if descriptor == 0 else os.O_WRONLY)  # takes the lowest free number
+
+
+def tolerant(stream: TextIO | None, descriptor: int) -> TextIO:
+    """A tolerant stream in place of `stream`, or `stream` itself if it has no file descriptor.
+
+    Args:
+        stream: A standard stream; None if it was closed before Python started.
+        descriptor: The file descriptor that is used if `stream` is None.
+    """
+    if isinstance(stream, TolerantStream):
+        return stream
+    try:
+        if stream is not None:
+            stream.flush()
+            descriptor = stream.fileno()
+        return TolerantStream(descriptor, stream)
+    except (OSError, ValueError):  # a stream in memory, or closed
+        return stream or io.StringIO()

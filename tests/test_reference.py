@@ -1,0 +1,137 @@
+"""Public names have docstrings that a reference page can be generated from.
+
+The names are those that the packages export, and every class that a recipe can select.
+"""
+
+import dataclasses
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+from redistill.data import tasks
+from redistill.evaluation import metrics
+from tests.configuration_page import sections
+
+EXPORTS = (
+    "redistill",
+    "redistill.losses",
+    "redistill.losses.divergences",
+    "redistill.policies",
+    "redistill.vocab_pass",
+    "redistill.testing",
+    "redistill.data.tasks",
+)
+"""Packages whose `__all__`, if they have one, is public."""
+
+MODULES = (
+    "redistill.contracts",
+    "redistill.records",
+    "redistill.errors",
+    "redistill.generation.local",
+    "redistill.generation.external",
+    "redistill.teachers.local",
+    "redistill.processes.placement",
+)
+"""Modules whose classes and functions are public."""
+
+
+def submodules(package: ModuleType) -> list[ModuleType]:
+    return [importlib.import_module(f"{package.__name__}.{found.name}") for found in pkgutil.iter_modules(package.__path__)]
+
+
+def defined(module: ModuleType) -> Iterator[object]:
+    """The public classes and functions that a module defines."""
+    for name, value in vars(module).items():
+        if (
+            not name.startswith("_")
+            and getattr(value, "__module__", None) == module.__name__
+            and hasattr(value, "__qualname__")
+        ):
+            yield value
+
+
+def public() -> dict[str, object]:
+    """Name -> class or function."""
+    found = [section.node for section in sections()]
+    for name in EXPORTS:
+        package = importlib.import_module(name)
+        found += [getattr(package, exported) for exported in getattr(package, "__all__", ())]
+    for module in [*map(importlib.import_module, MODULES), *submodules(metrics)]:
+        found += defined(module)
+    return {
+        f"{value.__module__}.{value.__qualname__}": value
+        for value in found
+        if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__.startswith("redistill")
+    }
+
+
+PUBLIC = public()
+TEST_SETS = [module for module in submodules(tasks) if hasattr(module, "TASK")]
+
+NEEDS_MODELS = {"redistill.runs.run.distill", "redistill.runs.run.train_student"}
+"""Names whose example is shown and not executed, since it trains a model from the hub."""
+
+every_name = pytest.mark.parametrize("name", PUBLIC)
+
+
+def described(value: object) -> set[str]:
+    """The names under Args, also those of parent classes."""
+    names: set[str] = set()
+    for part in value.__mro__ if inspect.isclass(value) else (value,):
+        doc = inspect.cleandoc(part.__doc__ or "")
+        block = re.search(r"^Args:\n((?:    .*\n|\n)*)", doc + "\n", re.MULTILINE)
+        for entry in re.findall(r"^    (\w[\w, ]*):", block[1] if block else "", re.MULTILINE):
+            names |= set(re.split(r",\s*", entry))
+    return names
+
+
+def parameters(value: object) -> set[str]:
+    """The fields of a dataclass that its constructor takes, or the parameters of a function or constructor."""
+    if dataclasses.is_dataclass(value):
+        return {field.name for field in dataclasses.fields(value) if field.init}
+    if inspect.isclass(value):
+        takes = vars(value).get("__init__")
+        if not inspect.isfunction(takes) or getattr(value, "_is_protocol", False):
+            return set(getattr(value, "_fields", ()))
+        return set(inspect.signature(takes).parameters) - {"self"}
+    return set(inspect.signature(value).parameters)
+
+
+def test_the_names_are_found() -> None:
+    assert {"redistill.runs.run.distill", "redistill.losses.divergences.kl.ForwardKL", "redistill.contracts.Batch"} <= set(
+        PUBLIC
+    )
+    assert {module.TASK.name for module in TEST_SETS} == set(tasks.TASKS)
+
+
+@every_name
+def test_a_public_name_is_described_in_one_short_line(name: str) -> None:
+    first = inspect.cleandoc(PUBLIC[name].__doc__ or "").partition("\n")[0]
+    assert 0 < len(first) <= 80 and not first.startswith("Computes"), first
+
+
+@every_name
+def test_a_public_name_has_an_example(name: str) -> None:
+    doc = PUBLIC[name].__doc__ or ""
+    assert "Example:" in doc, "no Example"
+    lines = doctest.DocTestParser().get_examples(doc.partition("Example:")[2])
+    assert lines, "the Example has no code"
+    is_executed = not all(doctest.SKIP in line.options for line in lines)
+    assert is_executed != (name in NEEDS_MODELS), "the Example is not executed"
+
+
+@every_name
+def test_every_parameter_of_a_public_name_is_described(name: str) -> None:
+    assert parameters(PUBLIC[name]) - described(PUBLIC[name]) == set()
+
+
+@pytest.mark.parametrize("module", TEST_SETS, ids=lambda module: module.TASK.name)
+def test_a_test_set_has_a_source_and_an_example(module: ModuleType) -> None:
+    doc = module.__doc__ or ""
+    assert "Source:" in doc and doctest.DocTestParser().get_examples(doc.partition("Example:")[2])
