@@ -207,22 +207,14 @@ def check_data(
     earlier = (":".join(map(str, together.where(k))) if k != index else None for index, k in enumerate(first))
     checks = []
     for check, records in surveys:
-        earlier_of = itertools.islice(earlier, len(records))  # consumed source by source
-        repeats = [Repeat(line=records.where(k)[1], of=of, how="duplicate") for k, of in enumerate(earlier_of) if of]
-        leaks = (_leak(record, test_origins) for record in (records if test_origins else ()))
-        repeats += [repeat for repeat in leaks if repeat is not None]
+        of_rows = enumerate(itertools.islice(earlier, len(records)))  # consumed source by source
+        repeats = [Repeat(line=records.where(k)[1], of=of, how="duplicate") for k, of in of_rows if of]
+        repeats += filter(None, (_leak(record, test_origins) for record in (records if test_origins else ())))
         measured = _Measured() if tokenizer is None or not records else _measured(records, tokenizer, limits)
         unusable = tuple(sorted((*check.unusable, *measured.unlearnable), key=lambda row: row.line))
-        checks.append(
-            dataclasses.replace(
-                check,
-                rows=check.rows - len(measured.unlearnable),
-                unusable=unusable,
-                repeats=tuple(repeats),
-                tokens=measured.tokens,
-                special_tokens=measured.special_tokens,
-            )
-        )
+        usable = check.rows - len(measured.unlearnable)
+        check = dataclasses.replace(check, rows=usable, unusable=unusable, repeats=tuple(repeats))
+        checks.append(dataclasses.replace(check, tokens=measured.tokens, special_tokens=measured.special_tokens))
     return [*checks, *test_checks]
 
 

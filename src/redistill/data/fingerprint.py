@@ -1,4 +1,7 @@
-"""Keys of cached data: a hash of everything that the data depends on, with the code that makes it."""
+"""Keys of cached data.
+
+A key is a hash of everything that the data depends on, with the code that makes it.
+"""
 
 import hashlib
 import importlib.metadata
@@ -17,15 +20,18 @@ CACHED_BYTES = 200_000
 
 
 def fingerprint(*parts: Json) -> str:
-    """A hexadecimal hash of `parts`, of the code of this package, and of the libraries that it uses."""
+    """A hexadecimal hash of `parts` and of the code.
+
+    The code is that of this package, and the versions of the libraries that it uses.
+    """
     described = json.dumps([_code(), *parts], sort_keys=True)
     return hashlib.sha256(described.encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """A hash of the class and of all files of a tokenizer, which include its chat template.
+    """A hash of the class and of all files of a tokenizer.
 
-    A chat template that prints the date changes the hash once a day.
+    They include its chat template.  A chat template that prints the date changes the hash once a day.
     """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(Path(folder))

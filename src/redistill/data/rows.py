@@ -36,7 +36,10 @@ def question(record: Record) -> Question:
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """Pauses the search for reference cycles, which takes a quarter of the time of a loop that creates many objects."""
+    """Context without the search for reference cycles.
+
+    The search takes a quarter of the time of a loop that creates many objects.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -193,7 +196,10 @@ class Rows(Sequence[Record]):
 
 
 def asks_one_of(rows: Rows, questions: Iterable[bytes]) -> np.ndarray:
-    """For each record, whether the hash of its prompt is among `questions`, as `question_digest` returns them."""
+    """A mask of the records with one of `questions` as their prompt.
+
+    The questions are hashes, as `question_digest` returns them.
+    """
     wanted = np.frombuffer(b"".join(questions), dtype=np.int64).reshape(-1, 2)
     found = rows.questions
     maybe = np.flatnonzero(np.isin(found[:, 0], wanted[:, 0]))

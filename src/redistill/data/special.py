@@ -35,7 +35,10 @@ class SpecialTokens:
         self._joined = "\0".join(self.texts)
 
     def find(self, text: str, literal: Sequence[Range] = ()) -> list[Range]:
-        """The special tokens in `text` that do not overlap a range of `literal`, from left to right, the longest first."""
+        """The ranges of special tokens in `text`, from left to right.
+
+        Of two at one place it is the longer one.  Those that overlap a range of `literal` are left out.
+        """
         if not any(letter in text for letter in self._first):
             return []
         found = [match.span() for match in self._pattern.finditer(text)]
@@ -46,9 +49,9 @@ class SpecialTokens:
         return Counter(text[start:end] for text in texts for start, end in self.find(text))
 
     def literal_ranges(self, text: str, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]) -> list[Range]:
-        """The ranges of special tokens in a rendered conversation that stem, at least in part, from contents of messages.
+        """The ranges of special tokens in a conversation that stem from its messages.
 
-        Characters that may belong to such a token are marked with a private character, and the conversation is rendered again.
+        A token that stems from a message only in part counts, too.  Characters that may belong to such a token are marked with a private character, and the conversation is rendered again.
         A token that the template itself searches for, as a marked conversation shows, remains special.
 
         Args:

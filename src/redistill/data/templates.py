@@ -82,7 +82,10 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | Non
 
 
 def literal_ranges(prompt: Prompt, text: str, tokenizer: Tokenizer, special: SpecialTokens) -> tuple[Range, ...]:
-    """The character ranges of special tokens in a prompt, rendered by a chat template, that stem from its messages."""
+    """The ranges of special tokens in a rendered prompt that are text.
+
+    They stem from its messages, and not from the chat template that rendered it.
+    """
     return _literal_ranges(turns_of(prompt), text, tokenizer, special, add_generation_prompt=True)
 
 

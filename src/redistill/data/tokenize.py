@@ -1,7 +1,5 @@
 """Tokenization of records.
 
-No other module determines where a prompt ends and an answer begins.
-
 Training and evaluation build prompts with the same code, so a model is evaluated on the prompts that it was trained on.  The
 special tokens that the tokenizer puts before a text by default (BOS for Llama, </s> for OPT, none for GPT-2 and Qwen) are added
 in training *and* in evaluation; published code adds them in only one of the two.  A chat template contains its own special
@@ -11,24 +9,24 @@ tokens, so none are added to it.
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypedDict, cast, get_args
+from typing import Literal, TypedDict, cast, get_args
 
 import numpy as np
 
-from redistill.data.encoding import CHARACTERS_AT_ONCE, Text, TextEncoder
+from redistill.data.encoding import CHARACTERS_AT_ONCE
 from redistill.data.examples import ExampleBuilder, Examples
 from redistill.data.fingerprint import CACHED_BYTES, fingerprint, tokenizer_hash
 from redistill.data.forms import texts_of
 from redistill.data.rows import Rows, collection_paused
-from redistill.data.special import Range, SpecialTokenCounts, SpecialTokens
-from redistill.data.templates import Template, literal_ranges, render_prompt, render_transcript
+from redistill.data.sequences import SequenceEncoder
+from redistill.data.special import SpecialTokenCounts
+from redistill.data.templates import Template
 from redistill.errors import ConfigError, DataError, ModelError
 from redistill.interfaces import Tokenizer
 from redistill.processes import signals
-from redistill.randomness import generator
-from redistill.records import Json, RawPrompt, Record
+from redistill.records import Json, Record
 from redistill.storage.cache import Stored, cached
 
 Supervise = Literal["last", "every"]
@@ -149,7 +147,7 @@ def tokenize_training(
         )
 
     def make() -> Stored:
-        return _tokenized(records, _Encoder(tokenizer, config), end_id, seed)
+        return _tokenized(records, SequenceEncoder(tokenizer, config), end_id, seed)
 
     if cache is not None and isinstance(records, Rows) and records.num_bytes >= CACHED_BYTES:
         settings = {**dataclasses.asdict(config), "seed": seed if config.reference == "random" else None}
@@ -169,7 +167,7 @@ def tokenize_training(
 
 
 @collection_paused()
-def _tokenized(records: Sequence[Record], encoder: "_Encoder", end_id: int, seed: int) -> Stored:
+def _tokenized(records: Sequence[Record], encoder: SequenceEncoder, end_id: int, seed: int) -> Stored:
     """The examples as arrays, and the records that were left out."""
     config, examples = encoder.config, ExampleBuilder()
     rejected: list[Json] = []
@@ -247,7 +245,7 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: To
         ConfigError: "chat" with a tokenizer that has no chat template.
         DataError: the chat template rejects a prompt, or a prompt has no token.
     """
-    encoder = _Encoder(tokenizer, config)
+    encoder = SequenceEncoder(tokenizer, config)
     prompts: list[tuple[int, ...]] = []
     for _, batch in _batches(records, "first"):
         for record, ids in zip(batch, encoder.prompts(batch)):
@@ -266,167 +264,3 @@ def response_text(ids: Sequence[int], tokenizer: Tokenizer, end_ids: Sequence[in
     """Decode an answer up to its end token; strips special tokens and white space."""
     answer = list(itertools.takewhile(lambda token: token not in end_ids, ids))
     return tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-
-
-def _chosen(references: tuple[str, ...], reference: Reference, seed: int, sample: int) -> str:
-    """The reference to train on; ties go to the first."""
-    if reference == "longest":
-        return max(references, key=len)
-    if reference == "shortest":
-        return min(references, key=len)
-    if reference == "random":
-        return references[int(generator(seed, "reference", sample).integers(len(references)))]
-    return references[0]
-
-
-class _Spelled(NamedTuple):
-    """Token ids of a conversation.
-
-    Args:
-        ids: Token ids, without the end token where the template has none.
-        supervised: For each id, whether it is a target.
-        prompt: Number of ids before the last answer.
-        ended: Whether the last answer has its end token.
-    """
-
-    ids: list[int]
-    supervised: list[bool]
-    prompt: int
-    ended: bool
-
-    def with_end(self, end_id: int) -> tuple[list[int], list[bool]]:
-        """The ids and targets with the end token."""
-        return (self.ids, self.supervised) if self.ended else ([*self.ids, end_id], [*self.supervised, True])
-
-
-_Steps = Generator[list[Text], list[list[int]], _Spelled]
-"""A generator that yields texts to encode, is sent their ids, and returns the result."""
-
-
-class _Encoder:
-    """Encodes records as token ids, for one tokenizer and template.
-
-    In an Alpaca prompt, special tokens in the text of the row are encoded as plain text: a literal "<|endoftext|>" is no end
-    token.  A chat template contains special tokens, and those in its messages are encoded as plain text.  Special tokens of raw
-    prompts, and of their answers, are special.  `counts` has the number of both.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, config: TokenizeConfig) -> None:
-        self._tokenizer, self.config = tokenizer, config
-        self._special, self.counts = SpecialTokens(tokenizer), SpecialTokenCounts()
-        self._texts = TextEncoder(tokenizer, self._special)
-        self._front: list[int] = []  # the special tokens that the tokenizer puts before a text by default
-        if config.template != "chat":
-            plain, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-            self._front = full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
-
-    def prompts(self, records: Sequence[Record]) -> list["list[int] | DataError"]:
-        """The token ids of each prompt, or why it cannot be rendered."""
-        template = self.config.template
-        found: list[list[int] | DataError] = []
-        texts: list[Text] = []
-        for record in records:
-            signals.poll()
-            try:
-                text = render_prompt(record.prompt, template, self._tokenizer)
-                literal = literal_ranges(record.prompt, text, self._tokenizer, self._special) if template == "chat" else ()
-            except DataError as error:
-                found.append(error)
-            else:
-                texts.append(self._text(record, text, literal))
-                found.append([])
-        encoded = iter(self._texts.encode(texts))
-        return [ids if isinstance(ids, DataError) else self._with_front(next(encoded)) for ids in found]
-
-    def spelled(self, records: Sequence[Record], seed: int, sample: int) -> Iterator["_Spelled | DataError"]:
-        """The ids of each record with its answer, or why it has none.
-
-        Args:
-            records: A batch.
-            seed: Seed of the run.
-            sample: The sample of the first record that is kept.
-        """
-        known: dict[tuple[int, str], _Spelled | DataError] = {}
-        may_vary = self.config.reference == "random" and any(len(record.references) > 1 for record in records)
-        done = 0
-        while done < len(records):
-            chosen = [self._chosen(records[k], seed, sample + k - done) for k in range(done, len(records))]
-            new = [(k, answer) for k, answer in enumerate(chosen, done) if answer is not None and (k, answer) not in known]
-            known |= zip(new, self._results([self._steps(records[k], answer) for k, answer in new]))
-            for answer in chosen:
-                found = DataError("the record has no answer") if answer is None else known[done, answer]
-                self.counts.add(records[done], answer, self._special, self.config.template)
-                yield found
-                done += 1
-                is_kept = isinstance(found, _Spelled) and found.prompt <= self.config.prompt_tokens
-                sample += is_kept
-                if may_vary and not is_kept:  # the samples of the records after it are lower by one
-                    break
-
-    def _chosen(self, record: Record, seed: int, sample: int) -> str | None:
-        return _chosen(record.references, self.config.reference, seed, sample) if record.references else None
-
-    def _results(self, tasks: Sequence[_Steps]) -> list["_Spelled | DataError"]:
-        """The results of generators; the texts that they request at the same time are encoded together."""
-        results: dict[int, _Spelled | DataError] = {}
-        waiting: dict[int, list[Text]] = {}
-
-        def proceed(number: int, ids: list[list[int]] | None) -> None:
-            try:
-                waiting[number] = next(tasks[number]) if ids is None else tasks[number].send(ids)
-            except StopIteration as finished:
-                results[number] = finished.value
-            except DataError as error:
-                results[number] = error
-
-        for number in range(len(tasks)):
-            signals.poll()
-            proceed(number, None)
-        while waiting:
-            requests, waiting = waiting, {}
-            encoded = iter(self._texts.encode([text for texts in requests.values() for text in texts]))
-            for number, texts in requests.items():
-                proceed(number, [next(encoded) for _ in texts])
-        return [results[number] for number in range(len(tasks))]
-
-    def _steps(self, record: Record, answer: str) -> _Steps:
-        """Encode one record; the ids of text[done:until] are those that text[:until] appends to the ids of text[:done]."""
-        config = self.config
-        transcript = render_transcript(
-            record,
-            answer,
-            config.template,
-            self._tokenizer,
-            every_turn=config.supervise == "every",
-            special=self._special,
-        )
-        text, literal = transcript.text, transcript.literal
-        stops = [stop for start_end in transcript.answers for stop in start_end]
-        encoded = yield [self._text(record, text[:stop], literal) for stop in stops]
-        ids: list[int] = []
-        supervised: list[bool] = []
-        prompt = done = 0
-        for number, (stop, alone) in enumerate(zip(stops, encoded)):
-            together = self._with_front(alone)
-            if together[: len(ids)] == ids:
-                ids = together
-            else:
-                shifted = tuple((start - done, end - done) for start, end in literal if start >= done)
-                (more,) = yield [self._text(record, text[done:stop], shifted)]
-                ids = ids + more
-            is_answer = number % 2 == 1
-            prompt = prompt if is_answer else len(ids)
-            supervised += [is_answer] * (len(ids) - len(supervised))
-            done = stop
-        if not ids or supervised[0] or len(ids) == prompt:
-            raise DataError("its prompt or its answer has no tokens in this tokenizer")
-        return _Spelled(ids, supervised, prompt, transcript.ended)
-
-    def _with_front(self, ids: list[int]) -> list[int]:
-        """The ids of the first text of a sequence, with leading special tokens."""
-        return ids if ids[: len(self._front)] == self._front else self._front + ids
-
-    def _text(self, record: Record, text: str, literal: tuple[Range, ...] = ()) -> Text:
-        """A text of the record to encode, with the ranges of `literal` that it contains."""
-        is_data = self.config.template == "alpaca" and not isinstance(record.prompt, RawPrompt)
-        return Text(text, is_data, tuple((start, end) for start, end in literal if end <= len(text)))

@@ -1,4 +1,6 @@
-"""Division of ASCII text into the words that a byte-level BPE tokenizer encodes independently of each other.
+"""Division of ASCII text into words, as byte-level BPE tokenizers divide it.
+
+Such a tokenizer encodes each word independently of the others.
 
 The patterns of pre-tokenizers use Unicode classes that `re` does not have.  In ASCII text each has an equivalent.
 """
@@ -61,7 +63,10 @@ class WordSplitter:
     pattern: re.Pattern[str]
 
     def parts(self, text: str, split: bool) -> list[str]:
-        """The added tokens in a text and what is between them; if `split`, special tokens are not found."""
+        """The added tokens in a text, and what is between them.
+
+        If `split`, special tokens are not found.
+        """
         parts, done = [], 0
         for match in self.pattern.finditer(text):
             if split and self.added[match[0]]:
@@ -83,7 +88,10 @@ class WordSplitter:
 
 
 def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None:
-    """The division of texts by a tokenizer, as JSON; None unless it is byte-level BPE with a known pattern."""
+    """How a tokenizer, described as JSON, divides texts.
+
+    None unless it is byte-level BPE with a known pattern.
+    """
     parts: Mapping[str, Json] = json.loads(described)
     model, normalizer, before, added = (parts.get(name) for name in ("model", "normalizer", "pre_tokenizer", "added_tokens"))
     if not (isinstance(model, dict) and model.get("type") == "BPE" and model.get("dropout") is None):

@@ -36,16 +36,19 @@ class Stored:
 
 
 def cache_folder() -> Path:
-    """The folder of files that can be computed again: $REDISTILL_CACHE, by default ~/.cache/redistill."""
+    """The folder of files that can be computed again.
+
+    It is $REDISTILL_CACHE, by default ~/.cache/redistill.
+    """
     return Path(os.environ.get("REDISTILL_CACHE") or Path.home() / ".cache" / "redistill").expanduser().absolute()
 
 
 def cached(
     kind: str, key: str, make: Callable[[], Stored], *, report: Callable[[str], None], poll: Callable[[], None] = lambda: None
 ) -> Stored:
-    """The stored result of `make`; the first process that needs it computes it, and others wait and map the same file.
+    """The stored result of `make`.
 
-    A cache that cannot be written is no error: the result then stays in memory.
+    The first process that needs it computes it; others wait, and map the same file.  A cache that cannot be written is no error: the result then stays in memory.
 
     Args:
         kind: Subfolder of the cache.
