@@ -51,8 +51,9 @@ class SpecialTokens:
     def literal_ranges(self, text: str, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]) -> list[Range]:
         """The ranges of special tokens in a conversation that stem from its messages.
 
-        A token that stems from a message only in part counts, too.  Characters that may belong to such a token are marked with a private character, and the conversation is rendered again.
-        A token that the template itself searches for, as a marked conversation shows, remains special.
+        A token that stems from a message only in part counts, too.  Characters that may belong to such a token are marked
+        with a private character, and the conversation is rendered again.  A token that the template itself searches for, as
+        the marked conversation shows, remains special.
 
         Args:
             text: The rendered conversation.

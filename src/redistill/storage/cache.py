@@ -48,7 +48,8 @@ def cached(
 ) -> Stored:
     """The stored result of `make`.
 
-    The first process that needs it computes it; others wait, and map the same file.  A cache that cannot be written is no error: the result then stays in memory.
+    The first process that needs it computes it; others wait, and map the same file.  A cache that cannot be
+    written is no error: the result then stays in memory.
 
     Args:
         kind: Subfolder of the cache.
