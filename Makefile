@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: demo test faults golden nightly lint bench clean
+.PHONY: demo test faults golden families oldest nightly lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/redistill demo $(DEMO_ARGS)
@@ -21,8 +21,19 @@ faults: $(VENV)/installed-dev
 golden: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden.record
 
+# Every row of docs/models.md; `make test` tries a few. python -m tests.models.family_page writes the page.
+families: $(VENV)/installed-dev
+	REDISTILL_FAMILIES=whole OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/models/test_family_page.py $(PYTEST_ARGS)
+
+# Models, generation and every method with the lowest release of transformers in pyproject.toml.
+oldest:
+	$(MAKE) $(VENV)-oldest/torch VENV=$(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet -e '.[dev]' \
+	  "$$(grep -o 'transformers>=[0-9.]*' pyproject.toml | sed 's/>=/==/')"
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest tests/models tests/generation tests/integration/test_every_method.py $(PYTEST_ARGS)
+
 # What is too long for every change.
-nightly: faults golden
+nightly: faults golden families oldest
 
 # Every benchmark of docs/performance.md against its rivals, an hour or two on one core: make bench MODEL=folder PROMPTS=rows.jsonl
 bench: $(VENV)/installed-dev
@@ -55,4 +66,4 @@ $(VENV)/installed-dev: $(VENV)/torch pyproject.toml
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) .ci-cache runs dist build
+	rm -rf $(VENV) $(VENV)-oldest .ci-cache runs dist build

@@ -155,6 +155,22 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()
 
 
+def one_line(error: BaseException) -> str:
+    """The type and the message of an exception, in one line.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        "TYPE: MESSAGE"; each sequence of white space in it is one space.
+
+    Example:
+        >>> one_line(ValueError("no such file\\nhint: check the path"))
+        'ValueError: no such file hint: check the path'
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def check_field(settings: object, name: str, is_valid: bool, requirement: str) -> None:
     """Check one field of a group of settings.
 

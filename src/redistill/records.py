@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from redistill.errors import ConfigError, DataError
+from redistill.errors import ConfigError, DataError, one_line
 
 Better = Literal["higher", "lower"]
 """Which of two values of a metric is better."""
@@ -151,9 +151,9 @@ class Metric:
         unit: "%" is in [0, 100] and shown as 12.34; "fraction" is in [0, 1] and shown as 12.3 %; any other unit, such as
             "words", is shown after two decimals; "" is no unit.
         better: Whether a higher or a lower value is better, for ranking models and choosing checkpoints.
-        needs: What it is computed from. "answers" is the text of one answer and its record. The others - a forward pass over
-            the references, several samples of a prompt, answers of two models - are not supported by any evaluation yet and
-            are rejected when the recipe is read.
+        needs: What it is computed from. "answers" is the text of one answer and its record. "references_pass" (a forward
+            pass over the references), "samples" (several answers to a prompt) and "pair" (answers of two models) are
+            rejected when the recipe is read: no evaluation supports them yet.
         score: (answer, record) -> a finite number; the record has the prompt and at least one reference.
         aggregate: (scores of all answers to a data set with one seed) -> score of the data set. Differences between models,
             their intervals and tests always use means over prompts.
@@ -225,8 +225,9 @@ class Metric:
         try:
             value = compute()
         except Exception as error:  # whatever external code raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise DataError(f"metric {self.name}: {what} cannot be computed ({reason}); fix the code of the metric") from error
+            raise DataError(
+                f"metric {self.name}: {what} cannot be computed ({one_line(error)}); fix the code of the metric"
+            ) from error
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise DataError(
                 f"metric {self.name}: {what} is {value!r}; it must be a finite Python number; fix the code of the metric"

@@ -16,6 +16,7 @@ from redistill.contracts import GenerationRequest, Sampling
 from redistill.errors import ConfigError
 from redistill.generation.generate import NgramBan, _masses, generate, probabilities
 from redistill.models.initialise import fresh_model
+from redistill.models.load import checkpoint_activations
 from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
 from tests.worlds import LLAMA
 
@@ -147,7 +148,7 @@ def test_padded_classes_are_never_sampled(tiny):
 def test_modes_and_gradient_are_restored_and_checkpointing_has_no_effect(tiny):
     model, wanted = tiny("llama", attention_dropout=0.9), requests()
     expected = run(model, wanted)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model)
     model.train()
     model.model.norm.eval()
     modes = [module.training for module in model.modules()]

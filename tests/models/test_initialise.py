@@ -5,10 +5,14 @@ from itertools import pairwise
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from redistill.errors import ConfigError
+from redistill.errors import ConfigError, ModelError
+from redistill.models.families import layer_list
 from redistill.models.initialise import InitialiseConfig, cast_weights, fresh_model, student_from_layers
 from redistill.tensors import pad
+from tests.models.family_configs import FAMILIES as FAMILY_CONFIGS
+from tests.models.family_configs import SIZES
 
 FAMILIES = ("llama", "gpt2", "opt", "gemma2")
 IDS_BT, MASK_BT = pad([[3, 4, 5, 6, 7, 8, 9, 10, 11], [12, 13, 14]], 0)
@@ -122,3 +126,79 @@ def test_a_model_config_without_a_known_family_is_rejected(config):
 
 def _layers(model):
     return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+
+
+# --- layers of different kinds --------------------------------------------------------------------------------------------
+
+SPARSE_STEP = {**FAMILY_CONFIGS["Qwen3-MoE"], "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+JAMBA = {
+    "model_type": "jamba",
+    **SIZES,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 4,
+    "expert_layer_offset": 1,
+    "num_experts": 4,
+    "mamba_d_state": 8,
+    "mamba_dt_rank": 4,
+    "use_mamba_kernels": False,
+}
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 28}
+MULTIMODAL = {
+    "model_type": "gemma3",
+    "text_config": FAMILY_CONFIGS["Gemma 3"],
+    "vision_config": {"model_type": "siglip_vision_model", "patch_size": 14, **TOWER},
+    "mm_tokens_per_image": 4,
+    "image_token_index": 60,
+    "boi_token_index": 61,
+    "eoi_token_index": 62,
+}
+MIXED = {
+    "dense, then experts": (FAMILY_CONFIGS["DeepSeek-V3"], (1, 2)),
+    "listed dense layers": (FAMILY_CONFIGS["Qwen3-MoE"], (0, 2)),
+    "every second layer has experts": (SPARSE_STEP, (1, 2)),
+    "leading dense layers of a hybrid": (FAMILY_CONFIGS["LFM2-MoE"], (1, 2)),
+    "types of layers": (FAMILY_CONFIGS["Qwen3.5"], (1, 2)),
+    "indices of attention layers": (FAMILY_CONFIGS["Bamba"], (0, 3)),
+    "blocks": (FAMILY_CONFIGS["Nemotron-H"], (2, 3)),
+    "flags": (FAMILY_CONFIGS["SmolLM3"], (1, 3)),
+    "scale by depth": (FAMILY_CONFIGS["MiniCPM3"], (0, 3)),
+    "text model beside a tower": (MULTIMODAL, (1, 2)),
+}
+
+
+@pytest.mark.parametrize("case", [case for case, (config, _) in MIXED.items() if config["model_type"] in CONFIG_MAPPING_NAMES])
+def test_layers_of_other_kinds_keep_their_kind(case):
+    config, chosen = MIXED[case]
+    teacher = fresh_model(config, seed=1)
+    student = student_from_layers(teacher, chosen)
+    layers, returns_pairs = layer_list(teacher)[1], teacher.config.model_type == "bamba"
+    for skipped in set(range(4)) - set(chosen):
+        layers[skipped].forward = lambda hidden, *args, **kwargs: (hidden, None) if returns_pairs else hidden
+    torch.testing.assert_close(logits(student), logits(teacher), rtol=1e-4, atol=1e-5)
+
+
+def test_embeddings_of_single_layers_are_those_of_the_chosen_ones(tmp_path):
+    teacher = fresh_model(FAMILY_CONFIGS["Gemma 4"], seed=1)
+    student = student_from_layers(teacher, (0, 1, 3))
+    whole, part = (model.model.embed_tokens_per_layer.weight.unflatten(1, (-1, 8)) for model in (teacher, student))
+    assert torch.equal(part, whole[:, [0, 1, 3]])
+    student.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), logits(student))
+
+
+def test_the_layers_of_a_multimodal_model_are_those_of_its_text_model():
+    assert layer_list(fresh_model(MULTIMODAL, seed=1))[0] == "model.language_model.layers"
+
+
+@pytest.mark.parametrize(
+    ("config", "chosen", "named"),
+    [
+        (JAMBA, (1, 2), r"attn_layer_period, attn_layer_offset"),
+        (FAMILY_CONFIGS["Gemma 3n"], (1, 3), r"num_kv_shared_layers"),
+        (FAMILY_CONFIGS["Qwen3.5"], (0, 2), r"only contain LinearAttention layers.*choose other layers"),
+    ],
+)
+def test_layers_that_do_not_make_a_model_are_rejected_with_the_fields(config, chosen, named):
+    with pytest.raises(ModelError, match=rf"^initialise\.layers = \[\d, \d\]: .*{named}"):
+        student_from_layers(fresh_model(config, seed=1), chosen)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from redistill.reports.comparison import Entrant, Row, columns, compare, entrants
+from redistill.reports.comparison import Entrant, Row, columns, comparison_rows, entrants
 from redistill.reports.lineup import Lineup, read_lineup
 from tests.reports.fabricated import write_method, write_sweep
 
@@ -21,7 +21,7 @@ def scores(*seed: int, gain: float = 0.0, prompts: int = 10, datasets=DATASETS) 
 def rows_of(lineup: Lineup) -> tuple[list[Entrant], dict[tuple[str, str], Row]]:
     models = entrants(lineup)
     baseline = [model for model in models if model.role == "baseline"]
-    return models, {(row.model, row.column): row for row in compare(models, columns(models), baseline)}
+    return models, {(row.model, row.column): row for row in comparison_rows(models, columns(models), baseline)}
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def is_main_process() -> bool:
-    """True for the process that prints, in a job started by torchrun."""
+    """Whether this process prints results; in a job of torchrun only rank 0 does."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -167,7 +167,7 @@ def _task(text: str) -> tuple[str, str | None]:
 
 
 def _with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
-    """`tokens` with the fields that the command line sets."""
+    """`tokens` with the template and the lengths that are given on the command line."""
     given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
     return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
 

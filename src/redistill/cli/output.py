@@ -32,7 +32,7 @@ def print_json(options: argparse.Namespace, data: Mapping[str, object]) -> None:
     """Print `data` as one JSON document, with "schema" first and secrets masked.
 
     Args:
-        options: The options of the command, inside `reserved_stdout`.
+        options: The options of the command. Call this function inside `reserved_stdout`.
         data: JSON values, without NaN and infinities.
     """
     document = json.dumps(redacted_tree({"schema": SCHEMA, **data}), indent=2, allow_nan=False)

@@ -30,7 +30,7 @@ Command = Callable[[argparse.Namespace], None]
 
 
 Group: TypeAlias = "argparse._SubParsersAction[_Parser]"
-"""The commands that a parser selects from."""
+"""The subcommands of a parser, as returned by `add_subparsers`."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -123,15 +123,17 @@ def _evaluate(group: Group) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
     _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub or from PATH", required=True)
-    _add_repeatable(parser, "--metric", "NAME", "metric of answers; the first is primary")
+    _add_repeatable(parser, "--metric", "NAME", "metric of answers; models are ranked by the first")
     _allow_code(parser)
     parser.add_argument("--out", type=Path, required=True, help="output folder for responses and scores.json")
-    parser.add_argument("--teacher", metavar="MODEL", help="also measure the KL divergence to this model on references")
+    parser.add_argument("--teacher", metavar="MODEL", help="also measure KL(teacher, model) on the references")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N prompts of each test set")
     parser.add_argument("--seeds", default="10,20,30,40,50", help="sampling seeds (default: %(default)s)")
     _add_lengths(parser, "the run's")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy decoding (default: 1)")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="X", help="nucleus sampling (default: 1)")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="X", help="probability mass of nucleus sampling (default: 1)"
+    )
     text = "ban repeated N-grams; 0 disables this (default: 6)"
     parser.add_argument("--no-repeat-ngram", type=int, default=6, metavar="N", help=text)
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per batch (default: 16)")
@@ -153,7 +155,7 @@ def _compare(group: Group) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or the folder of a sweep")
     text = "output file: .html, .md, .tex or .csv (repeatable; default: print tables)"
     parser.add_argument("-o", "--output", type=Path, action="append", default=[], metavar="FILE", help=text)
-    text = "reference of the differences (default: the sweep's baseline, else the first run)"
+    text = "run that differences refer to (default: the sweep's baseline, else the first)"
     parser.add_argument("--baseline", metavar="LABEL|RUN", help=text)
     text = "show only the rows with these labels, in this order"
     parser.add_argument("--rows", nargs="+", default=[], metavar="LABEL", help=text)
@@ -211,7 +213,7 @@ def _models(group: Group) -> None:
 
 
 def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
-    """Add a command: the function that runs it, whose docstring is the description, and one example."""
+    """Add a command; the docstring of its function is the description on its help page."""
     parser = _page(group, name, command.__doc__ or "", example)
     parser.set_defaults(command=command)
     return parser
@@ -239,7 +241,7 @@ def _add_recipe(parser: _Parser, recipe: str, overrides: str) -> None:
 
 
 def _allow_code(parser: _Parser) -> None:
-    _add_repeatable(parser, "--allow-code", "MODULE", "allow the import of this Python module for MODULE:Name")
+    _add_repeatable(parser, "--allow-code", "MODULE", "allow the import of this module, for components MODULE:Name")
 
 
 def _add_repeatable(

@@ -38,7 +38,8 @@ def methods_as_json() -> dict[str, object]:
 def matrix() -> list[dict[str, str | None]]:
     """All combinations of method, kind of teacher and kind of engine.
 
-    Each has the keys "method", "teacher", "engine" and "reason": None if it is supported, else why it is not.
+    Each combination has the keys "method", "teacher", "engine" and "reason". The reason is None for a supported combination;
+    else it states why the combination is not supported.
     """
     return [
         {"method": name, "teacher": teacher, "engine": engine, "reason": mismatch(row, teacher_can, engine_can)}

@@ -1,6 +1,6 @@
 """Compatibility of a method, a teacher and an engine.
 
-It is decided by the capabilities and needs that they declare. No model is loaded.
+The declared capabilities and needs decide whether the three are compatible. No model is loaded.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,8 @@
 """Strict conversion of YAML to frozen dataclasses and back.
 
-Unknown keys and wrong types are errors with their path. This module depends on no particular dataclass. A member of a union of
-dataclasses is chosen by `kind`: the class's name in snake case without "Config", or `module:Name` for an external class.
+An unknown key or a wrong type is an error with the path of the field. This module depends on no particular dataclass. `kind`
+selects a member of a union of dataclasses: the class's name in snake case without "Config", or `module:Name` for an external
+class.
 Recipes are untrusted input: their size after the expansion of aliases is limited, and a text with a secret or a control
 character is rejected.
 """
@@ -60,7 +61,7 @@ def decode(expected: type[Tree], tree: Mapping[str, object], names: Names, exter
     Args:
         expected: The dataclass.
         tree: Mappings, lists and scalars, as read from YAML.
-        names: The types that forward references in type hints stand for.
+        names: Names that type hints use as forward references -> their types.
         external: The external classes that may be used as kinds.
 
     Raises:
@@ -78,10 +79,10 @@ def parse_yaml(text: bytes, source: str) -> dict[str, Json]:
 
     Args:
         text: The YAML.
-        source: Start of error messages, such as the path of the file.
+        source: Prefix of error messages, such as the path of the file.
 
     Raises:
-        ConfigError: not YAML, not a mapping, or beyond a limit.
+        ConfigError: the text is not YAML, is not a mapping, or exceeds a limit.
     """
     if len(text) > MAX_YAML_BYTES:
         raise ConfigError(
@@ -99,7 +100,7 @@ def apply_overrides(tree: Mapping[str, object], overrides: Iterable[str], source
     Args:
         tree: The recipe.
         overrides: Each of the form `section.field=value`; the value is parsed as YAML. Later ones have precedence.
-        source: Start of error messages.
+        source: Prefix of error messages.
 
     Raises:
         ConfigError: an override has another form, or its value is not YAML.
@@ -142,7 +143,7 @@ def _load(text: bytes | str, source: str, remedy: str) -> object:
 
 
 def _yaml_fault(error: Exception) -> str:
-    """The problem with line and column; PyYAML's own message quotes the surrounding text, which may be part of a secret."""
+    """The problem, line and column. PyYAML's full message also quotes the surrounding text, which may contain a secret."""
     mark = getattr(error, "problem_mark", None)
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return _line(str(error) or type(error).__name__)

@@ -1,31 +1,32 @@
-"""What external components declare, checked when a recipe is read."""
+"""Checks of the declarations of external components when a recipe is read."""
 
 from typing import TypeVar
 
 from redistill.config.decode import kind_of
 from redistill.contracts import Needs, Sampling, TeacherCapabilities
-from redistill.errors import ConfigError
+from redistill.errors import ConfigError, one_line
 
 Declared = TypeVar("Declared")
 
 
 def declared(node: object, attribute: str, expected: type[Declared], where: str) -> Declared:
-    """The value of a declaration of a node, such as its capabilities.
+    """The value that a component of a recipe declares, such as its capabilities.
 
     Args:
         node: A policy, teacher or engine of a recipe.
-        attribute: The name of the declaration.
-        expected: The type that it must have.
-        where: The path of the node in a recipe.
+        attribute: Name of the attribute that holds the declaration.
+        expected: The type that the value must have.
+        where: Path of the component in the recipe.
 
     Raises:
-        ConfigError: it has another type, or cannot be computed.
+        ConfigError: the value has another type, or reading it raised an exception.
     """
     try:
         value = getattr(node, attribute)
     except Exception as error:  # whatever external code raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{where}.kind = {kind_of(type(node))}: its {attribute} cannot be computed ({reason})") from error
+        raise ConfigError(
+            f"{where}.kind = {kind_of(type(node))}: its {attribute} cannot be computed ({one_line(error)})"
+        ) from error
     if not isinstance(value, expected):
         raise ConfigError(
             f"{where}.kind = {kind_of(type(node))}: {attribute} is a {type(value).__name__}; must be a "
@@ -46,7 +47,7 @@ def check_policy_node(node: object) -> None:
 
 
 def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | None:
-    """What the teacher of a recipe can do; None without a teacher.
+    """Capabilities of the teacher of a recipe; None without a teacher.
 
     Raises:
         ConfigError: the declaration has another type, or an external teacher declares `mixture`.
@@ -57,6 +58,6 @@ def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | 
     if found.mixture and not local:
         raise ConfigError(
             f"teacher.kind = {kind_of(type(node))}: declares mixture, but the local engine can mix the student with a local "
-            "teacher only; set it to False"
+            "teacher only; set mixture to False"
         )
     return found

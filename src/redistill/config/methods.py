@@ -34,10 +34,10 @@ class Method:
         policy: The sequences that the student learns from.
         objective: The terms that are minimised.
         summary: One line for `redistill methods`.
-        source: Publication.
+        source: The publication that introduced the method.
         start: The initial student: "base" is the model itself; "finetuned" is the model after supervised fine-tuning, if the
             recipe sets `student.finetune`.
-        optimiser: Values of fields of `optimiser` that the recipe does not set.
+        optimiser: The method's defaults for fields of the recipe's section `optimiser`.
     """
 
     policy: PolicyConfig
@@ -139,7 +139,7 @@ _REFERENCE = {
 
 
 def method(name: str) -> Method:
-    """The method of this name; `module:NAME` is an external one.
+    """The method of this name; an external method has a name `module:NAME`.
 
     Raises:
         ConfigError: no such method.

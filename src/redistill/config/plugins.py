@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
-from redistill.errors import ConfigError
+from redistill.errors import ConfigError, one_line
 
 Component = TypeVar("Component")
 
@@ -49,7 +49,7 @@ class External:
 
     @classmethod
     def of(cls, allowed: Iterable[str], *slots: Slot) -> "External":
-        """Allow these modules, in these slots."""
+        """The external components of the modules `allowed`, for the fields `slots`."""
         return cls(tuple(allowed), slots)
 
     def load(self, name: str) -> object:
@@ -67,8 +67,7 @@ class External:
         try:
             import_module(module)
         except Exception as error:  # external code may raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ConfigError(f"the module cannot be imported ({reason}); fix it, or run in its folder") from error
+            raise ConfigError(f"the module cannot be imported ({one_line(error)}); fix it, or run in its folder") from error
         found = loaded(name)
         if found is None:
             raise ConfigError(f"module {module} has no {path}; use the name of an attribute of it")
@@ -78,7 +77,8 @@ class External:
         """The external class `kind`, for a field that accepts `members`.
 
         Raises:
-            ConfigError: as for `load`; or the field accepts no external classes, or not this one.
+            ConfigError: as for `load`; or the field accepts no external classes, or the class lacks what the field
+                requires.
         """
         slot = next((slot for slot in self.slots if set(slot.members) <= set(members)), None)
         if slot is None:
@@ -116,7 +116,7 @@ def name_of(cls: type) -> str:
 
 
 def loaded(name: str) -> object:
-    """The object `module:Name` of an imported module; None if there is none.
+    """The object `module:Name` of an imported module; None if it does not exist.
 
     It runs no code.
 

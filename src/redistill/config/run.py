@@ -46,12 +46,12 @@ class Run:
     Args:
         name: Name of the run in reports, and of its folder if `out` is not set.
         method: A method of `redistill methods`.
-        seed: Seed of training: order, coins, generated text, dropout, new weights.
+        seed: Seed of training: data order, choice of sources, generated text, dropout, new weights.
         out: The run folder; None is runs/NAME.
         teacher: The model to learn from; may be None for a method without a teacher.
         student: The model that is trained.
         data: Training, validation and test data.
-        engine: Generates the student's text for training.
+        engine: The component that generates the student's text for training.
         placement: "auto" keeps the full student in each process; "sharded" shards it over the processes (FSDP2).
         policy: The sequences that the student learns from; None takes the method's policy.
         objective: The terms that are minimised; None takes the method's objective.
@@ -157,19 +157,19 @@ class Run:
 
     @property
     def teacher_capabilities(self) -> TeacherCapabilities | None:
-        """What the teacher can do; None without a teacher."""
+        """Capabilities of the teacher; None without a teacher."""
         return teacher_capabilities(self.teacher, local=isinstance(self.teacher, TeacherConfig))
 
     @property
     def engine_capabilities(self) -> EngineCapabilities:
-        """What the engine can do."""
+        """Capabilities of the engine."""
         return declared(self.engine, "capabilities", EngineCapabilities, "engine")
 
     @property
     def resolved_method(self) -> Method:
-        """The method with this run's own policy and objective.
+        """The run's method, with the policy and objective that the recipe sets.
 
-        It is in compatibility mode if `compat` is set.
+        The method is in compatibility mode if `compat` is set.
         """
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
@@ -253,7 +253,7 @@ def override_run(tree: Mapping[str, object], overrides: Iterable[str], source: s
     Args:
         tree: The recipe.
         overrides: Settings to change, each as `section.field=value`.
-        source: Start of error messages.
+        source: Prefix of error messages.
         allow_code: As for `load_config`.
 
     Raises:
@@ -277,7 +277,7 @@ def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str
 
     Args:
         tree: The recipe.
-        source: Start of error messages.
+        source: Prefix of error messages.
         allow_code: As for `load_config`.
 
     Raises:
@@ -296,7 +296,7 @@ def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str
 
 
 def _row(tree: Mapping[str, object], source: str, external: External) -> Method | None:
-    """The method of a tree; its module is imported if it is external. None if unknown, which decoding reports."""
+    """The method that a recipe names, imported if it is external; None for an unknown name, which decoding rejects."""
     name = str(tree.get("method", Run.method))
     if ":" not in name:
         return None if name not in METHODS else as_in_reference(name) if tree.get("compat") else METHODS[name]
@@ -310,13 +310,13 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
 def encode_run(run: Run) -> dict[str, Json]:
     """A run as dicts, lists and scalars; `decode_run` returns an equal run.
 
-    An external component is encoded as `module:Name`; decoding needs its module to be allowed.
+    An external component is encoded as `module:Name`; its module must be allowed when the run is decoded.
     """
     return decoding.encode(run, NAMES)
 
 
 def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """The tree of a stored run with defaults for fields of later versions.
+    """The tree of a stored run, with defaults for fields added since it was stored.
 
     A tree that cannot be decoded is returned unchanged.
     """
@@ -327,6 +327,6 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def without_output_folders(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """The tree of a run without output folders, since folders may be moved."""
+    """The tree of a run without the paths of its output folders, which may be moved."""
     kept = {name: item for name, item in tree.items() if name != "out"}
     return {name: without_output_folders(item) if isinstance(item, Mapping) else item for name, item in kept.items()}

@@ -1,6 +1,7 @@
 """Schema numbers of recipes and run.json, and fields that were renamed.
 
-Schema 1 is that of commit 98f02f3 and earlier; its recipes have no number. A recipe without a number has the current schema.
+Schema 1 is the schema of commit 98f02f3 and earlier versions; their recipes have no schema number. A recipe without a number
+is read with the current schema.
 """
 
 from collections.abc import Mapping
@@ -16,11 +17,11 @@ RENAMED: Mapping[str, str] = {}
 
 
 def check_schema(number: object, where: str, written_by: object = None) -> int:
-    """The schema number, if this version of redistill can read the schema.
+    """Check that this version of redistill can read a schema; returns its number.
 
     Args:
         number: The value in the file.
-        where: Start of the error message, such as the path of the file.
+        where: Prefix of the error message, such as the path of the file.
         written_by: Version of redistill that wrote the file; None if the file does not name it.
 
     Raises:
@@ -42,8 +43,8 @@ def schema_of_run(held: Mapping[str, object], where: str) -> int:
     """The schema number of the content of a run.json.
 
     Args:
-        held: The content.
-        where: Start of error messages.
+        held: The content of the file.
+        where: Prefix of error messages.
 
     Raises:
         ConfigError: as for `check_schema`.
@@ -52,7 +53,7 @@ def schema_of_run(held: Mapping[str, object], where: str) -> int:
 
 
 def writer_of(held: Mapping[str, object]) -> object:
-    """The version of redistill that a run.json names; None if it names none."""
+    """The version of redistill that wrote a run.json; None if the file has none."""
     versions = held.get("versions")
     return versions.get("redistill") if isinstance(versions, Mapping) else None
 
@@ -62,7 +63,7 @@ def current_tree(tree: Mapping[str, object], source: str) -> dict[str, object]:
 
     Args:
         tree: The recipe.
-        source: Start of error messages.
+        source: Prefix of error messages.
 
     Raises:
         ConfigError: as for `check_schema`; or a field has been renamed.

@@ -49,7 +49,7 @@ def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
 def named_task(name: str) -> Task:
     """The test set of this name, or the object `module:NAME`.
 
-    An unknown name is a new test set, for a file of the recipe.
+    An unknown name denotes a new test set, whose file the recipe gives.
 
     Raises:
         ConfigError: no such object, or the name is not a valid file name.
@@ -69,7 +69,7 @@ def named_task(name: str) -> Task:
 
 
 def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
-    """The test sets of `data.tests` with their files; None is the one on the hub.
+    """The test sets of `data.tests` with their files; None selects the hub data set.
 
     Raises:
         ConfigError: as for `named_task`; or two test sets have the same name, or one has neither a file nor a hub name.
@@ -104,7 +104,7 @@ def check_choice(choose_by: str, validated: Iterable[Metric], path: str) -> None
         path: Path of the field in the recipe, for the error message.
 
     Raises:
-        ConfigError: validation does not compute it.
+        ConfigError: validation does not compute the score.
     """
     known = [*(metric.name for metric in validated), CROSS_ENTROPY]
     if choose_by not in known:

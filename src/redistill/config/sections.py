@@ -32,12 +32,12 @@ class FinetuneConfig:
         batch_size: Sequences per update over all processes, >= 1.
         micro_batch_size: As `training.micro_batch_size`, >= 1.
         evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only at the end.
-        seed: Seed of order and dropout. None is 10 for a teacher, so that all training seeds have the same teacher, and the
-            run's seed for a student.
+        seed: Seed of data order and dropout. None is the run's seed for a student, and 10 for a teacher, so that runs with
+            different training seeds share one teacher.
         choose_by: The score that chooses the best checkpoint, as `training.choose_by`; None is rouge_l for a teacher and
             cross_entropy for a student.
         lora: Adapters that are trained instead of all weights, and merged at the end; None trains all weights.
-        out: Its run folder; None is `<out>-teacher` or `<out>-start`.
+        out: Run folder of the stage; None is `OUT-teacher` or `OUT-start`, where OUT is the folder of the run.
 
     Raises:
         ConfigError: a value out of range.
@@ -152,7 +152,7 @@ class DataConfig:
         corpus: Plain text for the pre-training term: .txt, .jsonl with a "text" key, or hub names; empty disables the term.
         max_bad_rows: Largest number of unusable rows of a file, >= 0; they are listed in rejected.jsonl. 0 accepts none.
         spans: Phrase extractor of the span loss: "auto", "simple", or the name or folder of a spaCy pipeline.
-        tokens: Lengths, template, and supervised turns.
+        tokens: Length limits, prompt template, and the turns of a conversation that are supervised.
 
     Raises:
         ConfigError: no training data, the name of a test set is not a valid file name, or a number is out of range.
@@ -191,5 +191,5 @@ class DataConfig:
 
     @property
     def tasks(self) -> dict[Task, str | None]:
-        """The test sets of `tests` with their files; None is the one on the hub."""
+        """The test sets of `tests` with their files; None selects the hub data set."""
         return named_tasks(self.tests)

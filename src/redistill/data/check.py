@@ -113,7 +113,7 @@ class SourceCheck:
         source: The file or hub data set.
         test: Name of the test set; None for training and validation data.
         rows: Number of usable rows.
-        verdict: The forms of the rows, or the reason why the source cannot be read.
+        verdict: Description of the formats of the rows, or the reason why the source cannot be read.
         readable: Whether the source could be read and has at least one row.
         unusable: The unusable rows.
         repeats: Duplicates of earlier rows (in this source or an earlier one), and rows whose prompt is also in a test set.
@@ -171,7 +171,8 @@ def check_data(
     """Check training and validation data, and compare it with test sets.
 
     Args:
-        sources: Pairs of a file, folder or hub name and the split of a folder or hub data set, as a run reads them.
+        sources: Pairs (source, split). A source is a file, a folder or a hub name; the split, such as "train", is the part that
+            is read of a folder or hub data set.
         tests: Maps test sets, or their names, to a file; None reads the hub file of a known test set.
         tokenizer: Measures lengths, and finds rows without a target token; None skips both checks.
         tokens: Template and length limits; None uses the defaults.

@@ -22,7 +22,7 @@ class RejectedRow:
     """An unusable row.
 
     Args:
-        line: Its line; in a JSON array or hub data set, its position from 1.
+        line: Line number of the row, from 1; in a JSON array or hub data set, its position.
         fault: The kind of fault.
         reason: The reason, in one line.
     """
@@ -33,7 +33,7 @@ class RejectedRow:
 
 
 def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:
-    """List the unusable rows of a source, replacing those of an earlier read."""
+    """Write the unusable rows of a source; replaces those of an earlier read."""
     before = read_lines(path)
     others = [row for row in before if isinstance(row, dict) and row.get("source") != source]
     if before or bad:
@@ -41,7 +41,7 @@ def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:
 
 
 def list_unlearned(path: Path, rows: Sequence[tuple[str, int, str]]) -> None:
-    """Append rows, as (source, line, reason), that tokenization left out."""
+    """Append the rows that tokenization left out, each as (source, line, reason)."""
     by_source: dict[str, list[tuple[int, str]]] = {}
     for source, line, reason in rows:
         by_source.setdefault(source, []).append((line, reason))

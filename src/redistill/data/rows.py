@@ -22,9 +22,9 @@ Question = tuple[str, ...]
 
 
 def question(record: Record) -> Question:
-    """The key that compares prompts up to white space; an empty input is ignored.
+    """A key that is equal for prompts that differ only in white space.
 
-    A run leaves out the training rows whose key equals that of a test row.
+    An empty input is ignored.  A run leaves out the training rows whose key equals that of a test row.
 
     Example:
         >>> from redistill.records import Instruction

@@ -8,13 +8,14 @@ from transformers.pytorch_utils import Conv1D
 
 from redistill.config.run import Run
 from redistill.config.sections import StudentConfig, TeacherConfig
-from redistill.errors import ConfigError, ModelError
+from redistill.errors import ConfigError, ModelError, first_line
 from redistill.estimate.recorder import Role
 from redistill.interfaces import CausalModel, ModelSettings
 from redistill.models.families import layer_list
-from redistill.models.initialise import cast_weights, fresh_model, shortened_config
+from redistill.models.initialise import cast_weights, fresh_model
 from redistill.models.load import ModelConfig, checkpoint_activations, read_config
 from redistill.models.lora import add_lora
+from redistill.models.shorten import shortened_config
 
 # Bytes of a weight; nf4 has a scale of 8 bits for every 64 weights, and one of 32 for every 256 of those.
 _QUANTISED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
@@ -46,7 +47,7 @@ class Blueprint(NamedTuple):
         try:
             model: CausalModel = fresh_model(config, seed)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            fault = f"its config cannot be cut to {layers} layers ({str(error).splitlines()[0][:200]})"
+            fault = f"its config cannot be cut to {layers} layers ({first_line(error)[:200]})"
             raise ModelError(f"{config.model_type}: {fault}; use another family") from error
         dtype = torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
         if source.dtype == "auto" and not isinstance(source, StudentConfig):

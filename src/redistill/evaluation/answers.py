@@ -16,7 +16,7 @@ Row = tuple[Record, tuple[int, ...]]
 """A record and the token ids of its prompt."""
 
 Line = dict[str, Any]
-"""A line of a responses file; its keys are listed in `with_metrics`, with one more for each metric."""
+"""A line of a responses file: the keys that `Answerer.lines` sets, and one key for each metric."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Answerer:
     end_ids: tuple[int, ...]
 
     def lines(self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric]) -> list[Line]:
-        """A line of a responses file for each row."""
+        """Answer each row; returns one line of a responses file per row."""
         limit = self.max_new_tokens
         requests = [
             GenerationRequest(prompt_ids=ids, max_new_tokens=limit, seed=seed, stream=("evaluate", dataset, record.record_id))
@@ -87,7 +87,7 @@ def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[st
 def part(values: Sequence[Item], processes: Processes) -> Sequence[Item]:
     """The part of the values that this process handles.
 
-    With n processes, it is every n-th value from its rank on.
+    Of n processes, the one with rank r handles the values at the indices r, r + n, r + 2n, ...
     """
     return values[processes.rank :: processes.world]
 

@@ -38,7 +38,7 @@ class Evaluator:
         config: How answers are sampled.
         tokens: How prompts are tokenised; an answer has at most `response_tokens` tokens.
         teacher: Used for KL and agreement on the gold answers; None omits them.
-        vocabulary: Number of classes shared with the teacher; None uses all of the model's.
+        vocabulary: Number of classes shared with the teacher; None uses all classes of the model.
         processes: Each process answers a part of the prompts.
         autocast: Returns the autocast context that the model runs in.
     """
@@ -115,7 +115,7 @@ class Evaluator:
     ) -> dict[str, float]:
         """Scores of the current model on validation data.
 
-        They are scores of one sampled answer per prompt, and teacher-forced scores of the gold answers.
+        One answer per prompt is sampled and scored; the gold answers have teacher-forced scores.
 
         Sampling uses temperature 1, all classes and no n-gram blocking, as in the papers' model selection.  Every call uses the
         same random numbers, so that two checkpoints differ only in their weights.

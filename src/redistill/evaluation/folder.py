@@ -36,7 +36,9 @@ def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
     has_answers = any((folder / RESPONSES).glob("*.jsonl"))
     if not (folder / SETTINGS).exists():
         if has_answers:
-            raise CheckpointError(f"{folder}: has {RESPONSES}/ of unknown settings (no {SETTINGS}); choose another folder")
+            raise CheckpointError(
+                f"{folder}: contains {RESPONSES}/ but no {SETTINGS}, so its settings are unknown; choose another folder"
+            )
         files.write_json(folder / SETTINGS, settings)
         return
     held = files.read_json(folder / SETTINGS)
@@ -81,14 +83,14 @@ def data_hash(rows: Sequence[Row]) -> str:
 
 @dataclass
 class Tally:
-    """Number of answers done, total number, and speed of this process.
+    """Progress of this process: answers done, total number of answers, and speed.
 
     Args:
         progress: Called after every batch; None calls nothing.
         total: Total number of this process's answers.
         done: Number of answers done, those of earlier calls included.
         tokens: Tokens that this call generated.
-        seconds: Duration of their generation.
+        seconds: Seconds that their generation took.
     """
 
     progress: ProgressCall | None
@@ -112,7 +114,7 @@ class ResponseFiles:
 
     Args:
         answerer: Generates and scores answers.
-        tally: Counts them.
+        tally: Counts the answers.
         folder: The folder of the files.
         processes: Each process answers a part of the prompts.
         batch_size: Prompts per batch.
@@ -157,5 +159,5 @@ class ResponseFiles:
         return ordered
 
     def _files(self, name: str) -> list[Path]:
-        """The file, and its parts that processes of this call or an interrupted one have written."""
+        """The responses file, and the parts of it that processes of this call or an interrupted call have written."""
         return [self.folder / f"{name}.jsonl", *sorted(self.folder.glob(f"{name}.part*.jsonl"))]

@@ -45,7 +45,7 @@ def teacher_forced(
         teacher: None, or a teacher without full distributions, omits kl and agreement.
         examples: Gold sequences; without any the result is empty.
         batch_size: Sequences per forward pass.
-        vocabulary: Number of classes shared with the teacher; None uses all of the model's.
+        vocabulary: Number of classes shared with the teacher; None uses all classes of the model.
         processes: Each process computes a part of the sequences.
 
     Returns:
@@ -60,7 +60,7 @@ def teacher_forced(
 
 
 def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> Sequence[Example]:
-    """Gold sequences of test records with their first reference.
+    """Gold sequences of test records: each prompt with its first reference.
 
     The list is empty if all prompts exceed the length limits of training.
     """

@@ -24,7 +24,7 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How test answers are sampled and scored; the defaults are those of papers.
+    """How test answers are sampled and scored; the defaults follow the literature.
 
     Args:
         seeds: Seeds of evaluation, at least one and all different; each gives one answer per prompt, and scores are averaged
@@ -32,9 +32,9 @@ class EvaluationConfig:
         temperature: Sampling temperature, >= 0; 0 is greedy decoding.
         top_p: Nucleus sampling: the smallest set of classes with at least this mass, in (0, 1]; 1 keeps all classes.
         top_k: Samples from the k most probable classes, >= 0; 0 keeps all classes.
-        no_repeat_ngram: An n-gram of this length occurs at most once in prompt + answer, >= 0; 0 disables the limit.
-        batch_size: Prompts generated at once, >= 1; no answer depends on it.
-        limit: Number of prompts used of each data set, the first ones, >= 1; None uses all.
+        no_repeat_ngram: Length of n-grams that may occur only once in prompt and answer together, >= 0; 0 disables the limit.
+        batch_size: Prompts answered in one batch, >= 1; answers do not depend on it.
+        limit: Maximum number of prompts of each data set, from its start, >= 1; None uses all.
         compare: Models evaluated besides the student: its teacher, and the student before training.
         metrics: Metrics of answers to test sets and to validation prompts: names that `redistill methods` lists, or
             `module:NAME` for a metric of your own.  If a test set has its own metrics, those come first.  The first metric of
@@ -81,9 +81,9 @@ class EvaluationConfig:
 
 
 def described(model: nn.Module, label: str) -> dict[str, Json]:
-    """The head of scores.json.
+    """The first entries of scores.json, which describe the model.
 
-    It has the schema, and the model's label, class, number of parameters and size in bytes.
+    They are the schema number, and the model's label, class, number of parameters and size in bytes.
     """
     return {
         "schema": SCHEMA,
@@ -97,9 +97,9 @@ def described(model: nn.Module, label: str) -> dict[str, Json]:
 def settings(
     model: nn.Module, label: str, config: EvaluationConfig, tokens: TokenizeConfig, datasets: Mapping[str, Sequence[Row]]
 ) -> dict[str, Json]:
-    """Everything that an answer depends on.
+    """All settings that an answer depends on, as stored in settings.json.
 
-    The batch size is not part of it, nor are metrics, which are computed from answers.
+    Answers do not depend on the batch size, nor on the metrics, which are computed from the answers.
     """
     sampling = asdict(config.sampling)
     del sampling["teacher_share"]  # an answer is sampled from one model
@@ -139,9 +139,9 @@ def checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
 def earlier_scores(
     path: Path, settings: Mapping[str, Json], metrics: Mapping[str, object], *, needs_kl: bool
 ) -> tuple[dict[str, Any], bool]:
-    """The scores of an earlier call, and whether they can be returned as they are.
+    """The scores of an earlier call, and whether they can be reused unchanged.
 
-    They can if they are complete, with the same settings and metrics.  A missing file has no scores.
+    They can be reused if they are complete and have the same settings and metrics.  Returns ({}, False) if the file is missing.
 
     Raises:
         CheckpointError: the file has no scores of an evaluation.

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from redistill.generation.kv import Columns, new_cache, prefixes_can_be_reused, takes_positions
 from redistill.generation.packed import Product, can_pack, packed_layers, packed_product
 from redistill.generation.prefix import PrefixMemory, TokenIds, load_prefixes
-from redistill.models.families import body_module, eval_mode, head, text_config
+from redistill.models.caches import CachedBody, Columns
+from redistill.models.families import body_module, eval_mode, head
 from redistill.vocab_pass import Head
 from redistill.vocab_pass.head import Products
 
@@ -31,15 +31,11 @@ class Decoder:
     """
 
     def __init__(self, model: nn.Module, vocabulary: int | None, memory: PrefixMemory | None = None) -> None:
-        self._model = model
-        self._body = body_module(model)
+        self._model, self._reader = model, CachedBody(model)
         self._head = head(model, vocabulary)
         self._logits: Product | None = None
-        self._takes_positions = takes_positions(model)
-        sees_all = prefixes_can_be_reused(model)
-        self._memory = memory if sees_all else None
+        self._memory = memory if self._reader.can_reuse else None
         self.remembers = self._memory is not None
-        self._gives_mask = sees_all and text_config(model)._attn_implementation == "sdpa"
         self.num_classes = self._head.num_classes
         self.device = self._head.weight_VD.device
 
@@ -49,48 +45,45 @@ class Decoder:
 
         The weights must not change inside.
         """
-        with eval_mode(self._model), torch.no_grad(), packed_layers(self._body):
+        with eval_mode(self._model), torch.no_grad(), packed_layers(body_module(self._model)):
             yield
 
-    def start(self, prompts: Sequence[TokenIds]) -> int:
+    def start(self, prompts: Sequence[TokenIds]) -> None:
         """Start a new batch; its cache is filled with the prefixes in the memory.
 
         Every row has the same number of columns left to read, at least one; so a row with a longer known prefix reads part of
         it again.
-
-        Returns:
-            Number of columns of the left-padded prompts that need not be read.
         """
-        self._cache, self._hidden = new_cache(self._model), Columns()
+        self._reader.start()
+        self._hidden, self._read, self._lengths = Columns(), 0, [len(prompt) for prompt in prompts]
         if self._memory is None:
-            return 0
+            return
         found = [self._memory.recall(prompt[:-1]) for prompt in prompts]
         unread = max(len(prompt) - known for prompt, (known, _) in zip(prompts, found, strict=True))
-        width = max(map(len, prompts)) - unread
+        width = max(self._lengths) - unread
         if width:
             prefixes = [(max(0, len(prompt) - unread), states) for prompt, (_, states) in zip(prompts, found, strict=True)]
-            self._hidden.append(load_prefixes(self._cache, prefixes, width))
-        return width
+            self._hidden.append(load_prefixes(self._reader.cache, prefixes, width))
+            self._read = width
 
-    def logits(self, input_LT: torch.Tensor, mask_LT: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
-        """Read columns and return the logits of the next token.
+    def logits(self, ids_LT: torch.Tensor, mask_LT: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
+        """Read the columns that have not been read and return the logits of the next token.
 
         Args:
-            input_LT: Token ids of the columns.
-            mask_LT: Attention mask of all columns so far, including those read before.
-            position_LT: Positions of the columns.
+            ids_LT: Token ids of all columns so far.
+            mask_LT: Their attention mask.
+            position_LT: Their positions.
 
         Returns:
             logits_LV, float32.
         """
-        positions = {"position_ids": position_LT} if self._takes_positions else {}
-        if self._gives_mask and input_LT.shape[1] == 1:
-            # The form that the layers use.  From a 2-D mask transformers would build this one at every token and synchronise
-            # with the GPU to find out whether a mask is needed; without a mask, bf16 attention on a CPU is ten times slower.
-            mask_LT = mask_LT[:, None, None, :].bool()
-        hidden_LTD = self._body(
-            input_ids=input_LT, attention_mask=mask_LT, past_key_values=self._cache, use_cache=True, **positions
-        ).last_hidden_state
+        read, columns = self._read, ids_LT.shape[1]
+        padding = [max(self._lengths) - length for length in self._lengths]
+        if any(self._reader.is_outdated(read - width, columns - width) for width in padding):
+            self._reader.start()
+            read = 0
+        hidden_LTD = self._reader.read(ids_LT[:, read:], mask_LT, position_LT[:, read:])
+        self._read = columns
         if self._memory is not None:
             self._hidden.append(hidden_LTD)
         hidden_LD = hidden_LTD[:, -1]
@@ -102,11 +95,11 @@ class Decoder:
         """Store the states of a row's text, which begins at column `start`, in the memory."""
         assert self._memory is not None
         columns = slice(start, start + len(token_ids))
-        self._memory.remember(token_ids, self._cache, row, columns, self._hidden.view()[row, columns])
+        self._memory.remember(token_ids, self._reader.cache, row, columns, self._hidden.view()[row, columns])
 
     def select(self, kept: torch.Tensor) -> None:
         """Keep only the rows with these indices."""
-        self._cache.batch_select_indices(kept)
+        self._reader.select(kept)
         if self._memory is not None:
             self._hidden.select(kept)
 

@@ -1,6 +1,6 @@
 """Engines that are not part of the package: their results are checked.
 
-Nothing is learned from a result that is not a continuation of its request.
+The student is never trained on a result that is not a continuation of its request.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from redistill.contracts import Engine, EngineCapabilities, Generation, GenerationRequest, Sampling
-from redistill.errors import RedistillError, TrainingError
+from redistill.errors import RedistillError, TrainingError, one_line
 
 
 class CheckedEngine:
@@ -18,7 +18,7 @@ class CheckedEngine:
     Args:
         engine: The engine itself.
         name: Its kind in the recipe, for error messages.
-        vocabulary: Token ids are below this number.
+        vocabulary: Number of classes; every token id must be below it.
 
     Raises:
         TrainingError: by `sync` and `generate`, if the engine raises an error or returns an invalid result.
@@ -40,11 +40,11 @@ class CheckedEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """The features of the engine itself."""
+        """Capabilities of the checked engine."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """See `contracts.Engine`.
+        """Call `sync` of the checked engine; see `contracts.Engine`.
 
         Raises:
             TrainingError: the engine raised an error.
@@ -53,7 +53,7 @@ class CheckedEngine:
             self.engine.sync(student, step)
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """See `contracts.Engine`.
+        """Call `generate` of the checked engine, and check its results.
 
         Raises:
             TrainingError: the engine raised an error, or a result is not a continuation of its request.
@@ -82,11 +82,10 @@ class CheckedEngine:
 
     @contextmanager
     def _checked(self, call: str) -> Iterator[None]:
-        """Context: whatever external code raises becomes a TrainingError."""
+        """Context that converts any exception of external code to a TrainingError."""
         try:
             yield
         except RedistillError:
             raise
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise TrainingError(f"engine {self._name}: {call} failed ({reason})") from error
+            raise TrainingError(f"engine {self._name}: {call} failed ({one_line(error)})") from error

@@ -171,12 +171,13 @@ class NgramBan:
 
 def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: Sampling) -> None:
     """Generate until every row of the batch has ended."""
-    known = [decoder.start(batch.prompts) for decoder in decoders]
+    for decoder in decoders:
+        decoder.start(batch.prompts)
     # Checking which rows are active synchronises with a GPU, so it is not done after every token.
     check_every = 1 if decoders[0].device.type == "cpu" else 8
     for step in range(batch.longest):
         signals.poll()
-        logits = [batch.ban(decoder.logits(*batch.columns(step, skipped))) for decoder, skipped in zip(decoders, known)]
+        logits = [batch.ban(decoder.logits(*batch.columns(step))) for decoder in decoders]
         active_L = batch.accept(_next_tokens(logits, sampling, batch.uniform_LTK[:, step]), step)
         if step + 1 == batch.longest or (step + 1) % check_every:
             continue
@@ -233,9 +234,9 @@ class _LiveBatch:
         self.prompts = [request.prompt_ids for request in requests]
         ids_LT, mask_LT = pad(self.prompts, pad_id, side="left")
         self._prompt_length = ids_LT.shape[1]
-        self._input_LT = ids_LT.to(device)
+        self._ids_LT = torch.cat([ids_LT, ids_LT.new_zeros((len(requests), self.longest))], dim=1).to(device)
         self._mask_LT = torch.cat([mask_LT, mask_LT.new_ones((len(requests), self.longest))], dim=1).to(device)
-        self._position_LT = (mask_LT.cumsum(dim=1) - 1).clamp(min=0).to(device)
+        self._position_LT = (self._mask_LT.cumsum(dim=1) - 1).clamp(min=0)
         self.uniform_LTK = torch.from_numpy(uniform).to(device)
         self._end_ids = torch.tensor(tuple(end_ids), dtype=torch.long, device=device)
         self._live_L = torch.arange(len(requests), device=device)
@@ -246,18 +247,10 @@ class _LiveBatch:
         self._generated_BT = torch.zeros((len(requests), self.longest), dtype=torch.long, device=device)
         self._ngrams = NgramBan(sampling.no_repeat_ngram, self.prompts) if sampling.no_repeat_ngram else None
 
-    def columns(self, step: int, skipped: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Token ids, mask and positions to read at `step`.
-
-        The mask covers all columns so far.
-
-        Args:
-            step: Number of tokens sampled so far.
-            skipped: Number of columns of the prompts that need not be read.
-        """
-        first = skipped if step == 0 else 0
-        mask_LT = self._mask_LT[:, : self._prompt_length + step]
-        return self._input_LT[:, first:], mask_LT, self._position_LT[:, first:]
+    def columns(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token ids, mask and positions of all columns after `step` tokens."""
+        filled = self._prompt_length + step
+        return self._ids_LT[:, :filled], self._mask_LT[:, :filled], self._position_LT[:, :filled]
 
     def accept(self, token_L: torch.Tensor, step: int) -> torch.Tensor:
         """Append the sampled tokens to the active rows.
@@ -272,9 +265,10 @@ class _LiveBatch:
             for row, token in zip(self._live_L[self._active_L].tolist(), token_L[self._active_L].tolist(), strict=True):
                 self._ngrams.push(row, token)
         self._active_L = self._active_L & ~ends_L & (self._budget_L > step + 1)
-        self._input_LT = token_L[:, None]
+        column = self._prompt_length + step
+        self._ids_LT[:, column] = token_L
         # The position of an ended row does not increase: it must not exceed the last position that has an embedding.
-        self._position_LT = self._position_LT[:, -1:] + self._active_L[:, None]
+        self._position_LT[:, column] = self._position_LT[:, column - 1] + self._active_L
         return self._active_L
 
     def texts(self, live: torch.Tensor) -> list[tuple[int, tuple[int, ...], int]]:
@@ -300,7 +294,7 @@ class _LiveBatch:
 
     def select(self, kept: torch.Tensor) -> None:
         """Keep only the live rows with these indices."""
-        for name in ("_input_LT", "_mask_LT", "_position_LT", "uniform_LTK", "_live_L", "_active_L", "_budget_L"):
+        for name in ("_ids_LT", "_mask_LT", "_position_LT", "uniform_LTK", "_live_L", "_active_L", "_budget_L"):
             setattr(self, name, getattr(self, name)[kept])
 
     def generations(self) -> list[Generation]:

@@ -54,7 +54,7 @@ class LocalEngine:
         autocast: Returns the autocast context that models run in.
 
     Attributes:
-        memory: States of the texts read or generated since `remembering` was entered; None outside it.
+        memory: Cached keys and values of the texts read or generated inside `remembering`; None outside.
 
     Raises:
         TrainingError: memory runs out for a batch of one sequence, or the model's probabilities are not finite.
@@ -106,9 +106,9 @@ class LocalEngine:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Context: prefixes read or generated inside are not read again.
+        """Context in which cached prefixes are reused and not computed again.
 
-        The weights must not change inside.
+        The weights must not change inside the context.
         """
         self.memory = PrefixMemory()
         try:
@@ -138,15 +138,15 @@ class MeteredEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """The features of the engine itself."""
+        """Capabilities of the wrapped engine."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """See `contracts.Engine`."""
+        """Call `sync` of the wrapped engine; see `contracts.Engine`."""
         self.engine.sync(student, step)
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """See `contracts.Engine`; the generated tokens are counted."""
+        """Call `generate` of the wrapped engine, and count the tokens that it generates."""
         generations = self.engine.generate(requests, sampling)
         self._count(sum(len(generation.token_ids) for generation in generations))
         return generations

@@ -50,7 +50,7 @@ _packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
 
 @dataclass
 class _Packed:
-    """The packed layers of a model, which closing the stack restores, and the number of contexts that need them."""
+    """Packed layers of a model: a stack that restores them when it is closed, and the number of contexts that use them."""
 
     layers: ExitStack
     users: int = 0
@@ -58,10 +58,10 @@ class _Packed:
 
 @contextmanager
 def packed_layers(model: nn.Module) -> Iterator[None]:
-    """Context: the linear layers of `model` use packed copies of their weights.
+    """Context in which the linear layers of `model` use packed weights.
 
-    The copies are made of the weights on entry; concurrent threads share them.  Other layers, such as quantised ones, are not
-    changed.
+    The packed copies are made of the weights on entry; concurrent threads share them.  Other layers, such as quantised
+    ones, are not changed.
     """
     with _lock:
         if model not in _packed:
@@ -77,7 +77,7 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _pack(model: nn.Module) -> ExitStack:
-    """Replace the forward of each linear layer; closing the result restores them."""
+    """Replace the forward of each linear layer; closing the returned stack restores them."""
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     with ExitStack() as packed:  # out of memory: a layer that kept its copy would ignore later updates of its weight
         for layer in model.modules():

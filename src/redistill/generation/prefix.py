@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from redistill.generation.kv import new_cache, prefixes_can_be_reused
-from redistill.models.families import body, body_module
+from redistill.models.caches import CachedBody
+from redistill.models.families import body
 from redistill.tensors import pad
 
 MEMORY_BYTES = 1 << 30
@@ -94,7 +94,7 @@ def load_prefixes(cache: Cache, prefixes: Sequence[tuple[int, PrefixStates | Non
     """Fill an empty cache with one prefix per row, padded on the left with zeros.
 
     Args:
-        cache: A result of `new_cache`, for a model whose prefixes can be reused.
+        cache: A result of `caches.new_cache`, for a model whose prefixes can be reused.
         prefixes: For each row the number of tokens, at most `width`, and the states that begin with them.
         width: Number of columns.
 
@@ -122,8 +122,7 @@ class PrefixReader:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model, self._body = model, body(model)
-        self.can_reuse = prefixes_can_be_reused(model)
+        self._body, self._reader = body(model), CachedBody(model)
 
     def rows(
         self,
@@ -146,7 +145,7 @@ class PrefixReader:
         Returns:
             hidden_ND.
         """
-        if memory is None or not self.can_reuse:
+        if memory is None or not self._reader.can_reuse:
             return self._body(ids_BT, mask_BT).flatten(0, 1)[position_N]
         lengths = mask_BT.sum(dim=1).tolist()
         # The hidden state of a last token predicts nothing.
@@ -164,28 +163,25 @@ class PrefixReader:
         hidden = [torch.empty(0) if states is None else states.hidden_TD[:tokens] for tokens, states in known]
         left = [len(text) - tokens for text, (tokens, _) in zip(texts, known)]
         for group in _groups_of_similar_length(left):
-            cache, prefixes = new_cache(self._model), [known[index] for index in group]
+            self._reader.start()
+            prefixes = [known[index] for index in group]
             width = max(tokens for tokens, _ in prefixes)
-            before_GCD = load_prefixes(cache, prefixes, width) if width else None
+            before_GCD = load_prefixes(self._reader.cache, prefixes, width) if width else None
             ids_GU, mask_GU = pad([texts[index][known[index][0] :] for index in group], 0)
             known_G1 = torch.tensor([tokens for tokens, _ in prefixes])[:, None]
             mask_GC = (torch.arange(width) >= width - known_G1).to(mask_GU.dtype)
             # Positions do not increase in padding, so that they stay within the model's limit.
             position_GU = (known_G1 + mask_GU.cumsum(dim=1) - 1).clamp(min=0)
-            new_GUD = body_module(self._model)(
-                input_ids=ids_GU.to(device),
-                attention_mask=torch.cat([mask_GC, mask_GU], dim=1).to(device),
-                position_ids=position_GU.to(device),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
+            mask_GC = torch.cat([mask_GC, mask_GU], dim=1)
+            new_GUD = self._reader.read(ids_GU.to(device), mask_GC.to(device), position_GU.to(device))
             for row, index in enumerate(group):
                 tokens, whole_TD = known[index][0], new_GUD[row, : left[index]]
                 if before_GCD is not None:
                     whole_TD = torch.cat([before_GCD[row, width - tokens :], whole_TD])
                 hidden[index] = whole_TD
                 if remember:
-                    memory.remember(texts[index], cache, row, slice(width - tokens, width + left[index]), whole_TD)
+                    columns = slice(width - tokens, width + left[index])
+                    memory.remember(texts[index], self._reader.cache, row, columns, whole_TD)
         return hidden
 
 

@@ -8,7 +8,7 @@ rejected and not trained wrongly.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -57,10 +57,11 @@ def body(model: nn.Module) -> BodyCall:
     Returns:
         A callable (input_ids_BT, attention_mask_BT) -> hidden_BTD, in the model's dtype; differentiable.
     """
-    module = body_module(model)
+    module, limit = body_module(model), longrope_limit(model)
 
     def hidden_states(input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
-        output = module(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
+        positions = {} if limit is None else {"position_ids": (attention_mask_BT.cumsum(dim=1) - 1).clamp(min=0)}
+        output = module(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False, **positions)
         return cast(torch.Tensor, output.last_hidden_state)
 
     return hidden_states
@@ -128,24 +129,66 @@ def check_split(model: nn.Module, *, name: str) -> None:
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of transformer layers, and its path below `unwrapped(model)`.
 
-    The path is, for example, "model.layers" or "transformer.h".
+    The path is, for example, "model.layers" or "transformer.h".  It is below the text model of a multimodal one, whose towers
+    can have as many layers.
 
     Raises:
         ModelError: no list of modules has the length that the config gives.
     """
-    plain = unwrapped(model)
-    count = text_config(model).num_hidden_layers
-    for path, module in plain.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return path, module
-    raise ModelError(f"{type(plain).__name__}: contains no list of {count} layers; build the student from another family")
+    plain, text = unwrapped(model), text_config(model)
+    for root, part in plain.named_modules():
+        if type(getattr(part, "config", None)) is type(text):
+            for path, module in part.named_modules(prefix=root):
+                if isinstance(module, nn.ModuleList) and len(module) == text.num_hidden_layers:
+                    return path, module
+    raise ModelError(
+        f"{type(plain).__name__}: contains no list of {text.num_hidden_layers} layers; build the student from another family"
+    )
+
+
+def rope_parts(model: nn.Module) -> list[Mapping[str, object]]:
+    """The parameters of each kind of rotary embedding: one for all layers, or one for each type of layer."""
+    rope = getattr(text_config(model), "rope_parameters", None) or {}
+    return [part for part in (rope, *rope.values()) if isinstance(part, dict) and "rope_type" in part]
+
+
+def longrope_limit(model: nn.Module) -> int | None:
+    """Length up to which texts have the short frequencies of longrope; None without longrope.
+
+    transformers chooses the frequencies by the longest row of a batch.  After this call each row has its own.
+    """
+    limits = [part["original_max_position_embeddings"] for part in rope_parts(model) if part["rope_type"] == "longrope"]
+    if not limits:
+        return None
+    for module in body_module(model).modules():
+        if hasattr(module, "rope_type") and _rotate_by_row not in module._forward_hooks.values():
+            module.register_forward_hook(_rotate_by_row, with_kwargs=True)
+    return int(cast(int, limits[0]))
+
+
+def _rotate_by_row(
+    rotary: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    """Forward hook of a rotary embedding: rows that are short have the short frequencies, whatever their batch."""
+    named = {**dict(zip(("x", "position_ids", "layer_type"), args)), **kwargs}
+    rope = getattr(cast(CausalModel, rotary).config, "rope_parameters", {})
+    part = rope.get(named.get("layer_type"), rope)
+    if part["rope_type"] != "longrope":
+        return output
+    limit, position_BT = part["original_max_position_embeddings"], cast(torch.Tensor, named["position_ids"])
+    is_long_B11 = (position_BT.amax(dim=1) >= limit)[:, None, None]
+    short = rotary.forward(**{**named, "position_ids": position_BT.clamp(max=limit - 1)})
+    return tuple(torch.where(is_long_B11, long, brief) for long, brief in zip(output, short))
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Number of positions that have an embedding.
+    """Number of positions that a text can have.
 
-    None where the family computes positions (rotary, ALiBi).
+    None where the family computes positions of any text alike (rotary, ALiBi).  A dynamic rotary embedding rotates a text
+    that is longer than this by frequencies of the longest text so far.
     """
+    if any(part["rope_type"] == "dynamic" for part in rope_parts(model)):
+        return int(text_config(model).max_position_embeddings)
     for path, module in body_module(model).named_modules():
         if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in _LEARNED_POSITIONS:
             return int(text_config(model).max_position_embeddings)

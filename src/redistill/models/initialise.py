@@ -10,10 +10,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from redistill import randomness
-from redistill.errors import ConfigError, ModelError, check_field, first_line
+from redistill.errors import ConfigError, check_field, first_line
 from redistill.interfaces import CausalModel, ModelSettings
+from redistill.models.caches import check_cache
 from redistill.models.families import layer_list, text_config, unwrapped
 from redistill.models.quantised import is_quantised
+from redistill.models.shorten import check_layers, layer_parts, one_kind_of_error, shortened_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,20 +87,25 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 
     Raises:
         ConfigError: the teacher lacks some of `layers`, or it is quantised.
-        ModelError: the family's config cannot be shortened.
+        ModelError: the family's config cannot be shortened, or the layers do not make a model.
     """
     teacher = unwrapped(teacher_model)
     if is_quantised(teacher):
         raise ConfigError("initialise.layers: layers of a quantised model cannot be copied; set lora.quantise to none")
-    chosen = InitialiseConfig(layers=layers).indices(text_config(teacher).num_hidden_layers)
+    count = text_config(teacher).num_hidden_layers
+    chosen = InitialiseConfig(layers=layers).indices(count)
     path, _ = layer_list(teacher)
-    with torch.random.fork_rng(devices=[]):  # the constructor samples weights that are overwritten below
-        student = type(teacher)(shortened_config(teacher.config, chosen))
+    config = shortened_config(teacher.config, chosen)
+    # The constructor samples weights that are overwritten below.
+    with one_kind_of_error(teacher.config, chosen), torch.random.fork_rng(devices=[]):
+        student = type(teacher)(config)
     cast_weights(student.to(device=teacher.device), teacher.dtype)
+    check_layers(student, teacher, chosen)
     weights = teacher.state_dict()
     for name, value in student.state_dict().items():
-        value.copy_(weights[_teacher_name(name, path, chosen)])
+        value.copy_(layer_parts(weights[_teacher_name(name, path, chosen)], value, chosen, count))
     student.generation_config = copy.deepcopy(teacher.generation_config)
+    check_cache(student, name=f"initialise.layers = {list(chosen)}", remedy="choose other layers")
     return student.eval()
 
 
@@ -144,38 +151,6 @@ def fresh_model(config: ModelSettings | Mapping[str, object], seed: int) -> Caus
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(randomness.torch_seed(seed, "initialise"))
         return cast(CausalModel, AutoModelForCausalLM.from_config(config).eval())
-
-
-def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelSettings:
-    """A config for some of the layers of a model.
-
-    Lists with one entry per layer (`layer_types` ...) are cut as well.
-
-    Args:
-        settings: The config of the model; not changed.
-        chosen: Indices of the layers.
-
-    Raises:
-        ModelError: the family's config cannot be shortened.
-    """
-    config = copy.deepcopy(settings)
-    text = config.get_text_config()
-    per_layer = {
-        name: [values[i] for i in chosen]
-        for name, values in vars(text).items()
-        if "layer" in name and isinstance(values, list | tuple) and len(values) == text.num_hidden_layers
-    }
-    text.num_hidden_layers = len(chosen)
-    config.name_or_path = ""  # adapters of this student do not fit the teacher
-    for name, values in per_layer.items():
-        setattr(text, name, values)
-    try:
-        type(config).from_dict(config.to_dict())
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ModelError(
-            f"{config.model_type}: its config cannot be shortened to {len(chosen)} layers ({error}); use another family"
-        ) from error
-    return config
 
 
 def _teacher_name(name: str, path: str, chosen: tuple[int, ...]) -> str:

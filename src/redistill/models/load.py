@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from redistill.errors import ConfigError, ModelError, check_field, first_line
 from redistill.interfaces import CausalModel, ModelSettings, Tokenizer
 from redistill.models.adapters import Adapter, find_adapter, find_file, merge_adapter
+from redistill.models.caches import check_cache
 from redistill.models.families import check_split, unwrapped
 from redistill.models.quantised import Quantise, keep_trainable, loading_options, num_weights
 from redistill.storage import files
@@ -96,6 +97,7 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     model = _read_weights(base, source, loading_options(quantise, compute_dtype))
     keep_trainable(model)
     check_split(model, name=config.model)
+    check_cache(model, name=config.model)
     if adapter is not None:
         model = merge_adapter(model, adapter)
     if config.gradient_checkpointing:

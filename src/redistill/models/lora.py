@@ -24,9 +24,10 @@ from redistill.processes.placement import placed_like
 
 Export = Literal["merged", "adapter"]
 
-# Names of the query and value projections in different families; fused layers contain the key as well.
-_SEPARATE = (("q_proj", "v_proj"), ("query", "value"))
-_FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
+# Names of the query and value projections in different families; fused layers contain the key as well.  Latent attention has
+# projections from its latent states, and state-space models one projection of their input.
+_SEPARATE = (("q_proj", "v_proj"), ("query", "value"), ("q_b_proj", "kv_b_proj"), ("q_proj", "kv_b_proj"))
+_FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,11 @@ class LoraConfig:
     (arXiv 2106.09685); the defaults are those of DistiLLM's scripts.
 
     Args:
-        rank: r, >= 1.
+        rank: The rank r of the adapters, >= 1.
         alpha: Numerator of the scaling factor alpha / r, > 0.
         dropout: Dropout probability of an adapter's inputs in training, in [0, 1).
-        targets: Names of the linear layers that get an adapter; None selects the family's query and value projections.
+        targets: Names of the linear layers that get an adapter; None selects the family's query and value projections,
+            or the input projections of a state-space model.
         quantise: "nf4" or "int8" stores the frozen base in 4 or 8 bits (QLoRA); "none" does not quantise it.
         export: "merged" saves a model with the adapters merged into its weights, "adapter" the adapters without their base.
 
@@ -138,7 +140,7 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Tensors of `model` that a checkpoint contains.
 
-    These are the adapters if it has any, else the whole state dict.
+    They are the adapters if the model has any, else the whole state dict.
 
     Without adapters these are the parameters themselves, so that tied ones are the same object. Sharded tensors stay sharded;
     see `placement.full`.

@@ -2,8 +2,8 @@
 
 One placement thus handles every gradient.
 
-A placement wraps this module and nothing else, and training calls only its forward: a submodule that is called directly has no
-parameters when they are sharded. Without gradients any submodule may be called inside ``Placement.unsharded``.
+A placement wraps this whole module, and training calls only its forward pass: when the parameters are sharded, a submodule that
+is called directly has none. Inside ``Placement.unsharded`` any submodule may be called without gradients.
 """
 
 import warnings
@@ -55,12 +55,13 @@ class StudentModule(nn.Module):
             batch: The micro-batch.
             target: Source of teacher logits, if a term needs them.
             terms: The terms of the objective.
-            mode: What to return.
+            mode: The kind of result, "learn" or "rows".
 
         Returns:
             With "learn", the objective, a scalar whose gradients are already computed, and the unweighted sum of each term by
-            name. The gradient of a trainable head's weight has already been added to its ``grad``, so backward must follow,
-            with a gradient of 1. With "rows", the hidden states of the supervised rows, [N, D], and the head to apply to them.
+            name. The forward pass has already added the gradient of a trainable head's weight to its ``grad``; so a backward
+            pass must follow, with a gradient of 1. With "rows", the hidden states of the supervised rows, [N, D], and the head
+            to apply to them.
         """
         hidden_BTD = (self._compiled_body or body(self.model))(batch.input_ids_BT, batch.attention_mask_BT)
         hidden_ND, student_head = hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)
@@ -70,12 +71,12 @@ class StudentModule(nn.Module):
         return vocab_pass(hidden_ND, student_head, target, terms, compiled=compiled, into_grad=True)
 
     def rows(self, batch: Batch) -> Rows:
-        """The forward in mode "rows"."""
+        """Hidden states of a micro-batch: the forward pass in mode "rows"."""
         return cast(Rows, self(batch, mode="rows"))
 
 
 def _compiled(plain: BodyCall) -> BodyCall:
-    """`plain` compiled once for all lengths; where compilation fails, `plain` itself after one warning."""
+    """`plain` compiled once for all lengths; if compilation fails, `plain` itself, with one warning."""
     from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
 
     fused, failed = torch.compile(plain, dynamic=True), False

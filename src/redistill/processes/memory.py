@@ -29,7 +29,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
-    """The result of `work`; None, and its memory released, if memory ran out."""
+    """The result of `work`; None if memory ran out, after its memory was freed."""
     try:
         return work()
     except (MemoryError, RuntimeError) as error:
@@ -73,7 +73,9 @@ class Halving:
                 "prompt_tokens, set student.gradient_checkpointing, or train adapters (student.lora)"
             )
         self.size = tried // 2
-        self._changes.append(f"out of memory with {self.setting} = {tried}; retried with {self.size}, which is kept")
+        self._changes.append(
+            f"out of memory with {self.setting} = {tried}; retried with {self.size}, which also later batches use"
+        )
         return self.size
 
     def take_changes(self) -> list[str]:
@@ -85,10 +87,10 @@ class Halving:
         """Call `work` with the current size, which is halved until memory suffices.
 
         Args:
-            work: Function of the size, which must be safe to call again after it failed, and must not return None.
+            work: A function of the size. It must be safe to call again after it failed, and must not return None.
 
         Raises:
-            TrainingError: a size of 1 does not fit into memory.
+            TrainingError: memory runs out with a size of 1.
         """
         while True:
             assert self.size is not None, "repeat needs an initial size"

@@ -1,7 +1,7 @@
 """Placement of the parameters of a module over the processes of a job.
 
-They are in one process, replicated in each process, or sharded over all processes.  Every process of a job calls the methods
-of a placement in the same order, since most of them communicate.
+The parameters are in one process, replicated in each process, or sharded over all processes.  Every process of a job calls the
+methods of a placement in the same order, since most of them communicate.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Placement:
     """How a module is distributed over the processes of a job.
 
-    The methods of this class do nothing that one process does not need.
+    Base class. Its methods implement a job of one process.
 
     Example:
         >>> module = nn.Linear(2, 1)
@@ -28,10 +28,10 @@ class Placement:
     """
 
     passes_communicate: bool = False
-    """Whether forward and backward are collective.
+    """Whether processes communicate during the forward and the backward pass.
 
-    If so, every process must make the same number of passes, and none may stop between the first and the last of them,
-    neither for a signal nor to retry with a smaller batch after it ran out of memory.
+    If so, every process must make the same number of passes. No process may stop between its first and its last pass, neither
+    because of a signal, nor to retry with a smaller batch after memory ran out.
     """
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -50,7 +50,7 @@ class Placement:
         return torch.no_grad()
 
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients over all processes, unless the backward does so."""
+        """Sum the gradients over all processes, unless the backward pass has done so."""
 
     def state(self, module: nn.Module) -> dict[str, torch.Tensor]:
         """The full state dict on the CPU of process 0, empty in others; see `full`."""
@@ -93,15 +93,16 @@ class Replicated(Placement):
 class Sharded(Placement):
     """Parameters, gradients and optimizer state sharded over all processes (FSDP2).
 
-    Each unit is gathered for its forward and again for its backward. All other parameters, such as embeddings and head, belong
-    to the root; they are gathered when its forward begins and sharded again when its backward ends. In between they are
-    ordinary parameters: code in the root's forward may read them and add to their ``grad``.
+    A unit is a submodule whose parameters are gathered for its forward pass, and again for its backward pass. All other
+    parameters, such as those of embeddings and head, belong to the root module: they are gathered when its forward pass begins,
+    and sharded again when its backward pass ends. In between, code in the forward pass of the root may read them and add to
+    their ``grad``.
 
     Gradients are summed over the processes, not averaged.
 
     Args:
-        units: Maps the module to the submodules that are gathered one at a time, usually its transformer layers. A parameter
-            must not be shared by two units, or by a unit and the root.
+        units: Function from the module to its units, usually its transformer layers. A parameter must not be shared by two
+            units, or by a unit and the root.
 
     Raises:
         RuntimeError: the module is called without gradients outside `unsharded`.
@@ -230,6 +231,6 @@ def _sharded_parts(module: nn.Module) -> "list[FSDPModule]":
 
 
 def _require_gradients(module: nn.Module, inputs: object) -> None:
-    """Without a backward the root would keep its gathered parameters, and would not see the next update of the shards."""
+    """Reject a forward pass without gradients: the root would keep outdated parameters, since no backward pass follows."""
     if not torch.is_grad_enabled():
         raise RuntimeError("sharded module: call it without gradients only inside Placement.unsharded")

@@ -16,16 +16,16 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 
-from redistill.errors import ConfigError, TrainingError
+from redistill.errors import ConfigError, TrainingError, first_line
 
 HEARTBEAT_S = 1.0
 """Interval between two heartbeats, in seconds."""
 SILENCE_S = 20.0
 """Seconds without a heartbeat after which a process counts as dead; enough for one that computes on a busy machine."""
 START_S = 300.0
-"""Seconds until the first heartbeat, because a process may start late."""
+"""Maximum number of seconds until the first heartbeat of a process, which may start late."""
 GRACE_S = 3.0
-"""Seconds for the process that failed to print its traceback before the others exit."""
+"""Seconds that the other processes wait before they exit, so that the failed process can print its traceback."""
 
 _blocks = count()
 
@@ -127,10 +127,10 @@ class _Watch:
                     checked_at = now
         except RuntimeError as error:  # the store is in the launcher or in the first process
             if self.blocks:
-                _abort(f"the launcher is dead ({str(error).splitlines()[0]})")
+                _abort(f"the launcher is dead ({first_line(error)})")
 
     def _check(self, blocks: tuple[int, ...], seen: dict[int, tuple[int, float]], now: float) -> None:
-        """End the process if another one has failed or is dead; `seen` maps a rank to its heartbeats and their time."""
+        """End the process if another one has failed or is dead; `seen`: rank -> number of heartbeats, time of the last."""
         for rank, beats in self._heartbeats(blocks[-1]).items():
             if beats != seen[rank][0]:
                 seen[rank] = (beats, now)
@@ -144,7 +144,7 @@ class _Watch:
         return any(self._store.add(f"{block}/failed", 0) for block in blocks)
 
     def _heartbeats(self, block: int) -> dict[int, int]:
-        """Number of heartbeats of each process; it always increases for one that has left the block."""
+        """Number of heartbeats by rank; it always increases for a process that left the block, which thus counts as alive."""
         left = {rank for rank in range(self.world) if rank == self.rank or self._store.add(f"{block}/left/{rank}", 0)}
         return {rank: self._store.add(f"heartbeats/{rank}", 1 if rank in left else 0) for rank in range(self.world)}
 

@@ -6,7 +6,7 @@ checked.  The number of generated tokens differs by design and is reported with 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,7 @@ _HASH_CHARACTERS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
-    """Budgets and settings of the compared runs, grouped by agreement, as text.
+    """Budgets and settings of the compared runs as text: unequal, equal, unknown.
 
     Args:
         unequal: One entry per aspect that differs, such as "updates: 150 (sft), 300 (mgsr, kd)".
@@ -38,8 +38,8 @@ class _Aspect:
 
     Args:
         read: Returns a run's value, which is compared as text; None or "" if the run has not recorded it.
-        optional: Ignore runs without a value (a method without a teacher) instead of reporting a difference.
-        by_seed: Compare only runs of the same training seed (a teacher that is fine-tuned for each seed).
+        optional: Whether runs without a value are ignored, such as runs without a teacher; if False, "not recorded" is a value.
+        by_seed: Whether only runs with the same training seed must agree, such as on a teacher that is fine-tuned per seed.
     """
 
     name: str
@@ -59,10 +59,9 @@ def check_budgets(lineup: Lineup) -> Budgets:
         read = [(entry, aspect.read(entry)) for entry in lineup.entries]
         found = [(entry, None if value is None else _text(value)) for entry, value in read]
         values = [(entry, text or "not recorded") for entry, text in found if text or not aspect.optional]
-        by_seed = {(entry.seed if aspect.by_seed else 0, text) for entry, text in values}
         if not any(text for _, text in found):
             unknown += [] if aspect.optional else [aspect.name]
-        elif len(by_seed) == len(dict(by_seed)):  # each seed has one value
+        elif _agree((entry.seed if aspect.by_seed else 0, text) for entry, text in values):
             distinct = list(dict.fromkeys(text for _, text in values))
             equal.append(f"{aspect.name} {distinct[0]}" if len(distinct) == 1 else f"{aspect.name}, for each training seed")
         else:
@@ -70,8 +69,14 @@ def check_budgets(lineup: Lineup) -> Budgets:
     return Budgets(unequal=unequal, equal=equal, unknown=unknown)
 
 
+def _agree(pairs: Iterable[tuple[int, str]]) -> bool:
+    """Whether all pairs (group, value) of the same group have the same value."""
+    distinct = set(pairs)
+    return len(distinct) == len({group for group, _ in distinct})
+
+
 def _by_value(values: Sequence[tuple[Entry, str]], lineup: Lineup) -> str:
-    """Each value with its labels; training seeds are added where the runs of one label differ."""
+    """Each value with the labels of its runs; training seeds are added if the runs of one label have different values."""
     holders: dict[str, list[Entry]] = {}
     for entry, value in values:
         holders.setdefault(value, []).append(entry)
@@ -95,7 +100,7 @@ def _text(value: Json) -> str:
 
 
 def _config(*path: str, unset: str | None = None) -> Callable[[Entry], Json]:
-    """Reader of one setting of the run's recipe; `unset` if the recipe omits it."""
+    """A function that returns one setting of a run's recipe, or `unset` if the recipe omits it."""
 
     def read(entry: Entry) -> Json:
         config = at(entry.run.description, "config")
@@ -145,7 +150,7 @@ def _model(role: str) -> Callable[[Entry], Json]:
 
 
 def _weights(role: str) -> Callable[[Entry], Json]:
-    """Reader of the weights' hash: the evaluated teacher, else the student before training."""
+    """A function that returns the hash of a model's weights: the teacher, or the student before training."""
 
     def read(entry: Entry) -> Json:
         evaluation = entry.run.teacher if role == "teacher" else entry.run.before
@@ -155,7 +160,7 @@ def _weights(role: str) -> Callable[[Entry], Json]:
 
 
 def _fine_tuned(stage: str, role: str) -> Callable[[Entry], Json]:
-    """Reader of the hash of the weights that a fine-tuning stage produced; None if the run has no such model."""
+    """A function that returns the hash of the weights of a fine-tuning stage, or None if the run has no such model."""
 
     def read(entry: Entry) -> Json:
         described = entry.run.description
@@ -169,7 +174,7 @@ def _fine_tuned(stage: str, role: str) -> Callable[[Entry], Json]:
 
 
 def _evaluated(name: str, *parts: str) -> Callable[[Entry], Json]:
-    """Reader of an evaluation setting, or of its `parts`: as recorded with the scores, else as in the recipe."""
+    """A function that returns an evaluation setting, or its `parts`: as stored with the scores, else as in the recipe."""
 
     def read(entry: Entry) -> Json:
         recipe, tokens = (at(entry.run.description, "config", *path) for path in (("evaluation",), ("data", "tokens")))
@@ -184,7 +189,7 @@ def _evaluated(name: str, *parts: str) -> Callable[[Entry], Json]:
 
 
 def _prompts(dataset: str, entry: Entry) -> Json:
-    """Number and hash of the prompts of a data set, since two files may use the same ids."""
+    """Number and hash of the prompts of a data set; two files may use the same ids for different prompts."""
     hashes = {} if entry.run.student is None else entry.run.student.question_hashes(dataset)
     found = hashlib.blake2b(json.dumps(sorted(hashes.items())).encode(), digest_size=5).hexdigest()
     return f"{len(hashes)} ({found})" if hashes else None

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from redistill.errors import ConfigError
 from redistill.reports.pages import one_line, render
-from redistill.reports.sheet import Comparison, compare_runs
+from redistill.reports.sheet import Comparison, comparison_of
 from redistill.storage import files
 
 _TEX = {
@@ -44,7 +44,7 @@ def markdown(comparison: Comparison) -> str:
 def latex(comparison: Comparison) -> str:
     r"""The tables for \input, using booktabs.
 
-    The first caption lists the settings that are not equal.
+    The first caption lists the settings that are not equal in all runs.
     """
     return render("compare.tex", {"comparison": comparison}, _tex) + "\n"
 
@@ -52,7 +52,7 @@ def latex(comparison: Comparison) -> str:
 def csv_text(comparison: Comparison) -> str:
     """The comparison as CSV: one record per model and column, in full precision.
 
-    Empty fields were not measured.
+    An empty field means that the value was not measured.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -95,7 +95,7 @@ def build_comparison(
             raise ConfigError(
                 f"{path}: unknown suffix '{path.suffix}'; must be one of {', '.join(FORMATS)}; the suffix selects the format"
             )
-    comparison = compare_runs(folders, baseline=baseline, labels=labels, published=published)
+    comparison = comparison_of(folders, baseline=baseline, labels=labels, published=published)
     for path in outputs:
         files.write_text(path, FORMATS[path.suffix](comparison))
     return comparison

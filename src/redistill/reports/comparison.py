@@ -104,12 +104,12 @@ class Contrast:
     """Difference of a model to the reference model on the same prompts.
 
     Args:
-        interval: Model minus reference in the primary metric, whether higher or lower is better.
+        interval: Primary metric of the model minus that of the reference, whether higher or lower is better.
         p: p-value of the sign-flip test over prompts.
         p_holm: p after Holm's correction over the methods of the column; None if the model is not a method.
         wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
-        num_seeds: Training seeds that both models have; these are paired and resampled together with the prompts. 0 if
-            they share none; then each prompt's score is the mean over all training seeds of the model.
+        num_seeds: Number of training seeds that both models have; these are paired, and resampled as the prompts are. If it
+            is 0, the score of a prompt is the mean over all training seeds of the model.
     """
 
     interval: Interval
@@ -129,11 +129,11 @@ class Row:
         column: Name of the column.
         measures: Metrics of the column, the primary one first.
         model: Label of the model.
-        role: As of `Entrant`.
+        role: Role of the model, as in `Entrant`.
         primary: Score in the primary metric.
         num_prompts: Number of prompts, summed over the column's data sets.
         contrast: Difference to the reference model; None if there is none, see `note`.
-        versus: Label of the reference model; None for its own row.
+        versus: Label of the reference model; None in the row of the reference model itself.
         note: Why `contrast` is None although there is a reference model; else "".
         scores: Means over seeds of the other metrics in their units, of the diagnostics of generated text (length in
             tokens; EOS rate and distinct-2 in [0, 1]) and of the teacher-forced scores (cross entropy and KL in nats per
@@ -163,7 +163,7 @@ class Row:
 
     @property
     def tone(self) -> int:
-        """1 if the whole interval is better than 0, -1 if it is worse, else 0."""
+        """1 if the model is better on the whole interval, -1 if it is worse, else 0."""
         if self.interval is None:
             return 0
         side = 1 if self.interval.lower > 0 else -1 if self.interval.upper < 0 else 0
@@ -171,7 +171,7 @@ class Row:
 
 
 def evaluations(run: RunFolder, baselines: Sequence[RunFolder]) -> list[Evaluation]:
-    """The models of one run's report: teacher, student before, baselines, student."""
+    """Models of a run's report: teacher, student before training, baselines, student."""
     others = [replace(b.student, role="baseline") for b in baselines if b.student is not None]
     return [evaluation for evaluation in (run.teacher, run.before, *others, run.student) if evaluation is not None]
 
@@ -184,11 +184,11 @@ def report_rows(models: Sequence[Evaluation]) -> list[Row]:
     entrants = [Entrant(label=model.label, role=model.role, trainings={0: model}) for model in models]
     references = [entrant for role in ("baseline", "before") for entrant in entrants if entrant.role == role]
     columns = [Column(name, (name,), measures_of([name], models[::-1])) for name in dataset_names(models)]
-    return compare(entrants, columns, references)
+    return comparison_rows(entrants, columns, references)
 
 
 def dataset_names(models: Sequence[Evaluation]) -> list[str]:
-    """All data sets that any model was evaluated on, the last model's first."""
+    """All data sets that any model was evaluated on; those of the last model first."""
     return list(dict.fromkeys(name for model in reversed(models) for name in model.datasets))
 
 
@@ -199,7 +199,7 @@ def measures_of(datasets: Sequence[str], models: Sequence[Evaluation]) -> tuple[
 
 
 def entrants(lineup: Lineup) -> list[Entrant]:
-    """Entrants of a comparison: teachers, students before training, and labels."""
+    """Entrants of a comparison: teachers, students before training, and methods."""
     methods = [
         Entrant(
             label=label,
@@ -234,8 +234,8 @@ def by_primary(over: Sequence[Column]) -> list[list[Column]]:
     return [list(group) for _, group in itertools.groupby(over, key=lambda column: column.primary.name)]
 
 
-def compare(models: Sequence[Entrant], over: Sequence[Column], references: Sequence[Entrant]) -> list[Row]:
-    """One row per column and model that was evaluated on it.
+def comparison_rows(models: Sequence[Entrant], over: Sequence[Column], references: Sequence[Entrant]) -> list[Row]:
+    """One row for each column and each model that was evaluated on it.
 
     Args:
         models: Models to compare, in the order of the rows.

@@ -51,7 +51,7 @@ def method_cost(entries: Sequence[Entry]) -> Cost:
 def teacher_cost(entries: Sequence[Entry]) -> Cost | None:
     """Cost of fine-tuning the teacher; None if no run recorded it.
 
-    Means over the teacher folders.
+    The figures are means over the folders of the fine-tuned teachers.
     """
     stages = (mapping(at(entry.run.description, "stages", TEACHER_STAGE)) for entry in entries)
     by_folder = {str(stage.get("folder")): stage.get("cost") for stage in stages if stage}

@@ -37,7 +37,7 @@ class Measure:
 
     @property
     def heading(self) -> str:
-        """Column heading: the title, with the unit unless values include it.
+        """Column heading: the title, and the unit unless it is shown with each value.
 
         Example:
             >>> Measure("w", "length", "words", "lower").heading, Measure("f", "F1", "%", "higher").heading
@@ -55,7 +55,7 @@ BEFORE_METRICS_HAD_NAMES = (
     Measure("rouge_l", "ROUGE-L", PERCENT, "higher"),
     Measure("exact_match", "exact match", FRACTION, "higher"),
 )
-"""The metrics of folders whose scores.json does not describe them: those of commit 98f02f3 and earlier."""
+"""The metrics of folders whose scores.json does not describe them: folders of commit 98f02f3 and earlier versions."""
 
 
 def measures(scores: Json) -> tuple[Measure, ...]:
@@ -115,7 +115,7 @@ class Evaluation:
         return {seed: score for seed, found in seeds.items() if (score := number(at(found, name))) is not None}
 
     def forced_score(self, dataset: str, name: str) -> float | None:
-        """A teacher-forced score on the references, which has no seeds; None if missing."""
+        """Teacher-forced score on the references; None if missing. It has no seeds."""
         return number(at(self.datasets, dataset, "teacher_forced", name))
 
     def prompt_scores(self, dataset: str, name: str) -> list[dict[str, float]]:

@@ -23,7 +23,7 @@ class Entry:
     """One finished run of a comparison.
 
     Args:
-        label: Row of the tables; runs with the same label differ in their training seed.
+        label: Name of the run's row in the tables; runs with the same label differ in their training seed.
         seed: Training seed.
         run: Content of the run folder.
         sweep: Name of the sweep that contains the run; "" if the run folder was given directly.
@@ -43,7 +43,7 @@ class Lineup:
         name: Title of the comparison.
         entries: The finished runs.
         baseline: Label that differences refer to.
-        left_out: Unfinished runs of the sweeps, one description each.
+        left_out: Descriptions of the unfinished runs of the sweeps.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Lineup:
         return list(dict.fromkeys(entry.label for entry in self.entries))
 
     def of(self, label: str) -> list[Entry]:
-        """Entries of one label."""
+        """The entries with this label."""
         return [entry for entry in self.entries if entry.label == label]
 
 
@@ -105,7 +105,7 @@ def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Se
 
 
 def _read_sweep(folder: Path) -> Lineup:
-    """All runs of a sweep, with its own baseline, "" if it has none."""
+    """The runs of a sweep, with the baseline that the sweep sets; "" if it sets none."""
     path = folder / SWEEP_FILE
     try:
         held = read_object(path)

@@ -26,7 +26,7 @@ def render(template: str, page: Mapping[str, object], escaped: Callable[[str], s
     Args:
         template: Name of the template.
         page: Variables of the template.
-        escaped: Escapes a text. HTML is escaped as well, unless the result is `Markup`.
+        escaped: Function that escapes a text. Its result is HTML-escaped as well, unless it is `Markup`.
     """
 
     def finalize(value: object) -> str:
@@ -86,20 +86,20 @@ def percent(value: object) -> str:
 
 
 def short(value: object) -> str:
-    """A text truncated to MAX_TEXT characters, with the number of omitted ones."""
+    """A text truncated to MAX_TEXT characters, and the number of omitted characters."""
     text = plain(str(value))  # redact first: truncation could split a secret
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
 
 
 def one_line(text: str) -> str:
-    """A text without control characters, with each run of white space as one space."""
+    """Text without control characters; each sequence of white space is one space."""
     return " ".join(plain(text).split())
 
 
 def visible(token: object) -> str:
-    """The text of a token; white space alone is shown as symbols.
+    """The text of a token; a token of white space is shown as symbols.
 
-    Highlighting would not be visible on white space.
+    The page highlights tokens, and a highlight is not visible on white space.
 
     Example:
         >>> visible(" the"), visible("\\n"), visible(None)
@@ -110,7 +110,9 @@ def visible(token: object) -> str:
 
 
 def large(value: object, billion: str = "B") -> str:
-    """A number with three significant digits and the suffix k, M, `billion` or T."""
+    """A number with three significant digits and the suffix k, M, B or T.
+
+    The argument `billion` is used instead of the suffix B."""
     known = number(value)
     if known is None:
         return NOTHING

@@ -42,7 +42,7 @@ def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | N
 
 
 def summary_rows(run_folder: Path, baselines: Sequence[Path] = ()) -> list[Row]:
-    """The main results of a run, as in its report; raises as `summary_table` does."""
+    """The main results of a run, as in its report; see `summary_table` for errors."""
     return report_rows(evaluations(read_run(run_folder), [read_run(folder) for folder in baselines]))
 
 
@@ -84,7 +84,7 @@ def _flat(row: Row) -> dict[str, object]:
 
 
 def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
-    """The variables of the template."""
+    """Variables of the template of the report."""
     models, own = evaluations(run, baselines), [found for found in (run.student, run.before) if found is not None]
     rows = report_rows(models)
     data = {role: about for role, about in mapping(run.description.get("data")).items() if isinstance(about, Mapping)}
@@ -138,7 +138,7 @@ def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
 
 
 def _sizes(run: RunFolder) -> dict[str, dict[str, object]]:
-    """Role -> name and the measured sizes and speed, else the recorded ones."""
+    """Role -> name of the model, and its sizes and speed as measured by the evaluation, else as recorded in run.json."""
     sizes: dict[str, dict[str, object]] = {}
     for role, evaluation in (("teacher", run.teacher), ("student", run.student)):
         recorded = mapping(at(run.description, "models", role))

@@ -14,7 +14,7 @@ from redistill.reports.comparison import (
     Row,
     by_primary,
     columns,
-    compare,
+    comparison_rows,
     entrants,
 )
 from redistill.reports.costs import PEAK, SUMMED, Cost, machines, method_cost, teacher_cost
@@ -63,10 +63,10 @@ class Comparison:
     fields: Sequence[str]
 
 
-def compare_runs(
+def comparison_of(
     folders: Sequence[Path], *, baseline: str | None = None, labels: Sequence[str] = (), published: Sequence[str] = ()
 ) -> Comparison:
-    """Compute scores, paired tests, costs and budgets; see `build_comparison`."""
+    """The comparison of finished runs; `build_comparison` documents the arguments."""
     tables = {name: read_published(name) for name in published}
     lineup = read_lineup(folders, baseline, labels)
     models = entrants(lineup)
@@ -75,7 +75,7 @@ def compare_runs(
         raise CheckpointError(
             f"{', '.join(map(str, folders))}: no test set was evaluated; list at least one in data.tests of the recipe"
         )
-    rows = compare(models, over, [model for model in models if model.label == lineup.baseline and model.is_method])
+    rows = comparison_rows(models, over, [model for model in models if model.label == lineup.baseline and model.is_method])
     costs = {label: method_cost(lineup.of(label)) for label in lineup.labels}
     teacher = teacher_cost(lineup.entries)
     groups = by_primary(over)

@@ -1,8 +1,8 @@
 """Means over seeds, and intervals and tests for the difference between two models.
 
-Differences are given as strata: one array [training seeds, prompts] per data set, where the score of a prompt is its mean over
-evaluation seeds.  The estimate is the mean over data sets of the mean over seeds and prompts: with one stratum the mean of a
-data set, with several the average column of a table.
+A stratum is the array [training seeds, prompts] of the differences on one data set; the score of a prompt is its mean over
+evaluation seeds.  The estimate is the mean over strata of the mean over seeds and prompts.  With one stratum it is the mean of
+a data set; with several it is the value in the average column of a table.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -72,7 +72,7 @@ def prompt_means(seeds: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def paired_differences(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> np.ndarray:
-    """One stratum: the differences a - b.
+    """The differences a - b on one data set, as a stratum.
 
     Args:
         pairs: For each training seed, the scores of a and of b by prompt id; all with the same prompts.
@@ -102,7 +102,7 @@ def paired_bootstrap(strata: Sequence[np.ndarray], *, resamples: int = RESAMPLES
     Prompts are resampled with replacement within each data set. The scores of a prompt stay paired, so that prompts which are
     hard for both models do not widen the interval.  Two or more training seeds are resampled as well, independently of the
     prompts and identically for all data sets: every seed is evaluated on every prompt, so the factors are crossed, not nested.
-    The sampling of responses enters through scores that are means over evaluation seeds.
+    The variation of sampled responses is included in the scores, which are means over evaluation seeds.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; for the crossed design Owen, The
     pigeonhole bootstrap, Annals of Applied Statistics 1 (2007) 386-411.  With n training seeds the variance component

@@ -29,7 +29,7 @@ class Cell:
         text: The formatted value.
         detail: Additional text in small print, such as the standard deviation.
         mark: Rank in the column: "best", "second" or "".
-        tone: 1 if a difference is better on its whole interval, -1 if it is worse on its whole interval, else 0.
+        tone: Direction of a difference: 1 if its whole interval is better than 0, -1 if its whole interval is worse, else 0.
     """
 
     text: str
@@ -229,7 +229,7 @@ def _other_scores(row: Row) -> list[str]:
 
 
 def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
-    """Cells of the score and of `_COSTS`."""
+    """Cells of a row of the cost table: the score, and the figures in `_COSTS`."""
     *counts, seconds = (cost.figures[name] for name in SUMMED)
     peak = cost.figures[PEAK]
     return _cells(
@@ -275,7 +275,7 @@ def _direction(measure: Measure) -> str:
 
 
 def _spread_caption(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
-    """Describes which seeds means and standard deviations are over, for each model."""
+    """Caption that states, for each model, the seeds over which mean and standard deviation are computed."""
     groups: dict[str, list[str]] = {}
     for model in models:
         found = [row.primary for row in rows if (row.is_method, row.model) == (model.is_method, model.label)]
@@ -290,7 +290,7 @@ def _spread_caption(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
 
 
 def _over(found: Estimate) -> str:
-    """The seeds that the standard deviation is over; "" with a single training and evaluation seed."""
+    """The seeds over which the standard deviation is computed; "" with a single training and evaluation seed."""
     each = "one evaluation seed" if found.num_seeds == 1 else f"{found.num_seeds} evaluation seeds"
     if found.num_trainings > 1:
         return f"over {found.num_trainings} training seeds, each the mean of {each}"

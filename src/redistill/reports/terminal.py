@@ -113,7 +113,7 @@ def _cell(cell: Cell) -> Text:
 
 
 def _spread(value: float | None, deviation_: float | None, unit: str) -> str:
-    """Mean ± standard deviation; a dash without a mean, no ± without a deviation."""
+    """Mean ± standard deviation as text; a dash if there is no mean, the mean alone if there is no deviation."""
     shape = "{:.1%}" if unit == FRACTION else "{:.2f}"
     return _shown(value, shape) + ("" if deviation_ is None else f" ± {_shown(deviation_, shape)}")
 

@@ -34,7 +34,7 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
 
     Args:
         run: The open run.
-        evaluator: Evaluates its student, for validation.
+        evaluator: Evaluates the run's student, for validation.
     """
     config = run.config
     optimiser, objective, metrics = config.optimiser, config.resolved_method.objective, config.validation_metrics
@@ -115,7 +115,7 @@ def build_gold(run: OpenRun) -> GoldBatches:
 
 
 def build_policy(run: OpenRun) -> Policy:
-    """The method's policy, bound to its tools."""
+    """The policy of the run's method, bound to the models and data that it uses."""
     config, models, teacher = run.config, run.models, run.teacher
     node, gold, settings = config.resolved_method.policy, build_gold(run), config.training
     text_teacher, scorer = None, None
@@ -151,21 +151,21 @@ def build_policy(run: OpenRun) -> Policy:
 
 
 def _unwrapped(engine: Engine) -> Engine:
-    """The engine inside its wrappers."""
+    """The engine itself, without wrappers that count its tokens or check its results."""
     while isinstance(engine, MeteredEngine | CheckedEngine):
         engine = engine.engine
     return engine
 
 
 class _Remembering(Protocol):
-    """A teacher or an engine with a prefix memory."""
+    """A teacher or an engine that can cache keys and values of prefixes."""
 
     def remembering(self) -> AbstractContextManager[None]: ...
 
 
 @contextmanager
 def _remembering(run: OpenRun) -> Iterator[None]:
-    """Enable the prefix memories of teacher and engine while drafts are scored and continued."""
+    """Context in which teacher and engine reuse cached prefixes, while drafts are scored and continued."""
     with ExitStack() as stack:
         for part in (run.teacher, _unwrapped(run.engine)):
             if part is not None and part.capabilities.prefix_memory:
@@ -174,9 +174,9 @@ def _remembering(run: OpenRun) -> Iterator[None]:
 
 
 def _student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
-    """A function from a batch to the student's hidden states of its rows and its head, in evaluation mode without gradient.
+    """A function that returns the student's hidden states of the rows of a batch, and the student's head.
 
-    It uses the engine's prefix memory and adds to it.
+    The student runs in evaluation mode, without gradient.  The function uses and extends the engine's cache of prefixes.
     """
     reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 

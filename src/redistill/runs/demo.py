@@ -43,7 +43,7 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
     The toy teacher is cached for later calls.
 
     Args:
-        out: Parent of a run folder for each method; MGSR's has the report.
+        out: Folder that contains a run folder for each method; the folder of MGSR contains the report.
         fresh: True trains the toy teacher and the students again.
 
     Returns:
@@ -58,7 +58,7 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
 
 
 def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fresh: bool) -> RunResult:
-    """A finished run of the demo; a run folder of another version of the demo is replaced."""
+    """Run one method of the demo; a run folder of another version of the demo is replaced."""
     named = {"name": f"toy-{method}", "method": method, "seed": SEED, "out": str(out / method)}
     config = decode_run({**named, **student_tree(world)}, "demo")
     if fresh and config.folder.exists():

@@ -73,7 +73,7 @@ def check_space(folder: Path, space: Space) -> None:
 
     Args:
         folder: The run folder, which exists.
-        space: What the run needs.
+        space: The disk space that the run needs.
 
     Raises:
         DiskFullError: there is too little free space; the message has the free and the needed size.
@@ -89,7 +89,7 @@ def check_space(folder: Path, space: Space) -> None:
 
 
 def _checkpoint_bytes(student: StudentModule) -> int:
-    """The size of a checkpoint with AdamW's moments; its content is that of `training.saving.save_checkpoint`."""
+    """Size of a checkpoint in bytes: the content that `training.saving.save_checkpoint` writes, with AdamW's moments."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     moments = {
         f"{moment}/{name}": torch.empty_like(parameter, device="meta")  # a tensor of its own: a shared one is counted once

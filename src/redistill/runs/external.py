@@ -3,25 +3,25 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from redistill.errors import ConfigError, RedistillError
+from redistill.errors import ConfigError, RedistillError, one_line
 
 ENGINE = ("sync", "generate")
 TEACHER = ("prepare", "rows", "faults", "release")
 SOURCE = ("sequences", "observe", "metrics", "state_dict", "load_state_dict")
 DECLARED = {"generates": "generate", "prefix_memory": "remembering"}
-"""Flag of a declaration of capabilities -> the method that a component with this flag must have."""
+"""Declared capability -> the method that a component with this capability must have."""
 
 Built = TypeVar("Built")
 
 
 def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabilities: object = None) -> Built:
-    """What an external node builds.
+    """The component that an external class of a recipe builds, after checking it.
 
     Args:
-        where: The node in the recipe, such as "engine.kind = my_engine:FixedText".
-        build: Builds it.
-        methods: The methods that it must have, besides those of its capabilities.
-        capabilities: What the node declares; the built object must declare the same. None checks nothing.
+        where: Field of the recipe that names the class, such as "engine.kind = my_engine:FixedText".
+        build: Function that builds the component.
+        methods: Names of the methods that the component must have, besides those of its capabilities.
+        capabilities: Capabilities that the class declares; the component must declare the same. None disables this check.
 
     Raises:
         ConfigError: building failed, a method is missing, or the capabilities differ.
@@ -31,8 +31,7 @@ def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabi
     except RedistillError:
         raise
     except Exception as error:  # whatever external code raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{where}: cannot be built ({reason}); docs/adding.md shows one") from error
+        raise ConfigError(f"{where}: cannot be built ({one_line(error)}); docs/adding.md has an example") from error
     methods = [*methods, *(method for flag, method in DECLARED.items() if getattr(capabilities, flag, False))]
     if missing := [name for name in methods if not callable(getattr(found, name, None))]:
         raise ConfigError(f"{where}: the {type(found).__name__} that it builds has no {' and no '.join(missing)}; add it")

@@ -51,7 +51,7 @@ class Models:
 
     @property
     def pad_id(self) -> int:
-        """Padding token of the student; `load_tokenizer` has set one."""
+        """Id of the student's padding token, which `load_tokenizer` has set."""
         return self.tokenizer.pad_token_id or 0
 
 

@@ -38,7 +38,7 @@ from redistill.training.progress import Progress
 from redistill.training.schedule import Schedule
 
 MAX_CORPUS_BLOCKS = 200_000
-"""Text after this many blocks is not read: 100 million tokens at 512 per block, 400 MB in every process."""
+"""Maximum number of blocks that are read of a corpus: 100 million tokens of 512 per block, 400 MB in every process."""
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """Timeout of collectives.  Dead ranks are detected earlier, by `redistill.processes.watch`."""
 
@@ -51,7 +51,7 @@ class OpenRun:
         student: The student, wrapped by its placement.
         placement: How its parameters are distributed over the processes.
         engine: Generates the student's text for training.
-        teacher: None if no part of the run uses one.
+        teacher: The teacher; None if no part of the run uses one.
         sizes: The batch sizes that are halved when memory runs out: of micro-batches and of generated texts.
         corpus: Blocks of text for the pre-training term; empty without one.
         spans: Extracts phrases; None if no term needs them.
@@ -73,12 +73,12 @@ class OpenRun:
 
     @property
     def processes(self) -> Processes:
-        """Rank and number of processes of the job; `gather` also reports signals."""
+        """Rank and number of processes, and a `gather` that also reports signals."""
         return Processes(self.accelerator.process_index, self.accelerator.num_processes, signals.gather)
 
     @property
     def schedule(self) -> Schedule:
-        """Lengths of the run, in updates."""
+        """Numbers of updates: in total, between validations, between checkpoints."""
         return self.config.training.schedule(len(self.data.train))
 
 
@@ -212,7 +212,7 @@ def notes(config: Run) -> Iterator[str]:
 
 
 def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:
-    """How the student is distributed over the processes."""
+    """The placement of the student's parameters over the processes."""
     if kind == "sharded" and num_processes > 1:
         return Sharded(lambda student: layer_list(cast(StudentModule, student).model)[1])
     return Single() if num_processes == 1 else Replicated()

@@ -101,7 +101,7 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
     """Write run.json, without secrets.
 
     Args:
-        command: Shown as the command that repeats the run; None uses the command line of this process.
+        command: Command that repeats the run, shown in reports; None uses the command line of this process.
         status: "running" or "trained".
         cost: The result of `cost`; None before training.
     """

@@ -11,7 +11,7 @@ FILE = "revisions.jsonl"
 def log_revision(config: Run, tokenizer: Tokenizer, revision: Revision) -> None:
     """Append a correction to revisions.jsonl if its step is logged.
 
-    Only the main process calls this, for its own part.
+    Only the main process calls this function, for its own part of the batch.
     """
     if revision.step % config.training.log_every:
         return

@@ -55,7 +55,7 @@ class RunResult:
 
     Args:
         folder: The run folder.
-        model: Folder of the student, which transformers loads.
+        model: Folder of the trained student, in the format of transformers.
         scores: The content of scores.json: under "datasets", data set -> "seeds" -> seed -> scores.
         report: The HTML report.
 
@@ -78,7 +78,7 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
     Args:
         config: The run.
         baselines: Folders of finished runs to compare with in the report.
-        command: Shown under "repeat this run"; None uses the command line of this process.
+        command: Command shown in the report under "repeat this run"; None uses the command line of this process.
 
     Returns:
         The folder, model, scores and report of the run.
@@ -113,7 +113,7 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
 
     Args:
         config: The run.
-        command: Shown under "repeat this run"; None uses the command line of this process.
+        command: Command shown in the report under "repeat this run"; None uses the command line of this process.
 
     Returns:
         The folder of the student, `<run folder>/model`.
@@ -209,7 +209,7 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
     Its teacher is evaluated too if `evaluation.compare` contains "teacher".
 
     Args:
-        config: The run; its student is trained.
+        config: The run, whose student has been trained.
 
     Returns:
         The student's scores, as in scores.json.
@@ -248,9 +248,9 @@ def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Jso
 
 
 def tokens_of(model: str) -> TokenizeConfig:
-    """Template and length limits of `model`.
+    """Template and length limits for prompts of `model`.
 
-    Those of its training if it is a run folder, else the defaults.
+    A run folder has those of the run's training; any other model has the defaults.
 
     Raises:
         ConfigError: its run.json has no valid config.data.tokens.

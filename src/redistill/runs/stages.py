@@ -19,7 +19,7 @@ from redistill.training.schedule import TrainingConfig
 def stages(config: Run) -> dict[str, Run]:
     """The runs that must finish before `config`, in the order of training.
 
-    Their names are "teacher" and "start".
+    The keys are "teacher" for the fine-tuning of the teacher, and "start" for that of the student.
     """
     found: dict[str, Run] = {}
     if isinstance(config.teacher, TeacherConfig) and config.teacher.finetune is not None:
@@ -32,7 +32,7 @@ def stages(config: Run) -> dict[str, Run]:
 def teacher_source(config: Run) -> TeacherConfig | None:
     """The local teacher's model: the configured one, or its fine-tuned copy.
 
-    None without a local teacher.
+    The result is None without a local teacher.
     """
     teacher = config.teacher if isinstance(config.teacher, TeacherConfig) else None
     if teacher is None or teacher.finetune is None:
@@ -73,7 +73,7 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
 
 
 def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentConfig, teacher: TeacherConfig | None) -> Run:
-    """A stage as a run: with the data, precision and placement of `config`, and nothing of its method."""
+    """The run of a stage. It has the data, precision and placement of `config`, but not its method."""
     seed, choose_by = (Run.seed, TrainingConfig.choose_by) if name == "teacher" else (config.seed, CROSS_ENTROPY)
     choose_by = finetune.choose_by or choose_by
     rate, fallback = finetune.learning_rate, OptimiserConfig.final_learning_rate

@@ -45,8 +45,8 @@ class Plan:
 
     Args:
         sweep: The sweep recipe.
-        folder: Contains sweep.json, a folder for each run, `stages/`, and the comparisons.
-        entries: A row with a seed each, in the order of the rows.
+        folder: Folder that contains sweep.json, a folder for each run, `stages/`, and the comparisons.
+        entries: Pairs of a row and a seed, in the order of the rows.
         only: Labels of the rows to run.
         allow_code: Modules whose code the runs may use.
     """
@@ -59,13 +59,15 @@ class Plan:
 
     @property
     def selected(self) -> list[Entry]:
-        """An entry for each run of the rows in `only`."""
+        """One entry for each distinct run of the rows in `only`.
+
+        Rows with equal settings share a run."""
         return list({entry.run.folder: entry for entry in reversed(self.entries) if entry.label in self.only}.values())[::-1]
 
     def statuses(self) -> dict[Path, str]:
         """Status of each run and stage by folder.
 
-        "finished", "trained", "running" (started), or "waiting".
+        A status is "finished", "trained", "running" (started), or "waiting".
 
         Raises:
             ConfigError: a folder contains another run or another sweep.
@@ -99,10 +101,10 @@ def plan_sweep(
         overrides: Settings of every run, as `section.field=value`; they override those of the rows.
         out: The folder of the sweep; None is runs/NAME.
         only: Labels of the rows to run; empty for all.
-        allow_code: Modules whose code may run if the recipe names a part of them, as `my_module:MyDivergence`.
+        allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
 
     Raises:
-        ConfigError: the recipe or one of its runs is invalid; the message has the row.
+        ConfigError: the recipe or one of its runs is invalid; the message names the row.
     """
     sweep = read_sweep(recipe)
     for label in only:
@@ -122,7 +124,7 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
         jobs: Number of parallel runs, >= 1; None is 1 with an accelerator, else the number of processor cores.
 
     Returns:
-        The comparisons: an HTML page, Markdown, LaTeX and CSV for each table.
+        Paths of the comparisons: for each table an HTML page, and files in Markdown, LaTeX and CSV.
 
     Raises:
         BusyError: another process runs the sweep.
@@ -138,7 +140,7 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
             toy_world()
         limit = jobs or (1 if torch.accelerator.is_available() else cores())  # an accelerator is not shared
         failed, codes = _run(plan, todo, statuses, limit, lock)
-        pages = _compare(plan, statuses)
+        pages = _write_comparisons(plan, statuses)
     if failed:
         which = f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}"
         error = TrainingError(f"{plan.folder}: {which}; fix the cause and repeat the command")
@@ -172,7 +174,7 @@ def _status(config: Run) -> str:
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
-    """The jobs of unfinished runs, in order, with their recipes written; each stage is one job, before its first run."""
+    """Write the recipes of unfinished runs, and return their jobs in order; a stage is one job, before its first run."""
     found: dict[Path, Job] = {}
     allowed = [f"--allow-code={module}" for module in plan.allow_code]
     for entry in plan.selected:
@@ -259,8 +261,8 @@ def _score(folder: Path) -> str:
 # --- comparison ---------------------------------------------------------------------------------------------------------
 
 
-def _compare(plan: Plan, statuses: Mapping[Path, str]) -> list[Path]:
-    """Write and print a comparison for each table, of the rows with a finished run."""
+def _write_comparisons(plan: Plan, statuses: Mapping[Path, str]) -> list[Path]:
+    """Write and print a comparison for each table; it contains the rows that have a finished run."""
     finished = {entry.label for entry in plan.entries if statuses[entry.run.folder] == FINISHED}
     pages = []
     for name, group in plan.sweep.tables.items():

@@ -53,7 +53,7 @@ class Sweep:
         name: Name of the sweep; its folder is runs/NAME unless the command line sets another.
         rows: Label -> settings merged over the base: sections, which merge field by field, or dotted keys, which set one
             field each.  `policy` and `objective` replace the method's as a whole; `objective.span_weight` sets one field.
-        base: Settings of all runs, as in a recipe; or the path of a recipe, relative to this file.
+        base: Settings of all runs, as in a recipe; or the path of a recipe, relative to the sweep recipe.
         world: "toy" uses data and teacher of `redistill demo`; None uses those of the base.
         seeds: Training seeds.
         baseline: The row that the others are compared with; None is the first.
@@ -106,7 +106,7 @@ class Sweep:
 
 
 class Cell(NamedTuple):
-    """One row with one seed.
+    """One row of a sweep with one training seed.
 
     Args:
         label: The row's label.
@@ -128,7 +128,7 @@ class Entry(NamedTuple):
         label: The row's label.
         seed: The training seed.
         run: The run.
-        stages: Fine-tunings before the run, in order.
+        stages: The fine-tuning stages that must finish before the run, in order.
     """
 
     label: str
@@ -159,7 +159,7 @@ def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cel
 
     Args:
         sweep: A sweep whose base has been read.
-        world: Settings that the base is merged over: those of the toy world; None for none.
+        world: Settings of the toy world, over which the base is merged; None if the sweep does not use the toy world.
     """
     assert isinstance(sweep.base, dict), "read_sweep reads a base that is a path"
     base = merged(world or {}, sweep.base)
@@ -171,7 +171,7 @@ def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cel
 
 
 def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
-    """`over` merged over `under`.
+    """The settings `under`, with those of `over` merged over them.
 
     Sections merge field by field, but `policy` and `objective` are replaced as a whole.
 
@@ -199,10 +199,10 @@ def expand(
         recipe: Path of the recipe, for error messages.
         folder: Folder of the sweep, the parent of the folders of runs and stages.
         overrides: Settings of every run, as `section.field=value`; they override those of the rows.
-        allow_code: Modules whose code may run if the recipe names a part of them, as `my_module:MyDivergence`.
+        allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
 
     Raises:
-        ConfigError: a run is invalid; the message has its row.
+        ConfigError: a run is invalid; the message names its row.
     """
     distinct: dict[str, tuple[Run, tuple[Run, ...]]] = {}
     entries = []

@@ -1,6 +1,6 @@
 """Atomic file writes: a temporary file, fsync, then a rename.
 
-A reader thus sees either the old file or the new one.  All modules write through this one.  `inside` rejects names that
+A reader thus sees either the old file or the new one. All modules write files through this module. `inside` rejects names that
 resolve to a path outside of their folder (`..`, an absolute path, a link).
 """
 
@@ -37,7 +37,7 @@ class Disk:
     def open(self, path: Path, mode: str) -> io.FileIO:
         """Open without buffer and without following a symbolic link.
 
-        A failed write thus leaves no data to be flushed later.
+        A failed write thus leaves no buffered data that is written later.
         """
         return io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_LINKS, 0o666))
 
@@ -255,7 +255,7 @@ def read_json(path: Path) -> Any:
 def read_lines(path: Path) -> list[Any]:
     """The values of a JSON Lines file written by redistill.
 
-    A missing file has no values.  A last line truncated by a crash is skipped.
+    The list is empty if the file is missing.  A last line truncated by a crash is skipped.
 
     Raises:
         DataError: another line is not JSON.
@@ -350,7 +350,7 @@ def digest(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Make the content of a file, or the renames in a folder, durable."""
+    """Sync the content of a file, or the renames in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         disk.sync(descriptor)
@@ -372,7 +372,7 @@ def _system_error(error: Exception) -> OSError | None:
 
 
 def write_failed(path: Path, error: OSError, num_bytes: int = 0) -> OutputError:
-    """The error to raise when writing `num_bytes` (0: unknown) to `path` failed."""
+    """The error to raise after a failed write of `num_bytes` (0: unknown) to `path`."""
     size = f"{num_bytes:,} bytes " if num_bytes else ""
     remedy = "remove the symbolic link" if error.errno == errno.ELOOP else "free space or choose another folder"
     return _kind(error)(f"{path}: {size}could not be written ({error.strerror or error}); {remedy}")

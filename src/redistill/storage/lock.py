@@ -25,14 +25,14 @@ class BusyError(ConfigError):
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Sequence[int]]:
-    """Lock `folder` for this process, and programs that inherit the descriptor.
+    """Lock `folder` for this process and for subprocesses that inherit the lock.
 
     The folder is created if it does not exist.  The lock is released when the last process that holds it exits, even after a
     crash; a forked child (`os.fork`) does not hold it.  The file `.lock` contains the id of the first of these processes and is
     removed at the end; a file left by a killed process does not block other processes.  Tested on Linux only.
 
     Args:
-        folder: The folder to lock.  The lock is not reentrant: this process cannot take it twice, either.
+        folder: The folder to lock.  The lock is not reentrant: this process cannot acquire it twice either.
 
     Yields:
         The file descriptor that holds the lock, for `pass_fds` of subprocess; none if the file system does not support locks,

@@ -52,7 +52,7 @@ _LEAST_LENGTH = 8
 
 
 def plain(text: str) -> str:
-    r"""`text` for display: `printable` and `redacted`.
+    r"""`text` made safe for display by `printable` and `redacted`.
 
     Example:
         >>> plain("\x1b[31mred\x1b[0m\x07 \u202ednah https://me:pass@host/x")
@@ -96,7 +96,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_tree(value: Any) -> Any:
-    """Dicts and lists with every string in them, including keys, `redacted`."""
+    """A copy of dicts and lists in which every string, also a key, is `redacted`."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):

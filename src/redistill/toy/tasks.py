@@ -1,8 +1,8 @@
 """The tasks of the toy world.
 
-Each kind samples its content and fills every phrasing of the question and of the answer. The phrasings are in phrasings.yaml.
-All phrasings of a question are equivalent, and so are all phrasings of an answer. Each phrasing of a question states all of the
-content, so that a prompt is unambiguous.
+Each kind of task samples its content and inserts it into every phrasing of the question and of the answer. The phrasings are in
+phrasings.yaml. All phrasings of a question are equivalent, and so are all phrasings of an answer. Each phrasing of a question
+states all of the content, so that a prompt is unambiguous.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +30,12 @@ class Phrase(str):
 
     @property
     def a(self) -> "Phrase":
-        """The phrase with its indefinite article."""
+        """The phrase after its indefinite article, as in "an apple"."""
         return Phrase(f"{'an' if self[0] in 'aeiou' else 'a'} {self}")
 
     @property
     def capital(self) -> "Phrase":
-        """The phrase at the start of a sentence."""
+        """The phrase with a capital first letter, as at the start of a sentence."""
         return Phrase(self[0].upper() + self[1:])
 
 

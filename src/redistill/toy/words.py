@@ -37,7 +37,7 @@ class Scale:
 
 _DATA = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
 WORDS: dict[str, list[str]] = {name: words for name, words in _DATA.items() if isinstance(words, list)}
-"""The plain lists by their names: people, days, colours, things, places, and the others of words.yaml."""
+"""The lists of words by name: people, days, colours, things, places, and the others of words.yaml."""
 VERBS = [Verb(*forms) for forms in _DATA["verbs"]]
 OPPOSITES: list[list[str]] = _DATA["opposites"]
 CATEGORIES: dict[str, list[str]] = _DATA["categories"]

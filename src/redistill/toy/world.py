@@ -104,6 +104,6 @@ def _record(seed: int, split: Split, index: int) -> Record:
 
 
 def _bucket(question: Question) -> int:
-    """The bucket of a question, 0 to 99, which does not depend on the phrasing."""
+    """Hash of a question's content, 0 to 99; each split uses other values, so that splits share no question."""
     key = "\x1f".join(question.asks[0]).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % 100

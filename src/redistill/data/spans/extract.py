@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from redistill.errors import ModelError
+from redistill.errors import ModelError, first_line
 from redistill.processes import signals
 from redistill.storage import files
 
@@ -61,7 +61,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 class CharSpan(NamedTuple):
-    """A phrase: the characters [start, end) of a text; label NP, VP, PP or chunk."""
+    """A phrase: characters [start, end) of a text; its label is NP, VP, PP or chunk."""
 
     start: int
     end: int
@@ -141,7 +141,9 @@ class SpacyExtractor:
         }
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Sorted spans of each text; fenced code has no spans, and each span has a letter."""
+        """Sorted spans of each text; each contains at least one letter.
+
+        Fenced code has no spans."""
         spans: list[list[CharSpan]] = [[] for _ in texts]
         pieces = ((piece, (index, base)) for index, text in enumerate(texts) for base, piece in prose(text))
         with self._nlp.memory_zone():  # otherwise the vocabulary keeps the words of all texts in memory
@@ -171,7 +173,9 @@ class SimpleExtractor:
         self.description = {"backend": "simple", "version": "1"}
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Sorted, disjoint spans of each text, labelled "chunk"; each has a letter."""
+        """Sorted, disjoint spans of each text, labelled "chunk".
+
+        Each span contains at least one letter."""
         return [tuple(span for base, piece in prose(text) for span in self._chunks(piece, base)) for text in texts]
 
     def _chunks(self, text: str, base: int) -> Iterator[CharSpan]:
@@ -245,9 +249,8 @@ def _load_spacy(name: str) -> "Language":
     try:
         nlp = spacy.load(name, exclude=UNUSED_COMPONENTS)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"spans: no spaCy model '{name}' ({reason}); give an installed package or a folder, 'auto' or 'simple'"
+            f"spans: no spaCy model '{name}' ({first_line(error)}); give an installed package or a folder, 'auto' or 'simple'"
         ) from error
     probe = nlp("The probe works .")
     try:

@@ -21,7 +21,7 @@ class Task:
         name: Name in recipes and files.
         description: Its contents, in one line.
         hub_name: The data set on the hub; None if the recipe gives a file.
-        hub_file: The hub file with the test rows.  These repositories contain several kinds of files, so a split is not enough.
+        hub_file: The hub file with the test rows.  A hub repository has several files for the same split.
         hub_rows: Number of leading rows that the papers evaluate; None for all.
         metrics: Metrics that are computed before those of the recipe; the first is the primary metric.
 

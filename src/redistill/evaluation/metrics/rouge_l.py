@@ -12,9 +12,10 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 
     .. math:: F_1 = \frac{2\,|\mathrm{LCS}(\text{prediction}, \text{reference})|}{|\text{prediction}| + |\text{reference}|}
 
-    In percent, 0 <= F1 <= 100; 0 if either text has no word.  Words are runs of [a-z0-9] after lower-casing; words of more than
-    three letters are Porter-stemmed.  LCS is the longest common subsequence of the whole texts.  Computed by the package
-    `rouge-score`, whose numbers papers report.  It supports Latin letters only: other scripts score 0.
+    F1 is in percent, 0 <= F1 <= 100; it is 0 if either text has no word.  Words are sequences of [a-z0-9]
+    after lower-casing; words of more than three letters are Porter-stemmed.  LCS is the longest common subsequence of the whole
+    texts.  The package `rouge-score` computes F1; papers report its values.  It supports Latin letters only: other scripts
+    score 0.
 
     Args:
         prediction: The text to score.

@@ -1,0 +1,225 @@
+"""Caches of every family: attention, recurrent, convolution and indexer states.
+
+`CachedBody` reads a batch of left-padded rows column by column.  `check_cache` compares it with whole forward passes.
+"""
+
+import inspect
+from typing import cast
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+
+from redistill.errors import ModelError, first_line
+from redistill.models.families import body, body_module, eval_mode, head, longrope_limit, text_config
+from redistill.models.quantised import is_quantised
+from redistill.tensors import pad
+
+PIECE_TOKENS = 128
+_CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")  # names of several releases of transformers
+# Rotary frequencies of these types depend on the length of the text, so that cached keys become invalid as it grows.
+_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+# Exceptions of a forward that cannot be called as `check_cache` calls it.
+_FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class Columns:
+    """A tensor [..., T, D] that grows along T in pieces.
+
+    Appending does not copy the whole tensor each time.  Views share its memory.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: torch.Tensor | None = None
+        self._filled = 0
+
+    def append(self, new: torch.Tensor) -> torch.Tensor:
+        """Append `new` along T and return a view of the whole."""
+        filled = self._filled + new.shape[-2]
+        if self._buffer is None or filled > self._buffer.shape[-2]:
+            capacity = -(-filled // PIECE_TOKENS) * PIECE_TOKENS
+            larger = new.new_empty((*new.shape[:-2], capacity, new.shape[-1]))
+            if self._buffer is not None:
+                larger[..., : self._filled, :] = self.view()
+            self._buffer = larger
+        self._buffer[..., self._filled : filled, :] = new
+        self._filled = filled
+        return self.view()
+
+    def view(self) -> torch.Tensor:
+        """A view of everything appended."""
+        assert self._buffer is not None, "nothing has been appended"
+        return self._buffer[..., : self._filled, :]
+
+    def select(self, kept: torch.Tensor) -> torch.Tensor:
+        """Keep only these indices of the first dimension and return a view of the result."""
+        assert self._buffer is not None, "nothing has been appended"
+        self._buffer = self._buffer[kept]
+        return self.view()
+
+
+class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not annotated
+    """Keys and values of a layer with full attention, stored in `Columns`.
+
+    transformers' own layer copies all of them for every token.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._key_columns, self._value_columns = Columns(), Columns()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values [B, H, T, D] and return all of them; see `DynamicLayer`."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = self._key_columns.append(key_states), self._value_columns.append(value_states)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep only these rows of the batch, in this order; see `CacheLayerMixin`."""
+        if self.is_initialized:
+            self.keys, self.values = self._key_columns.select(beam_idx), self._value_columns.select(beam_idx)
+
+
+def new_cache(model: nn.Module) -> Cache:
+    """An empty cache for `model`.
+
+    Layers with full attention are `LeanLayer`, all others transformers' own.
+    """
+    cache = DynamicCache(config=text_config(model))
+    cache.layers = [LeanLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether the body has an argument for positions.
+
+    ALiBi families derive them from the mask, and recurrent ones have none.
+    """
+    return "position_ids" in inspect.signature(body_module(model).forward).parameters
+
+
+def prefixes_can_be_reused(model: nn.Module) -> bool:
+    """Whether cached keys and values are valid at any column and text length.
+
+    They are if every layer has full attention and the body takes positions.  They are not with sliding windows, recurrent
+    states, or rotary frequencies that depend on the length: such families read a prefix again.
+    """
+    config = text_config(model)
+    layers = DynamicCache(config=config).layers
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type")} | {part.get("rope_type") for part in rope.values() if isinstance(part, dict)}
+    return (
+        bool(layers)
+        and all(type(layer) is DynamicLayer for layer in layers)
+        and takes_positions(model)
+        and not kinds & _LENGTH_DEPENDENT_ROPE
+    )
+
+
+class CachedBody:
+    """The body of a model with a cache, which reads a batch column by column.
+
+    Args:
+        model: A causal language model; the caller sets eval mode and disables gradients.
+
+    Attributes:
+        cache: The cache of the batch; None before `start`.
+        can_reuse: See `prefixes_can_be_reused`.
+
+    Raises:
+        ModelError: the forward of the body has no argument for a cache.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._body = model, body_module(model)
+        self.can_reuse = prefixes_can_be_reused(model)
+        self._gives_mask = self.can_reuse and text_config(model)._attn_implementation == "sdpa"
+        self._takes_positions = takes_positions(model)
+        self._limit = longrope_limit(model)
+        parameters = inspect.signature(self._body.forward).parameters
+        names = [name for name in _CACHE_ARGUMENTS if name in parameters]
+        if not names:
+            raise ModelError(f"{text_config(model).model_type}: its forward has no argument for a cache; use another family")
+        self._argument = names[0]
+        self.start()
+        layers = self.cache.layers  # empty where the cache creates its layers, which have attention, as they are read
+        self._is_recurrent = bool(layers) and not any(isinstance(layer, CacheLayerMixin) for layer in layers)
+
+    def start(self) -> None:
+        """Start a new batch with an empty cache."""
+        self.cache = new_cache(self._model)
+
+    def read(self, ids_LT: torch.Tensor, mask_LC: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
+        """hidden_LTD of the T columns that follow those in the cache.
+
+        Args:
+            ids_LT: Token ids of the columns.
+            mask_LC: Attention mask of all columns so far, including those in the cache.
+            position_LT: Positions of the columns.
+        """
+        columns = ids_LT.shape[1]
+        if self._is_recurrent:
+            mask_LC = mask_LC[:, -columns:]
+        elif self._gives_mask and columns == 1:
+            # The form that the layers use.  From a 2-D mask transformers would build this one at every token and synchronise
+            # with the GPU to find out whether a mask is needed; without a mask, bf16 attention on a CPU is ten times slower.
+            mask_LC = mask_LC[:, None, None, :].bool()
+        positions = {"position_ids": position_LT} if self._takes_positions else {}
+        output = self._body(
+            input_ids=ids_LT, attention_mask=mask_LC, use_cache=True, **{self._argument: self.cache}, **positions
+        )
+        return cast(torch.Tensor, output.last_hidden_state)
+
+    def select(self, kept: torch.Tensor) -> None:
+        """Keep only the rows with these indices, in every kind of state."""
+        self.cache.reorder_cache(kept)
+
+    def is_outdated(self, before: int, after: int) -> bool:
+        """Whether states of a text of `before` tokens are invalid once it has `after` tokens."""
+        return self._limit is not None and before <= self._limit < after
+
+
+@torch.no_grad()
+def check_cache(model: nn.Module, *, name: str, remedy: str = "use another family") -> None:
+    """Compare logits with a cache, and of padded rows, with those of each row alone.
+
+    Two rows of 5 and 3 tokens are read; the first one is removed from the cache before the last token.
+
+    Raises:
+        ModelError: the logits differ by more than rounding, or the family cannot be read in this way.
+    """
+    family = text_config(model).model_type
+    classifier = head(model)
+    device, num_classes = classifier.weight_VD.device, classifier.weight_VD.shape[0]
+    rows = [[token % num_classes for token in tokens] for tokens in (range(1, 6), range(6, 9))]
+    right, left = (tuple(part.to(device) for part in pad(rows, 0, side=side)) for side in ("right", "left"))
+    ids_LC, mask_LC = left
+    position_LC = (mask_LC.cumsum(dim=1) - 1).clamp(min=0)
+    with eval_mode(model):
+        try:
+            alone = [body(model)(ids[None], torch.ones_like(ids[None]))[0] for ids in (right[0][0], right[0][1, :3])]
+            padded_LTD = body(model)(*right)
+            reader = CachedBody(model)
+            start_LTD = reader.read(ids_LC[:, :-1], mask_LC[:, :-1], position_LC[:, :-1])
+            reader.select(torch.tensor([1], device=device))
+            end_LTD = reader.read(ids_LC[1:, -1:], mask_LC[1:], position_LC[1:, -1:])
+        except ModelError:
+            raise
+        except _FAILURES as error:
+            reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+            raise ModelError(f"{name}: the {family} family cannot generate text here ({reason}); {remedy}") from error
+    expected_ND = torch.cat(alone)
+    found = {
+        "in a padded batch than alone": torch.cat([padded_LTD[0], padded_LTD[1, :3]]),
+        "with a cache than without": torch.cat([start_LTD[0], alone[0][-1:], start_LTD[1, 2:], end_LTD[0]]),
+    }
+    own_NV = classifier.logits(expected_ND)
+    spread = (own_NV - own_NV.mean(dim=1, keepdim=True)).norm()
+    is_exact = classifier.weight_VD.dtype == torch.float32 and not is_quantised(model)
+    allowed = 0.01 if is_exact else 0.1  # rounding can change the choice of experts
+    for where, hidden_ND in found.items():
+        if (classifier.logits(hidden_ND) - own_NV).norm() > allowed * spread:
+            raise ModelError(f"{name}: the {family} family computes other logits {where}; {remedy}")

@@ -1,0 +1,155 @@
+"""Configs for some of a model's layers: fields that describe single layers are remapped.
+
+Families describe their layers in different ways: lists with one entry per layer, lists of layer indices, the number of leading
+dense layers, or a period.  `check_layers` compares the student's layers with the teacher's, so that a field that is not
+remapped here is an error and not another function.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from redistill.errors import ModelError, first_line
+from redistill.interfaces import ModelSettings
+from redistill.models.families import layer_list, unwrapped
+
+_LISTS = ("layer", "pattern", "intermediate_size")  # parts of names of lists with one entry per layer
+_LEADING = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "max_window_layers")
+_TRAILING = ("num_kv_shared_layers",)
+_DESCRIBES_LAYERS = ("layer", "dense", "sparse", "period", "offset", "interval", "pattern", "shared", "block")
+# Attributes of a layer that depend on its index, or on the layers that follow.
+_OWN = ("idx", "index", "layer_id", "training", "store_full_length_kv")
+
+
+def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelSettings:
+    """A config for some of the layers of a model.
+
+    Args:
+        settings: The config of the model; not changed.
+        chosen: Indices of the layers.
+
+    Raises:
+        ModelError: the family's config cannot be shortened.
+    """
+    config = copy.deepcopy(settings)
+    text = config.get_text_config()
+    remapped = dict(_remapped(text, chosen))
+    text.num_hidden_layers = len(chosen)
+    config.name_or_path = ""  # adapters of this student do not fit the teacher
+    for name, value in remapped.items():
+        setattr(text, name, value)
+    with one_kind_of_error(config, chosen):
+        type(config).from_dict(config.to_dict())
+    return config
+
+
+@contextmanager
+def one_kind_of_error(config: ModelSettings, chosen: tuple[int, ...]) -> Iterator[None]:
+    """Context: an exception of a family that cannot have the chosen layers becomes a ModelError."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"initialise.layers = {list(chosen)}: the {config.get_text_config().model_type} family cannot have these layers "
+            f"({first_line(error)[:200]}); its config describes layers by {_fields(config)}; choose other layers"
+        ) from error
+
+
+def _fields(config: ModelSettings) -> str:
+    """Names of the fields that describe single layers, for error messages."""
+    values = vars(config.get_text_config())
+    other = ("norm", "num_hidden_layers", "per_layer_input")
+    kinds = [
+        name for name in values if any(part in name for part in _DESCRIBES_LAYERS) and not any(part in name for part in other)
+    ]
+    return ", ".join(name for name in kinds if isinstance(values[name], int | list | tuple | str))
+
+
+def _remapped(text: ModelSettings, chosen: tuple[int, ...]) -> Iterator[tuple[str, object]]:
+    """Fields that describe single layers, with their values for the chosen layers."""
+    count, fields = text.num_hidden_layers, vars(text)
+    step = fields.get("decoder_sparse_step") or 1
+    for name, value in fields.items():
+        if name == "mlp_only_layers" and step > 1:
+            yield name, [j for j, i in enumerate(chosen) if i in (value or ()) or (i + 1) % step]
+        elif isinstance(value, list | tuple) and any(part in name for part in _LISTS):
+            if _are_indices(value, count):
+                yield name, [j for j, i in enumerate(chosen) if i in value]
+            elif len(value) == count:
+                yield name, [value[i] for i in chosen]
+        elif name in _LEADING and isinstance(value, int):
+            yield name, sum(i < value for i in chosen)
+        elif name in _TRAILING and isinstance(value, int):
+            yield name, sum(i >= count - value for i in chosen)
+        elif name == "decoder_sparse_step" and "mlp_only_layers" in fields:
+            yield name, 1
+        elif name == "scale_depth":  # MiniCPM divides it by the square root of the number of layers
+            yield name, value * math.sqrt(len(chosen) / count)
+    own = text.to_dict().get("per_layer_config")
+    if isinstance(own, dict):  # fields of single layers, by index
+        yield "per_layer_config", {str(j): own[str(i)] for j, i in enumerate(chosen) if str(i) in own}
+
+
+def _are_indices(values: Sequence[object], count: int) -> bool:
+    """Whether a list has layer indices: ascending and below `count`; not flags, which are one for each layer."""
+    numbers = [value for value in values if type(value) is int and 0 <= value < count]
+    return len(numbers) == len(values) and numbers == sorted(set(numbers)) and not (len(values) == count <= 2)
+
+
+def check_layers(student: nn.Module, teacher: nn.Module, chosen: tuple[int, ...]) -> None:
+    """Check that each layer of a student is of the same kind as the teacher's layer that it is copied from.
+
+    Raises:
+        ModelError: they differ in weights, classes or settings; names the fields of the config that describe layers.
+    """
+    for own, (layer, index) in enumerate(zip(layer_list(student)[1], chosen, strict=True)):
+        made, wanted = _traits(layer), _traits(layer_list(teacher)[1][index])
+        different = sorted(name for name in made.keys() | wanted.keys() if not _equal(made.get(name), wanted.get(name)))
+        if different:
+            settings = unwrapped(teacher).config
+            raise ModelError(
+                f"initialise.layers = {list(chosen)}: layer {own} of the student is not of the kind of layer {index} of the "
+                f"teacher ({different[0]} differs); the config of the {settings.get_text_config().model_type} family describes "
+                f"layers by {_fields(settings)}; choose other layers"
+            )
+
+
+def _equal(one: object, other: object) -> bool:
+    """Whether two traits are equal, up to the rounding of floats."""
+    return one == other or (isinstance(one, float) and isinstance(other, float) and math.isclose(one, other))
+
+
+def layer_parts(weight: torch.Tensor, like: torch.Tensor, chosen: tuple[int, ...], count: int) -> torch.Tensor:
+    """The part of a weight outside the layers that belongs to the chosen layers.
+
+    Embeddings of single layers (Gemma 3n and 4) are stacked in one weight, along one dimension.
+
+    Args:
+        weight: The teacher's weight.
+        like: A weight of the student's shape.
+        chosen: Indices of the layers.
+        count: Number of layers of the teacher.
+
+    Returns:
+        `weight` itself where the shapes are equal.
+    """
+    for dim, (whole, part) in enumerate(zip(weight.shape, like.shape)):
+        if whole != part and whole * len(chosen) == part * count:
+            weight = weight.unflatten(dim, (count, -1)).index_select(dim, torch.tensor(chosen, device=weight.device))
+            weight = weight.flatten(dim, dim + 1)
+    return weight
+
+
+def _traits(layer: nn.Module) -> dict[str, object]:
+    """What makes the kind of a layer: the class and plain attributes of each module, and the shape of each weight."""
+    found: dict[str, object] = {name: tuple(weight.shape) for name, weight in layer.state_dict().items()}
+    for path, module in layer.named_modules():
+        found[path or "its class"] = type(module)
+        plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str | None)}
+        own = [name for name in plain if name.startswith("_") or any(part in name for part in _OWN)]
+        found |= {f"{path}.{name}": value for name, value in plain.items() if name not in own}
+    return found
