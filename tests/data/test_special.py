@@ -3,7 +3,8 @@
 from collections import Counter
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from redistill.data.check import check_data, described
 from redistill.data.special import SpecialTokens
@@ -169,3 +170,27 @@ def test_a_check_reports_special_tokens_of_rows_and_of_test_rows(tmp_path):
     assert "special tokens in 1 row of raw text are encoded as special tokens: <|im_end|> (1)" in lines
     assert "special tokens in the text of 1 row are encoded as plain text: <|endoftext|> (1)" in lines
     assert "<|im_start|> (1)" in lines
+
+
+def test_a_tokenizer_in_python_encodes_special_tokens_in_messages_as_text():
+    tokenizer = with_template(ByT5Tokenizer(), "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}")
+    for content in ("</s>", "a</s>b", "<pad></s> <unk>"):
+        (ids,) = tokenize_prompts([talk(content)], tokenizer, CHAT)
+        assert [number for number in ids if number in tokenizer.all_special_ids] == [tokenizer.eos_token_id]
+        assert decoded(tokenizer, ids) == f"user: {content}</s>"
+
+
+def test_an_end_token_that_is_added_without_the_flag_of_special_tokens_is_text_in_messages():
+    tokenizer = chat_tokenizer()
+    tokenizer.add_tokens([AddedToken("<stop>", special=False, normalized=False)])
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "<stop>")
+    tokenizer.eos_token = "<stop>"
+    (ids,) = tokenize_prompts([talk("a<stop>b")], tokenizer, CHAT)
+    assert ids.count(tokenizer.convert_tokens_to_ids("<stop>")) == 1
+
+
+def test_a_text_with_the_private_character_of_the_encoder_has_no_other_special_tokens(tokenizer):
+    (plain,) = tokenize_prompts([talk("Sky?")], tokenizer, CHAT)
+    for content in contents(tokenizer):
+        (ids,) = tokenize_prompts([talk(f"\U0010f000{content}")], tokenizer, CHAT)
+        assert specials(tokenizer, ids) == specials(tokenizer, plain)

@@ -162,6 +162,7 @@ class _StandIns:
         self._backend = None if backend is None else tokenizers.Tokenizer.from_str(backend.to_str())
         if self._backend is not None:
             _reset(self._backend, True)
+            self._backend.add_special_tokens([special.added[token] for token in special.texts])  # some lack this flag
             for token, stand_in in self._of.items():
                 flags = {name: bool(getattr(special.added[token], name, False)) for name in ("lstrip", "rstrip", "single_word")}
                 self._backend.add_tokens([tokenizers.AddedToken(stand_in, normalized=False, special=False, **flags)])

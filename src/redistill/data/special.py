@@ -26,7 +26,8 @@ class SpecialTokens:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokens: Mapping[int, object] = getattr(tokenizer, "added_tokens_decoder", {})
-        added = {str(token): token for token in tokens.values() if getattr(token, "special", False)}
+        named: Sequence[int] = getattr(tokenizer, "all_special_ids", ())  # a tokenizer in Python may not flag these
+        added = {str(token): token for number, token in tokens.items() if number in named or getattr(token, "special", False)}
         self.added: Mapping[str, object] = {text: token for text, token in added.items() if text}
         self.texts = tuple(sorted(self.added, key=len, reverse=True))
         self._pattern = re.compile("|".join(map(re.escape, self.texts)) or "(?!)")
