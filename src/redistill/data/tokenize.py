@@ -149,7 +149,8 @@ def tokenize_training(
     def make() -> Stored:
         return _tokenized(records, SequenceEncoder(tokenizer, config), end_id, seed)
 
-    if cache is not None and isinstance(records, Rows) and records.num_bytes >= CACHED_BYTES:
+    has_files = hasattr(tokenizer, "save_pretrained")  # what a tokenizer depends on is in its files
+    if cache is not None and has_files and isinstance(records, Rows) and records.num_bytes >= CACHED_BYTES:
         settings = {**dataclasses.asdict(config), "seed": seed if config.reference == "random" else None}
         key = fingerprint(hashlib.sha256(records.contents.tobytes()).hexdigest(), tokenizer_hash(tokenizer), settings)
         stored = cached("tokens", key, make, report=cache, poll=signals.poll)
