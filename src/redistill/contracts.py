@@ -318,10 +318,10 @@ class TeacherTarget(Protocol):
 
 
 class _Flags:
-    """A declaration whose fields, except `top_k`, are checked to be bools; an external component may pass anything.
+    """Base class that checks the types of its fields: all except `top_k` must be bools.
 
     Raises:
-        ConfigError: one is not a bool.
+        ConfigError: a field is not a bool.
     """
 
     def __post_init__(self) -> None:
@@ -334,7 +334,7 @@ class _Flags:
 class TeacherCapabilities(_Flags):
     """Features of a teacher.
 
-    A recipe is checked against them before any model is loaded.
+    The requirements of a recipe are compared with them before any model is loaded.
 
     Args:
         full_vocabulary: Targets are logits over the whole shared vocabulary; otherwise they are `TopClasses`.
@@ -370,7 +370,7 @@ class TeacherCapabilities(_Flags):
 
 
 class Teacher(Protocol):
-    """A source of targets for the rows of a batch that carry distillation terms.
+    """A source of teacher targets for the rows that distillation terms use.
 
     `prepare` is called before `rows`, and `release` at the end of an update.
 
@@ -416,7 +416,7 @@ class TextTeacher(Teacher, Protocol):
 
 
 class PolicyState(Protocol):
-    """What a policy keeps between updates.
+    """The state that a policy keeps between updates.
 
     Example:
         >>> from redistill.policies import Adaptive, StudentGenerated
@@ -539,7 +539,7 @@ class Generation:
 class EngineCapabilities(_Flags):
     """Features of a generation engine.
 
-    A recipe is checked against them before any model is loaded.
+    The requirements of a recipe are compared with them before any model is loaded.
 
     Args:
         mixture: Samples tokens from a mixture of student and teacher (`Sampling.teacher_share`).
@@ -597,13 +597,13 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """Continue every request; results are in the order of the requests.
 
-        Batching changes rounding only.
+        The text depends on how requests are batched only through rounding.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTools:
-    """What engines and external teachers are built from.
+    """The objects that engines and external teachers are built from.
 
     Args:
         tokenizer: Tokenizer of the student.
@@ -627,7 +627,7 @@ class TextTools:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineTools(TextTools):
-    """What an engine is built from; see also `TextTools`.
+    """The objects that an engine is built from; see also `TextTools`.
 
     Args:
         student: The language model of the student.
@@ -656,7 +656,7 @@ class EngineTools(TextTools):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherTools(TextTools):
-    """What an external teacher is built from; see also `TextTools`.
+    """The objects that an external teacher is built from; see also `TextTools`.
 
     Args:
         device: Device of the batches; targets must be on it.

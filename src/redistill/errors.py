@@ -1,6 +1,6 @@
 """Exceptions that a user can cause.
 
-Their message is one line: where, what was given, what is allowed, what to do.
+Their message is one line with four parts: where the error is, what was given, what is allowed, and what to do.
 
 Every exception that redistill raises for invalid input or a failed run is a `RedistillError`; the command line prints its
 message and exits with `exit_code`. Violated internal invariants are `assert`s.
@@ -75,6 +75,24 @@ class ModelError(RedistillError, ValueError):
     """
 
 
+class WeightsError(ModelError):
+    """Weights of a model are missing, or have another shape than its config gives.
+
+    Example:
+        >>> issubclass(WeightsError, ModelError), WeightsError.exit_code
+        (True, 2)
+    """
+
+
+class NotFiniteError(ModelError):
+    """The logits of a model are not finite numbers.
+
+    Example:
+        >>> issubclass(NotFiniteError, ModelError), NotFiniteError.exit_code
+        (True, 2)
+    """
+
+
 class CheckpointError(RedistillError):
     """A checkpoint or run folder is missing, incomplete, or belongs to another run.
 
@@ -113,6 +131,17 @@ class TrainingError(RedistillError):
         Traceback (most recent call last):
             ...
         redistill.errors.TrainingError: generation: the student's probabilities are not finite:...
+    """
+
+    exit_code = 1
+
+
+class FindingsError(RedistillError):
+    """`redistill doctor` has findings, which it has printed.
+
+    Example:
+        >>> FindingsError("doctor: 2 findings; apply the remedies and check again").exit_code
+        1
     """
 
     exit_code = 1

@@ -1,9 +1,7 @@
 """Interfaces of the models and tokenizers of transformers, as redistill uses them.
 
-transformers itself is not annotated.
-
-Type checkers alone use this module: a loaded model is an instance of its own class of transformers, not of `CausalModel`, so
-isinstance must not be used with these classes.
+They exist because transformers has no type annotations.  Only type checkers use this module: a loaded model is an instance of
+its own class of transformers, not of `CausalModel`, so isinstance must not be used with these classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +38,9 @@ class Tokenizer(Protocol):
     def all_special_ids(self) -> list[int]: ...
 
     @property
+    def special_tokens_map(self) -> Mapping[str, object]: ...
+
+    @property
     def added_tokens_decoder(self) -> Mapping[int, object]: ...
 
     @overload
@@ -57,14 +58,22 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> dict[str, int]: ...
 
     def apply_chat_template(
-        self, conversation: Sequence[Mapping[str, object]], *, tokenize: Literal[False], add_generation_prompt: bool = False
+        self,
+        conversation: Sequence[Mapping[str, object]],
+        *,
+        tokenize: Literal[False],
+        add_generation_prompt: bool = False,
+        chat_template: str | None = None,
     ) -> str: ...
 
     def save_pretrained(self, save_directory: Path) -> object: ...
 
 
 class ModelSettings(Protocol):
-    """The config of a model of transformers; fields of one family are read by getattr."""
+    """The config of a model of transformers.
+
+    Fields that only some model families have are read by getattr.
+    """
 
     model_type: str
     vocab_size: int
@@ -72,6 +81,7 @@ class ModelSettings(Protocol):
     num_hidden_layers: int
     max_position_embeddings: int
     _attn_implementation: str | None
+    _experts_implementation: str | None
 
     def get_text_config(self) -> "ModelSettings": ...
 

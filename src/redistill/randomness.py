@@ -1,9 +1,9 @@
 """Keyed random numbers.
 
-(run seed, purpose, step, sample) is hashed into the key of a counter-based generator.
+The hash of (run seed, purpose, step, sample) is the key of a counter-based generator.
 
-There is no state, so that a draw does not depend on its batch, the number of processes, earlier draws, or a resume. No other
-module may seed a generator or draw from a global one.
+Generators have no state between calls. Random numbers therefore do not depend on the batch, the number of processes, earlier
+random numbers, or a resume. No other module may seed a generator or use a global one.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Genera
     Args:
         seed: Seed of the run, or of the evaluation.
         purpose: What the numbers are used for, such as "response" or "coin"; streams of different purposes are independent.
-        counters: Indices of the draw, such as step and sample; their order matters.
+        counters: Indices that identify the use, such as step and sample; their order matters.
 
     Returns:
         A NumPy generator based on Philox, with the BLAKE2b hash of all arguments as its key.
@@ -33,7 +33,7 @@ def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Genera
 def permutation(size: int, seed: int, purpose: str, *counters: int | str) -> list[int]:
     """A random order of 0 .. size - 1.
 
-    It is from the random stream of the other arguments; see `generator`.
+    The other arguments select the random stream; see `generator`.
     """
     return [int(index) for index in generator(seed, purpose, *counters).permutation(size)]
 
@@ -41,7 +41,7 @@ def permutation(size: int, seed: int, purpose: str, *counters: int | str) -> lis
 def torch_seed(seed: int, purpose: str, *counters: int | str) -> int:
     """A seed in [0, 2^63) for `torch.manual_seed`.
 
-    It is for random numbers that torch draws (dropout, weight initialisation).
+    It is used for random numbers of torch, such as dropout and weight initialisation.
     """
     return _hash(seed, purpose, counters, size=8) >> 1
 

@@ -52,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_takes_json() -> None:
     leaves = [page for page in pages(build_parser()) if page.get_default("command") is not None]
-    assert len(leaves) == 12
+    assert len(leaves) == 13
     assert all("--json" in page._option_string_actions for page in leaves)
 
 
@@ -137,6 +137,37 @@ def test_a_finished_sweep_prints_the_paths_of_its_comparisons(
     monkeypatch.setattr("redistill.runs.sweep.run_sweep", finished)
     recipe = Path(__file__).parents[2] / "recipes" / "table1-toy.yaml"
     assert document("sweep", recipe, "--out", tmp_path)["files"] == [str(tmp_path / "compare.html")]
+
+
+def test_doctor_prints_20_checks_and_its_exit_code_tells_findings(
+    world: Path, document: Document, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = document("doctor", world / "recipe.yaml")
+    assert [check["number"] for check in found["checks"]] == list(range(1, 21))
+    assert found["findings"] == 0 and {check["status"] for check in found["checks"]} <= {"passed", "not examined"}
+    found = document("doctor", world / "recipe.yaml", "optimiser.warmup_updates=1", code=1)
+    assert [check["number"] for check in found["checks"] if check["findings"]] == [20]
+    assert main(["doctor", str(world / "recipe.yaml"), "training.save_every=9"]) == 1
+    printed = capfd.readouterr()
+    assert "20 found: training.save_every is longer than the run" in printed.out
+    assert "doctor: loading the models" in printed.err and "doctor: 1 finding; " in printed.err.splitlines()[-1]
+
+
+def test_doctor_without_a_recipe_describes_the_machine(
+    tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REDISTILL_CACHE", str(tmp_path / "cache"))
+    found = document("doctor")
+    assert found["versions"]["torch"] == torch.__version__ and found["findings"] == []
+    assert set(found["disks"]) == {"hub cache", "redistill cache", "current folder"}
+    assert found["matmul_flops"]["float32"] > 0 and "HF_HUB_OFFLINE" in found["hub"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_with_a_row_needs_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--row", "sft"]) == 2
+    assert "needs a sweep" in capsys.readouterr().err
 
 
 def test_data_check_prints_the_document_also_for_faulty_data(tmp_path: Path, document: Document) -> None:

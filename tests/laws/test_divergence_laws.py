@@ -126,43 +126,43 @@ class Wrong:
     breaks: str
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
-        if self.breaks == "leaves_its_inputs_alone":
+        if self.breaks == "inputs_are_not_modified":
             logp_NV -= 1.0
-        if self.breaks == "nan_is_not_hidden":
+        if self.breaks == "nan_is_propagated":
             logq_NV = logq_NV.nan_to_num()
-        if self.breaks == "half_precision_is_computed_in_single":
+        if self.breaks == "half_precision_is_computed_in_float32":
             return TotalVariation()(logq_NV, logp_NV).to(logq_NV.dtype)
-        if self.breaks == "double_stays_double":
+        if self.breaks == "float64_stays_float64":
             return TotalVariation()(logq_NV.float(), logp_NV)
-        if self.breaks == "one_value_a_row":
+        if self.breaks == "one_value_per_row":
             return TotalVariation()(logq_NV, logp_NV).sum()
-        if self.breaks == "a_row_does_not_see_its_neighbours":
+        if self.breaks == "rows_are_independent":
             return TotalVariation()(logq_NV, logp_NV) * len(logq_NV)
         if self.breaks == "zero_when_equal":
             return -(logp_NV.exp().detach() * logq_NV).sum(-1)
         if self.breaks == "positive_when_a_class_differs":
             return -TotalVariation()(logq_NV, logp_NV)
-        if self.breaks == "gradient_is_that_of_the_value":
+        if self.breaks == "gradient_matches_finite_differences":
             return TotalVariation()(logq_NV, logp_NV).detach() + 0 * logq_NV.sum(-1)
-        if self.breaks == "no_pull_when_equal":
+        if self.breaks == "zero_gradient_when_equal":
             return logq_NV.sum(-1) - logq_NV.sum(-1).detach()
         if self.breaks == "finite_on_extreme_logits":
             return (logp_NV.exp() * (logp_NV - logq_NV)).sum(-1)
-        if self.breaks == "a_class_that_both_rule_out_changes_nothing":
+        if self.breaks == "excluded_classes_have_no_effect":
             return TotalVariation()(logq_NV, logp_NV) / logq_NV.shape[-1]
         if self.breaks == "accurate_close_to_the_teacher":
             return ForwardKL()(logq_NV if logq_NV.dtype == torch.float64 else logq_NV.bfloat16(), logp_NV)
         return TotalVariation()(logq_NV, logp_NV) + logp_NV.sum(-1) - logp_NV.sum(-1).detach()
 
 
-@pytest.mark.parametrize("law", [law for law in DIVERGENCE_LAWS if law != "is_its_own_configuration"])
+@pytest.mark.parametrize("law", [law for law in DIVERGENCE_LAWS if law != "is_a_frozen_dataclass"])
 def test_a_violation_names_the_law(law):
     with pytest.raises(AssertionError, match=rf"Wrong\(breaks='{law}'\) violates the law {law}: "):
         DIVERGENCE_LAWS[law](Wrong(breaks=law))
 
 
 def test_a_plain_function_is_not_a_configuration():
-    with pytest.raises(AssertionError, match="violates the law is_its_own_configuration: must be a dataclass with frozen=True"):
+    with pytest.raises(AssertionError, match="violates the law is_a_frozen_dataclass: must be a dataclass with frozen=True"):
         check_divergence(lambda logq_NV, logp_NV: TotalVariation()(logq_NV, logp_NV))
 
 
@@ -185,7 +185,7 @@ def test_an_exempted_law_is_skipped():
             "zero_when_equal": "the teacher's entropy is left out",
             "positive_when_a_class_differs": "as above, it is compared with the entropy",
             "finite_on_extreme_logits": "classes of probability 0 are not handled",
-            "a_class_that_both_rule_out_changes_nothing": "as above",
+            "excluded_classes_have_no_effect": "as above",
         }
 
         def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:

@@ -55,21 +55,21 @@ class WrongSource(Stateless):
         WrongSource.calls_of_all += 1
         self._calls += 1
         token = {
-            "draws_the_same_again": WrongSource.calls_of_all % 20 + 1,
-            "leaves_global_generators_alone": int(np.random.randint(1, 5)) if "global" in self._breaks else 1,
+            "draws_are_reproducible": WrongSource.calls_of_all % 20 + 1,
+            "global_generators_are_not_used": int(np.random.randint(1, 5)) if "global" in self._breaks else 1,
             "resumes_where_it_stopped": self._calls,
-            "processes_draw_together_what_one_draws": len(items) + 1,
+            "draws_do_not_depend_on_the_number_of_processes": len(items) + 1,
         }.get(self._breaks)
         if self._breaks == "answers_in_order":
             return [item.sequence for item in reversed(items)]
-        if self._breaks == "takes_no_items":
+        if self._breaks == "accepts_an_empty_batch":
             return [item.sequence for item in items or self._tools.gold.items(step)]
         if token is None:
             return [item.sequence for item in items]
         return [answered(item.example, (token,), "student") for item in items]
 
 
-@pytest.mark.parametrize("law", [law for law in POLICY_LAWS if law != "is_its_own_configuration"])
+@pytest.mark.parametrize("law", [law for law in POLICY_LAWS if law != "is_a_frozen_dataclass"])
 def test_a_violation_names_the_law(law):
     with pytest.raises(AssertionError, match=rf"Wrong\(breaks='{law}'\) violates the law {law}: "):
         POLICY_LAWS[law](Wrong(breaks=law))
@@ -79,7 +79,7 @@ def test_a_mutable_policy_is_not_a_configuration():
     class Mutable(Fixed):
         __dataclass_params__ = None
 
-    with pytest.raises(AssertionError, match="violates the law is_its_own_configuration: must be a dataclass with frozen=True"):
+    with pytest.raises(AssertionError, match="violates the law is_a_frozen_dataclass: must be a dataclass with frozen=True"):
         check_policy(Mutable())
 
 
@@ -99,4 +99,4 @@ def test_a_gather_on_one_process_only_is_detected(monkeypatch):
             return source
 
     with pytest.raises(AssertionError, match="one of two processes called gather and the other did not"):
-        POLICY_LAWS["processes_draw_together_what_one_draws"](GathersAlone())
+        POLICY_LAWS["draws_do_not_depend_on_the_number_of_processes"](GathersAlone())

@@ -142,9 +142,9 @@ class Term:
     disobeys: ClassVar[dict[str, str]] = {
         "zero_when_equal": "normalise = 'teacher' normalises one of the two distributions only",
         "positive_when_a_class_differs": "the kept classes need not have all the mass",
-        "a_class_that_both_rule_out_changes_nothing": "positions in the sorted vocabulary are quantiles of its size",
-        "nan_is_not_hidden": "classes that are not kept are not used",
-        "no_pull_when_equal": "the gradient of the literal form is 0 at the teacher renormalised on the kept classes",
+        "excluded_classes_have_no_effect": "positions in the sorted vocabulary are quantiles of its size",
+        "nan_is_propagated": "classes that are not kept are not used",
+        "zero_gradient_when_equal": "the gradient of the literal form is 0 at the teacher renormalised on the kept classes",
     }
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:

@@ -124,9 +124,30 @@ def test_an_adapter_that_does_not_fit_or_is_damaged_is_rejected_in_one_line(tiny
         weights.write_bytes(weights.read_bytes()[:100])
     else:
         (adapter / "adapter_config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"do not fit the base model|cannot be merged|is not JSON") as caught:
+    with pytest.raises(ModelError, match=r"do not fit the base model|cannot be loaded|is not JSON") as caught:
         load_model(ModelConfig(model=str(adapter)))
     assert str(caught.value).startswith(str(adapter)) and "\n" not in str(caught.value)
+
+
+def test_an_adapted_head_is_merged_with_the_copy_that_peft_saves_beside_it(tiny, world):
+    base, adapter = world("llama", target_modules=["q_proj", "lm_head"])
+    assert any("lm_head.base_layer" in key for key in load_file(adapter / "adapter_model.safetensors"))
+    model, _ = load_model(ModelConfig(model=str(base), adapter=str(adapter)))
+    expected = PeftModel.from_pretrained(tiny("llama"), adapter).eval()
+    torch.testing.assert_close(logits(model), logits(expected), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(model.lm_head.weight, tiny("llama").lm_head.weight, atol=1e-2)
+
+
+@pytest.mark.parametrize("names", [["q_proj"], ["q_proj", "lm_head"]])
+def test_resized_embeddings_are_named_as_the_reason(tiny, world, tmp_path, names):
+    base, adapter = world("llama")
+    model = tiny("llama", vocab_size=44)
+    model.name_or_path = str(base)
+    settings = LoraConfig(r=2, target_modules=names, init_lora_weights=False)
+    get_peft_model(model, settings).save_pretrained(adapter, save_embedding_layers=True)
+    with pytest.raises(ModelError, match=r"resized embeddings: .* has 44 rows, and the base 40; merge it with PEFT") as caught:
+        load_model(ModelConfig(model=str(adapter)))
+    assert "base_model_name_or_path" not in str(caught.value)
 
 
 def test_an_adapted_embedding_tied_to_the_head_is_rejected(tiny, world):

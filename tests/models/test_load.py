@@ -1,12 +1,14 @@
 """Loading: valid models load, errors are one line, and no path is looked up on the hub."""
 
 import json
+import re
 
 import pytest
 import torch
+from transformers import AutoConfig, PretrainedConfig
 
 from redistill.errors import ConfigError, ModelError
-from redistill.models import load
+from redistill.models import adapters, load
 from redistill.models.load import ModelConfig, compatibility_warnings, end_token_ids, load_model, load_tokenizer
 from tests.models.conftest import make_tokenizer
 
@@ -25,8 +27,9 @@ def no_hub(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("the loader was called")
 
-    for loader in (load.AutoConfig, load.AutoTokenizer, load.AutoModelForCausalLM):
+    for loader in (AutoConfig, load.AutoTokenizer, load.AutoModelForCausalLM):
         monkeypatch.setattr(loader, "from_pretrained", fail)
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", fail)
 
 
 def test_a_saved_folder_loads_as_it_was(tiny, folder):
@@ -55,7 +58,7 @@ def test_an_existing_pad_token_is_kept(folder):
 def test_a_tokenizer_without_pad_and_end_is_rejected(folder):
     make_tokenizer().save_pretrained(folder)
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
-    with pytest.raises(ModelError, match="neither pad_token nor eos_token"):
+    with pytest.raises(ModelError, match="has no end token; set eos_token"):
         load_tokenizer(ModelConfig(model=str(folder)))
 
 
@@ -65,6 +68,14 @@ def test_a_missing_path_is_never_looked_up_on_the_hub(name, no_hub, tmp_path, mo
     with pytest.raises(ModelError) as caught:
         load_model(ModelConfig(model=name))
     assert str(caught.value).startswith(f"{name}: ") and "\n" not in str(caught.value)
+
+
+def test_a_missing_folder_in_an_existing_one_is_never_looked_up_on_the_hub(no_hub, tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(adapters, "cached_file", lambda *args, **kwargs: pytest.fail("the hub was asked"))
+    with pytest.raises(ModelError, match=r"^models/x: no such folder in the folder models; give a model folder"):
+        load_model(ModelConfig(model="models/x"))
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
@@ -106,9 +117,9 @@ def test_the_error_of_a_library_about_a_hub_model_becomes_one_line(monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("\nWe could not connect\nto the hub\n")
 
-    monkeypatch.setattr(load.AutoTokenizer, "from_pretrained", unreachable)
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", unreachable)
     with pytest.raises(
-        ModelError, match=r"^owner/name: cannot be loaded \(We could not connect\); check the name, the network"
+        ModelError, match=r"^owner/name: config.json cannot be loaded \(We could not connect\); check the name, the network"
     ):
         load_model(ModelConfig(model="owner/name"))
 
@@ -117,7 +128,7 @@ def test_the_error_of_a_library_about_a_hub_model_becomes_one_line(monkeypatch):
 def test_an_unknown_hub_name_is_reported_in_one_line(name):
     with pytest.raises(ModelError) as caught:
         load_model(ModelConfig(model=name))
-    assert str(caught.value).startswith(f"{name}: cannot be ") and "\n" not in str(caught.value)
+    assert re.match(f"{re.escape(name)}: (config.json )?cannot be ", str(caught.value)) and "\n" not in str(caught.value)
 
 
 def test_gguf_without_its_package_names_the_command(monkeypatch, tmp_path, no_hub):
@@ -183,3 +194,31 @@ def test_size_counts_tied_weights_once(tiny):
     tied, untied = tiny("llama", tie_word_embeddings=True), tiny("llama", tie_word_embeddings=False)
     assert load.parameter_count(untied) - load.parameter_count(tied) == 40 * 16
     assert load.parameter_bytes(tied.to(torch.bfloat16)) == 2 * load.parameter_count(tied)
+
+
+def test_a_name_with_control_characters_is_rejected():
+    for name in ("a\nb", "a\x00b", "\x1b[1mx"):
+        with pytest.raises(ConfigError, match="must not contain control characters"):
+            ModelConfig(model=name)
+
+
+def test_a_downloaded_model_is_checked_by_its_headers_too(folder, monkeypatch):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 10**9}))
+    asked = []
+
+    def find_file(name, file, revision):
+        asked.append(file)
+        return folder / file if (folder / file).is_file() else None
+
+    from_folder = load.read_settings
+    monkeypatch.setattr(load, "find_file", find_file)
+    monkeypatch.setattr(load, "find_adapter", lambda name, revision: None)
+    monkeypatch.setattr(
+        load, "read_settings", lambda name, source: from_folder(name, {"pretrained_model_name_or_path": str(folder)})
+    )
+    with pytest.raises(ModelError, match=r"owner/name: model\.layers\.0\.mlp\.\w+\.weight is 16 x 24 in model\.safetensors"):
+        load_model(ModelConfig(model="owner/name"))
+    assert asked == ["model.safetensors"]
+    assert load.read_config(ModelConfig(model="owner/name")).intermediate_size == 10**9  # nothing is downloaded for it
+    assert asked == ["model.safetensors"]

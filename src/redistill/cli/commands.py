@@ -7,11 +7,12 @@ command. Modules that are slow to import are imported by the functions that use 
 import argparse
 import dataclasses
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redistill.cli.output import print_json, print_lines
-from redistill.errors import ConfigError, DataError
+from redistill.errors import ConfigError, DataError, FindingsError
 
 if TYPE_CHECKING:
     from redistill.config.run import Run
@@ -191,18 +192,53 @@ def estimate(options: argparse.Namespace) -> None:
     from redistill.estimate import estimate
     from redistill.estimate.table import print_estimate
 
-    if options.row is None:
-        run = _load(options)
-    else:
-        from redistill.runs.sweep import plan_sweep
-
-        plan = plan_sweep(options.recipe, options.overrides, only=[options.row], allow_code=options.allow_code)
-        run = next(entry.run for entry in plan.entries if entry.label == options.row)
-    found = estimate(run)
+    found = estimate(_load_row(options))
     if options.json:
         print_json(options, found.as_json())
     else:
         print_estimate(found)
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """Check this machine, or a recipe for failures that raise no error."""
+    from redistill.training.progress import report
+
+    def phase(text: str) -> None:
+        if is_main_process():
+            report(f"doctor: {text}")
+
+    if options.recipe is None and options.row is not None:
+        raise ConfigError(f"doctor: --row {options.row}: needs a sweep; give its recipe, such as recipes/table1-toy.yaml")
+    if options.recipe is None:
+        from redistill.doctor.machine import examine_machine
+        from redistill.doctor.table import print_machine
+
+        machine = examine_machine(phase)
+        count, document = len(machine.findings), machine.as_json()
+        show = partial(print_machine, machine)
+    else:
+        from redistill.doctor import examine
+        from redistill.doctor.table import print_diagnosis
+
+        diagnosis = examine(_load_row(options), phase)
+        count, document = diagnosis.num_findings, diagnosis.as_json()
+        show = partial(print_diagnosis, diagnosis)
+    if options.json:
+        print_json(options, document)
+    else:
+        show()
+    if count:
+        raise FindingsError(f"doctor: {count} {'finding' if count == 1 else 'findings'}; apply the remedies and check again")
+
+
+def _load_row(options: argparse.Namespace) -> "Run":
+    """The recipe, or with --row the first run of that row of a sweep."""
+    if options.row is None:
+        return _load(options)
+    from redistill.runs.sweep import plan_sweep
+
+    plan = plan_sweep(options.recipe, options.overrides, only=[options.row], allow_code=options.allow_code)
+    return next(entry.run for entry in plan.entries if entry.label == options.row)
 
 
 def methods(options: argparse.Namespace) -> None:

@@ -44,7 +44,8 @@ def _run(options: argparse.Namespace) -> int:
         with signals.handled(at_once=True), reserved_stdout(options):
             options.command(options)
     except RedistillError as error:
-        print(f"redistill: {plain(str(error))}", file=sys.stderr)
+        # A name in a file of somebody else may have line ends.
+        print(f"redistill: {plain(' '.join(str(error).splitlines()))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
         if is_main_process():

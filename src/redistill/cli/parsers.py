@@ -76,7 +76,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"redistill {redistill.__version__}")
     group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_demo, _run, _train, _sweep, _evaluate, _report, _compare, _config, _estimate, _methods, _data, _models):
+    for add in (
+        _demo,
+        _run,
+        _train,
+        _sweep,
+        _evaluate,
+        _report,
+        _compare,
+        _config,
+        _estimate,
+        _doctor,
+        _methods,
+        _data,
+        _models,
+    ):
         add(group)
     return parser
 
@@ -182,6 +196,14 @@ def _estimate(group: Group) -> None:
     _add_json(parser, "print JSON, in bytes and seconds, instead of tables")
 
 
+def _doctor(group: Group) -> None:
+    parser = _command(group, "doctor", commands.doctor, "redistill doctor recipes/smollm2-dolly.yaml")
+    text = "a YAML recipe, the run.json of a run, or with --row a sweep (default: check this machine)"
+    _add_recipe(parser, text, "settings to change", is_optional=True)
+    parser.add_argument("--row", metavar="LABEL", help="check the first run of this row of the sweep")
+    _add_json(parser)
+
+
 def _methods(group: Group) -> None:
     parser = _command(group, "methods", commands.methods, "redistill methods --matrix")
     parser.add_argument("--matrix", action="store_true", help="show the supported teachers and engines of each method")
@@ -234,8 +256,8 @@ def _add_run(parser: _Parser) -> None:
     parser.add_argument("--out", type=Path, help="run folder (default: `out` of the recipe, else runs/NAME)")
 
 
-def _add_recipe(parser: _Parser, recipe: str, overrides: str) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help=recipe)
+def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bool = False) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", nargs="?" if is_optional else None, help=recipe)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=overrides)
     _allow_code(parser)
 

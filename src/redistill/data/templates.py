@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import jinja2
-
 from redistill.data.special import Message, Range, SpecialTokens
 from redistill.errors import ConfigError, DataError
 from redistill.interfaces import Tokenizer
@@ -178,6 +176,6 @@ def _messages(turns: tuple[Turn, ...]) -> list[Message]:
 def _applied(messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool) -> str:
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # a template raises whatever its expressions do
         reason = " ".join(plain(str(error)).split())[:200] or type(error).__name__  # the message may quote the row
         raise DataError(f"chat template: rejects this conversation ({reason}); use template: alpaca, or fix the row") from error

@@ -1,8 +1,8 @@
-"""Parameters, memory and time of a run, estimated before any weight is loaded.
+"""Estimates the parameters, memory and time of a run without loading weights.
 
-One update and one validation of the run are executed on this machine with models of the real widths and one or three layers of
-random weights, and their costs are extrapolated to the numbers of layers of the run.  Only configs, the tokenizer and data in
-files are read.
+The estimate executes one update and one validation of the run on this machine.  Its models have the widths of the run's models,
+but only one or three layers, and random weights.  The measured costs are extrapolated to the run's numbers of layers.  The
+estimate reads only model configs, the tokenizer and local data files.
 """
 
 import tempfile
@@ -24,18 +24,21 @@ PARTS = ("write", "revise", "teacher reads", "student learns", "vocabulary pass"
 ANSWERS = ("answer", "validate")
 PHASES = {"write": PARTS[:2], "learn": PARTS[2:], "validate": ANSWERS}
 HEAP_GAPS = 0.18
-"""Of the tensors of a phase on a CPU, what the C library keeps of freed memory besides; between 0.11 and 0.3 in the runs of
-docs/performance.md."""
+"""Freed memory that the C library keeps on a CPU, as a fraction of a phase's peak tensor bytes.
+
+It was between 0.11 and 0.3 in the runs of docs/performance.md.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one process.
+    """Estimated memory of one process, in bytes.
 
     Args:
-        parts: Of the process without models, of weights, gradients and optimiser, and what each part of an update holds at
-            most besides weights and optimiser.
-        phases: The peak of each phase, on a CPU with the gaps that the heap has.
+        parts: Bytes of the process without models, of weights, gradients and optimiser, and the largest additional use of each
+            part of an update.
+        phases: Peak bytes of each phase: generating text, learning, and validation.  On a CPU they include freed memory that
+            the C library keeps (`HEAP_GAPS`).
     """
 
     parts: Mapping[str, int]
@@ -43,17 +46,17 @@ class Memory:
 
     @property
     def peak_bytes(self) -> int:
-        """The largest peak of a phase."""
+        """Largest peak of all phases, in bytes."""
         return max(self.phases.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """Of one process.
+    """Estimated seconds of an update and of a validation, in one process.
 
     Args:
-        parts: Of an update, means over updates.
-        validation: Of one validation.
+        parts: Mean seconds of each part of an update.
+        validation: Seconds of one validation.
     """
 
     parts: Mapping[str, float]
@@ -61,21 +64,22 @@ class Seconds:
 
     @property
     def step(self) -> float:
-        """Of one update."""
+        """Seconds of one update."""
         return sum(self.parts.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run needs on this machine, in one process.
+    """Estimated parameters, memory and time of a run on this machine, in one process.
 
     Args:
-        parameters: Numbers of weights: student, teacher where there is one, and trained.
-        memory: In bytes.
-        seconds: Of an update, by part, and of a validation.
-        updates: Of the whole run; None where they are in epochs of data that was not read.
-        validations: Of the whole run, the one before training included; None as for `updates`.
-        notes: What was assumed.
+        parameters: Number of weights of the student, of the teacher if the run has one, and of the trained weights.
+        memory: Memory in bytes, by part of an update and by phase.
+        seconds: Seconds of an update and of a validation.
+        updates: Number of updates of the whole run.  None if the run's length is in epochs and the training data was not read.
+        validations: Number of validations of the whole run, including the one before training.  None as for `updates`, or if
+            the interval between validations is in epochs of data that was not read.
+        notes: Assumptions of the estimate.
     """
 
     parameters: Mapping[str, int]
@@ -87,13 +91,13 @@ class Estimate:
 
     @property
     def run_seconds(self) -> float | None:
-        """Of training with its validations; the evaluation on test sets is not counted."""
+        """Seconds of training with its validations, without evaluation on test sets."""
         if self.updates is None or self.validations is None:
             return None
         return self.updates * self.seconds.step + self.validations * self.seconds.validation
 
     def as_json(self) -> dict[str, Json]:
-        """For programs; bytes and seconds."""
+        """The estimate as JSON, in bytes and seconds."""
         tree = {"schema": 1, **asdict(self)}
         tree["memory"]["peak_bytes"] = self.memory.peak_bytes
         tree["seconds"] |= {"step": self.seconds.step, "run": self.run_seconds}
@@ -101,17 +105,17 @@ class Estimate:
 
 
 def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
-    """Parameters, memory and time of `run` on this machine.
+    """Estimate the parameters, memory and time of `run` on this machine.
 
-    Its stages - the fine-tuning of teacher or student before it - are runs of their own and not counted.
+    The fine-tuning of teacher or student before the run is not included.
 
     Args:
-        run: As `load_config` returns it.
-        clock: Seconds, monotonic.
+        run: The run, as `load_config` returns it.
+        clock: Monotonic clock, in seconds.
 
     Raises:
-        ModelError: a model's config or tokenizer cannot be read, or its family cannot be cut to a few layers.
-        ConfigError: a mistake in the run.
+        ModelError: a model's config or tokenizer cannot be read, or a model of its family with few layers cannot be created.
+        ConfigError: a setting of the run is invalid.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prints = blueprints(run)
@@ -154,7 +158,7 @@ def _memory(costs: Mapping[Cost, float], sizes: Mapping[str, int], process: int,
 
 
 def _seconds(costs: Mapping[Cost, float], run: Run, sampled: Sample) -> Seconds:
-    """Means over the run's updates, from the seconds of the sampled one."""
+    """Mean seconds of the run's updates and of a validation, from the measured costs of the sample run."""
     totals = {part: sum(spent for cost, spent in costs.items() if cost[:2] == ("seconds", part)) for part in (*PARTS, *ANSWERS)}
     parts = {part: totals[part] * (sampled.generating if part in PHASES["write"] else 1.0) for part in PARTS}
     batches = -(-run.data.validation_rows // run.evaluation.batch_size)

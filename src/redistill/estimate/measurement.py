@@ -1,6 +1,6 @@
-"""Measurement of shallow models, and its extrapolation to whole models.
+"""Measures models with few layers, and extrapolates to the models of the run.
 
-One update and one validation are recorded part by part.
+Seconds and memory of each part of one update and one validation are measured.
 """
 
 from collections.abc import Mapping
@@ -26,20 +26,25 @@ FEW, MORE = 1, 3
 
 
 class Layers(NamedTuple):
-    """Numbers of layers; 0 for a teacher that is not in this process."""
+    """Numbers of layers of both models; 0 if the teacher does not run in this process."""
 
     student: int
     teacher: int
 
 
 def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) -> float:
-    """A cost of whole models, from measurements of shallow ones.
+    """Extrapolate a cost from models with few layers to the models of the run.
 
-    It is affine in the layers of each of `models`, and independent of those of the others.
+    The cost is assumed to be affine in the number of layers of each of `models`, and independent of the other model's.
 
     Args:
-        found: The cost with `FEW` layers of both models, and with `MORE` of one of them; noise only increases it.
-        whole: The models' numbers of layers.
+        found: Measured costs: with `FEW` layers of both models, and with `MORE` layers of one of them.  Noise is assumed to
+            increase a cost, never to reduce it.
+        whole: Numbers of layers in the run.
+        models: The models on whose layers the cost depends.
+
+    Returns:
+        The cost with the numbers of layers in `whole`.
 
     Example:
         >>> extrapolated({Layers(1, 1): 10.0, Layers(3, 1): 14.0, Layers(1, 3): 12.0}, Layers(30, 4), "student", "teacher")
@@ -53,13 +58,13 @@ def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) ->
 
 
 def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, recorder: Recorder) -> dict[Cost, float]:
-    """Execute one update and one validation with models of `layers`.
+    """Execute one update and one validation with models of `layers` layers.
 
-    They are made of the parts that the run itself has.
+    The update and the validation use the same components as the run.  `recorder` records their costs.
 
     Returns:
-        Numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved" of both in the run: by
-        quantisation, and by a teacher that is not in this process).
+        Numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved").  "saved" are the bytes
+        of the measured weights that the run does not have: it quantises them, or its teacher is not in this process.
     """
     run = sample.run
     student, teacher = prints["student"].shallow(layers.student, run.seed), None
@@ -87,7 +92,7 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
 
 
 def _update_and_validate(opened: OpenRun, step: int, recorder: Recorder) -> None:
-    """What `training.loop` does, without guards and log."""
+    """Make one update and one validation as `training.loop` does, without guards and log."""
     evaluator = build_evaluator(opened, opened.models.student)
     recorder.watch(opened.engine, "generate", "write")
     recorder.watch(evaluator.engine, "generate", "answer")

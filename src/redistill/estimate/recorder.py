@@ -1,4 +1,4 @@
-"""Seconds and peak bytes of the parts of an update, recorded while it runs."""
+"""Records seconds and peak bytes of each part of an update."""
 
 import ctypes
 import gc
@@ -23,9 +23,9 @@ _READING: dict[object, str] = {("student learns", "teacher"): "teacher reads", (
 
 
 class Cost(NamedTuple):
-    """What is measured: seconds or peak bytes of a part, or a size.
+    """Key of a measured value: seconds or peak bytes of a part, or a size.
 
-    `models` are those on whose layers it depends.
+    `models` are the models on whose number of layers the value depends.
     """
 
     kind: Literal["seconds", "peak", "size"]
@@ -34,15 +34,17 @@ class Cost(NamedTuple):
 
 
 class Recorder:
-    """Attributes time and peak memory to the innermost region.
+    """Records the time and peak memory of regions of code.
+
+    Regions may be nested.  Time and memory are counted for the innermost region only.
 
     Args:
-        clock: Seconds, monotonic.
-        device: Where the models are; regions begin and end when its queued work is done.
+        clock: Monotonic clock, in seconds.
+        device: Device of the models; the recorder waits for its queued work when a region begins or ends.
 
     Attributes:
-        costs: Seconds of each part outside of the regions in it, and the most bytes of tensors that were alive in it at
-            once; on a CPU those of tensors made inside `recording` only.
+        costs: Seconds of each part without the regions nested in it, and peak bytes of the tensors that exist in it.  On a CPU
+            only tensors that are created inside `recording` count.
     """
 
     def __init__(self, clock: Clock, device: torch.device) -> None:
@@ -54,7 +56,7 @@ class Recorder:
     def recording(self) -> Iterator[None]:
         """Context in which memory is recorded.
 
-        It is read from the accelerator's allocator, or on a CPU from the profiler's events.
+        On an accelerator the memory is read from the allocator, on a CPU from the events of the profiler.
         """
         if self._device.type == "cuda":
             yield
@@ -74,10 +76,9 @@ class Recorder:
 
     @contextmanager
     def region(self, part: str = "", *models: Role) -> Iterator[None]:
-        """A region, whose time depends on the layers of `models`.
+        """Context whose time is counted for `part` and scales with the layers of `models`.
 
-        Without a part it continues the enclosing one, but for models that read what is learned from, which have parts of their
-        own.
+        Without `part` the enclosing part is used; forward passes of the teacher and student inside it are counted separately.
         """
         outer = self._current
         self._enter(Cost("seconds", part or _READING.get((outer.name, *models), outer.name), models))
@@ -87,11 +88,11 @@ class Recorder:
             self._enter(outer)
 
     def watch(self, owner: object, method: str, part: str = "", *models: Role) -> None:
-        """Make each call of a method of `owner` a region."""
+        """Record each call of a method of `owner` as a region (see `region`)."""
         setattr(owner, method, self.region(part, *models)(getattr(owner, method)))
 
     def _enter(self, region: Cost) -> None:
-        """Account for the current region and enter another one."""
+        """Add the time and peak memory since the last call to the current region, then enter `region`."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             self._raise(self._current.name, torch.cuda.max_memory_allocated(self._device))
@@ -110,7 +111,7 @@ class Recorder:
 def resident_bytes(device: torch.device) -> int:
     """Resident memory of this process in bytes.
 
-    0 on an accelerator, where only its own memory counts.
+    It is 0 if the device is an accelerator, since only the memory of the accelerator is estimated then.
     """
     if device.type == "cuda":
         return 0
@@ -121,7 +122,7 @@ def resident_bytes(device: torch.device) -> int:
 
 
 def free() -> None:
-    """Release unused memory, to the system where the C library allows it."""
+    """Release unused memory, to the operating system if the C library can."""
     gc.collect()
     torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # another C library, which keeps little

@@ -1,6 +1,6 @@
-"""A run of one update that represents all updates of a run.
+"""Builds a run of one update that represents the updates of a whole run.
 
-It has the config of the run, and data of the lengths that the run has.
+The sample has the configuration of the run, and artificial data with the text lengths of the run's data.
 """
 
 from dataclasses import replace
@@ -24,21 +24,23 @@ from redistill.runs.load import DataSets
 from redistill.training.schedule import in_updates
 
 SAMPLE_ROWS = 256
-"""Rows of the training data whose lengths are read."""
+"""Maximum number of rows of the training data from which text lengths are taken."""
 
 
 class Sample(NamedTuple):
-    """What is run in place of a run.
+    """A run of one update, with its data, that is measured instead of the whole run.
 
     Args:
-        run: One update that generates all of its text, in a folder of its own, with parts of this process only.
-        tokenizer: Of the student.
-        data: As many examples as the update has, and a batch of validation prompts.
-        corpus: Blocks of the pre-training term; empty without one.
-        step: Number of the update before it, which decides which sequences are generated.
-        generating: Text of a mean update of the run, as a fraction of the sampled one's.
-        num_examples: Of the training set; None where its data was not read.
-        notes: What was assumed.
+        run: Configuration of the update.  It generates as much text as any update of the run, writes to a separate folder, and
+            uses an engine and a teacher in this process.
+        tokenizer: Tokenizer of the student.
+        data: The examples of the update, and one batch of validation prompts.
+        corpus: Blocks of text for the pre-training term; empty without this term.
+        step: Number of updates before the measured one.  It selects the random numbers that choose between gold answers and
+            generated text.
+        generating: Amount of text that a mean update of the run generates, as a fraction of the measured update's.
+        num_examples: Number of examples of the training set; None if the training data was not read.
+        notes: Assumptions of the sample.
     """
 
     run: Run
@@ -51,20 +53,26 @@ class Sample(NamedTuple):
     notes: tuple[str, ...]
 
     def in_folder(self, name: str) -> Self:
-        """The sample with a subfolder of its own, so that no model finds files of another."""
+        """The sample with the subfolder `name` as its run folder.
+
+        So no measurement reads files of another one.
+        """
         folder = self.run.folder / name
         folder.mkdir()
         return self._replace(run=replace(self.run, out=str(folder)))
 
     def in_updates(self, length: int | str) -> int | None:
-        """A length of the run; None where it is in epochs of data that was not read."""
+        """Convert a length of the run to updates.
+
+        Returns None if the length is in epochs and the training data was not read.
+        """
         if isinstance(length, str) and self.num_examples is None:
             return None
         return in_updates(length, self.num_examples or 0, self.run.training.batch_size)
 
 
 def sample(run: Run, folder: Path) -> Sample:
-    """The sample of a run, which writes to `folder`.
+    """Build the sample of a run; it writes to subfolders of `folder`.
 
     Raises:
         ModelError: the tokenizer is missing or damaged.
@@ -101,9 +109,9 @@ def sample(run: Run, folder: Path) -> Sample:
 
 
 def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[PolicyConfig, float]:
-    """The policy, changed so that one update generates what any update may; and the fraction that a mean update generates.
+    """Change a policy so that one update generates as much text as any update of the run.
 
-    An external policy may wrap another one as well.
+    Also returns the amount of text of a mean update as a fraction of this.  An external policy may wrap another one, too.
     """
     generating = 1.0
     if isinstance(policy, Adaptive):  # threshold and buffer leave about half, once it generates at all
@@ -122,7 +130,7 @@ def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[PolicyConf
 
 
 def _mean_step(policy: PolicyConfig, train: list[Example], seed: int) -> int:
-    """A step at which the coins of `Mixed` fall as they do on average."""
+    """A step at which `Mixed` chooses generated text for about as many samples as on average."""
     if not isinstance(policy, Mixed):
         return 0
     items = GoldBatches(train, batch_size=len(train), seed=seed).items(0)
@@ -135,21 +143,21 @@ def _notes(run: Run) -> list[str]:
     is_local = teacher is None or isinstance(teacher, TeacherConfig)
     is_tuned = isinstance(teacher, TeacherConfig) and teacher.finetune is not None
     is_quantised = lora is not None and lora.quantise != "none"
-    length = f"every generated text is taken to have {run.data.tokens.response_tokens} tokens, the most that it may"
+    length = f"every generated text is assumed to have the maximum length, {run.data.tokens.response_tokens} tokens"
     found = {
         length: policy.sampling is not None or policy.needs.teacher_text,
-        "text is timed as if this process generated it": not isinstance(run.engine, LocalEngineConfig),
-        "the teacher is in no process of the run; one layer is timed in its place": not is_local,
-        "the student's body is timed as it is without training.compile = all": run.training.compile == "all",
-        "quantised weights have their size, and are timed as if they were not quantised": is_quantised,
-        "fine-tuning before the run (`finetune`) is a run of its own and not counted": is_tuned or run.starts_finetuned,
+        "the time of text generation is that of an engine in this process": not isinstance(run.engine, LocalEngineConfig),
+        "the teacher does not run in this process; one layer is timed instead of it": not is_local,
+        "the student's body is timed without the compilation by training.compile = all": run.training.compile == "all",
+        "memory is that of quantised weights, time that of weights that are not quantised": is_quantised,
+        "fine-tuning before the run (`finetune`) is not included": is_tuned or run.starts_finetuned,
     }
     return [note for note, applies in found.items() if applies]
 
 
 def _lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int | None, str]:
-    """Prompt and answer lengths in ascending order of their sum, the number of examples, and where the lengths are from."""
-    data, why = run.data, "the training data is not in files here"
+    """Lengths of prompts and answers in ascending order of their sum, the number of examples, and a note on their source."""
+    data, why = run.data, "the training data is not in local files"
     if all(Path(source).exists() for source in data.train):
         try:
             records = Rows.joined([read_records(source, max_bad_rows=data.max_bad_rows)[0] for source in data.train])
@@ -157,14 +165,14 @@ def _lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int
             held_out = data.validation_rows if data.validation is None else 0
             count = min(max(1, len(records) - held_out), data.max_train_rows or len(records))
             lengths = sorted(((len(e.prompt_ids), max(1, sum(e.supervised))) for e in examples), key=sum)
-            return lengths, count, f"lengths are those of {len(lengths)} rows of the training data"
+            return lengths, count, f"text lengths are those of {len(lengths)} rows of the training data"
         except RedistillError as error:
             why = str(error)
     return [(data.tokens.prompt_tokens, data.tokens.response_tokens)], None, f"lengths are the recipe's limits: {why}"
 
 
 def _example(sample: int, prompt: int, answer: int, vocabulary: int) -> Example:
-    """An example of these lengths, without meaning."""
+    """An example of arbitrary tokens with these lengths of prompt and answer."""
     ids = tuple((sample + index) % vocabulary for index in range(prompt + answer))
     record = Record(record_id=str(sample), prompt=RawPrompt("a " * prompt), references=("a",))
     marks = (False,) * prompt + (True,) * answer

@@ -1,4 +1,4 @@
-"""Models of the real widths and few layers, with random weights."""
+"""Models with the widths of the run's models, few layers, and random weights."""
 
 from typing import NamedTuple
 
@@ -13,21 +13,21 @@ from redistill.estimate.recorder import Role
 from redistill.interfaces import CausalModel, ModelSettings
 from redistill.models.families import layer_list
 from redistill.models.initialise import cast_weights, fresh_model
-from redistill.models.load import ModelConfig, checkpoint_activations, read_config
+from redistill.models.load import ModelConfig, checkpoint_activations, load_tokenizer, read_config
 from redistill.models.lora import add_lora
 from redistill.models.shorten import shortened_config
 
-# Bytes of a weight; nf4 has a scale of 8 bits for every 64 weights, and one of 32 for every 256 of those.
+# Bytes of a weight; nf4 has a scale of 8 bits for every 64 weights, and a scale of 32 bits for every 256 scales.
 _QUANTISED = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 
 
 class Blueprint(NamedTuple):
-    """A model of a run before it has any weights.
+    """Configuration of a model of the run, without weights.
 
     Args:
-        config: Of transformers.
-        layers: Their number in the run.
-        source: How it is loaded.
+        config: The model's config, of transformers.
+        layers: Number of layers that the model has in the run.
+        source: Settings with which the run loads the model.
     """
 
     config: ModelSettings
@@ -35,9 +35,9 @@ class Blueprint(NamedTuple):
     source: ModelConfig
 
     def shallow(self, layers: int, seed: int) -> CausalModel:
-        """The model with this number of layers and random weights, on the CPU.
+        """Build the model with this number of layers and random weights, on the CPU.
 
-        It is prepared as by `runs.models.load_models`.
+        Its dtype, LoRA and activation checkpointing are those that `runs.models.load_models` sets.
 
         Raises:
             ModelError: the family's config cannot be shortened.
@@ -47,7 +47,7 @@ class Blueprint(NamedTuple):
         try:
             model: CausalModel = fresh_model(config, seed)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            fault = f"its config cannot be cut to {layers} layers ({first_line(error)[:200]})"
+            fault = f"its config cannot be shortened to {layers} layers ({first_line(error)[:200]})"
             raise ModelError(f"{config.model_type}: {fault}; use another family") from error
         dtype = torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
         if source.dtype == "auto" and not isinstance(source, StudentConfig):
@@ -60,9 +60,9 @@ class Blueprint(NamedTuple):
         return model
 
     def bytes_saved(self, model: nn.Module) -> float:
-        """Bytes by which a quantised base is smaller than that of `model`.
+        """Bytes that quantisation of the base model saves in the run.
 
-        `model` is not quantised.
+        `model` has the same weights without quantisation.
         """
         lora = self.source.lora if isinstance(self.source, StudentConfig) else None
         if lora is None or lora.quantise == "none":
@@ -73,9 +73,9 @@ class Blueprint(NamedTuple):
 
 
 def blueprints(run: Run) -> dict[Role, Blueprint]:
-    """The models of a run by their configs.
+    """Read the configs of the run's models, without weights.
 
-    A fine-tuned copy has the shape of its base.
+    A model that is fine-tuned before the run has the config of the model that it is fine-tuned from.
 
     Raises:
         ModelError: a config is missing or damaged.
@@ -88,6 +88,7 @@ def blueprints(run: Run) -> dict[Role, Blueprint]:
     for role, source in sources.items():
         base = sources["teacher"] if source.model == "teacher" else source
         config = read_config(base)
+        load_tokenizer(base)  # a run would reject it only after the data are read
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
         if not isinstance(layers, int) or layers < 1:
             raise ConfigError(f"{base.model}: its config does not state its number of layers; use a causal language model")

@@ -1,4 +1,4 @@
-"""An estimate on the terminal."""
+"""Prints an estimate on the terminal."""
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -10,7 +10,7 @@ from redistill.training.progress import duration
 
 
 def print_estimate(found: Estimate, console: Console | None = None) -> None:
-    """Parameters, memory and time as tables, then what was assumed."""
+    """Print tables of parameters, memory and time, then the assumptions."""
     console = console or Console()
     console.print(_table("parameters", [(name, f"{count / 1e6:,.1f} M") for name, count in found.parameters.items()]))
     phases = [(f"peak: {name}", _megabytes(size)) for name, size in found.memory.phases.items()]

@@ -67,7 +67,7 @@ class Decoder:
             self._read = width
 
     def logits(self, ids_LT: torch.Tensor, mask_LT: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
-        """Read the columns that have not been read and return the logits of the next token.
+        """Read the columns that have not been read; return logits of the next token.
 
         Args:
             ids_LT: Token ids of all columns so far.

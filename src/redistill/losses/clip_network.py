@@ -3,8 +3,9 @@
 Source: MGSR (arXiv 2407.10068), Eq. 6.  clip_ranks.py computes the classes that an interval keeps, dac_kl.py the divergence on
 them.
 
-The cost is that of three inputs of V probabilities: the teacher's, the teacher's sorted, and the student's.  The two unsorted
-inputs are narrow matrix products.  The sorted one is either exact (a sort and a third product) or compact (clip_ranks.py).
+The network has three inputs of V probabilities, which determine its cost: the teacher's, the teacher's in sorted order, and the
+student's.  Each unsorted input needs one narrow matrix product.  The sorted input is either exact, which needs a sort and a
+third product, or compact (clip_ranks.py).
 """
 
 import math
@@ -32,9 +33,9 @@ class ClipNetworkConfig:
     Args:
         hidden: Number of hidden units, >= 1.
         sorted: Form of the input sort(p) of Eq. 6: "exact", all V probabilities, or "compact", the 512 largest and the masses
-            of 16 buckets of the ranks below them; both are the same up to 528 classes.
-        upper_bias, lower_bias: Initial logits of u and l, finite; None uses the mode's defaults, which keep most of the mass.
-            With 0 and 0, the paper's literal initialisation, mode "value" keeps the target only.
+            of 16 buckets of the ranks below them; both are equal for at most 528 classes.
+        upper_bias, lower_bias: Initial logits of u and l, finite; None uses the defaults of `DacKLConfig.mode`, which keep most
+            of the mass.  With the paper's literal initialisation, 0 and 0, mode "value" keeps only the teacher's arg max.
 
     Raises:
         ConfigError: a field is out of range.
@@ -61,22 +62,22 @@ class ClipNetworkConfig:
 
 
 class ClipNetwork(nn.Module):
-    r"""f_sub: predicts the interval to keep from a row of teacher and student.
+    r"""f_sub: predicts DAC-KL's interval from a row of teacher and student.
 
     .. math:: u, l = \sigma\bigl(f_{sub}([p \mid \mathrm{sort}_\downarrow(p) \mid q])\bigr), \quad l \in [0, u]
         \quad\text{(Eq. 6)}
 
-    One hidden layer with GELU.  The first layer is a sum of three linear maps, which equals one map of the concatenation
-    without building it.  The interval lies in (0, 1); l is clipped to at most u.
+    It has one hidden layer with GELU.  The first layer is a sum of three linear maps; this equals one linear map of the
+    concatenated inputs, without allocating them.  The interval lies in (0, 1); l is clipped to at most u.
 
     A row's inputs have a norm of about 1 for any V, so the first layer is initialised with unit normal weights (the usual scale
     for 3V inputs would leave the hidden units near 0, without gradient); the last layer is initialised so small that the first
     interval of every row is that of the biases.
 
     Args:
-        vocabulary: V.
+        vocabulary: Number V of classes.
         config: Number of hidden units, form of the sorted input, and biases.
-        start: Initial logits of u and l, where the configuration has None; the default is u = 0.98, l = 9e-4.
+        start: Initial logits of u and l, used where the biases of `config` are None; the default is u = 0.98, l = 9e-4.
         seed: Seed of the initial weights; must be the same in every process.
 
     Example:
@@ -117,7 +118,7 @@ class ClipNetwork(nn.Module):
 
         Args:
             p_NV, q_NV: Probabilities of the teacher and the student; detached.
-            sorted_NV: p_NV in descending order, if the caller has it.
+            sorted_NV: p_NV in descending order; None sorts it here.
 
         Returns:
             lower_N and upper_N with 0 <= lower <= upper <= 1, float32 also under autocast.
@@ -152,7 +153,8 @@ class ClipNetwork(nn.Module):
 class StraightThrough(torch.autograd.Function):
     """Straight-through gate: hard mask forward, soft gate backward.
 
-    The backward pass uses the derivative of `dac_kl_options.soft_gate`; the target's gate has none.
+    The backward pass uses the derivative of `dac_kl_options.soft_gate`.  If the target class is kept for
+    any interval, its gate has no derivative.
     """
 
     @staticmethod

@@ -29,21 +29,22 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
 
     .. math:: S = \{v : l \le s_v \le u\} \cup \{\arg\max p\} \quad\text{(Eq. 7)}
 
-    What the interval bounds depends on the mode; the classes are sorted by p, descending, ties by id, and r_v counts from 0:
+    The interval bounds a score s_v of each class, which depends on the mode.  r_v is the rank of class v, from 0, by descending
+    p, ties by id:
 
     - "value", the formula of Eq. 7: s_v = p_v.
     - "relative": s_v = p_v / max p, so that l alone is min-p.
     - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V entries; l = 1 - k/V alone keeps the first k.
-    - "mass": s_v is the mass strictly before v, and l <= s_v < u.  Here u cuts the tail and l the head, the opposite of the
-      other modes.  u = 1 cuts no class that has any mass.
+    - "mass": s_v is the mass strictly before v, and l <= s_v < u.  Here u excludes the least probable
+      classes and l the most probable ones, the opposite of the other modes.  u = 1 excludes no class that has mass.
 
-    Scores are computed and compared in float64 for inputs of any dtype: summed in float32, the mass before a class of the tail
-    reaches 1, and its rounding error exceeds the mass of such a class.
+    Scores are computed and compared in float64 for inputs of any dtype.  In float32 the mass before a class of low probability
+    would be rounded to 1, and the rounding error would exceed the mass of the class.
 
     Args:
         logp_NV: Teacher log-probabilities.
         lower_N, upper_N: The interval of each row, in [0, 1].
-        mode: What the interval bounds.
+        mode: The score that the interval bounds.
         keep_target: Whether the arg max of p (the first of equals) is kept for any interval.
 
     Returns:
@@ -67,12 +68,12 @@ def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Ten
 
     Args:
         logp_NV: Teacher log-probabilities.
-        p_NV: Their exp.
-        mode: What the interval bounds.
+        p_NV: Teacher probabilities, the exp of logp_NV.
+        mode: The score that the interval bounds.
 
     Returns:
-        score_NV (in mode "entry_quantile" 1 - s, which is exact for the first classes), and p in descending order if the mode
-        sorts it, else None.
+        score_NV, and p in descending order if the mode sorts it, else None.  In mode "entry_quantile" the score is 1 - s, which
+        is exact for the first classes.
     """
     return (p_NV, None) if mode == "value" else scores_of_mode(logp_NV, mode)
 
@@ -94,7 +95,7 @@ def within(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_N
 
 
 def at_class(class_N1: Tensor, num_classes: int) -> Tensor:
-    """Bool [N, V], True at one class of each row.
+    """Mask [N, V], bool, that is True at one class of each row.
 
     Computed by comparison, since scattering is slow in compiled code.
     """
@@ -125,11 +126,11 @@ def rank_edges(vocabulary: int) -> tuple[int, ...]:
 def top_and_masses(sorted_NV: Tensor, edges: Sequence[int]) -> Tensor:
     """The compact form of rows sorted in descending order.
 
-    It consists of the probabilities above the first edge and the masses of the buckets.
+    It consists of the probabilities at ranks before the first edge, and the mass of each bucket.
 
     Args:
         sorted_NV: Probabilities in descending order.
-        edges: From `rank_edges`.
+        edges: First ranks of the buckets, from `rank_edges`.
 
     Returns:
         ranked_NK.
@@ -163,7 +164,7 @@ def _(p_NV: Tensor) -> Tensor:
 def compact_ranks(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
     """The compact form of unsorted rows.
 
-    It is the same as `top_and_masses`; on a CPU large vocabularies use a histogram and not a sort.
+    The result is that of `top_and_masses`.  For large vocabularies on a CPU a histogram is used instead of a sort.
     """
     if p_NV.device.type != "cpu" or p_NV.dtype != torch.float32 or p_NV.shape[1] < HISTOGRAM_CLASSES:
         return top_and_masses(sort_descending(p_NV), edges)
@@ -179,9 +180,10 @@ def _(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
 
 
 def _compact_row(p_V: NDArray[np.float32], edges: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The compact form of one row, by a histogram over the upper 16 bits of its floats, whose order is that of the values.
+    """The compact form of one row, computed with a histogram over the upper 16 bits of its floats.
 
-    Only the classes in bins of the first ranks or in bins that an edge cuts are sorted, so the masses are exact.
+    These bits have the order of the values.  Only classes in the bins of the first ranks, and in bins that contain an edge, are
+    sorted.  The masses are exact.
     """
     bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
     count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # from the largest down

@@ -1,14 +1,14 @@
 """DAC-KL: divergence from a teacher that is clipped to a predicted interval.
 
-A small network predicts the interval.
+Only classes in the interval are kept.  A small network predicts it.
 
 Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` is the divergence on the kept classes.  The module
 `DacKL`, built from `DacKLConfig`, combines it with the network that predicts the interval (`ClipNetwork` in clip_network.py)
 and the classes that the interval keeps (`keep_mask` in clip_ranks.py).  Where the paper is ambiguous, each interpretation is a
 field of the configuration; the defaults are closest to its text, and dac_kl_options.py has the arithmetic of the others.
 
-Nothing here reduces over rows or depends on models.  Rows come in chunks, and a chunk's [N, V] tensors dominate memory: nothing
-is concatenated, and the soft gate is recomputed in the backward pass and not stored.
+This module neither reduces over rows nor depends on models.  The [N, V] tensors of a chunk of rows need most of the memory.
+Therefore none are concatenated, and the backward pass recomputes the soft gate instead of storing it.
 """
 
 import math
@@ -48,8 +48,8 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
     Args:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
         logp_NV: Teacher log-probabilities, no gradient.
-        keep_NV: S as a bool mask, or a gate in [0, 1] that weights each class's summand (1 - gate in the other bin); the
-            gradient flows through it.
+        keep_NV: S as a bool mask, or a gate in [0, 1] that weights the summand of each class.  "other_bin" weights the bin of
+            the other classes by 1 - gate.  The gradient flows through the gate.
         normalise: The normalisation.
 
     Returns:
@@ -84,14 +84,16 @@ class DacKLConfig:
     p is the teacher, q the student. Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 6-8. Nats per token; may be negative.
 
     Args:
-        mode: What the interval bounds: each class's probability ("value", Eq. 7), that over the largest one ("relative"), the
-            teacher's mass before the class ("mass"), or the class's quantile among the entries; see `keep_mask`.
+        mode: The score of a class that the interval bounds: the teacher's probability ("value", Eq. 7), its ratio to the
+            largest probability ("relative"), the mass of more probable classes ("mass"), or the quantile of the rank
+            ("entry_quantile"); see `keep_mask`.
         normalise: "none" is Eq. 8; see `clipped_divergence`.
         gate: How gradients reach f_sub through the interval: "straight_through" (hard mask forward, soft gate backward), "soft"
             (soft gate in both), or "none" (f_sub is not trained: the hard set of Eq. 7, taken literally, has no gradient).
-        network: f_sub.
-        mass_floor: Penalty against collapse, not in the paper: adds 10 relu(floor - P)^2; in (0, 1); 0.9 is robust.
-        keep_target: Whether the teacher's arg max is always kept (Eq. 7's max); Table 3b drops it.
+        network: Settings of f_sub.
+        mass_floor: Minimum of the kept mass P, in (0, 1): below it the penalty 10 (mass_floor - P)^2 is added, so that P does
+            not collapse.  None adds none, as in the paper; 0.9 is robust.
+        keep_target: Whether the teacher's arg max is always kept, as by the max of Eq. 7; Table 3b has results without it.
         target_twice: Whether the kept arg max counts a second time where the interval contains it; needs `normalise: none`.
         fixed_interval: (lower, upper) instead of f_sub, 0 <= lower <= upper <= 1; in mode "relative", (0.05, 1) is min-p 0.05.
         fixed_top: Number of most probable classes to keep instead of f_sub, >= 1; needs mode "entry_quantile".
@@ -125,7 +127,7 @@ class DacKLConfig:
 
     @property
     def needs(self) -> Needs:
-        """Ranks of all classes."""
+        """Teacher logits over the whole vocabulary, since classes are ranked."""
         return Needs(full_vocabulary=True)
 
     def __post_init__(self) -> None:
@@ -155,7 +157,7 @@ class DacKLConfig:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The settings that the laws are tested with, one of each interpretation."""
+        """Settings for the tests of the laws, one for each interpretation of the paper."""
         small, exact = ClipNetworkConfig(hidden=4), ClipNetworkConfig(hidden=4, sorted="exact")
         biased = ClipNetworkConfig(hidden=4, upper_bias=3.0, lower_bias=-1.0)
         return (
@@ -173,12 +175,12 @@ class DacKLConfig:
 class DacKL(nn.Module):
     """DAC-KL: divergence from the teacher clipped to a predicted interval (Eq. 6-8).
 
-    Nats per token.  It is not a divergence in the strict sense: unnormalised it may be negative, and minimising it jointly over
-    student and f_sub rewards dropping every class with p > q.  Therefore monitor the diagnostics `kept_mass` and `target_only`.
+    Nats per token.  It is not a divergence in the strict sense.  Without normalisation it may be negative, and f_sub can reduce
+    the loss by excluding every class with p > q.  Therefore monitor the diagnostics `kept_mass` and `target_only`.
 
     Args:
-        config: Settings.
-        vocabulary: V.
+        config: Settings of DAC-KL.
+        vocabulary: Number V of classes.
         seed: Seed of f_sub's initial weights.
 
     Example:
@@ -237,7 +239,7 @@ class DacKL(nn.Module):
     def kept(self, logq_NV: Tensor, logp_NV: Tensor) -> Tensor:
         """The hard set S of each row, keep_NV, bool.
 
-        It is the same as in `forward`; the span loss of clipped vectors uses it.
+        It is the set that `forward` uses.  The span loss of clipped vectors needs it.
         """
         logp_NV = logp_NV.to(loss_dtype(logq_NV))
         score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, logp_NV.exp())
@@ -245,7 +247,7 @@ class DacKL(nn.Module):
         return within(score_NV, *score_bounds(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
 
     def _interval(self, logq_NV: Tensor, logp_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """score_NV, and the interval lower_N, upper_N; the network reuses the row that the mode has sorted."""
+        """Returns score_NV, and the interval lower_N, upper_N; the network reuses the probabilities that the mode sorted."""
         score_NV, sorted_NV = class_scores(logp_NV, p_NV, self.config.mode)
         if self.network is None:
             top = self.config.fixed_top
@@ -259,7 +261,7 @@ class DacKL(nn.Module):
     def _gate(
         self, score_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, ends: tuple[Tensor, Tensor], target_N1: Tensor | None
     ) -> Tensor:
-        """Weight of each class; a soft gate is computed in mass in mode "mass", else in logarithms."""
+        """Weight of each class; the soft gate is a function of mass in mode "mass", otherwise of log p or log rank."""
         if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV
         if self.config.mode != "mass":

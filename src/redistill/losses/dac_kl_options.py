@@ -30,7 +30,7 @@ def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
 
     Args:
         logp_NV: Teacher log-probabilities.
-        mode: What the interval bounds; see `clip_ranks.keep_mask`.
+        mode: The score that the interval bounds; see `clip_ranks.keep_mask`.
 
     Returns:
         The results of `clip_ranks.class_scores`.
@@ -79,7 +79,10 @@ def normalised(
 
 
 def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the weighted mass by logsumexp over weights > 0 (1 - mass would cancel), and whether there is any."""
+    """Returns log of the weighted mass, by logsumexp over weights > 0, and whether any weight is > 0.
+
+    1 - mass would lose precision by cancellation.
+    """
     peak_N1 = log_NV.detach().masked_fill(weight_NV == 0, -torch.inf).amax(dim=-1, keepdim=True)
     peak_N1 = peak_N1.masked_fill(peak_N1.isneginf(), 0.0)
     # A class of weight 0 may be far above the peak: clamped, its exp times 0 is 0 and not NaN.
@@ -111,6 +114,6 @@ def mass_penalty(gate_NV: Tensor, p_NV: Tensor, floor: float) -> Tensor:
     Args:
         gate_NV: Weight of each class.
         p_NV: Teacher probabilities.
-        floor: Mass from which on there is no penalty, in (0, 1).
+        floor: Smallest mass without a penalty, in (0, 1).
     """
     return MASS_FLOOR_WEIGHT * (floor - (gate_NV * p_NV).sum(dim=-1)).relu().square()

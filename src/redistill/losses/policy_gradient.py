@@ -4,7 +4,7 @@ The student samples y_t from its own distribution q, or from a mixture with the 
 the larger p and the smaller q is.  Source: MiniLLM (arXiv 2306.08543); differences of the published code from the paper are
 documented at each function.
 
-Nothing here depends on a model, and nothing divides by a count of tokens: the training loop does.
+The functions depend on no model, and do not divide by a number of tokens; the training loop does.
 """
 
 from typing import NamedTuple
@@ -27,9 +27,9 @@ def token_rewards(logp_BT: Tensor, old_logq_BT: Tensor, *, scaling: float = 0.5,
 
     Args:
         logp_BT: The teacher's log-probability of each token, unscaled; any shape.
-        old_logq_BT: The student's, at the time of scoring; the same shape.
-        scaling: s, > 0; a value below 1 magnifies.
-        clip: c, > 0.
+        old_logq_BT: The student's log-probability of each token when the roll-out was scored; same shape.
+        scaling: s, > 0; a value below 1 increases the reward.
+        clip: c, > 0, the bound of the absolute reward.
 
     Returns:
         reward_BT, without gradient.
@@ -47,8 +47,9 @@ def discounted_returns(reward_BT: Tensor, valid_BT: Tensor, *, discount: float =
 
     .. math:: R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}
 
-    n_t is the number of valid tokens from t on (1 without normalisation).  The sum begins with the token's own reward, as in
-    the published code; the paper's long-term term begins one later, since its single-step term has the token's own reward.
+    n_t is the number of valid tokens from t on (1 without normalisation).  The sum begins with the reward of token t, as in
+    the published code.  In the paper the long-term term begins with token t + 1, since its single-step term has the reward of
+    t.
 
     Args:
         reward_BT: One row per sequence.
@@ -86,7 +87,8 @@ def whiten(return_BT: Tensor, valid_BT: Tensor, *, padded_length: int | None = N
     Args:
         return_BT: The returns of a global mini-batch, one row per sequence.
         valid_BT: bool, True at least once.
-        padded_length: None counts valid tokens only; a number, at least the longest row, counts zeros up to it in each row.
+        padded_length: Length to which each row is padded with zeros that count, at least that of the longest row; None counts
+            valid tokens only.
 
     Returns:
         advantage_BT, 0 where not valid.
@@ -109,7 +111,8 @@ def importance_weights(logp_BT: Tensor, old_logq_BT: Tensor, teacher_share: floa
 
     .. math:: w_t = \frac{q_{old}(y_t)}{(1 - a)\, q_{old}(y_t) + a\, p(y_t)}
 
-    In [0, 1 / (1 - a)], and 1 for a = 0.  The weight is that of the token alone, without the product over its prefix.
+    It lies in [0, 1 / (1 - a)], and is 1 for a = 0.  The weight is that of the token alone, without the product over its
+    prefix.
 
     Args:
         logp_BT, old_logq_BT: Log-probabilities of each token; see `token_rewards`.
@@ -132,7 +135,7 @@ def importance_weights(logp_BT: Tensor, old_logq_BT: Tensor, teacher_share: floa
 class Surrogate(NamedTuple):
     """The loss of each token, and two diagnostics.
 
-    The diagnostics are rho, and whether clipping set the token's gradient to 0.
+    The diagnostics are the ratio rho, and whether clipping set the gradient of the token to 0.
     """
 
     loss_N: Tensor
@@ -154,7 +157,7 @@ def clipped_surrogate(
     A < 0.
 
     Args:
-        logq_N: log q of each token, by the student in training.
+        logq_N: log q of each token, by the student that is trained.
         old_logq_N, advantage_N, importance_N: Values of the roll-out; no gradient.
         clip: eps, in (0, 1).
 

@@ -7,19 +7,23 @@ any other.
 
 import dataclasses
 import json
+import math
 import re
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
-from redistill.errors import ModelError, first_line
+from redistill.errors import ModelError
 from redistill.interfaces import CausalModel
 from redistill.models.families import unwrapped
+from redistill.models.reading import reading, reason
+from redistill.models.values import check_tensor
+from redistill.models.weight_files import Stored, check_pointers, header
 from redistill.records import Json
 
 CONFIG = "adapter_config.json"
@@ -35,6 +39,44 @@ _UNUSED = {
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version"),
     *("auto_mapping", "init_lora_weights"),
 }
+_DOWN = re.compile(r"\blora_(?:embedding_)?A\b")  # the first matrix of an adapter: rank x inputs
+
+
+def _is_rank(value: Json) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_bool(value: Json) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: Json) -> bool:
+    return isinstance(value, str)
+
+
+def _are_names(value: Json) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(map(_is_text, value)))
+
+
+def _are_layers(value: Json) -> bool:
+    return all(isinstance(index, int) for index in (value if isinstance(value, list) else [value]))
+
+
+_TYPES: dict[str, tuple[Callable[[Json], bool], str]] = {
+    "r": (_is_rank, "a positive integer"),
+    "lora_alpha": (_is_number, "a number"),
+    **dict.fromkeys(("fan_in_fan_out", "use_rslora"), (_is_bool, "true or false")),
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), (_are_names, "a name or a list of names")),
+    "layers_to_transform": (_are_layers, "a layer index or a list of them"),
+    "rank_pattern": (lambda value: isinstance(value, dict) and all(map(_is_rank, value.values())), "ranks by module"),
+    "alpha_pattern": (lambda value: isinstance(value, dict) and all(map(_is_number, value.values())), "numbers by module"),
+    **dict.fromkeys(("base_model_name_or_path", "revision"), (_is_text, "a text")),
+}
+
 # Initialisations that leave the base unchanged; others (PiSSA, LoftQ ...) subtract the adapter from it.
 _PLAIN_INITIALISATIONS = (True, False, None, "gaussian")
 
@@ -72,16 +114,20 @@ def find_adapter(name: str, revision: str | None) -> Adapter | None:
     weights = find_file(name, WEIGHTS, revision)
     if weights is None:
         raise ModelError(f"{name}: contains no {WEIGHTS}; pickled adapters are not read, save it again with PEFT")
-    try:
-        fields = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: {CONFIG} is not JSON ({error}); save the adapter again") from error
+    check_pointers(name, config, weights)
+    with reading(f"{name}: {CONFIG}", "save the adapter again"):
+        try:
+            fields = json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{name}: {CONFIG} is not JSON ({reason(error)}); save the adapter again") from error
     if not isinstance(fields, dict):
         raise ModelError(f"{name}: {CONFIG} is not a JSON object; save the adapter again")
     _check_plain(name, fields)
+    _check_types(name, fields)
+    _check_ranks(name, fields, header(name, weights))
     return Adapter(
         name=name,
-        base=str(fields.get("base_model_name_or_path") or ""),
+        base=fields.get("base_model_name_or_path") or "",
         revision=fields.get("revision"),
         settings={field: fields[field] for field in _READ if field in fields},
         weights=weights,
@@ -105,8 +151,12 @@ def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
     import peft  # takes a second
 
     training = model.training
-    try:
+    with reading(f"{adapter.name}: {WEIGHTS}", "save the adapter again"):
         weights = load_file(adapter.weights)
+    for key, tensor in weights.items():
+        check_tensor(adapter.name, key, tensor)
+    remedy = "check that it was trained on this base"
+    with reading(f"{adapter.name}:", remedy, failure="cannot be merged into its base"):
         settings = peft.LoraConfig(**adapter.settings, task_type="CAUSAL_LM", init_lora_weights=False)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT samples weights that are overwritten below
             warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a deprecated name of transformers
@@ -114,11 +164,6 @@ def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
         _check_fits(adapter, adapted, weights)
         peft.set_peft_model_state_dict(adapted, weights)
         merged: CausalModel = adapted.merge_and_unload()
-    except ModelError:
-        raise
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError, re.error, SafetensorError) as error:
-        reason = f"cannot be merged into its base ({first_line(error)[:200]})"
-        raise ModelError(f"{adapter.name}: {reason}; check that it was trained on this base") from error
     merged.requires_grad_(True)
     merged.name_or_path = merged.config.name_or_path = ""  # the merged model is not saved in any folder
     return merged.train(training)
@@ -144,16 +189,56 @@ def _check_plain(name: str, fields: dict[str, Json]) -> None:
         )
 
 
+def _check_types(name: str, fields: Mapping[str, Json]) -> None:
+    """Reject fields of another type than PEFT's, which checks few of them."""
+    for field, (allowed, what) in _TYPES.items():
+        value = fields.get(field)
+        if value is not None and not allowed(value):
+            raise ModelError(f"{name}: {CONFIG}: {field} = {str(value)[:60]!r}: must be {what}; save the adapter again")
+
+
+def _check_ranks(name: str, fields: Mapping[str, Json], tensors: Mapping[str, Stored]) -> None:
+    """Reject a larger rank than the weights have, before matrices of that rank are allocated."""
+    stored = max((tensor.shape[0] for key, tensor in tensors.items() if _DOWN.search(key) and tensor.shape), default=0)
+    if not stored:
+        raise ModelError(f"{name}: {WEIGHTS} contains no matrix lora_A; save the adapter again")
+    pattern = fields.get("rank_pattern")
+    ranks = {"r": fields.get("r", 8), **(pattern if isinstance(pattern, dict) else {})}
+    for field, rank in ranks.items():
+        if isinstance(rank, int) and rank > stored:
+            raise ModelError(
+                f"{name}: {CONFIG}: {field} = {rank}: must be at most {stored}, the rank of its weights; save the adapter again"
+            )
+
+
 def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.Tensor]) -> None:
     """Compare the file's tensors with the ones that its settings define."""
     import peft
 
     expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    odd = sorted(expected.keys() ^ found.keys()) or [key for key in expected if expected[key].shape != found[key].shape]
-    if odd:
+    # PEFT saves copies of embeddings and head that were adapted or resized, and loads them with the adapter.
+    copies = peft.get_peft_model_state_dict(adapted, save_embedding_layers=True)
+    for key in sorted((copies.keys() - expected.keys()) & found.keys()):
+        if copies[key].shape != found[key].shape:
+            raise ModelError(
+                f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows, and the base "
+                f"{copies[key].shape[0]}; merge it with PEFT into a base of that size (resize_token_embeddings), and load the "
+                "merged model"
+            )
+        expected[key] = copies[key]
+    strange = sorted(expected.keys() ^ found.keys())
+    if strange:
+        lacks = "the adapter lacks" if strange[0] in expected else "the base has no place for"
         raise ModelError(
-            f"{adapter.name}: {len(odd)} weights do not fit the base model, first {odd[0]}; check base_model_name_or_path in "
-            f"its {CONFIG}"
+            f"{adapter.name}: {len(strange)} weights do not fit the base model, first {strange[0]}, which {lacks}; check "
+            f"base_model_name_or_path and target_modules in its {CONFIG}"
+        )
+    odd = sorted(key for key in expected if expected[key].shape != found[key].shape)
+    if odd:
+        shapes = (" x ".join(map(str, tensors[odd[0]].shape)) for tensors in (found, expected))
+        raise ModelError(
+            f"{adapter.name}: {len(odd)} weights do not fit the base model, first {odd[0]}: {next(shapes)} in the adapter, and "
+            f"{next(shapes)} by its {CONFIG} and the base; check r and base_model_name_or_path in its {CONFIG}"
         )
     layers = unwrapped(adapted).get_input_embeddings(), unwrapped(adapted).get_output_embeddings()
     if layers[0].weight is layers[1].weight and any(hasattr(layer, "lora_A") for layer in layers):
@@ -180,7 +265,13 @@ def find_file(name: str, file: str, revision: str | None) -> Path | None:
     looks_like_a_path = name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
     if path.exists() or looks_like_a_path or Path(name).is_absolute():
         raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
-    try:
+    first = name.partition("/")[0]
+    if first != name and Path(first).is_dir():
+        raise ModelError(
+            f"{name}: no such folder in the folder {first}; give a model folder, or, for the hub model of this name, run from "
+            f"a folder without {first}"
+        )
+    with reading(f"{name}:", "check the name, the revision, and the network", failure="cannot be found"):
         found = cached_file(
             name,
             file,
@@ -189,7 +280,4 @@ def find_file(name: str, file: str, revision: str | None) -> Path | None:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-    except (OSError, ValueError) as error:
-        reason = first_line(error)[:300]
-        raise ModelError(f"{name}: cannot be found ({reason}); check the name, the revision, and the network") from error
     return None if found is None else Path(found)

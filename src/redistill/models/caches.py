@@ -178,7 +178,7 @@ class CachedBody:
         self.cache.reorder_cache(kept)
 
     def is_outdated(self, before: int, after: int) -> bool:
-        """Whether states of a text of `before` tokens are invalid once it has `after` tokens."""
+        """Whether states of `before` tokens are invalid once a text has `after` tokens."""
         return self._limit is not None and before <= self._limit < after
 
 

@@ -14,8 +14,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from redistill.errors import ModelError
+from redistill.errors import ModelError, NotFiniteError
 from redistill.interfaces import CausalModel, ModelSettings
+from redistill.models.values import largest_weight
 from redistill.vocab_pass import Head
 
 BodyCall = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -108,7 +109,8 @@ def check_split(model: nn.Module, *, name: str) -> None:
     """Compare the logits of body and head with the model's own on up to 8 tokens.
 
     Raises:
-        ModelError: they differ by more than 3 % of the largest logit, the rounding of bf16.
+        ModelError: they differ by more than 3 % of the largest logit, the rounding of bf16; `NotFiniteError` if the model's own
+            are not finite.
     """
     training = model.training
     model.eval()
@@ -119,6 +121,11 @@ def check_split(model: nn.Module, *, name: str) -> None:
     own_NV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[0].float()
     split_NV = classifier.logits(body(model)(ids_BT, mask_BT)[0])
     model.train(training)
+    if bool((torch.isnan(own_NV) | (own_NV == torch.inf)).any()):
+        raise NotFiniteError(
+            f"{name}: its logits are not finite ({largest_weight(model)}); check that its config.json belongs to its weights, "
+            "and download the model again"
+        )
     if not torch.allclose(split_NV, own_NV, rtol=0.0, atol=0.03 * float(own_NV.abs().max())):
         raise ModelError(
             f"{name}: the {text_config(model).model_type} family computes its logits in a way that redistill does not support; "
@@ -147,13 +154,18 @@ def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def rope_parts(model: nn.Module) -> list[Mapping[str, object]]:
-    """The parameters of each kind of rotary embedding: one for all layers, or one for each type of layer."""
+    """The parameters of each kind of rotary embedding.
+
+    There is one for all layers, or one for each type of layer.
+    """
     rope = getattr(text_config(model), "rope_parameters", None) or {}
     return [part for part in (rope, *rope.values()) if isinstance(part, dict) and "rope_type" in part]
 
 
 def longrope_limit(model: nn.Module) -> int | None:
-    """Length up to which texts have the short frequencies of longrope; None without longrope.
+    """Length up to which texts have the short frequencies of longrope.
+
+    None without longrope.
 
     transformers chooses the frequencies by the longest row of a batch.  After this call each row has its own.
     """

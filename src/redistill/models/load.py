@@ -7,29 +7,34 @@ Every failure is raised as an error of one line: transformers answers a mistyped
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-import jinja2
 import torch
 import transformers
-from jinja2.exceptions import SecurityError
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from redistill.errors import ConfigError, ModelError, check_field, first_line
+from redistill.errors import ConfigError, ModelError, WeightsError, check_field
 from redistill.interfaces import CausalModel, ModelSettings, Tokenizer
-from redistill.models.adapters import Adapter, find_adapter, find_file, merge_adapter
+from redistill.models.adapters import CONFIG, Adapter, find_adapter, find_file, merge_adapter
 from redistill.models.caches import check_cache
-from redistill.models.families import check_split, unwrapped
+from redistill.models.chat_templates import check_chat_templates, two_turns
+from redistill.models.configs import check_fits, check_size, read_settings
+from redistill.models.families import check_split, text_config, unwrapped
+from redistill.models.gguf_files import check_gguf
 from redistill.models.quantised import Quantise, keep_trainable, loading_options, num_weights
-from redistill.storage import files
+from redistill.models.reading import reading
+from redistill.models.tokenizers import check_ids, check_sentencepiece, check_tokenizer, damaged_file
+from redistill.models.values import check_values
+from redistill.models.weight_files import INDEX, SINGLE, Stored, check_pointers, shards, stored_tensors
+from redistill.processes.memory import machine_bytes
+from redistill.storage.redaction import printable
 
-# Exceptions of a chat template that is invalid or does not support the conversation: its expressions behave as Python's.
-_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_DAMAGED = "the file may be cut or damaged: download it again"
 _DTYPES: dict[str, torch.dtype | str] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
 
@@ -66,6 +71,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.model.strip():
             raise ConfigError("model = '': must be a hub name, a local folder, or a .gguf file")
+        if printable(self.model) != self.model or "\n" in self.model:
+            raise ConfigError(f"model = {self.model[:60]!r}: must not contain control characters; rename its folder")
         one_of = f"must be one of {', '.join(_DTYPES)}; students are trained in float32"
         check_field(self, "dtype", self.dtype in _DTYPES, one_of)
 
@@ -83,7 +90,8 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     Raises:
         ConfigError: bitsandbytes is needed and not installed, or the model is a GGUF file or has an adapter to be merged, which
             cannot be quantised.
-        ModelError: the model is missing, incomplete, damaged, or of a family that cannot be split into body and head.
+        ModelError: the model is missing, incomplete, damaged, or of a family that cannot be split into body and head;
+            `WeightsError` if weights are missing, `NotFiniteError` if its logits are not finite.
     """
     base, adapter = _base_and_adapter(config)
     source = _locate(base)
@@ -92,14 +100,24 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
             f"quantise = {quantise!r}: must be none, since {config.model} is a GGUF file or has an adapter to be merged; "
             "set it to none, or first save the model with save_pretrained"
         )
+    settings, tensors = _checked_settings(base, source, downloads=True)
+    if quantise == "none":
+        _check_memory(base, tensors)
     tokenizer = load_tokenizer(config)
     compute_dtype = torch.float32 if base.dtype == "float32" else torch.bfloat16  # of products with quantised weights
-    model = _read_weights(base, source, loading_options(quantise, compute_dtype))
+    model = _read_weights(base, source, settings, loading_options(quantise, compute_dtype))
     keep_trainable(model)
-    check_split(model, name=config.model)
-    check_cache(model, name=config.model)
+    check_values(base.model, model)
+    _check_generation_config(base.model, model)
+    with reading(f"{base.model}:", "check its config.json", failure="cannot read 8 tokens"):
+        check_split(model, name=config.model)
+        check_cache(model, name=config.model)
     if adapter is not None:
         model = merge_adapter(model, adapter)
+        check_values(config.model, model)
+        with reading(f"{config.model}:", f"check its {CONFIG}", failure="cannot read 8 tokens once it is merged"):
+            check_split(model, name=config.model)
+    check_ids(config.model, tokenizer, text_config(model).vocab_size)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     return model, tokenizer
@@ -108,15 +126,13 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
 def read_config(config: ModelConfig) -> ModelSettings:
     """The transformers config of a model, without reading weights.
 
-    For an adapter it is the config of its base.
+    For an adapter it is the config of its base.  The config of a local folder is compared with the headers of its weights.
 
     Raises:
         ModelError: the model is missing or damaged.
     """
     base, _ = _base_and_adapter(config)
-    source = _locate(base)
-    with _one_line(base.model):
-        return cast(ModelSettings, AutoConfig.from_pretrained(**source, trust_remote_code=False))
+    return _checked_settings(base, _locate(base), downloads=False)[0]
 
 
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
@@ -127,42 +143,47 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     Padding is always identified by position, never by this id.
 
     Raises:
-        ModelError: the tokenizer is missing or damaged, has neither a pad nor an end token, or has an unsafe chat template.
+        ModelError: the tokenizer is missing or damaged, has no end token, has two tokens with one id, or has an unsafe chat
+            template.
+        VocabularyError: it has ids beyond the vocabulary of the model's config.
     """
     base, adapter = _base_and_adapter(config)
-    if adapter is not None and adapter.name == config.model and adapter.has_tokenizer:
+    own = adapter is not None and adapter.name == config.model and adapter.has_tokenizer
+    if own and adapter is not None:
         name, source = config.model, {"pretrained_model_name_or_path": str(adapter.weights.parent)}
+        check_pointers(name, *adapter.weights.parent.iterdir())
     else:
         name, source = base.model, _locate(base)
-    _check_sentencepiece(name, base.revision)
-    with _one_line(name):
+    check_sentencepiece(name, base.revision)
+    settings = None if own or "gguf_file" in source else read_settings(name, source)
+    remedy = _DAMAGED if "gguf_file" in source else "check the name, the network, and that the folder is complete"
+    with reading(lambda: f"{name}: {damaged_file(source)}", remedy):
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ModelError(f"{name}: its tokenizer has neither pad_token nor eos_token; set one in tokenizer_config.json")
-        tokenizer.pad_token = tokenizer.eos_token
-    _check_chat_templates(name, tokenizer)
+    check_tokenizer(name, tokenizer)
+    if settings is not None:
+        check_ids(name, tokenizer, settings.get_text_config().vocab_size)
+    check_chat_templates(name, tokenizer)
     return tokenizer
 
 
-def _check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
-    """Reject templates that the sandbox blocks, or whose names are paths out of the folder that they are saved to.
+def _check_generation_config(name: str, model: nn.Module) -> None:
+    """Reject end tokens in generation_config.json that are no token ids; Transformers does not check them."""
+    listed = getattr(unwrapped(model).generation_config, "eos_token_id", None)
+    for number in listed if isinstance(listed, list | tuple) else [listed]:
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+            raise ModelError(f"{name}: generation_config.json: eos_token_id = {str(listed)[:60]!r}: must be token ids; fix it")
 
-    Jinja's sandbox blocks an unsafe template whenever it is rendered; this check reports it before a run starts.
-    """
-    if isinstance(tokenizer.chat_template, dict):
-        for key in tokenizer.chat_template:
-            if files.slug(str(key)) != key:
-                raise ModelError(
-                    f"{name}: the name of a chat template is {str(key)[:60]!r}, which is not a plain file name; do not "
-                    "use this model"
-                )
-    try:
-        _two_turns(tokenizer)
-    except SecurityError as error:
-        raise ModelError(f"{name}: its chat template was rejected by the sandbox ({error}); do not use this model") from error
-    except _TEMPLATE_ERRORS:  # unsupported conversation or invalid template: reported by a run that uses it
-        return
+
+def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
+    """Reject weights that are larger than the memory of this machine, for which the system would kill the process."""
+    width = {"float32": 4, "bfloat16": 2}.get(config.dtype)
+    needed = sum(tensor.num_bytes if width is None else tensor.size * width for tensor in tensors.values())
+    memory = machine_bytes()
+    if memory is not None and needed > memory:
+        raise ModelError(
+            f"{config.model}: its weights need {needed / 2**30:.1f} GiB as {config.dtype}, and this machine has "
+            f"{memory / 2**30:.1f} GiB; use a smaller model, dtype: bfloat16, or a machine with more memory"
+        )
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -186,22 +207,11 @@ def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def _end_of_turn(tokenizer: Tokenizer) -> int | None:
     """Id of the special token that ends an answer in the chat template; None if there is no such token or template."""
-    try:
-        text = _two_turns(tokenizer).rstrip()
-    except _TEMPLATE_ERRORS:  # unsupported conversation: the end of turn is unknown
-        return None
+    text = two_turns(tokenizer).rstrip()
     if not text:
         return None
     last = tokenizer(text, add_special_tokens=False)["input_ids"][-1]
     return int(last) if last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder else None
-
-
-def _two_turns(tokenizer: Tokenizer) -> str:
-    """The chat template's rendering of a user and an assistant message; "" without a template."""
-    if not getattr(tokenizer, "chat_template", None):
-        return ""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False))
 
 
 def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Tokenizer) -> list[str]:
@@ -260,28 +270,69 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
             f"{config.model}: its adapter_config.json does not name its base; set `model` to the base and `adapter` to this"
         )
     base = ModelConfig(model=own.base, revision=own.revision, dtype=config.dtype)
-    if find_adapter(base.model, base.revision) is not None:
+    try:
+        second = find_adapter(base.model, base.revision)
+    except ModelError as error:
+        raise ModelError(f"{config.model}: its base {error}") from error
+    if second is not None:
         raise ModelError(f"{config.model}: its base {base.model} is an adapter as well; first merge that into its own base")
     return base, own
 
 
-def _read_weights(config: ModelConfig, source: dict[str, str], options: dict[str, object]) -> CausalModel:
+def _checked_settings(
+    base: ModelConfig, source: Mapping[str, str], *, downloads: bool
+) -> tuple[ModelSettings, Mapping[str, Stored]]:
+    """The config of a model and the headers of its weights, which fit; no headers for weights that are not in files here."""
+    if "gguf_file" in source:
+        path = Path(base.model).expanduser()
+        count = check_gguf(base.model, path)
+        settings = read_settings(base.model, source)
+        check_size(base.model, settings, parts=count, weights=8 * path.stat().st_size)  # at least one bit a weight
+        return settings, {}
+    settings = read_settings(base.model, source)
+    folder: Path | None = Path(source["pretrained_model_name_or_path"])
+    if folder is not None and not folder.is_dir():
+        folder = _downloaded_weights(base) if downloads else None
+    if folder is None:
+        return settings, {}
+    tensors = stored_tensors(base.model, folder, getattr(settings, "transformers_weights", None))
+    check_fits(base.model, settings, tensors)
+    return settings, tensors
+
+
+def _downloaded_weights(config: ModelConfig) -> Path | None:
+    """The folder of a hub model's weights, which are downloaded; None where it has none in safetensors."""
+    single = find_file(config.model, SINGLE, config.revision)
+    index = single or find_file(config.model, INDEX, config.revision)
+    if single is None and index is not None:
+        for file in sorted(set(shards(config.model, index).values())):
+            find_file(config.model, file, config.revision)
+    return None if index is None else index.parent
+
+
+def _read_weights(
+    config: ModelConfig, source: Mapping[str, str], settings: ModelSettings, options: dict[str, object]
+) -> CausalModel:
     """Load the weights, quantised by bitsandbytes where `options` say so; a missing weight is an error."""
-    with _one_line(config.model):
+    is_file = "gguf_file" in source
+    remedy = _DAMAGED if is_file else "check the name, the network, and that the folder is complete"
+    with reading(f"{config.model}: its weights", remedy), _quietly():
         if "gguf_file" in source:
             gguf_config = getattr(transformers, "GgufConfig", None)  # releases without it always dequantise
             options = {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
         else:
-            settings = AutoConfig.from_pretrained(**source, trust_remote_code=False)
             # A config.json must not select kernels to be downloaded and run.
             settings._attn_implementation = settings._experts_implementation = None
             options = {"config": settings, **options}
-        options |= {"dtype": _DTYPES[config.dtype], "output_loading_info": True}
+        # A weight of another shape is reported below, with all others.
+        options |= {"dtype": _DTYPES[config.dtype], "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, report = AutoModelForCausalLM.from_pretrained(**source, **options, use_safetensors=True, trust_remote_code=False)
     # transformers initialises missing weights at random and only logs it.
-    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    other_shapes = sorted(report["mismatched_keys"])
+    absent = sorted(report["missing_keys"])
+    absent += [f"{key} ({list(found)} in its file, {list(wanted)} by its config)" for key, found, wanted in other_shapes]
     if absent:
-        raise ModelError(
+        raise WeightsError(
             f"{config.model}: {len(absent)} weights are missing or have another shape, first {absent[0]}; "
             "download the model again, or choose one whose weights fit its config.json"
         )
@@ -290,18 +341,16 @@ def _read_weights(config: ModelConfig, source: dict[str, str], options: dict[str
     return cast(CausalModel, model)
 
 
-def _check_sentencepiece(name: str, revision: str | None) -> None:
-    """Name the missing packages of a tokenizer that is only a SentencePiece file (OpenLLaMA): transformers' error misleads."""
-    with contextlib.suppress(ModuleNotFoundError):  # google, of which protobuf is a part
-        if importlib.util.find_spec("sentencepiece") and importlib.util.find_spec("google.protobuf"):
-            return
-    if name.endswith(".gguf") or find_file(name, "tokenizer.json", revision) is not None:
-        return
-    if find_file(name, "tokenizer.model", revision) is not None:
-        raise ModelError(
-            f"{name}: its tokenizer is a SentencePiece file (tokenizer.model), which needs the packages sentencepiece and "
-            "protobuf; pip install 'redistill[sentencepiece]'"
-        )
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Context: no report of transformers about weights, whose names are those of the file and may have terminal escapes."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _locate(config: ModelConfig) -> dict[str, str]:
@@ -321,14 +370,5 @@ def _locate(config: ModelConfig) -> dict[str, str]:
         raise ModelError(
             f"{config.model}: contains no .safetensors file; pickled weights are not read, convert them with save_pretrained"
         )
+    check_pointers(config.model, *path.iterdir())
     return {"pretrained_model_name_or_path": str(path)}
-
-
-@contextlib.contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Convert the libraries' exceptions into a `ModelError` of one line that names the model."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = f"cannot be loaded ({first_line(error)[:300]})"
-        raise ModelError(f"{name}: {reason}; check the name, the network, and that the folder is complete") from error

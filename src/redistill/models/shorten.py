@@ -1,4 +1,4 @@
-"""Configs for some of a model's layers: fields that describe single layers are remapped.
+"""Configs for some layers of a model: fields of single layers are remapped.
 
 Families describe their layers in different ways: lists with one entry per layer, lists of layer indices, the number of leading
 dense layers, or a period.  `check_layers` compares the student's layers with the teacher's, so that a field that is not
@@ -49,7 +49,10 @@ def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelS
 
 @contextmanager
 def one_kind_of_error(config: ModelSettings, chosen: tuple[int, ...]) -> Iterator[None]:
-    """Context: an exception of a family that cannot have the chosen layers becomes a ModelError."""
+    """Context: converts exceptions into a ModelError.
+
+    They occur in families that cannot have the chosen layers.
+    """
     try:
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -101,7 +104,7 @@ def _are_indices(values: Sequence[object], count: int) -> bool:
 
 
 def check_layers(student: nn.Module, teacher: nn.Module, chosen: tuple[int, ...]) -> None:
-    """Check that each layer of a student is of the same kind as the teacher's layer that it is copied from.
+    """Check that each layer of a student is of the same kind as in the teacher.
 
     Raises:
         ModelError: they differ in weights, classes or settings; names the fields of the config that describe layers.

@@ -1,4 +1,7 @@
-"""Which sequences the student learns from.  Adding one: docs/adding.md."""
+"""Policies: they choose the sequences that the student learns from.
+
+docs/adding.md describes how to add one.
+"""
 
 from redistill.policies.adaptive import Adaptive
 from redistill.policies.buffered import Buffered

@@ -20,21 +20,24 @@ Choice = Literal["fresh", "replay", "gold"]
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(WrappingNode):
-    r"""Fresh text, replayed text or the gold answer, as the validation loss develops.
+    r"""Chooses fresh text, replayed text or the gold answer by the validation loss.
 
-    With a uniform random number r in [0, 1), the threshold :math:`\phi`, update t of T (t = 1, 2 ...) and
+    Fresh text is generated in the current update; replayed text is sampled from a buffer of earlier fresh text.  For a uniform
+    random number r in [0, 1), the threshold :math:`\phi` and update t of T (t = 1, 2 ...), let
 
     .. math:: s = \phi\,(1 - t/T) \text{ (decreasing)}, \quad \phi/2 \text{ (constant)}, \quad \phi\,t/T \text{ (increasing)}
 
-    the sequence is fresh text if r < s, or if r < :math:`\phi` while the buffer is not full; otherwise, if r < :math:`\phi`, it
-    is replayed from the buffer, sampled uniformly and without replacement within a batch; otherwise it is the gold answer.
-    Fresh text is added to the buffer, first in, first out.  A validation loss of at least the reference + epsilon raises
-    :math:`\phi` by `threshold_step` (to 1 at most) and becomes the reference; a lower one changes neither.  The first reference
-    is the loss before training.
+    The sequence is the gold answer if r >= :math:`\phi`.  Otherwise it is fresh text if r < s or if the buffer is not full, and
+    replayed text if not.  Replayed text is sampled uniformly, and without replacement within a batch.  Fresh text is added to
+    the buffer (first in, first out).
 
-    Source: DistiLLM (arXiv 2402.03898), its adaptive off-policy scheduler, by the public code; the paper's Table 3a, row
-    "Off-policy".  That code draws one number per micro-batch and process, and has one buffer per process; here a number is
-    drawn per sample, and all processes share one buffer.
+    The policy keeps a reference loss, which is at first the validation loss before training.  A validation loss of at least the
+    reference loss + epsilon raises :math:`\phi` by `threshold_step` (to 1 at most) and becomes the reference loss; a lower
+    validation loss changes neither.
+
+    Source: DistiLLM (arXiv 2402.03898), its adaptive off-policy scheduler, as its public code implements it; the paper's Table
+    3a, row "Off-policy".  That code samples one number per micro-batch and process, and has one buffer per process.  Here one
+    number is sampled per training sample, and all processes share one buffer.
 
     Args:
         source: Generates the fresh text; if it is `Revised`, the buffer holds revised text.
@@ -43,7 +46,7 @@ class Adaptive(WrappingNode):
         threshold_step: Increment of the threshold, in (0, 1].
         decay: Schedule of the probability of fresh text.
         capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
-        coin: "sample" draws a random number for each sample, "step" one for the global batch.
+        coin: "sample" samples a random number r for each sample of a batch, "step" one for the global batch.
 
     Raises:
         ConfigError: a value out of range, or a source that generates no student text.
@@ -85,7 +88,7 @@ class Adaptive(WrappingNode):
 
 
 class AdaptiveSource(BufferedSource):
-    """The running source of `Adaptive`."""
+    """Generates the sequences of an `Adaptive` policy; returned by its `bind`."""
 
     def __init__(self, settings: Adaptive, source: Source, tools: PolicyTools) -> None:
         super().__init__(source, SequenceBuffer(settings.capacity, tools))
@@ -135,7 +138,7 @@ class AdaptiveSource(BufferedSource):
         return "fresh" if is_filling or number < self._fresh_probability(step + 1) else "replay"
 
     def _fresh_probability(self, update: int) -> float:
-        """s, the probability of fresh text once the buffer is full."""
+        """The probability s of fresh text when the buffer is full."""
         part = update / self._updates
         fractions = {"decreasing": 1 - part, "constant": 0.5, "increasing": part}
         return self._threshold * fractions[self._settings.decay]

@@ -1,4 +1,4 @@
-"""Replay: training on text sampled from a buffer of a source's newest texts."""
+"""Replay: training on text sampled from a buffer of recently generated text."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ from redistill.records import Json
 
 @dataclass(frozen=True, kw_only=True)
 class Buffered(WrappingNode):
-    """Texts sampled from the newest `capacity` texts of a source.
+    """Text sampled from a buffer of the newest `capacity` generated sequences.
 
     Generated text is added to a first-in, first-out buffer; then each generated answer is replaced by a sequence sampled from
-    the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  Sequences that the
-    source adds to its answers are added to the buffer too, and are not returned themselves.
+    the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  If the
+    source returns additional sequences, they are added to the buffer, and are not part of the result.
 
     Source: the reference code's "on-policy" (ImitKD and GKD), which has a buffer of 1000 sequences per process; here all
     processes share one buffer, so that the result does not depend on their number.
@@ -55,7 +55,7 @@ class Buffered(WrappingNode):
 
 
 class BufferedSource(Wrapping):
-    """The running source of `Buffered`."""
+    """Generates the sequences of a `Buffered` policy; returned by its `bind`."""
 
     def __init__(self, source: Source, buffer: "SequenceBuffer") -> None:
         self._source, self._buffer = source, buffer
@@ -98,7 +98,12 @@ class SequenceBuffer:
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
         """Add the sequences that all processes generated at this step.
 
-        The answers come first, then the additions to them.
+        The answers of all processes are added first, then their additional sequences.
+
+        Args:
+            step: Number of updates done.
+            sequences: The answers of this process, then its additional sequences; sequences that are not generated are ignored.
+            num_answers: Number of answers in `sequences`.
         """
         mine = [(index >= num_answers, sequence) for index, sequence in enumerate(sequences) if is_generated(sequence)]
         generated = self._tools.processes.gather(mine)
@@ -109,11 +114,10 @@ class SequenceBuffer:
         self._kept.extend((step, sequence) for _, sequence in sorted(generated, key=lambda pair: pair[0]))
 
     def draw(self, step: int, count: int) -> list[TokenSequence]:
-        """This process's `count` of the sequences that are sampled for all processes.
+        """Sample sequences for all processes; returns the `count` ones of this process.
 
-        Sampling is uniform and without replacement.
-
-        Sequences of this step keep their origin; the origin of all others is "replay".
+        Sampling is uniform, and without replacement over all processes.  Sequences that were generated at this step keep their
+        origin; the origin of all others is "replay".
         """
         counts = self._tools.processes.gather([count])
         first = sum(counts[: self._tools.processes.rank])
@@ -123,7 +127,7 @@ class SequenceBuffer:
         return [sequence if at == step else replace(sequence, origin="replay") for at, sequence in sampled]
 
     def state(self) -> list[Mapping[str, Json]]:
-        """The sequences, oldest first, as JSON data."""
+        """The sequences of the buffer as JSON data, oldest first."""
         return [
             {
                 "step": step,
@@ -158,4 +162,4 @@ def check_buffer(name: str, source: PolicyNode, capacity: int) -> None:
     """
     if capacity < 1:
         raise ConfigError(f"capacity = {capacity}: must be >= 1; the reference code keeps 1000")
-    check_student_text(name, source, "revised around it")
+    check_student_text(name, source, "revised with the source student_generated")

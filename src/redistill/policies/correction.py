@@ -5,7 +5,8 @@ Source: MGSR (arXiv 2407.10068), section 4.1, Eq. 3-4.  The student generates a 
 continues from that prefix.
 
 Nothing here runs a model, draws a random number, or uses a distribution over the vocabulary: scores and tokens are inputs, and
-the caller generates the tail.  Masks separate response from padding, since the padding id can be that of the end token.
+the caller generates the tail, which is the student's continuation of the corrected prefix.  Masks separate response from
+padding, since the padding id can be that of the end token.
 """
 
 from collections.abc import Collection
@@ -30,8 +31,8 @@ def locate_error(
             the largest score.
         student_tokens_BT: The response tokens y^s.
         teacher_tokens_BT: The teacher's tokens y^t at the same positions.
-        valid_BT: True at candidate positions: from the first response token, or from the previous error in a later round with
-            `in_order`, to the student's end token, included.
+        valid_BT: True at candidate positions: from the first response token to the student's end token, including it.  In a
+            later round with `in_order` the candidates start at the previous error.
 
     Returns:
         index_B, int64: 0-based within the response; -1 where no valid token differs.
@@ -57,7 +58,7 @@ class Correction:
     """The result of correcting a response.
 
     Args:
-        prefix_ids: y_<j and the teacher's token; the whole response if no token was replaced.
+        prefix_ids: The response tokens before the error, then the teacher's token; the whole response if no token was replaced.
         tail_budget: Number of tokens that the student may still generate; 0 if the response ends here.
         changed: Whether a token was replaced.
     """

@@ -28,7 +28,7 @@ class Fixed(PolicyNode):
 
 
 class FixedSource(Stateless):
-    """The running source of `Fixed`."""
+    """Generates the sequences of a `Fixed` policy; returned by its `bind`."""
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         return [item.sequence for item in items]

@@ -17,7 +17,7 @@ Generate = Callable[[Sequence[GenerationRequest], Sampling], list[Generation]]
 
 @dataclass(frozen=True, kw_only=True)
 class StudentGenerated(PolicyNode):
-    r"""Answers that the student generates at every step: on-policy distillation.
+    r"""Answers that the student generates at every step (on-policy distillation).
 
     .. math:: y \sim q(\cdot \mid x)
 
@@ -119,9 +119,9 @@ class GeneratingSource(Stateless):
 def answers(
     examples: Sequence[Example], generate: Generate, sampling: Sampling, origin: Origin, tools: PolicyTools, *key: int | str
 ) -> list[TokenSequence]:
-    """A generated answer to each example.
+    """Generate an answer to each example.
 
-    The random stream of an answer has the key (*key, sample).
+    The random stream of an answer is selected by the key (*key, sample).
     """
     length, seed = tools.response_tokens, tools.seed
     requests = [
@@ -133,7 +133,7 @@ def answers(
 
 
 def answered(example: Example | TokenSequence, response_ids: tuple[int, ...], origin: Origin) -> TokenSequence:
-    """The prompt of an example or a sequence with a generated answer."""
+    """A training sequence: the prompt of `example`, then `response_ids` as targets."""
     return TokenSequence(
         sample=example.sample,
         token_ids=example.prompt_ids + response_ids,

@@ -14,18 +14,20 @@ from redistill.contracts import TokenSequence
 
 
 def legacy_sequence(sequence: TokenSequence, end_id: int) -> TokenSequence:
-    """A generated sequence changed so that its rows are those of the reference code.
+    """Change a generated sequence so that its rows are those of the reference code.
 
-    A filler (the end token) after the last response token stands for the row after it; its id does not change a divergence.  A
-    response of only end tokens has no row in the reference code; here it has one, that of its end token.
+    The reference code also trains on the row after the last response token.  Therefore an end token is appended as the target
+    of this row (the filler); its id does not affect a divergence.  A response of only end tokens has no row in the
+    reference code.  Here it has one row, whose target is an end token.
 
     Args:
         sequence: Prompt and response of any length, without spans or a roll-out, whose indices count targets.
         end_id: The end token, which is also the padding.
 
     Returns:
-        The sequence without end tokens in the response; its first response token is no target, and the filler is one.  It has
-        m targets if m response tokens remain, and target i is predicted at response token i, i = 0 .. m-1.
+        The sequence without the end tokens of its response, followed by the filler.  The filler is a target; the first response
+        token is not.  If m response tokens remain, there are m targets, and target i is predicted at the position of response
+        token i, for i = 0 .. m-1.
 
     Example:
         >>> generated = TokenSequence(

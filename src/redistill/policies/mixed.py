@@ -1,4 +1,4 @@
-"""A random choice between the gold answer and an answer of another source."""
+"""A random choice between the gold answer and an answer of a source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Mixed(WrappingNode):
 
     Args:
         source: Generates the student's text.
-        student_fraction: Probability of the source, in [0, 1]; the paper's value is 0.5.
+        student_fraction: Probability of an answer of the source, in [0, 1]; the paper's value is 0.5.
         coin: "sample" makes a random choice for each sample, "step" one for the global batch.
 
     Raises:
@@ -51,7 +51,7 @@ class Mixed(WrappingNode):
 
 
 class MixedSource(Wrapping):
-    """The running source of `Mixed`."""
+    """Generates the sequences of a `Mixed` policy; returned by its `bind`."""
 
     def __init__(self, settings: Mixed, source: Source, seed: int) -> None:
         self._settings, self._source, self._seed = settings, source, seed

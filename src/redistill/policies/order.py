@@ -1,4 +1,4 @@
-"""The order of the training data, and the coin that chooses between answers.
+"""The order of the training data, and random choices between answers.
 
 Random numbers are keyed by (seed, purpose, step, sample), so that they depend neither on the number of processes nor on a
 resume.
@@ -45,8 +45,8 @@ class Shuffled(Generic[Item]):
         items: At least one.
         batch_size: Items of one update over all processes, a multiple of their number.
         seed: The run's seed.
-        purpose: Key of the random stream; different kinds of items have different purposes.
-        processes: Each process takes its contiguous part of every batch.
+        purpose: Part of the key of the random stream; different kinds of items have different purposes.
+        processes: Rank and number of processes; each process takes its contiguous part of every batch.
 
     Raises:
         AssertionError: there is no item, or `batch_size` is not a multiple of the number of processes.
@@ -78,7 +78,7 @@ class Shuffled(Generic[Item]):
     def part(self, values: Sequence[Value]) -> list[Value]:
         """This process's contiguous part of the values of a global batch.
 
-        Concatenated by rank, the parts are all values.
+        The parts of all processes, concatenated in the order of ranks, are `values`.
         """
         rank, world = self.processes.rank, self.processes.world
         start, stop = (len(values) * each // world for each in (rank, rank + 1))
@@ -149,8 +149,8 @@ def gold_sequence(example: Example) -> TokenSequence:
 
 
 def coin(seed: int, step: int, item: GoldItem, kind: Coin, purpose: str = "coin") -> float:
-    """A uniform random number in [0, 1) of a step.
+    """A uniform random number in [0, 1) that decides between answers.
 
-    If `kind` is "sample", it is one of the step and the item's sample.
+    There is one for each sample of a step (`kind` is "sample"), or one for the whole step.
     """
     return generator(seed, purpose, step, *([item.example.sample] if kind == "sample" else [])).random()

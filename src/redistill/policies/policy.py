@@ -1,4 +1,4 @@
-"""Draws: gold data combined with the answers of a source."""
+"""Combines gold data with the answers of a source."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,11 +17,11 @@ class Policy(Wrapping):
 
     Args:
         gold: The gold examples in the order of training.
-        source: Answers the prompts of a step.
+        source: Provides an answer for each prompt of a step.
         mark_spans: Adds spans to sequences that have none; None if no term needs them.
         corpus: Blocks of text for the pre-training term; None without one.
         rewrite: Changes generated text, except roll-outs, before training on it; None changes nothing.
-        drawing: Context manager around a draw, during which the models' weights do not change.
+        drawing: Returns a context that is entered during `draw`; the models' weights do not change inside it.
 
     Example:
         >>> from redistill.policies import Fixed

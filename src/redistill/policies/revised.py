@@ -1,9 +1,8 @@
 """SCRG around a source of student text (paper section 4.1).
 
-It generates, scores, locates the error, corrects it, and continues.
-
-A round runs both models once on the drafts, applies the formulas of redistill.policies.correction, and generates the tails.
-Gold sequences that a source returns are never revised.
+The source generates drafts.  A round of revision scores them in one forward pass of each model, locates and corrects the error
+token (redistill.policies.correction), and generates the tail: the student's continuation of the corrected prefix.  Gold
+sequences that a source returns are not revised.
 """
 
 from collections.abc import Sequence
@@ -49,7 +48,7 @@ class Revised(WrappingNode):
         detection: "reverse" scores a position by KL(q || p), student first as in Eq. 3; "forward" by KL(p || q); "surprise" by
             -log p(y) - H(p), the excess surprisal of the student's token y; "random", a control, samples the position.
         rounds: Number of revisions of a sequence, >= 1; the paper's default is 1.
-        in_order: Whether a later round searches only from the previous error on.
+        in_order: Whether a later round searches for an error only from the position of the previous error on.
         mode: "replace" returns the revised sequence instead of the draft; "append" returns both.
 
     Raises:
@@ -75,7 +74,7 @@ class Revised(WrappingNode):
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ConfigError(f"rounds = {self.rounds}: must be >= 1; remove `revised` to train on unrevised text")
-        check_student_text("revised", self.source, "mixed around revised")
+        check_student_text("revised", self.source, "mixed with the source revised")
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
@@ -98,13 +97,13 @@ class Revised(WrappingNode):
 def revises(node: object) -> bool:
     """Whether a policy, or one that it wraps, is `Revised`.
 
-    A prefix memory then saves repeated forward passes on drafts.
+    If it is, a prefix memory avoids repeated forward passes on drafts.
     """
     return isinstance(node, Revised) or (hasattr(node, "source") and revises(node.source))
 
 
 class RevisedSource(Wrapping):
-    """The running source of `Revised`."""
+    """Generates the sequences of a `Revised` policy; returned by its `bind`."""
 
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools) -> None:
         assert tools.scorer is not None and settings.sampling is not None, "checked by `needs` when the recipe was read"
@@ -127,7 +126,7 @@ class RevisedSource(Wrapping):
     def _revise(
         self, step: int, number: int, drafts: list[TokenSequence], starts: list[int]
     ) -> tuple[list[TokenSequence], list[int]]:
-        """One round: the revised drafts and the positions of their errors; a draft without an error is unchanged, with -1."""
+        """One round: the revised drafts, and the positions of their errors; a draft without error is unchanged and has -1."""
         score_BT, teacher_BT = self._score(step, number, drafts)
         student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)
         is_searched_BT = valid_BT.bool() & (torch.arange(student_BT.shape[1]) >= torch.tensor(starts)[:, None])

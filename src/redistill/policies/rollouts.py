@@ -1,8 +1,9 @@
 """MiniLLM's roll-outs: generated and scored text, used for several passes.
 
-The formulas are in redistill.losses.policy_gradient; this module keeps the pool between updates.  A *cycle* has the updates of
-`inner_epochs` passes over the pool.  At its first update the source answers the prompts of a whole pass, and both models score
-the answers in one forward pass.  Advantages are computed for each mini-batch, since whitening uses its mean and variance.
+The formulas are in redistill.losses.policy_gradient; this module keeps the pool of roll-outs between updates.  A *cycle*
+consists of the updates of `inner_epochs` passes over one pool.  At its first update the source answers the prompts of a whole
+pass, and each model scores the answers in one forward pass.  Advantages are computed for each mini-batch, since whitening uses
+its mean and variance.
 """
 
 import math
@@ -30,8 +31,8 @@ class Rollouts(WrappingNode):
     r"""Roll-outs with advantages and importance weights, used for several passes.
 
     Source: MiniLLM (arXiv 2306.08543) and its published code, whose values are the defaults.  Old log-probabilities, rewards
-    and importance weights are those of the models' distributions at temperature 1 without nucleus, however the text was
-    sampled.
+    and importance weights use the models' distributions at temperature 1 and without nucleus sampling, even if the text was
+    sampled with other settings.
 
     .. math:: r_t = \mathrm{clip}\Bigl(\tfrac{1}{s} \log \frac{p(y_t)}{q_{old}(y_t)},\, -c,\, c\Bigr), \quad
         R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}, \quad
@@ -41,9 +42,11 @@ class Rollouts(WrappingNode):
     t on, or 1 without normalisation.
 
     Args:
-        source: Generates the text, from a distribution whose probabilities are known: importance weights need them.
-        num_rollouts: Sequences of a cycle over all processes, rounded down to whole training batches, at least one; >= 1.
-        inner_epochs: Passes over the pool before a new one is generated, >= 1; the first has the order of the gold batches.
+        source: Generates the text.  The probabilities of its tokens must be known, since importance weights use them.
+        num_rollouts: Number of roll-outs that all processes together generate for one pool, >= 1; rounded down to a multiple of
+            the training batch size, but to at least one batch.
+        inner_epochs: Number of passes over a pool before a new one is generated, >= 1; the first pass has the order of the gold
+            batches.
         discount: Discount gamma of the returns, in [0, 1].
         reward_scaling: Divisor of the reward log p - log q, > 0.
         reward_clip: Bound of the absolute scaled reward of a token, > 0.
@@ -117,7 +120,7 @@ class _Scored:
 
 
 class RolloutsSource(Wrapping):
-    """The running source of `Rollouts`."""
+    """Generates the sequences of a `Rollouts` policy; returned by its `bind`."""
 
     def __init__(self, settings: Rollouts, source: Source, tools: PolicyTools) -> None:
         assert tools.scorer is not None, "checked by `needs` when the recipe was read"
@@ -155,7 +158,7 @@ class RolloutsSource(Wrapping):
     # --- generation ---
 
     def _generate(self, cycle: int) -> list[_Scored]:
-        """A pool for the prompts of the cycle's gold steps, in order; each process generates and scores a part."""
+        """The pool of a cycle, in the order of its gold batches; each process generates and scores a part of it."""
         gold_steps = range(cycle * self._pass_steps, (cycle + 1) * self._pass_steps)
         items = [item for gold_step in gold_steps for item in self._tools.gold.all_items(gold_step)]
         indices: list[int] = []
@@ -171,7 +174,7 @@ class RolloutsSource(Wrapping):
         return pool
 
     def _score(self, sequences: list[TokenSequence]) -> list[_Scored]:
-        """Both models' log-probabilities of every sequence, from one forward pass of each."""
+        """Both models' log-probabilities of every sequence, from one forward pass of each model."""
         found = self._scorer.statistics(sequences, ("student_logprob", "teacher_logprob"))
         rows = zip(sequences, found["student_logprob"], found["teacher_logprob"], strict=True)
         return [_Scored(sequence, tuple(old.tolist()), tuple(teacher.tolist())) for sequence, old, teacher in rows]
@@ -202,7 +205,7 @@ class RolloutsSource(Wrapping):
         return sequences
 
     def _rewards(self, batch: list[_Scored]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """reward_BT, valid_BT and importance_BT of some sequences, in float64."""
+        """Returns reward_BT, valid_BT and importance_BT of the sequences, in float64."""
         old_BT, valid_BT = _padded([scored.old_logprobs for scored in batch])
         teacher_BT, _ = _padded([scored.teacher_logprobs for scored in batch])
         settings = self._settings
@@ -211,7 +214,7 @@ class RolloutsSource(Wrapping):
 
 
 def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
-    """Indices of the items, in groups without repeated samples: generation is keyed by step and sample only."""
+    """Groups of indices of the items; no sample is twice in a group, since step and sample select the random stream."""
     groups: dict[int, list[int]] = {}
     times: Counter[int] = Counter()
     for index, item in enumerate(items):  # the n-th occurrence of a sample goes into the n-th group

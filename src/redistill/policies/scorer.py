@@ -44,8 +44,9 @@ class Scorer:
 
         Args:
             sequences: Any number of sequences.
-            ask: Names of statistics; see `vocab_pass.row_statistics`.
-            uniforms: For each sequence an array [targets, NUMBERS_PER_DRAW] of float64 in [0, 1), if a statistic samples.
+            ask: Names of the statistics; `vocab_pass.row_statistics` describes them.
+            uniforms: For each sequence an array [targets, NUMBERS_PER_DRAW] of uniform float64 numbers in [0, 1); only needed
+                for a statistic that samples tokens.
 
         Returns:
             For each statistic a list with a tensor [targets] for each sequence.

@@ -1,8 +1,8 @@
 """The interfaces of policies: nodes and sources.
 
 A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass that recipes decode from YAML; `bind(tools)`
-creates its running *source*.  The state of a source - buffers, roll-outs - is gathered from all processes, so that a draw
-depends neither on their number nor on a resume.
+creates a *source*, which provides the sequences.  The state of a source - buffers, roll-outs - is gathered from all processes,
+so that a draw depends neither on their number nor on a resume.
 """
 
 from abc import abstractmethod
@@ -30,7 +30,7 @@ class Revision:
         step: Number of updates done before it, from 0.
         sample: The training sample.
         position: The error token's index in the response, from 0.
-        kl: The detection score there, in nats.
+        kl: The detection score at the error token, in nats.
         before: The draft.
         after: The revised sequence.
 
@@ -53,7 +53,7 @@ class Revision:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyTools:
-    """The objects that sources use: the lower layers, as protocols and callables.
+    """The objects that sources use, such as the engine, the teacher and the seed.
 
     Args:
         engine: Generates the student's text.
@@ -98,14 +98,14 @@ class Source(PolicyState, Protocol):
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         """An answer for each item, in order, followed by additional sequences, if any.
 
-        Every process calls it at every step, also without items, since a source may gather from all processes.
+        Every process calls it at every step, even without items, since a source may gather data from all processes.
         """
 
 
 def replaced(values: Sequence[Value], indices: Sequence[int], answers: Sequence[Value]) -> list[Value]:
-    """The values, with those at `indices` replaced by the first answers.
+    """Replace the values at `indices` by the first answers.
 
-    Additional answers follow.
+    Further answers are appended to the result.
     """
     found = list(values)
     for index, answer in zip(indices, answers):
@@ -130,7 +130,7 @@ class Stateless:
 
 
 class Wrapping:
-    """Methods of a source that wraps another, `_source`, and has no state of its own."""
+    """Methods of a source without state that wraps another source, `_source`."""
 
     _source: Source
 
@@ -150,21 +150,21 @@ class Wrapping:
 class PolicyNode(Protocol):
     """The configuration of a policy.
 
-    A node that inherits from it generates no student text and requires nothing, unless it overrides the properties.
+    By default a policy generates no student text and requires no capability; subclasses override the properties.
     """
 
     @abstractmethod
     def bind(self, tools: PolicyTools) -> Source:
-        """The running source of this configuration."""
+        """Create the source that provides the sequences of this policy."""
 
     @property
     def sampling(self) -> Sampling | None:
-        """How the student's text is sampled, or None where it generates none."""
+        """How the student's text is sampled; None if the policy generates none."""
         return None
 
     @property
     def needs(self) -> Needs:
-        """The capabilities of teacher and engine that it requires."""
+        """The capabilities of teacher and engine that the policy requires."""
         return Needs()
 
 

@@ -37,8 +37,8 @@ class TeacherGenerated(PolicyNode):
     Args:
         temperature: Sampling temperature, > 0.
         top_p: Nucleus probability, in (0, 1]; 1 keeps all classes.
-        store: File of the answers, which consecutive runs with the same teacher, data and seed can share; None is a file in the
-            run folder.
+        store: File of the answers, which consecutive runs with the same teacher, data and seed can share; None uses a file in
+            the run folder.
 
     Raises:
         ConfigError: a value out of range.
@@ -73,9 +73,9 @@ class TeacherGenerated(PolicyNode):
 
 
 class TeacherSource(Stateless):
-    """Looks up answers, and generates a block of them when one is missing.
+    """Reads stored answers, and generates a block of answers when one is missing.
 
-    Checkpoints have no state of it: answers are on disk, or generated again with identical tokens.
+    Checkpoints do not contain the answers: they are read from the file, or generated again with identical tokens.
     """
 
     def __init__(self, settings: TeacherGenerated, tools: PolicyTools) -> None:
@@ -120,7 +120,7 @@ class TeacherSource(Stateless):
 
 
 class _Answer(TypedDict):
-    """A line of the store after the first."""
+    """One answer, as a line of the store after its header."""
 
     sample: int
     prompt: str
@@ -130,17 +130,20 @@ class _Answer(TypedDict):
 class ResponseStore:
     """A file of answers: a header line, then one answer per line.
 
-    The header has the settings that the answers depend on.
+    The header contains the settings that the answers depend on.
 
     Raises:
-        DataError: the file is not such a file, or its answers depend on other settings or another teacher.
+        DataError: the file does not contain teacher answers, or its answers depend on other settings or another teacher.
     """
 
     def __init__(self, path: Path, sampling: Sampling, tools: PolicyTools) -> None:
         self._path, self._sampling, self._tools = path, sampling, tools
 
     def read(self) -> dict[Key, tuple[int, ...]]:
-        """All answers; called on every process, and read from disk by the main one."""
+        """All answers.
+
+        Every process must call it; the main process reads the file.
+        """
         processes, lines = self._tools.processes, list[Json]()
         if processes.is_main and self._path.exists():
             lines = files.read_lines(self._path) or [None]  # an existing empty file is invalid
@@ -187,9 +190,8 @@ class ResponseStore:
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
     """The teacher's mean -log p of the first gold answers' tokens, in nats.
 
-    It identifies a teacher and a data set.
-
-    A model's name does not identify its weights.  None if the teacher provides no log-probabilities of tokens.
+    It identifies the teacher and the data set of stored answers, since a model's name does not identify its weights.  None if
+    the teacher does not provide log-probabilities of tokens.
     """
     if tools.scorer is None:
         return None
@@ -199,6 +201,6 @@ def teacher_cross_entropy(tools: PolicyTools) -> float | None:
 
 
 def _key(example: Example | TokenSequence) -> Key:
-    """Key of an answer: the sample, which keys its random stream, and a hash of the prompt's tokens."""
+    """Key of an answer: the sample, which selects its random stream, and a hash of the prompt's tokens."""
     prompt = ",".join(map(str, example.prompt_ids))
     return example.sample, hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()

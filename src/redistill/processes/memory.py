@@ -1,6 +1,7 @@
 """Out-of-memory handling: work is retried with half the batch size."""
 
 import gc
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,6 +27,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     is_typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return is_typed or (isinstance(error, RuntimeError) and re.search(_PHRASES, str(error), re.IGNORECASE) is not None)
+
+
+def machine_bytes() -> int | None:
+    """Memory of this machine in bytes; None where the system does not report it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 
 def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:

@@ -1,6 +1,7 @@
-"""Standard streams whose errors do not stop the work: a closed pipe, a full disk, a stream closed by the caller.
+"""Standard streams whose errors do not stop the work.
 
-A run must not lose its updates because the process that reads its log lines has exited.
+Such errors are a closed pipe, a full disk, or a stream that the caller has closed.  A run must not lose its updates because the
+process that reads its log lines has exited.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ class _Descriptor(io.FileIO):
 
     def write(self, data: "ReadableBuffer", /) -> int:
         try:
-            # None: a pipe without room, whose reader is slow. These lines are lost, later ones are not.
+            # None: the pipe is full, because its reader is slow. These lines are lost, later ones are not.
             return super().write(data) or memoryview(data).nbytes
         except OSError as error:
             self.error = self.error or error
@@ -30,7 +31,7 @@ class _Descriptor(io.FileIO):
 
 
 class TolerantStream(io.TextIOWrapper):
-    """A text stream on a file descriptor that raises no error when it cannot be written.
+    """A text stream on a file descriptor whose failed writes raise no error.
 
     Args:
         descriptor: An open file descriptor; it stays open.
@@ -80,7 +81,9 @@ def _open_standard_descriptors() -> None:
 
 
 def tolerant(stream: TextIO | None, descriptor: int) -> TextIO:
-    """A tolerant stream in place of `stream`, or `stream` itself if it has no file descriptor.
+    """A tolerant stream in place of `stream`.
+
+    It is `stream` itself if that has no file descriptor.
 
     Args:
         stream: A standard stream; None if it was closed before Python started.

@@ -21,6 +21,7 @@ from redistill.config.run import Run, encode_run, without_output_folders
 from redistill.config.schema import SCHEMA
 from redistill.contracts import Example, TokenSequence
 from redistill.data.examples import Examples
+from redistill.processes.memory import machine_bytes
 from redistill.records import Json
 from redistill.runs.disk_space import check_space, needed_space
 from redistill.runs.folder import RUN_FILE
@@ -145,7 +146,7 @@ def machine() -> dict[str, Json]:
     return {
         "cpu": _processor(),
         "cores": cores(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
+        "memory_bytes": machine_bytes(),
         "accelerators": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         "python": platform.python_version(),
         "platform": platform.platform(),

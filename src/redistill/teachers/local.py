@@ -1,10 +1,8 @@
-"""The local teacher: a model of this process.
+"""The local teacher: a model in this process.
 
-It computes its logits slice by slice.
-
-It runs its body only on sequences that have distillation terms, keeps the hidden states, and multiplies them by its head slice
-by slice, so that no [rows, vocabulary] tensor of a whole batch exists.  Hidden states of a step's drafts are reused for the
-prefixes of the sequences made from them.
+The body of the model runs only on sequences that have distillation terms.  Its hidden states are kept, and multiplied by the
+head in slices of rows, so that no [rows, vocabulary] tensor of a whole batch exists.  A revised sequence reuses the hidden
+states of the prefix that it has in common with its draft.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,7 +35,7 @@ class LocalTeacher:
 
     Args:
         model: A causal language model; it is moved to `device`, and its parameters no longer require gradients.
-        vocabulary: Number of leading classes shared with the student; a softmax over them renormalises.
+        vocabulary: Number of leading classes that the student has as well; probabilities are normalised over these.
         device: Device of the model.
         engine: Generates the teacher's text; None if no policy uses teacher text.
 
@@ -98,13 +96,16 @@ class LocalTeacher:
         return target
 
     def faults(self) -> int:
-        """Number of rows with non-finite logits since the last call; their loss is NaN."""
+        """Number of rows with non-finite logits since the last call.
+
+        The loss of such rows is NaN.
+        """
         faults = int(self._faults)
         self._faults.zero_()
         return faults
 
     def release(self) -> None:
-        """Drop the hidden states that were remembered for the update."""
+        """Free the hidden states that are kept for reuse in the update."""
         self._memory = None
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
@@ -114,7 +115,7 @@ class LocalTeacher:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Context: hidden states computed inside are remembered.
+        """Context in which computed hidden states are kept for reuse.
 
         They are kept until `release`, up to a limit of bytes.
         """

@@ -1,6 +1,7 @@
 """Laws of divergences.
 
-`check_divergence` and the functions of `DIVERGENCE_LAWS` raise AssertionError with the law, the input and the values.
+A law is a property that every divergence must have.  `check_divergence` and the functions of `DIVERGENCE_LAWS` raise an
+AssertionError that names the law, the input and the values.
 
 A divergence that cannot satisfy a law declares it as a class attribute `disobeys = {"law": "reason"}`; the law is skipped.
 """
@@ -33,10 +34,10 @@ def check_divergence(divergence: Divergence) -> None:
 # --- the value ----------------------------------------------------------------------------------------------------------
 
 
-def one_value_a_row(divergence: Divergence) -> Findings:
-    """Inputs [N, V] give an output [N], also for N = 0.
+def one_value_per_row(divergence: Divergence) -> Findings:
+    """Inputs of shape [N, V] give an output of shape [N], also for N = 0.
 
-    A process may have no rows.
+    N is 0 in a process that has no rows.
     """
     for num_rows in (5, 1, 0):
         got = tuple(divergence(log_rows(1)[:num_rows], log_rows(2)[:num_rows]).shape)
@@ -77,7 +78,7 @@ def finite_on_extreme_logits(divergence: Divergence) -> Findings:
             yield False, f"{text}gradient {logits_NV.grad[row].tolist()}"
 
 
-def a_class_that_both_rule_out_changes_nothing(divergence: Divergence) -> Findings:
+def excluded_classes_have_no_effect(divergence: Divergence) -> Findings:
     """Classes with probability 0 in both models have no effect.
 
     Vocabularies are padded with such classes.
@@ -89,7 +90,7 @@ def a_class_that_both_rule_out_changes_nothing(divergence: Divergence) -> Findin
     yield close, f"three classes of -inf changed {plain_N.tolist()} to {padded_N.tolist()}"
 
 
-def nan_is_not_hidden(divergence: Divergence) -> Findings:
+def nan_is_propagated(divergence: Divergence) -> Findings:
     """NaN in a row gives NaN for this row and no other."""
     logq_NV = log_rows(14)
     logq_NV[0, 0] = float("nan")
@@ -97,10 +98,10 @@ def nan_is_not_hidden(divergence: Divergence) -> Findings:
     yield got == [True] + [False] * 4, f"nan in row 0 of 5 gave nan in rows {got}"
 
 
-def a_row_does_not_see_its_neighbours(divergence: Divergence) -> Findings:
-    """The value of a row does not depend on other rows.
+def rows_are_independent(divergence: Divergence) -> Findings:
+    """The value of a row does not depend on the other rows.
 
-    Rows are processed in tiles.
+    The vocabulary pass evaluates the rows of a batch in several calls.
     """
     logq_NV, logp_NV = log_rows(12), log_rows(13)
     alone, among = divergence(logq_NV[1:3], logp_NV[1:3]), divergence(logq_NV, logp_NV)[1:3]
@@ -108,7 +109,7 @@ def a_row_does_not_see_its_neighbours(divergence: Divergence) -> Findings:
     yield close, f"rows 1 and 2 alone gave {alone.tolist()}, as part of five rows {among.tolist()}"
 
 
-def leaves_its_inputs_alone(divergence: Divergence) -> Findings:
+def inputs_are_not_modified(divergence: Divergence) -> Findings:
     """Inputs are not modified, since other loss terms use the same rows."""
     rows = log_rows(16), log_rows(17)
     before = [row.clone() for row in rows]
@@ -119,7 +120,7 @@ def leaves_its_inputs_alone(divergence: Divergence) -> Findings:
 # --- the gradient -------------------------------------------------------------------------------------------------------
 
 
-def gradient_is_that_of_the_value(divergence: Divergence) -> Findings:
+def gradient_matches_finite_differences(divergence: Divergence) -> Findings:
     """The gradient of the student's logits equals finite differences in float64."""
     logits_NV, logp_NV, step = log_rows(2), log_rows(3), 1e-6
 
@@ -133,7 +134,7 @@ def gradient_is_that_of_the_value(divergence: Divergence) -> Findings:
         yield torch.allclose(got_N, wanted_N, atol=1e-7, rtol=1e-5), text
 
 
-def no_pull_when_equal(divergence: Divergence) -> Findings:
+def zero_gradient_when_equal(divergence: Divergence) -> Findings:
     """The gradient is 0 for q = p."""
     logits_NV = log_rows(18)  # logits of both models, so that q and p are bitwise equal
     largest = float(_gradient(divergence, logits_NV, logits_NV.log_softmax(-1)).abs().max())
@@ -151,7 +152,7 @@ def teacher_gets_no_gradient(divergence: Divergence) -> Findings:
 def accurate_close_to_the_teacher(divergence: Divergence) -> Findings:
     """The float32 gradient has a relative error below 5e-3 where q is close to p.
 
-    This is the case late in training.
+    Late in training, q is close to p.
     """
     logp_NV = log_rows(20, vocabulary=5000, scale=3.0).float()
     logits_NV = logp_NV + 0.08 * log_rows(21, vocabulary=5000, scale=1.0).float()
@@ -163,7 +164,7 @@ def accurate_close_to_the_teacher(divergence: Divergence) -> Findings:
 # --- precision ----------------------------------------------------------------------------------------------------------
 
 
-def half_precision_is_computed_in_single(divergence: Divergence) -> Findings:
+def half_precision_is_computed_in_float32(divergence: Divergence) -> Findings:
     """bfloat16 and float16 inputs are computed in float32 and give float32."""
     for dtype in (torch.bfloat16, torch.float16):
         logq_NV, logp_NV = log_rows(6).to(dtype), log_rows(7).to(dtype)
@@ -172,27 +173,27 @@ def half_precision_is_computed_in_single(divergence: Divergence) -> Findings:
         yield right, f"{dtype} rows gave {got_N.tolist()} ({got_N.dtype}), the same rows in float64 {wanted_N.tolist()}"
 
 
-def double_stays_double(divergence: Divergence) -> Findings:
+def float64_stays_float64(divergence: Divergence) -> Findings:
     """float64 inputs give float64, for use as a reference in tests."""
     got = divergence(log_rows(8), log_rows(9)).dtype
     yield got == torch.float64, f"float64 rows gave {got}"
 
 
 DIVERGENCE_LAWS = suite(
-    one_value_a_row,
+    one_value_per_row,
     zero_when_equal,
     positive_when_a_class_differs,
     finite_on_extreme_logits,
-    a_class_that_both_rule_out_changes_nothing,
-    nan_is_not_hidden,
-    a_row_does_not_see_its_neighbours,
-    leaves_its_inputs_alone,
-    gradient_is_that_of_the_value,
-    no_pull_when_equal,
+    excluded_classes_have_no_effect,
+    nan_is_propagated,
+    rows_are_independent,
+    inputs_are_not_modified,
+    gradient_matches_finite_differences,
+    zero_gradient_when_equal,
     teacher_gets_no_gradient,
     accurate_close_to_the_teacher,
-    half_precision_is_computed_in_single,
-    double_stays_double,
+    half_precision_is_computed_in_float32,
+    float64_stays_float64,
 )
 
 

@@ -1,8 +1,7 @@
 """Fixture for tests of policies: two random models and random prompts.
 
-The models have a few thousand parameters.
-
-No files, downloads or tokenizers are used, and the student is not trained between steps.
+The models have a few thousand parameters.  No files, downloads or tokenizers are used.  The student is not trained between
+steps.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Suites of laws, declared exceptions, and the error of a violation."""
+"""Checks laws, except those that a divergence or policy declares not to satisfy."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import is_dataclass
@@ -11,8 +11,8 @@ Findings = Iterator[tuple[bool, str]]
 
 
 def suite(*laws: Callable[[Part], Findings]) -> Mapping[str, Callable[[Part], None]]:
-    """Laws by name, as functions that raise AssertionError on a violation."""
-    return {law.__name__: partial(_demand, law) for law in (is_its_own_configuration, *laws)}
+    """The laws by name, as functions that raise AssertionError if a law is violated."""
+    return {law.__name__: partial(_demand, law) for law in (is_a_frozen_dataclass, *laws)}
 
 
 def check(part: Part, laws: Mapping[str, Callable[[Part], None]]) -> None:
@@ -47,14 +47,14 @@ def disobeyed(part: object, laws: Collection[str]) -> Mapping[str, str]:
         if law not in laws:
             raise _violation(part, "disobeys", f"unknown law '{law}'; must be one of {', '.join(laws)}")
         if not reason.strip():
-            raise _violation(part, "disobeys", f"'{law}' has no reason; must not be empty")
+            raise _violation(part, "disobeys", f"'{law}' has no reason; state why the law does not hold")
     return declared
 
 
-def is_its_own_configuration(part: object) -> Findings:
-    """It is a frozen dataclass.
+def is_a_frozen_dataclass(part: object) -> Findings:
+    """The divergence or policy is a frozen dataclass.
 
-    Its fields are its configuration in YAML and must not change.
+    Its fields are the configuration in recipes, and must not change.
     """
     parameters = getattr(type(part), "__dataclass_params__", None)
     yield is_dataclass(part) and parameters is not None and parameters.frozen, "must be a dataclass with frozen=True"

@@ -1,6 +1,7 @@
 """Laws of policies.
 
-`check_policy` and the functions of `POLICY_LAWS` raise AssertionError with the law, the step and the sequences.
+A law is a property that every policy must have.  `check_policy` and the functions of `POLICY_LAWS` raise an AssertionError that
+names the law, the step and the sequences.
 
 A policy that cannot satisfy a law declares it as a class attribute `disobeys = {"law": "reason"}`; the law is skipped.
 """
@@ -54,16 +55,16 @@ def declares_what_it_needs(node: PolicyNode) -> Findings:
         drawn(make_fixture().policy(node, teacher=None, scorer=None), range(STEPS))
 
 
-def draws_the_same_again(node: PolicyNode) -> Findings:
-    """A draw depends only on the seed, the step and the state."""
+def draws_are_reproducible(node: PolicyNode) -> Findings:
+    """A draw depends only on the seed, the step and the state of the policy."""
     first, again = (drawn(make_fixture().policy(node), range(STEPS)) for _ in range(2))
     yield from _same(again, first, "a second policy")
 
 
-def leaves_global_generators_alone(node: PolicyNode) -> Findings:
-    """Global random states are not changed.
+def global_generators_are_not_used(node: PolicyNode) -> Findings:
+    """The states of global random number generators do not change.
 
-    Policies use the keyed generators of `redistill.randomness`.
+    Policies use the keyed generators of `redistill.randomness` instead.
     """
     before = _global_states()
     drawn(make_fixture().policy(node), range(STEPS))
@@ -72,9 +73,9 @@ def leaves_global_generators_alone(node: PolicyNode) -> Findings:
 
 
 def resumes_where_it_stopped(node: PolicyNode) -> Findings:
-    """A restored policy draws like an uninterrupted one, and has the same state.
+    """A restored policy returns the draws of an uninterrupted one, and has its state.
 
-    The state is serialized as JSON in between.
+    The state is saved as JSON and loaded into the restored policy.
     """
     uninterrupted, resumed, middle = make_fixture().policy(node), make_fixture().policy(node), STEPS // 2
     drawn(uninterrupted, range(middle))
@@ -105,10 +106,10 @@ def answers_in_order(node: PolicyNode) -> Findings:
                 yield same, f"{where}: differs from the gold sequence of item {index}"
 
 
-def takes_no_items(node: PolicyNode) -> Findings:
+def accepts_an_empty_batch(node: PolicyNode) -> Findings:
     """An empty list of items gives no sequences.
 
-    A process may have no items at a step.
+    A process may have no items in an update.
     """
     source = node.bind(make_fixture().tools)
     for step in range(2):
@@ -116,7 +117,7 @@ def takes_no_items(node: PolicyNode) -> Findings:
         yield count == 0, f"step {step}: {count} sequences for no items"
 
 
-def processes_draw_together_what_one_draws(node: PolicyNode) -> Findings:
+def draws_do_not_depend_on_the_number_of_processes(node: PolicyNode) -> Findings:
     """Two processes together give the same sequences per step as a single process."""
     whole = drawn(make_fixture().policy(node), range(STEPS))
 
@@ -140,12 +141,12 @@ def processes_draw_together_what_one_draws(node: PolicyNode) -> Findings:
 
 POLICY_LAWS = suite(
     declares_what_it_needs,
-    draws_the_same_again,
-    leaves_global_generators_alone,
+    draws_are_reproducible,
+    global_generators_are_not_used,
     resumes_where_it_stopped,
     answers_in_order,
-    takes_no_items,
-    processes_draw_together_what_one_draws,
+    accepts_an_empty_batch,
+    draws_do_not_depend_on_the_number_of_processes,
 )
 
 

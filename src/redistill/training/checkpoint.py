@@ -1,9 +1,9 @@
 """Checkpoints of a run: `checkpoints/step-N/`, written atomically.
 
-A checkpoint has safetensors files, JSON and a manifest.  It is written under a temporary name and renamed, so a crash at any
-moment keeps the earlier ones.  SHA-256 hashes cover every byte: a run detects damage when it resumes, and continues from the
-newest valid checkpoint.  Nothing is pickled. The caller defines what the tensors and the state mean.  `folder` is always the
-folder of all checkpoints of a run.
+A checkpoint consists of safetensors files, JSON and a manifest.  It is written under a temporary name and renamed, so a crash
+at any moment does not damage earlier checkpoints.  SHA-256 hashes cover every byte: a run detects damage when it resumes, and
+continues from the newest valid checkpoint.  Nothing is pickled. The caller defines what the tensors and the state mean.
+`folder` is always the folder of all checkpoints of a run.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ SUFFIX = ".safetensors"
 class Contents(dict[str, Value]):
     """Parts of a checkpoint by name; a missing one raises `CheckpointError`.
 
-    So training never silently starts from scratch.
+    The error prevents training from starting from scratch without a message.
     """
 
     def __init__(self, owner: str, values: Mapping[str, Value]) -> None:
@@ -47,7 +47,7 @@ class Contents(dict[str, Value]):
     def __missing__(self, name: str) -> NoReturn:
         raise CheckpointError(
             f"{self.owner}: has no '{name}' (it has {', '.join(sorted(self)) or 'nothing'}); "
-            "another kind of run wrote it: start this run in a new folder"
+            "a run of another kind wrote it; start this run in a new folder"
         )
 
 
@@ -71,14 +71,14 @@ class Checkpoint:
 
 
 class _Damaged(Exception):
-    """The fault of an invalid checkpoint; `load` then tries the one before it."""
+    """A checkpoint is invalid; the message is the reason.  `load` then tries the previous checkpoint."""
 
 
 # --- identity of the run --------------------------------------------------------------------------------------------------
 
 
 def identity(folder: Path) -> dict[str, str]:
-    """Hashes by name that identify the run of the checkpoints in `folder`.
+    """Read the hashes, by name, that identify the run of the checkpoints in `folder`.
 
     Empty if the identity file is missing or damaged.
     """
@@ -105,14 +105,15 @@ def check_identity(folder: Path, mine: Mapping[str, str]) -> None:
     """
     if other := _differences(identity(folder), mine):
         raise CheckpointError(
-            f"{folder}: its checkpoints belong to a run with different {other[0]}; restore it, or start in a new folder"
+            f"{folder}: its checkpoints belong to a run with different {other[0]}; restore it as it was, or use a new folder"
         )
 
 
 def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
-    """Store the hashes of this run, which manifests repeat.
+    """Store the hashes that identify this run.
 
-    `load` skips a checkpoint whose hashes differ.
+    The manifest of each checkpoint contains the same hashes.  `load` skips a checkpoint whose hashes differ from the stored
+    ones.
 
     Raises:
         CheckpointError: as `check_identity`.
@@ -123,7 +124,7 @@ def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
 
 
 def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """Names in both mappings whose values differ; a name in only one of them comes from another version and is ignored."""
+    """Names that both mappings have with different values; another version may have other names, which are ignored."""
     return [plain(name) for name in one if name in other and one[name] != other[name]]
 
 
@@ -139,18 +140,19 @@ def save(
     keep: int,
     protect: Collection[int] = (),
 ) -> Path:
-    """Write the checkpoint `step-N`, then remove the ones that are no longer needed.
+    """Write the checkpoint `step-N`, then remove checkpoints that are not needed.
 
-    All but the `keep` newest are removed, and those after `step`: a run that resumed from an older checkpoint has damaged ones
-    after it.  Protected ones are never removed, and none is before the new checkpoint has been read back and verified.
+    Of the checkpoints up to `step`, the `keep` newest and the protected ones are kept.  Checkpoints after `step` are damaged,
+    since the run resumed from an older one; they are removed unless protected.  Nothing is removed before the new checkpoint
+    has been read back and verified.
 
     Args:
         folder: The folder of the run's checkpoints, such as `<run folder>/checkpoints`.
         step: Number of updates done, >= 0.
         tensors: Groups of tensors; each becomes `<group>.safetensors`.  Tied tensors are stored once and are tied when loaded.
         state: Everything else, as JSON: no NaN, keys are strings, tuples are loaded as lists.
-        keep: How many of the newest to keep, this one included; >= 1.
-        protect: Steps that are never removed, such as the best one.
+        keep: Number of newest checkpoints to keep, including this one, >= 1.
+        protect: Steps whose checkpoints are never removed, such as the best one.
 
     Returns:
         The checkpoint's folder.
@@ -183,10 +185,10 @@ def save(
 def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, object]) -> int:
     """Size on disk of a checkpoint with this content, in bytes.
 
-    Its manifest of about a kilobyte is not included.
+    The manifest, about one kilobyte, is not included.
 
     Args:
-        tensors: Groups of tensors as in `save`; tensors on the device "meta" count like others.
+        tensors: Groups of tensors as in `save`; tensors on the device "meta" count as if they had data.
         state: As in `save`.
     """
     return sum(map(tensor_files.num_bytes, tensors.values())) + len(files.json_bytes(dict(state)))
@@ -277,7 +279,7 @@ def _verify(folder: Path) -> list[str]:
 
 
 def _parsed(manifest: bytes, folder: Path) -> Mapping[str, Any]:
-    """The content of a manifest.  A matching hash does not make it trusted, so its types and file names are checked."""
+    """Parse a manifest, and check its types and file names: a matching hash does not make its content trusted."""
     try:
         content = json.loads(manifest)
     except (ValueError, RecursionError) as error:
@@ -358,7 +360,7 @@ def restore_optimizer(
         tensors, state: The two results of `optimizer_tensors`.
 
     Raises:
-        CheckpointError: the groups have other parameters, or state tensors are missing.
+        CheckpointError: the groups of this run and of the checkpoint have different parameters, or state tensors are missing.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     here = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]

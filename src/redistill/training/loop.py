@@ -1,8 +1,8 @@
 """The training loop: draw, compute gradients, update, validate and save.
 
-It validates and saves at a step boundary.  It builds nothing and depends on no method: its parts are built by the caller.
-Coefficients are set once a step from the counts of the global batch, so that one process with four micro-batches and two with
-two have the same gradient.
+Validation and saving happen between updates.  The caller builds the parts of the loop, which depends on no distillation method.
+The coefficients of the loss terms are computed once per update, from the counts of the global batch.  Therefore one process
+with four micro-batches has the same gradient as two processes with two micro-batches each.
 """
 
 import math
@@ -48,7 +48,7 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
         `state`.
 
     Raises:
-        Interrupted: a signal arrived; every completed update is in a checkpoint, and no part of an incomplete one.
+        Interrupted: a signal arrived.  A checkpoint has all completed updates, and no part of an incomplete update.
         TrainingError: a guard ended the run.
     """
     saved = state.step
@@ -75,7 +75,7 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
 def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> None:
     """Make one update and log it; if interrupted, restore the state before it.
 
-    After the gradient is computed, no process polls for signals.
+    Signals are not checked between the computation of the gradient and the end of the update.
     """
     learner = parts.learner
     started, before = time.perf_counter(), parts.policy.state_dict()
@@ -120,7 +120,7 @@ def _draw(parts: Parts, step: int) -> Draw:
 
 
 def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
-    """Micro-batches of a process's part of the draw; see `grouping.grouped`."""
+    """Micro-batches of the sequences of this process; see `grouping.grouped`."""
     device, objective = parts.accelerator.device, parts.learner.objective
     span_config = objective.span if objective.uses_spans else None
     corpus = () if objective.pretraining is None else corpus_items(draw, objective.pretraining)
@@ -132,9 +132,9 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
 
 
 def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
-    """The micro-batches, with empty ones if passes are collective.
+    """The micro-batches; empty ones are added if passes are collective operations.
 
-    Then all processes must make the same number of passes.
+    All processes must take part in a collective operation, and so make the same number of passes.
     """
     if not parts.learner.placement.passes_communicate:
         return batches
@@ -151,8 +151,8 @@ def global_counts(batches: Sequence[Batch]) -> Counts:
 def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts, dict[str, float]]:
     """Compute the gradient of the objective, in micro-batches.
 
-    If memory runs out on one process, all retry with half the micro-batch.  Coefficients come from the global batch, so the
-    gradient is the same.
+    If memory runs out on one process, all processes retry with half the micro-batch size.  The gradient is the same, since the
+    coefficients are computed from the global batch.
 
     Returns:
         This process's micro-batches, the counts of the global batch, and each term's sum over it.
@@ -177,9 +177,9 @@ def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts,
 def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float] | None:
     """Accumulate the gradient; returns each term's sum over the global batch.
 
-    Returns None if memory ran out on any process.  Gradients of replicas are reduced here and not by hooks of the backward
-    pass, in which the other processes would wait for one that ran out of memory.  Where passes communicate, running out of
-    memory on one process ends all of them.
+    Returns None if memory ran out on any process.  Gradients of replicas are reduced after all passes.  Hooks of the backward
+    pass could not reduce them: if one process ran out of memory, the others would wait for it.  If passes communicate, the run
+    ends when one process runs out of memory.
     """
     learner, backward = parts.learner, partial(_backward, batches, counts, parts)
     gathered = signals.gather([backward() if learner.placement.passes_communicate else unless_out_of_memory(backward)])
@@ -191,7 +191,7 @@ def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts)
 
 
 def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
-    """This process's part of the gradient, and of the terms' sums."""
+    """Backpropagate the micro-batches of this process; returns its part of the terms' sums."""
     learner, objective, teacher = parts.learner, parts.learner.objective, parts.learner.teacher
     learner.student.train(objective.policy_gradient is None)
     sums: dict[str, torch.Tensor] = {}
@@ -225,7 +225,7 @@ def _read_again(parts: Parts, batches: Sequence[Batch]) -> list[Mapping[str, obj
 
 
 def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], draw: Draw, whole: Draw) -> None:
-    """Log an update and its events; `draw` is the part of the `whole` draw that the terms use."""
+    """Log an update and its events; `draw` has the sequences of `whole` that the terms use."""
     sampled = draw.with_role("sft" if parts.learner.objective.sft_on == "sampled" else "distillation")
     changes_here = [change for size in parts.guards.sizes for change in size.take_changes()]
     mine = facts_of(sampled, parts.end_ids), facts_of(whole.with_role("sft"), parts.end_ids), changes_here
@@ -276,7 +276,10 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
 
 
 def _is_best(score: float, cross_entropy: float, state: TrainingState) -> bool:
-    """Whether a validation is the best so far: by score; at equal scores, the lower cross entropy, then the later step."""
+    """Whether a validation is the best so far.
+
+    At equal scores the lower cross entropy is better, and at equal cross entropy the later step.
+    """
     if state.best_score is None or score != state.best_score:
         return state.best_score is None or score > state.best_score
     return state.best_cross_entropy is None or cross_entropy <= state.best_cross_entropy

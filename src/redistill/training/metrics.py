@@ -54,7 +54,8 @@ class Meter:
 def peak_bytes(device: torch.device) -> int:
     """Peak memory of this process, in bytes.
 
-    On a GPU that of the CUDA allocator, else the resident set; 0 on Windows, where it is not measured.
+    On a GPU it is the peak of the CUDA allocator, otherwise the peak of the resident set.  On Windows it is not measured, and
+    0.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -33,8 +33,9 @@ class PolicyGradientConfig:
 
     Source: MiniLLM (arXiv 2306.08543); the mean over sampled tokens is a term of the objective.
 
-    The objective's divergence is its exact single-step term.  The student runs in evaluation mode, as when it generated the
-    roll-outs: dropout would change the probability ratio.
+    MiniLLM's single-step term is not part of it: the divergence of the objective is that term, summed exactly over the
+    vocabulary.  The student runs in evaluation mode, as when it generated the roll-outs, since dropout would change the ratio
+    of probabilities.
 
     Args:
         weight: Weight of the term, > 0.
@@ -57,24 +58,25 @@ class PolicyGradientConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
-            raise ConfigError(f"weight = {self.weight}: must be > 0 and finite; leave policy_gradient out for none")
+            raise ConfigError(f"weight = {self.weight}: must be > 0 and finite; remove policy_gradient to train without it")
         if not 0 < self.clip < 1:
             raise ConfigError(f"clip = {self.clip}: must lie in (0, 1); MiniLLM uses 0.2")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    r"""The pre-training term: language modelling on `data.corpus` against forgetting.
+    r"""The pre-training term: language modelling on `data.corpus` to reduce forgetting.
 
     .. math:: w \bigl((1 - d)\, L_{CE} + d\, \mathrm{KL}(p \,\|\, q)\bigr)
 
-    Mean over the tokens of the corpus, in nats; w is `weight` and d `divergence_share`.
+    The term is a mean over the tokens of the corpus, in nats.  w is `weight`, d is `divergence_share`.
 
     Source: L_PT of MiniLLM (arXiv 2306.08543) and DistiLLM (arXiv 2402.03898).
 
     Args:
-        weight: Weight of the term, > 0; the reference code's is 1.
-        divergence_share: Fraction of forward KL to the teacher, in [0, 1]; the rest is cross entropy.  MiniLLM's is 0.5.
+        weight: Weight of the term, > 0; the reference code uses 1.
+        divergence_share: Weight d of forward KL from the teacher, in [0, 1]; cross entropy has the weight 1 - d.  MiniLLM uses
+            0.5.
 
     Raises:
         ConfigError: a value out of range.
@@ -85,7 +87,7 @@ class PretrainingConfig:
         >>> PretrainingConfig(weight=0.0)
         Traceback (most recent call last):
             ...
-        redistill.errors.ConfigError: weight = 0.0: must be > 0 and finite; leave pretraining out for none
+        redistill.errors.ConfigError: weight = 0.0: must be > 0 and finite; remove pretraining to train without it
     """
 
     weight: float = 1.0
@@ -93,7 +95,7 @@ class PretrainingConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
-            raise ConfigError(f"weight = {self.weight}: must be > 0 and finite; leave pretraining out for none")
+            raise ConfigError(f"weight = {self.weight}: must be > 0 and finite; remove pretraining to train without it")
         if not 0 <= self.divergence_share <= 1:
             raise ConfigError(f"divergence_share = {self.divergence_share}: must lie in [0, 1]; MiniLLM uses 0.5")
 
@@ -109,15 +111,15 @@ class Objective:
 
     Args:
         sft_weight: Weight of the cross entropy, >= 0; 0 removes the term and the forward pass on gold answers for it.
-        sft_on: The answers it is computed on: "gold", or "sampled", such as the teacher's for SeqKD.
+        sft_on: The answers that the cross entropy is computed on: "gold", or "sampled", such as the teacher's for SeqKD.
         divergence: The divergence between teacher and student on sampled rows; None removes the term.
         divergence_weight: Weight of the divergence, >= 0; 0 removes the term.
-        divergence_mean: "tokens" is the mean over all sampled tokens; "sequences" the mean over sampled sequences of each one's
-            mean over its tokens (Eq. 8).
+        divergence_mean: "tokens" takes the mean over all sampled tokens.  "sequences" takes the mean over the tokens of each
+            sampled sequence, then the mean over sequences (Eq. 8).
         span_weight: Weight of the span loss (Eq. 10) on sampled sequences, >= 0; 0 removes it.
         span: Options of Eq. 10.
         policy_gradient: MiniLLM's term, which needs the policy `rollouts`; None removes it.
-        pretraining: The term on `data.corpus`; None removes it, as does a run without a corpus.
+        pretraining: The pre-training term on `data.corpus`; None removes it.  A run without a corpus does not have the term.
 
     Raises:
         ConfigError: a negative weight, or no term at all.
@@ -149,7 +151,7 @@ class Objective:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be >= 0 and finite; 0 removes the term")
         if self.uses_spans and self.span.vectors == "clipped" and not isinstance(self.divergence, DacKLConfig):
             raise ConfigError(
-                "span.vectors = 'clipped': needs the divergence dac_kl, which selects the kept classes; or set it to full"
+                "span.vectors = 'clipped': needs the divergence dac_kl, which selects the classes; use dac_kl, or vectors: full"
             )
         if not (self.sft_weight or self.uses_sampled):
             raise ConfigError("objective: no term has a weight; set sft_weight or divergence")
@@ -193,7 +195,7 @@ class Objective:
 
     @property
     def needs(self) -> Needs:
-        """What the terms require of the teacher; a divergence may have own `needs`."""
+        """What the terms require of the teacher, including `needs` of the divergence."""
         needs = Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans)
         return needs | getattr(self.divergence, "needs", Needs()) if self.uses_divergence else needs
 
@@ -207,7 +209,7 @@ class Objective:
         return DacKL(self.divergence, vocabulary, seed) if isinstance(self.divergence, DacKLConfig) else self.divergence
 
     def select(self, draw: Draw) -> Draw:
-        """The part of a draw that some term uses, with the roles of the terms."""
+        """The sequences of a draw that some term uses, with the roles of these terms."""
         selected = ((item, self._roles(item)) for item in draw.items)
         items = tuple(DrawItem(item.sequence, roles) for item, roles in selected if roles)
         return Draw(items=items, corpus=() if self.pretraining is None else draw.corpus)
@@ -223,13 +225,13 @@ class Objective:
 
 
 def corpus_items(draw: Draw, pretraining: PretrainingConfig) -> tuple[DrawItem, ...]:
-    """The draw's corpus with the roles of the pre-training term."""
+    """The corpus sequences of a draw, with the roles that the pre-training term uses."""
     return items_of(draw.corpus, "sft", "distillation") if pretraining.divergence_share > 0 else items_of(draw.corpus, "sft")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The counts that the terms are divided by, over a global batch."""
+    """Numbers of tokens and sequences of a global batch, by which terms are divided."""
 
     sft_tokens: float = 0
     sampled_tokens: float = 0
@@ -254,14 +256,14 @@ class Counts:
 
     @property
     def tokens(self) -> float:
-        """Number of trained targets; one with two terms counts twice."""
+        """Number of trained targets; a target that two terms use counts twice."""
         return self.sft_tokens + self.sampled_tokens + self.corpus_tokens
 
 
 def terms(
     objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None
 ) -> tuple[Term, ...]:
-    """A micro-batch's terms; the coefficient of each is its weight / global count.
+    """The terms of a micro-batch, each with the coefficient weight / global count.
 
     Args:
         objective: The terms and their weights.

@@ -19,18 +19,20 @@ class OptimiserConfig:
     .. math:: \eta_t = \eta_{end} + (\eta_{peak} - \eta_{end}) \min\Bigl(1, \frac{t + 1}{W}\Bigr)
         \frac{1 + \cos(\pi t / T)}{2}
 
-    where t of T updates are done, W is `warmup_updates`, and the cosine is 1 for a constant schedule.
+    t is the number of updates done, T the number of all updates, W is `warmup_updates`.  In a constant schedule the cosine is
+    replaced by 1.
 
     Args:
         learning_rate: Peak learning rate of the student, > 0; the paper's value is 5e-4.
-        final_learning_rate: Learning rate at the end of the cosine schedule, in [0, the lowest peak].
-        clip_network_learning_rate: Peak learning rate of DAC-KL's network, > 0; None uses the student's, as the paper does.
+        final_learning_rate: Learning rate at the end of the cosine schedule, >= 0 and at most the lower of the two peaks.
+        clip_network_learning_rate: Peak learning rate of DAC-KL's network, > 0; None uses the student's peak learning rate, as
+            the paper does.
         schedule: "cosine" decay to final_learning_rate over all updates, or "constant".
         warmup_updates: Number of updates of linear warm-up from final_learning_rate, >= 0; the reference code has none.
         weight_decay: Decoupled weight decay of matrices, >= 0; vectors (biases, norms) have none.
         betas: Decay rates of AdamW's moment estimates, each in [0, 1).
-        max_grad_norm: Maximum norm of the student's gradient, > 0.  The clip network's gradient is clipped separately, so that
-            it does not reduce the student's.
+        max_grad_norm: Maximum norm of the student's gradient, > 0.  The gradient of DAC-KL's network is clipped separately, so
+            that it does not reduce the student's gradient.
 
     Raises:
         ConfigError: a value out of range.
@@ -73,7 +75,7 @@ class OptimiserConfig:
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig, step: int, updates: int) -> dict[str, float]:
     """Set every parameter group's learning rate for the update after `step`.
 
-    Returns the rates by name, for the log.  The schedule is a pure function of the step, so a checkpoint has no state of it.
+    Returns the rates by name, for the log.  The schedule depends on `step` only, so checkpoints do not store it.
     """
     warmup = min(1.0, (step + 1) / (config.warmup_updates or 1))
     part = step / updates if config.schedule == "cosine" else 0.0
@@ -85,17 +87,17 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Clip the total gradient norm to `max_norm`; returns the norm before.
+    """Clip the total gradient norm to `max_norm`; returns the norm before clipping.
 
-    Parameters are either all sharded or none is.
+    Either all parameters or none of them are sharded.
     """
     return scalar(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
 def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, object]]:
-    """AdamW's parameter groups: weight decay is on matrices only.
+    """AdamW's parameter groups: weight decay applies to matrices only.
 
-    The clip network has a learning rate of its own.
+    The parameters of DAC-KL's network are in groups with their own learning rate.
     """
     clip_ids = set() if clip_network is None else set(map(id, clip_network.parameters()))
     clip_rate = config.clip_network_learning_rate or config.learning_rate

@@ -32,14 +32,14 @@ class TrainingState:
     Args:
         step: Number of updates done.
         best_score: The `choose_by` metric of the best validation so far; negated if lower is better.
-        best_cross_entropy: Cross entropy of the same validation, nats per token; None if it was not finite.
+        best_cross_entropy: Cross entropy of the best validation, in nats per token; None if it was not finite.
         best_step: Number of updates before the best validation.
         stopped: Whether early stopping has ended training.
         validation_due: True when the last update has not been validated yet.
-        trained_tokens: Trained targets of all processes; one with two terms counts twice.
-        generated_tokens: Tokens generated for training by student or teacher, on all processes; validation is not counted.
-        seconds: Duration of training, validation included.
-        peak_bytes: Largest peak memory of one process.
+        trained_tokens: Number of trained targets of all processes; a target that two terms use counts twice.
+        generated_tokens: Number of tokens that student and teacher generated for training on all processes, without validation.
+        seconds: Duration of training, including validation.
+        peak_bytes: Peak memory of the process that used most, in bytes.
     """
 
     step: int = 0
@@ -56,14 +56,14 @@ class TrainingState:
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """The student, and what it is trained with.
+    """The student, and the objects that train it.
 
     Args:
         student: The student, wrapped by the placement.
-        placement: How its parameters are distributed over the processes.
+        placement: How the student's parameters are distributed over the processes.
         optimizer: The optimizer of the wrapped student's parameters.
-        objective: The terms.
-        teacher: None if neither objective nor policy uses one.
+        objective: The terms of the loss, with their weights.
+        teacher: The teacher; None if neither objective nor policy uses one.
     """
 
     student: StudentModule
@@ -96,8 +96,8 @@ class Guards:
         update: Skips updates that are not finite.
         collapse: Detects a collapse of the generated text.
         early_stopping: Ends training when validation no longer improves.
-        micro_batch: `training.micro_batch_size`, halved when memory runs out.
-        text_batch: `training.generation_batch_size`, halved likewise.
+        micro_batch: The micro-batch size: `training.micro_batch_size`, halved when memory runs out.
+        text_batch: The batch size of generation: `training.generation_batch_size`, halved when memory runs out.
         report_event: Called with each event, on every process.
     """
 
@@ -110,7 +110,7 @@ class Guards:
 
     @property
     def sizes(self) -> tuple[Halving, Halving]:
-        """Both batch sizes, in the order of checkpoints."""
+        """Both batch sizes, in the order in which checkpoints store them."""
         return self.micro_batch, self.text_batch
 
 
@@ -137,10 +137,10 @@ class Parts:
 
     Args:
         policy: Provides the sequences of each update.
-        engine: Generates the student's text; synchronised before each draw.
+        engine: Generates the student's text; it receives the current weights before each draw.
         validate: Returns the current student's scores: each of `metrics`, "cross_entropy", and others.
         metrics: Metrics of validation answers.
-        schedule: Lengths of the run, in updates.
+        schedule: Numbers of updates of the run and of its intervals.
         end_ids: Ids of the end tokens.
     """
 

@@ -1,6 +1,6 @@
 """Progress of training and of an evaluation: a bar on a terminal, lines in a log.
 
-Output only: nothing here changes what a run computes.  Metrics are stored by metrics.py.
+This module prints only and does not affect the results of a run.  metrics.py stores the metrics.
 """
 
 import sys
@@ -19,15 +19,15 @@ SHOWN = ("loss", "sft", "divergence", "span", "policy_gradient", "pretraining")
 
 
 class TerminalBar:
-    """A bar that ends with a line of text; not shown if the output is not a terminal.
+    """A progress bar with a line of text; shown only if the output is a terminal.
 
-    A context manager; the bar stays until exit.
+    It is a context manager; the bar is updated until exit.
 
     Args:
         console: The output.
         total: Number of steps.
         line: The text beside the bar.
-        enabled: False never shows it.
+        enabled: Whether to show the bar if the output is a terminal.
     """
 
     def __init__(self, console: Console, total: int, line: str, *, enabled: bool = True) -> None:
@@ -58,12 +58,12 @@ class TerminalBar:
 class Progress(TerminalBar):
     """Progress of training: a bar on a terminal, lines in a log.
 
-    A context manager; the bar is removed on exit.
+    It is a context manager; the bar is updated until exit.
 
     Args:
-        total: Updates of the whole run; 0 if not known yet, `expect` sets it later.
+        total: Number of updates of the whole run; 0 if it is not known yet and `expect` sets it later.
         log_every: Updates between lines if the output is not a terminal.
-        enabled: False prints nothing, for all processes but the main one.
+        enabled: Whether to print; True on the main process only.
         console: The output; None prints to the standard error stream.
         clock: Monotonic clock, in seconds.
     """
@@ -116,9 +116,9 @@ class Progress(TerminalBar):
 
 
 class AnswerProgress:
-    """Progress of an evaluation, a line for each tenth of it.
+    """Progress of an evaluation: a line after each tenth of the answers.
 
-    It is the `progress` argument of `Evaluator.evaluate`.
+    An instance is passed as the argument `progress` of `Evaluator.evaluate`.
 
     Args:
         label: The name of the evaluated model.
@@ -132,7 +132,13 @@ class AnswerProgress:
         self._tenths = 0
 
     def __call__(self, done: int, total: int, tokens: int) -> None:
-        """Report that `done` of `total` answers are done, and that this process has generated `tokens` tokens."""
+        """Report progress.
+
+        Args:
+            done: Number of answers that are done.
+            total: Number of all answers.
+            tokens: Number of tokens that this process has generated.
+        """
         self._first = self._first or (done, self._clock())
         passed, answered = self._clock() - self._first[1], done - self._first[0]
         tenths = 10 * done // total if total else 10

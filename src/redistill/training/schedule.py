@@ -18,22 +18,23 @@ class TrainingConfig:
     Args:
         updates: Total optimiser steps: a number >= 1, or passes over the training set such as "20 epochs".
         batch_size: Sequences of one update over all processes, >= 1.
-        micro_batch_size: Maximum number of gold and, separately, of sampled sequences in one forward and backward pass on one
-            process, >= 1; None chooses the size above which larger passes are no faster.
+        micro_batch_size: Maximum number of sequences in one forward and backward pass on one process, >= 1; gold and sampled
+            sequences are counted separately.  None chooses the size above which larger passes are no faster.
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
-        evaluate_every: Updates (or epochs) between validations, >= 0, each of which may become the best checkpoint; 0
-            validates only before the first update and after the last.
+        evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only before the first update and after the
+            last.  The best checkpoint is chosen among the validations.
         choose_by: The metric that chooses the best checkpoint: a name in `evaluation.metrics`, or "cross_entropy".  At equal
-            values the lower cross entropy is better, then the later step.
-        save_every: Updates (or epochs) between checkpoints, >= 0, in addition to those at validations; 0 saves only at
+            values the checkpoint with the lower cross entropy is chosen, at equal cross entropy the later one.
+        save_every: Updates (or epochs) between checkpoints, >= 0; validations save checkpoints in addition.  0 saves only at
             validations.
-        keep: Number of newest checkpoints to keep, >= 1, in addition to the best one.
+        keep: Number of newest checkpoints to keep, >= 1; the best one is kept in addition.
         patience: Validations without improvement before training stops, >= 1; None trains to the end.
         log_every: Updates between log lines if the output is not a terminal, and between updates whose revisions are logged;
             >= 1.
         generation_batch_size: Sequences that one process generates or scores at once, >= 1; independent of the micro-batch.
-        compile: What torch.compile compiles: "none"; "rows", the terms on rows of logits; or "all", the student's body in
-            training too.  "auto" is "rows" if a compiler is installed and the vocabulary is large enough to amortise compiling.
+        compile: What torch.compile compiles: "none"; "rows", the loss terms as functions of logits; or "all", also the
+            student's body in training.  "auto" is "rows" if a compiler is installed and the vocabulary is large enough to
+            amortise compiling.
 
     Raises:
         ConfigError: a value out of range.
@@ -76,7 +77,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Numbers of updates: in total, between validations, between checkpoints."""
+    """Numbers of updates: of the run, between validations, and between checkpoints."""
 
     updates: int
     evaluate_every: int
@@ -97,7 +98,7 @@ def check_length(name: str, length: int | str, lowest: int) -> None:
 
 
 def in_updates(length: int | str, num_examples: int, batch_size: int) -> int:
-    """A length in updates; at least 1 if it is given in epochs.
+    """Convert a length to updates; a length in epochs gives at least 1.
 
     Example:
         >>> in_updates(50, 1000, 8), in_updates("2 epochs", 1000, 8)

@@ -1,8 +1,9 @@
-"""The elementwise core: from a tile's raw logits to sums and their gradient.
+"""The elementwise core: from the raw logits of a tile to sums and their gradient.
 
-`Core` is plain PyTorch.  Uncompiled, each operation passes over the tile; compiled, log-softmax, all terms and their gradient
-are a few fused loops.  Compiled tiles all have the same number of rows - the last one is padded with rows that do not count -
-so that a set of terms is compiled once, and its code does not depend on which tile comes first.
+A tile is a slice of rows that is processed at once; raw logits are products of hidden states and the head.  `Core` is plain
+PyTorch.  Without compilation, each operation reads the whole tile.  With compilation, log-softmax, all terms and their gradient
+are a few fused loops.  All compiled tiles have the same number of rows, so that a set of terms is compiled once: the last tile
+is padded with rows that do not count.
 """
 
 import importlib.util
@@ -39,10 +40,11 @@ Visited = tuple[Sums, Tensor, tuple[Tensor | None, ...]]
 def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> bool:
     """Whether the core is compiled.
 
-    The result depends on the arguments and the machine only, so that it is the same after a resume.
+    The result is the same after a resume: it depends only on the arguments and the machine.
 
     Args:
-        setting: "none" is never, "rows" and "all" are always; "auto" needs a compiler and at least 16,384 classes.
+        setting: "none" never compiles, "rows" and "all" always do.  "auto" compiles if there is a compiler and at least 16,384
+            classes.
         num_classes: Vocabulary size.
         device: Device of the hidden states.
 
@@ -64,10 +66,12 @@ def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> 
 
 @dataclass(frozen=True)
 class Core:
-    """The arithmetic of a tile; equal cores share one compilation.
+    """The function that computes all terms of a tile.
+
+    Cores with equal fields share one compilation.
 
     Args:
-        rules: Rules of the terms that have rows in such tiles.
+        rules: Rules of the terms that have rows in the tile; a rule computes one term.
         scale, softcap: Fields of the student's `Head`.
     """
 
@@ -76,10 +80,10 @@ class Core:
     softcap: float | None
 
     def __call__(self, raw_CV: Tensor, target_rows: TargetRows | None, tensors: Tensors) -> Sums:
-        """The rules' sums by name.
+        """The sums of terms and diagnostics, by name.
 
         Args:
-            raw_CV: Raw products of the student's head.
+            raw_CV: Raw logits of the student, before scale and softcap.
             target_rows: Teacher logits of these rows, or the classes that the teacher lists; None if they have no teacher.
             tensors: The tensors of each rule.
         """
@@ -100,16 +104,19 @@ def of_rows(target_rows: TargetRows | None, change: Callable[[Tensor], Tensor]) 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """Rows of one block, followed by the halo row where spans need it."""
+    """A slice of a block's rows, and a halo row if the span loss needs one.
+
+    The halo row is the row after the slice: the last row of the slice may form a pair of a span with it.
+    """
 
     raw_CV: Tensor
     target_rows: TargetRows | None
     tensors: Tensors
 
     def padded(self, num_rows: int, halo: int) -> "Tile":
-        """The tile padded with rows of zeros, which do not count.
+        """Pad the tile with rows of zeros, which do not count.
 
-        The result has `num_rows` rows and `halo` halo rows.
+        The result has `num_rows` rows, followed by `halo` halo rows.
         """
         target_rows = of_rows(self.target_rows, lambda tensor: _padded(tensor, num_rows + halo))
         tensors = tuple(tuple(_padded(tensor, num_rows) for tensor in own) for own in self.tensors)
@@ -122,15 +129,15 @@ def visit(
     """The sums of a tile and their gradients, weighted by the coefficients.
 
     Args:
-        core: The arithmetic.
-        tile: The rows.
-        coefficients: Coefficients of the rules; they change from step to step and so are not compiled in.
+        core: The function that computes the terms of the tile.
+        tile: The rows, and a halo row if there is one.
+        coefficients: Coefficients of the rules.  They change between updates, and so are not part of the compiled code.
         parameters: Parameters that the divergence learns.
-        fill: Numbers of rows and halo rows of a compiled tile; None does not compile.
+        fill: Numbers of rows and halo rows to which a compiled tile is padded; None does not compile.
 
     Returns:
-        The sums by name, without coefficients; the gradient of the raw logits, including the halo row; and that of each
-        parameter, None where it is not used.
+        The sums by name, without coefficients; the gradient of the raw logits, including the halo row; and the gradient of each
+        parameter, None for one that is not used.
     """
     if fill is not None and core not in _NOT_COMPILABLE:
         from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import

@@ -1,6 +1,6 @@
 """The LM head: from hidden states to logits in float32.
 
-Operands of its products are bf16 only if the model runs in bf16.
+The operands of its matrix products are rounded to bf16 only if the model runs in bf16.
 """
 
 from collections.abc import Iterator
@@ -33,9 +33,9 @@ class Products:
 
     @classmethod
     def like(cls, hidden_ND: torch.Tensor) -> "Products":
-        """The products that the forward pass of `hidden_ND` would use.
+        """The products with the precision of the model that computed `hidden_ND`.
 
-        Call it before autocast is disabled.
+        It must be called before autocast is disabled.
         """
         device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
@@ -46,7 +46,8 @@ class Products:
     def storage(self) -> torch.dtype:
         """dtype in which operands are stored.
 
-        bf16 on CUDA without autograd, which cannot differentiate mixed products, else `result`.
+        It is bf16 on CUDA if `bf16` and if autograd is disabled, since autograd cannot differentiate products of mixed dtypes.
+        Otherwise it is `result`.
         """
         return torch.bfloat16 if self.bf16 and self.device == "cuda" and not torch.is_grad_enabled() else self.result
 
@@ -67,7 +68,7 @@ class Products:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """Context without autocast, in which a CPU rounds fp32 operands to bf16 if `bf16`; restores the process's setting."""
+        """Context without autocast; in it a CPU rounds fp32 operands to bf16 if `bf16`, and its setting is restored after."""
         matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not annotated in torch
         before = matmul.fp32_precision
         with torch.autocast(self.device, enabled=False):
@@ -87,10 +88,10 @@ class Head:
 
     Args:
         weight_VD, bias_V: The output embedding and its bias.
-        softcap: c of families that cap their logits, > 0; None does not cap them.
-        scale: s of families that scale their logits.
-        vocabulary: Number of leading classes that are used (padded vocabularies), over which a softmax renormalises; None for
-            all.
+        softcap: The bound c, > 0, of model families that cap their logits; None does not cap them.
+        scale: The factor s of model families that scale their logits.
+        vocabulary: Number of leading classes that are used, for padded vocabularies; probabilities are normalised over these.
+            None uses all.
 
     Example:
         >>> head = Head(torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]), scale=0.5, vocabulary=2)
@@ -122,23 +123,22 @@ class Head:
         return self.finish(self.raw(hidden_ND, Products.like(hidden_ND)))
 
     def prepared(self, hidden_ND: torch.Tensor) -> "Head":
-        """This head prepared for many calls of `logits`.
+        """Prepare this head for many calls of `logits`.
 
-        It is detached, cut to its vocabulary, and in the dtype that `logits` needs for such hidden states.
-
-        Preparing the head before many calls of `logits` saves each of them the conversion of the whole weight.
+        The weights of the result are detached, restricted to the used classes, and converted to the dtype that `logits` needs
+        for such hidden states.  Otherwise each call of `logits` would convert the whole weight.
         """
         storage = Products.like(hidden_ND).storage
         bias_V = None if self.bias_V is None else self.bias_V.detach()[: self.vocabulary]
         return replace(self, weight_VD=self.weight_VD.detach()[: self.vocabulary].to(storage), bias_V=bias_V)
 
     def raw(self, hidden_ND: torch.Tensor, products: Products) -> torch.Tensor:
-        """h W^T + b."""
+        """Raw logits h W^T + b, before scale and softcap."""
         raw_NV = products(hidden_ND, self.weight_VD[: self.vocabulary].T)
         return raw_NV if self.bias_V is None else raw_NV.add_(self.bias_V[: self.vocabulary].to(raw_NV.dtype))
 
     def finish(self, raw_NV: torch.Tensor) -> torch.Tensor:
-        """The logits of raw products: scaled, then capped."""
+        """Logits from raw logits: scaled, then capped."""
         return finished(raw_NV, self.scale, self.softcap)
 
 

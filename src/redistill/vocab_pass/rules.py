@@ -1,9 +1,8 @@
-"""The arithmetic of the terms: sums over the rows of a tile.
+"""Rules: functions of log-probabilities that sum one term over the rows of a tile.
 
-They are functions of log-probabilities.
-
-A rule's fields are constant during a run, and rules with equal fields are equal, so that each is compiled once; values that
-change - targets, masks, weights - are tensor arguments.  A row whose values are all 0 does not count, whatever its logits are.
+The fields of a rule are constant during a run.  Rules with equal fields are equal, so that each is compiled once.  Values that
+change - targets, masks, weights - are tensor arguments.  A row does not count, whatever its logits are, if it has the value 0
+in each of these tensors.
 """
 
 from collections.abc import Callable
@@ -23,7 +22,10 @@ TargetRows = Tensor | TopClasses
 
 
 class LogProbs(NamedTuple):
-    """Both models' log-probabilities of the same classes, the student's with gradient."""
+    """Log-probabilities of both models for the same classes.
+
+    The student's have a gradient.
+    """
 
     logq_CV: Tensor
     logp_CV: Tensor
@@ -32,7 +34,7 @@ class LogProbs(NamedTuple):
 def log_probs(logq_CV: Tensor, target_rows: TargetRows) -> LogProbs:
     """The log-probabilities of student and teacher over the same classes.
 
-    If the teacher lists classes, the classes are these and one bin of all others, for both models.
+    If the teacher lists classes, both models have these classes, and one class that combines all others.
 
     Args:
         logq_CV: Student log-probabilities.
@@ -69,7 +71,7 @@ class CrossEntropyRule:
 class DivergenceRule:
     """Weighted sum of a divergence over the counted rows.
 
-    The sums of its diagnostics are not weighted.
+    The diagnostics of the divergence are summed without weights.
     """
 
     name: str
@@ -92,7 +94,7 @@ class DivergenceRule:
 class SpanRule:
     """Weighted sum of Eq. 10's distances of neighbouring rows.
 
-    The tile may end with a halo row, the second row of the last pair.
+    If the tile has a halo row, this is the second row of the last pair.
     """
 
     name: str
@@ -112,7 +114,7 @@ class SpanRule:
 class PolicyGradientRule:
     """Sum of the clipped surrogate over generated tokens.
 
-    It has the diagnostics "ratio" and "clipped".
+    It also returns the sums of the diagnostics "ratio" and "clipped".
     """
 
     name: str

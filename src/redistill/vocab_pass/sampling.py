@@ -16,10 +16,10 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
     """Sample one class per row by descending a tree of ranges of classes.
 
     The vocabulary is divided into ranges, each range into eight smaller ones, and so on down to single classes.  At each of the
-    six levels the sampled child is the first whose cumulative mass exceeds that level's own uniform number.  Inverting one
-    number over the whole vocabulary would be as correct but less robust: the intervals of a large vocabulary are narrow, and
-    summing logits in another order (with another batch size) shifts all of them.  Here each number is compared with few
-    boundaries, and a sampled class changes about as rarely as the distributions do.  Masses of blocks of 64 classes have the
+    six levels the sampled child is the first whose cumulative mass exceeds that level's own uniform number.  One
+    uniform number for the whole vocabulary would also be correct, but less robust to rounding: the intervals of a large
+    vocabulary are narrow, and another order of summation (with another batch size) shifts all of them.  Here each number is
+    compared with few boundaries, so rounding rarely changes the sampled class.  Masses of blocks of 64 classes have the
     probabilities' dtype; sums above them are float64.  A class without mass is never sampled.
 
     Args:
@@ -70,9 +70,10 @@ def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _invert(masses_NK: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """Index of the first entry with mass whose cumulative mass exceeds `uniform_N` times the largest; there always is one.
+    """Index of the first entry whose cumulative mass exceeds `uniform_N` times the largest one.
 
-    Entries without mass are excluded by their own mass: a parallel cumulative sum need not be monotonic.
+    There always is such an entry.  Entries of mass 0 are excluded explicitly, since a parallel cumulative sum need not be
+    monotonic.
     """
     cumulative_NK = masses_NK.cumsum(-1).masked_fill(masses_NK <= 0, -1.0)
     threshold_N = uniform_N * cumulative_NK.amax(-1)

@@ -51,10 +51,10 @@ def row_statistics(
         names: The statistics.
         uniforms_NK: Uniform numbers in [0, 1) for teacher_sample, K = NUMBERS_PER_DRAW.
         token_N: The tokens of the log-probabilities and of cross_entropy.
-        chunk_bytes: Approximate limit of all [rows, vocabulary] tensors together; None uses `chunk_budget`.
+        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; None uses `chunk_budget`.
 
     Returns:
-        By name a tensor over N: int64 tokens, bool agreement, else float32 (float64 for float64).
+        For each name a tensor with one value per row: int64 tokens, bool agreement, otherwise float32 (float64 for float64).
 
     Raises:
         TrainingError: for teacher_sample, if the probabilities of a row are not finite.
@@ -118,7 +118,7 @@ class _Chunk:
 
 
 def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
-    """KL(first || second) by row; classes that either model rules out (-inf) contribute 0, as in `divergences`."""
+    """KL(first || second) of each row; classes with -inf in either model contribute 0, as in `divergences`."""
     ruled_out_CV = first_CV.isneginf() | second_CV.isneginf()
     return (first_CV.exp() * (first_CV - second_CV).masked_fill_(ruled_out_CV, 0.0)).sum(-1)
 

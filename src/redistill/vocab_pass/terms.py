@@ -1,6 +1,7 @@
 """Terms of the objective: each is a sum over rows times a coefficient.
 
-A term has a `rule`, the arithmetic, and `tensors`, the rule's arguments for some rows; see rules.py.
+A term has a `rule`, the function that computes it, and `tensors`, which returns the arguments of the rule for some rows; see
+rules.py.
 """
 
 from collections.abc import Callable
@@ -40,11 +41,14 @@ class CrossEntropyTerm:
 
     @property
     def rule(self) -> CrossEntropyRule:
-        """The arithmetic; terms with equal settings have equal rules."""
+        """The function that computes this term.
+
+        Terms with equal settings share it, and so its compilation.
+        """
         return CrossEntropyRule(self.name)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """The rule's tensors for `rows`."""
+        """The tensor arguments of the rule for `rows`."""
         return self.target_N[rows], self.mask_N[rows]
 
 
@@ -81,11 +85,14 @@ class DivergenceTerm:
 
     @property
     def rule(self) -> DivergenceRule:
-        """The arithmetic; terms with equal settings have equal rules."""
+        """The function that computes this term.
+
+        Terms with equal settings share it, and so its compilation.
+        """
         return DivergenceRule(self.name, self.divergence)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """The rule's tensors for `rows`."""
+        """The tensor arguments of the rule for `rows`."""
         num_rows = max(0, min(rows.stop, self.num_rows) - rows.start)
         counted_C = torch.ones(num_rows, dtype=torch.bool, device=device)
         return (counted_C.float() if self.weight_N is None else self.weight_N[rows]), counted_C
@@ -104,8 +111,8 @@ class SpanTerm:
         pair_weight_N: Weight of the pair (n, n + 1); 0 where the two rows are not in one span.  Without a DivergenceTerm, its
             length is the number of leading rows that have a teacher.
         squared: Whether the distance is squared.
-        keep: (logq_NV, logp_NV) -> keep_NV, bool: the classes that DAC-KL keeps, for clipped vectors; None keeps all.  A row's
-            classes must depend on that row alone, since the halo row is computed in two tiles.
+        keep: Function (logq_NV, logp_NV) -> keep_NV, bool, of the classes that DAC-KL keeps, for clipped vectors; None keeps
+            all.  The classes of a row must depend on this row only, since a halo row is computed in two tiles.
 
     Example:
         >>> SpanTerm(1.0, torch.tensor([0.5, 0.0]), squared=False).tensors(slice(0, 2), torch.device("cpu"))
@@ -120,11 +127,14 @@ class SpanTerm:
 
     @property
     def rule(self) -> SpanRule:
-        """The arithmetic; terms with equal settings have equal rules."""
+        """The function that computes this term.
+
+        Terms with equal settings share it, and so its compilation.
+        """
         return SpanRule(self.name, self.squared, self.keep)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """The rule's tensors for `rows`."""
+        """The tensor arguments of the rule for `rows`."""
         return (self.pair_weight_N[rows],)
 
 
@@ -137,7 +147,7 @@ class PolicyGradientTerm:
 
     Source: MiniLLM (arXiv 2306.08543).
 
-    It has the diagnostics "ratio" and "clipped".
+    The vocabulary pass also returns the sums of the diagnostics "ratio" and "clipped".
 
     Args:
         coefficient: Weight / global count of sampled tokens.
@@ -162,11 +172,14 @@ class PolicyGradientTerm:
 
     @property
     def rule(self) -> PolicyGradientRule:
-        """The arithmetic; terms with equal settings have equal rules."""
+        """The function that computes this term.
+
+        Terms with equal settings share it, and so its compilation.
+        """
         return PolicyGradientRule(self.name, self.clip)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """The rule's tensors for `rows`."""
+        """The tensor arguments of the rule for `rows`."""
         return self.token_N[rows], self.old_logprob_N[rows], self.advantage_N[rows], self.importance_N[rows]
 
 

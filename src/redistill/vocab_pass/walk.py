@@ -1,4 +1,7 @@
-"""The vocabulary pass with gradients: blocks for products, tiles for terms."""
+"""The vocabulary pass with gradients.
+
+The rows are divided into blocks, for matrix products with the head, and each block into tiles, for the terms.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,19 +44,19 @@ def vocab_pass(
 
     .. math:: L = \sum_k c_k \sum_n l_k(n) \quad \text{over terms } k \text{ with coefficients } c_k \text{ and rows } n
 
-    The gradients of hidden states, head and the divergence's own parameters are computed in the forward pass, chunk by chunk,
-    weighted by the terms' coefficients; the backward pass multiplies them by the incoming scalar, once.  Each input that
-    requires a gradient gets one, if necessary zeros, so that it exists in every process of a data-parallel group.  A pair of
-    rows on both sides of a cut belongs to the left tile: the row after the cut (the halo) is computed in both tiles, and its
-    two gradients are added.
+    The forward pass also computes the gradients of the hidden states, the head and the parameters of the divergence, chunk by
+    chunk and with the coefficients of the terms.  The backward pass multiplies them by the incoming scalar.  Each input that
+    requires a gradient gets one, if necessary of zeros, so that all processes of a data-parallel group have it.  A pair of
+    rows in two tiles belongs to the first one.  Its second row, the halo row, is computed in both tiles, and its two gradients
+    are added.
 
     Args:
         student_hidden_ND: Hidden states of the supervised rows only.
         student_head: The student's head; no gradient is computed for a frozen one.
         target: Source of teacher logits, called only for rows that a divergence or span needs; None if no term needs it.
         terms: At most one of each kind.
-        chunk_bytes: Approximate limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  None uses
-            `chunk_budget`.
+        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  None
+            uses `chunk_budget`.
         compiled: Whether the terms and their gradients are compiled; see core.py.
         into_grad: Add the gradient of the head's weight to its `grad` in the forward pass, if it is a leaf in the results'
             dtype; this saves a copy.  Backward must then follow, once, with a gradient of 1.
@@ -122,17 +125,17 @@ def dense_reference(
 
 
 def chunk_budget(head_bytes: int) -> int:
-    """Default limit of all [rows, vocabulary] tensors together.
+    """Default memory limit of all [rows, vocabulary] tensors together, in bytes.
 
-    It is the size of the head, within [192 MiB, 1 GiB].
+    It is the size of the head, but at least 192 MiB and at most 1 GiB.
 
-    Each block of rows reads the whole head and its gradient, so a larger head needs larger blocks.
+    Each block of rows reads the whole head and its gradient, so blocks should be larger for a larger head.
 
     Args:
         head_bytes: Bytes of the head's weight in float32.
 
     Returns:
-        Bytes.
+        The limit, in bytes.
 
     Example:
         >>> chunk_budget(4 * 50257 * 768) // 2**20  # MiB, for a head of 50,257 classes and width 768
@@ -154,7 +157,7 @@ def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool) -> CutRows:
     """The sizes of blocks and tiles, at least one row each.
 
     Args:
-        chunk_bytes: Approximate limit of all [rows, vocabulary] tensors together.
+        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together.
         row_bytes: Bytes of one row of one such tensor.
         compiled: Whether the terms are compiled.
     """
@@ -165,9 +168,9 @@ def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool) -> CutRows:
 
 
 def cuts(rows: slice, num_rows: int) -> list[slice]:
-    """Cut `rows` into the fewest pieces of at most max(1, num_rows) rows.
+    """Divide `rows` into the fewest slices of at most max(1, num_rows) rows.
 
-    All pieces have about the same length.
+    All slices have about the same length.
     """
     total = rows.stop - rows.start
     size = -(-total // max(1, -(-total // max(1, num_rows))))
@@ -176,7 +179,7 @@ def cuts(rows: slice, num_rows: int) -> list[slice]:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """Arguments of one pass."""
+    """Arguments of one vocabulary pass."""
 
     hidden_ND: Tensor
     head: Head
@@ -216,7 +219,7 @@ class _Task:
         return slice(rows.start, rows.stop + int(self.has_pairs and rows.stop < self.num_distilled))
 
     def target_rows(self, rows: slice) -> TargetRows | None:
-        """The target of those of `rows` that have a teacher; None if none has."""
+        """The teacher target of the rows in `rows` that have a teacher; None if there are none."""
         rows = slice(rows.start, min(rows.stop, self.num_distilled))
         if rows.start >= rows.stop:
             return None
@@ -224,7 +227,7 @@ class _Task:
         return self.target(rows)
 
     def core(self, rows: slice) -> tuple[Core, list[float], Tensors]:
-        """The arithmetic of a tile, with the coefficients and tensors of the terms that have rows in it."""
+        """The core of a tile, with the coefficients and tensors of the terms that have rows in it."""
         is_distilled = rows.stop <= self.num_distilled
         own = [term for term in self.terms if is_distilled or not isinstance(term, DivergenceTerm | SpanTerm)]
         found = [(term, term.tensors(rows, self.hidden_ND.device)) for term in own]
@@ -234,7 +237,7 @@ class _Task:
 
 
 class _Gradients(NamedTuple):
-    """Sums of gradients, in the order of the inputs; None for an input that requires none."""
+    """Sums of gradients, in the order of the inputs; None for an input without gradient."""
 
     hidden_ND: Tensor | None
     weight_VD: Tensor | None
@@ -256,7 +259,7 @@ class _Gradients(NamedTuple):
 
 
 class _GradientInForward(torch.autograd.Function):
-    """The pass as one node of the autograd graph."""
+    """The vocabulary pass as one function of the autograd graph."""
 
     @staticmethod
     def forward(ctx: Any, task: _Task, into_grad: bool, sums: Sums, *inputs: Tensor | None) -> Tensor:
@@ -347,7 +350,7 @@ def _visit(
 
     Args:
         rows: Rows of the tile.
-        start: First row of the block, whose logits and target are given.
+        start: First row of the block that `logits_CV` and `target_rows` belong to.
     """
     read = task.with_halo(rows)
     inside = slice(read.start - start, read.stop - start)

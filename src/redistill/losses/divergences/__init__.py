@@ -7,12 +7,12 @@ class in a file of this package, define `examples()`, and add it to the union be
 `redistill.testing` use the union.
 
 A log-probability of -inf marks a class that a model rules out (vocabulary padding, a mask).  A class that both models rule out
-contributes 0 everywhere.  A class that one model rules out contributes 0 to the divergences that would be infinite, since an
-infinite loss would end the run because of a class that cannot be predicted: forward, reverse, symmetric and adaptive KL, and
-alpha-beta with an exponent of 0.  To the others it contributes the value of the formula, which is finite: Jensen-Shannon, skew
-KL, total variation, alpha-beta with both exponents above 0.
+contributes 0 everywhere.  For a class that only one model rules out, there are two cases.  Some formulas would be infinite:
+forward, reverse, symmetric and adaptive KL, and alpha-beta with an exponent of 0.  There the class contributes 0, since an
+infinite loss would end the run because of a class that cannot be predicted.  The other formulas are finite: Jensen-Shannon,
+skew KL, total variation, and alpha-beta with both exponents above 0.  There the class contributes the value of the formula.
 
-Nothing here reduces over rows, has trainable parameters, or depends on where the rows come from.
+The divergences do not reduce over rows, have no trainable parameters, and do not depend on the origin of the rows.
 """
 
 from redistill.losses.divergences.distances import AlphaBeta, TotalVariation

@@ -59,7 +59,7 @@ class AlphaBeta(Softened):
     only if s = 1. The gradient flows through q only; with respect to log q it is q^beta (q^alpha - p^alpha) / alpha.
 
     Args:
-        alpha: Exponent of the teacher, 0 or at least 0.01; the gradient follows q - p at 1, and log(q / p) toward 0.
+        alpha: Exponent of the teacher, 0 or at least 0.01; the gradient follows q - p at 1, and log(q / p) near 0.
         beta: Exponent of the student, 0 or at least 0.01, not both 0; the gradient of a class has the weight q^beta.
 
     Call:
@@ -106,7 +106,7 @@ class AlphaBeta(Softened):
 
 
 def _power_kl(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, power: float) -> torch.Tensor:
-    """KL of the measures a^power and b^power, divided by power^2; a class that either model rules out contributes 0."""
+    """KL of the measures a^power and b^power, divided by power^2; a class with -inf in either model contributes 0."""
     powered_NV = (power * log_a_NV).exp()
     terms_NV = powered_NV * (power * log_ratio(log_a_NV, log_b_NV) - 1) + (power * log_b_NV).exp()
     return terms_NV.masked_fill(log_a_NV.isneginf() | log_b_NV.isneginf(), 0.0).sum(dim=-1) / power**2

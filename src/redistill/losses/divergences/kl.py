@@ -151,7 +151,7 @@ class AdaptiveKL(Softened):
     """
 
     disobeys: ClassVar[Mapping[str, str]] = {
-        "gradient_is_that_of_the_value": "the weights depend on the student, but have no gradient (arXiv 2404.02657)"
+        "gradient_matches_finite_differences": "the weights depend on the student, but have no gradient (arXiv 2404.02657)"
     }
 
     head_mass: float = 0.5

@@ -1,6 +1,6 @@
 """Divergences to a mixture of teacher and student.
 
-They are finite even if a model rules out classes.
+They are finite even if a model gives a class the probability 0.
 """
 
 import math
@@ -21,7 +21,7 @@ class JensenShannon(Softened):
     p is the teacher, q the student, w = `teacher_weight`: GKD's beta (arXiv 2306.13649, JSD(beta)), and 1 minus the lambda of
     the published DistiLLM code, whose 0.9 is the default here (m is mostly the student); TRL's beta is 0.5. Table 3c's "JSD".
     Nats per token, 0 <= D <= H(w) <= log 2, 0 exactly when p = q. The gradient flows through q, including q in m. D is
-    about w KL(p || q) for small w and (1 - w) KL(q || p) for w near 1, so gradients are small at either end.
+    about w KL(p || q) for w near 0 and (1 - w) KL(q || p) for w near 1, so gradients are small for both.
 
     Args:
         teacher_weight: Weight of the teacher in the mixture, and of its KL, in (0, 1).

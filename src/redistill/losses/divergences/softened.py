@@ -19,10 +19,11 @@ class Softened:
 
     .. math:: D_T(p, q) = D\bigl(\mathrm{softmax}(\log p / T),\; \mathrm{softmax}(\log q / T)\bigr)
 
-    There is no factor T^2, so gradients shrink about as 1 / T^2; raise the weight of the term to compensate.
+    The divergence is not multiplied by T^2, so gradients are smaller by about 1 / T^2; increase the weight of the term to
+    compensate.
 
     Args:
-        temperature: T, applied to both distributions, > 0; 1, as in the paper, does not change them.
+        temperature: Temperature T of both distributions, > 0; 1, the paper's value, does not change them.
 
     Raises:
         ConfigError: temperature is not above 0, or not finite.
@@ -46,7 +47,7 @@ class Softened:
         return (cls(), cls(temperature=2.0))
 
     def softened(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both rows in `loss_dtype` and at the temperature, the teacher's detached."""
+        """Both inputs in `loss_dtype` and at the temperature; the teacher's is detached."""
         dtype = loss_dtype(logq_NV)
         logq_NV, logp_NV = logq_NV.to(dtype), logp_NV.detach().to(dtype)
         if self.temperature == 1.0:
@@ -57,7 +58,7 @@ class Softened:
 def log_ratio(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor) -> torch.Tensor:
     """log(a / b), 0 where either is -inf.
 
-    It is masked before any multiplication, so that no gradient is 0 * inf.
+    The result is 0 before it is multiplied by a probability, so that no gradient is 0 * inf.
 
     Args:
         log_a_NV, log_b_NV: Log-probabilities in nats; -inf marks a class that a model rules out.
@@ -73,9 +74,9 @@ def log_ratio(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor) -> torch.Tensor:
 
 
 def bounded(log_NV: torch.Tensor) -> torch.Tensor:
-    """`log_NV` without -inf.
+    """`log_NV` clamped to finite values.
 
-    Clamped where its exp is 0 in its dtype anyway, so that differences are finite.
+    Only values whose exp is 0 in their dtype are changed.  Differences of the result are finite.
 
     Args:
         log_NV: Log-probabilities in nats, float32 or float64.
@@ -96,7 +97,7 @@ def fraction(name: str, value: float, advice: str) -> None:
     Args:
         name: Field name, for the error.
         value: The value.
-        advice: Remedy, for the error.
+        advice: What to do, for the error.
 
     Raises:
         ConfigError: value is outside (0, 1).

@@ -1,7 +1,7 @@
-"""Guards of training, such as the one against non-finite updates.
+"""Guards: checks during training that skip an update, warn, or end the run.
 
-Others are against loss spikes, collapse of generated text, and training past the best score.  Every process passes the same
-numbers to its guards, so that all processes reach the same decision.
+They detect non-finite updates, loss spikes, a collapse of the generated text, and validations that no longer improve.  Every
+process passes the same numbers to its guards, so that all processes make the same decision.
 """
 
 from redistill.training.guards.collapse import CollapseMonitor

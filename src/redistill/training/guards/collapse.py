@@ -1,6 +1,6 @@
 """Detects a collapse of the student's generated text.
 
-The signs are its length, end tokens, diversity, and DAC-KL's kept mass.
+It checks the length of the text, its end tokens, its diversity, and the probability mass that DAC-KL keeps.
 On-policy training can reinforce its own errors: a student that has learned to stop at once, never to stop, or to repeat itself
 generates more such text to learn from, while the loss falls.
 """
@@ -40,7 +40,7 @@ class TextFacts:
 
 
 def facts_of(sequences: Iterable[TokenSequence], end_ids: Collection[int]) -> list[TextFacts]:
-    """The properties of each sequence's response."""
+    """The `TextFacts` of each sequence."""
     return [
         TextFacts(text.origin, text.num_targets, text.token_ids[-1] in end_ids, distinct_bigrams(text.response_ids))
         for text in sequences
@@ -61,7 +61,7 @@ def distinct_bigrams(token_ids: Sequence[int]) -> float:
 
 
 def text_metrics(texts: Sequence[TextFacts]) -> dict[str, float]:
-    """Metrics of the text in `texts` that was generated with the student.
+    """Metrics of the responses in `texts` that the student helped to generate.
 
     Returns:
         Empty if there is no such text; else "ended", the fraction of responses with an end token, and "distinct_2", the mean
@@ -72,11 +72,11 @@ def text_metrics(texts: Sequence[TextFacts]) -> dict[str, float]:
 
 
 class CollapseMonitor:
-    """Reports when a running mean of the student's text falls below its limit.
+    """Reports an alarm when a running mean of a text statistic is below its limit.
 
-    The limits are relative to the gold answers, to the best value so far, or absolute.
-    A mean is over the last `collapse_window` updates with generated text, and is checked once there are that many.  An alarm is
-    reported once, and again only after its mean has been above the limit.
+    A limit is absolute, or relative to the gold answers or to the best value so far.  A running mean covers the last
+    `collapse_window` updates with generated text; it is not checked before that many updates.  An alarm is reported once.  It
+    is reported again only if its mean has been above the limit in between.
 
     Args:
         config: Limits, and whether an alarm ends the run.

@@ -1,6 +1,6 @@
 """Statistics of both models' logits in an update that was skipped.
 
-For guard-step-N.json only.
+They are written to guard-step-N.json.
 """
 
 import math
@@ -21,9 +21,9 @@ ROWS_AT_ONCE = 64
 def read_again(
     batches: Sequence[Batch], student: StudentModule, teacher: Teacher | None, autocast: Autocast
 ) -> list[Mapping[str, object]]:
-    """The range of both models' numbers on the rows of each micro-batch.
+    """Statistics of the outputs of both models on the rows of each micro-batch.
 
-    These are the logits of the student and the logits or log-probabilities of the teacher.
+    The outputs are the logits of the student, and the logits or log-probabilities of the teacher.
 
     The student runs in evaluation mode, so a fault that only dropout causes is not reproduced.
 
@@ -52,7 +52,7 @@ def read_again(
 
 
 def _statistics(batch: Batch, blocks: Iterable[tuple[slice, torch.Tensor]]) -> Mapping[str, object]:
-    """Range and non-finite numbers of a micro-batch's rows, accumulated over blocks of rows."""
+    """Range of a micro-batch's rows and number of non-finite values, accumulated over blocks of rows."""
     least, most, total, num_finite, num_faults, faulty = math.inf, -math.inf, 0.0, 0, 0, set[int]()
     for rows, numbers_CV in blocks:
         fault_CV = numbers_CV.isnan() | numbers_CV.isposinf()

@@ -14,16 +14,16 @@ class GuardConfig:
     Each event is a line in metrics.jsonl.
 
     Args:
-        max_skips: Consecutive updates that may be skipped, >= 0; the next one ends the run.  0 ends it at the first.
+        max_skips: Number of consecutive updates that may be skipped, >= 0; one more skipped update ends the run.
         on_spike: "warn" reports an update whose loss spikes and applies it; "skip" skips it.
-        spike_factor: A spike is at least this many times the running median of |loss|, > 1; the limit is higher for a loss that
-            varies widely.
+        spike_factor: Lower limit of a loss spike, as a multiple of the running median of |loss|, > 1; the limit is higher if
+            the loss varies widely.
         on_collapse: "warn" reports a collapse of the student's text; "stop" ends the run.
-        collapse_window: Number of updates with generated text that the means are taken over, >= 1.
-        min_length: Lower limit of the mean response length, as a fraction of the gold answers' mean; 0 disables the check, as
-            for the three limits below.
+        collapse_window: Number of updates with generated text in the running means of the limits below, >= 1.
+        min_length: Lower limit of the mean response length, as a fraction of the mean length of gold answers; 0 disables this
+            check, and likewise the three checks below.
         min_ended: Lower limit of the fraction of responses with an end token, as a fraction of its maximum so far.
-        min_distinct: Lower limit of the mean fraction of distinct bigrams in a response, as a fraction of the gold answers'.
+        min_distinct: Lower limit of the mean fraction of distinct bigrams in a response, as a fraction of that in gold answers.
         min_kept_mass: Lower limit of the teacher probability mass that DAC-KL keeps, in [0, 1].
 
     Raises:

@@ -17,18 +17,18 @@ MAD_TO_SIGMA = 1.4826  # of a normal distribution
 
 
 class SpikeDetector:
-    r"""Detects a loss spike, by the logarithms of recent losses.
+    r"""Detects a loss spike by comparison with the logarithms of recent losses.
 
     .. math:: \log|L| - m > \min\bigl(\max(8 \cdot 1.4826\,\mathrm{MAD},\ \log f),\ \max(\log 15,\ \log f)\bigr)
 
-    where the median m and the median absolute deviation MAD are of log|L| over the last 64 updates, and f is `factor`.
-    Logarithms, since the deviation of a loss grows with the loss; medians, since a spike must not raise the threshold for the
-    next one.  The threshold is at most max(15, f) times the median, so that 100 times a usual loss is detected at any
-    deviation.  The first 10 losses are not checked.  The window includes spikes: a loss that stays high is the new baseline
-    once it fills half of the window.
+    where m is the median and MAD the median absolute deviation of log|L| over the last 64 updates, and f is `factor`.
+    Logarithms are used because the deviation of a loss grows with the loss.  Medians are used so that a spike does not raise
+    the threshold for the next one.  The threshold is at most max(15, f) times the median, so a loss of 100 times the median is
+    detected however large the deviation is.  The first 10 losses are not checked.  The 64 updates include spikes: a loss that
+    stays high is no longer reported once it fills half of them.
 
     Args:
-        factor: A spike is at least this many times the median, > 1.
+        factor: Lower limit of a spike, as a multiple of the median, > 1.
 
     Example:
         >>> detector = SpikeDetector(factor=5.0)

@@ -1,4 +1,7 @@
-"""Decides whether an update is applied: it must be finite, and no spike."""
+"""Decides whether an update is applied.
+
+A non-finite update is skipped.  A loss spike is reported, and skipped if this is configured.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +50,7 @@ class Update:
 
 
 class UpdateGuard:
-    """Skips non-finite updates, and ends the run after too many in a row.
+    """Skips non-finite updates, and ends the run after too many in succession.
 
     It reports loss spikes too, and skips them if configured.
 
@@ -128,7 +131,7 @@ class UpdateGuard:
 
 
 def _fault(update: Update) -> str:
-    """Which numbers are not finite; the teacher's first, since the learning rate has no effect on them."""
+    """Names the non-finite numbers, first those of the teacher, since the learning rate does not affect these."""
     numbers = f"loss {update.metrics['loss']} and gradient norm {' and '.join(map(str, update.norms.values()))}"
     if update.teacher_rows:
         return f"the teacher's logits are not finite in {update.teacher_rows} rows ({numbers})"

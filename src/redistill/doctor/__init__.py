@@ -1,0 +1,90 @@
+"""Checks of a machine, and of a recipe for failures that raise no error.
+
+docs/doctor.md has the table of the checks.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from redistill.config.run import Run
+from redistill.doctor.checks import CHECKS, LAST, Check
+from redistill.doctor.findings import Finding, NotExamined, Outcome
+from redistill.doctor.subject import Report, Subject, opened_subject
+from redistill.errors import RedistillError, first_line
+from redistill.records import Json
+
+__all__ = ["Diagnosis", "examine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The outcomes of all checks of a recipe, and the seconds that they took."""
+
+    outcomes: tuple[Outcome, ...]
+    seconds: float
+
+    @property
+    def num_findings(self) -> int:
+        """Number of findings, notes not counted."""
+        return sum(len(outcome.findings) for outcome in self.outcomes)
+
+    def as_json(self) -> dict[str, Json]:
+        """The diagnosis as JSON values."""
+        return {
+            "findings": self.num_findings,
+            "checks": [outcome.as_json() for outcome in self.outcomes],
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def examine(run: Run, report: Report = lambda phase: None, clock: Callable[[], float] = time.perf_counter) -> Diagnosis:
+    """Look for silent failures in a recipe, on its own models and data.
+
+    A small sample of the data is read, the models are loaded once, and one update is computed.  Nothing is written to the
+    recipe's output folder, and no weight is changed on disk.
+
+    Args:
+        run: The recipe.
+        report: Called with the name of each phase.
+        clock: Seconds, monotonic.
+
+    Raises:
+        ConfigError, DataError, ModelError: a run of the recipe would end with the same error.
+    """
+    started = clock()
+    with tempfile.TemporaryDirectory() as folder, opened_subject(run, Path(folder), report) as subject:
+        outcomes = []
+        for check in sorted(CHECKS, key=lambda check: LAST.index(check.number) if check.number in LAST else -1):
+            report(f"check {check.number}: {check.name}")
+            outcomes.append(outcome_of(check, subject))
+    return Diagnosis(outcomes=tuple(sorted(outcomes, key=lambda outcome: outcome.number)), seconds=clock() - started)
+
+
+def outcome_of(check: Check, subject: Subject) -> Outcome:
+    """The result of one check."""
+    found, reason = [], ""
+    try:
+        found = check.find(subject)
+    except NotExamined as error:
+        reason = str(error)
+    except (RedistillError, RuntimeError, ValueError, AssertionError) as error:  # a fault of models, data or external code
+        found = [
+            Finding(
+                what="the check ended with an error",
+                measured=f"{type(error).__name__}: {first_line(error)}",
+                right="no error",
+                remedy="remove the other findings first; if it remains, a run of the recipe shows the whole error",
+            )
+        ]
+    return Outcome(
+        number=check.number,
+        name=check.name,
+        examines=check.examines,
+        findings=tuple(finding for finding in found if not finding.is_note),
+        notes=tuple(finding for finding in found if finding.is_note),
+        reason=reason,
+        proof=check.proof,
+    )

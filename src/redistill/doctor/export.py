@@ -1,0 +1,92 @@
+"""The export of a student, compared with the student in memory."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from redistill.contracts import Example
+from redistill.doctor.findings import NotExamined
+from redistill.errors import RedistillError
+from redistill.interfaces import Tokenizer
+from redistill.models.families import eval_mode
+from redistill.models.load import ModelConfig, load_model, parameter_bytes
+from redistill.models.lora import save_student
+from redistill.randomness import torch_seed
+from redistill.runs.opened import OpenRun
+from redistill.storage import files
+
+CHANGE = 0.05
+"""Size of the change that stands for training, as a fraction of a parameter's root mean square."""
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
+"""Largest difference of logits, as a fraction of the largest logit, by dtype of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An exported student.
+
+    Args:
+        tokenizer: Loaded from the export.
+        difference: Largest difference between logits of the export and of the student, as a fraction of the largest logit.
+        change: The same between the student before and after the change of its weights.
+        tolerance: What rounding explains of `difference`.
+        error: Message of the error that ended the export; "" if it succeeded.
+    """
+
+    tokenizer: Tokenizer
+    difference: float
+    change: float
+    tolerance: float
+    error: str = ""
+
+
+def export(opened: OpenRun, example: Example) -> Exported:
+    """Change the trained parameters, export the student, and load the export.
+
+    The export is in a temporary folder.      The student in memory keeps the changed parameters.
+    """
+    model, tokenizer, source = opened.models.student, opened.models.tokenizer, opened.config.student
+    before = logits(model, example)
+    perturb(model, opened.config.seed)
+    trained = logits(model, example)
+    largest = float(trained.abs().max()) or 1.0
+    dtype = torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
+    is_quantised = source.lora is not None and source.lora.quantise != "none"
+    tolerance = max(TOLERANCES.values()) if is_quantised else TOLERANCES[dtype]
+    change = float((trained - before).abs().max()) / largest
+    with tempfile.TemporaryDirectory() as folder:
+        if files.disk.free_bytes(Path(folder)) < 2 * parameter_bytes(model):
+            raise NotExamined(f"{folder} has too little space for the exported student")
+        try:
+            save_student(model, tokenizer, Path(folder), "merged" if source.lora is None else source.lora.export)
+            again, read = load_model(ModelConfig(model=folder, dtype="bfloat16" if dtype == torch.bfloat16 else "float32"))
+        except RedistillError as error:
+            return Exported(tokenizer=tokenizer, difference=0.0, change=change, tolerance=tolerance, error=str(error))
+        found = logits(again.to(opened.accelerator.device), example)
+    return Exported(
+        tokenizer=read, difference=float((found - trained).abs().max()) / largest, change=change, tolerance=tolerance
+    )
+
+
+@torch.no_grad()
+def logits(model: nn.Module, example: Example) -> torch.Tensor:
+    """Logits of an example in float32 on the CPU, in eval mode."""
+    device = next(model.parameters()).device
+    ids_BT = torch.tensor([example.token_ids], device=device)
+    with eval_mode(model):
+        found: torch.Tensor = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False).logits
+    return found[0].float().cpu()
+
+
+@torch.no_grad()
+def perturb(model: nn.Module, seed: int) -> None:
+    """Add noise to the trained parameters, also to those that are 0."""
+    for index, parameter in enumerate(model.parameters()):
+        if parameter.requires_grad:
+            generator = torch.Generator().manual_seed(torch_seed(seed, "doctor", index))
+            size = float(parameter.detach().float().square().mean().sqrt()) or 1.0
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_((CHANGE * size * noise).to(parameter))

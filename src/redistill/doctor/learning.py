@@ -1,0 +1,196 @@
+"""Checks 14 to 17 and 20: gradients, micro-batches, the export and the schedule."""
+
+import re
+from dataclasses import replace
+
+from redistill.contracts import Draw
+from redistill.doctor.findings import Finding, Findings, NotExamined, some
+from redistill.doctor.gradient import Measured, NoGraph, measure
+from redistill.doctor.subject import Subject
+from redistill.models.families import layer_list
+from redistill.models.lora import has_adapters
+from redistill.training.objective import Objective
+
+NO_GRADIENT = 1e-6
+"""Norm of a gradient, for a weight of 1, up to which it is rounding."""
+NO_VALUE = {"divergence": 1e-6, "span": 1e-8}
+"""Value of a term, for a weight of 1, up to which it is rounding; in bf16 its gradient is not."""
+TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
+"""Largest difference of two gradients, as a fraction of the larger norm, that rounding explains."""
+
+
+def no_gradient(subject: Subject) -> Findings:
+    """(14) No gradient reaches the student, its adapters, or one of its layers."""
+    loaded = subject.loaded
+    model, lora = loaded.student, subject.config.student.lora
+    remedy = "check student.lora.targets, student.gradient_checkpointing and the weights of the objective"
+    if loaded.parts is None:
+        return [Finding(what="the student", measured="0 trainable parameters", right="at least one", remedy=remedy)]
+    try:
+        norms = loaded.gradient.norms
+    except NoGraph:
+        norms = {name: 0.0 for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if has_adapters(model):  # the gradient of A is 0 as long as B is 0
+        norms = {name: norm for name, norm in norms.items() if "lora_B" in name}
+    if lora is not None and not norms:
+        return [Finding(what="the adapters", measured="0 trainable parameters", right="at least one", remedy=remedy)]
+    if not any(norms.values()):
+        what = "the adapters get no gradient" if has_adapters(model) else "the student gets no gradient"
+        return [Finding(what=what, measured="norm 0 in one update", right="a norm above 0", remedy=remedy)]
+    path, layers = layer_list(model)
+    by_layer = {
+        index: [norm for name, norm in norms.items() if re.search(rf"\b{re.escape(path)}\.{index}\.", name)]
+        for index in range(len(layers))
+    }
+    without = [index for index, found in by_layer.items() if found and not any(found)]
+    if not without:
+        return []
+    return [
+        Finding(
+            what="layers of the student get no gradient",
+            measured=f"norm 0 in layer {some(without)} of {len(layers)}",
+            right="a norm above 0 in every layer with trainable parameters",
+            remedy=remedy,
+        )
+    ]
+
+
+def zero_terms(subject: Subject) -> Findings:
+    """(15) A term of the objective has a weight, and its gradient is zero."""
+    loaded = subject.loaded
+    objective = loaded.learning.learner.objective
+    found = []
+    for name, (weight, alone) in single_terms(objective).items():
+        draw = loaded.draw
+        if name == "pretraining":
+            draw = Draw(items=(), corpus=draw.corpus)
+            if not draw.corpus:
+                found.append(_zero_term(name, weight, "no data.corpus", is_note=True))
+                continue
+        alone_on = measure(loaded.learning, draw, alone)
+        if is_rounding(name, alone_on, weight) and name in NO_VALUE:  # the first texts may be unusual
+            alone_on = measure(loaded.learning, loaded.gold_draw, alone)
+        if is_rounding(name, alone_on, weight):
+            measured = f"value {alone_on.loss:.1e} and a gradient of norm {alone_on.norm:.1e} in one update"
+            found.append(_zero_term(name, weight, measured))
+    return found
+
+
+def is_rounding(name: str, measured: Measured, weight: float) -> bool:
+    """Whether a term's gradient, or its value, is 0 up to rounding."""
+    return measured.norm <= NO_GRADIENT * weight or (name in NO_VALUE and measured.loss <= NO_VALUE[name] * weight)
+
+
+def _zero_term(name: str, weight: float, measured: str, *, is_note: bool = False) -> Finding:
+    remedies = {
+        "span": "use data whose answers have phrases, or another data.spans, or set objective.span_weight to 0",
+        "divergence": "use a teacher that differs from the student, or set objective.divergence_weight to 0",
+        "policy_gradient": "use a teacher that differs from the student",
+        "pretraining": "set data.corpus, or remove objective.pretraining",
+    }
+    return Finding(
+        what=f"the term {name} has the weight {weight:g} and no effect",
+        measured=measured,
+        right="a value and a norm above 0",
+        remedy=remedies.get(name, "set its weight to 0"),
+        is_note=is_note,
+    )
+
+
+def single_terms(objective: Objective) -> dict[str, tuple[float, Objective]]:
+    """Each term with a weight: its weight, and the objective of this term alone."""
+    none = replace(objective, sft_weight=1.0, divergence_weight=0.0, span_weight=0.0, policy_gradient=None, pretraining=None)
+    found: dict[str, tuple[float, Objective]] = {}
+    if objective.sft_weight:
+        found["sft"] = objective.sft_weight, replace(none, sft_weight=objective.sft_weight)
+    if objective.uses_divergence:
+        weight = objective.divergence_weight
+        found["divergence"] = weight, replace(none, sft_weight=0.0, divergence_weight=weight)
+    if objective.uses_spans:
+        found["span"] = objective.span_weight, replace(none, sft_weight=0.0, span_weight=objective.span_weight)
+    if (gradient := objective.policy_gradient) is not None:
+        found["policy_gradient"] = gradient.weight, replace(none, sft_weight=0.0, policy_gradient=gradient)
+    if (text := objective.pretraining) is not None:  # alone in a draw without other sequences
+        found["pretraining"] = text.weight, replace(none, pretraining=text)
+    return found
+
+
+def micro_batches(subject: Subject) -> Findings:
+    """(16) Loss or gradient depend on the size of the micro-batches."""
+    loaded = subject.loaded
+    draw = loaded.draw
+    whole, single = loaded.gradient, measure(loaded.learning, draw, micro_batch_size=1)
+    scale = max(float(whole.values.norm()), float(single.values.norm()))
+    if whole.norm <= NO_GRADIENT:
+        raise NotExamined("the gradient is 0 up to rounding")
+    difference = float((whole.values - single.values).norm()) / max(scale, 1e-30)
+    losses = abs(whole.loss - single.loss) / max(abs(whole.loss), abs(single.loss), 1e-12)
+    limit = TOLERANCES[subject.config.training.precision]
+    if not (difference > limit or losses > limit):  # a NaN is a finding of check 19
+        return []
+    return [
+        Finding(
+            what="the update depends on the size of the micro-batches",
+            measured=f"with 1 sequence in each, and without dropout, the gradient differs by {difference:.2%} "
+            f"and the loss by {losses:.2%}",
+            right=f"at most {limit:.2%}, which rounding explains",
+            remedy="divide sums by counts of the whole batch, and let no row depend on other rows of its batch",
+        )
+    ]
+
+
+def exported_weights(subject: Subject) -> Findings:
+    """(17) The exported student differs from the trained one."""
+    exported = subject.loaded.exported
+    if not exported.error and not exported.difference > exported.tolerance:
+        return []
+    return [
+        Finding(
+            what="the exported student differs from the trained one",
+            measured=exported.error
+            or f"its logits differ by {exported.difference:.2%} of the largest, after a change of the trained weights that "
+            f"changes them by {exported.change:.2%}",
+            right=f"at most {exported.tolerance:.2%}",
+            remedy="export adapters merged (student.lora.export), and compare the dtype of the export",
+        )
+    ]
+
+
+def schedule(subject: Subject) -> Findings:
+    """(20) Warm-up, or an interval of validations or saves, exceeds the run."""
+    config = subject.config
+    lengths = config.training.schedule(subject.texts.num_examples)
+    updates, warmup = lengths.updates, config.optimiser.warmup_updates
+    found = []
+    if warmup >= updates:
+        peak = config.optimiser.learning_rate
+        found.append(
+            Finding(
+                what="warm-up is as long as the run, so the peak learning rate has no effect",
+                measured=f"optimiser.warmup_updates = {warmup}, training.updates = {updates}",
+                right=f"a warm-up that ends before the run, which then trains at {peak:g}",
+                remedy="lower optimiser.warmup_updates",
+            )
+        )
+    for name, given in (("evaluate_every", config.training.evaluate_every), ("save_every", config.training.save_every)):
+        every = getattr(lengths, name)
+        if every > updates:
+            found.append(
+                Finding(
+                    what=f"training.{name} is longer than the run and has no effect",
+                    measured=f"{given} = {every} updates, and the run has {updates}",
+                    right=f"at most {updates} updates, or 0",
+                    remedy=f"lower training.{name}, or raise training.updates",
+                )
+            )
+    patience, validations = config.training.patience, (updates // lengths.evaluate_every if lengths.evaluate_every else 1)
+    if patience is not None and patience >= validations:
+        found.append(
+            Finding(
+                what="training.patience is longer than the run, so that it never stops early",
+                measured=f"patience = {patience}, and the run has {validations} validations",
+                right="fewer than the validations of the run",
+                remedy="lower training.patience or training.evaluate_every",
+            )
+        )
+    return found

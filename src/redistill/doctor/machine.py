@@ -1,0 +1,247 @@
+"""The machine: versions, devices, matrix products, disks, and the hub."""
+
+import importlib.metadata
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from packaging.requirements import InvalidRequirement, Requirement
+
+from redistill.doctor.findings import Finding, Findings
+from redistill.errors import first_line
+from redistill.records import Json
+from redistill.runs.record import machine, versions
+from redistill.storage import files
+from redistill.storage.redaction import plain
+
+OPTIONAL = ("huggingface-hub", "bitsandbytes", "gguf", "sentencepiece")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HUB_SECONDS = 3.0
+"""Time limit of the request to the hub, with the search for its address."""
+PRODUCT_SECONDS = 0.3
+"""Time of the products of one dtype."""
+DISK_BYTES = 32 << 20
+"""Bytes that are written and read to measure a disk."""
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disk:
+    """A folder and its disk.
+
+    Args:
+        folder: The folder; it may not exist.
+        free_bytes: Free space.
+        write_bytes_per_s, read_bytes_per_s: Speed of one file, which is synced; reading may be served from memory.
+        fault: Why nothing could be written; "" otherwise.
+    """
+
+    folder: str
+    free_bytes: int
+    write_bytes_per_s: float | None = None
+    read_bytes_per_s: float | None = None
+    fault: str = ""
+
+    def as_json(self) -> dict[str, Json]:
+        """The disk as JSON values."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """This machine.
+
+    Args:
+        versions: Of Python and packages.
+        about: Processor, memory and accelerators, as run.json has them.
+        devices: Name, memory and capability of each accelerator.
+        products: 1e12 operations per second of matrix products, by dtype; None if the device does not support it.
+        disks: Of the caches and of the current folder, by name.
+        hub: The answer of the hub, in words.
+        findings: Packages that do not satisfy redistill's requirements.
+    """
+
+    versions: Mapping[str, str]
+    about: Mapping[str, Json]
+    devices: Mapping[str, str]
+    products: Mapping[str, float | None]
+    disks: Mapping[str, Disk]
+    hub: str
+    findings: tuple[Finding, ...]
+
+    def as_json(self) -> dict[str, Json]:
+        """The machine as JSON values, in bytes and operations per second."""
+        return {
+            "versions": dict(self.versions),
+            "machine": dict(self.about),
+            "devices": dict(self.devices),
+            "matmul_flops": {name: None if speed is None else round(speed * 1e12) for name, speed in self.products.items()},
+            "disks": {name: disk.as_json() for name, disk in self.disks.items()},
+            "hub": self.hub,
+            "findings": [finding.line for finding in self.findings],
+        }
+
+
+def examine_machine(report: Callable[[str], None] = lambda phase: None, clock: Clock = time.perf_counter) -> Machine:
+    """Versions, devices, speeds and disks of this machine, and the hub's answer.
+
+    A file of 32 MiB is written to the caches and the current folder, and removed.
+
+    Args:
+        report: Called with the name of each phase.
+        clock: Seconds, monotonic.
+    """
+    report("versions and devices")
+    found = {"python": sys.version.split()[0], **versions(), **_optional()}
+    about = machine()
+    report("matrix products")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    products = {str(dtype).removeprefix("torch."): product_speed(dtype, device, clock) for dtype in DTYPES}
+    report("disks")
+    disks = {name: measure_disk(folder, clock) for name, folder in folders().items()}
+    report("hub")
+    return Machine(
+        versions=found,
+        about=about,
+        devices=devices(),
+        products=products,
+        disks=disks,
+        hub=ask_hub(),
+        findings=tuple(unmet_requirements()),
+    )
+
+
+def _optional() -> dict[str, str]:
+    found = {}
+    for name in OPTIONAL:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def unmet_requirements() -> Findings:
+    """Packages that redistill needs, and that are absent or of another version."""
+    try:
+        needed = importlib.metadata.requires("redistill") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return []
+    found = []
+    for text in needed:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            continue
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "none"
+        if version == "none" or not requirement.specifier.contains(version, prereleases=True):
+            found.append(
+                Finding(
+                    what=f"the package {requirement.name}",
+                    measured=f"version {version}",
+                    right=str(requirement.specifier) or "any version",
+                    remedy=f"pip install '{requirement}'",
+                )
+            )
+    return found
+
+
+def devices() -> dict[str, str]:
+    """Each accelerator with its memory, capability and driver version."""
+    found = {}
+    for number in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(number)
+        found[f"cuda:{number}"] = f"{about.name}, {about.total_memory / 1e9:.0f} GB, capability {about.major}.{about.minor}"
+    return found or {"cpu": f"{torch.get_num_threads()} threads, no accelerator"}
+
+
+def product_speed(dtype: torch.dtype, device: torch.device, clock: Clock) -> float | None:
+    """1e12 operations per second of matrix products; None without support."""
+    size = 4096 if device.type == "cuda" else 512
+    try:
+        left, right = (torch.full((size, size), 0.5, dtype=dtype, device=device) for _ in range(2))
+        torch.mm(left, right)
+        _wait(device)
+        started, count = clock(), 0
+        while count == 0 or (clock() - started < PRODUCT_SECONDS and count < 1000):
+            torch.mm(left, right)
+            _wait(device)
+            count += 1
+        seconds = clock() - started
+    except RuntimeError:
+        return None
+    return 2 * size**3 * count / max(seconds, 1e-9) / 1e12
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def folders() -> dict[str, Path]:
+    """The folders whose disks matter: both caches, and the current folder."""
+    from huggingface_hub import constants
+
+    cache = Path(os.environ.get("REDISTILL_CACHE", Path.home() / ".cache" / "redistill"))
+    return {"hub cache": Path(constants.HF_HUB_CACHE), "redistill cache": cache, "current folder": Path.cwd()}
+
+
+def measure_disk(folder: Path, clock: Clock = time.perf_counter) -> Disk:
+    """Free space and speed of the disk of a folder, which may not exist yet."""
+    there = folder
+    while not there.is_dir() and there != there.parent:
+        there = there.parent
+    free = files.disk.free_bytes(there)
+    if free < 4 * DISK_BYTES:
+        return Disk(folder=str(folder), free_bytes=free, fault="too little space to measure its speed")
+    path = there / f".redistill-doctor-{uuid.uuid4().hex}"
+    data = os.urandom(DISK_BYTES)
+    try:
+        started = clock()
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        written = clock()
+        path.read_bytes()
+        read = clock()
+    except OSError as error:
+        return Disk(folder=str(folder), free_bytes=free, fault=f"not writable ({error.strerror})")
+    finally:
+        files.disk.remove(path)
+    write, again = DISK_BYTES / max(written - started, 1e-9), DISK_BYTES / max(read - written, 1e-9)
+    return Disk(folder=str(folder), free_bytes=free, write_bytes_per_s=write, read_bytes_per_s=again)
+
+
+def ask_hub(seconds: float = HUB_SECONDS) -> str:
+    """Whether the model hub answers, in words; takes at most about `seconds`."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "not asked, since HF_HUB_OFFLINE is set"
+    answer = [f"{constants.ENDPOINT} does not answer within {seconds:g} s"]
+
+    def ask() -> None:
+        """Ask once; the answer is the first item of the list."""
+        try:
+            code = get_session().head(constants.ENDPOINT, timeout=seconds).status_code
+            answer[0] = f"{constants.ENDPOINT} answers ({code})"
+        except Exception as error:  # noqa: BLE001 - whatever the library raises
+            answer[0] = f"{constants.ENDPOINT} cannot be reached ({first_line(error)[:120]})"
+
+    thread = threading.Thread(target=ask, daemon=True)  # the search for an address has no time limit of its own
+    thread.start()
+    thread.join(seconds + 0.5)
+    return plain(answer[0])

@@ -1,0 +1,187 @@
+"""Checks 9 to 13, 18 and 19: teacher and student."""
+
+import math
+
+import torch
+
+from redistill.contracts import Teacher
+from redistill.doctor.findings import Finding, Findings, NotExamined, quoted
+from redistill.doctor.reading import ROWS_AT_ONCE, gold_batch
+from redistill.doctor.subject import Loaded, Subject
+from redistill.errors import NotFiniteError, VocabularyError, WeightsError
+from redistill.models.families import head
+from redistill.models.load import compatibility_warnings, end_token_ids
+from redistill.policies.order import gold_sequence
+from redistill.vocab_pass.rules import whole
+
+SAME, CLEAR = 1e-6, 0.1
+"""Nats per token: below the first two models are taken as one; beyond the second one is clearly better."""
+
+
+def refused(subject: Subject, kind: type[Exception], what: str, right: str) -> Findings:
+    """A finding if the models were refused with an error of this kind."""
+    if not isinstance(subject.found, kind):
+        return []
+    measured, _, remedy = str(subject.found).rpartition("; ")
+    return [Finding(what=what, measured=measured, right=right, remedy=remedy)]
+
+
+def token_ids(subject: Subject) -> Findings:
+    """(9) Token ids of teacher and student differ."""
+    return refused(subject, VocabularyError, "token ids of teacher and student differ", "one token for each id")
+
+
+def new_weights(subject: Subject) -> Findings:
+    """(18) Weights are missing in the file and would be initialised at random."""
+    return refused(subject, WeightsError, "weights would be initialised at random", "every weight of the config in the file")
+
+
+def teacher_of(loaded: Loaded) -> Teacher:
+    """The teacher; raises NotExamined without one."""
+    if loaded.opened.teacher is None:
+        raise NotExamined("the recipe has no teacher")
+    return loaded.opened.teacher
+
+
+def padded_rows(subject: Subject) -> Findings:
+    """(10) Rows of a head that stand for no token are not cut."""
+    loaded = subject.loaded
+    teacher_of(loaded)
+    models = loaded.opened.models
+    sizes = {"student": head(models.student).num_classes}
+    if models.teacher is not None:
+        sizes["teacher"] = head(models.teacher).num_classes
+    classes, right = loaded.reading.classes, min(sizes.values())
+    if all(count == right for count in classes.values()) and models.vocabulary == right:
+        return []
+    listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    return [
+        Finding(
+            what="padded rows of a head are not cut",
+            measured=", ".join(f"{count} classes of the {name}" for name, count in classes.items()),
+            right=f"{right} classes of both, since the heads have {listed} rows",
+            remedy="return logits over the shared vocabulary only",
+        )
+    ]
+
+
+def training_mode(subject: Subject) -> Findings:
+    """(11) The teacher is in training mode: with dropout, or trainable."""
+    loaded = subject.loaded
+    teacher, model = teacher_of(loaded), loaded.opened.models.teacher
+    if not teacher.capabilities.full_vocabulary:
+        raise NotExamined("the teacher does not return the full vocabulary")
+    first, second = (teacher_logits(loaded, teacher) for _ in range(2))
+    difference = float((first - second).abs().nan_to_num().max())
+    training = 0 if model is None else sum(module.training for module in model.modules())
+    trained = 0 if model is None else sum(parameter.requires_grad for parameter in model.parameters())
+    if not (training or trained or difference):
+        return []
+    return [
+        Finding(
+            what="the teacher is in training mode",
+            measured=f"{training} modules in this mode, {trained} trainable parameters, two passes differ by {difference:.3g}",
+            right="eval mode, no trainable parameter and equal logits",
+            remedy="call eval() and requires_grad_(False) on the teacher",
+        )
+    ]
+
+
+@torch.no_grad()
+def teacher_logits(loaded: Loaded, teacher: Teacher) -> torch.Tensor:
+    """The teacher's logits on two gold answers, after a new pass of its body."""
+    opened = loaded.opened
+    teacher.prepare([gold_sequence(example) for example in opened.data.train[:2]])
+    with opened.accelerator.autocast():
+        logits_NV = whole(teacher.rows(gold_batch(opened, 2))(slice(0, ROWS_AT_ONCE)))
+    teacher.release()
+    return logits_NV.float()
+
+
+def weak_teacher(subject: Subject) -> Findings:
+    """(12) The teacher is no better than the student on gold answers."""
+    loaded = subject.loaded
+    teacher = teacher_of(loaded)
+    if not teacher.capabilities.full_vocabulary:
+        raise NotExamined("the teacher does not return the full vocabulary")
+    student, taught = (loaded.reading.cross_entropies[role] for role in ("student", "teacher"))
+    gain = student - taught
+    if math.isnan(gain):
+        raise NotExamined("its numbers are not finite")
+    if gain >= CLEAR:
+        return []
+    is_note = abs(gain) > SAME and gain > -CLEAR
+    return [
+        Finding(
+            what="the teacher is not clearly better than the student"
+            if is_note
+            else "the teacher is no better than the student",
+            measured=f"cross entropy of gold answers {taught:.3f} (teacher) and {student:.3f} (student) nats per token",
+            right="a teacher with the lower cross entropy",
+            remedy="choose a better teacher, or fine-tune it first (teacher.finetune)",
+            is_note=is_note,
+        )
+    ]
+
+
+def other_tokenizer(subject: Subject) -> Findings:
+    """(13) End tokens or chat templates of teacher and student differ."""
+    if subject.teacher_tokenizer is None:
+        if subject.config.teacher is None:
+            raise NotExamined("the recipe has no teacher")
+        return []
+    found = []
+    for warning in compatibility_warnings(subject.teacher_tokenizer, subject.tokenizer):
+        measured, _, remedy = warning.partition(": ")
+        found.append(
+            Finding(
+                what="the tokenizers of teacher and student differ",
+                measured=measured,
+                right="one end token and one chat template",
+                remedy=remedy,
+            )
+        )
+    models = subject.found.opened.models if isinstance(subject.found, Loaded) else None
+    if found or models is None or models.teacher is None:
+        return found
+    end = models.end_ids[0]
+    if end not in end_token_ids(models.teacher, subject.teacher_tokenizer):
+        found.append(
+            Finding(
+                what="the teacher does not end its answers with the student's end token",
+                measured=f"{quoted(subject.tokenizer.decode([end]))} is no end token of the teacher",
+                right="one end token",
+                remedy="set eos_token in one of the tokenizers",
+            )
+        )
+    return found
+
+
+def not_finite(subject: Subject) -> Findings:
+    """(19) Logits are not finite, or overflow in the chosen precision."""
+    if isinstance(subject.found, NotFiniteError):
+        return refused(subject, NotFiniteError, "logits are not finite", "finite logits")
+    loaded = subject.loaded
+    opened = loaded.opened
+    precision = opened.config.training.precision
+    found = [
+        Finding(
+            what=f"logits of the {role} are not finite",
+            measured=f"{count} of its logits on {len(opened.data.train)} gold answers are NaN or infinite with "
+            f"training.precision = {precision}",
+            right="finite logits",
+            remedy=f"download the weights of the {role} again, or set its dtype to float32 and training.precision to fp32",
+        )
+        for role, count in loaded.reading.faults.items()
+        if count
+    ]
+    if not found and loaded.parts is not None and not math.isfinite(loaded.gradient.norm):
+        found.append(
+            Finding(
+                what="the gradient is not finite",
+                measured=f"norm {loaded.gradient.norm} in one update with training.precision = {precision}",
+                right="a finite norm",
+                remedy="set training.precision to fp32, or lower the weights of the objective",
+            )
+        )
+    return found

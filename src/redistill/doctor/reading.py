@@ -1,0 +1,69 @@
+"""Both models' numbers on gold answers, in the precision of the run."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from redistill.contracts import Batch, items_of
+from redistill.data.collate import collate
+from redistill.policies.order import gold_sequence
+from redistill.runs.opened import OpenRun
+from redistill.vocab_pass.rules import whole
+from redistill.vocab_pass.walk import cuts
+
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Numbers of "student" and, if it returns the full vocabulary, "teacher".
+
+    Args:
+        classes: Number of classes of their logits.
+        cross_entropies: Nats per gold token.
+        faults: Number of logits that are NaN or infinite; -inf excludes a class and is valid.
+    """
+
+    classes: Mapping[str, int]
+    cross_entropies: Mapping[str, float]
+    faults: Mapping[str, int]
+
+
+def gold_batch(opened: OpenRun, rows: int | None = None) -> Batch:
+    """The gold answers of the first examples as one batch; None takes all."""
+    sequences = [gold_sequence(example) for example in opened.data.train[:rows]]
+    return collate(items_of(sequences, "sft", "distillation"), pad_id=opened.models.pad_id, device=opened.accelerator.device)
+
+
+@torch.no_grad()
+def read_gold(opened: OpenRun) -> Reading:
+    """Read the gold answers of a run with both models, in eval mode."""
+    batch, teacher = gold_batch(opened), opened.teacher
+    if teacher is not None and not teacher.capabilities.full_vocabulary:
+        teacher = None
+    found: dict[str, list[tuple[int, float, int]]] = {"student": []}
+    blocks = cuts(slice(0, batch.num_sampled_rows), ROWS_AT_ONCE)
+    opened.student.eval()
+    with opened.accelerator.autocast():
+        hidden_ND, head = opened.student.rows(batch)
+        found["student"] = [_sums(head.logits(hidden_ND[rows]), batch.target_N[rows]) for rows in blocks]
+        if teacher is not None:
+            teacher.prepare([gold_sequence(example) for example in opened.data.train])
+            target = teacher.rows(batch)
+            found["teacher"] = [_sums(whole(target(rows)), batch.target_N[rows]) for rows in blocks]
+    if teacher is not None:
+        teacher.release()
+    return Reading(
+        classes={role: sums[0][0] for role, sums in found.items()},
+        cross_entropies={role: math.fsum(each[1] for each in sums) / batch.num_sampled_rows for role, sums in found.items()},
+        faults={role: sum(each[2] for each in sums) for role, sums in found.items()},
+    )
+
+
+def _sums(logits_NV: torch.Tensor, target_N: torch.Tensor) -> tuple[int, float, int]:
+    """Number of classes, summed cross entropy, and number of faults of some rows."""
+    logits_NV = logits_NV.float()
+    faults = int((logits_NV.isnan() | logits_NV.isposinf()).sum())
+    return logits_NV.shape[1], float(torch.nn.functional.cross_entropy(logits_NV, target_N, reduction="sum")), faults

@@ -1,0 +1,354 @@
+"""Checks 1 to 8: templates, end tokens, targets and prompts, on tokenised rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from redistill.contracts import Example
+from redistill.data.forms import texts_of
+from redistill.data.templates import render_prompt, turns_of
+from redistill.data.tokenize import TokenizeConfig, tokenize_prompts, tokenize_training
+from redistill.doctor.findings import Finding, Findings, NotExamined, quoted, some
+from redistill.doctor.subject import Subject
+from redistill.errors import DataError
+from redistill.interfaces import Tokenizer
+from redistill.policies.order import gold_sequence
+from redistill.records import Conversation, Instruction, RawPrompt, Record
+
+UNLIMITED = 1 << 40
+NO_TARGET = frozenset({"no answer", "missing text", "empty text", "nothing to learn"})
+"""Faults of rows that have no answer to learn from."""
+
+
+def template(subject: Subject) -> Findings:
+    """(1) Training, evaluation and the exported tokenizer make different prompts."""
+    config, tokenizer = subject.config.data.tokens, subject.tokenizer
+    examples = subject.texts.examples
+    found = []
+    prompts = tokenize_prompts([example.record for example in examples], tokenizer, config)
+    other = [example for example, prompt in zip(examples, prompts, strict=True) if example.prompt_ids != prompt]
+    if other:
+        found.append(
+            Finding(
+                what=f"evaluation gives {other[0].record.record_id} another prompt than training",
+                measured=f"{len(other)} of {len(examples)} prompts differ",
+                right="equal token ids",
+                remedy="build both prompts with one template and one tokenizer (data.tokens.template)",
+            )
+        )
+    exported = subject.loaded.exported.tokenizer
+    again, _ = tokenize_training([example.record for example in examples], exported, config, subject.config.seed)
+    changed = [
+        e for e, new in zip(examples, again, strict=False) if (e.token_ids, e.supervised) != (new.token_ids, new.supervised)
+    ]
+    if changed or len(again) != len(examples) or exported.chat_template != tokenizer.chat_template:
+        found.append(
+            Finding(
+                what="the exported tokenizer is not the one of training",
+                measured=f"{len(changed)} of {len(examples)} rows have other token ids with it"
+                + ("" if exported.chat_template == tokenizer.chat_template else ", and its chat template differs"),
+                right="equal token ids and one chat template",
+                remedy="save the tokenizer again with save_pretrained and load the student with that folder",
+            )
+        )
+    if config.template != "chat" and tokenizer.chat_template:
+        found.append(
+            Finding(
+                what="the exported tokenizer has a chat template, and training uses the Alpaca template",
+                measured=f"data.tokens.template = {config.template}",
+                right="the template that programs will use with the student",
+                remedy="set data.tokens.template to chat, or send Alpaca prompts to the exported student",
+                is_note=True,
+            )
+        )
+    return found
+
+
+def end_token(subject: Subject) -> Findings:
+    """(2) Answers do not end with an end token; the student does not learn to stop."""
+    end_ids = subject.loaded.opened.models.end_ids
+    limit, examples = subject.config.data.tokens.response_tokens, subject.texts.examples
+    without = [example for example in examples if last_target(example) not in end_ids]
+    cut = [example for example in without if len(example.token_ids) - len(example.prompt_ids) >= limit]
+    whole = [example for example in without if len(example.token_ids) - len(example.prompt_ids) < limit]
+    names = some([quoted(subject.tokenizer.decode([token])) for token in end_ids])
+    if whole:
+        last = quoted(subject.tokenizer.decode([last_target(whole[0])]))
+        return [
+            Finding(
+                what=f"no end token is among the targets of {whole[0].record.record_id}",
+                measured=f"the last target of {len(whole)} of {len(examples)} rows is {last} or another token",
+                right=f"an end token: {names}",
+                remedy="let the chat template end an answer with the end token, or set eos_token to the token that it writes",
+            )
+        ]
+    if not cut:
+        return []
+    every = len(cut) == len(examples)
+    return [
+        Finding(
+            what="answers are truncated and have no end token",
+            measured=f"{len(cut)} of {len(examples)} rows",
+            right="rows that end with an end token" if every else "few truncated answers",
+            remedy=f"raise data.tokens.response_tokens, which is {limit}",
+            is_note=not every,
+        )
+    ]
+
+
+def last_target(example: Example) -> int:
+    """The last target of an example."""
+    return max(zip(example.supervised, range(len(example.token_ids)), example.token_ids))[2]
+
+
+def end_masked(subject: Subject) -> Findings:
+    """(3) End tokens are masked in a batch, because padding has the same id."""
+    models = subject.loaded.opened.models
+    sequences = [gold_sequence(example) for example in subject.texts.examples]
+    targets = [token for each in sequences for token, is_target in zip(each.token_ids, each.supervised) if is_target]
+    expected = sum(token in models.end_ids for token in targets)
+    total = sum(len(sequence.token_ids) for sequence in sequences)
+    batches = subject.loaded.batches(sequences)
+    kept = sum(int(batch.target_N.eq(end).sum()) for batch in batches for end in models.end_ids)
+    read = sum(int(batch.attention_mask_BT.sum()) for batch in batches)
+    if kept == expected and read == total:
+        return []
+    same = " (padding has the id of an end token)" if models.pad_id in models.end_ids else ""
+    return [
+        Finding(
+            what=f"end tokens are masked in a batch{same}",
+            measured=f"{kept} end tokens are targets, and {read} tokens are read",
+            right=f"{expected} end tokens and {total} tokens",
+            remedy="mask padding by position, not by id; use a pad_token of its own",
+        )
+    ]
+
+
+def no_targets(subject: Subject) -> Findings:
+    """(4) Rows have no target, so that training leaves them out."""
+    found = []
+    for source in subject.texts.sources:
+        bad = [row for row in source.unusable if row.fault in NO_TARGET]
+        if bad:
+            found.append(
+                Finding(
+                    what=f"{source.source} has rows without an answer",
+                    measured=f"{len(bad)} of {source.rows + len(source.unusable)} rows, first in line {bad[0].line}: "
+                    f"{bad[0].reason}",
+                    right="an answer in every row",
+                    remedy="fix or remove the rows that redistill data check lists",
+                )
+            )
+    if rejected := subject.texts.report.rejected:
+        found.append(
+            Finding(
+                what=f"{rejected[0].record_id} has no target",
+                measured=f"{len(rejected)} of {len(subject.texts.records)} examined rows, first: {rejected[0].reason}",
+                right="a target in every row",
+                remedy="fix or remove the rows that redistill data check --tokenizer lists",
+            )
+        )
+    return found
+
+
+def prompt_targets(subject: Subject) -> Findings:
+    """(5) Tokens of a prompt are among the targets."""
+    examples, wrong = subject.texts.examples, []
+    for example in examples:
+        starts = [index for index, mark in enumerate(example.supervised) if mark and not example.supervised[index - 1]]
+        prompts = answered_prompts(subject, example)
+        before = [example.token_ids[:start] for start in starts]
+        if not equal_texts(subject.tokenizer, before, prompts):
+            wrong.append(example)
+    if not wrong:
+        return inserted_text(subject)
+    marked = [token for token, mark in zip(wrong[0].token_ids, wrong[0].supervised) if mark]
+    return [
+        Finding(
+            what=f"the targets of {wrong[0].record.record_id} are not its answers",
+            measured=f"{len(wrong)} of {len(examples)} rows; its targets begin with "
+            f"{quoted(subject.tokenizer.decode(marked[:12]))}",
+            right="targets that begin where the prompt of evaluation ends",
+            remedy="fix the chat template, so that a prompt is a prefix of its transcript, or use template: alpaca",
+        )
+    ]
+
+
+def inserted_text(subject: Subject) -> Findings:
+    """A note if the chat template inserts text between prompt and answer."""
+    for example in subject.texts.examples:
+        end = len(example.prompt_ids) + example.supervised[len(example.prompt_ids) :].index(True)
+        text = subject.tokenizer.decode(list(example.token_ids[end:]))
+        answer = next((answer for answer in example.record.references if answer.strip() in text), None)
+        before = text.partition(answer.strip())[0] if answer else ""
+        if before.strip():
+            return [
+                Finding(
+                    what=f"the template writes text before the answer of {example.record.record_id}",
+                    measured=f"{quoted(before)} is among the targets",
+                    right="an answer that follows the prompt, unless the student is to write this text",
+                    remedy="write it in the chat template where add_generation_prompt is set",
+                    is_note=True,
+                )
+            ]
+    return []
+
+
+def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]]:
+    """The evaluation prompts of the answers that an example trains on."""
+    record, config = example.record, subject.config.data.tokens
+    turns = turns_of(record.prompt)
+    asked = [
+        Conversation(turns[:k]) for k, turn in enumerate(turns) if turn.role == "assistant" and config.supervise == "every"
+    ]
+    records = [replace(record, prompt=prompt) for prompt in (*asked, record.prompt)]
+    return tokenize_prompts(records, subject.tokenizer, unlimited(config))
+
+
+def equal_texts(tokenizer: Tokenizer, mine: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> bool:
+    """Whether both decode to the same texts, up to white space."""
+    decoded = [["".join(tokenizer.decode(list(ids)).split()) for ids in texts] for texts in (mine, other)]
+    return decoded[0] == decoded[1]
+
+
+def unlimited(config: TokenizeConfig) -> TokenizeConfig:
+    """Settings that cut no text."""
+    return replace(config, prompt_tokens=UNLIMITED, response_tokens=UNLIMITED)
+
+
+def doubled_bos(subject: Subject) -> Findings:
+    """(6) A sequence begins with two BOS tokens."""
+    bos, config = subject.tokenizer.bos_token_id, subject.config.data.tokens
+    prompts = tokenize_prompts(subject.texts.prompts, subject.tokenizer, config)
+    ids = [*(example.token_ids for example in subject.texts.examples), *prompts]
+    doubled = [each for each in ids if bos is not None and each[:2] == (bos, bos)]
+    if not doubled:
+        return []
+    return [
+        Finding(
+            what="sequences begin with two BOS tokens",
+            measured=f"{len(doubled)} of {len(ids)} begin with {quoted(subject.tokenizer.decode(list(doubled[0][:4])))}",
+            right="at most one BOS token",
+            remedy="remove the BOS token from the rows, or the second one from the chat template",
+        )
+    ]
+
+
+def special_tokens(subject: Subject) -> Findings:
+    """(7) Text of the rows contains special tokens, and they are encoded as such."""
+    known = special_names(subject.tokenizer)
+    rows = [*subject.texts.records, *subject.texts.prompts]
+    wrong = [(record, name) for record in rows if (name := injected(subject, record, known)) is not None]
+    if not wrong:
+        return special_text(rows, known)
+    return [
+        Finding(
+            what=f"{wrong[0][0].record_id} has a special token in its text",
+            measured=f"{len(wrong)} of {len(rows)} rows; {quoted(wrong[0][1])} is encoded as one",
+            right="special tokens from the template only",
+            remedy="remove the token from the text of the rows, or use template: alpaca, which encodes it as text",
+        )
+    ]
+
+
+def special_text(rows: Sequence[Record], known: Mapping[str, int]) -> Findings:
+    """A note if answers contain the text of a special token, which is encoded as text."""
+    named = [(record, name) for record in rows for name in known if name and any(name in text for text in record.references)]
+    if not named:
+        return []
+    return [
+        Finding(
+            what=f"the answer of {named[0][0].record_id} has the text of a special token",
+            measured=f"{quoted(named[0][1])} is encoded as text",
+            right="answers without it, unless the student is to write it",
+            remedy="remove it from the answers",
+            is_note=True,
+        )
+    ]
+
+
+def special_names(tokenizer: Tokenizer) -> dict[str, int]:
+    """Special tokens by their text."""
+    added = {i: token for i, token in tokenizer.added_tokens_decoder.items() if getattr(token, "special", False)}
+    ids = {*tokenizer.all_special_ids, *added}
+    return {str(added.get(i, "") or tokenizer.decode([i])): i for i in ids}
+
+
+def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str | None:
+    """The special token in the text of a row that is encoded as one; None without one.
+
+    A prompt that is used verbatim may contain special tokens on purpose, its answer must not.
+    """
+    is_verbatim = isinstance(record.prompt, RawPrompt) and subject.config.data.tokens.template != "chat"
+    texts = (*(() if is_verbatim else texts_of(record.prompt)), *record.references)
+    name = next((name for name in known if name and any(name in text for text in texts)), None)
+    if name is None:
+        return None
+    neutral = replace(
+        record,
+        prompt=record.prompt if is_verbatim else without(record.prompt, known),
+        references=tuple(cleaned(text, known) for text in record.references),
+    )
+    counts = [sum(i in known.values() for i in encoded(subject, each)) for each in (record, neutral)]
+    return name if counts[0] > counts[1] else None
+
+
+def encoded(subject: Subject, record: Record) -> tuple[int, ...]:
+    """Token ids of a row: of its sequence, or of its prompt without an answer."""
+    config = unlimited(subject.config.data.tokens)
+    if record.references:
+        try:
+            return tokenize_training([record], subject.tokenizer, config, subject.config.seed)[0][0].token_ids
+        except DataError:  # such a row is left out of training
+            return ()
+    return tokenize_prompts([record], subject.tokenizer, config)[0]
+
+
+def without(prompt: Instruction | RawPrompt | Conversation, known: Mapping[str, int]) -> Instruction | RawPrompt | Conversation:
+    """The prompt without special tokens in its texts."""
+    if isinstance(prompt, Instruction):
+        return Instruction(cleaned(prompt.instruction, known), cleaned(prompt.input, known))
+    if isinstance(prompt, RawPrompt):
+        return RawPrompt(cleaned(prompt.text, known))
+    return Conversation(tuple(replace(turn, content=cleaned(turn.content, known)) for turn in prompt.turns))
+
+
+def cleaned(text: str, known: Mapping[str, int]) -> str:
+    """The text with "x" in place of special tokens."""
+    for name in filter(None, known):
+        text = text.replace(name, "x")
+    return text
+
+
+def header(subject: Subject) -> Findings:
+    """(8) A long prompt is cut so that the text which requests the answer is lost."""
+    tokenizer, config = subject.tokenizer, subject.config.data.tokens
+    rows = [record for record in (*subject.texts.records, *subject.texts.prompts) if requesting(record, config, tokenizer)]
+    if not rows:
+        raise NotExamined("the rows are prompts that are used verbatim")
+    lost = []
+    whole = tokenize_prompts(rows, tokenizer, unlimited(config))
+    for record, prompt, uncut in zip(rows, tokenize_prompts(rows, tokenizer, config), whole, strict=True):
+        kept = "".join(tokenizer.decode(list(prompt)).split())
+        if prompt != uncut and not kept.endswith("".join(requesting(record, config, tokenizer).split())):
+            lost.append(record)
+    if not lost:
+        return []
+    return [
+        Finding(
+            what=f"the prompt of {lost[0].record_id} is cut, and the header of its answer is lost",
+            measured=f"{len(lost)} of {len(rows)} prompts with prompt_tokens = {config.prompt_tokens}",
+            right=f"prompts that end with {quoted(requesting(lost[0], config, tokenizer))}",
+            remedy="raise data.tokens.prompt_tokens",
+        )
+    ]
+
+
+def requesting(record: Record, config: TokenizeConfig, tokenizer: Tokenizer) -> str:
+    """The text of a prompt after the text of the row; "" for a verbatim row."""
+    if isinstance(record.prompt, RawPrompt) and config.template != "chat":
+        return ""
+    text = render_prompt(record.prompt, config.template, tokenizer)
+    given = turns_of(record.prompt)[-1].content
+    last = (texts_of(record.prompt)[-1] or given).strip() if isinstance(record.prompt, Instruction) else given.strip()
+    _, found, tail = text.rpartition(last)
+    return tail if found and last else ""

@@ -1,0 +1,185 @@
+"""The first rendering of a chat template, with limits of time, memory and output.
+
+A template is a program of a stranger.  Jinja's sandbox keeps it from Python's internals, but lets it loop for hours or build a
+string of 10^11 characters.
+
+The child is a fork of this process.  A thread or a signal does not stop a loop inside compiled code, and limits of this
+process would end the run.  A fork has already imported the template engine, so that a normal template costs a fork, once for
+each process and template; and it imports nothing, so that no code of the current folder can run.  The child limits itself with
+setrlimit, renders, writes the texts to a pipe and exits without cleaning up; it calls neither torch nor CUDA, which cannot be
+used after a fork.  The time limit is CPU time of the child, so that a busy machine rejects no template.  Systems without fork
+render in this process, without limits.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
+
+from redistill.errors import ModelError
+from redistill.interfaces import Tokenizer
+from redistill.models.reading import reading, reason
+from redistill.storage import files
+
+CPU_SECONDS = 5
+WALL_SECONDS = 300
+MEMORY_BYTES = 1 << 30
+OUTPUT_CHARACTERS = 1_000_000
+
+Rendered = tuple[str, str]
+"""What became of one rendering ("text", "rejected" or a key of `_FAULTS`), and its text or the reason."""
+
+_FAULTS = {
+    "unsafe": "was rejected by the sandbox ({}); do not use this model",
+    "syntax": "is not valid Jinja ({}); fix chat_template in its tokenizer files, or remove it and use template: alpaca",
+    "time": f"does not end within {CPU_SECONDS} s for short messages; fix or remove chat_template in its tokenizer files",
+    "memory": "needs more than 1 GiB for short messages; fix or remove chat_template in its tokenizer files",
+    "long": f"emits more than {OUTPUT_CHARACTERS:,} characters for short messages; fix or remove chat_template in its "
+    "tokenizer files",
+}
+_SYSTEM, _USER, _ANSWER = ({"role": role, "content": role[0]} for role in ("system", "user", "assistant"))
+# Conversations and whether the prompt of an answer follows; the first is that of `two_turns`.
+_TRIED = (([_USER, _ANSWER], False), ([_USER], True), ([_SYSTEM, _USER, _ANSWER, _USER], True))
+_known: dict[str, list[Rendered]] = {}
+
+
+def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
+    """Reject chat templates that are unsafe, or do not end.
+
+    A template that rejects a conversation is not an error here: a run that uses it reports it.
+
+    Args:
+        name: The model, for messages.
+        tokenizer: Provides the templates.
+
+    Raises:
+        ModelError: a template is no text or not valid Jinja, is blocked by the sandbox, exceeds the limits, or has a name that
+            would be a path out of the folder that it is saved to.
+    """
+    templates: object = tokenizer.chat_template
+    if templates is None:
+        return
+    named = templates if isinstance(templates, dict) else {"default": templates}
+    for key, template in named.items():
+        if not isinstance(key, str) or files.slug(key) != key:
+            raise ModelError(
+                f"{name}: the name of a chat template is {str(key)[:60]!r}, which is not a plain file name; do not use this "
+                "model"
+            )
+        if not isinstance(template, str):
+            raise ModelError(
+                f"{name}: chat_template is {type(template).__name__}; it must be a text in Jinja: fix its tokenizer_config.json"
+            )
+    for kind, text in _first_renderings(tokenizer):
+        if kind in _FAULTS:
+            raise ModelError(f"{name}: its chat template {_FAULTS[kind].format(text)}")
+
+
+def two_turns(tokenizer: Tokenizer) -> str:
+    """The rendering of a user and an assistant message; "" where there is none."""
+    kind, text = _first_renderings(tokenizer)[0] if tokenizer.chat_template else ("text", "")
+    return text if kind == "text" else ""
+
+
+def _first_renderings(tokenizer: Tokenizer) -> list[Rendered]:
+    """What becomes of each of `_TRIED`, for the template that is used by default and then for the others; rendered once."""
+    key = json.dumps([tokenizer.chat_template, tokenizer.special_tokens_map], default=str, sort_keys=True)
+    if key not in _known:
+        _known[key] = _in_child(tokenizer) if hasattr(os, "fork") else list(_renderings(tokenizer))
+    return _known[key]
+
+
+def _renderings(tokenizer: Tokenizer) -> Iterator[Rendered]:
+    others = list(tokenizer.chat_template) if isinstance(tokenizer.chat_template, dict) else []
+    for template in (None, *others):
+        for messages, prompts in _TRIED:
+            try:
+                text = tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=prompts, chat_template=template
+                )
+            except SecurityError as error:
+                yield "unsafe", reason(error)
+            except TemplateSyntaxError as error:
+                yield "syntax", f"line {error.lineno}: {reason(error)}"
+            except MemoryError:
+                yield "memory", ""
+            except Exception as error:  # noqa: BLE001 - a template raises whatever its expressions do
+                yield "rejected", reason(error)
+            else:
+                yield ("long", "") if len(text) > OUTPUT_CHARACTERS else ("text", str(text))
+
+
+def _in_child(tokenizer: Tokenizer) -> list[Rendered]:
+    """`_renderings` in a forked process with limits."""
+    reader, writer = os.pipe()
+    child = 0
+    try:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+                child = os.fork()
+            if child == 0:
+                _limited(tokenizer, writer)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        os.close(writer)
+        found = _received(reader)
+    finally:
+        os.close(reader)
+        if child:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    if found is None:  # stopped by its limits
+        return [("time", "")]
+    with reading("chat template", "use another model"):
+        return [(str(kind), str(text)) for kind, text in json.loads(found)]
+
+
+def _limited(tokenizer: Tokenizer, writer: int) -> NoReturn:
+    """The child: set the limits, render, write the result, and exit whatever happens."""
+    try:
+        gc.disable()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _set_limits()
+        sent = json.dumps(list(_renderings(tokenizer))).encode()
+        while sent:
+            sent = sent[os.write(writer, sent) :]
+    finally:
+        os._exit(0)
+
+
+def _set_limits() -> None:
+    import resource  # Unix only
+
+    statm = Path("/proc/self/statm")  # the address space comes first, in pages
+    if statm.exists():
+        held = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        limit, most = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = held + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if limit < 0 else min(limit, wanted), most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+
+
+def _received(reader: int) -> bytes | None:
+    """All that the child sends; None if it is stopped first."""
+    deadline, parts = time.monotonic() + WALL_SECONDS, list[bytes]()
+    while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        part = os.read(reader, 1 << 16)
+        if not part:
+            return b"".join(parts) or None
+        parts.append(part)
+    return None

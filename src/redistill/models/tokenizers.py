@@ -1,0 +1,102 @@
+"""Checks of a loaded tokenizer.
+
+It encodes text, has an end token, and each of its ids is one token and one row of a model.
+"""
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from redistill.errors import ModelError, VocabularyError
+from redistill.interfaces import Tokenizer
+from redistill.models.adapters import find_file
+from redistill.models.reading import reading
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+_FIX = "fix its tokenizer_config.json, or download the model again"
+
+
+def check_sentencepiece(name: str, revision: str | None) -> None:
+    """Name the packages that a tokenizer of SentencePiece alone lacks (OpenLLaMA).
+
+    The error of Transformers misleads.
+
+    Raises:
+        ModelError: a package is missing.
+    """
+    with contextlib.suppress(ModuleNotFoundError):  # google, of which protobuf is a part
+        if importlib.util.find_spec("sentencepiece") and importlib.util.find_spec("google.protobuf"):
+            return
+    if name.endswith(".gguf") or find_file(name, "tokenizer.json", revision) is not None:
+        return
+    if find_file(name, "tokenizer.model", revision) is not None:
+        raise ModelError(
+            f"{name}: its tokenizer is a SentencePiece file (tokenizer.model), which needs the packages sentencepiece and "
+            "protobuf; pip install 'redistill[sentencepiece]'"
+        )
+
+
+def damaged_file(source: Mapping[str, str]) -> str:
+    """The file that probably caused a failure to load a tokenizer, for messages.
+
+    Args:
+        source: Arguments of `from_pretrained`.
+    """
+    if "gguf_file" in source:
+        return "its tokenizer"
+    folder = Path(source["pretrained_model_name_or_path"])
+    present = [folder / file for file in _FILES if (folder / file).is_file()]
+    for path in present:
+        try:
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                return f"{path.name} is no JSON object, so its tokenizer"
+        except (OSError, ValueError, RecursionError):
+            return f"{path.name} is no JSON, so its tokenizer"
+    return f"its tokenizer ({', '.join(path.name for path in present[:2])})" if present else "its tokenizer"
+
+
+def check_tokenizer(name: str, tokenizer: Tokenizer) -> None:
+    """Check a tokenizer, and use its end token for padding if it has no pad token.
+
+    Args:
+        name: The model, for messages.
+        tokenizer: Changed in place.
+
+    Raises:
+        ModelError: the tokenizer cannot encode and decode text, has no end token, or has two tokens with one id.
+    """
+    with reading(f"{name}: its tokenizer", _FIX):
+        vocabulary = tokenizer.get_vocab()
+        ids = list(tokenizer("a b")["input_ids"])
+        tokenizer.decode(ids)
+        end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if end is None:
+        raise ModelError(f"{name}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
+    tokens: dict[int, str] = {}
+    for token, number in vocabulary.items():
+        if tokens.setdefault(number, token) != token:
+            both = f"{tokens[number][:60]!r} and {token[:60]!r}"
+            raise ModelError(f"{name}: its tokenizer has two tokens with id {number}, {both}; fix its tokenizer.json")
+    if pad is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def check_ids(name: str, tokenizer: Tokenizer, rows: int) -> None:
+    """Check that every id of a tokenizer has a row in the embeddings of its model.
+
+    Args:
+        name: The model, for messages.
+        tokenizer: Its tokenizer.
+        rows: Number of rows.
+
+    Raises:
+        VocabularyError: the tokenizer has a larger id.
+    """
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    if highest >= rows:
+        raise VocabularyError(
+            f"{name}: its tokenizer has id {highest} ({token[:60]!r}), but the model has only {rows} rows; load the model's "
+            "own tokenizer, or resize its embeddings (resize_token_embeddings) and save it again"
+        )

@@ -1,0 +1,58 @@
+"""Checks of loaded weights: finite, not huge, and not all of them denormal."""
+
+import math
+
+import torch
+from torch import nn
+
+from redistill.errors import ModelError, NotFiniteError
+
+_TINY = torch.finfo(torch.float32).tiny
+_HUGE = 1e12
+_AGAIN = "download the model again, or save it again from the program that made it"
+
+
+def check_values(name: str, model: nn.Module) -> None:
+    """Check the floating point weights of a model; one pass over them.
+
+    Args:
+        name: The model, for messages.
+        model: The model, on any device.
+
+    Raises:
+        ModelError: a tensor has NaN or infinite weights, or a matrix has weights beyond 10^12, which no training produces and
+            which overflow, or denormal weights only, which compute 0.
+    """
+    for key, parameter in model.named_parameters():
+        check_tensor(name, key, parameter.detach())
+    for key, buffer in model.named_buffers():  # infinite masks are allowed
+        if buffer.is_floating_point() and bool(torch.isnan(buffer).any()):
+            raise ModelError(f"{name}: {key} is NaN; check the fields of its config.json that it is computed from")
+
+
+def check_tensor(name: str, key: str, tensor: torch.Tensor) -> None:
+    """Check one tensor, as `check_values` does."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    low, high = _range(tensor)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        odd = int((~torch.isfinite(tensor.float())).sum())
+        raise NotFiniteError(f"{name}: {key}: {odd:,} of its {tensor.numel():,} weights are NaN or infinite; {_AGAIN}")
+    largest = max(-low, high)
+    if tensor.ndim > 1 and largest > _HUGE:
+        raise NotFiniteError(f"{name}: {key}: its largest weight is {largest:.3g}; sums of such weights overflow: {_AGAIN}")
+    if tensor.ndim > 1 and 0 < largest < _TINY:
+        raise ModelError(f"{name}: {key}: its largest weight is {largest:.3g}, so all are denormal and compute 0; {_AGAIN}")
+
+
+def largest_weight(model: nn.Module) -> str:
+    """The tensor with the largest weight, as a phrase for messages."""
+    ranges = {key: _range(p.detach()) for key, p in model.named_parameters() if p.is_floating_point() and p.numel()}
+    key, (low, high) = max(ranges.items(), key=lambda item: max(-item[1][0], item[1][1]))
+    return f"the largest weight is {max(-low, high):.3g}, in {key}"
+
+
+def _range(tensor: torch.Tensor) -> tuple[float, float]:
+    """Smallest and largest element; both NaN if any element is."""
+    low, high = (tensor.float() if tensor.element_size() == 1 else tensor).aminmax()
+    return float(low), float(high)

@@ -1,0 +1,140 @@
+"""Safetensors files of a model, checked by their headers before they are read.
+
+safetensors itself checks the headers: sizes, offsets, overlaps, and the length of the file.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+from redistill.errors import ModelError
+from redistill.models.reading import reading
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_AGAIN = "download it again"
+_POINTER = b"version https://git-lfs"
+_READ = (".gguf", ".jinja", ".json", ".model", ".safetensors", ".txt")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file.
+
+    Args:
+        file: Name of the file.
+        dtype: Its name in the format, such as "BF16".
+        shape: Lengths of its dimensions.
+    """
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in its file."""
+        return self.size * int("".join(filter(str.isdigit, self.dtype.partition("_")[0])) or 8) // 8
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it has a floating point type."""
+        return self.dtype.startswith(("F", "BF"))
+
+
+def check_pointers(name: str, *paths: Path) -> None:
+    """Check that no file is the pointer that git stores in place of a large file.
+
+    Raises:
+        ModelError: one is; a clone without git-lfs has only pointers.
+    """
+    for path in paths:
+        if not path.name.endswith(_READ) or not path.is_file() or path.stat().st_size > 1024:
+            continue
+        with reading(f"{name}: {path.name}", "check its permissions"), path.open("rb") as file:
+            start = file.read(len(_POINTER))
+        if start == _POINTER:
+            raise ModelError(
+                f"{name}: {path.name} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder, or download "
+                "the model from the hub"
+            )
+
+
+def stored_tensors(name: str, folder: Path, explicit: str | None = None) -> dict[str, Stored]:
+    """The tensors of a model folder by name, from the headers of its files.
+
+    Args:
+        name: The model, for messages.
+        folder: A local folder.
+        explicit: The file that the config names instead of the usual ones.
+
+    Raises:
+        ModelError: a file is missing, cut, a git-lfs pointer or damaged, or the index does not agree with the files.
+    """
+    for file in (explicit,) if explicit else (SINGLE, INDEX):
+        path = folder / file
+        if path.is_file():
+            check_pointers(name, path)
+            return _sharded(name, path) if path.suffix == ".json" else header(name, path)
+    first = next(iter(sorted(folder.glob("*.safetensors"))))
+    raise ModelError(
+        f"{name}: contains {first.name}, but neither {SINGLE} nor {INDEX}, which lists the files; download the model again"
+    )
+
+
+def header(name: str, path: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file.
+
+    Raises:
+        ModelError: the file is missing, damaged, or without tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"{name}: {path.name} is missing; download it again")
+    check_pointers(name, path)
+    with reading(f"{name}: {path.name}", _AGAIN), safe_open(path, framework="pt") as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        found = {key: Stored(path.name, str(part.get_dtype()), tuple(part.get_shape())) for key, part in slices.items()}
+    if not found:
+        raise ModelError(f"{name}: {path.name} contains no tensors; download it again")
+    return found
+
+
+def _sharded(name: str, index: Path) -> dict[str, Stored]:
+    """The tensors of all files that an index lists."""
+    places = shards(name, index)
+    found: dict[str, Stored] = {}
+    for file in sorted(set(places.values())):
+        found |= header(name, index.parent / file)
+    lost = next((key for key, file in places.items() if key not in found or found[key].file != file), None)
+    if lost is not None:
+        raise ModelError(f"{name}: {index.name} lists {lost[:100]!r} in {places[lost]}, which does not contain it; {_AGAIN}")
+    return found
+
+
+def shards(name: str, index: Path) -> dict[str, str]:
+    """The file of each tensor that an index lists.
+
+    Raises:
+        ModelError: the index is damaged, or lists files elsewhere.
+    """
+    with reading(f"{name}: {index.name}", _AGAIN):
+        tree: object = json.loads(index.read_text(encoding="utf-8"))
+    listed = tree.get("weight_map") if isinstance(tree, Mapping) else None
+    if not isinstance(listed, Mapping) or not listed:
+        raise ModelError(f"{name}: {index.name}: weight_map must map names of tensors to files; {_AGAIN}")
+    for key, file in listed.items():
+        if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
+            raise ModelError(
+                f"{name}: {index.name}: weight_map of {key} is {str(file)[:60]!r}; it must be a .safetensors file beside the "
+                f"index; {_AGAIN}"
+            )
+    return dict(listed)
