@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from redistill.config.run import Run, decode_run, encode_run
 from redistill.data.collate import collate
-from redistill.data.tokenize import _Encoder
+from redistill.data.sequences import SequenceEncoder
 from redistill.doctor import Diagnosis, examine
 from redistill.doctor.checks import CHECKS
 from redistill.doctor.findings import Outcome
@@ -187,13 +187,13 @@ def test_4_a_row_that_the_chat_template_rejects_is_found(tmp_path: Path) -> None
 
 
 def test_5_prompt_tokens_among_the_targets_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    located = _Encoder._transcript
+    spelled = SequenceEncoder.spelled
 
-    def everything(self: Any, record: Any, transcript: Any) -> Any:
-        ids, _, length = located(self, record, transcript)
-        return ids, [False, *[True] * (len(ids) - 1)], length
+    def everything(self: Any, records: Any, seed: int, sample: int) -> Any:
+        for found in spelled(self, records, seed, sample):
+            yield found._replace(supervised=[False, *[True] * (len(found.ids) - 1)])
 
-    monkeypatch.setattr(_Encoder, "_transcript", everything)
+    monkeypatch.setattr(SequenceEncoder, "spelled", everything)
     assert "24 of 24 rows; its targets begin with ' is an instruction" in found(tiny_run(tmp_path, "kd"))[5][0]
 
 
