@@ -212,8 +212,9 @@ def test_6_two_bos_tokens_are_found(tmp_path: Path) -> None:
 def test_7_a_special_token_in_the_text_of_a_row_is_found(tmp_path: Path, where: str) -> None:
     row = {"instruction": "Where is it?", "input": "a", "output": "Here."}
     planted = write_rows(tmp_path / "planted.jsonl", [*rows(8), {**row, where: "one <|endoftext|> two"}])
-    lines = found(chat_run(tmp_path, ENDED, data={"train": [planted]}))
-    assert "planted:9 has a special token in its text: 1 of " in lines[7][0]
+    assert 7 not in found(chat_run(tmp_path, ENDED, data={"train": [planted]}))  # in messages it is text
+    raw = write_rows(tmp_path / "raw.jsonl", [*rows(8), {"prompt": "Where?", "completion": "one <|endoftext|> two"}])
+    assert "raw:9 has a special token in its text: 1 of " in found(tiny_run(tmp_path, "kd", data={"train": [raw]}))[7][0]
     outcome = examine(tiny_run(tmp_path, "kd", data={"train": [planted]})).outcomes[6]  # Alpaca encodes it as text
     assert outcome.status == "passed" and len(outcome.notes) == (where == "output")
 
