@@ -59,7 +59,7 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(
         self,
-        conversation: Sequence[Mapping[str, str]],
+        conversation: Sequence[Mapping[str, object]],
         *,
         tokenize: Literal[False],
         add_generation_prompt: bool = False,

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from redistill.config.run import Run, decode_run, encode_run
 from redistill.data.collate import collate
-from redistill.data.tokenize import _Encoder
+from redistill.data.sequences import SequenceEncoder
 from redistill.doctor import Diagnosis, examine
 from redistill.doctor.checks import CHECKS
 from redistill.doctor.findings import Outcome
@@ -128,7 +128,7 @@ def test_a_stage_that_is_not_trained_yet_is_examined_before_its_fine_tuning(tmp_
 
 
 def test_1_another_template_in_evaluation_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redistill.data.tokenize.render_prompt", lambda prompt, template, tokenizer: "### Response:")
+    monkeypatch.setattr("redistill.data.sequences.render_prompt", lambda prompt, template, tokenizer: "### Response:")
     lines = found(tiny_run(tmp_path, "kd"))
     assert "another prompt than training: 24 of 24 prompts differ" in lines[1][0]
 
@@ -187,13 +187,13 @@ def test_4_a_row_that_the_chat_template_rejects_is_found(tmp_path: Path) -> None
 
 
 def test_5_prompt_tokens_among_the_targets_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    located = _Encoder._transcript
+    spelled = SequenceEncoder.spelled
 
-    def everything(self: Any, record: Any, transcript: Any) -> Any:
-        ids, _, length = located(self, record, transcript)
-        return ids, [False, *[True] * (len(ids) - 1)], length
+    def everything(self: Any, records: Any, seed: int, sample: int) -> Any:
+        for found in spelled(self, records, seed, sample):
+            yield found._replace(supervised=[False, *[True] * (len(found.ids) - 1)])
 
-    monkeypatch.setattr(_Encoder, "_transcript", everything)
+    monkeypatch.setattr(SequenceEncoder, "spelled", everything)
     assert "24 of 24 rows; its targets begin with ' is an instruction" in found(tiny_run(tmp_path, "kd"))[5][0]
 
 
@@ -212,8 +212,9 @@ def test_6_two_bos_tokens_are_found(tmp_path: Path) -> None:
 def test_7_a_special_token_in_the_text_of_a_row_is_found(tmp_path: Path, where: str) -> None:
     row = {"instruction": "Where is it?", "input": "a", "output": "Here."}
     planted = write_rows(tmp_path / "planted.jsonl", [*rows(8), {**row, where: "one <|endoftext|> two"}])
-    lines = found(chat_run(tmp_path, ENDED, data={"train": [planted]}))
-    assert "planted:9 has a special token in its text: 1 of " in lines[7][0]
+    assert 7 not in found(chat_run(tmp_path, ENDED, data={"train": [planted]}))  # in messages it is text
+    raw = write_rows(tmp_path / "raw.jsonl", [*rows(8), {"prompt": "Where?", "completion": "one <|endoftext|> two"}])
+    assert "raw:9 has a special token in its text: 1 of " in found(tiny_run(tmp_path, "kd", data={"train": [raw]}))[7][0]
     outcome = examine(tiny_run(tmp_path, "kd", data={"train": [planted]})).outcomes[6]  # Alpaca encodes it as text
     assert outcome.status == "passed" and len(outcome.notes) == (where == "output")
 

@@ -8,6 +8,7 @@ import torch
 
 from redistill.config.run import Run
 from redistill.config.sections import DataConfig
+from redistill.data import fingerprint, reader, tokenize
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError, DataError, VocabularyError
 from redistill.runs.load import load_data, load_tests
@@ -180,6 +181,133 @@ def test_unusable_rows_are_listed_by_source(tmp_path, tokenizer):
     with pytest.raises(DataError, match=r"bad\.jsonl:6: 'output' is missing"):
         load(data(tmp_path, train=(bad, worse), max_bad_rows=0), tokenizer)
     assert len(load(data(tmp_path, train=(bad, worse)), tokenizer).train) == 7, "a single bad row is put up with"
+
+
+# --- the cache ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, which is used for data of any size."""
+    monkeypatch.setenv("REDISTILL_CACHE", str(tmp_path / "cache"))
+    for module in (reader, tokenize):
+        monkeypatch.setattr(module, "CACHED_BYTES", 1)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """A function after which reading and tokenizing rows fails."""
+
+    surveyed = reader._surveyed
+
+    def fail(*_, **__):
+        raise AssertionError("it is in the cache")
+
+    def forbid():  # test sets are read at every start
+        monkeypatch.setattr(
+            reader, "_surveyed", lambda opened, *_: fail() if "test" not in opened.stem else surveyed(opened, *_)
+        )
+        monkeypatch.setattr(tokenize, "_tokenized", fail)
+
+    return forbid
+
+
+def everything(found):
+    return (
+        [(e, e.record) for e in found.train], [(e, e.record) for e in found.validation_examples], list(found.validation),
+        {name: list(records) for name, records in found.tests.items()}, found.manifest,
+    )  # fmt: skip
+
+
+def mixed_rows(folder, tokens=None, **fields):
+    made = [*rows(9), {"instruction": "no answer"}, rows(9)[4], {"instruction": "Where is the cat? " * 60, "output": "Here."}]
+    path = write_rows(folder / "mixed.jsonl", made)
+    test = write_rows(folder / "test.jsonl", rows(1))
+    return data(folder, train=(path,), tests={"mine": test}, tokens=tokens or TokenizeConfig(), **fields)
+
+
+@pytest.mark.parametrize("template", ["alpaca", "chat"])
+def test_a_second_start_does_not_tokenize_and_finds_the_same(tmp_path, chatty, cache, no_work, monkeypatch, template):
+    config, said = mixed_rows(tmp_path, TokenizeConfig(template=template)), ([], [], [])
+    rejected = [tmp_path / f"rejected-{number}.jsonl" for number in range(3)]
+    found = []
+    for number in range(3):
+        if number == 2:
+            no_work()
+        options = {"rejected": rejected[number], "report": said[number].append}
+        with monkeypatch.context() as patch:
+            if number == 0:
+                patch.setenv("REDISTILL_CACHE", str(tmp_path / "other"))
+                patch.setattr(reader, "CACHED_BYTES", 1 << 40)
+                patch.setattr(tokenize, "CACHED_BYTES", 1 << 40)
+            found.append(load_data(config, chatty, 1, **options))
+    assert not (tmp_path / "other").exists() and len(list(cache.glob("*/*/manifest.json"))) >= 3
+    assert everything(found[0]) == everything(found[1]) == everything(found[2])
+    assert said[0] == said[1] == said[2]
+    assert files.read_lines(rejected[0]) == files.read_lines(rejected[1]) == files.read_lines(rejected[2])
+    assert found[0].train.digest() == found[2].train.digest()
+
+
+CHANGES = {
+    "prompt_tokens": lambda tokens, tokenizer: (dataclasses.replace(tokens, prompt_tokens=200), tokenizer, 1),
+    "response_tokens": lambda tokens, tokenizer: (dataclasses.replace(tokens, response_tokens=5), tokenizer, 1),
+    "template": lambda tokens, tokenizer: (dataclasses.replace(tokens, template="chat"), tokenizer, 1),
+    "supervise": lambda tokens, tokenizer: (dataclasses.replace(tokens, supervise="every"), tokenizer, 1),
+    "reference": lambda tokens, tokenizer: (dataclasses.replace(tokens, reference="longest"), tokenizer, 1),
+    "tokenizer": lambda tokens, tokenizer: (tokens, llama_like(), 1),
+    "seed": lambda tokens, tokenizer: (dataclasses.replace(tokens, reference="random"), tokenizer, 2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_the_tokens_depend_on_is_in_the_key_of_the_cache(tmp_path, chatty, cache, change):
+    made = [{**row, "output": [row["output"], "A much longer answer than that one, as it seems.", "b"]} for row in rows(12)]
+    config = data(tmp_path, train=(write_rows(tmp_path / "several.jsonl", made),))
+    tokens, tokenizer, seed = change(config.tokens, chatty)
+    load(config, chatty, seed=1)
+    load(dataclasses.replace(config, tokens=dataclasses.replace(config.tokens, reference="random")), chatty, seed=1)
+    changed = dataclasses.replace(config, tokens=tokens)
+    found = everything(load(changed, tokenizer, seed=seed))
+    assert found == everything(load(changed, tokenizer, seed=seed))
+    for path in sorted(cache.glob("*/*/manifest.json")):
+        path.unlink()
+    assert found == everything(load(changed, tokenizer, seed=seed))
+
+
+def test_a_changed_chat_template_or_data_file_is_read_again(tmp_path, chatty, cache):
+    config = data(tmp_path, tokens=TokenizeConfig(template="chat"))
+    before = load(config, chatty)
+    chatty.chat_template = chatty.chat_template.replace("</>", "</end>")
+    assert load(config, chatty).train[0].token_ids != before.train[0].token_ids
+    write_rows(Path(config.train[0]), rows(10, 40))
+    assert instructions(e.record for e in load(config, chatty).train) == [row["instruction"] for row in rows(7, 43)]
+    assert instructions(e.record for e in before.train) == [row["instruction"] for row in rows(7, 3)]
+
+
+def test_a_template_that_prints_the_date_is_rendered_again_on_another_day(tmp_path, chatty, cache, monkeypatch):
+    chatty.chat_template = "{{ strftime_now('%Y') }}" + chatty.chat_template
+    days = iter(["2026-11-29", "2026-11-29", "2026-11-30"])
+    monkeypatch.setattr(fingerprint, "_today", lambda: next(days))
+    keys = [fingerprint.tokenizer_hash(chatty) for _ in range(3)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+# --- special tokens -----------------------------------------------------------------------------------------------------
+
+
+def test_special_tokens_in_the_text_are_reported_and_stand_in_the_manifest(tmp_path, chatty):
+    made = [{"messages": [{"role": "user", "content": "a<|endoftext|>"}, {"role": "assistant", "content": "b"}]}, *rows(5)]
+    train = write_rows(tmp_path / "special.jsonl", [*rows(3), *made, {"prompt": "c<|endoftext|>", "completion": "d"}])
+    test = write_rows(tmp_path / "test.jsonl", [{"prompt": "e<|endoftext|>", "completion": "f"}])
+    said = []
+    found = load(data(tmp_path, train=(train,), tests={"mine": test}), chatty, said)
+    kept = {"kept": {"<|endoftext|>": 1}, "kept_rows": 1}
+    as_text = {"as_text": {"<|endoftext|>": 1}, "as_text_rows": 1}
+    assert found.manifest["special tokens"] == {"train": {**kept, **as_text}, "test mine": kept}
+    assert "train: special tokens in the text of 1 row are encoded as plain text: <|endoftext|> (1)" in said
+    assert "test mine: special tokens in 1 row of raw text are encoded as special tokens: <|endoftext|> (1)" in said
+    assert "special tokens" not in load(data(tmp_path), chatty).manifest
 
 
 # --- models -------------------------------------------------------------------------------------------------------------

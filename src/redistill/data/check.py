@@ -10,13 +10,15 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from redistill.data.reader import ReadReport, line_of, survey_records
 from redistill.data.rejected import LISTED_ROWS, RejectedRow
-from redistill.data.repeats import Question, first_of_each, loose_question, question
+from redistill.data.repeats import first_of_each, loose_question
+from redistill.data.rows import Question, Rows, question
+from redistill.data.special import SpecialTokenCounts, SpecialTokens
 from redistill.data.tasks import Task, load_task
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
@@ -24,6 +26,7 @@ from redistill.interfaces import Tokenizer
 from redistill.records import Json, Record
 from redistill.storage.redaction import plain
 
+Records = TypeVar("Records", bound=Sequence[Record])
 How = Literal["duplicate", "exact", "normalised"]
 
 _MEANINGS: Mapping[How, str] = {
@@ -115,6 +118,7 @@ class SourceCheck:
         unusable: The unusable rows.
         repeats: Duplicates of earlier rows (in this source or an earlier one), and rows whose prompt is also in a test set.
         tokens: Lengths in tokens; None without a tokenizer.
+        special_tokens: Special tokens in the text; none without a tokenizer.
     """
 
     source: str
@@ -125,6 +129,7 @@ class SourceCheck:
     unusable: tuple[RejectedRow, ...] = ()
     repeats: tuple[Repeat, ...] = ()
     tokens: TokenCheck | None = None
+    special_tokens: SpecialTokenCounts = field(default_factory=SpecialTokenCounts)
 
     @property
     def faults(self) -> Mapping[str, int]:
@@ -152,6 +157,7 @@ class SourceCheck:
             "unusable": [dataclasses.asdict(row) for row in self.unusable[:LISTED_ROWS]],
             "repeated": [dataclasses.asdict(repeat) for repeat in self.repeats[:LISTED_ROWS]],
             "tokens": None if self.tokens is None else dataclasses.asdict(self.tokens),
+            "special_tokens": self.special_tokens.as_json(),
         }
 
 
@@ -180,26 +186,36 @@ def check_data(
         ModelError: the tokenizer has no end token.
     """
     limits = tokens or TokenizeConfig()
+    special = None if tokenizer is None else SpecialTokens(tokenizer)
     test_checks: list[SourceCheck] = []
     test_origins: dict[tuple[How, Question], str] = {}
     for task, path in tests.items():
         name = task if isinstance(task, str) else task.name
-        check, records = _survey(path or name, name, partial(load_task, task, path, max_bad_rows=sys.maxsize))
-        test_checks.append(check)
-        for record, (how, key) in itertools.product(records, _PROMPT_KEYS.items()):
+        none: Sequence[Record] = ()
+        check, found = _survey(path or name, name, partial(load_task, task, path, max_bad_rows=sys.maxsize), none)
+        for record, (how, key) in itertools.product(found, _PROMPT_KEYS.items()):
             test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
-    surveys = [_survey(source, None, partial(survey_records, source, split=split)) for source, split in sources]
-    origins = [f"{check.source}:{line_of(record)}" for check, records in surveys for record in records]
-    first = first_of_each([record for _, records in surveys for record in records])
-    earlier = iter([origins[k] if k != index else None for index, k in enumerate(first)])  # consumed source by source
+        counts = SpecialTokenCounts()
+        if special is not None:
+            for record in found:
+                counts.add(record, None, special, limits.template)
+        test_checks.append(dataclasses.replace(check, special_tokens=counts))
+    surveys = [
+        _survey(source, None, partial(survey_records, source, split=split), Rows.joined([])) for source, split in sources
+    ]
+    together = Rows.joined([records for _, records in surveys])
+    first = first_of_each(together)
+    earlier = (":".join(map(str, together.where(k))) if k != index else None for index, k in enumerate(first))
     checks = []
     for check, records in surveys:
-        repeats = [Repeat(line=line_of(record), of=of, how="duplicate") for record, of in zip(records, earlier) if of]
-        repeats += [repeat for record in records if (repeat := _leak(record, test_origins)) is not None]
-        lengths, unlearnable = (None, ()) if tokenizer is None or not records else _measured(records, tokenizer, limits)
-        unusable = tuple(sorted((*check.unusable, *unlearnable), key=lambda row: row.line))
-        usable = check.rows - len(unlearnable)
-        checks.append(dataclasses.replace(check, rows=usable, unusable=unusable, repeats=tuple(repeats), tokens=lengths))
+        of_rows = enumerate(itertools.islice(earlier, len(records)))  # consumed source by source
+        repeats = [Repeat(line=records.where(k)[1], of=of, how="duplicate") for k, of in of_rows if of]
+        repeats += filter(None, (_leak(record, test_origins) for record in (records if test_origins else ())))
+        measured = _Measured() if tokenizer is None or not records else _measured(records, tokenizer, limits)
+        unusable = tuple(sorted((*check.unusable, *measured.unlearnable), key=lambda row: row.line))
+        usable = check.rows - len(measured.unlearnable)
+        check = dataclasses.replace(check, rows=usable, unusable=unusable, repeats=tuple(repeats))
+        checks.append(dataclasses.replace(check, tokens=measured.tokens, special_tokens=measured.special_tokens))
     return [*checks, *test_checks]
 
 
@@ -229,19 +245,20 @@ def _described(check: SourceCheck) -> Iterator[str]:
     if (tokens := check.tokens) is not None:
         yield f"  prompts in tokens: {tokens.prompts.described}; {tokens.prompts_left_out} left out"
         yield f"  answers in tokens: {tokens.answers.described}; {tokens.answers_cut} truncated"
+    yield from (f"  {line}" for line in check.special_tokens.described())
 
 
 # --- one source ---------------------------------------------------------------------------------------------------------
 
 
 def _survey(
-    source: str, test: str | None, read: Callable[[], tuple[list[Record], ReadReport]]
-) -> tuple[SourceCheck, list[Record]]:
-    """The check of one source without repeats and lengths, and its records."""
+    source: str, test: str | None, read: Callable[[], tuple[Records, ReadReport]], none: Records
+) -> tuple[SourceCheck, Records]:
+    """The check of one source without repeats and lengths, and its records, or `none`."""
     try:
         records, report = read()
     except DataError as error:
-        return SourceCheck(source=source, test=test, rows=0, verdict=str(error), readable=False), []
+        return SourceCheck(source=source, test=test, rows=0, verdict=str(error), readable=False), none
     source, bad, verdict = report.source, report.rejected, report.verdict or ("none" if report.rejected else "is empty")
     readable = bool(records or bad)
     return SourceCheck(source=source, test=test, rows=len(records), verdict=verdict, readable=readable, unusable=bad), records
@@ -255,22 +272,32 @@ def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat
     return None
 
 
-def _measured(
-    records: Sequence[Record], tokenizer: Tokenizer, limits: TokenizeConfig
-) -> tuple[TokenCheck | None, tuple[RejectedRow, ...]]:
-    """Lengths of the rows, and the rows without a target token in this tokenizer."""
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """Lengths of rows, the rows without a target token in the tokenizer, and the special tokens in the text."""
+
+    tokens: TokenCheck | None = None
+    unlearnable: tuple[RejectedRow, ...] = ()
+    special_tokens: SpecialTokenCounts = field(default_factory=SpecialTokenCounts)
+
+
+def _measured(records: Rows, tokenizer: Tokenizer, limits: TokenizeConfig) -> _Measured:
     unlimited = dataclasses.replace(limits, prompt_tokens=_UNLIMITED, response_tokens=_UNLIMITED)
     try:
         examples, report = tokenize_training(records, tokenizer, unlimited, seed=0)
     except DataError as error:  # no row has a target token
-        return None, tuple(RejectedRow(line=line_of(r), fault="nothing to learn", reason=str(error)) for r in records)
-    prompts = [len(example.prompt_ids) for example in examples]
-    answers = [len(example.token_ids) - len(example.prompt_ids) for example in examples]
-    lost = [(line_of(records[found.index]), found.reason) for found in report.rejected]
+        lines = [records.where(index)[1] for index in range(len(records))]
+        return _Measured(
+            unlearnable=tuple(RejectedRow(line=line, fault="nothing to learn", reason=str(error)) for line in lines)
+        )
+    prompts, lengths = examples.prompt_lengths, examples.lengths
+    answers = [length - prompt for length, prompt in zip(lengths, prompts)]
+    lost = [(records.where(found.index)[1], found.reason) for found in report.rejected]
     checked = TokenCheck(
         prompts=Lengths.of(prompts),
         answers=Lengths.of(answers),
         prompts_left_out=sum(length > limits.prompt_tokens for length in prompts),
         answers_cut=sum(length > limits.response_tokens for length in answers),
     )
-    return checked, tuple(RejectedRow(line=line, fault="nothing to learn", reason=reason) for line, reason in lost)
+    unlearnable = tuple(RejectedRow(line=line, fault="nothing to learn", reason=reason) for line, reason in lost)
+    return _Measured(tokens=checked, unlearnable=unlearnable, special_tokens=report.special_tokens)

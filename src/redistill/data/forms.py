@@ -4,6 +4,7 @@ The keys of a row determine its form.  Texts are used verbatim.  A malformed row
 stripped, repaired or guessed.
 """
 
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ Fault = (
 
 MAX_ROW_BYTES = 1_000_000
 """Maximum size of the texts of a row in UTF-8; a larger row is probably a file pasted by mistake."""
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BadRow(Exception):
@@ -184,7 +188,7 @@ def _text(value: object, name: str) -> str:
         raise BadRow(fault, f"{name} is {_kind(value)}; it must be a string")
     if "\x00" in value:
         raise BadRow("NUL character", f"{name} has a NUL character")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
+    if not value.isascii() and _SURROGATE.search(value):
         raise BadRow("lone surrogate", f"{name} has a lone surrogate, which is not valid Unicode")
     return value
 

@@ -7,18 +7,24 @@ Unusable rows are rejected with line number and reason.  The module uses no temp
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypedDict, cast
 
-from redistill.data.forms import BadRow, parse_row
+from redistill.data.fingerprint import CACHED_BYTES, fingerprint
+from redistill.data.forms import BadRow, Fault, parse_row
 from redistill.data.rejected import RejectedRow, list_rejected
+from redistill.data.rows import Rows, Table, TableBuilder, collection_paused
 from redistill.errors import DataError
 from redistill.processes import signals
-from redistill.records import Record
+from redistill.records import Json, Record
+from redistill.storage import files
+from redistill.storage.cache import Stored, cached
 
 _BOM = b"\xef\xbb\xbf"
 _SUFFIXES = (".jsonl", ".json")
+_SPACE = re.compile(r"[ \t\n\r]*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -47,7 +53,8 @@ def read_records(
     max_bad_rows: int = 0,
     require_answer: bool = True,
     rejected: Path | None = None,
-) -> tuple[list[Record], ReadReport]:
+    cache: Callable[[str], None] | None = None,
+) -> tuple[Rows, ReadReport]:
     """Read the usable rows of a data set.
 
     Each row is a JSON object, whose keys determine its form:
@@ -67,15 +74,16 @@ def read_records(
         max_bad_rows: Maximum number of unusable rows, >= 0.
         require_answer: Whether a row without an answer is unusable; if False, its record has no references.
         rejected: A JSON Lines file that lists the unusable rows, with those of other sources.
+        cache: Keeps the rows of a large file in the cache, and calls this with a line if the cache cannot be used.
 
     Returns:
-        The records in order, with the `record_id` "<file stem>:<line>", and the report.
+        The records in order, which are created on access, with the `record_id` "<file stem>:<line>"; and the report.
 
     Raises:
         DataError: the source does not exist, has no usable row, or has more than `max_bad_rows` unusable rows.
     """
     assert max_bad_rows >= 0, max_bad_rows
-    records, report = survey_records(source, split=split, hub_file=hub_file, require_answer=require_answer)
+    records, report = survey_records(source, split=split, hub_file=hub_file, require_answer=require_answer, cache=cache)
     if rejected is not None:
         list_rejected(rejected, report.source, report.rejected)
     _check_rows(report, max_bad_rows, rejected)
@@ -83,30 +91,76 @@ def read_records(
 
 
 def survey_records(
-    source: str | Path, *, split: str = "train", hub_file: str | None = None, require_answer: bool = True
-) -> tuple[list[Record], ReadReport]:
+    source: str | Path,
+    *,
+    split: str = "train",
+    hub_file: str | None = None,
+    require_answer: bool = True,
+    cache: Callable[[str], None] | None = None,
+) -> tuple[Rows, ReadReport]:
     """Read like `read_records`, but accept any number of unusable rows, even all.
 
     Raises:
         DataError: the source does not exist or cannot be read.
     """
-    name, stem, values = _open(source, split, hub_file)
-    records: list[Record] = []
-    bad: list[RejectedRow] = []
+    opened = _open(source, split, hub_file)
+    if cache is not None and opened.path is not None and (digest := _digest_of_large(opened.path)):
+        key = fingerprint(digest, opened.path.suffix, require_answer)
+        stored = cached("rows", key, lambda: _surveyed(opened, require_answer), report=cache, poll=signals.poll)
+    else:
+        stored = _surveyed(opened, require_answer)
+    about = cast("_About", stored.about)
+    table = Table(source=opened.name, stem=opened.stem, **stored.arrays)
+    bad = tuple(RejectedRow(line=line, fault=fault, reason=reason) for line, fault, reason in about["rejected"])
+    return Rows.of(table), ReadReport(source=opened.name, verdict=about["verdict"], num_rows=len(table.ends), rejected=bad)
+
+
+def _digest_of_large(path: Path) -> str | None:
+    """The hash of a file that is large enough for the cache; None if it is small or unreadable."""
+    try:
+        return files.digest(path) if path.stat().st_size >= CACHED_BYTES else None
+    except OSError:
+        return None
+
+
+class _About(TypedDict):
+    """What a cache entry says of a source: the number of rows by form, and the unusable rows."""
+
+    verdict: str
+    rejected: list[tuple[int, Fault, str]]
+
+
+@collection_paused()
+def _surveyed(opened: "_Opened", require_answer: bool) -> Stored:
+    """The rows of a source as arrays; reads it line by line."""
+    table = TableBuilder()
+    bad: list[Json] = []
     forms: Counter[str] = Counter()
-    for line, value in values:
+    for line, text, value in opened.values:
         signals.poll()
         try:
             if isinstance(value, BadRow):
                 raise value
             row = parse_row(value, require_answer=require_answer)
         except BadRow as error:
-            bad.append(RejectedRow(line=line, fault=error.fault, reason=str(error)))
+            bad.append([line, error.fault, str(error)])
         else:
             forms[row.form] += 1
-            records.append(Record(record_id=f"{stem}:{line}", prompt=row.prompt, references=row.references))
+            table.add(line, text or _as_json(value), row.prompt, row.references)
     verdict = "; ".join(f"{form}, {count} {'row' if count == 1 else 'rows'}" for form, count in forms.most_common())
-    return records, ReadReport(source=name, verdict=verdict, num_rows=len(records), rejected=tuple(bad))
+    return Stored(table.arrays(), {"verdict": verdict, "rejected": bad})
+
+
+def _as_json(value: object) -> bytes:
+    """A row of a JSON array or hub data set as JSON, without the columns that JSON cannot represent."""
+    assert isinstance(value, dict), "parse_row"
+    kept = {}
+    for name, column in value.items():
+        try:
+            kept[name] = json.loads(json.dumps(column))
+        except (TypeError, ValueError):
+            continue
+    return json.dumps(kept).encode()
 
 
 def line_of(record: Record) -> int:
@@ -129,19 +183,39 @@ def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None) ->
 # --- where the rows are -------------------------------------------------------------------------------------------------
 
 
-def _open(source: str | Path, split: str, hub_file: str | None) -> tuple[str, str, Iterator[tuple[int, object]]]:
-    """The name of a source for messages, its stem for record ids, and its numbered values."""
+class _Opened(NamedTuple):
+    """A source.
+
+    Args:
+        name: Its name for messages.
+        stem: The first part of record ids.
+        path: Its file; None for a split of a hub data set.
+        values: The number of each row, its bytes if they are one line of JSON, and its value.
+    """
+
+    name: str
+    stem: str
+    path: Path | None
+    values: Iterator[tuple[int, bytes | None, object]]
+
+
+def _open(source: str | Path, split: str, hub_file: str | None) -> _Opened:
     path = Path(source).expanduser()
     if path.is_dir():
         path = _file_of_split(path, split)
     if path.exists():
-        return str(path), path.stem, _values_of_file(path, str(path))
+        return _opened_file(path, str(path), path.stem)
     if isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or path.parent.exists():
         raise DataError(f"{source}: no such file or folder; give a .jsonl or .json file, a folder, or a hub name 'owner/name'")
     if hub_file is not None:
-        name = f"{source}/{hub_file}"
-        return name, path.name, _values_of_file(_download(source, hub_file), name)
-    return source, path.name, _values_of_hub(source, split)
+        return _opened_file(_download(source, hub_file), f"{source}/{hub_file}", path.name)
+    return _Opened(source, path.name, None, _values_of_hub(source, split))
+
+
+def _opened_file(path: Path, name: str, stem: str) -> _Opened:
+    if path.suffix not in _SUFFIXES:
+        raise DataError(f"{name}: is not a .jsonl or .json file; convert it to one JSON object per line")
+    return _Opened(name, stem, path, _values_of_file(path, name))
 
 
 def _file_of_split(folder: Path, split: str) -> Path:
@@ -152,7 +226,7 @@ def _file_of_split(folder: Path, split: str) -> Path:
     raise DataError(f"{folder}: has no {split}.jsonl or {split}.json (found: {found}); name the file itself or another split")
 
 
-def _values_of_hub(name: str, split: str) -> Iterator[tuple[int, object]]:
+def _values_of_hub(name: str, split: str) -> Iterator[tuple[int, None, object]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -160,7 +234,7 @@ def _values_of_hub(name: str, split: str) -> Iterator[tuple[int, object]]:
         rows = load_dataset(name, split=split)
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
         raise hub_failed(f"{name}, split {split}", error) from error
-    yield from enumerate(rows, 1)
+    yield from ((number, None, row) for number, row in enumerate(rows, 1))
 
 
 def _download(name: str, hub_file: str) -> Path:
@@ -188,27 +262,75 @@ def hub_failed(what: str, error: Exception, instead: str = ".jsonl") -> DataErro
 # --- from bytes to values -----------------------------------------------------------------------------------------------
 
 
-def _values_of_file(path: Path, name: str) -> Iterator[tuple[int, object]]:
-    if path.suffix not in _SUFFIXES:
-        raise DataError(f"{name}: is not a .jsonl or .json file; convert it to one JSON object per line")
+def _values_of_file(path: Path, name: str) -> Iterator[tuple[int, bytes | None, object]]:
     try:
-        data = path.read_bytes().removeprefix(_BOM)
+        with path.open("rb") as file:
+            is_array = _is_array(file)
+            values = _array(file, path, name) if is_array else None
+            if values is not None:
+                yield from ((number, None, value) for number, value in enumerate(values, 1))
+                return
+            file.seek(0)
+            for number, line in enumerate(file, 1):
+                text = line.removeprefix(_BOM) if number == 1 else line
+                if text.strip():
+                    yield number, text, _value_of_line(text.removesuffix(b"\n"))
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    if data.lstrip()[:1] == b"[":
+
+
+def _is_array(file: BinaryIO) -> bool:
+    """Whether the first character of a file, after a byte order mark and white space, begins a JSON array."""
+    start = file.read(len(_BOM))
+    rest = start.removeprefix(_BOM).lstrip()
+    while not rest and (block := file.read(4096)):
+        rest = block.lstrip()
+    return rest[:1] == b"["
+
+
+def _array(file: BinaryIO, path: Path, name: str) -> Iterable[object] | None:
+    """The values of a JSON array; None if the file has lines of JSON that begin like one."""
+    file.seek(0)
+    try:
+        text = file.read().removeprefix(_BOM).decode("utf-8")
+        if path.suffix == ".json":
+            return _items(text, name)
+        values: list[object] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if path.suffix != ".json":  # in a .jsonl file, the errors of its lines are more specific
+            return None
+        raise _no_array(name, error) from error
+    return values
+
+
+def _items(text: str, name: str) -> Iterator[object]:
+    """The values of a JSON array, decoded one at a time, since a value takes many times the memory of its text."""
+    decoder = json.JSONDecoder()
+    try:
+        end = _after_space(text, 0) + 1
+        separator = "" if text[_after_space(text, end)] == "]" else ","
+        while separator == ",":
+            value, end = decoder.raw_decode(text, _after_space(text, end))
+            yield value
+            end = _after_space(text, end)
+            separator, end = text[end], end + 1
+        if separator not in ("", "]") or (separator and text[end:].strip()):
+            raise ValueError
+    except (ValueError, IndexError, RecursionError):
         try:
-            values = json.loads(data.decode("utf-8"))
+            json.loads(text)  # for its message
         except (ValueError, RecursionError) as error:
-            if path.suffix == ".json":  # in a .jsonl file, the errors of its lines are more specific
-                raise DataError(
-                    f"{name}: is not a complete JSON array ({error}); fix it, or write one JSON object per line (.jsonl)"
-                ) from error
-        else:
-            yield from enumerate(values, 1)
-            return
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if line.strip():
-            yield number, _value_of_line(line)
+            raise _no_array(name, error) from error
+        raise
+
+
+def _after_space(text: str, start: int) -> int:
+    match = _SPACE.match(text, start)
+    return start if match is None else match.end()
+
+
+def _no_array(name: str, error: Exception) -> DataError:
+    return DataError(f"{name}: is not a complete JSON array ({error}); fix it, or write one JSON object per line (.jsonl)")
 
 
 def _value_of_line(line: bytes) -> object:

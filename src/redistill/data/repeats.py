@@ -3,10 +3,10 @@
 import unicodedata
 from collections.abc import Iterable
 
-from redistill.data.forms import texts_of
-from redistill.records import Record
+import numpy as np
 
-Question = tuple[str, ...]
+from redistill.data.rows import Question, Rows, content_digest, first_of_digests, question
+from redistill.records import Record
 
 # Quotation and punctuation marks, including Chinese and Spanish ones.
 _OUTER_MARKS = " .,;:!?\u3002\u3001\u00bf\u00a1\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb()[]"
@@ -23,21 +23,12 @@ def first_of_each(records: Iterable[Record]) -> list[int]:
         >>> first_of_each([a, b, a])
         [0, 1, 0]
     """
-    first: dict[tuple[object, tuple[str, ...]], int] = {}
-    return [first.setdefault((record.prompt, record.references), index) for index, record in enumerate(records)]
-
-
-def question(record: Record) -> Question:
-    """A key that is equal for prompts that differ only in white space.
-
-    An empty input is ignored.  A run leaves out the training rows whose key equals that of a test row.
-
-    Example:
-        >>> from redistill.records import Instruction
-        >>> question(Record(record_id="", prompt=Instruction(" Add.\\n", "1  2"), references=()))
-        ('Add.', '1 2')
-    """
-    return tuple(" ".join(text.split()) for text in texts_of(record.prompt) if text.strip())
+    if isinstance(records, Rows):
+        digests = records.contents
+    else:
+        digests = np.frombuffer(b"".join(map(content_digest, records)), dtype=np.int64).reshape(-1, 2)
+    found: list[int] = first_of_digests(digests).tolist()
+    return found
 
 
 def loose_question(record: Record) -> Question:

@@ -4,9 +4,11 @@ The template is the Alpaca template of the literature, or the chat template of t
 only; `tokenize` encodes them and marks the targets.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from redistill.data.special import Message, Range, SpecialTokens
 from redistill.errors import ConfigError, DataError
 from redistill.interfaces import Tokenizer
 from redistill.records import Conversation, Instruction, RawPrompt, Record, Turn
@@ -28,11 +30,13 @@ class Transcript:
         text: The text of the conversation.
         answers: Half-open character range of each answer to train on, including the end-of-turn marker of a chat template.
         ended: Whether the text includes the end-of-turn marker of the last answer; if not, the end token must follow it.
+        literal: Character ranges of special tokens that stem from messages and are text; empty for "alpaca".
     """
 
     text: str
     answers: tuple[tuple[int, int], ...]
     ended: bool
+    literal: tuple[Range, ...] = ()
 
 
 def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | None) -> str:
@@ -75,7 +79,32 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | Non
     return system + _PLAIN_HEADER + "".join(blocks[turn.role].format(turn.content) for turn in prompt.turns)
 
 
-def render_transcript(record: Record, answer: str, template: Template, tokenizer: Tokenizer, *, every_turn: bool) -> Transcript:
+def literal_ranges(prompt: Prompt, text: str, tokenizer: Tokenizer, special: SpecialTokens) -> tuple[Range, ...]:
+    """The ranges of special tokens in a rendered prompt that are text.
+
+    They stem from its messages, and not from the chat template that rendered it.
+    """
+    return _literal_ranges(turns_of(prompt), text, tokenizer, special, add_generation_prompt=True)
+
+
+def _literal_ranges(
+    turns: tuple[Turn, ...], text: str, tokenizer: Tokenizer, special: SpecialTokens, *, add_generation_prompt: bool
+) -> tuple[Range, ...]:
+    def render(messages: Sequence[Message]) -> str:
+        return _applied(messages, tokenizer, add_generation_prompt=add_generation_prompt)
+
+    return tuple(special.literal_ranges(text, _messages(turns), render))
+
+
+def render_transcript(
+    record: Record,
+    answer: str,
+    template: Template,
+    tokenizer: Tokenizer,
+    *,
+    every_turn: bool,
+    special: SpecialTokens | None = None,
+) -> Transcript:
     """Render a prompt and its answer, and locate the answers to train on.
 
     An answer is located by rendering the conversation up to it, exactly as it is rendered for generation; no tokens are
@@ -87,6 +116,7 @@ def render_transcript(record: Record, answer: str, template: Template, tokenizer
         template: "alpaca" or "chat".
         tokenizer: Provides the chat template; "alpaca" does not use it.
         every_turn: Whether to train on the assistant's earlier answers, too.
+        special: The tokenizer's special tokens; None leaves `literal` empty.
 
     Raises:
         ConfigError, DataError: as in `render_prompt`; DataError also if the chat template rewrites earlier text, so that the
@@ -100,16 +130,17 @@ def render_transcript(record: Record, answer: str, template: Template, tokenizer
         answers = tuple((start, start + len(turns[k].content)) for start, k in zip(starts, learned))
         return Transcript(render_prompt(record.prompt, template, tokenizer) + answer, answers, ended=False)
     text = _chat(turns, tokenizer)
-    ranges = [_chat_answer(turns[: k + 1], text, tokenizer) for k in learned]
+    ranges = [_chat_answer(turns[: k + 1], text, tokenizer, is_last=k == len(turns) - 1) for k in learned]
     end = ranges[-1][1]
     ended = not text[:end].endswith(answer.strip())
-    return Transcript(text[:end], tuple(ranges), ended)
+    literal = () if special is None else _literal_ranges(turns, text, tokenizer, special, add_generation_prompt=False)
+    return Transcript(text[:end], tuple(ranges), ended, literal)
 
 
-def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Tokenizer) -> tuple[int, int]:
+def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Tokenizer, *, is_last: bool) -> tuple[int, int]:
     """Range of the last of `turns` in `text`, from the end of its prompt through its end-of-turn marker."""
     prompt = _chat(turns[:-1], tokenizer, add_generation_prompt=True)
-    answered = _chat(turns, tokenizer).rstrip()
+    answered = (text if is_last else _chat(turns, tokenizer)).rstrip()
     if not text.startswith(answered):  # the end token of the conversation follows only the last turn (Phi-3)
         answered = answered.removesuffix(tokenizer.eos_token or "").rstrip()
     answer = turns[-1].content.strip()
@@ -135,7 +166,14 @@ def _chat(turns: tuple[Turn, ...], tokenizer: Tokenizer | None, *, add_generatio
         raise ConfigError(
             "template = chat: this tokenizer has no chat template; use template: alpaca, or a chat model's tokenizer"
         )
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    return _applied(_messages(turns), tokenizer, add_generation_prompt=add_generation_prompt)
+
+
+def _messages(turns: tuple[Turn, ...]) -> list[Message]:
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def _applied(messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool) -> str:
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # a template raises whatever its expressions do

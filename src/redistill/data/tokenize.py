@@ -1,25 +1,33 @@
 """Tokenization of records.
 
-No other module determines where a prompt ends and an answer begins.
-
 Training and evaluation build prompts with the same code, so a model is evaluated on the prompts that it was trained on.  The
 special tokens that the tokenizer puts before a text by default (BOS for Llama, </s> for OPT, none for GPT-2 and Qwen) are added
 in training *and* in evaluation; published code adds them in only one of the two.  A chat template contains its own special
 tokens, so none are added to it.
 """
 
+import dataclasses
+import hashlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict, cast, get_args
 
-from redistill.contracts import Example
-from redistill.data.templates import Template, Transcript, render_prompt, render_transcript
+import numpy as np
+
+from redistill.data.encoding import CHARACTERS_AT_ONCE
+from redistill.data.examples import ExampleBuilder, Examples
+from redistill.data.fingerprint import CACHED_BYTES, fingerprint, tokenizer_hash
+from redistill.data.forms import texts_of
+from redistill.data.rows import Rows, collection_paused
+from redistill.data.sequences import SequenceEncoder
+from redistill.data.special import SpecialTokenCounts
+from redistill.data.templates import Template
 from redistill.errors import ConfigError, DataError, ModelError
 from redistill.interfaces import Tokenizer
 from redistill.processes import signals
-from redistill.randomness import generator
-from redistill.records import RawPrompt, Record
+from redistill.records import Json, Record
+from redistill.storage.cache import Stored, cached
 
 Supervise = Literal["last", "every"]
 Reference = Literal["first", "longest", "shortest", "random"]
@@ -88,11 +96,13 @@ class TokenizeReport:
         num_cut: Number of kept records whose answer was truncated.
         too_long: Records whose prompt is longer than `prompt_tokens`.
         rejected: Records without a target token, or that the chat template rejects.
+        special_tokens: Special tokens in the text of the records.
     """
 
     num_cut: int
     too_long: tuple[RejectedRecord, ...]
     rejected: tuple[RejectedRecord, ...]
+    special_tokens: SpecialTokenCounts = field(default_factory=SpecialTokenCounts)
 
     @property
     def num_too_long(self) -> int:
@@ -101,8 +111,13 @@ class TokenizeReport:
 
 
 def tokenize_training(
-    records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig, seed: int
-) -> tuple[list[Example], TokenizeReport]:
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    config: TokenizeConfig,
+    seed: int,
+    *,
+    cache: Callable[[str], None] | None = None,
+) -> tuple[Examples, TokenizeReport]:
     """Tokenize records for training.
 
     A sequence is prompt, answer and end token, with a mask of the targets.  It begins with exactly the ids that
@@ -114,9 +129,11 @@ def tokenize_training(
         tokenizer: A transformers tokenizer with an end token.
         config: Length limits, template, and which answers to train on.
         seed: Seed of the run, used by `reference="random"`.
+        cache: Keeps the result for many `Rows` in the cache, which all processes map, and calls this with a line if the cache
+            cannot be used.
 
     Returns:
-        The examples, whose `sample` counts from 0 without gaps, and the report.
+        The examples, created on access, whose `sample` counts from 0 without gaps; and the report.
 
     Raises:
         DataError: no record is left.
@@ -128,31 +145,93 @@ def tokenize_training(
         raise ModelError(
             "tokenizer: has no end token (eos_token), so a student cannot learn to stop; set eos_token in its folder"
         )
-    encoder = _Encoder(tokenizer, config)
-    examples: list[Example] = []
-    rejected: list[RejectedRecord] = []
-    too_long: list[RejectedRecord] = []
-    num_cut = 0
-    for index, record in enumerate(records):
-        signals.poll()
-        try:
-            example, was_cut = encoder.example(record, end_id, seed, len(examples))
-        except DataError as error:
-            rejected.append(RejectedRecord(index=index, record_id=record.record_id, reason=str(error)))
-            continue
-        if len(example.prompt_ids) > config.prompt_tokens:
-            reason = f"its prompt has {len(example.prompt_ids)} tokens; prompt_tokens = {config.prompt_tokens}"
-            too_long.append(RejectedRecord(index=index, record_id=record.record_id, reason=reason))
-            continue
-        examples.append(example)
-        num_cut += was_cut
+
+    def make() -> Stored:
+        return _tokenized(records, SequenceEncoder(tokenizer, config), end_id, seed)
+
+    has_files = hasattr(tokenizer, "save_pretrained")  # what a tokenizer depends on is in its files
+    if cache is not None and has_files and isinstance(records, Rows) and records.num_bytes >= CACHED_BYTES:
+        settings = {**dataclasses.asdict(config), "seed": seed if config.reference == "random" else None}
+        key = fingerprint(hashlib.sha256(records.contents.tobytes()).hexdigest(), tokenizer_hash(tokenizer), settings)
+        stored = cached("tokens", key, make, report=cache, poll=signals.poll)
+    else:
+        stored = make()
+    examples, report = Examples.of(records, stored.arrays), _report(records, stored, config)
     if not examples:
-        first = f" (first: {rejected[0].record_id}: {rejected[0].reason})" if rejected else ""
+        first = f" (first: {report.rejected[0].record_id}: {report.rejected[0].reason})" if report.rejected else ""
         raise DataError(
-            f"training data: none of {len(records)} records is left: {len(too_long)} prompts are longer than prompt_tokens = "
-            f"{config.prompt_tokens}, {len(rejected)} were rejected{first}; raise prompt_tokens or use other data"
+            f"training data: none of {len(records)} records is left: {report.num_too_long} prompts are longer than "
+            f"prompt_tokens = {config.prompt_tokens}, {len(report.rejected)} were rejected{first}; raise prompt_tokens or use "
+            "other data"
         )
-    return examples, TokenizeReport(num_cut=num_cut, too_long=tuple(too_long), rejected=tuple(rejected))
+    return examples, report
+
+
+@collection_paused()
+def _tokenized(records: Sequence[Record], encoder: SequenceEncoder, end_id: int, seed: int) -> Stored:
+    """The examples as arrays, and the records that were left out."""
+    config, examples = encoder.config, ExampleBuilder()
+    rejected: list[Json] = []
+    too_long: list[tuple[int, int]] = []
+    num_cut = 0
+    for first, batch in _batches(records, config.reference):
+        signals.poll()
+        for index, outcome in enumerate(encoder.spelled(batch, seed, len(examples)), first):
+            if isinstance(outcome, DataError):
+                rejected.append([index, str(outcome)])
+            elif outcome.prompt > config.prompt_tokens:
+                too_long.append((index, outcome.prompt))
+            else:
+                limit = outcome.prompt + config.response_tokens
+                ids, supervised = outcome.with_end(end_id)
+                examples.add(index, outcome.prompt, ids[:limit], supervised[:limit])
+                num_cut += len(ids) > limit
+    arrays = {**examples.arrays(), "too_long": np.array(too_long, dtype=np.int64).reshape(-1, 2)}
+    return Stored(arrays, {"num_cut": num_cut, "rejected": rejected, "special_tokens": encoder.counts.as_json()})
+
+
+class _About(TypedDict):
+    """What a cache entry says of tokenized rows, besides their arrays."""
+
+    num_cut: int
+    rejected: list[tuple[int, str]]
+    special_tokens: dict[str, dict[str, int]]
+
+
+def _report(records: Sequence[Record], stored: Stored, config: TokenizeConfig) -> TokenizeReport:
+    about = cast("_About", stored.about)
+
+    def left_out(index: int, reason: str) -> RejectedRecord:
+        name = records.record_id(index) if isinstance(records, Rows) else records[index].record_id
+        return RejectedRecord(index=index, record_id=name, reason=reason)
+
+    return TokenizeReport(
+        num_cut=about["num_cut"],
+        too_long=tuple(
+            left_out(index, f"its prompt has {length} tokens; prompt_tokens = {config.prompt_tokens}")
+            for index, length in stored.arrays["too_long"].tolist()
+        ),
+        rejected=tuple(left_out(index, reason) for index, reason in about["rejected"]),
+        special_tokens=SpecialTokenCounts.of(about["special_tokens"]),
+    )
+
+
+def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[int, list[Record]]]:
+    """The records in batches with the index of their first, limited in number and in characters.
+
+    The choice of a random reference depends on how many earlier records are kept, so those batches are small.
+    """
+    most = 64 if reference == "random" else 1024
+    batch: list[Record] = []
+    size = first = 0
+    for index, record in enumerate(records):
+        batch.append(record)
+        size += sum(map(len, (*texts_of(record.prompt), *record.references)))
+        if len(batch) == most or size >= CHARACTERS_AT_ONCE:
+            yield first, batch
+            batch, size, first = [], 0, index + 1
+    if batch:
+        yield first, batch
 
 
 def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> list[tuple[int, ...]]:
@@ -167,20 +246,18 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: To
         ConfigError: "chat" with a tokenizer that has no chat template.
         DataError: the chat template rejects a prompt, or a prompt has no token.
     """
-    encoder = _Encoder(tokenizer, config)
-    prompts = []
-    for record in records:
-        signals.poll()
-        try:
-            ids = encoder.prompt(record, render_prompt(record.prompt, config.template, tokenizer))
-        except DataError as error:
-            raise DataError(f"{record.record_id}: {error}") from error
-        if not ids:
-            raise DataError(f"{record.record_id}: its prompt has no tokens in this tokenizer; remove the row")
-        if len(ids) > config.prompt_tokens:
-            front = ids[:1] if ids[0] == tokenizer.bos_token_id and config.prompt_tokens > 1 else []
-            ids = front + ids[len(ids) - config.prompt_tokens + len(front) :]
-        prompts.append(tuple(ids))
+    encoder = SequenceEncoder(tokenizer, config)
+    prompts: list[tuple[int, ...]] = []
+    for _, batch in _batches(records, "first"):
+        for record, ids in zip(batch, encoder.prompts(batch)):
+            if isinstance(ids, DataError):
+                raise DataError(f"{record.record_id}: {ids}") from ids
+            if not ids:
+                raise DataError(f"{record.record_id}: its prompt has no tokens in this tokenizer; remove the row")
+            if len(ids) > config.prompt_tokens:
+                front = ids[:1] if ids[0] == tokenizer.bos_token_id and config.prompt_tokens > 1 else []
+                ids = front + ids[len(ids) - config.prompt_tokens + len(front) :]
+            prompts.append(tuple(ids))
     return prompts
 
 
@@ -188,80 +265,3 @@ def response_text(ids: Sequence[int], tokenizer: Tokenizer, end_ids: Sequence[in
     """Decode an answer up to its end token; strips special tokens and white space."""
     answer = list(itertools.takewhile(lambda token: token not in end_ids, ids))
     return tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-
-
-def _chosen(references: tuple[str, ...], reference: Reference, seed: int, sample: int) -> str:
-    """The reference to train on; ties go to the first."""
-    if not references:
-        raise DataError("the record has no answer")
-    if reference == "longest":
-        return max(references, key=len)
-    if reference == "shortest":
-        return min(references, key=len)
-    if reference == "random":
-        return references[int(generator(seed, "reference", sample).integers(len(references)))]
-    return references[0]
-
-
-class _Encoder:
-    """Encodes text as token ids, for one tokenizer and template.
-
-    In an Alpaca prompt, special tokens in the text of the row are encoded as plain text: a literal "<|endoftext|>" is no end
-    token.  Chat templates contain special tokens as text, and raw prompts may, so there they are encoded as special tokens.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, config: TokenizeConfig) -> None:
-        self._tokenizer, self._config = tokenizer, config
-        self._front: list[int] = []  # the special tokens that the tokenizer puts before a text by default
-        if config.template != "chat":
-            plain, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-            self._front = full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
-
-    def prompt(self, record: Record, text: str) -> list[int]:
-        """Token ids of the first text of a sequence, with leading special tokens."""
-        ids = self._encode(record, text)
-        return ids if ids[: len(self._front)] == self._front else self._front + ids
-
-    def example(self, record: Record, end_id: int, seed: int, sample: int) -> tuple[Example, bool]:
-        """One training sequence, and whether its answer was truncated."""
-        config = self._config
-        answer = _chosen(record.references, config.reference, seed, sample)
-        transcript = render_transcript(record, answer, config.template, self._tokenizer, every_turn=config.supervise == "every")
-        token_ids, supervised, prompt_length = self._transcript(record, transcript)
-        if not transcript.ended:
-            token_ids.append(end_id)
-            supervised.append(True)
-        if not token_ids or supervised[0] or len(token_ids) - prompt_length <= (not transcript.ended):
-            raise DataError("its prompt or its answer has no tokens in this tokenizer")
-        limit = prompt_length + config.response_tokens
-        example = Example(
-            sample=sample,
-            record=record,
-            prompt_ids=tuple(token_ids[:prompt_length]),
-            token_ids=tuple(token_ids[:limit]),
-            supervised=tuple(supervised[:limit]),
-        )
-        return example, len(token_ids) > limit
-
-    def _transcript(self, record: Record, transcript: Transcript) -> tuple[list[int], list[bool], int]:
-        """Token ids, mask of answer tokens, and number of ids before the last answer."""
-        ids: list[int] = []
-        supervised: list[bool] = []
-        prompt_length = done = 0
-        for start, end in transcript.answers:
-            ids += self._continuation(record, ids, transcript.text, done, start)
-            prompt_length = len(ids)
-            supervised += [False] * (len(ids) - len(supervised))
-            ids += self._continuation(record, ids, transcript.text, start, end)
-            supervised += [True] * (len(ids) - len(supervised))
-            done = end
-        return ids, supervised, prompt_length
-
-    def _continuation(self, record: Record, ids: list[int], text: str, done: int, until: int) -> list[int]:
-        """The ids that text[done:until] appends to `ids`, the ids of text[:done]."""
-        together = self.prompt(record, text[:until])
-        return together[len(ids) :] if together[: len(ids)] == ids else self._encode(record, text[done:until])
-
-    def _encode(self, record: Record, text: str) -> list[int]:
-        is_data = self._config.template == "alpaca" and not isinstance(record.prompt, RawPrompt)
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=is_data)["input_ids"]

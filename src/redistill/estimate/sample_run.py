@@ -11,6 +11,7 @@ from redistill.config.run import Run
 from redistill.config.sections import TeacherConfig
 from redistill.contracts import Example, TokenSequence
 from redistill.data.reader import read_records
+from redistill.data.rows import Rows
 from redistill.data.tokenize import tokenize_training
 from redistill.errors import RedistillError
 from redistill.generation.local import LocalEngineConfig
@@ -159,7 +160,7 @@ def _lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int
     data, why = run.data, "the training data is not in local files"
     if all(Path(source).exists() for source in data.train):
         try:
-            records = [r for source in data.train for r in read_records(source, max_bad_rows=data.max_bad_rows)[0]]
+            records = Rows.joined([read_records(source, max_bad_rows=data.max_bad_rows)[0] for source in data.train])
             examples, _ = tokenize_training(records[:SAMPLE_ROWS], tokenizer, data.tokens, run.seed)
             held_out = data.validation_rows if data.validation is None else 0
             count = min(max(1, len(records) - held_out), data.max_train_rows or len(records))

@@ -59,7 +59,7 @@ def teacher_forced(
     return {shown: math.fsum(example[name] for example in sums) / targets for name, shown in names.items() if name in sums[0]}
 
 
-def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> list[Example]:
+def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> Sequence[Example]:
     """Gold sequences of test records: each prompt with its first reference.
 
     The list is empty if all prompts exceed the length limits of training.

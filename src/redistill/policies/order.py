@@ -7,7 +7,7 @@ resume.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, overload
 
 from redistill.contracts import ONE_PROCESS, Example, Processes, TokenSequence
 from redistill.interfaces import Value
@@ -85,6 +85,32 @@ class Shuffled(Generic[Item]):
         return list(values[start:stop])
 
 
+class _GoldItems(Sequence[GoldItem]):
+    """A training set as items, created on access; those of the last updates are kept, so that their sequences are the same."""
+
+    def __init__(self, examples: Sequence[Example], batch_size: int) -> None:
+        self._examples = examples
+        self._item = lru_cache(maxsize=max(4096, 4 * batch_size))(self._created)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, index: int) -> GoldItem: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[GoldItem]: ...
+
+    def __getitem__(self, index: int | slice) -> GoldItem | list[GoldItem]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        return self._item(index)
+
+    def _created(self, index: int) -> GoldItem:
+        example = self._examples[index]
+        return GoldItem(example, gold_sequence(example))
+
+
 class GoldBatches(Shuffled[GoldItem]):
     """The gold examples in the order of training, each with its gold sequence.
 
@@ -100,7 +126,7 @@ class GoldBatches(Shuffled[GoldItem]):
     """
 
     def __init__(self, examples: Sequence[Example], *, batch_size: int, seed: int, processes: Processes = ONE_PROCESS) -> None:
-        items = [GoldItem(example, gold_sequence(example)) for example in examples]
+        items = _GoldItems(examples, batch_size)
         super().__init__(items, batch_size=batch_size, seed=seed, purpose="order", processes=processes)
 
 

@@ -79,7 +79,7 @@ def _guards(run: OpenRun) -> Guards:
             report_event=report_event,
             gather=gather_object,
             is_main=is_main,
-            record={example.sample: example.record.record_id for example in run.data.train}.__getitem__,
+            record=lambda sample: run.data.train[sample].record.record_id,
         ),
         collapse=CollapseMonitor(config.guards, report_event),
         early_stopping=EarlyStopping(patience=config.training.patience),

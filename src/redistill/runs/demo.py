@@ -5,7 +5,6 @@ for each method: docs/results/toy-world.md has the table and how to repeat it.
 """
 
 import hashlib
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from redistill.reports.terminal import print_summary
 from redistill.runs.folder import RUN_FILE
 from redistill.runs.run import RunResult, distill, train_student
 from redistill.storage import files
+from redistill.storage.cache import cache_folder
 from redistill.toy import world as toy
 from redistill.toy.world import Split, toy_records, toy_tokenizer
 
@@ -101,8 +101,7 @@ def world_folder() -> Path:
     Its name contains a hash of everything that the toy world depends on.
     """
     described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, TEACHER_UPDATES, TOKENS, CHAT_TEMPLATE, _source_digest()))
-    cache = Path(os.environ.get("REDISTILL_CACHE", Path.home() / ".cache" / "redistill"))
-    return cache / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+    return cache_folder() / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
 
 
 def toy_world(*, fresh: bool = False) -> Path:

@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from redistill.config.sections import DataConfig
 from redistill.contracts import Example
-from redistill.data.reader import ReadReport, line_of, read_records
+from redistill.data.examples import Examples
+from redistill.data.reader import ReadReport, read_records
 from redistill.data.rejected import list_unlearned
-from redistill.data.repeats import Question, first_of_each, question
+from redistill.data.repeats import first_of_each
+from redistill.data.rows import Rows, asks_one_of, question_digest
+from redistill.data.special import SpecialTokenCounts, SpecialTokens
 from redistill.data.tasks import Task, load_task
 from redistill.data.tokenize import tokenize_training
 from redistill.errors import ConfigError, DataError
@@ -60,41 +65,44 @@ def load_data(
         DataError: a source is missing or empty, has too many unusable rows, or none of its rows fits the length limits.
     """
     manifest: dict[str, Json] = {}
-    bad, pool = Counter[str](), list[_Row]()
+    builder = _ExampleBuilder(tokenizer, config, seed, rejected, report, Counter(), {})
 
-    def read(source: str, split: str, role: str) -> list[_Row]:
-        records, found = read_records(source, split=split, max_bad_rows=config.max_bad_rows, rejected=rejected)
+    def read(source: str, split: str, role: str) -> Rows:
+        limit = config.max_bad_rows
+        records, found = read_records(source, split=split, max_bad_rows=limit, rejected=rejected, cache=report)
         report(f"{role}: {found.source}: {found.verdict}{_rejected(found)}")
         about: dict[str, Json] = {"source": source, "form": found.verdict, "rows": found.num_rows}
         manifest[role] = about | {"rejected": len(found.rejected)} | _hash(source)
-        bad[found.source] = len(found.rejected)
-        return [_Row(found.source, record) for record in records]
+        builder.bad[found.source] = len(found.rejected)
+        return records
 
-    for number, source in enumerate(config.train):
-        pool += read(source, "train", "train" if len(config.train) == 1 else f"train {number + 1}")
-    repeats = sum(first != index for index, first in enumerate(first_of_each(row.record for row in pool)))
+    roles = ["train"] if len(config.train) == 1 else [f"train {number + 1}" for number in range(len(config.train))]
+    pool = Rows.joined([read(source, "train", role) for source, role in zip(config.train, roles)])
+    repeats = sum(first != index for index, first in enumerate(first_of_each(pool)))
     if repeats:
         report(f"train: {repeats} exact duplicates of earlier rows are kept")
     held = None if config.validation is None else read(config.validation, "validation", "validation")
-    tests = dict[str, list[Record]]()
+    tests = dict[str, Sequence[Record]]()
     for task, (records, found) in _read_tests(config, report, rejected).items():
         path, tests[task.name] = config.tasks[task], records
         about: dict[str, Json] = {"source": path or "hub", "rows": len(records), "rejected": len(found.rejected)}
         manifest[f"test {task.name}"] = about | _hash(path)
-    asked = {question(record) for records in tests.values() for record in records}
+    asked = {question_digest(record) for records in tests.values() for record in records}
     train, validation, leaked = _split(pool, held, asked, config)
     if any(leaked):
         report(f"removed, since a test set has the same prompt: {leaked[0]} training rows, {leaked[1]} validation rows")
-    builder = _ExampleBuilder(tokenizer, config, seed, rejected, bad)
     examples, counts, _ = builder.tokenised(train[: config.max_train_rows], "train")
     validation_examples, lost, validation = builder.tokenised(validation, "validation")
+    builder.count_special_in(tests)
     counts |= {"in a test set": leaked[0]}
     manifest["kept"] = _kept(len(examples), counts, len(validation), lost | {"in a test set": leaked[1]}, repeats)
     why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
     dropped = f" ({sum(counts.values())} dropped: {why})" if why else ""
     report(f"train: {len(examples)} examples{dropped}; validation: {len(validation)}")
-    records = [row.record for row in validation]
-    return DataSets(train=examples, validation=records, validation_examples=validation_examples, tests=tests, manifest=manifest)
+    manifest |= {"special tokens": builder.special_tokens} if builder.special_tokens else {}
+    return DataSets(
+        train=examples, validation=validation, validation_examples=validation_examples, tests=tests, manifest=manifest
+    )
 
 
 def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping[str, int], duplicates: int) -> dict[str, int]:
@@ -131,23 +139,21 @@ def _read_tests(
     return tests
 
 
-class _Row(NamedTuple):
-    """A record, and its file or hub data set."""
-
-    source: str
-    record: Record
-
-
 class _ExampleBuilder(NamedTuple):
-    """Tokenises rows, and lists and counts the unusable ones; `bad` has their number by source."""
+    """Tokenises rows, and lists and counts the unusable ones.
+
+    `bad` has their number by source, and `special_tokens` the special tokens in the text, by role.
+    """
 
     tokenizer: Tokenizer
     config: DataConfig
     seed: int
     rejected: Path | None
+    report: Callable[[str], None]
     bad: Counter[str]
+    special_tokens: dict[str, Json]
 
-    def tokenised(self, rows: Sequence[_Row], role: str) -> tuple[list[Example], dict[str, int], list[_Row]]:
+    def tokenised(self, rows: Rows, role: str) -> tuple[Examples, dict[str, int], Rows]:
         """Tokenise rows.
 
         Returns:
@@ -158,30 +164,44 @@ class _ExampleBuilder(NamedTuple):
         """
         if not rows:
             raise DataError(f"{role}: a test set has the prompt of every row; use other data, or other test sets")
-        examples, report = tokenize_training([row.record for row in rows], self.tokenizer, self.config.tokens, self.seed)
+        examples, report = tokenize_training(rows, self.tokenizer, self.config.tokens, self.seed, cache=self.report)
+        self._note_special(role, report.special_tokens)
         if self.rejected is not None:
             unused = sorted((*report.rejected, *report.too_long), key=lambda found: found.index)
-            lines = [(rows[found.index].source, line_of(rows[found.index].record), found.reason) for found in unused]
-            list_unlearned(self.rejected, lines)
+            list_unlearned(self.rejected, [(*rows.where(found.index), found.reason) for found in unused])
         limit = self.config.max_bad_rows
         for found in report.rejected:
-            source, record = rows[found.index]
+            source, line = rows.where(found.index)
             self.bad[source] += 1
             if self.bad[source] > limit:
-                fault = f"{source}:{line_of(record)}: {found.reason}; more than {limit} rows are unusable"
+                fault = f"{source}:{line}: {found.reason}; more than {limit} rows are unusable"
                 listed = f" ({self.rejected} lists them)" if self.rejected else ""
                 raise DataError(f"{fault}{listed}: fix or remove them, or raise max_bad_rows")
-        useless = {found.index for found in report.rejected}
+        useless = [found.index for found in report.rejected]
         counts = {"too long": report.num_too_long, "nothing to learn": len(useless)}
-        return examples, counts, [row for index, row in enumerate(rows) if index not in useless]
+        return examples, counts, rows.take(np.delete(np.arange(len(rows)), useless)) if useless else rows
+
+    def count_special_in(self, tests: Mapping[str, Sequence[Record]]) -> None:
+        """Report the special tokens in the prompts of test sets."""
+        special = SpecialTokens(self.tokenizer)
+        for name, records in tests.items():
+            counts = SpecialTokenCounts()
+            for record in records:
+                counts.add(record, None, special, self.config.tokens.template)
+            self._note_special(f"test {name}", counts)
+
+    def _note_special(self, role: str, found: SpecialTokenCounts) -> None:
+        for line in found.described():
+            self.report(f"{role}: {line}")
+        if counts := found.as_json():
+            self.special_tokens[role] = counts
 
 
-def _split(
-    pool: list[_Row], held: list[_Row] | None, asked: Set[Question], config: DataConfig
-) -> tuple[list[_Row], list[_Row], tuple[int, int]]:
+def _split(pool: Rows, held: Rows | None, asked: Set[bytes], config: DataConfig) -> tuple[Rows, Rows, tuple[int, int]]:
     """Training and validation rows without those whose prompt is in `asked`, and the number removed from each."""
-    train, validation = ([row for row in rows if question(row.record) not in asked] for rows in (pool, held or []))
-    leaked, count = (len(pool) - len(train), len(held or []) - len(validation)), config.validation_rows
+    before = (pool, Rows.joined([]) if held is None else held)
+    train, validation = (rows.take(~asks_one_of(rows, asked)) for rows in before)
+    leaked, count = (len(pool) - len(train), len(before[1]) - len(validation)), config.validation_rows
     if held is not None:
         return train, validation[:count], leaked
     if len(train) <= count:

@@ -20,6 +20,7 @@ import redistill
 from redistill.config.run import Run, encode_run, without_output_folders
 from redistill.config.schema import SCHEMA
 from redistill.contracts import Example, TokenSequence
+from redistill.data.examples import Examples
 from redistill.processes.memory import machine_bytes
 from redistill.records import Json
 from redistill.runs.disk_space import check_space, needed_space
@@ -69,11 +70,17 @@ def _identity(run: OpenRun) -> dict[str, str]:
         "validation data": run.data.validation_examples,
         "corpus": run.corpus,
     }
-    hashes = {"config": hashlib.sha256(settings.encode())} | {name: hashlib.sha256() for name in read}
-    for name, sequences in read.items():
-        for sequence in sequences:
-            hashes[name].update(array("q", [sequence.sample, *sequence.token_ids]).tobytes() + bytes(sequence.supervised))
-    return {name: found.hexdigest() for name, found in hashes.items()}
+    return {"config": hashlib.sha256(settings.encode()).hexdigest()} | {name: _hash(found) for name, found in read.items()}
+
+
+def _hash(sequences: Sequence[Example | TokenSequence]) -> str:
+    """SHA-256 of sequences, as `Examples.digest` defines it."""
+    if isinstance(sequences, Examples):
+        return sequences.digest()
+    found = hashlib.sha256()
+    for sequence in sequences:
+        found.update(array("q", [sequence.sample, *sequence.token_ids]).tobytes() + bytes(sequence.supervised))
+    return found.hexdigest()
 
 
 def cost(config: Run, state: TrainingState) -> dict[str, float]:

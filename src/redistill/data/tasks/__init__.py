@@ -105,5 +105,5 @@ def load_task(
         if not kept:
             fault = f"none of {len(records)} rows has a reference of {min_reference_words} words or more"
             raise DataError(f"{fault}; lower min_reference_words")
-        records = kept
-    return records[:limit], report
+        return kept[:limit], report
+    return list(records[:limit]), report

@@ -1,6 +1,7 @@
 """The description of a test set: its source, its rows, and its metrics."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class Task:
 
     def load(
         self, path: str | Path | None = None, *, max_bad_rows: int = 0, rejected: Path | None = None
-    ) -> tuple[list[Record], ReadReport]:
+    ) -> tuple[Sequence[Record], ReadReport]:
         """Read the test rows.
 
         Args:

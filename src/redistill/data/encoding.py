@@ -1,0 +1,226 @@
+"""Encoding of many texts at once, with exactly the ids of encoding each alone.
+
+Prompts share their template, a training sequence begins with its prompt, and words recur.  Where the tokenizer encodes each
+word alone, as byte-level BPE does, a text is divided into words and each different word is encoded once.  A text that is not
+ASCII is first cut at positions that no word and no look-ahead crosses, and only its pieces in ASCII are divided.
+"""
+
+import re
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence, Set
+from itertools import chain
+from typing import NamedTuple
+
+import tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from redistill.data.special import Range, SpecialTokens
+from redistill.data.words import word_splitter
+from redistill.interfaces import Tokenizer
+from redistill.processes import signals
+
+WORDS_KEPT = 200_000
+"""Number of words whose ids are kept."""
+
+CHARACTERS_AT_ONCE = 1_000_000
+"""Approximate number of characters per call of the tokenizer."""
+
+_CUT = re.compile(r"(?<=[A-Za-z])(?=[:\n])")
+"""Positions between a letter and a colon or line break: in the patterns of `words`, a match ends there, whatever follows."""
+
+_SAMPLES = ("Below is a task:\n\n### Input:\nA, b\n\nAnswer:\n", "a:b  \n\n c", " x\n", "é: 12\nb:\u0301 ", "")
+
+
+class Text(NamedTuple):
+    """A text to encode.
+
+    Args:
+        text: The text.
+        split: Whether special tokens in it are encoded as plain text.
+        literal: Ranges of special tokens that are encoded as plain text where `split` is False.
+    """
+
+    text: str
+    split: bool
+    literal: tuple[Range, ...] = ()
+
+
+class TextEncoder:
+    """Encodes texts without the special tokens that a tokenizer adds.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        special: Its special tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, special: SpecialTokens) -> None:
+        self._tokenizer, self._special = tokenizer, special
+        self._backend = _plain_backend(tokenizer)
+        self._stand_ins: _StandIns | None = None
+        self._words = None if self._backend is None else word_splitter(self._backend.to_str(), special)
+        self._known: dict[str, list[int]] = {}
+        if self._words is not None:
+            texts = [Text(text, split) for text in (*_SAMPLES, *special.texts[:3]) for split in (True, False)]
+            if self.encode(texts) != [self._alone(text.text, text.split) for text in texts]:
+                self._words = None
+
+    def encode(self, texts: Sequence[Text]) -> list[list[int]]:
+        """The ids of each text, in order."""
+        ids: dict[Text, list[int]] = {}
+        for split in (True, False):
+            plain = [text for text in dict.fromkeys(texts) if text.split == split and not text.literal]
+            pieces = {text: self._pieces(text.text, split) for text in plain}
+            known = self._ids_of({piece for found in pieces.values() for piece in found}, split)
+            for text, found in pieces.items():
+                ids[text] = list(chain.from_iterable(map(known.__getitem__, found)))
+        literal = [text for text in dict.fromkeys(texts) if text.literal]
+        ids |= zip(literal, self._with_literals(literal))
+        return [list(ids[text]) for text in texts]
+
+    def _pieces(self, text: str, split: bool) -> list[str]:
+        """Pieces of a text, whose ids together are those of the text."""
+        if self._words is None:
+            return [text]
+        return [piece for part in self._words.parts(text, split) for piece in _sections(part)]
+
+    def _ids_of(self, pieces: Set[str], split: bool) -> Mapping[str, list[int]]:
+        """The ids of different pieces."""
+        if self._words is None:
+            return self._encoded(sorted(pieces), split)
+        words = {piece: self._words_of(piece) for piece in pieces}
+        known = self._ids_of_words(set(chain.from_iterable(words.values())), split)
+        return {piece: list(chain.from_iterable(map(known.__getitem__, found))) for piece, found in words.items()}
+
+    def _words_of(self, piece: str) -> list[str]:
+        """The words of a piece; what is not in ASCII is not divided into words."""
+        assert self._words is not None
+        if piece.isascii():
+            return self._words.split(piece)
+        parts = _CUT.split(piece)
+        return [word for part in parts for word in (self._words.split(part) if part.isascii() else [part])]
+
+    def _ids_of_words(self, words: Set[str], split: bool) -> Mapping[str, list[int]]:
+        """The ids of words and added tokens; those of words are kept."""
+        if len(self._known) > WORDS_KEPT:
+            self._known.clear()
+        new = sorted(words - self._known.keys())
+        added = [word for word in new if word in self._special.added]
+        self._known |= self._encoded([word for word in new if word not in self._special.added], split)
+        return ChainMap(self._encoded(added, split), self._known) if added else self._known
+
+    def _encoded(self, texts: Sequence[str], split: bool) -> dict[str, list[int]]:
+        """The ids of each of different texts."""
+        if self._backend is None:
+            return {text: self._alone(text, split) for text in texts}
+        found: dict[str, list[int]] = {}
+        for block in _blocks(texts):
+            signals.poll()
+            _reset(self._backend, split)
+            encodings = self._backend.encode_batch_fast(block, add_special_tokens=False)
+            found |= ((text, encoding.ids) for text, encoding in zip(block, encodings))
+        return found
+
+    def _alone(self, text: str, split: bool) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
+
+    def _with_literals(self, texts: Sequence[Text]) -> list[list[int]]:
+        """The ids of texts in which only the special tokens outside of `literal` are special."""
+        if not texts:
+            return []
+        if self._stand_ins is None:
+            self._stand_ins = _StandIns(self._tokenizer, self._backend, self._special)
+        return [self._stand_ins.encode(text) or self._apart(text) for text in texts]
+
+    def _apart(self, text: Text) -> list[int]:
+        """The ids of such a text from a tokenizer in Python, which encodes what is between special tokens on its own, too."""
+        assert self._stand_ins is not None
+        ids: list[int] = []
+        done = 0
+        for start, end in [*self._special.find(text.text, text.literal), (len(text.text), len(text.text))]:
+            ids += self._alone(text.text[done:start], True) if start > done else []
+            ids += [self._stand_ins.ids[text.text[start:end]]] if end > start else []
+            done = end
+        return ids
+
+
+class _StandIns:
+    """Encodes text with special tokens both as such and as plain text.
+
+    Each of the former is replaced by an added token that is not special, and all others are encoded as plain text.
+
+    Args:
+        tokenizer, backend, special: The tokenizer, its backend (None for a tokenizer in Python), and its special tokens.
+    """
+
+    _MARK = "\U0010f000"
+
+    def __init__(self, tokenizer: Tokenizer, backend: tokenizers.Tokenizer | None, special: SpecialTokens) -> None:
+        vocabulary = tokenizer.get_vocab()
+        self._special = special
+        self.ids = {token: vocabulary[token] for token in special.texts}
+        self._of = {token: self._MARK + chr(0x10F100 + number) for number, token in enumerate(special.texts)}
+        self._backend = None if backend is None else tokenizers.Tokenizer.from_str(backend.to_str())
+        if self._backend is not None:
+            _reset(self._backend, True)
+            self._backend.add_special_tokens([special.added[token] for token in special.texts])  # some lack this flag
+            for token, stand_in in self._of.items():
+                flags = {name: bool(getattr(special.added[token], name, False)) for name in ("lstrip", "rstrip", "single_word")}
+                self._backend.add_tokens([tokenizers.AddedToken(stand_in, normalized=False, special=False, **flags)])
+            self._originals = {self._backend.token_to_id(self._of[token]): number for token, number in self.ids.items()}
+
+    def encode(self, text: Text) -> list[int] | None:
+        """The ids of a text; None without a backend, or if the text has the private character of this class."""
+        if self._backend is None or self._MARK in text.text:
+            return None
+        parts, done = [], 0
+        for start, end in self._special.find(text.text, text.literal):
+            parts += [text.text[done:start], self._of[text.text[start:end]]]
+            done = end
+        encoded = self._backend.encode("".join([*parts, text.text[done:]]), add_special_tokens=False).ids
+        return [self._originals.get(token, token) for token in encoded]
+
+
+def _sections(text: str) -> list[str]:
+    """The text, cut between a letter and a colon that ends a line, as in the headings of a template."""
+    first, *others = text.split(":\n")
+    sections = [first]
+    for section in others:
+        if sections[-1][-1:].isalpha() and sections[-1][-1:].isascii():
+            sections.append(f":\n{section}")
+        else:
+            sections[-1] += f":\n{section}"
+    return sections
+
+
+def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in blocks of about `CHARACTERS_AT_ONCE`."""
+    block: list[str] = []
+    size = 0
+    for text in texts:
+        block.append(text)
+        size += len(text)
+        if size >= CHARACTERS_AT_ONCE:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _plain_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
+    """The tokenizer's backend in Rust; None for a tokenizer in Python, or one that changes how texts are encoded."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    is_plain = isinstance(backend, tokenizers.Tokenizer) and all(
+        getattr(type(tokenizer), name, None) is getattr(PreTrainedTokenizerFast, name)
+        for name in ("__call__", "_encode_plus", "encode")
+    )
+    return backend if is_plain else None
+
+
+def _reset(backend: tokenizers.Tokenizer, split: bool) -> None:
+    """Set what a call of the tokenizer sets: no truncation, no padding, and how special tokens are encoded."""
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.encode_special_tokens != split:
+        backend.encode_special_tokens = split

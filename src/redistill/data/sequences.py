@@ -1,0 +1,183 @@
+"""Token ids of prompts, and of conversations with their answers.
+
+No other module determines where a prompt ends and an answer begins.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from redistill.data.encoding import Text, TextEncoder
+from redistill.data.special import Range, SpecialTokenCounts, SpecialTokens
+from redistill.data.templates import literal_ranges, render_prompt, render_transcript
+from redistill.errors import DataError
+from redistill.interfaces import Tokenizer
+from redistill.processes import signals
+from redistill.randomness import generator
+from redistill.records import RawPrompt, Record
+
+if TYPE_CHECKING:
+    from redistill.data.tokenize import TokenizeConfig
+
+
+class Spelled(NamedTuple):
+    """Token ids of a conversation.
+
+    Args:
+        ids: Token ids, without the end token where the template has none.
+        supervised: For each id, whether it is a target.
+        prompt: Number of ids before the last answer.
+        ended: Whether the last answer has its end token.
+    """
+
+    ids: list[int]
+    supervised: list[bool]
+    prompt: int
+    ended: bool
+
+    def with_end(self, end_id: int) -> tuple[list[int], list[bool]]:
+        """The ids and targets with the end token."""
+        return (self.ids, self.supervised) if self.ended else ([*self.ids, end_id], [*self.supervised, True])
+
+
+_Steps = Generator[list[Text], list[list[int]], Spelled]
+"""A generator that yields texts to encode, is sent their ids, and returns the result."""
+
+
+class SequenceEncoder:
+    """Encodes records as token ids, for one tokenizer and template.
+
+    In an Alpaca prompt, special tokens in the text of the row are encoded as plain text: a literal "<|endoftext|>" is no end
+    token.  A chat template contains special tokens, and those in its messages are encoded as plain text.  Special tokens of raw
+    prompts, and of their answers, are special.  `counts` has the number of both.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: "TokenizeConfig") -> None:
+        self._tokenizer, self.config = tokenizer, config
+        self._special, self.counts = SpecialTokens(tokenizer), SpecialTokenCounts()
+        self._texts = TextEncoder(tokenizer, self._special)
+        self._front: list[int] = []  # the special tokens that the tokenizer puts before a text by default
+        if config.template != "chat":
+            plain, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+            self._front = full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
+
+    def prompts(self, records: Sequence[Record]) -> list[list[int] | DataError]:
+        """The token ids of each prompt, or why it cannot be rendered."""
+        template = self.config.template
+        found: list[list[int] | DataError] = []
+        texts: list[Text] = []
+        for record in records:
+            signals.poll()
+            try:
+                text = render_prompt(record.prompt, template, self._tokenizer)
+                literal = literal_ranges(record.prompt, text, self._tokenizer, self._special) if template == "chat" else ()
+            except DataError as error:
+                found.append(error)
+            else:
+                texts.append(self._text(record, text, literal))
+                found.append([])
+        encoded = iter(self._texts.encode(texts))
+        return [ids if isinstance(ids, DataError) else self._with_front(next(encoded)) for ids in found]
+
+    def spelled(self, records: Sequence[Record], seed: int, sample: int) -> Iterator["Spelled | DataError"]:
+        """The ids of each record with its answer, or why it has none.
+
+        Args:
+            records: A batch.
+            seed: Seed of the run.
+            sample: The sample of the first record that is kept.
+        """
+        known: dict[tuple[int, str], Spelled | DataError] = {}
+        may_vary = self.config.reference == "random" and any(len(record.references) > 1 for record in records)
+        done = 0
+        while done < len(records):
+            chosen = [self._chosen(records[k], seed, sample + k - done) for k in range(done, len(records))]
+            new = [(k, answer) for k, answer in enumerate(chosen, done) if answer is not None and (k, answer) not in known]
+            known |= zip(new, self._results([self._steps(records[k], answer) for k, answer in new]))
+            for answer in chosen:
+                found = DataError("the record has no answer") if answer is None else known[done, answer]
+                self.counts.add(records[done], answer, self._special, self.config.template)
+                yield found
+                done += 1
+                is_kept = isinstance(found, Spelled) and found.prompt <= self.config.prompt_tokens
+                sample += is_kept
+                if may_vary and not is_kept:  # the samples of the records after it are lower by one
+                    break
+
+    def _chosen(self, record: Record, seed: int, sample: int) -> str | None:
+        return _chosen(record.references, self.config.reference, seed, sample) if record.references else None
+
+    def _results(self, tasks: Sequence[_Steps]) -> list["Spelled | DataError"]:
+        """The results of generators; the texts that they request at the same time are encoded together."""
+        results: dict[int, Spelled | DataError] = {}
+        waiting: dict[int, list[Text]] = {}
+
+        def proceed(number: int, ids: list[list[int]] | None) -> None:
+            try:
+                waiting[number] = next(tasks[number]) if ids is None else tasks[number].send(ids)
+            except StopIteration as finished:
+                results[number] = finished.value
+            except DataError as error:
+                results[number] = error
+
+        for number in range(len(tasks)):
+            signals.poll()
+            proceed(number, None)
+        while waiting:
+            requests, waiting = waiting, {}
+            encoded = iter(self._texts.encode([text for texts in requests.values() for text in texts]))
+            for number, texts in requests.items():
+                proceed(number, [next(encoded) for _ in texts])
+        return [results[number] for number in range(len(tasks))]
+
+    def _steps(self, record: Record, answer: str) -> _Steps:
+        """Encode one record; the ids of text[done:until] are those that text[:until] appends to the ids of text[:done]."""
+        config = self.config
+        transcript = render_transcript(
+            record,
+            answer,
+            config.template,
+            self._tokenizer,
+            every_turn=config.supervise == "every",
+            special=self._special,
+        )
+        text, literal = transcript.text, transcript.literal
+        stops = [stop for start_end in transcript.answers for stop in start_end]
+        encoded = yield [self._text(record, text[:stop], literal) for stop in stops]
+        ids: list[int] = []
+        supervised: list[bool] = []
+        prompt = done = 0
+        for number, (stop, alone) in enumerate(zip(stops, encoded)):
+            together = self._with_front(alone)
+            if together[: len(ids)] == ids:
+                ids = together
+            else:
+                shifted = tuple((start - done, end - done) for start, end in literal if start >= done)
+                (more,) = yield [self._text(record, text[done:stop], shifted)]
+                ids = ids + more
+            is_answer = number % 2 == 1
+            prompt = prompt if is_answer else len(ids)
+            supervised += [is_answer] * (len(ids) - len(supervised))
+            done = stop
+        if not ids or supervised[0] or len(ids) == prompt:
+            raise DataError("its prompt or its answer has no tokens in this tokenizer")
+        return Spelled(ids, supervised, prompt, transcript.ended)
+
+    def _with_front(self, ids: list[int]) -> list[int]:
+        """The ids of the first text of a sequence, with leading special tokens."""
+        return ids if ids[: len(self._front)] == self._front else self._front + ids
+
+    def _text(self, record: Record, text: str, literal: tuple[Range, ...] = ()) -> Text:
+        """A text of the record to encode, with the ranges of `literal` that it contains."""
+        is_data = self.config.template == "alpaca" and not isinstance(record.prompt, RawPrompt)
+        return Text(text, is_data, tuple((start, end) for start, end in literal if end <= len(text)))
+
+
+def _chosen(references: tuple[str, ...], reference: str, seed: int, sample: int) -> str:
+    """The reference to train on; ties go to the first."""
+    if reference == "longest":
+        return max(references, key=len)
+    if reference == "shortest":
+        return min(references, key=len)
+    if reference == "random":
+        return references[int(generator(seed, "reference", sample).integers(len(references)))]
+    return references[0]

@@ -1,0 +1,215 @@
+"""Special tokens in the text of rows.
+
+A chat template writes special tokens, such as the end of a turn.  The same characters in a message are text.  This module finds
+which special tokens of a rendered conversation stem from its messages.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self, cast
+
+from redistill.data.forms import texts_of
+from redistill.interfaces import Tokenizer
+from redistill.records import Json, RawPrompt, Record
+
+Range = tuple[int, int]
+Message = Mapping[str, object]
+
+_NAMES = frozenset({"role", "type", "name", "id", "tool_call_id"})
+"""Keys of a message whose values a template compares; they are no content."""
+
+
+class SpecialTokens:
+    """The special tokens of a tokenizer, as text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokens: Mapping[int, object] = getattr(tokenizer, "added_tokens_decoder", {})
+        named: Sequence[int] = getattr(tokenizer, "all_special_ids", ())  # a tokenizer in Python may not flag these
+        added = {str(token): token for number, token in tokens.items() if number in named or getattr(token, "special", False)}
+        self.added: Mapping[str, object] = {text: token for text, token in added.items() if text}
+        self.texts = tuple(sorted(self.added, key=len, reverse=True))
+        self._pattern = re.compile("|".join(map(re.escape, self.texts)) or "(?!)")
+        self._longest = len(self.texts[0]) if self.texts else 0
+        self._first, self._last = ({text[end] for text in self.texts} for end in (0, -1))
+        self._joined = "\0".join(self.texts)
+
+    def find(self, text: str, literal: Sequence[Range] = ()) -> list[Range]:
+        """The ranges of special tokens in `text`, from left to right.
+
+        Of two at one place it is the longer one.  Those that overlap a range of `literal` are left out.
+        """
+        if not any(letter in text for letter in self._first):
+            return []
+        found = [match.span() for match in self._pattern.finditer(text)]
+        return [(start, end) for start, end in found if not any(start < until and begin < end for begin, until in literal)]
+
+    def count(self, texts: Iterable[str]) -> Counter[str]:
+        """How often each special token occurs in the texts."""
+        return Counter(text[start:end] for text in texts for start, end in self.find(text))
+
+    def literal_ranges(self, text: str, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]) -> list[Range]:
+        """The ranges of special tokens in a conversation that stem from its messages.
+
+        A token that stems from a message only in part counts, too.  Characters that may belong to such a token are marked
+        with a private character, and the conversation is rendered again.  A token that the template itself searches for, as
+        the marked conversation shows, remains special.
+
+        Args:
+            text: The rendered conversation.
+            messages: The messages.
+            render: Renders messages.
+        """
+        if not any(self._concerns(content) for content in _contents(messages)):
+            return []
+        found = self.find(text)
+        tokens = sorted({text[start:end] for start, end in found})
+        flags = _marked(text, messages, render, tokens)
+        if flags is not None:
+            return [(start, end) for start, end in found if any(flags[start:end])]
+        literal: list[Range] = []
+        for token in tokens:
+            flags = _marked(text, messages, render, [token]) or _marked(text, messages, render, [token], edges=False)
+            if flags is not None:
+                literal += [(a, b) for a, b in found if text[a:b] == token and any(flags[a:b])]
+        return sorted(literal)
+
+    def _concerns(self, content: str) -> bool:
+        """Whether a content may contain, begin, continue or end a special token."""
+        core = content.strip()
+        if not core or not self.texts:
+            return False
+        is_edge = any(letter in core[-self._longest :] for letter in self._first)
+        is_edge = is_edge or any(letter in core[: self._longest] for letter in self._last)
+        return is_edge or core in self._joined or bool(self.find(content))
+
+
+@dataclass
+class SpecialTokenCounts:
+    """Special tokens in the text of rows, with the number of times that each occurs.
+
+    Args:
+        kept: Those of raw prompts and their answers, which are encoded as special tokens.
+        as_text: Those of instructions and messages, which are encoded as plain text.
+        kept_rows, as_text_rows: Number of rows with such tokens.
+    """
+
+    kept: Counter[str] = field(default_factory=Counter)
+    as_text: Counter[str] = field(default_factory=Counter)
+    kept_rows: int = 0
+    as_text_rows: int = 0
+
+    def add(self, record: Record, answer: str | None, special: SpecialTokens, template: str) -> None:
+        """Count the tokens of a record and of the answer to train on."""
+        found = special.count([*texts_of(record.prompt), *([] if answer is None else [answer])])
+        if not found:
+            return
+        if isinstance(record.prompt, RawPrompt) and template != "chat":
+            self.kept.update(found)
+            self.kept_rows += 1
+        else:
+            self.as_text.update(found)
+            self.as_text_rows += 1
+
+    def as_json(self) -> dict[str, Json]:
+        """The counts, without those that are zero; `of` reads them."""
+        found: dict[str, Json] = {}
+        if self.kept_rows:
+            found |= {"kept": dict(self.kept), "kept_rows": self.kept_rows}
+        return found | ({"as_text": dict(self.as_text), "as_text_rows": self.as_text_rows} if self.as_text_rows else {})
+
+    @classmethod
+    def of(cls, found: Mapping[str, Json]) -> Self:
+        """The counts that `as_json` returned."""
+        kept, as_text = (cast("dict[str, int]", found.get(name, {})) for name in ("kept", "as_text"))
+        rows = (cast("int", found.get(name, 0)) for name in ("kept_rows", "as_text_rows"))
+        return cls(Counter(kept), Counter(as_text), *rows)
+
+    def described(self) -> Iterator[str]:
+        """A line for each kind of tokens that occurs."""
+        if self.kept_rows:
+            yield f"special tokens in {_rows(self.kept_rows)} of raw text are encoded as special tokens: {_named(self.kept)}"
+        if self.as_text_rows:
+            yield f"special tokens in the text of {_rows(self.as_text_rows)} are encoded as plain text: {_named(self.as_text)}"
+
+
+def _rows(count: int) -> str:
+    return f"{count} {'row' if count == 1 else 'rows'}"
+
+
+def _named(tokens: Counter[str]) -> str:
+    """The most frequent tokens with their counts."""
+    shown = ", ".join(f"{token} ({count})" for token, count in tokens.most_common(5))
+    return shown + (f" and {len(tokens) - 5} others" if len(tokens) > 5 else "")
+
+
+def _contents(value: object) -> Iterator[str]:
+    """All strings of messages, except roles and names."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name not in _NAMES:
+                yield from _contents(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _contents(inner)
+
+
+def _marked(
+    text: str,
+    messages: Sequence[Message],
+    render: Callable[[Sequence[Message]], str],
+    tokens: Sequence[str],
+    *,
+    edges: bool = True,
+) -> list[bool] | None:
+    """For each character of `text`, whether it stems from a content and may belong to one of `tokens`.
+
+    None if the template renders the marked contents differently.
+    """
+    used = set(text).union(*map(set, _contents(messages)))
+    marker = next(chr(code) for code in range(0xF0000, 0xFFFFD) if chr(code) not in used)
+
+    def mark(value: object) -> object:
+        if isinstance(value, str):
+            risky = _risky(value, tokens, edges=edges)
+            return "".join(marker + letter if index in risky else letter for index, letter in enumerate(value))
+        if isinstance(value, Mapping):
+            return {name: inner if name in _NAMES else mark(inner) for name, inner in value.items()}
+        return [mark(inner) for inner in value] if isinstance(value, Sequence) else value
+
+    try:
+        rendered = render([{name: inner if name in _NAMES else mark(inner) for name, inner in m.items()} for m in messages])
+    except ValueError:  # a template may reject the marker
+        return None
+    if rendered.replace(marker, "") != text:
+        return None
+    flags: list[bool] = []
+    is_marked = False
+    for letter in rendered:
+        if letter != marker:
+            flags.append(is_marked)
+        is_marked = letter == marker
+    return flags
+
+
+def _risky(content: str, tokens: Sequence[str], *, edges: bool) -> set[int]:
+    """Indices of characters that belong to a token or, with `edges`, to one that the text around the content may complete."""
+    start, end = len(content) - len(content.lstrip()), len(content.rstrip())
+    core = content[start:end]
+    found: set[int] = set()
+    for token in tokens:
+        at = content.find(token)
+        while at >= 0:
+            found.update(range(at, at + len(token)))
+            at = content.find(token, at + 1)
+        for length in range(1, len(token)) if edges else ():
+            if core.endswith(token[:length]):
+                found.update(range(end - length, end))
+            if core.startswith(token[-length:]):
+                found.update(range(start, start + length))
+        if edges and core and core in token:
+            found.update(range(start, end))
+    return found

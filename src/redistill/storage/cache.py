@@ -1,0 +1,123 @@
+"""Arrays that one process computes and all processes map from the same file.
+
+An entry is a folder of the user's cache with `arrays.safetensors` and `manifest.json`, which is written last and has the
+SHA-256 of the arrays.  An entry that is incomplete, damaged or of another key is made again.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from redistill.errors import DataError, OutputError
+from redistill.records import Json
+from redistill.storage import files
+from redistill.storage.lock import BusyError, locked
+from redistill.storage.tensors import read_tensors, write_tensors
+
+ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
+KEPT_DAYS = 30
+"""An entry that has not been used for this number of days is removed when another one is written."""
+WAIT_S = 0.2
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Arrays by name, and JSON values that describe them."""
+
+    arrays: Mapping[str, np.ndarray]
+    about: Mapping[str, Json]
+
+
+def cache_folder() -> Path:
+    """The folder of files that can be computed again.
+
+    It is $REDISTILL_CACHE, by default ~/.cache/redistill.
+    """
+    return Path(os.environ.get("REDISTILL_CACHE") or Path.home() / ".cache" / "redistill").expanduser().absolute()
+
+
+def cached(
+    kind: str, key: str, make: Callable[[], Stored], *, report: Callable[[str], None], poll: Callable[[], None] = lambda: None
+) -> Stored:
+    """The stored result of `make`.
+
+    The first process that needs it computes it; others wait, and map the same file.  A cache that cannot be
+    written is no error: the result then stays in memory.
+
+    Args:
+        kind: Subfolder of the cache.
+        key: Hexadecimal hash of everything that the result depends on.
+        make: Computes the arrays.
+        report: Called with one line if the entry is damaged or cannot be written.
+        poll: Called while waiting; it may raise.
+
+    Returns:
+        The arrays, memory-mapped and not to be written to, with their description.
+    """
+    folder = cache_folder() / kind / key
+    while True:
+        found = _opened(folder, key, report)
+        if found is not None:
+            return found
+        try:
+            with locked(folder):
+                return _opened(folder, key, report) or _made(folder, key, make, report)
+        except BusyError:  # another process computes it
+            poll()
+            time.sleep(WAIT_S)
+        except OutputError as error:
+            report(f"note: {error}; the data stays in memory")
+            return make()
+
+
+def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | None:
+    """The entry, whose files are checked; None if it is missing or damaged."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        manifest = files.read_json(folder / MANIFEST)
+        if manifest["key"] != key or files.digest(folder / ARRAYS) != manifest["sha256"]:
+            raise DataError("its hash differs")
+        arrays = {name: tensor.numpy() for name, tensor in read_tensors(folder / ARRAYS).items()}
+        stored = Stored({name: arrays[name] for name in manifest["arrays"]}, dict(manifest["about"]))
+    except (DataError, SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        report(f"note: {folder}: the cached data is damaged ({error}); it is made again")
+        with suppress(OSError):  # a folder that cannot be written to is reported when it is locked
+            (folder / MANIFEST).unlink(missing_ok=True)
+        return None
+    with suppress(OSError):
+        os.utime(folder / MANIFEST)
+    return stored
+
+
+def _made(folder: Path, key: str, make: Callable[[], Stored], report: Callable[[str], None]) -> Stored:
+    """Compute and write an entry; the folder is locked."""
+    files.remove_leftovers(folder)
+    made = make()
+    try:
+        tensors = {name: torch.from_numpy(array) for name, array in made.arrays.items()}
+        sha256 = write_tensors(folder / ARRAYS, tensors)
+        about = {"key": key, "sha256": sha256, "arrays": list(made.arrays), "about": made.about}
+        files.write_json(folder / MANIFEST, about)
+    except OutputError as error:
+        report(f"note: {error}; the data stays in memory")
+        return made
+    _remove_unused(folder)
+    return _opened(folder, key, report) or made
+
+
+def _remove_unused(current: Path) -> None:
+    """Remove entries that have not been used for `KEPT_DAYS`; a process that has mapped one keeps it."""
+    oldest = time.time() - KEPT_DAYS * 86_400
+    for folder in current.parent.iterdir():
+        manifest = folder / MANIFEST
+        with suppress(OSError):
+            if folder != current and manifest.stat().st_mtime < oldest:
+                files.disk.remove(folder)
