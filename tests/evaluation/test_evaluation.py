@@ -316,7 +316,7 @@ def test_answers_of_other_settings_are_rejected(tokenizer: Any, tmp_path: Path, 
 def test_answers_without_settings_are_rejected(tokenizer: Any, tmp_path: Path) -> None:
     run(tokenizer, tmp_path)
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(CheckpointError, match="unknown settings"):
+    with pytest.raises(CheckpointError, match="its settings are unknown"):
         run(tokenizer, tmp_path)
 
 
