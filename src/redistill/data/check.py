@@ -57,7 +57,7 @@ class Repeat:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Statistics of the lengths of texts, in tokens; `longest_95` is the 95th percentile."""
+    """Statistics of text lengths in tokens; `longest_95` is the 95th percentile."""
 
     shortest: int
     median: int
@@ -138,7 +138,10 @@ class SourceCheck:
 
     @property
     def is_sound(self) -> bool:
-        """Whether every row is usable and no row has the prompt of a test row; duplicates are allowed."""
+        """Whether all rows are usable and none has the prompt of a test row.
+
+        Duplicates are allowed.
+        """
         return self.readable and not self.unusable and all(repeat.how == "duplicate" for repeat in self.repeats)
 
     def as_json(self) -> dict[str, Json]:
@@ -254,7 +257,11 @@ def _described(check: SourceCheck) -> Iterator[str]:
 def _survey(
     source: str, test: str | None, read: Callable[[], tuple[Records, ReadReport]], none: Records
 ) -> tuple[SourceCheck, Records]:
-    """The check of one source, without repeats and lengths, and its records; `none` if it cannot be read."""
+    """Read one source, and check it without repeats and lengths.
+
+    Returns:
+        The check and the records; `none` instead of the records if the source cannot be read.
+    """
     try:
         records, report = read()
     except DataError as error:
@@ -265,7 +272,10 @@ def _survey(
 
 
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:
-    """The first test row that has the prompt of `record`; an "exact" match takes precedence over a "normalised" one."""
+    """The first test row with the prompt of `record`; None without such a row.
+
+    An "exact" match takes precedence over a "normalised" one.
+    """
     for how, key in _PROMPT_KEYS.items():
         if (origin := origins.get((how, key(record)))) is not None:
             return Repeat(line=line_of(record), of=origin, how=how)

@@ -71,7 +71,10 @@ def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
 
 
 def _rollout_rows(sampled: Sequence[TokenSequence], name: str) -> torch.Tensor:
-    """The values of one field of the roll-outs, one for each target; zeros for sequences without a roll-out."""
+    """The values of one field of the roll-outs, one for each target.
+
+    They are zero for sequences without a roll-out.
+    """
     values: list[float] = []
     for sequence in sampled:
         values += [0.0] * sequence.num_targets if sequence.rollout is None else getattr(sequence.rollout, name)

@@ -107,7 +107,10 @@ def load_corpus(
 
 
 def _tokenized(documents: Iterator[str], tokenizer: Tokenizer, end_id: int) -> Iterator[list[int]]:
-    """The token ids of each document, followed by the end token; documents without a token are left out."""
+    """The token ids of each document, followed by the end token.
+
+    Documents without a token are left out.
+    """
     while texts := list(itertools.islice(documents, TOKENIZED_AT_ONCE)):
         signals.poll()
         encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
@@ -162,7 +165,10 @@ def _of_rows(path: Path) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file without their line ends, each with its number; one line at a time is in memory."""
+    """The lines of a file without line ends, each with its number.
+
+    Only one line at a time is in memory.
+    """
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):

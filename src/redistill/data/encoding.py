@@ -53,7 +53,7 @@ class Text(NamedTuple):
 
 
 class TextEncoder:
-    """Encodes texts, without adding the special tokens that the tokenizer adds by default.
+    """Encodes texts without the special tokens that the tokenizer adds by default.
 
     Args:
         tokenizer: A tokenizer of transformers.
@@ -99,7 +99,7 @@ class TextEncoder:
         return {piece: list(chain.from_iterable(map(known.__getitem__, found))) for piece, found in words.items()}
 
     def _words_of(self, piece: str) -> list[str]:
-        """The words of a piece; a part that is not ASCII is returned undivided, as one word."""
+        """The words of a piece; a part that is not ASCII counts as one word."""
         assert self._words is not None
         if piece.isascii():
             return self._words.split(piece)
@@ -134,7 +134,10 @@ class TextEncoder:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
 
     def _with_literals(self, texts: Sequence[Text]) -> list[list[int]]:
-        """The ids of texts in which only the special tokens outside the ranges `literal` are encoded as special tokens."""
+        """The token ids of texts with literal ranges.
+
+        Special tokens in these ranges are encoded as plain text, all others as special tokens.
+        """
         if not texts:
             return []
         if self._stand_ins is None:
@@ -157,7 +160,7 @@ class TextEncoder:
 
 
 class _StandIns:
-    """Encodes a text in which some special tokens are special and others are plain text.
+    """Encodes texts in which some special tokens are special, others plain text.
 
     The backend can encode either all special tokens of a text as plain text or none.  Here it encodes all of them as plain
     text, and each special token that is to remain special is replaced by a stand-in, an added token that is not special.  The
@@ -186,7 +189,10 @@ class _StandIns:
             self._originals = {self._backend.token_to_id(self._of[token]): number for token, number in self.ids.items()}
 
     def encode(self, text: Text) -> list[int] | None:
-        """The ids of a text; None without a backend, or if the text contains `_MARK`, with which each stand-in begins."""
+        """The token ids of a text; None if stand-ins cannot be used.
+
+        This is so without a backend, or if the text contains `_MARK`, with which each stand-in begins.
+        """
         if self._backend is None or self._MARK in text.text:
             return None
         parts, done = [], 0
@@ -198,9 +204,10 @@ class _StandIns:
 
 
 def _sections(text: str) -> list[str]:
-    """The sections of a text, which is cut between a letter and a colon that ends a line.
+    """The sections of a text, which is cut before the colons that end its headings.
 
-    The headings of the Alpaca template end so; the text before and after them recurs in many prompts.
+    Such a colon follows a letter and ends a line, as in the headings of the Alpaca template; the text before and after them
+    recurs in many prompts.
     """
     first, *others = text.split(":\n")
     sections = [first]

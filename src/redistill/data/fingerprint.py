@@ -20,9 +20,10 @@ CACHED_BYTES = 200_000
 
 
 def fingerprint(*parts: Json) -> str:
-    """A hash of `parts` and of the code that reads and tokenizes rows, as 40 hexadecimal digits.
+    """A hash of `parts` and of the code that reads and tokenizes rows.
 
-    The code consists of the modules of this package and the versions of the libraries that tokenize.
+    The result has 40 hexadecimal digits.  The code consists of the modules of this package and the versions of the libraries
+    that tokenize.
     """
     described = json.dumps([_code(), *parts], sort_keys=True)
     return hashlib.sha256(described.encode("utf-8", "surrogatepass")).hexdigest()[:40]
@@ -48,7 +49,7 @@ def _today() -> str:
 
 @cache
 def _code() -> str:
-    """The versions of the libraries, and the hashes of the modules that read and tokenize rows."""
+    """Versions of the libraries, and hashes of the modules that read or tokenize."""
     versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")]
     modules = [Path(__file__).parents[1] / "records.py", *sorted(Path(__file__).parent.glob("*.py"))]
     return " ".join([*versions, *(files.digest(path) for path in modules)])

@@ -47,7 +47,7 @@ class BadRow(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedRow:
-    """The form, prompt and references of a row; a row without an answer has no references."""
+    """The form, prompt and references of a row; without an answer, no references."""
 
     form: Form
     prompt: Instruction | RawPrompt | Conversation
@@ -144,7 +144,10 @@ def _conversation_row(row: Mapping[str, object], form: Literal["messages", "conv
 
 
 def _turns(value: object, name: str) -> tuple[Turn, ...]:
-    """The turns of a conversation, given as a list of objects {role, content} or {from, value}."""
+    """The turns of a conversation.
+
+    `value` must be a list of objects with the keys role and content, or from and value.
+    """
     if not isinstance(value, list) or not value:
         raise BadRow("wrong type", f"{name} is {_kind(value)}; it must be a list of messages")
     turns = []
@@ -160,7 +163,10 @@ def _turns(value: object, name: str) -> tuple[Turn, ...]:
 
 
 def _check_order(turns: tuple[Turn, ...], name: str) -> None:
-    """Check that turns are an optional system turn, then user and assistant turns in alternation, user first."""
+    """Check the order of the roles of turns.
+
+    After an optional system turn, user and assistant turns must alternate, and the first is a user turn.
+    """
     num_system = int(turns[0].role == "system")
     for number, turn in enumerate(turns[num_system:]):
         if turn.role != ("assistant" if number % 2 else "user"):
@@ -171,7 +177,7 @@ def _check_order(turns: tuple[Turn, ...], name: str) -> None:
 
 
 def _references(answer: object, name: str) -> tuple[str, ...]:
-    """The references of a row, whose answer is a string or a list of equally correct strings.
+    """The references of a row: its answer, or a list of equally correct answers.
 
     An answer that is missing, blank or an empty list gives no references.
     """
