@@ -45,8 +45,8 @@ def _in_ascii(pattern: str) -> re.Pattern[str]:
 _KNOWN = {pattern: _in_ascii(pattern) for pattern in _PATTERNS}
 """Pattern of a pre-tokenizer -> its equivalent for ASCII.
 
-`encoding` depends on two properties of each pattern.  If a match is divided again, it is one match.  At a position between a
-letter and a colon or line break, a match ends.
+`encoding` depends on two properties of each pattern.  Applied to one of its own matches, a pattern
+matches the whole of it.  A match ends at every position between a letter and a colon or line break.
 """
 _DIGITS = {True: re.compile(r"[0-9]|[^0-9]+"), False: re.compile(r"[0-9]+|[^0-9]+")}
 
