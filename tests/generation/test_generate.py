@@ -175,7 +175,7 @@ def test_a_sequence_may_fill_the_models_positions_but_not_exceed_them(tiny, fami
     )  # one row in five has ended: it stays in the batch, and its position must not increase
     assert [len(generation.token_ids) for generation in full] == [4, 63, 63, 63, 63]
     too_long = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, seed=SEED, stream=("a", 1))
-    with pytest.raises(ConfigError, match="60 prompt tokens \\+ 5 new = 65: must be at most 64, the model's number of positions"):
+    with pytest.raises(ConfigError, match="60 prompt tokens \\+ 5 new = 65: must be at most 64, the model's number"):
         run(model, [too_long])
 
 

@@ -45,8 +45,8 @@ def _in_ascii(pattern: str) -> re.Pattern[str]:
 _KNOWN = {pattern: _in_ascii(pattern) for pattern in _PATTERNS}
 """Pattern of a pre-tokenizer -> its equivalent for ASCII.
 
-`encoding` depends on two properties of each pattern.  Applied to one of its own matches, a pattern
-matches the whole of it.  A match ends at every position between a letter and a colon or line break.
+`encoding` depends on two properties of each pattern.  Applied to one of its own matches, a pattern matches the whole of it.  A
+match ends at every position between a letter and a colon or line break.
 """
 _DIGITS = {True: re.compile(r"[0-9]|[^0-9]+"), False: re.compile(r"[0-9]+|[^0-9]+")}
 
@@ -98,8 +98,8 @@ def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None
         special: The special tokens of the tokenizer.
 
     Returns:
-        The splitter; None unless the tokenizer is byte-level BPE with a known pattern, and its added tokens do not include
-        surrounding white space.
+        The splitter; None unless the tokenizer is byte-level BPE with a known pattern, and no added token has one of the
+        flags lstrip, rstrip and single_word.
     """
     parts: Mapping[str, Json] = json.loads(described)
     model, normalizer, before, added = (parts.get(name) for name in ("model", "normalizer", "pre_tokenizer", "added_tokens"))

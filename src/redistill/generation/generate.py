@@ -52,14 +52,11 @@ def generate(
     Args:
         model: A causal language model; it runs in eval mode without gradient, and its modes are restored.
         requests: Sequences to continue, in any order; they are batched by length.
-        sampling: Settings of sampling.  Tokens that would repeat an n-gram are banned first; then temperature, top-k and top-p
-            are applied, as in transformers.
+        sampling: Settings.  Repeated n-grams are banned first; then temperature, top-k and top-p apply, as in transformers.
         end_ids: End tokens.  A response ends with the first one that is sampled, which is part of the result.
-        pad_id: Token id of padding.  It may be any id, because the attention mask identifies padding.
-        batch_size: Sequences per batch.  A larger batch is faster as long as the KV cache fits into memory; it changes results
-            by rounding only.
-        vocabulary: Number of leading classes that may be sampled; None for all.  A padded head has more classes than there are
-            tokens.
+        pad_id: Token id of padding; any id, because the attention mask identifies padding.
+        batch_size: Sequences per batch.  A larger batch is faster if the KV cache fits; results change by rounding only.
+        vocabulary: Number of leading classes that may be sampled; None for all.  A padded head has more classes than tokens.
         teacher: The other model of the mixture, on the same device.  Its first `vocabulary` classes must be the same tokens as
             those of `model`.  It is not run if `sampling.teacher_share` is 0.
         memory: States of texts that `model` has read since its weights last changed.  Prefixes found in it are not read again,
@@ -69,8 +66,7 @@ def generate(
         A `Generation` for each request, in the order of the requests; it is empty if `max_new_tokens` is 0.
 
     Raises:
-        ConfigError: a value is out of range, the arg max of a mixture is requested, or a sequence may become longer than the
-            maximum of a model.
+        ConfigError: a value is out of range, the arg max of a mixture is requested, or a sequence is too long for a model.
         Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
