@@ -190,7 +190,7 @@ def test_the_error_of_a_hub_row_without_text_has_its_number(monkeypatch, tokeniz
         ("c.jsonl", b'{"text": "\\ud83d"}\n', "c.jsonl:1: 'text' has a lone surrogate"),
         ("c.txt", b"Hi.\n\xff\n", "c.txt:2: not UTF-8 (byte 0xff)"),
         ("c.csv", b"text\nHi.\n", "c.csv: is not a .txt or .jsonl file"),
-        ("c.txt", b"Hi.", "tokens; a block needs 512; give more text, or lower block_tokens"),
+        ("c.txt", b"Hi.", "tokens; a block needs 512 tokens; give more text, or lower block_tokens"),
     ],
 )
 def test_an_unusable_file_is_rejected_with_its_line(tmp_path, tokenizer, name, data, message):

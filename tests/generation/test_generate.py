@@ -175,7 +175,7 @@ def test_a_sequence_may_fill_the_models_positions_but_not_exceed_them(tiny, fami
     )  # one row in five has ended: it stays in the batch, and its position must not increase
     assert [len(generation.token_ids) for generation in full] == [4, 63, 63, 63, 63]
     too_long = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, seed=SEED, stream=("a", 1))
-    with pytest.raises(ConfigError, match="60 prompt tokens \\+ 5 new = 65: must be at most 64, the model's positions"):
+    with pytest.raises(ConfigError, match="60 prompt tokens \\+ 5 new = 65: must be at most 64, the model's number"):
         run(model, [too_long])
 
 
@@ -302,7 +302,7 @@ def test_the_teachers_modes_are_restored(tiny):
 def test_a_teacher_with_too_few_positions_is_rejected(tiny):
     long = GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, seed=SEED, stream=("a", 1))
     assert len(run(tiny("llama"), [long], end_ids=())[0].token_ids) == 5
-    with pytest.raises(ConfigError, match="must be at most 64, the model's positions"):
+    with pytest.raises(ConfigError, match="must be at most 64, the model's number of positions"):
         run(tiny("llama"), [long], teacher=tiny("gpt2"), teacher_share=0.5)
 
 

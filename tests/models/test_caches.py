@@ -225,5 +225,5 @@ def test_texts_are_limited_where_their_frequencies_depend_on_earlier_texts(tiny)
     model = tiny("llama", rope_parameters=dynamic)
     assert position_limit(model) == 64 and position_limit(tiny("llama")) is None
     long = [GenerationRequest(prompt_ids=(3,) * 60, max_new_tokens=5, seed=1, stream=("r", 1))]
-    with pytest.raises(ConfigError, match="must be at most 64, the model's positions"):
+    with pytest.raises(ConfigError, match="must be at most 64, the model's number of positions"):
         generate(model, long, Sampling(), end_ids=(), pad_id=0, batch_size=1)

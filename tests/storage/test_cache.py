@@ -1,4 +1,4 @@
-"""The cache of arrays: computed once, mapped by all processes, and made again when it is damaged."""
+"""The cache of arrays: computed once, mapped by all processes, and computed again when it is damaged."""
 
 import json
 import multiprocessing
@@ -104,7 +104,7 @@ def test_a_damaged_entry_is_made_again(folder, damage):
     damage(folder)
     check(get(calls, said))
     check(get(calls))
-    assert len(calls) == 2 and all("made again" in line and str(folder) in line for line in said)
+    assert len(calls) == 2 and all("computed again" in line and str(folder) in line for line in said)
 
 
 def test_an_interrupted_write_leaves_no_entry(folder):

@@ -1,4 +1,5 @@
-"""Data, from a file or the hub to token ids.
+"""Reading, rendering and tokenization of data sets.
 
-`reader` reads records, `templates` renders them as text and `tokenize` encodes the text; `tasks` are the known test sets.
+`reader` reads records from a file or the Hugging Face hub, `templates` renders them as text, and `tokenize` encodes the text as
+token ids.  `tasks` describes the known test sets.
 """

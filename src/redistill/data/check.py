@@ -1,7 +1,7 @@
 """Checks of data before a run.
 
-They report unusable rows, duplicates, overlap with test sets, and lengths in tokens.  The checks write no file and need no
-model.
+The checks report unusable rows, duplicates, rows whose prompt is also in a test set, and lengths in tokens.  They write no file
+and need no model.
 """
 
 import dataclasses
@@ -84,17 +84,17 @@ class Lengths:
 
     @property
     def described(self) -> str:
-        """The statistics in one line."""
+        """The statistics as one line of text."""
         return f"{self.shortest} to {self.longest}, median {self.median}, mean {self.mean:.1f}, 95 % up to {self.longest_95}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCheck:
-    """Token lengths of one source; answers include their end token.
+    """Lengths in tokens of the prompts and answers of one source.
 
     Args:
         prompts: Lengths of the prompts.
-        answers: Lengths of the answers.
+        answers: Lengths of the answers; each includes its end token.
         prompts_left_out: Number of rows that a run leaves out because their prompt is too long.
         answers_cut: Number of answers that a run truncates.
     """
@@ -118,7 +118,7 @@ class SourceCheck:
         unusable: The unusable rows.
         repeats: Duplicates of earlier rows (in this source or an earlier one), and rows whose prompt is also in a test set.
         tokens: Lengths in tokens; None without a tokenizer.
-        special_tokens: Special tokens in the text; none without a tokenizer.
+        special_tokens: Counts of special tokens in the text of the rows; all are zero without a tokenizer.
     """
 
     source: str
@@ -138,13 +138,16 @@ class SourceCheck:
 
     @property
     def is_sound(self) -> bool:
-        """Whether every row is usable and none is in a test set; duplicates are allowed."""
+        """Whether all rows are usable and none has the prompt of a test row.
+
+        Duplicates are allowed.
+        """
         return self.readable and not self.unusable and all(repeat.how == "duplicate" for repeat in self.repeats)
 
     def as_json(self) -> dict[str, Json]:
         """The check as JSON values.
 
-        Counts cover all rows; lists of rows hold at most `LISTED_ROWS`.
+        The counts include all rows.  The lists `unusable` and `repeated` have at most `LISTED_ROWS` rows each.
         """
         return {
             "source": self.source,
@@ -172,7 +175,7 @@ def check_data(
 
     Args:
         sources: Pairs (source, split). A source is a file, a folder or a hub name; the split, such as "train", is the part that
-            is read of a folder or hub data set.
+            is read from a folder or hub data set.
         tests: Maps test sets, or their names, to a file; None reads the hub file of a known test set.
         tokenizer: Measures lengths, and finds rows without a target token; None skips both checks.
         tokens: Template and length limits; None uses the defaults.
@@ -222,7 +225,7 @@ def check_data(
 def described(checks: Sequence[SourceCheck]) -> Iterator[str]:
     """Lines for a terminal that describe the result of each check.
 
-    They report usable rows, faults with one example of each kind, repeats and lengths.
+    The lines contain the number of usable rows, one example of each kind of fault, the repeated rows, and the lengths.
     """
     for check in checks:
         yield from map(plain, _described(check))
@@ -254,7 +257,11 @@ def _described(check: SourceCheck) -> Iterator[str]:
 def _survey(
     source: str, test: str | None, read: Callable[[], tuple[Records, ReadReport]], none: Records
 ) -> tuple[SourceCheck, Records]:
-    """The check of one source without repeats and lengths, and its records, or `none`."""
+    """Read one source, and check it without repeats and lengths.
+
+    Returns:
+        The check and the records; `none` instead of the records if the source cannot be read.
+    """
     try:
         records, report = read()
     except DataError as error:
@@ -265,7 +272,10 @@ def _survey(
 
 
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:
-    """The first test row with the prompt of `record`; prefers verbatim matches."""
+    """The first test row with the prompt of `record`; None without such a row.
+
+    An "exact" match takes precedence over a "normalised" one.
+    """
     for how, key in _PROMPT_KEYS.items():
         if (origin := origins.get((how, key(record)))) is not None:
             return Repeat(line=line_of(record), of=origin, how=how)
@@ -274,7 +284,13 @@ def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """Lengths of rows, the rows without a target token in the tokenizer, and the special tokens in the text."""
+    """What the tokenizer finds in the rows of one source.
+
+    Args:
+        tokens: Lengths in tokens; None if no row has a target token.
+        unlearnable: The rows without a target token.
+        special_tokens: Counts of special tokens in the text.
+    """
 
     tokens: TokenCheck | None = None
     unlearnable: tuple[RejectedRow, ...] = ()

@@ -1,6 +1,6 @@
-"""Collation of sequences into a padded batch with its supervised rows.
+"""Collation of sequences into a padded batch with the positions of its targets.
 
-The shift by one token, from a position to the token that it predicts, happens only here.
+Only this module shifts by one token, from a target to the position whose hidden state predicts it.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ def collate(
     Items with the role "distillation" come first, so that the teacher reads a prefix of the batch.
 
     Args:
-        items: Sequences with their roles.  Without any, the batch has one padding token and no row.
+        items: Sequences with their roles.  Without items, the batch has one padding token and no target.
         pad_id: Token id that pads short sequences on the right; it is masked.
-        device: Device of the tensors.
+        device: Device of the tensors of the batch.
         span_config: Settings of the pair weights of Eq. 10; None sets all pair weights to 0.
         role: Which terms of the objective use the batch; see `contracts.Batch`.
     """
@@ -62,16 +62,19 @@ def collate(
 
 
 def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """A micro-batch of one token without targets.
+    """A micro-batch of one padding token and no target.
 
-    It adds zero to every sum and gradient.  Where passes are collective, a process with fewer micro-batches than another one
-    processes it to make the same number of passes.
+    It adds zero to every sum and gradient.  Where the processes must make equal numbers of forward and backward passes, a
+    process that has fewer micro-batches than another one uses it for the remaining passes.
     """
     return collate((), pad_id=pad_id, device=device)
 
 
 def _rollout_rows(sampled: Sequence[TokenSequence], name: str) -> torch.Tensor:
-    """One field of the roll-outs by row; zeros for sequences without a roll-out."""
+    """The values of one field of the roll-outs, one for each target.
+
+    They are zero for sequences without a roll-out.
+    """
     values: list[float] = []
     for sequence in sampled:
         values += [0.0] * sequence.num_targets if sequence.rollout is None else getattr(sequence.rollout, name)

@@ -35,7 +35,8 @@ _SUFFIXES = (".txt", ".jsonl")
 class CorpusBlocks(Sequence[TokenSequence]):
     """Blocks of text as training sequences, created on access.
 
-    A block takes 4 bytes per token.  Every token of a block except the first is a target.  `sample` is the index of the block.
+    A block takes 4 bytes per token.  Every token of a block except the first is a target.  The field `sample` of a sequence is
+    the index of its block.
 
     Args:
         ids_KT: Token ids as integers, one row per block.
@@ -101,12 +102,15 @@ def load_corpus(
     num_blocks = min(len(ids) // block_tokens, max_blocks or len(ids))
     if not num_blocks:
         found = f"corpus {', '.join(map(str, sources))}: {len(ids)} tokens"
-        raise DataError(f"{found}; a block needs {block_tokens}; give more text, or lower block_tokens")
+        raise DataError(f"{found}; a block needs {block_tokens} tokens; give more text, or lower block_tokens")
     return CorpusBlocks(np.frombuffer(ids, np.intc, count=num_blocks * block_tokens).reshape(num_blocks, block_tokens))
 
 
 def _tokenized(documents: Iterator[str], tokenizer: Tokenizer, end_id: int) -> Iterator[list[int]]:
-    """The ids of each document that is not empty, followed by the end token."""
+    """The token ids of each document, followed by the end token.
+
+    Documents without a token are left out.
+    """
     while texts := list(itertools.islice(documents, TOKENIZED_AT_ONCE)):
         signals.poll()
         encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
@@ -117,7 +121,10 @@ def _tokenized(documents: Iterator[str], tokenizer: Tokenizer, end_id: int) -> I
 
 
 def _documents(source: str | Path) -> Iterator[str]:
-    """The documents of a source that are not blank, without outer white space and with single line breaks."""
+    """The documents of a source that are not blank.
+
+    White space at both ends is removed, and consecutive line breaks are replaced by one.
+    """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix in _SUFFIXES:
         raw = _of_text(path) if path.suffix == ".txt" else _of_rows(path)
@@ -131,7 +138,10 @@ def _documents(source: str | Path) -> Iterator[str]:
 
 
 def _of_text(path: Path) -> Iterator[str]:
-    """Documents separated by blank lines; one longer than `MAX_DOCUMENT_CHARACTERS` is split at a line end."""
+    """The documents of a .txt file, which blank lines separate.
+
+    A document longer than `MAX_DOCUMENT_CHARACTERS` is split at a line end.
+    """
     lines: list[str] = []
     length = 0
     for _, line in itertools.chain(_lines(path), [(0, "")]):  # a blank line ends the last document
@@ -155,7 +165,10 @@ def _of_rows(path: Path) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers, without line ends; the file need not fit into memory."""
+    """The lines of a file without line ends, each with its number.
+
+    Only one line at a time is in memory.
+    """
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -180,7 +193,7 @@ def _streamed(source: str) -> Iterator[object]:
 def _text_of(row: object, where: str) -> str:
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
-        raise DataError(f"{where}: has no string under 'text'; each row must be a document, as {{\"text\": ...}}")
+        raise DataError(f"{where}: has no string under 'text'; each row must be a document, such as {{\"text\": ...}}")
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise DataError(f"{where}: 'text' has a lone surrogate, which is not valid Unicode; fix or remove the row")
     return text

@@ -1,8 +1,12 @@
-"""Encoding of many texts at once, with exactly the ids of encoding each alone.
+"""Encoding of many texts at once.
 
-Prompts share their template, a training sequence begins with its prompt, and words recur.  Where the tokenizer encodes each
-word alone, as byte-level BPE does, a text is divided into words and each different word is encoded once.  A text that is not
-ASCII is first cut at positions that no word and no look-ahead crosses, and only its pieces in ASCII are divided.
+The ids of each text are exactly those that the tokenizer returns for this text alone.
+
+Texts repeat each other: prompts share their template, a training sequence begins with its prompt, and words recur.  A
+byte-level BPE tokenizer encodes each word independently of the others.  For such a tokenizer a text is divided into words, and
+each different word is encoded only once.  A text that contains other characters than ASCII is first cut into parts, at
+positions that no word contains and that no look-ahead of the tokenizer's pattern crosses.  Only parts in ASCII are divided into
+words.
 """
 
 import re
@@ -20,13 +24,16 @@ from redistill.interfaces import Tokenizer
 from redistill.processes import signals
 
 WORDS_KEPT = 200_000
-"""Number of words whose ids are kept."""
+"""Maximum number of words whose ids are kept from one call to the next; if there are more, all are dropped."""
 
 CHARACTERS_AT_ONCE = 1_000_000
 """Approximate number of characters per call of the tokenizer."""
 
 _CUT = re.compile(r"(?<=[A-Za-z])(?=[:\n])")
-"""Positions between a letter and a colon or line break: in the patterns of `words`, a match ends there, whatever follows."""
+"""Positions between a letter and a colon or line break.
+
+A match of every pattern in `words` ends at such a position, whatever characters follow.
+"""
 
 _SAMPLES = ("Below is a task:\n\n### Input:\nA, b\n\nAnswer:\n", "a:b  \n\n c", " x\n", "é: 12\nb:\u0301 ", "")
 
@@ -36,8 +43,8 @@ class Text(NamedTuple):
 
     Args:
         text: The text.
-        split: Whether special tokens in it are encoded as plain text.
-        literal: Ranges of special tokens that are encoded as plain text where `split` is False.
+        split: Whether all special tokens in the text are encoded as plain text.
+        literal: Character ranges of the special tokens that are encoded as plain text if `split` is False.
     """
 
     text: str
@@ -46,11 +53,11 @@ class Text(NamedTuple):
 
 
 class TextEncoder:
-    """Encodes texts without the special tokens that a tokenizer adds.
+    """Encodes texts without the special tokens that the tokenizer adds by default.
 
     Args:
         tokenizer: A tokenizer of transformers.
-        special: Its special tokens.
+        special: The special tokens of the tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer, special: SpecialTokens) -> None:
@@ -65,7 +72,7 @@ class TextEncoder:
                 self._words = None
 
     def encode(self, texts: Sequence[Text]) -> list[list[int]]:
-        """The ids of each text, in order."""
+        """The token ids of each text, in the order of the texts."""
         ids: dict[Text, list[int]] = {}
         for split in (True, False):
             plain = [text for text in dict.fromkeys(texts) if text.split == split and not text.literal]
@@ -78,13 +85,13 @@ class TextEncoder:
         return [list(ids[text]) for text in texts]
 
     def _pieces(self, text: str, split: bool) -> list[str]:
-        """Pieces of a text, whose ids together are those of the text."""
+        """The pieces of a text; their ids, one after the other, are the ids of the text."""
         if self._words is None:
             return [text]
         return [piece for part in self._words.parts(text, split) for piece in _sections(part)]
 
     def _ids_of(self, pieces: Set[str], split: bool) -> Mapping[str, list[int]]:
-        """The ids of different pieces."""
+        """The token ids of each piece, by piece."""
         if self._words is None:
             return self._encoded(sorted(pieces), split)
         words = {piece: self._words_of(piece) for piece in pieces}
@@ -92,7 +99,7 @@ class TextEncoder:
         return {piece: list(chain.from_iterable(map(known.__getitem__, found))) for piece, found in words.items()}
 
     def _words_of(self, piece: str) -> list[str]:
-        """The words of a piece; what is not in ASCII is not divided into words."""
+        """The words of a piece; a part that is not ASCII counts as one word."""
         assert self._words is not None
         if piece.isascii():
             return self._words.split(piece)
@@ -100,7 +107,10 @@ class TextEncoder:
         return [word for part in parts for word in (self._words.split(part) if part.isascii() else [part])]
 
     def _ids_of_words(self, words: Set[str], split: bool) -> Mapping[str, list[int]]:
-        """The ids of words and added tokens; those of words are kept."""
+        """The token ids of each word, by word; `words` may contain added tokens.
+
+        The ids of special tokens depend on `split`, so they are not kept; those of all other words are.
+        """
         if len(self._known) > WORDS_KEPT:
             self._known.clear()
         new = sorted(words - self._known.keys())
@@ -109,7 +119,7 @@ class TextEncoder:
         return ChainMap(self._encoded(added, split), self._known) if added else self._known
 
     def _encoded(self, texts: Sequence[str], split: bool) -> dict[str, list[int]]:
-        """The ids of each of different texts."""
+        """The token ids of each text, by text; the texts differ from each other."""
         if self._backend is None:
             return {text: self._alone(text, split) for text in texts}
         found: dict[str, list[int]] = {}
@@ -124,7 +134,10 @@ class TextEncoder:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
 
     def _with_literals(self, texts: Sequence[Text]) -> list[list[int]]:
-        """The ids of texts in which only the special tokens outside of `literal` are special."""
+        """The token ids of texts with literal ranges.
+
+        Special tokens in these ranges are encoded as plain text, all others as special tokens.
+        """
         if not texts:
             return []
         if self._stand_ins is None:
@@ -132,7 +145,10 @@ class TextEncoder:
         return [self._stand_ins.encode(text) or self._apart(text) for text in texts]
 
     def _apart(self, text: Text) -> list[int]:
-        """The ids of such a text from a tokenizer in Python, which encodes what is between special tokens on its own, too."""
+        """The ids of a text with literal ranges, for which no stand-ins can be used.
+
+        The text between special tokens is encoded separately, as a tokenizer in Python does itself.
+        """
         assert self._stand_ins is not None
         ids: list[int] = []
         done = 0
@@ -144,12 +160,16 @@ class TextEncoder:
 
 
 class _StandIns:
-    """Encodes text with special tokens both as such and as plain text.
+    """Encodes texts in which some special tokens are special, others plain text.
 
-    Each of the former is replaced by an added token that is not special, and all others are encoded as plain text.
+    The backend can encode either all special tokens of a text as plain text or none.  Here it encodes all of them as plain
+    text, and each special token that is to remain special is replaced by a stand-in, an added token that is not special.  The
+    id of the stand-in is then replaced by the id of the special token.
 
     Args:
-        tokenizer, backend, special: The tokenizer, its backend (None for a tokenizer in Python), and its special tokens.
+        tokenizer: The tokenizer.
+        backend: The tokenizer's backend in Rust; None for a tokenizer in Python.
+        special: The special tokens of the tokenizer.
     """
 
     _MARK = "\U0010f000"
@@ -169,7 +189,10 @@ class _StandIns:
             self._originals = {self._backend.token_to_id(self._of[token]): number for token, number in self.ids.items()}
 
     def encode(self, text: Text) -> list[int] | None:
-        """The ids of a text; None without a backend, or if the text has the private character of this class."""
+        """The token ids of a text; None if stand-ins cannot be used.
+
+        This is so without a backend, or if the text contains `_MARK`, with which each stand-in begins.
+        """
         if self._backend is None or self._MARK in text.text:
             return None
         parts, done = [], 0
@@ -181,7 +204,11 @@ class _StandIns:
 
 
 def _sections(text: str) -> list[str]:
-    """The text, cut between a letter and a colon that ends a line, as in the headings of a template."""
+    """The sections of a text, which is cut before the colons that end its headings.
+
+    Such a colon follows a letter and ends a line, as in the headings of the Alpaca template; the text before and after them
+    recurs in many prompts.
+    """
     first, *others = text.split(":\n")
     sections = [first]
     for section in others:
@@ -193,7 +220,7 @@ def _sections(text: str) -> list[str]:
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts in blocks of about `CHARACTERS_AT_ONCE`."""
+    """The texts in blocks of about `CHARACTERS_AT_ONCE` characters."""
     block: list[str] = []
     size = 0
     for text in texts:
@@ -207,7 +234,10 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _plain_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
-    """The tokenizer's backend in Rust; None for a tokenizer in Python, or one that changes how texts are encoded."""
+    """The tokenizer's backend in Rust.
+
+    None for a tokenizer in Python, and for a tokenizer whose class overrides the methods that encode texts.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     is_plain = isinstance(backend, tokenizers.Tokenizer) and all(
         getattr(type(tokenizer), name, None) is getattr(PreTrainedTokenizerFast, name)
@@ -217,7 +247,10 @@ def _plain_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
 
 
 def _reset(backend: tokenizers.Tokenizer, split: bool) -> None:
-    """Set what a call of the tokenizer sets: no truncation, no padding, and how special tokens are encoded."""
+    """Set the options of the backend that a call of the tokenizer sets.
+
+    They are no truncation, no padding, and whether special tokens are encoded as plain text (`split`).
+    """
     if backend.truncation is not None:
         backend.no_truncation()
     if backend.padding is not None:

@@ -16,17 +16,17 @@ _HASHED_AT_ONCE = 4096
 
 @dataclass(frozen=True, eq=False)
 class Examples(Sequence[Example]):
-    """Tokenized records, created on access.
+    """Tokenized records as examples, which are created on access.
 
-    A token takes 5 bytes.  `sample` is the index of the example.
+    A token takes 5 bytes.  The field `sample` of an example is its index in this sequence.
 
     Args:
         records: The records that were tokenized.
-        index_N: int64; for each example, the index of its record.
-        prompt_N: int64; the number of tokens of its prompt.
-        end_N: int64; the end of its tokens in `ids` and `supervised`.
-        ids: int32; the token ids of all examples, one after the other.
-        supervised: uint8; for each token, whether it is a target.
+        index_N: For each example, the index of its record (int64).
+        prompt_N: For each example, the number of tokens of its prompt (int64).
+        end_N: For each example, the index after its last token in `ids` and `supervised` (int64).
+        ids: The token ids of all examples, one after the other (int32).
+        supervised: For each token, 1 if it is a target and 0 otherwise (uint8).
     """
 
     records: Sequence[Record] = field(repr=False)
@@ -38,7 +38,7 @@ class Examples(Sequence[Example]):
 
     @classmethod
     def of(cls, records: Sequence[Record], arrays: Mapping[str, np.ndarray]) -> Self:
-        """The examples of `arrays`, as `ExampleBuilder.arrays` returns them."""
+        """The examples whose arrays `ExampleBuilder.arrays` returned."""
         return cls(records, **{name: arrays[name] for name in ("index_N", "prompt_N", "end_N", "ids", "supervised")})
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Examples(Sequence[Example]):
         return map(self._example, range(len(self)))
 
     def record_id(self, sample: int) -> str:
-        """The id of the record of an example."""
+        """The id of the record from which an example was made."""
         return self.records[int(self.index_N[sample])].record_id
 
     @property
@@ -74,9 +74,10 @@ class Examples(Sequence[Example]):
         return lengths
 
     def digest(self) -> str:
-        """SHA-256 of the samples, token ids and targets.
+        """SHA-256 of all examples, in hexadecimal.
 
-        It is the hash of, for each example, `sample` and the ids as int64, then a byte for each token.
+        The hashed bytes of an example are its `sample` and its token ids as int64, followed by one byte for each token, which
+        is 1 if the token is a target.
         """
         found = hashlib.sha256()
         for first in range(0, len(self), _HASHED_AT_ONCE):
@@ -104,7 +105,7 @@ class Examples(Sequence[Example]):
 
 
 class ExampleBuilder:
-    """Collects examples in arrays."""
+    """Collects examples in the arrays that `Examples` is created from."""
 
     def __init__(self) -> None:
         self._index, self._prompt, self._end = array("q"), array("q"), array("q")
@@ -114,7 +115,14 @@ class ExampleBuilder:
         return len(self._end)
 
     def add(self, index: int, prompt: int, ids: Sequence[int], supervised: Sequence[bool]) -> None:
-        """Add the example of record `index`, which has `prompt` prompt tokens."""
+        """Add an example.
+
+        Args:
+            index: Index of the record.
+            prompt: Number of prompt tokens.
+            ids: Token ids of prompt and answer.
+            supervised: For each token, whether it is a target.
+        """
         self._index.append(index)
         self._prompt.append(prompt)
         self._ids.extend(ids)
@@ -122,7 +130,7 @@ class ExampleBuilder:
         self._end.append(len(self._ids))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of `Examples`, by the names of its fields."""
+        """The arrays of `Examples`, each under the name of its field."""
         return {
             "index_N": np.frombuffer(self._index, dtype=np.int64),
             "prompt_N": np.frombuffer(self._prompt, dtype=np.int64),

@@ -1,6 +1,6 @@
 """Keys of cached data.
 
-A key is a hash of everything that the data depends on, with the code that makes it.
+A key is a hash of everything that the cached data depends on, including the code that computes the data.
 """
 
 import hashlib
@@ -16,22 +16,24 @@ from redistill.records import Json
 from redistill.storage import files
 
 CACHED_BYTES = 200_000
-"""Data files and token arrays of fewer bytes are read and tokenized at every start, in less than a second."""
+"""Minimum size of data that is cached, in bytes; smaller data is read and tokenized at every start, in less than a second."""
 
 
 def fingerprint(*parts: Json) -> str:
-    """A hexadecimal hash of `parts` and of the code.
+    """A hash of `parts` and of the code that reads and tokenizes rows.
 
-    The code is that of this package, and the versions of the libraries that it uses.
+    The result has 40 hexadecimal digits.  The code consists of the modules of this package and the versions of the libraries
+    that tokenize.
     """
     described = json.dumps([_code(), *parts], sort_keys=True)
     return hashlib.sha256(described.encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """A hash of the class and of all files of a tokenizer.
+    """A hash of a tokenizer: of its class and of all files that it saves.
 
-    They include its chat template.  A chat template that prints the date changes the hash once a day.
+    The files include the chat template.  If the chat template prints the date, the hash also includes the date, so it changes
+    once a day.
     """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(Path(folder))
@@ -47,7 +49,7 @@ def _today() -> str:
 
 @cache
 def _code() -> str:
-    """Versions of the libraries, and a hash of the modules that read and tokenize rows."""
+    """Versions of the libraries, and hashes of the modules that read or tokenize."""
     versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")]
     modules = [Path(__file__).parents[1] / "records.py", *sorted(Path(__file__).parent.glob("*.py"))]
     return " ".join([*versions, *(files.digest(path) for path in modules)])

@@ -1,7 +1,7 @@
 """Parsing of a JSON row as a prompt and its answers.
 
-The keys of a row determine its form.  Texts are used verbatim.  A malformed row is rejected with a reason; it is never
-stripped, repaired or guessed.
+The keys of a row determine its form, such as "prompt/completion".  Texts are used verbatim.  A malformed row is rejected with a
+reason; its texts are never stripped, repaired or guessed.
 """
 
 import re
@@ -24,10 +24,14 @@ Fault = (
     | Literal["unknown role", "order of roles"]
     | Literal["nothing to learn"]
 )
-"""Kinds of faults: of a line, of a row, of a text, of a conversation, and one that only tokenization detects."""
+"""Kinds of faults of a row.
+
+The lines list the faults of a line of a file, of a row, of one of its texts, of a conversation, and one fault that only
+tokenization detects.
+"""
 
 MAX_ROW_BYTES = 1_000_000
-"""Maximum size of the texts of a row in UTF-8; a larger row is probably a file pasted by mistake."""
+"""Maximum size of all texts of a row, in bytes of UTF-8; a larger row is probably a file that was pasted by mistake."""
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -43,7 +47,7 @@ class BadRow(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedRow:
-    """The form, prompt and references (none without an answer) of a row."""
+    """The form, prompt and references of a row; without an answer, no references."""
 
     form: Form
     prompt: Instruction | RawPrompt | Conversation
@@ -140,7 +144,10 @@ def _conversation_row(row: Mapping[str, object], form: Literal["messages", "conv
 
 
 def _turns(value: object, name: str) -> tuple[Turn, ...]:
-    """A list of {role, content} or {from, value} as turns."""
+    """The turns of a conversation.
+
+    `value` must be a list of objects with the keys role and content, or from and value.
+    """
     if not isinstance(value, list) or not value:
         raise BadRow("wrong type", f"{name} is {_kind(value)}; it must be a list of messages")
     turns = []
@@ -156,7 +163,10 @@ def _turns(value: object, name: str) -> tuple[Turn, ...]:
 
 
 def _check_order(turns: tuple[Turn, ...], name: str) -> None:
-    """Check that turns are an optional system turn, then user and assistant turns in alternation, user first."""
+    """Check the order of the roles of turns.
+
+    After an optional system turn, user and assistant turns must alternate, and the first is a user turn.
+    """
     num_system = int(turns[0].role == "system")
     for number, turn in enumerate(turns[num_system:]):
         if turn.role != ("assistant" if number % 2 else "user"):
@@ -167,7 +177,10 @@ def _check_order(turns: tuple[Turn, ...], name: str) -> None:
 
 
 def _references(answer: object, name: str) -> tuple[str, ...]:
-    """A string, or a list of equally correct strings."""
+    """The references of a row: its answer, or a list of equally correct answers.
+
+    An answer that is missing, blank or an empty list gives no references.
+    """
     if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
         return ()
     if isinstance(answer, list):

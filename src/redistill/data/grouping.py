@@ -1,7 +1,7 @@
 """Partition of a batch into micro-batches of sequences of similar length.
 
-Similar lengths need little padding.  Counts and coefficients are those of the global batch, so every partition gives the same
-gradient; only the cost differs.
+Sequences of similar length need little padding.  The loss is normalised by the counts of the global batch and not by those of a
+micro-batch, so every partition gives the same gradient; only the cost differs.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,11 @@ from redistill.contracts import DrawItem
 class ReadCost:
     """Cost of one forward and backward pass on a kind of device, in tokens.
 
+    The unit is the time that the device needs for one token.
+
     Args:
-        overhead_tokens: The cost that does not depend on the number of tokens: kernel launches, and one pass over the gradient
-            of each weight.
+        overhead_tokens: The part of the cost that does not depend on the number of tokens: kernel launches, and one pass over
+            the gradient of each weight.
         max_tokens: The number of tokens that saturates the device; a larger micro-batch is no faster per token and stores more
             activations.
     """
@@ -42,15 +44,15 @@ def grouped(items: Sequence[DrawItem], size: int | None, cost: ReadCost) -> list
 
     .. math:: \min \sum_g \bigl( n_g \max_{i \in g} T_i + \text{overhead} \bigr)
 
-    over all partitions of the sequences, sorted by their length T_i, into contiguous groups g of n_g sequences.  Gold and
-    sampled sequences are in the same group where their lengths are similar, and in separate groups where padding would cost
-    more.
+    The sequences are sorted by their length T_i.  The minimum is over all partitions of the sorted sequences into contiguous
+    groups g, each of n_g sequences.  Gold and sampled sequences may be in the same group; they are in separate groups where
+    padding would cost more than another pass.
 
     Args:
         items: The sequences with their roles.
         size: Maximum number of sequences per role in a group; None limits a group to `cost.max_tokens` padded tokens instead.
             A group of one sequence may exceed this limit.
-        cost: The cost of a pass on the device.
+        cost: The cost of one pass on the device.
 
     Returns:
         One list of items per micro-batch; their concatenation is `items` sorted by decreasing length.

@@ -1,7 +1,7 @@
-"""Reading of records from a file, a folder or a hub data set.
+"""Reading of records from a file, a folder or a data set of the Hugging Face hub.
 
-Unusable rows are rejected with line number and reason.  The module uses no template and no tokenizer.  Text is kept verbatim:
-"<n>" is three characters.
+Unusable rows are rejected with their line number and the reason.  The module uses no template and no tokenizer.  Text is kept
+verbatim: "<n>", which stands for a line break in some published files, remains three characters.
 """
 
 import json
@@ -34,7 +34,7 @@ class ReadReport:
 
     Args:
         source: The file or hub data set.
-        verdict: Number of rows by form, such as "instruction/input/output, 899 rows".
+        verdict: The number of usable rows of each form, such as "instruction/input/output, 899 rows".
         num_rows: Number of usable rows.
         rejected: The unusable rows.
     """
@@ -59,7 +59,8 @@ def read_records(
 
     Each row is a JSON object, whose keys determine its form:
 
-    - `instruction`, `input` (optional), `output`; Databricks' `context` and `response` are read as the latter two;
+    - `instruction`, `input` (optional), `output`; the keys `context` and `response` of Databricks' data are read as `input` and
+      `output`;
     - `prompt`, `completion` (or `response`, `output`): a string prompt is used verbatim, a list is read as messages;
     - `messages` of `role` and `content`, or ShareGPT's `conversations` of `from` and `value`; the last one is the answer.
 
@@ -74,10 +75,11 @@ def read_records(
         max_bad_rows: Maximum number of unusable rows, >= 0.
         require_answer: Whether a row without an answer is unusable; if False, its record has no references.
         rejected: A JSON Lines file that lists the unusable rows, with those of other sources.
-        cache: Keeps the rows of a large file in the cache, and calls this with a line if the cache cannot be used.
+        cache: Called with one line of text if the cache cannot be used.  None does not use the cache; otherwise the rows of a
+            large file are kept in it.
 
     Returns:
-        The records in order, which are created on access, with the `record_id` "<file stem>:<line>"; and the report.
+        The records in order, and the report.  Records are created on access; their `record_id` is "<file stem>:<line>".
 
     Raises:
         DataError: the source does not exist, has no usable row, or has more than `max_bad_rows` unusable rows.
@@ -116,7 +118,10 @@ def survey_records(
 
 
 def _digest_of_large(path: Path) -> str | None:
-    """The hash of a file that is large enough for the cache; None if it is small or unreadable."""
+    """The hash of a file that is large enough for the cache; None for other files.
+
+    None is returned for a file that cannot be read, too, so that reading it reports the error.
+    """
     try:
         return files.digest(path) if path.stat().st_size >= CACHED_BYTES else None
     except OSError:
@@ -124,7 +129,12 @@ def _digest_of_large(path: Path) -> str | None:
 
 
 class _About(TypedDict):
-    """What a cache entry says of a source: the number of rows by form, and the unusable rows."""
+    """The JSON values in a cache entry of a source.
+
+    Args:
+        verdict: As in `ReadReport`.
+        rejected: Line, fault and reason of each unusable row.
+    """
 
     verdict: str
     rejected: list[tuple[int, Fault, str]]
@@ -132,7 +142,7 @@ class _About(TypedDict):
 
 @collection_paused()
 def _surveyed(opened: "_Opened", require_answer: bool) -> Stored:
-    """The rows of a source as arrays; reads it line by line."""
+    """Read a source line by line; return its rows as arrays."""
     table = TableBuilder()
     bad: list[Json] = []
     forms: Counter[str] = Counter()
@@ -152,7 +162,10 @@ def _surveyed(opened: "_Opened", require_answer: bool) -> Stored:
 
 
 def _as_json(value: object) -> bytes:
-    """A row of a JSON array or hub data set as JSON, without the columns that JSON cannot represent."""
+    """A row of a JSON array or hub data set as one line of JSON.
+
+    Columns that JSON cannot represent are left out.
+    """
     assert isinstance(value, dict), "parse_row"
     kept = {}
     for name, column in value.items():
@@ -184,13 +197,14 @@ def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None) ->
 
 
 class _Opened(NamedTuple):
-    """A source.
+    """A source whose rows can be read.
 
     Args:
-        name: Its name for messages.
+        name: Name of the source in messages.
         stem: The first part of record ids.
-        path: Its file; None for a split of a hub data set.
-        values: The number of each row, its bytes if they are one line of JSON, and its value.
+        path: The file of the source; None for a split of a hub data set.
+        values: For each row its number, its bytes, and its value.  The bytes are None unless the row is a line of JSON.  The
+            value is a `BadRow` if the line cannot be decoded.
     """
 
     name: str
@@ -238,7 +252,10 @@ def _values_of_hub(name: str, split: str) -> Iterator[tuple[int, None, object]]:
 
 
 def _download(name: str, hub_file: str) -> Path:
-    """One file of a hub data set; `load_dataset` infers one format for the whole repository, and fails on a bad row."""
+    """Download one file of a hub data set.
+
+    `datasets.load_dataset` is not used, because it infers one format for the whole repository, and fails on a bad row.
+    """
     from huggingface_hub import hf_hub_download
 
     try:
@@ -280,7 +297,10 @@ def _values_of_file(path: Path, name: str) -> Iterator[tuple[int, bytes | None, 
 
 
 def _is_array(file: BinaryIO) -> bool:
-    """Whether the first character of a file, after a byte order mark and white space, begins a JSON array."""
+    """Whether the first character of a file is the bracket that opens a JSON array.
+
+    A byte order mark and white space before it are ignored.
+    """
     start = file.read(len(_BOM))
     rest = start.removeprefix(_BOM).lstrip()
     while not rest and (block := file.read(4096)):
@@ -289,7 +309,10 @@ def _is_array(file: BinaryIO) -> bool:
 
 
 def _array(file: BinaryIO, path: Path, name: str) -> Iterable[object] | None:
-    """The values of a JSON array; None if the file has lines of JSON that begin like one."""
+    """The values of a JSON array.
+
+    None for a .jsonl file that begins like a JSON array and is none; its lines are then read one by one.
+    """
     file.seek(0)
     try:
         text = file.read().removeprefix(_BOM).decode("utf-8")
@@ -304,7 +327,10 @@ def _array(file: BinaryIO, path: Path, name: str) -> Iterable[object] | None:
 
 
 def _items(text: str, name: str) -> Iterator[object]:
-    """The values of a JSON array, decoded one at a time, since a value takes many times the memory of its text."""
+    """The values of a JSON array, decoded one at a time.
+
+    A decoded value takes many times the memory of its text, so not all are kept in memory.
+    """
     decoder = json.JSONDecoder()
     try:
         end = _after_space(text, 0) + 1
@@ -334,7 +360,7 @@ def _no_array(name: str, error: Exception) -> DataError:
 
 
 def _value_of_line(line: bytes) -> object:
-    """The JSON value of a line; a `BadRow` if it has none."""
+    """The JSON value of a line; a `BadRow` if the line cannot be decoded."""
     if line.startswith(_BOM):
         return BadRow("byte order mark", "begins with a byte order mark, as in concatenated files; remove it")
     try:

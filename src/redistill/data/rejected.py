@@ -1,6 +1,7 @@
-"""rejected.jsonl, the list of rows that training leaves out.
+"""Writing of rejected.jsonl, the list of the rows that training leaves out.
 
-A line has the source, line and reason of a row.  The number of lines per source is limited.
+Each line of this file contains the source of a row, its line in the source, and the reason.  The number of lines per source is
+limited.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from redistill.records import Json
 from redistill.storage.files import append_lines, read_lines, rewrite_lines
 
 LISTED_ROWS = 1000
-"""Maximum number of rows listed per source; one more line reports the number of rows not listed.  All are counted."""
+"""Maximum number of rows that are listed per source; one more line has the number of rows that are not listed."""
 
 _MAX_REASON = 300  # characters; a reason may quote the error of a chat template, which can be of any length
 
@@ -33,7 +34,10 @@ class RejectedRow:
 
 
 def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:
-    """Write the unusable rows of a source; replaces those of an earlier read."""
+    """Write the unusable rows of a source to `path`.
+
+    Lines that an earlier read of the same source wrote are replaced.
+    """
     before = read_lines(path)
     others = [row for row in before if isinstance(row, dict) and row.get("source") != source]
     if before or bad:

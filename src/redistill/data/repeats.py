@@ -15,7 +15,7 @@ _OUTER_MARKS = " .,;:!?\u3002\u3001\u00bf\u00a1\"'`\u201c\u201d\u201e\u2018\u201
 def first_of_each(records: Iterable[Record]) -> list[int]:
     """For each record, the index of the first record with equal prompt and answers.
 
-    Texts are compared verbatim.  A record without an earlier duplicate gets its own index.
+    Texts are compared verbatim.  If no earlier record is equal, it is the index of the record itself.
 
     Example:
         >>> from redistill.records import RawPrompt
@@ -32,10 +32,10 @@ def first_of_each(records: Iterable[Record]) -> list[int]:
 
 
 def loose_question(record: Record) -> Question:
-    """Like `question`, but also ignores case, character width and outer punctuation.
+    """A key like `question` that also ignores case, character width and punctuation.
 
-    Texts are normalised by NFKC and case folding, and quotes and punctuation at both ends are removed.  Punctuation inside is
-    kept: "2 + 2" and "2 - 2" differ.
+    Texts are normalised by NFKC and case folding, and quotes and punctuation at both ends are removed.  Punctuation inside a
+    text is kept: "2 + 2" and "2 - 2" differ.
 
     Example:
         >>> from redistill.records import RawPrompt

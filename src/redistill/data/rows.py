@@ -1,6 +1,6 @@
 """Rows of data as arrays, and records that are created from them on access.
 
-A row takes the bytes of its text and about 60 bytes more, so that a million rows need no million Python objects.
+A row takes the bytes of its text and about 60 bytes more.  A million rows are therefore not a million Python objects.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ def question(record: Record) -> Question:
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """Context without the search for reference cycles.
+    """Context in which Python's cyclic garbage collector is disabled.
 
-    The search takes a quarter of the time of a loop that creates many objects.
+    The collector takes a quarter of the time of a loop that creates many objects.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -50,25 +50,28 @@ def collection_paused() -> Iterator[None]:
 
 
 def content_digest(record: Record) -> bytes:
-    """A hash of 16 bytes of the prompt, with its form and roles, and the references."""
+    """A hash of a record's prompt and references, 16 bytes long.
+
+    It depends on the type of the prompt and on the roles of its turns, too.
+    """
     prompt = record.prompt
     roles = [turn.role for turn in prompt.turns] if isinstance(prompt, Conversation) else []
     return _digest([type(prompt).__name__, *roles, "", *texts_of(prompt), "", *record.references], len(roles))
 
 
 def question_digest(record: Record) -> bytes:
-    """A hash of 16 bytes of `question`."""
+    """A hash of the record's `question`, 16 bytes long."""
     return _digest(question(record))
 
 
 def _digest(texts: Iterable[str], *counts: int) -> bytes:
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-    lengths = np.array([*counts, *map(len, encoded)], dtype=np.int64).tobytes()  # so that two lists never join to equal bytes
+    lengths = np.array([*counts, *map(len, encoded)], dtype=np.int64).tobytes()  # different lists never give equal bytes
     return hashlib.blake2b(lengths + b"".join(encoded), digest_size=16).digest()
 
 
 def first_of_digests(digests: np.ndarray) -> np.ndarray:
-    """For each row of `digests`, two integers, the index of the first equal row."""
+    """For each row of `digests` [N, 2], the index of the first equal row."""
     order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: the first of equal rows comes first
     ordered = digests[order]
     starts = np.flatnonzero(np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])[: len(ordered)])
@@ -84,11 +87,11 @@ class Table:
     Args:
         source: The file or hub data set, for messages.
         stem: The first part of record ids.
-        texts: uint8; the rows as JSON, one after the other.
-        ends: int64; the end of each row in `texts`.
-        lines: int64; the line of each row in its source.
-        contents: int64, two per row; the hash of its prompt and answers, `content_digest`.
-        questions: int64, two per row; the hash of its prompt up to white space, `question_digest`.
+        texts: The rows as JSON, one after the other (uint8).
+        ends: For each row, the index after its last byte in `texts` (int64).
+        lines: For each row, its line in the source (int64).
+        contents: For each row, the result of `content_digest` as two int64: a hash of prompt and answers.
+        questions: For each row, the result of `question_digest` as two int64: a hash of the prompt that ignores white space.
     """
 
     source: str
@@ -111,9 +114,9 @@ class Rows(Sequence[Record]):
     """Records of one or more sources, created on access.
 
     Args:
-        tables: The sources.
-        table_N: For each record, the index of its table.
-        row_N: For each record, its row in the table.
+        tables: One table for each source.
+        table_N: For each record, the index of its table in `tables`.
+        row_N: For each record, the index of its row in that table.
     """
 
     tables: tuple[Table, ...]
@@ -158,11 +161,11 @@ class Rows(Sequence[Record]):
         return self.tables[int(self.table_N[index])]
 
     def take(self, indices: np.ndarray) -> "Rows":
-        """The records at `indices`, or where a mask is True, in that order."""
+        """The records that `indices` selects: integers, in their order, or a mask."""
         return Rows(self.tables, self.table_N[indices], self.row_N[indices])
 
     def where(self, index: int) -> tuple[str, int]:
-        """Source and line of a record."""
+        """The source of a record, and its line there."""
         table = self._table(index)
         return table.source, int(table.lines[self.row_N[index]])
 
@@ -173,18 +176,21 @@ class Rows(Sequence[Record]):
 
     @property
     def num_bytes(self) -> int:
-        """The size of their texts in bytes."""
+        """The size of the JSON texts of the records, in bytes."""
         sizes = [np.diff(table.ends, prepend=0) for table in self.tables]
         return sum(int(size[self.row_N[self.table_N == number]].sum()) for number, size in enumerate(sizes))
 
     @property
     def contents(self) -> np.ndarray:
-        """int64, two per record; the hash of its prompt and answers."""
+        """For each record, a hash of prompt and answers as two int64 [N, 2]."""
         return self._column([table.contents for table in self.tables])
 
     @property
     def questions(self) -> np.ndarray:
-        """int64, two per record; the hash of its prompt up to white space."""
+        """For each record, a hash of the prompt as two int64 [N, 2].
+
+        It ignores differences in white space.
+        """
         return self._column([table.questions for table in self.tables])
 
     def _column(self, columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -196,9 +202,9 @@ class Rows(Sequence[Record]):
 
 
 def asks_one_of(rows: Rows, questions: Iterable[bytes]) -> np.ndarray:
-    """A mask of the records with one of `questions` as their prompt.
+    """A mask of the records whose prompt is one of `questions`.
 
-    The questions are hashes, as `question_digest` returns them.
+    `questions` are hashes that `question_digest` returned.
     """
     wanted = np.frombuffer(b"".join(questions), dtype=np.int64).reshape(-1, 2)
     found = rows.questions
@@ -217,7 +223,13 @@ class TableBuilder:
         self._ends, self._lines = array("q"), array("q")
 
     def add(self, line: int, text: bytes, prompt: Prompt, references: tuple[str, ...]) -> None:
-        """Add a row: its line, its JSON text, and what `parse_row` finds in it."""
+        """Add a row.
+
+        Args:
+            line: The line of the row in its source.
+            text: The row as JSON.
+            prompt, references: The prompt and the answers that `parse_row` returned for it.
+        """
         record = Record(record_id="", prompt=prompt, references=references)
         self._texts += text
         self._ends.append(len(self._texts))
@@ -226,7 +238,7 @@ class TableBuilder:
         self._questions += question_digest(record)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of the table, by the names of its fields."""
+        """The arrays of `Table`, each under the name of its field."""
         return {
             "texts": np.frombuffer(self._texts, dtype=np.uint8),
             "ends": np.frombuffer(self._ends, dtype=np.int64),

@@ -1,6 +1,6 @@
-"""Token ids of prompts, and of conversations with their answers.
+"""Encoding of prompts, and of conversations with their answers, as token ids.
 
-No other module determines where a prompt ends and an answer begins.
+Only this module determines which tokens belong to the prompt and which to the answer.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -23,10 +23,10 @@ class Spelled(NamedTuple):
     """Token ids of a conversation.
 
     Args:
-        ids: Token ids, without the end token where the template has none.
+        ids: Token ids.  The end token of the last answer is missing if the template does not write it.
         supervised: For each id, whether it is a target.
         prompt: Number of ids before the last answer.
-        ended: Whether the last answer has its end token.
+        ended: Whether `ids` includes the end token of the last answer.
     """
 
     ids: list[int]
@@ -35,20 +35,25 @@ class Spelled(NamedTuple):
     ended: bool
 
     def with_end(self, end_id: int) -> tuple[list[int], list[bool]]:
-        """The ids and targets with the end token."""
+        """`ids` and `supervised`, with the end token appended if it is missing."""
         return (self.ids, self.supervised) if self.ended else ([*self.ids, end_id], [*self.supervised, True])
 
 
 _Steps = Generator[list[Text], list[list[int]], Spelled]
-"""A generator that yields texts to encode, is sent their ids, and returns the result."""
+"""A generator that yields texts to encode, receives their token ids, and returns the result."""
 
 
 class SequenceEncoder:
     """Encodes records as token ids, for one tokenizer and template.
 
-    In an Alpaca prompt, special tokens in the text of the row are encoded as plain text: a literal "<|endoftext|>" is no end
-    token.  A chat template contains special tokens, and those in its messages are encoded as plain text.  Special tokens of raw
-    prompts, and of their answers, are special.  `counts` has the number of both.
+    The text of a special token may occur in a row.  With the Alpaca template it is encoded as plain text, so "<|endoftext|>" in
+    an instruction is not an end token.  With a chat template, special tokens of the template are encoded as special tokens,
+    those in messages as plain text.  With the Alpaca template, special tokens in a raw prompt and in its answers are encoded as
+    special tokens.
+
+    Attributes:
+        config: The settings of tokenization.
+        counts: Numbers of special tokens in the text of the rows encoded by `spelled`.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: "TokenizeConfig") -> None:
@@ -61,7 +66,7 @@ class SequenceEncoder:
             self._front = full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
 
     def prompts(self, records: Sequence[Record]) -> list[list[int] | DataError]:
-        """The token ids of each prompt, or why it cannot be rendered."""
+        """The token ids of each prompt, or the error if it cannot be rendered."""
         template = self.config.template
         found: list[list[int] | DataError] = []
         texts: list[Text] = []
@@ -79,12 +84,12 @@ class SequenceEncoder:
         return [ids if isinstance(ids, DataError) else self._with_front(next(encoded)) for ids in found]
 
     def spelled(self, records: Sequence[Record], seed: int, sample: int) -> Iterator["Spelled | DataError"]:
-        """The ids of each record with its answer, or why it has none.
+        """The token ids of each record with its answer, or the error if it has none.
 
         Args:
-            records: A batch.
+            records: A batch of records.
             seed: Seed of the run.
-            sample: The sample of the first record that is kept.
+            sample: Index that the first kept record of the batch has among all kept records.
         """
         known: dict[tuple[int, str], Spelled | DataError] = {}
         may_vary = self.config.reference == "random" and any(len(record.references) > 1 for record in records)
@@ -100,14 +105,17 @@ class SequenceEncoder:
                 done += 1
                 is_kept = isinstance(found, Spelled) and found.prompt <= self.config.prompt_tokens
                 sample += is_kept
-                if may_vary and not is_kept:  # the samples of the records after it are lower by one
+                if may_vary and not is_kept:  # the indices of the kept records after it are lower by one
                     break
 
     def _chosen(self, record: Record, seed: int, sample: int) -> str | None:
         return _chosen(record.references, self.config.reference, seed, sample) if record.references else None
 
     def _results(self, tasks: Sequence[_Steps]) -> list["Spelled | DataError"]:
-        """The results of generators; the texts that they request at the same time are encoded together."""
+        """The results of the generators `tasks`.
+
+        The texts that all generators request at the same time are encoded together.
+        """
         results: dict[int, Spelled | DataError] = {}
         waiting: dict[int, list[Text]] = {}
 
@@ -130,7 +138,11 @@ class SequenceEncoder:
         return [results[number] for number in range(len(tasks))]
 
     def _steps(self, record: Record, answer: str) -> _Steps:
-        """Encode one record; the ids of text[done:until] are those that text[:until] appends to the ids of text[:done]."""
+        """Encode one record, up to the end of each prompt and each answer in turn.
+
+        The ids of text[done:stop] are those that text[:stop] appends to the ids of text[:done].  Where the ids of text[:stop]
+        do not begin with those of text[:done], since a token spans the boundary, text[done:stop] is encoded separately.
+        """
         config = self.config
         transcript = render_transcript(
             record,
@@ -163,17 +175,17 @@ class SequenceEncoder:
         return Spelled(ids, supervised, prompt, transcript.ended)
 
     def _with_front(self, ids: list[int]) -> list[int]:
-        """The ids of the first text of a sequence, with leading special tokens."""
+        """`ids`, after the special tokens that the tokenizer puts before a text."""
         return ids if ids[: len(self._front)] == self._front else self._front + ids
 
     def _text(self, record: Record, text: str, literal: tuple[Range, ...] = ()) -> Text:
-        """A text of the record to encode, with the ranges of `literal` that it contains."""
+        """A text of the record to encode, with those ranges of `literal` that it contains."""
         is_data = self.config.template == "alpaca" and not isinstance(record.prompt, RawPrompt)
         return Text(text, is_data, tuple((start, end) for start, end in literal if end <= len(text)))
 
 
 def _chosen(references: tuple[str, ...], reference: str, seed: int, sample: int) -> str:
-    """The reference to train on; ties go to the first."""
+    """The reference to train on; of several longest or shortest ones, the first."""
     if reference == "longest":
         return max(references, key=len)
     if reference == "shortest":

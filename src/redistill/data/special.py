@@ -1,7 +1,8 @@
 """Special tokens in the text of rows.
 
-A chat template writes special tokens, such as the end of a turn.  The same characters in a message are text.  This module finds
-which special tokens of a rendered conversation stem from its messages.
+A chat template writes special tokens, such as the token that ends a turn.  The same characters in a message are not meant as a
+special token; they are plain text.  This module finds which special tokens of a rendered conversation come from its messages
+and not from the template.
 """
 
 import re
@@ -18,11 +19,16 @@ Range = tuple[int, int]
 Message = Mapping[str, object]
 
 _NAMES = frozenset({"role", "type", "name", "id", "tool_call_id"})
-"""Keys of a message whose values a template compares; they are no content."""
+"""Keys of a message whose values are not content; a template compares them with constants."""
 
 
 class SpecialTokens:
-    """The special tokens of a tokenizer, as text."""
+    """The special tokens of a tokenizer, as text.
+
+    Attributes:
+        added: Text of each special token -> the token as the tokenizer describes it.
+        texts: Texts of the special tokens, the longest first.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokens: Mapping[int, object] = getattr(tokenizer, "added_tokens_decoder", {})
@@ -36,9 +42,10 @@ class SpecialTokens:
         self._joined = "\0".join(self.texts)
 
     def find(self, text: str, literal: Sequence[Range] = ()) -> list[Range]:
-        """The ranges of special tokens in `text`, from left to right.
+        """The character ranges of special tokens in `text`, from left to right.
 
-        Of two at one place it is the longer one.  Those that overlap a range of `literal` are left out.
+        Where two special tokens begin at the same index, the longer one is found.  Special tokens that overlap a range of
+        `literal` are left out.
         """
         if not any(letter in text for letter in self._first):
             return []
@@ -50,16 +57,18 @@ class SpecialTokens:
         return Counter(text[start:end] for text in texts for start, end in self.find(text))
 
     def literal_ranges(self, text: str, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]) -> list[Range]:
-        """The ranges of special tokens in a conversation that stem from its messages.
+        """The character ranges of special tokens that come from messages.
 
-        A token that stems from a message only in part counts, too.  Characters that may belong to such a token are marked
-        with a private character, and the conversation is rendered again.  A token that the template itself searches for, as
-        the marked conversation shows, remains special.
+        A special token of which only a part comes from a message is included.
+
+        To find these tokens, a private character is inserted before each character of a message that may belong to one, and the
+        conversation is rendered again.  If the template then renders it differently, it searches for a special token in the
+        message, as some templates do for "</think>".  Such a token remains special.
 
         Args:
             text: The rendered conversation.
-            messages: The messages.
-            render: Renders messages.
+            messages: The messages of the conversation.
+            render: Renders messages with the chat template.
         """
         if not any(self._concerns(content) for content in _contents(messages)):
             return []
@@ -76,7 +85,7 @@ class SpecialTokens:
         return sorted(literal)
 
     def _concerns(self, content: str) -> bool:
-        """Whether a content may contain, begin, continue or end a special token."""
+        """Whether a content has a special token, or may be a part of one."""
         core = content.strip()
         if not core or not self.texts:
             return False
@@ -87,12 +96,13 @@ class SpecialTokens:
 
 @dataclass
 class SpecialTokenCounts:
-    """Special tokens in the text of rows, with the number of times that each occurs.
+    """Numbers of special tokens in the text of rows.
 
     Args:
-        kept: Those of raw prompts and their answers, which are encoded as special tokens.
-        as_text: Those of instructions and messages, which are encoded as plain text.
-        kept_rows, as_text_rows: Number of rows with such tokens.
+        kept: How often each special token occurs in raw prompts and their answers, where it is encoded as a special token.
+        as_text: How often each occurs in instructions, messages and their answers, where it is encoded as plain text.
+        kept_rows: Number of rows with tokens of `kept`.
+        as_text_rows: Number of rows with tokens of `as_text`.
     """
 
     kept: Counter[str] = field(default_factory=Counter)
@@ -101,7 +111,14 @@ class SpecialTokenCounts:
     as_text_rows: int = 0
 
     def add(self, record: Record, answer: str | None, special: SpecialTokens, template: str) -> None:
-        """Count the tokens of a record and of the answer to train on."""
+        """Add the special tokens in the prompt of a record and in its answer.
+
+        Args:
+            record: Provides the prompt.
+            answer: The answer to train on; None counts only the prompt.
+            special: The special tokens of the tokenizer.
+            template: "alpaca" or "chat"; only "alpaca" keeps the special tokens of raw prompts.
+        """
         found = special.count([*texts_of(record.prompt), *([] if answer is None else [answer])])
         if not found:
             return
@@ -113,7 +130,7 @@ class SpecialTokenCounts:
             self.as_text_rows += 1
 
     def as_json(self) -> dict[str, Json]:
-        """The counts, without those that are zero; `of` reads them."""
+        """The counts as JSON values, without those that are zero."""
         found: dict[str, Json] = {}
         if self.kept_rows:
             found |= {"kept": dict(self.kept), "kept_rows": self.kept_rows}
@@ -127,7 +144,7 @@ class SpecialTokenCounts:
         return cls(Counter(kept), Counter(as_text), *rows)
 
     def described(self) -> Iterator[str]:
-        """A line for each kind of tokens that occurs."""
+        """Lines for a terminal, one for each of `kept` and `as_text` that is not empty."""
         if self.kept_rows:
             yield f"special tokens in {_rows(self.kept_rows)} of raw text are encoded as special tokens: {_named(self.kept)}"
         if self.as_text_rows:
@@ -139,7 +156,7 @@ def _rows(count: int) -> str:
 
 
 def _named(tokens: Counter[str]) -> str:
-    """The most frequent tokens with their counts."""
+    """The five most frequent tokens with their counts, and the number of others."""
     shown = ", ".join(f"{token} ({count})" for token, count in tokens.most_common(5))
     return shown + (f" and {len(tokens) - 5} others" if len(tokens) > 5 else "")
 
@@ -165,9 +182,10 @@ def _marked(
     *,
     edges: bool = True,
 ) -> list[bool] | None:
-    """For each character of `text`, whether it stems from a content and may belong to one of `tokens`.
+    """Flags of the characters of `text` that come from messages and may be special.
 
-    None if the template renders the marked contents differently.
+    A flag is True if its character comes from a content of `messages` and may belong to one of `tokens`.  None if the template
+    renders the messages differently with the private character than without it.
     """
     used = set(text).union(*map(set, _contents(messages)))
     marker = next(chr(code) for code in range(0xF0000, 0xFFFFD) if chr(code) not in used)
@@ -196,7 +214,11 @@ def _marked(
 
 
 def _risky(content: str, tokens: Sequence[str], *, edges: bool) -> set[int]:
-    """Indices of characters that belong to a token or, with `edges`, to one that the text around the content may complete."""
+    """Indices of the characters of `content` that may belong to one of `tokens`.
+
+    With `edges` they include characters at both ends that are a part of a token, because the text around the content may
+    contain the rest of it.
+    """
     start, end = len(content) - len(content.lstrip()), len(content.rstrip())
     core = content[start:end]
     found: set[int] = set()

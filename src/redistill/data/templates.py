@@ -1,7 +1,7 @@
-"""Rendering of prompts as text.
+"""Rendering of prompts and conversations as text.
 
-The template is the Alpaca template of the literature, or the chat template of the tokenizer.  This module handles strings
-only; `tokenize` encodes them and marks the targets.
+The template is the Alpaca template of the literature, or the chat template of the tokenizer.  This module returns strings;
+`sequences` encodes them as token ids and marks the targets.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,11 @@ class Transcript:
 
     Args:
         text: The text of the conversation.
-        answers: Half-open character range of each answer to train on, including the end-of-turn marker of a chat template.
-        ended: Whether the text includes the end-of-turn marker of the last answer; if not, the end token must follow it.
-        literal: Character ranges of special tokens that stem from messages and are text; empty for "alpaca".
+        answers: Character range [start, end) of each answer to train on.  With a chat template it includes the end-of-turn
+        marker.  ended: Whether the text includes the end-of-turn marker of the last answer; if not, the end token must be
+        appended.  literal: Character ranges of the special tokens that come from messages and are encoded as plain text; empty
+        for
+            "alpaca".
     """
 
     text: str
@@ -43,9 +45,11 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | Non
     """Render the text that a model continues with its answer.
 
     "alpaca" is the template of Stanford Alpaca, which MiniLLM, DistiLLM and MGSR (its Table 8) use for all model families
-    except Qwen.  A raw prompt is used verbatim.  Earlier turns of a conversation become earlier blocks, a system turn the first
-    paragraph.  "chat" is the chat template of the tokenizer, up to the start of the assistant's turn.  An instruction and its
-    input form one user message.
+    except Qwen.  With it, a raw prompt is used verbatim.  Of a conversation, each earlier turn becomes a block of the template,
+    and the system turn becomes the first paragraph.
+
+    "chat" is the chat template of the tokenizer, up to the start of the assistant's turn.  An instruction and its input form
+    one user message.
 
     Args:
         prompt: The prompt.
@@ -80,9 +84,13 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | Non
 
 
 def literal_ranges(prompt: Prompt, text: str, tokenizer: Tokenizer, special: SpecialTokens) -> tuple[Range, ...]:
-    """The ranges of special tokens in a rendered prompt that are text.
+    """The character ranges of the special tokens that come from a prompt.
 
-    They stem from its messages, and not from the chat template that rendered it.
+    Args:
+        prompt: The prompt.
+        text: The prompt rendered with the chat template, which also contains special tokens of the template.
+        tokenizer: Provides the chat template.
+        special: The special tokens of the tokenizer.
     """
     return _literal_ranges(turns_of(prompt), text, tokenizer, special, add_generation_prompt=True)
 
@@ -107,20 +115,22 @@ def render_transcript(
 ) -> Transcript:
     """Render a prompt and its answer, and locate the answers to train on.
 
-    An answer is located by rendering the conversation up to it, exactly as it is rendered for generation; no tokens are
-    searched.
+    To locate an answer, the conversation before it is rendered, exactly as for generation; the answer begins at the end of the
+    result.  The text is not searched for the answer or for tokens.
 
     Args:
         record: Provides the prompt.
         answer: The last answer.
         template: "alpaca" or "chat".
         tokenizer: Provides the chat template; "alpaca" does not use it.
-        every_turn: Whether to train on the assistant's earlier answers, too.
+        every_turn: Whether to train on every answer of the assistant, and not only on the last one.
         special: The tokenizer's special tokens; None leaves `literal` empty.
 
     Raises:
-        ConfigError, DataError: as in `render_prompt`; DataError also if the chat template rewrites earlier text, so that the
-            prompt at generation would differ from the prompt in training.
+        ConfigError: "chat" with a tokenizer that has no chat template.
+        DataError: the chat template rejects the conversation, or changes the text of earlier turns.  The prompt at generation
+        would
+            then differ from the prompt in training.
     """
     turns = (*turns_of(record.prompt), Turn("assistant", answer))
     learned = [k for k, turn in enumerate(turns) if turn.role == "assistant" and (every_turn or k == len(turns) - 1)]
@@ -138,7 +148,10 @@ def render_transcript(
 
 
 def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Tokenizer, *, is_last: bool) -> tuple[int, int]:
-    """Range of the last of `turns` in `text`, from the end of its prompt through its end-of-turn marker."""
+    """The character range of the last turn of `turns` in `text`.
+
+    It begins at the end of the prompt and includes the end-of-turn marker.
+    """
     prompt = _chat(turns[:-1], tokenizer, add_generation_prompt=True)
     answered = (text if is_last else _chat(turns, tokenizer)).rstrip()
     if not text.startswith(answered):  # the end token of the conversation follows only the last turn (Phi-3)
@@ -153,7 +166,7 @@ def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Tokenizer, *, is
 
 
 def turns_of(prompt: Prompt) -> tuple[Turn, ...]:
-    """A prompt as turns: those of a conversation, else one user message."""
+    """The turns of a conversation; any other prompt as one user turn."""
     if isinstance(prompt, Conversation):
         return prompt.turns
     if isinstance(prompt, RawPrompt):

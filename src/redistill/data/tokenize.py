@@ -1,9 +1,9 @@
 """Tokenization of records.
 
-Training and evaluation build prompts with the same code, so a model is evaluated on the prompts that it was trained on.  The
-special tokens that the tokenizer puts before a text by default (BOS for Llama, </s> for OPT, none for GPT-2 and Qwen) are added
-in training *and* in evaluation; published code adds them in only one of the two.  A chat template contains its own special
-tokens, so none are added to it.
+Training and evaluation build prompts with the same code, so the prompts of evaluation have the format of those in training.
+The special tokens that the tokenizer puts before a text by default (BOS for Llama, </s> for OPT, none for GPT-2 and Qwen) are
+added in training *and* in evaluation; published code adds them in only one of the two.  A chat template contains its own
+special tokens, so none are added to it.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class TokenizeConfig:
             token.
         template: "alpaca" or "chat"; see `templates.render_prompt`.
         supervise: "last" trains on the last answer of a conversation, "every" on every answer of the assistant.
-        reference: Which of several references to train on; "random" depends on the seed of the run.
+        reference: Which of several references to train on.  "random" chooses with the seed of the run.
 
     Raises:
         ConfigError: a length is below 1, or a choice is unknown.
@@ -78,9 +78,9 @@ class RejectedRecord:
     """A record that training leaves out.
 
     Args:
-        index: Its index among the given records, from 0.
-        record_id: Its id.
-        reason: The reason, in one line.
+        index: Index of the record among the given records, from 0.
+        record_id: The id of the record.
+        reason: Why it is left out, in one line.
     """
 
     index: int
@@ -95,8 +95,8 @@ class TokenizeReport:
     Args:
         num_cut: Number of kept records whose answer was truncated.
         too_long: Records whose prompt is longer than `prompt_tokens`.
-        rejected: Records without a target token, or that the chat template rejects.
-        special_tokens: Special tokens in the text of the records.
+        rejected: Records that have no target token, or that the chat template rejects.
+        special_tokens: Counts of special tokens in the text of the records.
     """
 
     num_cut: int
@@ -121,19 +121,19 @@ def tokenize_training(
     """Tokenize records for training.
 
     A sequence is prompt, answer and end token, with a mask of the targets.  It begins with exactly the ids that
-    `tokenize_prompts` returns.  The answer's ids are those that tokenizing prompt and answer together appends to them; where a
-    token spans the boundary, the answer is tokenized on its own.
+    `tokenize_prompts` returns.  Prompt and answer are tokenized together, and the ids after those of the prompt are the ids of
+    the answer.  Where a token contains the boundary of prompt and answer, the answer is tokenized separately.
 
     Args:
         records: Records; one without a reference is rejected.
         tokenizer: A transformers tokenizer with an end token.
         config: Length limits, template, and which answers to train on.
         seed: Seed of the run, used by `reference="random"`.
-        cache: Keeps the result for many `Rows` in the cache, which all processes map, and calls this with a line if the cache
-            cannot be used.
+        cache: Called with one line of text if the cache cannot be used.  None does not use the cache; otherwise the result for
+            a large `Rows` is kept in it, and all processes map the same file.
 
     Returns:
-        The examples, created on access, whose `sample` counts from 0 without gaps; and the report.
+        The examples, and the report.  Examples are created on access; their `sample` is 0, 1, 2, ... without gaps.
 
     Raises:
         DataError: no record is left.
@@ -149,7 +149,7 @@ def tokenize_training(
     def make() -> Stored:
         return _tokenized(records, SequenceEncoder(tokenizer, config), end_id, seed)
 
-    has_files = hasattr(tokenizer, "save_pretrained")  # what a tokenizer depends on is in its files
+    has_files = hasattr(tokenizer, "save_pretrained")  # the cache key is a hash of the files that a tokenizer saves
     if cache is not None and has_files and isinstance(records, Rows) and records.num_bytes >= CACHED_BYTES:
         settings = {**dataclasses.asdict(config), "seed": seed if config.reference == "random" else None}
         key = fingerprint(hashlib.sha256(records.contents.tobytes()).hexdigest(), tokenizer_hash(tokenizer), settings)
@@ -191,7 +191,13 @@ def _tokenized(records: Sequence[Record], encoder: SequenceEncoder, end_id: int,
 
 
 class _About(TypedDict):
-    """What a cache entry says of tokenized rows, besides their arrays."""
+    """The JSON values in a cache entry of tokenized rows.
+
+    Args:
+        num_cut: As in `TokenizeReport`.
+        rejected: Index and reason of each rejected record.
+        special_tokens: The result of `SpecialTokenCounts.as_json`.
+    """
 
     num_cut: int
     rejected: list[tuple[int, str]]
@@ -217,9 +223,10 @@ def _report(records: Sequence[Record], stored: Stored, config: TokenizeConfig) -
 
 
 def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[int, list[Record]]]:
-    """The records in batches with the index of their first, limited in number and in characters.
+    """Batches of records, each with the index of its first record.
 
-    The choice of a random reference depends on how many earlier records are kept, so those batches are small.
+    The number of records and of characters per batch is limited.  The limit of records is lower for random references: a choice
+    depends on the number of kept records before it, so a part of the batch may have to be encoded again.
     """
     most = 64 if reference == "random" else 1024
     batch: list[Record] = []
@@ -235,9 +242,10 @@ def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[
 
 
 def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> list[tuple[int, ...]]:
-    """Tokenize the prompt of each record, truncated on the left to `prompt_tokens`.
+    """Tokenize the prompt of each record; longer ones are truncated on the left.
 
-    A longer prompt keeps its last tokens, because its end requests the answer ("### Response:"), and its BOS token.
+    A prompt longer than `prompt_tokens` keeps its BOS token and its last tokens, because its end requests the answer
+    ("### Response:").
 
     Returns:
         One tuple of token ids per record, in order.
@@ -262,6 +270,9 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: To
 
 
 def response_text(ids: Sequence[int], tokenizer: Tokenizer, end_ids: Sequence[int]) -> str:
-    """Decode an answer up to its end token; strips special tokens and white space."""
+    """The text of an answer up to its end token.
+
+    Special tokens are left out, and white space at both ends is removed.
+    """
     answer = list(itertools.takewhile(lambda token: token not in end_ids, ids))
     return tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()

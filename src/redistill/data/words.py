@@ -1,8 +1,10 @@
 """Division of ASCII text into words, as byte-level BPE tokenizers divide it.
 
-Such a tokenizer encodes each word independently of the others.
+Such a tokenizer divides a text with the regular expression of its pre-tokenizer.  It encodes each of the resulting words
+independently of the others.
 
-The patterns of pre-tokenizers use Unicode classes that `re` does not have.  In ASCII text each has an equivalent.
+These regular expressions use Unicode classes, such as \\p{L}, that the module `re` does not have.  For text in ASCII each class
+has an equivalent that `re` has.
 """
 
 import json
@@ -43,19 +45,20 @@ def _in_ascii(pattern: str) -> re.Pattern[str]:
 _KNOWN = {pattern: _in_ascii(pattern) for pattern in _PATTERNS}
 """Pattern of a pre-tokenizer -> its equivalent for ASCII.
 
-A match of any of them alone is matched as a whole again.  A match ends between a letter and a colon or line break.
+`encoding` depends on two properties of each pattern.  Applied to one of its own matches, a pattern matches the whole of it.  A
+match ends at every position between a letter and a colon or line break.
 """
 _DIGITS = {True: re.compile(r"[0-9]|[^0-9]+"), False: re.compile(r"[0-9]+|[^0-9]+")}
 
 
 @dataclass(frozen=True)
 class WordSplitter:
-    """Divides texts as a tokenizer does.
+    """Divides texts into words and added tokens, as a tokenizer does.
 
     Args:
-        steps: Patterns that divide a text one after the other.
-        added: The added tokens: text -> whether it is special.
-        pattern: Matches any of these, the longest first.
+        steps: Patterns of the pre-tokenizers.  The first divides a text, and each further one divides the results.
+        added: Text of each added token -> whether the token is special.
+        pattern: Matches any added token, the longest one first.
     """
 
     steps: tuple[re.Pattern[str], ...]
@@ -63,9 +66,9 @@ class WordSplitter:
     pattern: re.Pattern[str]
 
     def parts(self, text: str, split: bool) -> list[str]:
-        """The added tokens in a text, and what is between them.
+        """The added tokens in a text, and the texts between them, in order.
 
-        If `split`, special tokens are not found.
+        If `split` is True, special tokens are not searched for.
         """
         parts, done = [], 0
         for match in self.pattern.finditer(text):
@@ -88,9 +91,15 @@ class WordSplitter:
 
 
 def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None:
-    """How a tokenizer, described as JSON, divides texts.
+    """The splitter that divides texts as a tokenizer does.
 
-    None unless it is byte-level BPE with a known pattern.
+    Args:
+        described: The tokenizer as JSON, as in tokenizer.json.
+        special: The special tokens of the tokenizer.
+
+    Returns:
+        The splitter; None unless the tokenizer is byte-level BPE with a known pattern, and no added token has one of the
+        flags lstrip, rstrip and single_word.
     """
     parts: Mapping[str, Json] = json.loads(described)
     model, normalizer, before, added = (parts.get(name) for name in ("model", "normalizer", "pre_tokenizer", "added_tokens"))
@@ -116,12 +125,15 @@ def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None
 
 
 def _is_cut(token: str) -> bool:
-    """Whether an added token has a letter before a colon or line break, where texts are cut."""
+    """Whether `encoding` could cut an added token between a letter and a colon."""
     return re.search(r"[A-Za-z][:\n]", token) is not None
 
 
 def _pattern(step: Mapping[str, Json]) -> re.Pattern[str] | None:
-    """The pattern of a pre-tokenizer; an empty one divides nothing, and None is not known."""
+    """The pattern with which a pre-tokenizer divides text; None if it is not known.
+
+    An empty pattern stands for a pre-tokenizer that does not divide.
+    """
     match step:
         case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", "invert": False}:
             return _KNOWN.get(regex)

@@ -1,1 +1,1 @@
-"""Text generation: the local engine, its sampler, KV caches and prefix memory."""
+"""Text generation: the local engine, its sampler, its decoder and prefix memory."""

@@ -1,4 +1,4 @@
-"""Decoding of a batch by one model: KV cache, logits, and prefix memory."""
+"""Decoding of a batch by one model with its KV cache, logits and prefix memory."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,19 +15,20 @@ from redistill.vocab_pass.head import Products
 
 
 class Decoder:
-    """Decodes a batch of left-padded rows with one model.
+    """Decodes a batch of left-padded sequences with one model.
 
-    It reads the prompts first, then one column of one token per row at a time.
+    A row of the batch is a sequence, and a column has one token of each row.  The first call of `logits` reads the prompts,
+    each further call one column.  To read tokens means to compute their hidden states, keys and values.
 
     Args:
         model: A causal language model.
-        vocabulary: Number of leading classes that have a logit; None for all.
-        memory: States of texts that the model has read; prefixes found in it are not read again, and `remember` adds to it.
+        vocabulary: Number of leading classes for which logits are computed; None for all.
+        memory: States of texts that the model has read.  Prefixes found in it are not read again, and `remember` adds texts.
 
     Attributes:
-        num_classes: Number of classes that have a logit.
+        num_classes: Number of classes for which logits are computed.
         device: Device of the model's head.
-        remembers: Whether there is a memory to which `remember` can add.
+        remembers: Whether there is a memory to which `remember` can add texts.
     """
 
     def __init__(self, model: nn.Module, vocabulary: int | None, memory: PrefixMemory | None = None) -> None:
@@ -43,16 +44,16 @@ class Decoder:
     def prepared(self) -> Iterator[None]:
         """Context for decoding: eval mode, no gradient, packed weights.
 
-        The weights must not change inside.
+        The weights of the model must not change inside the context.
         """
         with eval_mode(self._model), torch.no_grad(), packed_layers(body_module(self._model)):
             yield
 
     def start(self, prompts: Sequence[TokenIds]) -> None:
-        """Start a new batch; its cache is filled with the prefixes in the memory.
+        """Start a new batch, whose cache is filled with the prefixes in the memory.
 
-        Every row has the same number of columns left to read, at least one; so a row with a longer known prefix reads part of
-        it again.
+        All rows read the same number of further columns, at least one.  So a part of the prefix is read again for a row whose
+        known prefix is longer than that of another row.
         """
         self._reader.start()
         self._hidden, self._read, self._lengths = Columns(), 0, [len(prompt) for prompt in prompts]
@@ -67,15 +68,15 @@ class Decoder:
             self._read = width
 
     def logits(self, ids_LT: torch.Tensor, mask_LT: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
-        """Read the columns that have not been read; return logits of the next token.
+        """Read the columns that have not been read; return the next token's logits.
 
         Args:
             ids_LT: Token ids of all columns so far.
-            mask_LT: Their attention mask.
-            position_LT: Their positions.
+            mask_LT: Attention mask of these columns.
+            position_LT: Position ids of these columns.
 
         Returns:
-            logits_LV, float32.
+            logits_LV in float32.
         """
         read, columns = self._read, ids_LT.shape[1]
         padding = [max(self._lengths) - length for length in self._lengths]
@@ -92,7 +93,13 @@ class Decoder:
         return self._logits(hidden_LD)
 
     def remember(self, row: int, token_ids: TokenIds, start: int) -> None:
-        """Store the states of a row's text, which begins at column `start`, in the memory."""
+        """Store the states of a row's text in the memory.
+
+        Args:
+            row: Index of the row in the batch.
+            token_ids: Token ids of the text.
+            start: Index of the column with the first token of the text.
+        """
         assert self._memory is not None
         columns = slice(start, start + len(token_ids))
         self._memory.remember(token_ids, self._reader.cache, row, columns, self._hidden.view()[row, columns])
@@ -105,9 +112,10 @@ class Decoder:
 
 
 def _logits_of(head: Head, like_LD: torch.Tensor) -> Product:
-    """`Head.logits` with the weight packed for few rows, where such a layout exists.
+    """A function like `Head.logits` that uses a packed weight where possible.
 
-    Operands are rounded as in `Head.logits` - to bf16 where the model runs in bf16 - and results are float32.
+    A packed weight is faster for few rows; see `packed`.  As in `Head.logits`, operands are rounded to bf16 if the model runs
+    in bf16, and results are float32.
     """
     products, weight_VD = Products.like(like_LD), head.weight_VD.detach()[: head.vocabulary]
     if not can_pack(weight_VD, products.result):

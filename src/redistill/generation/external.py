@@ -1,6 +1,6 @@
-"""Engines that are not part of the package: their results are checked.
+"""Checks of the results of engines that are not part of the package.
 
-The student is never trained on a result that is not a continuation of its request.
+They ensure that the student is never trained on a result that does not continue its request.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ class CheckedEngine:
 
     Args:
         engine: The engine itself.
-        name: Its kind in the recipe, for error messages.
+        name: Kind of the engine in the recipe, for error messages.
         vocabulary: Number of classes; every token id must be below it.
 
     Raises:
-        TrainingError: by `sync` and `generate`, if the engine raises an error or returns an invalid result.
+        TrainingError: raised by `sync` and `generate` if the engine raises an error or returns an invalid result.
 
     Example:
         >>> class Silent:
@@ -70,7 +70,7 @@ class CheckedEngine:
         return generations
 
     def _fault(self, request: GenerationRequest, generation: Generation) -> str | None:
-        """Why a result is invalid; None if it is valid."""
+        """The reason why a result is invalid; None if it is valid."""
         if not isinstance(generation, Generation) or not isinstance(generation.token_ids, tuple):
             return "must be a contracts.Generation with a tuple of token ids"
         length = len(generation.token_ids)

@@ -1,11 +1,11 @@
-"""The only sampler: random numbers belong to the sequence, not to the batch.
+"""Text generation by a model of this process, with a random stream per sequence.
 
-Token t of a sequence is sampled with the t-th group of numbers of the sequence's own stream; see `sample_rows`.  So a response
-does not depend on its batch, on the order of the requests, or on the number of processes, up to rounding: batches change the
-last bits of floating-point sums, which hardly ever changes a token.
+Token t of a sequence is sampled with the t-th group of random numbers of the sequence's own stream; see `sample_rows`.  So a
+response does not depend on its batch, on the order of the requests, or on the number of processes.  This holds up to rounding:
+another batch changes the last bits of floating-point sums, which very rarely changes a token.
 
-With a teacher, both models read the same tokens, each with its own cache, and each token is sampled from the mixture of their
-distributions.
+With a teacher, both models read the same tokens, each with its own KV cache, and each token is sampled from the mixture of
+their distributions.
 """
 
 from collections.abc import Sequence
@@ -52,21 +52,21 @@ def generate(
     Args:
         model: A causal language model; it runs in eval mode without gradient, and its modes are restored.
         requests: Sequences to continue, in any order; they are batched by length.
-        sampling: Settings.  Bans are applied first, then temperature, top-k and top-p, as in transformers.
-        end_ids: A row ends with the first of these tokens, which is part of its result.
-        pad_id: Any id; padding is identified by the attention mask.
-        batch_size: Rows per batch.  A larger one is faster as long as the cache fits; it changes results by rounding only.
-        vocabulary: Number of leading classes that may be sampled (a padded head has more rows than tokens); None for all.
-        teacher: The other model of the mixture, on the same device; its first `vocabulary` classes are the student's.  It is
-            not run if `sampling.teacher_share` is 0.
+        sampling: Settings.  Repeated n-grams are banned first; then temperature, top-k and top-p apply, as in transformers.
+        end_ids: End tokens.  A response ends with the first one that is sampled, which is part of the result.
+        pad_id: Token id of padding; any id, because the attention mask identifies padding.
+        batch_size: Sequences per batch.  A larger batch is faster if the KV cache fits; results change by rounding only.
+        vocabulary: Number of leading classes that may be sampled; None for all.  A padded head has more classes than tokens.
+        teacher: The other model of the mixture, on the same device.  Its first `vocabulary` classes must be the same tokens as
+            those of `model`.  It is not run if `sampling.teacher_share` is 0.
         memory: States of texts that `model` has read since its weights last changed.  Prefixes found in it are not read again,
-            and generated text is added; the text is the same up to rounding.  None reads every prompt.
+            and generated texts are added to it.  It changes results by rounding only.  None reads every prompt.
 
     Returns:
-        A `Generation` for each request, in their order; a budget of 0 gives no tokens.
+        A `Generation` for each request, in the order of the requests; it is empty if `max_new_tokens` is 0.
 
     Raises:
-        ConfigError: a value is out of range, the arg max of a mixture is requested, or a sequence exceeds a model's positions.
+        ConfigError: a value is out of range, the arg max of a mixture is requested, or a sequence is too long for a model.
         Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
@@ -92,7 +92,10 @@ def generate(
 
 
 def _tokens_to_read(request: GenerationRequest, memory: PrefixMemory | None) -> tuple[int, int, int]:
-    """Sort key of a request: the number of prompt tokens to be read, the length of the prompt, and the budget."""
+    """The sort key of a request.
+
+    It consists of the number of prompt tokens that are not in the memory, the length of the prompt, and `max_new_tokens`.
+    """
     length = len(request.prompt_ids)
     known = 0 if memory is None else memory.recall(request.prompt_ids[:-1])[0]
     return length - known, length, request.max_new_tokens
@@ -102,11 +105,12 @@ def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """The distribution that a token is sampled from, at a temperature above 0.
 
     Args:
-        logits_NV: float32; -inf where a class is banned.
-        sampling: Applies temperature, then top-k (all ties of the k-th are kept), then the smallest top-p set of the rest.
+        logits_NV: Logits in float32; -inf for banned classes.
+        sampling: Settings of sampling.  Temperature is applied first.  Top-k keeps the k largest logits and those equal to the
+            smallest of them.  Top-p then keeps the smallest set of the most probable classes whose mass reaches `top_p`.
 
     Returns:
-        probabilities_NV, each row summing to 1; excluded classes have exactly 0.
+        probabilities_NV, in which each row sums to 1 and excluded classes are exactly 0.
     """
     probabilities_NV = _softened(logits_NV, sampling).softmax(dim=-1)
     if sampling.top_p < 1.0:
@@ -119,7 +123,10 @@ def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The logits after temperature and top-k; the input tensor itself if neither changes it."""
+    """The logits after temperature and top-k.
+
+    If neither changes the logits, the input tensor itself is returned.
+    """
     if sampling.temperature != 1.0:
         logits_NV = logits_NV / sampling.temperature
     if 0 < sampling.top_k < logits_NV.shape[-1]:
@@ -129,7 +136,10 @@ def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """`probabilities` up to a factor per row, which `sample_rows` does not need; may overwrite the logits."""
+    """Probabilities that are not normalised; may overwrite the logits.
+
+    They are those of `probabilities` up to a factor for each row; `sample_rows` does not need this factor.
+    """
     if sampling.top_p < 1.0:
         return probabilities(logits_NV, sampling)
     softened_NV = _softened(logits_NV, sampling)
@@ -137,12 +147,13 @@ def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 class NgramBan:
-    """The tokens that would repeat an n-gram of their row, updated token by token.
+    """The tokens that would repeat an n-gram of their sequence.
 
-    Prompt and response both count, padding does not, as with `NoRepeatNGramLogitsProcessor` on unpadded rows.
+    The n-grams are those of prompt and response without padding, as in `NoRepeatNGramLogitsProcessor` of transformers for
+    unpadded sequences.
 
     Args:
-        size: n, >= 1.
+        size: Length n of the n-grams, >= 1.
         rows: Token ids of the prompts.
     """
 
@@ -155,13 +166,13 @@ class NgramBan:
                 self.push(row, token)
 
     def push(self, row: int, token: int) -> None:
-        """Append `token` to `row`."""
+        """Append `token` to the sequence `row`."""
         if len(self._history[row]) >= self._size - 1:
             self._followers[row].setdefault(self._last(row), []).append(token)
         self._history[row].append(token)
 
     def banned(self, row: int) -> list[int]:
-        """Tokens that must not follow in `row`."""
+        """The tokens that must not be the next one of the sequence `row`."""
         return self._followers[row].get(self._last(row), [])
 
     def _last(self, row: int) -> tuple[int, ...]:
@@ -170,7 +181,7 @@ class NgramBan:
 
 
 def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: Sampling) -> None:
-    """Generate until every row of the batch has ended."""
+    """Generate tokens until every sequence of the batch has ended."""
     for decoder in decoders:
         decoder.start(batch.prompts)
     # Checking which rows are active synchronises with a GPU, so it is not done after every token.
@@ -193,7 +204,10 @@ def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: 
 
 
 def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch.Tensor) -> None:
-    """Store the rows that are removed from the caches in the memories, without their last token, which was not read."""
+    """Store the texts of rows that are removed from the KV caches in the memories.
+
+    The last token of a text is left out, because no model has read it.
+    """
     for decoder in decoders:
         if decoder.remembers:
             for live, text, start in batch.texts(removed_L.nonzero().flatten()):
@@ -201,7 +215,10 @@ def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch
 
 
 def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK: torch.Tensor) -> torch.Tensor:
-    """token_L, sampled from one model or from the mixture of the student and the teacher; overwrites the logits."""
+    """The next tokens token_L; overwrites the logits.
+
+    They are sampled from one model, or from the mixture of student and teacher.
+    """
     if sampling.temperature == 0:
         return logits[0].argmax(dim=-1)
     if len(logits) == 1:
@@ -212,9 +229,10 @@ def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK:
 
 
 class _LiveBatch:
-    """The L live rows of a batch, which are still in the cache, and the generated tokens of all its B rows.
+    """The state of a batch of B sequences (rows) during generation.
 
-    A row that has ended remains live until enough rows have ended; tokens sampled for it are dropped.
+    The L live rows are those that are still in the KV cache.  An active row is a live row that has not ended.  Rows that have
+    ended remain live until enough rows have ended to be removed together; tokens that are sampled for them are dropped.
     """
 
     def __init__(
@@ -255,7 +273,7 @@ class _LiveBatch:
     def accept(self, token_L: torch.Tensor, step: int) -> torch.Tensor:
         """Append the sampled tokens to the active rows.
 
-        Returns active_L, the rows that continue after them.
+        Returns active_L, the mask of the rows that are still active after these tokens.
         """
         ends_L = self._active_L & torch.isin(token_L, self._end_ids)
         self._generated_BT[self._live_L, step] = token_L  # tokens beyond a row's length are ignored
@@ -272,9 +290,14 @@ class _LiveBatch:
         return self._active_L
 
     def texts(self, live: torch.Tensor) -> list[tuple[int, tuple[int, ...], int]]:
-        """Texts of some live rows, for the memory.
+        """The texts of some live rows, for the memory.
 
-        For each row: its live index, the token ids of prompt and response without the last token, and their first column.
+        Args:
+            live: Indices of the rows among the live rows.
+
+        Returns:
+            For each row: its index among the live rows; the token ids of prompt and response, without the last token; and the
+            index of the column with the first of them.
         """
         rows = self._live_L[live]
         lists = (live.tolist(), rows.tolist(), self._length_B[rows].tolist(), self._generated_BT[rows].tolist())
@@ -293,7 +316,7 @@ class _LiveBatch:
         return logits_LV
 
     def select(self, kept: torch.Tensor) -> None:
-        """Keep only the live rows with these indices."""
+        """Keep only those live rows whose indices are in `kept`."""
         for name in ("_ids_LT", "_mask_LT", "_position_LT", "uniform_LTK", "_live_L", "_active_L", "_budget_L"):
             setattr(self, name, getattr(self, name)[kept])
 
@@ -328,5 +351,5 @@ def _check_lengths(requests: Sequence[GenerationRequest], limit: int | None) -> 
         if limit is not None and length > limit:
             raise ConfigError(
                 f"generation of {request.stream}: {len(request.prompt_ids)} prompt tokens + {request.max_new_tokens} new = "
-                f"{length}: must be at most {limit}, the model's positions; lower the prompt limit or max_new_tokens"
+                f"{length}: must be at most {limit}, the model's number of positions; lower the prompt limit or max_new_tokens"
             )

@@ -46,15 +46,16 @@ class LocalEngine:
 
     Args:
         model: A causal language model.
-        teacher: The other model of a mixture (`Sampling.teacher_share`); None if no policy samples from mixtures.
+        teacher: The teacher, for sampling from a mixture (`Sampling.teacher_share`); None if no policy samples from mixtures.
         vocabulary: Number of leading classes that may be sampled; None for all.
         end_ids: Tokens that end a text.
         pad_id: Token id that pads short rows.
-        batch_size: Sequences per batch; it is lowered, and the call retried, when memory runs out.
-        autocast: Returns the autocast context that models run in.
+        batch_size: Sequences per batch.  When memory runs out, it is lowered and the call is retried.
+        autocast: Returns the autocast context in which the models run.
 
     Attributes:
-        memory: Cached keys and values of the texts read or generated inside `remembering`; None outside.
+        memory: The prefix memory with the states of texts that were read or generated inside the context `remembering`; None
+            outside this context.
 
     Raises:
         TrainingError: memory runs out for a batch of one sequence, or the model's probabilities are not finite.
@@ -106,7 +107,7 @@ class LocalEngine:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Context in which cached prefixes are reused and not computed again.
+        """Context in which the states of known prefixes are reused.
 
         The weights must not change inside the context.
         """

@@ -1,8 +1,8 @@
 """Weights packed for matrix products with few rows on a CPU.
 
-Such products dominate a decoding step.  oneDNN reads a weight once, sequentially, if it has been reordered into blocks; a
-plain product with eight rows takes 1.5 times as long, one with a large head up to 2.6 times.  Results equal those of plain
-products up to rounding.
+Such products take most of the time of a decoding step.  oneDNN, the CPU library of PyTorch, can reorder ("pack") a weight into
+blocks, so that a product reads it once and sequentially.  Without packing, a product with eight rows takes 1.5 times as long,
+and a product with a large head up to 2.6 times.  Results are equal up to rounding.
 """
 
 import threading
@@ -30,9 +30,9 @@ def packed_product(weight_VD: torch.Tensor, bias_V: torch.Tensor | None, dtype: 
     """A function x -> x W^T + b with a packed copy of W.
 
     Args:
-        weight_VD: W, in the layout of `nn.Linear`; `can_pack` must hold for it.
-        bias_V: b; None for none.
-        dtype: dtype of the operands and the result.
+        weight_VD: The weight W in the layout of `nn.Linear`; `can_pack` must return True for it.
+        bias_V: The bias b; None for a layer without bias.
+        dtype: Data type of the operands and the result.
     """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight_VD.detach().to(dtype))
     bias_V = None if bias_V is None else bias_V.detach().to(dtype)
@@ -50,7 +50,12 @@ _packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
 
 @dataclass
 class _Packed:
-    """Packed layers of a model: a stack that restores them when it is closed, and the number of contexts that use them."""
+    """The packed layers of a model.
+
+    Args:
+        layers: Stack that restores the layers when it is closed.
+        users: Number of open contexts that use the packed layers.
+    """
 
     layers: ExitStack
     users: int = 0
@@ -60,8 +65,8 @@ class _Packed:
 def packed_layers(model: nn.Module) -> Iterator[None]:
     """Context in which the linear layers of `model` use packed weights.
 
-    The packed copies are made of the weights on entry; concurrent threads share them.  Other layers, such as quantised
-    ones, are not changed.
+    The weights are packed on entry, and concurrent threads share the packed copies.  Layers of other types, such as quantised
+    layers, are not changed.
     """
     with _lock:
         if model not in _packed:
@@ -77,9 +82,9 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _pack(model: nn.Module) -> ExitStack:
-    """Replace the forward of each linear layer; closing the returned stack restores them."""
+    """Replace `forward` of each linear layer; closing the result restores it."""
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    with ExitStack() as packed:  # out of memory: a layer that kept its copy would ignore later updates of its weight
+    with ExitStack() as packed:  # restores all layers on an error: a packed layer would ignore later updates of its weight
         for layer in model.modules():
             if type(layer) not in (nn.Linear, Conv1D) or "forward" in vars(layer):
                 continue

@@ -1,8 +1,9 @@
 """Prefix memory: states of texts, so that no prefix is read twice in a step.
 
-A `PrefixMemory` maps token ids to keys, values and last hidden states.  A reader looks up each text and reads the tokens after
-the longest known prefix.  The result equals that of reading everything up to rounding; so in fp32 a memory hardly ever changes
-generated text.  A memory belongs to one model with the weights of one step: its owner drops it when they change.
+To read tokens means to run the model on them.  A `PrefixMemory` maps token ids to the keys, values and last hidden states that
+the model computed for them.  A reader looks up each text, and reads only the tokens after the longest known prefix.  The result
+is the same up to rounding as that of reading all tokens, so in fp32 a memory very rarely changes generated text.  A memory is
+valid for one model with the weights of one step; its owner drops it when the weights change.
 """
 
 from bisect import bisect_left, insort
@@ -18,9 +19,12 @@ from redistill.models.families import body
 from redistill.tensors import pad
 
 MEMORY_BYTES = 1 << 30
-"""Limit of one model's memory; texts beyond it are not remembered."""
+"""Maximum size of one model's memory in bytes; texts that would exceed it are not stored."""
 FEW_TOKENS = 32
-"""Rows with at most this many unread tokens form one group; in other groups the longest row has at most twice the shortest."""
+"""Texts with at most this number of unread tokens are read together.
+
+In other groups the longest text has at most twice the number of unread tokens of the shortest one.
+"""
 
 TokenIds = tuple[int, ...]
 
@@ -42,7 +46,7 @@ class PrefixMemory:
     """States of texts by their token ids, for one model with fixed weights.
 
     Args:
-        max_bytes: Limit of all states together; a text that would exceed it is not remembered.
+        max_bytes: Maximum size of all states together, in bytes; a text that would exceed it is not stored.
     """
 
     def __init__(self, max_bytes: int = MEMORY_BYTES) -> None:
@@ -53,7 +57,8 @@ class PrefixMemory:
     def recall(self, token_ids: TokenIds) -> tuple[int, PrefixStates | None]:
         """Find the longest known prefix of `token_ids`.
 
-        Returns its length, and states that begin with it (None for length 0).
+        Returns:
+            The length of the prefix, and the states of a text that begins with it; None instead of states for length 0.
         """
         index = bisect_left(self._texts, token_ids)
         found = [(_common_length(text, token_ids), text) for text in self._texts[max(0, index - 1) : index + 1]]
@@ -67,10 +72,10 @@ class PrefixMemory:
 
         Args:
             token_ids: The T tokens.
-            cache: The cache that contains their keys and values.
-            row: Row of the text in the cache.
-            columns: The T columns of the text in the cache.
-            hidden_TD: Their last hidden states.
+            cache: The KV cache that contains the keys and values of the tokens.
+            row: Index of the text in the cache.
+            columns: The T columns of the cache with the tokens.
+            hidden_TD: The last hidden states of the tokens.
         """
         pairs = [(layer.keys[row, :, columns], layer.values[row, :, columns]) for layer in cache.layers]
         keys, values = pairs[0]
@@ -95,11 +100,11 @@ def load_prefixes(cache: Cache, prefixes: Sequence[tuple[int, PrefixStates | Non
 
     Args:
         cache: A result of `caches.new_cache`, for a model whose prefixes can be reused.
-        prefixes: For each row the number of tokens, at most `width`, and the states that begin with them.
-        width: Number of columns.
+        prefixes: For each row, the number of tokens of its prefix, at most `width`, and the states of a text that begins with
+        it.  width: Number of columns to fill.
 
     Returns:
-        hidden_BCD, the hidden states of the prefixes, padded in the same way.
+        hidden_BCD, the last hidden states of the prefixes, padded on the left with zeros.
     """
     some = next(states for tokens, states in prefixes if tokens and states is not None)
     layers, two, heads, _, size = some.kv_LXHTD.shape
@@ -136,10 +141,11 @@ class PrefixReader:
         """The hidden states at some positions of right-padded sequences.
 
         Args:
-            ids_BT, mask_BT: Token ids and attention mask of the sequences.
-            position_N: Flat positions in [0, B * T), none of them a sequence's last token.
-            memory: Memory of known prefixes, which are not read; with None, or for a family whose prefixes cannot be reused,
-                everything is read.
+            ids_BT: Token ids of the sequences.
+            mask_BT: Attention mask of the sequences.
+            position_N: Positions in the flattened batch, in [0, B * T); none is the position of a sequence's last token.
+            memory: The prefix memory; prefixes found in it are not read.  All tokens are read if it is None, or if the model's
+                family does not allow prefixes to be reused.
             remember: Whether the states of these sequences are added to the memory.
 
         Returns:
@@ -158,7 +164,10 @@ class PrefixReader:
     def _read(
         self, texts: Sequence[TokenIds], memory: PrefixMemory, device: torch.device, remember: bool
     ) -> list[torch.Tensor]:
-        """hidden_TD of each text; only tokens after the longest known prefix are read."""
+        """The hidden states hidden_TD of each text.
+
+        Only the tokens after the longest known prefix are read.
+        """
         known = [memory.recall(text) for text in texts]
         hidden = [torch.empty(0) if states is None else states.hidden_TD[:tokens] for tokens, states in known]
         left = [len(text) - tokens for text, (tokens, _) in zip(texts, known)]
@@ -186,7 +195,7 @@ class PrefixReader:
 
 
 def _groups_of_similar_length(left: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of texts with unread tokens, grouped by their number."""
+    """Groups of indices of texts with similar numbers of unread tokens."""
     group: list[int] = []
     for index in sorted((index for index, tokens in enumerate(left) if tokens), key=lambda index: left[index]):
         if group and left[index] > max(FEW_TOKENS, 2 * left[group[0]]):

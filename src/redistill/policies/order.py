@@ -1,7 +1,7 @@
 """The order of the training data, and random choices between answers.
 
-Random numbers are keyed by (seed, purpose, step, sample), so that they depend neither on the number of processes nor on a
-resume.
+The generator of random numbers is created from (seed, purpose, step, sample).  So the numbers depend neither on the number of
+processes nor on whether a run was resumed.
 """
 
 from collections.abc import Sequence
@@ -42,10 +42,10 @@ class Shuffled(Generic[Item]):
     A batch can contain items of two epochs.
 
     Args:
-        items: At least one.
-        batch_size: Items of one update over all processes, a multiple of their number.
-        seed: The run's seed.
-        purpose: Part of the key of the random stream; different kinds of items have different purposes.
+        items: The items; at least one.
+        batch_size: Number of items of one update on all processes together, a multiple of the number of processes.
+        seed: Seed of the run.
+        purpose: Name of the random stream.  Different kinds of items have different names, so their orders are independent.
         processes: Rank and number of processes; each process takes its contiguous part of every batch.
 
     Raises:
@@ -66,11 +66,11 @@ class Shuffled(Generic[Item]):
         self._order = lru_cache(maxsize=2)(partial(permutation, len(items), seed, purpose))
 
     def items(self, step: int) -> list[Item]:
-        """This process's part of the step's global batch."""
+        """The part of a step's global batch that belongs to this process."""
         return self.part(self.all_items(step))
 
     def all_items(self, step: int) -> list[Item]:
-        """The step's global batch, the same on every process."""
+        """The global batch of a step, which is the same on every process."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         orders = {epoch: self._order(epoch) for epoch in {position // len(self._items) for position in positions}}
         return [self._items[orders[i // len(self._items)][i % len(self._items)]] for i in positions]
@@ -86,7 +86,10 @@ class Shuffled(Generic[Item]):
 
 
 class _GoldItems(Sequence[GoldItem]):
-    """A training set as items, created on access; those of the last updates are kept, so that their sequences are the same."""
+    """A training set as gold items, which are created on access.
+
+    The items of the last updates are kept, so a repeated access to an index returns the same objects.
+    """
 
     def __init__(self, examples: Sequence[Example], batch_size: int) -> None:
         self._examples = examples
@@ -149,8 +152,8 @@ def gold_sequence(example: Example) -> TokenSequence:
 
 
 def coin(seed: int, step: int, item: GoldItem, kind: Coin, purpose: str = "coin") -> float:
-    """A uniform random number in [0, 1) that decides between answers.
+    """A uniform random number in [0, 1) that chooses between two kinds of answers.
 
-    There is one for each sample of a step (`kind` is "sample"), or one for the whole step.
+    With `kind` "sample" each item of a step has its own number; with "step" all items of a step have the same.
     """
     return generator(seed, purpose, step, *([item.example.sample] if kind == "sample" else [])).random()

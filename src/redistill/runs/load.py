@@ -1,6 +1,7 @@
-"""Reads and tokenises the data of a run.
+"""Reading and tokenization of the data of a run.
 
-Only rejected.jsonl is written here, so a mistake in a configuration leaves no incomplete run folder.
+This module writes no file except rejected.jsonl.  So a mistake in a configuration, which it may find, leaves no incomplete run
+folder.
 """
 
 from collections import Counter
@@ -34,9 +35,10 @@ class DataSets:
     Args:
         train: Training examples.
         validation: Validation records.
-        validation_examples: Their gold sequences, without those that exceed the length limits.
+        validation_examples: The validation records as examples, without those that exceed the length limits.
         tests: Test records by name of the test set.
-        manifest: Path, hash and row counts of each source, and the numbers of rows kept and dropped, for run.json.
+        manifest: JSON values for run.json: path, hash and number of rows of each source, and the numbers of rows kept and
+            dropped.
     """
 
     train: Sequence[Example]
@@ -51,14 +53,15 @@ def load_data(
 ) -> DataSets:
     """Read and tokenise the data of a run.
 
-    A training or validation row with the prompt of a test row is removed and counted; exact duplicates of earlier training
+    A training or validation row that has the prompt of a test row is removed and counted.  Exact duplicates of earlier training
     rows are kept and counted.
 
     Args:
-        config, tokenizer: The sources, test sets and length limits; the student's tokenizer.
-        seed: The run's seed, which chooses among several references of a training row.
-        rejected: File that lists unusable rows; None writes none.
-        report: Called with a line about every source.
+        config: The sources, the test sets and the length limits.
+        tokenizer: The tokenizer of the student.
+        seed: Seed of the run.  With `reference: random` it determines which reference of a row is trained on.
+        rejected: File to which unusable rows are written; None writes no file.
+        report: Called with one line of text for every source, and for rows that are removed, repeated or have special tokens.
 
     Raises:
         ConfigError: the training set has too few rows to hold out validation rows.
@@ -106,7 +109,7 @@ def load_data(
 
 
 def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping[str, int], duplicates: int) -> dict[str, int]:
-    """Numbers of rows kept and dropped, by reason, for run.json."""
+    """The numbers of rows that are kept, and of those dropped for each reason."""
     kept = {"train": train, "dropped": sum(dropped.values()), **dropped, "validation": validation}
     kept |= {"duplicates kept": duplicates} if duplicates else {}
     return kept | {f"validation {reason}": count for reason, count in lost.items() if count}
@@ -117,10 +120,10 @@ def load_tests(config: DataConfig, report: Callable[[str], None]) -> dict[str, l
 
     Args:
         config: The test sets.
-        report: Called with a line about every test set.
+        report: Called with one line of text for every test set.
 
     Returns:
-        Records by name of the test set.
+        The records of each test set, by its name.
 
     Raises:
         DataError: a test set is missing or empty, or has too many unusable rows.
@@ -142,7 +145,14 @@ def _read_tests(
 class _ExampleBuilder(NamedTuple):
     """Tokenises rows, and lists and counts the unusable ones.
 
-    `bad` has their number by source, and `special_tokens` the special tokens in the text, by role.
+    Args:
+        tokenizer: The tokenizer of the student.
+        config: The data section of the recipe.
+        seed: Seed of the run.
+        rejected: File to which unusable rows are appended; None writes no file.
+        report: Called with lines about special tokens.
+        bad: Number of unusable rows of each source; updated.
+        special_tokens: Counts of special tokens for "train", "validation" and each "test <name>"; updated.
     """
 
     tokenizer: Tokenizer
@@ -154,10 +164,10 @@ class _ExampleBuilder(NamedTuple):
     special_tokens: dict[str, Json]
 
     def tokenised(self, rows: Rows, role: str) -> tuple[Examples, dict[str, int], Rows]:
-        """Tokenise rows.
+        """Tokenise the rows of `role`, "train" or "validation".
 
         Returns:
-            The examples, the number of rows without an example by reason, and the rows whose prompts can be used.
+            The examples; the number of rows without an example, by reason; and the rows without those that have no target.
 
         Raises:
             DataError: there are no rows, or more than `max_bad_rows` rows of a source are unusable.
@@ -182,7 +192,7 @@ class _ExampleBuilder(NamedTuple):
         return examples, counts, rows.take(np.delete(np.arange(len(rows)), useless)) if useless else rows
 
     def count_special_in(self, tests: Mapping[str, Sequence[Record]]) -> None:
-        """Report the special tokens in the prompts of test sets."""
+        """Count and report the special tokens in the prompts of the test sets."""
         special = SpecialTokens(self.tokenizer)
         for name, records in tests.items():
             counts = SpecialTokenCounts()
@@ -198,7 +208,17 @@ class _ExampleBuilder(NamedTuple):
 
 
 def _split(pool: Rows, held: Rows | None, asked: Set[bytes], config: DataConfig) -> tuple[Rows, Rows, tuple[int, int]]:
-    """Training and validation rows without those whose prompt is in `asked`, and the number removed from each."""
+    """Divide the rows into training and validation rows.
+
+    Args:
+        pool: The rows of the training sources.
+        held: The rows of the validation source; None takes the first rows of `pool` for validation.
+        asked: Hashes of the prompts of all test rows; rows with these prompts are removed.
+        config: The number of validation rows.
+
+    Returns:
+        Training rows, validation rows, and the number of rows removed from `pool` and from `held`.
+    """
     before = (pool, Rows.joined([]) if held is None else held)
     train, validation = (rows.take(~asks_one_of(rows, asked)) for rows in before)
     leaked, count = (len(pool) - len(train), len(before[1]) - len(validation)), config.validation_rows

@@ -1,7 +1,7 @@
-"""Arrays that one process computes and all processes map from the same file.
+"""A cache of arrays on disk: one process computes them, all map the same file.
 
-An entry is a folder of the user's cache with `arrays.safetensors` and `manifest.json`, which is written last and has the
-SHA-256 of the arrays.  An entry that is incomplete, damaged or of another key is made again.
+An entry is a folder that contains `arrays.safetensors` and `manifest.json`.  The manifest is written last and contains the
+SHA-256 of the arrays.  An entry that is incomplete or damaged, or whose manifest has another key, is computed again.
 """
 
 import os
@@ -25,6 +25,7 @@ ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 KEPT_DAYS = 30
 """An entry that has not been used for this number of days is removed when another one is written."""
 WAIT_S = 0.2
+"""Seconds between two attempts to lock an entry that another process computes."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Stored:
 
 
 def cache_folder() -> Path:
-    """The folder of files that can be computed again.
+    """The folder of the cache: $REDISTILL_CACHE, by default ~/.cache/redistill.
 
-    It is $REDISTILL_CACHE, by default ~/.cache/redistill.
+    Its files can be computed again, so the folder may be removed.
     """
     return Path(os.environ.get("REDISTILL_CACHE") or Path.home() / ".cache" / "redistill").expanduser().absolute()
 
@@ -46,20 +47,20 @@ def cache_folder() -> Path:
 def cached(
     kind: str, key: str, make: Callable[[], Stored], *, report: Callable[[str], None], poll: Callable[[], None] = lambda: None
 ) -> Stored:
-    """The stored result of `make`.
+    """The result of `make`, from the cache if it has an entry for `key`.
 
-    The first process that needs it computes it; others wait, and map the same file.  A cache that cannot be
-    written is no error: the result then stays in memory.
+    The first process that needs an entry computes and writes it.  Other processes wait until it is written.  All map the same
+    file.  If the cache cannot be written, a note is reported and the result stays in memory.
 
     Args:
         kind: Subfolder of the cache.
         key: Hexadecimal hash of everything that the result depends on.
         make: Computes the arrays.
         report: Called with one line if the entry is damaged or cannot be written.
-        poll: Called while waiting; it may raise.
+        poll: Called repeatedly while another process computes the entry; it may raise an exception to stop waiting.
 
     Returns:
-        The arrays, memory-mapped and not to be written to, with their description.
+        The arrays with their description.  The arrays are memory-mapped, and the caller must not write to them.
     """
     folder = cache_folder() / kind / key
     while True:
@@ -78,7 +79,7 @@ def cached(
 
 
 def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | None:
-    """The entry, whose files are checked; None if it is missing or damaged."""
+    """Check the files of an entry and map its arrays; None if missing or damaged."""
     if not (folder / MANIFEST).is_file():
         return None
     try:
@@ -88,7 +89,7 @@ def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | N
         arrays = {name: tensor.numpy() for name, tensor in read_tensors(folder / ARRAYS).items()}
         stored = Stored({name: arrays[name] for name in manifest["arrays"]}, dict(manifest["about"]))
     except (DataError, SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
-        report(f"note: {folder}: the cached data is damaged ({error}); it is made again")
+        report(f"note: {folder}: the cached data is damaged ({error}); it is computed again")
         with suppress(OSError):  # a folder that cannot be written to is reported when it is locked
             (folder / MANIFEST).unlink(missing_ok=True)
         return None
@@ -98,7 +99,7 @@ def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | N
 
 
 def _made(folder: Path, key: str, make: Callable[[], Stored], report: Callable[[str], None]) -> Stored:
-    """Compute and write an entry; the folder is locked."""
+    """Compute an entry and write it; the caller has locked the folder."""
     files.remove_leftovers(folder)
     made = make()
     try:
@@ -114,7 +115,10 @@ def _made(folder: Path, key: str, make: Callable[[], Stored], report: Callable[[
 
 
 def _remove_unused(current: Path) -> None:
-    """Remove entries that have not been used for `KEPT_DAYS`; a process that has mapped one keeps it."""
+    """Remove entries that have not been used for `KEPT_DAYS`.
+
+    A process that has mapped the arrays of a removed entry can still read them.
+    """
     oldest = time.time() - KEPT_DAYS * 86_400
     for folder in current.parent.iterdir():
         manifest = folder / MANIFEST

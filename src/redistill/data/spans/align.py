@@ -1,7 +1,7 @@
 """Conversion of character spans to token ranges.
 
-It works for any tokenizer, and for generated ids that no text encodes to.  This module only decodes with a tokenizer that it
-is given; it never creates one.
+The conversion works for any tokenizer, and for generated token ids to which no text is encoded.  This module only decodes ids
+with the tokenizer of its caller; it never loads one.
 """
 
 from bisect import bisect_left, bisect_right
@@ -23,8 +23,8 @@ CONTEXT = 8
 def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) -> tuple[TokenRange, ...]:
     """Convert character spans to token ranges.
 
-    A token belongs to a span if any of its characters, without white space at its ends, does.  Byte-level tokenizers include
-    the space before a word in the first token of the word; without the trimming, "lazy dog" would lose its first token.
+    White space at both ends of a token is ignored, and a token belongs to a span if any of its other characters does.
+    Byte-level tokenizers include the space before a word in the first token of the word.
 
     Args:
         char_spans: Phrases of `text`; they may overlap.

@@ -61,7 +61,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 class CharSpan(NamedTuple):
-    """A phrase: characters [start, end) of a text; its label is NP, VP, PP or chunk."""
+    """A phrase: characters [start, end) of a text; the label is NP, VP, PP or chunk."""
 
     start: int
     end: int
@@ -110,10 +110,10 @@ def load_extractor(name: str = "auto") -> SpanExtractor:
 class SpacyExtractor:
     """Extracts phrases with a spaCy tagger and dependency parser.
 
-    NP: the noun chunks of spaCy.  VP: the longest sequence of auxiliaries, adverbs and verbs, with the particle, without an
-    object.  PP: from a preposition to the end of its object, so it contains an NP.  Spans of one text may overlap; they are
-    sorted.  The PP and particle rules use the dependency labels of the English models; other languages may yield only NP and
-    VP.
+    An NP is a noun chunk of spaCy.  A VP is the longest sequence of auxiliaries, adverbs and verbs; it includes the particle
+    but no object.  A PP extends from a preposition to the end of its object, so it contains an NP.  Spans of one text may
+    overlap; they are sorted.  The PP and particle rules use the dependency labels of the English models; other languages may
+    yield only NP and VP.
 
     Source: the phrases named in MGSR's Eq. 10; the paper does not specify its chunker.
 
@@ -226,7 +226,7 @@ def _cut(text: str, start: int, end: int) -> int:
 
 
 def _object_end(preposition: "Token") -> int | None:
-    """Index of the token after the object of a preposition; None without an object."""
+    """The index after the object of a preposition; None if it has no object."""
     while True:
         complement = next((child for child in preposition.rights if child.dep_ in {"pobj", "pcomp", "prep"}), None)
         if complement is None:
@@ -241,7 +241,7 @@ def _object_end(preposition: "Token") -> int | None:
 
 
 def _load_spacy(name: str) -> "Language":
-    """A spaCy model, after a check that it tags words and finds noun phrases."""
+    """Load a spaCy model, and check that it tags words and finds noun phrases."""
     try:
         import spacy
     except ImportError as error:
@@ -267,13 +267,13 @@ def _load_spacy(name: str) -> "Language":
 
 
 def _package_folder(package: str) -> Path | None:
-    """Folder of an installed package, without importing it."""
+    """The folder of an installed package, which is not imported; None if missing."""
     found = importlib.util.find_spec(package)
     return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
 
 
 def _verified(folder: Path) -> Path:
-    """`folder`, after a check that its files are those of the reviewed copy."""
+    """Check that the files of `folder` are those of the reviewed copy; return it."""
     for line in REVIEWED.read_text(encoding="utf-8").splitlines():
         expected, name = line.split()
         path = folder / name
@@ -287,7 +287,10 @@ def _verified(folder: Path) -> Path:
 
 
 def _folder_digest(folder: Path) -> str:
-    """SHA-256 of the names and contents of a model's files, without those of unused components."""
+    """SHA-256 of the names and contents of a model's files.
+
+    Files of `UNUSED_COMPONENTS` are left out.
+    """
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

@@ -13,8 +13,8 @@ from redistill.interfaces import Tokenizer
 class SpanMarker:
     """Adds the spans of phrases to training sequences.
 
-    Sequences of the data set are cached, because they recur in every epoch.  Spans are ranges of target indices, so they are
-    the same for teacher and student.
+    The results for sequences of the data set are cached, because these sequences recur in every epoch.  Spans are ranges of
+    target indices, so they are the same for teacher and student.
 
     Args:
         extractor: Extracts phrases from text.
@@ -27,7 +27,10 @@ class SpanMarker:
         self._cached: dict[int, TokenSequence] = {}
 
     def __call__(self, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """The sequences with spans, in order. No span extends over two runs of targets, such as two assistant turns."""
+        """The sequences with their spans, in order.
+
+        No span extends over two runs of targets, such as the answers of two assistant turns.
+        """
         new = [s for s in sequences if not self._is_cached(s)]
         runs = [(number, start, ids) for number, s in enumerate(new) for start, ids in target_runs(s)]
         found = token_spans([ids for _, _, ids in runs], self._tokenizer, self._extractor, self._special_ids)

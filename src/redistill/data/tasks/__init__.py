@@ -23,7 +23,7 @@ TASKS: Mapping[str, Task] = {
 def known_task(name: str) -> Task:
     """The test set called `name`.
 
-    An unknown name denotes a local file that the recipe gives, without metrics of its own.
+    Any other name than those of `TASKS` denotes a local file that the recipe gives; the test set has no metrics of its own.
 
     Args:
         name: Name of the test set; a key of `TASKS` or any other.
@@ -46,7 +46,7 @@ def check_source(task: Task, path: str | Path | None) -> None:
         path: The file of the recipe; None if it names none.
 
     Raises:
-        ConfigError: it has neither.
+        ConfigError: the test set has neither a file nor a hub data set.
 
     Example:
         >>> check_source(known_task("mine"), "mine.jsonl")

@@ -19,8 +19,8 @@ class Task:
 
     Args:
         name: Name in recipes and files.
-        description: Its contents, in one line.
-        hub_name: The data set on the hub; None if the recipe gives a file.
+        description: Contents of the test set, in one line.
+        hub_name: Name of the data set on the Hugging Face hub; None if the recipe gives a file.
         hub_file: The hub file with the test rows.  A hub repository has several files for the same split.
         hub_rows: Number of leading rows that the papers evaluate; None for all.
         metrics: Metrics that are computed before those of the recipe; the first is the primary metric.
@@ -68,7 +68,7 @@ class Task:
 
 
 def _with_line_breaks(record: Record) -> Record:
-    """The record with each "<n>" in its instruction and input replaced by a line break."""
+    """The record with each "<n>" in its prompt replaced by a line break."""
     if not isinstance(record.prompt, Instruction):
         return record
     instruction, given = (text.replace("<n>", "\n") for text in (record.prompt.instruction, record.prompt.input))

@@ -1,6 +1,6 @@
 """Unnatural Instructions: rows that a language model generated.
 
-Instructions, inputs and answers needed very little human labour.
+The model generated the instructions, the inputs and the answers.
 
     {"instruction": "You are given a list of cities. Name the one that is furthest north.", "input": "Cities: Lima, Oslo,
      Rome.", "output": "Oslo"}
