@@ -3,16 +3,20 @@
 import hashlib
 import json
 from array import array
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from redistill.data import reader
+from redistill.data.forms import ParsedRow
 from redistill.data.reader import read_records
 from redistill.data.repeats import first_of_each
 from redistill.data.rows import Rows, asks_one_of, content_digest, first_of_digests, question, question_digest
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
+from redistill.errors import DataError
 from redistill.records import Conversation, Instruction, RawPrompt, Record, Turn
 from tests.worlds import gpt2_tokenizer, rows, write_rows
 
@@ -104,3 +108,21 @@ def test_examples_are_a_sequence_and_have_the_hash_of_their_tokens(found):
     assert examples.digest() == digest.hexdigest()
     with pytest.raises(IndexError):
         examples[9]
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows would be found later under the hash of the older content."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "Add.", "output": "4"}\n' * 9_000, encoding="utf-8")
+    parse = reader.parse_row
+
+    def changed(row: object, **options: bool) -> ParsedRow:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
+        return parse(row, **options)
+
+    monkeypatch.setenv("REDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(reader, "parse_row", changed)
+    with pytest.raises(DataError, match="has changed while it was read"):
+        read_records(path, cache=lambda line: None)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))

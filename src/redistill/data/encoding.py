@@ -26,6 +26,9 @@ from redistill.processes import signals
 WORDS_KEPT = 200_000
 """Maximum number of words whose ids are kept from one call to the next; if there are more, all are dropped."""
 
+LONGEST_KEPT = 64
+"""Number of characters of the longest word whose ids are kept."""
+
 CHARACTERS_AT_ONCE = 1_000_000
 """Approximate number of characters per call of the tokenizer."""
 
@@ -109,14 +112,15 @@ class TextEncoder:
     def _ids_of_words(self, words: Set[str], split: bool) -> Mapping[str, list[int]]:
         """The token ids of each word, by word; `words` may contain added tokens.
 
-        The ids of special tokens depend on `split`, so they are not kept; those of all other words are.
+        The ids of special tokens depend on `split`, so they are not kept, and neither are those of long words, such as whole
+        texts that are not ASCII.
         """
         if len(self._known) > WORDS_KEPT:
             self._known.clear()
         new = sorted(words - self._known.keys())
-        added = [word for word in new if word in self._special.added]
-        self._known |= self._encoded([word for word in new if word not in self._special.added], split)
-        return ChainMap(self._encoded(added, split), self._known) if added else self._known
+        once = [word for word in new if word in self._special.added or len(word) > LONGEST_KEPT]
+        self._known |= self._encoded(sorted(set(new).difference(once)), split)
+        return ChainMap(self._encoded(once, split), self._known) if once else self._known
 
     def _encoded(self, texts: Sequence[str], split: bool) -> dict[str, list[int]]:
         """The token ids of each text, by text; the texts differ from each other."""

@@ -50,6 +50,7 @@ def _today() -> str:
 @cache
 def _code() -> str:
     """Versions of the libraries, and hashes of the modules that read or tokenize."""
-    versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")]
-    modules = [Path(__file__).parents[1] / "records.py", *sorted(Path(__file__).parent.glob("*.py"))]
+    versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2", "numpy")]
+    shared = [Path(__file__).parents[1] / name for name in ("records.py", "randomness.py")]
+    modules = [*shared, *sorted(Path(__file__).parent.glob("*.py"))]
     return " ".join([*versions, *(files.digest(path) for path in modules)])

@@ -108,13 +108,23 @@ def survey_records(
     opened = _open(source, split, hub_file)
     if cache is not None and opened.path is not None and (digest := _digest_of_large(opened.path)):
         key = fingerprint(digest, opened.path.suffix, require_answer)
-        stored = cached("rows", key, lambda: _surveyed(opened, require_answer), report=cache, poll=signals.poll)
+        stored = cached(
+            "rows", key, lambda: _surveyed_unchanged(opened, digest, require_answer), report=cache, poll=signals.poll
+        )
     else:
         stored = _surveyed(opened, require_answer)
     about = cast("_About", stored.about)
     table = Table(source=opened.name, stem=opened.stem, **stored.arrays)
     bad = tuple(RejectedRow(line=line, fault=fault, reason=reason) for line, fault, reason in about["rejected"])
     return Rows.of(table), ReadReport(source=opened.name, verdict=about["verdict"], num_rows=len(table.ends), rejected=bad)
+
+
+def _surveyed_unchanged(opened: "_Opened", digest: str, require_answer: bool) -> Stored:
+    """The rows of a file, which must not have changed since `digest` was computed."""
+    found = _surveyed(opened, require_answer)
+    if opened.path is not None and _digest_of_large(opened.path) != digest:
+        raise DataError(f"{opened.name}: has changed while it was read; run the command again when it is complete")
+    return found
 
 
 def _digest_of_large(path: Path) -> str | None:
