@@ -152,7 +152,7 @@ def test_1_a_chat_template_beside_alpaca_prompts_is_a_note(tmp_path: Path) -> No
 
 def test_2_an_answer_that_ends_with_plain_text_is_found(tmp_path: Path) -> None:
     (line,) = found(chat_run(tmp_path, CHAT))[2]
-    assert "24 of 24 rows is 'D' or another token; right is an end token: '<|endoftext|>'" in line
+    assert "24 of 24 rows is 'D' or another token; expected an end token: '<|endoftext|>'" in line
 
 
 def test_2_answers_that_are_all_truncated_are_found_and_some_are_a_note(tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_an_error_of_a_check_is_a_finding_and_no_traceback(tmp_path: Path, monke
 
     monkeypatch.setattr("redistill.doctor.gradient.gradients", broken)
     lines = found(tiny_run(tmp_path, "kd"))
-    assert set(lines) == {14, 15, 16, 19} and "the check ended with an error: RuntimeError: a fault; right" in lines[14][0]
+    assert set(lines) == {14, 15, 16, 19} and "the check ended with an error: RuntimeError: a fault; expected" in lines[14][0]
 
 
 def test_a_diagnosis_is_json(tmp_path: Path) -> None:
