@@ -178,7 +178,7 @@ def test_3_an_end_token_that_is_masked_as_padding_is_found(tmp_path: Path, monke
 def test_4_a_row_without_an_answer_is_found(tmp_path: Path, answer: str | None) -> None:
     bad = write_rows(tmp_path / "bad.jsonl", [*rows(8), {"instruction": "Where is it?", "output": answer}])
     lines = found(tiny_run(tmp_path, "kd", data={"train": [bad]}))
-    assert "1 of 9 rows, first in line 9" in lines[4][0]
+    assert "1 of 9 rows, the first in line 9" in lines[4][0]
 
 
 def test_4_a_row_that_the_chat_template_rejects_is_found(tmp_path: Path) -> None:

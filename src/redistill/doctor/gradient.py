@@ -76,7 +76,7 @@ def measure(parts: Parts, draw: Draw, objective: Objective | None = None, micro_
     )
     parts.learner.optimizer.zero_grad(set_to_none=True)
     if parts.learner.teacher is not None:
-        parts.learner.teacher.faults()  # resets the teacher's count of invalid logits
+        parts.learner.teacher.faults()  # resets the teacher's count of rows with non-finite logits
     return result
 
 
