@@ -113,7 +113,7 @@ def find_adapter(name: str, revision: str | None) -> Adapter | None:
         return None
     weights = find_file(name, WEIGHTS, revision)
     if weights is None:
-        raise ModelError(f"{name}: contains no {WEIGHTS}; adapters in pickle format are not supported: save the adapter again with PEFT")
+        raise ModelError(f"{name}: contains no {WEIGHTS}; pickled adapters are not read: save the adapter again with PEFT")
     check_pointers(name, config, weights)
     with reading(f"{name}: {CONFIG}", "save the adapter again"):
         try:
