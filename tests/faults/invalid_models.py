@@ -314,7 +314,12 @@ CASES = (
     Case("10^11 characters", "template", template("{{ 'x' * 10 ** 11 }}"), "chat template"),
     Case("10^7 characters", "template", template("{{ 'x' * 10 ** 7 }}"), "characters"),
     Case("doubling", "template", template(DOUBLING), "chat template"),
-    Case("endless prompt", "template", template("{% if add_generation_prompt %}" + NESTED + "{% endif %}"), "is not rendered within"),
+    Case(
+        "endless prompt",
+        "template",
+        template("{% if add_generation_prompt %}" + NESTED + "{% endif %}"),
+        "is not rendered within",
+    ),
     Case("number as template", "template", template(5), "chat"),
     Case("numbers as templates", "template", template([{"name": "default", "template": 5}]), "chat"),
     Case("list as template", "template", template([1, 2]), "tokenizer"),

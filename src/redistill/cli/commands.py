@@ -208,7 +208,9 @@ def doctor(options: argparse.Namespace) -> None:
             report(f"doctor: {text}")
 
     if options.recipe is None and options.row is not None:
-        raise ConfigError(f"doctor: --row {options.row}: needs a sweep; also give the file of the sweep, such as recipes/table1-toy.yaml")
+        raise ConfigError(
+            f"doctor: --row {options.row}: needs a sweep; also give the file of the sweep, such as recipes/table1-toy.yaml"
+        )
     if options.recipe is None:
         from redistill.doctor.machine import examine_machine
         from redistill.doctor.table import print_machine
@@ -281,7 +283,7 @@ def data_check(options: argparse.Namespace) -> None:
     _print(options, {"sources": [check.as_json() for check in checks]}, *described(checks))
     faulty = sum(not check.is_sound for check in checks)
     if faulty:
-        raise DataError(f"data check: {faulty} of {len(checks)} data sources have faults; fix or remove the listed rows")
+        raise DataError(f"data check: {faulty} of {len(checks)} sources have faults; fix or remove the listed rows")
 
 
 def fetch(options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """The arguments of every command.
 
-This module imports no module that is slow to import, so that --help is fast. A help page has at most 40 lines of 80 columns, and ends with one
-example.
+This module imports no module that is slow to import, so that --help is fast. A help page has at most 40 lines of 80 columns,
+and ends with one example.
 """
 
 import argparse
@@ -138,19 +138,17 @@ def _evaluate(group: Group) -> None:
         group, "evaluate", commands.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
     )
     parser.add_argument("model", metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
-    _add_repeatable(parser, "--data", "TASK[=PATH]", "name of a test set, which is loaded from PATH or else from the hub", required=True)
+    _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from PATH or else from the hub", required=True)
     _add_repeatable(parser, "--metric", "NAME", "metric of answers, such as rouge_l; models are ranked by the first one")
     _allow_code(parser)
     parser.add_argument("--out", type=Path, required=True, help="output folder for responses and scores.json")
     parser.add_argument("--teacher", metavar="MODEL", help="also measure KL(teacher, model) on the references")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N prompts of each test set (default: all)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N prompts of each test set")
     parser.add_argument("--seeds", default="10,20,30,40,50", help="sampling seeds (default: %(default)s)")
     _add_lengths(parser, "the run's")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy decoding (default: 1)")
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="X", help="probability mass of nucleus (top-p) sampling (default: 1)"
-    )
-    text = "generate no N-gram twice in an answer; 0 disables this (default: 6)"
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="X", help="probability mass of top-p sampling (default: 1)")
+    text = "forbid repeated N-grams; 0 disables this (default: 6)"
     parser.add_argument("--no-repeat-ngram", type=int, default=6, metavar="N", help=text)
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per batch (default: 16)")
     text, dtypes = "dtype of the weights: float32 (default), bfloat16 or auto", ("float32", "bfloat16", "auto")
@@ -265,7 +263,9 @@ def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bo
 
 
 def _allow_code(parser: _Parser) -> None:
-    _add_repeatable(parser, "--allow-code", "MODULE", "allow the import of this module, whose components recipes use as MODULE:Name")
+    _add_repeatable(
+        parser, "--allow-code", "MODULE", "allow the import of this module, whose components recipes use as MODULE:Name"
+    )
 
 
 def _add_repeatable(

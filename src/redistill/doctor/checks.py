@@ -105,7 +105,9 @@ CHECKS = (
         f"{_LOAD}::test_missing_weights_are_rejected",
     ),
     Check(19, "logits not finite in the chosen precision", "logits of both models on gold answers", pair.not_finite),
-    Check(20, "warm-up or intervals longer than the run", "the sections optimiser and training of the recipe", learning.schedule),
+    Check(
+        20, "warm-up or intervals longer than the run", "the sections optimiser and training of the recipe", learning.schedule
+    ),
 )
 """All checks, sorted by number."""
 

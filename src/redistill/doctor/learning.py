@@ -140,8 +140,8 @@ def micro_batches(subject: Subject) -> Findings:
             measured=f"with 1 sequence in each micro-batch instead of all, and without dropout, the gradient differs by "
             f"{difference:.2%} and the loss by {losses:.2%}",
             right=f"differences of at most {limit:.2%}, which rounding explains",
-            remedy="divide the sum of each term by the number of targets of the whole batch, and compute each sequence independently "
-            "of the others in its batch",
+            remedy="divide the sum of each term by the number of targets of the whole batch, and compute each sequence "
+            "independently of the others in its batch",
         )
     ]
 
@@ -155,8 +155,8 @@ def exported_weights(subject: Subject) -> Findings:
         Finding(
             what="the exported student differs from the trained one",
             measured=exported.error
-            or f"its logits differ by {exported.difference:.2%} of the largest logit, after a change of the trained weights that "
-            f"changes the student's logits by {exported.change:.2%}",
+            or f"its logits differ by {exported.difference:.2%} of the largest logit, after a change of the trained weights "
+            f"that changes the student's logits by {exported.change:.2%}",
             right=f"a difference of at most {exported.tolerance:.2%}",
             remedy="export adapters merged (student.lora.export), and compare the dtype of the export",
         )

@@ -89,8 +89,8 @@ def training_mode(subject: Subject) -> Findings:
     return [
         Finding(
             what="the teacher is in training mode",
-            measured=f"{training} modules are in training mode, {trained} parameters are trainable, and the logits of two passes "
-            f"differ by up to {difference:.3g}",
+            measured=f"{training} modules are in training mode, {trained} parameters are trainable, and the logits of two "
+            f"passes differ by up to {difference:.3g}",
             right="eval mode, no trainable parameters, and equal logits in both passes",
             remedy="call eval() and requires_grad_(False) on the teacher",
         )

@@ -48,7 +48,9 @@ def print_diagnosis(found: Diagnosis, console: Console | None = None) -> None:
     for outcome in found.outcomes:
         _print_lines(console, outcome.notes, f"{outcome.number} note")
     proved = ", ".join(str(outcome.number) for outcome in found.outcomes if outcome.proof)
-    console.print(Text(f"failures that tests prove impossible in redistill's own code (see docs/doctor.md): {proved}"), soft_wrap=True)
+    console.print(
+        Text(f"failures that tests prove impossible in redistill's own code (see docs/doctor.md): {proved}"), soft_wrap=True
+    )
     console.print(Text(f"{found.num_findings} findings in {len(found.outcomes)} checks, {found.seconds:.0f} s"))
 
 

@@ -79,8 +79,8 @@ def end_token(subject: Subject) -> Findings:
                 what=f"the targets of {whole[0].record.record_id} do not include an end token",
                 measured=f"the last target of {len(whole)} of {len(examples)} rows is {last} or another token",
                 right=f"an end token: {names}",
-                remedy="change the chat template so that each answer ends with the end token, or set eos_token to the token that "
-                "ends an answer in the template",
+                remedy="change the chat template so that each answer ends with the end token, or set eos_token to the token "
+                "that ends an answer in the template",
             )
         ]
     if not cut:
@@ -144,7 +144,7 @@ def no_targets(subject: Subject) -> Findings:
         found.append(
             Finding(
                 what=f"{rejected[0].record_id} has no target",
-                measured=f"{len(rejected)} of {len(subject.texts.records)} examined rows; reason of the first: {rejected[0].reason}",
+                measured=f"{len(rejected)} of {len(subject.texts.records)} examined rows; the first: {rejected[0].reason}",
                 right="a target in every row",
                 remedy="fix or remove the rows that redistill data check --tokenizer lists",
             )
@@ -170,8 +170,8 @@ def prompt_targets(subject: Subject) -> Findings:
             measured=f"{len(wrong)} of {len(examples)} rows; its targets begin with "
             f"{quoted(subject.tokenizer.decode(marked[:12]))}",
             right="targets that begin where the prompt of evaluation ends",
-            remedy="fix the chat template so that the rendered prompt is a prefix of the rendered conversation with its answer, or "
-            "use template: alpaca",
+            remedy="fix the chat template so that the rendered prompt is a prefix of the rendered conversation with its answer, "
+            "or use template: alpaca",
         )
     ]
 
@@ -189,7 +189,7 @@ def inserted_text(subject: Subject) -> Findings:
                     what=f"the template inserts text before the answer of {example.record.record_id}",
                     measured=f"{quoted(before)} is among the targets",
                     right="an answer that follows the prompt directly, unless the student shall generate this text",
-                    remedy="change the chat template so that this text is a part of the prompt when add_generation_prompt is set",
+                    remedy="change the chat template so that the prompt includes this text if add_generation_prompt is set",
                     is_note=True,
                 )
             ]

@@ -221,9 +221,9 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
     for key in sorted((copies.keys() - expected.keys()) & found.keys()):
         if copies[key].shape != found[key].shape:
             raise ModelError(
-                f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows, but in the base model it "
-                f"has {copies[key].shape[0]}; merge it with PEFT into a base of that size (resize_token_embeddings), and load the "
-                "merged model"
+                f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows, but in the base model "
+                f"it has {copies[key].shape[0]}; merge it with PEFT into a base of that size (resize_token_embeddings), and load "
+                "the merged model"
             )
         expected[key] = copies[key]
     strange = sorted(expected.keys() ^ found.keys())
@@ -237,8 +237,8 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
     if odd:
         shapes = (" x ".join(map(str, tensors[odd[0]].shape)) for tensors in (found, expected))
         raise ModelError(
-            f"{adapter.name}: {len(odd)} weights do not match the base model; the first, {odd[0]}, is {next(shapes)} in the adapter, "
-            f"but {next(shapes)} according to its {CONFIG} and the base; check r and base_model_name_or_path in its {CONFIG}"
+            f"{adapter.name}: {len(odd)} weights do not match the base model; the first, {odd[0]}, is {next(shapes)} in the "
+            f"adapter, but {next(shapes)} according to its {CONFIG} and the base; check r and base_model_name_or_path in its {CONFIG}"
         )
     layers = unwrapped(adapted).get_input_embeddings(), unwrapped(adapted).get_output_embeddings()
     if layers[0].weight is layers[1].weight and any(hasattr(layer, "lora_A") for layer in layers):
@@ -268,8 +268,8 @@ def find_file(name: str, file: str, revision: str | None) -> Path | None:
     first = name.partition("/")[0]
     if first != name and Path(first).is_dir():
         raise ModelError(
-            f"{name}: no such folder in the folder {first}; give a model folder. To load the hub model of this name, run from a "
-            f"folder that does not contain {first}"
+            f"{name}: no such folder in the folder {first}; give a model folder. To load the hub model of this name, run from "
+            f"a folder that does not contain {first}"
         )
     with reading(f"{name}:", "check the name, the revision, and the network", failure="cannot be found"):
         found = cached_file(

@@ -9,7 +9,8 @@ template engine. It is fast, and it imports no code from the current folder. Eac
 
 The child sets its limits with setrlimit, renders the template, writes the texts to a pipe and exits without cleaning up. It
 calls neither torch nor CUDA, which cannot be used after a fork. The time limit refers to CPU time of the child, so that no
-template is rejected because the machine is busy. On systems without fork, templates are rendered in this process without limits.
+template is rejected because the machine is busy. On systems without fork, templates are rendered in this process without
+limits.
 """
 
 import contextlib
@@ -59,7 +60,8 @@ _known: dict[str, list[Rendered]] = {}
 def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
     """Reject a tokenizer with chat templates that are invalid, unsafe or exceed limits.
 
-    A template may reject a conversation with an exception. This is not an error here; a run with such a conversation reports it.
+    A template may reject a conversation with an exception. This is not an error here; a run with such a conversation reports
+    it.
 
     Args:
         name: Name of the model for error messages.

@@ -197,7 +197,9 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
         nonlocal count
         count += 1
         if count > parts:
-            raise ModelError(f"{name}: config.json describes many more modules and parameters than its files have tensors; {_OTHER}")
+            raise ModelError(
+                f"{name}: config.json describes many more modules and parameters than its files have tensors; {_OTHER}"
+            )
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_naming_field(f"{name}: config.json", vars(settings)))

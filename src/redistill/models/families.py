@@ -138,8 +138,8 @@ def check_split(model: nn.Module, *, name: str) -> None:
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of transformer layers, and its path below `unwrapped(model)`.
 
-    The path is, for example, "model.layers" or "transformer.h". In a multimodal model only its language model is searched, because
-    the vision and audio models can have the same number of layers.
+    The path is, for example, "model.layers" or "transformer.h". In a multimodal model only its language model is searched,
+    because the vision and audio models can have the same number of layers.
 
     Raises:
         ModelError: no list of modules has the length that the config gives.

@@ -26,7 +26,9 @@ def check_gguf(name: str, path: Path) -> int:
     if magic != b"GGUF":
         raise ModelError(f"{name}: is not a GGUF file: it starts with {magic!r}; give a .gguf file or a model folder")
     if version not in _VERSIONS:
-        raise ModelError(f"{name}: has GGUF version {version}; only versions 2 and 3 are supported: convert it again with llama.cpp")
+        raise ModelError(
+            f"{name}: has GGUF version {version}; only versions 2 and 3 are supported: convert it again with llama.cpp"
+        )
     if max(tensors, fields) > path.stat().st_size:
         raise ModelError(
             f"{name}: its header lists {tensors} tensors and {fields} fields, more than the file has bytes; download it again"

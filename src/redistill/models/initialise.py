@@ -78,8 +78,8 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
     Its embeddings, norms and head are copies of the teacher's.
 
     The student is first built from a shortened config. Therefore its layer indices, which the KV cache uses, its attention
-    patterns and its tied embeddings are set up as in any model of the family. Then the teacher's weights are copied, so that the
-    two models share no memory.
+    patterns and its tied embeddings are set up as in any model of the family. Then the teacher's weights are copied, so that
+    the two models share no memory.
 
     Args:
         teacher_model: A causal language model without adapters.
@@ -159,7 +159,8 @@ def fresh_model(config: ModelSettings | Mapping[str, object], seed: int) -> Caus
 def _teacher_name(name: str, path: str, chosen: tuple[int, ...]) -> str:
     """The name of the teacher's weight that a student's weight is copied from.
 
-    The names are equal, except that the index of a student's layer below `path` is replaced by the index of the teacher's layer.
+    The names are equal, except that the index of a student's layer below `path` is replaced by the index of the teacher's
+    layer.
     """
     if not name.startswith(f"{path}."):
         return name

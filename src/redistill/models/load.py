@@ -47,8 +47,8 @@ class ModelConfig:
         revision: Branch, tag or commit of a hub model; None uses its main branch.
         adapter: Folder or hub name of a LoRA adapter to be merged into `model`; None merges none.
         dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32.
-        gradient_checkpointing: Whether activations are recomputed in the backward pass, which needs less memory and about a third
-            more time.
+        gradient_checkpointing: Whether activations are recomputed in the backward pass, which needs less memory and about a
+            third more time.
 
     Raises:
         ConfigError: the name is empty or contains control characters, or the dtype is unknown.
@@ -88,8 +88,8 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         The model, in eval mode on the CPU, and its tokenizer.
 
     Raises:
-        ConfigError: the model shall be quantised, but bitsandbytes is not installed, or the model is a GGUF file or has an adapter
-            to be merged, for which quantisation is not supported.
+        ConfigError: the model shall be quantised, but bitsandbytes is not installed, or the model is a GGUF file or has an
+            adapter to be merged, for which quantisation is not supported.
         ModelError: the model is missing, incomplete or damaged, or its family cannot be split into body and head.
         WeightsError: weights of the model are missing.
         NotFiniteError: the logits of the model are not finite.
@@ -127,8 +127,8 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
 def read_config(config: ModelConfig) -> ModelSettings:
     """Read the transformers config of a model, without its weights.
 
-    For an adapter, this is the config of its base model. The config of a local folder is compared with the headers of the weight
-    files.
+    For an adapter, this is the config of its base model. The config of a local folder is compared with the headers of the
+    weight files.
 
     Raises:
         ModelError: the model is missing or damaged.
@@ -144,8 +144,8 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     identified by position and not by token id.
 
     Raises:
-        ModelError: the tokenizer is missing or damaged, has no end token, has two tokens with the same id, or has an unsafe chat
-            template.
+        ModelError: the tokenizer is missing or damaged, has no end token, has two tokens with the same id, or has an unsafe
+            chat template.
         VocabularyError: the tokenizer has ids beyond the vocabulary size in the model's config.
     """
     base, adapter = _base_and_adapter(config)
@@ -265,12 +265,11 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
         raise ModelError(f"{config.model}: is an adapter itself; set `model` to its base model and `adapter` to one adapter")
     if any(find_file(config.model, file, config.revision) for file in ("model.safetensors", "model.safetensors.index.json")):
         raise ModelError(
-            f"{config.model}: contains a model and an adapter; move the adapter to another folder, and set `adapter` to that folder"
+            f"{config.model}: contains a model and an adapter; move the adapter to another folder, and set `adapter` to it"
         )
     if not own.base:
         raise ModelError(
-            f"{config.model}: its adapter_config.json does not name its base model; set `model` to the base and `adapter` to this "
-            "adapter"
+            f"{config.model}: its adapter_config.json does not name its base model; set `model` to its base and `adapter` to it"
         )
     base = ModelConfig(model=own.base, revision=own.revision, dtype=config.dtype)
     try:
@@ -278,7 +277,9 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
     except ModelError as error:
         raise ModelError(f"{config.model}: its base {error}") from error
     if second is not None:
-        raise ModelError(f"{config.model}: its base {base.model} is an adapter as well; first merge {base.model} into its own base")
+        raise ModelError(
+            f"{config.model}: its base {base.model} is an adapter as well; first merge {base.model} into its own base"
+        )
     return base, own
 
 
@@ -346,7 +347,9 @@ def _read_weights(
     # transformers initialises missing weights at random and only logs it.
     other_shapes = sorted(report["mismatched_keys"])
     absent = sorted(report["missing_keys"])
-    absent += [f"{key} ({list(found)} in its file, {list(wanted)} in the model of its config)" for key, found, wanted in other_shapes]
+    absent += [
+        f"{key} ({list(found)} in its file, {list(wanted)} in the model of its config)" for key, found, wanted in other_shapes
+    ]
     if absent:
         raise WeightsError(
             f"{config.model}: {len(absent)} weights are missing or have another shape, first {absent[0]}; "

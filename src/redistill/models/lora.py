@@ -1,7 +1,7 @@
 """LoRA adapters of a student: creation, checkpoints, export and merge.
 
-All other parameters of the student are frozen, including the head and the embeddings. `vocab_pass` does not compute the gradient
-of a frozen head.
+All other parameters of the student are frozen, including the head and the embeddings. `vocab_pass` does not compute the
+gradient of a frozen head.
 """
 
 import copy
@@ -36,8 +36,8 @@ class LoraConfig:
 
     .. math:: W' = W + \frac{\alpha}{r} B A, \qquad A \in R^{r \times D},\ B \in R^{E \times r}
 
-    A is initialised at random and B with 0, so that the student equals its base model exactly before training.  Source: Hu et al.
-    (arXiv 2106.09685); the defaults are those of DistiLLM's scripts.
+    A is initialised at random and B with 0, so that the student equals its base model exactly before training.  Source: Hu et
+    al. (arXiv 2106.09685); the defaults are those of DistiLLM's scripts.
 
     Args:
         rank: The rank r of the adapters, >= 1.

@@ -15,7 +15,7 @@ Quantise = Literal["none", "nf4", "int8"]
 def loading_options(quantise: Quantise, dtype: torch.dtype) -> dict[str, object]:
     """Arguments with which `from_pretrained` quantises the linear layers of a model.
 
-    "nf4" is the format of QLoRA: 4-bit NormalFloat, whose scales are quantised as well (arXiv 2305.14314). "int8" is LLM.int8().
+    "nf4" is the format of QLoRA: 4-bit NormalFloat, whose scales are quantised too (arXiv 2305.14314). "int8" is LLM.int8().
     Embeddings, norms and the head are not quantised.
 
     Args:

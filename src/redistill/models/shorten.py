@@ -1,9 +1,9 @@
 """The config of a student that consists of some layers of a teacher.
 
-Configs describe layers in different ways: by lists with one entry per layer, lists of layer indices, the number of leading dense
-layers, or a period. `shortened_config` converts these fields, so that each layer of the student is described like the teacher's
-layer that it is copied from. `check_layers` compares the layers, so that a field which is not converted here causes an error and
-not a student that computes something else.
+Configs describe layers in different ways: by lists with one entry per layer, lists of layer indices, the number of leading
+dense layers, or a period. `shortened_config` converts these fields, so that each layer of the student is described like the
+teacher's layer that it is copied from. `check_layers` compares the layers, so that a field which is not converted here causes
+an error and not a student that computes something else.
 """
 
 import copy
@@ -58,8 +58,8 @@ def one_kind_of_error(config: ModelSettings, chosen: tuple[int, ...]) -> Iterato
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
-            f"initialise.layers = {list(chosen)}: the {config.get_text_config().model_type} family does not support these layers "
-            f"({first_line(error)[:200]}); its config describes layers by {_fields(config)}; choose other layers"
+            f"initialise.layers = {list(chosen)}: the {config.get_text_config().model_type} family does not support these "
+            f"layers ({first_line(error)[:200]}); its config describes layers by {_fields(config)}; choose other layers"
         ) from error
 
 
@@ -116,8 +116,8 @@ def check_layers(student: nn.Module, teacher: nn.Module, chosen: tuple[int, ...]
         chosen: Index of the teacher's layer for each layer of the student.
 
     Raises:
-        ModelError: two layers differ in the shapes of their weights, the classes of their modules or their settings. The message
-            names the fields of the config that describe layers.
+        ModelError: two layers differ in the shapes of their weights, the classes of their modules or their settings. The
+            message names the fields of the config that describe layers.
     """
     for own, (layer, index) in enumerate(zip(layer_list(student)[1], chosen, strict=True)):
         made, wanted = _traits(layer), _traits(layer_list(teacher)[1][index])
@@ -125,8 +125,8 @@ def check_layers(student: nn.Module, teacher: nn.Module, chosen: tuple[int, ...]
         if different:
             settings = unwrapped(teacher).config
             raise ModelError(
-                f"initialise.layers = {list(chosen)}: layer {own} of the student has another structure than layer {index} of the "
-                f"teacher ({different[0]} differs); the config of the {settings.get_text_config().model_type} family describes "
+                f"initialise.layers = {list(chosen)}: layer {own} of the student has another structure than layer {index} of "
+                f"the teacher ({different[0]} differs); the config of the {settings.get_text_config().model_type} family describes "
                 f"layers by {_fields(settings)}; choose other layers"
             )
 

@@ -1,7 +1,7 @@
 """Checks of tokenizers.
 
-A tokenizer must encode and decode text and have an end token. No two of its tokens may have the same id, and each id must have a
-row in the embeddings of the model.
+A tokenizer must encode and decode text and have an end token. No two of its tokens may have the same id, and each id must have
+a row in the embeddings of the model.
 """
 
 import contextlib

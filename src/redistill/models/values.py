@@ -43,7 +43,9 @@ def check_tensor(name: str, key: str, tensor: torch.Tensor) -> None:
     if tensor.ndim > 1 and largest > _HUGE:
         raise NotFiniteError(f"{name}: {key}: its largest weight is {largest:.3g}; sums of such weights overflow: {_AGAIN}")
     if tensor.ndim > 1 and 0 < largest < _TINY:
-        raise ModelError(f"{name}: {key}: its largest weight is {largest:.3g}, so all its weights are denormal and its products are 0; {_AGAIN}")
+        raise ModelError(
+            f"{name}: {key}: its largest weight is {largest:.3g}, so all are denormal and their products are 0; {_AGAIN}"
+        )
 
 
 def largest_weight(model: nn.Module) -> str:

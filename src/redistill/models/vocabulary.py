@@ -1,8 +1,9 @@
 """A check that teacher and student have the same vocabulary, apart from padding.
 
 Distillation compares the teacher's and the student's probabilities class by class, which is valid only if a class is the same
-token in both models.  The check compares the token -> id maps of the two tokenizers and not the numbers of rows of the embeddings, since
-models with the same tokenizer can have different numbers of rows for padding (Qwen2.5-7B has 152,064 rows, Qwen2.5-0.5B 151,936).
+token in both models.  The check compares the token -> id maps of the two tokenizers and not the numbers of rows of the
+embeddings, since models with the same tokenizer can have different numbers of rows for padding (Qwen2.5-7B has 152,064 rows,
+Qwen2.5-0.5B 151,936).
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ class VocabularyMatch:
     """The classes that a teacher and a student share.
 
     Args:
-        size: Number of leading classes that are used of both heads. The softmax over these classes normalises their probabilities.
+        size: Number of leading classes that are used of both heads. The softmax over these classes normalises their
+            probabilities.
         teacher_size: Number of rows of the teacher's head before the cut.
         student_size: Number of rows of the student's head before the cut.
     """
@@ -39,8 +41,8 @@ def match_vocabularies(
     """Find the classes that teacher and student have in common.
 
     If the maps are equal, the number of common classes is the number of rows of the smaller head. Any difference of the maps is
-    rejected, also of added tokens, because one of the models has not learned the token of such an id. The error message names the
-    first ids that differ.
+    rejected, also of added tokens, because one of the models has not learned the token of such an id. The error message names
+    the first ids that differ.
 
     Args:
         teacher, student: Map from tokens to ids of each tokenizer, including added tokens (`tokenizer.get_vocab()`).

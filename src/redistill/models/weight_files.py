@@ -54,8 +54,8 @@ class Stored:
 def check_pointers(name: str, *paths: Path) -> None:
     """Check that no file is a git-lfs pointer.
 
-    A pointer is a small text file that git stores in place of a large file. A repository that is cloned without git-lfs contains
-    only pointers.
+    A pointer is a small text file that git stores in place of a large file. A repository that is cloned without git-lfs
+    contains only pointers.
 
     Raises:
         ModelError: one of the files is a pointer.

@@ -1,7 +1,7 @@
 """Standard streams whose write errors do not stop a command.
 
-A write to standard output fails if the pipe is closed, the disk is full, or the calling process has closed the stream. A run must
-not lose its updates because the process that reads its log lines has exited.
+A write to standard output fails if the pipe is closed, the disk is full, or the calling process has closed the stream. A run
+must not lose its updates because the process that reads its log lines has exited.
 """
 
 import contextlib
