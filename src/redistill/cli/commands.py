@@ -1,4 +1,4 @@
-"""The commands of the command line: each function runs one command and prints its result.
+"""The commands: each function runs one command and prints its result.
 
 The result is printed as text, or as JSON with --json. The docstring of a function is the description on the help page of its
 command. Modules that are slow to import are imported by the functions that use them, so that --help is fast.
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def is_main_process() -> bool:
-    """Whether this process prints results; in a job with several processes only rank 0 does."""
+    """Whether this process prints results.
+
+    In a job with several processes only rank 0 prints them.
+    """
     return os.environ.get("RANK", "0") == "0"
 
 

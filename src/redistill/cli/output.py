@@ -16,7 +16,7 @@ SCHEMA = 1
 
 @contextlib.contextmanager
 def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
-    """Context that reserves standard output for `print_json` if the option --json is set.
+    """Context that reserves standard output for `print_json` if --json is set.
 
     All other output, including that of libraries, is redirected to standard error. Without --json nothing is redirected.
 

@@ -235,7 +235,7 @@ def _models(group: Group) -> None:
 
 
 def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
-    """Add a command; the docstring of its function is the description on its help page."""
+    """Add a command whose help page shows the docstring of its function."""
     parser = _page(group, name, command.__doc__ or "", example)
     parser.set_defaults(command=command)
     return parser

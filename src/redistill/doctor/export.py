@@ -76,7 +76,10 @@ def export(opened: OpenRun, example: Example) -> Exported:
 
 @torch.no_grad()
 def logits(model: nn.Module, example: Example) -> torch.Tensor:
-    """The model's logits for an example, computed in eval mode and returned in float32 on the CPU."""
+    """The model's logits for an example.
+
+    They are computed in eval mode and returned in float32 on the CPU.
+    """
     device = next(model.parameters()).device
     ids_BT = torch.tensor([example.token_ids], device=device)
     with eval_mode(model):
@@ -86,7 +89,7 @@ def logits(model: nn.Module, example: Example) -> torch.Tensor:
 
 @torch.no_grad()
 def perturb(model: nn.Module, seed: int) -> None:
-    """Add noise to every trainable parameter, including parameters whose values are all 0."""
+    """Add noise to every trainable parameter, also if its values are all 0."""
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:
             generator = torch.Generator().manual_seed(torch_seed(seed, "doctor", index))

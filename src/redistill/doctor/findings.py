@@ -35,7 +35,10 @@ class Finding:
 
 
 class NotExamined(Exception):
-    """Raised by a check that does not apply or cannot be completed; the message is the reason."""
+    """Raised by a check that does not apply or cannot be completed.
+
+    The message is the reason.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,10 @@ def every_few(values: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def without_dropout(student: nn.Module) -> Iterator[None]:
-    """Context in which the student stays in eval mode even if the training loop calls `train()`."""
+    """Context in which the student stays in eval mode.
+
+    A call of `train()` by the training loop has no effect on the mode.
+    """
     vars(student)["train"] = lambda mode=True: nn.Module.train(student, False)
     try:
         yield

@@ -59,7 +59,7 @@ def no_gradient(subject: Subject) -> Findings:
 
 
 def zero_terms(subject: Subject) -> Findings:
-    """Check 15: a term of the objective has a weight above 0, but its gradient is zero."""
+    """Check 15: a term of the objective has a weight, but its gradient is zero."""
     loaded = subject.loaded
     objective = loaded.learning.learner.objective
     found = []
@@ -101,7 +101,7 @@ def _zero_term(name: str, weight: float, measured: str, *, is_note: bool = False
 
 
 def single_terms(objective: Objective) -> dict[str, tuple[float, Objective]]:
-    """The weight of each term, and an objective with this term alone, by name of the term.
+    """The weight of each term, and an objective with this term alone, by name.
 
     Terms whose weight is 0 are left out.
     """
@@ -164,7 +164,10 @@ def exported_weights(subject: Subject) -> Findings:
 
 
 def schedule(subject: Subject) -> Findings:
-    """Check 20: warm-up, or the interval of validations or checkpoints, is longer than the run."""
+    """Check 20: warm-up or an interval is longer than the run.
+
+    The intervals are those between validations and between checkpoints, and the patience.
+    """
     config = subject.config
     lengths = config.training.schedule(subject.texts.num_examples)
     updates, warmup = lengths.updates, config.optimiser.warmup_updates

@@ -80,7 +80,10 @@ class Machine:
     findings: tuple[Finding, ...]
 
     def as_json(self) -> dict[str, Json]:
-        """The description as JSON values; sizes are in bytes, speeds in bytes or operations per second."""
+        """The description as JSON values.
+
+        Sizes are in bytes, and speeds in bytes or operations per second.
+        """
         return {
             "versions": dict(self.versions),
             "machine": dict(self.about),
@@ -132,7 +135,7 @@ def _optional() -> dict[str, str]:
 
 
 def unmet_requirements() -> Findings:
-    """A finding for each package that redistill requires and that is missing or has a wrong version."""
+    """A finding for each required package that is missing or has a wrong version."""
     try:
         needed = importlib.metadata.requires("redistill") or []
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
@@ -174,7 +177,10 @@ def devices() -> dict[str, str]:
 
 
 def product_speed(dtype: torch.dtype, device: torch.device, clock: Clock) -> float | None:
-    """Speed of matrix products in 10^12 operations per second; None if the dtype is not supported."""
+    """Speed of matrix products in 10^12 operations per second.
+
+    It is None if the device does not support the dtype.
+    """
     size = 4096 if device.type == "cuda" else 512
     try:
         left, right = (torch.full((size, size), 0.5, dtype=dtype, device=device) for _ in range(2))
@@ -197,7 +203,10 @@ def _wait(device: torch.device) -> None:
 
 
 def folders() -> dict[str, Path]:
-    """The folders whose disks are measured: the caches of the hub and of redistill, and the current folder."""
+    """The folders whose disks are measured, by name.
+
+    They are the caches of the hub and of redistill, and the current folder.
+    """
     from huggingface_hub import constants
 
     cache = Path(os.environ.get("REDISTILL_CACHE", Path.home() / ".cache" / "redistill"))
@@ -205,7 +214,10 @@ def folders() -> dict[str, Path]:
 
 
 def measure_disk(folder: Path, clock: Clock = time.perf_counter) -> Disk:
-    """Measure free space and speed of the disk that contains a folder, which may not exist yet."""
+    """Measure free space and speed of the disk that contains a folder.
+
+    The folder may not exist yet.
+    """
     there = folder
     while not there.is_dir() and there != there.parent:
         there = there.parent

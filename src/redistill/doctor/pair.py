@@ -36,7 +36,7 @@ def token_ids(subject: Subject) -> Findings:
 
 
 def new_weights(subject: Subject) -> Findings:
-    """Check 18: weights are missing in the file of a model and would be initialised at random."""
+    """Check 18: missing weights of a model would be initialised at random."""
     right = "a file that contains every weight that the config describes"
     return refused(subject, WeightsError, "weights would be initialised at random", right)
 
@@ -53,7 +53,10 @@ def teacher_of(loaded: Loaded) -> Teacher:
 
 
 def padded_rows(subject: Subject) -> Findings:
-    """Check 10: the logits of a model include rows of its head that pad the vocabulary and stand for no token."""
+    """Check 10: the logits of a model include padded rows of its head.
+
+    Such rows pad the vocabulary and stand for no token.
+    """
     loaded = subject.loaded
     teacher_of(loaded)
     models = loaded.opened.models
@@ -99,7 +102,7 @@ def training_mode(subject: Subject) -> Findings:
 
 @torch.no_grad()
 def teacher_logits(loaded: Loaded, teacher: Teacher) -> torch.Tensor:
-    """The teacher's logits for the first two gold answers, computed by a new forward pass."""
+    """The teacher's logits for two gold answers, from a new forward pass."""
     opened = loaded.opened
     teacher.prepare([gold_sequence(example) for example in opened.data.train[:2]])
     with opened.accelerator.autocast():
@@ -168,7 +171,10 @@ def other_tokenizer(subject: Subject) -> Findings:
 
 
 def not_finite(subject: Subject) -> Findings:
-    """Check 19: logits are not finite, for example because they overflow in the chosen precision."""
+    """Check 19: logits or gradients are not finite.
+
+    For example, they overflow in the chosen precision.
+    """
     if isinstance(subject.found, NotFiniteError):
         return refused(subject, NotFiniteError, "logits are not finite", "finite logits")
     loaded = subject.loaded

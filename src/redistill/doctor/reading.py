@@ -38,14 +38,20 @@ class Reading:
 
 
 def gold_batch(opened: OpenRun, rows: int | None = None) -> Batch:
-    """One batch with the gold answers of the first `rows` training examples; None takes all examples."""
+    """One batch with the gold answers of the first `rows` training examples.
+
+    None uses all training examples.
+    """
     sequences = [gold_sequence(example) for example in opened.data.train[:rows]]
     return collate(items_of(sequences, "sft", "distillation"), pad_id=opened.models.pad_id, device=opened.accelerator.device)
 
 
 @torch.no_grad()
 def read_gold(opened: OpenRun) -> Reading:
-    """Apply both models to the gold answers of a run, in eval mode, and return statistics of their logits."""
+    """Apply both models to gold answers and return statistics of their logits.
+
+    The models are in eval mode.
+    """
     batch, teacher = gold_batch(opened), opened.teacher
     if teacher is not None and not teacher.capabilities.full_vocabulary:
         teacher = None
@@ -69,7 +75,10 @@ def read_gold(opened: OpenRun) -> Reading:
 
 
 def _sums(logits_NV: torch.Tensor, target_N: torch.Tensor) -> tuple[int, float, int]:
-    """Number of classes, sum of the cross entropies, and number of logits that are NaN or positive infinity."""
+    """Number of classes, sum of the cross entropies, and number of invalid logits.
+
+    A logit that is NaN or positive infinity is invalid.
+    """
     logits_NV = logits_NV.float()
     faults = int((logits_NV.isnan() | logits_NV.isposinf()).sum())
     return logits_NV.shape[1], float(torch.nn.functional.cross_entropy(logits_NV, target_N, reduction="sum")), faults

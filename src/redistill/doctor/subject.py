@@ -239,7 +239,10 @@ def spread(rows: Sequence[Record], count: int) -> list[Record]:
 
 
 def shortened(config: Run, folder: Path) -> Run:
-    """The recipe, reduced to one update of a few rows and short answers, with its files in `folder`."""
+    """The recipe, reduced to one update of a few rows with short answers.
+
+    Its output folder is `folder`.
+    """
     size = min(config.training.batch_size, UPDATE_ROWS)
     policy = self_contained(config.resolved_method.policy, size)
     tokens = config.data.tokens

@@ -13,7 +13,7 @@ from redistill.storage.redaction import plain
 
 
 def print_machine(found: Machine, console: Console | None = None) -> None:
-    """Print the description of a machine as tables, then the hub's answer and the findings."""
+    """Print the description of a machine as tables, and its findings."""
     console = console or Console()
     memory = found.about["memory_bytes"]
     about = [("processor", str(found.about["cpu"])), ("cores", str(found.about["cores"]))]

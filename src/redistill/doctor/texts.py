@@ -21,7 +21,7 @@ NO_TARGET = frozenset({"no answer", "missing text", "empty text", "nothing to le
 
 
 def template(subject: Subject) -> Findings:
-    """Check 1: training, evaluation and the exported tokenizer produce different prompts."""
+    """Check 1: training, evaluation and the export use different prompts."""
     config, tokenizer = subject.config.data.tokens, subject.tokenizer
     examples = subject.texts.examples
     found = []
@@ -65,7 +65,10 @@ def template(subject: Subject) -> Findings:
 
 
 def end_token(subject: Subject) -> Findings:
-    """Check 2: answers do not end with an end token, so that the student does not learn to stop."""
+    """Check 2: answers do not end with an end token.
+
+    From such answers the student does not learn to stop.
+    """
     end_ids = subject.loaded.opened.models.end_ids
     limit, examples = subject.config.data.tokens.response_tokens, subject.texts.examples
     without = [example for example in examples if last_target(example) not in end_ids]
@@ -170,7 +173,7 @@ def prompt_targets(subject: Subject) -> Findings:
             measured=f"{len(wrong)} of {len(examples)} rows; its targets begin with "
             f"{quoted(subject.tokenizer.decode(marked[:12]))}",
             right="targets that begin where the prompt of evaluation ends",
-            remedy="fix the chat template so that the rendered prompt is a prefix of the rendered conversation with its answer, "
+            remedy="fix the chat template so that the rendered prompt is a prefix of the rendered prompt with its answer, "
             "or use template: alpaca",
         )
     ]
@@ -197,7 +200,7 @@ def inserted_text(subject: Subject) -> Findings:
 
 
 def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]]:
-    """The prompts with which evaluation would request the answers that an example trains on.
+    """The evaluation prompts of the answers that an example trains on.
 
     With `supervise: every` a conversation has one for each answer, otherwise one for the last answer.
     """
@@ -240,7 +243,10 @@ def doubled_bos(subject: Subject) -> Findings:
 
 
 def special_tokens(subject: Subject) -> Findings:
-    """Check 7: the text of a row contains special tokens, which the tokenizer encodes as special tokens."""
+    """Check 7: the text of a row contains special tokens.
+
+    They are found only if the tokenizer encodes them as special tokens and not as ordinary text.
+    """
     known = special_names(subject.tokenizer)
     rows = [*subject.texts.records, *subject.texts.prompts]
     wrong = [(record, name) for record in rows if (name := injected(subject, record, known)) is not None]
@@ -257,7 +263,10 @@ def special_tokens(subject: Subject) -> Findings:
 
 
 def special_text(rows: Sequence[Record], known: Mapping[str, int]) -> Findings:
-    """A note if an answer contains the text of a special token that is encoded as ordinary text."""
+    """A note if an answer contains the text of a special token.
+
+    This text is encoded as ordinary text.
+    """
     named = [(record, name) for record in rows for name in known if name and any(name in text for text in record.references)]
     if not named:
         return []
@@ -280,9 +289,10 @@ def special_names(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str | None:
-    """The text of a special token in a row that is encoded as a special token; None if there is none.
+    """A special token in the text of a row that is encoded as a special token.
 
-    A prompt that is used verbatim may contain special tokens on purpose, so only its answer is examined.
+    The result is its text, or None if there is no such token. A prompt that is used verbatim may contain special tokens on
+    purpose, so only its answer is examined.
     """
     is_verbatim = isinstance(record.prompt, RawPrompt) and subject.config.data.tokens.template != "chat"
     texts = (*(() if is_verbatim else texts_of(record.prompt)), *record.references)
@@ -299,7 +309,7 @@ def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str 
 
 
 def encoded(subject: Subject, record: Record) -> tuple[int, ...]:
-    """Token ids of a row: prompt and answer, or the prompt alone if the row has no answer."""
+    """Token ids of the prompt and the answer of a row, or of the prompt alone."""
     config = unlimited(subject.config.data.tokens)
     if record.references:
         try:
@@ -326,7 +336,10 @@ def cleaned(text: str, known: Mapping[str, int]) -> str:
 
 
 def header(subject: Subject) -> Findings:
-    """Check 8: truncation of a long prompt removes its end, the text that requests the answer."""
+    """Check 8: truncation of a long prompt removes its end.
+
+    The end of a prompt is the text that requests the answer, such as the header of the answer.
+    """
     tokenizer, config = subject.tokenizer, subject.config.data.tokens
     rows = [record for record in (*subject.texts.records, *subject.texts.prompts) if requesting(record, config, tokenizer)]
     if not rows:
@@ -350,9 +363,9 @@ def header(subject: Subject) -> Findings:
 
 
 def requesting(record: Record, config: TokenizeConfig, tokenizer: Tokenizer) -> str:
-    """The text that the template adds after the text of the row, such as the header of the answer.
+    """The text that the template adds after the text of the row.
 
-    It is "" for a prompt that is used verbatim.
+    It requests the answer; an example is the header of the answer. It is "" for a prompt that is used verbatim.
     """
     if isinstance(record.prompt, RawPrompt) and config.template != "chat":
         return ""

@@ -103,7 +103,9 @@ class Adapter:
 
 
 def find_adapter(name: str, revision: str | None) -> Adapter | None:
-    """Read and validate the adapter in a folder or hub repository; None if it contains no adapter.
+    """Read and validate the adapter in a folder or hub repository.
+
+    The result is None if there is no adapter.
 
     Raises:
         ModelError: the adapter is not a plain LoRA adapter, or its weights are not a safetensors file.
@@ -170,7 +172,10 @@ def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
 
 
 def _check_plain(name: str, fields: dict[str, Json]) -> None:
-    """Reject an adapter that changes the model in other ways than by adding low-rank matrices to its weights."""
+    """Reject an adapter that is not a plain LoRA adapter.
+
+    A plain adapter only adds low-rank matrices to the weights of the model.
+    """
     import peft  # takes a second
 
     usual = {field.name: field.default for field in dataclasses.fields(peft.LoraConfig)}
@@ -190,7 +195,10 @@ def _check_plain(name: str, fields: dict[str, Json]) -> None:
 
 
 def _check_types(name: str, fields: Mapping[str, Json]) -> None:
-    """Reject fields whose type differs from the type that PEFT expects; PEFT itself checks few of them."""
+    """Reject fields that have another type than PEFT expects.
+
+    PEFT itself checks few of them.
+    """
     for field, (allowed, what) in _TYPES.items():
         value = fields.get(field)
         if value is not None and not allowed(value):
@@ -198,7 +206,10 @@ def _check_types(name: str, fields: Mapping[str, Json]) -> None:
 
 
 def _check_ranks(name: str, fields: Mapping[str, Json], tensors: Mapping[str, Stored]) -> None:
-    """Reject a configured rank above the rank of the stored weights, before matrices of that rank are allocated."""
+    """Reject a configured rank that is above the rank of the stored weights.
+
+    This is checked before matrices of the configured rank are allocated.
+    """
     stored = max((tensor.shape[0] for key, tensor in tensors.items() if _DOWN.search(key) and tensor.shape), default=0)
     if not stored:
         raise ModelError(f"{name}: {WEIGHTS} contains no matrix lora_A; save the adapter again")
@@ -212,7 +223,10 @@ def _check_ranks(name: str, fields: Mapping[str, Json], tensors: Mapping[str, St
 
 
 def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.Tensor]) -> None:
-    """Reject an adapter whose tensors have other names or shapes than its settings define for this base model."""
+    """Reject an adapter whose tensors do not match its settings and the base model.
+
+    Their names and shapes are compared.
+    """
     import peft
 
     expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -221,9 +235,9 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
     for key in sorted((copies.keys() - expected.keys()) & found.keys()):
         if copies[key].shape != found[key].shape:
             raise ModelError(
-                f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows, but in the base model "
-                f"it has {copies[key].shape[0]}; merge it with PEFT into a base of that size (resize_token_embeddings), and load "
-                "the merged model"
+                f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows, but in the base "
+                f"model it has {copies[key].shape[0]}; merge it with PEFT into a base of that size (resize_token_embeddings), and "
+                "load the merged model"
             )
         expected[key] = copies[key]
     strange = sorted(expected.keys() ^ found.keys())
@@ -238,7 +252,7 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
         shapes = (" x ".join(map(str, tensors[odd[0]].shape)) for tensors in (found, expected))
         raise ModelError(
             f"{adapter.name}: {len(odd)} weights do not match the base model; the first, {odd[0]}, is {next(shapes)} in the "
-            f"adapter, but {next(shapes)} according to its {CONFIG} and the base; check r and base_model_name_or_path in its {CONFIG}"
+            f"adapter, but {next(shapes)} according to its {CONFIG} and the base; check r and base_model_name_or_path there"
         )
     layers = unwrapped(adapted).get_input_embeddings(), unwrapped(adapted).get_output_embeddings()
     if layers[0].weight is layers[1].weight and any(hasattr(layer, "lora_A") for layer in layers):
@@ -249,9 +263,10 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
 
 
 def find_file(name: str, file: str, revision: str | None) -> Path | None:
-    """The local path of a file of a model, which is downloaded if the model is on the hub.
+    """The local path of a file of a model.
 
-    If `name` looks like a path, it is never looked up on the hub, where anyone may register a model of that name.
+    The file is downloaded if the model is on the hub. If `name` looks like a path, it is never looked up on the hub, where
+    anyone may register a model of that name.
 
     Returns:
         The path; None if the file does not exist or the hub cannot be reached.

@@ -54,7 +54,7 @@ class Columns:
         return self._buffer[..., : self._filled, :]
 
     def select(self, kept: torch.Tensor) -> torch.Tensor:
-        """Keep only the indices `kept` of the first dimension, and return a view of the result."""
+        """Keep only the indices `kept` of the first dimension, and return a view."""
         assert self._buffer is not None, "nothing has been appended"
         self._buffer = self._buffer[kept]
         return self.view()
@@ -80,7 +80,7 @@ class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not anno
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Keep only the rows `beam_idx` of the batch, in this order; see `CacheLayerMixin`."""
+        """Keep only the rows `beam_idx` of the batch; see `CacheLayerMixin`."""
         if self.is_initialized:
             self.keys, self.values = self._key_columns.select(beam_idx), self._value_columns.select(beam_idx)
 
@@ -122,7 +122,7 @@ def prefixes_can_be_reused(model: nn.Module) -> bool:
 
 
 class CachedBody:
-    """The body of a model with a cache, for a batch that is processed a few columns at a time.
+    """The body of a model with a cache, which processes a few columns at a time.
 
     Args:
         model: A causal language model. The caller sets eval mode and disables gradients.
@@ -180,7 +180,10 @@ class CachedBody:
         self.cache.reorder_cache(kept)
 
     def is_outdated(self, before: int, after: int) -> bool:
-        """Whether the cache of a text of `before` tokens becomes invalid when the text grows to `after` tokens."""
+        """Whether a cache is invalid after its text has grown.
+
+        The text had `before` tokens when the cache was computed, and has `after` tokens now.
+        """
         return self._limit is not None and before <= self._limit < after
 
 

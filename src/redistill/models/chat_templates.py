@@ -58,7 +58,7 @@ _known: dict[str, list[Rendered]] = {}
 
 
 def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
-    """Reject a tokenizer with chat templates that are invalid, unsafe or exceed limits.
+    """Reject chat templates that are invalid, unsafe or exceed limits.
 
     A template may reject a conversation with an exception. This is not an error here; a run with such a conversation reports
     it.
@@ -92,15 +92,18 @@ def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
 
 
 def two_turns(tokenizer: Tokenizer) -> str:
-    """The rendering of a user message and an answer; "" without a template, or if the template rejects them."""
+    """The text of a user message and an answer, rendered with the chat template.
+
+    It is "" if there is no template, or if the template rejects these messages.
+    """
     kind, text = _first_renderings(tokenizer)[0] if tokenizer.chat_template else ("text", "")
     return text if kind == "text" else ""
 
 
 def _first_renderings(tokenizer: Tokenizer) -> list[Rendered]:
-    """The renderings of the conversations `_TRIED`, with the default template first and then with all named templates.
+    """The renderings of the conversations `_TRIED`.
 
-    They are computed once for each tokenizer and process.
+    They use the default template first, and then each named template. They are computed once for each tokenizer and process.
     """
     key = json.dumps([tokenizer.chat_template, tokenizer.special_tokens_map], default=str, sort_keys=True)
     if key not in _known:
@@ -157,7 +160,10 @@ def _in_child(tokenizer: Tokenizer) -> list[Rendered]:
 
 
 def _limited(tokenizer: Tokenizer, writer: int) -> NoReturn:
-    """The program of the child process: set the limits, render, write the result to the pipe, and always exit."""
+    """The program of the child process, which always exits.
+
+    It sets the limits, renders the conversations, and writes the result to the pipe.
+    """
     try:
         gc.disable()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
@@ -185,7 +191,7 @@ def _set_limits() -> None:
 
 
 def _received(reader: int) -> bytes | None:
-    """All bytes that the child sends; None if it is stopped by a limit before it sends any."""
+    """All bytes that the child sends; None if a limit stops it first."""
     deadline, parts = time.monotonic() + WALL_SECONDS, list[bytes]()
     while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
         part = os.read(reader, 1 << 16)

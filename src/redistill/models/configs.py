@@ -64,7 +64,7 @@ def read_settings(name: str, source: Mapping[str, str]) -> ModelSettings:
 
 
 def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True) -> None:
-    """Check the fields of a config that determine sizes, or that Transformers does not check.
+    """Check fields that determine sizes, or that Transformers does not check.
 
     Args:
         what: Names of the model and the file for error messages.
@@ -145,7 +145,7 @@ def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]
 def check_size(
     name: str, settings: ModelSettings, *, parts: int, weights: int, tensors: Mapping[str, Stored] = MappingProxyType({})
 ) -> None:
-    """Reject a config that describes other or more weights than the model's files hold.
+    """Reject a config that describes other or more weights than the files hold.
 
     Args:
         name: Name of the model for error messages.
@@ -180,7 +180,9 @@ def _check_tensor(name: str, key: str, expected: torch.Tensor, found: Stored) ->
 
 
 def build_without_memory(name: str, settings: ModelSettings, parts: int) -> CausalModel:
-    """Build the model that a config describes on the device "meta", without memory for its weights.
+    """Build the model of a config on the device "meta".
+
+    No memory is allocated for its weights.
 
     Args:
         name: Name of the model for error messages.

@@ -26,12 +26,18 @@ _LEARNED_POSITIONS = {"wpe", "embed_positions", "position_embeddings"}
 
 
 def unwrapped(model: nn.Module) -> CausalModel:
-    """The transformers model inside a PEFT model, with active adapters; a model without PEFT itself."""
+    """The transformers model inside a PEFT model, or `model` itself without PEFT.
+
+    The adapters remain active.
+    """
     return cast(CausalModel, getattr(model, "get_base_model", lambda: model)())
 
 
 def text_config(model: nn.Module) -> ModelSettings:
-    """The config of the language model; for a multimodal model, this is a part of the model's config."""
+    """The config of the language model.
+
+    For a multimodal model it is a part of the model's config.
+    """
     return unwrapped(model).config.get_text_config()
 
 
@@ -184,7 +190,10 @@ def longrope_limit(model: nn.Module) -> int | None:
 def _rotate_by_row(
     rotary: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
-    """Forward hook of a rotary embedding that uses the short frequencies for each short row of a batch."""
+    """Forward hook of a rotary embedding, for models with longrope.
+
+    It uses the short frequencies for each short row of a batch.
+    """
     named = {**dict(zip(("x", "position_ids", "layer_type"), args)), **kwargs}
     rope = getattr(cast(CausalModel, rotary).config, "rope_parameters", {})
     part = rope.get(named.get("layer_type"), rope)

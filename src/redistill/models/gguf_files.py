@@ -1,4 +1,7 @@
-"""A check of the header of a GGUF file; the gguf package reads the rest of the file."""
+"""A check of the header of a GGUF file.
+
+The gguf package reads the rest of the file.
+"""
 
 import struct
 from pathlib import Path

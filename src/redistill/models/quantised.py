@@ -37,7 +37,7 @@ def loading_options(quantise: Quantise, dtype: torch.dtype) -> dict[str, object]
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Prevent bitsandbytes from converting 4-bit weights to an inference format on a CPU.
+    """Prevent bitsandbytes from converting 4-bit weights for inference on a CPU.
 
     On CPUs with AVX512-BF16, the first forward pass in eval mode converts the weights to a layout without gradients, which
     `plain_weight` cannot read. A later call of `train` does not restore the layout, but a student alternates between generation
@@ -73,6 +73,9 @@ def plain_weight(layer: Any) -> torch.Tensor:
 
 
 def num_weights(parameter: nn.Parameter) -> int:
-    """Number of weights in a parameter; one element of a 4-bit parameter stores two weights."""
+    """Number of weights in a parameter.
+
+    One element of a 4-bit parameter stores two weights.
+    """
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else int(state.shape.numel())

@@ -51,7 +51,10 @@ def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "canno
 
 
 def refusal(what: str, error: BaseException, remedy: str, failure: str = "cannot be loaded") -> ModelError:
-    """The ModelError that replaces an exception of a library; for the arguments see `reading`."""
+    """The ModelError that replaces an exception of a library.
+
+    The arguments are those of `reading`.
+    """
     said = reason(error)
     if is_out_of_memory(error) or any(phrase in said.lower() for phrase in _OUT_OF_MEMORY):
         remedy = "use a smaller model, dtype: bfloat16, or a machine with more memory"

@@ -126,8 +126,8 @@ def check_layers(student: nn.Module, teacher: nn.Module, chosen: tuple[int, ...]
             settings = unwrapped(teacher).config
             raise ModelError(
                 f"initialise.layers = {list(chosen)}: layer {own} of the student has another structure than layer {index} of "
-                f"the teacher ({different[0]} differs); the config of the {settings.get_text_config().model_type} family describes "
-                f"layers by {_fields(settings)}; choose other layers"
+                f"the teacher ({different[0]} differs); the config of the {settings.get_text_config().model_type} family "
+                f"describes layers by {_fields(settings)}; choose other layers"
             )
 
 

@@ -71,7 +71,7 @@ class StudentModule(nn.Module):
         return vocab_pass(hidden_ND, student_head, target, terms, compiled=compiled, into_grad=True)
 
     def rows(self, batch: Batch) -> Rows:
-        """The hidden states and the head of a micro-batch, from the forward pass with mode "rows"."""
+        """The hidden states and the head, from the forward pass with mode "rows"."""
         return cast(Rows, self(batch, mode="rows"))
 
 

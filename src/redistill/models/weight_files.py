@@ -124,7 +124,7 @@ def _sharded(name: str, index: Path) -> dict[str, Stored]:
 
 
 def shards(name: str, index: Path) -> dict[str, str]:
-    """The name of the file of each tensor that an index lists, by the name of the tensor.
+    """The file of each tensor that an index lists, by the name of the tensor.
 
     Raises:
         ModelError: the index is damaged, or lists files outside its folder.

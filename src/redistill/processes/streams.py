@@ -82,7 +82,9 @@ def _open_standard_descriptors() -> None:
 
 
 def tolerant(stream: TextIO | None, descriptor: int) -> TextIO:
-    """A `TolerantStream` that replaces `stream`, or `stream` itself if it has no file descriptor.
+    """A `TolerantStream` that replaces `stream`.
+
+    It is `stream` itself if that has no file descriptor.
 
     Args:
         stream: A standard stream; None if it was closed before Python started.
