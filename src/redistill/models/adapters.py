@@ -236,8 +236,8 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
         if copies[key].shape != found[key].shape:
             raise ModelError(
                 f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows, but in the base "
-                f"model it has {copies[key].shape[0]}; merge it with PEFT into a base of that size (resize_token_embeddings), and "
-                "load the merged model"
+                f"model it has {copies[key].shape[0]}; merge it with PEFT into a base of that size (resize_token_embeddings), "
+                "and load the merged model"
             )
         expected[key] = copies[key]
     strange = sorted(expected.keys() ^ found.keys())
