@@ -2,7 +2,7 @@
 
 The file adapter_config.json is untrusted input. PEFT applies every field of it, and a field can change the base model, load
 further files, or name a Python module to import. Therefore this module reads only the fields of a plain LoRA adapter, and
-rejects an adapter that sets any other field.
+rejects an adapter that sets another field to a value other than its default.
 """
 
 import dataclasses

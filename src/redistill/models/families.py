@@ -1,6 +1,6 @@
 """Access to the parts of a model that differ between families: body, head, layers.
 
-The parts are found by the fields of the config and the shapes of the modules, without a list of families.
+The parts are found by the fields of the config and the shapes of the modules.
 
 Every other module treats a causal language model as a body, which maps token ids to hidden states, and a head, which maps
 hidden states to logits. `check_split` compares the logits of this split with the model's own logits. A family that computes
