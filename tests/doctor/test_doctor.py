@@ -152,7 +152,7 @@ def test_1_a_chat_template_beside_alpaca_prompts_is_a_note(tmp_path: Path) -> No
 
 def test_2_an_answer_that_ends_with_plain_text_is_found(tmp_path: Path) -> None:
     (line,) = found(chat_run(tmp_path, CHAT))[2]
-    assert "24 of 24 rows is 'D' or another token; right is an end token: '<|endoftext|>'" in line
+    assert "24 of 24 rows is 'D' or another token; expected an end token: '<|endoftext|>'" in line
 
 
 def test_2_answers_that_are_all_truncated_are_found_and_some_are_a_note(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_3_an_end_token_that_is_masked_as_padding_is_found(tmp_path: Path, monke
 def test_4_a_row_without_an_answer_is_found(tmp_path: Path, answer: str | None) -> None:
     bad = write_rows(tmp_path / "bad.jsonl", [*rows(8), {"instruction": "Where is it?", "output": answer}])
     lines = found(tiny_run(tmp_path, "kd", data={"train": [bad]}))
-    assert "1 of 9 rows, first in line 9" in lines[4][0]
+    assert "1 of 9 rows, the first in line 9" in lines[4][0]
 
 
 def test_4_a_row_that_the_chat_template_rejects_is_found(tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_an_error_of_a_check_is_a_finding_and_no_traceback(tmp_path: Path, monke
 
     monkeypatch.setattr("redistill.doctor.gradient.gradients", broken)
     lines = found(tiny_run(tmp_path, "kd"))
-    assert set(lines) == {14, 15, 16, 19} and "the check ended with an error: RuntimeError: a fault; right" in lines[14][0]
+    assert set(lines) == {14, 15, 16, 19} and "the check ended with an error: RuntimeError: a fault; expected" in lines[14][0]
 
 
 def test_a_diagnosis_is_json(tmp_path: Path) -> None:

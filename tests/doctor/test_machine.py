@@ -64,7 +64,7 @@ def test_a_package_of_another_version_is_a_finding(monkeypatch: pytest.MonkeyPat
     )
     lines = [finding.line for finding in unmet_requirements()]
     assert lines[0] == (
-        f"the package torch: version {importlib.metadata.version('torch')}; right is >=999; pip install 'torch>=999'"
+        f"the package torch: version {importlib.metadata.version('torch')}; expected >=999; pip install 'torch>=999'"
     )
     assert lines[1].startswith("the package absent-package: version none") and len(lines) == 2
 
@@ -84,7 +84,7 @@ def test_the_tables_have_no_control_characters(monkeypatch: pytest.MonkeyPatch) 
     console = Console(record=True, width=100, file=io.StringIO())
     print_machine(found, console)
     text = console.export_text()
-    assert "\x1b" not in text and "500e9 FLOP/s" in text and "found: red: 1; right is 2; 3" in text
+    assert "\x1b" not in text and "500e9 FLOP/s" in text and "found: red: 1; expected 2; 3" in text
 
 
 def test_a_long_text_is_shortened_in_its_middle() -> None:

@@ -147,7 +147,7 @@ def test_too_little_memory_is_one_line(valid: Path, tmp_path: Path) -> None:
 
 def test_weights_larger_than_the_machine_are_refused_before_they_are_read(valid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "machine_bytes", lambda: 100_000)
-    with pytest.raises(ModelError, match=r"need 0\.0 GiB as float32, and this machine has 0\.0 GiB"):
+    with pytest.raises(ModelError, match=r"need 0\.0 GiB as float32, but this machine has 0\.0 GiB"):
         load.load_model(load.ModelConfig(model=str(valid / "model")))
 
 

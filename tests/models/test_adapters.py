@@ -124,7 +124,7 @@ def test_an_adapter_that_does_not_fit_or_is_damaged_is_rejected_in_one_line(tiny
         weights.write_bytes(weights.read_bytes()[:100])
     else:
         (adapter / "adapter_config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"do not fit the base model|cannot be loaded|is not JSON") as caught:
+    with pytest.raises(ModelError, match=r"do not match the base model|cannot be loaded|is not JSON") as caught:
         load_model(ModelConfig(model=str(adapter)))
     assert str(caught.value).startswith(str(adapter)) and "\n" not in str(caught.value)
 
@@ -145,7 +145,9 @@ def test_resized_embeddings_are_named_as_the_reason(tiny, world, tmp_path, names
     model.name_or_path = str(base)
     settings = LoraConfig(r=2, target_modules=names, init_lora_weights=False)
     get_peft_model(model, settings).save_pretrained(adapter, save_embedding_layers=True)
-    with pytest.raises(ModelError, match=r"resized embeddings: .* has 44 rows, and the base 40; merge it with PEFT") as caught:
+    with pytest.raises(
+        ModelError, match=r"resized embeddings: .* has 44 rows, but in the base model it has 40; merge it with PEFT"
+    ) as caught:
         load_model(ModelConfig(model=str(adapter)))
     assert "base_model_name_or_path" not in str(caught.value)
 

@@ -175,7 +175,7 @@ def test_an_exception_of_a_forward_is_an_error_of_one_line(tiny):
 
     body_module(model).register_forward_pre_hook(fails, with_kwargs=True)
     with pytest.raises(
-        ModelError, match=r"^m: the llama family cannot generate text here \(AttributeError: no such state\); use"
+        ModelError, match=r"^m: text cannot be generated with the llama family \(AttributeError: no such state\); use"
     ):
         check_cache(model, name="m")
 

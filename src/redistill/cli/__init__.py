@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line `redistill`: its arguments, commands and output."""

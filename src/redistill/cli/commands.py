@@ -1,4 +1,4 @@
-"""The commands: each function calls the package and prints the result.
+"""The commands: each function runs one command and prints its result.
 
 The result is printed as text, or as JSON with --json. The docstring of a function is the description on the help page of its
 command. Modules that are slow to import are imported by the functions that use them, so that --help is fast.
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def is_main_process() -> bool:
-    """Whether this process prints results; in a job of torchrun only rank 0 does."""
+    """Whether this process prints results.
+
+    In a job with several processes only rank 0 prints them.
+    """
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -29,7 +32,7 @@ def is_main_process() -> bool:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Distil a toy model with MGSR and with SFT (minutes on two cores)."""
+    """Train a toy student with MGSR and another with SFT, and compare them (minutes)."""
     from redistill.runs.demo import demo
 
     result = demo(options.out, fresh=options.fresh)
@@ -53,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a student without evaluating it; the model is OUT/model."""
+    """Train a student without evaluating it, and save it in OUT/model."""
     from redistill.runs.run import train_student
 
     student = train_student(_load(options))
@@ -62,7 +65,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """Run every row of a table with every seed, and compare the results."""
+    """Train each row of a table of runs with each seed, and compare the results."""
     from redistill.runs.sweep import plan_sweep, run_sweep
 
     if options.jobs is not None and options.jobs < 1:
@@ -168,7 +171,7 @@ def _task(text: str) -> tuple[str, str | None]:
 
 
 def _with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
-    """`tokens` with the template and the lengths that are given on the command line."""
+    """The settings `tokens`, with the template and the lengths that are set on the command line."""
     given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
     return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
 
@@ -200,7 +203,7 @@ def estimate(options: argparse.Namespace) -> None:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    """Check this machine, or a recipe for failures that raise no error."""
+    """Check this machine, or check a recipe for failures that raise no error."""
     from redistill.training.progress import report
 
     def phase(text: str) -> None:
@@ -208,7 +211,9 @@ def doctor(options: argparse.Namespace) -> None:
             report(f"doctor: {text}")
 
     if options.recipe is None and options.row is not None:
-        raise ConfigError(f"doctor: --row {options.row}: needs a sweep; give its recipe, such as recipes/table1-toy.yaml")
+        raise ConfigError(
+            f"doctor: --row {options.row}: needs a sweep; also give the file of the sweep, such as recipes/table1-toy.yaml"
+        )
     if options.recipe is None:
         from redistill.doctor.machine import examine_machine
         from redistill.doctor.table import print_machine
@@ -232,7 +237,7 @@ def doctor(options: argparse.Namespace) -> None:
 
 
 def _load_row(options: argparse.Namespace) -> "Run":
-    """The recipe, or with --row the first run of that row of a sweep."""
+    """Load the recipe, or with --row the first run of this row of the sweep."""
     if options.row is None:
         return _load(options)
     from redistill.runs.sweep import plan_sweep
@@ -242,7 +247,7 @@ def _load_row(options: argparse.Namespace) -> "Run":
 
 
 def methods(options: argparse.Namespace) -> None:
-    """List the methods and the test sets."""
+    """List the methods, the test sets and the metrics."""
     from redistill.cli import tables
 
     if options.json:
@@ -254,7 +259,7 @@ def methods(options: argparse.Namespace) -> None:
 
 
 def data_check(options: argparse.Namespace) -> None:
-    """Find unusable rows, duplicates and overlap with test sets."""
+    """Find unusable rows and duplicates in data, and overlap with test sets."""
     from redistill.config.plugins import External
     from redistill.config.scoring import load_external, named_tasks
     from redistill.data.check import check_data, described
@@ -293,7 +298,7 @@ def fetch(options: argparse.Namespace) -> None:
 
 
 def _print(options: argparse.Namespace, document: dict[str, object], *lines: object) -> None:
-    """Print the result of a command: the document with --json, else the lines."""
+    """Print the result of a command: `document` with --json, otherwise `lines`."""
     if options.json:
         print_json(options, document)
     else:

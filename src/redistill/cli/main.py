@@ -18,10 +18,10 @@ from redistill.storage.redaction import plain, print_traceback
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command of the command line.
 
     Args:
-        arguments: The arguments without the name of the program; None takes those of the process.
+        arguments: The arguments, without the name of the program; None uses the arguments of this process.
 
     Returns:
         The exit code; `redistill --help` lists them. If it is not 0, one line on standard error gives the reason.
@@ -37,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return its exit code."""
     for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # of other libraries; their warnings are shown
         os.environ.setdefault(variable, "1")
     try:
         with signals.handled(at_once=True), reserved_stdout(options):
             options.command(options)
     except RedistillError as error:
-        # A name in a file of somebody else may have line ends.
+        # A name from an untrusted file may contain line ends.
         print(f"redistill: {plain(' '.join(str(error).splitlines()))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
@@ -57,7 +57,8 @@ def _run(options: argparse.Namespace) -> int:
 def _output_code(options: argparse.Namespace) -> int:
     """The exit code of a finished command whose standard output may have failed.
 
-    A closed pipe is no error: its reader has what it wanted. The result of a job is its folder, not what it prints.
+    A closed pipe is not an error, because the reading process has closed it on purpose. If a command has an output folder, the
+    folder is its result, so failed standard output does not change the exit code.
     """
     found = sys.stdout
     if not isinstance(found, streams.TolerantStream) or found.error is None or found.is_closed_pipe:

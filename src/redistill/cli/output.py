@@ -1,6 +1,6 @@
 """Standard output of the commands.
 
-It is text for people or, with --json, one JSON document and nothing else.
+It is readable text or, with --json, exactly one JSON document.
 """
 
 import argparse
@@ -16,9 +16,9 @@ SCHEMA = 1
 
 @contextlib.contextmanager
 def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
-    """Reserve standard output for `print_json` if the option --json is set.
+    """Context that reserves standard output for `print_json` if --json is set.
 
-    Other output, also of libraries, is redirected to standard error. Without --json nothing is redirected.
+    All other output, including that of libraries, is redirected to standard error. Without --json nothing is redirected.
 
     Args:
         options: The options of the command; `options.stdout` is set to the stream that `print_json` writes to.

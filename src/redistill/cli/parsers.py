@@ -1,7 +1,7 @@
 """The arguments of every command.
 
-This module imports nothing slow, so that --help is fast. A help page has at most 40 lines of 80 columns, and ends with one
-example.
+This module imports no module that is slow to import, so that --help is fast. A help page has at most 40 lines of 80 columns,
+and ends with one example.
 """
 
 import argparse
@@ -41,15 +41,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _help(prog: str) -> argparse.HelpFormatter:
-    """Help pages of at most 80 columns, also on a wider terminal."""
+    """A formatter for help pages that limits them to 80 columns on wider terminals."""
     return argparse.RawDescriptionHelpFormatter(prog, width=min(WIDTH, shutil.get_terminal_size().columns) - 2)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line; unlike plain argparse, it accepts overrides after options.
+    """Parse a command line.
+
+    Unlike argparse alone, this function accepts overrides (section.field=value) after options.
 
     Args:
-        arguments: The arguments without the name of the program; None takes those of the process.
+        arguments: The arguments, without the name of the program; None uses the arguments of this process.
 
     Returns:
         The options of the command; `command` is the function that runs it.
@@ -101,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _demo(group: Group) -> None:
     parser = _command(group, "demo", commands.demo, "redistill demo --out runs/demo")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="delete the toy teacher and both students, and retrain them")
+    parser.add_argument("--fresh", action="store_true", help="delete the toy teacher and both students, and train them again")
     _add_json(parser)
 
 
@@ -120,10 +122,10 @@ def _train(group: Group) -> None:
 
 def _sweep(group: Group) -> None:
     parser = _command(group, "sweep", commands.sweep, "redistill sweep recipes/table1-toy.yaml --only sft --only mgsr --jobs 2")
-    _add_recipe(parser, "a YAML sweep, such as recipes/table1-toy.yaml", "settings to change in every run")
+    _add_recipe(parser, "a YAML sweep, such as recipes/table1-toy.yaml", "settings to change in all runs of the sweep")
     parser.add_argument("--out", type=Path, help="output folder (default: runs/NAME)")
     parser.add_argument("--jobs", type=int, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)")
-    _add_repeatable(parser, "--only", "LABEL", "run only the row with this label")
+    _add_repeatable(parser, "--only", "LABEL", "run only the row of the table with this label")
     parser.add_argument("--dry-run", action="store_true", help="validate the sweep and list its runs without running them")
     _add_json(parser)
 
@@ -136,8 +138,8 @@ def _evaluate(group: Group) -> None:
         group, "evaluate", commands.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
     )
     parser.add_argument("model", metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
-    _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub or from PATH", required=True)
-    _add_repeatable(parser, "--metric", "NAME", "metric of answers; models are ranked by the first")
+    _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from PATH or else from the hub", required=True)
+    _add_repeatable(parser, "--metric", "NAME", "metric of answers, such as rouge_l; models are ranked by the first one")
     _allow_code(parser)
     parser.add_argument("--out", type=Path, required=True, help="output folder for responses and scores.json")
     parser.add_argument("--teacher", metavar="MODEL", help="also measure KL(teacher, model) on the references")
@@ -145,10 +147,8 @@ def _evaluate(group: Group) -> None:
     parser.add_argument("--seeds", default="10,20,30,40,50", help="sampling seeds (default: %(default)s)")
     _add_lengths(parser, "the run's")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy decoding (default: 1)")
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="X", help="probability mass of nucleus sampling (default: 1)"
-    )
-    text = "ban repeated N-grams; 0 disables this (default: 6)"
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="X", help="probability mass of top-p sampling (default: 1)")
+    text = "forbid repeated N-grams; 0 disables this (default: 6)"
     parser.add_argument("--no-repeat-ngram", type=int, default=6, metavar="N", help=text)
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per batch (default: 16)")
     text, dtypes = "dtype of the weights: float32 (default), bfloat16 or auto", ("float32", "bfloat16", "auto")
@@ -169,11 +169,11 @@ def _compare(group: Group) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or the folder of a sweep")
     text = "output file: .html, .md, .tex or .csv (repeatable; default: print tables)"
     parser.add_argument("-o", "--output", type=Path, action="append", default=[], metavar="FILE", help=text)
-    text = "run that differences refer to (default: the sweep's baseline, else the first)"
+    text = "run that the others are compared with (default: the baseline of the sweep, else the first run)"
     parser.add_argument("--baseline", metavar="LABEL|RUN", help=text)
     text = "show only the rows with these labels, in this order"
     parser.add_argument("--rows", nargs="+", default=[], metavar="LABEL", help=text)
-    text = "also show tables of the paper, such as table1-gpt2"
+    text = "also show these tables of the MGSR paper, such as table1-gpt2"
     parser.add_argument("--published", nargs="+", default=[], metavar="TABLE", help=text)
     _add_json(parser)
 
@@ -191,14 +191,14 @@ def _estimate(group: Group) -> None:
     parser = _command(
         group, "estimate", commands.estimate, "redistill estimate recipes/smollm2-dolly.yaml training.batch_size=8"
     )
-    _add_recipe(parser, "a YAML recipe, the run.json of a run, or with --row a sweep", "settings to change")
+    _add_recipe(parser, "a YAML recipe, the run.json of a run, or a sweep if --row is set", "settings to change")
     parser.add_argument("--row", metavar="LABEL", help="estimate the first run of this row of the sweep")
     _add_json(parser, "print JSON, in bytes and seconds, instead of tables")
 
 
 def _doctor(group: Group) -> None:
     parser = _command(group, "doctor", commands.doctor, "redistill doctor recipes/smollm2-dolly.yaml")
-    text = "a YAML recipe, the run.json of a run, or with --row a sweep (default: check this machine)"
+    text = "a YAML recipe, the run.json of a run, or a sweep if --row is set (default: check this machine)"
     _add_recipe(parser, text, "settings to change", is_optional=True)
     parser.add_argument("--row", metavar="LABEL", help="check the first run of this row of the sweep")
     _add_json(parser)
@@ -214,11 +214,11 @@ def _data(group: Group) -> None:
     actions = _actions(group, "data", "Inspect data sets.", "redistill data check mine.jsonl")
     parser = _command(actions, "check", commands.data_check, "redistill data check mine.jsonl --against dolly=dolly/test.jsonl")
     parser.add_argument("sources", nargs="*", metavar="PATH", help="training data: a file, a folder or a hub data set")
-    _add_repeatable(parser, "--against", "TASK[=PATH]", "test set to check the data against for overlap")
+    _add_repeatable(parser, "--against", "TASK[=PATH]", "test set that is compared with the data to find rows in both")
     text = "check the data of this recipe, with its test sets, template and lengths"
     parser.add_argument("--recipe", type=Path, dest="configured", metavar="RECIPE", help=text)
     _allow_code(parser)
-    parser.add_argument("--tokenizer", metavar="MODEL", help="measure lengths with the tokenizer of this model")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="measure the lengths of rows with the tokenizer of this model")
     _add_lengths(parser, "the recipe's")
     _add_json(parser)
 
@@ -235,14 +235,14 @@ def _models(group: Group) -> None:
 
 
 def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
-    """Add a command; the docstring of its function is the description on its help page."""
+    """Add a command whose help page shows the docstring of its function."""
     parser = _page(group, name, command.__doc__ or "", example)
     parser.set_defaults(command=command)
     return parser
 
 
 def _actions(group: Group, name: str, text: str, example: str) -> Group:
-    """Add a group of commands."""
+    """Add a command with subcommands, and return the group of the subcommands."""
     return _page(group, name, text, example).add_subparsers(title="actions", required=True, metavar="ACTION")
 
 
@@ -263,13 +263,15 @@ def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bo
 
 
 def _allow_code(parser: _Parser) -> None:
-    _add_repeatable(parser, "--allow-code", "MODULE", "allow the import of this module, for components MODULE:Name")
+    _add_repeatable(
+        parser, "--allow-code", "MODULE", "allow the import of this module, whose components recipes use as MODULE:Name"
+    )
 
 
 def _add_repeatable(
     parser: _Parser, option: str, metavar: str, text: str, *, type: Callable[[str], object] = str, required: bool = False
 ) -> None:
-    """Add an option that can be given several times; its value is the list of the values."""
+    """Add an option that can be given several times; its value is a list."""
     text = f"{text} (repeatable)"
     parser.add_argument(option, type=type, action="append", default=[], required=required, metavar=metavar, help=text)
 

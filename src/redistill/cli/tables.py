@@ -1,4 +1,4 @@
-"""Tables of methods, test sets and metrics, and of supported combinations."""
+"""The tables of the command `redistill methods`."""
 
 from rich.table import Table
 

@@ -1,6 +1,7 @@
-"""Checks of a machine, and of a recipe for failures that raise no error.
+"""The command `redistill doctor`: checks of this machine and of a recipe.
 
-docs/doctor.md has the table of the checks.
+The checks of a recipe look for silent failures: training raises no error, but the student is worse than it could be.
+docs/doctor.md lists the checks.
 """
 
 import tempfile
@@ -21,14 +22,19 @@ __all__ = ["Diagnosis", "examine"]
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """The outcomes of all checks of a recipe, and the seconds that they took."""
+    """The outcomes of all checks of one recipe.
+
+    Args:
+        outcomes: One outcome for each check, sorted by number.
+        seconds: Duration of the checks, in seconds.
+    """
 
     outcomes: tuple[Outcome, ...]
     seconds: float
 
     @property
     def num_findings(self) -> int:
-        """Number of findings, notes not counted."""
+        """Number of findings of all checks, without the notes."""
         return sum(len(outcome.findings) for outcome in self.outcomes)
 
     def as_json(self) -> dict[str, Json]:
@@ -41,18 +47,18 @@ class Diagnosis:
 
 
 def examine(run: Run, report: Report = lambda phase: None, clock: Callable[[], float] = time.perf_counter) -> Diagnosis:
-    """Look for silent failures in a recipe, on its own models and data.
+    """Check a recipe for silent failures, with its own models and data.
 
     A small sample of the data is read, the models are loaded once, and one update is computed.  Nothing is written to the
     recipe's output folder, and no weight is changed on disk.
 
     Args:
         run: The recipe.
-        report: Called with the name of each phase.
-        clock: Seconds, monotonic.
+        report: Function that is called with the name of each phase when it starts.
+        clock: Function that returns the time of a monotonic clock, in seconds.
 
     Raises:
-        ConfigError, DataError, ModelError: a run of the recipe would end with the same error.
+        ConfigError, DataError, ModelError: the recipe cannot be run; `redistill run` raises the same error.
     """
     started = clock()
     with tempfile.TemporaryDirectory() as folder, opened_subject(run, Path(folder), report) as subject:
@@ -64,7 +70,10 @@ def examine(run: Run, report: Report = lambda phase: None, clock: Callable[[], f
 
 
 def outcome_of(check: Check, subject: Subject) -> Outcome:
-    """The result of one check."""
+    """Apply one check to a recipe and return its outcome.
+
+    An exception that the check raises becomes a finding, except NotExamined.
+    """
     found, reason = [], ""
     try:
         found = check.find(subject)
@@ -76,7 +85,7 @@ def outcome_of(check: Check, subject: Subject) -> Outcome:
                 what="the check ended with an error",
                 measured=f"{type(error).__name__}: {first_line(error)}",
                 right="no error",
-                remedy="remove the other findings first; if it remains, a run of the recipe shows the whole error",
+                remedy="fix the other findings first; if this one remains, run the recipe to see the whole error",
             )
         ]
     return Outcome(

@@ -13,11 +13,12 @@ class Check:
     """A silent failure of distillation, and the function that looks for it.
 
     Args:
-        number: From 1, as in docs/doctor.md.
-        name: The failure.
-        examines: What is examined.
-        find: Returns the findings; it raises NotExamined if the check does not apply.
-        proof: The test that proves that redistill's own code cannot fail so; "" if data, models or settings can.
+        number: Number of the check in docs/doctor.md, from 1.
+        name: Name of the failure, as a phrase.
+        examines: The data, settings or tensors that the check examines, as a phrase.
+        find: Function that returns the findings. It raises NotExamined if the check does not apply to the recipe.
+        proof: Path and name of the test which proves that redistill's own code cannot cause this failure; "" if the failure
+            can be caused by data, models or settings.
     """
 
     number: int
@@ -46,7 +47,7 @@ CHECKS = (
         texts.end_masked,
         "tests/data/test_collate.py::test_a_pad_id_that_is_a_target_stays_a_target",
     ),
-    Check(4, "a row without targets", "all rows of the sources, and the targets of the sample", texts.no_targets),
+    Check(4, "a row without targets", "all rows of the data sources, and the targets of the sample", texts.no_targets),
     Check(
         5,
         "prompt tokens among the targets",
@@ -74,25 +75,25 @@ CHECKS = (
     Check(
         11,
         "teacher in training mode",
-        "modes of its modules, and two passes over the same rows",
+        "the modes of its modules, and its logits in two passes over the same rows",
         pair.training_mode,
         "tests/teachers/test_local.py::test_the_teacher_is_frozen_in_eval_mode_and_has_all_capabilities",
     ),
-    Check(12, "teacher no better than the student", "cross entropy of both on gold answers", pair.weak_teacher),
-    Check(13, "end tokens or templates of the models differ", "both tokenizers", pair.other_tokenizer),
+    Check(12, "teacher no better than the student", "cross entropy of both models on gold answers", pair.weak_teacher),
+    Check(13, "end tokens or chat templates of the models differ", "both tokenizers", pair.other_tokenizer),
     Check(14, "no gradient in the student or its adapters", "the gradient of one update, by layer", learning.no_gradient),
-    Check(15, "a term with weight, whose gradient is zero", "the gradient of each term alone", learning.zero_terms),
+    Check(15, "a term has a weight, but its gradient is zero", "the gradient of each term alone", learning.zero_terms),
     Check(
         16,
         "loss changes with the micro-batch size",
-        "the gradient of one update with two sizes, without dropout",
+        "the gradient of one update with two micro-batch sizes, without dropout",
         learning.micro_batches,
         "tests/training/test_loop.py::test_every_split_has_the_same_gradient",
     ),
     Check(
         17,
         "exported weights differ from the trained ones",
-        "logits of the student and of its export",
+        "logits of the student and of the exported model",
         learning.exported_weights,
         "tests/models/test_lora.py::test_the_merged_model_is_an_ordinary_one_with_the_same_logits",
     ),
@@ -104,9 +105,11 @@ CHECKS = (
         f"{_LOAD}::test_missing_weights_are_rejected",
     ),
     Check(19, "logits not finite in the chosen precision", "logits of both models on gold answers", pair.not_finite),
-    Check(20, "warm-up or intervals longer than the run", "optimiser and training of the recipe", learning.schedule),
+    Check(
+        20, "warm-up or intervals longer than the run", "the sections optimiser and training of the recipe", learning.schedule
+    ),
 )
-"""The checks by number."""
+"""All checks, sorted by number."""
 
 LAST = (17, 1)
-"""These change the student's weights in memory, or use the changed student."""
+"""Numbers of the checks that run last: 17 changes the student's weights in memory, and 1 uses the changed student."""

@@ -1,4 +1,4 @@
-"""The export of a student, compared with the student in memory."""
+"""The comparison of an exported student with the student in memory."""
 
 import tempfile
 from dataclasses import dataclass
@@ -19,21 +19,23 @@ from redistill.runs.opened import OpenRun
 from redistill.storage import files
 
 CHANGE = 0.05
-"""Size of the change that stands for training, as a fraction of a parameter's root mean square."""
+"""Size of the random change that replaces training, as a fraction of a parameter's root mean square."""
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
-"""Largest difference of logits, as a fraction of the largest logit, by dtype of the weights."""
+"""Largest allowed difference of logits, as a fraction of the largest logit, for each dtype of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """An exported student.
+    """The result of exporting a student and loading the exported model.
 
     Args:
-        tokenizer: Loaded from the export.
-        difference: Largest difference between logits of the export and of the student, as a fraction of the largest logit.
-        change: The same between the student before and after the change of its weights.
-        tolerance: What rounding explains of `difference`.
-        error: Message of the error that ended the export; "" if it succeeded.
+        tokenizer: The tokenizer that was loaded from the exported model; the student's own if the export failed.
+        difference: Largest difference between the logits of the exported model and those of the student, as a fraction of the
+            largest logit.
+        change: Largest difference between the logits of the student before and after its weights were changed, as a fraction
+            of the largest logit.
+        tolerance: Largest value of `difference` that rounding explains.
+        error: Message of the error that stopped the export; "" if the export succeeded.
     """
 
     tokenizer: Tokenizer
@@ -46,7 +48,8 @@ class Exported:
 def export(opened: OpenRun, example: Example) -> Exported:
     """Change the trained parameters, export the student, and load the export.
 
-    The export is in a temporary folder.      The student in memory keeps the changed parameters.
+    The student is exported to a temporary folder, which is removed. The student in memory keeps the changed parameters, so
+    that a student which was exported before training differs from it.
     """
     model, tokenizer, source = opened.models.student, opened.models.tokenizer, opened.config.student
     before = logits(model, example)
@@ -59,7 +62,7 @@ def export(opened: OpenRun, example: Example) -> Exported:
     change = float((trained - before).abs().max()) / largest
     with tempfile.TemporaryDirectory() as folder:
         if files.disk.free_bytes(Path(folder)) < 2 * parameter_bytes(model):
-            raise NotExamined(f"{folder} has too little space for the exported student")
+            raise NotExamined(f"there is too little space in {folder} for the exported student")
         try:
             save_student(model, tokenizer, Path(folder), "merged" if source.lora is None else source.lora.export)
             again, read = load_model(ModelConfig(model=folder, dtype="bfloat16" if dtype == torch.bfloat16 else "float32"))
@@ -73,7 +76,10 @@ def export(opened: OpenRun, example: Example) -> Exported:
 
 @torch.no_grad()
 def logits(model: nn.Module, example: Example) -> torch.Tensor:
-    """Logits of an example in float32 on the CPU, in eval mode."""
+    """The model's logits for an example.
+
+    They are computed in eval mode and returned in float32 on the CPU.
+    """
     device = next(model.parameters()).device
     ids_BT = torch.tensor([example.token_ids], device=device)
     with eval_mode(model):
@@ -83,7 +89,7 @@ def logits(model: nn.Module, example: Example) -> torch.Tensor:
 
 @torch.no_grad()
 def perturb(model: nn.Module, seed: int) -> None:
-    """Add noise to the trained parameters, also to those that are 0."""
+    """Add noise to every trainable parameter, also if its values are all 0."""
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:
             generator = torch.Generator().manual_seed(torch_seed(seed, "doctor", index))

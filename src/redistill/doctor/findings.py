@@ -1,4 +1,4 @@
-"""What a check is, and what it returns."""
+"""The result of a check: an outcome with findings and notes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ Status = Literal["passed", "found", "not examined"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A silent failure that a check has measured.
+    """A silent failure that a check has found.
 
     Args:
-        what: What is wrong, and where.
+        what: The failure and the row, model or setting that has it.
         measured: The measured value.
-        right: What is right.
-        remedy: What to do.
-        is_note: A note describes something that may be intended; it does not change the exit code.
+        right: The expected value.
+        remedy: The action that fixes the failure.
+        is_note: Whether the finding may be intended by the user. Such a finding is called a note and does not change the exit
+            code.
     """
 
     what: str
@@ -29,12 +30,15 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """The finding in one line."""
-        return " ".join(f"{self.what}: {self.measured}; right is {self.right}; {self.remedy}".split())
+        """The finding as one line of text."""
+        return " ".join(f"{self.what}: {self.measured}; expected {self.right}; {self.remedy}".split())
 
 
 class NotExamined(Exception):
-    """A check does not apply, or cannot be made; the message is the reason."""
+    """Raised by a check that does not apply or cannot be completed.
+
+    The message is the reason.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +46,14 @@ class Outcome:
     """The result of one check.
 
     Args:
-        number: Of the check, from 1.
-        name: Of the failure.
-        examines: What was examined.
-        findings: Failures.
-        notes: Findings that may be intended.
-        reason: Why it was not examined; "" if it was.
-        proof: The test that proves that redistill's own code cannot fail so; "" if there is none.
+        number: Number of the check, from 1.
+        name: Name of the failure that the check looks for.
+        examines: The data, settings or tensors that the check examines.
+        findings: Failures that were found.
+        notes: Findings that may be intended by the user.
+        reason: Reason why the check could not be completed; "" if it was completed.
+        proof: Path and name of the test which proves that redistill's own code cannot cause this failure; "" if there is no
+            such test.
     """
 
     number: int
@@ -61,13 +66,13 @@ class Outcome:
 
     @property
     def status(self) -> Status:
-        """Whether the check passed, found a failure, or was not made."""
+        """The status of the check: it passed, found a failure, or could not be completed."""
         if self.findings:
             return "found"
         return "not examined" if self.reason else "passed"
 
     def as_json(self) -> dict[str, Json]:
-        """The outcome as JSON values; each finding and note is one line."""
+        """The outcome as JSON values, with each finding and note as one line of text."""
         return {
             "number": self.number,
             "name": self.name,
@@ -81,7 +86,7 @@ class Outcome:
 
 
 def some(values: Sequence[object], shown: int = 3) -> str:
-    """The first of `values`, for a message.
+    """The first `shown` values and the number of the others, for a message.
 
     Example:
         >>> some(["a", "b", "c", "d"])
@@ -92,7 +97,7 @@ def some(values: Sequence[object], shown: int = 3) -> str:
 
 
 def quoted(text: str, longest: int = 40) -> str:
-    """A text in quotes for a message, shortened in its middle.
+    """A text in quotes for a message, with its middle left out if it is long.
 
     Example:
         >>> quoted("a" * 100, 9)

@@ -1,4 +1,4 @@
-"""The gradient of an objective on one draw, without dropout."""
+"""The gradient of an objective on the sequences of one update, without dropout."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,21 +15,21 @@ from redistill.training.objective import Objective, averages
 from redistill.training.parts import Parts
 
 KEPT_VALUES = 4096
-"""Values of each parameter's gradient that are compared."""
+"""Largest number of values of a parameter's gradient that are compared."""
 
 
 class NoGraph(NotExamined):
-    """The objective depends on no trainable parameter."""
+    """Raised if the objective does not depend on any trainable parameter."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Measured:
-    """The gradient of an objective on the sequences of one update, without dropout.
+    """The value and the gradient of an objective on one update, without dropout.
 
     Args:
-        loss: The objective; 0 if no term has a row.
-        norms: Norm of each trainable parameter's gradient, by name.
-        values: Some values of the gradient of each parameter, in one vector.
+        loss: Value of the objective; 0 if the update has no targets.
+        norms: Norm of the gradient of each trainable parameter, by the name of the parameter.
+        values: Vector of at most `KEPT_VALUES` values of each parameter's gradient.
     """
 
     loss: float
@@ -38,21 +38,23 @@ class Measured:
 
     @property
     def norm(self) -> float:
-        """Norm of the whole gradient."""
+        """Norm of the gradient of all trainable parameters together."""
         return float(torch.tensor(list(self.norms.values()), dtype=torch.float64).square().sum().sqrt())
 
 
 def measure(parts: Parts, draw: Draw, objective: Objective | None = None, micro_batch_size: int | None = None) -> Measured:
-    """Compute the gradient of an objective as the training loop does it.
+    """Compute the gradient of an objective with the functions of the training loop.
+
+    Dropout is disabled, and no parameter is changed.
 
     Args:
         parts: The student, the teacher and the recipe's objective.
-        draw: The sequences.
-        objective: None is the recipe's own.
-        micro_batch_size: As `training.micro_batch_size`.
+        draw: The sequences of the update.
+        objective: The objective; None uses the recipe's objective.
+        micro_batch_size: Number of sequences of a micro-batch, as in `training.micro_batch_size`.
 
     Raises:
-        NoGraph: no term depends on a trainable parameter.
+        NoGraph: no term of the objective depends on a trainable parameter.
     """
     objective = objective or parts.learner.objective
     sizes = replace(parts.guards, micro_batch=Halving("training.micro_batch_size", micro_batch_size))
@@ -74,7 +76,7 @@ def measure(parts: Parts, draw: Draw, objective: Objective | None = None, micro_
     )
     parts.learner.optimizer.zero_grad(set_to_none=True)
     if parts.learner.teacher is not None:
-        parts.learner.teacher.faults()  # discards the count
+        parts.learner.teacher.faults()  # resets the teacher's count of rows with non-finite logits
     return result
 
 
@@ -85,7 +87,10 @@ def every_few(values: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def without_dropout(student: nn.Module) -> Iterator[None]:
-    """Context: the student stays in eval mode when the loop sets training mode."""
+    """Context in which the student stays in eval mode.
+
+    A call of `train()` by the training loop has no effect on the mode.
+    """
     vars(student)["train"] = lambda mode=True: nn.Module.train(student, False)
     try:
         yield

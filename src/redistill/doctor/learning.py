@@ -1,4 +1,4 @@
-"""Checks 14 to 17 and 20: gradients, micro-batches, the export and the schedule."""
+"""Checks 14 to 17 and 20: gradients, micro-batches, export and schedule."""
 
 import re
 from dataclasses import replace
@@ -12,15 +12,18 @@ from redistill.models.lora import has_adapters
 from redistill.training.objective import Objective
 
 NO_GRADIENT = 1e-6
-"""Norm of a gradient, for a weight of 1, up to which it is rounding."""
+"""Gradients of a term with weight 1 whose norm is at most this are regarded as 0, since rounding can cause them."""
 NO_VALUE = {"divergence": 1e-6, "span": 1e-8}
-"""Value of a term, for a weight of 1, up to which it is rounding; in bf16 its gradient is not."""
+"""Values of a term with weight 1 that are at most this are regarded as 0.
+
+The value is examined as well as the gradient, because in bf16 a term whose value is 0 can have a gradient above `NO_GRADIENT`.
+"""
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
-"""Largest difference of two gradients, as a fraction of the larger norm, that rounding explains."""
+"""Largest difference of two gradients that rounding explains, as a fraction of the larger norm, for each precision."""
 
 
 def no_gradient(subject: Subject) -> Findings:
-    """(14) No gradient reaches the student, its adapters, or one of its layers."""
+    """Check 14: no gradient reaches the student, its adapters, or one of its layers."""
     loaded = subject.loaded
     model, lora = loaded.student, subject.config.student.lora
     remedy = "check student.lora.targets, student.gradient_checkpointing and the weights of the objective"
@@ -56,7 +59,7 @@ def no_gradient(subject: Subject) -> Findings:
 
 
 def zero_terms(subject: Subject) -> Findings:
-    """(15) A term of the objective has a weight, and its gradient is zero."""
+    """Check 15: a term of the objective has a weight, but its gradient is zero."""
     loaded = subject.loaded
     objective = loaded.learning.learner.objective
     found = []
@@ -68,7 +71,7 @@ def zero_terms(subject: Subject) -> Findings:
                 found.append(_zero_term(name, weight, "no data.corpus", is_note=True))
                 continue
         alone_on = measure(loaded.learning, draw, alone)
-        if is_rounding(name, alone_on, weight) and name in NO_VALUE:  # the first texts may be unusual
+        if is_rounding(name, alone_on, weight) and name in NO_VALUE:  # the sampled texts may be unusual
             alone_on = measure(loaded.learning, loaded.gold_draw, alone)
         if is_rounding(name, alone_on, weight):
             measured = f"value {alone_on.loss:.1e} and a gradient of norm {alone_on.norm:.1e} in one update"
@@ -77,7 +80,7 @@ def zero_terms(subject: Subject) -> Findings:
 
 
 def is_rounding(name: str, measured: Measured, weight: float) -> bool:
-    """Whether a term's gradient, or its value, is 0 up to rounding."""
+    """Whether the gradient or the value of a term is 0 apart from rounding."""
     return measured.norm <= NO_GRADIENT * weight or (name in NO_VALUE and measured.loss <= NO_VALUE[name] * weight)
 
 
@@ -89,7 +92,7 @@ def _zero_term(name: str, weight: float, measured: str, *, is_note: bool = False
         "pretraining": "set data.corpus, or remove objective.pretraining",
     }
     return Finding(
-        what=f"the term {name} has the weight {weight:g} and no effect",
+        what=f"the term {name} has the weight {weight:g} but no effect",
         measured=measured,
         right="a value and a norm above 0",
         remedy=remedies.get(name, "set its weight to 0"),
@@ -98,7 +101,10 @@ def _zero_term(name: str, weight: float, measured: str, *, is_note: bool = False
 
 
 def single_terms(objective: Objective) -> dict[str, tuple[float, Objective]]:
-    """Each term with a weight: its weight, and the objective of this term alone."""
+    """The weight of each term, and an objective with this term alone, by name.
+
+    Terms whose weight is 0 are left out.
+    """
     none = replace(objective, sft_weight=1.0, divergence_weight=0.0, span_weight=0.0, policy_gradient=None, pretraining=None)
     found: dict[str, tuple[float, Objective]] = {}
     if objective.sft_weight:
@@ -110,19 +116,19 @@ def single_terms(objective: Objective) -> dict[str, tuple[float, Objective]]:
         found["span"] = objective.span_weight, replace(none, sft_weight=0.0, span_weight=objective.span_weight)
     if (gradient := objective.policy_gradient) is not None:
         found["policy_gradient"] = gradient.weight, replace(none, sft_weight=0.0, policy_gradient=gradient)
-    if (text := objective.pretraining) is not None:  # alone in a draw without other sequences
+    if (text := objective.pretraining) is not None:  # measured on a draw without other sequences
         found["pretraining"] = text.weight, replace(none, pretraining=text)
     return found
 
 
 def micro_batches(subject: Subject) -> Findings:
-    """(16) Loss or gradient depend on the size of the micro-batches."""
+    """Check 16: the loss or the gradient depends on the size of the micro-batches."""
     loaded = subject.loaded
     draw = loaded.draw
     whole, single = loaded.gradient, measure(loaded.learning, draw, micro_batch_size=1)
     scale = max(float(whole.values.norm()), float(single.values.norm()))
     if whole.norm <= NO_GRADIENT:
-        raise NotExamined("the gradient is 0 up to rounding")
+        raise NotExamined("the gradient is 0 apart from rounding")
     difference = float((whole.values - single.values).norm()) / max(scale, 1e-30)
     losses = abs(whole.loss - single.loss) / max(abs(whole.loss), abs(single.loss), 1e-12)
     limit = TOLERANCES[subject.config.training.precision]
@@ -131,16 +137,17 @@ def micro_batches(subject: Subject) -> Findings:
     return [
         Finding(
             what="the update depends on the size of the micro-batches",
-            measured=f"with 1 sequence in each, and without dropout, the gradient differs by {difference:.2%} "
-            f"and the loss by {losses:.2%}",
-            right=f"at most {limit:.2%}, which rounding explains",
-            remedy="divide sums by counts of the whole batch, and let no row depend on other rows of its batch",
+            measured=f"with 1 sequence in each micro-batch instead of all, and without dropout, the gradient differs by "
+            f"{difference:.2%} and the loss by {losses:.2%}",
+            right=f"differences of at most {limit:.2%}, which rounding explains",
+            remedy="divide the sum of each term by the number of targets of the whole batch, and compute each sequence "
+            "independently of the others in its batch",
         )
     ]
 
 
 def exported_weights(subject: Subject) -> Findings:
-    """(17) The exported student differs from the trained one."""
+    """Check 17: the exported student differs from the trained one."""
     exported = subject.loaded.exported
     if not exported.error and not exported.difference > exported.tolerance:
         return []
@@ -148,16 +155,19 @@ def exported_weights(subject: Subject) -> Findings:
         Finding(
             what="the exported student differs from the trained one",
             measured=exported.error
-            or f"its logits differ by {exported.difference:.2%} of the largest, after a change of the trained weights that "
-            f"changes them by {exported.change:.2%}",
-            right=f"at most {exported.tolerance:.2%}",
+            or f"its logits differ by {exported.difference:.2%} of the largest logit, after a change of the trained weights "
+            f"that changes the student's logits by {exported.change:.2%}",
+            right=f"a difference of at most {exported.tolerance:.2%}",
             remedy="export adapters merged (student.lora.export), and compare the dtype of the export",
         )
     ]
 
 
 def schedule(subject: Subject) -> Findings:
-    """(20) Warm-up, or an interval of validations or saves, exceeds the run."""
+    """Check 20: warm-up or an interval is longer than the run.
+
+    The intervals are those between validations and between checkpoints, and the patience.
+    """
     config = subject.config
     lengths = config.training.schedule(subject.texts.num_examples)
     updates, warmup = lengths.updates, config.optimiser.warmup_updates
@@ -189,7 +199,7 @@ def schedule(subject: Subject) -> Findings:
             Finding(
                 what="training.patience is longer than the run, so that it never stops early",
                 measured=f"patience = {patience}, and the run has {validations} validations",
-                right="fewer than the validations of the run",
+                right="a patience below the number of validations of the run",
                 remedy="lower training.patience or training.evaluate_every",
             )
         )

@@ -1,4 +1,4 @@
-"""The machine: versions, devices, matrix products, disks, and the hub."""
+"""The description of this machine that `redistill doctor` prints without a recipe."""
 
 import importlib.metadata
 import os
@@ -23,24 +23,26 @@ from redistill.storage.redaction import plain
 OPTIONAL = ("huggingface-hub", "bitsandbytes", "gguf", "sentencepiece")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HUB_SECONDS = 3.0
-"""Time limit of the request to the hub, with the search for its address."""
+"""Time limit of the request to the model hub in seconds, including the look-up of its address."""
 PRODUCT_SECONDS = 0.3
-"""Time of the products of one dtype."""
+"""Duration of the measurement of matrix products for one dtype, in seconds."""
 DISK_BYTES = 32 << 20
-"""Bytes that are written and read to measure a disk."""
+"""Size of the file that is written and read to measure the speed of a disk, in bytes."""
 
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """A folder and its disk.
+    """Free space and speed of the disk that contains a folder.
 
     Args:
-        folder: The folder; it may not exist.
-        free_bytes: Free space.
-        write_bytes_per_s, read_bytes_per_s: Speed of one file, which is synced; reading may be served from memory.
-        fault: Why nothing could be written; "" otherwise.
+        folder: Path of the folder, which may not exist.
+        free_bytes: Free space of the disk, in bytes.
+        write_bytes_per_s: Speed of writing one file, including the time until it is on the disk; None if it was not measured.
+        read_bytes_per_s: Speed of reading this file. The operating system may serve it from memory. None if it was not
+            measured.
+        fault: Reason why the speed was not measured; "" if it was measured.
     """
 
     folder: str
@@ -56,16 +58,17 @@ class Disk:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """This machine.
+    """A description of this machine.
 
     Args:
-        versions: Of Python and packages.
-        about: Processor, memory and accelerators, as run.json has them.
-        devices: Name, memory and capability of each accelerator.
-        products: 1e12 operations per second of matrix products, by dtype; None if the device does not support it.
-        disks: Of the caches and of the current folder, by name.
-        hub: The answer of the hub, in words.
-        findings: Packages that do not satisfy redistill's requirements.
+        versions: Version of Python and of each package, by name.
+        about: Processor, memory and accelerators, in the format of run.json.
+        devices: Model, memory and compute capability of each accelerator, by device name; the CPU if there is none.
+        products: Speed of matrix products for each dtype, in 10^12 operations per second; None if the device does not support
+            the dtype.
+        disks: Disks of the two caches and of the current folder, by name.
+        hub: A sentence that states whether the model hub answers.
+        findings: Packages that are missing or do not satisfy redistill's requirements.
     """
 
     versions: Mapping[str, str]
@@ -77,7 +80,10 @@ class Machine:
     findings: tuple[Finding, ...]
 
     def as_json(self) -> dict[str, Json]:
-        """The machine as JSON values, in bytes and operations per second."""
+        """The description as JSON values.
+
+        Sizes are in bytes, and speeds in bytes or operations per second.
+        """
         return {
             "versions": dict(self.versions),
             "machine": dict(self.about),
@@ -90,13 +96,13 @@ class Machine:
 
 
 def examine_machine(report: Callable[[str], None] = lambda phase: None, clock: Clock = time.perf_counter) -> Machine:
-    """Versions, devices, speeds and disks of this machine, and the hub's answer.
+    """Examine versions, devices, speeds and disks of this machine, and query the hub.
 
-    A file of 32 MiB is written to the caches and the current folder, and removed.
+    To measure the disks, a file of 32 MiB is written to each cache folder and to the current folder, and then removed.
 
     Args:
-        report: Called with the name of each phase.
-        clock: Seconds, monotonic.
+        report: Function that is called with the name of each phase when it starts.
+        clock: Function that returns the time of a monotonic clock, in seconds.
     """
     report("versions and devices")
     found = {"python": sys.version.split()[0], **versions(), **_optional()}
@@ -129,7 +135,7 @@ def _optional() -> dict[str, str]:
 
 
 def unmet_requirements() -> Findings:
-    """Packages that redistill needs, and that are absent or of another version."""
+    """A finding for each required package that is missing or has a wrong version."""
     try:
         needed = importlib.metadata.requires("redistill") or []
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
@@ -159,7 +165,10 @@ def unmet_requirements() -> Findings:
 
 
 def devices() -> dict[str, str]:
-    """Each accelerator with its memory, capability and driver version."""
+    """Model, memory and compute capability of each accelerator, by device name.
+
+    Without an accelerator the only entry is the CPU.
+    """
     found = {}
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
@@ -168,7 +177,10 @@ def devices() -> dict[str, str]:
 
 
 def product_speed(dtype: torch.dtype, device: torch.device, clock: Clock) -> float | None:
-    """1e12 operations per second of matrix products; None without support."""
+    """Speed of matrix products in 10^12 operations per second.
+
+    It is None if the device does not support the dtype.
+    """
     size = 4096 if device.type == "cuda" else 512
     try:
         left, right = (torch.full((size, size), 0.5, dtype=dtype, device=device) for _ in range(2))
@@ -191,7 +203,10 @@ def _wait(device: torch.device) -> None:
 
 
 def folders() -> dict[str, Path]:
-    """The folders whose disks matter: both caches, and the current folder."""
+    """The folders whose disks are measured, by name.
+
+    They are the caches of the hub and of redistill, and the current folder.
+    """
     from huggingface_hub import constants
 
     cache = Path(os.environ.get("REDISTILL_CACHE", Path.home() / ".cache" / "redistill"))
@@ -199,7 +214,10 @@ def folders() -> dict[str, Path]:
 
 
 def measure_disk(folder: Path, clock: Clock = time.perf_counter) -> Disk:
-    """Free space and speed of the disk of a folder, which may not exist yet."""
+    """Measure free space and speed of the disk that contains a folder.
+
+    The folder may not exist yet.
+    """
     there = folder
     while not there.is_dir() and there != there.parent:
         there = there.parent
@@ -226,22 +244,22 @@ def measure_disk(folder: Path, clock: Clock = time.perf_counter) -> Disk:
 
 
 def ask_hub(seconds: float = HUB_SECONDS) -> str:
-    """Whether the model hub answers, in words; takes at most about `seconds`."""
+    """A sentence that states whether the model hub answers within `seconds`."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
-        return "not asked, since HF_HUB_OFFLINE is set"
+        return "not queried, since HF_HUB_OFFLINE is set"
     answer = [f"{constants.ENDPOINT} does not answer within {seconds:g} s"]
 
     def ask() -> None:
-        """Ask once; the answer is the first item of the list."""
+        """Send one request and store the result in `answer`."""
         try:
             code = get_session().head(constants.ENDPOINT, timeout=seconds).status_code
             answer[0] = f"{constants.ENDPOINT} answers ({code})"
         except Exception as error:  # noqa: BLE001 - whatever the library raises
             answer[0] = f"{constants.ENDPOINT} cannot be reached ({first_line(error)[:120]})"
 
-    thread = threading.Thread(target=ask, daemon=True)  # the search for an address has no time limit of its own
+    thread = threading.Thread(target=ask, daemon=True)  # the look-up of an address has no time limit
     thread.start()
     thread.join(seconds + 0.5)
     return plain(answer[0])

@@ -1,4 +1,4 @@
-"""Checks 9 to 13, 18 and 19: teacher and student."""
+"""Checks 9 to 13, 18 and 19: the models and tokenizers of teacher and student."""
 
 import math
 
@@ -15,11 +15,15 @@ from redistill.policies.order import gold_sequence
 from redistill.vocab_pass.rules import whole
 
 SAME, CLEAR = 1e-6, 0.1
-"""Nats per token: below the first two models are taken as one; beyond the second one is clearly better."""
+"""Limits of the difference of two cross entropies, in nats per token.
+
+Models that differ by at most `SAME` are regarded as the same model. A difference of at least `CLEAR` shows that one model is
+better.
+"""
 
 
 def refused(subject: Subject, kind: type[Exception], what: str, right: str) -> Findings:
-    """A finding if the models were refused with an error of this kind."""
+    """A finding if loading the models raised an error of type `kind`."""
     if not isinstance(subject.found, kind):
         return []
     measured, _, remedy = str(subject.found).rpartition("; ")
@@ -27,24 +31,32 @@ def refused(subject: Subject, kind: type[Exception], what: str, right: str) -> F
 
 
 def token_ids(subject: Subject) -> Findings:
-    """(9) Token ids of teacher and student differ."""
+    """Check 9: the token ids of teacher and student differ."""
     return refused(subject, VocabularyError, "token ids of teacher and student differ", "one token for each id")
 
 
 def new_weights(subject: Subject) -> Findings:
-    """(18) Weights are missing in the file and would be initialised at random."""
-    return refused(subject, WeightsError, "weights would be initialised at random", "every weight of the config in the file")
+    """Check 18: missing weights of a model would be initialised at random."""
+    right = "a file that contains every weight that the config describes"
+    return refused(subject, WeightsError, "weights would be initialised at random", right)
 
 
 def teacher_of(loaded: Loaded) -> Teacher:
-    """The teacher; raises NotExamined without one."""
+    """The teacher of the run.
+
+    Raises:
+        NotExamined: the recipe has no teacher.
+    """
     if loaded.opened.teacher is None:
         raise NotExamined("the recipe has no teacher")
     return loaded.opened.teacher
 
 
 def padded_rows(subject: Subject) -> Findings:
-    """(10) Rows of a head that stand for no token are not cut."""
+    """Check 10: the logits of a model include padded rows of its head.
+
+    Such rows pad the vocabulary and stand for no token.
+    """
     loaded = subject.loaded
     teacher_of(loaded)
     models = loaded.opened.models
@@ -59,14 +71,14 @@ def padded_rows(subject: Subject) -> Findings:
         Finding(
             what="padded rows of a head are not cut",
             measured=", ".join(f"{count} classes of the {name}" for name, count in classes.items()),
-            right=f"{right} classes of both, since the heads have {listed} rows",
-            remedy="return logits over the shared vocabulary only",
+            right=f"{right} classes of both models, the smaller number of rows of the heads ({listed})",
+            remedy="change the model so that it returns logits of the shared vocabulary only",
         )
     ]
 
 
 def training_mode(subject: Subject) -> Findings:
-    """(11) The teacher is in training mode: with dropout, or trainable."""
+    """Check 11: the teacher uses dropout or has trainable parameters."""
     loaded = subject.loaded
     teacher, model = teacher_of(loaded), loaded.opened.models.teacher
     if not teacher.capabilities.full_vocabulary:
@@ -80,8 +92,9 @@ def training_mode(subject: Subject) -> Findings:
     return [
         Finding(
             what="the teacher is in training mode",
-            measured=f"{training} modules in this mode, {trained} trainable parameters, two passes differ by {difference:.3g}",
-            right="eval mode, no trainable parameter and equal logits",
+            measured=f"{training} modules are in training mode, {trained} parameters are trainable, and the logits of two "
+            f"passes differ by up to {difference:.3g}",
+            right="eval mode, no trainable parameters, and equal logits in both passes",
             remedy="call eval() and requires_grad_(False) on the teacher",
         )
     ]
@@ -89,7 +102,7 @@ def training_mode(subject: Subject) -> Findings:
 
 @torch.no_grad()
 def teacher_logits(loaded: Loaded, teacher: Teacher) -> torch.Tensor:
-    """The teacher's logits on two gold answers, after a new pass of its body."""
+    """The teacher's logits for two gold answers, from a new forward pass."""
     opened = loaded.opened
     teacher.prepare([gold_sequence(example) for example in opened.data.train[:2]])
     with opened.accelerator.autocast():
@@ -99,7 +112,7 @@ def teacher_logits(loaded: Loaded, teacher: Teacher) -> torch.Tensor:
 
 
 def weak_teacher(subject: Subject) -> Findings:
-    """(12) The teacher is no better than the student on gold answers."""
+    """Check 12: the teacher is no better than the student on gold answers."""
     loaded = subject.loaded
     teacher = teacher_of(loaded)
     if not teacher.capabilities.full_vocabulary:
@@ -107,7 +120,7 @@ def weak_teacher(subject: Subject) -> Findings:
     student, taught = (loaded.reading.cross_entropies[role] for role in ("student", "teacher"))
     gain = student - taught
     if math.isnan(gain):
-        raise NotExamined("its numbers are not finite")
+        raise NotExamined("the cross entropy of a model is not finite")
     if gain >= CLEAR:
         return []
     is_note = abs(gain) > SAME and gain > -CLEAR
@@ -116,8 +129,8 @@ def weak_teacher(subject: Subject) -> Findings:
             what="the teacher is not clearly better than the student"
             if is_note
             else "the teacher is no better than the student",
-            measured=f"cross entropy of gold answers {taught:.3f} (teacher) and {student:.3f} (student) nats per token",
-            right="a teacher with the lower cross entropy",
+            measured=f"the cross entropy of gold answers is {taught:.3f} (teacher) and {student:.3f} (student) nats per token",
+            right="a lower cross entropy of the teacher",
             remedy="choose a better teacher, or fine-tune it first (teacher.finetune)",
             is_note=is_note,
         )
@@ -125,7 +138,7 @@ def weak_teacher(subject: Subject) -> Findings:
 
 
 def other_tokenizer(subject: Subject) -> Findings:
-    """(13) End tokens or chat templates of teacher and student differ."""
+    """Check 13: the end tokens or chat templates of teacher and student differ."""
     if subject.teacher_tokenizer is None:
         if subject.config.teacher is None:
             raise NotExamined("the recipe has no teacher")
@@ -137,7 +150,7 @@ def other_tokenizer(subject: Subject) -> Findings:
             Finding(
                 what="the tokenizers of teacher and student differ",
                 measured=measured,
-                right="one end token and one chat template",
+                right="the same end token and chat template in both",
                 remedy=remedy,
             )
         )
@@ -148,9 +161,9 @@ def other_tokenizer(subject: Subject) -> Findings:
     if end not in end_token_ids(models.teacher, subject.teacher_tokenizer):
         found.append(
             Finding(
-                what="the teacher does not end its answers with the student's end token",
-                measured=f"{quoted(subject.tokenizer.decode([end]))} is no end token of the teacher",
-                right="one end token",
+                what="the teacher does not stop at the student's end token",
+                measured=f"{quoted(subject.tokenizer.decode([end]))} is not an end token of the teacher",
+                right="the same end token in both",
                 remedy="set eos_token in one of the tokenizers",
             )
         )
@@ -158,7 +171,10 @@ def other_tokenizer(subject: Subject) -> Findings:
 
 
 def not_finite(subject: Subject) -> Findings:
-    """(19) Logits are not finite, or overflow in the chosen precision."""
+    """Check 19: logits or gradients are not finite.
+
+    For example, they overflow in the chosen precision.
+    """
     if isinstance(subject.found, NotFiniteError):
         return refused(subject, NotFiniteError, "logits are not finite", "finite logits")
     loaded = subject.loaded
@@ -167,7 +183,7 @@ def not_finite(subject: Subject) -> Findings:
     found = [
         Finding(
             what=f"logits of the {role} are not finite",
-            measured=f"{count} of its logits on {len(opened.data.train)} gold answers are NaN or infinite with "
+            measured=f"{count} logits of {len(opened.data.train)} gold answers are NaN or infinite with "
             f"training.precision = {precision}",
             right="finite logits",
             remedy=f"download the weights of the {role} again, or set its dtype to float32 and training.precision to fp32",
@@ -179,7 +195,7 @@ def not_finite(subject: Subject) -> Findings:
         found.append(
             Finding(
                 what="the gradient is not finite",
-                measured=f"norm {loaded.gradient.norm} in one update with training.precision = {precision}",
+                measured=f"its norm in one update is {loaded.gradient.norm} with training.precision = {precision}",
                 right="a finite norm",
                 remedy="set training.precision to fp32, or lower the weights of the objective",
             )

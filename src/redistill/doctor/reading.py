@@ -1,4 +1,7 @@
-"""Both models' numbers on gold answers, in the precision of the run."""
+"""Forward passes of teacher and student over gold answers.
+
+The passes use the precision of the run.
+"""
 
 import math
 from collections.abc import Mapping
@@ -14,16 +17,19 @@ from redistill.vocab_pass.rules import whole
 from redistill.vocab_pass.walk import cuts
 
 ROWS_AT_ONCE = 64
+"""Number of targets whose logits exist at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Numbers of "student" and, if it returns the full vocabulary, "teacher".
+    """Statistics of the models' logits on gold answers.
+
+    The keys of each mapping are "student" and, if the teacher returns the full vocabulary, "teacher".
 
     Args:
-        classes: Number of classes of their logits.
-        cross_entropies: Nats per gold token.
-        faults: Number of logits that are NaN or infinite; -inf excludes a class and is valid.
+        classes: Number of classes of the logits.
+        cross_entropies: Mean cross entropy of the targets, in nats per token.
+        faults: Number of logits that are NaN or positive infinity. Negative infinity is valid, since it excludes a class.
     """
 
     classes: Mapping[str, int]
@@ -32,14 +38,20 @@ class Reading:
 
 
 def gold_batch(opened: OpenRun, rows: int | None = None) -> Batch:
-    """The gold answers of the first examples as one batch; None takes all."""
+    """One batch with the gold answers of the first `rows` training examples.
+
+    None uses all training examples.
+    """
     sequences = [gold_sequence(example) for example in opened.data.train[:rows]]
     return collate(items_of(sequences, "sft", "distillation"), pad_id=opened.models.pad_id, device=opened.accelerator.device)
 
 
 @torch.no_grad()
 def read_gold(opened: OpenRun) -> Reading:
-    """Read the gold answers of a run with both models, in eval mode."""
+    """Apply both models to gold answers and return statistics of their logits.
+
+    The models are in eval mode.
+    """
     batch, teacher = gold_batch(opened), opened.teacher
     if teacher is not None and not teacher.capabilities.full_vocabulary:
         teacher = None
@@ -63,7 +75,10 @@ def read_gold(opened: OpenRun) -> Reading:
 
 
 def _sums(logits_NV: torch.Tensor, target_N: torch.Tensor) -> tuple[int, float, int]:
-    """Number of classes, summed cross entropy, and number of faults of some rows."""
+    """Number of classes, sum of the cross entropies, and number of invalid logits.
+
+    A logit that is NaN or positive infinity is invalid.
+    """
     logits_NV = logits_NV.float()
     faults = int((logits_NV.isnan() | logits_NV.isposinf()).sum())
     return logits_NV.shape[1], float(torch.nn.functional.cross_entropy(logits_NV, target_N, reduction="sum")), faults

@@ -1,6 +1,6 @@
-"""What the checks examine: a sample of the data, and the models.
+"""The data and models of a recipe that the checks examine.
 
-The models are those of a run of one update.  They are loaded once, and nothing is written but to a temporary folder.
+The models and the parts of a run of one update are loaded once for all checks. Files are written to a temporary folder only.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,24 +35,24 @@ from redistill.training.parts import Parts
 from redistill.training.progress import Progress
 
 SAMPLE_ROWS = 256
-"""Rows of training data, and of validation and test data, that are tokenised."""
+"""Largest number of training rows that are tokenised, and of validation and test rows together."""
 GOLD_ROWS, UPDATE_ROWS, RESPONSE_TOKENS = 6, 3, 32
-"""Rows that both models read, rows of an update, and the limit of their answers in tokens."""
+"""Number of rows that both models read, number of rows of an update, and maximum length of an answer in tokens."""
 
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Texts:
-    """A sample of the recipe's data, tokenised as a run does it.
+    """A sample of the recipe's data, tokenised in the same way as in a run.
 
     Args:
-        records: Training rows, spread evenly over all sources.
-        prompts: Rows of the validation and test sets.
-        examples: The tokenised `records`, without those that `report` names.
-        report: The rows that training leaves out.
-        sources: The result of `check_data` for each source.
-        num_examples: Of the whole training set, before rows are left out.
+        records: Sampled training rows, evenly spaced over the rows of all data sources.
+        prompts: Sampled rows of the validation and test sets.
+        examples: The tokenised `records`, without the rows that `report` lists.
+        report: The rows of `records` that training leaves out, with reasons.
+        sources: The result of `check_data` for each data source.
+        num_examples: Number of rows of the whole training set, before training leaves any out.
     """
 
     records: Sequence[Record]
@@ -68,8 +68,8 @@ class Loaded:
     """The models of a recipe on their device, and the parts of a run of one update.
 
     Args:
-        opened: The run, with `GOLD_ROWS` training examples.
-        parts: Parts of the training loop; None if the student has no trainable parameter.
+        opened: The run, whose training data are limited to `GOLD_ROWS` examples.
+        parts: The parts of the training loop; None if the student has no trainable parameter.
     """
 
     opened: OpenRun
@@ -77,26 +77,33 @@ class Loaded:
 
     @property
     def student(self) -> CausalModel:
-        """The student's language model, with its adapters."""
+        """The student's language model, including its adapters."""
         return self.opened.models.student
 
     @property
     def learning(self) -> Parts:
-        """`parts`; raises NotExamined without trainable parameters."""
+        """The parts of the training loop.
+
+        Raises:
+            NotExamined: the student has no trainable parameter.
+        """
         if self.parts is None:
             raise NotExamined("the student has no trainable parameter")
         return self.parts
 
     @cached_property
     def draw(self) -> Draw:
-        """The sequences of the first update, as the recipe's policy draws them."""
+        """The sequences of the first update, returned by the recipe's policy."""
         self.opened.student.eval()
         self.opened.engine.sync(self.student, 0)
         return self.learning.policy.draw(0)
 
     @cached_property
     def gold_draw(self) -> Draw:
-        """Gold answers, with their phrases for the span loss, in place of sampled answers."""
+        """The sequences of an update that uses gold answers in place of sampled answers.
+
+        They contain the spans that the span loss needs.
+        """
         config = self.opened.config
         objective = replace(config.resolved_method.objective, policy_gradient=None)
         opened = replace(self.opened, config=replace(config, policy=Fixed(), objective=objective))
@@ -104,38 +111,40 @@ class Loaded:
 
     @cached_property
     def gradient(self) -> Measured:
-        """The gradient of the objective on `draw`, in one micro-batch."""
+        """The gradient of the objective on `draw`, computed in one micro-batch."""
         return measure(self.learning, self.draw, micro_batch_size=max(1, len(self.draw.items)))
 
     @cached_property
     def reading(self) -> Reading:
-        """Both models' numbers on gold answers."""
+        """Statistics of the logits of both models on gold answers."""
         return read_gold(self.opened)
 
     @cached_property
     def exported(self) -> Exported:
-        """The student after an export.
+        """The result of exporting the student and loading the exported model.
 
-        Its parameters in memory are changed, so this is used after all other checks.
+        The export changes the student's parameters in memory, so checks that use it run after all others.
         """
         return export(self.opened, self.opened.data.train[0])
 
     def batches(self, sequences: Sequence[TokenSequence]) -> list[Batch]:
-        """Sequences as the training loop collates them."""
+        """The batches into which the training loop collates the sequences."""
         draw = Draw(items=items_of(sequences, "sft", "distillation"))
         return cut(draw, len(sequences), self.learning)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """What the checks examine.
+    """The recipe, data and models that the checks examine.
 
     Args:
-        config: The recipe; a stage that has not been trained is replaced by the model that it starts from.
-        tokenizer: The student's.
-        teacher_tokenizer: None without a local teacher, and where the student's is the same.
+        config: The recipe. The model of a stage that has not been trained yet is replaced by the model that the stage
+            fine-tunes.
+        tokenizer: The student's tokenizer.
+        teacher_tokenizer: The teacher's tokenizer; None if there is no local teacher, or if the student uses the teacher's
+            tokenizer.
         texts: A sample of the data.
-        found: The models, or the error that ended their loading.
+        found: The models, or the error that was raised when they were loaded.
     """
 
     config: Run
@@ -146,7 +155,11 @@ class Subject:
 
     @property
     def loaded(self) -> Loaded:
-        """The models; raises NotExamined if they could not be loaded."""
+        """The models.
+
+        Raises:
+            NotExamined: the models could not be loaded.
+        """
         if isinstance(self.found, RedistillError):
             raise NotExamined("the models could not be loaded")
         return self.found
@@ -154,15 +167,15 @@ class Subject:
 
 @contextmanager
 def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
-    """Read a sample of the data and load the models of a recipe.
+    """Context that reads a sample of the data and loads the models of a recipe.
 
     Args:
         run: The recipe.
         folder: A temporary folder, which replaces the recipe's output folder.
-        report: Called with the name of each phase.
+        report: Function that is called with the name of each phase when it starts.
 
     Raises:
-        ConfigError, DataError, ModelError: a run of the recipe would end with the same error.
+        ConfigError, DataError, ModelError: the recipe cannot be run; `redistill run` raises the same error.
     """
     config, notes = without_untrained_stages(run)
     for note in notes:
@@ -183,9 +196,9 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
 
 
 def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
-    """The recipe with a stage's base in place of a model that is not trained yet.
+    """The recipe without the stages that have not been trained yet.
 
-    Also returns a note about each such stage.
+    The model of such a stage is replaced by the model that the stage fine-tunes. The second value has a note for each of them.
     """
     missing = [name for name, stage in stages(run).items() if not has_model(stage.folder)]
     teacher, student = run.teacher, run.student
@@ -199,7 +212,7 @@ def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
 
 
 def read_texts(config: Run, tokenizer: Tokenizer) -> Texts:
-    """A sample of the recipe's data."""
+    """Read and tokenise a sample of the recipe's data."""
     data = config.data
     named = [(source, "train") for source in data.train]
     rows = [record for source, split in named for record in survey_records(source, split=split)[0]]
@@ -219,14 +232,17 @@ def read_texts(config: Run, tokenizer: Tokenizer) -> Texts:
 
 
 def spread(rows: Sequence[Record], count: int) -> list[Record]:
-    """At most `count` rows, evenly spaced."""
+    """At most `count` of the rows, evenly spaced."""
     if len(rows) <= count:
         return list(rows)
     return [rows[index * len(rows) // count] for index in range(count)]
 
 
 def shortened(config: Run, folder: Path) -> Run:
-    """A run of one update of few rows and short answers, with its files in `folder`."""
+    """The recipe, reduced to one update of a few rows with short answers.
+
+    Its output folder is `folder`.
+    """
     size = min(config.training.batch_size, UPDATE_ROWS)
     policy = self_contained(config.resolved_method.policy, size)
     tokens = config.data.tokens
@@ -248,7 +264,7 @@ def shortened(config: Run, folder: Path) -> Run:
 
 
 def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
-    """The policy with the roll-outs of one batch only, in the run folder only.
+    """The policy, reduced to the roll-outs of one batch and without external files.
 
     A file of teacher answers outside the run folder is neither read nor written.
     """
@@ -260,7 +276,7 @@ def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
 
 
 def load(config: Run, tokenizer: Tokenizer, texts: Texts) -> Loaded:
-    """Load the models and build the parts of a run."""
+    """Load the models and build the parts of the run, with a few training examples."""
     models = load_models(config)
     by_length = sorted(texts.examples, key=lambda example: len(example.token_ids))
     records = spread([example.record for example in by_length], GOLD_ROWS)

@@ -1,4 +1,4 @@
-"""A machine and a diagnosis on the terminal."""
+"""Printing of the results of `redistill doctor` on the terminal."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from redistill.storage.redaction import plain
 
 
 def print_machine(found: Machine, console: Console | None = None) -> None:
-    """Versions, devices, speeds, disks and the hub as tables."""
+    """Print the description of a machine as tables, and its findings."""
     console = console or Console()
     memory = found.about["memory_bytes"]
     about = [("processor", str(found.about["cpu"])), ("cores", str(found.about["cores"]))]
@@ -37,7 +37,7 @@ def _disk(disk: Disk) -> str:
 
 
 def print_diagnosis(found: Diagnosis, console: Console | None = None) -> None:
-    """The checks as a table, then each finding and note in one line."""
+    """Print the checks as a table, then each finding and each note on one line."""
     console = console or Console()
     table = Table("", "silent failure", "result", title="checks", title_justify="left")
     for outcome in found.outcomes:
@@ -48,7 +48,9 @@ def print_diagnosis(found: Diagnosis, console: Console | None = None) -> None:
     for outcome in found.outcomes:
         _print_lines(console, outcome.notes, f"{outcome.number} note")
     proved = ", ".join(str(outcome.number) for outcome in found.outcomes if outcome.proof)
-    console.print(Text(f"impossible in redistill's own code, by the tests of docs/doctor.md: {proved}"), soft_wrap=True)
+    console.print(
+        Text(f"failures that tests prove impossible in redistill's own code (see docs/doctor.md): {proved}"), soft_wrap=True
+    )
     console.print(Text(f"{found.num_findings} findings in {len(found.outcomes)} checks, {found.seconds:.0f} s"))
 
 

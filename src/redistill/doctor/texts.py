@@ -1,4 +1,4 @@
-"""Checks 1 to 8: templates, end tokens, targets and prompts, on tokenised rows."""
+"""Checks 1 to 8: templates, end tokens, targets and prompts of tokenised rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +15,13 @@ from redistill.policies.order import gold_sequence
 from redistill.records import Conversation, Instruction, RawPrompt, Record
 
 UNLIMITED = 1 << 40
+"""Maximum length in tokens with which no text is truncated."""
 NO_TARGET = frozenset({"no answer", "missing text", "empty text", "nothing to learn"})
-"""Faults of rows that have no answer to learn from."""
+"""Names of the faults that rows without an answer have, as `redistill data check` reports them."""
 
 
 def template(subject: Subject) -> Findings:
-    """(1) Training, evaluation and the exported tokenizer make different prompts."""
+    """Check 1: training, evaluation and the export use different prompts."""
     config, tokenizer = subject.config.data.tokens, subject.tokenizer
     examples = subject.texts.examples
     found = []
@@ -44,10 +45,10 @@ def template(subject: Subject) -> Findings:
         found.append(
             Finding(
                 what="the exported tokenizer is not the one of training",
-                measured=f"{len(changed)} of {len(examples)} rows have other token ids with it"
+                measured=f"with it {len(changed)} of {len(examples)} rows have other token ids"
                 + ("" if exported.chat_template == tokenizer.chat_template else ", and its chat template differs"),
-                right="equal token ids and one chat template",
-                remedy="save the tokenizer again with save_pretrained and load the student with that folder",
+                right="equal token ids and equal chat templates",
+                remedy="save the tokenizer again with save_pretrained, and load the student from that folder",
             )
         )
     if config.template != "chat" and tokenizer.chat_template:
@@ -55,8 +56,8 @@ def template(subject: Subject) -> Findings:
             Finding(
                 what="the exported tokenizer has a chat template, and training uses the Alpaca template",
                 measured=f"data.tokens.template = {config.template}",
-                right="the template that programs will use with the student",
-                remedy="set data.tokens.template to chat, or send Alpaca prompts to the exported student",
+                right="training with the template that the student will be used with",
+                remedy="set data.tokens.template to chat, or use Alpaca prompts with the exported student",
                 is_note=True,
             )
         )
@@ -64,7 +65,10 @@ def template(subject: Subject) -> Findings:
 
 
 def end_token(subject: Subject) -> Findings:
-    """(2) Answers do not end with an end token; the student does not learn to stop."""
+    """Check 2: answers do not end with an end token.
+
+    From such answers the student does not learn to stop.
+    """
     end_ids = subject.loaded.opened.models.end_ids
     limit, examples = subject.config.data.tokens.response_tokens, subject.texts.examples
     without = [example for example in examples if last_target(example) not in end_ids]
@@ -75,10 +79,11 @@ def end_token(subject: Subject) -> Findings:
         last = quoted(subject.tokenizer.decode([last_target(whole[0])]))
         return [
             Finding(
-                what=f"no end token is among the targets of {whole[0].record.record_id}",
+                what=f"the targets of {whole[0].record.record_id} do not include an end token",
                 measured=f"the last target of {len(whole)} of {len(examples)} rows is {last} or another token",
                 right=f"an end token: {names}",
-                remedy="let the chat template end an answer with the end token, or set eos_token to the token that it writes",
+                remedy="change the chat template so that each answer ends with the end token, or set eos_token to the token "
+                "that ends an answer in the template",
             )
         ]
     if not cut:
@@ -88,7 +93,7 @@ def end_token(subject: Subject) -> Findings:
         Finding(
             what="answers are truncated and have no end token",
             measured=f"{len(cut)} of {len(examples)} rows",
-            right="rows that end with an end token" if every else "few truncated answers",
+            right="answers that end with an end token" if every else "few truncated answers",
             remedy=f"raise data.tokens.response_tokens, which is {limit}",
             is_note=not every,
         )
@@ -101,7 +106,7 @@ def last_target(example: Example) -> int:
 
 
 def end_masked(subject: Subject) -> Findings:
-    """(3) End tokens are masked in a batch, because padding has the same id."""
+    """Check 3: end tokens are masked in a batch because padding has the same id."""
     models = subject.loaded.opened.models
     sequences = [gold_sequence(example) for example in subject.texts.examples]
     targets = [token for each in sequences for token, is_target in zip(each.token_ids, each.supervised) if is_target]
@@ -116,15 +121,15 @@ def end_masked(subject: Subject) -> Findings:
     return [
         Finding(
             what=f"end tokens are masked in a batch{same}",
-            measured=f"{kept} end tokens are targets, and {read} tokens are read",
-            right=f"{expected} end tokens and {total} tokens",
-            remedy="mask padding by position, not by id; use a pad_token of its own",
+            measured=f"{kept} end tokens are targets, and the attention mask includes {read} tokens",
+            right=f"{expected} end tokens among the targets and {total} tokens in the mask",
+            remedy="mask padding by position, not by id; or set pad_token to a token that is used for nothing else",
         )
     ]
 
 
 def no_targets(subject: Subject) -> Findings:
-    """(4) Rows have no target, so that training leaves them out."""
+    """Check 4: rows have no target, so that training leaves them out."""
     found = []
     for source in subject.texts.sources:
         bad = [row for row in source.unusable if row.fault in NO_TARGET]
@@ -132,7 +137,7 @@ def no_targets(subject: Subject) -> Findings:
             found.append(
                 Finding(
                     what=f"{source.source} has rows without an answer",
-                    measured=f"{len(bad)} of {source.rows + len(source.unusable)} rows, first in line {bad[0].line}: "
+                    measured=f"{len(bad)} of {source.rows + len(source.unusable)} rows, the first in line {bad[0].line}: "
                     f"{bad[0].reason}",
                     right="an answer in every row",
                     remedy="fix or remove the rows that redistill data check lists",
@@ -142,7 +147,7 @@ def no_targets(subject: Subject) -> Findings:
         found.append(
             Finding(
                 what=f"{rejected[0].record_id} has no target",
-                measured=f"{len(rejected)} of {len(subject.texts.records)} examined rows, first: {rejected[0].reason}",
+                measured=f"{len(rejected)} of {len(subject.texts.records)} examined rows; the first: {rejected[0].reason}",
                 right="a target in every row",
                 remedy="fix or remove the rows that redistill data check --tokenizer lists",
             )
@@ -151,7 +156,7 @@ def no_targets(subject: Subject) -> Findings:
 
 
 def prompt_targets(subject: Subject) -> Findings:
-    """(5) Tokens of a prompt are among the targets."""
+    """Check 5: tokens of a prompt are among the targets."""
     examples, wrong = subject.texts.examples, []
     for example in examples:
         starts = [index for index, mark in enumerate(example.supervised) if mark and not example.supervised[index - 1]]
@@ -168,7 +173,8 @@ def prompt_targets(subject: Subject) -> Findings:
             measured=f"{len(wrong)} of {len(examples)} rows; its targets begin with "
             f"{quoted(subject.tokenizer.decode(marked[:12]))}",
             right="targets that begin where the prompt of evaluation ends",
-            remedy="fix the chat template, so that a prompt is a prefix of its transcript, or use template: alpaca",
+            remedy="fix the chat template so that the rendered prompt is a prefix of the rendered prompt with its answer, "
+            "or use template: alpaca",
         )
     ]
 
@@ -183,10 +189,10 @@ def inserted_text(subject: Subject) -> Findings:
         if before.strip():
             return [
                 Finding(
-                    what=f"the template writes text before the answer of {example.record.record_id}",
+                    what=f"the template inserts text before the answer of {example.record.record_id}",
                     measured=f"{quoted(before)} is among the targets",
-                    right="an answer that follows the prompt, unless the student is to write this text",
-                    remedy="write it in the chat template where add_generation_prompt is set",
+                    right="an answer that follows the prompt directly, unless the student shall generate this text",
+                    remedy="change the chat template so that the prompt includes this text if add_generation_prompt is set",
                     is_note=True,
                 )
             ]
@@ -194,7 +200,10 @@ def inserted_text(subject: Subject) -> Findings:
 
 
 def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]]:
-    """The evaluation prompts of the answers that an example trains on."""
+    """The evaluation prompts of the answers that an example trains on.
+
+    With `supervise: every` a conversation has one for each answer, otherwise one for the last answer.
+    """
     record, config = example.record, subject.config.data.tokens
     turns = turns_of(record.prompt)
     asked = [
@@ -205,18 +214,18 @@ def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]
 
 
 def equal_texts(tokenizer: Tokenizer, mine: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> bool:
-    """Whether both decode to the same texts, up to white space."""
+    """Whether two lists of token ids decode to the same texts, apart from white space."""
     decoded = [["".join(tokenizer.decode(list(ids)).split()) for ids in texts] for texts in (mine, other)]
     return decoded[0] == decoded[1]
 
 
 def unlimited(config: TokenizeConfig) -> TokenizeConfig:
-    """Settings that cut no text."""
+    """The settings without limits of length, so that no text is truncated."""
     return replace(config, prompt_tokens=UNLIMITED, response_tokens=UNLIMITED)
 
 
 def doubled_bos(subject: Subject) -> Findings:
-    """(6) A sequence begins with two BOS tokens."""
+    """Check 6: a sequence begins with two BOS tokens."""
     bos, config = subject.tokenizer.bos_token_id, subject.config.data.tokens
     prompts = tokenize_prompts(subject.texts.prompts, subject.tokenizer, config)
     ids = [*(example.token_ids for example in subject.texts.examples), *prompts]
@@ -234,7 +243,10 @@ def doubled_bos(subject: Subject) -> Findings:
 
 
 def special_tokens(subject: Subject) -> Findings:
-    """(7) Text of the rows contains special tokens, and they are encoded as such."""
+    """Check 7: the text of a row contains special tokens.
+
+    They are found only if the tokenizer encodes them as special tokens and not as ordinary text.
+    """
     known = special_names(subject.tokenizer)
     rows = [*subject.texts.records, *subject.texts.prompts]
     wrong = [(record, name) for record in rows if (name := injected(subject, record, known)) is not None]
@@ -243,40 +255,44 @@ def special_tokens(subject: Subject) -> Findings:
     return [
         Finding(
             what=f"{wrong[0][0].record_id} has a special token in its text",
-            measured=f"{len(wrong)} of {len(rows)} rows; {quoted(wrong[0][1])} is encoded as one",
-            right="special tokens from the template only",
+            measured=f"{len(wrong)} of {len(rows)} rows; {quoted(wrong[0][1])} is encoded as a special token",
+            right="special tokens that come from the template only",
             remedy="remove the token from the text of the rows, or use template: alpaca, which encodes it as text",
         )
     ]
 
 
 def special_text(rows: Sequence[Record], known: Mapping[str, int]) -> Findings:
-    """A note if answers contain the text of a special token, which is encoded as text."""
+    """A note if an answer contains the text of a special token.
+
+    This text is encoded as ordinary text.
+    """
     named = [(record, name) for record in rows for name in known if name and any(name in text for text in record.references)]
     if not named:
         return []
     return [
         Finding(
-            what=f"the answer of {named[0][0].record_id} has the text of a special token",
-            measured=f"{quoted(named[0][1])} is encoded as text",
-            right="answers without it, unless the student is to write it",
-            remedy="remove it from the answers",
+            what=f"the answer of {named[0][0].record_id} contains the text of a special token",
+            measured=f"{quoted(named[0][1])} is encoded as ordinary text",
+            right="answers without this text, unless the student shall generate it",
+            remedy="remove this text from the answers",
             is_note=True,
         )
     ]
 
 
 def special_names(tokenizer: Tokenizer) -> dict[str, int]:
-    """Special tokens by their text."""
+    """The id of each special token, by the text of the token."""
     added = {i: token for i, token in tokenizer.added_tokens_decoder.items() if getattr(token, "special", False)}
     ids = {*tokenizer.all_special_ids, *added}
     return {str(added.get(i, "") or tokenizer.decode([i])): i for i in ids}
 
 
 def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str | None:
-    """The special token in the text of a row that is encoded as one; None without one.
+    """A special token in the text of a row that is encoded as a special token.
 
-    A prompt that is used verbatim may contain special tokens on purpose, its answer must not.
+    The result is its text, or None if there is no such token. A prompt that is used verbatim may contain special tokens on
+    purpose, so only its answer is examined.
     """
     is_verbatim = isinstance(record.prompt, RawPrompt) and subject.config.data.tokens.template != "chat"
     texts = (*(() if is_verbatim else texts_of(record.prompt)), *record.references)
@@ -293,7 +309,7 @@ def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str 
 
 
 def encoded(subject: Subject, record: Record) -> tuple[int, ...]:
-    """Token ids of a row: of its sequence, or of its prompt without an answer."""
+    """Token ids of the prompt and the answer of a row, or of the prompt alone."""
     config = unlimited(subject.config.data.tokens)
     if record.references:
         try:
@@ -304,7 +320,7 @@ def encoded(subject: Subject, record: Record) -> tuple[int, ...]:
 
 
 def without(prompt: Instruction | RawPrompt | Conversation, known: Mapping[str, int]) -> Instruction | RawPrompt | Conversation:
-    """The prompt without special tokens in its texts."""
+    """The prompt, with special tokens in its texts replaced by "x"."""
     if isinstance(prompt, Instruction):
         return Instruction(cleaned(prompt.instruction, known), cleaned(prompt.input, known))
     if isinstance(prompt, RawPrompt):
@@ -313,18 +329,21 @@ def without(prompt: Instruction | RawPrompt | Conversation, known: Mapping[str, 
 
 
 def cleaned(text: str, known: Mapping[str, int]) -> str:
-    """The text with "x" in place of special tokens."""
+    """The text, with special tokens replaced by "x"."""
     for name in filter(None, known):
         text = text.replace(name, "x")
     return text
 
 
 def header(subject: Subject) -> Findings:
-    """(8) A long prompt is cut so that the text which requests the answer is lost."""
+    """Check 8: truncation of a long prompt removes its end.
+
+    The end of a prompt is the text that requests the answer, such as the header of the answer.
+    """
     tokenizer, config = subject.tokenizer, subject.config.data.tokens
     rows = [record for record in (*subject.texts.records, *subject.texts.prompts) if requesting(record, config, tokenizer)]
     if not rows:
-        raise NotExamined("the rows are prompts that are used verbatim")
+        raise NotExamined("all prompts are used verbatim, without a template")
     lost = []
     whole = tokenize_prompts(rows, tokenizer, unlimited(config))
     for record, prompt, uncut in zip(rows, tokenize_prompts(rows, tokenizer, config), whole, strict=True):
@@ -335,7 +354,7 @@ def header(subject: Subject) -> Findings:
         return []
     return [
         Finding(
-            what=f"the prompt of {lost[0].record_id} is cut, and the header of its answer is lost",
+            what=f"truncation removes the header of the answer from the prompt of {lost[0].record_id}",
             measured=f"{len(lost)} of {len(rows)} prompts with prompt_tokens = {config.prompt_tokens}",
             right=f"prompts that end with {quoted(requesting(lost[0], config, tokenizer))}",
             remedy="raise data.tokens.prompt_tokens",
@@ -344,7 +363,10 @@ def header(subject: Subject) -> Findings:
 
 
 def requesting(record: Record, config: TokenizeConfig, tokenizer: Tokenizer) -> str:
-    """The text of a prompt after the text of the row; "" for a verbatim row."""
+    """The text that the template adds after the text of the row.
+
+    It requests the answer; an example is the header of the answer. It is "" for a prompt that is used verbatim.
+    """
     if isinstance(record.prompt, RawPrompt) and config.template != "chat":
         return ""
     text = render_prompt(record.prompt, config.template, tokenizer)

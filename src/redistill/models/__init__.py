@@ -1,5 +1,5 @@
 """Causal language models: loading, new students, adapters, body and head.
 
-Import from the modules (`load`, `initialise`, `lora`, `families`, `fetch` ...).  The package imports nothing itself, because
-importing transformers takes seconds.
+Import names from the modules of this package, such as `load` or `lora`. The package itself imports nothing, because importing
+transformers takes seconds.
 """

@@ -1,8 +1,8 @@
 """LoRA adapters saved by other programs, and their merge into a base model.
 
-An adapter_config.json is untrusted input, and PEFT's own reader applies every field of it: fields can change the base, load
-further files, or name a Python module to import.  So this module reads the fields of a plain LoRA adapter only, and rejects
-any other.
+The file adapter_config.json is untrusted input. PEFT applies every field of it, and a field can change the base model, load
+further files, or name a Python module to import. Therefore this module reads only the fields of a plain LoRA adapter, and
+rejects an adapter that sets another field to a value other than its default.
 """
 
 import dataclasses
@@ -86,12 +86,12 @@ class Adapter:
     """A LoRA adapter whose configuration has been read and validated.
 
     Args:
-        name: Folder or hub name, as the user gave it.
-        base: Name of the model that it was trained on; "" where its configuration has none.
-        revision: Revision of `base`, or None.
-        settings: Arguments of `peft.LoraConfig`.
-        weights: The .safetensors file.
-        has_tokenizer: Whether its folder contains a tokenizer.
+        name: Folder or hub name of the adapter, as given by the user.
+        base: Name of the base model that the adapter was trained on; "" if the configuration does not name it.
+        revision: Revision of the base model; None if the configuration does not set it.
+        settings: Arguments for `peft.LoraConfig`.
+        weights: Path of the adapter's .safetensors file.
+        has_tokenizer: Whether the adapter's folder contains a tokenizer.
     """
 
     name: str
@@ -103,7 +103,9 @@ class Adapter:
 
 
 def find_adapter(name: str, revision: str | None) -> Adapter | None:
-    """The adapter in a folder or hub repository, or None where there is none.
+    """Read and validate the adapter in a folder or hub repository.
+
+    The result is None if there is no adapter.
 
     Raises:
         ModelError: the adapter is not a plain LoRA adapter, or its weights are not a safetensors file.
@@ -113,7 +115,7 @@ def find_adapter(name: str, revision: str | None) -> Adapter | None:
         return None
     weights = find_file(name, WEIGHTS, revision)
     if weights is None:
-        raise ModelError(f"{name}: contains no {WEIGHTS}; pickled adapters are not read, save it again with PEFT")
+        raise ModelError(f"{name}: contains no {WEIGHTS}; pickled adapters are not read: save the adapter again with PEFT")
     check_pointers(name, config, weights)
     with reading(f"{name}: {CONFIG}", "save the adapter again"):
         try:
@@ -139,14 +141,14 @@ def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
     """Merge the adapter into the weights of `model`.
 
     Args:
-        model: The base, not quantised; changed in place.
-        adapter: The result of `find_adapter`.
+        model: The base model, which is not quantised; it is changed in place.
+        adapter: The adapter, returned by `find_adapter`.
 
     Returns:
-        A model without adapters, with every weight trainable.
+        The merged model, without adapters and with every weight trainable.
 
     Raises:
-        ModelError: names or shapes of the adapter's weights do not fit the model.
+        ModelError: names or shapes of the adapter's weights do not match those of the model.
     """
     import peft  # takes a second
 
@@ -170,7 +172,10 @@ def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
 
 
 def _check_plain(name: str, fields: dict[str, Json]) -> None:
-    """Reject an adapter that is more than low-rank matrices added to frozen weights."""
+    """Reject an adapter that is not a plain LoRA adapter.
+
+    A plain adapter only adds low-rank matrices to the weights of the model.
+    """
     import peft  # takes a second
 
     usual = {field.name: field.default for field in dataclasses.fields(peft.LoraConfig)}
@@ -190,7 +195,10 @@ def _check_plain(name: str, fields: dict[str, Json]) -> None:
 
 
 def _check_types(name: str, fields: Mapping[str, Json]) -> None:
-    """Reject fields of another type than PEFT's, which checks few of them."""
+    """Reject fields that have another type than PEFT expects.
+
+    PEFT itself checks few of them.
+    """
     for field, (allowed, what) in _TYPES.items():
         value = fields.get(field)
         if value is not None and not allowed(value):
@@ -198,7 +206,10 @@ def _check_types(name: str, fields: Mapping[str, Json]) -> None:
 
 
 def _check_ranks(name: str, fields: Mapping[str, Json], tensors: Mapping[str, Stored]) -> None:
-    """Reject a larger rank than the weights have, before matrices of that rank are allocated."""
+    """Reject a configured rank that is above the rank of the stored weights.
+
+    This is checked before matrices of the configured rank are allocated.
+    """
     stored = max((tensor.shape[0] for key, tensor in tensors.items() if _DOWN.search(key) and tensor.shape), default=0)
     if not stored:
         raise ModelError(f"{name}: {WEIGHTS} contains no matrix lora_A; save the adapter again")
@@ -212,7 +223,10 @@ def _check_ranks(name: str, fields: Mapping[str, Json], tensors: Mapping[str, St
 
 
 def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.Tensor]) -> None:
-    """Compare the file's tensors with the ones that its settings define."""
+    """Reject an adapter whose tensors do not match its settings and the base model.
+
+    Their names and shapes are compared.
+    """
     import peft
 
     expected = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -221,24 +235,24 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
     for key in sorted((copies.keys() - expected.keys()) & found.keys()):
         if copies[key].shape != found[key].shape:
             raise ModelError(
-                f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows, and the base "
-                f"{copies[key].shape[0]}; merge it with PEFT into a base of that size (resize_token_embeddings), and load the "
-                "merged model"
+                f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows, but in the base "
+                f"model it has {copies[key].shape[0]}; merge it with PEFT into a base of that size (resize_token_embeddings), "
+                "and load the merged model"
             )
         expected[key] = copies[key]
     strange = sorted(expected.keys() ^ found.keys())
     if strange:
-        lacks = "the adapter lacks" if strange[0] in expected else "the base has no place for"
+        lacks = "is missing in the adapter" if strange[0] in expected else "does not exist in the base"
         raise ModelError(
-            f"{adapter.name}: {len(strange)} weights do not fit the base model, first {strange[0]}, which {lacks}; check "
+            f"{adapter.name}: {len(strange)} weights do not match the base model; the first, {strange[0]}, {lacks}; check "
             f"base_model_name_or_path and target_modules in its {CONFIG}"
         )
     odd = sorted(key for key in expected if expected[key].shape != found[key].shape)
     if odd:
         shapes = (" x ".join(map(str, tensors[odd[0]].shape)) for tensors in (found, expected))
         raise ModelError(
-            f"{adapter.name}: {len(odd)} weights do not fit the base model, first {odd[0]}: {next(shapes)} in the adapter, and "
-            f"{next(shapes)} by its {CONFIG} and the base; check r and base_model_name_or_path in its {CONFIG}"
+            f"{adapter.name}: {len(odd)} weights do not match the base model; the first, {odd[0]}, is {next(shapes)} in the "
+            f"adapter, but {next(shapes)} according to its {CONFIG} and the base; check r and base_model_name_or_path there"
         )
     layers = unwrapped(adapted).get_input_embeddings(), unwrapped(adapted).get_output_embeddings()
     if layers[0].weight is layers[1].weight and any(hasattr(layer, "lora_A") for layer in layers):
@@ -249,12 +263,13 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
 
 
 def find_file(name: str, file: str, revision: str | None) -> Path | None:
-    """Path of a file in a local folder, or downloaded from a hub repository.
+    """The local path of a file of a model.
 
-    A path is never looked up on the hub, where anyone may register its name.
+    The file is downloaded if the model is on the hub. If `name` looks like a path, it is never looked up on the hub, where
+    anyone may register a model of that name.
 
     Returns:
-        The path; None where the file does not exist or the hub cannot be reached.
+        The path; None if the file does not exist or the hub cannot be reached.
 
     Raises:
         ModelError: the folder, repository or revision does not exist, or the name is not a valid hub name.
@@ -268,8 +283,8 @@ def find_file(name: str, file: str, revision: str | None) -> Path | None:
     first = name.partition("/")[0]
     if first != name and Path(first).is_dir():
         raise ModelError(
-            f"{name}: no such folder in the folder {first}; give a model folder, or, for the hub model of this name, run from "
-            f"a folder without {first}"
+            f"{name}: no such folder in the folder {first}; give a model folder. To load the hub model of this name, run from "
+            f"a folder that does not contain {first}"
         )
     with reading(f"{name}:", "check the name, the revision, and the network", failure="cannot be found"):
         found = cached_file(

@@ -1,6 +1,7 @@
-"""Caches of every family: attention, recurrent, convolution and indexer states.
+"""Caches for generation: attention, recurrent, convolution and indexer states.
 
-`CachedBody` reads a batch of left-padded rows column by column.  `check_cache` compares it with whole forward passes.
+`CachedBody` computes hidden states of a left-padded batch, a few columns at a time. `check_cache` compares its results with
+those of forward passes over whole sequences, for the family of a given model.
 """
 
 import inspect
@@ -19,14 +20,15 @@ PIECE_TOKENS = 128
 _CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")  # names of several releases of transformers
 # Rotary frequencies of these types depend on the length of the text, so that cached keys become invalid as it grows.
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
-# Exceptions of a forward that cannot be called as `check_cache` calls it.
+# Exceptions of a forward function that does not support the calls of `check_cache`.
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Columns:
-    """A tensor [..., T, D] that grows along T in pieces.
+    """A tensor [..., T, D] to which columns can be appended along T.
 
-    Appending does not copy the whole tensor each time.  Views share its memory.
+    Memory is allocated for `PIECE_TOKENS` columns at once, so that most calls of `append` do not copy the tensor. The returned
+    views share its memory.
     """
 
     def __init__(self) -> None:
@@ -34,7 +36,7 @@ class Columns:
         self._filled = 0
 
     def append(self, new: torch.Tensor) -> torch.Tensor:
-        """Append `new` along T and return a view of the whole."""
+        """Append `new` along T and return a view of all columns."""
         filled = self._filled + new.shape[-2]
         if self._buffer is None or filled > self._buffer.shape[-2]:
             capacity = -(-filled // PIECE_TOKENS) * PIECE_TOKENS
@@ -47,21 +49,21 @@ class Columns:
         return self.view()
 
     def view(self) -> torch.Tensor:
-        """A view of everything appended."""
+        """A view of all columns that have been appended."""
         assert self._buffer is not None, "nothing has been appended"
         return self._buffer[..., : self._filled, :]
 
     def select(self, kept: torch.Tensor) -> torch.Tensor:
-        """Keep only these indices of the first dimension and return a view of the result."""
+        """Keep only the indices `kept` of the first dimension, and return a view."""
         assert self._buffer is not None, "nothing has been appended"
         self._buffer = self._buffer[kept]
         return self.view()
 
 
 class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not annotated
-    """Keys and values of a layer with full attention, stored in `Columns`.
+    """Cached keys and values of a layer with full attention, stored in `Columns`.
 
-    transformers' own layer copies all of them for every token.
+    The layer of transformers that it replaces copies all keys and values for every generated token.
     """
 
     def __init__(self) -> None:
@@ -78,7 +80,7 @@ class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not anno
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Keep only these rows of the batch, in this order; see `CacheLayerMixin`."""
+        """Keep only the rows `beam_idx` of the batch; see `CacheLayerMixin`."""
         if self.is_initialized:
             self.keys, self.values = self._key_columns.select(beam_idx), self._value_columns.select(beam_idx)
 
@@ -86,7 +88,7 @@ class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not anno
 def new_cache(model: nn.Module) -> Cache:
     """An empty cache for `model`.
 
-    Layers with full attention are `LeanLayer`, all others transformers' own.
+    Layers with full attention use `LeanLayer`; all other layers use the classes of transformers.
     """
     cache = DynamicCache(config=text_config(model))
     cache.layers = [LeanLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -94,18 +96,18 @@ def new_cache(model: nn.Module) -> Cache:
 
 
 def takes_positions(model: nn.Module) -> bool:
-    """Whether the body has an argument for positions.
+    """Whether the forward function of the body has an argument for positions.
 
-    ALiBi families derive them from the mask, and recurrent ones have none.
+    Families with ALiBi compute positions from the attention mask, and recurrent families have no positions.
     """
     return "position_ids" in inspect.signature(body_module(model).forward).parameters
 
 
 def prefixes_can_be_reused(model: nn.Module) -> bool:
-    """Whether cached keys and values are valid at any column and text length.
+    """Whether cached keys and values stay valid at any column and any text length.
 
-    They are if every layer has full attention and the body takes positions.  They are not with sliding windows, recurrent
-    states, or rotary frequencies that depend on the length: such families read a prefix again.
+    They stay valid if every layer has full attention and the body takes positions. They do not with sliding windows, recurrent
+    states, or rotary frequencies that depend on the length; for such families a prefix is processed again.
     """
     config = text_config(model)
     layers = DynamicCache(config=config).layers
@@ -120,17 +122,17 @@ def prefixes_can_be_reused(model: nn.Module) -> bool:
 
 
 class CachedBody:
-    """The body of a model with a cache, which reads a batch column by column.
+    """The body of a model with a cache, which processes a few columns at a time.
 
     Args:
-        model: A causal language model; the caller sets eval mode and disables gradients.
+        model: A causal language model. The caller sets eval mode and disables gradients.
 
     Attributes:
-        cache: The cache of the batch; None before `start`.
-        can_reuse: See `prefixes_can_be_reused`.
+        cache: The cache of the current batch.
+        can_reuse: Whether a cached prefix can be reused; see `prefixes_can_be_reused`.
 
     Raises:
-        ModelError: the forward of the body has no argument for a cache.
+        ModelError: the forward function of the body has no argument for a cache.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -153,12 +155,12 @@ class CachedBody:
         self.cache = new_cache(self._model)
 
     def read(self, ids_LT: torch.Tensor, mask_LC: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
-        """hidden_LTD of the T columns that follow those in the cache.
+        """Hidden states hidden_LTD of the T columns that follow the columns in the cache.
 
         Args:
-            ids_LT: Token ids of the columns.
-            mask_LC: Attention mask of all columns so far, including those in the cache.
-            position_LT: Positions of the columns.
+            ids_LT: Token ids of the new columns, for L sequences.
+            mask_LC: Attention mask of all C columns so far, including those in the cache.
+            position_LT: Positions of the new columns.
         """
         columns = ids_LT.shape[1]
         if self._is_recurrent:
@@ -174,22 +176,31 @@ class CachedBody:
         return cast(torch.Tensor, output.last_hidden_state)
 
     def select(self, kept: torch.Tensor) -> None:
-        """Keep only the rows with these indices, in every kind of state."""
+        """Keep only the rows `kept` of the batch in the cache."""
         self.cache.reorder_cache(kept)
 
     def is_outdated(self, before: int, after: int) -> bool:
-        """Whether states of `before` tokens are invalid once a text has `after` tokens."""
+        """Whether a cache is invalid after its text has grown.
+
+        The text had `before` tokens when the cache was computed, and has `after` tokens now.
+        """
         return self._limit is not None and before <= self._limit < after
 
 
 @torch.no_grad()
 def check_cache(model: nn.Module, *, name: str, remedy: str = "use another family") -> None:
-    """Compare logits with a cache, and of padded rows, with those of each row alone.
+    """Check that a cache and padding do not change the logits of a model.
 
-    Two rows of 5 and 3 tokens are read; the first one is removed from the cache before the last token.
+    The logits of two sequences, of 5 and 3 tokens, are computed in a padded batch and with a cache, and compared with those of
+    each sequence alone. The first sequence is removed from the cache before the last token, as in generation.
+
+    Args:
+        model: A causal language model.
+        name: Name of the model for error messages.
+        remedy: Last part of an error message.
 
     Raises:
-        ModelError: the logits differ by more than rounding, or the family cannot be read in this way.
+        ModelError: the logits differ by more than rounding explains, or the family does not support these forward passes.
     """
     family = text_config(model).model_type
     classifier = head(model)
@@ -210,7 +221,7 @@ def check_cache(model: nn.Module, *, name: str, remedy: str = "use another famil
             raise
         except _FAILURES as error:
             reason = f"{type(error).__name__}: {first_line(error)[:200]}"
-            raise ModelError(f"{name}: the {family} family cannot generate text here ({reason}); {remedy}") from error
+            raise ModelError(f"{name}: text cannot be generated with the {family} family ({reason}); {remedy}") from error
     expected_ND = torch.cat(alone)
     found = {
         "in a padded batch than alone": torch.cat([padded_LTD[0], padded_LTD[1, :3]]),

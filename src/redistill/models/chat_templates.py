@@ -1,14 +1,16 @@
 """The first rendering of a chat template, with limits of time, memory and output.
 
-A template is a program of a stranger.  Jinja's sandbox keeps it from Python's internals, but lets it loop for hours or build a
-string of 10^11 characters.
+A chat template is a program from an untrusted source. Jinja's sandbox prevents access to Python's internals, but it does not
+prevent a template from looping for hours or from building a string of 10^11 characters.
 
-The child is a fork of this process.  A thread or a signal does not stop a loop inside compiled code, and limits of this
-process would end the run.  A fork has already imported the template engine, so that a normal template costs a fork, once for
-each process and template; and it imports nothing, so that no code of the current folder can run.  The child limits itself with
-setrlimit, renders, writes the texts to a pipe and exits without cleaning up; it calls neither torch nor CUDA, which cannot be
-used after a fork.  The time limit is CPU time of the child, so that a busy machine rejects no template.  Systems without fork
-render in this process, without limits.
+Therefore a template is rendered for the first time in a child process, a fork of this process. A thread or a signal could not
+stop a loop inside compiled code, and resource limits of this process would stop the run. A fork has already imported the
+template engine. It is fast, and it imports no code from the current folder. Each process does this once for each template.
+
+The child sets its limits with setrlimit, renders the template, writes the texts to a pipe and exits without cleaning up. It
+calls neither torch nor CUDA, which cannot be used after a fork. The time limit refers to CPU time of the child, so that no
+template is rejected because the machine is busy. On systems without fork, templates are rendered in this process without
+limits.
 """
 
 import contextlib
@@ -36,34 +38,38 @@ MEMORY_BYTES = 1 << 30
 OUTPUT_CHARACTERS = 1_000_000
 
 Rendered = tuple[str, str]
-"""What became of one rendering ("text", "rejected" or a key of `_FAULTS`), and its text or the reason."""
+"""The status of one rendering and a text.
+
+The status is "text", "rejected" or a key of `_FAULTS`. The text is the rendered text, or the reason of the failure.
+"""
 
 _FAULTS = {
     "unsafe": "was rejected by the sandbox ({}); do not use this model",
     "syntax": "is not valid Jinja ({}); fix chat_template in its tokenizer files, or remove it and use template: alpaca",
-    "time": f"does not end within {CPU_SECONDS} s for short messages; fix or remove chat_template in its tokenizer files",
+    "time": f"is not rendered within {CPU_SECONDS} s for short messages; fix or remove chat_template in its tokenizer files",
     "memory": "needs more than 1 GiB for short messages; fix or remove chat_template in its tokenizer files",
     "long": f"emits more than {OUTPUT_CHARACTERS:,} characters for short messages; fix or remove chat_template in its "
     "tokenizer files",
 }
 _SYSTEM, _USER, _ANSWER = ({"role": role, "content": role[0]} for role in ("system", "user", "assistant"))
-# Conversations and whether the prompt of an answer follows; the first is that of `two_turns`.
+# Conversations, and whether each is rendered as the prompt of a further answer. `two_turns` returns the rendering of the first.
 _TRIED = (([_USER, _ANSWER], False), ([_USER], True), ([_SYSTEM, _USER, _ANSWER, _USER], True))
 _known: dict[str, list[Rendered]] = {}
 
 
 def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
-    """Reject chat templates that are unsafe, or do not end.
+    """Reject chat templates that are invalid, unsafe or exceed limits.
 
-    A template that rejects a conversation is not an error here: a run that uses it reports it.
+    A template may reject a conversation with an exception. This is not an error here; a run with such a conversation reports
+    it.
 
     Args:
-        name: The model, for messages.
-        tokenizer: Provides the templates.
+        name: Name of the model for error messages.
+        tokenizer: The tokenizer with the templates.
 
     Raises:
-        ModelError: a template is no text or not valid Jinja, is blocked by the sandbox, exceeds the limits, or has a name that
-            would be a path out of the folder that it is saved to.
+        ModelError: a template is not a string or not valid Jinja, is blocked by the sandbox, or exceeds a limit of time, memory
+            or length; or its name is not a plain file name and could be a path to another folder.
     """
     templates: object = tokenizer.chat_template
     if templates is None:
@@ -77,7 +83,8 @@ def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
             )
         if not isinstance(template, str):
             raise ModelError(
-                f"{name}: chat_template is {type(template).__name__}; it must be a text in Jinja: fix its tokenizer_config.json"
+                f"{name}: chat_template has the type {type(template).__name__}; it must be a string in Jinja: fix its "
+                "tokenizer_config.json"
             )
     for kind, text in _first_renderings(tokenizer):
         if kind in _FAULTS:
@@ -85,13 +92,19 @@ def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
 
 
 def two_turns(tokenizer: Tokenizer) -> str:
-    """The rendering of a user and an assistant message; "" where there is none."""
+    """The text of a user message and an answer, rendered with the chat template.
+
+    It is "" if there is no template, or if the template rejects these messages.
+    """
     kind, text = _first_renderings(tokenizer)[0] if tokenizer.chat_template else ("text", "")
     return text if kind == "text" else ""
 
 
 def _first_renderings(tokenizer: Tokenizer) -> list[Rendered]:
-    """What becomes of each of `_TRIED`, for the template that is used by default and then for the others; rendered once."""
+    """The renderings of the conversations `_TRIED`.
+
+    They use the default template first, and then each named template. They are computed once for each tokenizer and process.
+    """
     key = json.dumps([tokenizer.chat_template, tokenizer.special_tokens_map], default=str, sort_keys=True)
     if key not in _known:
         _known[key] = _in_child(tokenizer) if hasattr(os, "fork") else list(_renderings(tokenizer))
@@ -119,7 +132,7 @@ def _renderings(tokenizer: Tokenizer) -> Iterator[Rendered]:
 
 
 def _in_child(tokenizer: Tokenizer) -> list[Rendered]:
-    """`_renderings` in a forked process with limits."""
+    """The result of `_renderings`, computed in a forked process with limits."""
     reader, writer = os.pipe()
     child = 0
     try:
@@ -147,7 +160,10 @@ def _in_child(tokenizer: Tokenizer) -> list[Rendered]:
 
 
 def _limited(tokenizer: Tokenizer, writer: int) -> NoReturn:
-    """The child: set the limits, render, write the result, and exit whatever happens."""
+    """The program of the child process, which always exits.
+
+    It sets the limits, renders the conversations, and writes the result to the pipe.
+    """
     try:
         gc.disable()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
@@ -175,7 +191,7 @@ def _set_limits() -> None:
 
 
 def _received(reader: int) -> bytes | None:
-    """All that the child sends; None if it is stopped first."""
+    """All bytes that the child sends; None if a limit stops it first."""
     deadline, parts = time.monotonic() + WALL_SECONDS, list[bytes]()
     while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
         part = os.read(reader, 1 << 16)

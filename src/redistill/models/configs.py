@@ -1,8 +1,8 @@
-"""A model's config.json, checked before a model of that size is built.
+"""Checks of a model's config.json before memory for the model is allocated.
 
-A config is untrusted input: a number in it decides how much memory a model takes.  So its fields are checked as JSON first,
-then the model is built without memory, on the device "meta" and with a limit of its parts, and compared with the headers of its
-weights.
+A config is untrusted input: the numbers in it determine how much memory a model needs. Therefore its fields are first checked
+as JSON. Then the model is built on the device "meta", which allocates no memory, with a limit of the number of modules and
+parameters. Its tensors are compared with the headers of the weight files.
 """
 
 import contextlib
@@ -38,18 +38,18 @@ _TEXT_MODELS = ("text_config", "language_config", "llm_config", "thinker_config"
 
 
 def read_settings(name: str, source: Mapping[str, str]) -> ModelSettings:
-    """The config of a model.
+    """Read and check the config of a model.
 
     Args:
-        name: The model, for messages.
-        source: Arguments of `from_pretrained`.
+        name: Name of the model for error messages.
+        source: Arguments for `from_pretrained`.
 
     Raises:
         ModelError: the config is missing or damaged, or one of its fields has the wrong type or is out of range.
     """
     file = source.get("gguf_file", "config.json")
     what = name if name.endswith(file) else f"{name}: {file}"
-    remedy = "check the name, the network, and that the file is complete, neither cut nor damaged"
+    remedy = "check the name, the network, and that the file is complete and not damaged"
     with reading(what, remedy):
         fields, _ = PretrainedConfig.get_config_dict(**source)
     if not isinstance(fields, dict) or not fields:
@@ -64,12 +64,12 @@ def read_settings(name: str, source: Mapping[str, str]) -> ModelSettings:
 
 
 def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True) -> None:
-    """Check the values that decide about size, or that Transformers does not check.
+    """Check fields that determine sizes, or that Transformers does not check.
 
     Args:
-        what: Model and file, for messages.
-        fields: The file's content, or one of the objects in it.
-        sizes: Whether these are the fields of the language model, whose sizes must be positive.
+        what: Names of the model and the file for error messages.
+        fields: Content of the file, or one of the objects in it.
+        sizes: Whether the fields describe the language model, whose sizes must be positive.
 
     Raises:
         ModelError: a field has the wrong type or is out of range.
@@ -97,14 +97,14 @@ def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True)
         if field == "model_type" and not isinstance(value, str):
             refuse(field, "must be the name of a model family")
         if field == "transformers_weights" and not (isinstance(value, str) and Path(value).name == value):
-            refuse(field, "must be a file in the folder of the model")
+            refuse(field, "must be the name of a file in the folder of the model")
     heads, groups = fields.get("num_attention_heads"), fields.get("num_key_value_heads")
     if sizes and isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         refuse("num_key_value_heads", f"must divide num_attention_heads = {heads}")
 
 
 def _check_rope(what: str, field: str, value: object) -> None:
-    """Check the settings of rotary embeddings; Transformers only logs their faults."""
+    """Check the settings of rotary embeddings; Transformers only logs a warning about invalid ones."""
     if isinstance(value, Mapping):
         kind = value.get("rope_type", value.get("type"))
         if kind is not None and (not isinstance(kind, str) or kind not in {*ROPE_INIT_FUNCTIONS, "default", "mrope"}):
@@ -122,19 +122,18 @@ def _check_rope(what: str, field: str, value: object) -> None:
 
 
 def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]) -> None:
-    """Reject a config that does not describe the stored weights.
+    """Reject a config that does not match the stored weights.
 
-    The model is built without memory.
-
-    Weights that are only missing are left to the loader, whose report names them.
+    The model is built on the device "meta", without memory for its weights. Missing weights are not an error here, because
+    the loader reports them by name.
 
     Args:
-        name: The model, for messages.
-        settings: Its config; not changed.
-        tensors: Its weights, from the headers of its files.
+        name: Name of the model for error messages.
+        settings: The config of the model; it is not changed.
+        tensors: The stored weights by name, from the headers of the files.
 
     Raises:
-        ModelError: the model cannot be built, is larger than its weights, or has other shapes or types.
+        ModelError: the model cannot be built, is much larger than the stored weights, or has tensors of other sizes or types.
     """
     quantised = getattr(settings, "quantization_config", None) is not None
     stored = sum(tensor.size for tensor in tensors.values())
@@ -146,18 +145,18 @@ def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]
 def check_size(
     name: str, settings: ModelSettings, *, parts: int, weights: int, tensors: Mapping[str, Stored] = MappingProxyType({})
 ) -> None:
-    """Reject a config that describes other or more weights than its files hold.
+    """Reject a config that describes other or more weights than the files hold.
 
     Args:
-        name: The model, for messages.
-        settings: Its config; not changed.
-        parts: Number of tensors in its files.
-        weights: Number of weights that its files can hold.
-        tensors: Those whose shapes and types are compared.
+        name: Name of the model for error messages.
+        settings: The config of the model; it is not changed.
+        parts: Number of tensors in the files.
+        weights: Maximum number of weights in the files.
+        tensors: Stored tensors whose sizes and types are compared with those of the model.
 
     Raises:
-        ModelError: the model cannot be built, a tensor has another size or type, or the model is more than twice as large:
-            missing weights are named by the loader.
+        ModelError: the model cannot be built, a tensor has another size or type than its stored tensor, or the model has more
+            than twice as many weights as the files. Fewer missing weights are reported by the loader.
     """
     model = build_without_memory(name, settings, 16 * parts + 4000)
     expected = model.state_dict() if tensors else {}
@@ -166,13 +165,13 @@ def check_size(
     described = sum(parameter.numel() for parameter in model.parameters())
     described += sum(buffer.numel() for buffer in model.buffers())
     if described > 2 * weights + 1_000_000:
-        raise WeightsError(f"{name}: its config describes {described:,} weights, but its files hold {weights:,}; {_OTHER}")
+        raise WeightsError(f"{name}: its config describes {described:,} weights, but its files contain {weights:,}; {_OTHER}")
 
 
 def _check_tensor(name: str, key: str, expected: torch.Tensor, found: Stored) -> None:
     if expected.numel() != found.size:
         shapes = " x ".join(map(str, found.shape)) or "one number", " x ".join(map(str, expected.shape)) or "one number"
-        raise WeightsError(f"{name}: {key} is {shapes[0]} in {found.file}, and {shapes[1]} by config.json; {_OTHER}")
+        raise WeightsError(f"{name}: {key} is {shapes[0]} in {found.file}, but {shapes[1]} according to config.json; {_OTHER}")
     if expected.is_floating_point() and not found.is_float:
         raise ModelError(
             f"{name}: {key} has the type {found.dtype} in {found.file}; weights must be floating point numbers, or config.json "
@@ -181,15 +180,17 @@ def _check_tensor(name: str, key: str, expected: torch.Tensor, found: Stored) ->
 
 
 def build_without_memory(name: str, settings: ModelSettings, parts: int) -> CausalModel:
-    """The model of a config on the device "meta".
+    """Build the model of a config on the device "meta".
+
+    No memory is allocated for its weights.
 
     Args:
-        name: The model, for messages.
-        settings: Its config; not changed.
-        parts: Maximum number of modules and parameters, which bounds the time and memory of building it.
+        name: Name of the model for error messages.
+        settings: The config of the model; it is not changed.
+        parts: Maximum number of modules and parameters, which limits the time and memory of building the model.
 
     Raises:
-        ModelError: the config is invalid, or the model has more parts.
+        ModelError: the config is invalid, or the model has more modules and parameters than `parts`.
     """
     config, count = copy.deepcopy(settings), 0
     config._attn_implementation = config._experts_implementation = None  # no kernels are downloaded
@@ -198,7 +199,9 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
         nonlocal count
         count += 1
         if count > parts:
-            raise ModelError(f"{name}: config.json describes a model of more parts than its weights have; {_OTHER}")
+            raise ModelError(
+                f"{name}: config.json describes many more modules and parameters than its files have tensors; {_OTHER}"
+            )
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_naming_field(f"{name}: config.json", vars(settings)))
@@ -214,7 +217,10 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
 
 @contextlib.contextmanager
 def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
-    """`reading` that also names the field whose value the exception quotes, such as that of an unknown activation."""
+    """Context like `reading`, whose error also names a field of the config.
+
+    It is the field whose value the exception quotes, such as the name of an unknown activation function.
+    """
 
     def field() -> str:
         quoted = next((field for field, value in fields.items() if isinstance(value, str) and value and value in said), None)

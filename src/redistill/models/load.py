@@ -1,8 +1,7 @@
 """Loading of models and tokenizers from the hub, a folder or a GGUF file.
 
-Weights are read from safetensors or GGUF only, and no code from a model runs.
-
-Every failure is raised as an error of one line: transformers answers a mistyped path with a page about the hub.
+Weights are read from safetensors and GGUF files only, and no code from a model is run. Every failure is raised as an error
+whose message is one line, in place of the long messages of transformers.
 """
 
 import contextlib
@@ -40,7 +39,7 @@ _DTYPES: dict[str, torch.dtype | str] = {"float32": torch.float32, "bfloat16": t
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model to load, and how.
+    """The model to load, and the options for loading it.
 
     Args:
         model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is merged
@@ -48,10 +47,11 @@ class ModelConfig:
         revision: Branch, tag or commit of a hub model; None uses its main branch.
         adapter: Folder or hub name of a LoRA adapter to be merged into `model`; None merges none.
         dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: Whether activations are recomputed in the backward pass, which needs less memory and about a
+            third more time.
 
     Raises:
-        ConfigError: an empty name, or an unknown dtype.
+        ConfigError: the name is empty or contains control characters, or the dtype is unknown.
 
     Example:
         >>> ModelConfig(model="openai-community/gpt2").dtype
@@ -82,16 +82,17 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
 
     Args:
         config: The model, and the adapter that is merged into it.
-        quantise: Storage of the base of a QLoRA student: "nf4" or "int8"; "none" for every other model.
+        quantise: Format of the quantised base of a QLoRA student, "nf4" or "int8"; "none" for every other model.
 
     Returns:
         The model, in eval mode on the CPU, and its tokenizer.
 
     Raises:
-        ConfigError: bitsandbytes is needed and not installed, or the model is a GGUF file or has an adapter to be merged, which
-            cannot be quantised.
-        ModelError: the model is missing, incomplete, damaged, or of a family that cannot be split into body and head;
-            `WeightsError` if weights are missing, `NotFiniteError` if its logits are not finite.
+        ConfigError: the model shall be quantised, but bitsandbytes is not installed, or the model is a GGUF file or has an
+            adapter to be merged, for which quantisation is not supported.
+        ModelError: the model is missing, incomplete or damaged, or its family cannot be split into body and head.
+        WeightsError: weights of the model are missing.
+        NotFiniteError: the logits of the model are not finite.
     """
     base, adapter = _base_and_adapter(config)
     source = _locate(base)
@@ -124,9 +125,10 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
 
 
 def read_config(config: ModelConfig) -> ModelSettings:
-    """The transformers config of a model, without reading weights.
+    """Read the transformers config of a model, without its weights.
 
-    For an adapter it is the config of its base.  The config of a local folder is compared with the headers of its weights.
+    For an adapter, this is the config of its base model. The config of a local folder is compared with the headers of the
+    weight files.
 
     Raises:
         ModelError: the model is missing or damaged.
@@ -138,14 +140,13 @@ def read_config(config: ModelConfig) -> ModelSettings:
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """Load the tokenizer of a model.
 
-    If it has no pad token, its end token is used for padding.
-
-    Padding is always identified by position, never by this id.
+    If the tokenizer has no pad token, its end token is used for padding. This does not mask end tokens, since padding is always
+    identified by position and not by token id.
 
     Raises:
-        ModelError: the tokenizer is missing or damaged, has no end token, has two tokens with one id, or has an unsafe chat
-            template.
-        VocabularyError: it has ids beyond the vocabulary of the model's config.
+        ModelError: the tokenizer is missing or damaged, has no end token, has two tokens with the same id, or has an unsafe
+            chat template.
+        VocabularyError: the tokenizer has ids beyond the vocabulary size in the model's config.
     """
     base, adapter = _base_and_adapter(config)
     own = adapter is not None and adapter.name == config.model and adapter.has_tokenizer
@@ -167,7 +168,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
 
 
 def _check_generation_config(name: str, model: nn.Module) -> None:
-    """Reject end tokens in generation_config.json that are no token ids; Transformers does not check them."""
+    """Reject end tokens in generation_config.json that are not integers; Transformers does not check them."""
     listed = getattr(unwrapped(model).generation_config, "eos_token_id", None)
     for number in listed if isinstance(listed, list | tuple) else [listed]:
         if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
@@ -175,13 +176,13 @@ def _check_generation_config(name: str, model: nn.Module) -> None:
 
 
 def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
-    """Reject weights that are larger than the memory of this machine, for which the system would kill the process."""
+    """Reject weights that are larger than the memory of this machine; the operating system would kill the process."""
     width = {"float32": 4, "bfloat16": 2}.get(config.dtype)
     needed = sum(tensor.num_bytes if width is None else tensor.size * width for tensor in tensors.values())
     memory = machine_bytes()
     if memory is not None and needed > memory:
         raise ModelError(
-            f"{config.model}: its weights need {needed / 2**30:.1f} GiB as {config.dtype}, and this machine has "
+            f"{config.model}: its weights need {needed / 2**30:.1f} GiB as {config.dtype}, but this machine has "
             f"{memory / 2**30:.1f} GiB; use a smaller model, dtype: bfloat16, or a machine with more memory"
         )
 
@@ -195,9 +196,9 @@ def checkpoint_activations(model: nn.Module) -> None:
 def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids of the tokens that end a response.
 
-    The tokenizer's end token comes first, then those of the generation config, then the chat template's end of turn.  The
-    generation config of a base checkpoint often lacks the end of turn, and a student that has learned to generate it must be
-    stopped there.
+    The tokenizer's end token comes first, then the end tokens of the generation config, then the token that ends an answer in
+    the chat template. The last is often missing in the generation config of a base model, but a student that has learned to
+    generate it must stop there.
     """
     listed = getattr(unwrapped(model).generation_config, "eos_token_id", None)
     listed = listed if isinstance(listed, list | tuple) else [listed]
@@ -206,7 +207,7 @@ def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def _end_of_turn(tokenizer: Tokenizer) -> int | None:
-    """Id of the special token that ends an answer in the chat template; None if there is no such token or template."""
+    """Id of the special token that ends an answer in the chat template; None if there is no template or token."""
     text = two_turns(tokenizer).rstrip()
     if not text:
         return None
@@ -215,9 +216,9 @@ def _end_of_turn(tokenizer: Tokenizer) -> int | None:
 
 
 def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Tokenizer) -> list[str]:
-    """Differences between two tokenizers with one vocabulary, as sentences.
+    """Warnings about differences between two tokenizers with the same vocabulary.
 
-    They do not prevent distillation but may degrade it.  Empty if there is none.
+    The differences do not prevent distillation, but they may reduce the quality of the student.
     """
     warnings = []
     if teacher_tokenizer.eos_token_id != student_tokenizer.eos_token_id:
@@ -234,14 +235,14 @@ def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Toke
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of parameters, tied ones counted once."""
+    """Number of parameters of a model; tied parameters are counted once."""
     return sum(num_weights(parameter) for parameter in model.parameters())
 
 
 def parameter_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters as stored, tied ones counted once.
+    """Size of the parameters in bytes; tied parameters are counted once.
 
-    This is the size of a file without its header.
+    This is the size of a file of weights without its header.
     """
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
@@ -249,7 +250,8 @@ def parameter_bytes(model: nn.Module) -> int:
 def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
     """The model whose weights are read, and the adapter that is merged into it.
 
-    A folder with an adapter_config.json must not reach transformers, which would load any model that the file names.
+    If `config.model` is an adapter, the model is the adapter's base. A folder with an adapter_config.json is never given to
+    transformers, which would load any model that the file names.
     """
     own = None if config.model.endswith(".gguf") else find_adapter(config.model, config.revision)
     if own is None:
@@ -260,14 +262,14 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
             )
         return config, adapter
     if config.adapter is not None:
-        raise ModelError(f"{config.model}: is an adapter itself; set `model` to its base and `adapter` to one of the two")
+        raise ModelError(f"{config.model}: is an adapter itself; set `model` to its base model and `adapter` to one adapter")
     if any(find_file(config.model, file, config.revision) for file in ("model.safetensors", "model.safetensors.index.json")):
         raise ModelError(
-            f"{config.model}: contains a model and an adapter; move the adapter to a folder of its own, and set `adapter` to it"
+            f"{config.model}: contains a model and an adapter; move the adapter to another folder, and set `adapter` to it"
         )
     if not own.base:
         raise ModelError(
-            f"{config.model}: its adapter_config.json does not name its base; set `model` to the base and `adapter` to this"
+            f"{config.model}: its adapter_config.json does not name its base model; set `model` to its base and `adapter` to it"
         )
     base = ModelConfig(model=own.base, revision=own.revision, dtype=config.dtype)
     try:
@@ -275,19 +277,24 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
     except ModelError as error:
         raise ModelError(f"{config.model}: its base {error}") from error
     if second is not None:
-        raise ModelError(f"{config.model}: its base {base.model} is an adapter as well; first merge that into its own base")
+        raise ModelError(
+            f"{config.model}: its base {base.model} is an adapter as well; first merge {base.model} into its own base"
+        )
     return base, own
 
 
 def _checked_settings(
     base: ModelConfig, source: Mapping[str, str], *, downloads: bool
 ) -> tuple[ModelSettings, Mapping[str, Stored]]:
-    """The config of a model and the headers of its weights, which fit; no headers for weights that are not in files here."""
+    """Read the config of a model and the headers of its weights, and check that they match.
+
+    The headers are an empty mapping for a GGUF file, and for weights on the hub that are not downloaded.
+    """
     if "gguf_file" in source:
         path = Path(base.model).expanduser()
         count = check_gguf(base.model, path)
         settings = read_settings(base.model, source)
-        check_size(base.model, settings, parts=count, weights=8 * path.stat().st_size)  # at least one bit a weight
+        check_size(base.model, settings, parts=count, weights=8 * path.stat().st_size)  # at least one bit per weight
         return settings, {}
     settings = read_settings(base.model, source)
     folder: Path | None = Path(source["pretrained_model_name_or_path"])
@@ -301,7 +308,7 @@ def _checked_settings(
 
 
 def _downloaded_weights(config: ModelConfig) -> Path | None:
-    """The folder of a hub model's weights, which are downloaded; None where it has none in safetensors."""
+    """Download the weights of a hub model and return their folder; None if it has no safetensors files."""
     single = find_file(config.model, SINGLE, config.revision)
     index = single or find_file(config.model, INDEX, config.revision)
     if single is None and index is not None:
@@ -313,7 +320,17 @@ def _downloaded_weights(config: ModelConfig) -> Path | None:
 def _read_weights(
     config: ModelConfig, source: Mapping[str, str], settings: ModelSettings, options: dict[str, object]
 ) -> CausalModel:
-    """Load the weights, quantised by bitsandbytes where `options` say so; a missing weight is an error."""
+    """Load a model with its weights.
+
+    Args:
+        config: Name, revision and dtype of the model.
+        source: Arguments for `from_pretrained`.
+        settings: The checked config of the model.
+        options: Further arguments, which may quantise the weights.
+
+    Raises:
+        WeightsError: a weight is missing or has another shape than the config describes.
+    """
     is_file = "gguf_file" in source
     remedy = _DAMAGED if is_file else "check the name, the network, and that the folder is complete"
     with reading(f"{config.model}: its weights", remedy), _quietly():
@@ -330,11 +347,13 @@ def _read_weights(
     # transformers initialises missing weights at random and only logs it.
     other_shapes = sorted(report["mismatched_keys"])
     absent = sorted(report["missing_keys"])
-    absent += [f"{key} ({list(found)} in its file, {list(wanted)} by its config)" for key, found, wanted in other_shapes]
+    absent += [
+        f"{key} ({list(found)} in its file, {list(wanted)} in the model of its config)" for key, found, wanted in other_shapes
+    ]
     if absent:
         raise WeightsError(
             f"{config.model}: {len(absent)} weights are missing or have another shape, first {absent[0]}; "
-            "download the model again, or choose one whose weights fit its config.json"
+            "download the model again, or choose a model whose weights match its config.json"
         )
     if "gguf_file" in source:
         model.name_or_path = model.config.name_or_path = ""  # the file's folder cannot be loaded as a model
@@ -343,7 +362,10 @@ def _read_weights(
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Context: no report of transformers about weights, whose names are those of the file and may have terminal escapes."""
+    """Context in which transformers does not print warnings about weights.
+
+    They contain names from the file, which may include terminal escape sequences.
+    """
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -354,7 +376,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _locate(config: ModelConfig) -> dict[str, str]:
-    """Arguments of `from_pretrained` for a model whose name `find_adapter` has checked."""
+    """Arguments for `from_pretrained`, for a model whose name `find_adapter` has checked."""
     path = Path(config.model).expanduser()
     if config.model.endswith(".gguf"):
         if not path.is_file():

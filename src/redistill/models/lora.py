@@ -1,7 +1,7 @@
 """LoRA adapters of a student: creation, checkpoints, export and merge.
 
-All other parameters of the student are frozen, including head and embeddings: `vocab_pass` computes no gradient for a frozen
-head.
+All other parameters of the student are frozen, including the head and the embeddings. `vocab_pass` does not compute the
+gradient of a frozen head.
 """
 
 import copy
@@ -36,8 +36,8 @@ class LoraConfig:
 
     .. math:: W' = W + \frac{\alpha}{r} B A, \qquad A \in R^{r \times D},\ B \in R^{E \times r}
 
-    A is initialised at random and B with 0, so that the untrained student equals its base exactly.  Source: Hu et al.
-    (arXiv 2106.09685); the defaults are those of DistiLLM's scripts.
+    A is initialised at random and B with 0, so that the student equals its base model exactly before training.  Source: Hu et
+    al. (arXiv 2106.09685); the defaults are those of DistiLLM's scripts.
 
     Args:
         rank: The rank r of the adapters, >= 1.
@@ -46,7 +46,7 @@ class LoraConfig:
         targets: Names of the linear layers that get an adapter; None selects the family's query and value projections,
             or the input projections of a state-space model.
         quantise: "nf4" or "int8" stores the frozen base in 4 or 8 bits (QLoRA); "none" does not quantise it.
-        export: "merged" saves a model with the adapters merged into its weights, "adapter" the adapters without their base.
+        export: "merged" saves a model with the adapters merged into its weights; "adapter" saves the adapters without the base.
 
     Raises:
         ConfigError: a value is out of range.
@@ -81,17 +81,17 @@ class LoraConfig:
 
     @classmethod
     def examples(cls) -> tuple["LoraConfig", ...]:
-        """Settings that tests run with."""
+        """Example settings, which tests use."""
         return (cls(), cls(rank=2, alpha=4.0, dropout=0.0, export="adapter"))
 
 
 def add_lora(model: CausalModel, config: LoraConfig, seed: int) -> CausalModel:
-    """Freeze `model` and add trainable float32 adapters, initialised from `seed`.
+    """Freeze `model` and add trainable adapters in float32.
 
     Args:
-        model: A causal language model on the CPU, quantised or not; its layers are changed in place.
+        model: A causal language model on the CPU, which may be quantised; its layers are changed in place.
         config: Settings of the adapters.
-        seed: The run's seed.
+        seed: Seed of the run, which determines the initial values of the adapters.
 
     Returns:
         The PEFT model that wraps `model`; its training mode is unchanged.
@@ -118,12 +118,12 @@ def add_lora(model: CausalModel, config: LoraConfig, seed: int) -> CausalModel:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether `model` has adapters."""
+    """Whether `model` is a PEFT model with adapters."""
     return unwrapped(model) is not model
 
 
 def lora_notes(model: nn.Module) -> list[str]:
-    """Lines for the log about a model that `add_lora` returned."""
+    """Lines for the log that describe the adapters of a model returned by `add_lora`."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(num_weights(parameter) for parameter in model.parameters())
     names = sorted({path.rpartition(".")[2] for path in adapted_layers(model)})
@@ -133,17 +133,16 @@ def lora_notes(model: nn.Module) -> list[str]:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that have an adapter, by their path below `unwrapped(model)`."""
+    """The layers that have an adapter, by their path in `unwrapped(model)`."""
     return {path: module for path, module in unwrapped(model).named_modules() if hasattr(module, "lora_A")}
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Tensors of `model` that a checkpoint contains.
+    """The tensors of `model` that a checkpoint contains, by name.
 
-    They are the adapters if the model has any, else the whole state dict.
-
-    Without adapters these are the parameters themselves, so that tied ones are the same object. Sharded tensors stay sharded;
-    see `placement.full`.
+    If the model has adapters, these are the adapters; otherwise it is the whole state dict. The state dict contains the
+    parameters themselves and not copies, so that tied parameters are the same object. Sharded tensors stay sharded; see
+    `placement.full`.
     """
     if not has_adapters(model):
         return model.state_dict(keep_vars=True)
@@ -152,13 +151,13 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_trainable_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Load tensors of `trainable_state` into a model built in the same way.
+    """Load tensors that `trainable_state` returned into a model of the same structure.
 
-    In a sharded model each process keeps its own shard.
+    If the model is sharded, each process loads only its own shard of each tensor.
 
     Args:
-        model: The model, sharded or not.
-        tensors: Full tensors by name, the same in every process.
+        model: The model, which may be sharded.
+        tensors: Unsharded tensors by name, the same in every process.
 
     Raises:
         CheckpointError: `tensors` are adapters of other layers or of another rank.
@@ -186,21 +185,21 @@ def save_student(
     *,
     state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Save `model` and its tokenizer.
+    """Save `model` and its tokenizer to a folder.
 
-    The model is not changed, so that training can continue.
+    The model is not changed, so that training can continue afterwards.
 
     Args:
         model: The student, with or without adapters.
-        tokenizer: Saved in the same folder.
-        folder: An existing folder.
-        export: "merged" saves a model that transformers loads, with the adapters merged and quantised weights dequantised;
-            "adapter" saves only the adapters, in PEFT's format.  A model without adapters is always saved whole.
-        state: The full `trainable_state` of a sharded model, whose own state dict contains shards even inside
-            `Placement.unsharded`; None uses the model's own.
+        tokenizer: The tokenizer, which is saved to the same folder.
+        folder: Path of the folder, which must exist.
+        export: "merged" saves a model that transformers can load, with merged adapters and dequantised weights; "adapter" saves
+            only the adapters, in the format of PEFT. A model without adapters is always saved as a whole.
+        state: The unsharded tensors of `trainable_state`, for a sharded model. They are needed because its own state dict
+            contains shards even inside `Placement.unsharded`. None uses the model's state dict.
 
     Raises:
-        ModelError: `export` is "adapter", and the base cannot be loaded by a name.
+        ModelError: `export` is "adapter", but there is no name by which the base model could be loaded.
     """
     if not has_adapters(model):
         model.save_pretrained(folder, state_dict=state)
@@ -218,11 +217,10 @@ def save_student(
 
 
 def merged_copy(model: nn.Module) -> CausalModel:
-    """A copy of `model` with its adapters merged, for saving.
+    """A copy of `model` with merged adapters, which can only be saved.
 
-    Weights without an adapter are shared with `model`.
-
-    It cannot be run, since its non-persistent buffers have no storage.
+    Weights of layers without an adapter share memory with `model`. The copy cannot compute a forward pass, because its
+    non-persistent buffers are on the device "meta".
 
     Returns:
         A model of the student's class, dtype and device.
@@ -242,14 +240,18 @@ def merged_copy(model: nn.Module) -> CausalModel:
 
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers inside the transformer layers, by their path below the model."""
+    """The linear layers inside the transformer layers, by their path in `unwrapped(model)`."""
     path, layers = layer_list(model)
     linear = {name: module for name, module in layers.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     return {f"{path}.{name}": module for name, module in linear.items()}
 
 
 def _target_modules(model: nn.Module, wanted: tuple[str, ...] | None) -> list[str]:
-    """Names for PEFT: the last part of a path, or full paths where other modules (a vision tower) have the same names."""
+    """The names of the layers that get an adapter, in the form that PEFT expects.
+
+    They are the last parts of the layers' paths, or full paths if modules elsewhere, such as in a vision encoder, have the same
+    last part.
+    """
     linear = _linear_layers(model)
     there = {path.rpartition(".")[2] for path in linear}
     if wanted is None:
@@ -268,7 +270,7 @@ def _target_modules(model: nn.Module, wanted: tuple[str, ...] | None) -> list[st
 
 @torch.no_grad()
 def _weight(plain: CausalModel, adapted: Mapping[str, Any], name: str) -> torch.Tensor:
-    """The tensor `name` of the merged model."""
+    """The tensor `name` of the merged model, from the base model and its adapted layers."""
     path, _, leaf = name.rpartition(".")
     layer = adapted.get(path)
     base = plain.get_submodule(path) if layer is None else layer.base_layer

@@ -1,4 +1,4 @@
-"""Base weights in 4 or 8 bits (bitsandbytes), for QLoRA, and dequantisation."""
+"""Quantisation of base models to 4 or 8 bits with bitsandbytes, for QLoRA."""
 
 import importlib.util
 from typing import Any, Literal
@@ -13,14 +13,14 @@ Quantise = Literal["none", "nf4", "int8"]
 
 
 def loading_options(quantise: Quantise, dtype: torch.dtype) -> dict[str, object]:
-    """Options that make `from_pretrained` quantise the linear layers while loading.
+    """Arguments with which `from_pretrained` quantises the linear layers of a model.
 
-    "nf4" is QLoRA's format: 4-bit NormalFloat with its scales quantised again (arXiv 2305.14314).  "int8" is LLM.int8().
+    "nf4" is the format of QLoRA: 4-bit NormalFloat, whose scales are quantised too (arXiv 2305.14314). "int8" is LLM.int8().
     Embeddings, norms and the head are not quantised.
 
     Args:
         quantise: "none", "nf4" or "int8".
-        dtype: dtype of the matrix products of 4-bit weights.
+        dtype: dtype in which matrix products with 4-bit weights are computed.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
@@ -37,11 +37,11 @@ def loading_options(quantise: Quantise, dtype: torch.dtype) -> dict[str, object]
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Prevent bitsandbytes from repacking 4-bit weights on a CPU.
+    """Prevent bitsandbytes from converting 4-bit weights for inference on a CPU.
 
-    On CPUs with AVX512-BF16 the first forward pass in eval mode converts them to a layout that has no gradient and that
-    `plain_weight` would misread, and a later call of `train` does not restore it; a student alternates between generation and
-    training.
+    On CPUs with AVX512-BF16, the first forward pass in eval mode converts the weights to a layout without gradients, which
+    `plain_weight` cannot read. A later call of `train` does not restore the layout, but a student alternates between generation
+    and training.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -54,9 +54,10 @@ def is_quantised(model: nn.Module) -> bool:
 
 
 def plain_weight(layer: Any) -> torch.Tensor:
-    """The weight of a linear layer, dequantised if necessary; without gradient.
+    """The weight of a linear layer without gradient, dequantised if necessary.
 
-    PEFT's function for this moves an 8-bit weight, which loses its scales, so that the layer cannot be run afterwards.
+    The corresponding function of PEFT is not used: it moves an 8-bit weight to another device and loses its scales, so that the
+    layer cannot compute a forward pass afterwards.
     """
     weight: torch.Tensor = layer.weight.detach()
     if weight.is_floating_point():
@@ -72,6 +73,9 @@ def plain_weight(layer: Any) -> torch.Tensor:
 
 
 def num_weights(parameter: nn.Parameter) -> int:
-    """Number of weights in a parameter; an element stores two 4-bit weights."""
+    """Number of weights in a parameter.
+
+    One element of a 4-bit parameter stores two weights.
+    """
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else int(state.shape.numel())

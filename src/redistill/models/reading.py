@@ -1,7 +1,7 @@
-"""The boundary to the libraries that read models: exceptions become one line.
+"""Conversion of the exceptions of libraries that read models to one-line errors.
 
-A library may raise anything for a file that somebody else wrote, so no list of exception types is kept.  Errors of redistill
-itself are not converted: they are `RedistillError`s already, or were raised by a line of this package.
+A library may raise an exception of any type for an invalid file, so exceptions of all types are converted. Only two
+kinds are raised unchanged: a `RedistillError`, and an exception caused by a programming error in this package.
 """
 
 import contextlib
@@ -12,19 +12,20 @@ from redistill.errors import ModelError, RedistillError
 from redistill.processes.memory import is_out_of_memory
 
 _PACKAGE = str(Path(__file__).parents[1])
-# Mistakes of the line that raises them.  Compiled code, which has no line of its own, raises other types for invalid input.
+# Types that show a programming error if a line of this package raises them.
 _MISTAKES = (AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError, TypeError)
 _OUT_OF_MEMORY = ("cannot allocate memory", "std::bad_alloc")
 
 
 @contextlib.contextmanager
 def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "cannot be loaded") -> Iterator[None]:
-    """Context: calls of a library that reads untrusted input.
+    """Context for calls of a library that reads untrusted input.
 
     Args:
-        what: What is read, such as "models/a: config.json"; the start of the message.  A function is called after a failure.
-        remedy: What to do; the end of the message.
-        failure: What does not work; the middle of the message.
+        what: Name of the input, such as "models/a: config.json", with which the error message starts; or a function that
+            returns the name and is called after a failure.
+        remedy: Action that fixes the failure, with which the message ends.
+        failure: Middle part of the message, a predicate of `what`.
 
     Raises:
         ModelError: the library raised an exception.
@@ -44,13 +45,16 @@ def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "canno
             raise
         raise refusal(what if isinstance(what, str) else what(), error, remedy, failure) from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of libraries in Rust; it is no Exception
+        if type(error).__name__ != "PanicException":  # raised by libraries written in Rust; not a subclass of Exception
             raise
         raise refusal(what if isinstance(what, str) else what(), error, remedy, failure) from error
 
 
 def refusal(what: str, error: BaseException, remedy: str, failure: str = "cannot be loaded") -> ModelError:
-    """The error that replaces a library's exception."""
+    """The ModelError that replaces an exception of a library.
+
+    The arguments are those of `reading`.
+    """
     said = reason(error)
     if is_out_of_memory(error) or any(phrase in said.lower() for phrase in _OUT_OF_MEMORY):
         remedy = "use a smaller model, dtype: bfloat16, or a machine with more memory"
@@ -59,7 +63,7 @@ def refusal(what: str, error: BaseException, remedy: str, failure: str = "cannot
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether a line of this package raised the exception by a mistake of its own.
+    """Whether an exception was caused by a programming error in this package.
 
     Example:
         >>> is_mistake(ValueError("not raised"))
@@ -73,9 +77,9 @@ def is_mistake(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """One line about an exception, of at most 300 characters.
+    """The message of an exception as one line of at most 300 characters.
 
-    It is the first line of the message, and the ones that this announces.
+    It is the first line of the message. While the text ends with a colon, the next line is appended.
 
     Example:
         >>> reason(ValueError("invalid field 'x':\\n  TypeError: not an int\\nsee the documentation"))

@@ -1,8 +1,9 @@
-"""Configs for some layers of a model: fields of single layers are remapped.
+"""The config of a student that consists of some layers of a teacher.
 
-Families describe their layers in different ways: lists with one entry per layer, lists of layer indices, the number of leading
-dense layers, or a period.  `check_layers` compares the student's layers with the teacher's, so that a field that is not
-remapped here is an error and not another function.
+Configs describe layers in different ways: by lists with one entry per layer, lists of layer indices, the number of leading
+dense layers, or a period. `shortened_config` converts these fields, so that each layer of the student is described like the
+teacher's layer that it is copied from. `check_layers` compares the layers, so that a field which is not converted here causes
+an error and not a student that computes something else.
 """
 
 import copy
@@ -26,11 +27,11 @@ _OWN = ("idx", "index", "layer_id", "training", "store_full_length_kv")
 
 
 def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelSettings:
-    """A config for some of the layers of a model.
+    """The config of a model that consists of some layers of another model.
 
     Args:
-        settings: The config of the model; not changed.
-        chosen: Indices of the layers.
+        settings: The config of the other model; it is not changed.
+        chosen: Indices of the layers in the other model.
 
     Raises:
         ModelError: the family's config cannot be shortened.
@@ -49,21 +50,21 @@ def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelS
 
 @contextmanager
 def one_kind_of_error(config: ModelSettings, chosen: tuple[int, ...]) -> Iterator[None]:
-    """Context: converts exceptions into a ModelError.
+    """Context that converts exceptions into a ModelError that names the chosen layers.
 
-    They occur in families that cannot have the chosen layers.
+    Such exceptions occur if a model of the family cannot consist of these layers.
     """
     try:
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
-            f"initialise.layers = {list(chosen)}: the {config.get_text_config().model_type} family cannot have these layers "
-            f"({first_line(error)[:200]}); its config describes layers by {_fields(config)}; choose other layers"
+            f"initialise.layers = {list(chosen)}: the {config.get_text_config().model_type} family does not support these "
+            f"layers ({first_line(error)[:200]}); its config describes layers by {_fields(config)}; choose other layers"
         ) from error
 
 
 def _fields(config: ModelSettings) -> str:
-    """Names of the fields that describe single layers, for error messages."""
+    """Names of the fields of a config that describe individual layers, for error messages."""
     values = vars(config.get_text_config())
     other = ("norm", "num_hidden_layers", "per_layer_input")
     kinds = [
@@ -73,7 +74,7 @@ def _fields(config: ModelSettings) -> str:
 
 
 def _remapped(text: ModelSettings, chosen: tuple[int, ...]) -> Iterator[tuple[str, object]]:
-    """Fields that describe single layers, with their values for the chosen layers."""
+    """Names of the fields that describe individual layers, and their values for the chosen layers."""
     count, fields = text.num_hidden_layers, vars(text)
     step = fields.get("decoder_sparse_step") or 1
     for name, value in fields.items():
@@ -98,16 +99,25 @@ def _remapped(text: ModelSettings, chosen: tuple[int, ...]) -> Iterator[tuple[st
 
 
 def _are_indices(values: Sequence[object], count: int) -> bool:
-    """Whether a list has layer indices: ascending and below `count`; not flags, which are one for each layer."""
+    """Whether a list contains layer indices and not one flag for each layer.
+
+    Indices are integers below `count` in ascending order. A list with one entry for each of at most 2 layers is taken as flags.
+    """
     numbers = [value for value in values if type(value) is int and 0 <= value < count]
     return len(numbers) == len(values) and numbers == sorted(set(numbers)) and not (len(values) == count <= 2)
 
 
 def check_layers(student: nn.Module, teacher: nn.Module, chosen: tuple[int, ...]) -> None:
-    """Check that each layer of a student is of the same kind as in the teacher.
+    """Check that each layer of a student has the structure of the teacher's layer.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        chosen: Index of the teacher's layer for each layer of the student.
 
     Raises:
-        ModelError: they differ in weights, classes or settings; names the fields of the config that describe layers.
+        ModelError: two layers differ in the shapes of their weights, the classes of their modules or their settings. The
+            message names the fields of the config that describe layers.
     """
     for own, (layer, index) in enumerate(zip(layer_list(student)[1], chosen, strict=True)):
         made, wanted = _traits(layer), _traits(layer_list(teacher)[1][index])
@@ -115,30 +125,31 @@ def check_layers(student: nn.Module, teacher: nn.Module, chosen: tuple[int, ...]
         if different:
             settings = unwrapped(teacher).config
             raise ModelError(
-                f"initialise.layers = {list(chosen)}: layer {own} of the student is not of the kind of layer {index} of the "
-                f"teacher ({different[0]} differs); the config of the {settings.get_text_config().model_type} family describes "
-                f"layers by {_fields(settings)}; choose other layers"
+                f"initialise.layers = {list(chosen)}: layer {own} of the student has another structure than layer {index} of "
+                f"the teacher ({different[0]} differs); the config of the {settings.get_text_config().model_type} family "
+                f"describes layers by {_fields(settings)}; choose other layers"
             )
 
 
 def _equal(one: object, other: object) -> bool:
-    """Whether two traits are equal, up to the rounding of floats."""
+    """Whether two values are equal, apart from rounding of floats."""
     return one == other or (isinstance(one, float) and isinstance(other, float) and math.isclose(one, other))
 
 
 def layer_parts(weight: torch.Tensor, like: torch.Tensor, chosen: tuple[int, ...], count: int) -> torch.Tensor:
-    """The part of a weight outside the layers that belongs to the chosen layers.
+    """The part of a weight that belongs to the chosen layers.
 
-    Embeddings of single layers (Gemma 3n and 4) are stacked in one weight, along one dimension.
+    Some families (Gemma 3n and 4) have an embedding for each layer, and store all of them in one weight outside the layers,
+    stacked along one dimension. Only the embeddings of the chosen layers are kept.
 
     Args:
         weight: The teacher's weight.
-        like: A weight of the student's shape.
-        chosen: Indices of the layers.
+        like: The student's weight, whose shape the result must have.
+        chosen: Indices of the chosen layers.
         count: Number of layers of the teacher.
 
     Returns:
-        `weight` itself where the shapes are equal.
+        The part of the weight, or `weight` itself if the shapes are equal.
     """
     for dim, (whole, part) in enumerate(zip(weight.shape, like.shape)):
         if whole != part and whole * len(chosen) == part * count:
@@ -148,7 +159,10 @@ def layer_parts(weight: torch.Tensor, like: torch.Tensor, chosen: tuple[int, ...
 
 
 def _traits(layer: nn.Module) -> dict[str, object]:
-    """What makes the kind of a layer: the class and plain attributes of each module, and the shape of each weight."""
+    """A description of the structure of a layer, for comparison with another layer.
+
+    It has the class and the plain attributes of each module, and the shape of each weight, by name.
+    """
     found: dict[str, object] = {name: tuple(weight.shape) for name, weight in layer.state_dict().items()}
     for path, module in layer.named_modules():
         found[path or "its class"] = type(module)

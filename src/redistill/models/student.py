@@ -1,9 +1,8 @@
-"""The student as one module: body, head and clip network.
+"""The student as one module with body, head and the network of DAC-KL.
 
-One placement thus handles every gradient.
-
-A placement wraps this whole module, and training calls only its forward pass: when the parameters are sharded, a submodule that
-is called directly has none. Inside ``Placement.unsharded`` any submodule may be called without gradients.
+A placement distributes the parameters of this whole module over processes, so that it handles all gradients in the same way.
+Training must call only the forward method of this module: if the parameters are sharded, a submodule that is called directly
+has no full parameters. Inside ``Placement.unsharded``, any submodule may be called without gradients.
 """
 
 import warnings
@@ -29,9 +28,10 @@ class StudentModule(nn.Module):
     Args:
         model: A causal language model of transformers.
         vocabulary: Number of leading classes that teacher and student share; rows of the head beyond them are padding.
-        divergence: The objective's divergence; registered as a submodule if it is one (DAC-KL's network).
-        compile: Whether the terms are compiled ("rows"), and also the body in training ("all"); "auto" decides by vocabulary
-            size and machine.
+        divergence: The divergence of the objective. If it is a module, such as the network of DAC-KL, it is registered as a
+            submodule, so that its parameters are trained.
+        compile: "none" compiles nothing, "rows" compiles the terms of the objective, and "all" also compiles the body for
+            training. "auto" chooses by vocabulary size and machine.
     """
 
     def __init__(self, model: CausalModel, *, vocabulary: int, divergence: object = None, compile: Compile = "none") -> None:
@@ -49,7 +49,7 @@ class StudentModule(nn.Module):
         *,
         mode: Literal["learn", "rows"] = "learn",
     ) -> Learned | Rows:
-        """The objective of a micro-batch, or its hidden states.
+        """Compute the objective of a micro-batch, or its hidden states.
 
         Args:
             batch: The micro-batch.
@@ -58,10 +58,10 @@ class StudentModule(nn.Module):
             mode: The kind of result, "learn" or "rows".
 
         Returns:
-            With "learn", the objective, a scalar whose gradients are already computed, and the unweighted sum of each term by
-            name. The forward pass has already added the gradient of a trainable head's weight to its ``grad``; so a backward
-            pass must follow, with a gradient of 1. With "rows", the hidden states of the supervised rows, [N, D], and the head
-            to apply to them.
+            With "learn", the objective as a scalar, and the unweighted sum of each term by name. The forward pass computes the
+            gradient of a trainable head's weight and adds it to its ``grad``, so a backward pass of the scalar with a gradient
+            of 1 must follow. With "rows", the hidden states of the supervised rows, [N, D], and the head that maps them to
+            logits.
         """
         hidden_BTD = (self._compiled_body or body(self.model))(batch.input_ids_BT, batch.attention_mask_BT)
         hidden_ND, student_head = hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)
@@ -71,12 +71,15 @@ class StudentModule(nn.Module):
         return vocab_pass(hidden_ND, student_head, target, terms, compiled=compiled, into_grad=True)
 
     def rows(self, batch: Batch) -> Rows:
-        """Hidden states of a micro-batch: the forward pass in mode "rows"."""
+        """The hidden states and the head, from the forward pass with mode "rows"."""
         return cast(Rows, self(batch, mode="rows"))
 
 
 def _compiled(plain: BodyCall) -> BodyCall:
-    """`plain` compiled once for all lengths; if compilation fails, `plain` itself, with one warning."""
+    """The function `plain`, compiled once for sequences of all lengths.
+
+    If compilation fails, a warning is issued, and `plain` is called without compilation.
+    """
     from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
 
     fused, failed = torch.compile(plain, dynamic=True), False

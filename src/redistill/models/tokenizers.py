@@ -1,6 +1,7 @@
-"""Checks of a loaded tokenizer.
+"""Checks of tokenizers.
 
-It encodes text, has an end token, and each of its ids is one token and one row of a model.
+A tokenizer must encode and decode text and have an end token. No two of its tokens may have the same id, and each id must have
+a row in the embeddings of the model.
 """
 
 import contextlib
@@ -19,9 +20,10 @@ _FIX = "fix its tokenizer_config.json, or download the model again"
 
 
 def check_sentencepiece(name: str, revision: str | None) -> None:
-    """Name the packages that a tokenizer of SentencePiece alone lacks (OpenLLaMA).
+    """Check that the packages which a SentencePiece tokenizer needs are installed.
 
-    The error of Transformers misleads.
+    They are needed if a model has a SentencePiece file but no tokenizer.json, such as OpenLLaMA. The error message of
+    Transformers does not name them.
 
     Raises:
         ModelError: a package is missing.
@@ -39,10 +41,10 @@ def check_sentencepiece(name: str, revision: str | None) -> None:
 
 
 def damaged_file(source: Mapping[str, str]) -> str:
-    """The file that probably caused a failure to load a tokenizer, for messages.
+    """A phrase for error messages that names the file which probably cannot be loaded.
 
     Args:
-        source: Arguments of `from_pretrained`.
+        source: Arguments for `from_pretrained`.
     """
     if "gguf_file" in source:
         return "its tokenizer"
@@ -51,9 +53,9 @@ def damaged_file(source: Mapping[str, str]) -> str:
     for path in present:
         try:
             if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-                return f"{path.name} is no JSON object, so its tokenizer"
+                return f"{path.name} is not a JSON object, so its tokenizer"
         except (OSError, ValueError, RecursionError):
-            return f"{path.name} is no JSON, so its tokenizer"
+            return f"{path.name} is not valid JSON, so its tokenizer"
     return f"its tokenizer ({', '.join(path.name for path in present[:2])})" if present else "its tokenizer"
 
 
@@ -61,11 +63,11 @@ def check_tokenizer(name: str, tokenizer: Tokenizer) -> None:
     """Check a tokenizer, and use its end token for padding if it has no pad token.
 
     Args:
-        name: The model, for messages.
-        tokenizer: Changed in place.
+        name: Name of the model for error messages.
+        tokenizer: The tokenizer, which is changed in place.
 
     Raises:
-        ModelError: the tokenizer cannot encode and decode text, has no end token, or has two tokens with one id.
+        ModelError: the tokenizer cannot encode and decode text, has no end token, or has two tokens with the same id.
     """
     with reading(f"{name}: its tokenizer", _FIX):
         vocabulary = tokenizer.get_vocab()
@@ -87,12 +89,12 @@ def check_ids(name: str, tokenizer: Tokenizer, rows: int) -> None:
     """Check that every id of a tokenizer has a row in the embeddings of its model.
 
     Args:
-        name: The model, for messages.
-        tokenizer: Its tokenizer.
-        rows: Number of rows.
+        name: Name of the model for error messages.
+        tokenizer: The tokenizer of the model.
+        rows: Number of rows of the embeddings.
 
     Raises:
-        VocabularyError: the tokenizer has a larger id.
+        VocabularyError: the tokenizer has an id that is not below `rows`.
     """
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
     if highest >= rows:

@@ -1,4 +1,4 @@
-"""Checks of loaded weights: finite, not huge, and not all of them denormal."""
+"""Checks of the values of loaded weights."""
 
 import math
 
@@ -13,15 +13,16 @@ _AGAIN = "download the model again, or save it again from the program that made 
 
 
 def check_values(name: str, model: nn.Module) -> None:
-    """Check the floating point weights of a model; one pass over them.
+    """Check the values of all floating point weights of a model.
 
     Args:
-        name: The model, for messages.
+        name: Name of the model for error messages.
         model: The model, on any device.
 
     Raises:
-        ModelError: a tensor has NaN or infinite weights, or a matrix has weights beyond 10^12, which no training produces and
-            which overflow, or denormal weights only, which compute 0.
+        NotFiniteError: a tensor contains NaN or infinite weights, or a matrix contains weights beyond 10^12. Training does not
+            produce such weights, and sums of them overflow.
+        ModelError: all weights of a matrix are denormal, so that its products are 0.
     """
     for key, parameter in model.named_parameters():
         check_tensor(name, key, parameter.detach())
@@ -31,7 +32,7 @@ def check_values(name: str, model: nn.Module) -> None:
 
 
 def check_tensor(name: str, key: str, tensor: torch.Tensor) -> None:
-    """Check one tensor, as `check_values` does."""
+    """Check the values of one tensor; see `check_values`."""
     if not tensor.is_floating_point() or not tensor.numel():
         return
     low, high = _range(tensor)
@@ -42,17 +43,19 @@ def check_tensor(name: str, key: str, tensor: torch.Tensor) -> None:
     if tensor.ndim > 1 and largest > _HUGE:
         raise NotFiniteError(f"{name}: {key}: its largest weight is {largest:.3g}; sums of such weights overflow: {_AGAIN}")
     if tensor.ndim > 1 and 0 < largest < _TINY:
-        raise ModelError(f"{name}: {key}: its largest weight is {largest:.3g}, so all are denormal and compute 0; {_AGAIN}")
+        raise ModelError(
+            f"{name}: {key}: its largest weight is {largest:.3g}, so all are denormal and their products are 0; {_AGAIN}"
+        )
 
 
 def largest_weight(model: nn.Module) -> str:
-    """The tensor with the largest weight, as a phrase for messages."""
+    """A phrase for error messages that names the largest weight and its tensor."""
     ranges = {key: _range(p.detach()) for key, p in model.named_parameters() if p.is_floating_point() and p.numel()}
     key, (low, high) = max(ranges.items(), key=lambda item: max(-item[1][0], item[1][1]))
     return f"the largest weight is {max(-low, high):.3g}, in {key}"
 
 
 def _range(tensor: torch.Tensor) -> tuple[float, float]:
-    """Smallest and largest element; both NaN if any element is."""
+    """Smallest and largest element of a tensor; both are NaN if any element is NaN."""
     low, high = (tensor.float() if tensor.element_size() == 1 else tensor).aminmax()
     return float(low), float(high)

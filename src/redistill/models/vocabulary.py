@@ -1,8 +1,9 @@
-"""Check that teacher and student have the same vocabulary, apart from padding.
+"""A check that teacher and student have the same vocabulary, apart from padding.
 
 Distillation compares the teacher's and the student's probabilities class by class, which is valid only if a class is the same
-token in both models.  The check compares the two token -> id maps, not the sizes of the models, since families pad their
-embeddings differently (Qwen2.5 has 152,064 rows at 7B and 151,936 at 0.5B for one tokenizer).
+token in both models.  The check compares the token -> id maps of the two tokenizers and not the numbers of rows of the
+embeddings, since models with the same tokenizer can have different numbers of rows for padding (Qwen2.5-7B has 152,064 rows,
+Qwen2.5-0.5B 151,936).
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ class VocabularyMatch:
     """The classes that a teacher and a student share.
 
     Args:
-        size: Number of leading classes that both heads are cut to; a softmax over them renormalises.
+        size: Number of leading classes that are used of both heads. The softmax over these classes normalises their
+            probabilities.
         teacher_size: Number of rows of the teacher's head before the cut.
         student_size: Number of rows of the student's head before the cut.
     """
@@ -36,14 +38,14 @@ class VocabularyMatch:
 def match_vocabularies(
     teacher: Mapping[str, int], student: Mapping[str, int], teacher_size: int, student_size: int
 ) -> VocabularyMatch:
-    """The classes that teacher and student have in common.
+    """Find the classes that teacher and student have in common.
 
-    With equal maps the number of shared classes is the number of rows of the smaller head.  Any difference of the maps is
-    rejected, including added tokens: distillation of an id that one model has not learned would train on noise.  An error names
+    If the maps are equal, the number of common classes is the number of rows of the smaller head. Any difference of the maps is
+    rejected, also of added tokens, because one of the models has not learned the token of such an id. The error message names
     the first ids that differ.
 
     Args:
-        teacher, student: Token -> id, including added tokens (`tokenizer.get_vocab()`).
+        teacher, student: Map from tokens to ids of each tokenizer, including added tokens (`tokenizer.get_vocab()`).
         teacher_size, student_size: Number of rows of each model's head.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Safetensors files of a model, checked by their headers before they are read.
+"""Headers of the safetensors files of a model, which are read before the weights.
 
-safetensors itself checks the headers: sizes, offsets, overlaps, and the length of the file.
+The package safetensors checks each header: sizes and offsets of the tensors, overlaps, and the length of the file.
 """
 
 import json
@@ -27,8 +27,8 @@ class Stored:
 
     Args:
         file: Name of the file.
-        dtype: Its name in the format, such as "BF16".
-        shape: Lengths of its dimensions.
+        dtype: dtype of the tensor, by its name in the safetensors format, such as "BF16".
+        shape: Shape of the tensor.
     """
 
     file: str
@@ -37,25 +37,28 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Number of elements of the tensor."""
         return math.prod(self.shape)
 
     @property
     def num_bytes(self) -> int:
-        """Size in its file."""
+        """Size of the tensor in its file, in bytes."""
         return self.size * int("".join(filter(str.isdigit, self.dtype.partition("_")[0])) or 8) // 8
 
     @property
     def is_float(self) -> bool:
-        """Whether it has a floating point type."""
+        """Whether the tensor has a floating point dtype."""
         return self.dtype.startswith(("F", "BF"))
 
 
 def check_pointers(name: str, *paths: Path) -> None:
-    """Check that no file is the pointer that git stores in place of a large file.
+    """Check that no file is a git-lfs pointer.
+
+    A pointer is a small text file that git stores in place of a large file. A repository that is cloned without git-lfs
+    contains only pointers.
 
     Raises:
-        ModelError: one is; a clone without git-lfs has only pointers.
+        ModelError: one of the files is a pointer.
     """
     for path in paths:
         if not path.name.endswith(_READ) or not path.is_file() or path.stat().st_size > 1024:
@@ -73,12 +76,12 @@ def stored_tensors(name: str, folder: Path, explicit: str | None = None) -> dict
     """The tensors of a model folder by name, from the headers of its files.
 
     Args:
-        name: The model, for messages.
-        folder: A local folder.
-        explicit: The file that the config names instead of the usual ones.
+        name: Name of the model for error messages.
+        folder: The local folder of the model.
+        explicit: Name of the file with the weights or their index, if the config sets one; None uses the standard names.
 
     Raises:
-        ModelError: a file is missing, cut, a git-lfs pointer or damaged, or the index does not agree with the files.
+        ModelError: a file is missing, truncated, damaged or a git-lfs pointer, or the index does not match the files.
     """
     for file in (explicit,) if explicit else (SINGLE, INDEX):
         path = folder / file
@@ -92,7 +95,7 @@ def stored_tensors(name: str, folder: Path, explicit: str | None = None) -> dict
 
 
 def header(name: str, path: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file.
+    """The tensors of one safetensors file by name, from its header.
 
     Raises:
         ModelError: the file is missing, damaged, or without tensors.
@@ -109,7 +112,7 @@ def header(name: str, path: Path) -> dict[str, Stored]:
 
 
 def _sharded(name: str, index: Path) -> dict[str, Stored]:
-    """The tensors of all files that an index lists."""
+    """The tensors of all files that an index lists, by name, from the headers of the files."""
     places = shards(name, index)
     found: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
@@ -121,10 +124,10 @@ def _sharded(name: str, index: Path) -> dict[str, Stored]:
 
 
 def shards(name: str, index: Path) -> dict[str, str]:
-    """The file of each tensor that an index lists.
+    """The file of each tensor that an index lists, by the name of the tensor.
 
     Raises:
-        ModelError: the index is damaged, or lists files elsewhere.
+        ModelError: the index is damaged, or lists files outside its folder.
     """
     with reading(f"{name}: {index.name}", _AGAIN):
         tree: object = json.loads(index.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""Standard streams whose errors do not stop the work.
+"""Standard streams whose write errors do not stop a command.
 
-Such errors are a closed pipe, a full disk, or a stream that the caller has closed.  A run must not lose its updates because the
-process that reads its log lines has exited.
+A write to standard output fails if the pipe is closed, the disk is full, or the calling process has closed the stream. A run
+must not lose its updates because the process that reads its log lines has exited.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ class _Descriptor(io.FileIO):
 
     def write(self, data: "ReadableBuffer", /) -> int:
         try:
-            # None: the pipe is full, because its reader is slow. These lines are lost, later ones are not.
+            # `super().write` returns None if a non-blocking pipe is full. These lines are lost, later lines are not.
             return super().write(data) or memoryview(data).nbytes
         except OSError as error:
             self.error = self.error or error
@@ -35,7 +35,7 @@ class TolerantStream(io.TextIOWrapper):
 
     Args:
         descriptor: An open file descriptor; it stays open.
-        like: The stream that is replaced, with its encoding.
+        like: The stream that is replaced, whose encoding is used; None uses UTF-8.
     """
 
     def __init__(self, descriptor: int, like: TextIO | None) -> None:
@@ -45,21 +45,22 @@ class TolerantStream(io.TextIOWrapper):
 
     @property
     def error(self) -> OSError | None:
-        """The first error of a write; None without one."""
+        """The error of the first write that failed; None if no write has failed."""
         return self._raw_stream.error
 
     @property
     def is_closed_pipe(self) -> bool:
-        """True if the process that reads the pipe has exited."""
+        """Whether a write failed because the process that reads the pipe has exited."""
         return self.error is not None and self.error.errno == errno.EPIPE
 
 
 @contextlib.contextmanager
 def tolerant_streams() -> Iterator[None]:
-    """Context in which sys.stdout and sys.stderr are tolerant streams.
+    """Context in which sys.stdout and sys.stderr are `TolerantStream`s.
 
-    A standard descriptor that the caller has closed is opened on the null device first: the next file that is opened, such as
-    a checkpoint, would otherwise get its number and receive the log lines. Streams without a descriptor are left alone.
+    Standard file descriptors that the calling process has closed are opened on the null device first. Otherwise the next file
+    that is opened, such as a checkpoint, would get the number of the descriptor, and log lines would be written into this file.
+    Streams without a file descriptor, such as streams in memory, are not replaced.
     """
     _open_standard_descriptors()
     before = sys.stdout, sys.stderr
@@ -81,7 +82,7 @@ def _open_standard_descriptors() -> None:
 
 
 def tolerant(stream: TextIO | None, descriptor: int) -> TextIO:
-    """A tolerant stream in place of `stream`.
+    """A `TolerantStream` that replaces `stream`.
 
     It is `stream` itself if that has no file descriptor.
 
@@ -96,5 +97,5 @@ def tolerant(stream: TextIO | None, descriptor: int) -> TextIO:
             stream.flush()
             descriptor = stream.fileno()
         return TolerantStream(descriptor, stream)
-    except (OSError, ValueError):  # a stream in memory, or closed
+    except (OSError, ValueError):  # the stream is in memory or closed
         return stream or io.StringIO()
