@@ -95,7 +95,7 @@ def training_mode(subject: Subject) -> Findings:
             measured=f"{training} modules are in training mode, {trained} parameters are trainable, and the logits of two "
             f"passes differ by up to {difference:.3g}",
             right="eval mode, no trainable parameters, and equal logits in both passes",
-            remedy="call eval() and requires_grad_(False) on the teacher",
+            remedy="set the teacher to eval mode and its parameters to requires_grad=False",
         )
     ]
 
