@@ -82,7 +82,7 @@ class TokenSequence:
     """One sequence that the student learns from.
 
     Args:
-        sample: Index of the training example whose prompt it answers; part of the key of its random numbers.
+        sample: Index of the training example that has the prompt; part of the key of the sequence's random numbers.
         token_ids: Prompt and response, unpadded. A generated end token is included, and is a target.
         supervised: For each position, whether the token is a target. Token ids cannot mark targets, since the padding and end
             tokens are often the same id.
@@ -91,7 +91,7 @@ class TokenSequence:
         rollout: Values for the policy gradient; None without a policy gradient.
 
     Raises:
-        AssertionError: the lengths differ, no token is a target, or the first token is one.
+        AssertionError: the lengths differ, no token is a target, or the first token is a target.
 
     Example:
         >>> supervised = (False, False, True, True)
@@ -205,8 +205,9 @@ class Batch:
 
     More than 12 fields: it holds tensors that are created together and moved to the device together.
 
-    Sequences 0 .. num_sampled - 1 have the role "distillation", and rows 0 .. num_sampled_rows - 1 are theirs, in the order of
-    the sequences. The teacher reads these only. Row n predicts `target_N[n]` from the hidden state at `position_N[n]`.
+    Sequences 0 .. num_sampled - 1 have the role "distillation", and rows 0 .. num_sampled_rows - 1 belong to them, in the order
+    of the sequences. The teacher reads only these sequences. Row n predicts `target_N[n]` from the hidden state at
+    `position_N[n]`.
 
     Args:
         input_ids_BT, attention_mask_BT: int64; the mask is 1 for tokens and 0 for padding.
@@ -309,7 +310,7 @@ class TeacherTarget(Protocol):
     """
 
     def __call__(self, rows: slice) -> torch.Tensor | TopClasses:
-        """The target of the rows in `rows`, without gradient.
+        """Return the teacher target of the rows in the slice `rows`, without gradient.
 
         Returns:
             float32 logits of shape [rows, V], which the caller normalises (log-probabilities are valid logits); or the listed
@@ -318,7 +319,7 @@ class TeacherTarget(Protocol):
 
 
 class _Flags:
-    """Base class that checks the types of its fields: all except `top_k` must be bools.
+    """Base class that checks that every field except `top_k` is a bool.
 
     Raises:
         ConfigError: a field is not a bool.
@@ -334,7 +335,7 @@ class _Flags:
 class TeacherCapabilities(_Flags):
     """Features of a teacher.
 
-    The requirements of a recipe are compared with them before any model is loaded.
+    The requirements of a recipe are compared with these features before any model is loaded.
 
     Args:
         full_vocabulary: Targets are logits over the whole shared vocabulary; otherwise they are `TopClasses`.
@@ -397,7 +398,7 @@ class Teacher(Protocol):
         """Number of rows with non-finite logits in this process since the last call."""
 
     def release(self) -> None:
-        """Free what was kept for the last update."""
+        """Free the data that was kept for the update that ends."""
 
 
 class TextTeacher(Teacher, Protocol):
@@ -459,7 +460,7 @@ class SequencePolicy(PolicyState, Protocol):
     def draw(self, step: int) -> Draw:
         """This process's sequences of update `step`.
 
-        They are a function of (seed, step, sample) and the state of the policy only.
+        They depend only on the seed, the step, the samples and the state of the policy.
         """
 
 
@@ -521,7 +522,7 @@ class Generation:
 
     Args:
         token_ids: The generated tokens, including a generated end token.
-        finished: True if it ends with an end token.
+        finished: True if the last token is an end token.
         logprobs: Log-probability in nats of each token under the model, without temperature, filters or bans; None if the
             engine does not report them (`EngineCapabilities.logprobs`).
 
@@ -539,7 +540,7 @@ class Generation:
 class EngineCapabilities(_Flags):
     """Features of a generation engine.
 
-    The requirements of a recipe are compared with them before any model is loaded.
+    The requirements of a recipe are compared with these features before any model is loaded.
 
     Args:
         mixture: Samples tokens from a mixture of student and teacher (`Sampling.teacher_share`).
@@ -683,7 +684,7 @@ class BatchSize(Protocol):
     """
 
     def repeat(self, work: Callable[[int], list[Generation]]) -> list[Generation]:
-        """Return `work(size)`; retry with a smaller size if it runs out of memory."""
+        """Return `work(size)`; if memory runs out, retry with a smaller size."""
 
 
 # --- processes and requirements -----------------------------------------------------------------------------------------
@@ -721,7 +722,7 @@ ONE_PROCESS = Processes()
 class Needs(_Flags):
     """What a policy or an objective requires of teacher and engine.
 
-    It is checked when a recipe is read.
+    The requirements are checked when a recipe is read.
 
     Args:
         teacher: Requires a teacher.

@@ -206,7 +206,7 @@ def check_field(settings: object, name: str, is_valid: bool, requirement: str) -
     Args:
         settings: The object that has the field.
         name: Name of the field.
-        is_valid: Whether its value is allowed.
+        is_valid: Whether the value of the field is allowed.
         requirement: What is allowed and what to do, for the message.
 
     Raises:

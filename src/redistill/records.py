@@ -75,7 +75,7 @@ class Turn:
 
     Args:
         role: Author of the message.
-        content: Its text.
+        content: Text of the message.
 
     Example:
         >>> Turn("user", "Good morning.").role
@@ -151,8 +151,8 @@ class Metric:
         unit: "%" is in [0, 100] and shown as 12.34; "fraction" is in [0, 1] and shown as 12.3 %; any other unit, such as
             "words", is shown after two decimals; "" is no unit.
         better: Whether a higher or a lower value is better, for ranking models and choosing checkpoints.
-        needs: What it is computed from. "answers" is the text of one answer and its record. "references_pass" (a forward
-            pass over the references), "samples" (several answers to a prompt) and "pair" (answers of two models) are
+        needs: What the metric is computed from. "answers" is the text of one answer and its record. "references_pass" (a
+            forward pass over the references), "samples" (several answers to a prompt) and "pair" (answers of two models) are
             rejected when the recipe is read: no evaluation supports them yet.
         score: (answer, record) -> a finite number; the record has the prompt and at least one reference.
         aggregate: (scores of all answers to a data set with one seed) -> score of the data set. Differences between models,
@@ -221,7 +221,7 @@ class Metric:
         return f"{100 * value:.1f} %" if self.unit == FRACTION else f"{value:.2f} {self.unit}".rstrip()
 
     def _computed(self, compute: Callable[[], float], what: str) -> float:
-        """The result of the metric's own code, checked."""
+        """Call the code of the metric; check that it returns a finite number."""
         try:
             value = compute()
         except Exception as error:  # whatever external code raises

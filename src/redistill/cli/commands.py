@@ -171,7 +171,7 @@ def _task(text: str) -> tuple[str, str | None]:
 
 
 def _with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
-    """The settings `tokens`, with the template and the lengths that are set on the command line."""
+    """Replace the template and the lengths that are set on the command line."""
     given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
     return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
 
@@ -237,7 +237,7 @@ def doctor(options: argparse.Namespace) -> None:
 
 
 def _load_row(options: argparse.Namespace) -> "Run":
-    """Load the recipe, or with --row the first run of this row of the sweep."""
+    """Load the recipe; with --row, load the first run of this row of the sweep."""
     if options.row is None:
         return _load(options)
     from redistill.runs.sweep import plan_sweep

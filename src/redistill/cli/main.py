@@ -55,10 +55,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _output_code(options: argparse.Namespace) -> int:
-    """The exit code of a finished command whose standard output may have failed.
+    """Return the exit code of a command that has finished without an error.
 
-    A closed pipe is not an error, because the reading process has closed it on purpose. If a command has an output folder, the
-    folder is its result, so failed standard output does not change the exit code.
+    The code is not 0 if a write to standard output failed. Two failures do not count: a pipe that the reading process has
+    closed on purpose, and a failure in a command with an output folder, because the folder is the result of the command.
     """
     found = sys.stdout
     if not isinstance(found, streams.TolerantStream) or found.error is None or found.is_closed_pipe:

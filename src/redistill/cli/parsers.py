@@ -41,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _help(prog: str) -> argparse.HelpFormatter:
-    """A formatter for help pages that limits them to 80 columns on wider terminals."""
+    """Return a formatter for help pages of at most 80 columns."""
     return argparse.RawDescriptionHelpFormatter(prog, width=min(WIDTH, shutil.get_terminal_size().columns) - 2)
 
 
@@ -235,7 +235,7 @@ def _models(group: Group) -> None:
 
 
 def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
-    """Add a command whose help page shows the docstring of its function."""
+    """Add a command; the help page shows the docstring of the command's function."""
     parser = _page(group, name, command.__doc__ or "", example)
     parser.set_defaults(command=command)
     return parser
@@ -271,7 +271,7 @@ def _allow_code(parser: _Parser) -> None:
 def _add_repeatable(
     parser: _Parser, option: str, metavar: str, text: str, *, type: Callable[[str], object] = str, required: bool = False
 ) -> None:
-    """Add an option that can be given several times; its value is a list."""
+    """Add an option that can be given several times; the values form a list."""
     text = f"{text} (repeatable)"
     parser.add_argument(option, type=type, action="append", default=[], required=required, metavar=metavar, help=text)
 

@@ -26,7 +26,7 @@ ENGINES: Mapping[str, EngineCapabilities] = {
 
 
 def mismatch(row: Method, teacher: TeacherCapabilities | None, engine: EngineCapabilities) -> str | None:
-    """Why a method cannot run with this teacher and engine; None if it can.
+    """Explain why a method cannot run with this teacher and engine; None if it can.
 
     The reason is followed by a remedy.
     """

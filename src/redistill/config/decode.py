@@ -95,7 +95,7 @@ def parse_yaml(text: bytes, source: str) -> dict[str, Json]:
 
 
 def apply_overrides(tree: Mapping[str, object], overrides: Iterable[str], source: str) -> dict[str, object]:
-    """A copy of `tree` with the overrides applied.
+    """Return a copy of `tree` with the overrides applied.
 
     Args:
         tree: The recipe.
@@ -127,13 +127,13 @@ def apply_overrides(tree: Mapping[str, object], overrides: Iterable[str], source
 
 
 def _load(text: bytes | str, source: str, remedy: str) -> object:
-    """Parse one YAML value. PyYAML raises other errors than YAMLError for values such as `!!int x` or a month of 13."""
+    """Parse one YAML value, and raise any fault of the text as a ConfigError."""
     try:
         value = yaml.load(text, Loader=_StrictLoader)
         num_values = _num_values(value, {})
     except RecursionError as error:
         raise ConfigError(f"{source}: nested too deeply; a recipe has a few levels of sections") from error
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # others: `!!int x`
         raise ConfigError(f"{source}: not YAML ({_yaml_fault(error)}); {remedy}") from error
     if num_values > MAX_VALUES:
         raise ConfigError(
@@ -143,7 +143,7 @@ def _load(text: bytes | str, source: str, remedy: str) -> object:
 
 
 def _yaml_fault(error: Exception) -> str:
-    """The problem, line and column. PyYAML's full message also quotes the surrounding text, which may contain a secret."""
+    """Describe a YAML error without quoting the text, which may contain a secret."""
     mark = getattr(error, "problem_mark", None)
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return _line(str(error) or type(error).__name__)
@@ -151,7 +151,7 @@ def _yaml_fault(error: Exception) -> str:
 
 
 def _num_values(value: object, known: dict[int, int]) -> int:
-    """Number of values of a tree after the expansion of aliases; `known` maps the ids of counted objects to their counts.
+    """Count the values of a tree with aliases expanded; `known` has counts by id.
 
     Raises:
         RecursionError: a value contains itself.
@@ -165,7 +165,7 @@ def _num_values(value: object, known: dict[int, int]) -> int:
 
 
 def _check_texts(value: object, path: str = "") -> None:
-    """Reject secrets, which would be stored in run.json and reports, and control characters."""
+    """Reject texts that contain secrets or control characters, or are too long."""
     if isinstance(value, dict):
         for key, item in value.items():
             _check_text(path or "the recipe", str(key))
@@ -190,7 +190,7 @@ def _check_text(path: str, text: str) -> None:
 
 
 def encode(node: object, names: Names) -> dict[str, Json]:
-    """A dataclass as dicts, lists and scalars; `decode` returns an equal one.
+    """Encode a dataclass as dicts, lists and scalars; `decode` returns an equal one.
 
     Secrets are masked; `names` is as for `decode`.
     """
@@ -267,7 +267,7 @@ def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Conte
 
 
 def _decode_kind(members: list[type], value: object, path: str, context: _Context) -> object:
-    """Decode one of several dataclasses, chosen by `kind`; a bare name is the kind with its defaults."""
+    """Decode a mapping with a `kind`, or only the name of a kind, to a dataclass."""
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}
     if isinstance(tree, dict) and "kind" not in tree:
@@ -307,20 +307,20 @@ def _decode_tuple(args: tuple[object, ...], value: object, path: str, context: _
 
 
 def _members(expected: object) -> list[type]:
-    """The dataclasses among the alternatives of a type."""
+    """List the dataclasses of a union, or the type itself if it is a dataclass."""
     options = get_args(expected) if get_origin(expected) in {Union, types.UnionType} else (expected,)
     return [option for option in options if isinstance(option, type) and is_dataclass(option)]
 
 
 def kind_of(cls: type) -> str:
-    """The kind of a class: its `kind`, else its name in snake case (`forward_kl`)."""
+    """Return the kind of a class: its own `kind`, or else its name in snake case."""
     if kind := _default_kind(cls):
         return kind
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
 
 
 def _default_kind(cls: type) -> str | None:
-    """The `kind` that a class itself declares; it is the default if a recipe names none."""
+    """Return the class's own `kind`, or None; a recipe may omit this kind."""
     kind = vars(cls).get("kind")
     return kind if isinstance(kind, str) else None
 
@@ -332,7 +332,7 @@ def _name(expected: object) -> str:
 
 
 class _Shown(reprlib.Repr):
-    """Representation of a value in an error message, with limited depth and length."""
+    """Formats a value for an error message, with limited depth and length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -348,7 +348,7 @@ class _Shown(reprlib.Repr):
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """A hint for an unknown name: the nearest known one, or `otherwise`.
+    """Return a hint for an unknown name: the nearest known name, or else `otherwise`.
 
     Example:
         >>> nearest("trainig", ["training", "data"], "see the list")
@@ -359,12 +359,12 @@ def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def shown(value: object) -> str:
-    """`value` for an error message: truncated, on one line, with secrets masked."""
+    """Format a value for an error message: on one line, truncated, secrets masked."""
     return _line(_Shown().repr(value))
 
 
 def _line(text: str) -> str:
-    """`text` on one line, truncated, with control characters escaped and secrets masked."""
+    """Put a text on one line, mask secrets, escape control characters, and truncate."""
     text = " ".join(plain(text).split())
     return text if len(text) <= 300 else f"{text[:300]} ..."
 

@@ -10,7 +10,7 @@ Declared = TypeVar("Declared")
 
 
 def declared(node: object, attribute: str, expected: type[Declared], where: str) -> Declared:
-    """The value that a component of a recipe declares, such as its capabilities.
+    """Read and check what a component of a recipe declares, such as its capabilities.
 
     Args:
         node: A policy, teacher or engine of a recipe.
@@ -36,10 +36,10 @@ def declared(node: object, attribute: str, expected: type[Declared], where: str)
 
 
 def check_policy_node(node: object) -> None:
-    """Check the declarations of a policy node.
+    """Check that `needs` and `sampling` of a policy node have the right types.
 
     Raises:
-        ConfigError: `needs` or `sampling` has another type than policies declare.
+        ConfigError: `needs` or `sampling` has a wrong type.
     """
     declared(node, "needs", Needs, "policy")
     if declared(node, "sampling", object, "policy") is not None:
@@ -47,10 +47,14 @@ def check_policy_node(node: object) -> None:
 
 
 def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | None:
-    """Capabilities of the teacher of a recipe; None without a teacher.
+    """Return the capabilities of the teacher of a recipe; None without a teacher.
+
+    Args:
+        node: The teacher of the recipe.
+        local: Whether the teacher is a model in this process; only such a teacher may declare `mixture`.
 
     Raises:
-        ConfigError: the declaration has another type, or an external teacher declares `mixture`.
+        ConfigError: `capabilities` has a wrong type, or a teacher that is not local declares `mixture`.
     """
     if node is None:
         return None

@@ -139,7 +139,7 @@ _REFERENCE = {
 
 
 def method(name: str) -> Method:
-    """The method of this name; an external method has a name `module:NAME`.
+    """Return the method of this name; `module:NAME` is an external method.
 
     Raises:
         ConfigError: no such method.
@@ -155,7 +155,9 @@ def method(name: str) -> Method:
 
 
 def as_in_reference(name: str) -> Method:
-    """The method of this name in compatibility mode, as in DistiLLM's public code.
+    """Return the method of this name, in compatibility mode.
+
+    In this mode, methods behave as in DistiLLM's public code.
 
     Raises:
         ConfigError: no such method.

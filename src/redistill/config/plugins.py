@@ -49,11 +49,11 @@ class External:
 
     @classmethod
     def of(cls, allowed: Iterable[str], *slots: Slot) -> "External":
-        """The external components of the modules `allowed`, for the fields `slots`."""
+        """Allow the external components of some modules, for the fields `slots`."""
         return cls(tuple(allowed), slots)
 
     def load(self, name: str) -> object:
-        """The object `module:Name`; its module is imported if necessary.
+        """Return the object `module:Name`; its module is imported if necessary.
 
         Raises:
             ConfigError: the name has another form, its module is not allowed or cannot be imported, or the module has no such
@@ -74,11 +74,13 @@ class External:
         return found
 
     def component(self, kind: str, members: Iterable[type]) -> type:
-        """The external class `kind`, for a field that accepts `members`.
+        """Return the external class for a field that accepts the classes `members`.
+
+        `kind` is the name of the class, `module:Name`.  The module is imported if necessary.
 
         Raises:
-            ConfigError: as for `load`; or the field accepts no external classes, or the class lacks what the field
-                requires.
+            ConfigError: as for `load`; or the field accepts no external classes, or the class is not a frozen dataclass, or
+                it lacks an attribute that the field requires.
         """
         slot = next((slot for slot in self.slots if set(slot.members) <= set(members)), None)
         if slot is None:
@@ -96,7 +98,9 @@ class External:
 
 
 def instance(name: str, expected: type[Component]) -> Component:
-    """The object `module:NAME` of a module that is already imported; runs no code.
+    """Return the object `module:NAME` of a module that is already imported.
+
+    The function runs no external code.
 
     Raises:
         ConfigError: the module is not imported, or the object is not an instance of `expected`.
@@ -111,14 +115,14 @@ def instance(name: str, expected: type[Component]) -> Component:
 
 
 def name_of(cls: type) -> str:
-    """The name `module:Name` of an external class."""
+    """Return the name `module:Name` of an external class."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def loaded(name: str) -> object:
-    """The object `module:Name` of an imported module; None if it does not exist.
+    """Return the object `module:Name`; None if it, or its module, is not loaded.
 
-    It runs no code.
+    The function imports nothing.
 
     Raises:
         ConfigError: the name has another form.
@@ -138,5 +142,8 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _has(cls: type, attribute: str) -> bool:
-    """Whether instances have the attribute; `hasattr(cls, "__call__")` is always true, since classes are callable."""
+    """Whether instances of a dataclass have the attribute.
+
+    `hasattr` cannot tell: `hasattr(cls, "__call__")` is always true, since classes are callable.
+    """
     return any(attribute in vars(base) for base in cls.__mro__) or attribute in {f.name for f in fields(cls)}

@@ -129,7 +129,7 @@ class Run:
                 check_choice(finetune.choose_by, validated, f"{role}.finetune.choose_by")
 
     def _check_layers(self, policy: object) -> None:
-        """Check a policy and its nested sources, from the outermost to the innermost."""
+        """Check the order and the buffer sizes of a policy and its nested sources."""
         outermost = policy
         while policy is not None:
             if isinstance(policy, Rollouts) and policy is not outermost:
@@ -144,7 +144,7 @@ class Run:
             policy = getattr(policy, "source", None)
 
     def _check_placement(self) -> None:
-        """Check that a sharded student uses no unsupported setting."""
+        """Reject settings that a sharded student does not support."""
         if self.placement != "sharded":
             return
         lora = self.student.lora
@@ -248,7 +248,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
 
 
 def override_run(tree: Mapping[str, object], overrides: Iterable[str], source: str, allow_code: Iterable[str] = ()) -> Run:
-    """Decode a recipe with overrides.
+    """Apply overrides to a recipe, and decode it to a run.
 
     Args:
         tree: The recipe.
@@ -273,7 +273,7 @@ def override_run(tree: Mapping[str, object], overrides: Iterable[str], source: s
 def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str] = ()) -> Run:
     """Decode a run from dicts, lists and scalars.
 
-    Fields of `optimiser` that the tree lacks have the method's values, if it sets them. The tree may have a schema number.
+    If the tree lacks a field of `optimiser`, the default of the method is used. The tree may have a schema number.
 
     Args:
         tree: The recipe.
@@ -296,7 +296,10 @@ def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str
 
 
 def _row(tree: Mapping[str, object], source: str, external: External) -> Method | None:
-    """The method that a recipe names, imported if it is external; None for an unknown name, which decoding rejects."""
+    """Return the method that a recipe names, and import it if it is external.
+
+    Returns None for an unknown method, which decoding rejects.
+    """
     name = str(tree.get("method", Run.method))
     if ":" not in name:
         return None if name not in METHODS else as_in_reference(name) if tree.get("compat") else METHODS[name]
@@ -308,15 +311,15 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
 
 
 def encode_run(run: Run) -> dict[str, Json]:
-    """A run as dicts, lists and scalars; `decode_run` returns an equal run.
+    """Encode a run as dicts, lists and scalars; `decode_run` returns an equal run.
 
-    An external component is encoded as `module:Name`; its module must be allowed when the run is decoded.
+    An external component is encoded as `module:Name`.  To decode the run, the module must be allowed.
     """
     return decoding.encode(run, NAMES)
 
 
 def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """The tree of a stored run, with defaults for fields added since it was stored.
+    """Add the fields that are newer than a stored run to its tree, with defaults.
 
     A tree that cannot be decoded is returned unchanged.
     """
@@ -327,6 +330,6 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def without_output_folders(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """The tree of a run without the paths of its output folders, which may be moved."""
+    """Remove the paths of output folders from a run's tree: folders may be moved."""
     kept = {name: item for name, item in tree.items() if name != "out"}
     return {name: without_output_folders(item) if isinstance(item, Mapping) else item for name, item in kept.items()}

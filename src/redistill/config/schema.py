@@ -40,7 +40,7 @@ def check_schema(number: object, where: str, written_by: object = None) -> int:
 
 
 def schema_of_run(held: Mapping[str, object], where: str) -> int:
-    """The schema number of the content of a run.json.
+    """Return the schema number of a run.json, after checking it.
 
     Args:
         held: The content of the file.
@@ -53,13 +53,13 @@ def schema_of_run(held: Mapping[str, object], where: str) -> int:
 
 
 def writer_of(held: Mapping[str, object]) -> object:
-    """The version of redistill that wrote a run.json; None if the file has none."""
+    """Return the version of redistill that wrote a run.json; None if it is not stored."""
     versions = held.get("versions")
     return versions.get("redistill") if isinstance(versions, Mapping) else None
 
 
 def current_tree(tree: Mapping[str, object], source: str) -> dict[str, object]:
-    """The tree of a recipe without its schema number.
+    """Check the schema number of a recipe, and return the recipe without it.
 
     Args:
         tree: The recipe.
@@ -76,7 +76,7 @@ def current_tree(tree: Mapping[str, object], source: str) -> dict[str, object]:
 
 
 def _holds(tree: object, path: str) -> bool:
-    """Whether a tree has a field at a dotted path."""
+    """Whether a recipe has a field at a dotted path such as `training.updates`."""
     for name in path.split("."):
         if not isinstance(tree, Mapping) or name not in tree:
             return False

@@ -19,7 +19,7 @@ CROSS_ENTROPY = "cross_entropy"
 
 
 def metric(name: str) -> Metric:
-    """The metric of this name, or the object `module:NAME`.
+    """Return the metric of this name; `module:NAME` is an external metric.
 
     Raises:
         ConfigError: no such metric, or the metric needs more than the text of an answer.
@@ -38,7 +38,7 @@ def metric(name: str) -> Metric:
 
 
 def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
-    """The metrics of these names, in the same order.
+    """Return the metrics of these names, in the same order.
 
     Raises:
         ConfigError: as for `metric`; or two different metrics have the same name.
@@ -47,9 +47,9 @@ def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
 
 
 def named_task(name: str) -> Task:
-    """The test set of this name, or the object `module:NAME`.
+    """Return the test set of this name; `module:NAME` is an external test set.
 
-    An unknown name denotes a new test set, whose file the recipe gives.
+    Any other unknown name defines a new test set; the recipe must give its file.
 
     Raises:
         ConfigError: no such object, or the name is not a valid file name.
@@ -69,7 +69,7 @@ def named_task(name: str) -> Task:
 
 
 def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
-    """The test sets of `data.tests` with their files; None selects the hub data set.
+    """Map each test set of `data.tests` to its file; None selects the hub data set.
 
     Raises:
         ConfigError: as for `named_task`; or two test sets have the same name, or one has neither a file nor a hub name.
@@ -86,7 +86,9 @@ def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
 
 
 def metrics_of(tasks: Iterable[Task], names: Sequence[str]) -> dict[str, tuple[Metric, ...]]:
-    """The metrics of each test set by its name: first its own, then the recipe's.
+    """Map the name of each test set to its metrics.
+
+    The metrics of the test set itself come first, then those of the recipe.
 
     Raises:
         ConfigError: as for `metrics`.
@@ -133,9 +135,9 @@ def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
 
 
 def names_in(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Pairs (field, name) for each metric and test set of a recipe.
+    """Yield a pair (field, name) for each metric and test set of a recipe.
 
-    The recipe may be invalid; what is not a name is skipped.
+    The recipe may be invalid: values that are not names are skipped.
     """
     held = {section: tree.get(section) for section in ("evaluation", "data")}
     evaluation, data = (value if isinstance(value, Mapping) else {} for value in held.values())
@@ -154,7 +156,7 @@ def _check_needs(found: Metric, path: str) -> None:
 
 
 def _distinct(found: Sequence[Metric], path: str) -> tuple[Metric, ...]:
-    """Each metric once; two different metrics must not have the same name, since it is a key in files."""
+    """Remove repeated metrics, and reject different metrics with the same name."""
     by_name: dict[str, Metric] = {}
     for each in found:
         if by_name.setdefault(each.name, each) is not each:

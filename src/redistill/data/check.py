@@ -35,7 +35,7 @@ _MEANINGS: Mapping[How, str] = {
     "normalised": "with the prompt of a test row except for case, width and outer punctuation; a run keeps them",
 }
 _PROMPT_KEYS: Mapping[How, Callable[[Record], Question]] = {"exact": question, "normalised": loose_question}
-_UNLIMITED = 1 << 40  # tokens; also measures texts that a run would cut or leave out
+_UNLIMITED = 1 << 40  # tokens; with this limit, texts that a run would cut or leave out are measured in full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Lengths:
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Self:
-        """The statistics of `lengths`, which has at least one element.
+        """Compute the statistics of `lengths`; at least one length is required.
 
         Example:
             >>> Lengths.of([3, 1, 2, 10])
@@ -171,12 +171,12 @@ def check_data(
     tokenizer: Tokenizer | None = None,
     tokens: TokenizeConfig | None = None,
 ) -> list[SourceCheck]:
-    """Check training and validation data, and compare it with test sets.
+    """Check training and validation data, and search it for the prompts of test sets.
 
     Args:
         sources: Pairs (source, split). A source is a file, a folder or a hub name; the split, such as "train", is the part that
             is read from a folder or hub data set.
-        tests: Maps test sets, or their names, to a file; None reads the hub file of a known test set.
+        tests: Maps each test set, or its name, to a file.  Where the file is None, the hub file of the known test set is read.
         tokenizer: Measures lengths, and finds rows without a target token; None skips both checks.
         tokens: Template and length limits; None uses the defaults.
 
@@ -257,10 +257,9 @@ def _described(check: SourceCheck) -> Iterator[str]:
 def _survey(
     source: str, test: str | None, read: Callable[[], tuple[Records, ReadReport]], none: Records
 ) -> tuple[SourceCheck, Records]:
-    """Read one source, and check it without repeats and lengths.
+    """Read one source; return a check without repeats and lengths, and the records.
 
-    Returns:
-        The check and the records; `none` instead of the records if the source cannot be read.
+    If the source cannot be read, `none` is returned in place of the records.
     """
     try:
         records, report = read()
@@ -272,9 +271,9 @@ def _survey(
 
 
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:
-    """The first test row with the prompt of `record`; None without such a row.
+    """Find the first test row that has the prompt of `record`.
 
-    An "exact" match takes precedence over a "normalised" one.
+    None is returned if no test row has this prompt.  An "exact" match takes precedence over a "normalised" one.
     """
     for how, key in _PROMPT_KEYS.items():
         if (origin := origins.get((how, key(record)))) is not None:
@@ -284,7 +283,7 @@ def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """What the tokenizer finds in the rows of one source.
+    """Lengths, special tokens and rows without a target token of one source.
 
     Args:
         tokens: Lengths in tokens; None if no row has a target token.

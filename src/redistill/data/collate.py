@@ -1,6 +1,6 @@
 """Collation of sequences into a padded batch with the positions of its targets.
 
-Only this module shifts by one token, from a target to the position whose hidden state predicts it.
+The hidden state that predicts a target is at the position before the target.  Only this module makes this shift by one token.
 """
 
 from collections.abc import Sequence
@@ -64,16 +64,16 @@ def collate(
 def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
     """A micro-batch of one padding token and no target.
 
-    It adds zero to every sum and gradient.  Where the processes must make equal numbers of forward and backward passes, a
-    process that has fewer micro-batches than another one uses it for the remaining passes.
+    Such a batch adds zero to every sum and gradient.  A process that has fewer micro-batches than another one uses empty
+    batches where all processes must make the same number of forward and backward passes.
     """
     return collate((), pad_id=pad_id, device=device)
 
 
 def _rollout_rows(sampled: Sequence[TokenSequence], name: str) -> torch.Tensor:
-    """The values of one field of the roll-outs, one for each target.
+    """The values of the field `name` of the roll-outs, one value for each target.
 
-    They are zero for sequences without a roll-out.
+    The targets of a sequence without a roll-out have the value 0.
     """
     values: list[float] = []
     for sequence in sampled:

@@ -107,7 +107,7 @@ def load_corpus(
 
 
 def _tokenized(documents: Iterator[str], tokenizer: Tokenizer, end_id: int) -> Iterator[list[int]]:
-    """The token ids of each document, followed by the end token.
+    """Yield the token ids of each document, followed by the end token.
 
     Documents without a token are left out.
     """
@@ -121,9 +121,9 @@ def _tokenized(documents: Iterator[str], tokenizer: Tokenizer, end_id: int) -> I
 
 
 def _documents(source: str | Path) -> Iterator[str]:
-    """The documents of a source that are not blank.
+    """The documents of a source, without blank ones.
 
-    White space at both ends is removed, and consecutive line breaks are replaced by one.
+    White space at both ends of a document is removed, and consecutive line breaks are replaced by one.
     """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix in _SUFFIXES:
@@ -138,7 +138,7 @@ def _documents(source: str | Path) -> Iterator[str]:
 
 
 def _of_text(path: Path) -> Iterator[str]:
-    """The documents of a .txt file, which blank lines separate.
+    """Divide a .txt file into documents at its blank lines.
 
     A document longer than `MAX_DOCUMENT_CHARACTERS` is split at a line end.
     """
@@ -165,7 +165,7 @@ def _of_rows(path: Path) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file without line ends, each with its number.
+    """Yield the number and the text of each line of a file, without its line end.
 
     Only one line at a time is in memory.
     """

@@ -88,13 +88,13 @@ class TextEncoder:
         return [list(ids[text]) for text in texts]
 
     def _pieces(self, text: str, split: bool) -> list[str]:
-        """The pieces of a text; their ids, one after the other, are the ids of the text."""
+        """Divide a text into pieces that can be encoded separately."""
         if self._words is None:
             return [text]
         return [piece for part in self._words.parts(text, split) for piece in _sections(part)]
 
     def _ids_of(self, pieces: Set[str], split: bool) -> Mapping[str, list[int]]:
-        """The token ids of each piece, by piece."""
+        """Map each piece to its token ids."""
         if self._words is None:
             return self._encoded(sorted(pieces), split)
         words = {piece: self._words_of(piece) for piece in pieces}
@@ -102,7 +102,7 @@ class TextEncoder:
         return {piece: list(chain.from_iterable(map(known.__getitem__, found))) for piece, found in words.items()}
 
     def _words_of(self, piece: str) -> list[str]:
-        """The words of a piece; a part that is not ASCII counts as one word."""
+        """Divide a piece into words; a part that is not ASCII counts as one word."""
         assert self._words is not None
         if piece.isascii():
             return self._words.split(piece)
@@ -110,10 +110,10 @@ class TextEncoder:
         return [word for part in parts for word in (self._words.split(part) if part.isascii() else [part])]
 
     def _ids_of_words(self, words: Set[str], split: bool) -> Mapping[str, list[int]]:
-        """The token ids of each word, by word; `words` may contain added tokens.
+        """Map each word to its token ids; `words` may contain added tokens.
 
-        The ids of special tokens depend on `split`, so they are not kept, and neither are those of long words, such as whole
-        texts that are not ASCII.
+        The ids are kept for later calls, with two exceptions: special tokens, whose ids depend on `split`, and long words, such
+        as whole texts that are not ASCII.  The result may contain further words.
         """
         if len(self._known) > WORDS_KEPT:
             self._known.clear()
@@ -123,7 +123,7 @@ class TextEncoder:
         return ChainMap(self._encoded(once, split), self._known) if once else self._known
 
     def _encoded(self, texts: Sequence[str], split: bool) -> dict[str, list[int]]:
-        """The token ids of each text, by text; the texts differ from each other."""
+        """Map each text to its token ids; no text may occur twice."""
         if self._backend is None:
             return {text: self._alone(text, split) for text in texts}
         found: dict[str, list[int]] = {}
@@ -138,9 +138,9 @@ class TextEncoder:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
 
     def _with_literals(self, texts: Sequence[Text]) -> list[list[int]]:
-        """The token ids of texts with literal ranges.
+        """The token ids of each text; all texts have literal ranges.
 
-        Special tokens in these ranges are encoded as plain text, all others as special tokens.
+        Special tokens in literal ranges are encoded as plain text, all others as special tokens.
         """
         if not texts:
             return []
@@ -149,9 +149,10 @@ class TextEncoder:
         return [self._stand_ins.encode(text) or self._apart(text) for text in texts]
 
     def _apart(self, text: Text) -> list[int]:
-        """The ids of a text with literal ranges, for which no stand-ins can be used.
+        """The token ids of a text with literal ranges, computed without stand-ins.
 
-        The text between special tokens is encoded separately, as a tokenizer in Python does itself.
+        The text is split at the special tokens outside literal ranges, and each part is encoded separately.  Tokenizers
+        implemented in Python encode texts in the same way.
         """
         assert self._stand_ins is not None
         ids: list[int] = []
@@ -164,11 +165,11 @@ class TextEncoder:
 
 
 class _StandIns:
-    """Encodes texts in which some special tokens are special, others plain text.
+    """Encodes texts with literal ranges, using stand-ins for special tokens.
 
     The backend can encode either all special tokens of a text as plain text or none.  Here it encodes all of them as plain
-    text, and each special token that is to remain special is replaced by a stand-in, an added token that is not special.  The
-    id of the stand-in is then replaced by the id of the special token.
+    text.  Before encoding, each special token outside literal ranges is replaced by its stand-in, which is an added token that
+    is not special.  After encoding, the id of each stand-in is replaced by the id of its special token.
 
     Args:
         tokenizer: The tokenizer.
@@ -195,7 +196,7 @@ class _StandIns:
     def encode(self, text: Text) -> list[int] | None:
         """The token ids of a text; None if stand-ins cannot be used.
 
-        This is so without a backend, or if the text contains `_MARK`, with which each stand-in begins.
+        Stand-ins cannot be used without a backend, or if the text contains `_MARK`, the first character of each stand-in.
         """
         if self._backend is None or self._MARK in text.text:
             return None
@@ -208,10 +209,9 @@ class _StandIns:
 
 
 def _sections(text: str) -> list[str]:
-    """The sections of a text, which is cut before the colons that end its headings.
+    """Cut a text before each colon that follows an ASCII letter and ends a line.
 
-    Such a colon follows a letter and ends a line, as in the headings of the Alpaca template; the text before and after them
-    recurs in many prompts.
+    The headings of the Alpaca template end with such a colon.  Many prompts have some of the resulting sections in common.
     """
     first, *others = text.split(":\n")
     sections = [first]
@@ -224,7 +224,7 @@ def _sections(text: str) -> list[str]:
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts in blocks of about `CHARACTERS_AT_ONCE` characters."""
+    """Group texts into blocks of about `CHARACTERS_AT_ONCE` characters."""
     block: list[str] = []
     size = 0
     for text in texts:
@@ -238,9 +238,9 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _plain_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
-    """The tokenizer's backend in Rust.
+    """The tokenizer's backend in Rust; None if the backend must not be used directly.
 
-    None for a tokenizer in Python, and for a tokenizer whose class overrides the methods that encode texts.
+    None is returned for a tokenizer implemented in Python, and for one whose class overrides the methods that encode texts.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     is_plain = isinstance(backend, tokenizers.Tokenizer) and all(
@@ -251,9 +251,9 @@ def _plain_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
 
 
 def _reset(backend: tokenizers.Tokenizer, split: bool) -> None:
-    """Set the options of the backend that a call of the tokenizer sets.
+    """Turn off truncation and padding, and set how special tokens are encoded.
 
-    They are no truncation, no padding, and whether special tokens are encoded as plain text (`split`).
+    If `split` is True, special tokens are encoded as plain text.  Any call of the tokenizer may change these options.
     """
     if backend.truncation is not None:
         backend.no_truncation()

@@ -38,7 +38,7 @@ class Examples(Sequence[Example]):
 
     @classmethod
     def of(cls, records: Sequence[Record], arrays: Mapping[str, np.ndarray]) -> Self:
-        """The examples whose arrays `ExampleBuilder.arrays` returned."""
+        """Create examples from the arrays that `ExampleBuilder.arrays` returned."""
         return cls(records, **{name: arrays[name] for name in ("index_N", "prompt_N", "end_N", "ids", "supervised")})
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Examples(Sequence[Example]):
         return map(self._example, range(len(self)))
 
     def record_id(self, sample: int) -> str:
-        """The id of the record from which an example was made."""
+        """The id of the record from which the example `sample` was made."""
         return self.records[int(self.index_N[sample])].record_id
 
     @property
@@ -76,8 +76,8 @@ class Examples(Sequence[Example]):
     def digest(self) -> str:
         """SHA-256 of all examples, in hexadecimal.
 
-        The hashed bytes of an example are its `sample` and its token ids as int64, followed by one byte for each token, which
-        is 1 if the token is a target.
+        The hashed bytes of an example are its `sample` and its token ids as int64, followed by one byte for each token: 1
+        for a target, 0 for any other token.
         """
         found = hashlib.sha256()
         for first in range(0, len(self), _HASHED_AT_ONCE):

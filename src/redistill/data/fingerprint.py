@@ -30,7 +30,7 @@ def fingerprint(*parts: Json) -> str:
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """A hash of a tokenizer: of its class and of all files that it saves.
+    """A hash of a tokenizer's class and of all files that the tokenizer saves.
 
     The files include the chat template.  If the chat template prints the date, the hash also includes the date, so it changes
     once a day.
@@ -49,7 +49,7 @@ def _today() -> str:
 
 @cache
 def _code() -> str:
-    """Versions of the libraries, and hashes of the modules that read or tokenize."""
+    """The versions of the libraries and the hashes of the modules, as one string."""
     versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2", "numpy")]
     shared = [Path(__file__).parents[1] / name for name in ("records.py", "randomness.py")]
     modules = [*shared, *sorted(Path(__file__).parent.glob("*.py"))]

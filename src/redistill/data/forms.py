@@ -26,8 +26,8 @@ Fault = (
 )
 """Kinds of faults of a row.
 
-The lines list the faults of a line of a file, of a row, of one of its texts, of a conversation, and one fault that only
-tokenization detects.
+The first four lines list the faults of a line in a file, of a row, of a text in a row, and of a conversation.  The last line
+lists the fault that only tokenization detects.
 """
 
 MAX_ROW_BYTES = 1_000_000
@@ -38,7 +38,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BadRow(Exception):
-    """An unusable row; the message is the reason, in one short line."""
+    """Raised for an unusable row; the message is the reason, in one short line."""
 
     def __init__(self, fault: Fault, reason: str) -> None:
         super().__init__(reason)
@@ -47,7 +47,10 @@ class BadRow(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedRow:
-    """The form, prompt and references of a row; without an answer, no references."""
+    """The form, prompt and references of a row.
+
+    A row without an answer has no references.
+    """
 
     form: Form
     prompt: Instruction | RawPrompt | Conversation
@@ -144,7 +147,7 @@ def _conversation_row(row: Mapping[str, object], form: Literal["messages", "conv
 
 
 def _turns(value: object, name: str) -> tuple[Turn, ...]:
-    """The turns of a conversation.
+    """Convert a list of messages to turns.
 
     `value` must be a list of objects with the keys role and content, or from and value.
     """
@@ -163,9 +166,9 @@ def _turns(value: object, name: str) -> tuple[Turn, ...]:
 
 
 def _check_order(turns: tuple[Turn, ...], name: str) -> None:
-    """Check the order of the roles of turns.
+    """Raise BadRow if the roles of the turns are in a wrong order.
 
-    After an optional system turn, user and assistant turns must alternate, and the first is a user turn.
+    After an optional system turn, user and assistant turns must alternate, beginning with a user turn.
     """
     num_system = int(turns[0].role == "system")
     for number, turn in enumerate(turns[num_system:]):
@@ -177,9 +180,10 @@ def _check_order(turns: tuple[Turn, ...], name: str) -> None:
 
 
 def _references(answer: object, name: str) -> tuple[str, ...]:
-    """The references of a row: its answer, or a list of equally correct answers.
+    """Convert the answer of a row to references.
 
-    An answer that is missing, blank or an empty list gives no references.
+    An answer is a string, or a list of equally correct strings.  A missing answer, a blank one and an empty list give no
+    references.
     """
     if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
         return ()
@@ -207,7 +211,7 @@ def _text(value: object, name: str) -> str:
 
 
 def _first(row: Mapping[str, object], *names: str) -> object:
-    """The value of the first of `names` that is present and not null."""
+    """The first value of `row` under `names` that is not null; None if there is none."""
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 

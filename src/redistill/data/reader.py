@@ -74,9 +74,9 @@ def read_records(
         hub_file: A file of the hub repository to read instead of a split.
         max_bad_rows: Maximum number of unusable rows, >= 0.
         require_answer: Whether a row without an answer is unusable; if False, its record has no references.
-        rejected: A JSON Lines file that lists the unusable rows, with those of other sources.
-        cache: Called with one line of text if the cache cannot be used.  None does not use the cache; otherwise the rows of a
-            large file are kept in it.
+        rejected: A JSON Lines file to write the unusable rows to; it may also list rows of other sources.  None writes no file.
+        cache: None does not use the cache.  Otherwise the rows of a large file are kept in the cache.  The function is called
+            with one line of text if the cache cannot be used.
 
     Returns:
         The records in order, and the report.  Records are created on access; their `record_id` is "<file stem>:<line>".
@@ -120,7 +120,7 @@ def survey_records(
 
 
 def _surveyed_unchanged(opened: "_Opened", digest: str, require_answer: bool) -> Stored:
-    """The rows of a file, which must not have changed since `digest` was computed."""
+    """Read a file, and check afterwards that its hash still equals `digest`."""
     found = _surveyed(opened, require_answer)
     if opened.path is not None and _digest_of_large(opened.path) != digest:
         raise DataError(f"{opened.name}: has changed while it was read; run the command again when it is complete")
@@ -130,7 +130,7 @@ def _surveyed_unchanged(opened: "_Opened", digest: str, require_answer: bool) ->
 def _digest_of_large(path: Path) -> str | None:
     """The hash of a file that is large enough for the cache; None for other files.
 
-    None is returned for a file that cannot be read, too, so that reading it reports the error.
+    Also None for a file whose hash cannot be computed; the error is reported when the file is read.
     """
     try:
         return files.digest(path) if path.stat().st_size >= CACHED_BYTES else None
@@ -152,7 +152,7 @@ class _About(TypedDict):
 
 @collection_paused()
 def _surveyed(opened: "_Opened", require_answer: bool) -> Stored:
-    """Read a source line by line; return its rows as arrays."""
+    """Parse the rows of a source; return the arrays and JSON values to cache."""
     table = TableBuilder()
     bad: list[Json] = []
     forms: Counter[str] = Counter()
@@ -187,12 +187,15 @@ def _as_json(value: object) -> bytes:
 
 
 def line_of(record: Record) -> int:
-    """The line of a record; in a JSON array or hub data set, its position from 1."""
+    """The line number of a record in its file, from 1.
+
+    In a JSON array or hub data set, this is the position of the record.
+    """
     return int(record.record_id.rpartition(":")[2])
 
 
 def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None) -> None:
-    """Reject a data set that is empty or has too many unusable rows."""
+    """Raise DataError if a data set is empty or has too many unusable rows."""
     num_good, bad = report.num_rows, report.rejected
     if not num_good and not bad:
         raise DataError(f"{report.source}: is empty; it must have one JSON object per line")
@@ -213,8 +216,8 @@ class _Opened(NamedTuple):
         name: Name of the source in messages.
         stem: The first part of record ids.
         path: The file of the source; None for a split of a hub data set.
-        values: For each row its number, its bytes, and its value.  The bytes are None unless the row is a line of JSON.  The
-            value is a `BadRow` if the line cannot be decoded.
+        values: Yields for each row its number, its bytes, and its value.  The bytes are None unless the row is a line of JSON.
+            The value is a `BadRow` if the line cannot be decoded.
     """
 
     name: str
@@ -321,7 +324,7 @@ def _is_array(file: BinaryIO) -> bool:
 def _array(file: BinaryIO, path: Path, name: str) -> Iterable[object] | None:
     """The values of a JSON array.
 
-    None for a .jsonl file that begins like a JSON array and is none; its lines are then read one by one.
+    None is returned if a .jsonl file begins with a bracket but is not a JSON array.  The caller then reads its lines.
     """
     file.seek(0)
     try:
@@ -339,7 +342,7 @@ def _array(file: BinaryIO, path: Path, name: str) -> Iterable[object] | None:
 def _items(text: str, name: str) -> Iterator[object]:
     """The values of a JSON array, decoded one at a time.
 
-    A decoded value takes many times the memory of its text, so not all are kept in memory.
+    A decoded value takes many times the memory of its text, so the values are not kept in memory.
     """
     decoder = json.JSONDecoder()
     try:

@@ -45,7 +45,7 @@ def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:
 
 
 def list_unlearned(path: Path, rows: Sequence[tuple[str, int, str]]) -> None:
-    """Append the rows that tokenization left out, each as (source, line, reason)."""
+    """Append rows that tokenization left out; a row is (source, line, reason)."""
     by_source: dict[str, list[tuple[int, str]]] = {}
     for source, line, reason in rows:
         by_source.setdefault(source, []).append((line, reason))

@@ -15,7 +15,7 @@ _OUTER_MARKS = " .,;:!?\u3002\u3001\u00bf\u00a1\"'`\u201c\u201d\u201e\u2018\u201
 def first_of_each(records: Iterable[Record]) -> list[int]:
     """For each record, the index of the first record with equal prompt and answers.
 
-    Texts are compared verbatim.  If no earlier record is equal, it is the index of the record itself.
+    Texts are compared verbatim.  A record that equals no earlier record has its own index.
 
     Example:
         >>> from redistill.records import RawPrompt

@@ -24,7 +24,7 @@ Question = tuple[str, ...]
 def question(record: Record) -> Question:
     """A key that is equal for prompts that differ only in white space.
 
-    An empty input is ignored.  A run leaves out the training rows whose key equals that of a test row.
+    Blank texts, such as an empty input, are ignored.  A run leaves out the training rows whose key equals that of a test row.
 
     Example:
         >>> from redistill.records import Instruction
@@ -36,7 +36,7 @@ def question(record: Record) -> Question:
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """Context in which Python's cyclic garbage collector is disabled.
+    """Disable Python's cyclic garbage collector while the context is active.
 
     The collector takes a quarter of the time of a loop that creates many objects.
     """
@@ -50,9 +50,9 @@ def collection_paused() -> Iterator[None]:
 
 
 def content_digest(record: Record) -> bytes:
-    """A hash of a record's prompt and references, 16 bytes long.
+    """A 16-byte hash of a record's prompt and references.
 
-    It depends on the type of the prompt and on the roles of its turns, too.
+    The hash also depends on the type of the prompt and on the roles of its turns.
     """
     prompt = record.prompt
     roles = [turn.role for turn in prompt.turns] if isinstance(prompt, Conversation) else []
@@ -60,7 +60,7 @@ def content_digest(record: Record) -> bytes:
 
 
 def question_digest(record: Record) -> bytes:
-    """A hash of the record's `question`, 16 bytes long."""
+    """A 16-byte hash of the record's `question`."""
     return _digest(question(record))
 
 
@@ -161,11 +161,14 @@ class Rows(Sequence[Record]):
         return self.tables[int(self.table_N[index])]
 
     def take(self, indices: np.ndarray) -> "Rows":
-        """The records that `indices` selects: integers, in their order, or a mask."""
+        """Select records.
+
+        `indices` contains the indices of the records, in the order of the result, or it is a mask of the records.
+        """
         return Rows(self.tables, self.table_N[indices], self.row_N[indices])
 
     def where(self, index: int) -> tuple[str, int]:
-        """The source of a record, and its line there."""
+        """The source of a record, and the line of the record in this source."""
         table = self._table(index)
         return table.source, int(table.lines[self.row_N[index]])
 
@@ -189,7 +192,7 @@ class Rows(Sequence[Record]):
     def questions(self) -> np.ndarray:
         """For each record, a hash of the prompt as two int64 [N, 2].
 
-        It ignores differences in white space.
+        Prompts that differ only in white space have equal hashes.
         """
         return self._column([table.questions for table in self.tables])
 
@@ -202,7 +205,7 @@ class Rows(Sequence[Record]):
 
 
 def asks_one_of(rows: Rows, questions: Iterable[bytes]) -> np.ndarray:
-    """A mask of the records whose prompt is one of `questions`.
+    """A mask that is True for the records whose prompt is one of `questions`.
 
     `questions` are hashes that `question_digest` returned.
     """

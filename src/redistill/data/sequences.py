@@ -46,10 +46,10 @@ _Steps = Generator[list[Text], list[list[int]], Spelled]
 class SequenceEncoder:
     """Encodes records as token ids, for one tokenizer and template.
 
-    The text of a special token may occur in a row.  With the Alpaca template it is encoded as plain text, so "<|endoftext|>" in
-    an instruction is not an end token.  With a chat template, special tokens of the template are encoded as special tokens,
-    those in messages as plain text.  With the Alpaca template, special tokens in a raw prompt and in its answers are encoded as
-    special tokens.
+    The text of a special token may occur in a row.  With the Alpaca template, it is encoded as plain text in instructions,
+    conversations and their answers, so "<|endoftext|>" in an instruction is not an end token.  In a raw prompt and its answers,
+    it is encoded as a special token.  With a chat template, special tokens of the template are encoded as special tokens, and
+    those in messages as plain text.
 
     Attributes:
         config: The settings of tokenization.
@@ -66,7 +66,7 @@ class SequenceEncoder:
             self._front = full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
 
     def prompts(self, records: Sequence[Record]) -> list[list[int] | DataError]:
-        """The token ids of each prompt, or the error if it cannot be rendered."""
+        """The token ids of each prompt, or an error if the prompt cannot be rendered."""
         template = self.config.template
         found: list[list[int] | DataError] = []
         texts: list[Text] = []
@@ -84,7 +84,9 @@ class SequenceEncoder:
         return [ids if isinstance(ids, DataError) else self._with_front(next(encoded)) for ids in found]
 
     def spelled(self, records: Sequence[Record], seed: int, sample: int) -> Iterator["Spelled | DataError"]:
-        """The token ids of each record with its answer, or the error if it has none.
+        """Encode each record with one answer; yield its token ids, or an error.
+
+        An error is yielded if the record has no answer or no target token, or if the chat template rejects it.
 
         Args:
             records: A batch of records.
@@ -112,9 +114,9 @@ class SequenceEncoder:
         return _chosen(record.references, self.config.reference, seed, sample) if record.references else None
 
     def _results(self, tasks: Sequence[_Steps]) -> list["Spelled | DataError"]:
-        """The results of the generators `tasks`.
+        """Run the generators `tasks` to their end, and return their results.
 
-        The texts that all generators request at the same time are encoded together.
+        In each round, every generator requests texts; the texts of all generators are encoded together.
         """
         results: dict[int, Spelled | DataError] = {}
         waiting: dict[int, list[Text]] = {}
@@ -138,10 +140,11 @@ class SequenceEncoder:
         return [results[number] for number in range(len(tasks))]
 
     def _steps(self, record: Record, answer: str) -> _Steps:
-        """Encode one record, up to the end of each prompt and each answer in turn.
+        """Encode one record; yield the texts to encode, and return the token ids.
 
-        The ids of text[done:stop] are those that text[:stop] appends to the ids of text[:done].  Where the ids of text[:stop]
-        do not begin with those of text[:done], since a token spans the boundary, text[done:stop] is encoded separately.
+        The transcript is encoded up to the end of each prompt and of each answer.  If the ids of text[:stop] begin with the ids
+        found for text[:done], the further ids are those of text[done:stop].  If not, because a token contains the boundary,
+        text[done:stop] is encoded separately.
         """
         config = self.config
         transcript = render_transcript(
@@ -175,17 +178,17 @@ class SequenceEncoder:
         return Spelled(ids, supervised, prompt, transcript.ended)
 
     def _with_front(self, ids: list[int]) -> list[int]:
-        """`ids`, after the special tokens that the tokenizer puts before a text."""
+        """Put the tokenizer's leading special tokens before `ids` if they are missing."""
         return ids if ids[: len(self._front)] == self._front else self._front + ids
 
     def _text(self, record: Record, text: str, literal: tuple[Range, ...] = ()) -> Text:
-        """A text of the record to encode, with those ranges of `literal` that it contains."""
+        """Wrap `text` for encoding, with the ranges of `literal` that end within it."""
         is_data = self.config.template == "alpaca" and not isinstance(record.prompt, RawPrompt)
         return Text(text, is_data, tuple((start, end) for start, end in literal if end <= len(text)))
 
 
 def _chosen(references: tuple[str, ...], reference: str, seed: int, sample: int) -> str:
-    """The reference to train on; of several longest or shortest ones, the first."""
+    """Choose the reference to train on; of equally long ones, the first."""
     if reference == "longest":
         return max(references, key=len)
     if reference == "shortest":

@@ -19,7 +19,7 @@ Range = tuple[int, int]
 Message = Mapping[str, object]
 
 _NAMES = frozenset({"role", "type", "name", "id", "tool_call_id"})
-"""Keys of a message whose values are not content; a template compares them with constants."""
+"""Keys of a message whose values are not content; a template compares these values with constants."""
 
 
 class SpecialTokens:
@@ -61,9 +61,9 @@ class SpecialTokens:
 
         A special token of which only a part comes from a message is included.
 
-        To find these tokens, a private character is inserted before each character of a message that may belong to one, and the
-        conversation is rendered again.  If the template then renders it differently, it searches for a special token in the
-        message, as some templates do for "</think>".  Such a token remains special.
+        To find these tokens, an unused character is inserted before each character of a message that may belong to a special
+        token, and the conversation is rendered again.  A template that searches messages for a special token, as some do for
+        "</think>", may then render the conversation differently.  Such a token remains special.
 
         Args:
             text: The rendered conversation.
@@ -85,7 +85,7 @@ class SpecialTokens:
         return sorted(literal)
 
     def _concerns(self, content: str) -> bool:
-        """Whether a content has a special token, or may be a part of one."""
+        """Whether a message's content has a special token or may be a part of one."""
         core = content.strip()
         if not core or not self.texts:
             return False
@@ -100,7 +100,8 @@ class SpecialTokenCounts:
 
     Args:
         kept: How often each special token occurs in raw prompts and their answers, where it is encoded as a special token.
-        as_text: How often each occurs in instructions, messages and their answers, where it is encoded as plain text.
+        as_text: How often each special token occurs in instructions, messages and their answers, where it is encoded as plain
+            text.
         kept_rows: Number of rows with tokens of `kept`.
         as_text_rows: Number of rows with tokens of `as_text`.
     """
@@ -138,13 +139,16 @@ class SpecialTokenCounts:
 
     @classmethod
     def of(cls, found: Mapping[str, Json]) -> Self:
-        """The counts that `as_json` returned."""
+        """Create counts from the JSON values that `as_json` returned."""
         kept, as_text = (cast("dict[str, int]", found.get(name, {})) for name in ("kept", "as_text"))
         rows = (cast("int", found.get(name, 0)) for name in ("kept_rows", "as_text_rows"))
         return cls(Counter(kept), Counter(as_text), *rows)
 
     def described(self) -> Iterator[str]:
-        """Lines for a terminal, one for each of `kept` and `as_text` that is not empty."""
+        """Describe the counts for a terminal: one line for `kept`, one for `as_text`.
+
+        A line is left out if its counts are empty.
+        """
         if self.kept_rows:
             yield f"special tokens in {_rows(self.kept_rows)} of raw text are encoded as special tokens: {_named(self.kept)}"
         if self.as_text_rows:
@@ -156,13 +160,13 @@ def _rows(count: int) -> str:
 
 
 def _named(tokens: Counter[str]) -> str:
-    """The five most frequent tokens with their counts, and the number of others."""
+    """List the five most frequent tokens with counts, and the number of other tokens."""
     shown = ", ".join(f"{token} ({count})" for token, count in tokens.most_common(5))
     return shown + (f" and {len(tokens) - 5} others" if len(tokens) > 5 else "")
 
 
 def _contents(value: object) -> Iterator[str]:
-    """All strings of messages, except roles and names."""
+    """Yield all strings in messages except the values of `_NAMES`."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -182,10 +186,11 @@ def _marked(
     *,
     edges: bool = True,
 ) -> list[bool] | None:
-    """Flags of the characters of `text` that come from messages and may be special.
+    """Flag each character of `text` that comes from a message and may be special.
 
-    A flag is True if its character comes from a content of `messages` and may belong to one of `tokens`.  None if the template
-    renders the messages differently with the private character than without it.
+    A character may be special if it may belong to one of `tokens`; for `edges`, see `_risky`.  To find such characters, the
+    messages are marked with an unused character and rendered.  None is returned if the template rejects the marked messages or
+    renders them differently.
     """
     used = set(text).union(*map(set, _contents(messages)))
     marker = next(chr(code) for code in range(0xF0000, 0xFFFFD) if chr(code) not in used)
@@ -216,8 +221,8 @@ def _marked(
 def _risky(content: str, tokens: Sequence[str], *, edges: bool) -> set[int]:
     """Indices of the characters of `content` that may belong to one of `tokens`.
 
-    With `edges` they include characters at both ends that are a part of a token, because the text around the content may
-    contain the rest of it.
+    Without `edges`, these are the characters of all tokens in `content`.  With `edges`, characters at both ends of `content`
+    are included if they are a part of a token, because the text around `content` may contain the rest of this token.
     """
     start, end = len(content) - len(content.lstrip()), len(content.rstrip())
     core = content[start:end]

@@ -28,10 +28,10 @@ class Transcript:
 
     Args:
         text: The text of the conversation.
-        answers: Character range [start, end) of each answer to train on.  With a chat template it includes the end-of-turn
-        marker.  ended: Whether the text includes the end-of-turn marker of the last answer; if not, the end token must be
-        appended.  literal: Character ranges of the special tokens that come from messages and are encoded as plain text; empty
-        for
+        answers: Character range [start, end) of each answer to train on.  With a chat template, the range includes the
+            end-of-turn marker.
+        ended: Whether the text includes the end-of-turn marker of the last answer; if not, the end token must be appended.
+        literal: Character ranges of the special tokens that come from messages and are encoded as plain text; empty for
             "alpaca".
     """
 
@@ -45,8 +45,8 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | Non
     """Render the text that a model continues with its answer.
 
     "alpaca" is the template of Stanford Alpaca, which MiniLLM, DistiLLM and MGSR (its Table 8) use for all model families
-    except Qwen.  With it, a raw prompt is used verbatim.  Of a conversation, each earlier turn becomes a block of the template,
-    and the system turn becomes the first paragraph.
+    except Qwen.  A raw prompt is used verbatim.  A conversation is rendered as the text of its system turn, the header of the
+    template, and one block for each question and answer.
 
     "chat" is the chat template of the tokenizer, up to the start of the assistant's turn.  An instruction and its input form
     one user message.
@@ -84,7 +84,7 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | Non
 
 
 def literal_ranges(prompt: Prompt, text: str, tokenizer: Tokenizer, special: SpecialTokens) -> tuple[Range, ...]:
-    """The character ranges of the special tokens that come from a prompt.
+    """The character ranges of special tokens in `text` that come from the prompt.
 
     Args:
         prompt: The prompt.
@@ -115,8 +115,8 @@ def render_transcript(
 ) -> Transcript:
     """Render a prompt and its answer, and locate the answers to train on.
 
-    To locate an answer, the conversation before it is rendered, exactly as for generation; the answer begins at the end of the
-    result.  The text is not searched for the answer or for tokens.
+    To locate an answer, the conversation before the answer is rendered exactly as for generation.  The answer begins where
+    this rendered text ends.  The text is not searched for the answer or for tokens.
 
     Args:
         record: Provides the prompt.
@@ -129,8 +129,7 @@ def render_transcript(
     Raises:
         ConfigError: "chat" with a tokenizer that has no chat template.
         DataError: the chat template rejects the conversation, or changes the text of earlier turns.  The prompt at generation
-        would
-            then differ from the prompt in training.
+            would then differ from the prompt in training.
     """
     turns = (*turns_of(record.prompt), Turn("assistant", answer))
     learned = [k for k, turn in enumerate(turns) if turn.role == "assistant" and (every_turn or k == len(turns) - 1)]
@@ -148,9 +147,10 @@ def render_transcript(
 
 
 def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Tokenizer, *, is_last: bool) -> tuple[int, int]:
-    """The character range of the last turn of `turns` in `text`.
+    """The character range that the last of `turns` has in `text`.
 
-    It begins at the end of the prompt and includes the end-of-turn marker.
+    The range begins at the end of the prompt and includes the end-of-turn marker.  `is_last` states that `text` has no further
+    turns.
     """
     prompt = _chat(turns[:-1], tokenizer, add_generation_prompt=True)
     answered = (text if is_last else _chat(turns, tokenizer)).rstrip()

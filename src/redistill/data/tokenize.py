@@ -120,7 +120,7 @@ def tokenize_training(
 ) -> tuple[Examples, TokenizeReport]:
     """Tokenize records for training.
 
-    A sequence is prompt, answer and end token, with a mask of the targets.  It begins with exactly the ids that
+    A sequence is prompt, answer and end token, with a mask of the targets.  The sequence begins with exactly the ids that
     `tokenize_prompts` returns.  Prompt and answer are tokenized together, and the ids after those of the prompt are the ids of
     the answer.  Where a token contains the boundary of prompt and answer, the answer is tokenized separately.
 
@@ -129,8 +129,8 @@ def tokenize_training(
         tokenizer: A transformers tokenizer with an end token.
         config: Length limits, template, and which answers to train on.
         seed: Seed of the run, used by `reference="random"`.
-        cache: Called with one line of text if the cache cannot be used.  None does not use the cache; otherwise the result for
-            a large `Rows` is kept in it, and all processes map the same file.
+        cache: None does not use the cache.  Otherwise the result for a large `Rows` is kept in the cache, and all processes
+            map the same file.  The function is called with one line of text if the cache cannot be used.
 
     Returns:
         The examples, and the report.  Examples are created on access; their `sample` is 0, 1, 2, ... without gaps.
@@ -169,7 +169,7 @@ def tokenize_training(
 
 @collection_paused()
 def _tokenized(records: Sequence[Record], encoder: SequenceEncoder, end_id: int, seed: int) -> Stored:
-    """The examples as arrays, and the records that were left out."""
+    """Tokenize records; return the arrays and JSON values of their cache entry."""
     config, examples = encoder.config, ExampleBuilder()
     rejected: list[Json] = []
     too_long: list[tuple[int, int]] = []
@@ -223,10 +223,11 @@ def _report(records: Sequence[Record], stored: Stored, config: TokenizeConfig) -
 
 
 def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[int, list[Record]]]:
-    """Batches of records, each with the index of its first record.
+    """Yield batches of records, each with the index of its first record.
 
-    The number of records and of characters per batch is limited.  The limit of records is lower for random references: a choice
-    depends on the number of kept records before it, so a part of the batch may have to be encoded again.
+    The numbers of records and of characters per batch are limited.  Batches for random references have fewer records: a random
+    choice depends on the number of records kept before it, so a record that is left out may require encoding the rest of the
+    batch again.
     """
     most = 64 if reference == "random" else 1024
     batch: list[Record] = []
@@ -242,7 +243,7 @@ def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[
 
 
 def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> list[tuple[int, ...]]:
-    """Tokenize the prompt of each record; longer ones are truncated on the left.
+    """Tokenize the prompt of each record; truncate long prompts on the left.
 
     A prompt longer than `prompt_tokens` keeps its BOS token and its last tokens, because its end requests the answer
     ("### Response:").

@@ -45,8 +45,8 @@ def _in_ascii(pattern: str) -> re.Pattern[str]:
 _KNOWN = {pattern: _in_ascii(pattern) for pattern in _PATTERNS}
 """Pattern of a pre-tokenizer -> its equivalent for ASCII.
 
-`encoding` depends on two properties of each pattern.  Applied to one of its own matches, a pattern matches the whole of it.  A
-match ends at every position between a letter and a colon or line break.
+`encoding` depends on two properties of each pattern.  First, a pattern that is applied to the text of one of its own matches
+matches this whole text.  Second, a match ends at every position between a letter and a colon or line break.
 """
 _DIGITS = {True: re.compile(r"[0-9]|[^0-9]+"), False: re.compile(r"[0-9]+|[^0-9]+")}
 
@@ -56,7 +56,7 @@ class WordSplitter:
     """Divides texts into words and added tokens, as a tokenizer does.
 
     Args:
-        steps: Patterns of the pre-tokenizers.  The first divides a text, and each further one divides the results.
+        steps: Patterns of the pre-tokenizers.  The first divides a text, and each further one divides the words found so far.
         added: Text of each added token -> whether the token is special.
         pattern: Matches any added token, the longest one first.
     """
@@ -66,9 +66,9 @@ class WordSplitter:
     pattern: re.Pattern[str]
 
     def parts(self, text: str, split: bool) -> list[str]:
-        """The added tokens in a text, and the texts between them, in order.
+        """Divide a text into its added tokens and the texts between them, in order.
 
-        If `split` is True, special tokens are not searched for.
+        If `split` is True, special tokens are treated as plain text.
         """
         parts, done = [], 0
         for match in self.pattern.finditer(text):
@@ -81,7 +81,7 @@ class WordSplitter:
         return [*parts, text[done:]] if done < len(text) else parts
 
     def split(self, text: str) -> list[str]:
-        """The words of a text in ASCII; an added token is one word."""
+        """Divide an ASCII text into words; a text that is an added token is one word."""
         if text in self.added:
             return [text]
         words = [text]
@@ -98,8 +98,8 @@ def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None
         special: The special tokens of the tokenizer.
 
     Returns:
-        The splitter; None unless the tokenizer is byte-level BPE with a known pattern, and no added token has one of the
-        flags lstrip, rstrip and single_word.
+        The splitter.  None if the tokenizer is not byte-level BPE, if its pattern is not known, or if an added token has one of
+        the flags lstrip, rstrip and single_word.
     """
     parts: Mapping[str, Json] = json.loads(described)
     model, normalizer, before, added = (parts.get(name) for name in ("model", "normalizer", "pre_tokenizer", "added_tokens"))
@@ -125,14 +125,14 @@ def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None
 
 
 def _is_cut(token: str) -> bool:
-    """Whether `encoding` could cut an added token between a letter and a colon."""
+    """Whether an added token contains a position at which `encoding` may cut a text."""
     return re.search(r"[A-Za-z][:\n]", token) is not None
 
 
 def _pattern(step: Mapping[str, Json]) -> re.Pattern[str] | None:
-    """The pattern with which a pre-tokenizer divides text; None if it is not known.
+    """The pattern that a pre-tokenizer divides text with; None if it is not known.
 
-    An empty pattern stands for a pre-tokenizer that does not divide.
+    An empty pattern stands for a pre-tokenizer that does not divide text.
     """
     match step:
         case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", "invert": False}:

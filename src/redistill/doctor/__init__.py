@@ -47,10 +47,10 @@ class Diagnosis:
 
 
 def examine(run: Run, report: Report = lambda phase: None, clock: Callable[[], float] = time.perf_counter) -> Diagnosis:
-    """Check a recipe for silent failures, with its own models and data.
+    """Check a recipe for silent failures, with the models and data of the recipe.
 
     A small sample of the data is read, the models are loaded once, and one update is computed.  Nothing is written to the
-    recipe's output folder, and no weight is changed on disk.
+    recipe's output folder, and no weight file is changed.
 
     Args:
         run: The recipe.
@@ -72,7 +72,7 @@ def examine(run: Run, report: Report = lambda phase: None, clock: Callable[[], f
 def outcome_of(check: Check, subject: Subject) -> Outcome:
     """Apply one check to a recipe and return its outcome.
 
-    An exception that the check raises becomes a finding, except NotExamined.
+    If the check raises NotExamined, the status is "not examined". Errors of models, data and external code become a finding.
     """
     found, reason = [], ""
     try:

@@ -19,7 +19,10 @@ from redistill.runs.opened import OpenRun
 from redistill.storage import files
 
 CHANGE = 0.05
-"""Size of the random change that replaces training, as a fraction of a parameter's root mean square."""
+"""Standard deviation of the noise that is added to a parameter in place of training.
+
+It is a fraction of the parameter's root mean square.
+"""
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 """Largest allowed difference of logits, as a fraction of the largest logit, for each dtype of the weights."""
 
@@ -29,7 +32,7 @@ class Exported:
     """The result of exporting a student and loading the exported model.
 
     Args:
-        tokenizer: The tokenizer that was loaded from the exported model; the student's own if the export failed.
+        tokenizer: The tokenizer of the exported model; the student's tokenizer if the export failed.
         difference: Largest difference between the logits of the exported model and those of the student, as a fraction of the
             largest logit.
         change: Largest difference between the logits of the student before and after its weights were changed, as a fraction
@@ -48,8 +51,8 @@ class Exported:
 def export(opened: OpenRun, example: Example) -> Exported:
     """Change the trained parameters, export the student, and load the export.
 
-    The student is exported to a temporary folder, which is removed. The student in memory keeps the changed parameters, so
-    that a student which was exported before training differs from it.
+    The student is exported to a temporary folder, which is removed. The student in memory keeps the changed parameters. If
+    the export contains the weights from before the change, its logits therefore differ from those of the student.
     """
     model, tokenizer, source = opened.models.student, opened.models.tokenizer, opened.config.student
     before = logits(model, example)
@@ -76,9 +79,9 @@ def export(opened: OpenRun, example: Example) -> Exported:
 
 @torch.no_grad()
 def logits(model: nn.Module, example: Example) -> torch.Tensor:
-    """The model's logits for an example.
+    """Compute a model's logits for one example in eval mode.
 
-    They are computed in eval mode and returned in float32 on the CPU.
+    Returns a float32 tensor on the CPU.
     """
     device = next(model.parameters()).device
     ids_BT = torch.tensor([example.token_ids], device=device)
@@ -89,7 +92,7 @@ def logits(model: nn.Module, example: Example) -> torch.Tensor:
 
 @torch.no_grad()
 def perturb(model: nn.Module, seed: int) -> None:
-    """Add noise to every trainable parameter, also if its values are all 0."""
+    """Add Gaussian noise to every trainable parameter, even to one that is all 0."""
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:
             generator = torch.Generator().manual_seed(torch_seed(seed, "doctor", index))

@@ -14,7 +14,7 @@ class Finding:
     """A silent failure that a check has found.
 
     Args:
-        what: The failure and the row, model or setting that has it.
+        what: The failure, and the row, model or setting in which it was found.
         measured: The measured value.
         right: The expected value.
         remedy: The action that fixes the failure.
@@ -66,7 +66,7 @@ class Outcome:
 
     @property
     def status(self) -> Status:
-        """The status of the check: it passed, found a failure, or could not be completed."""
+        """The check passed, found a failure, or was not examined (see `reason`)."""
         if self.findings:
             return "found"
         return "not examined" if self.reason else "passed"
@@ -86,7 +86,7 @@ class Outcome:
 
 
 def some(values: Sequence[object], shown: int = 3) -> str:
-    """The first `shown` values and the number of the others, for a message.
+    """List the first `shown` values for a message, and count the others.
 
     Example:
         >>> some(["a", "b", "c", "d"])
@@ -97,7 +97,7 @@ def some(values: Sequence[object], shown: int = 3) -> str:
 
 
 def quoted(text: str, longest: int = 40) -> str:
-    """A text in quotes for a message, with its middle left out if it is long.
+    """Quote a text for a message; " ... " replaces the middle of a long text.
 
     Example:
         >>> quoted("a" * 100, 9)

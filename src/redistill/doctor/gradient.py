@@ -15,7 +15,7 @@ from redistill.training.objective import Objective, averages
 from redistill.training.parts import Parts
 
 KEPT_VALUES = 4096
-"""Largest number of values of a parameter's gradient that are compared."""
+"""Maximum number of values that are compared for each parameter's gradient."""
 
 
 class NoGraph(NotExamined):
@@ -29,7 +29,7 @@ class Measured:
     Args:
         loss: Value of the objective; 0 if the update has no targets.
         norms: Norm of the gradient of each trainable parameter, by the name of the parameter.
-        values: Vector of at most `KEPT_VALUES` values of each parameter's gradient.
+        values: Up to `KEPT_VALUES` values of each parameter's gradient, concatenated to a vector.
     """
 
     loss: float
@@ -43,9 +43,9 @@ class Measured:
 
 
 def measure(parts: Parts, draw: Draw, objective: Objective | None = None, micro_batch_size: int | None = None) -> Measured:
-    """Compute the gradient of an objective with the functions of the training loop.
+    """Compute the value and the gradient of an objective for one update.
 
-    Dropout is disabled, and no parameter is changed.
+    The functions of the training loop are used. Dropout is disabled, and no parameter is changed.
 
     Args:
         parts: The student, the teacher and the recipe's objective.
@@ -81,15 +81,15 @@ def measure(parts: Parts, draw: Draw, objective: Objective | None = None, micro_
 
 
 def every_few(values: torch.Tensor) -> torch.Tensor:
-    """At most `KEPT_VALUES` values of a vector, evenly spaced."""
+    """Select at most `KEPT_VALUES` evenly spaced values of a vector."""
     return values[:: -(-len(values) // KEPT_VALUES)].clone()
 
 
 @contextmanager
 def without_dropout(student: nn.Module) -> Iterator[None]:
-    """Context in which the student stays in eval mode.
+    """Context in which `student.train()` selects eval mode.
 
-    A call of `train()` by the training loop has no effect on the mode.
+    The training loop calls `train()`; in this context the call disables dropout.
     """
     vars(student)["train"] = lambda mode=True: nn.Module.train(student, False)
     try:

@@ -12,14 +12,17 @@ from redistill.models.lora import has_adapters
 from redistill.training.objective import Objective
 
 NO_GRADIENT = 1e-6
-"""Gradients of a term with weight 1 whose norm is at most this are regarded as 0, since rounding can cause them."""
-NO_VALUE = {"divergence": 1e-6, "span": 1e-8}
-"""Values of a term with weight 1 that are at most this are regarded as 0.
+"""Largest gradient norm that is regarded as 0, for a term of weight 1.
 
-The value is examined as well as the gradient, because in bf16 a term whose value is 0 can have a gradient above `NO_GRADIENT`.
+Rounding can cause a norm of this size.
+"""
+NO_VALUE = {"divergence": 1e-6, "span": 1e-8}
+"""Largest value that is regarded as 0, for a term of weight 1.
+
+The gradient alone is not sufficient: in bf16 a term of value 0 can have a gradient norm above `NO_GRADIENT`.
 """
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
-"""Largest difference of two gradients that rounding explains, as a fraction of the larger norm, for each precision."""
+"""Largest relative difference of gradients or losses that rounding explains, by precision."""
 
 
 def no_gradient(subject: Subject) -> Findings:
@@ -80,7 +83,7 @@ def zero_terms(subject: Subject) -> Findings:
 
 
 def is_rounding(name: str, measured: Measured, weight: float) -> bool:
-    """Whether the gradient or the value of a term is 0 apart from rounding."""
+    """Whether the gradient or the value of a term is small enough to be rounding."""
     return measured.norm <= NO_GRADIENT * weight or (name in NO_VALUE and measured.loss <= NO_VALUE[name] * weight)
 
 
@@ -101,7 +104,7 @@ def _zero_term(name: str, weight: float, measured: str, *, is_note: bool = False
 
 
 def single_terms(objective: Objective) -> dict[str, tuple[float, Objective]]:
-    """The weight of each term, and an objective with this term alone, by name.
+    """Map the name of each term to its weight and an objective with only this term.
 
     Terms whose weight is 0 are left out.
     """
@@ -166,7 +169,7 @@ def exported_weights(subject: Subject) -> Findings:
 def schedule(subject: Subject) -> Findings:
     """Check 20: warm-up or an interval is longer than the run.
 
-    The intervals are those between validations and between checkpoints, and the patience.
+    The intervals are `evaluate_every`, `save_every` and `patience`.
     """
     config = subject.config
     lengths = config.training.schedule(subject.texts.num_examples)

@@ -23,7 +23,7 @@ from redistill.storage.redaction import plain
 OPTIONAL = ("huggingface-hub", "bitsandbytes", "gguf", "sentencepiece")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HUB_SECONDS = 3.0
-"""Time limit of the request to the model hub in seconds, including the look-up of its address."""
+"""Time limit of the request to the model hub in seconds, including the DNS look-up."""
 PRODUCT_SECONDS = 0.3
 """Duration of the measurement of matrix products for one dtype, in seconds."""
 DISK_BYTES = 32 << 20
@@ -39,9 +39,8 @@ class Disk:
     Args:
         folder: Path of the folder, which may not exist.
         free_bytes: Free space of the disk, in bytes.
-        write_bytes_per_s: Speed of writing one file, including the time until it is on the disk; None if it was not measured.
-        read_bytes_per_s: Speed of reading this file. The operating system may serve it from memory. None if it was not
-            measured.
+        write_bytes_per_s: Speed of writing one file, including the final fsync; None if the speed was not measured.
+        read_bytes_per_s: Speed of reading the same file, which may still be in memory; None if the speed was not measured.
         fault: Reason why the speed was not measured; "" if it was measured.
     """
 
@@ -66,7 +65,7 @@ class Machine:
         devices: Model, memory and compute capability of each accelerator, by device name; the CPU if there is none.
         products: Speed of matrix products for each dtype, in 10^12 operations per second; None if the device does not support
             the dtype.
-        disks: Disks of the two caches and of the current folder, by name.
+        disks: Disks of the hub cache, the redistill cache and the current folder, by name.
         hub: A sentence that states whether the model hub answers.
         findings: Packages that are missing or do not satisfy redistill's requirements.
     """
@@ -177,9 +176,9 @@ def devices() -> dict[str, str]:
 
 
 def product_speed(dtype: torch.dtype, device: torch.device, clock: Clock) -> float | None:
-    """Speed of matrix products in 10^12 operations per second.
+    """Measure the speed of matrix products in 10^12 operations per second.
 
-    It is None if the device does not support the dtype.
+    Returns None if the device does not support the dtype.
     """
     size = 4096 if device.type == "cuda" else 512
     try:
@@ -205,7 +204,7 @@ def _wait(device: torch.device) -> None:
 def folders() -> dict[str, Path]:
     """The folders whose disks are measured, by name.
 
-    They are the caches of the hub and of redistill, and the current folder.
+    These are the hub cache, the redistill cache and the current folder.
     """
     from huggingface_hub import constants
 
@@ -216,7 +215,7 @@ def folders() -> dict[str, Path]:
 def measure_disk(folder: Path, clock: Clock = time.perf_counter) -> Disk:
     """Measure free space and speed of the disk that contains a folder.
 
-    The folder may not exist yet.
+    If the folder does not exist, its nearest existing parent is used.
     """
     there = folder
     while not there.is_dir() and there != there.parent:
@@ -244,7 +243,7 @@ def measure_disk(folder: Path, clock: Clock = time.perf_counter) -> Disk:
 
 
 def ask_hub(seconds: float = HUB_SECONDS) -> str:
-    """A sentence that states whether the model hub answers within `seconds`."""
+    """Query the model hub; return a sentence that states whether it answers in time."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:

@@ -23,7 +23,7 @@ better.
 
 
 def refused(subject: Subject, kind: type[Exception], what: str, right: str) -> Findings:
-    """A finding if loading the models raised an error of type `kind`."""
+    """Return a finding if loading the models raised an error of type `kind`."""
     if not isinstance(subject.found, kind):
         return []
     measured, _, remedy = str(subject.found).rpartition("; ")
@@ -53,9 +53,9 @@ def teacher_of(loaded: Loaded) -> Teacher:
 
 
 def padded_rows(subject: Subject) -> Findings:
-    """Check 10: the logits of a model include padded rows of its head.
+    """Check 10: a model has logits for rows of its head that only pad the vocabulary.
 
-    Such rows pad the vocabulary and stand for no token.
+    No token belongs to such a row.
     """
     loaded = subject.loaded
     teacher_of(loaded)
@@ -78,7 +78,7 @@ def padded_rows(subject: Subject) -> Findings:
 
 
 def training_mode(subject: Subject) -> Findings:
-    """Check 11: the teacher uses dropout or has trainable parameters."""
+    """Check 11: the teacher is in training mode, trainable or not deterministic."""
     loaded = subject.loaded
     teacher, model = teacher_of(loaded), loaded.opened.models.teacher
     if not teacher.capabilities.full_vocabulary:
@@ -102,7 +102,7 @@ def training_mode(subject: Subject) -> Findings:
 
 @torch.no_grad()
 def teacher_logits(loaded: Loaded, teacher: Teacher) -> torch.Tensor:
-    """The teacher's logits for two gold answers, from a new forward pass."""
+    """Run the teacher on two gold answers and return its logits."""
     opened = loaded.opened
     teacher.prepare([gold_sequence(example) for example in opened.data.train[:2]])
     with opened.accelerator.autocast():
@@ -173,7 +173,7 @@ def other_tokenizer(subject: Subject) -> Findings:
 def not_finite(subject: Subject) -> Findings:
     """Check 19: logits or gradients are not finite.
 
-    For example, they overflow in the chosen precision.
+    An example is an overflow in the chosen precision.
     """
     if isinstance(subject.found, NotFiniteError):
         return refused(subject, NotFiniteError, "logits are not finite", "finite logits")

@@ -17,7 +17,7 @@ from redistill.vocab_pass.rules import whole
 from redistill.vocab_pass.walk import cuts
 
 ROWS_AT_ONCE = 64
-"""Number of targets whose logits exist at the same time."""
+"""Maximum number of targets whose logits exist at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class Reading:
 
 
 def gold_batch(opened: OpenRun, rows: int | None = None) -> Batch:
-    """One batch with the gold answers of the first `rows` training examples.
+    """Collate the gold answers of the first `rows` training examples into one batch.
 
-    None uses all training examples.
+    `rows=None` uses all training examples.
     """
     sequences = [gold_sequence(example) for example in opened.data.train[:rows]]
     return collate(items_of(sequences, "sft", "distillation"), pad_id=opened.models.pad_id, device=opened.accelerator.device)
@@ -75,10 +75,7 @@ def read_gold(opened: OpenRun) -> Reading:
 
 
 def _sums(logits_NV: torch.Tensor, target_N: torch.Tensor) -> tuple[int, float, int]:
-    """Number of classes, sum of the cross entropies, and number of invalid logits.
-
-    A logit that is NaN or positive infinity is invalid.
-    """
+    """Count the classes, sum the cross entropies, and count the NaN and +inf logits."""
     logits_NV = logits_NV.float()
     faults = int((logits_NV.isnan() | logits_NV.isposinf()).sum())
     return logits_NV.shape[1], float(torch.nn.functional.cross_entropy(logits_NV, target_N, reduction="sum")), faults

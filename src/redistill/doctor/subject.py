@@ -1,6 +1,7 @@
 """The data and models of a recipe that the checks examine.
 
-The models and the parts of a run of one update are loaded once for all checks. Files are written to a temporary folder only.
+The models and the components of a run of one update are loaded once for all checks. Files are written only to a temporary
+folder.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,9 +36,15 @@ from redistill.training.parts import Parts
 from redistill.training.progress import Progress
 
 SAMPLE_ROWS = 256
-"""Largest number of training rows that are tokenised, and of validation and test rows together."""
+"""Maximum number of training rows that are tokenised.
+
+The same limit applies to the validation and test rows together.
+"""
 GOLD_ROWS, UPDATE_ROWS, RESPONSE_TOKENS = 6, 3, 32
-"""Number of rows that both models read, number of rows of an update, and maximum length of an answer in tokens."""
+"""Limits of the run that the checks examine.
+
+Both models read at most `GOLD_ROWS` rows. An update has at most `UPDATE_ROWS` rows, and an answer `RESPONSE_TOKENS` tokens.
+"""
 
 Report = Callable[[str], None]
 
@@ -65,11 +72,11 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loaded:
-    """The models of a recipe on their device, and the parts of a run of one update.
+    """The models of a recipe, and the components of a run of one update.
 
     Args:
-        opened: The run, whose training data are limited to `GOLD_ROWS` examples.
-        parts: The parts of the training loop; None if the student has no trainable parameter.
+        opened: The opened run, with at most `GOLD_ROWS` training examples.
+        parts: The components that the training loop uses; None if the student has no trainable parameter.
     """
 
     opened: OpenRun
@@ -82,7 +89,7 @@ class Loaded:
 
     @property
     def learning(self) -> Parts:
-        """The parts of the training loop.
+        """The components that the training loop uses.
 
         Raises:
             NotExamined: the student has no trainable parameter.
@@ -102,7 +109,7 @@ class Loaded:
     def gold_draw(self) -> Draw:
         """The sequences of an update that uses gold answers in place of sampled answers.
 
-        They contain the spans that the span loss needs.
+        The sequences include the spans that the span loss needs.
         """
         config = self.opened.config
         objective = replace(config.resolved_method.objective, policy_gradient=None)
@@ -123,12 +130,12 @@ class Loaded:
     def exported(self) -> Exported:
         """The result of exporting the student and loading the exported model.
 
-        The export changes the student's parameters in memory, so checks that use it run after all others.
+        The export changes the student's parameters in memory. Checks that use this property therefore run last.
         """
         return export(self.opened, self.opened.data.train[0])
 
     def batches(self, sequences: Sequence[TokenSequence]) -> list[Batch]:
-        """The batches into which the training loop collates the sequences."""
+        """Collate sequences into batches with the function of the training loop."""
         draw = Draw(items=items_of(sequences, "sft", "distillation"))
         return cut(draw, len(sequences), self.learning)
 
@@ -138,8 +145,7 @@ class Subject:
     """The recipe, data and models that the checks examine.
 
     Args:
-        config: The recipe. The model of a stage that has not been trained yet is replaced by the model that the stage
-            fine-tunes.
+        config: The recipe, without stages that have not been trained yet; see `without_untrained_stages`.
         tokenizer: The student's tokenizer.
         teacher_tokenizer: The teacher's tokenizer; None if there is no local teacher, or if the student uses the teacher's
             tokenizer.
@@ -196,9 +202,9 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
 
 
 def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
-    """The recipe without the stages that have not been trained yet.
+    """Remove untrained stages from a recipe, and return a note on each of them.
 
-    The model of such a stage is replaced by the model that the stage fine-tunes. The second value has a note for each of them.
+    An untrained stage has no model yet, so the recipe then uses the model that the stage would fine-tune.
     """
     missing = [name for name, stage in stages(run).items() if not has_model(stage.folder)]
     teacher, student = run.teacher, run.student
@@ -232,16 +238,16 @@ def read_texts(config: Run, tokenizer: Tokenizer) -> Texts:
 
 
 def spread(rows: Sequence[Record], count: int) -> list[Record]:
-    """At most `count` of the rows, evenly spaced."""
+    """Select at most `count` evenly spaced rows."""
     if len(rows) <= count:
         return list(rows)
     return [rows[index * len(rows) // count] for index in range(count)]
 
 
 def shortened(config: Run, folder: Path) -> Run:
-    """The recipe, reduced to one update of a few rows with short answers.
+    """Reduce a recipe to one update of a few rows with short answers.
 
-    Its output folder is `folder`.
+    `folder` becomes the output folder.
     """
     size = min(config.training.batch_size, UPDATE_ROWS)
     policy = self_contained(config.resolved_method.policy, size)
@@ -264,9 +270,9 @@ def shortened(config: Run, folder: Path) -> Run:
 
 
 def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
-    """The policy, reduced to the roll-outs of one batch and without external files.
+    """Change a policy so that it uses few roll-outs and no external file.
 
-    A file of teacher answers outside the run folder is neither read nor written.
+    The policy `rollouts` then generates `size` roll-outs. `teacher_generated` keeps the teacher's answers in the run folder.
     """
     if isinstance(policy, TeacherGenerated):
         return replace(policy, store=None)
@@ -276,7 +282,7 @@ def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
 
 
 def load(config: Run, tokenizer: Tokenizer, texts: Texts) -> Loaded:
-    """Load the models and build the parts of the run, with a few training examples."""
+    """Load the models, and build the components of a run with few training examples."""
     models = load_models(config)
     by_length = sorted(texts.examples, key=lambda example: len(example.token_ids))
     records = spread([example.record for example in by_length], GOLD_ROWS)

@@ -15,9 +15,9 @@ from redistill.policies.order import gold_sequence
 from redistill.records import Conversation, Instruction, RawPrompt, Record
 
 UNLIMITED = 1 << 40
-"""Maximum length in tokens with which no text is truncated."""
+"""A maximum length in tokens that is too large to truncate any text."""
 NO_TARGET = frozenset({"no answer", "missing text", "empty text", "nothing to learn"})
-"""Names of the faults that rows without an answer have, as `redistill data check` reports them."""
+"""Faults of `redistill data check` which mean that a row has no answer."""
 
 
 def template(subject: Subject) -> Findings:
@@ -180,7 +180,7 @@ def prompt_targets(subject: Subject) -> Findings:
 
 
 def inserted_text(subject: Subject) -> Findings:
-    """A note if the chat template inserts text between prompt and answer."""
+    """Return a note if the chat template inserts text between prompt and answer."""
     for example in subject.texts.examples:
         end = len(example.prompt_ids) + example.supervised[len(example.prompt_ids) :].index(True)
         text = subject.tokenizer.decode(list(example.token_ids[end:]))
@@ -200,9 +200,9 @@ def inserted_text(subject: Subject) -> Findings:
 
 
 def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]]:
-    """The evaluation prompts of the answers that an example trains on.
+    """Return the evaluation prompt of each answer that is trained on.
 
-    With `supervise: every` a conversation has one for each answer, otherwise one for the last answer.
+    With `supervise: every` these are all answers of a conversation. Otherwise it is only the last answer.
     """
     record, config = example.record, subject.config.data.tokens
     turns = turns_of(record.prompt)
@@ -214,13 +214,13 @@ def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]
 
 
 def equal_texts(tokenizer: Tokenizer, mine: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> bool:
-    """Whether two lists of token ids decode to the same texts, apart from white space."""
+    """Whether two lists of tokenised texts are equal, apart from white space."""
     decoded = [["".join(tokenizer.decode(list(ids)).split()) for ids in texts] for texts in (mine, other)]
     return decoded[0] == decoded[1]
 
 
 def unlimited(config: TokenizeConfig) -> TokenizeConfig:
-    """The settings without limits of length, so that no text is truncated."""
+    """Raise the length limits in the settings so that no text is truncated."""
     return replace(config, prompt_tokens=UNLIMITED, response_tokens=UNLIMITED)
 
 
@@ -245,7 +245,7 @@ def doubled_bos(subject: Subject) -> Findings:
 def special_tokens(subject: Subject) -> Findings:
     """Check 7: the text of a row contains special tokens.
 
-    They are found only if the tokenizer encodes them as special tokens and not as ordinary text.
+    This is a finding if the tokenizer encodes them as special tokens. It is a note if an answer contains them as ordinary text.
     """
     known = special_names(subject.tokenizer)
     rows = [*subject.texts.records, *subject.texts.prompts]
@@ -263,9 +263,9 @@ def special_tokens(subject: Subject) -> Findings:
 
 
 def special_text(rows: Sequence[Record], known: Mapping[str, int]) -> Findings:
-    """A note if an answer contains the text of a special token.
+    """Return a note if an answer contains the text of a special token.
 
-    This text is encoded as ordinary text.
+    The caller has checked that no such text is encoded as a special token.
     """
     named = [(record, name) for record in rows for name in known if name and any(name in text for text in record.references)]
     if not named:
@@ -282,17 +282,17 @@ def special_text(rows: Sequence[Record], known: Mapping[str, int]) -> Findings:
 
 
 def special_names(tokenizer: Tokenizer) -> dict[str, int]:
-    """The id of each special token, by the text of the token."""
+    """Map the text of each special token to its id."""
     added = {i: token for i, token in tokenizer.added_tokens_decoder.items() if getattr(token, "special", False)}
     ids = {*tokenizer.all_special_ids, *added}
     return {str(added.get(i, "") or tokenizer.decode([i])): i for i in ids}
 
 
 def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str | None:
-    """A special token in the text of a row that is encoded as a special token.
+    """Return a text in a row that is encoded as a special token, or None.
 
-    The result is its text, or None if there is no such token. A prompt that is used verbatim may contain special tokens on
-    purpose, so only its answer is examined.
+    A prompt that is used verbatim is not examined, because it may contain special tokens on purpose. The answers are always
+    examined.
     """
     is_verbatim = isinstance(record.prompt, RawPrompt) and subject.config.data.tokens.template != "chat"
     texts = (*(() if is_verbatim else texts_of(record.prompt)), *record.references)
@@ -309,7 +309,10 @@ def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str 
 
 
 def encoded(subject: Subject, record: Record) -> tuple[int, ...]:
-    """Token ids of the prompt and the answer of a row, or of the prompt alone."""
+    """Tokenise the prompt of a row, with its answer if the row has one.
+
+    Returns () for a row that training leaves out.
+    """
     config = unlimited(subject.config.data.tokens)
     if record.references:
         try:
@@ -320,7 +323,7 @@ def encoded(subject: Subject, record: Record) -> tuple[int, ...]:
 
 
 def without(prompt: Instruction | RawPrompt | Conversation, known: Mapping[str, int]) -> Instruction | RawPrompt | Conversation:
-    """The prompt, with special tokens in its texts replaced by "x"."""
+    """Replace each special token in the texts of a prompt with "x"."""
     if isinstance(prompt, Instruction):
         return Instruction(cleaned(prompt.instruction, known), cleaned(prompt.input, known))
     if isinstance(prompt, RawPrompt):
@@ -329,7 +332,7 @@ def without(prompt: Instruction | RawPrompt | Conversation, known: Mapping[str, 
 
 
 def cleaned(text: str, known: Mapping[str, int]) -> str:
-    """The text, with special tokens replaced by "x"."""
+    """Replace each special token in a text with "x"."""
     for name in filter(None, known):
         text = text.replace(name, "x")
     return text
@@ -338,7 +341,7 @@ def cleaned(text: str, known: Mapping[str, int]) -> str:
 def header(subject: Subject) -> Findings:
     """Check 8: truncation of a long prompt removes its end.
 
-    The end of a prompt is the text that requests the answer, such as the header of the answer.
+    The end of a prompt requests the answer, for example with the header of the answer.
     """
     tokenizer, config = subject.tokenizer, subject.config.data.tokens
     rows = [record for record in (*subject.texts.records, *subject.texts.prompts) if requesting(record, config, tokenizer)]
@@ -363,9 +366,9 @@ def header(subject: Subject) -> Findings:
 
 
 def requesting(record: Record, config: TokenizeConfig, tokenizer: Tokenizer) -> str:
-    """The text that the template adds after the text of the row.
+    """Return the text that the template adds after a row's text to request the answer.
 
-    It requests the answer; an example is the header of the answer. It is "" for a prompt that is used verbatim.
+    An example is the header of the answer. For a prompt that is used verbatim, the function returns "".
     """
     if isinstance(record.prompt, RawPrompt) and config.template != "chat":
         return ""

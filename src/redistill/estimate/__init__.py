@@ -35,8 +35,8 @@ class Memory:
     """Estimated memory of one process, in bytes.
 
     Args:
-        parts: Bytes of the process without models, of weights, gradients and optimiser, and the largest additional use of each
-            part of an update.
+        parts: Bytes of the process without models, of the weights, of the gradients and of the optimiser.  For each part of an
+            update: the largest number of bytes in addition to weights and optimiser.
         phases: Peak bytes of each phase: generating text, learning, and validation.  On a CPU they include freed memory that
             the C library keeps (`HEAP_GAPS`).
     """
@@ -158,7 +158,7 @@ def _memory(costs: Mapping[Cost, float], sizes: Mapping[str, int], process: int,
 
 
 def _seconds(costs: Mapping[Cost, float], run: Run, sampled: Sample) -> Seconds:
-    """Mean seconds of the run's updates and of a validation, from the measured costs of the sample run."""
+    """Compute the mean seconds of an update and of a validation from `costs`."""
     totals = {part: sum(spent for cost, spent in costs.items() if cost[:2] == ("seconds", part)) for part in (*PARTS, *ANSWERS)}
     parts = {part: totals[part] * (sampled.generating if part in PHASES["write"] else 1.0) for part in PARTS}
     batches = -(-run.data.validation_rows // run.evaluation.batch_size)

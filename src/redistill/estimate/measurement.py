@@ -26,7 +26,7 @@ FEW, MORE = 1, 3
 
 
 class Layers(NamedTuple):
-    """Numbers of layers of both models; 0 if the teacher does not run in this process."""
+    """Numbers of layers; `teacher` is 0 if no teacher runs in this process."""
 
     student: int
     teacher: int
@@ -35,7 +35,7 @@ class Layers(NamedTuple):
 def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) -> float:
     """Extrapolate a cost from models with few layers to the models of the run.
 
-    The cost is assumed to be affine in the number of layers of each of `models`, and independent of the other model's.
+    The cost is assumed to be affine in the number of layers of each of `models`, and independent of other models.
 
     Args:
         found: Measured costs: with `FEW` layers of both models, and with `MORE` layers of one of them.  Noise is assumed to
@@ -64,7 +64,7 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
 
     Returns:
         Numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved").  "saved" are the bytes
-        of the measured weights that the run does not have: it quantises them, or its teacher is not in this process.
+        of the measured weights that the run does not have, since the run quantises them or has no local teacher.
     """
     run = sample.run
     student, teacher = prints["student"].shallow(layers.student, run.seed), None
@@ -92,7 +92,7 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
 
 
 def _update_and_validate(opened: OpenRun, step: int, recorder: Recorder) -> None:
-    """Make one update and one validation as `training.loop` does, without guards and log."""
+    """Execute one update and one validation as in a run, without guards and log."""
     evaluator = build_evaluator(opened, opened.models.student)
     recorder.watch(opened.engine, "generate", "write")
     recorder.watch(evaluator.engine, "generate", "answer")

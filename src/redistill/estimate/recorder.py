@@ -20,6 +20,7 @@ BOTH: tuple[Role, ...] = ("student", "teacher")
 
 _MARK = "redistill.estimate: "
 _READING: dict[object, str] = {("student learns", "teacher"): "teacher reads", ("vocabulary pass", "student"): "student learns"}
+"""(Enclosing part, model of a forward pass) -> part for which the pass is counted, if not the enclosing one."""
 
 
 class Cost(NamedTuple):
@@ -78,7 +79,7 @@ class Recorder:
     def region(self, part: str = "", *models: Role) -> Iterator[None]:
         """Context whose time is counted for `part` and scales with the layers of `models`.
 
-        Without `part` the enclosing part is used; forward passes of the teacher and student inside it are counted separately.
+        Without `part` the time is counted for the enclosing part.  But some forward passes of a model have a part of their own.
         """
         outer = self._current
         self._enter(Cost("seconds", part or _READING.get((outer.name, *models), outer.name), models))
@@ -92,7 +93,7 @@ class Recorder:
         setattr(owner, method, self.region(part, *models)(getattr(owner, method)))
 
     def _enter(self, region: Cost) -> None:
-        """Add the time and peak memory since the last call to the current region, then enter `region`."""
+        """Count time and memory since the last call for the old region; enter `region`."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             self._raise(self._current.name, torch.cuda.max_memory_allocated(self._device))
@@ -111,7 +112,7 @@ class Recorder:
 def resident_bytes(device: torch.device) -> int:
     """Resident memory of this process in bytes.
 
-    It is 0 if the device is an accelerator, since only the memory of the accelerator is estimated then.
+    The result is 0 on an accelerator: only the memory of the accelerator is estimated there.
     """
     if device.type == "cuda":
         return 0
@@ -122,7 +123,7 @@ def resident_bytes(device: torch.device) -> int:
 
 
 def free() -> None:
-    """Release unused memory, to the operating system if the C library can."""
+    """Free unused memory; return it to the operating system if the C library can."""
     gc.collect()
     torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # another C library, which keeps little

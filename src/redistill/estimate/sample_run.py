@@ -31,8 +31,8 @@ class Sample(NamedTuple):
     """A run of one update, with its data, that is measured instead of the whole run.
 
     Args:
-        run: Configuration of the update.  It generates as much text as any update of the run, writes to a separate folder, and
-            uses an engine and a teacher in this process.
+        run: Configuration of the update.  The update generates text even if only some updates of the run do.  It writes to a
+            separate folder, and uses an engine and a teacher in this process.
         tokenizer: Tokenizer of the student.
         data: The examples of the update, and one batch of validation prompts.
         corpus: Blocks of text for the pre-training term; empty without this term.
@@ -55,7 +55,7 @@ class Sample(NamedTuple):
     def in_folder(self, name: str) -> Self:
         """The sample with the subfolder `name` as its run folder.
 
-        So no measurement reads files of another one.
+        With separate folders, no measurement reads files of another measurement.
         """
         folder = self.run.folder / name
         folder.mkdir()
@@ -64,7 +64,7 @@ class Sample(NamedTuple):
     def in_updates(self, length: int | str) -> int | None:
         """Convert a length of the run to updates.
 
-        Returns None if the length is in epochs and the training data was not read.
+        The result is None if the length is in epochs and the training data was not read.
         """
         if isinstance(length, str) and self.num_examples is None:
             return None
@@ -72,7 +72,7 @@ class Sample(NamedTuple):
 
 
 def sample(run: Run, folder: Path) -> Sample:
-    """Build the sample of a run; it writes to subfolders of `folder`.
+    """Build the sample of a run; the sample writes to subfolders of `folder`.
 
     Raises:
         ModelError: the tokenizer is missing or damaged.
@@ -109,9 +109,10 @@ def sample(run: Run, folder: Path) -> Sample:
 
 
 def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[PolicyConfig, float]:
-    """Change a policy so that one update generates as much text as any update of the run.
+    """Change a policy so that the measured update generates text.
 
-    Also returns the amount of text of a mean update as a fraction of this.  An external policy may wrap another one, too.
+    The function returns the changed policy, and the amount of text that a mean update of the run generates, as a fraction of
+    the measured update's.  If the policy wraps another one (`source`), the wrapped policy is changed as well.
     """
     generating = 1.0
     if isinstance(policy, Adaptive):  # threshold and buffer leave about half, once it generates at all
@@ -130,7 +131,7 @@ def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[PolicyConf
 
 
 def _mean_step(policy: PolicyConfig, train: list[Example], seed: int) -> int:
-    """A step at which `Mixed` chooses generated text for about as many samples as on average."""
+    """A step at which `Mixed` generates about the mean number of texts; else 0."""
     if not isinstance(policy, Mixed):
         return 0
     items = GoldBatches(train, batch_size=len(train), seed=seed).items(0)
@@ -156,7 +157,11 @@ def _notes(run: Run) -> list[str]:
 
 
 def _lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int | None, str]:
-    """Lengths of prompts and answers in ascending order of their sum, the number of examples, and a note on their source."""
+    """Read text lengths from the training data, or use the limits of the recipe.
+
+    The function returns pairs (prompt, answer) of lengths, sorted by their sum; the number of examples, or None if the data was
+    not read; and a note on the source of the lengths.
+    """
     data, why = run.data, "the training data is not in local files"
     if all(Path(source).exists() for source in data.train):
         try:
@@ -172,7 +177,7 @@ def _lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int
 
 
 def _example(sample: int, prompt: int, answer: int, vocabulary: int) -> Example:
-    """An example of arbitrary tokens with these lengths of prompt and answer."""
+    """Make an example with `prompt` and `answer` arbitrary tokens."""
     ids = tuple((sample + index) % vocabulary for index in range(prompt + answer))
     record = Record(record_id=str(sample), prompt=RawPrompt("a " * prompt), references=("a",))
     marks = (False,) * prompt + (True,) * answer

@@ -75,7 +75,7 @@ class Blueprint(NamedTuple):
 def blueprints(run: Run) -> dict[Role, Blueprint]:
     """Read the configs of the run's models, without weights.
 
-    A model that is fine-tuned before the run has the config of the model that it is fine-tuned from.
+    If a model is fine-tuned before the run, the config is that of the original model.
 
     Raises:
         ModelError: a config is missing or damaged.

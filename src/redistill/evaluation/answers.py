@@ -38,7 +38,7 @@ class Answerer:
     end_ids: tuple[int, ...]
 
     def lines(self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric]) -> list[Line]:
-        """Answer each row; returns one line of a responses file per row."""
+        """Answer each row, and return one line of a responses file per row."""
         limit = self.max_new_tokens
         requests = [
             GenerationRequest(prompt_ids=ids, max_new_tokens=limit, seed=seed, stream=("evaluate", dataset, record.record_id))
@@ -69,7 +69,7 @@ def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
 
 
 def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[str, float]:
-    """Scores of a set of answers, from their lines in a responses file.
+    """Scores of a set of answers, computed from lines of a responses file.
 
     `Evaluator.evaluate` lists the units.  Sums are exact (`math.fsum`), so that the scores do not depend on the order in which
     answers of processes are gathered.
@@ -93,7 +93,7 @@ def part(values: Sequence[Item], processes: Processes) -> Sequence[Item]:
 
 
 def _prompt_text(record: Record) -> str:
-    """The prompt as text for a reader, without its template."""
+    """The prompt as readable text, without the prompt template."""
     turns = turns_of(record.prompt)
     is_dialogue = isinstance(record.prompt, Conversation)
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns) if is_dialogue else turns[0].content

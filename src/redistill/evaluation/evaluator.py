@@ -33,7 +33,7 @@ class Evaluator:
 
     Args:
         model: A causal language model, on its device.
-        tokenizer: Its tokenizer.
+        tokenizer: The model's tokenizer.
         engine: Generates the answers with the model's weights.
         config: How answers are sampled.
         tokens: How prompts are tokenised; an answer has at most `response_tokens` tokens.
@@ -134,7 +134,7 @@ class Evaluator:
             return response_scores(self.processes.gather(answers), metrics) | self._teacher_forced(examples)
 
     def _rows(self, records: Sequence[Record]) -> list[Row]:
-        """The records with their tokenized prompts."""
+        """Pair each record with the token ids of its prompt."""
         return list(zip(records, tokenize_prompts(records, self.tokenizer, self.tokens), strict=True))
 
     def _answerer(self, sampling: Sampling) -> Answerer:
@@ -142,7 +142,7 @@ class Evaluator:
         return Answerer(self.engine, self.tokenizer, sampling, self.tokens.response_tokens, end_ids)
 
     def _teacher_forced(self, examples: Sequence[Example]) -> dict[str, float]:
-        """Teacher-forced scores of gold sequences; each process computes a part of them."""
+        """Teacher-forced scores of gold sequences; each process handles some sequences."""
         size = self.config.batch_size
         return teacher_forced(
             self.model, self.teacher, examples, batch_size=size, vocabulary=self.vocabulary, processes=self.processes

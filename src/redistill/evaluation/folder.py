@@ -27,12 +27,13 @@ RESPONSES = "responses"
 
 
 def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
-    """Compare the settings with those of the folder, or write them if it has none.
+    """Compare `settings` with settings.json; write settings.json if it is missing.
 
     Raises:
         CheckpointError: the folder has other settings, or answers but no settings.
     """
-    # Before settings.json: else another process could write both in between, and its answers would seem to have no settings.
+    # Look for answers first: else another process could write settings and answers after the look for settings.json, and its
+    # answers would seem to have no settings.
     has_answers = any((folder / RESPONSES).glob("*.jsonl"))
     if not (folder / SETTINGS).exists():
         if has_answers:
@@ -56,7 +57,7 @@ def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
 
 
 def _flat(settings: Mapping[str, Json]) -> dict[str, Json]:
-    """Settings with dotted names for nested ones, such as "sampling.top_p"."""
+    """Flatten nested settings; their names get dots, such as "sampling.top_p"."""
     flat: dict[str, Json] = {}
     for name, value in settings.items():
         flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
@@ -90,7 +91,7 @@ class Tally:
         total: Total number of this process's answers.
         done: Number of answers done, those of earlier calls included.
         tokens: Tokens that this call generated.
-        seconds: Seconds that their generation took.
+        seconds: Seconds that the generation of these tokens took.
     """
 
     progress: ProgressCall | None
@@ -129,8 +130,8 @@ class ResponseFiles:
     def complete(self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric]) -> list[Line]:
         """Generate the missing answers of one file.
 
-        Returns all its lines in the order of the rows.  Each process generates its part.  Metrics that an existing line lacks
-        are computed from its response.
+        Returns all lines of the file, in the order of `rows`.  Each process generates a part of the answers.  If an existing
+        line lacks a metric, the metric is computed from the response.
         """
         name = f"{dataset}-seed{seed}"
         existing = [line for path in self._files(name) for line in cast("list[Line]", files.read_lines(path))]
@@ -159,5 +160,8 @@ class ResponseFiles:
         return ordered
 
     def _files(self, name: str) -> list[Path]:
-        """The responses file, and the parts of it that processes of this call or an interrupted call have written."""
+        """Paths of the responses file and of the part files, one per process.
+
+        Part files of an interrupted call are included.
+        """
         return [self.folder / f"{name}.jsonl", *sorted(self.folder.glob(f"{name}.part*.jsonl"))]

@@ -42,7 +42,7 @@ def teacher_forced(
 
     Args:
         model: The student, on its device; run in eval mode, without gradient.
-        teacher: None, or a teacher without full distributions, omits kl and agreement.
+        teacher: Teacher for kl and agreement; both are omitted if the teacher is None or has no full distributions.
         examples: Gold sequences; without any the result is empty.
         batch_size: Sequences per forward pass.
         vocabulary: Number of classes shared with the teacher; None uses all classes of the model.
@@ -73,7 +73,7 @@ def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: Token
 def _gold_sums(
     model: nn.Module, teacher: Teacher | None, examples: Sequence[Example], batch_size: int, vocabulary: int | None
 ) -> list[dict[str, float]]:
-    """For each example its number of targets, and each statistic summed over them."""
+    """For each example, the number of targets and each statistic's sum over targets."""
     full = teacher if teacher is not None and teacher.capabilities.full_vocabulary else None
     ask: list[Statistic] = ["cross_entropy"] if full is None else ["cross_entropy", "forward_kl", "agreement"]
     sequences = [

@@ -116,7 +116,7 @@ def settings(
 
 
 def checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
-    """The records of a data set, after checking its name, its references and its ids.
+    """Check the name, references and ids of a data set, and return its records.
 
     Raises:
         ConfigError: the name has characters that file names must not have.

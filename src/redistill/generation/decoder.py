@@ -18,12 +18,12 @@ class Decoder:
     """Decodes a batch of left-padded sequences with one model.
 
     A row of the batch is a sequence, and a column has one token of each row.  The first call of `logits` reads the prompts,
-    each further call one column.  To read tokens means to compute their hidden states, keys and values.
+    and each further call reads one column.  To read tokens means to compute their hidden states, keys and values.
 
     Args:
         model: A causal language model.
         vocabulary: Number of leading classes for which logits are computed; None for all.
-        memory: States of texts that the model has read.  Prefixes found in it are not read again, and `remember` adds texts.
+        memory: States of texts that the model has read.  Prefixes in the memory are not read again, and `remember` adds texts.
 
     Attributes:
         num_classes: Number of classes for which logits are computed.
@@ -50,10 +50,9 @@ class Decoder:
             yield
 
     def start(self, prompts: Sequence[TokenIds]) -> None:
-        """Start a new batch, whose cache is filled with the prefixes in the memory.
+        """Start a new batch; load prefixes of the prompts from the memory into the cache.
 
-        All rows read the same number of further columns, at least one.  So a part of the prefix is read again for a row whose
-        known prefix is longer than that of another row.
+        All rows then read the same number of columns, at least one.  Therefore some rows read the end of a known prefix again.
         """
         self._reader.start()
         self._hidden, self._read, self._lengths = Columns(), 0, [len(prompt) for prompt in prompts]
@@ -76,7 +75,7 @@ class Decoder:
             position_LT: Position ids of these columns.
 
         Returns:
-            logits_LV in float32.
+            logits_LV in float32, for the L rows that are left in the batch.
         """
         read, columns = self._read, ids_LT.shape[1]
         padding = [max(self._lengths) - length for length in self._lengths]
@@ -112,10 +111,10 @@ class Decoder:
 
 
 def _logits_of(head: Head, like_LD: torch.Tensor) -> Product:
-    """A function like `Head.logits` that uses a packed weight where possible.
+    """Return a function that computes logits from hidden states, like `Head.logits`.
 
-    A packed weight is faster for few rows; see `packed`.  As in `Head.logits`, operands are rounded to bf16 if the model runs
-    in bf16, and results are float32.
+    It uses a packed weight where possible, which is faster for few rows; see `packed`.  `like_LD` has the dtype of the hidden
+    states.  Operands are rounded to bf16 if the model runs in bf16, and results are float32.
     """
     products, weight_VD = Products.like(like_LD), head.weight_VD.detach()[: head.vocabulary]
     if not can_pack(weight_VD, products.result):

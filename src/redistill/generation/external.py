@@ -13,10 +13,10 @@ from redistill.errors import RedistillError, TrainingError, one_line
 
 
 class CheckedEngine:
-    """An engine whose errors and results are checked (contracts.Engine).
+    """Wraps an engine, and checks its errors and results (contracts.Engine).
 
     Args:
-        engine: The engine itself.
+        engine: The engine that is wrapped.
         name: Kind of the engine in the recipe, for error messages.
         vocabulary: Number of classes; every token id must be below it.
 
@@ -70,7 +70,7 @@ class CheckedEngine:
         return generations
 
     def _fault(self, request: GenerationRequest, generation: Generation) -> str | None:
-        """The reason why a result is invalid; None if it is valid."""
+        """Return the reason why a result is invalid, or None if it is valid."""
         if not isinstance(generation, Generation) or not isinstance(generation.token_ids, tuple):
             return "must be a contracts.Generation with a tuple of token ids"
         length = len(generation.token_ids)
@@ -82,7 +82,7 @@ class CheckedEngine:
 
     @contextmanager
     def _checked(self, call: str) -> Iterator[None]:
-        """Context that converts any exception of external code to a TrainingError."""
+        """Context that converts exceptions to TrainingErrors, except RedistillErrors."""
         try:
             yield
         except RedistillError:

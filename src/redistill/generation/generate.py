@@ -25,7 +25,8 @@ from redistill.processes import signals
 from redistill.tensors import pad
 from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
 
-# Removing rows from the cache reads about as much memory as two decoding steps, so it pays only for many rows at a time.
+# Rows that have ended are removed from the cache if at most this fraction of its rows remains.  To remove rows reads about as
+# much memory as two decoding steps, so several rows are removed at once.
 COMPACT_BELOW = 0.75
 
 
@@ -53,14 +54,14 @@ def generate(
         model: A causal language model; it runs in eval mode without gradient, and its modes are restored.
         requests: Sequences to continue, in any order; they are batched by length.
         sampling: Settings.  Repeated n-grams are banned first; then temperature, top-k and top-p apply, as in transformers.
-        end_ids: End tokens.  A response ends with the first one that is sampled, which is part of the result.
+        end_ids: End tokens.  A response ends with the first end token that is sampled, and includes this token.
         pad_id: Token id of padding; any id, because the attention mask identifies padding.
         batch_size: Sequences per batch.  A larger batch is faster if the KV cache fits; results change by rounding only.
         vocabulary: Number of leading classes that may be sampled; None for all.  A padded head has more classes than tokens.
         teacher: The other model of the mixture, on the same device.  Its first `vocabulary` classes must be the same tokens as
             those of `model`.  It is not run if `sampling.teacher_share` is 0.
-        memory: States of texts that `model` has read since its weights last changed.  Prefixes found in it are not read again,
-            and generated texts are added to it.  It changes results by rounding only.  None reads every prompt.
+        memory: States of texts that `model` has read since its weights last changed.  Prefixes in the memory are not read
+            again, and generated texts are added to it.  It changes results by rounding only.  If None, every prompt is read.
 
     Returns:
         A `Generation` for each request, in the order of the requests; it is empty if `max_new_tokens` is 0.
@@ -92,9 +93,9 @@ def generate(
 
 
 def _tokens_to_read(request: GenerationRequest, memory: PrefixMemory | None) -> tuple[int, int, int]:
-    """The sort key of a request.
+    """Return the key by which requests are sorted before they are batched.
 
-    It consists of the number of prompt tokens that are not in the memory, the length of the prompt, and `max_new_tokens`.
+    The key is (prompt tokens that are not in the memory, prompt tokens, `max_new_tokens`).
     """
     length = len(request.prompt_ids)
     known = 0 if memory is None else memory.recall(request.prompt_ids[:-1])[0]
@@ -123,9 +124,9 @@ def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The logits after temperature and top-k.
+    """Divide the logits by the temperature, and set those outside the top k to -inf.
 
-    If neither changes the logits, the input tensor itself is returned.
+    If neither setting has an effect, the function returns the input tensor itself.
     """
     if sampling.temperature != 1.0:
         logits_NV = logits_NV / sampling.temperature
@@ -136,9 +137,9 @@ def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Probabilities that are not normalised; may overwrite the logits.
+    """Compute `probabilities` up to a factor for each row; may overwrite the logits.
 
-    They are those of `probabilities` up to a factor for each row; `sample_rows` does not need this factor.
+    The factor has no effect on `sample_rows`.
     """
     if sampling.top_p < 1.0:
         return probabilities(logits_NV, sampling)
@@ -147,7 +148,7 @@ def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 class NgramBan:
-    """The tokens that would repeat an n-gram of their sequence.
+    """Finds the tokens that would repeat an n-gram of a sequence.
 
     The n-grams are those of prompt and response without padding, as in `NoRepeatNGramLogitsProcessor` of transformers for
     unpadded sequences.
@@ -172,7 +173,7 @@ class NgramBan:
         self._history[row].append(token)
 
     def banned(self, row: int) -> list[int]:
-        """The tokens that must not be the next one of the sequence `row`."""
+        """The tokens that must not follow the sequence `row`."""
         return self._followers[row].get(self._last(row), [])
 
     def _last(self, row: int) -> tuple[int, ...]:
@@ -204,9 +205,9 @@ def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: 
 
 
 def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch.Tensor) -> None:
-    """Store the texts of rows that are removed from the KV caches in the memories.
+    """Store the states of the removed rows' texts in the decoders' memories.
 
-    The last token of a text is left out, because no model has read it.
+    `removed_L` is True for these rows.  The last token of a text is left out, because no model has read it.
     """
     for decoder in decoders:
         if decoder.remembers:
@@ -215,9 +216,9 @@ def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch
 
 
 def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK: torch.Tensor) -> torch.Tensor:
-    """The next tokens token_L; overwrites the logits.
+    """Choose the next token of each row, token_L; may overwrite the logits.
 
-    They are sampled from one model, or from the mixture of student and teacher.
+    Temperature 0 takes the arg max.  Otherwise tokens are sampled from the model or, if there are two, from their mixture.
     """
     if sampling.temperature == 0:
         return logits[0].argmax(dim=-1)
@@ -231,8 +232,8 @@ def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK:
 class _LiveBatch:
     """The state of a batch of B sequences (rows) during generation.
 
-    The L live rows are those that are still in the KV cache.  An active row is a live row that has not ended.  Rows that have
-    ended remain live until enough rows have ended to be removed together; tokens that are sampled for them are dropped.
+    The KV cache contains the L live rows.  A live row is active until it ends.  Rows that have ended remain live until enough
+    of them can be removed together; tokens that are sampled for them are dropped.
     """
 
     def __init__(
@@ -273,7 +274,7 @@ class _LiveBatch:
     def accept(self, token_L: torch.Tensor, step: int) -> torch.Tensor:
         """Append the sampled tokens to the active rows.
 
-        Returns active_L, the mask of the rows that are still active after these tokens.
+        Returns active_L, which is True for the rows that are still active.
         """
         ends_L = self._active_L & torch.isin(token_L, self._end_ids)
         self._generated_BT[self._live_L, step] = token_L  # tokens beyond a row's length are ignored
@@ -290,14 +291,14 @@ class _LiveBatch:
         return self._active_L
 
     def texts(self, live: torch.Tensor) -> list[tuple[int, tuple[int, ...], int]]:
-        """The texts of some live rows, for the memory.
+        """Return the texts of some live rows, to be stored in the memory.
 
         Args:
-            live: Indices of the rows among the live rows.
+            live: Indices of these rows among the live rows.
 
         Returns:
             For each row: its index among the live rows; the token ids of prompt and response, without the last token; and the
-            index of the column with the first of them.
+            index of the column that contains the first token.
         """
         rows = self._live_L[live]
         lists = (live.tolist(), rows.tolist(), self._length_B[rows].tolist(), self._generated_BT[rows].tolist())
@@ -307,7 +308,7 @@ class _LiveBatch:
         ]
 
     def ban(self, logits_LV: torch.Tensor) -> torch.Tensor:
-        """Set the logits of banned tokens to -inf, in place; returns the logits."""
+        """Set the logits of banned tokens to -inf in place; return the logits."""
         if self._ngrams is None:
             return logits_LV
         for live, row in enumerate(self._live_L.tolist()):

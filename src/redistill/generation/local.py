@@ -46,7 +46,7 @@ class LocalEngine:
 
     Args:
         model: A causal language model.
-        teacher: The teacher, for sampling from a mixture (`Sampling.teacher_share`); None if no policy samples from mixtures.
+        teacher: The teacher, for sampling from a mixture (`Sampling.teacher_share`); None if no mixture is sampled from.
         vocabulary: Number of leading classes that may be sampled; None for all.
         end_ids: Tokens that end a text.
         pad_id: Token id that pads short rows.

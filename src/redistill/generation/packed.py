@@ -1,8 +1,8 @@
 """Weights packed for matrix products with few rows on a CPU.
 
 Such products take most of the time of a decoding step.  oneDNN, the CPU library of PyTorch, can reorder ("pack") a weight into
-blocks, so that a product reads it once and sequentially.  Without packing, a product with eight rows takes 1.5 times as long,
-and a product with a large head up to 2.6 times.  Results are equal up to rounding.
+blocks, so that a product reads the weight once and sequentially.  Without packing, a product with eight rows takes 1.5 times as
+long, and a product with a large head up to 2.6 times.  Results are equal up to rounding.
 """
 
 import threading
@@ -27,7 +27,7 @@ def can_pack(weight: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 def packed_product(weight_VD: torch.Tensor, bias_V: torch.Tensor | None, dtype: torch.dtype) -> Product:
-    """A function x -> x W^T + b with a packed copy of W.
+    """Return the function x -> x W^T + b, which uses a packed copy of W.
 
     Args:
         weight_VD: The weight W in the layout of `nn.Linear`; `can_pack` must return True for it.
@@ -53,7 +53,7 @@ class _Packed:
     """The packed layers of a model.
 
     Args:
-        layers: Stack that restores the layers when it is closed.
+        layers: Stack; closing it restores the layers.
         users: Number of open contexts that use the packed layers.
     """
 
@@ -65,8 +65,8 @@ class _Packed:
 def packed_layers(model: nn.Module) -> Iterator[None]:
     """Context in which the linear layers of `model` use packed weights.
 
-    The weights are packed on entry, and concurrent threads share the packed copies.  Layers of other types, such as quantised
-    layers, are not changed.
+    The weights are packed on entry.  Threads that use the same model concurrently share the packed copies, and the last exit
+    restores the layers.  Layers of other types, such as quantised layers, are not changed.
     """
     with _lock:
         if model not in _packed:
@@ -82,7 +82,10 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _pack(model: nn.Module) -> ExitStack:
-    """Replace `forward` of each linear layer; closing the result restores it."""
+    """Replace `forward` of linear layers by packed products.
+
+    Layers that cannot be packed are unchanged.  Closing the returned stack restores all `forward` methods.
+    """
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     with ExitStack() as packed:  # restores all layers on an error: a packed layer would ignore later updates of its weight
         for layer in model.modules():

@@ -1,9 +1,9 @@
 """Prefix memory: states of texts, so that no prefix is read twice in a step.
 
 To read tokens means to run the model on them.  A `PrefixMemory` maps token ids to the keys, values and last hidden states that
-the model computed for them.  A reader looks up each text, and reads only the tokens after the longest known prefix.  The result
-is the same up to rounding as that of reading all tokens, so in fp32 a memory very rarely changes generated text.  A memory is
-valid for one model with the weights of one step; its owner drops it when the weights change.
+the model computed for them.  A reader looks up each text, and reads only the tokens after the longest known prefix.  A
+memory changes hidden states by rounding only, so in fp32 it very rarely changes generated text.  A memory is valid for one
+model with the weights of one step.  The object that created the memory drops it when the weights change.
 """
 
 from bisect import bisect_left, insort
@@ -21,9 +21,9 @@ from redistill.tensors import pad
 MEMORY_BYTES = 1 << 30
 """Maximum size of one model's memory in bytes; texts that would exceed it are not stored."""
 FEW_TOKENS = 32
-"""Texts with at most this number of unread tokens are read together.
+"""Texts with at most this number of unread tokens are read in one group.
 
-In other groups the longest text has at most twice the number of unread tokens of the shortest one.
+In any other group, no text has more than twice as many unread tokens as another.
 """
 
 TokenIds = tuple[int, ...]
@@ -43,7 +43,7 @@ class PrefixStates:
 
 
 class PrefixMemory:
-    """States of texts by their token ids, for one model with fixed weights.
+    """Maps token ids of texts to the states of one model with fixed weights.
 
     Args:
         max_bytes: Maximum size of all states together, in bytes; a text that would exceed it is not stored.
@@ -58,7 +58,7 @@ class PrefixMemory:
         """Find the longest known prefix of `token_ids`.
 
         Returns:
-            The length of the prefix, and the states of a text that begins with it; None instead of states for length 0.
+            The length of the prefix, and the states of a text that begins with it; (0, None) if no prefix is known.
         """
         index = bisect_left(self._texts, token_ids)
         found = [(_common_length(text, token_ids), text) for text in self._texts[max(0, index - 1) : index + 1]]
@@ -66,15 +66,16 @@ class PrefixMemory:
         return (known, self._states[text]) if known else (0, None)
 
     def remember(self, token_ids: TokenIds, cache: Cache, row: int, columns: slice, hidden_TD: torch.Tensor) -> None:
-        """Store the states of one row of a cache.
+        """Store the states of the text in one row of a cache.
 
-        Does nothing if the limit would be exceeded or the text is known already.
+        Nothing is stored if the text is known, if the memory would exceed its limit, or if layers have states of different
+        shapes.
 
         Args:
             token_ids: The T tokens.
             cache: The KV cache that contains the keys and values of the tokens.
             row: Index of the text in the cache.
-            columns: The T columns of the cache with the tokens.
+            columns: The T columns of the cache that contain the tokens.
             hidden_TD: The last hidden states of the tokens.
         """
         pairs = [(layer.keys[row, :, columns], layer.values[row, :, columns]) for layer in cache.layers]
@@ -90,7 +91,7 @@ class PrefixMemory:
 
 
 def _common_length(first: TokenIds, second: TokenIds) -> int:
-    """Length of the longest common prefix."""
+    """Return the length of the longest common prefix of two texts."""
     pairs = enumerate(zip(first, second))
     return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
 
@@ -101,7 +102,8 @@ def load_prefixes(cache: Cache, prefixes: Sequence[tuple[int, PrefixStates | Non
     Args:
         cache: A result of `caches.new_cache`, for a model whose prefixes can be reused.
         prefixes: For each row, the number of tokens of its prefix, at most `width`, and the states of a text that begins with
-        it.  width: Number of columns to fill.
+            this prefix.
+        width: Number of columns to fill.
 
     Returns:
         hidden_BCD, the last hidden states of the prefixes, padded on the left with zeros.
@@ -143,13 +145,13 @@ class PrefixReader:
         Args:
             ids_BT: Token ids of the sequences.
             mask_BT: Attention mask of the sequences.
-            position_N: Positions in the flattened batch, in [0, B * T); none is the position of a sequence's last token.
-            memory: The prefix memory; prefixes found in it are not read.  All tokens are read if it is None, or if the model's
+            position_N: Positions in the flattened batch, in [0, B * T); the last token of a sequence must not be among them.
+            memory: The prefix memory; prefixes in it are not read.  All tokens are read if `memory` is None, or if the model's
                 family does not allow prefixes to be reused.
             remember: Whether the states of these sequences are added to the memory.
 
         Returns:
-            hidden_ND.
+            hidden_ND, in the order of `position_N`.
         """
         if memory is None or not self._reader.can_reuse:
             return self._body(ids_BT, mask_BT).flatten(0, 1)[position_N]
@@ -164,9 +166,9 @@ class PrefixReader:
     def _read(
         self, texts: Sequence[TokenIds], memory: PrefixMemory, device: torch.device, remember: bool
     ) -> list[torch.Tensor]:
-        """The hidden states hidden_TD of each text.
+        """Return the hidden states hidden_TD of each text.
 
-        Only the tokens after the longest known prefix are read.
+        Only the tokens after its longest known prefix are read.  With `remember` the states are added to the memory.
         """
         known = [memory.recall(text) for text in texts]
         hidden = [torch.empty(0) if states is None else states.hidden_TD[:tokens] for tokens, states in known]
@@ -195,7 +197,10 @@ class PrefixReader:
 
 
 def _groups_of_similar_length(left: Sequence[int]) -> Iterator[list[int]]:
-    """Groups of indices of texts with similar numbers of unread tokens."""
+    """Yield groups of indices of texts that have similar numbers of unread tokens.
+
+    `left` has the number of unread tokens of each text; a text without unread tokens is in no group.
+    """
     group: list[int] = []
     for index in sorted((index for index, tokens in enumerate(left) if tokens), key=lambda index: left[index]):
         if group and left[index] > max(FEW_TOKENS, 2 * left[group[0]]):

@@ -1,11 +1,11 @@
-"""f_sub, the network that predicts DAC-KL's interval, and its gradient gate.
+"""f_sub, which predicts DAC-KL's interval, and the straight-through gate.
 
-Source: MGSR (arXiv 2407.10068), Eq. 6.  clip_ranks.py computes the classes that an interval keeps, dac_kl.py the divergence on
-them.
+Source: MGSR (arXiv 2407.10068), Eq. 6.  clip_ranks.py computes the classes that an interval keeps, and dac_kl.py computes the
+divergence on these classes.
 
-The network has three inputs of V probabilities, which determine its cost: the teacher's, the teacher's in sorted order, and the
-student's.  Each unsorted input needs one narrow matrix product.  The sorted input is either exact, which needs a sort and a
-third product, or compact (clip_ranks.py).
+The network has three inputs of V probabilities, which determine its cost: the teacher's probabilities, the same in sorted
+order, and the student's.  Each unsorted input needs one narrow matrix product.  The sorted input is either exact, which needs a
+sort and a third product of this size, or compact (clip_ranks.py).
 """
 
 import math
@@ -67,12 +67,13 @@ class ClipNetwork(nn.Module):
     .. math:: u, l = \sigma\bigl(f_{sub}([p \mid \mathrm{sort}_\downarrow(p) \mid q])\bigr), \quad l \in [0, u]
         \quad\text{(Eq. 6)}
 
-    It has one hidden layer with GELU.  The first layer is a sum of three linear maps; this equals one linear map of the
-    concatenated inputs, without allocating them.  The interval lies in (0, 1); l is clipped to at most u.
+    The network has one hidden layer with GELU.  The first layer is a sum of three linear maps.  This sum equals one linear map
+    of the concatenated inputs, but no concatenated tensor is allocated.  The interval lies in (0, 1); l is clipped to at most
+    u.
 
-    A row's inputs have a norm of about 1 for any V, so the first layer is initialised with unit normal weights (the usual scale
-    for 3V inputs would leave the hidden units near 0, without gradient); the last layer is initialised so small that the first
-    interval of every row is that of the biases.
+    The inputs of a row have a norm of about 1 for any V, so the first layer is initialised with unit normal weights.  The usual
+    scale for 3V inputs would leave the hidden units near 0, without gradient.  The last layer is initialised with such small
+    weights that the biases alone determine the first interval of every row.
 
     Args:
         vocabulary: Number V of classes.
@@ -114,11 +115,11 @@ class ClipNetwork(nn.Module):
         self.output_bias = nn.Parameter(torch.tensor(biases, dtype=torch.float32))
 
     def forward(self, p_NV: Tensor, q_NV: Tensor, sorted_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The interval of each row.
+        """Predict the interval of each row.
 
         Args:
-            p_NV, q_NV: Probabilities of the teacher and the student; detached.
-            sorted_NV: p_NV in descending order; None sorts it here.
+            p_NV, q_NV: Probabilities of the teacher and the student; they get no gradient.
+            sorted_NV: p_NV in descending order; None computes the sorted input from p_NV.
 
         Returns:
             lower_N and upper_N with 0 <= lower <= upper <= 1, float32 also under autocast.
@@ -141,7 +142,7 @@ class ClipNetwork(nn.Module):
         return torch.minimum(lower_N, upper_N), upper_N
 
     def _ranked(self, p_NV: Tensor, sorted_NV: Tensor | None) -> Tensor:
-        """The sorted input: sorted_NV, or its compact form."""
+        """The teacher's sorted probabilities, or their compact form if `edges` is set."""
         if self.edges is None:
             return sort_descending(p_NV) if sorted_NV is None else sorted_NV
         return compact_ranks(p_NV, self.edges) if sorted_NV is None else top_and_masses(sorted_NV, self.edges)
@@ -153,15 +154,15 @@ class ClipNetwork(nn.Module):
 class StraightThrough(torch.autograd.Function):
     """Straight-through gate: hard mask forward, soft gate backward.
 
-    The backward pass uses the derivative of `dac_kl_options.soft_gate`.  If the target class is kept for
-    any interval, its gate has no derivative.
+    The backward pass uses the derivative of `dac_kl_options.soft_gate`.  The gate of the target class has derivative 0 if
+    `target_N1` is given, since this class is then kept for any interval.
     """
 
     @staticmethod
     def forward(
         low_N: Tensor, high_N: Tensor, score_NV: Tensor, keep_NV: Tensor, target_N1: Tensor | None, temperature: float
     ) -> Tensor:
-        """The hard mask, in the dtype of the scores."""
+        """Return the hard mask, in the dtype of the scores."""
         return keep_NV.to(score_NV.dtype)
 
     @staticmethod
@@ -172,7 +173,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of the soft gate with respect to both bounds."""
+        """Compute the gradients of `low_N` and `high_N` with the soft gate."""
         low_N, high_N, score_NV, target_N1 = ctx.saved_tensors
         above_NV = ((score_NV - low_N.unsqueeze(-1)) / ctx.temperature).sigmoid()
         below_NV = ((high_N.unsqueeze(-1) - score_NV) / ctx.temperature).sigmoid()

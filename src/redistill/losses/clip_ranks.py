@@ -1,8 +1,8 @@
 """The classes that DAC-KL's interval keeps, and the compact sorted teacher.
 
 Source: MGSR (arXiv 2407.10068), Eq. 6 and 7.  Pure functions of probabilities; the network that predicts the interval is in
-clip_network.py.  The compact form consists of the largest probabilities and the masses of buckets of ranks below them; a
-histogram computes it in a third of the time of a sort.
+clip_network.py.  The compact form consists of the largest probabilities and the masses of buckets of all other ranks.  A
+histogram computes the compact form in a third of the time of a sort.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ HISTOGRAM_CLASSES = 8192  # from this number of classes on, a histogram is faste
 
 @torch.no_grad()
 def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "value", keep_target: bool = True) -> Tensor:
-    r"""The classes S that an interval keeps of each row of the teacher.
+    r"""Compute the set S of classes that the interval of each row keeps.
 
     .. math:: S = \{v : l \le s_v \le u\} \cup \{\arg\max p\} \quad\text{(Eq. 7)}
 
@@ -35,8 +35,8 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
     - "value", the formula of Eq. 7: s_v = p_v.
     - "relative": s_v = p_v / max p, so that l alone is min-p.
     - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V entries; l = 1 - k/V alone keeps the first k.
-    - "mass": s_v is the mass strictly before v, and l <= s_v < u.  Here u excludes the least probable
-      classes and l the most probable ones, the opposite of the other modes.  u = 1 excludes no class that has mass.
+    - "mass": s_v is the mass of the classes ranked before v, and l <= s_v < u.  Here u excludes the least probable classes
+      and l the most probable ones, the opposite of the other modes.  u = 1 excludes no class that has mass.
 
     Scores are computed and compared in float64 for inputs of any dtype.  In float32 the mass before a class of low probability
     would be rounded to 1, and the rounding error would exceed the mass of the class.
@@ -45,7 +45,7 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
         logp_NV: Teacher log-probabilities.
         lower_N, upper_N: The interval of each row, in [0, 1].
         mode: The score that the interval bounds.
-        keep_target: Whether the arg max of p (the first of equals) is kept for any interval.
+        keep_target: Whether the arg max of p (the lowest id if several are equal) is kept for any interval.
 
     Returns:
         keep_NV, bool.
@@ -64,7 +64,7 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
 
 
 def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
-    """Score of each class: the quantity that the interval bounds.
+    """Compute the score of each class, the quantity that the interval bounds.
 
     Args:
         logp_NV: Teacher log-probabilities.
@@ -72,21 +72,24 @@ def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Ten
         mode: The score that the interval bounds.
 
     Returns:
-        score_NV, and p in descending order if the mode sorts it, else None.  In mode "entry_quantile" the score is 1 - s, which
-        is exact for the first classes.
+        score_NV; and p in descending order in modes "mass" and "entry_quantile", else None.  In mode "entry_quantile" the score
+        is 1 - s_v (see `keep_mask`), which is exact for the most probable classes.
     """
     return (p_NV, None) if mode == "value" else scores_of_mode(logp_NV, mode)
 
 
 def score_bounds(lower_N: Tensor, upper_N: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
-    """The interval as bounds of the scores of `class_scores`: low_N and high_N."""
+    """Convert the interval to bounds on the scores that `class_scores` returns.
+
+    In mode "entry_quantile" the score is 1 - s, so the bounds are 1 - upper and 1 - lower.  Returns low_N and high_N.
+    """
     return (1 - upper_N, 1 - lower_N) if mode == "entry_quantile" else (lower_N, upper_N)
 
 
 def within(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_N1: Tensor | None) -> Tensor:
-    """The kept classes, keep_NV, bool.
+    """Compare the scores with the bounds; return keep_NV, bool.
 
-    True where the score lies within the bounds, and at the target class.
+    keep_NV is True where the score lies within the bounds, and at the target class if `target_N1` is given.
     """
     low_N1, high_N1 = low_N.to(score_NV.dtype).unsqueeze(-1), high_N.to(score_NV.dtype).unsqueeze(-1)
     keep_NV = score_NV >= low_N1
@@ -95,9 +98,9 @@ def within(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_N
 
 
 def at_class(class_N1: Tensor, num_classes: int) -> Tensor:
-    """Mask [N, V], bool, that is True at one class of each row.
+    """Compute a mask [N, V], bool, that is True at one class of each row.
 
-    Computed by comparison, since scattering is slow in compiled code.
+    The mask is computed by comparison, since scattering is slow in compiled code.
     """
     return torch.arange(num_classes, device=class_N1.device) == class_N1
 
@@ -106,10 +109,11 @@ def at_class(class_N1: Tensor, num_classes: int) -> Tensor:
 
 
 def rank_edges(vocabulary: int) -> tuple[int, ...]:
-    """First ranks of the buckets of the compact form, and V.
+    """Compute the first rank of each bucket of the compact form, followed by V.
 
-    The first 512 ranks are not bucketed.  The ranks below them form 16 buckets, each wider than the last by the same factor, or
-    buckets of one rank if there are at most 16.  No bucket is empty, so the compact form has K = min(V, 528) numbers.
+    The 512 most probable classes are not in buckets.  The remaining ranks form 16 buckets; each is wider than the previous one,
+    by the same factor.  If at most 16 ranks remain, each bucket has one rank.  No bucket is empty, so the compact form has
+    K = min(V, 528) numbers.
 
     Example:
         >>> rank_edges(50257)[:3], rank_edges(515), rank_edges(100)
@@ -124,16 +128,16 @@ def rank_edges(vocabulary: int) -> tuple[int, ...]:
 
 
 def top_and_masses(sorted_NV: Tensor, edges: Sequence[int]) -> Tensor:
-    """The compact form of rows sorted in descending order.
+    """Compute the compact form of rows that are sorted in descending order.
 
-    It consists of the probabilities at ranks before the first edge, and the mass of each bucket.
+    The compact form consists of the probabilities at ranks before the first edge, and the mass of each bucket.
 
     Args:
         sorted_NV: Probabilities in descending order.
-        edges: First ranks of the buckets, from `rank_edges`.
+        edges: First ranks of the buckets, and V, from `rank_edges`.
 
     Returns:
-        ranked_NK.
+        ranked_NK, the compact form.
     """
     masses = [sorted_NV[:, start:stop].sum(dim=-1, keepdim=True) for start, stop in pairwise(edges)]
     return torch.cat([sorted_NV[:, : edges[0]], *masses], dim=-1)
@@ -144,9 +148,9 @@ def top_and_masses(sorted_NV: Tensor, edges: Sequence[int]) -> Tensor:
 
 @torch.library.custom_op("redistill::sort_descending", mutates_args=())
 def sort_descending(p_NV: Tensor) -> Tensor:
-    """p_NV sorted in descending order.
+    """Sort each row of p_NV in descending order.
 
-    On a CPU NumPy's vectorised sort is used, 4 to 20 times faster than torch's.
+    On a CPU, NumPy's vectorised sort is used; it is 4 to 20 times faster than the sort of torch.
     """
     if p_NV.device.type != "cpu":
         return torch.sort(p_NV, dim=-1, descending=True).values
@@ -162,9 +166,9 @@ def _(p_NV: Tensor) -> Tensor:
 
 @torch.library.custom_op("redistill::compact_ranks", mutates_args=())
 def compact_ranks(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
-    """The compact form of unsorted rows.
+    """Compute the compact form of unsorted rows; see `top_and_masses`.
 
-    The result is that of `top_and_masses`.  For large vocabularies on a CPU a histogram is used instead of a sort.
+    For large vocabularies on a CPU, a histogram replaces the sort.
     """
     if p_NV.device.type != "cpu" or p_NV.dtype != torch.float32 or p_NV.shape[1] < HISTOGRAM_CLASSES:
         return top_and_masses(sort_descending(p_NV), edges)
@@ -180,10 +184,10 @@ def _(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
 
 
 def _compact_row(p_V: NDArray[np.float32], edges: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The compact form of one row, computed with a histogram over the upper 16 bits of its floats.
+    """Compute the compact form of one row with a histogram of its probabilities.
 
-    These bits have the order of the values.  Only classes in the bins of the first ranks, and in bins that contain an edge, are
-    sorted.  The masses are exact.
+    The bin of a class is the upper 16 bits of its float; these bits have the order of the values.  Only two kinds of bins are
+    sorted: those of the ranks before the first edge, and those that contain an edge.  The masses are exact.
     """
     bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
     count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # from the largest down

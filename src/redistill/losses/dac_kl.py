@@ -1,11 +1,12 @@
 """DAC-KL: divergence from a teacher that is clipped to a predicted interval.
 
-Only classes in the interval are kept.  A small network predicts it.
+A small network predicts an interval.  The classes whose scores lie in the interval are kept.  By default the teacher's
+arg max is always kept.
 
 Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` is the divergence on the kept classes.  The module
-`DacKL`, built from `DacKLConfig`, combines it with the network that predicts the interval (`ClipNetwork` in clip_network.py)
-and the classes that the interval keeps (`keep_mask` in clip_ranks.py).  Where the paper is ambiguous, each interpretation is a
-field of the configuration; the defaults are closest to its text, and dac_kl_options.py has the arithmetic of the others.
+`DacKL`, built from `DacKLConfig`, combines this divergence with the network that predicts the interval (`ClipNetwork` in
+clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper is ambiguous, each interpretation is a value of
+a field of the configuration.  The defaults are closest to the text of the paper; dac_kl_options.py computes the other options.
 
 This module neither reduces over rows nor depends on models.  The [N, V] tensors of a chunk of rows need most of the memory.
 Therefore none are concatenated, and the backward pass recomputes the soft gate instead of storing it.
@@ -31,9 +32,10 @@ from redistill.tensors import loss_dtype
 
 
 def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normalise: Normalise = "none") -> Tensor:
-    r"""KL from the clipped teacher to the student, in one of four normalisations.
+    r"""Compute the KL from the clipped teacher to the student, per row.
 
-    P is the sum of p over S, Q that of q; q is always the softmax over all classes:
+    S is the set of kept classes, P the sum of p over S, and Q the sum of q over S.  p and q are probabilities over all classes.
+    There are four normalisations:
 
     .. math::
         \text{none (Eq. 8):}   \quad & L = \sum_{v \in S} p_v \log (p_v / q_v) \\
@@ -42,8 +44,8 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
         \text{teacher:}        \quad & L / P - \log P = \mathrm{KL}(p_S / P \,\|\, q)
 
     Nats per token.  "none" may be negative, down to P log P; the others are >= 0 for a mask.  The gradient of "none" with
-    respect to the student's logits is q_k P - p_k [k in S]: it is 0 where q = p_S / P, with no mass outside S.  An empty S
-    gives 0 without gradient.  A class at -inf contributes 0 to L.
+    respect to the student's logits is q_k P - p_k [k in S].  This gradient is 0 if q = p_S / P; then q has no mass outside S.
+    An empty S gives 0 without gradient.  A class with log-probability -inf contributes 0 to L.
 
     Args:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -200,15 +202,15 @@ class DacKL(nn.Module):
             self.network.requires_grad_(config.gate != "none")  # else weight decay would change it without a gradient
 
     def forward(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The divergence of each row, and diagnostics.
+        """Compute the divergence and the diagnostics of each row.
 
         Args:
             logq_NV: Student log-probabilities; their gradient comes from the divergence only, never through the network.
             logp_NV: Teacher log-probabilities, no gradient.
 
         Returns:
-            divergence_N, including the mass-floor penalty, and float32 rows by name: `kept_mass` (of p, on the hard set S),
-            `kept_classes`, `lower`, `upper`, `target_only` (1 where S is the arg max only).
+            divergence_N, including the mass-floor penalty; and the diagnostics by name, one float32 value per row: `kept_mass`
+            (sum of p over the hard set S), `kept_classes`, `lower`, `upper`, `target_only` (1 where S is the arg max only).
         """
         logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
         p_NV = logp_NV.exp()
@@ -237,9 +239,9 @@ class DacKL(nn.Module):
 
     @torch.no_grad()
     def kept(self, logq_NV: Tensor, logp_NV: Tensor) -> Tensor:
-        """The hard set S of each row, keep_NV, bool.
+        """Compute the hard set S of each row; return keep_NV, bool.
 
-        It is the set that `forward` uses.  The span loss of clipped vectors needs it.
+        `forward` uses the same set.  The span loss of clipped vectors needs this set.
         """
         logp_NV = logp_NV.to(loss_dtype(logq_NV))
         score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, logp_NV.exp())
@@ -247,7 +249,7 @@ class DacKL(nn.Module):
         return within(score_NV, *score_bounds(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
 
     def _interval(self, logq_NV: Tensor, logp_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns score_NV, and the interval lower_N, upper_N; the network reuses the probabilities that the mode sorted."""
+        """Compute score_NV, and the interval lower_N, upper_N of each row."""
         score_NV, sorted_NV = class_scores(logp_NV, p_NV, self.config.mode)
         if self.network is None:
             top = self.config.fixed_top
@@ -261,7 +263,10 @@ class DacKL(nn.Module):
     def _gate(
         self, score_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, ends: tuple[Tensor, Tensor], target_N1: Tensor | None
     ) -> Tensor:
-        """Weight of each class; the soft gate is a function of mass in mode "mass", otherwise of log p or log rank."""
+        """The weight of each class, in [0, 1]: `keep_NV`, or the values of a gate.
+
+        The soft gate is a function of the mass in mode "mass", of log p in mode "value", and of the log score in other modes.
+        """
         if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV
         if self.config.mode != "mass":

@@ -2,8 +2,8 @@
 
 The default is Eq. 6-8 of MGSR (arXiv 2407.10068) as printed.
 
-dac_kl.py and clip_ranks.py have the default and call these functions for: scores other than the probability of a class,
-normalised divergences, the soft gate, and the penalty against collapse.
+dac_kl.py and clip_ranks.py compute the default.  They call the functions of this module for scores other than the probability
+of a class, for normalised divergences, for the soft gate, and for the penalty on a small kept mass.
 """
 
 from typing import Literal
@@ -26,7 +26,7 @@ START = {"value": (4.0, -7.0), "relative": (12.0, -6.0), "mass": (4.0, -7.0), "e
 
 
 def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
-    """Score of each class in a mode other than "value".
+    """Compute the score of each class in a mode other than "value".
 
     Args:
         logp_NV: Teacher log-probabilities.
@@ -53,7 +53,7 @@ def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
 def normalised(
     divergence_N: Tensor, mass_N: Tensor, logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normalise: Normalise
 ) -> Tensor:
-    """The divergence of Eq. 8 in one of the other three normalisations.
+    """Normalise the divergence of Eq. 8 in one of three ways.
 
     Args:
         divergence_N: L, the sum of p log(p / q) over S.
@@ -79,9 +79,9 @@ def normalised(
 
 
 def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns log of the weighted mass, by logsumexp over weights > 0, and whether any weight is > 0.
+    """Compute the log of the weighted mass of each row, and whether the mass is > 0.
 
-    1 - mass would lose precision by cancellation.
+    Summing the classes avoids the cancellation of 1 - mass.
     """
     peak_N1 = log_NV.detach().masked_fill(weight_NV == 0, -torch.inf).amax(dim=-1, keepdim=True)
     peak_N1 = peak_N1.masked_fill(peak_N1.isneginf(), 0.0)
@@ -92,9 +92,9 @@ def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: float) -> Tensor:
-    """Soft gate: about 1 inside (low, high) and 0 outside.
+    """Compute the soft gate: about 1 inside (low, high), and about 0 outside.
 
-    It is a product of two sigmoids, differentiable in both bounds.
+    The gate is a product of two sigmoids, and differentiable in both bounds.
 
     Args:
         score_NV: Scores of the classes.
@@ -109,10 +109,10 @@ def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: floa
 
 
 def mass_penalty(gate_NV: Tensor, p_NV: Tensor, floor: float) -> Tensor:
-    """Penalty of each row that keeps little mass: 10 max(0, floor - P)^2.
+    """Compute the penalty 10 max(0, floor - P)^2 of each row; P is its kept mass.
 
     Args:
-        gate_NV: Weight of each class.
+        gate_NV: Weight of each class; P is the sum of p over the classes with these weights.
         p_NV: Teacher probabilities.
         floor: Smallest mass without a penalty, in (0, 1).
     """

@@ -1,10 +1,10 @@
 """The arithmetic of MiniLLM: rewards, advantages, and the loss of a token.
 
-The student samples y_t from its own distribution q, or from a mixture with the teacher's p; the reward of a token is higher,
-the larger p and the smaller q is.  Source: MiniLLM (arXiv 2306.08543); differences of the published code from the paper are
-documented at each function.
+The student samples y_t from its own distribution q, or from a mixture of q with the teacher's p.  The reward of a token
+increases with p and decreases with q.  Source: MiniLLM (arXiv 2306.08543).  Each function documents where the published code
+differs from the paper.
 
-The functions depend on no model, and do not divide by a number of tokens; the training loop does.
+The functions depend on no model.  They do not divide by the number of tokens, which is left to the training loop.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ def token_rewards(logp_BT: Tensor, old_logq_BT: Tensor, *, scaling: float = 0.5,
 
     .. math:: r_t = \mathrm{clip}\Bigl(\frac{\log p(y_t) - \log q_{old}(y_t)}{s},\; -c,\; c\Bigr)
 
-    In units of s nats, in [-c, c]: the difference is scaled first and clipped afterwards.
+    The difference is divided by s first, and clipped to [-c, c] afterwards.
 
     Args:
         logp_BT: The teacher's log-probability of each token, unscaled; any shape.
@@ -47,9 +47,9 @@ def discounted_returns(reward_BT: Tensor, valid_BT: Tensor, *, discount: float =
 
     .. math:: R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}
 
-    n_t is the number of valid tokens from t on (1 without normalisation).  The sum begins with the reward of token t, as in
-    the published code.  In the paper the long-term term begins with token t + 1, since its single-step term has the reward of
-    t.
+    n_t is the number of valid tokens from t on (1 without normalisation).  The sum begins with the reward of token t, as in the
+    published code.  In the paper, the long-term term begins with token t + 1, and a separate single-step term has the reward of
+    token t.
 
     Args:
         reward_BT: One row per sequence.
@@ -80,15 +80,15 @@ def whiten(return_BT: Tensor, valid_BT: Tensor, *, padded_length: int | None = N
 
     .. math:: A = \frac{R - \mathrm{mean}\, R}{\sqrt{\mathrm{var}\, R + 10^{-8}}}
 
-    Both moments are those of the whole mini-batch, the variance that of the population. The published code computes both
-    moments over rows padded with zeros, which shrinks the mean, so that the advantages of real tokens do not have mean 0;
-    `padded_length` reproduces it.
+    Mean and variance are computed over the whole mini-batch; the variance is the population variance.  The published code
+    computes both over rows padded with zeros.  The padding shrinks the mean, so the advantages of real tokens do not have mean
+    0.  `padded_length` reproduces this behaviour.
 
     Args:
         return_BT: The returns of a global mini-batch, one row per sequence.
         valid_BT: bool, True at least once.
-        padded_length: Length to which each row is padded with zeros that count, at least that of the longest row; None counts
-            valid tokens only.
+        padded_length: Length of each row with its padding, at least the length of the longest row; the zeros of the padding
+            contribute to mean and variance.  None uses valid tokens only.
 
     Returns:
         advantage_BT, 0 where not valid.
@@ -111,8 +111,8 @@ def importance_weights(logp_BT: Tensor, old_logq_BT: Tensor, teacher_share: floa
 
     .. math:: w_t = \frac{q_{old}(y_t)}{(1 - a)\, q_{old}(y_t) + a\, p(y_t)}
 
-    It lies in [0, 1 / (1 - a)], and is 1 for a = 0.  The weight is that of the token alone, without the product over its
-    prefix.
+    The weight lies in [0, 1 / (1 - a)], and is 1 for a = 0.  It is the weight of one token, and not the product of the weights
+    of all tokens up to t.
 
     Args:
         logp_BT, old_logq_BT: Log-probabilities of each token; see `token_rewards`.
@@ -152,9 +152,9 @@ def clipped_surrogate(
         \rho_t = w_t\, q(y_t) / q_{old}(y_t), \qquad
         L_t = \max\bigl(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\bigr)
 
-    Clipping acts on the product with the importance weight.  The gradient flows through log q only.  With respect to
-    log q it is -A rho where clipping is inactive, and 0 where it is active: at rho > 1 + eps for A > 0, at rho < 1 - eps for
-    A < 0.
+    The clipped ratio rho includes the importance weight.  The gradient flows through log q only.  Clipping is active
+    at rho > 1 + eps for A > 0, and at rho < 1 - eps for A < 0.  The gradient with respect to log q is 0 where clipping is
+    active, and -A rho elsewhere.
 
     Args:
         logq_N: log q of each token, by the student that is trained.

@@ -1,8 +1,8 @@
 """The span loss, Eq. 10, on rows of log-probabilities.
 
-Its inputs are rows and ranges of rows, never text: a span is half-open, [a, b) has b - a tokens and the pairs (j, j + 1) for
-a <= j < b - 1, and row j is the distribution that *predicts* token j.  The vocabulary pass uses the same distance with
-`pair_weights`, so that the pairs of all samples can be processed in chunks.
+The inputs are rows and ranges of rows, never text.  Row j is the distribution that *predicts* token j.  A span is a half-open
+range [a, b): it has b - a tokens, and the pairs of rows (j, j + 1) for a <= j < b - 1.  The vocabulary pass uses the same
+distance with `pair_weights`, so that the pairs of all samples can be processed in chunks.
 """
 
 from collections.abc import Sequence
@@ -70,9 +70,10 @@ def span_loss(
     config: SpanConfig = SpanConfig(),
     keep_TV: Tensor | None = None,
 ) -> Tensor:
-    r"""Span loss of one sample (Eq. 10).
+    r"""Compute the span loss of one sample (Eq. 10).
 
-    It is the distance of the two models' products of neighbouring rows, averaged over spans.
+    Each model's distributions at two neighbouring rows are multiplied elementwise.  The loss is the distance between the
+    products of both models, averaged over spans.
 
     .. math::
         L = \frac{1}{n_s} \sum_{i=1}^{n_s} \frac{1}{n_{s_i}} \sum_{j} \lVert q_j \circ q_{j+1} - p_j \circ p_{j+1} \rVert_2
@@ -105,10 +106,10 @@ def span_loss(
 
 
 def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
-    """The weight of each pair of rows (n, n + 1) in the span loss of one sample.
+    """Compute the weight w_n of each pair of rows (n, n + 1) in the span loss.
 
-    With d_n the `pair_distance` of rows n and n + 1, the sum of w_n d_n is `span_loss`.  The last weight is always 0, so
-    samples can be concatenated without a pair across two of them.
+    The span loss of the sample is the sum of w_n d_n, where d_n is the `pair_distance` of rows n and n + 1.  The last weight is
+    always 0, so no pair crosses two samples when samples are concatenated.
 
     Args:
         spans: Half-open ranges of rows.
@@ -126,7 +127,7 @@ def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanCo
 
 
 def _weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
-    """`pair_weights` in float64.  Spans lie in the sample, since they come from this package's own alignment."""
+    """Compute `pair_weights` in float64."""
     for start, stop in spans:
         assert 0 <= start < stop <= num_rows, f"span [{start}, {stop}) does not lie in the sample's {num_rows} rows"
     weight_N = torch.zeros(num_rows, dtype=torch.float64)
@@ -139,16 +140,18 @@ def _weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig
 
 
 def pair_distance(logq_NV: Tensor, logp_NV: Tensor, num_pairs: int, squared: bool, keep_NV: Tensor | None = None) -> Tensor:
-    """L2 distance of the two models' products of neighbouring rows.
+    """Compute the L2 distance between the models' products of neighbouring rows.
 
-    It lies in [0, sqrt(2)], squared in [0, 2].
+    The product of two rows is the elementwise product of their distributions.  The distance lies in [0, sqrt(2)], and its
+    square in [0, 2].
 
     Args:
         logq_NV: Student log-probabilities of at least num_pairs + 1 rows.
         logp_NV: Teacher log-probabilities of the same rows, no gradient.
         num_pairs: Number of pairs of rows n and n + 1, from the first row on.
         squared: Whether to return the squared distance.
-        keep_NV: bool, the classes that each row keeps: only those that both rows of a pair keep count; None counts all.
+        keep_NV: bool, the classes that each row keeps.  Only classes that both rows of a pair keep contribute to the distance;
+            None uses all.
 
     Returns:
         distance_N, `num_pairs` long, float32 (float64 for float64 inputs); its gradient is exactly 0 where the distance is 0.
@@ -167,9 +170,9 @@ def pair_distance(logq_NV: Tensor, logp_NV: Tensor, num_pairs: int, squared: boo
 
 
 def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[tuple[int, int]]:
-    """The spans that the mean is taken over.
+    """Select the spans that the mean of Eq. 10 is taken over.
 
-    Nested spans are removed first, then singletons, as configured.
+    Nested spans are removed first, then spans of one token, as `config` says.
 
     Example:
         >>> counted_spans([(0, 4), (1, 4), (5, 6)], SpanConfig(nested="inner", skip_singletons=True))
@@ -184,5 +187,5 @@ def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[
 
 
 def _contains(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
-    """Whether `inner` is a proper part of `outer`."""
+    """Whether `inner` lies in `outer` and differs from it."""
     return outer != inner and outer[0] <= inner[0] and inner[1] <= outer[1]

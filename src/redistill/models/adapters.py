@@ -77,7 +77,7 @@ _TYPES: dict[str, tuple[Callable[[Json], bool], str]] = {
     **dict.fromkeys(("base_model_name_or_path", "revision"), (_is_text, "a text")),
 }
 
-# Initialisations that leave the base unchanged; others (PiSSA, LoftQ ...) subtract the adapter from it.
+# Values of init_lora_weights that leave the base unchanged. Others (PiSSA, LoftQ ...) subtract the adapter from the base.
 _PLAIN_INITIALISATIONS = (True, False, None, "gaussian")
 
 
@@ -105,7 +105,7 @@ class Adapter:
 def find_adapter(name: str, revision: str | None) -> Adapter | None:
     """Read and validate the adapter in a folder or hub repository.
 
-    The result is None if there is no adapter.
+    The function returns None if there is no adapter.
 
     Raises:
         ModelError: the adapter is not a plain LoRA adapter, or its weights are not a safetensors file.
@@ -172,9 +172,9 @@ def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
 
 
 def _check_plain(name: str, fields: dict[str, Json]) -> None:
-    """Reject an adapter that is not a plain LoRA adapter.
+    """Reject a config that sets an option beyond plain LoRA.
 
-    A plain adapter only adds low-rank matrices to the weights of the model.
+    Plain LoRA only adds low-rank matrices to weights of the base model.
     """
     import peft  # takes a second
 
@@ -195,9 +195,9 @@ def _check_plain(name: str, fields: dict[str, Json]) -> None:
 
 
 def _check_types(name: str, fields: Mapping[str, Json]) -> None:
-    """Reject fields that have another type than PEFT expects.
+    """Reject config fields of the wrong type.
 
-    PEFT itself checks few of them.
+    PEFT itself checks the types of few fields.
     """
     for field, (allowed, what) in _TYPES.items():
         value = fields.get(field)
@@ -206,9 +206,9 @@ def _check_types(name: str, fields: Mapping[str, Json]) -> None:
 
 
 def _check_ranks(name: str, fields: Mapping[str, Json], tensors: Mapping[str, Stored]) -> None:
-    """Reject a configured rank that is above the rank of the stored weights.
+    """Reject a config with a rank larger than the rank of the stored weights.
 
-    This is checked before matrices of the configured rank are allocated.
+    Without this check, PEFT would allocate matrices of any rank that the config sets.
     """
     stored = max((tensor.shape[0] for key, tensor in tensors.items() if _DOWN.search(key) and tensor.shape), default=0)
     if not stored:
@@ -223,9 +223,10 @@ def _check_ranks(name: str, fields: Mapping[str, Json], tensors: Mapping[str, St
 
 
 def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.Tensor]) -> None:
-    """Reject an adapter whose tensors do not match its settings and the base model.
+    """Reject an adapter if its tensors have other names or shapes than expected.
 
-    Their names and shapes are compared.
+    The expected tensors follow from the adapter's settings and the base model. An adapter of an embedding that is tied to the
+    LM head is rejected as well.
     """
     import peft
 
@@ -263,9 +264,9 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
 
 
 def find_file(name: str, file: str, revision: str | None) -> Path | None:
-    """The local path of a file of a model.
+    """Find a file of a model and return its local path.
 
-    The file is downloaded if the model is on the hub. If `name` looks like a path, it is never looked up on the hub, where
+    If the model is on the hub, the file is downloaded. A `name` that looks like a path is never looked up on the hub, where
     anyone may register a model of that name.
 
     Returns:

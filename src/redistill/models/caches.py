@@ -1,7 +1,7 @@
 """Caches for generation: attention, recurrent, convolution and indexer states.
 
-`CachedBody` computes hidden states of a left-padded batch, a few columns at a time. `check_cache` compares its results with
-those of forward passes over whole sequences, for the family of a given model.
+`CachedBody` computes hidden states of a left-padded batch, a few columns at a time. `check_cache` checks for a given model that
+the cache does not change the logits.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from redistill.tensors import pad
 
 PIECE_TOKENS = 128
 _CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")  # names of several releases of transformers
-# Rotary frequencies of these types depend on the length of the text, so that cached keys become invalid as it grows.
+# Rotary frequencies of these types depend on the length of the text, so that cached keys become invalid as the text grows.
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 # Exceptions of a forward function that does not support the calls of `check_cache`.
 _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -27,8 +27,8 @@ _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, Runti
 class Columns:
     """A tensor [..., T, D] to which columns can be appended along T.
 
-    Memory is allocated for `PIECE_TOKENS` columns at once, so that most calls of `append` do not copy the tensor. The returned
-    views share its memory.
+    Memory is allocated for `PIECE_TOKENS` columns at once, so that most calls of `append` do not copy the tensor. The
+    methods return views that share the memory of the tensor.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Columns:
         return self._buffer[..., : self._filled, :]
 
     def select(self, kept: torch.Tensor) -> torch.Tensor:
-        """Keep only the indices `kept` of the first dimension, and return a view."""
+        """Keep only the indices `kept` of the first dimension, and return all columns."""
         assert self._buffer is not None, "nothing has been appended"
         self._buffer = self._buffer[kept]
         return self.view()
@@ -63,7 +63,7 @@ class Columns:
 class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not annotated
     """Cached keys and values of a layer with full attention, stored in `Columns`.
 
-    The layer of transformers that it replaces copies all keys and values for every generated token.
+    It replaces `DynamicLayer` of transformers, which copies all keys and values for every generated token.
     """
 
     def __init__(self) -> None:
@@ -106,8 +106,8 @@ def takes_positions(model: nn.Module) -> bool:
 def prefixes_can_be_reused(model: nn.Module) -> bool:
     """Whether cached keys and values stay valid at any column and any text length.
 
-    They stay valid if every layer has full attention and the body takes positions. They do not with sliding windows, recurrent
-    states, or rotary frequencies that depend on the length; for such families a prefix is processed again.
+    They stay valid if every layer has full attention and the body takes positions. They become invalid with sliding windows,
+    recurrent states, or rotary frequencies that depend on the length of the text. Such families must process a prefix again.
     """
     config = text_config(model)
     layers = DynamicCache(config=config).layers
@@ -147,7 +147,7 @@ class CachedBody:
             raise ModelError(f"{text_config(model).model_type}: its forward has no argument for a cache; use another family")
         self._argument = names[0]
         self.start()
-        layers = self.cache.layers  # empty where the cache creates its layers, which have attention, as they are read
+        layers = self.cache.layers  # empty if the cache creates its layers later; such layers have attention
         self._is_recurrent = bool(layers) and not any(isinstance(layer, CacheLayerMixin) for layer in layers)
 
     def start(self) -> None:
@@ -155,7 +155,9 @@ class CachedBody:
         self.cache = new_cache(self._model)
 
     def read(self, ids_LT: torch.Tensor, mask_LC: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
-        """Hidden states hidden_LTD of the T columns that follow the columns in the cache.
+        """Process T new columns, and return their hidden states hidden_LTD.
+
+        The new columns follow the columns in the cache, and are added to it.
 
         Args:
             ids_LT: Token ids of the new columns, for L sequences.
@@ -166,7 +168,7 @@ class CachedBody:
         if self._is_recurrent:
             mask_LC = mask_LC[:, -columns:]
         elif self._gives_mask and columns == 1:
-            # The form that the layers use.  From a 2-D mask transformers would build this one at every token and synchronise
+            # The 4-D mask that the layers use.  From a 2-D mask transformers would build it at every token and synchronise
             # with the GPU to find out whether a mask is needed; without a mask, bf16 attention on a CPU is ten times slower.
             mask_LC = mask_LC[:, None, None, :].bool()
         positions = {"position_ids": position_LT} if self._takes_positions else {}
@@ -180,9 +182,10 @@ class CachedBody:
         self.cache.reorder_cache(kept)
 
     def is_outdated(self, before: int, after: int) -> bool:
-        """Whether a cache is invalid after its text has grown.
+        """Whether a cache has become invalid because its text has grown.
 
-        The text had `before` tokens when the cache was computed, and has `after` tokens now.
+        The text had `before` tokens when the cache was computed, and has `after` tokens now. Only models with longrope have
+        such caches: their rotary frequencies change at a certain length.
         """
         return self._limit is not None and before <= self._limit < after
 
@@ -191,13 +194,13 @@ class CachedBody:
 def check_cache(model: nn.Module, *, name: str, remedy: str = "use another family") -> None:
     """Check that a cache and padding do not change the logits of a model.
 
-    The logits of two sequences, of 5 and 3 tokens, are computed in a padded batch and with a cache, and compared with those of
-    each sequence alone. The first sequence is removed from the cache before the last token, as in generation.
+    The model computes the logits of two sequences, of 5 and 3 tokens, in three ways: each sequence alone, both in a padded
+    batch, and both with a cache. The first sequence is removed from the cache before the last token, as in generation.
 
     Args:
         model: A causal language model.
         name: Name of the model for error messages.
-        remedy: Last part of an error message.
+        remedy: Action that fixes the failure, with which an error message ends.
 
     Raises:
         ModelError: the logits differ by more than rounding explains, or the family does not support these forward passes.

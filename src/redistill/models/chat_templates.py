@@ -52,7 +52,7 @@ _FAULTS = {
     "tokenizer files",
 }
 _SYSTEM, _USER, _ANSWER = ({"role": role, "content": role[0]} for role in ("system", "user", "assistant"))
-# Conversations, and whether each is rendered as the prompt of a further answer. `two_turns` returns the rendering of the first.
+# Conversations, and whether each is rendered as a prompt for the next answer. `two_turns` returns the rendering of the first.
 _TRIED = (([_USER, _ANSWER], False), ([_USER], True), ([_SYSTEM, _USER, _ANSWER, _USER], True))
 _known: dict[str, list[Rendered]] = {}
 
@@ -92,18 +92,18 @@ def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
 
 
 def two_turns(tokenizer: Tokenizer) -> str:
-    """The text of a user message and an answer, rendered with the chat template.
+    """Render a user message and an answer with the chat template.
 
-    It is "" if there is no template, or if the template rejects these messages.
+    The function returns "" if there is no template, or if the template rejects these messages.
     """
     kind, text = _first_renderings(tokenizer)[0] if tokenizer.chat_template else ("text", "")
     return text if kind == "text" else ""
 
 
 def _first_renderings(tokenizer: Tokenizer) -> list[Rendered]:
-    """The renderings of the conversations `_TRIED`.
+    """Render the conversations `_TRIED` with each template of a tokenizer.
 
-    They use the default template first, and then each named template. They are computed once for each tokenizer and process.
+    The default template comes first. The renderings are stored, so that a process computes them once for each tokenizer.
     """
     key = json.dumps([tokenizer.chat_template, tokenizer.special_tokens_map], default=str, sort_keys=True)
     if key not in _known:
@@ -132,7 +132,10 @@ def _renderings(tokenizer: Tokenizer) -> Iterator[Rendered]:
 
 
 def _in_child(tokenizer: Tokenizer) -> list[Rendered]:
-    """The result of `_renderings`, computed in a forked process with limits."""
+    """Call `_renderings` in a child process with limits, and return the renderings.
+
+    If a limit stops the child, a single rendering with the status "time" is returned.
+    """
     reader, writer = os.pipe()
     child = 0
     try:
@@ -160,9 +163,9 @@ def _in_child(tokenizer: Tokenizer) -> list[Rendered]:
 
 
 def _limited(tokenizer: Tokenizer, writer: int) -> NoReturn:
-    """The program of the child process, which always exits.
+    """Set limits, render the conversations, and write the renderings to a pipe.
 
-    It sets the limits, renders the conversations, and writes the result to the pipe.
+    Only the child process calls this function, which ends the process and never returns.
     """
     try:
         gc.disable()
@@ -191,7 +194,10 @@ def _set_limits() -> None:
 
 
 def _received(reader: int) -> bytes | None:
-    """All bytes that the child sends; None if a limit stops it first."""
+    """Read all bytes that the child process writes to the pipe.
+
+    The function returns None if the child writes nothing, or does not finish within `WALL_SECONDS`.
+    """
     deadline, parts = time.monotonic() + WALL_SECONDS, list[bytes]()
     while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
         part = os.read(reader, 1 << 16)

@@ -2,7 +2,7 @@
 
 A config is untrusted input: the numbers in it determine how much memory a model needs. Therefore its fields are first checked
 as JSON. Then the model is built on the device "meta", which allocates no memory, with a limit of the number of modules and
-parameters. Its tensors are compared with the headers of the weight files.
+parameters. The tensors of this model are compared with the headers of the weight files.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ MAX_LAYERS = 10_000
 MAX_COUNT = 1_000_000
 _FIX = "fix it, or download the model again"
 _OTHER = "download the model again, or use the config.json that belongs to its weights"
-# Fields that must be positive where they are set; each family has some of them.
+# Fields that must be positive if a config sets them. Each family has some of these fields.
 _POSITIVE = {
     *("vocab_size", "hidden_size", "n_embd", "d_model", "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     *("num_attention_heads", "n_head", "n_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions"),
@@ -68,7 +68,7 @@ def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True)
 
     Args:
         what: Names of the model and the file for error messages.
-        fields: Content of the file, or one of the objects in it.
+        fields: All fields of the file, or the fields of one object in it.
         sizes: Whether the fields describe the language model, whose sizes must be positive.
 
     Raises:
@@ -104,7 +104,10 @@ def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True)
 
 
 def _check_rope(what: str, field: str, value: object) -> None:
-    """Check the settings of rotary embeddings; Transformers only logs a warning about invalid ones."""
+    """Check the settings of rotary embeddings.
+
+    Transformers only logs a warning if a setting is invalid.
+    """
     if isinstance(value, Mapping):
         kind = value.get("rope_type", value.get("type"))
         if kind is not None and (not isinstance(kind, str) or kind not in {*ROPE_INIT_FUNCTIONS, "default", "mrope"}):
@@ -133,7 +136,7 @@ def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]
         tensors: The stored weights by name, from the headers of the files.
 
     Raises:
-        ModelError: the model cannot be built, is much larger than the stored weights, or has tensors of other sizes or types.
+        ModelError: the model cannot be built, is much larger than the stored weights, or differs from them in size or type.
     """
     quantised = getattr(settings, "quantization_config", None) is not None
     stored = sum(tensor.size for tensor in tensors.values())
@@ -145,7 +148,7 @@ def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]
 def check_size(
     name: str, settings: ModelSettings, *, parts: int, weights: int, tensors: Mapping[str, Stored] = MappingProxyType({})
 ) -> None:
-    """Reject a config that describes other or more weights than the files hold.
+    """Reject a config whose model does not match the weights in the files.
 
     Args:
         name: Name of the model for error messages.
@@ -156,7 +159,7 @@ def check_size(
 
     Raises:
         ModelError: the model cannot be built, a tensor has another size or type than its stored tensor, or the model has more
-            than twice as many weights as the files. Fewer missing weights are reported by the loader.
+            than twice as many weights as the files. If fewer weights are missing, the loader reports them.
     """
     model = build_without_memory(name, settings, 16 * parts + 4000)
     expected = model.state_dict() if tensors else {}
@@ -217,9 +220,9 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
 
 @contextlib.contextmanager
 def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
-    """Context like `reading`, whose error also names a field of the config.
+    """Context that converts errors as `reading` does, and names the invalid field.
 
-    It is the field whose value the exception quotes, such as the name of an unknown activation function.
+    The field is found by its value, which the exception quotes, such as the name of an unknown activation function.
     """
 
     def field() -> str:

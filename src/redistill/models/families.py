@@ -21,7 +21,7 @@ from redistill.vocab_pass import Head
 
 BodyCall = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Embeddings with one row per position: a longer text cannot be read.  Rotary families have none.
+# Names of embeddings with one row per position, which limit the length of a text. Rotary families have none.
 _LEARNED_POSITIONS = {"wpe", "embed_positions", "position_embeddings"}
 
 
@@ -36,7 +36,7 @@ def unwrapped(model: nn.Module) -> CausalModel:
 def text_config(model: nn.Module) -> ModelSettings:
     """The config of the language model.
 
-    For a multimodal model it is a part of the model's config.
+    A multimodal model stores this config inside its own config.
     """
     return unwrapped(model).config.get_text_config()
 
@@ -44,7 +44,7 @@ def text_config(model: nn.Module) -> ModelSettings:
 def body_module(model: nn.Module) -> nn.Module:
     """The part of a causal language model below its LM head.
 
-    Its output `last_hidden_state` is computed after the final norm (and after the layer `project_out` of OPT).
+    This body includes the final norm (and the layer `project_out` of OPT).
 
     Raises:
         ModelError: the model has no body apart from its head.
@@ -114,10 +114,11 @@ def _logit_scale(config: ModelSettings) -> float:
 def check_split(model: nn.Module, *, name: str) -> None:
     """Check that body and head compute the same logits as the whole model.
 
-    The logits of up to 8 tokens are compared. The difference may be 3 % of the largest logit, which rounding in bf16 explains.
+    The logits of up to 8 tokens are compared. Rounding in bf16 can cause a difference of 3 % of the largest logit, which is
+    allowed.
 
     Raises:
-        ModelError: the logits differ by more than that.
+        ModelError: the logits differ by more than 3 % of the largest logit.
         NotFiniteError: the logits of the whole model are not finite.
     """
     training = model.training
@@ -142,7 +143,7 @@ def check_split(model: nn.Module, *, name: str) -> None:
 
 
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of transformer layers, and its path below `unwrapped(model)`.
+    """The path of the list of transformer layers in `unwrapped(model)`, and the list.
 
     The path is, for example, "model.layers" or "transformer.h". In a multimodal model only its language model is searched,
     because the vision and audio models can have the same number of layers.
@@ -164,19 +165,20 @@ def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def rope_parts(model: nn.Module) -> list[Mapping[str, object]]:
     """The parameters of each rotary embedding of a model.
 
-    A model has one rotary embedding for all layers, or one for each type of layer.
+    A model has one rotary embedding for all layers, one for each type of layer, or none.
     """
     rope = getattr(text_config(model), "rope_parameters", None) or {}
     return [part for part in (rope, *rope.values()) if isinstance(part, dict) and "rope_type" in part]
 
 
 def longrope_limit(model: nn.Module) -> int | None:
-    """Largest length in tokens at which a text uses the short frequencies of longrope.
+    """Maximum length, in tokens, of a text with the short frequencies of longrope.
 
-    Longrope is a rotary embedding with other frequencies for long texts. The result is None for models without it.
+    Longrope is a rotary embedding with other frequencies for longer texts. For models without longrope, the function returns
+    None.
 
-    transformers chooses the frequencies of a batch by its longest row. This function registers a forward hook that chooses
-    them for each row by the length of the row.
+    Transformers chooses the same frequencies for all rows of a batch, by the length of the longest row. Therefore this function
+    registers a forward hook that chooses the frequencies of each row by the length of that row.
     """
     limits = [part["original_max_position_embeddings"] for part in rope_parts(model) if part["rope_type"] == "longrope"]
     if not limits:
@@ -190,9 +192,10 @@ def longrope_limit(model: nn.Module) -> int | None:
 def _rotate_by_row(
     rotary: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
-    """Forward hook of a rotary embedding, for models with longrope.
+    """Forward hook that chooses the longrope frequencies for each row of a batch.
 
-    It uses the short frequencies for each short row of a batch.
+    Transformers uses the long frequencies for all rows if one row is long. The hook replaces them by the short frequencies in
+    all short rows.
     """
     named = {**dict(zip(("x", "position_ids", "layer_type"), args)), **kwargs}
     rope = getattr(cast(CausalModel, rotary).config, "rope_parameters", {})
@@ -208,8 +211,9 @@ def _rotate_by_row(
 def position_limit(model: nn.Module) -> int | None:
     """Maximum length of a text in tokens.
 
-    It is None for families whose position encoding has no maximum length (rotary, ALiBi). It is set for learned position
-    embeddings, and for dynamic rotary embeddings: beyond it their frequencies depend on the longest text so far.
+    Families with learned position embeddings have a maximum. Families with dynamic rotary embeddings have one because the
+    frequencies for longer texts would depend on the longest text so far. For other families (other rotary embeddings, ALiBi)
+    the function returns None.
     """
     if any(part["rope_type"] == "dynamic" for part in rope_parts(model)):
         return int(text_config(model).max_position_embeddings)

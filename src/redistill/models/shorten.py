@@ -2,8 +2,8 @@
 
 Configs describe layers in different ways: by lists with one entry per layer, lists of layer indices, the number of leading
 dense layers, or a period. `shortened_config` converts these fields, so that each layer of the student is described like the
-teacher's layer that it is copied from. `check_layers` compares the layers, so that a field which is not converted here causes
-an error and not a student that computes something else.
+teacher's layer that it is copied from. `check_layers` compares the layers of the two models, and raises an error if a field
+that this module does not convert has made them different.
 """
 
 import copy
@@ -18,7 +18,7 @@ from redistill.errors import ModelError, first_line
 from redistill.interfaces import ModelSettings
 from redistill.models.families import layer_list, unwrapped
 
-_LISTS = ("layer", "pattern", "intermediate_size")  # parts of names of lists with one entry per layer
+_LISTS = ("layer", "pattern", "intermediate_size")  # a list that describes layers has one of these in its name
 _LEADING = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "max_window_layers")
 _TRAILING = ("num_kv_shared_layers",)
 _DESCRIBES_LAYERS = ("layer", "dense", "sparse", "period", "offset", "interval", "pattern", "shared", "block")
@@ -50,9 +50,9 @@ def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelS
 
 @contextmanager
 def one_kind_of_error(config: ModelSettings, chosen: tuple[int, ...]) -> Iterator[None]:
-    """Context that converts exceptions into a ModelError that names the chosen layers.
+    """Context that replaces exceptions by a ModelError with the chosen indices.
 
-    Such exceptions occur if a model of the family cannot consist of these layers.
+    transformers raises such exceptions if a model of the family cannot consist of the chosen layers.
     """
     try:
         yield
@@ -64,7 +64,7 @@ def one_kind_of_error(config: ModelSettings, chosen: tuple[int, ...]) -> Iterato
 
 
 def _fields(config: ModelSettings) -> str:
-    """Names of the fields of a config that describe individual layers, for error messages."""
+    """List the config fields that describe individual layers, for error messages."""
     values = vars(config.get_text_config())
     other = ("norm", "num_hidden_layers", "per_layer_input")
     kinds = [
@@ -74,7 +74,10 @@ def _fields(config: ModelSettings) -> str:
 
 
 def _remapped(text: ModelSettings, chosen: tuple[int, ...]) -> Iterator[tuple[str, object]]:
-    """Names of the fields that describe individual layers, and their values for the chosen layers."""
+    """Convert the config fields that describe layers to the chosen layers.
+
+    The function yields the name and the new value of each field.
+    """
     count, fields = text.num_hidden_layers, vars(text)
     step = fields.get("decoder_sparse_step") or 1
     for name, value in fields.items():
@@ -99,9 +102,10 @@ def _remapped(text: ModelSettings, chosen: tuple[int, ...]) -> Iterator[tuple[st
 
 
 def _are_indices(values: Sequence[object], count: int) -> bool:
-    """Whether a list contains layer indices and not one flag for each layer.
+    """Whether a list contains layer indices and not one value for each layer.
 
-    Indices are integers below `count` in ascending order. A list with one entry for each of at most 2 layers is taken as flags.
+    Indices are integers below `count`, the number of layers, in ascending order. With at most 2 layers, a list of `count`
+    integers is read as one value for each layer.
     """
     numbers = [value for value in values if type(value) is int and 0 <= value < count]
     return len(numbers) == len(values) and numbers == sorted(set(numbers)) and not (len(values) == count <= 2)
@@ -137,7 +141,7 @@ def _equal(one: object, other: object) -> bool:
 
 
 def layer_parts(weight: torch.Tensor, like: torch.Tensor, chosen: tuple[int, ...], count: int) -> torch.Tensor:
-    """The part of a weight that belongs to the chosen layers.
+    """Select the part of a weight that belongs to the chosen layers.
 
     Some families (Gemma 3n and 4) have an embedding for each layer, and store all of them in one weight outside the layers,
     stacked along one dimension. Only the embeddings of the chosen layers are kept.
@@ -159,9 +163,9 @@ def layer_parts(weight: torch.Tensor, like: torch.Tensor, chosen: tuple[int, ...
 
 
 def _traits(layer: nn.Module) -> dict[str, object]:
-    """A description of the structure of a layer, for comparison with another layer.
+    """Describe the structure of a layer, for comparison with another layer.
 
-    It has the class and the plain attributes of each module, and the shape of each weight, by name.
+    The dict contains the class and the plain attributes of each module, and the shape of each weight, by name.
     """
     found: dict[str, object] = {name: tuple(weight.shape) for name, weight in layer.state_dict().items()}
     for path, module in layer.named_modules():

@@ -1,6 +1,6 @@
 """The student as one module with body, head and the network of DAC-KL.
 
-A placement distributes the parameters of this whole module over processes, so that it handles all gradients in the same way.
+A placement distributes the parameters of this whole module over processes, so that all gradients are handled in the same way.
 Training must call only the forward method of this module: if the parameters are sharded, a submodule that is called directly
 has no full parameters. Inside ``Placement.unsharded``, any submodule may be called without gradients.
 """
@@ -55,7 +55,7 @@ class StudentModule(nn.Module):
             batch: The micro-batch.
             target: Source of teacher logits, if a term needs them.
             terms: The terms of the objective.
-            mode: The kind of result, "learn" or "rows".
+            mode: "learn" computes the objective, and "rows" only the hidden states.
 
         Returns:
             With "learn", the objective as a scalar, and the unweighted sum of each term by name. The forward pass computes the
@@ -71,14 +71,14 @@ class StudentModule(nn.Module):
         return vocab_pass(hidden_ND, student_head, target, terms, compiled=compiled, into_grad=True)
 
     def rows(self, batch: Batch) -> Rows:
-        """The hidden states and the head, from the forward pass with mode "rows"."""
+        """Compute the hidden states and return them with the head (mode "rows")."""
         return cast(Rows, self(batch, mode="rows"))
 
 
 def _compiled(plain: BodyCall) -> BodyCall:
-    """The function `plain`, compiled once for sequences of all lengths.
+    """Compile `plain` once for sequences of all lengths, and return the new function.
 
-    If compilation fails, a warning is issued, and `plain` is called without compilation.
+    If compilation fails, the new function issues a warning and calls `plain` itself.
     """
     from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
 

@@ -22,8 +22,8 @@ _FIX = "fix its tokenizer_config.json, or download the model again"
 def check_sentencepiece(name: str, revision: str | None) -> None:
     """Check that the packages which a SentencePiece tokenizer needs are installed.
 
-    They are needed if a model has a SentencePiece file but no tokenizer.json, such as OpenLLaMA. The error message of
-    Transformers does not name them.
+    A model needs these packages if it has a SentencePiece file but no tokenizer.json, such as OpenLLaMA. The error message of
+    Transformers does not name the packages.
 
     Raises:
         ModelError: a package is missing.
@@ -41,7 +41,9 @@ def check_sentencepiece(name: str, revision: str | None) -> None:
 
 
 def damaged_file(source: Mapping[str, str]) -> str:
-    """A phrase for error messages that names the file which probably cannot be loaded.
+    """Find the damaged tokenizer file, and name it in a phrase for an error message.
+
+    If no file is found to be damaged, the phrase names at most two of the tokenizer's files.
 
     Args:
         source: Arguments for `from_pretrained`.

@@ -19,8 +19,7 @@ class VocabularyMatch:
     """The classes that a teacher and a student share.
 
     Args:
-        size: Number of leading classes that are used of both heads. The softmax over these classes normalises their
-            probabilities.
+        size: Number of leading classes that are used of both heads. Probabilities are normalised over these classes.
         teacher_size: Number of rows of the teacher's head before the cut.
         student_size: Number of rows of the student's head before the cut.
     """
@@ -41,8 +40,8 @@ def match_vocabularies(
     """Find the classes that teacher and student have in common.
 
     If the maps are equal, the number of common classes is the number of rows of the smaller head. Any difference of the maps is
-    rejected, also of added tokens, because one of the models has not learned the token of such an id. The error message names
-    the first ids that differ.
+    rejected, also in added tokens, because one of the models has not learned a token that differs. The error message names the
+    first ids that differ.
 
     Args:
         teacher, student: Map from tokens to ids of each tokenizer, including added tokens (`tokenizer.get_vocab()`).

@@ -73,12 +73,12 @@ def check_pointers(name: str, *paths: Path) -> None:
 
 
 def stored_tensors(name: str, folder: Path, explicit: str | None = None) -> dict[str, Stored]:
-    """The tensors of a model folder by name, from the headers of its files.
+    """Read the headers of a model's weight files, and return its tensors by name.
 
     Args:
         name: Name of the model for error messages.
         folder: The local folder of the model.
-        explicit: Name of the file with the weights or their index, if the config sets one; None uses the standard names.
+        explicit: Name of the weight file or index that the config sets; None looks for the standard names.
 
     Raises:
         ModelError: a file is missing, truncated, damaged or a git-lfs pointer, or the index does not match the files.
@@ -95,7 +95,7 @@ def stored_tensors(name: str, folder: Path, explicit: str | None = None) -> dict
 
 
 def header(name: str, path: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file by name, from its header.
+    """Read the header of a safetensors file, and return its tensors by name.
 
     Raises:
         ModelError: the file is missing, damaged, or without tensors.
@@ -112,7 +112,7 @@ def header(name: str, path: Path) -> dict[str, Stored]:
 
 
 def _sharded(name: str, index: Path) -> dict[str, Stored]:
-    """The tensors of all files that an index lists, by name, from the headers of the files."""
+    """Read the headers of all files that an index lists, and return tensors by name."""
     places = shards(name, index)
     found: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
@@ -124,7 +124,7 @@ def _sharded(name: str, index: Path) -> dict[str, Stored]:
 
 
 def shards(name: str, index: Path) -> dict[str, str]:
-    """The file of each tensor that an index lists, by the name of the tensor.
+    """Read an index, and return the name of each tensor's file by tensor name.
 
     Raises:
         ModelError: the index is damaged, or lists files outside its folder.

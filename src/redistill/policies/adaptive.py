@@ -105,7 +105,7 @@ class AdaptiveSource(BufferedSource):
         return replaced(sequences, fresh, generated)
 
     def observe(self, validation_loss: float) -> None:
-        """Raise the threshold if the loss has risen enough.
+        """Raise the threshold if the loss is at least the reference loss + epsilon.
 
         A non-finite loss is ignored, since JSON cannot store it.
         """

@@ -114,7 +114,7 @@ class SequenceBuffer:
         self._kept.extend((step, sequence) for _, sequence in sorted(generated, key=lambda pair: pair[0]))
 
     def draw(self, step: int, count: int) -> list[TokenSequence]:
-        """Sample sequences for all processes; returns the `count` ones of this process.
+        """Sample sequences for all processes; return the `count` of this process.
 
         Sampling is uniform, and without replacement over all processes.  Sequences that were generated at this step keep their
         origin; the origin of all others is "replay".
@@ -140,7 +140,7 @@ class SequenceBuffer:
         ]
 
     def load_state(self, state: Json) -> None:
-        """Restore the sequences that `state` returned."""
+        """Replace the sequences of the buffer by those that `state` returned."""
         self._kept.clear()
         for line in cast("list[dict[str, Any]]", state):
             token_ids, supervised = tuple(line["token_ids"]), tuple(map(bool, line["supervised"]))

@@ -18,7 +18,7 @@ import torch
 def locate_error(
     score_BT: torch.Tensor, student_tokens_BT: torch.Tensor, teacher_tokens_BT: torch.Tensor, valid_BT: torch.Tensor
 ) -> torch.Tensor:
-    r"""The token of each response where student and teacher disagree most.
+    r"""Find the token of each response where student and teacher disagree most.
 
     .. math:: j = \arg\max_{i \le n} \; \mathrm{KL}(q_i \,\|\, p_i) \quad \text{over } y_i^s \ne y_i^t \quad\text{(Eq. 3)}
 
@@ -71,7 +71,7 @@ class Correction:
 def correct(
     response_ids: tuple[int, ...], index: int, teacher_token: int, *, budget: int, eos_ids: Collection[int]
 ) -> Correction:
-    r"""The corrected prefix of one response, from which the student continues.
+    r"""Return the corrected prefix of one response; the student continues from it.
 
     .. math:: y_i \sim q(\cdot | y_{<i}) \;(i < j), \quad y_j \sim p(\cdot | y_{<j}), \quad
         y_i \sim q(\cdot | y_{<j}, y_j^t, \dots) \;(i > j) \quad\text{(Eq. 4)}

@@ -2,10 +2,11 @@
 
 They are used with `compat: distillm`.
 
-That code differs from its paper in two ways.  Its pad token is the end token, and stripping the padding strips every end token
-of a response.  Labels of generated text are not shifted: label t is token t, so the mask of rows, label != -100, is off by one
-position: the prediction of the first response token is excluded, and the prediction after the last token, where the end token
-would have been, is included.  A divergence uses rows, never labels, so only the mask matters.
+That code differs from its paper in two ways.  First, its pad token is the end token, and removing the padding also removes
+every end token of a response.  Second, labels of generated text are not shifted: label t is token t, not token t + 1.  So the
+mask of rows (label != -100) is off by one position.  It excludes the prediction of the first response token, and includes the
+prediction after the last token, where the end token would have been.  A divergence uses rows and no labels, so only the mask
+matters.
 """
 
 from dataclasses import replace
@@ -21,7 +22,7 @@ def legacy_sequence(sequence: TokenSequence, end_id: int) -> TokenSequence:
     reference code.  Here it has one row, whose target is an end token.
 
     Args:
-        sequence: Prompt and response of any length, without spans or a roll-out, whose indices count targets.
+        sequence: Prompt and response of any length.  It must have no spans and no roll-out, since these depend on the targets.
         end_id: The end token, which is also the padding.
 
     Returns:

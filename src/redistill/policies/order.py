@@ -76,9 +76,9 @@ class Shuffled(Generic[Item]):
         return [self._items[orders[i // len(self._items)][i % len(self._items)]] for i in positions]
 
     def part(self, values: Sequence[Value]) -> list[Value]:
-        """This process's contiguous part of the values of a global batch.
+        """Return this process's contiguous part of the values of a global batch.
 
-        The parts of all processes, concatenated in the order of ranks, are `values`.
+        The concatenation of all processes' parts in the order of ranks is `values`.
         """
         rank, world = self.processes.rank, self.processes.world
         start, stop = (len(values) * each // world for each in (rank, rank + 1))
@@ -86,9 +86,9 @@ class Shuffled(Generic[Item]):
 
 
 class _GoldItems(Sequence[GoldItem]):
-    """A training set as gold items, which are created on access.
+    """A training set as a sequence of gold items, which are created on access.
 
-    The items of the last updates are kept, so a repeated access to an index returns the same objects.
+    The items of the last updates are kept, so a repeated access to an index returns the same object.
     """
 
     def __init__(self, examples: Sequence[Example], batch_size: int) -> None:
@@ -155,5 +155,6 @@ def coin(seed: int, step: int, item: GoldItem, kind: Coin, purpose: str = "coin"
     """A uniform random number in [0, 1) that chooses between two kinds of answers.
 
     With `kind` "sample" each item of a step has its own number; with "step" all items of a step have the same.
+    Numbers of different purposes are independent.
     """
     return generator(seed, purpose, step, *([item.example.sample] if kind == "sample" else [])).random()

@@ -8,18 +8,18 @@ from redistill.errors import ConfigError
 from redistill.policies.order import GoldBatches, Shuffled
 from redistill.policies.source import Source, Wrapping
 
-# Without "teacher": the reference code treats the teacher's text as data.
+# Origins of the text that `rewrite` changes.  "teacher" is not one, since the reference code treats the teacher's text as data.
 REWRITTEN: frozenset[Origin] = frozenset({"student", "mixture", "revised", "replay"})
 
 
 class Policy(Wrapping):
-    """Gold data and a source; implements `contracts.SequencePolicy`.
+    """Combines gold data with the answers of a source (contracts.SequencePolicy).
 
     Args:
         gold: The gold examples in the order of training.
         source: Provides an answer for each prompt of a step.
-        mark_spans: Adds spans to sequences that have none; None if no term needs them.
-        corpus: Blocks of text for the pre-training term; None without one.
+        mark_spans: Adds spans to sequences that have none; None if no term uses spans.
+        corpus: Blocks of text for the pre-training term; None without this term.
         rewrite: Changes generated text, except roll-outs, before training on it; None changes nothing.
         drawing: Returns a context that is entered during `draw`; the models' weights do not change inside it.
 

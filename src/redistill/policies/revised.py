@@ -27,7 +27,7 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
     "reverse": ("reverse_kl",),
     "forward": ("forward_kl",),
     "surprise": ("teacher_logprob", "teacher_entropy"),
-    "random": ("reverse_kl",),  # logged; and the control then has the cost of "reverse"
+    "random": ("reverse_kl",),  # only logged; it gives the control the cost of "reverse"
 }
 
 
@@ -126,7 +126,11 @@ class RevisedSource(Wrapping):
     def _revise(
         self, step: int, number: int, drafts: list[TokenSequence], starts: list[int]
     ) -> tuple[list[TokenSequence], list[int]]:
-        """One round: the revised drafts, and the positions of their errors; a draft without error is unchanged and has -1."""
+        """Run one round; return the revised drafts and the positions of their errors.
+
+        The search for an error begins at the draft's position in `starts`.  A draft without an error is unchanged, and its
+        position is -1.
+        """
         score_BT, teacher_BT = self._score(step, number, drafts)
         student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)
         is_searched_BT = valid_BT.bool() & (torch.arange(student_BT.shape[1]) >= torch.tensor(starts)[:, None])
@@ -147,12 +151,15 @@ class RevisedSource(Wrapping):
         return revised, errors
 
     def _random_scores(self, step: int, number: int, drafts: list[TokenSequence]) -> torch.Tensor:
-        """Uniform random numbers as scores [B, T], for the control that samples the position of the error."""
+        """Return random scores [B, T], so that the position of the error is random."""
         streams = [(generator(self._tools.seed, "error", step, draft.sample, number), draft.num_targets) for draft in drafts]
         return pad_sequence([torch.from_numpy(stream.random(length)) for stream, length in streams], batch_first=True)
 
     def _score(self, step: int, number: int, drafts: list[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores and teacher tokens [B, T] on the CPU, from one forward pass of each model over every draft."""
+        """Compute a score and the teacher's token for each token of the drafts.
+
+        Both results are [B, T] tensors on the CPU.  Each model reads each draft once.
+        """
         statistics = _STATISTICS[self._settings.detection]
         ask_token: Statistic = "teacher_sample" if self._settings.teacher_token == "sample" else "teacher_argmax"
         streams = [generator(self._tools.seed, "teacher-token", step, draft.sample, number) for draft in drafts]
@@ -168,7 +175,7 @@ class RevisedSource(Wrapping):
     def _tails(
         self, step: int, number: int, drafts: list[TokenSequence], corrections: list[Correction]
     ) -> list[tuple[int, ...]]:
-        """The student's continuation of each corrected prefix; empty where the response ends at the prefix."""
+        """Generate the tail of each correction; it is empty if `tail_budget` is 0."""
         unfinished = [index for index, correction in enumerate(corrections) if correction.tail_budget > 0]
         requests = [
             GenerationRequest(

@@ -112,7 +112,10 @@ class Rollouts(WrappingNode):
 
 @dataclass(frozen=True)
 class _Scored:
-    """A sequence of the pool, with both models' log-probabilities of its targets at the time of generation."""
+    """A sequence of the pool, with the log-probabilities of its targets.
+
+    Both models computed them when the sequence was generated.
+    """
 
     sequence: TokenSequence
     old_logprobs: tuple[float, ...]
@@ -130,9 +133,9 @@ class RolloutsSource(Wrapping):
         self._pool: list[_Scored] = []
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        """This process's part of the step's mini-batch, one roll-out per item.
+        """Return this process's part of the step's mini-batch, one roll-out per item.
 
-        The items' prompts are ignored.
+        The roll-outs answer prompts of the pool; the prompts of `items` are ignored.
         """
         cycle, cycle_step = divmod(step, self._pass_steps * self._settings.inner_epochs)
         if cycle != self._cycle:
@@ -158,7 +161,10 @@ class RolloutsSource(Wrapping):
     # --- generation ---
 
     def _generate(self, cycle: int) -> list[_Scored]:
-        """The pool of a cycle, in the order of its gold batches; each process generates and scores a part of it."""
+        """Generate and score the pool of a cycle, in the order of its gold batches.
+
+        Each process generates and scores a part of the pool; every process returns the whole pool.
+        """
         gold_steps = range(cycle * self._pass_steps, (cycle + 1) * self._pass_steps)
         items = [item for gold_step in gold_steps for item in self._tools.gold.all_items(gold_step)]
         indices: list[int] = []
@@ -174,7 +180,7 @@ class RolloutsSource(Wrapping):
         return pool
 
     def _score(self, sequences: list[TokenSequence]) -> list[_Scored]:
-        """Both models' log-probabilities of every sequence, from one forward pass of each model."""
+        """Compute the log-probabilities of all targets by both models."""
         found = self._scorer.statistics(sequences, ("student_logprob", "teacher_logprob"))
         rows = zip(sequences, found["student_logprob"], found["teacher_logprob"], strict=True)
         return [_Scored(sequence, tuple(old.tolist()), tuple(teacher.tolist())) for sequence, old, teacher in rows]
@@ -182,13 +188,13 @@ class RolloutsSource(Wrapping):
     # --- advantages ---
 
     def _order(self, cycle: int, inner_epoch: int) -> Sequence[int]:
-        """Indices of the pool in the order of one pass."""
+        """Return the indices of the pool's sequences in the order of one pass."""
         if inner_epoch == 0:
             return range(len(self._pool))
         return permutation(len(self._pool), self._tools.seed, "rollout-order", cycle, inner_epoch)
 
     def _with_advantages(self, batch: list[_Scored]) -> list[TokenSequence]:
-        """The sequences of a global mini-batch, each with its roll-out."""
+        """Return the sequences of a global mini-batch, each with its `Rollout`."""
         settings = self._settings
         reward_BT, valid_BT, importance_BT = self._rewards(batch)
         advantage_BT = discounted_returns(
@@ -205,7 +211,7 @@ class RolloutsSource(Wrapping):
         return sequences
 
     def _rewards(self, batch: list[_Scored]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns reward_BT, valid_BT and importance_BT of the sequences, in float64."""
+        """Compute reward_BT, valid_BT (the mask of the targets) and importance_BT."""
         old_BT, valid_BT = _padded([scored.old_logprobs for scored in batch])
         teacher_BT, _ = _padded([scored.teacher_logprobs for scored in batch])
         settings = self._settings
@@ -214,7 +220,10 @@ class RolloutsSource(Wrapping):
 
 
 def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
-    """Groups of indices of the items; no sample is twice in a group, since step and sample select the random stream."""
+    """Group the indices of the items so that no group contains a sample twice.
+
+    Each group is generated with a step of its own, since step and sample select the random stream of an answer.
+    """
     groups: dict[int, list[int]] = {}
     times: Counter[int] = Counter()
     for index, item in enumerate(items):  # the n-th occurrence of a sample goes into the n-th group
@@ -224,14 +233,20 @@ def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
 
 
 def _padded(rows: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of log-probabilities as one float64 tensor padded with zeros, and the bool mask of its valid elements."""
+    """Pad rows of log-probabilities with zeros; return the tensor and its mask.
+
+    The tensor is float64.  The mask is False for padding.
+    """
     width = max(map(len, rows))
     padded_BT = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float64)
     return padded_BT, torch.arange(width) < torch.tensor([[len(row)] for row in rows])
 
 
 def _plain(scored: _Scored) -> Mapping[str, Json]:
-    """The sequence as JSON data; a generated sequence is a prompt, then a response in which every token is a target."""
+    """Return a scored sequence as JSON data.
+
+    The targets are not stored, since every token of a generated response is a target.
+    """
     sequence = scored.sequence
     return {
         "sample": sequence.sample,

@@ -13,10 +13,10 @@ ReadStudent = Callable[[Batch], tuple[torch.Tensor, Head]]
 
 
 class Scorer:
-    """Runs both models on sequences, in batches.
+    """Statistics of both models on sequences, computed in batches.
 
     Args:
-        read_student: Returns the student's hidden states of a batch's rows [N, D] and its head, without gradient.
+        read_student: Returns the student's hidden states [N, D] of a batch's rows and the student's head, without gradient.
         teacher: A teacher with `TeacherCapabilities.statistics`.
         pad_id: Padding id of short rows.
         batch_size: Sequences per forward pass, >= 1.

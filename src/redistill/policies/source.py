@@ -2,7 +2,7 @@
 
 A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass that recipes decode from YAML; `bind(tools)`
 creates a *source*, which provides the sequences.  The state of a source - buffers, roll-outs - is gathered from all processes,
-so that a draw depends neither on their number nor on a resume.
+so that a draw depends neither on the number of processes nor on a resume.
 """
 
 from abc import abstractmethod
@@ -27,7 +27,7 @@ class Revision:
     """One SCRG correction, as logged in revisions.jsonl and shown in the report.
 
     Args:
-        step: Number of updates done before it, from 0.
+        step: Number of updates done before the correction, from 0.
         sample: The training sample.
         position: The error token's index in the response, from 0.
         kl: The detection score at the error token, in nats.
@@ -57,7 +57,7 @@ class PolicyTools:
 
     Args:
         engine: Generates the student's text.
-        teacher: Generates the teacher's text; None if the run has no teacher, or one that does not generate.
+        teacher: Generates the teacher's text; None if the run has no teacher that generates text.
         scorer: Computes statistics of both models on sequences; None if the run has no teacher that provides them.
         gold: The gold examples in the order of training, for sources that need the items of other steps.
         processes: Rank and number of processes, and their `gather`.
@@ -98,14 +98,14 @@ class Source(PolicyState, Protocol):
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         """An answer for each item, in order, followed by additional sequences, if any.
 
-        Every process calls it at every step, even without items, since a source may gather data from all processes.
+        Every process calls this method at every step, even without items, since a source may gather data from all processes.
         """
 
 
 def replaced(values: Sequence[Value], indices: Sequence[int], answers: Sequence[Value]) -> list[Value]:
-    """Replace the values at `indices` by the first answers.
+    """Return a copy of `values` in which answers replace the values at `indices`.
 
-    Further answers are appended to the result.
+    If there are more answers than indices, the others are appended.
     """
     found = list(values)
     for index, answer in zip(indices, answers):
@@ -130,7 +130,7 @@ class Stateless:
 
 
 class Wrapping:
-    """Methods of a source without state that wraps another source, `_source`."""
+    """Methods of a source that wraps the source `_source` and has no other state."""
 
     _source: Source
 
@@ -199,7 +199,7 @@ def check_student_text(name: str, source: PolicyNode, remedy: str) -> None:
     """Check that the source of the policy `name` generates student text.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the source generates no student text; the message names `remedy` as an alternative.
     """
     if source.sampling is None:
         given = f"{name}.source = {type(source).__name__}"

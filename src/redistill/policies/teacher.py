@@ -95,7 +95,10 @@ class TeacherSource(Stateless):
         return [answered(item.example, self._answers[_key(item.example)], "teacher") for item in items]
 
     def _block(self, step: int) -> list[Example]:
-        """Unanswered prompts of this step, and of later steps until the generation batch of every process is full."""
+        """Collect the unanswered prompts of this step and of later steps.
+
+        Prompts of later steps are added until the generation batch of every process is full.
+        """
         size = self._tools.batch_size * self._tools.processes.world
         now = self._unanswered(step)
         block = dict(now)
@@ -110,7 +113,10 @@ class TeacherSource(Stateless):
         return {key: example for key, example in examples.items() if key not in self._answers}
 
     def _generate_block(self, block: Sequence[Example]) -> None:
-        """Generate the teacher's answers to the block, a part on each process, and store them."""
+        """Generate the teacher's answers to a block, and store them.
+
+        Each process generates a part of the answers.
+        """
         tools = self._tools
         mine = answers(tools.gold.part(block), self._generate, self._sampling, "teacher", tools, "teacher-response")
         generated = dict(tools.processes.gather([(_key(sequence), sequence.response_ids) for sequence in mine]))
@@ -120,7 +126,7 @@ class TeacherSource(Stateless):
 
 
 class _Answer(TypedDict):
-    """One answer, as a line of the store after its header."""
+    """A line of the store that contains one answer."""
 
     sample: int
     prompt: str
@@ -140,9 +146,9 @@ class ResponseStore:
         self._path, self._sampling, self._tools = path, sampling, tools
 
     def read(self) -> dict[Key, tuple[int, ...]]:
-        """All answers.
+        """Return all answers in the file.
 
-        Every process must call it; the main process reads the file.
+        Every process must call this method; the main process reads the file.
         """
         processes, lines = self._tools.processes, list[Json]()
         if processes.is_main and self._path.exists():
@@ -155,7 +161,7 @@ class ResponseStore:
         return {(a["sample"], a["prompt"]): tuple(a["token_ids"]) for a in cast("list[_Answer]", lines[1:])}
 
     def append(self, answers: Mapping[Key, tuple[int, ...]]) -> None:
-        """Write a block of answers to disk."""
+        """Append answers to the file, which is created if it does not exist."""
         lines = [_Answer(sample=sample, prompt=prompt, token_ids=ids) for (sample, prompt), ids in answers.items()]
         if self._path.exists():
             files.append_lines(self._path, lines)
@@ -188,10 +194,10 @@ class ResponseStore:
 
 
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
-    """The teacher's mean -log p of the first gold answers' tokens, in nats.
+    """The teacher's mean -log p over the targets of the first gold answers, in nats.
 
-    It identifies the teacher and the data set of stored answers, since a model's name does not identify its weights.  None if
-    the teacher does not provide log-probabilities of tokens.
+    This number identifies the teacher and the data set of stored answers; the name of a model would not identify its weights.
+    The result is None if the teacher does not provide log-probabilities of tokens.
     """
     if tools.scorer is None:
         return None
@@ -201,6 +207,6 @@ def teacher_cross_entropy(tools: PolicyTools) -> float | None:
 
 
 def _key(example: Example | TokenSequence) -> Key:
-    """Key of an answer: the sample, which selects its random stream, and a hash of the prompt's tokens."""
+    """Return the key of an answer: the sample and a hash of the prompt's tokens."""
     prompt = ",".join(map(str, example.prompt_ids))
     return example.sample, hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()

@@ -35,7 +35,7 @@ def machine_bytes() -> int | None:
 
 
 def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
-    """The result of `work`; None if memory ran out, after its memory was freed."""
+    """Return the result of `work`; if memory runs out, free memory and return None."""
     try:
         return work()
     except (MemoryError, RuntimeError) as error:
@@ -65,7 +65,7 @@ class Halving:
         self.setting, self.size, self._changes = setting, size, list[str]()
 
     def halve(self, tried: int) -> int:
-        """Set the size to half of `tried`, and return it.
+        """Set the size to half of `tried`, and return the new size.
 
         Args:
             tried: The size that was too large, >= 1.
@@ -85,12 +85,12 @@ class Halving:
         return self.size
 
     def take_changes(self) -> list[str]:
-        """Messages about the changes since the last call."""
+        """Return a message about each change of the size since the last call."""
         changes, self._changes = self._changes, []
         return changes
 
     def repeat(self, work: Callable[[int], Result]) -> Result:
-        """Call `work` with the current size, which is halved until memory suffices.
+        """Call `work` and return its result; halve the size until memory suffices.
 
         Args:
             work: A function of the size. It must be safe to call again after it failed, and must not return None.

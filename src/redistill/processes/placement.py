@@ -35,7 +35,7 @@ class Placement:
     """
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Distribute the parameters of ``module``, which is changed in place and returned.
+        """Distribute the parameters of ``module`` in place, and return ``module``.
 
         Call it before the optimizer is built, because it may replace the parameters.
         """
@@ -45,7 +45,8 @@ class Placement:
         """Context in which ``module`` has its full parameters, without gradients.
 
         Inside, any submodule may be called, and calls do not communicate. Do not change the parameters there, and do not
-        request a state dict, which would shard them again. Do not enter the context between a forward and its backward.
+        request a state dict, which would shard them again. Do not enter the context between a forward pass and the backward
+        pass of the same micro-batch.
         """
         return torch.no_grad()
 
@@ -53,7 +54,7 @@ class Placement:
         """Sum the gradients over all processes, unless the backward pass has done so."""
 
     def state(self, module: nn.Module) -> dict[str, torch.Tensor]:
-        """The full state dict on the CPU of process 0, empty in others; see `full`."""
+        """Return the full state dict in process 0, and an empty one in others; see `full`."""
         return full(module.state_dict(keep_vars=True))
 
 
@@ -163,7 +164,7 @@ def full(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         tensors: Tensors by name, sharded or not.
 
     Returns:
-        Tensors without gradient in process 0, and an empty dictionary in all others, which need no memory for them.
+        In process 0, the full tensors without gradient. In all others an empty dictionary, to save memory.
 
     Example:
         >>> full({"weight": torch.ones(2, requires_grad=True)})
@@ -181,16 +182,16 @@ def full(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The part of a full tensor that belongs to this process, sharded like ``like``.
+    """Shard a full tensor like ``like``, and return the part of this process.
 
-    It does not communicate.
+    The call does not communicate.
 
     Args:
         tensor: The full tensor, the same in every process.
         like: A tensor of the same shape. If it is not sharded, ``tensor`` is returned as it is.
 
     Returns:
-        The part of `tensor`, sharded if `like` is.
+        The part of ``tensor`` as a sharded tensor, or ``tensor`` itself.
 
     Example:
         >>> placed_like(torch.ones(2), like=torch.zeros(2))
@@ -212,7 +213,7 @@ def scalar(tensor: torch.Tensor) -> float:
         tensor: A tensor with one element, sharded or not.
 
     Returns:
-        Its value.
+        The value of the element.
 
     Example:
         >>> scalar(torch.tensor([2.5]))
@@ -224,13 +225,14 @@ def scalar(tensor: torch.Tensor) -> float:
 
 
 def _sharded_parts(module: nn.Module) -> "list[FSDPModule]":
-    """The units and the root, in the same order in every process."""
+    """List the root and the units, in the same order in every process."""
     from torch.distributed.fsdp import FSDPModule
 
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
 def _require_gradients(module: nn.Module, inputs: object) -> None:
-    """Reject a forward pass without gradients: the root would keep outdated parameters, since no backward pass follows."""
+    """Raise an error in a forward pass without gradients."""
+    # Only a backward pass makes the root release its full parameters, which the next update would make outdated.
     if not torch.is_grad_enabled():
         raise RuntimeError("sharded module: call it without gradients only inside Placement.unsharded")

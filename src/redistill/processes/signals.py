@@ -1,9 +1,9 @@
-"""Graceful shutdown: SIGTERM and SIGINT set a flag, which the work polls.
+"""Graceful shutdown: SIGTERM and SIGINT set a flag, which the running work polls.
 
-It polls at points where its state is consistent.  After the first signal, the next `poll` or `gather` raises `Interrupted`.  A
-second signal ends the process immediately; that is safe as well, because files are written atomically.  Several processes stop
-together: a process whose `poll` finds the flag joins the next `gather` of the others, which raises `Interrupted` in all of
-them.
+The work polls at points where its state is consistent.  After the first signal, the next `poll` or `gather` raises
+`Interrupted`.  A second signal ends the process immediately; that is safe as well, because files are written atomically.
+Several processes stop together: a process whose `poll` finds the flag joins the next `gather` of the others, which raises
+`Interrupted` in all processes.
 """
 
 import contextlib
@@ -32,11 +32,12 @@ class _Flag:
     """State of the handler.
 
     Args:
-        number: The signal that has arrived.
-        arrived: Time of its arrival, in seconds of the monotonic clock.
+        number: The first signal that has arrived; None if none has arrived.
+        arrived: Time at which the first signal arrived, in seconds of the monotonic clock.
         count: Number of signals that have arrived.
-        mode: When `Interrupted` is raised: at the next `poll`; immediately if the job has one process; or immediately.  With
-            "children" it is raised at the next `poll`, and a second signal does not end this process.
+        mode: When `Interrupted` is raised.  "poll": at the next `poll`.  "immediate": immediately.  "immediate if single":
+            immediately if the job has one process, otherwise at the next `poll`.  "children": at the next `poll`; in this mode
+            a second signal does not end this process.
         installed: Whether the handler is installed.
     """
 
@@ -54,15 +55,15 @@ _flag = _Flag()
 def handled(*, at_once: bool = False, with_children: bool = False) -> Iterator[None]:
     """Context in which SIGTERM and SIGINT stop the work gracefully.
 
-    Contexts may be nested.  A context has no effect outside of the main thread, which alone may handle signals, and none on a
-    signal that is ignored.
+    Contexts may be nested.  A context has no effect outside of the main thread, because only the main thread may handle
+    signals.  A signal that is ignored stays ignored.
 
     Args:
         at_once: Raise `Interrupted` immediately instead of at the next `poll`, for work that may be interrupted anywhere and
             does not poll, such as loading a model.  Processes must not wait for each other in such a block, and all must call
-            `gather` after it.  No `gather` follows the outermost block, so there only a job of one process is interrupted
-            immediately.
-        with_children: For work that stops its child processes before it ends: SIGHUP stops it as well, and a second signal
+            `gather` after it.  No `gather` follows the outermost block.  In that block only a job of one process is
+            interrupted immediately.
+        with_children: For work that stops its child processes before it ends: SIGHUP also stops the work, and a second signal
             does not end this process; see `num_arrived`.
 
     Raises:
@@ -91,7 +92,7 @@ def handled(*, at_once: bool = False, with_children: bool = False) -> Iterator[N
 
 
 def num_arrived() -> int:
-    """Number of signals that have arrived in the outermost `handled`."""
+    """Number of signals that have arrived in the outermost `handled` context."""
     return _flag.count
 
 
@@ -108,7 +109,7 @@ def poll() -> None:
 
 
 def gather(values: list[Value]) -> list[Value]:
-    """All-gather: returns the lists of all processes, concatenated in order of rank.
+    """Gather the lists of all processes and concatenate them in order of rank.
 
     Raises:
         Interrupted: in all processes, if a signal has arrived in any of them.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Descriptor(io.FileIO):
-    """A file descriptor whose failed writes are discarded."""
+    """A file descriptor that discards failed writes and keeps the first error."""
 
     error: OSError | None = None
 
@@ -35,7 +35,7 @@ class TolerantStream(io.TextIOWrapper):
 
     Args:
         descriptor: An open file descriptor; it stays open.
-        like: The stream that is replaced, whose encoding is used; None uses UTF-8.
+        like: The stream that is replaced.  Its encoding is used; None means UTF-8.
     """
 
     def __init__(self, descriptor: int, like: TextIO | None) -> None:
@@ -82,9 +82,9 @@ def _open_standard_descriptors() -> None:
 
 
 def tolerant(stream: TextIO | None, descriptor: int) -> TextIO:
-    """A `TolerantStream` that replaces `stream`.
+    """Return a `TolerantStream` that replaces `stream`.
 
-    It is `stream` itself if that has no file descriptor.
+    A stream without a file descriptor is returned unchanged.
 
     Args:
         stream: A standard stream; None if it was closed before Python started.

@@ -1,8 +1,8 @@
 """Detection of dead ranks: no process waits for one that failed or hangs.
 
 A timeout of collectives cannot distinguish a slow process from a stopped one.  So a thread of each process sends a heartbeat
-every second and checks those of the others.  The first process to fail reports it before its connections break, and only that
-process prints its error.
+every second and checks the heartbeats of the others.  The first process that fails reports its failure before its connections
+break, and only this process prints its error.
 """
 
 import atexit
@@ -21,9 +21,12 @@ from redistill.errors import ConfigError, TrainingError, first_line
 HEARTBEAT_S = 1.0
 """Interval between two heartbeats, in seconds."""
 SILENCE_S = 20.0
-"""Seconds without a heartbeat after which a process counts as dead; enough for one that computes on a busy machine."""
+"""A process counts as dead after this number of seconds without a heartbeat.
+
+A live process on a busy machine sends a heartbeat within this time.
+"""
 START_S = 300.0
-"""Maximum number of seconds until the first heartbeat of a process, which may start late."""
+"""Maximum time until the first heartbeat of a process, in seconds."""
 GRACE_S = 3.0
 """Seconds that the other processes wait before they exit, so that the failed process can print its traceback."""
 
@@ -59,7 +62,7 @@ def watched() -> Iterator[None]:
 
 
 def _silence_s() -> float:
-    """`SILENCE_S`, or the value of REDISTILL_SILENCE_S in the environment."""
+    """Return $REDISTILL_SILENCE_S, or `SILENCE_S` if the variable is not set."""
     text, seconds = os.environ.get("REDISTILL_SILENCE_S", str(SILENCE_S)), math.nan
     with suppress(ValueError):
         seconds = float(text)
@@ -71,8 +74,8 @@ def _silence_s() -> float:
 class _Watch:
     """Sends and checks heartbeats through the launcher's rendezvous store.
 
-    Its thread sends heartbeats as long as the process lives, so that a process that enters a block late is distinguished from a
-    dead one.  It checks the heartbeats of the others only while this process is in a block.
+    A thread sends heartbeats as long as the process lives, so that a process that enters a block late does not appear to be
+    dead.  The thread checks the heartbeats of the other processes only while this process is in a block.
     """
 
     def __init__(self) -> None:
@@ -90,7 +93,7 @@ class _Watch:
         atexit.register(self.end)
 
     def is_root_cause(self, error: Exception, block: int) -> bool:
-        """Whether `error` is the root cause, not a consequence of another failure."""
+        """Whether `error` is the root cause; a root cause is also recorded in the store."""
         if _is_from_collective(error):
             before = self._heartbeats(block)
             time.sleep(GRACE_S)  # until a failed process has reported it, or a dead one has missed its heartbeats
@@ -102,17 +105,17 @@ class _Watch:
         return self._store.add(f"{block}/failed", 1) == 1
 
     def leave(self, block: int) -> None:
-        """Report that this process left the block; the others stop checking it there."""
+        """Record that this process has left the block, so that others stop checking it."""
         with suppress(RuntimeError):  # the store may have been in the first process, which has exited
             self._store.add(f"{block}/left/{self.rank}", 1)
 
     def end(self) -> None:
-        """Stop the thread, before the process exits."""
+        """Stop the heartbeat thread."""
         self._ended.set()
         self._thread.join(HEARTBEAT_S)
 
     def _run(self) -> None:
-        """Send heartbeats and, in a block, end the process when another one is dead."""
+        """Send heartbeats; in a block, also end this process if another one is dead."""
         checked_blocks, checked_at, seen = tuple[int, ...](), 0.0, dict[int, tuple[int, float]]()
         try:
             self._store.add(f"heartbeats/{self.rank}", 1)
@@ -130,7 +133,8 @@ class _Watch:
                 _abort(f"the launcher is dead ({first_line(error)})")
 
     def _check(self, blocks: tuple[int, ...], seen: dict[int, tuple[int, float]], now: float) -> None:
-        """End the process if another one has failed or is dead; `seen`: rank -> number of heartbeats, time of the last."""
+        """End this process if another one has failed or is dead."""
+        # `seen` maps each rank to its number of heartbeats and the time at which this number last changed.
         for rank, beats in self._heartbeats(blocks[-1]).items():
             if beats != seen[rank][0]:
                 seen[rank] = (beats, now)
@@ -144,7 +148,8 @@ class _Watch:
         return any(self._store.add(f"{block}/failed", 0) for block in blocks)
 
     def _heartbeats(self, block: int) -> dict[int, int]:
-        """Number of heartbeats by rank; it always increases for a process that left the block, which thus counts as alive."""
+        """Return the number of heartbeats of each rank."""
+        # A process that has left the block counts as alive, because each call adds a heartbeat for it.
         left = {rank for rank in range(self.world) if rank == self.rank or self._store.add(f"{block}/left/{rank}", 0)}
         return {rank: self._store.add(f"heartbeats/{rank}", 1 if rank in left else 0) for rank in range(self.world)}
 
@@ -153,13 +158,14 @@ _watch = cache(_Watch)  # the watch of this process, started at its first block
 
 
 def _is_from_collective(error: Exception) -> bool:
-    """Whether torch.distributed raised `error`, which is usually a consequence of the end of another process."""
+    """Whether torch.distributed raised `error`."""
+    # Such an error is usually a consequence of the end of another process.
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("torch.distributed")
 
 
 def _record_for_launcher(error: Exception) -> None:
-    """Save the traceback for torchrun, which prints that of the first failure at the end."""
+    """Save the traceback of `error` for torchrun, which prints the earliest one."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -172,7 +178,7 @@ def _report(what: str) -> None:
 
 
 def _abort(why: str) -> None:
-    """End this process, even if its main thread is blocked."""
+    """Print the reason and end this process, even if its main thread is blocked."""
     _report(why)
     try:
         raise TrainingError(why)

@@ -19,7 +19,7 @@ _HASH_CHARACTERS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
-    """Budgets and settings of the compared runs as text: unequal, equal, unknown.
+    """Budgets and settings (aspects) of the compared runs, as text.
 
     Args:
         unequal: One entry per aspect that differs, such as "updates: 150 (sft), 300 (mgsr, kd)".
@@ -37,9 +37,9 @@ class _Aspect:
     """One budget or setting that should be equal in all runs.
 
     Args:
-        read: Returns a run's value, which is compared as text; None or "" if the run has not recorded it.
-        optional: Whether runs without a value are ignored, such as runs without a teacher; if False, "not recorded" is a value.
-        by_seed: Whether only runs with the same training seed must agree, such as on a teacher that is fine-tuned per seed.
+        read: Returns the value of a run; None or "" if the run has not recorded the value. Values are compared as text.
+        optional: True ignores runs without a value, such as runs without a teacher; False gives them the value "not recorded".
+        by_seed: True compares only runs with the same training seed, for example if a teacher is fine-tuned per seed.
     """
 
     name: str
@@ -70,13 +70,16 @@ def check_budgets(lineup: Lineup) -> Budgets:
 
 
 def _agree(pairs: Iterable[tuple[int, str]]) -> bool:
-    """Whether all pairs (group, value) of the same group have the same value."""
+    """Whether each group has only one value; `pairs` are (group, value)."""
     distinct = set(pairs)
     return len(distinct) == len({group for group, _ in distinct})
 
 
 def _by_value(values: Sequence[tuple[Entry, str]], lineup: Lineup) -> str:
-    """Each value with the labels of its runs; training seeds are added if the runs of one label have different values."""
+    """List each value with the labels of the runs that have this value.
+
+    Training seeds are added if the runs of one label have different values.
+    """
     holders: dict[str, list[Entry]] = {}
     for entry, value in values:
         holders.setdefault(value, []).append(entry)
@@ -100,7 +103,10 @@ def _text(value: Json) -> str:
 
 
 def _config(*path: str, unset: str | None = None) -> Callable[[Entry], Json]:
-    """A function that returns one setting of a run's recipe, or `unset` if the recipe omits it."""
+    """Return a function that reads one setting from the recipe of a run.
+
+    The function returns `unset` if the recipe omits the setting.
+    """
 
     def read(entry: Entry) -> Json:
         config = at(entry.run.description, "config")
@@ -116,13 +122,19 @@ def _dtypes(entry: Entry) -> Json:
 
 
 def _updates(entry: Entry) -> Json:
-    """Number of updates performed (early stopping may reduce it), else the number in the recipe."""
+    """Number of updates that were performed, else the number in the recipe.
+
+    Early stopping may end a run before the number in the recipe.
+    """
     performed = at(entry.run.description, "cost", "updates")
     return at(entry.run.description, "config", "training", "updates") if performed is None else performed
 
 
 def _training_data(entry: Entry) -> Json:
-    """Training, validation and corpus sources by role: the file's hash, else its path or hub name."""
+    """Map each role, such as train or corpus, to the hash or name of its data.
+
+    The name is a hub name or path, used if no hash is recorded. Test sets are omitted.
+    """
     manifest = mapping(at(entry.run.description, "data"))
     return {
         role: _hash(at(held, "sha256")) or at(held, "source") or at(held, "path") or "unnamed"
@@ -150,7 +162,10 @@ def _model(role: str) -> Callable[[Entry], Json]:
 
 
 def _weights(role: str) -> Callable[[Entry], Json]:
-    """A function that returns the hash of a model's weights: the teacher, or the student before training."""
+    """Return a function that reads the hash of a model's weights.
+
+    The model is the teacher if `role` is "teacher", else the student before training.
+    """
 
     def read(entry: Entry) -> Json:
         evaluation = entry.run.teacher if role == "teacher" else entry.run.before
@@ -160,7 +175,11 @@ def _weights(role: str) -> Callable[[Entry], Json]:
 
 
 def _fine_tuned(stage: str, role: str) -> Callable[[Entry], Json]:
-    """A function that returns the hash of the weights of a fine-tuning stage, or None if the run has no such model."""
+    """Return a function that reads the hashes of the weights that a stage wrote.
+
+    The function returns "not fine-tuned" if the run lacks the stage, and None if the run has no model of this `role`
+    or has recorded no stages at all. If no hash is recorded, it returns the folder of the stage.
+    """
 
     def read(entry: Entry) -> Json:
         described = entry.run.description
@@ -174,7 +193,10 @@ def _fine_tuned(stage: str, role: str) -> Callable[[Entry], Json]:
 
 
 def _evaluated(name: str, *parts: str) -> Callable[[Entry], Json]:
-    """A function that returns an evaluation setting, or its `parts`: as stored with the scores, else as in the recipe."""
+    """Return a function that reads an evaluation setting, or its entries `parts`.
+
+    Settings stored with the scores take precedence over the recipe.
+    """
 
     def read(entry: Entry) -> Json:
         recipe, tokens = (at(entry.run.description, "config", *path) for path in (("evaluation",), ("data", "tokens")))
@@ -189,7 +211,10 @@ def _evaluated(name: str, *parts: str) -> Callable[[Entry], Json]:
 
 
 def _prompts(dataset: str, entry: Entry) -> Json:
-    """Number and hash of the prompts of a data set; two files may use the same ids for different prompts."""
+    """Number and hash of the prompts of a data set, as text.
+
+    The hash covers texts, because two files may use the same ids for different prompts.
+    """
     hashes = {} if entry.run.student is None else entry.run.student.question_hashes(dataset)
     found = hashlib.blake2b(json.dumps(sorted(hashes.items())).encode(), digest_size=5).hexdigest()
     return f"{len(hashes)} ({found})" if hashes else None

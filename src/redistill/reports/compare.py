@@ -42,7 +42,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    r"""The tables for \input, using booktabs.
+    r"""The comparison as LaTeX tables for \input; they need the package booktabs.
 
     The first caption lists the settings that are not equal in all runs.
     """

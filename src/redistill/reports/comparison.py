@@ -33,7 +33,7 @@ METHOD_ROLES = ("baseline", "student")
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """A model in the tables, or the models that one method trained with several seeds.
+    """A model in the tables, or one method's models for several training seeds.
 
     Args:
         label: Name of the row.
@@ -47,11 +47,11 @@ class Entrant:
 
     @property
     def is_method(self) -> bool:
-        """False for teachers and students before training, which are not ranked."""
+        """True for models that are ranked: baselines and trained students."""
         return self.role in METHOD_ROLES
 
     def measured_on(self, datasets: Sequence[str]) -> dict[int, Evaluation]:
-        """The trainings that were evaluated on all of `datasets`."""
+        """Training seed -> evaluation, for the models evaluated on all of `datasets`."""
         return {seed: found for seed, found in self.trainings.items() if all(name in found.datasets for name in datasets)}
 
 
@@ -86,10 +86,10 @@ class Estimate:
 
     Args:
         mean: Mean over training seeds of the mean over evaluation seeds, in the metric's unit; None if not measured.
-        deviation: Sample standard deviation over `over`; None with fewer than two values.
+        deviation: Sample standard deviation over the seeds that `over` names; None with fewer than two values.
         over: Training seeds if there are two or more, else the evaluation seeds of the single training.
         num_trainings: Number of training seeds.
-        num_seeds: Number of evaluation seeds per training; the maximum where they differ.
+        num_seeds: Number of evaluation seeds per training; the maximum if trainings have different numbers.
     """
 
     mean: float | None
@@ -104,12 +104,12 @@ class Contrast:
     """Difference of a model to the reference model on the same prompts.
 
     Args:
-        interval: Primary metric of the model minus that of the reference, whether higher or lower is better.
+        interval: Primary metric of the model minus that of the reference model, also for metrics where lower is better.
         p: p-value of the sign-flip test over prompts.
         p_holm: p after Holm's correction over the methods of the column; None if the model is not a method.
         wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
-        num_seeds: Number of training seeds that both models have; these are paired, and resampled as the prompts are. If it
-            is 0, the score of a prompt is the mean over all training seeds of the model.
+        num_seeds: Number of training seeds that both models have. Differences are paired by these seeds, and the seeds are
+            resampled like the prompts. With 0 seeds, the score of a prompt is the mean over all training seeds of the model.
     """
 
     interval: Interval
@@ -132,9 +132,9 @@ class Row:
         role: Role of the model, as in `Entrant`.
         primary: Score in the primary metric.
         num_prompts: Number of prompts, summed over the column's data sets.
-        contrast: Difference to the reference model; None if there is none, see `note`.
-        versus: Label of the reference model; None in the row of the reference model itself.
-        note: Why `contrast` is None although there is a reference model; else "".
+        contrast: Difference to the reference model; None if `versus` is None or `note` gives a reason.
+        versus: Label of the reference model; None if `model` is the reference model or there is no reference model.
+        note: Reason why the model cannot be compared with the reference model; else "".
         scores: Means over seeds of the other metrics in their units, of the diagnostics of generated text (length in
             tokens; EOS rate and distinct-2 in [0, 1]) and of the teacher-forced scores (cross entropy and KL in nats per
             token, agreement in [0, 1]).
@@ -153,17 +153,20 @@ class Row:
 
     @property
     def is_method(self) -> bool:
-        """False for teachers and students before training, which are not ranked."""
+        """True for models that are ranked: baselines and trained students."""
         return self.role in METHOD_ROLES
 
     @property
     def interval(self) -> Interval | None:
-        """Difference to the reference model with its bounds; None without a contrast."""
+        """Difference to the reference model with its confidence interval, or None.
+
+        None if the model is not compared with a reference model.
+        """
         return None if self.contrast is None else self.contrast.interval
 
     @property
     def tone(self) -> int:
-        """1 if the model is better on the whole interval, -1 if it is worse, else 0."""
+        """1 if the whole interval favours the model, -1 if the reference model, else 0."""
         if self.interval is None:
             return 0
         side = 1 if self.interval.lower > 0 else -1 if self.interval.upper < 0 else 0
@@ -171,7 +174,10 @@ class Row:
 
 
 def evaluations(run: RunFolder, baselines: Sequence[RunFolder]) -> list[Evaluation]:
-    """Models of a run's report: teacher, student before training, baselines, student."""
+    """Evaluations of the models in a run's report.
+
+    Their order is teacher, student before training, baselines, student. Missing evaluations are omitted.
+    """
     others = [replace(b.student, role="baseline") for b in baselines if b.student is not None]
     return [evaluation for evaluation in (run.teacher, run.before, *others, run.student) if evaluation is not None]
 
@@ -179,7 +185,7 @@ def evaluations(run: RunFolder, baselines: Sequence[RunFolder]) -> list[Evaluati
 def report_rows(models: Sequence[Evaluation]) -> list[Row]:
     """One row per data set and model.
 
-    Differences are to the first baseline, else to the student before training.
+    The reference model on a data set is the first baseline evaluated on it, else the student before training.
     """
     entrants = [Entrant(label=model.label, role=model.role, trainings={0: model}) for model in models]
     references = [entrant for role in ("baseline", "before") for entrant in entrants if entrant.role == role]
@@ -193,7 +199,7 @@ def dataset_names(models: Sequence[Evaluation]) -> list[str]:
 
 
 def measures_of(datasets: Sequence[str], models: Sequence[Evaluation]) -> tuple[Measure, ...]:
-    """All metrics of these data sets, the first model's primary metric first."""
+    """All metrics of `datasets`, the first model's primary metric first."""
     named = [measure for name in datasets for model in models if name in model.datasets for measure in model.measures(name)]
     return tuple({measure.name: measure for measure in reversed(named)}[name] for name in dict.fromkeys(m.name for m in named))
 
@@ -230,7 +236,10 @@ def columns(models: Sequence[Entrant]) -> list[Column]:
 
 
 def by_primary(over: Sequence[Column]) -> list[list[Column]]:
-    """Columns grouped by primary metric; in each group the average, if any, is last."""
+    """Groups of columns with the same primary metric.
+
+    The average, if any, is the last column of its group.
+    """
     return [list(group) for _, group in itertools.groupby(over, key=lambda column: column.primary.name)]
 
 
@@ -246,7 +255,7 @@ def comparison_rows(models: Sequence[Entrant], over: Sequence[Column], reference
 
 
 def estimate(model: Entrant, datasets: Sequence[str], metric: str) -> Estimate:
-    """A model's score as the mean over `datasets`.
+    """Mean score of a model over `datasets`.
 
     Only trainings and evaluation seeds with a score on all of the data sets are used.
     """
@@ -291,7 +300,7 @@ def _rows(column: Column, models: Sequence[Entrant], references: Sequence[Entran
 
 
 def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) -> float | None:
-    """Mean of a secondary score over data sets and seeds; None if it is missing for any data set."""
+    """Mean of the score `name` over trainings and data sets; None if any is missing."""
     return mean_of_all(
         training.forced_score(dataset, name) if name in TEACHER_FORCED else mean(training.seed_scores(dataset, name).values())
         for training in trainings
@@ -300,7 +309,7 @@ def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) 
 
 
 def _contrast(column: Column, model: Entrant, reference: Entrant) -> tuple[Contrast | None, str]:
-    """The contrast and "", or None and the reason why there is none."""
+    """Return (contrast, ""), or (None, reason) if the models cannot be compared."""
     ours, theirs = model.measured_on(column.datasets), reference.measured_on(column.datasets)
     metric = column.primary.name
     obstacles = (_obstacle(name, metric, [*theirs.values(), *ours.values()]) for name in column.datasets)
@@ -314,7 +323,7 @@ def _contrast(column: Column, model: Entrant, reference: Entrant) -> tuple[Contr
 
 
 def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:
-    """Reason why the models' responses to a data set cannot be paired; "" if they can."""
+    """Reason why responses of the models cannot be paired by prompt; "" if they can."""
     scores = [model.prompt_scores(dataset, metric) for model in models]
     if not all(any(of_model) for of_model in scores):
         return "no responses to compare"
@@ -327,7 +336,10 @@ def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:
 def _strata(
     datasets: Sequence[str], metric: str, ours: Mapping[int, Evaluation], theirs: Mapping[int, Evaluation]
 ) -> tuple[list[np.ndarray], int]:
-    """Differences [training seeds, prompts] per data set, and the number of paired training seeds."""
+    """Differences on each data set, and the number of training seeds in common.
+
+    An array is [training seeds, prompts]. Without common seeds it has one row: the difference of the means over all seeds.
+    """
     shared = sorted(ours.keys() & theirs.keys())
     strata = []
     for dataset in datasets:
@@ -341,7 +353,7 @@ def _strata(
 
 
 def _corrected(rows: Sequence[Row]) -> list[Row]:
-    """The rows of one column, with p-values corrected over its methods by Holm's procedure."""
+    """Return the rows of one column with `p_holm`, by Holm's correction over methods."""
     corrected = iter(holm([row.contrast.p for row in rows if row.contrast is not None and row.is_method]))
     return [
         replace(row, contrast=replace(row.contrast, p_holm=next(corrected))) if row.contrast and row.is_method else row
@@ -350,9 +362,10 @@ def _corrected(rows: Sequence[Row]) -> list[Row]:
 
 
 def _shared(lineup: Lineup, role: Literal["teacher", "before"], name: str) -> list[Entrant]:
-    """Entrants for a model that runs share: one, or several if labels used different models.
+    """Entrants for the teachers, or for the students before training, of all runs.
 
-    A teacher that was fine-tuned separately for each training seed is one entrant with several trainings.
+    Labels that used the same models share an entrant. A teacher fine-tuned for each training seed is one entrant with several
+    trainings.
     """
     groups: list[tuple[list[str], dict[int, Evaluation]]] = []
     for label in lineup.labels:
@@ -379,6 +392,6 @@ def _shared(lineup: Lineup, role: Literal["teacher", "before"], name: str) -> li
 
 
 def _distinct(trainings: Mapping[int, Evaluation]) -> dict[int, Evaluation]:
-    """Each distinct model once, under the first training seed that used it."""
+    """Remove repeated models; each model keeps the first training seed that used it."""
     first = {found.identity: seed for seed, found in reversed(list(trainings.items()))}
     return {seed: found for seed, found in trainings.items() if first[found.identity] == seed}

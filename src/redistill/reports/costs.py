@@ -51,7 +51,7 @@ def method_cost(entries: Sequence[Entry]) -> Cost:
 def teacher_cost(entries: Sequence[Entry]) -> Cost | None:
     """Cost of fine-tuning the teacher; None if no run recorded it.
 
-    The figures are means over the folders of the fine-tuned teachers.
+    If the runs used several fine-tuned teachers, the figures are means over these teachers.
     """
     stages = (mapping(at(entry.run.description, "stages", TEACHER_STAGE)) for entry in entries)
     by_folder = {str(stage.get("folder")): stage.get("cost") for stage in stages if stage}
@@ -63,7 +63,7 @@ def teacher_cost(entries: Sequence[Entry]) -> Cost | None:
 
 
 def machines(entries: Sequence[Entry]) -> list[str]:
-    """The distinct processors and accelerators of the runs.
+    """Distinct machines of the runs, as names of their processors and accelerators.
 
     Seconds on different machines are not comparable.
     """
@@ -73,13 +73,16 @@ def machines(entries: Sequence[Entry]) -> list[str]:
 
 
 def _stages(run: RunFolder) -> dict[str, Json]:
-    """Stage name -> cost, for the student's earlier stages."""
+    """Costs of the student's earlier stages, by name of the stage."""
     recorded = mapping(at(run.description, "stages"))
     return {name: at(stage, "cost") for name, stage in recorded.items() if name != TEACHER_STAGE}
 
 
 def _combined(parts: Sequence[Json], name: str) -> float | None:
-    """One figure combined over a run and its stages; None if any of them has not recorded it."""
+    """Sum of the figure `name` over a run and its stages; for peak memory the maximum.
+
+    Returns None if the run or a stage has not recorded the figure.
+    """
     found = [number(at(part, name)) for part in parts]
     known = [value for value in found if value is not None]
     return None if len(known) < len(found) else max(known) if name == PEAK else sum(known)

@@ -55,7 +55,7 @@ BEFORE_METRICS_HAD_NAMES = (
     Measure("rouge_l", "ROUGE-L", PERCENT, "higher"),
     Measure("exact_match", "exact match", FRACTION, "higher"),
 )
-"""The metrics of folders whose scores.json does not describe them: folders of commit 98f02f3 and earlier versions."""
+"""Metrics of folders whose scores.json describes no metrics: folders of commit 98f02f3 and earlier versions."""
 
 
 def measures(scores: Json) -> tuple[Measure, ...]:
@@ -106,20 +106,23 @@ class Evaluation:
 
     @property
     def identity(self) -> str:
-        """Identifies the model: the hash of its weights, else its scores as JSON."""
+        """Hash of the model's weights, else its scores as JSON; identifies the model."""
         return str(self.settings.get("model") or json.dumps(self.scores, sort_keys=True))
 
     def seed_scores(self, dataset: str, name: str) -> dict[str, float]:
-        """Evaluation seed -> score, for the seeds that have it."""
+        """Evaluation seed -> score `name`; seeds without this score are omitted."""
         seeds = mapping(at(self.datasets, dataset, "seeds"))
         return {seed: score for seed, found in seeds.items() if (score := number(at(found, name))) is not None}
 
     def forced_score(self, dataset: str, name: str) -> float | None:
-        """Teacher-forced score on the references; None if missing. It has no seeds."""
+        """Teacher-forced score on the references; None if the score is missing.
+
+        The score does not depend on an evaluation seed.
+        """
         return number(at(self.datasets, dataset, "teacher_forced", name))
 
     def prompt_scores(self, dataset: str, name: str) -> list[dict[str, float]]:
-        """Prompt id -> score, one mapping per evaluation seed."""
+        """For each evaluation seed, a mapping of prompt id to score."""
         return [
             {prompt: score for prompt, line in lines.items() if (score := number(line.get(name))) is not None}
             for lines in self.answers.get(dataset, {}).values()
@@ -128,7 +131,7 @@ class Evaluation:
     def question_hashes(self, dataset: str) -> dict[str, str]:
         """Prompt id -> hash of the prompt and its references.
 
-        Two test files may use the same ids.
+        The hashes distinguish test files that use the same ids for different prompts.
         """
         seeds = self.answers.get(dataset, {}).values()
         return {prompt: str(line[_QUESTION_HASH]) for lines in seeds for prompt, line in lines.items()}
@@ -157,7 +160,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """Name of the run, else that of its folder."""
+        """Name of the run, else name of the folder."""
         return str(self.description.get("name") or self.path.resolve().name)
 
 
@@ -243,7 +246,10 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
 
 
 def _answer(line: Mapping[str, Json], names: Sequence[str] | None) -> Mapping[str, Json]:
-    """A line with the hash of its question; reduced to the keys `names` if they are given."""
+    """Add the hash of prompt and references to a line of a responses file.
+
+    If `names` is not None, only these keys of the line are kept.
+    """
     question = json.dumps([line.get("prompt"), line.get("references")])
     digest = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
     return {**(line if names is None else {name: line.get(name) for name in names}), _QUESTION_HASH: digest}

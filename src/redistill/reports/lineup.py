@@ -64,8 +64,8 @@ class Lineup:
 def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Sequence[str] = ()) -> Lineup:
     """Read the runs in `folders`, each of which is a run folder or a sweep folder.
 
-    The label of a run is its label in the sweep, else its method. If runs of one method differ in more settings than the
-    training seed, the label is the common prefix of their names.
+    The label of a run is its label in the sweep, else its method. If runs of one method differ in settings other than seed,
+    output folder and name, the label is the common prefix of the names of the runs with equal settings.
 
     Args:
         folders: Run folders or sweep folders.
@@ -105,7 +105,7 @@ def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Se
 
 
 def _read_sweep(folder: Path) -> Lineup:
-    """The runs of a sweep, with the baseline that the sweep sets; "" if it sets none."""
+    """Read the runs of a sweep; `baseline` is "" if the sweep sets no baseline."""
     path = folder / SWEEP_FILE
     try:
         held = read_object(path)
@@ -144,7 +144,7 @@ def _read_plain(folder: Path) -> RunFolder:
 
 
 def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
-    """Entries of runs that were given directly, without a sweep."""
+    """Choose a label for each run that was given directly, without a sweep."""
     kinds = [(str(run.description.get("method") or run.name), _settings(run)) for run in runs]
     num_variants = Counter(method for method, _ in set(kinds))
     entries = []
@@ -159,13 +159,15 @@ def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
 
 
 def _settings(run: RunFolder) -> str:
-    """The recipe as JSON, without the settings that may differ between runs of one label."""
+    """The recipe of a run as JSON, without the settings in `_NOT_THE_METHOD`."""
     config = mapping(at(run.description, "config"))
     return json.dumps({name: value for name, value in config.items() if name not in _NOT_THE_METHOD}, sort_keys=True)
 
 
 def _with_unique_labels(found: Sequence[Entry]) -> list[Entry]:
-    """Remove duplicate runs and append the sweep's name to labels that several sweeps use.
+    """Remove duplicate runs, and make labels unique across sweeps.
+
+    A label that several sweeps use gets the name of its sweep as a suffix.
 
     Raises:
         CheckpointError: two runs still have the same label and training seed.

@@ -19,14 +19,14 @@ NOTHING = "–"
 
 
 def render(template: str, page: Mapping[str, object], escaped: Callable[[str], str] = plain) -> str:
-    """The text of a template of `templates/`.
+    """Render a template of `templates/`.
 
-    Every value in it is escaped; None is shown as a dash.
+    Every value is escaped; None is shown as a dash.
 
     Args:
         template: Name of the template.
         page: Variables of the template.
-        escaped: Function that escapes a text. Its result is HTML-escaped as well, unless it is `Markup`.
+        escaped: Function that escapes a text. A result that is not `Markup` is HTML-escaped afterwards.
     """
 
     def finalize(value: object) -> str:
@@ -86,13 +86,13 @@ def percent(value: object) -> str:
 
 
 def short(value: object) -> str:
-    """A text truncated to MAX_TEXT characters, and the number of omitted characters."""
+    """Truncate a text to MAX_TEXT characters; append the number of omitted characters."""
     text = plain(str(value))  # redact first: truncation could split a secret
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
 
 
 def one_line(text: str) -> str:
-    """Text without control characters; each sequence of white space is one space."""
+    """Remove control characters, and replace each run of white space by one space."""
     return " ".join(plain(text).split())
 
 
@@ -112,7 +112,8 @@ def visible(token: object) -> str:
 def large(value: object, billion: str = "B") -> str:
     """A number with three significant digits and the suffix k, M, B or T.
 
-    The argument `billion` is used instead of the suffix B."""
+    The argument `billion` replaces the suffix B.
+    """
     known = number(value)
     if known is None:
         return NOTHING

@@ -92,7 +92,7 @@ def panels(metrics: Sequence[Mapping[str, Json]], validated: Sequence[Measure] =
 
 
 def _undescribed(lines: Sequence[Mapping[str, Json]]) -> Iterator[Measure]:
-    """Metrics in the validation log that no test set describes."""
+    """Infer the metrics of the validation log from the keys of its lines."""
     known = {measure.name: measure for measure in BEFORE_METRICS_HAD_NAMES}
     for name in dict.fromkeys(name for line in lines for name in line):
         if name not in VALIDATION and name not in _NOT_METRICS:
@@ -132,7 +132,10 @@ def _binned(values: np.ndarray) -> list[np.ndarray]:
 def _plot(
     series: Sequence[Series], *, limits: tuple[float, float] | None = None, log: bool = False, stacked: bool = False
 ) -> str:
-    """Curves, or areas if `stacked`; long curves are binned, with the mean as a line and the range as a band."""
+    """Plot series as curves, or as areas if `stacked`, and return the SVG element.
+
+    A long series is binned. The line shows the mean of each bin, the band its minimum and maximum.
+    """
     import matplotlib.style
     from matplotlib.figure import Figure
 
@@ -172,8 +175,8 @@ def _means(parts: Sequence[np.ndarray]) -> list[float]:
 
 
 def _inline(document: str) -> str:
-    """The <svg> element without width and height, so that it scales with the page."""
+    """Extract the <svg> element; it takes its width and text colour from the page."""
     svg = document[document.index("<svg") :]
-    svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # those of <svg>
+    svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # the attributes of <svg>
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     return svg.replace(INK, "currentColor").strip()

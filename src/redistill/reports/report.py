@@ -42,7 +42,7 @@ def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | N
 
 
 def summary_rows(run_folder: Path, baselines: Sequence[Path] = ()) -> list[Row]:
-    """The main results of a run, as in its report; see `summary_table` for errors."""
+    """The main results of a run, as in its report; `summary_table` documents errors."""
     return report_rows(evaluations(read_run(run_folder), [read_run(folder) for folder in baselines]))
 
 
@@ -84,7 +84,7 @@ def _flat(row: Row) -> dict[str, object]:
 
 
 def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
-    """Variables of the template of the report."""
+    """Variables for the template of the report."""
     models, own = evaluations(run, baselines), [found for found in (run.student, run.before) if found is not None]
     rows = report_rows(models)
     data = {role: about for role, about in mapping(run.description.get("data")).items() if isinstance(about, Mapping)}
@@ -121,7 +121,10 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
 
 
 def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
-    """For each primary metric: means of student and teacher over the data sets with this metric, and the mean difference."""
+    """Mean scores of student and teacher for each primary metric, over its data sets.
+
+    `gain` is the student's mean difference to the reference model: the first baseline, else the student before training.
+    """
     for primary in dict.fromkeys(row.measures[0] for row in rows if row.role == "student"):
         scored = [row for row in rows if row.measures[0] == primary]
         student = [row for row in scored if row.role == "student"]
@@ -138,7 +141,10 @@ def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
 
 
 def _sizes(run: RunFolder) -> dict[str, dict[str, object]]:
-    """Role -> name of the model, and its sizes and speed as measured by the evaluation, else as recorded in run.json."""
+    """Map each role to the name, sizes and speed of its model.
+
+    Figures of the evaluation take precedence over those in run.json.
+    """
     sizes: dict[str, dict[str, object]] = {}
     for role, evaluation in (("teacher", run.teacher), ("student", run.student)):
         recorded = mapping(at(run.description, "models", role))
@@ -152,7 +158,10 @@ def _sizes(run: RunFolder) -> dict[str, dict[str, object]]:
 
 
 def _answers(models: Sequence[Evaluation]) -> Iterator[dict[str, object]]:
-    """Prompts of each data set from the lowest to the highest score, with all models' first-seed responses."""
+    """Yield some prompts of each data set with the answers of all models.
+
+    Prompts are ordered from the worst to the best score of the last model. The answers are those of the lowest evaluation seed.
+    """
     first: dict[str, list[tuple[Evaluation, Mapping[str, Mapping[str, Json]]]]] = {}
     for dataset in dataset_names(models):
         for model in models:

@@ -66,7 +66,7 @@ class Comparison:
 def comparison_of(
     folders: Sequence[Path], *, baseline: str | None = None, labels: Sequence[str] = (), published: Sequence[str] = ()
 ) -> Comparison:
-    """The comparison of finished runs; `build_comparison` documents the arguments."""
+    """Compare finished runs; `build_comparison` documents the arguments."""
     tables = {name: read_published(name) for name in published}
     lineup = read_lineup(folders, baseline, labels)
     models = entrants(lineup)
@@ -145,7 +145,7 @@ def _records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[st
 
 
 def _published_records(name: str, table: Published) -> Iterator[dict[str, object]]:
-    """One record per value of a published table; the role contains the table's name."""
+    """One record per value of a published table, with the table's name in `role`."""
     for label, figures in table.rows.items():
         for column, figure in zip(table.columns, figures, strict=True):
             yield {"model": label, "role": f"published {name}", "column": column, table.metric: figure}

@@ -31,13 +31,13 @@ class Interval:
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """Arithmetic mean; None without values."""
+    """Arithmetic mean; None if there are no values."""
     numbers = list(values)
     return float(np.mean(numbers)) if numbers else None
 
 
 def mean_of_all(values: Iterable[float | None]) -> float | None:
-    """Arithmetic mean; None without values, or if any of them is unknown.
+    """Arithmetic mean; None if a value is None or there are no values.
 
     A mean over fewer values would not be comparable.
     """
@@ -72,7 +72,7 @@ def prompt_means(seeds: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def paired_differences(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> np.ndarray:
-    """The differences a - b on one data set, as a stratum.
+    """Differences a - b between the scores of two models on one data set.
 
     Args:
         pairs: For each training seed, the scores of a and of b by prompt id; all with the same prompts.
@@ -191,9 +191,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def win_tie_loss(strata: Sequence[np.ndarray]) -> tuple[int, int, int]:
-    """Numbers of prompts with a difference above `TIE`, within it, and below -`TIE`.
+    """Numbers of prompts with difference > `TIE`, in [-`TIE`, `TIE`], and < -`TIE`.
 
-    Training seeds are averaged first.
+    Differences are averaged over training seeds first.
     """
     difference = np.concatenate([stratum.mean(axis=0) for stratum in strata])
     wins, losses = int((difference > TIE).sum()), int((difference < -TIE).sum())
@@ -201,9 +201,9 @@ def win_tie_loss(strata: Sequence[np.ndarray]) -> tuple[int, int, int]:
 
 
 def spread(scores: Mapping[str, float], count: int) -> list[str]:
-    """At most `count` prompts, evenly spaced from the lowest to the highest score.
+    """At most `count` prompt ids, evenly spaced in the ranking by score.
 
-    Ties are ordered by prompt id.
+    The lowest score is first; ties are ordered by prompt id.
     """
     ranked = sorted(scores, key=lambda prompt: (scores[prompt], prompt))
     return [ranked[index] for index in evenly(len(ranked), count)]
@@ -218,7 +218,10 @@ def evenly(total: int, count: int) -> Sequence[int]:
 
 
 def _blocks(total: int, width: int) -> Iterator[int]:
-    """Split `total` samples of `width` numbers into blocks of at most `_BLOCK` numbers."""
+    """Sizes of blocks into which `total` samples of `width` numbers are split.
+
+    A block has at most `_BLOCK` numbers, but at least one sample.
+    """
     block = max(1, _BLOCK // width)
     yield from (min(block, total - first) for first in range(0, total, block))
 

@@ -55,7 +55,7 @@ class Table:
         key: Short identifier, unique in a comparison; used for anchors and LaTeX labels.
         title: Heading of the table.
         caption: Metric, units and other facts needed to read the table.
-        columns: Column headings; the first is that of the labels.
+        columns: Column headings; the first is the heading of the labels.
         lines: Rows of the table.
         measured: False for published values of the paper.
         is_detail: True if the terminal omits the table.
@@ -110,7 +110,10 @@ def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequenc
 
 
 def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_detail: bool = False) -> Table | None:
-    """Differences of methods to the baseline in one column; None without methods."""
+    """Table of the differences between methods and the baseline in one column.
+
+    Returns None if there is no method to compare with the baseline.
+    """
     others = [row for row in rows if row.column == column.name and row.role == "student" and row.versus is not None]
     if not others:
         return None
@@ -129,7 +132,7 @@ def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_det
 
 
 def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = False) -> Table:
-    """Scores other than the primary metric, as means over data sets."""
+    """Table of the scores other than the primary metric, in one column."""
     others = column.measures[1:]
     described = [f"{_sentence(measure.title)}: {_unit(measure)}{_direction(measure)}; " for measure in others]
     return Table(
@@ -177,7 +180,7 @@ def cost_table(
 
 
 def published_table(name: str, table: Published) -> Table:
-    """A published table of the paper, labelled as such; its values are not ranked."""
+    """A table of the paper, labelled as published; its values are not ranked."""
     return Table(
         key=f"published-{name}",
         title=f"Published, not measured here: {table.title}",
@@ -219,7 +222,7 @@ def _contrast_cells(row: Row) -> list[Cell]:
 
 
 def _other_scores(row: Row) -> list[str]:
-    """Texts of the metrics other than the primary one, and of `_OTHER_SCORES`."""
+    """Format the metrics other than the primary one, then the `_OTHER_SCORES`."""
     found = row.scores
     return [
         *(score(found[measure.name], measure.unit) for measure in row.measures[1:]),
@@ -229,7 +232,7 @@ def _other_scores(row: Row) -> list[str]:
 
 
 def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
-    """Cells of a row of the cost table: the score, and the figures in `_COSTS`."""
+    """Cells of one row of the cost table: a score, then the figures in `_COSTS`."""
     *counts, seconds = (cost.figures[name] for name in SUMMED)
     peak = cost.figures[PEAK]
     return _cells(
@@ -244,7 +247,10 @@ def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
 
 
 def _ranks(rows: Sequence[Row]) -> dict[str, Mark]:
-    """Marks of the best and second best method by score as displayed; no second best among only two methods."""
+    """Mark the best method and, of three or more methods, the second best.
+
+    Scores are compared as displayed, that is, rounded.
+    """
     shown = {
         row.model: row.measures[0].sign * round(row.primary.mean, DIGITS + (row.measures[0].unit == FRACTION))
         for row in rows
@@ -270,12 +276,15 @@ def _unit(measure: Measure) -> str:
 
 
 def _direction(measure: Measure) -> str:
-    """A note for metrics where lower is better; "" otherwise."""
+    """Note in a caption that lower is better; "" if higher is better."""
     return ", lower is better" if measure.better == "lower" else ""
 
 
 def _spread_caption(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
-    """Caption that states, for each model, the seeds over which mean and standard deviation are computed."""
+    """Sentences that state the number of seeds behind each mean and deviation.
+
+    Models with the same numbers of seeds are named together.
+    """
     groups: dict[str, list[str]] = {}
     for model in models:
         found = [row.primary for row in rows if (row.is_method, row.model) == (model.is_method, model.label)]
@@ -290,7 +299,7 @@ def _spread_caption(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
 
 
 def _over(found: Estimate) -> str:
-    """The seeds over which the standard deviation is computed; "" with a single training and evaluation seed."""
+    """Describe the seeds of the standard deviation; "" if there is only one seed."""
     each = "one evaluation seed" if found.num_seeds == 1 else f"{found.num_seeds} evaluation seeds"
     if found.num_trainings > 1:
         return f"over {found.num_trainings} training seeds, each the mean of {each}"

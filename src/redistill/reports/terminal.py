@@ -41,7 +41,7 @@ def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
 
 
 def _summary(rows: Sequence[Row]) -> Table:
-    """Table of the rows of one primary metric."""
+    """Table of scores and differences, for rows with the same primary metric."""
     title, unit = (rows[0].measures[0].heading, rows[0].measures[0].unit) if rows else ("score", "")
     versus = next((f"difference to {row.versus}" for row in rows if row.versus), "difference")
     table = _table(("data set", "model", title, versus, "95 % interval"), texts=("data set", "model"))
@@ -77,9 +77,9 @@ def print_scores(scores: Mapping[str, object]) -> None:
 
 
 def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
-    """Print the settings that are not equal in all runs and, if `tables`, the tables.
+    """Print the tables of a comparison, its unequal settings and unfinished runs.
 
-    Tables with `is_detail` are too wide for a terminal and are omitted.
+    No table is printed if `tables` is False. Tables with `is_detail` are too wide for a terminal and are never printed.
     """
     page = console()
     for table in (table for table in comparison.tables if tables and not table.is_detail):
@@ -100,7 +100,7 @@ def _text(text: str) -> Text:
 
 
 def _table(columns: Iterable[str], texts: Sequence[str]) -> Table:
-    """An empty table; all columns but `texts` are aligned on the right."""
+    """An empty table; columns in `texts` are left-aligned, the others right-aligned."""
     table = Table()
     for column in columns:
         table.add_column(_text(column), justify="left" if column in texts else "right")
@@ -113,7 +113,10 @@ def _cell(cell: Cell) -> Text:
 
 
 def _spread(value: float | None, deviation_: float | None, unit: str) -> str:
-    """Mean ± standard deviation as text; a dash if there is no mean, the mean alone if there is no deviation."""
+    """Format mean ± standard deviation.
+
+    A missing mean is shown as a dash; a missing deviation is omitted.
+    """
     shape = "{:.1%}" if unit == FRACTION else "{:.2f}"
     return _shown(value, shape) + ("" if deviation_ is None else f" ± {_shown(deviation_, shape)}")
 
@@ -123,5 +126,5 @@ def _shown(value: float | None, shape: str) -> str:
 
 
 def console() -> Console:
-    """The console that all tables are printed on."""
+    """Create the console on which tables are printed."""
     return Console(soft_wrap=False)

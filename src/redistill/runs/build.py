@@ -1,4 +1,4 @@
-"""Builds the parts of an open run; pure functions."""
+"""Construction of the components of the training loop from an open run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -30,11 +30,11 @@ from redistill.vocab_pass import Head
 
 
 def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
-    """The parts that the training loop uses.
+    """Build the components of the training loop.
 
     Args:
         run: The open run.
-        evaluator: Evaluates the run's student, for validation.
+        evaluator: The evaluator that validates the run's student.
     """
     config = run.config
     optimiser, objective, metrics = config.optimiser, config.resolved_method.objective, config.validation_metrics
@@ -67,7 +67,7 @@ def _guards(run: OpenRun) -> Guards:
     is_main = run.accelerator.is_main_process
 
     def report_event(event: Event) -> None:
-        """Log an event to the terminal and metrics.jsonl; called on all processes, only the main one writes."""
+        """Log an event to the terminal and metrics.jsonl, in the main process only."""
         if is_main:
             output.log.write(event.line())
             output.progress.note(event.text)
@@ -90,7 +90,7 @@ def _guards(run: OpenRun) -> Guards:
 
 
 def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
-    """An evaluator of `model`, the student before or during training."""
+    """Build an evaluator of `model`, the student before or during training."""
     models, config = run.models, run.config.evaluation
     return Evaluator(
         model=model,
@@ -106,16 +106,16 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
 
 
 def build_gold(run: OpenRun) -> GoldBatches:
-    """The training set in the order of training.
+    """Build the batches of gold examples, in the order of training.
 
-    Each process has a part of every batch.
+    Each batch is divided among the processes.
     """
     config = run.config
     return GoldBatches(run.data.train, batch_size=config.training.batch_size, seed=config.seed, processes=run.processes)
 
 
 def build_policy(run: OpenRun) -> Policy:
-    """The policy of the run's method, bound to the models and data that it uses."""
+    """Build the policy of the run's method, with the models and data that it uses."""
     config, models, teacher = run.config, run.models, run.teacher
     node, gold, settings = config.resolved_method.policy, build_gold(run), config.training
     text_teacher, scorer = None, None
@@ -151,21 +151,21 @@ def build_policy(run: OpenRun) -> Policy:
 
 
 def _unwrapped(engine: Engine) -> Engine:
-    """The engine itself, without wrappers that count its tokens or check its results."""
+    """The engine inside the wrappers that count tokens or check results."""
     while isinstance(engine, MeteredEngine | CheckedEngine):
         engine = engine.engine
     return engine
 
 
 class _Remembering(Protocol):
-    """A teacher or an engine that can cache keys and values of prefixes."""
+    """A teacher or an engine that has a prefix memory."""
 
     def remembering(self) -> AbstractContextManager[None]: ...
 
 
 @contextmanager
 def _remembering(run: OpenRun) -> Iterator[None]:
-    """Context in which teacher and engine reuse cached prefixes, while drafts are scored and continued."""
+    """Context in which teacher and engine use their prefix memory, if they have one."""
     with ExitStack() as stack:
         for part in (run.teacher, _unwrapped(run.engine)):
             if part is not None and part.capabilities.prefix_memory:
@@ -174,9 +174,10 @@ def _remembering(run: OpenRun) -> Iterator[None]:
 
 
 def _student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
-    """A function that returns the student's hidden states of the rows of a batch, and the student's head.
+    """Return a function that computes the student's hidden states for a batch.
 
-    The student runs in evaluation mode, without gradient.  The function uses and extends the engine's cache of prefixes.
+    The function returns these states and the student's head.  It runs the student in evaluation mode, without gradient.  If the
+    engine has a prefix memory, the function reads and extends this memory.
     """
     reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 

@@ -58,7 +58,7 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
 
 
 def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fresh: bool) -> RunResult:
-    """Run one method of the demo; a run folder of another version of the demo is replaced."""
+    """Run one method; replace a run folder that another version of the demo wrote."""
     named = {"name": f"toy-{method}", "method": method, "seed": SEED, "out": str(out / method)}
     config = decode_run({**named, **student_tree(world)}, "demo")
     if fresh and config.folder.exists():
@@ -75,7 +75,7 @@ def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fr
 def student_tree(world: Path) -> dict[str, Json]:
     """The configuration that runs of all methods in the toy world share.
 
-    Rows of a sweep are merged over it.
+    The rows of a sweep are merged over this configuration.
     """
     return {
         "teacher": {"model": str(world / "teacher" / "model")},
@@ -96,9 +96,8 @@ def student_tree(world: Path) -> dict[str, Json]:
 def world_folder() -> Path:
     """The folder of the toy world, which may not exist.
 
-    It is in $REDISTILL_CACHE (default ~/.cache/redistill).
-
-    Its name contains a hash of everything that the toy world depends on.
+    The folder is in $REDISTILL_CACHE (default ~/.cache/redistill).  Its name contains a hash of everything that the toy world
+    depends on.
     """
     described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, TEACHER_UPDATES, TOKENS, CHAT_TEMPLATE, _source_digest()))
     return cache_folder() / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
@@ -107,7 +106,7 @@ def world_folder() -> Path:
 def toy_world(*, fresh: bool = False) -> Path:
     """The folder of the toy world, with data and a trained teacher.
 
-    It is created if it is not cached.
+    Data and teacher are created if they are not cached.
     """
     world = world_folder()
     if fresh and world.exists():
@@ -163,6 +162,6 @@ def _write_model(folder: Path) -> None:
 
 
 def _source_digest() -> str:
-    """Digest of the toy world's source files, so that a change of its generator creates another world."""
+    """Hash the toy world's source files; a change of them creates a new world."""
     sources = [path for path in Path(toy.__file__).parent.iterdir() if path.suffix in {".py", ".yaml"}]
     return "".join(files.digest(path) for path in sorted(sources))

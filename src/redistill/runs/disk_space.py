@@ -37,20 +37,20 @@ class Space:
     def peak_bytes(self) -> int:
         """Largest total size in bytes.
 
-        It is reached during a save, or when the student is exported while the kept checkpoints are on disk.
+        The total is largest during a save, or when the student is exported while the kept checkpoints are on disk.
         """
         return max(self.while_saving * self.checkpoint_bytes, self.afterwards * self.checkpoint_bytes + self.student_bytes)
 
 
 def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, export: Export) -> Space:
-    """The disk space that a run needs, from the shapes of its trained parameters.
+    """Compute the disk space of a run from the shapes of the student's parameters.
 
     The state of a policy, such as a replay buffer, is not counted: it is small compared with the weights of a real model.
 
     Args:
         student: The student in training, with its adapters and its clip network.
         schedule: Lengths of the run, which determine the number of checkpoints.
-        keep: Number of newest checkpoints to keep; the best one is kept in addition if there are validations in between.
+        keep: Number of newest checkpoints to keep; runs with validations between updates also keep the best one.
         export: How adapters are exported.
     """
     every = [length for length in (schedule.evaluate_every, schedule.save_every) if length]
@@ -89,7 +89,7 @@ def check_space(folder: Path, space: Space) -> None:
 
 
 def _checkpoint_bytes(student: StudentModule) -> int:
-    """Size of a checkpoint in bytes: the content that `training.saving.save_checkpoint` writes, with AdamW's moments."""
+    """Bytes that `training.saving.save_checkpoint` writes, with AdamW's moments."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     moments = {
         f"{moment}/{name}": torch.empty_like(parameter, device="meta")  # a tensor of its own: a shared one is counted once
@@ -107,7 +107,7 @@ def _checkpoint_bytes(student: StudentModule) -> int:
 def _student_bytes(model: torch.nn.Module, export: Export) -> int:
     if not has_adapters(model) or export == "adapter":
         return tensor_files.num_bytes(trainable_state(model))
-    dtype: torch.dtype = unwrapped(model).dtype  # that quantised weights are exported as
+    dtype: torch.dtype = unwrapped(model).dtype  # the dtype in which quantised weights are exported
     base = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     return sum(num_weights(weight) * (weight.dtype if weight.is_floating_point() else dtype).itemsize for weight in base)
 

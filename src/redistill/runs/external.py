@@ -15,7 +15,7 @@ Built = TypeVar("Built")
 
 
 def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabilities: object = None) -> Built:
-    """The component that an external class of a recipe builds, after checking it.
+    """Build an external component of a recipe, and check it.
 
     Args:
         where: Field of the recipe that names the class, such as "engine.kind = my_engine:FixedText".

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it belongs to the run, and its lock for one job."""
+"""Run folders: checks that a folder belongs to a run, and a lock for one job."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -32,9 +32,9 @@ def check_owner(config: Run) -> bool:
         Whether the folder contains a trained student.
 
     Raises:
-        ConfigError: it contains another run, an unfinished run of an older schema, or files of a run without its run.json.
-        CheckpointError: its run.json is not a JSON object.
-        OutputError: it cannot be read.
+        ConfigError: the folder contains another run, an unfinished run of an older schema, or files of a run but no run.json.
+        CheckpointError: run.json is not a JSON object.
+        OutputError: the folder cannot be read.
     """
     folder = config.folder
     held = _held(folder)
@@ -50,7 +50,7 @@ def check_owner(config: Run) -> bool:
 
 
 def differences(mine: object, theirs: object, path: str = "") -> list[str]:
-    """A phrase for each difference of two trees, in the order of their fields.
+    """Describe each difference of two trees by a phrase, in the order of the fields.
 
     Example:
         >>> differences({"seed": 1, "data": {"train": ["a"]}}, {"seed": 2, "data": {"train": ["a"]}})
@@ -89,7 +89,7 @@ def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool)
 
 
 def _held(folder: Path) -> Mapping[str, object] | None:
-    """The content of run.json in `folder`; None if the folder contains no run."""
+    """Read run.json in `folder`; return None if the folder contains no run."""
     try:
         if (folder / RUN_FILE).exists():
             held = files.read_json(folder / RUN_FILE)
@@ -116,8 +116,8 @@ def has_model(folder: Path) -> bool:
 def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Iterator[None]:
     """Create and lock an output folder, and remove leftovers of interrupted writes.
 
-    The main process holds the lock for all processes of the job.  If the job fails, a folder that it created is removed unless
-    it contains one of the files `worth_keeping`.
+    The main process holds the lock for all processes of the job.  If the job fails and the folder
+    is new, the folder is removed, unless it contains one of the files `worth_keeping`.
 
     Raises:
         BusyError: another job holds the lock.
@@ -138,7 +138,7 @@ def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Ite
 
 
 def _sweep(folder: Path) -> None:
-    """Remove partial files of killed processes; reject symbolic links, since a run writes only inside its folder."""
+    """Reject subfolders that are symbolic links; remove files of interrupted writes."""
     answers = [folder / "before", folder / "teacher"]
     inner = [*answers, *(path / RESPONSES for path in (folder, *answers)), folder / "checkpoints"]
     if links := [path for path in inner if path.is_symlink()]:

@@ -28,8 +28,8 @@ class Job:
     Args:
         name: A unique name.
         command: The program and its arguments.
-        log: File to which its output is appended.
-        needs: Names of jobs that must succeed before it starts.
+        log: File to which the command's output is appended.
+        needs: Names of jobs that must succeed before this job starts.
     """
 
     name: str
@@ -46,9 +46,9 @@ class _Child:
 
 
 class JobProgress(TerminalBar):
-    """A line for each job that starts or ends, and on a terminal also a bar.
+    """Prints a line for each job that starts or ends; a terminal also has a bar.
 
-    Lines of ended jobs have the remaining time of all jobs.  A context manager.
+    The bar shows the remaining time of all jobs; without a bar, the lines of ended jobs do.  This class is a context manager.
 
     Args:
         total: Number of jobs.
@@ -72,7 +72,7 @@ class JobProgress(TerminalBar):
         self._show(line, completed=self._ended)
 
     def _line(self) -> str:
-        """Number of jobs that have ended, and the remaining time at the average duration so far."""
+        """Format the number of ended jobs, and an estimate of the remaining time."""
         line = f"{self._ended}/{self._total}"
         if not 0 < self._ended < self._total:
             return line
@@ -88,10 +88,12 @@ def run_jobs(
     on_end: Callable[[Job, int, float], None],
     keep_open: Sequence[int] = (),
 ) -> dict[str, int]:
-    """Run all jobs, at most `limit` at a time, in order as far as needs allow.
+    """Run all jobs, at most `limit` at a time.
+
+    Jobs start in the given order, except that a job waits for the jobs that it needs.
 
     A failed job stops only the jobs that need it.  Ctrl-C, SIGTERM or SIGHUP sends SIGTERM to the running jobs and raises
-    `Interrupted` when they have ended; a second signal kills them.
+    `Interrupted` when these have ended; a second signal kills the running jobs.
 
     Args:
         jobs: The jobs.
@@ -102,7 +104,7 @@ def run_jobs(
         keep_open: File descriptors that the processes inherit.
 
     Returns:
-        Exit codes by name; a job that was not started because one of its needs failed has none.
+        Exit codes by name of the job.  A job that was not started, since a job that it needs failed, has none.
 
     Raises:
         Interrupted: a signal arrived.
@@ -135,7 +137,7 @@ def run_jobs(
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not blank; "" if there is none."""
+    """The last non-blank line of a log; "" if the log has none."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:
@@ -158,7 +160,7 @@ def _start(job: Job, env: Mapping[str, str], keep_open: Sequence[int]) -> _Child
 
 
 def _stop(children: Sequence[_Child]) -> None:
-    """Terminate the children with SIGTERM; kill them after a timeout or at a further signal."""
+    """Terminate all children; kill them after a timeout or at a further signal."""
     signals_before = min(signals.num_arrived(), 1)
     for child in children:
         _signal(child, signal.SIGTERM)

@@ -109,7 +109,7 @@ def load_data(
 
 
 def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping[str, int], duplicates: int) -> dict[str, int]:
-    """The numbers of rows that are kept, and of those dropped for each reason."""
+    """Count the kept rows, and the dropped rows by reason, for the manifest."""
     kept = {"train": train, "dropped": sum(dropped.values()), **dropped, "validation": validation}
     kept |= {"duplicates kept": duplicates} if duplicates else {}
     return kept | {f"validation {reason}": count for reason, count in lost.items() if count}
@@ -143,7 +143,7 @@ def _read_tests(
 
 
 class _ExampleBuilder(NamedTuple):
-    """Tokenises rows, and lists and counts the unusable ones.
+    """Tokenises rows; lists and counts the unusable rows.
 
     Args:
         tokenizer: The tokenizer of the student.
@@ -217,7 +217,7 @@ def _split(pool: Rows, held: Rows | None, asked: Set[bytes], config: DataConfig)
         config: The number of validation rows.
 
     Returns:
-        Training rows, validation rows, and the number of rows removed from `pool` and from `held`.
+        Training rows; validation rows; and the numbers of rows removed from `pool` and from `held`.
     """
     before = (pool, Rows.joined([]) if held is None else held)
     train, validation = (rows.take(~asks_one_of(rows, asked)) for rows in before)

@@ -35,7 +35,7 @@ class Models:
         teacher: The local teacher's language model; None without a local teacher.
         student: The student's language model.
         tokenizer: The student's tokenizer.
-        vocabulary: Number of classes that both heads are cut to.
+        vocabulary: Number of classes to which both heads are cut.
         end_ids: Ids of the student's end tokens.
         manifest: Names and sizes of the models, for run.json.
         notes: Sentences about differences between the models, for the log.
@@ -108,10 +108,10 @@ def load_models(config: Run) -> Models:
 def shared_vocabulary(
     teacher: nn.Module, teacher_tokenizer: Tokenizer, student: nn.Module, tokenizer: Tokenizer
 ) -> vocabulary.VocabularyMatch:
-    """The vocabulary that teacher and student share.
+    """Match the vocabularies of teacher and student.
 
     Raises:
-        VocabularyError: their token ids differ.
+        VocabularyError: the token ids of the two models differ.
     """
     return vocabulary.match_vocabularies(
         teacher_tokenizer.get_vocab(), tokenizer.get_vocab(), head(teacher).num_classes, head(student).num_classes

@@ -38,7 +38,7 @@ from redistill.training.progress import Progress
 from redistill.training.schedule import Schedule
 
 MAX_CORPUS_BLOCKS = 200_000
-"""Maximum number of blocks that are read of a corpus: 100 million tokens of 512 per block, 400 MB in every process."""
+"""Maximum number of blocks of a corpus; with 512 tokens per block, 100 million tokens or 400 MB in every process."""
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """Timeout of collectives.  Dead ranks are detected earlier, by `redistill.processes.watch`."""
 
@@ -49,7 +49,7 @@ class OpenRun:
 
     Args:
         student: The student, wrapped by its placement.
-        placement: How its parameters are distributed over the processes.
+        placement: How the student's parameters are distributed over the processes.
         engine: Generates the student's text for training.
         teacher: The teacher; None if no part of the run uses one.
         sizes: The batch sizes that are halved when memory runs out: of micro-batches and of generated texts.
@@ -73,7 +73,7 @@ class OpenRun:
 
     @property
     def processes(self) -> Processes:
-        """Rank and number of processes, and a `gather` that also reports signals."""
+        """Rank and number of processes, and a `gather` that raises after a signal."""
         return Processes(self.accelerator.process_index, self.accelerator.num_processes, signals.gather)
 
     @property
@@ -86,7 +86,7 @@ class OpenRun:
 def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[OpenRun]:
     """Load a run and place it on its device.
 
-    Progress is shown on the terminal while it is open.
+    Progress is shown on the terminal while the run is open.
 
     Args:
         config: The run.
@@ -158,7 +158,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
 
 
 def _build_engine(config: Run, tools: EngineTools) -> Engine:
-    """The engine that generates the student's text for training."""
+    """Build the engine that generates the student's text for training."""
     node, name = config.engine, kind_of(type(config.engine))
     where, declared = f"engine.kind = {name}", config.engine_capabilities
     engine: Engine = external.built(where, lambda: node.build(tools), external.ENGINE, declared)
@@ -166,7 +166,7 @@ def _build_engine(config: Run, tools: EngineTools) -> Engine:
 
 
 def _build_teacher(config: Run, tools: EngineTools, device: torch.device, count: Callable[[int], None]) -> Teacher | None:
-    """The run's teacher on its device; None if no part of the run uses one.
+    """Build the run's teacher on its device; return None if the run uses none.
 
     Args:
         tools: Tools of the student's engine, with the language model of a local teacher.
@@ -186,7 +186,7 @@ def _build_teacher(config: Run, tools: EngineTools, device: torch.device, count:
 
 
 def _read_corpus(config: Run, models: Models, progress: Progress, *, updates: int) -> Sequence[TokenSequence]:
-    """Blocks of plain text for the pre-training term, at most as many as the run uses, up to MAX_CORPUS_BLOCKS."""
+    """Read the blocks of text that the pre-training term uses; () without this term."""
     sources, tokens = config.data.corpus, config.data.tokens
     has_term = config.resolved_method.objective.pretraining is not None
     if has_term != bool(sources):
@@ -199,7 +199,7 @@ def _read_corpus(config: Run, models: Models, progress: Progress, *, updates: in
 
 
 def notes(config: Run) -> Iterator[str]:
-    """Notes on valid settings with effects that may be unintended."""
+    """Yield notes on valid settings whose effects may be unintended."""
     if method(config.method).start == "finetuned" and config.student.start == "method" and config.student.finetune is None:
         yield f"{config.method} usually starts from a fine-tuned student; set student.finetune for that"
     for name, usual in method(config.method).optimiser.items():
@@ -212,14 +212,16 @@ def notes(config: Run) -> Iterator[str]:
 
 
 def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:
-    """The placement of the student's parameters over the processes."""
+    """Choose how the student's parameters are distributed over the processes."""
     if kind == "sharded" and num_processes > 1:
         return Sharded(lambda student: layer_list(cast(StudentModule, student).model)[1])
     return Single() if num_processes == 1 else Replicated()
 
 
 def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
-    """An accelerator on the GPU, or on the CPU without one; "bf16" enables autocast.
+    """Create an accelerator on the GPU if there is one, else on the CPU.
+
+    The precision "bf16" enables autocast.
 
     Accelerate's state is global: a second run in the same process would inherit the first one's precision, or fail with another
     precision.  So this function resets the state, but not the process group, which is stored separately.

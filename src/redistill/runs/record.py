@@ -47,7 +47,7 @@ PACKAGES = (
 
 
 def begin(run: OpenRun, command: str | None) -> None:
-    """Check the disk space and the identity of checkpoints, and write run.json.
+    """Check the disk space and existing checkpoints; write run.json.
 
     Raises:
         CheckpointError: the folder has checkpoints of another run.
@@ -63,7 +63,7 @@ def begin(run: OpenRun, command: str | None) -> None:
 
 
 def _identity(run: OpenRun) -> dict[str, str]:
-    """Hashes of what the run's checkpoints depend on: its settings, and its tokenised data."""
+    """Hash the settings and the tokenised data that the checkpoints depend on."""
     settings = json.dumps(without_output_folders(encode_run(run.config)), sort_keys=True)
     read: dict[str, Sequence[Example | TokenSequence]] = {
         "training data": run.data.train,
@@ -74,7 +74,7 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def _hash(sequences: Sequence[Example | TokenSequence]) -> str:
-    """SHA-256 of sequences, as `Examples.digest` defines it."""
+    """Hash sequences by SHA-256, in the format that `Examples.digest` defines."""
     if isinstance(sequences, Examples):
         return sequences.digest()
     found = hashlib.sha256()
@@ -177,7 +177,7 @@ def commit(folder: Path | None = None) -> str | None:
     "-dirty" is appended if tracked files have changes.
 
     Args:
-        folder: A folder in the checkout; None uses that of redistill.
+        folder: A folder in the checkout; None uses the folder of the package redistill.
 
     Returns:
         None outside a git checkout, or without git.

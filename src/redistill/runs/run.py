@@ -139,8 +139,8 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
 
 
 def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
-    """Train the student, unless it is trained; another process may have finished it before this one got the lock."""
-    if check_owner(config):
+    """Train the stages and the student, unless the folder has a trained student."""
+    if check_owner(config):  # another process may have trained the student before this one got the lock
         return
     for stage in stages(config).values():
         if not check_owner(stage):
@@ -158,7 +158,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
 
 
 def _evaluate_before(run: OpenRun) -> None:
-    """Evaluate the student before training; a resumed run reuses the scores."""
+    """Evaluate the student before training, if `evaluation.compare` has "before"."""
     if "before" not in run.config.evaluation.compare or not run.data.tests:
         return
     folder, metrics = run.config.folder / "before", run.config.test_metrics
@@ -168,7 +168,7 @@ def _evaluate_before(run: OpenRun) -> None:
 
 
 def _fit(run: OpenRun) -> TrainingState:
-    """Train from the newest valid checkpoint, or from the start; then load the weights of the best checkpoint."""
+    """Train from the newest valid checkpoint or the start; load the best weights."""
     parts = build_parts(run, build_evaluator(run, run.models.student))
     note, checkpoints = run.output.progress.note, run.output.checkpoints
     found, state = checkpoint.load(checkpoints), TrainingState()
@@ -193,9 +193,9 @@ def _fit(run: OpenRun) -> TrainingState:
 
 
 def _export(run: OpenRun) -> None:
-    """Export the student as a folder that transformers loads; all processes gather its state, the main one writes."""
+    """Write the student to the folder `model`, in the format of transformers."""
     model, lora = run.models.student, run.config.student.lora
-    state = full(trainable_state(model))
+    state = full(trainable_state(model))  # gathered by all processes, written by the main one
     with run.placement.unsharded(run.student):
         if run.processes.is_main:
             with files.new_folder(run.config.folder / "model") as folder:
@@ -206,7 +206,7 @@ def _export(run: OpenRun) -> None:
 def evaluate_run(config: Run) -> Mapping[str, Any]:
     """Evaluate the trained student of a run.
 
-    Its teacher is evaluated too if `evaluation.compare` contains "teacher".
+    If `evaluation.compare` contains "teacher", the local teacher is evaluated as well.
 
     Args:
         config: The run, whose student has been trained.
@@ -250,10 +250,10 @@ def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Jso
 def tokens_of(model: str) -> TokenizeConfig:
     """Template and length limits for prompts of `model`.
 
-    A run folder has those of the run's training; any other model has the defaults.
+    If `model` is a run folder, they are those of the run's training; otherwise they are the defaults.
 
     Raises:
-        ConfigError: its run.json has no valid config.data.tokens.
+        ConfigError: run.json in the run folder has no valid config.data.tokens.
     """
     described = Path(model) / RUN_FILE
     if not described.is_file():
@@ -329,7 +329,7 @@ def _evaluate(
     label: str,
     accelerator: Accelerator,
 ) -> Mapping[str, Json]:
-    """Load a model, and a teacher for KL and agreement, and evaluate it."""
+    """Load and evaluate a model; a teacher adds KL and agreement to the scores."""
     metrics = metrics_of(data.tasks, config.metrics)
     with signals.handled(at_once=True):
         tests = load_tests(data, report if accelerator.is_main_process else lambda line: None)

@@ -30,9 +30,9 @@ def stages(config: Run) -> dict[str, Run]:
 
 
 def teacher_source(config: Run) -> TeacherConfig | None:
-    """The local teacher's model: the configured one, or its fine-tuned copy.
+    """The local teacher's model: the configured model, or its fine-tuned copy.
 
-    The result is None without a local teacher.
+    The function returns None for a run without a local teacher.
     """
     teacher = config.teacher if isinstance(config.teacher, TeacherConfig) else None
     if teacher is None or teacher.finetune is None:
@@ -42,7 +42,7 @@ def teacher_source(config: Run) -> TeacherConfig | None:
 
 
 def student_source(config: Run) -> StudentConfig:
-    """The student's initial model: the configured one, or its fine-tuned copy."""
+    """The student's initial model: the configured model, or its fine-tuned copy."""
     if not config.starts_finetuned or config.student.finetune is None:
         return config.student
     folder = _stage_folder(config, config.student.finetune, "start")
@@ -73,7 +73,7 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
 
 
 def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentConfig, teacher: TeacherConfig | None) -> Run:
-    """The run of a stage. It has the data, precision and placement of `config`, but not its method."""
+    """Build the run of a stage: SFT with the data and the precision of `config`."""
     seed, choose_by = (Run.seed, TrainingConfig.choose_by) if name == "teacher" else (config.seed, CROSS_ENTROPY)
     choose_by = finetune.choose_by or choose_by
     rate, fallback = finetune.learning_rate, OptimiserConfig.final_learning_rate

@@ -61,7 +61,8 @@ class Plan:
     def selected(self) -> list[Entry]:
         """One entry for each distinct run of the rows in `only`.
 
-        Rows with equal settings share a run."""
+        Rows with equal settings share a run.
+        """
         return list({entry.run.folder: entry for entry in reversed(self.entries) if entry.label in self.only}.values())[::-1]
 
     def statuses(self) -> dict[Path, str]:
@@ -129,8 +130,8 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
     Raises:
         BusyError: another process runs the sweep.
         ConfigError: the folder contains another sweep or other runs.
-        TrainingError: runs failed; the other runs are finished and compared.  Its exit code is 75 if all failures are
-            retryable.
+        TrainingError: runs failed; the other runs are finished and compared.  The exit code of the error is 75 if
+            all failures are retryable.
         Interrupted: the runs were stopped; the same plan resumes them.
     """
     statuses = plan.statuses()
@@ -154,7 +155,7 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
 
 
 def _status(config: Run) -> str:
-    """The status of a run, from its folder.
+    """Read the status of a run from its folder.
 
     Raises:
         ConfigError: the folder contains another run, or an unfinished one of an older schema.
@@ -174,7 +175,7 @@ def _status(config: Run) -> str:
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
-    """Write the recipes of unfinished runs, and return their jobs in order; a stage is one job, before its first run."""
+    """Write a recipe for each unfinished run and stage; return their jobs in order."""
     found: dict[Path, Job] = {}
     allowed = [f"--allow-code={module}" for module in plan.allow_code]
     for entry in plan.selected:
@@ -197,7 +198,7 @@ def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
 def _run(
     plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: Sequence[int]
 ) -> tuple[list[str], set[int]]:
-    """Run the jobs and update sweep.json; returns a phrase for each failed job, and the set of exit codes."""
+    """Run the jobs; return a phrase for each failed job, and the set of exit codes."""
     failed: list[str] = []
 
     def started(job: Job) -> None:
@@ -222,7 +223,7 @@ def _run(
 
 
 def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
-    """Write sweep.json, the sweep and the status of its runs, for `redistill compare`."""
+    """Write the tables of the sweep and the status of each run to sweep.json."""
     sweep = plan.sweep
     runs = [
         {"label": entry.label, "seed": entry.seed, "folder": entry.run.folder.name, "status": statuses[entry.run.folder]}
@@ -240,13 +241,16 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
 
 
 def _environment(limit: int) -> dict[str, str]:
-    """Environment of the runs: parallel runs divide the cores among them, to avoid oversubscription."""
+    """Environment variables of the runs; parallel runs share the cores equally."""
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // limit))} if limit > 1 else {}
     return {**threads, **os.environ}
 
 
 def _score(folder: Path) -> str:
-    """The first data set's primary metric, averaged over the data sets that have it; "" for a run without scores."""
+    """Format the mean score of a run over its data sets; "" for a run without scores.
+
+    The score is the primary metric of the first data set.  Data sets without this metric are left out.
+    """
     path = folder / "scores.json"
     held = mapping(files.read_json(path)) if path.is_file() else {}
     found = Evaluation(label="", role="student", scores=held, answers={})
@@ -262,7 +266,7 @@ def _score(folder: Path) -> str:
 
 
 def _write_comparisons(plan: Plan, statuses: Mapping[Path, str]) -> list[Path]:
-    """Write and print a comparison for each table; it contains the rows that have a finished run."""
+    """Compare the rows that have finished runs, for each table; return the files."""
     finished = {entry.label for entry in plan.entries if statuses[entry.run.folder] == FINISHED}
     pages = []
     for name, group in plan.sweep.tables.items():

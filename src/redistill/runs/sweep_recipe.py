@@ -30,7 +30,7 @@ class Group:
 
     Args:
         rows: Labels, in the order of the table.
-        baseline: The row that the others are compared with; None is the sweep's baseline if this table has it, else the first.
+        baseline: The row that the others are compared with; None is the sweep's baseline if `rows` has it, else the first row.
         published: Tables of the paper to show beside this one.
 
     Raises:
@@ -54,9 +54,9 @@ class Sweep:
         rows: Label -> settings merged over the base: sections, which merge field by field, or dotted keys, which set one
             field each.  `policy` and `objective` replace the method's as a whole; `objective.span_weight` sets one field.
         base: Settings of all runs, as in a recipe; or the path of a recipe, relative to the sweep recipe.
-        world: "toy" uses data and teacher of `redistill demo`; None uses those of the base.
+        world: "toy" uses the data and the teacher of `redistill demo`; None uses the data and the teacher of the base.
         seeds: Training seeds.
-        baseline: The row that the others are compared with; None is the first.
+        baseline: The row that the others are compared with; None is the first row.
         published: Tables of the paper to show beside the measured one.
         groups: Tables of some of the rows, by name; empty makes one table of all rows.
 
@@ -96,7 +96,7 @@ class Sweep:
     def tables(self) -> dict[str, Group]:
         """The tables by name, each with its baseline.
 
-        A table of all rows has the name "compare".
+        Without groups, there is one table "compare" with all rows.
         """
         groups = {f"compare-{name}": group for name, group in self.groups.items()} or {"compare": Group(rows=tuple(self.rows))}
         for name, group in groups.items():
@@ -112,7 +112,7 @@ class Cell(NamedTuple):
         label: The row's label.
         seed: The training seed.
         tree: The run's settings before `overrides`, without its folder.
-        overrides: Settings to change in it, as `section.field=value`.
+        overrides: Settings that replace those of `tree`, as `section.field=value`.
     """
 
     label: str
@@ -138,7 +138,7 @@ class Entry(NamedTuple):
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read a sweep recipe from a YAML file, and its base if that is a path.
+    """Read a sweep recipe from a YAML file, and the base recipe if it is a path.
 
     Raises:
         ConfigError: a file is missing or not YAML, or a setting of the sweep is unknown, of the wrong type or out of range.
@@ -155,7 +155,7 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cell]:
-    """Every row with every seed, row by row.
+    """Yield every row with every seed, row by row.
 
     Args:
         sweep: A sweep whose base has been read.
@@ -171,7 +171,7 @@ def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cel
 
 
 def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
-    """The settings `under`, with those of `over` merged over them.
+    """Merge two trees of settings; `over` takes precedence over `under`.
 
     Sections merge field by field, but `policy` and `objective` are replaced as a whole.
 
@@ -190,7 +190,7 @@ def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Jso
 def expand(
     sweep: Sweep, recipe: Path, folder: Path, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()
 ) -> tuple[Entry, ...]:
-    """The entries of a sweep in the order of its rows, with decoded runs.
+    """Decode the runs of a sweep; return its entries in the order of the rows.
 
     Rows with equal settings share one run.
 
@@ -220,7 +220,7 @@ def settings_of(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
-    """The run and its stages in order, with stage folders named by a hash of their settings, so that runs share them."""
+    """Name stage folders by a hash, so that runs share them; return run and stages."""
     for section, name in (("teacher", "teacher"), ("student", "start")):  # the start may be a part of the tuned teacher
         if name in (found := stages(config)):
             node, out = getattr(config, section), folder / f"{name}-{_digest(found[name])[:12]}"
@@ -230,7 +230,7 @@ def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]
 
 
 def _digest(config: Run) -> str:
-    """A hash of a run's settings, without its name and folders."""
+    """Hash the settings of a run, except its name and its folders."""
     return hashlib.sha256(json.dumps(settings_of(encode_run(config)), sort_keys=True).encode()).hexdigest()
 
 

@@ -47,15 +47,15 @@ def cache_folder() -> Path:
 def cached(
     kind: str, key: str, make: Callable[[], Stored], *, report: Callable[[str], None], poll: Callable[[], None] = lambda: None
 ) -> Stored:
-    """The result of `make`, from the cache if it has an entry for `key`.
+    """Return the result of `make`, from the cache if it has an entry for `key`.
 
-    The first process that needs an entry computes and writes it.  Other processes wait until it is written.  All map the same
-    file.  If the cache cannot be written, a note is reported and the result stays in memory.
+    The first process that needs an entry computes and writes it.  Other processes wait until it is written.  All
+    processes map the same file.  If the cache cannot be written, a note is reported and the result stays in memory.
 
     Args:
         kind: Subfolder of the cache.
         key: Hexadecimal hash of everything that the result depends on.
-        make: Computes the arrays.
+        make: Function that computes the arrays.
         report: Called with one line if the entry is damaged or cannot be written.
         poll: Called repeatedly while another process computes the entry; it may raise an exception to stop waiting.
 
@@ -79,7 +79,7 @@ def cached(
 
 
 def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | None:
-    """Check the files of an entry and map its arrays; None if missing or damaged."""
+    """Map the arrays of an entry; return None if the entry is missing or damaged."""
     if not (folder / MANIFEST).is_file():
         return None
     try:
@@ -99,7 +99,7 @@ def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | N
 
 
 def _made(folder: Path, key: str, make: Callable[[], Stored], report: Callable[[str], None]) -> Stored:
-    """Compute an entry and write it; the caller has locked the folder."""
+    """Compute an entry and write it to a folder that the caller has locked."""
     files.remove_leftovers(folder)
     made = make()
     try:

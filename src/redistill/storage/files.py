@@ -42,7 +42,7 @@ class Disk:
         return io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_LINKS, 0o666))
 
     def write(self, file: io.FileIO, data: bytes | memoryview) -> int:
-        """Write as many bytes as one system call accepts; returns their number."""
+        """Write as many bytes as one system call accepts, and return their number."""
         return file.write(data)
 
     def sync(self, descriptor: int) -> None:
@@ -58,7 +58,7 @@ class Disk:
         folder.mkdir(exist_ok=True)
 
     def remove(self, path: Path) -> None:
-        """Remove a file, link or folder tree; ignores errors."""
+        """Remove a file, link or folder tree; errors are ignored."""
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -66,7 +66,7 @@ class Disk:
                 path.unlink(missing_ok=True)
 
     def free_bytes(self, folder: Path) -> int:
-        """Free bytes for this user on the disk of `folder`, which exists; ignores quotas."""
+        """Free bytes for this user on the disk of an existing folder; quotas are ignored."""
         return shutil.disk_usage(folder).free
 
 
@@ -74,7 +74,7 @@ disk = Disk()
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of `name` in `folder`, which must not resolve to a path outside of it.
+    """Return the path of `name` in `folder`, if it does not lead out of the folder.
 
     Raises:
         OutputError: `name` leads out of `folder`: it is absolute, contains `..`, or passes through a link.
@@ -86,7 +86,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def slug(text: str) -> str:
-    """`text` as a file name.
+    """Convert `text` into a file name.
 
     The name consists of letters, digits, `.`, `_` and `-`; it is not empty and has no leading dot.
     """
@@ -121,12 +121,12 @@ def _make_folders(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> str:
-    """Write `text` in UTF-8 atomically; returns the SHA-256 of the bytes."""
+    """Write `text` in UTF-8 atomically, and return the SHA-256 of the bytes."""
     return write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: object) -> str:
-    """Write `value` as indented JSON atomically; returns the SHA-256 of the bytes.
+    """Write `value` as indented JSON atomically, and return the SHA-256 of the bytes.
 
     Raises:
         ValueError: `value` contains NaN or an infinity, which JSON does not support.
@@ -142,7 +142,7 @@ def json_bytes(value: object) -> bytes:
 
 
 def write_bytes(path: Path, data: bytes) -> str:
-    """Write `data` atomically; returns its SHA-256."""
+    """Write `data` atomically, and return its SHA-256."""
     return write_parts(path, [data], len(data))
 
 
@@ -193,9 +193,9 @@ def append_line(path: Path, value: object) -> None:
 
 
 def append_lines(path: Path, values: Sequence[object]) -> None:
-    """Append all of `values` as lines of JSON, or none; syncs them to disk.
+    """Append `values` as lines of JSON, and sync them to disk.
 
-    A last line that a crash has truncated is removed first.
+    If a write fails, none of the lines is kept.  A last line that a crash has truncated is removed first.
 
     Raises:
         OutputError: the lines cannot be written; `DiskFullError` if the disk is full.
@@ -253,12 +253,12 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The values of a JSON Lines file written by redistill.
+    """Read the values of a JSON Lines file written by redistill.
 
     The list is empty if the file is missing.  A last line truncated by a crash is skipped.
 
     Raises:
-        DataError: another line is not JSON.
+        DataError: a complete line is not JSON.
     """
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     values = []
@@ -285,8 +285,8 @@ def rewrite_lines(path: Path, values: Sequence[object]) -> None:
 def new_folder(target: Path, num_bytes: int = 0) -> Iterator[Path]:
     """Context with a temporary folder that becomes `target`.
 
-    It is renamed to `target` on success and removed on failure.  All files are synced before the rename.  An existing folder
-    `target` is replaced.
+    The temporary folder is renamed on success and removed on failure.  All files are synced before the rename.  An existing
+    folder `target` is replaced.
 
     Args:
         target: The final path of the folder.
@@ -322,7 +322,7 @@ def new_folder(target: Path, num_bytes: int = 0) -> Iterator[Path]:
 def remove_folder(folder: Path) -> None:
     """Remove `folder`.
 
-    It is renamed first, so that a crash leaves no partial folder under its name.
+    The folder is renamed first, so that a crash leaves no incomplete folder under the original name.
 
     Raises:
         OutputError: the folder cannot be renamed.
@@ -359,9 +359,9 @@ def _sync(path: Path) -> None:
 
 
 def _system_error(error: Exception) -> OSError | None:
-    """The system error that caused `error`; None if there is none.
+    """Return the system error that caused `error`, or None if there is no such error.
 
-    Libraries in Rust raise their own exceptions, with the error number in the message.
+    Libraries in Rust raise their own exceptions; the message contains the number of the system error.
     """
     if isinstance(error, OutputError):
         return error.__cause__ if isinstance(error.__cause__, OSError) else None
@@ -372,7 +372,7 @@ def _system_error(error: Exception) -> OSError | None:
 
 
 def write_failed(path: Path, error: OSError, num_bytes: int = 0) -> OutputError:
-    """The error to raise after a failed write of `num_bytes` (0: unknown) to `path`."""
+    """Build the exception for a failed write to `path`; `num_bytes` 0 means unknown."""
     size = f"{num_bytes:,} bytes " if num_bytes else ""
     remedy = "remove the symbolic link" if error.errno == errno.ELOOP else "free space or choose another folder"
     return _kind(error)(f"{path}: {size}could not be written ({error.strerror or error}); {remedy}")

@@ -32,11 +32,11 @@ def locked(folder: Path) -> Iterator[Sequence[int]]:
     removed at the end; a file left by a killed process does not block other processes.  Tested on Linux only.
 
     Args:
-        folder: The folder to lock.  The lock is not reentrant: this process cannot acquire it twice either.
+        folder: The folder to lock.  The lock is not reentrant: a process that holds it cannot acquire it again.
 
     Yields:
-        The file descriptor that holds the lock, for `pass_fds` of subprocess; none if the file system does not support locks,
-        for which a warning is issued.
+        A list with the file descriptor that holds the lock, for `pass_fds` of subprocess.  If the file system does not support
+        locks, a warning is issued and the list is empty.
 
     Raises:
         BusyError: the folder is locked already.

@@ -52,7 +52,7 @@ _LEAST_LENGTH = 8
 
 
 def plain(text: str) -> str:
-    r"""`text` made safe for display by `printable` and `redacted`.
+    r"""Make `text` safe for display with `printable` and `redacted`.
 
     Example:
         >>> plain("\x1b[31mred\x1b[0m\x07 \u202ednah https://me:pass@host/x")
@@ -77,7 +77,7 @@ def redacted(text: str) -> str:
     """`text` with every detected secret masked.
 
     Secrets are tokens of known forms, user information in URLs, and secret values of environment variables.  The value of a
-    variable is secret if its name ends in TOKEN, KEY, SECRET, PASSWORD or the like, and it is not an existing path.
+    variable is secret if its name ends in TOKEN, KEY, SECRET, PASSWORD or the like, and the value is not an existing path.
 
     Example:
         >>> redacted("HF_TOKEN=hf_abcdefghijklmnop redistill run mine.yaml")
@@ -96,7 +96,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_tree(value: Any) -> Any:
-    """A copy of dicts and lists in which every string, also a key, is `redacted`."""
+    """Copy nested dicts and lists, with secrets masked in all strings and keys."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):
@@ -105,7 +105,7 @@ def redacted_tree(value: Any) -> Any:
 
 
 def secret_in(text: str) -> str | None:
-    """Description of the first secret detected in `text`; None without one.
+    """Describe the first secret in `text`; return None if no secret is detected.
 
     Example:
         >>> secret_in("https://me:pass@host/model"), secret_in("openai-community/gpt2")
@@ -122,7 +122,7 @@ def print_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 @lru_cache(maxsize=8)
 def _secrets_among(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """The environment variables with a secret value: name -> secret."""
+    """Map the name of each variable that contains a secret to this secret."""
     found = {}
     for name, value in variables:
         if in_url := _USER_INFORMATION.search(value):

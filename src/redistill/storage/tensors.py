@@ -28,7 +28,7 @@ _NAMES = _FLOATS | _INTEGERS | {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Write a safetensors file; returns its SHA-256 in hexadecimal.
+    """Write a safetensors file, and return its SHA-256 in hexadecimal.
 
     Raises:
         OutputError: the file cannot be written.
@@ -66,9 +66,10 @@ def num_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
 
 
 def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tensor]]:
-    """The header of the file, and the tensors in file order: by decreasing element size, so that each tensor is aligned."""
+    """Return the header of the file, and the tensors in the order of the file."""
     unique, aliases = _untied(tensors)
     header: dict[str, object] = {"__metadata__": {"aliases": json.dumps(aliases, sort_keys=True)}}
+    # By decreasing element size, so that each tensor is aligned.
     ordered = sorted(unique.items(), key=lambda item: (-item[1].element_size(), item[0]))
     end = 0
     for name, tensor in ordered:
@@ -80,7 +81,7 @@ def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tens
 
 
 def _untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Unique tensors by their first name, and a map from each further name to the first."""
+    """Keep the first name of each tied tensor, and map its other names to the first."""
     first: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in tensors.items():

@@ -1,8 +1,8 @@
 """The local teacher: a model in this process.
 
-The body of the model runs only on sequences that have distillation terms.  Its hidden states are kept, and multiplied by the
-head in slices of rows, so that no [rows, vocabulary] tensor of a whole batch exists.  A revised sequence reuses the hidden
-states of the prefix that it has in common with its draft.
+The body of the model runs only on sequences that have distillation terms.  The hidden states are kept, and multiplied by the
+head in slices of rows, so that no [rows, vocabulary] tensor of a whole batch exists.  For a revised sequence, the hidden states
+of the prefix that it has in common with its draft are reused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -66,9 +66,9 @@ class LocalTeacher:
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> TeacherTarget:
-        """Run the body on the batch's sampled sequences, once.
+        """Run the body on the batch's sampled sequences; return the target of their rows.
 
-        See `contracts.TeacherTarget` for the result.
+        The target (`contracts.TeacherTarget`) multiplies the hidden states by the head when it is called.
         """
         first = slice(0, batch.num_sampled)
         weight_VD = self._head.weight_VD
@@ -79,7 +79,7 @@ class LocalTeacher:
                 batch.input_ids_BT[first].to(self._device),
                 batch.attention_mask_BT[first].to(self._device),
                 batch.position_N[: batch.num_sampled_rows].to(self._device),
-                self._memory if self._autocasts() == self._in_autocast else None,  # remembered states have one precision
+                self._memory if self._autocasts() == self._in_autocast else None,  # all remembered states have one precision
                 remember=self._remembers,
             )
 
@@ -89,7 +89,7 @@ class LocalTeacher:
         @torch.no_grad()
         def target(rows: slice) -> torch.Tensor:
             logits_NV = classifier.finish(classifier.raw(hidden_NE[rows], products))
-            # One reduction, cheap compared with the product: a maximum propagates NaN and +inf, and a row of -inf alone.
+            # The maximum is not finite if a row has NaN or +inf, or only -inf.  It is cheap compared with the product.
             self._faults += (~logits_NV.amax(dim=-1).isfinite()).sum()
             return logits_NV
 
@@ -109,7 +109,7 @@ class LocalTeacher:
         self._memory = None
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """Continue every request with the teacher's own text."""
+        """Continue every request with text of the teacher."""
         assert self._engine is not None, "a policy of teacher text is built with an engine for it"
         return self._engine.generate(requests, sampling)
 
@@ -117,7 +117,7 @@ class LocalTeacher:
     def remembering(self) -> Iterator[None]:
         """Context in which computed hidden states are kept for reuse.
 
-        They are kept until `release`, up to a limit of bytes.
+        They are kept until `release`, up to `prefix.MEMORY_BYTES` in total.
         """
         self._memory, self._remembers, self._in_autocast = PrefixMemory(), True, self._autocasts()
         try:

@@ -200,14 +200,14 @@ DIVERGENCE_LAWS = suite(
 def log_rows(seed: int, num_rows: int = 5, vocabulary: int = 11, scale: float = 2.0) -> torch.Tensor:
     """Random log-probabilities [num_rows, vocabulary], float64.
 
-    A larger scale gives rows of lower entropy.
+    A larger scale gives distributions of lower entropy.
     """
     logits_NV = scale * np.random.default_rng(seed).standard_normal((num_rows, vocabulary))
     return torch.log_softmax(torch.from_numpy(logits_NV), dim=-1)
 
 
 def _gradient(divergence: Divergence, logits_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
-    """Gradient of the summed divergence with respect to the student's logits, [N, V]."""
+    """Gradient of the divergence's sum over rows, for the student's logits, [N, V]."""
     leaf_NV = logits_NV.detach().requires_grad_()
     (gradient_NV,) = torch.autograd.grad(divergence(leaf_NV.log_softmax(-1), logp_NV).sum(), leaf_NV)
     return gradient_NV

@@ -44,7 +44,7 @@ class Fixture:
     tools: PolicyTools
 
     def policy(self, node: PolicyNode, processes: Processes = ONE_PROCESS, **tools: object) -> Policy:
-        """A newly initialized policy.
+        """Create a policy from its configuration.
 
         Args:
             node: Configuration of the policy.
@@ -57,7 +57,7 @@ class Fixture:
 
 @cache
 def make_fixture() -> Fixture:
-    """The fixture; every call returns the same object."""
+    """Return the fixture; every call returns the same object."""
     teacher, student = (fresh_model({**MODEL, "initializer_range": 0.5}, seed).eval() for seed in (1, 2))
     engine = partial(LocalEngine, vocabulary=VOCABULARY, end_ids=(END,), pad_id=END, batch_size=Halving("batch_size", 64))
     local = LocalTeacher(teacher, vocabulary=VOCABULARY, device="cpu", engine=engine(teacher))
@@ -80,8 +80,8 @@ def make_fixture() -> Fixture:
 def in_processes(world: int, work: Callable[[int, Gather], Result]) -> list[Result]:
     """Run `work(rank, gather)` for each rank in threads that simulate processes.
 
-    `gather` is a collective: it blocks until all ranks have called it, and returns a deep copy of their joined values, as
-    between real processes.
+    `gather` is a collective operation: it waits until all ranks have called it, and concatenates their lists.  Each rank gets a
+    deep copy, as between real processes.
 
     Args:
         world: Number of simulated processes.
@@ -118,7 +118,7 @@ def in_processes(world: int, work: Callable[[int, Gather], Result]) -> list[Resu
 
 
 def _example(sample: int) -> Example:
-    """A prompt and an answer of random tokens, followed by the end token."""
+    """Create an example: a random prompt, and a random answer with an end token."""
     rng = generator(SEED, "example", sample)
     prompt, answer = (tuple(rng.integers(1, VOCABULARY, rng.integers(2, 6)).tolist()) for _ in range(2))
     record = Record(record_id=f"fixture:{sample}", prompt=RawPrompt(" ".join(map(str, prompt))), references=("-",))

@@ -7,11 +7,11 @@ from typing import TypeVar
 
 Part = TypeVar("Part")
 Findings = Iterator[tuple[bool, str]]
-"""What a law yields: whether it holds in one case, and the input and values of the case."""
+"""For each case: whether the law holds, and a text with the input and values."""
 
 
 def suite(*laws: Callable[[Part], Findings]) -> Mapping[str, Callable[[Part], None]]:
-    """The laws by name, as functions that raise AssertionError if a law is violated."""
+    """Map the name of each law to a function that raises AssertionError if violated."""
     return {law.__name__: partial(_demand, law) for law in (is_a_frozen_dataclass, *laws)}
 
 
@@ -28,16 +28,16 @@ def check(part: Part, laws: Mapping[str, Callable[[Part], None]]) -> None:
 
 
 def disobeyed(part: object, laws: Collection[str]) -> Mapping[str, str]:
-    """Laws that a divergence or policy declares not to satisfy, with the reasons.
+    """List the laws that a divergence or policy declares not to satisfy.
 
-    They are declared by the class attribute `disobeys = {"law": "reason"}`.
+    These laws are declared by the class attribute `disobeys = {"law": "reason"}`.
 
     Args:
         part: The divergence or policy.
         laws: Names of the laws of its kind.
 
     Returns:
-        Law -> reason; empty without the attribute.
+        The reason for each of these laws; empty if the attribute is missing.
 
     Raises:
         AssertionError: the attribute contains an unknown law or an empty reason.

@@ -73,9 +73,9 @@ def global_generators_are_not_used(node: PolicyNode) -> Findings:
 
 
 def resumes_where_it_stopped(node: PolicyNode) -> Findings:
-    """A restored policy returns the draws of an uninterrupted one, and has its state.
+    """A restored policy draws the same sequences as an uninterrupted policy.
 
-    The state is saved as JSON and loaded into the restored policy.
+    The state is saved as JSON and loaded into a new policy.  After the last step, both policies have the same state.
     """
     uninterrupted, resumed, middle = make_fixture().policy(node), make_fixture().policy(node), STEPS // 2
     drawn(uninterrupted, range(middle))
@@ -87,7 +87,7 @@ def resumes_where_it_stopped(node: PolicyNode) -> Findings:
 
 
 def answers_in_order(node: PolicyNode) -> Findings:
-    """One sequence per item, in order, followed by additional sequences.
+    """A draw has one sequence per gold item, in order, then additional sequences.
 
     Gold sequences are returned unchanged, and responses have at most RESPONSE_TOKENS tokens.
     """
@@ -151,9 +151,9 @@ POLICY_LAWS = suite(
 
 
 def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
-    """Draws of the given steps.
+    """Draw the sequences of the given steps.
 
-    Before every second step, a rising validation loss is passed to `observe`.
+    Before every even step, the policy observes a validation loss, which rises from step to step.
     """
     draws = []
     for step in steps:
@@ -174,7 +174,10 @@ def _global_states() -> dict[str, object]:
 
 
 def _plain(sequence: TokenSequence) -> tuple[object, ...]:
-    """A sequence as a tuple; roll-out values are rounded to 3 decimals, since they depend on the batch."""
+    """Convert a sequence to a tuple, for comparisons.
+
+    Roll-out values are rounded to 3 decimals, since they depend slightly on the batch.
+    """
     columns = () if sequence.rollout is None else astuple(sequence.rollout)
     rounded = [tuple(round(value, 3) for value in column) for column in columns]
     return sequence.sample, sequence.origin, sequence.token_ids, sequence.supervised, *rounded

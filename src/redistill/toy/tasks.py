@@ -48,7 +48,7 @@ class Question:
 
 
 def extraction(random: np.random.Generator) -> Question:
-    """Extract who, what, where or when from a passage of two sentences."""
+    """Task: extract who, what, where or when from a passage of two sentences."""
     parts: dict[str, str | Verb] = {"verb": _one(random, VERBS), "thing": _word(random, "things")}
     parts["person"], parts["other"] = _some(random, WORDS["people"], 2)
     parts["place"], parts["elsewhere"] = _some(random, WORDS["places"], 2)
@@ -59,7 +59,7 @@ def extraction(random: np.random.Generator) -> Question:
 
 
 def sentiment(random: np.random.Generator) -> Question:
-    """Classify a sentence as positive or negative, and give the reason."""
+    """Task: classify a sentence as positive or negative, and give the reason."""
     good = bool(random.integers(2))
     label, feeling = ("positive", "happy") if good else ("negative", "unhappy")
     return _question(
@@ -74,7 +74,7 @@ def sentiment(random: np.random.Generator) -> Question:
 
 
 def topic(random: np.random.Generator) -> Question:
-    """Name the topic of a sentence."""
+    """Task: name the topic of a sentence."""
     subject = _one(random, TOPICS)
     actor, place = _one(random, subject.actors), _one(random, subject.places)
     when, action = _time(random), _one(random, subject.actions)
@@ -82,22 +82,22 @@ def topic(random: np.random.Generator) -> Question:
 
 
 def past_tense(random: np.random.Generator) -> Question:
-    """Change a sentence from the present to the past tense."""
+    """Task: change a sentence from the present to the past tense."""
     return _question("past-tense", **_moved(random))
 
 
 def passive(random: np.random.Generator) -> Question:
-    """Change a sentence from active to passive."""
+    """Task: change a sentence from active to passive."""
     return _question("passive", **_moved(random))
 
 
 def polite(random: np.random.Generator) -> Question:
-    """Change a command into a polite request."""
+    """Task: change a command into a polite request."""
     return _question("polite", command=f"{_one(random, VERBS).base} the {_described(random)} to the {_word(random, 'places')}")
 
 
 def membership(random: np.random.Generator) -> Question:
-    """Find the words of a list that belong to a category."""
+    """Task: find the words of a list that belong to a category."""
     name, *others = _some(random, tuple(CATEGORIES), 3)
     members = _some(random, CATEGORIES[name], 2)
     listed = _some(random, (*members, *(_one(random, CATEGORIES[other]) for other in others)), 4)
@@ -106,7 +106,7 @@ def membership(random: np.random.Generator) -> Question:
 
 
 def arithmetic(random: np.random.Generator) -> Question:
-    """Calculate a sum, difference or product of small numbers, in words."""
+    """Task: calculate a sum, difference or product of small numbers, in words."""
     options = (("plus", "sum of", 20), ("minus", "difference between", 20), ("times", "product of", 6))
     sign, name, limit = _one(random, options)
     a, b = (int(number) for number in random.integers(limit + 1, size=2))
@@ -117,7 +117,7 @@ def arithmetic(random: np.random.Generator) -> Question:
 
 
 def story_sum(random: np.random.Generator) -> Question:
-    """Calculate how many things a person has after getting or giving some."""
+    """Task: calculate how many things a person has after getting or giving some."""
     person, other = _some(random, WORDS["people"], 2)
     things = _word(random, "countable")
     a, b = sorted(_some(random, range(2, 21), 2), reverse=True)
@@ -128,13 +128,13 @@ def story_sum(random: np.random.Generator) -> Question:
 
 
 def opposite(random: np.random.Generator) -> Question:
-    """Replace the adjective of a sentence with its opposite."""
+    """Task: replace the adjective of a sentence with its opposite."""
     old, new = _some(random, _one(random, OPPOSITES), 2)
     return _question("opposite", old=old, new=new, thing=_word(random, "things"), place=_word(random, "places"))
 
 
 def sorting(random: np.random.Generator) -> Question:
-    """Sort words alphabetically, or numbers from smallest to largest."""
+    """Task: sort words alphabetically, or numbers from smallest to largest."""
     if random.integers(2):
         letters = _some(random, sorted({thing[0] for thing in WORDS["things"]}), 3)
         given = [_one(random, [thing for thing in WORDS["things"] if thing[0] == letter]) for letter in letters]
@@ -148,7 +148,7 @@ def sorting(random: np.random.Generator) -> Question:
 
 
 def comparison(random: np.random.Generator) -> Question:
-    """Decide whether a comparison of two things is correct."""
+    """Task: decide whether a comparison of two things is correct."""
     scale, person = _one(random, SCALES), _word(random, "people")
     less, more = (Phrase(scale.things[index]).a for index in sorted(_some(random, range(len(scale.things)), 2)))
     facts = (f"{more} is {scale.more} than {less}", f"{less} is {scale.less} than {more}")
@@ -160,7 +160,7 @@ def comparison(random: np.random.Generator) -> Question:
 
 
 def scene(random: np.random.Generator) -> Question:
-    """Write a sentence with three given words."""
+    """Task: write a sentence with three given words."""
     animal, place = _one(random, CATEGORIES["animals"]), _word(random, "places")
     return _question("scene", animal=animal, place=place, thing=_described(random))
 
@@ -170,11 +170,11 @@ _TASKS = (
     *(arithmetic, story_sum, opposite, sorting, comparison, scene),
 )
 KINDS: Mapping[str, Callable[[np.random.Generator], Question]] = {task.__name__.replace("_", "-"): task for task in _TASKS}
-"""The kinds of tasks by name; a question is generated from the random numbers of a generator."""
+"""Name of a kind of task -> function that generates a random question of this kind."""
 
 
 def _question(kind: str, /, **parts: str | Verb) -> Question:
-    """A question of this kind with these parts."""
+    """Insert `parts` into the phrasings of `kind`, and return the question."""
     filled = {name: Phrase(part) if isinstance(part, str) else part for name, part in parts.items()}
     texts = {name: text.format(**filled) for name, text in _PHRASINGS[kind].items()}
     given = texts.get("given", "")
@@ -186,7 +186,7 @@ def _one(random: np.random.Generator, choices: Sequence[T]) -> T:
 
 
 def _some(random: np.random.Generator, choices: Sequence[T], count: int) -> list[T]:
-    """`count` distinct choices, in random order."""
+    """Choose `count` distinct elements, in random order."""
     return [choices[int(index)] for index in random.choice(len(choices), size=count, replace=False)]
 
 
@@ -203,6 +203,6 @@ def _described(random: np.random.Generator) -> str:
 
 
 def _moved(random: np.random.Generator) -> dict[str, str | Verb]:
-    """The parts of a sentence in which a person moves a thing to a place."""
+    """Choose the words of a sentence in which a person moves a thing to a place."""
     person, verb, place = _word(random, "people"), _one(random, VERBS), _word(random, "places")
     return {"person": person, "verb": verb, "place": place, "thing": _described(random)}

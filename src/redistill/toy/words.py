@@ -28,7 +28,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Scale:
-    """Things in ascending order of the property that `more` and `less` compare."""
+    """Things in ascending order of a property; comparatives such as bigger, smaller."""
 
     more: str
     less: str

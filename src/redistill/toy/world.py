@@ -30,7 +30,7 @@ _BUCKETS: dict[Split, range] = {
 
 
 def toy_records(count: int, seed: int, split: Split) -> list[Record]:
-    """Generate records; each depends only on the seed, the split and its index.
+    """Generate records; a record depends only on the seed, the split and its index.
 
     All kinds of tasks are equally likely, and the k-th phrasing of an answer has a probability proportional to 1/k. No
     question of one split occurs in another, in any phrasing, for any seeds.
@@ -56,12 +56,12 @@ def toy_records(count: int, seed: int, split: Split) -> list[Record]:
 def toy_tokenizer(vocabulary_size: int = 1536, seed: int = 0) -> Tokenizer:
     """Train a byte-level BPE tokenizer on the toy world.
 
-    The end token is "<|endoftext|>", the padding token "<|pad|>". It encodes any text; text of the toy world takes little more
-    than one token per word.
+    The end token is "<|endoftext|>", the padding token "<|pad|>". The tokenizer encodes any text; text of the toy
+    world takes little more than one token per word.
 
     Args:
         vocabulary_size: Number of tokens, including all bytes and the two special tokens; >= 258.
-        seed: Random seed of the text that it is trained on.
+        seed: Random seed of the text that the tokenizer is trained on.
 
     Returns:
         A transformers `PreTrainedTokenizerFast`.
@@ -104,6 +104,6 @@ def _record(seed: int, split: Split, index: int) -> Record:
 
 
 def _bucket(question: Question) -> int:
-    """Hash of a question's content, 0 to 99; each split uses other values, so that splits share no question."""
+    """Hash a question to a bucket from 0 to 99; each bucket belongs to one split."""
     key = "\x1f".join(question.asks[0]).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % 100

@@ -35,9 +35,9 @@ SUFFIX = ".safetensors"
 
 
 class Contents(dict[str, Value]):
-    """Parts of a checkpoint by name; a missing one raises `CheckpointError`.
+    """The tensors or the state of a checkpoint, by name.
 
-    The error prevents training from starting from scratch without a message.
+    A missing name raises `CheckpointError`, so that training never starts from scratch without a message.
     """
 
     def __init__(self, owner: str, values: Mapping[str, Value]) -> None:
@@ -71,16 +71,16 @@ class Checkpoint:
 
 
 class _Damaged(Exception):
-    """A checkpoint is invalid; the message is the reason.  `load` then tries the previous checkpoint."""
+    """Raised for an invalid checkpoint; `load` then tries the previous one."""
 
 
 # --- identity of the run --------------------------------------------------------------------------------------------------
 
 
 def identity(folder: Path) -> dict[str, str]:
-    """Read the hashes, by name, that identify the run of the checkpoints in `folder`.
+    """Read the hashes that identify the run whose checkpoints are in `folder`.
 
-    Empty if the identity file is missing or damaged.
+    Returns the hashes by name, or an empty dict if the identity file is missing or damaged.
     """
     try:
         held = files.read_json(folder / IDENTITY)
@@ -124,7 +124,7 @@ def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
 
 
 def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """Names that both mappings have with different values; another version may have other names, which are ignored."""
+    """List the names that are in both mappings, with different values."""
     return [plain(name) for name in one if name in other and one[name] != other[name]]
 
 
@@ -198,21 +198,21 @@ def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, valid or damaged, ascending.
+    """List the steps of the checkpoints in `folder`, in ascending order.
 
-    Interrupted saves do not count.
+    Damaged checkpoints are included; the temporary folders of interrupted saves are not.
     """
     names = (re.fullmatch(r"step-(0|[1-9]\d*)", path.name) for path in folder.glob("step-*"))
     return sorted(int(match[1]) for match in names if match)
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The newest valid checkpoint in `folder`, or None if the run has not saved any.
+    """Load the newest valid checkpoint in `folder`; None if there are no checkpoints.
 
-    Damaged ones are skipped; `skipped` of the result lists the fault of each and the step that was loaded instead.
+    Damaged checkpoints are skipped.  The field `skipped` of the loaded checkpoint lists their faults.
 
     Raises:
-        CheckpointError: no checkpoint is valid, or one has another schema.
+        CheckpointError: all checkpoints are damaged, or one has another schema.
     """
     faults: list[str] = []
     for step in reversed(steps(folder)):
@@ -230,7 +230,7 @@ def load_step(folder: Path, step: int) -> Checkpoint:
     """Load the checkpoint of one step, such as the best.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: the checkpoint is missing or damaged.
     """
     path = _folder_of(folder, step)
     if not path.is_dir():
@@ -257,9 +257,9 @@ def _read(folder: Path) -> Checkpoint:
 
 
 def _verify(folder: Path) -> list[str]:
-    """Names of the files in a checkpoint, after checking each against the manifest.
+    """Check every file of a checkpoint against the manifest; returns the file names.
 
-    The hash of the manifest is checked before it is parsed, so damaged JSON is never interpreted.
+    The manifest is parsed only if its own hash is right, so damaged JSON is never interpreted.
     """
     manifest = _read_or_damaged(folder / MANIFEST, Path.read_bytes)
     if _read_or_damaged(folder / SEAL, Path.read_bytes) != f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode():
@@ -279,7 +279,10 @@ def _verify(folder: Path) -> list[str]:
 
 
 def _parsed(manifest: bytes, folder: Path) -> Mapping[str, Any]:
-    """Parse a manifest, and check its types and file names: a matching hash does not make its content trusted."""
+    """Parse a manifest, and check the types of its fields and its file names.
+
+    A manifest with a matching hash is not trusted: anyone can compute a hash.
+    """
     try:
         content = json.loads(manifest)
     except (ValueError, RecursionError) as error:
@@ -321,17 +324,17 @@ def _label(folder: Path) -> str:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
-    """An optimizer's state as tensors by parameter name, and the rest as JSON.
+    """Convert an optimizer's state to named tensors and JSON.
 
-    Names, not positions, so that a change in the order of the parameters cannot swap their moments.
+    Parameters are identified by name and not by position, so that a change in their order cannot swap their moments.
 
     Args:
         optimizer: Any torch optimizer whose state per parameter is tensors and numbers, such as AdamW, fused or not.
         parameters: `dict(module.named_parameters())` of all parameters that it updates.
 
     Returns:
-        Tensors keyed "<state>/<parameter>" ("exp_avg/transformer.wte.weight"), and the groups and scalars. Tensors of sharded
-        parameters are sharded too (see `placement.full`).
+        The tensors by "<state>/<parameter>", such as "exp_avg/transformer.wte.weight"; and everything else as JSON: parameter
+        groups, scalars, and the names of the tensors.  Tensors of sharded parameters are sharded too (see `placement.full`).
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     tensors: dict[str, torch.Tensor] = {}
@@ -350,7 +353,7 @@ def restore_optimizer(
     tensors: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
 ) -> None:
-    """Restore the state that `optimizer_tensors` returned, bitwise.
+    """Restore exactly the optimizer state that `optimizer_tensors` returned.
 
     Hyper-parameters such as the learning rate are restored too.
 

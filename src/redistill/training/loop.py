@@ -1,6 +1,7 @@
 """The training loop: draw, compute gradients, update, validate and save.
 
-Validation and saving happen between updates.  The caller builds the parts of the loop, which depends on no distillation method.
+Validation and saving happen between updates.  The caller builds the parts of the loop.  The loop itself depends on no
+distillation method.
 The coefficients of the loss terms are computed once per update, from the counts of the global batch.  Therefore one process
 with four micro-batches has the same gradient as two processes with two micro-batches each.
 """
@@ -73,9 +74,10 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
 
 
 def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> None:
-    """Make one update and log it; if interrupted, restore the state before it.
+    """Draw sequences, compute the gradient, make one update and log it.
 
-    Signals are not checked between the computation of the gradient and the end of the update.
+    A signal before the gradient is complete raises Interrupted; the policy then has its state from before the update.  After
+    that, signals are not checked until the update is complete.
     """
     learner = parts.learner
     started, before = time.perf_counter(), parts.policy.state_dict()
@@ -112,7 +114,7 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
 
 
 def _draw(parts: Parts, step: int) -> Draw:
-    """The step's sequences, from an engine that has the student's current weights."""
+    """Give the engine the student's current weights, then draw the step's sequences."""
     student = parts.learner.student
     with parts.learner.placement.unsharded(student):
         parts.engine.sync(student.model, step)
@@ -120,7 +122,7 @@ def _draw(parts: Parts, step: int) -> Draw:
 
 
 def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
-    """Micro-batches of the sequences of this process; see `grouping.grouped`."""
+    """Divide this process's sequences into micro-batches; see `grouping.grouped`."""
     device, objective = parts.accelerator.device, parts.learner.objective
     span_config = objective.span if objective.uses_spans else None
     corpus = () if objective.pretraining is None else corpus_items(draw, objective.pretraining)
@@ -132,9 +134,10 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
 
 
 def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
-    """The micro-batches; empty ones are added if passes are collective operations.
+    """Add empty micro-batches until all processes have the same number.
 
-    All processes must take part in a collective operation, and so make the same number of passes.
+    Nothing is added unless forward and backward passes are collective operations: only these need all processes to make the
+    same number of passes.
     """
     if not parts.learner.placement.passes_communicate:
         return batches
@@ -144,7 +147,7 @@ def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
 
 
 def global_counts(batches: Sequence[Batch]) -> Counts:
-    """The counts of the global batch: all micro-batches of all processes."""
+    """Count the tokens and sequences of the global batch, over all processes."""
     return Counts.total(signals.gather([Counts.of(batches)]))
 
 
@@ -155,7 +158,7 @@ def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts,
     coefficients are computed from the global batch.
 
     Returns:
-        This process's micro-batches, the counts of the global batch, and each term's sum over it.
+        This process's micro-batches, the counts of the global batch, and each term's sum over the global batch.
     """
     learner, micro_batch = parts.learner, parts.guards.micro_batch
     if learner.teacher is not None and learner.objective.uses_teacher:
@@ -175,11 +178,11 @@ def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts,
 
 
 def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float] | None:
-    """Accumulate the gradient; returns each term's sum over the global batch.
+    """Compute the gradient of the global batch from micro-batches of all processes.
 
-    Returns None if memory ran out on any process.  Gradients of replicas are reduced after all passes.  Hooks of the backward
-    pass could not reduce them: if one process ran out of memory, the others would wait for it.  If passes communicate, the run
-    ends when one process runs out of memory.
+    Returns each term's sum over the global batch, or None if memory ran out on any process.  Gradients of replicas are reduced
+    after all passes.  Hooks of the backward pass could not reduce them: if one process ran out of memory, the others would wait
+    for it.  If passes are collective operations, the run ends when one process runs out of memory.
     """
     learner, backward = parts.learner, partial(_backward, batches, counts, parts)
     gathered = signals.gather([backward() if learner.placement.passes_communicate else unless_out_of_memory(backward)])
@@ -191,7 +194,7 @@ def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts)
 
 
 def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
-    """Backpropagate the micro-batches of this process; returns its part of the terms' sums."""
+    """Backpropagate this process's micro-batches; returns each term's sum over them."""
     learner, objective, teacher = parts.learner, parts.learner.objective, parts.learner.teacher
     learner.student.train(objective.policy_gradient is None)
     sums: dict[str, torch.Tensor] = {}
@@ -209,7 +212,10 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[st
 
 
 def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
-    """Clip the gradients of the student and of the clip network separately; returns both norms before clipping."""
+    """Clip the student's and the clip network's gradients separately.
+
+    Returns the gradient norms before clipping.
+    """
     norms = {"grad_norm": clip_gradients(learner.student.model.parameters(), max_norm)}
     if learner.clip_parameters:
         norms["clip_network_grad_norm"] = clip_gradients(learner.clip_parameters, max_norm)
@@ -217,7 +223,7 @@ def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
 
 
 def _read_again(parts: Parts, batches: Sequence[Batch]) -> list[Mapping[str, object]]:
-    """Statistics of the logits on the micro-batches, for an update that ends the run."""
+    """Compute statistics of the logits of an update that ends the run."""
     learner = parts.learner
     with learner.placement.unsharded(learner.student):
         teacher = learner.teacher if learner.objective.uses_teacher else None
@@ -225,7 +231,10 @@ def _read_again(parts: Parts, batches: Sequence[Batch]) -> list[Mapping[str, obj
 
 
 def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], draw: Draw, whole: Draw) -> None:
-    """Log an update and its events; `draw` has the sequences of `whole` that the terms use."""
+    """Log an update and its events, and check the generated text for a collapse.
+
+    `whole` has all sequences that the policy returned; `draw` has those that the objective uses.
+    """
     sampled = draw.with_role("sft" if parts.learner.objective.sft_on == "sampled" else "distillation")
     changes_here = [change for size in parts.guards.sizes for change in size.take_changes()]
     mine = facts_of(sampled, parts.end_ids), facts_of(whole.with_role("sft"), parts.end_ids), changes_here
@@ -262,7 +271,7 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
 
 
 def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
-    """Validate; record whether this student is the best so far, and whether training stops early."""
+    """Validate; record if the student is the best so far, and if training stops early."""
     started = time.perf_counter()
     scores = _validate(parts, state)
     by = next((metric for metric in parts.metrics if metric.name == settings.choose_by), None)
@@ -276,9 +285,9 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
 
 
 def _is_best(score: float, cross_entropy: float, state: TrainingState) -> bool:
-    """Whether a validation is the best so far.
+    """Whether the current student is the best of all validations so far.
 
-    At equal scores the lower cross entropy is better, and at equal cross entropy the later step.
+    If the scores are equal, the lower cross entropy is better.  If these are equal too, the later step is better.
     """
     if state.best_score is None or score != state.best_score:
         return state.best_score is None or score > state.best_score

@@ -10,7 +10,9 @@ from redistill.storage import files
 
 
 class MetricsLog:
-    """metrics.jsonl of a run: one JSON object per line, on disk when `write` returns.
+    """The file metrics.jsonl of a run, with one JSON object per line.
+
+    A line is on disk when `write` returns.
 
     Args:
         path: The file; it need not exist.
@@ -27,9 +29,9 @@ class MetricsLog:
         files.append_line(self.path, line)
 
     def truncate_after(self, step: int) -> None:
-        """Remove the lines after `step`, and an incomplete last line.
+        """Remove the lines of updates after `step`, and an incomplete last line.
 
-        `step` is that of the checkpoint from which a run resumes.  The file then continues as in an uninterrupted run.
+        `step` is the step of the checkpoint from which a run resumes.  The file then continues as in an uninterrupted run.
         """
         if self.path.exists():
             files.rewrite_lines(self.path, [line for line in files.read_lines(self.path) if line.get("step", 0) <= step])
@@ -46,7 +48,7 @@ class Meter:
         self._tokens += tokens
 
     def read(self) -> int:
-        """Tokens counted since the last call."""
+        """Return the number of tokens counted since the last call, and count from 0."""
         tokens, self._tokens = self._tokens, 0
         return tokens
 
@@ -54,8 +56,8 @@ class Meter:
 def peak_bytes(device: torch.device) -> int:
     """Peak memory of this process, in bytes.
 
-    On a GPU it is the peak of the CUDA allocator, otherwise the peak of the resident set.  On Windows it is not measured, and
-    0.
+    For a CUDA device, this is the peak of the CUDA allocator.  Otherwise, it is the peak of the resident set; on Windows this
+    is not measured, and the function returns 0.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -215,7 +215,7 @@ class Objective:
         return Draw(items=items, corpus=() if self.pretraining is None else draw.corpus)
 
     def _roles(self, item: DrawItem) -> frozenset[Role]:
-        """The roles that an item of a policy's draw has under this objective."""
+        """The roles of those terms of this objective that use an item of a draw."""
         roles: set[Role] = set()
         if self.sft_weight and ("sft" if self.sft_on == "gold" else "distillation") in item.roles:
             roles.add("sft")
@@ -225,13 +225,13 @@ class Objective:
 
 
 def corpus_items(draw: Draw, pretraining: PretrainingConfig) -> tuple[DrawItem, ...]:
-    """The corpus sequences of a draw, with the roles that the pre-training term uses."""
+    """Give the corpus sequences of a draw the roles that the pre-training term uses."""
     return items_of(draw.corpus, "sft", "distillation") if pretraining.divergence_share > 0 else items_of(draw.corpus, "sft")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of tokens and sequences of a global batch, by which terms are divided."""
+    """Numbers of tokens and sequences of a batch; the sum of a term is divided by one."""
 
     sft_tokens: float = 0
     sampled_tokens: float = 0
@@ -241,7 +241,7 @@ class Counts:
 
     @classmethod
     def of(cls, batches: Iterable[Batch]) -> Self:
-        """The counts of one process's micro-batches."""
+        """Count the tokens and sequences of some micro-batches."""
         return cls.total(
             cls(corpus_tokens=int(batch.sft_N.sum()))
             if batch.role == "pretraining"
@@ -251,7 +251,7 @@ class Counts:
 
     @classmethod
     def total(cls, counts: Iterable[Self]) -> Self:
-        """The sum of `counts`."""
+        """Add up `counts`, each field separately."""
         return cls(*(sum(column) for column in zip(*map(astuple, counts), strict=True)))
 
     @property
@@ -263,7 +263,9 @@ class Counts:
 def terms(
     objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None
 ) -> tuple[Term, ...]:
-    """The terms of a micro-batch, each with the coefficient weight / global count.
+    """Create the loss terms of a micro-batch.
+
+    The coefficient of a term is its weight, divided by its count in the global batch.
 
     Args:
         objective: The terms and their weights.
@@ -300,9 +302,10 @@ def terms(
 
 
 def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> dict[str, float]:
-    """Metrics of an update: "loss", and the mean of each term.
+    """Compute the metrics of an update: "loss", and the mean of each term.
 
-    "loss" is the weighted sum of the terms.  A term is divided by its own count, and diagnostics by the number of sampled rows.
+    `sums` has each term's sum over the global batch.  The mean is the sum divided by the term's count; diagnostics are divided
+    by the number of sampled tokens.  "loss" is the weighted sum of the means.
     """
     divisors = {
         "sft": counts.sft_tokens,

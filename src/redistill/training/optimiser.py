@@ -73,9 +73,9 @@ class OptimiserConfig:
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig, step: int, updates: int) -> dict[str, float]:
-    """Set every parameter group's learning rate for the update after `step`.
+    """Set the learning rates of the next update, when `step` updates are done.
 
-    Returns the rates by name, for the log.  The schedule depends on `step` only, so checkpoints do not store it.
+    Returns the rates by name, for the log.  They depend only on the arguments, so checkpoints do not store a schedule.
     """
     warmup = min(1.0, (step + 1) / (config.warmup_updates or 1))
     part = step / updates if config.schedule == "cosine" else 0.0
@@ -89,15 +89,16 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
     """Clip the total gradient norm to `max_norm`; returns the norm before clipping.
 
-    Either all parameters or none of them are sharded.
+    The parameters must be all sharded or all unsharded.
     """
     return scalar(nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
 def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, object]]:
-    """AdamW's parameter groups: weight decay applies to matrices only.
+    """Divide the trainable parameters into AdamW's parameter groups.
 
-    The parameters of DAC-KL's network are in groups with their own learning rate.
+    Weight decay applies to matrices only.  The parameters of DAC-KL's network have groups of their own, since their learning
+    rate differs.
     """
     clip_ids = set() if clip_network is None else set(map(id, clip_network.parameters()))
     clip_rate = config.clip_network_learning_rate or config.learning_rate

@@ -39,7 +39,7 @@ class TrainingState:
         trained_tokens: Number of trained targets of all processes; a target that two terms use counts twice.
         generated_tokens: Number of tokens that student and teacher generated for training on all processes, without validation.
         seconds: Duration of training, including validation.
-        peak_bytes: Peak memory of the process that used most, in bytes.
+        peak_bytes: Largest peak memory of any process, in bytes.
     """
 
     step: int = 0
@@ -74,9 +74,9 @@ class Learner:
 
     @property
     def divergence(self) -> DivergenceCall | nn.Module | None:
-        """The objective's divergence as a callable.
+        """The function that computes the divergence; None if the objective has none.
 
-        DAC-KL's network is a submodule of the student module.
+        For DAC-KL it is the clip network, a submodule of the student module.
         """
         divergence = self.objective.divergence
         return self.student.clip_network if isinstance(divergence, DacKLConfig) else divergence
@@ -110,7 +110,7 @@ class Guards:
 
     @property
     def sizes(self) -> tuple[Halving, Halving]:
-        """Both batch sizes, in the order in which checkpoints store them."""
+        """`micro_batch` and `text_batch`, in the order in which checkpoints store them."""
         return self.micro_batch, self.text_batch
 
 

@@ -87,9 +87,10 @@ class Progress(TerminalBar):
         self._show(f"step 0/{total}", total=total)
 
     def update(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Show the loss terms after `step` updates, speed and remaining time.
+        """Show the loss terms after `step` updates, the speed and the remaining time.
 
-        The remaining time is estimated from the time since the first call, which excludes loading and updates before a resume.
+        The estimate of the remaining time uses the time since the first call.  It therefore excludes loading, and updates
+        before a resume.
         """
         self._first = self._first or (step, self._clock())
         if self._bar is not None:
@@ -149,7 +150,7 @@ class AnswerProgress:
 
 
 def error_console(*, quiet: bool = False) -> Console:
-    """The standard error stream; an error of it does not stop a run."""
+    """Return a console that prints to standard error and ignores errors of printing."""
     return Console(file=tolerant(sys.stderr, 2), quiet=quiet)
 
 

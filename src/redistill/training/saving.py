@@ -13,7 +13,7 @@ from redistill.training.schedule import TrainingConfig
 
 
 def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
-    """Save everything that a resume needs.
+    """Save a checkpoint with everything that is needed to resume the run.
 
     Every process must call it: the processes gather the state, and the main process writes it.
     """
@@ -43,10 +43,10 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
 
 
 def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingState:
-    """Restore the state of training from `found`.
+    """Restore the state of training from the checkpoint `found`.
 
     Raises:
-        CheckpointError: `found` lacks a part, or its optimizer state does not fit this run.
+        CheckpointError: `found` lacks tensors or values, or its optimizer state does not fit this run.
     """
     learner, student, guards = parts.learner, parts.learner.student, parts.guards
     load_trainable_state(student.model, found.tensors["model"])

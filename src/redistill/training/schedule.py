@@ -85,10 +85,12 @@ class Schedule:
 
 
 def check_length(name: str, length: int | str, lowest: int) -> None:
-    """Check a length: updates >= `lowest`, or epochs > 0 such as "20 epochs".
+    """Check that a length is a valid number of updates or of epochs.
+
+    Updates are a whole number >= `lowest`; epochs are a text such as "20 epochs", with a number > 0.
 
     Raises:
-        ConfigError: the length is neither.
+        ConfigError: the length is neither of these.
     """
     if isinstance(length, int):
         if length < lowest:
@@ -98,7 +100,9 @@ def check_length(name: str, length: int | str, lowest: int) -> None:
 
 
 def in_updates(length: int | str, num_examples: int, batch_size: int) -> int:
-    """Convert a length to updates; a length in epochs gives at least 1.
+    """Convert a length in updates or epochs to a number of updates.
+
+    A length in epochs gives at least 1 update.
 
     Example:
         >>> in_updates(50, 1000, 8), in_updates("2 epochs", 1000, 8)

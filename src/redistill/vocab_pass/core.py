@@ -1,9 +1,9 @@
 """The elementwise core: from the raw logits of a tile to sums and their gradient.
 
-A tile is a slice of rows that is processed at once; raw logits are products of hidden states and the head.  `Core` is plain
-PyTorch.  Without compilation, each operation reads the whole tile.  With compilation, log-softmax, all terms and their gradient
-are a few fused loops.  All compiled tiles have the same number of rows, so that a set of terms is compiled once: the last tile
-is padded with rows that do not count.
+A tile is a slice of rows that is processed at once.  Raw logits are the products of hidden states and the head, before scale
+and softcap.  `Core` is plain PyTorch.  Without compilation, each operation reads the whole tile.  With compilation,
+log-softmax, all terms and their gradient are a few fused loops.  All compiled tiles have the same number of rows, so a set of
+terms is compiled once; the last tile is padded with rows that do not contribute to the sums.
 """
 
 import importlib.util
@@ -28,7 +28,10 @@ from redistill.vocab_pass.rules import Rule, TargetRows, log_probs
 Compile = Literal["auto", "none", "rows", "all"]
 
 MIN_COMPILED_CLASSES = 16384
-"""From this vocabulary size on "auto" compiles: it takes a few seconds, and saves a few hundred microseconds per row."""
+"""Smallest vocabulary for which "auto" compiles.
+
+Compiling takes a few seconds, and saves a few hundred microseconds per row.
+"""
 
 MAX_COMPILED_CORES = 16  # number of cores that stay compiled; a run has about three
 
@@ -38,9 +41,9 @@ Visited = tuple[Sums, Tensor, tuple[Tensor | None, ...]]
 
 
 def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> bool:
-    """Whether the core is compiled.
+    """Decide whether the core is compiled.
 
-    The result is the same after a resume: it depends only on the arguments and the machine.
+    The decision depends only on the arguments and the machine, so a resumed run makes the same one.
 
     Args:
         setting: "none" never compiles, "rows" and "all" always do.  "auto" compiles if there is a compiler and at least 16,384
@@ -49,7 +52,7 @@ def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> 
         device: Device of the hidden states.
 
     Returns:
-        True if it is compiled.
+        True if the core is compiled.
 
     Example:
         >>> compiles("rows", 8, "cpu"), compiles("none", 50257, "cpu"), compiles("auto", 8, "cpu")
@@ -71,7 +74,7 @@ class Core:
     Cores with equal fields share one compilation.
 
     Args:
-        rules: Rules of the terms that have rows in the tile; a rule computes one term.
+        rules: The functions that each compute one term, for the terms that have rows in the tile.
         scale, softcap: Fields of the student's `Head`.
     """
 
@@ -80,12 +83,12 @@ class Core:
     softcap: float | None
 
     def __call__(self, raw_CV: Tensor, target_rows: TargetRows | None, tensors: Tensors) -> Sums:
-        """The sums of terms and diagnostics, by name.
+        """Compute the sums of the terms and diagnostics over the tile, by name.
 
         Args:
             raw_CV: Raw logits of the student, before scale and softcap.
-            target_rows: Teacher logits of these rows, or the classes that the teacher lists; None if they have no teacher.
-            tensors: The tensors of each rule.
+            target_rows: Teacher logits of these rows, or the classes that the teacher lists; None for rows without a teacher.
+            tensors: The tensor arguments of each rule.
         """
         logq_CV = torch.log_softmax(finished(raw_CV, self.scale, self.softcap), dim=-1)
         both = None if target_rows is None else log_probs(logq_CV, target_rows)
@@ -96,7 +99,7 @@ class Core:
 
 
 def of_rows(target_rows: TargetRows | None, change: Callable[[Tensor], Tensor]) -> TargetRows | None:
-    """The target with `change` applied to each of its tensors."""
+    """Apply `change` to each tensor of the teacher target."""
     if isinstance(target_rows, TopClasses):
         return TopClasses(*map(change, target_rows))
     return None if target_rows is None else change(target_rows)
@@ -114,9 +117,9 @@ class Tile:
     tensors: Tensors
 
     def padded(self, num_rows: int, halo: int) -> "Tile":
-        """Pad the tile with rows of zeros, which do not count.
+        """Pad the tile with rows of zeros, which do not contribute to the sums.
 
-        The result has `num_rows` rows, followed by `halo` halo rows.
+        The padded tile has `num_rows` rows and `halo` halo rows after them.
         """
         target_rows = of_rows(self.target_rows, lambda tensor: _padded(tensor, num_rows + halo))
         tensors = tuple(tuple(_padded(tensor, num_rows) for tensor in own) for own in self.tensors)
@@ -126,7 +129,7 @@ class Tile:
 def visit(
     core: Core, tile: Tile, coefficients: Sequence[float], parameters: Sequence[Tensor], fill: tuple[int, int] | None
 ) -> Visited:
-    """The sums of a tile and their gradients, weighted by the coefficients.
+    """Compute the sums of a tile, and the gradients of their weighted sum.
 
     Args:
         core: The function that computes the terms of the tile.
@@ -137,7 +140,7 @@ def visit(
 
     Returns:
         The sums by name, without coefficients; the gradient of the raw logits, including the halo row; and the gradient of each
-        parameter, None for one that is not used.
+        parameter, None for an unused parameter.
     """
     if fill is not None and core not in _NOT_COMPILABLE:
         from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import

@@ -1,6 +1,6 @@
-"""The LM head: from hidden states to logits in float32.
+"""The LM head, which maps hidden states to logits in float32.
 
-The operands of its matrix products are rounded to bf16 only if the model runs in bf16.
+The operands of the matrix products are rounded to bf16 only if the model runs in bf16.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from redistill.tensors import loss_dtype
 
 @dataclass(frozen=True)
 class Products:
-    """Matrix products with fp32 results (fp64 for fp64).
+    """Matrix products with fp32 results (fp64 results for fp64 operands).
 
     Operands are rounded to bf16 only if the model runs in bf16.
 
@@ -33,9 +33,9 @@ class Products:
 
     @classmethod
     def like(cls, hidden_ND: torch.Tensor) -> "Products":
-        """The products with the precision of the model that computed `hidden_ND`.
+        """Create products with the precision of the model that computed `hidden_ND`.
 
-        It must be called before autocast is disabled.
+        Call this method before autocast is disabled.
         """
         device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
@@ -46,8 +46,8 @@ class Products:
     def storage(self) -> torch.dtype:
         """dtype in which operands are stored.
 
-        It is bf16 on CUDA if `bf16` and if autograd is disabled, since autograd cannot differentiate products of mixed dtypes.
-        Otherwise it is `result`.
+        The dtype is bf16 on CUDA if `bf16` is set and autograd is disabled, and `result` otherwise.  Autograd cannot
+        differentiate products of mixed dtypes.
         """
         return torch.bfloat16 if self.bf16 and self.device == "cuda" and not torch.is_grad_enabled() else self.result
 
@@ -59,7 +59,7 @@ class Products:
             return torch.mm(left, right)
 
     def accumulate(self, total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-        """total += left @ right, in place and in the results' dtype."""
+        """Add left @ right to `total`, in place and in the dtype `result`."""
         if self.storage == torch.bfloat16:
             total.add_(self(left, right))
         else:
@@ -68,7 +68,7 @@ class Products:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """Context without autocast; in it a CPU rounds fp32 operands to bf16 if `bf16`, and its setting is restored after."""
+        """Disable autocast, and let a CPU round fp32 operands to bf16 if `bf16` is set."""
         matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not annotated in torch
         before = matmul.fp32_precision
         with torch.autocast(self.device, enabled=False):
@@ -112,37 +112,37 @@ class Head:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the used rows of the weight in float32."""
+        """Size of the weights of the used classes in float32, in bytes."""
         return self.num_classes * self.weight_VD.shape[1] * torch.float32.itemsize
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """logits_NV of `hidden_ND`, in float32 (float64 for float64).
+        """Compute the logits_NV of `hidden_ND`, in float32 (float64 for float64).
 
-        They are float32 for any dtype of the weights, also under autocast.
+        The logits are float32 for any dtype of the weights, also under autocast.
         """
         return self.finish(self.raw(hidden_ND, Products.like(hidden_ND)))
 
     def prepared(self, hidden_ND: torch.Tensor) -> "Head":
-        """Prepare this head for many calls of `logits`.
+        """Convert the weights once, for many calls of `logits`.
 
-        The weights of the result are detached, restricted to the used classes, and converted to the dtype that `logits` needs
-        for such hidden states.  Otherwise each call of `logits` would convert the whole weight.
+        The returned head has detached weights of the used classes only, in the dtype that `logits` needs for hidden states like
+        `hidden_ND`.  Without this conversion, each call of `logits` would convert the whole weight.
         """
         storage = Products.like(hidden_ND).storage
         bias_V = None if self.bias_V is None else self.bias_V.detach()[: self.vocabulary]
         return replace(self, weight_VD=self.weight_VD.detach()[: self.vocabulary].to(storage), bias_V=bias_V)
 
     def raw(self, hidden_ND: torch.Tensor, products: Products) -> torch.Tensor:
-        """Raw logits h W^T + b, before scale and softcap."""
+        """Compute the raw logits h W^T + b, without scale and softcap."""
         raw_NV = products(hidden_ND, self.weight_VD[: self.vocabulary].T)
         return raw_NV if self.bias_V is None else raw_NV.add_(self.bias_V[: self.vocabulary].to(raw_NV.dtype))
 
     def finish(self, raw_NV: torch.Tensor) -> torch.Tensor:
-        """Logits from raw logits: scaled, then capped."""
+        """Scale the raw logits, then cap them."""
         return finished(raw_NV, self.scale, self.softcap)
 
 
 def finished(raw_NV: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
-    """`Head.finish` as a function of scale and softcap."""
+    """Scale the raw logits, then cap them; None does not cap."""
     logits_NV = raw_NV if scale == 1.0 else raw_NV * scale
     return logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)

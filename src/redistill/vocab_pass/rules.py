@@ -1,8 +1,8 @@
 """Rules: functions of log-probabilities that sum one term over the rows of a tile.
 
-The fields of a rule are constant during a run.  Rules with equal fields are equal, so that each is compiled once.  Values that
-change - targets, masks, weights - are tensor arguments.  A row does not count, whatever its logits are, if it has the value 0
-in each of these tensors.
+The fields of a rule are constant during a run.  Rules with equal fields are equal, so each is compiled once.  Values that
+change, such as targets, masks and weights, are tensor arguments.  If all these values are 0 for a row, the row does not
+contribute to the sum, whatever its logits are.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from redistill.losses.policy_gradient import clipped_surrogate
 from redistill.losses.span import pair_distance
 
 TargetRows = Tensor | TopClasses
-"""What a teacher returns for some rows; see `contracts.TeacherTarget`."""
+"""Teacher logits, or the most probable classes of the teacher; see `contracts.TeacherTarget`."""
 
 
 class LogProbs(NamedTuple):
-    """Log-probabilities of both models for the same classes.
+    """Log-probabilities of student and teacher for the same classes.
 
-    The student's have a gradient.
+    Gradients flow through `logq_CV` only.
     """
 
     logq_CV: Tensor
@@ -32,9 +32,9 @@ class LogProbs(NamedTuple):
 
 
 def log_probs(logq_CV: Tensor, target_rows: TargetRows) -> LogProbs:
-    """The log-probabilities of student and teacher over the same classes.
+    """Compute the log-probabilities of both models over the same classes.
 
-    If the teacher lists classes, both models have these classes, and one class that combines all others.
+    If the teacher lists classes, the result has these classes and one class that combines all others.
 
     Args:
         logq_CV: Student log-probabilities.
@@ -51,14 +51,14 @@ def log_probs(logq_CV: Tensor, target_rows: TargetRows) -> LogProbs:
 
 
 def whole(target_rows: TargetRows) -> Tensor:
-    """The log-probabilities of a teacher that has logits for the whole vocabulary."""
+    """Compute teacher log-probabilities from logits over the whole vocabulary."""
     assert isinstance(target_rows, Tensor), "the teacher lists its most probable classes, but all classes are needed"
     return torch.log_softmax(target_rows, dim=-1)
 
 
 @dataclass(frozen=True)
 class CrossEntropyRule:
-    """Sum of -log q of the target tokens over the counted rows."""
+    """Sum of -log q of the target tokens, over the rows where `counted_C` is True."""
 
     name: str
 
@@ -69,9 +69,9 @@ class CrossEntropyRule:
 
 @dataclass(frozen=True)
 class DivergenceRule:
-    """Weighted sum of a divergence over the counted rows.
+    """Weighted sum of a divergence over the rows where `counted_C` is True.
 
-    The diagnostics of the divergence are summed without weights.
+    The diagnostics of the divergence are summed over these rows without weights.
     """
 
     name: str
@@ -92,9 +92,9 @@ class DivergenceRule:
 
 @dataclass(frozen=True)
 class SpanRule:
-    """Weighted sum of Eq. 10's distances of neighbouring rows.
+    """Weighted sum of the distances of Eq. 10 over pairs of neighbouring rows.
 
-    If the tile has a halo row, this is the second row of the last pair.
+    If the tile has a halo row, the halo row is the second row of the last pair.
     """
 
     name: str
@@ -114,7 +114,7 @@ class SpanRule:
 class PolicyGradientRule:
     """Sum of the clipped surrogate over generated tokens.
 
-    It also returns the sums of the diagnostics "ratio" and "clipped".
+    The rule also returns the sums of the diagnostics "ratio" and "clipped".
     """
 
     name: str

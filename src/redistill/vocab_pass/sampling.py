@@ -1,6 +1,6 @@
 """Sampling of classes by inverting cumulative distributions.
 
-It descends from coarse ranges of classes to fine ones.
+Each class is found by descending a tree of ranges of classes, from the coarsest range to a single class.
 """
 
 import torch
@@ -15,15 +15,16 @@ BLOCK_CLASSES = FAN_OUT**2  # classes summed at once: sums of eight neighbours o
 def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> torch.Tensor:
     """Sample one class per row by descending a tree of ranges of classes.
 
-    The vocabulary is divided into ranges, each range into eight smaller ones, and so on down to single classes.  At each of the
-    six levels the sampled child is the first whose cumulative mass exceeds that level's own uniform number.  One
-    uniform number for the whole vocabulary would also be correct, but less robust to rounding: the intervals of a large
-    vocabulary are narrow, and another order of summation (with another batch size) shifts all of them.  Here each number is
-    compared with few boundaries, so rounding rarely changes the sampled class.  Masses of blocks of 64 classes have the
-    probabilities' dtype; sums above them are float64.  A class without mass is never sampled.
+    A range is a set of consecutive class ids.  The vocabulary is divided into ranges, each range into eight smaller ones, and
+    so on down to single classes.  Each of the six levels has its own uniform number: the level samples the first child whose
+    cumulative mass exceeds this number times the mass of all children.  One uniform number for the whole vocabulary would also
+    be correct, but less robust to rounding: the intervals of a large vocabulary are narrow, and another order of summation
+    (with another batch size) shifts all of them.  Here each number is compared with few boundaries, so rounding rarely changes
+    the sampled class.  Masses of blocks of 64 classes have the dtype of the probabilities; sums of these masses are float64.  A
+    class without mass is never sampled.
 
     Args:
-        probabilities_NV: >= 0, each row with some mass; rows need not sum to 1.
+        probabilities_NV: Numbers >= 0.  Each row has a positive sum, which need not be 1.
         uniforms_NK: Uniform numbers in [0, 1), coarsest level first; K is NUMBERS_PER_DRAW.
 
     Returns:
@@ -62,7 +63,7 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
 
 
 def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
-    """Groups of `size` neighbours, masses_NBK with K = `size`; the last group is padded with 0."""
+    """Reshape each row into groups of `size` neighbours; pad the last group with 0."""
     padding = -masses_NV.shape[-1] % size
     padded_NV = torch.nn.functional.pad(masses_NV, (0, padding)) if padding else masses_NV
     grouped_NBK: torch.Tensor = padded_NV.unflatten(-1, (-1, size))
@@ -70,10 +71,10 @@ def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _invert(masses_NK: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """Index of the first entry whose cumulative mass exceeds `uniform_N` times the largest one.
+    """Find the first entry of each row whose cumulative mass exceeds a threshold.
 
-    There always is such an entry.  Entries of mass 0 are excluded explicitly, since a parallel cumulative sum need not be
-    monotonic.
+    The threshold is `uniform_N` times the largest cumulative mass of the row, so some entry always exceeds it.  Entries of mass
+    0 are excluded explicitly, since a parallel cumulative sum need not be monotonic.
     """
     cumulative_NK = masses_NK.cumsum(-1).masked_fill(masses_NK <= 0, -1.0)
     threshold_N = uniform_N * cumulative_NK.amax(-1)

@@ -1,6 +1,6 @@
 """Statistics of rows: one number or token per row, without gradients.
 
-They are used for revision, policy gradients and reports.
+Revision, policy gradients and reports use these statistics.
 """
 
 from collections.abc import Callable, Collection
@@ -36,19 +36,20 @@ def row_statistics(
     token_N: torch.Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    r"""Statistics of every row, computed chunk by chunk without gradient.
+    r"""Compute statistics of every row, chunk by chunk and without gradients.
 
     .. math:: \mathrm{KL}(p \,\|\, q) = \sum_v p_v \log \frac{p_v}{q_v}, \qquad H(p) = -\sum_v p_v \log p_v
 
-    forward_kl is KL(p || q), reverse_kl KL(q || p), with p the teacher and q the student; entropies, log-probabilities (of
-    `token_N`) and cross_entropy (-log q of `token_N`) are in nats as well.  agreement is True where both models have the same
-    arg max; teacher_sample is a token sampled from p.  Logits that no statistic needs are not computed.
+    p is the teacher, q the student.  forward_kl is KL(p || q), and reverse_kl is KL(q || p).  The log-probabilities are those
+    of `token_N`, and cross_entropy is -log q of `token_N`.  agreement is True where both models have the same arg max.
+    teacher_sample is a token sampled from p.  Divergences, entropies, log-probabilities and cross_entropy are in nats.  Logits
+    that no statistic needs are not computed.
 
     Args:
         student_hidden_ND: Hidden states of the rows.
         student_head: The student's head.
         target: Source of teacher logits; None if no statistic needs them.
-        names: The statistics.
+        names: Names of the statistics to compute.
         uniforms_NK: Uniform numbers in [0, 1) for teacher_sample, K = NUMBERS_PER_DRAW.
         token_N: The tokens of the log-probabilities and of cross_entropy.
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; None uses `chunk_budget`.
@@ -82,7 +83,7 @@ def row_statistics(
 
 @dataclass(eq=False)
 class _Chunk:
-    """The rows of one chunk; log-probabilities are computed on first use."""
+    """The rows of one chunk, with log-probabilities that are computed on first use."""
 
     hidden_CD: torch.Tensor
     head: Head
@@ -118,7 +119,7 @@ class _Chunk:
 
 
 def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
-    """KL(first || second) of each row; classes with -inf in either model contribute 0, as in `divergences`."""
+    """Compute KL(first || second) of each row; -inf in either model contributes 0."""
     ruled_out_CV = first_CV.isneginf() | second_CV.isneginf()
     return (first_CV.exp() * (first_CV - second_CV).masked_fill_(ruled_out_CV, 0.0)).sum(-1)
 

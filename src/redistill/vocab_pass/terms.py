@@ -1,7 +1,7 @@
 """Terms of the objective: each is a sum over rows times a coefficient.
 
-A term has a `rule`, the function that computes it, and `tensors`, which returns the arguments of the rule for some rows; see
-rules.py.
+The `rule` of a term is the function that computes its sum over some rows (rules.py).  The method `tensors` returns the tensor
+arguments of the rule for these rows.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class CrossEntropyTerm:
     Args:
         coefficient: Weight / global count, as in every term.
         target_N: Target tokens, int64.
-        mask_N: The rows that count, bool.
+        mask_N: bool, True for the rows that are summed.
         name: Name of the sum.
 
     Example:
@@ -43,12 +43,12 @@ class CrossEntropyTerm:
     def rule(self) -> CrossEntropyRule:
         """The function that computes this term.
 
-        Terms with equal settings share it, and so its compilation.
+        Terms with equal settings share the function, so it is compiled once.
         """
         return CrossEntropyRule(self.name)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """The tensor arguments of the rule for `rows`."""
+        """Return the tensor arguments of the rule for `rows`."""
         return self.target_N[rows], self.mask_N[rows]
 
 
@@ -63,7 +63,7 @@ class DivergenceTerm:
     Args:
         coefficient: Weight / global count.
         divergence: A function of (logq_NV, logp_NV), or a trainable module.  It returns divergence_N, or (divergence_N,
-            diagnostics) with diagnostics a dict of rows, each summed under its own name.
+            diagnostics).  diagnostics is a dict of tensors with one value per row; each is summed under its own name.
         num_rows: Number of leading rows that have a teacher.
         weight_N: Weight of each of these rows in the sum, float32; None weighs all with 1.
         name: Name of the sum.
@@ -87,12 +87,12 @@ class DivergenceTerm:
     def rule(self) -> DivergenceRule:
         """The function that computes this term.
 
-        Terms with equal settings share it, and so its compilation.
+        Terms with equal settings share the function, so it is compiled once.
         """
         return DivergenceRule(self.name, self.divergence)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """The tensor arguments of the rule for `rows`."""
+        """Return the tensor arguments of the rule for `rows`."""
         num_rows = max(0, min(rows.stop, self.num_rows) - rows.start)
         counted_C = torch.ones(num_rows, dtype=torch.bool, device=device)
         return (counted_C.float() if self.weight_N is None else self.weight_N[rows]), counted_C
@@ -100,19 +100,19 @@ class DivergenceTerm:
 
 @dataclass(frozen=True, eq=False)
 class SpanTerm:
-    r"""The span loss, Eq. 10, of pairs of neighbouring rows.
+    r"""The span loss (Eq. 10) over pairs of neighbouring rows.
 
     .. math:: c \sum_n w_n \lVert q_n \circ q_{n+1} - p_n \circ p_{n+1} \rVert_2
 
-    c is `coefficient`, w `pair_weight_N`; the norm is squared with `squared`. Source: MGSR (arXiv 2407.10068), Eq. 10.
+    c is `coefficient`, w `pair_weight_N`; the norm is squared if `squared` is True. Source: MGSR (arXiv 2407.10068), Eq. 10.
 
     Args:
         coefficient: Weight / global number of samples with spans.
         pair_weight_N: Weight of the pair (n, n + 1); 0 where the two rows are not in one span.  Without a DivergenceTerm, its
             length is the number of leading rows that have a teacher.
         squared: Whether the distance is squared.
-        keep: Function (logq_NV, logp_NV) -> keep_NV, bool, of the classes that DAC-KL keeps, for clipped vectors; None keeps
-            all.  The classes of a row must depend on this row only, since a halo row is computed in two tiles.
+        keep: For clipped vectors, a function of (logq_NV, logp_NV) that returns keep_NV, bool: the classes that DAC-KL keeps.
+            None keeps all.  The classes of a row must depend on this row only, since a halo row is computed in two tiles.
 
     Example:
         >>> SpanTerm(1.0, torch.tensor([0.5, 0.0]), squared=False).tensors(slice(0, 2), torch.device("cpu"))
@@ -129,12 +129,12 @@ class SpanTerm:
     def rule(self) -> SpanRule:
         """The function that computes this term.
 
-        Terms with equal settings share it, and so its compilation.
+        Terms with equal settings share the function, so it is compiled once.
         """
         return SpanRule(self.name, self.squared, self.keep)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """The tensor arguments of the rule for `rows`."""
+        """Return the tensor arguments of the rule for `rows`."""
         return (self.pair_weight_N[rows],)
 
 
@@ -174,12 +174,12 @@ class PolicyGradientTerm:
     def rule(self) -> PolicyGradientRule:
         """The function that computes this term.
 
-        Terms with equal settings share it, and so its compilation.
+        Terms with equal settings share the function, so it is compiled once.
         """
         return PolicyGradientRule(self.name, self.clip)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """The tensor arguments of the rule for `rows`."""
+        """Return the tensor arguments of the rule for `rows`."""
         return self.token_N[rows], self.old_logprob_N[rows], self.advantage_N[rows], self.importance_N[rows]
 
 

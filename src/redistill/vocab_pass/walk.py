@@ -40,19 +40,19 @@ def vocab_pass(
     compiled: bool = False,
     into_grad: bool = False,
 ) -> tuple[Tensor, Sums]:
-    r"""All terms of the objective and their gradients, in one pass over the rows.
+    r"""Compute all terms of the objective and their gradients in one pass.
 
     .. math:: L = \sum_k c_k \sum_n l_k(n) \quad \text{over terms } k \text{ with coefficients } c_k \text{ and rows } n
 
     The forward pass also computes the gradients of the hidden states, the head and the parameters of the divergence, chunk by
-    chunk and with the coefficients of the terms.  The backward pass multiplies them by the incoming scalar.  Each input that
-    requires a gradient gets one, if necessary of zeros, so that all processes of a data-parallel group have it.  A pair of
-    rows in two tiles belongs to the first one.  Its second row, the halo row, is computed in both tiles, and its two gradients
-    are added.
+    chunk and with the coefficients of the terms.  The backward pass multiplies these gradients by the incoming scalar.  Each
+    input that requires a gradient gets one, if necessary of zeros, so that all processes of a data-parallel group have the same
+    gradients to reduce.  If the rows of a pair are in two tiles, the pair belongs to the first tile.  The second row of the
+    pair, the halo row, is computed in both tiles, and its two gradients are added.
 
     Args:
         student_hidden_ND: Hidden states of the supervised rows only.
-        student_head: The student's head; no gradient is computed for a frozen one.
+        student_head: The student's head; no gradient is computed for frozen weights.
         target: Source of teacher logits, called only for rows that a divergence or span needs; None if no term needs it.
         terms: At most one of each kind.
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  None
@@ -94,9 +94,9 @@ def vocab_pass(
 def dense_reference(
     student_hidden_ND: Tensor, student_head: Head, target: TeacherTarget | None, terms: Sequence[Term]
 ) -> tuple[Tensor, Sums]:
-    """`vocab_pass` with plain autograd on whole [N, V] tensors, for tests.
+    """Compute what `vocab_pass` computes, with plain autograd on [N, V] tensors.
 
-    Arguments and results are those of `vocab_pass`.
+    Tests compare `vocab_pass` with this function.
 
     Args:
         student_hidden_ND, student_head, target, terms: As for `vocab_pass`.
@@ -127,7 +127,7 @@ def dense_reference(
 def chunk_budget(head_bytes: int) -> int:
     """Default memory limit of all [rows, vocabulary] tensors together, in bytes.
 
-    It is the size of the head, but at least 192 MiB and at most 1 GiB.
+    The limit is the size of the head, but at least 192 MiB and at most 1 GiB.
 
     Each block of rows reads the whole head and its gradient, so blocks should be larger for a larger head.
 
@@ -154,7 +154,7 @@ class CutRows(NamedTuple):
 
 
 def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool) -> CutRows:
-    """The sizes of blocks and tiles, at least one row each.
+    """Compute how many rows a block and a tile may have, at least one each.
 
     Args:
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together.
@@ -179,7 +179,7 @@ def cuts(rows: slice, num_rows: int) -> list[slice]:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """Arguments of one vocabulary pass."""
+    """The arguments of one vocabulary pass, and values derived from them."""
 
     hidden_ND: Tensor
     head: Head
@@ -212,14 +212,17 @@ class _Task:
         return cut_rows(self.chunk_bytes, self.head.num_classes * loss_dtype(self.hidden_ND).itemsize, self.compiled)
 
     def with_halo(self, rows: slice) -> slice:
-        """`rows` and, if there are spans, the next row.
+        """Extend `rows` by the halo row, if there are spans.
 
-        The next row may form a pair with the last of `rows`.
+        The halo row is the next row that has a teacher; it may form a pair with the last row of `rows`.
         """
         return slice(rows.start, rows.stop + int(self.has_pairs and rows.stop < self.num_distilled))
 
     def target_rows(self, rows: slice) -> TargetRows | None:
-        """The teacher target of the rows in `rows` that have a teacher; None if there are none."""
+        """Query the teacher for the rows in `rows` that have a teacher.
+
+        Returns None if no row has one.
+        """
         rows = slice(rows.start, min(rows.stop, self.num_distilled))
         if rows.start >= rows.stop:
             return None
@@ -227,7 +230,10 @@ class _Task:
         return self.target(rows)
 
     def core(self, rows: slice) -> tuple[Core, list[float], Tensors]:
-        """The core of a tile, with the coefficients and tensors of the terms that have rows in it."""
+        """Build the core of the tile `rows` from the terms that have rows in the tile.
+
+        Returns the core, and the coefficients and tensors of these terms.
+        """
         is_distilled = rows.stop <= self.num_distilled
         own = [term for term in self.terms if is_distilled or not isinstance(term, DivergenceTerm | SpanTerm)]
         found = [(term, term.tensors(rows, self.hidden_ND.device)) for term in own]
@@ -237,7 +243,7 @@ class _Task:
 
 
 class _Gradients(NamedTuple):
-    """Sums of gradients, in the order of the inputs; None for an input without gradient."""
+    """Accumulated gradients of the inputs; None for an input without gradient."""
 
     hidden_ND: Tensor | None
     weight_VD: Tensor | None
@@ -245,9 +251,9 @@ class _Gradients(NamedTuple):
     parameters: tuple[Tensor, ...]
 
     def add_block(self, task: _Task, rows: slice, gradient_CV: Tensor) -> None:
-        """Add the gradients of one block.
+        """Backpropagate the gradient of one block's raw logits through the head.
 
-        Backpropagates the gradient of its raw logits to hidden states, weight and bias.
+        The gradient of the hidden states is written; those of weight and bias are added.
         """
         operand_CV = gradient_CV.to(task.products.storage)
         if self.hidden_ND is not None:
@@ -259,7 +265,7 @@ class _Gradients(NamedTuple):
 
 
 class _GradientInForward(torch.autograd.Function):
-    """The vocabulary pass as one function of the autograd graph."""
+    """An autograd function whose forward pass already computes all gradients."""
 
     @staticmethod
     def forward(ctx: Any, task: _Task, into_grad: bool, sums: Sums, *inputs: Tensor | None) -> Tensor:
@@ -294,7 +300,7 @@ class _GradientInForward(torch.autograd.Function):
 
 
 def _holds_gradient(weight_VD: Tensor) -> bool:
-    """Whether the gradient can be added to the weight's `grad` directly; creates a missing `grad`."""
+    """Whether gradients can be added to the weight's `grad`; creates a missing `grad`."""
     if not (weight_VD.requires_grad and weight_VD.is_leaf and weight_VD.dtype == loss_dtype(weight_VD)):
         return False
     if weight_VD.grad is None:
@@ -304,7 +310,7 @@ def _holds_gradient(weight_VD: Tensor) -> bool:
 
 @torch.no_grad()
 def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
-    """The objective; the sums are written to `sums`, and gradients are added to `gradients` unless it is None."""
+    """Compute the objective, fill `sums`, and add to `gradients` if it is given."""
     storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=task.products.result)
     task = replace(task, hidden_ND=task.hidden_ND.to(storage), head=task.head.prepared(task.hidden_ND))
     sums |= {term.name: torch.zeros_like(zero) for term in task.terms}
@@ -315,12 +321,15 @@ def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
 
 
 def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, gradients: _Gradients | None) -> Tensor | None:
-    """Add one block to `sums` and `gradients`; carry_V is the halo row's gradient from the previous tile.
+    """Compute one block, and add the results to `sums` and `gradients`.
 
-    This is a separate function, so that no tensor of a block is alive when those of the next are created.
+    Each block has its own call, so that its tensors are freed before those of the next block are created.
+
+    Args:
+        carry_V: Gradient of the first row, from the last tile of the previous block, where this row was the halo row; or None.
 
     Returns:
-        The halo row's gradient for the next block, or None.
+        The gradient of this block's halo row, which is the first row of the next block; or None.
     """
     read = task.with_halo(block)
     logits_CV = task.head.raw(task.hidden_ND[read], task.products)
@@ -346,7 +355,10 @@ def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, g
 def _visit(
     task: _Task, logits_CV: Tensor, target_rows: TargetRows | None, rows: slice, start: int, gradients: _Gradients | None
 ) -> tuple[Sums, Tensor | None]:
-    """The terms' sums over one tile, and the gradient of its raw logits, including the halo row.
+    """Compute the sums of the terms over one tile, and the gradients.
+
+    The gradient of the raw logits, including the halo row, is returned (None if `gradients` is None).  The gradients of the
+    divergence's parameters are added to `gradients`.
 
     Args:
         rows: Rows of the tile.
@@ -371,6 +383,6 @@ def _visit(
 
 
 def _parts(rows: slice, num_distilled: int) -> list[slice]:
-    """The part of `rows` with a teacher, and the part without; empty parts are omitted."""
+    """Split `rows` into rows with a teacher and rows without; omit empty slices."""
     middle = max(rows.start, min(rows.stop, num_distilled))
     return [part for part in (slice(rows.start, middle), slice(middle, rows.stop)) if part.start < part.stop]

@@ -1,7 +1,7 @@
 """Conversion of character spans to token ranges.
 
-The conversion works for any tokenizer, and for generated token ids to which no text is encoded.  This module only decodes ids
-with the tokenizer of its caller; it never loads one.
+The conversion works for any tokenizer, and for generated token ids that differ from the encoding of their text.  This module
+uses the tokenizer of its caller, and only to decode ids.
 """
 
 from bisect import bisect_left, bisect_right
@@ -23,8 +23,8 @@ CONTEXT = 8
 def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) -> tuple[TokenRange, ...]:
     """Convert character spans to token ranges.
 
-    White space at both ends of a token is ignored, and a token belongs to a span if any of its other characters does.
-    Byte-level tokenizers include the space before a word in the first token of the word.
+    A token belongs to a span if the span contains at least one of its characters.  White space at both ends of a token does
+    not count, because byte-level tokenizers include the space before a word in the first token of the word.
 
     Args:
         char_spans: Phrases of `text`; they may overlap.
@@ -62,7 +62,7 @@ def token_spans(
         responses: Token ids of each response, as a model generated them.
         tokenizer: Decodes the ids.
         extractor: Extracts phrases from the decoded texts, in one call.
-        special_ids: Token ids that decode to no text; no range contains one.
+        special_ids: Token ids to leave out of the decoded texts; no range contains one.
 
     Returns:
         One tuple of half-open token ranges per response; see `align`.
@@ -86,8 +86,8 @@ def offsets_from_ids(ids: Sequence[int], tokenizer: Tokenizer, special_ids: Coll
 
     Returns:
         The text and one offset [start, end) per id.  Where the bytes of the non-special ids are valid UTF-8, the text equals
-        `tokenizer.decode` of them.  Offsets are (0, 0) for special ids, and never decrease for the others; ids that are parts
-        of one character all have the offset of that character.
+        the result of `tokenizer.decode` for these ids.  Offsets are (0, 0) for special ids, and never decrease for the others;
+        ids that are parts of one character all have the offset of that character.
     """
     special = frozenset(special_ids)
     text, found = _decode_incrementally([token for token in ids if token not in special], tokenizer)
@@ -132,7 +132,7 @@ def _trim(offset: Offset, text: str) -> Offset:
 
 
 def _without_specials(specials: list[int], first: int, stop: int) -> Iterator[TokenRange]:
-    """The parts of the range [first, stop) between special tokens."""
+    """Divide the token range [first, stop) at its special tokens; leave these out."""
     for special in specials[bisect_left(specials, first) : bisect_left(specials, stop)]:
         if first < special:
             yield first, special

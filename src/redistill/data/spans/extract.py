@@ -82,8 +82,8 @@ def load_extractor(name: str = "auto") -> SpanExtractor:
     """Load the phrase extractor called `name`, or the best one that is installed.
 
     Args:
-        name: "simple"; the name or folder of a spaCy model with tagger and parser; or "auto": the official English model, else
-            its copy from PyPI if its files are those of the reviewed copy, else "simple" with a warning.
+        name: "simple"; the name or folder of a spaCy model with tagger and parser; or "auto": the official English model if
+            it is installed, else its reviewed copy from PyPI if this is installed, else "simple" with a warning.
 
     Raises:
         ModelError: the model is not installed, has no parser or tagger, or is a copy whose files differ from the reviewed copy.
@@ -141,9 +141,10 @@ class SpacyExtractor:
         }
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Sorted spans of each text; each contains at least one letter.
+        """The sorted spans of each text.
 
-        Fenced code has no spans."""
+        Each span contains at least one letter.  Fenced code has no spans.
+        """
         spans: list[list[CharSpan]] = [[] for _ in texts]
         pieces = ((piece, (index, base)) for index, text in enumerate(texts) for base, piece in prose(text))
         with self._nlp.memory_zone():  # otherwise the vocabulary keeps the words of all texts in memory
@@ -173,9 +174,10 @@ class SimpleExtractor:
         self.description = {"backend": "simple", "version": "1"}
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Sorted, disjoint spans of each text, labelled "chunk".
+        """The sorted, disjoint spans of each text, labelled "chunk".
 
-        Each span contains at least one letter."""
+        Each span contains at least one letter.  Fenced code has no spans.
+        """
         return [tuple(span for base, piece in prose(text) for span in self._chunks(piece, base)) for text in texts]
 
     def _chunks(self, text: str, base: int) -> Iterator[CharSpan]:
@@ -194,7 +196,7 @@ class SimpleExtractor:
 
 
 def prose(text: str) -> list[tuple[int, str]]:
-    """Split `text` into the parts to extract phrases from.
+    """Split `text` into the parts that phrases are extracted from.
 
     Fenced code and blank parts are left out.  A part longer than `MAX_PIECE` characters is split at the last paragraph break
     within the limit, else at the last line break, else at the last space.
@@ -226,7 +228,7 @@ def _cut(text: str, start: int, end: int) -> int:
 
 
 def _object_end(preposition: "Token") -> int | None:
-    """The index after the object of a preposition; None if it has no object."""
+    """The index of the token after a preposition's object; None without an object."""
     while True:
         complement = next((child for child in preposition.rights if child.dep_ in {"pobj", "pcomp", "prep"}), None)
         if complement is None:
@@ -267,13 +269,16 @@ def _load_spacy(name: str) -> "Language":
 
 
 def _package_folder(package: str) -> Path | None:
-    """The folder of an installed package, which is not imported; None if missing."""
+    """Find the folder of a package without importing the package.
+
+    None is returned if the package is not installed.
+    """
     found = importlib.util.find_spec(package)
     return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
 
 
 def _verified(folder: Path) -> Path:
-    """Check that the files of `folder` are those of the reviewed copy; return it."""
+    """Return `folder` after checking that its files have the reviewed hashes."""
     for line in REVIEWED.read_text(encoding="utf-8").splitlines():
         expected, name = line.split()
         path = folder / name

@@ -19,7 +19,7 @@ class SpanMarker:
     Args:
         extractor: Extracts phrases from text.
         tokenizer: Decodes the targets.
-        special_ids: Token ids that decode to no text, such as the end token.
+        special_ids: Token ids to leave out of the decoded text, such as the end token.
     """
 
     def __init__(self, extractor: SpanExtractor, tokenizer: Tokenizer, special_ids: Collection[int]) -> None:
@@ -27,9 +27,9 @@ class SpanMarker:
         self._cached: dict[int, TokenSequence] = {}
 
     def __call__(self, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """The sequences with their spans, in order.
+        """Return a copy of each sequence with its spans, in order.
 
-        No span extends over two runs of targets, such as the answers of two assistant turns.
+        A span lies within one run of consecutive targets, such as the answer of one assistant turn.
         """
         new = [s for s in sequences if not self._is_cached(s)]
         runs = [(number, start, ids) for number, s in enumerate(new) for start, ids in target_runs(s)]

@@ -23,7 +23,8 @@ TASKS: Mapping[str, Task] = {
 def known_task(name: str) -> Task:
     """The test set called `name`.
 
-    Any other name than those of `TASKS` denotes a local file that the recipe gives; the test set has no metrics of its own.
+    A name that is not in `TASKS` denotes a test set in a local file, which the recipe gives.  Such a test set has no metrics
+    of its own.
 
     Args:
         name: Name of the test set; a key of `TASKS` or any other.
@@ -43,7 +44,7 @@ def check_source(task: Task, path: str | Path | None) -> None:
 
     Args:
         task: The test set.
-        path: The file of the recipe; None if it names none.
+        path: The file that the recipe names; None if the recipe names no file.
 
     Raises:
         ConfigError: the test set has neither a file nor a hub data set.
@@ -77,8 +78,8 @@ def load_task(
         path: A file, a folder with test.jsonl, or a hub name to read instead of the hub file of the task.
         limit: Maximum number of rows, applied after `min_reference_words`; None keeps all.
         min_reference_words: Leave out rows whose longest reference has fewer words, separated by white space; None keeps all.
-            The hub files of Super-Natural and Unnatural Instructions have long references only, so this is for their other
-            files.
+            The hub files of Super-Natural and Unnatural Instructions have long references only, so this argument is for
+            their other files.
         max_bad_rows, rejected: As in `read_records`.
 
     Returns:

@@ -1,6 +1,6 @@
 """Dolly: instructions written by employees of one company.
 
-They are of eight kinds, from open questions to summaries.
+The instructions are of eight kinds, from open questions to summaries.
 
 The papers train on about 14,000 of its rows (`databricks/databricks-dolly-15k` has 15,011) and test on 500 others.  The 15,011
 rows on the hub include those 500: a run leaves out training rows with the prompt of a test row.

@@ -14,8 +14,7 @@ from redistill.records import Instruction, Metric, Record
 class Task:
     """A test set.
 
-    Hub files contain "<n>" for a line break in a prompt, which loading replaces by a line break.  Local files are read
-    verbatim.
+    In the prompts of hub files, "<n>" stands for a line break; `load` replaces it by one.  Local files are read verbatim.
 
     Args:
         name: Name in recipes and files.

@@ -1,6 +1,6 @@
 """Diversity of a set of texts.
 
-It is a diagnostic and not a `Metric`, since a single answer has no score.
+Diversity is a diagnostic and not a `Metric`, since a single answer has no score.
 """
 
 from collections.abc import Sequence

@@ -42,7 +42,10 @@ def _score(answer: str, record: Record) -> float:
 
 @functools.cache
 def _scorer() -> Callable[[str, str], float]:
-    """F1 of (reference, prediction) by rouge-score, which is imported on first use, since it imports nltk."""
+    """Return a function of (reference, prediction) that computes F1 with rouge-score.
+
+    The package rouge-score is imported on first use, because it imports nltk.
+    """
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)

@@ -106,7 +106,10 @@ class AlphaBeta(Softened):
 
 
 def _power_kl(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, power: float) -> torch.Tensor:
-    """KL of the measures a^power and b^power, divided by power^2; a class with -inf in either model contributes 0."""
+    """Compute the KL of the measures a^power and b^power, divided by power^2.
+
+    A class with -inf in either model contributes 0.
+    """
     powered_NV = (power * log_a_NV).exp()
     terms_NV = powered_NV * (power * log_ratio(log_a_NV, log_b_NV) - 1) + (power * log_b_NV).exp()
     return terms_NV.masked_fill(log_a_NV.isneginf() | log_b_NV.isneginf(), 0.0).sum(dim=-1) / power**2

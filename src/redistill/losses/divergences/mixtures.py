@@ -148,7 +148,10 @@ class SkewReverseKL(Softened):
 
 
 def _kl_to_mixture(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, weight: float) -> torch.Tensor:
-    """KL(a || weight a + (1 - weight) b) by row, computed from log(m / a), which is small if a and b are close."""
+    """Compute KL(a || m) of each row, with the mixture m = weight a + (1 - weight) b.
+
+    The KL is computed from log(m / a), which is small if a and b are close.
+    """
     odds_NV = bounded(log_b_NV) - bounded(log_a_NV) + math.log1p(-weight) - math.log(weight)
     # log(m / a) = log(weight) + log(1 + exp(odds)): a logaddexp that saves one tensor for the backward pass instead of three.
     log_mixture_NV = torch.nn.functional.softplus(odds_NV, threshold=50.0) + math.log(weight)

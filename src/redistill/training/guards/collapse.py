@@ -27,10 +27,10 @@ class TextFacts:
     """Properties of one response.
 
     Args:
-        origin: The origin of its sequence.
+        origin: Where the response came from, such as "student".
         length: Number of targets, in tokens.
-        ended: Whether its last token is an end token.
-        distinct: Fraction of distinct bigrams, in (0, 1]; 1 if it has no bigram.
+        ended: Whether the last token is an end token.
+        distinct: Fraction of distinct bigrams, in (0, 1]; 1 for a response without bigrams.
     """
 
     origin: Origin
@@ -40,7 +40,7 @@ class TextFacts:
 
 
 def facts_of(sequences: Iterable[TokenSequence], end_ids: Collection[int]) -> list[TextFacts]:
-    """The `TextFacts` of each sequence."""
+    """Compute the properties of each response."""
     return [
         TextFacts(text.origin, text.num_targets, text.token_ids[-1] in end_ids, distinct_bigrams(text.response_ids))
         for text in sequences
@@ -48,7 +48,7 @@ def facts_of(sequences: Iterable[TokenSequence], end_ids: Collection[int]) -> li
 
 
 def distinct_bigrams(token_ids: Sequence[int]) -> float:
-    """Fraction of distinct bigrams, in (0, 1]: distinct-2 of one response.
+    """Fraction of distinct bigrams in a response (distinct-2), in (0, 1].
 
     Source: Li et al. (arXiv 1510.03055).
 
@@ -61,11 +61,11 @@ def distinct_bigrams(token_ids: Sequence[int]) -> float:
 
 
 def text_metrics(texts: Sequence[TextFacts]) -> dict[str, float]:
-    """Metrics of the responses in `texts` that the student helped to generate.
+    """Compute metrics of the responses in `texts` that the student helped to generate.
 
     Returns:
-        Empty if there is no such text; else "ended", the fraction of responses with an end token, and "distinct_2", the mean
-        fraction of distinct bigrams.
+        "ended", the fraction of these responses that have an end token, and "distinct_2", their mean fraction of distinct
+        bigrams.  Empty if there are no such responses.
     """
     own = [text for text in texts if text.origin in OWN]
     return {"ended": _mean(text.ended for text in own), "distinct_2": _mean(text.distinct for text in own)} if own else {}
@@ -75,8 +75,8 @@ class CollapseMonitor:
     """Reports an alarm when a running mean of a text statistic is below its limit.
 
     A limit is absolute, or relative to the gold answers or to the best value so far.  A running mean covers the last
-    `collapse_window` updates with generated text; it is not checked before that many updates.  An alarm is reported once.  It
-    is reported again only if its mean has been above the limit in between.
+    `collapse_window` updates with generated text; checks begin after that many updates.  A mean that stays below its limit is
+    reported once.  It is reported again only if it has been above the limit in between.
 
     Args:
         config: Limits, and whether an alarm ends the run.
@@ -96,7 +96,7 @@ class CollapseMonitor:
             step: Number of the update, from 1.
             texts: Properties of the sampled sequences of all processes, of any origin.
             gold: Properties of the gold answers of all processes.
-            kept_mass: Teacher probability mass that DAC-KL kept, in [0, 1], or None.
+            kept_mass: Teacher probability mass that DAC-KL kept, in [0, 1]; None if it was not measured.
 
         Raises:
             TrainingError: there is an alarm, and `on_collapse` is "stop".

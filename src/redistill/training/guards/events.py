@@ -37,7 +37,7 @@ ReportEvent = Callable[[Event], None]
 
 
 def without_nan(facts: Mapping[str, object]) -> Mapping[str, Json]:
-    """`facts` as JSON, with None in place of every non-finite number.
+    """Convert `facts` to JSON values, with None for every non-finite number.
 
     Example:
         >>> without_nan({"loss": float("nan"), "samples": (1, 2)})

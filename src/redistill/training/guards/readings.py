@@ -21,7 +21,7 @@ ROWS_AT_ONCE = 64
 def read_again(
     batches: Sequence[Batch], student: StudentModule, teacher: Teacher | None, autocast: Autocast
 ) -> list[Mapping[str, object]]:
-    """Statistics of the outputs of both models on the rows of each micro-batch.
+    """Compute statistics of both models' outputs on the rows of each micro-batch.
 
     The outputs are the logits of the student, and the logits or log-probabilities of the teacher.
 
@@ -52,7 +52,11 @@ def read_again(
 
 
 def _statistics(batch: Batch, blocks: Iterable[tuple[slice, torch.Tensor]]) -> Mapping[str, object]:
-    """Range of a micro-batch's rows and number of non-finite values, accumulated over blocks of rows."""
+    """Statistics of a micro-batch's logits, accumulated over blocks of rows.
+
+    They are the minimum, maximum and mean of the finite logits, the number of logits that are NaN or +inf, and the samples that
+    contain such logits.
+    """
     least, most, total, num_finite, num_faults, faulty = math.inf, -math.inf, 0.0, 0, 0, set[int]()
     for rows, numbers_CV in blocks:
         fault_CV = numbers_CV.isnan() | numbers_CV.isposinf()

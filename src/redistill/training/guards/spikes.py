@@ -42,9 +42,9 @@ class SpikeDetector:
         self._recent: deque[float] = deque(maxlen=WINDOW)  # log|L|
 
     def check(self, loss: float) -> float | None:
-        """Add a finite loss.
+        """Check whether a finite loss is a spike, and add the loss to the recent ones.
 
-        Returns its ratio to the median of |loss| if it is a spike, else None.
+        Returns |loss| divided by the median of recent values if the loss is a spike, else None.
         """
         assert math.isfinite(loss), "UpdateGuard handles losses that are not finite"
         value = math.log(max(abs(loss), TINY))

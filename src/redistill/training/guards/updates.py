@@ -1,6 +1,6 @@
 """Decides whether an update is applied.
 
-A non-finite update is skipped.  A loss spike is reported, and skipped if this is configured.
+A non-finite update is skipped.  An update with a loss spike is reported; it is skipped only if `on_spike` is "skip".
 """
 
 import math
@@ -25,7 +25,7 @@ LISTED_SAMPLES = 8
 class Update:
     """An update that has not been applied yet.
 
-    Its numbers are those of the global batch.
+    Metrics, norms and rows are those of the global batch.
 
     Args:
         step: Number of the update, from 1, as in metrics.jsonl.
@@ -52,7 +52,7 @@ class Update:
 class UpdateGuard:
     """Skips non-finite updates, and ends the run after too many in succession.
 
-    It reports loss spikes too, and skips them if configured.
+    It also reports updates with a loss spike, and skips these if `on_spike` is "skip".
 
     Args:
         config: The limit of skips, and the handling of spikes.
@@ -80,7 +80,7 @@ class UpdateGuard:
         self._skips = 0
 
     def allows(self, update: Update) -> bool:
-        """Whether to apply this update.
+        """Decide whether to apply an update, and report one that is faulty.
 
         Raises:
             TrainingError: more than `max_skips` updates in a row were skipped.
@@ -108,7 +108,7 @@ class UpdateGuard:
         return False
 
     def _stop(self, update: Update, what: str, facts: Mapping[str, object], samples: Sequence[int]) -> None:
-        """Write the details of the last update, and end the run."""
+        """Write the details of an update to guard-step-N.json, and raise TrainingError."""
         path = self._folder / f"guard-step-{update.step}.json"
         readings = self._gather(update.read())
         if self._is_main:
@@ -131,7 +131,10 @@ class UpdateGuard:
 
 
 def _fault(update: Update) -> str:
-    """Names the non-finite numbers, first those of the teacher, since the learning rate does not affect these."""
+    """Describe the numbers of an update that are not finite.
+
+    Faulty teacher logits are named first, since a lower learning rate does not avoid them.
+    """
     numbers = f"loss {update.metrics['loss']} and gradient norm {' and '.join(map(str, update.norms.values()))}"
     if update.teacher_rows:
         return f"the teacher's logits are not finite in {update.teacher_rows} rows ({numbers})"
