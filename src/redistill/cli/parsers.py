@@ -139,7 +139,7 @@ def _evaluate(group: Group) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
     _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from PATH or else from the hub", required=True)
-    _add_repeatable(parser, "--metric", "NAME", "metric of answers, such as rouge_l; models are ranked by the first one")
+    _add_repeatable(parser, "--metric", "NAME", "name of a metric of answers; models are ranked by the first one")
     _allow_code(parser)
     parser.add_argument("--out", type=Path, required=True, help="output folder for responses and scores.json")
     parser.add_argument("--teacher", metavar="MODEL", help="also measure KL(teacher, model) on the references")

@@ -21,7 +21,7 @@ class Published:
 
     Args:
         title: Number and subject of the table.
-        metric: Key of the metric, such as `rouge_l`.
+        metric: Key of the metric.
         score: Description of the values.
         columns: Names of data sets, as listed by `redistill methods`, and optionally their average.
         rows: Label -> one value per column.
