@@ -67,7 +67,8 @@ class External:
         try:
             import_module(module)
         except Exception as error:  # external code may raise anything
-            raise ConfigError(f"the module cannot be imported ({one_line(error)}); fix it, or run in its folder") from error
+            remedy = "correct the module, or start redistill in its folder"
+            raise ConfigError(f"the module cannot be imported ({one_line(error)}); {remedy}") from error
         found = loaded(name)
         if found is None:
             raise ConfigError(f"module {module} has no {path}; use the name of an attribute of it")

@@ -26,7 +26,7 @@ _READING: dict[object, str] = {("student learns", "teacher"): "teacher reads", (
 class Cost(NamedTuple):
     """Key of a measured value: seconds or peak bytes of a part, or a size.
 
-    `models` are the models on whose number of layers the value depends.
+    The value depends on the number of layers of each model in `models`.
     """
 
     kind: Literal["seconds", "peak", "size"]

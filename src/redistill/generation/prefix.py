@@ -146,8 +146,8 @@ class PrefixReader:
             ids_BT: Token ids of the sequences.
             mask_BT: Attention mask of the sequences.
             position_N: Positions in the flattened batch, in [0, B * T); the last token of a sequence must not be among them.
-            memory: The prefix memory; prefixes in it are not read.  All tokens are read if `memory` is None, or if the model's
-                family does not allow prefixes to be reused.
+            memory: The prefix memory.  The model reads only the tokens after the longest prefix that is stored in it.  All
+                tokens are read if `memory` is None, or if the model's family does not allow prefixes to be reused.
             remember: Whether the states of these sequences are added to the memory.
 
         Returns:

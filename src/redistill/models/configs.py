@@ -220,9 +220,9 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
 
 @contextlib.contextmanager
 def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
-    """Context that converts errors as `reading` does, and names the invalid field.
+    """Context that converts errors as `reading` does; messages name the invalid field.
 
-    The field is found by its value, which the exception quotes, such as the name of an unknown activation function.
+    This is the field whose value the exception quotes, such as the name of an unknown activation function.
     """
 
     def field() -> str:

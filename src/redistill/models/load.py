@@ -288,7 +288,8 @@ def _checked_settings(
 ) -> tuple[ModelSettings, Mapping[str, Stored]]:
     """Read the config of a model and the headers of its weights, and compare them.
 
-    Weights on the hub are read only if `downloads` is set. Otherwise, and for a GGUF file, the mapping of headers is empty.
+    The weights of a hub model are downloaded if `downloads` is set.  The mapping of headers is empty for a GGUF file, and for a
+    hub model whose weights are not downloaded or have no safetensors files.
     """
     if "gguf_file" in source:
         path = Path(base.model).expanduser()

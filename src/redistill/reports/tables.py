@@ -132,7 +132,7 @@ def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_det
 
 
 def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = False) -> Table:
-    """Table of the scores other than the primary metric, in one column."""
+    """Table of all scores but the primary metric, for one column of the report."""
     others = column.measures[1:]
     described = [f"{_sentence(measure.title)}: {_unit(measure)}{_direction(measure)}; " for measure in others]
     return Table(
