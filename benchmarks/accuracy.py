@@ -1,7 +1,7 @@
 """Errors of loss and gradients in bf16 against float64, with a real head on real text, as the student nears the teacher.
 
 The teacher's hidden states are the model's own on a page of this project, the student's are these with noise; both have its
-head.  All are rounded to bf16 first, and float64 computes from the rounded ones, so what is told is the arithmetic's own error.
+head.  All are rounded to bf16 first, and float64 computes from the rounded ones, so the figures are errors of the arithmetic.
 All rivals have what mixed training has: bf16 hidden states, fp32 heads, bf16 autocast.
 """
 

@@ -1,6 +1,6 @@
 """How every benchmark here measures, so that their figures can be compared.
 
-Rivals take turns in one process (`interleaved`), so that whatever else the machine does meets all of them alike; what is told
+Rivals take turns in one process (`interleaved`), so that whatever else the machine does meets all of them alike; the figures
 are medians, the spread between quartiles, and ratios to a named rival.  On a CPU a second is one of the process's own
 processor time with one thread, on a GPU one of the clock between two synchronisations.  Memory is measured in a fresh process
 for each rival (`peak_of`), above what the process held when the work began.

@@ -5,7 +5,7 @@
 The teacher is the model named, the student eight of its layers; 8 drafts of 192 tokens, nothing ends a text.  Two questions:
 
 `half`  Every error stands in the middle of its draft; what does the tail cost, finding the error left aside?
-`real`  The teacher reads the drafts, errors are where Eq. 3 finds them, and the tails are written.  Their positions are told;
+`real`  The teacher reads the drafts, errors are where Eq. 3 finds them, and the tails are written.  Positions are printed;
         `detection` is the part before the tails.  An untrained student errs at once: then the tail is the whole response.
 
 Each is compared with what else one could do: write the whole response again, or write the tail after reading its prefix again.

@@ -85,7 +85,7 @@ class Work:
         return tuple(round(place * last / (STUDENT_LAYERS - 1)) for place in range(STUDENT_LAYERS))
 
     def texts(self, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
-        """Prompts and answers out of this project's pages, each prompt of exactly so many tokens as text, too."""
+        """Prompts and answers out of this project's pages, each prompt of exactly N tokens as text, too."""
         pages = "\n".join(path.read_text() for path in sorted(PAGES.glob("*.md")))
         ids = tokenizer(pages, add_special_tokens=False)["input_ids"]
         whole = [ids[i : i + self.prompt + self.response] for i in range(0, len(ids), self.prompt + self.response)][:-1]
