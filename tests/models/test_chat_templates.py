@@ -31,10 +31,28 @@ def test_the_rendering_is_that_of_this_process():
     assert two_turns(tokenizer) == tokenizer.apply_chat_template(turns, tokenize=False) == "<user>uw2\n<assistant>aw2\n"
 
 
-def test_a_template_is_rendered_once(monkeypatch):
-    children = []
-    fork = os.fork
-    monkeypatch.setattr(os, "fork", lambda: children.append(1) or fork())
+@pytest.fixture
+def children(monkeypatch):
+    """The process numbers of the children that the test starts; other tests of this process may have left children."""
+    started, fork = [], os.fork
+
+    def recorded():
+        child = fork()
+        started.append(child)
+        return child
+
+    monkeypatch.setattr(os, "fork", recorded)
+    return started
+
+
+def none_remains(children):
+    for child in children:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(child, os.WNOHANG)
+    return bool(children)
+
+
+def test_a_template_is_rendered_once(children):
     for _ in range(3):
         check_chat_templates("m", tokenizer_of(NORMAL))
         two_turns(tokenizer_of(NORMAL))
@@ -55,13 +73,12 @@ def test_a_template_that_rejects_a_conversation_is_accepted():
     assert two_turns(tokenizer_of("{{ 1 / 0 }}")) == ""
 
 
-def test_no_child_remains_and_no_file_stays_open():
+def test_no_child_remains_and_no_file_stays_open(children):
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     check_chat_templates("m", tokenizer_of(NORMAL))
     with pytest.raises(ModelError, match="emits more than"):
         check_chat_templates("m", tokenizer_of("{{ 'x' * 2000000 }}"))
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert none_remains(children)
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
 
 
@@ -73,13 +90,12 @@ def test_the_limit_of_time_is_the_childs_own(monkeypatch):
     check_chat_templates("m", tokenizer_of(NORMAL))
 
 
-def test_a_child_that_never_answers_is_stopped(monkeypatch):
+def test_a_child_that_never_answers_is_stopped(monkeypatch, children):
     monkeypatch.setattr(chat_templates, "WALL_SECONDS", 0)
     monkeypatch.setattr(chat_templates, "_set_limits", lambda: threading.Event().wait())
     with pytest.raises(ModelError, match="is not rendered within"):
         check_chat_templates("m", tokenizer_of(NORMAL))
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert none_remains(children)
 
 
 def test_several_threads_and_templates_at_once():
