@@ -38,7 +38,7 @@ class SpecialTokens:
         self.texts = tuple(sorted(self.added, key=len, reverse=True))
         self._pattern = re.compile("|".join(map(re.escape, self.texts)) or "(?!)")
         self._longest = len(self.texts[0]) if self.texts else 0
-        self._first, self._last = ({text[end] for text in self.texts} for end in (0, -1))
+        self._first, self._last = (_any_of(text[end] for text in self.texts) for end in (0, -1))
         self._joined = "\0".join(self.texts)
 
     def find(self, text: str, literal: Sequence[Range] = ()) -> list[Range]:
@@ -47,7 +47,7 @@ class SpecialTokens:
         Where two special tokens begin at the same index, the longer one is found.  Special tokens that overlap a range of
         `literal` are left out.
         """
-        if not any(letter in text for letter in self._first):
+        if not self._first.search(text):
             return []
         found = [match.span() for match in self._pattern.finditer(text)]
         return [(start, end) for start, end in found if not any(start < until and begin < end for begin, until in literal)]
@@ -89,9 +89,8 @@ class SpecialTokens:
         core = content.strip()
         if not core or not self.texts:
             return False
-        is_edge = any(letter in core[-self._longest :] for letter in self._first)
-        is_edge = is_edge or any(letter in core[: self._longest] for letter in self._last)
-        return is_edge or core in self._joined or bool(self.find(content))
+        is_edge = self._first.search(core[-self._longest :]) or self._last.search(core[: self._longest])
+        return bool(is_edge) or core in self._joined or bool(self.find(content))
 
 
 @dataclass
@@ -153,6 +152,11 @@ class SpecialTokenCounts:
             yield f"special tokens in {_rows(self.kept_rows)} of raw text are encoded as special tokens: {_named(self.kept)}"
         if self.as_text_rows:
             yield f"special tokens in the text of {_rows(self.as_text_rows)} are encoded as plain text: {_named(self.as_text)}"
+
+
+def _any_of(letters: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that matches each of the letters; none if there is no letter."""
+    return re.compile("|".join(map(re.escape, sorted(set(letters)))) or "(?!)")
 
 
 def _rows(count: int) -> str:
