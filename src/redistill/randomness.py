@@ -48,4 +48,4 @@ def torch_seed(seed: int, purpose: str, *counters: int | str) -> int:
 
 def _hash(seed: int, purpose: str, counters: tuple[int | str, ...], *, size: int) -> int:
     key = "\x1f".join([str(int(seed)), purpose, *(str(c) for c in counters)])
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=size).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=size).digest(), "little")

@@ -139,6 +139,20 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
+def rate(count: float, seconds: float) -> float | None:
+    """`count` per second; None if the clock has not advanced.
+
+    Args:
+        count: What was done.
+        seconds: Time that it took, from two readings of a clock; <= 0 if the clock stands still or was set back.
+
+    Example:
+        >>> rate(30, 1.5), rate(30, 0.0)
+        (20.0, None)
+    """
+    return count / seconds if seconds > 0 else None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)  # metrics are compared by identity, since functions have no equality
 class Metric:
     """A score of a model's answers: how it is computed, and how it is displayed.

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from redistill.cli.commands import is_main_process
 from redistill.cli.output import reserved_stdout
@@ -41,6 +42,7 @@ def _run(options: argparse.Namespace) -> int:
     for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # of other libraries; their warnings are shown
         os.environ.setdefault(variable, "1")
     try:
+        _check_current_folder()
         with signals.handled(at_once=True), reserved_stdout(options):
             options.command(options)
     except RedistillError as error:
@@ -52,6 +54,14 @@ def _run(options: argparse.Namespace) -> int:
             print("redistill: interrupted; run the same command again to resume", file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
     return 0
+
+
+def _check_current_folder() -> None:
+    """Raise OutputError if the current folder was removed; libraries that are imported later cannot be loaded there."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise OutputError(f"current folder: cannot be opened ({error.strerror}); change to a folder that exists") from error
 
 
 def _output_code(options: argparse.Namespace) -> int:

@@ -60,8 +60,8 @@ def named_task(name: str) -> Task:
         raise ConfigError(f"tests: '{name}': {error}") from error
     if files.slug(found.name) != found.name:
         raise ConfigError(
-            f"tests: {found.name!r}: the name of a test set may contain letters, digits, '.', '_' and '-', since it is part "
-            f"of file names; rename it to {files.slug(found.name)}"
+            f"tests: {shown(found.name)}: the name of a test set may contain letters, digits, '.', '_' and '-', and at most "
+            f"{files.MAX_NAME} characters, since it is part of file names; rename it to {files.slug(found.name)}"
         )
     for own in found.metrics:
         _check_needs(own, f"tests: '{name}'")

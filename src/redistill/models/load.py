@@ -72,7 +72,8 @@ class ModelConfig:
         if not self.model.strip():
             raise ConfigError("model = '': must be a hub name, a local folder, or a .gguf file")
         if printable(self.model) != self.model or "\n" in self.model:
-            raise ConfigError(f"model = {self.model[:60]!r}: must not contain control characters; rename its folder")
+            fault = "must not contain control characters or bytes that are not UTF-8; rename its folder"
+            raise ConfigError(f"model = {self.model[:60]!r}: {fault}")
         one_of = f"must be one of {', '.join(_DTYPES)}; students are trained in float32"
         check_field(self, "dtype", self.dtype in _DTYPES, one_of)
 

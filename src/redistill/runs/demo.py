@@ -48,7 +48,11 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
 
     Returns:
         The result of the MGSR run.
+
+    Raises:
+        OutputError: `out` cannot be written; it is checked before the teacher is trained.
     """
+    files.make_folder(out)
     world = toy_world(fresh=fresh)
     sft = _distilled("sft", world, out, [], fresh=fresh)
     mgsr = _distilled("mgsr", world, out, [sft.folder], fresh=fresh)

@@ -79,8 +79,9 @@ class Sweep:
         for field_name, names in {"name": [self.name], "rows": self.rows, "groups": self.groups}.items():
             for name in names:
                 if (usable := files.slug(name)) != name:
-                    rule = "must consist of letters, digits, '.', '_' and '-', since it is part of file names"
-                    raise ConfigError(f"{field_name}: {name!r}: {rule}; use {usable}")
+                    rule = f"must consist of letters, digits, '.', '_' and '-', at most {files.MAX_NAME} in all"
+                    where = f"{field_name}: {decoding.shown(name)}"
+                    raise ConfigError(f"{where}: {rule}, since it is part of file names; use {usable}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: must have at least one, without duplicates")
         for name, group in self.groups.items():

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from redistill.errors import DataError, OutputError
+from redistill.storage.paths import check_path
 
 TEMPORARY = ".tmp-"
+MAX_NAME = 100
+"""Maximum length of a name that file names are made of. File systems allow 255 bytes, with prefixes and suffixes."""
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # not available on Windows
 TRY_AGAIN = 75
 """Exit code of retryable errors, which need no change to the recipe (EX_TEMPFAIL of sysexits.h)."""
@@ -88,17 +91,19 @@ def inside(folder: Path, name: str) -> Path:
 def slug(text: str) -> str:
     """Convert `text` into a file name.
 
-    The name consists of letters, digits, `.`, `_` and `-`; it is not empty and has no leading dot.
+    The name consists of letters, digits, `.`, `_` and `-`; it is not empty, has no leading dot, and has at most `MAX_NAME`
+    characters.
     """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:MAX_NAME] or "unnamed"
 
 
 def make_folder(folder: Path) -> Path:
     """Create `folder` with its parents, and check that it is writable.
 
     Raises:
-        OutputError: the folder cannot be created or written to.
+        OutputError: `check_path` rejects the path, or the folder cannot be created or written to.
     """
+    check_path(folder)
     probe = folder / f"{TEMPORARY}probe-{uuid.uuid4().hex}"
     try:
         _make_folders(folder)

@@ -22,6 +22,7 @@ from redistill.errors import Interrupted
 from redistill.processes import signals
 from redistill.processes.memory import unless_out_of_memory
 from redistill.randomness import torch_seed
+from redistill.records import rate
 from redistill.training.guards import Event, Update
 from redistill.training.guards.collapse import facts_of, text_metrics
 from redistill.training.guards.events import without_nan
@@ -107,7 +108,9 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     state.step += 1
     state.validation_due = _is_due(state.step, parts.schedule.evaluate_every) or state.step == parts.schedule.updates
     seconds = time.perf_counter() - started
-    metrics |= {**norms, **rates, "tokens_per_s": counts.tokens / seconds, "seconds": seconds, "draw_seconds": drawn - started}
+    metrics |= {**norms, **rates, "seconds": seconds, "draw_seconds": drawn - started}
+    if (speed := rate(counts.tokens, seconds)) is not None:
+        metrics["tokens_per_s"] = speed
     state.trained_tokens += int(counts.tokens)
     _log_update(parts, state, metrics, draw, whole)
     _count_cost(parts, state, time.perf_counter() - started)
@@ -298,7 +301,7 @@ def _count_cost(parts: Parts, state: TrainingState, seconds: float) -> None:
     costs = gather_object([(parts.output.meter.read(), peak_bytes(parts.accelerator.device))])
     state.generated_tokens += sum(generated for generated, _ in costs)
     state.peak_bytes = max(state.peak_bytes, *(peak for _, peak in costs))
-    state.seconds += seconds
+    state.seconds += max(0.0, seconds)  # negative if the clock was set back
 
 
 def _is_due(step: int, *intervals: int) -> bool:

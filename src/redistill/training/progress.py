@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from redistill.processes.streams import tolerant
+from redistill.records import rate
 from redistill.storage.redaction import plain
 
 SHOWN = ("loss", "sft", "divergence", "span", "policy_gradient", "pretraining")
@@ -143,9 +144,9 @@ class AnswerProgress:
         self._first = self._first or (done, self._clock())
         passed, answered = self._clock() - self._first[1], done - self._first[0]
         tenths = 10 * done // total if total else 10
-        if tenths > self._tenths and answered and passed > 0:
+        if tenths > self._tenths and answered and (speed := rate(tokens, passed)) is not None:
             left = duration(passed / answered * (total - done))
-            self._report(f"{self._label}: {done}/{total} answers  {tokens / passed:,.0f} tokens/s  {left} left")
+            self._report(f"{self._label}: {done}/{total} answers  {speed:,.0f} tokens/s  {left} left")
         self._tenths = max(tenths, self._tenths)
 
 
@@ -160,12 +161,12 @@ def report(line: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as [hours:]minutes:seconds.
+    """Format seconds as [hours:]minutes:seconds; a negative duration, of a clock that was set back, as 0:00.
 
     Example:
         >>> duration(59.6), duration(3661)
         ('1:00', '1:01:01')
     """
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
