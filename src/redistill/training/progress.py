@@ -161,7 +161,9 @@ def report(line: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as [hours:]minutes:seconds; a negative duration, of a clock that was set back, as 0:00.
+    """Format seconds as [hours:]minutes:seconds.
+
+    A negative duration, of a clock that was set back, is formatted as 0:00.
 
     Example:
         >>> duration(59.6), duration(3661)
