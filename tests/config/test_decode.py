@@ -213,7 +213,7 @@ shapes = st.recursive(
     lambda inner: st.builds(Group, inner=st.none() | inner),
     max_leaves=3,
 )
-texts = st.text().map(printable)  # other text is rejected
+texts = st.text().map(lambda text: " ".join(printable(text).splitlines()))  # other text is rejected
 pages = st.builds(
     Page,
     title=texts,
@@ -286,25 +286,42 @@ def test_a_duplicate_key_is_rejected_with_its_line():
 # --- overrides ----------------------------------------------------------------------------------------------------------
 
 
+def applied(tree, *overrides):
+    return decoding.apply_overrides(tree, map(decoding.parse_override, overrides))
+
+
+@given(st.text(max_size=20))
+@example("{a: 1}")
+@example("1 # comment")
+def test_a_value_is_not_parsed_again(value):
+    assert decoding.apply_overrides({}, [decoding.Override("a.b", value)]) == {"a": {"b": value}}
+
+
+@pytest.mark.parametrize("path", ["", "a.", "out=x #.y", "a b", "a\n", "é", "a-b"])
+def test_a_path_consists_of_names(path):
+    with pytest.raises(ConfigError, match="must be the path of a field, names joined by dots"):
+        decoding.apply_overrides({}, [decoding.Override(path, 1)])
+
+
 def test_overrides_set_any_depth_and_do_not_change_the_tree():
     tree = {"a": {"b": 1}, "c": 2}
-    found = decoding.apply_overrides(tree, ["a.b=[1, 2]", "d.e.f=x", "c=null", "g=a=b"], "s")
+    found = applied(tree, "a.b=[1, 2]", "d.e.f=x", "c=null", "g=a=b")
     assert found == {"a": {"b": [1, 2]}, "c": None, "d": {"e": {"f": "x"}}, "g": "a=b"}
     assert tree == {"a": {"b": 1}, "c": 2}
 
 
 def test_an_override_below_a_bare_kind_keeps_the_kind():
-    assert decoding.apply_overrides({"shape": "circle"}, ["shape.radius=2"], "s") == {"shape": {"kind": "circle", "radius": 2}}
+    assert applied({"shape": "circle"}, "shape.radius=2") == {"shape": {"kind": "circle", "radius": 2}}
 
 
 def test_later_overrides_have_precedence():
-    assert decoding.apply_overrides({}, ["a=1", "a=2"], "s") == {"a": 2}
+    assert applied({}, "a=1", "a=2") == {"a": 2}
 
 
-@pytest.mark.parametrize("override", ["a", "=1", "", "a.b"])
+@pytest.mark.parametrize("override", ["a", "=1", "", "a.b", "out #=1", "a..b=1", ".a=1", "a.=1", "a b=1", "a\n=1", "a: {b=1"])
 def test_an_override_of_another_form_is_rejected(override):
     with pytest.raises(ConfigError, match="an override has the form"):
-        decoding.apply_overrides({}, [override], "s")
+        applied({}, override)
 
 
 @given(st.text(alphabet="ab.=[]{}: &*!2", max_size=20))
@@ -312,9 +329,17 @@ def test_an_override_of_another_form_is_rejected(override):
 @example("a=!!int x")
 def test_any_override_is_applied_or_rejected_on_one_line(override):
     try:
-        decoding.apply_overrides({"a": {"b": 1}}, [override], "recipe")
+        applied({"a": {"b": 1}}, override)
     except ConfigError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("separator", ["\n", "\u2028", "\u2029"])
+def test_a_text_with_several_lines_is_rejected(separator):
+    for text in (separator, f"a{separator}", f"a{separator}b"):
+        for tree in ({"corners": [text]}, {text: 1}):
+            with pytest.raises(ConfigError, match="contains a line feed"):
+                decoding.decode(SquareConfig, tree, NAMES)
 
 
 @pytest.mark.parametrize("length", [decoding.MAX_TEXT, decoding.MAX_TEXT + 1])

@@ -108,6 +108,6 @@ def test_a_file_at_the_path_of_the_folder_is_an_error_of_one_line(run: Run, caps
 def test_lines_are_not_appended_through_a_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "precious")
-    with pytest.raises(files.OutputError, match=r"metrics\.jsonl: 12 bytes could not be written .*; remove the symbolic link"):
+    with pytest.raises(files.OutputError, match=r"metrics\.jsonl: 12 bytes could not be written .*; remove the link"):
         files.append_line(tmp_path / "metrics.jsonl", {"step": 1})
     assert (tmp_path / "precious").read_text() == "mine"

@@ -57,7 +57,7 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
 
     script = tmp_path / "command.py"
     script.write_text(COMMAND, encoding="utf-8")
-    monkeypatch.setattr(sweep, "REDISTILL", (sys.executable, str(script)))
+    monkeypatch.setattr(sweep, "python_module", lambda _, *arguments: [sys.executable, str(script), *arguments])
     monkeypatch.setattr(sweep, "build_comparison", compare)
     monkeypatch.setattr(sweep, "print_comparison", lambda comparison: None)
     return asked
@@ -320,7 +320,7 @@ def test_the_command_checks_lists_and_runs_a_sweep(tmp_path: Path, capsys: pytes
 def test_runs_inherit_the_allowed_code_of_the_sweep(plan: Callable[..., Plan]) -> None:
     made = dataclasses.replace(plan(), allow_code=("mine", "yours"))
     command = sweep._jobs(made, made.statuses())[0].command
-    assert command[-2:] == ("--allow-code=mine", "--allow-code=yours")
+    assert list(command[-2:]) == ["--allow-code=mine", "--allow-code=yours"]
 
 
 def test_an_unknown_label_is_rejected(plan: Callable[..., Plan]) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,43 @@ def test_slugs_are_valid_names_and_idempotent(text):
 def test_a_digest_equals_that_of_sha256sum(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert files.digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- links --------------------------------------------------------------------------------------------------------------
+
+
+def linked(path, precious, kind):
+    precious.write_text("mine")
+    if kind == "symbolic link":
+        path.symlink_to(precious)
+    elif kind == "hard link":
+        path.hardlink_to(precious)
+    else:
+        os.mkfifo(path)
+
+
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link", "pipe"])
+@pytest.mark.parametrize("write", [lambda path: files.append_line(path, 1), files.open_log], ids=["lines", "log"])
+def test_nothing_is_appended_to_another_file(tmp_path, kind, write):
+    linked(tmp_path / "log", tmp_path / "precious", kind)
+    with pytest.raises(files.OutputError, match="could not be written"):
+        write(tmp_path / "log")
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_written_file_replaces_a_link_and_not_its_target(tmp_path):
+    for kind in ("symbolic link", "hard link"):
+        linked(tmp_path / kind, tmp_path / "precious", kind)
+        files.write_text(tmp_path / kind, "new")
+        assert ((tmp_path / "precious").read_text(), (tmp_path / kind).read_text()) == ("mine", "new")
+
+
+def test_the_first_linked_folder_is_found(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "file").write_text("")
+    (tmp_path / "a" / "link to a file").symlink_to(tmp_path / "a" / "file")
+    (tmp_path / "a" / f"{files.TEMPORARY}x").symlink_to(tmp_path)
+    assert files.linked_folder(tmp_path) is None
+    (tmp_path / "a" / "b" / "c").symlink_to(tmp_path / "a")
+    assert files.linked_folder(tmp_path) == tmp_path / "a" / "b" / "c"
+    assert files.linked_folder(tmp_path / "none") is None

@@ -14,6 +14,7 @@ from redistill.cli.output import reserved_stdout
 from redistill.cli.parsers import parse_arguments
 from redistill.errors import Interrupted, OutputError, RedistillError
 from redistill.processes import signals, streams
+from redistill.storage.user_cache import set_compiler_cache
 from redistill.storage.redaction import plain, print_traceback
 
 
@@ -38,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # of child processes that libraries start: no imports from the current folder
+    set_compiler_cache()
+    if getattr(options, "private", False):
+        os.umask(0o077)  # child processes inherit it
     for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # of other libraries; their warnings are shown
         os.environ.setdefault(variable, "1")
     try:

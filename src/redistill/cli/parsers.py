@@ -104,6 +104,7 @@ def _demo(group: Group) -> None:
     parser = _command(group, "demo", commands.demo, "redistill demo --out runs/demo")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="delete the toy teacher and both students, and train them again")
+    _add_private(parser)
     _add_json(parser)
 
 
@@ -126,6 +127,7 @@ def _sweep(group: Group) -> None:
     parser.add_argument("--out", type=Path, help="output folder (default: runs/NAME)")
     parser.add_argument("--jobs", type=int, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)")
     _add_repeatable(parser, "--only", "LABEL", "run only the row of the table with this label")
+    _add_private(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate the sweep and list its runs without running them")
     _add_json(parser)
 
@@ -142,6 +144,7 @@ def _evaluate(group: Group) -> None:
     _add_repeatable(parser, "--metric", "NAME", "name of a metric of answers; models are ranked by the first one")
     _allow_code(parser)
     parser.add_argument("--out", type=Path, required=True, help="output folder for responses and scores.json")
+    _add_private(parser)
     parser.add_argument("--teacher", metavar="MODEL", help="also measure KL(teacher, model) on the references")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N prompts of each test set")
     parser.add_argument("--seeds", default="10,20,30,40,50", help="sampling seeds (default: %(default)s)")
@@ -151,7 +154,7 @@ def _evaluate(group: Group) -> None:
     text = "forbid repeated N-grams; 0 disables this (default: 6)"
     parser.add_argument("--no-repeat-ngram", type=int, default=6, metavar="N", help=text)
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per batch (default: 16)")
-    text, dtypes = "dtype of the weights: float32 (default), bfloat16 or auto", ("float32", "bfloat16", "auto")
+    text, dtypes = "dtype: float32 (default), bfloat16 or auto", ("float32", "bfloat16", "auto")
     parser.add_argument("--dtype", choices=dtypes, default="float32", metavar="TYPE", help=text)
     _add_json(parser)
 
@@ -254,6 +257,7 @@ def _page(group: Group, name: str, text: str, example: str) -> _Parser:
 def _add_run(parser: _Parser) -> None:
     _add_recipe(parser, "a YAML recipe, or the run.json of another run", "settings to change, such as training.updates=50")
     parser.add_argument("--out", type=Path, help="run folder (default: `out` of the recipe, else runs/NAME)")
+    _add_private(parser)
 
 
 def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bool = False) -> None:
@@ -281,6 +285,11 @@ def _add_lengths(parser: _Parser, default: str) -> None:
     for name in ("prompt", "response"):
         text = f"maximum {name} length in tokens (default: {default}, else 256)"
         parser.add_argument(f"--{name}-tokens", type=int, metavar="N", help=text)
+
+
+def _add_private(parser: _Parser) -> None:
+    text = "create files that only you can read"
+    parser.add_argument("--private", action="store_true", help=text)
 
 
 def _add_json(parser: _Parser, text: str = "print JSON instead of text") -> None:

@@ -43,6 +43,9 @@ ALIASES = {
     "ab": "alpha_beta",
 }
 
+PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
+"""Path of a field in a recipe."""
+
 Tree = TypeVar("Tree", bound="DataclassInstance")
 Names = Mapping[str, object]
 
@@ -94,22 +97,46 @@ def parse_yaml(text: bytes, source: str) -> dict[str, Json]:
     return tree
 
 
-def apply_overrides(tree: Mapping[str, object], overrides: Iterable[str], source: str) -> dict[str, object]:
-    """Return a copy of `tree` with the overrides applied.
+class Override(NamedTuple):
+    """A value for one field of a recipe.
 
     Args:
-        tree: The recipe.
-        overrides: Each of the form `section.field=value`; the value is parsed as YAML. Later ones have precedence.
-        source: Prefix of error messages.
+        path: Path of the field, such as "optimiser.learning_rate".
+        value: The value, as decoded from YAML; it is not parsed again.
+    """
+
+    path: str
+    value: object
+
+
+def parse_override(text: str) -> Override:
+    """Parse `section.field=value`; the value is YAML.
 
     Raises:
-        ConfigError: an override has another form, or its value is not YAML.
+        ConfigError: the text has another form, or its value is not YAML.
+
+    Example:
+        >>> parse_override("optimiser.betas=[0.9, 0.95]")
+        Override(path='optimiser.betas', value=[0.9, 0.95])
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not PATH.fullmatch(path):
+        raise ConfigError(f"{shown(text)}: an override has the form section.field=value")
+    return Override(path, _load(value, _line(text), "quote the value for YAML inside the quotes for the shell"))
+
+
+def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -> dict[str, object]:
+    """Return a copy of `tree` with the overrides applied; later ones have precedence.
+
+    Raises:
+        ConfigError: a path does not consist of names joined by dots, or has too many of them.
     """
     result = _copied(tree)
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"{shown(override)}: an override has the form section.field=value")
+    for path, value in overrides:
+        if not PATH.fullmatch(path):
+            raise ConfigError(
+                f"{shown(path)}: must be the path of a field, names joined by dots, such as optimiser.learning_rate"
+            )
         *sections, last = path.split(".")
         if len(sections) > MAX_DEPTH:
             raise ConfigError(
@@ -121,8 +148,7 @@ def apply_overrides(tree: Mapping[str, object], overrides: Iterable[str], source
             inner: dict[str, object] = held if isinstance(held, dict) else {"kind": held} if isinstance(held, str) else {}
             here[section] = inner
             here = inner
-        where = f"{source}: {_line(override)}"
-        here[last] = _load(text, where, "quote the value for YAML inside the quotes for the shell")
+        here[last] = value
     return result
 
 
@@ -184,6 +210,8 @@ def _check_text(path: str, text: str) -> None:
         )
     if text != printable(text):
         raise ConfigError(f"{path} = {shown(text)}: contains a control character or a lone surrogate; remove it")
+    if text.splitlines() not in ([], [text]):
+        raise ConfigError(f"{path} = {shown(text)}: contains a line feed; names and paths have a single line")
     if what := secret_in(text):
         remedy = "remove it, since recipes are copied to run folders and reports; pass tokens in the environment (HF_TOKEN)"
         raise ConfigError(f"{path} = {shown(text)}: contains {what}; {remedy}")

@@ -244,15 +244,21 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
             f"{path}: rows: this is a sweep, not the recipe of a run; use `redistill sweep`, "
             "or `redistill estimate --row LABEL` for one of its runs"
         )
-    return override_run(tree, overrides, str(path), allow_code)
+    try:
+        parsed = list(map(decoding.parse_override, overrides))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return override_run(tree, parsed, str(path), allow_code)
 
 
-def override_run(tree: Mapping[str, object], overrides: Iterable[str], source: str, allow_code: Iterable[str] = ()) -> Run:
+def override_run(
+    tree: Mapping[str, object], overrides: Iterable[decoding.Override], source: str, allow_code: Iterable[str] = ()
+) -> Run:
     """Apply overrides to a recipe, and decode it to a run.
 
     Args:
         tree: The recipe.
-        overrides: Settings to change, each as `section.field=value`.
+        overrides: Settings to change.
         source: Prefix of error messages.
         allow_code: As for `load_config`.
 
@@ -260,14 +266,22 @@ def override_run(tree: Mapping[str, object], overrides: Iterable[str], source: s
         ConfigError: as for `load_config`.
     """
     allow_code = tuple(allow_code)
-    overrides = list(overrides)
-    inner = [override for override in overrides if override.startswith(("policy.", "objective."))]
-    tree = decoding.apply_overrides(tree, [override for override in overrides if override not in inner], source)
+    inner, outer = list[decoding.Override](), list[decoding.Override]()
+    for override in overrides:
+        (inner if override.path.startswith(("policy.", "objective.")) else outer).append(override)
+    tree = _with_overrides(tree, outer, source)
     if row := _row(tree, source, External.of(allow_code)):
         # Otherwise `objective.span.squared=true` would replace the whole objective of the method by defaults.
-        blocks, touched = decoding.encode(row, NAMES), {override.partition(".")[0] for override in inner}
+        blocks, touched = decoding.encode(row, NAMES), {override.path.partition(".")[0] for override in inner}
         tree |= {name: blocks[name] for name in ("policy", "objective") if name in touched and tree.get(name) is None}
-    return decode_run(decoding.apply_overrides(tree, inner, source), source, allow_code)
+    return decode_run(_with_overrides(tree, inner, source), source, allow_code)
+
+
+def _with_overrides(tree: Mapping[str, object], overrides: Iterable[decoding.Override], source: str) -> dict[str, object]:
+    try:
+        return decoding.apply_overrides(tree, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str] = ()) -> Run:

@@ -16,6 +16,7 @@ from redistill.contracts import Batch, TeacherTarget
 from redistill.errors import first_line
 from redistill.interfaces import CausalModel
 from redistill.models.families import BodyCall, body, head
+from redistill.storage.user_cache import check_compiler_cache
 from redistill.vocab_pass import Compile, Head, Term, compiles, vocab_pass
 
 Learned = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -32,6 +33,9 @@ class StudentModule(nn.Module):
             submodule, so that its parameters are trained.
         compile: "none" compiles nothing, "rows" compiles the terms of the objective, and "all" also compiles the body for
             training. "auto" chooses by vocabulary size and machine.
+
+    Raises:
+        ConfigError: other users can write to the compiler cache.
     """
 
     def __init__(self, model: CausalModel, *, vocabulary: int, divergence: object = None, compile: Compile = "none") -> None:
@@ -39,6 +43,8 @@ class StudentModule(nn.Module):
         self.model = model
         self.clip_network = divergence if isinstance(divergence, nn.Module) else None
         self._vocabulary, self._compile = vocabulary, compile
+        if compile != "none":  # an error is raised here, before training
+            check_compiler_cache()
         self._compiled_body = _compiled(body(model)) if compile == "all" else None
 
     def forward(

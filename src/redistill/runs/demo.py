@@ -17,7 +17,7 @@ from redistill.reports.terminal import print_summary
 from redistill.runs.folder import RUN_FILE
 from redistill.runs.run import RunResult, distill, train_student
 from redistill.storage import files
-from redistill.storage.cache import cache_folder
+from redistill.storage.user_cache import cache_folder
 from redistill.toy import world as toy
 from redistill.toy.world import Split, toy_records, toy_tokenizer
 

@@ -141,7 +141,7 @@ def _sweep(folder: Path) -> None:
     """Reject subfolders that are symbolic links; remove files of interrupted writes."""
     answers = [folder / "before", folder / "teacher"]
     inner = [*answers, *(path / RESPONSES for path in (folder, *answers)), folder / "checkpoints"]
-    if links := [path for path in inner if path.is_symlink()]:
-        raise OutputError(f"{links[0]}: is a symbolic link, and a run writes only inside its folder; replace it by a folder")
+    if (link := files.linked_folder(folder)) is not None:
+        raise OutputError(f"{link}: is a symbolic link, and a run writes only inside its folder; replace it by a folder")
     for path in (folder, *inner):
         files.remove_leftovers(path)

@@ -12,8 +12,8 @@ from subprocess import DEVNULL, STDOUT
 
 from rich.console import Console
 
-from redistill.errors import OutputError
 from redistill.processes import signals
+from redistill.storage import files
 from redistill.training.progress import TerminalBar, duration, error_console
 
 _POLL_S = 0.1
@@ -147,15 +147,11 @@ def last_line(log: Path) -> str:
 
 
 def _start(job: Job, env: Mapping[str, str], keep_open: Sequence[int]) -> _Child:
-    try:
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("ab") as log:
-            # A new session: Ctrl-C in a terminal signals only this process, which then stops each child once.
-            process = subprocess.Popen(
-                job.command, stdin=DEVNULL, stdout=log, stderr=STDOUT, env=env, start_new_session=True, pass_fds=keep_open
-            )
-    except OSError as error:
-        raise OutputError(f"{job.log}: cannot be written ({error.strerror}); choose another output folder") from error
+    with files.open_log(job.log) as log:
+        # A new session: Ctrl-C in a terminal signals only this process, which then stops each child once.
+        process = subprocess.Popen(
+            job.command, stdin=DEVNULL, stdout=log, stderr=STDOUT, env=env, start_new_session=True, pass_fds=keep_open
+        )
     return _Child(job, process, time.monotonic())
 
 

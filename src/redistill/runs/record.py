@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from redistill.contracts import Example, TokenSequence
 from redistill.data.examples import Examples
 from redistill.processes.memory import machine_bytes
 from redistill.records import Json
+from redistill.runs.commit import own_commit
 from redistill.runs.disk_space import check_space, needed_space
 from redistill.runs.folder import RUN_FILE
 from redistill.runs.opened import OpenRun
@@ -117,7 +117,7 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
         "status": status,
         "command": plain(command or shlex.join(["redistill", *sys.argv[1:]])),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": own_commit(),
         "versions": versions(),
         "machine": machine(),
         "processes": run.processes.world,
@@ -169,24 +169,6 @@ def versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def commit(folder: Path | None = None) -> str | None:
-    """The git commit of the checkout at `folder`.
-
-    "-dirty" is appended if tracked files have changes.
-
-    Args:
-        folder: A folder in the checkout; None uses the folder of the package redistill.
-
-    Returns:
-        None outside a git checkout, or without git.
-    """
-    describe = ["git", "describe", "--always", "--dirty", "--no-abbrev", "--exclude=*"]
-    with suppress(OSError, subprocess.SubprocessError):
-        path = folder or Path(redistill.__file__).parent
-        return subprocess.run(describe, cwd=path, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    return None
 
 
 def _processor() -> str:

@@ -4,8 +4,6 @@ All runs are decoded before the first one starts.  Each run is a separate proces
 only that run; the same command resumes the sweep.
 """
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import yaml
 from redistill.config.run import Run, encode_run, up_to_date
 from redistill.config.schema import SCHEMA
 from redistill.errors import ConfigError, TrainingError
+from redistill.processes.children import child_environment, python_module
 from redistill.reports.compare import build_comparison
 from redistill.reports.folders import Evaluation, mapping
 from redistill.reports.lineup import SWEEP_FILE
@@ -34,7 +33,6 @@ from redistill.storage.redaction import plain
 
 RECIPE_FILE, LOG_FILE = "recipe.yaml", "log.txt"
 FORMATS = ("html", "md", "tex", "csv")
-REDISTILL = (sys.executable, "-m", "redistill")
 RETRYABLE = {files.TRY_AGAIN, *(code for number in (SIGINT, SIGTERM) for code in (128 + number, -number))}
 """Exit codes of runs that failed for a temporary reason or were interrupted; the same command resumes them."""
 
@@ -72,12 +70,16 @@ class Plan:
 
         Raises:
             ConfigError: a folder contains another run or another sweep.
+            OutputError: the folder of a run or stage is outside of the folder of the sweep, through a link.
         """
+        runs = [config for entry in self.entries for config in (*entry.stages, entry.run)]
+        for config in runs:
+            files.inside(self.folder, str(config.folder.relative_to(self.folder)))
         path = self.folder / SWEEP_FILE
         held = mapping(files.read_json(path)).get("name") if path.is_file() else self.sweep.name
         if held != self.sweep.name:
             raise ConfigError(f"{self.folder}: contains the sweep '{held}', not '{self.sweep.name}'; choose another --out")
-        return {config.folder: _status(config) for entry in self.entries for config in (*entry.stages, entry.run)}
+        return {config.folder: _status(config) for config in runs}
 
     def describe(self) -> list[str]:
         """A line for each run: its folder, its status, and the rows and seeds that use it."""
@@ -189,7 +191,7 @@ def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
             if folder not in found:
                 recipe, name = folder / RECIPE_FILE, "train" if is_stage else "run"
                 files.write_text(recipe, yaml.safe_dump({"schema": SCHEMA, **encode_run(config)}, sort_keys=False))
-                command = (*REDISTILL, name, str(recipe), "--out", str(folder), *allowed)
+                command = python_module("redistill", name, str(recipe), "--out", str(folder), *allowed)
                 found[folder] = Job(name=folder.name, command=command, log=folder / LOG_FILE, needs=tuple(needs))
             needs.append(folder.name)
     return list(found.values())
@@ -243,7 +245,7 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
 def _environment(limit: int) -> dict[str, str]:
     """Environment variables of the runs; parallel runs share the cores equally."""
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // limit))} if limit > 1 else {}
-    return {**threads, **os.environ}
+    return child_environment(threads)
 
 
 def _score(folder: Path) -> str:

@@ -87,9 +87,10 @@ class Sweep:
             _check_known(f"groups.{name}.rows: no row", group.rows, self.rows, "the rows are")
         for label, row in self.rows.items():
             for key in row:
-                if not isinstance(key, str):
-                    raise ConfigError(f"rows.{label}: {key!r}: must be a string, such as method, or optimiser.learning_rate")
-                if key in SET_BY_SWEEP:
+                if not isinstance(key, str) or not decoding.PATH.fullmatch(key):
+                    rule = "must be names joined by dots, such as method, or optimiser.learning_rate"
+                    raise ConfigError(f"rows.{label}: {decoding.shown(key)}: {rule}")
+                if key.partition(".")[0] in SET_BY_SWEEP:
                     raise ConfigError(f"rows.{label}.{key}: the sweep sets it; remove it from the row")
 
     @property
@@ -112,13 +113,13 @@ class Cell(NamedTuple):
         label: The row's label.
         seed: The training seed.
         tree: The run's settings before `overrides`, without its folder.
-        overrides: Settings that replace those of `tree`, as `section.field=value`.
+        overrides: Settings that replace those of `tree`.
     """
 
     label: str
     seed: int
     tree: Mapping[str, Json]
-    overrides: Sequence[str]
+    overrides: Sequence[decoding.Override]
 
 
 class Entry(NamedTuple):
@@ -165,7 +166,7 @@ def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cel
     base = merged(world or {}, sweep.base)
     for label, row in sweep.rows.items():
         tree: Mapping[str, Json] = merged(base, {key: value for key, value in row.items() if "." not in key})
-        overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in row.items() if "." in key]
+        overrides = [decoding.Override(key, value) for key, value in row.items() if "." in key]
         for seed in sweep.seeds:
             yield Cell(label, seed, {**tree, "name": f"{label}-seed{seed}", "seed": seed}, overrides)
 
@@ -205,10 +206,11 @@ def expand(
         ConfigError: a run is invalid; the message names its row.
     """
     distinct: dict[str, tuple[Run, tuple[Run, ...]]] = {}
+    for_all = list(map(decoding.parse_override, overrides))
     entries = []
     for cell in cells(sweep, student_tree(world_folder()) if sweep.world == "toy" else None):
         tree = {**cell.tree, "out": str(folder / f"{cell.label}-seed{cell.seed}")}
-        config = override_run(tree, [*cell.overrides, *overrides], f"{recipe}: rows.{cell.label}", allow_code)
+        config = override_run(tree, [*cell.overrides, *for_all], f"{recipe}: rows.{cell.label}", allow_code)
         found = distinct.setdefault(_digest(config), _with_shared_stages(config, folder / "stages"))
         entries.append(Entry(cell.label, cell.seed, *found))
     return tuple(entries)

@@ -20,6 +20,7 @@ from redistill.records import Json
 from redistill.storage import files
 from redistill.storage.lock import BusyError, locked
 from redistill.storage.tensors import read_tensors, write_tensors
+from redistill.storage.user_cache import cache_folder
 
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 KEPT_DAYS = 30
@@ -34,14 +35,6 @@ class Stored:
 
     arrays: Mapping[str, np.ndarray]
     about: Mapping[str, Json]
-
-
-def cache_folder() -> Path:
-    """The folder of the cache: $REDISTILL_CACHE, by default ~/.cache/redistill.
-
-    Its files can be computed again, so the folder may be removed.
-    """
-    return Path(os.environ.get("REDISTILL_CACHE") or Path.home() / ".cache" / "redistill").expanduser().absolute()
 
 
 def cached(

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -35,11 +36,18 @@ class Disk:
     """The operations that change the disk; tests replace it to inject faults."""
 
     def open(self, path: Path, mode: str) -> io.FileIO:
-        """Open without buffer and without following a symbolic link.
+        """Open a file for writing, without a buffer, so that a failed write leaves no data that is written later.
 
-        A failed write thus leaves no buffered data that is written later.
+        Raises:
+            OSError: the file cannot be opened; it is a symbolic link, no regular file, or it has a second hard link.
         """
-        return io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_LINKS, 0o666))
+        file = io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_LINKS, 0o666))
+        try:
+            check_own_file(file.fileno())
+        except OSError:
+            file.close()
+            raise
+        return file
 
     def write(self, file: io.FileIO, data: bytes | memoryview) -> int:
         """Write as many bytes as one system call accepts, and return their number."""
@@ -73,6 +81,19 @@ class Disk:
 disk = Disk()
 
 
+def check_own_file(descriptor: int) -> None:
+    """Check that an open file can be written to without a change to another file.
+
+    Raises:
+        OSError: the file is not a regular file, or it has several hard links: it is also known under another name.
+    """
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if found.st_nlink > 1:
+        raise OSError(errno.EMLINK, "it has several hard links")
+
+
 def inside(folder: Path, name: str) -> Path:
     """Return the path of `name` in `folder`, if it does not lead out of the folder.
 
@@ -83,6 +104,19 @@ def inside(folder: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise OutputError(f"{folder}: '{name}' leads out of the folder; use a name without '..', links or a leading '/'")
     return path
+
+
+def linked_folder(folder: Path) -> Path | None:
+    """Find a symbolic link to a folder below `folder`; what is written there would be written elsewhere.
+
+    Temporary files of this module are ignored, because `remove_leftovers` removes them and not the targets of their links.
+    """
+    for parent, names, _ in os.walk(folder):
+        names[:] = [name for name in names if not name.startswith(TEMPORARY)]
+        for name in names:
+            if (path := Path(parent, name)).is_symlink():
+                return path
+    return None
 
 
 def slug(text: str) -> str:
@@ -217,6 +251,19 @@ def append_lines(path: Path, values: Sequence[object]) -> None:
             _sync(path.parent)
     except OSError as error:
         raise write_failed(path, error, len(data)) from error
+
+
+def open_log(path: Path) -> io.FileIO:
+    """Open a file to which a child process appends its output; missing parent folders are created.
+
+    Raises:
+        OutputError: the file cannot be opened, or it is a link.
+    """
+    try:
+        _make_folders(path.parent)
+        return disk.open(path, "ab+")
+    except OSError as error:
+        raise write_failed(path, error) from error
 
 
 def _lines(values: Sequence[object]) -> bytes:
@@ -374,7 +421,8 @@ def _system_error(error: Exception) -> OSError | None:
 def write_failed(path: Path, error: OSError, num_bytes: int = 0) -> OutputError:
     """Build the exception for a failed write to `path`; `num_bytes` 0 means unknown."""
     size = f"{num_bytes:,} bytes " if num_bytes else ""
-    remedy = "remove the symbolic link" if error.errno == errno.ELOOP else "free space or choose another folder"
+    is_link = error.errno in {errno.ELOOP, errno.EMLINK}
+    remedy = "remove the link" if is_link else "free space or choose another folder"
     return _kind(error)(f"{path}: {size}could not be written ({error.strerror or error}); {remedy}")
 
 

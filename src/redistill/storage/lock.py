@@ -46,6 +46,7 @@ def locked(folder: Path) -> Iterator[Sequence[int]]:
     descriptors: list[int] = []
 
     def acquired(descriptor: int) -> None:
+        files.check_own_file(descriptor)
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         descriptors.append(descriptor)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from redistill.contracts import TopClasses
 from redistill.errors import first_line
+from redistill.storage.user_cache import check_compiler_cache
 from redistill.vocab_pass.head import finished
 from redistill.vocab_pass.rules import Rule, TargetRows, log_probs
 
@@ -176,6 +177,7 @@ def _compiled(core: Core) -> Callable[..., Sums]:
     def tile_sums(raw_CV: Tensor, target_rows: TargetRows | None, tensors: Tensors) -> Sums:
         return core(raw_CV, target_rows, tensors)
 
+    check_compiler_cache()
     # Each core gets its own code object: dynamo compiles one code object at most eight times.
     code = tile_sums.__code__.replace(co_name=f"tile_sums_{next(_numbers)}")
     own = FunctionType(code, tile_sums.__globals__, closure=tile_sums.__closure__)
