@@ -299,7 +299,7 @@ def test_a_value_is_not_parsed_again(value):
 
 @pytest.mark.parametrize("path", ["", "a.", "out=x #.y", "a b", "a\n", "é", "a-b"])
 def test_a_path_consists_of_names(path):
-    with pytest.raises(ConfigError, match="must be the path of a field, names joined by dots"):
+    with pytest.raises(ConfigError, match="must be names joined by dots"):
         decoding.apply_overrides({}, [decoding.Override(path, 1)])
 
 

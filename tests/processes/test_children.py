@@ -32,7 +32,8 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module of the user's import path; it imports modules that also exist in the current folder, itself and in a child."""
     (tmp_path / "trusted").mkdir()
-    text = "import numbers, random, subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import numbers, random'], check=True)\n"
+    imports = "import numbers, random"
+    text = f"{imports}, subprocess, sys\nsubprocess.run([sys.executable, '-c', '{imports}'], check=True)\n"
     (tmp_path / "trusted" / "program.py").write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "trusted"))
     return "program"

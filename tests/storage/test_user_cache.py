@@ -72,7 +72,7 @@ def test_a_link_and_a_file_are_rejected(cache: Path, tmp_path: Path, is_link: bo
         cache.symlink_to(tmp_path / "other")
     else:
         cache.write_text("")
-    with pytest.raises(ConfigError, match="is a link|cannot be created"):
+    with pytest.raises(ConfigError, match=r"is a link|cannot be created"):
         check_compiler_cache()
 
 

@@ -14,8 +14,8 @@ from redistill.cli.output import reserved_stdout
 from redistill.cli.parsers import parse_arguments
 from redistill.errors import Interrupted, OutputError, RedistillError
 from redistill.processes import signals, streams
-from redistill.storage.user_cache import set_compiler_cache
 from redistill.storage.redaction import plain, print_traceback
+from redistill.storage.user_cache import set_compiler_cache
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

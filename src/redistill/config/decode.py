@@ -134,9 +134,7 @@ def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -
     result = _copied(tree)
     for path, value in overrides:
         if not PATH.fullmatch(path):
-            raise ConfigError(
-                f"{shown(path)}: must be the path of a field, names joined by dots, such as optimiser.learning_rate"
-            )
+            raise ConfigError(f"{shown(path)}: must be names joined by dots, such as optimiser.learning_rate")
         *sections, last = path.split(".")
         if len(sections) > MAX_DEPTH:
             raise ConfigError(

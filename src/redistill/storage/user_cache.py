@@ -1,6 +1,6 @@
 """Folders of the user's cache: of redistill, and of torch.compile.
 
-torch unpickles and loads what it finds in the cache of torch.compile.  Its default is a folder with a predictable name below the
+torch unpickles and loads what it finds in the cache of torch.compile.  By default, the cache has a predictable name in the
 folder for temporary files, where any local user can create it first.  redistill sets a private folder.
 """
 
