@@ -4,7 +4,7 @@ Shape letters are the suffixes of tensor names:
 
     B batch (sequences)      T tokens of a padded sequence     N supervised rows, flattened over B and T
     V vocabulary             D student width                   E teacher width
-    S spans                  C rows of one chunk               K classes kept or listed
+    S spans                  C rows of one chunk               K classes that are kept or listed
 
 The hidden state at position t predicts the token at position t + 1, so the *row* of a supervised token at position t is
 computed from the hidden state at position t - 1. Only data/collate.py applies this shift.
@@ -21,7 +21,7 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, side: str = "right") -> tu
 
     Args:
         rows: B sequences of token ids, at least one.
-        value: The id that fills the padding; any valid id, since the mask excludes it.
+        value: Token id of the padding. Any valid id works, since the mask excludes the padding.
         side: Side of the padding: "right" for training, "left" for generation.
 
     Returns:
@@ -33,5 +33,5 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, side: str = "right") -> tu
 
 
 def loss_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The dtype of a loss: float64 for float64 inputs, float32 otherwise."""
+    """Return the dtype of a loss: float64 for a float64 input, otherwise float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

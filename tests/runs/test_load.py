@@ -154,7 +154,7 @@ def test_the_same_instruction_with_another_input_is_another_prompt(tmp_path, tok
 
 def test_training_data_without_rows_outside_the_test_sets_is_rejected(tmp_path, tokenizer):
     config = data(tmp_path, validation=write_rows(tmp_path / "validation.jsonl", rows(2, 50)))
-    with pytest.raises(DataError, match="train: a test set has the prompt of every row"):
+    with pytest.raises(DataError, match="train: the prompt of every row is also in a test set"):
         load(dataclasses.replace(config, tests={"mine": config.train[0]}), tokenizer)
 
 

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments, without the name of the program; None uses the arguments of this process.
 
     Returns:
-        The exit code; `redistill --help` lists them. If it is not 0, one line on standard error gives the reason.
+        The exit code; `redistill --help` lists the codes. If the code is not 0, one line on standard error gives the reason.
 
     Raises:
         SystemExit: after --help and --version (code 0), or for invalid arguments (code 2).
@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     set_compiler_cache()
     if getattr(options, "private", False):
         os.umask(0o077)  # child processes inherit it
-    for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # of other libraries; their warnings are shown
+    for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # no progress bars of other libraries
         os.environ.setdefault(variable, "1")
     try:
         with signals.handled(at_once=True), reserved_stdout(options):
@@ -62,8 +62,8 @@ def _run(options: argparse.Namespace) -> int:
 def _output_code(options: argparse.Namespace) -> int:
     """Return the exit code of a command that has finished without an error.
 
-    The code is not 0 if a write to standard output failed. Two failures do not count: a pipe that the reading process has
-    closed on purpose, and a failure in a command with an output folder, because the folder is the result of the command.
+    The code is 0 unless a write to standard output failed. Two failures do not change the code: the reading process closed
+    the pipe, or the command has an output folder. In the second case the folder is the result of the command.
     """
     found = sys.stdout
     if not isinstance(found, streams.TolerantStream) or found.error is None or found.is_closed_pipe:

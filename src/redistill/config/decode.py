@@ -1,9 +1,10 @@
 """Strict conversion of YAML to frozen dataclasses and back.
 
-An unknown key or a wrong type is an error with the path of the field. This module depends on no particular dataclass. `kind`
-selects a member of a union of dataclasses: the class's name in snake case without "Config", or `module:Name` for an external
-class.
-Recipes are untrusted input: their size after the expansion of aliases is limited, and a text with a secret or a control
+An unknown key or a wrong type is an error with the path of the field. This module depends on no particular dataclass. If a
+field accepts several dataclasses, the key `kind` selects one. Its value is the class's name in snake case without "Config", or
+`module:Name` for an external class.
+
+Recipes are untrusted input. Their size after the expansion of aliases is limited, and a text with a secret or a control
 character is rejected.
 """
 
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 MAX_YAML_BYTES = 1_000_000
 MAX_YAML_ALIASES = 50
-MAX_VALUES = 100_000  # a few nested aliases can expand a kilobyte to gigabytes
+MAX_VALUES = 100_000  # without a limit, a few nested aliases expand a kilobyte to gigabytes
 MAX_DEPTH = 20  # nested sections
-MAX_TEXT = 2_000  # names and paths are shorter, and errors quote them
+MAX_TEXT = 2_000  # characters; errors quote texts, and names and paths are shorter than this
 MAX_WHOLE = 2**63
 ALIASES = {
     "fkl": "forward_kl",
@@ -64,24 +65,24 @@ def decode(expected: type[Tree], tree: Mapping[str, object], names: Names, exter
     Args:
         expected: The dataclass.
         tree: Mappings, lists and scalars, as read from YAML.
-        names: Names that type hints use as forward references -> their types.
-        external: The external classes that may be used as kinds.
+        names: Types that type hints refer to by name, by that name.
+        external: The external classes that `kind` may select.
 
     Raises:
-        ConfigError: unknown key, wrong type, missing field, value out of range, or a text that is too long or contains a secret
-            or a control character; the message starts with the path of the field.
+        ConfigError: a key is unknown, a field is missing, a value has a wrong type or is out of range, or a text is too long or
+            contains a secret or a control character. The message starts with the path of the field.
     """
     _check_texts(tree)
     return _decode_dataclass(expected, tree, "", _Context(names, external))
 
 
 def parse_yaml(text: bytes, source: str) -> dict[str, Json]:
-    """Parse a YAML mapping of plain types.
+    """Parse YAML whose top level is a mapping.
 
-    Its size and number of aliases are limited, and duplicate keys are rejected.
+    The size of the text and the number of aliases are limited, and duplicate keys are rejected.
 
     Args:
-        text: The YAML.
+        text: The text of a YAML file.
         source: Prefix of error messages, such as the path of the file.
 
     Raises:
@@ -151,13 +152,13 @@ def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -
 
 
 def _load(text: bytes | str, source: str, remedy: str) -> object:
-    """Parse one YAML value, and raise any fault of the text as a ConfigError."""
+    """Parse one YAML value, and raise a ConfigError if the text is invalid."""
     try:
         value = yaml.load(text, Loader=_StrictLoader)
         num_values = _num_values(value, {})
     except RecursionError as error:
         raise ConfigError(f"{source}: nested too deeply; a recipe has a few levels of sections") from error
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # others: `!!int x`
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # `!!int x`: ValueError
         raise ConfigError(f"{source}: not YAML ({_yaml_fault(error)}); {remedy}") from error
     if num_values > MAX_VALUES:
         raise ConfigError(
@@ -175,7 +176,7 @@ def _yaml_fault(error: Exception) -> str:
 
 
 def _num_values(value: object, known: dict[int, int]) -> int:
-    """Count the values of a tree with aliases expanded; `known` has counts by id.
+    """Count the values of a tree after the expansion of aliases; `known` caches counts by id.
 
     Raises:
         RecursionError: a value contains itself.
@@ -189,7 +190,7 @@ def _num_values(value: object, known: dict[int, int]) -> int:
 
 
 def _check_texts(value: object, path: str = "") -> None:
-    """Reject texts that contain secrets or control characters, or are too long."""
+    """Reject a tree with a text that is too long or has a secret or a control character."""
     if isinstance(value, dict):
         for key, item in value.items():
             _check_text(path or "the recipe", str(key))
@@ -216,9 +217,9 @@ def _check_text(path: str, text: str) -> None:
 
 
 def encode(node: object, names: Names) -> dict[str, Json]:
-    """Encode a dataclass as dicts, lists and scalars; `decode` returns an equal one.
+    """Encode a dataclass as dicts, lists and scalars, with secrets masked.
 
-    Secrets are masked; `names` is as for `decode`.
+    `decode` converts the result back to an equal dataclass. `names` has the same meaning as in `decode`.
     """
     return cast("dict[str, Json]", redacted_tree(_encode(node, names)))
 
@@ -242,7 +243,7 @@ def _encode(value: Any, names: Names) -> Any:
 
 
 def _decode(expected: object, value: object, path: str, context: _Context) -> object:
-    """Decode `value` to the type `expected`; the message of a ConfigError starts with the path."""
+    """Decode `value` to the type `expected`; the message of a ConfigError starts with `path`."""
     members = _members(expected)
     origin, args = get_origin(expected), get_args(expected)
     if isinstance(value, int) and abs(value) > MAX_WHOLE:
@@ -293,7 +294,7 @@ def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Conte
 
 
 def _decode_kind(members: list[type], value: object, path: str, context: _Context) -> object:
-    """Decode a mapping with a `kind`, or only the name of a kind, to a dataclass."""
+    """Decode a mapping with the key `kind`, or only the name of a kind, to a dataclass."""
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}
     if isinstance(tree, dict) and "kind" not in tree:
@@ -339,14 +340,14 @@ def _members(expected: object) -> list[type]:
 
 
 def kind_of(cls: type) -> str:
-    """Return the kind of a class: its own `kind`, or else its name in snake case."""
+    """Return a class's own attribute `kind`, or otherwise its name in snake case."""
     if kind := _default_kind(cls):
         return kind
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
 
 
 def _default_kind(cls: type) -> str | None:
-    """Return the class's own `kind`, or None; a recipe may omit this kind."""
+    """Return the attribute `kind` that a class itself defines, or None."""
     kind = vars(cls).get("kind")
     return kind if isinstance(kind, str) else None
 
@@ -366,7 +367,8 @@ class _Shown(reprlib.Repr):
         self.maxlist = self.maxtuple = self.maxdict = 8
 
     def repr_str(self, value: str, level: int) -> str:
-        return super().repr_str(plain(value), level)  # masked before it is truncated: part of a secret is not recognised
+        # Secrets are masked before the text is truncated, since part of a secret would not be recognised.
+        return super().repr_str(plain(value), level)
 
     def repr_int(self, value: int, level: int) -> str:
         # Python raises an error when it converts very large integers to text.
@@ -374,7 +376,7 @@ class _Shown(reprlib.Repr):
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return a hint for an unknown name: the nearest known name, or else `otherwise`.
+    """Return a hint for an unknown name: the most similar known name, or `otherwise`.
 
     Example:
         >>> nearest("trainig", ["training", "data"], "see the list")
@@ -385,12 +387,12 @@ def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def shown(value: object) -> str:
-    """Format a value for an error message: on one line, truncated, secrets masked."""
+    """Format a value for an error message, on one truncated line with secrets masked."""
     return _line(_Shown().repr(value))
 
 
 def _line(text: str) -> str:
-    """Put a text on one line, mask secrets, escape control characters, and truncate."""
+    """Put a text on one line, mask its secrets, escape control characters, and truncate it."""
     text = " ".join(plain(text).split())
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
@@ -400,7 +402,7 @@ def _copied(tree: Mapping[str, object]) -> dict[str, object]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that limits aliases and rejects duplicate keys."""
+    """A YAML loader that limits the number of aliases and rejects duplicate keys."""
 
     def __init__(self, stream: bytes | str) -> None:
         super().__init__(stream)
@@ -416,7 +418,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen = set()
         for key in (self.construct_object(key, deep=True) for key, _ in node.value):
-            if key in seen:  # an unhashable key is a TypeError, which `_load` reports
+            if key in seen:  # an unhashable key raises a TypeError, which `_load` reports
                 raise yaml.YAMLError(f"duplicate key '{key}' in the mapping that starts in line {node.start_mark.line + 1}")
             seen.add(key)
         return super().construct_mapping(node, deep)

@@ -1,4 +1,7 @@
-"""Checks of the declarations of external components when a recipe is read."""
+"""Checks of what external components declare, such as their capabilities.
+
+The checks are made when a recipe is read.
+"""
 
 from typing import TypeVar
 
@@ -10,20 +13,20 @@ Declared = TypeVar("Declared")
 
 
 def declared(node: object, attribute: str, expected: type[Declared], where: str) -> Declared:
-    """Read and check what a component of a recipe declares, such as its capabilities.
+    """Return an attribute of a component of a recipe, after checking its type.
 
     Args:
         node: A policy, teacher or engine of a recipe.
-        attribute: Name of the attribute that holds the declaration.
+        attribute: Name of an attribute that declares a property of the component, such as "capabilities".
         expected: The type that the value must have.
         where: Path of the component in the recipe.
 
     Raises:
-        ConfigError: the value has another type, or reading it raised an exception.
+        ConfigError: the attribute has another type, or reading it raised an exception.
     """
     try:
         value = getattr(node, attribute)
-    except Exception as error:  # whatever external code raises
+    except Exception as error:  # external code may raise any exception
         raise ConfigError(
             f"{where}.kind = {kind_of(type(node))}: its {attribute} cannot be computed ({one_line(error)})"
         ) from error
@@ -47,10 +50,10 @@ def check_policy_node(node: object) -> None:
 
 
 def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | None:
-    """Return the capabilities of the teacher of a recipe; None without a teacher.
+    """Return the capabilities of the teacher of a recipe, or None without a teacher.
 
     Args:
-        node: The teacher of the recipe.
+        node: The teacher of the recipe; None if the recipe has no teacher.
         local: Whether the teacher is a model in this process; only such a teacher may declare `mixture`.
 
     Raises:

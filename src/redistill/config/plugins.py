@@ -1,6 +1,7 @@
 """External components, named `module:Name`.
 
-Their module is imported only if the user has allowed it. Reading an untrusted recipe or run.json therefore runs no code.
+The module of a component is imported only if the user has allowed it. Therefore no code runs when an untrusted recipe or
+run.json is read.
 """
 
 import re
@@ -23,10 +24,10 @@ class Slot:
     """A field of the configuration that accepts external classes.
 
     Args:
-        kind: Name of the kind of component, such as "divergence".
-        members: The classes of the package that the field accepts.
-        needs: Attributes that a class must have.
-        has_laws: Whether `redistill.testing` has laws for the component.
+        kind: Name of the kind of component that the field contains, such as "divergence".
+        members: The classes of redistill that the field accepts.
+        needs: Names of the attributes that an external class must have.
+        has_laws: Whether `redistill.testing` has a function `check_KIND` that tests such a component.
     """
 
     kind: str
@@ -37,10 +38,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class External:
-    """The external components that may be used: none, unless modules are allowed.
+    """The external components that a recipe may use.
 
     Args:
-        allowed: Modules that may be imported, including their submodules.
+        allowed: Modules that may be imported, including their submodules; empty allows none.
         slots: The fields that accept external classes.
     """
 
@@ -49,21 +50,22 @@ class External:
 
     @classmethod
     def of(cls, allowed: Iterable[str], *slots: Slot) -> "External":
-        """Allow the external components of some modules, for the fields `slots`."""
+        """Allow the components of the modules `allowed` in the fields `slots`."""
         return cls(tuple(allowed), slots)
 
     def load(self, name: str) -> object:
-        """Return the object `module:Name`; its module is imported if necessary.
+        """Return the object `module:Name`, and import its module if necessary.
 
         Raises:
-            ConfigError: the name has another form, its module is not allowed or cannot be imported, or the module has no such
-                attribute.
+            ConfigError: the name does not have this form, its module is not allowed or cannot be imported, or the module has
+                no such attribute.
         """
         module, path = _parts(name)
         if not any(module == allowed or module.startswith(f"{allowed}.") for allowed in self.allowed):
             raise ConfigError(f"external code is not allowed; add --allow-code {module.partition('.')[0]}")
         if (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)  # console scripts lack it; last, so that it shadows no library
+            # The path of a console script lacks the current folder. It is appended, so that its modules shadow no library.
+            sys.path.append(here)
         try:
             import_module(module)
         except Exception as error:  # external code may raise anything
@@ -71,17 +73,17 @@ class External:
             raise ConfigError(f"the module cannot be imported ({one_line(error)}); {remedy}") from error
         found = loaded(name)
         if found is None:
-            raise ConfigError(f"module {module} has no {path}; use the name of an attribute of it")
+            raise ConfigError(f"module {module} has no {path}; use the name of an attribute of the module")
         return found
 
     def component(self, kind: str, members: Iterable[type]) -> type:
         """Return the external class for a field that accepts the classes `members`.
 
-        `kind` is the name of the class, `module:Name`.  The module is imported if necessary.
+        `kind` is the name of the class, `module:Name`. The module is imported if necessary.
 
         Raises:
-            ConfigError: as for `load`; or the field accepts no external classes, or the class is not a frozen dataclass, or
-                it lacks an attribute that the field requires.
+            ConfigError: the field accepts no external classes, `load` raises the error, the class is not a frozen dataclass, or
+                the class lacks an attribute that the field requires.
         """
         slot = next((slot for slot in self.slots if set(slot.members) <= set(members)), None)
         if slot is None:
@@ -99,7 +101,7 @@ class External:
 
 
 def instance(name: str, expected: type[Component]) -> Component:
-    """Return the object `module:NAME` of a module that is already imported.
+    """Return the object `module:NAME`, whose module must be imported already.
 
     The function runs no external code.
 
@@ -121,12 +123,12 @@ def name_of(cls: type) -> str:
 
 
 def loaded(name: str) -> object:
-    """Return the object `module:Name`; None if it, or its module, is not loaded.
+    """Return the object `module:Name`, without importing its module.
 
-    The function imports nothing.
+    The result is None if the module has not been imported or has no such attribute.
 
     Raises:
-        ConfigError: the name has another form.
+        ConfigError: the name does not have the form `module:Name`.
     """
     module, path = _parts(name)
     found: object = sys.modules.get(module)
@@ -143,8 +145,8 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _has(cls: type, attribute: str) -> bool:
-    """Whether instances of a dataclass have the attribute.
+    """Return whether instances of a dataclass have an attribute.
 
-    `hasattr` cannot tell: `hasattr(cls, "__call__")` is always true, since classes are callable.
+    `hasattr` is not sufficient: `hasattr(cls, "__call__")` is always true, since classes are callable.
     """
     return any(attribute in vars(base) for base in cls.__mro__) or attribute in {f.name for f in fields(cls)}

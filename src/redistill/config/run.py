@@ -1,8 +1,8 @@
 """The configuration of a run, decoded from YAML and overrides.
 
-An override has the form `section.field=value`. The dataclass of a component is defined beside the component and checks its own
-ranges; this module composes them. An unknown key, a wrong type or a value out of range is an error that names the file, the
-path, and the nearest name or the remedy.
+An override has the form `section.field=value`. The settings of each component are a dataclass, which is defined in the
+component's package and checks its own ranges. This module combines the dataclasses into a recipe. An unknown key, a wrong type
+or a value out of range is an error that names the file, the path of the field, and the nearest name or the remedy.
 """
 
 import dataclasses
@@ -32,35 +32,35 @@ from redistill.training.objective import Objective
 from redistill.training.optimiser import OptimiserConfig
 from redistill.training.schedule import TrainingConfig
 
-NAMES = {"PolicyConfig": PolicyConfig}  # forward references of policy nodes
+NAMES = {"PolicyConfig": PolicyConfig}  # the fields of policies refer to this type by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A recipe, the configuration of a run.
+    """The configuration of a run, called a recipe.
 
-    `method` sets policy and objective; `policy` and `objective`, if set, replace those of the method as a whole.
+    `method` selects a policy and an objective. If `policy` or `objective` is set, it replaces that of the method as a whole.
 
-    More than 12 fields: it is the root of a recipe and has one field for each section.
+    More than 12 fields: the class is the root of a recipe and has one field for each section.
 
     Args:
         name: Name of the run in reports, and of its folder if `out` is not set.
         method: A method of `redistill methods`.
-        seed: Seed of training: data order, choice of sources, generated text, dropout, new weights.
+        seed: Seed of all random numbers of training, such as those of data order, generated text and dropout.
         out: The run folder; None is runs/NAME.
-        teacher: The model to learn from; may be None for a method without a teacher.
+        teacher: The model that the student learns from; None is allowed for a method without a teacher.
         student: The model that is trained.
         data: Training, validation and test data.
         engine: The component that generates the student's text for training.
-        placement: "auto" keeps the full student in each process; "sharded" shards it over the processes (FSDP2).
-        policy: The sequences that the student learns from; None takes the method's policy.
-        objective: The terms that are minimised; None takes the method's objective.
-        optimiser: AdamW and its schedule.
+        placement: "auto" keeps the full student in each process; "sharded" splits the student over the processes (FSDP2).
+        policy: Selects or generates the sequences that the student learns from; None uses the method's policy.
+        objective: The terms that are minimised; None uses the method's objective.
+        optimiser: AdamW and its learning rate schedule.
         training: Number of updates, batch sizes, validation and checkpoints.
-        guards: Handling of faulty updates and of collapsed text.
+        guards: Reaction to non-finite updates, loss spikes and collapse of the student's text.
         evaluation: How test answers are sampled and scored.
-        compat: "distillm" selects the compatibility mode: behaviour of the baselines' reference code that differs from their
-            papers; see docs/methods/compat.md.
+        compat: "distillm" selects the compatibility mode: methods behave as in DistiLLM's public code, which differs from the
+            papers; see docs/methods/compat.md. None follows the papers.
 
     Raises:
         ConfigError: the method is unknown, a required teacher is missing, or components are incompatible.
@@ -114,7 +114,7 @@ class Run:
         if self.starts_finetuned and self.student.lora is not None and self.student.lora.export == "adapter":
             raise ConfigError(
                 "student.lora.export = 'adapter': the base of the adapter would be a fine-tuned model that exists only in the "
-                "folders of this run; set it to merged, or remove student.finetune"
+                "folders of this run; set export to merged, or remove student.finetune"
             )
         self._check_layers(policy)
         self._check_placement()
@@ -129,7 +129,7 @@ class Run:
                 check_choice(finetune.choose_by, validated, f"{role}.finetune.choose_by")
 
     def _check_layers(self, policy: object) -> None:
-        """Check the order and the buffer sizes of a policy and its nested sources."""
+        """Check the nesting of a policy and its sources, and the sizes of their buffers."""
         outermost = policy
         while policy is not None:
             if isinstance(policy, Rollouts) and policy is not outermost:
@@ -153,11 +153,13 @@ class Run:
                 "placement = 'sharded': needs lora.quantise = 'none' and lora.export = 'merged'; set them, or use auto"
             )
         if self.training.compile == "all":
-            raise ConfigError("placement = 'sharded': cannot run with training.compile = 'all'; set it to rows, or use auto")
+            raise ConfigError(
+                "placement = 'sharded': cannot run with training.compile = 'all'; set compile to rows, or use auto"
+            )
 
     @property
     def teacher_capabilities(self) -> TeacherCapabilities | None:
-        """Capabilities of the teacher; None without a teacher."""
+        """Capabilities of the teacher; None if there is no teacher."""
         return teacher_capabilities(self.teacher, local=isinstance(self.teacher, TeacherConfig))
 
     @property
@@ -167,21 +169,21 @@ class Run:
 
     @property
     def resolved_method(self) -> Method:
-        """The run's method, with the policy and objective that the recipe sets.
+        """The method of the run, with the policy and the objective that the recipe sets.
 
-        The method is in compatibility mode if `compat` is set.
+        If `compat` is set, the method is that of the compatibility mode.
         """
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
 
     @property
     def validation_metrics(self) -> tuple[Metric, ...]:
-        """The metrics of answers to validation prompts."""
+        """The metrics that are computed from answers to validation prompts."""
         return metrics(self.evaluation.metrics)
 
     @property
     def test_metrics(self) -> dict[str, tuple[Metric, ...]]:
-        """Mapping of the name of each test set to its metrics, the primary metric first."""
+        """The metrics of each test set, by its name; the primary metric is first."""
         return metrics_of(self.data.tasks, self.evaluation.metrics)
 
     @property
@@ -193,7 +195,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.out or f"runs/{files.slug(self.name)}")  # `name` is no path, but `out` may be any path
+        return Path(self.out or f"runs/{files.slug(self.name)}")  # `out` may be any path, but `name` is not a path
 
 
 SLOTS = (
@@ -213,11 +215,11 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
         allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
 
     Returns:
-        The run, with all defaults.
+        The run. Fields that the file omits have their defaults.
 
     Raises:
-        ConfigError: the file is missing, is not YAML or has a later schema, or a field is unknown, of a wrong type or out of
-            range.
+        ConfigError: the file is missing or is not YAML, its schema is newer than this version of redistill, or a field is
+            unknown, has a wrong type or is out of range.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -259,11 +261,11 @@ def override_run(
     Args:
         tree: The recipe.
         overrides: Settings to change.
-        source: Prefix of error messages.
-        allow_code: As for `load_config`.
+        source: Prefix of error messages, such as the path of the file.
+        allow_code: Modules that may be imported for external components.
 
     Raises:
-        ConfigError: as for `load_config`.
+        ConfigError: the path of an override is no path, or `decode_run` raises the error.
     """
     allow_code = tuple(allow_code)
     inner, outer = list[decoding.Override](), list[decoding.Override]()
@@ -271,7 +273,7 @@ def override_run(
         (inner if override.path.startswith(("policy.", "objective.")) else outer).append(override)
     tree = _with_overrides(tree, outer, source)
     if row := _row(tree, source, External.of(allow_code)):
-        # Otherwise `objective.span.squared=true` would replace the whole objective of the method by defaults.
+        # Without the method's values, `objective.span.squared=true` would set all other fields of the objective to defaults.
         blocks, touched = decoding.encode(row, NAMES), {override.path.partition(".")[0] for override in inner}
         tree |= {name: blocks[name] for name in ("policy", "objective") if name in touched and tree.get(name) is None}
     return decode_run(_with_overrides(tree, inner, source), source, allow_code)
@@ -291,11 +293,12 @@ def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str
 
     Args:
         tree: The recipe.
-        source: Prefix of error messages.
-        allow_code: As for `load_config`.
+        source: Prefix of error messages, such as the path of the file.
+        allow_code: Modules that may be imported for external components.
 
     Raises:
-        ConfigError: a field is unknown, of a wrong type or out of range, or an external component is not allowed.
+        ConfigError: the schema is not supported, a field is unknown, has a wrong type or is out of range, or an external
+            component is not allowed.
     """
     tree = current_tree(tree, source)
     external = External.of(allow_code, *SLOTS)
@@ -310,9 +313,9 @@ def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str
 
 
 def _row(tree: Mapping[str, object], source: str, external: External) -> Method | None:
-    """Return the method that a recipe names, and import it if it is external.
+    """Return the method that a recipe names, and import its module if it is external.
 
-    Returns None for an unknown method, which decoding rejects.
+    The result is None for an unknown method. The caller then decodes the recipe, which raises the error.
     """
     name = str(tree.get("method", Run.method))
     if ":" not in name:
@@ -325,17 +328,18 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
 
 
 def encode_run(run: Run) -> dict[str, Json]:
-    """Encode a run as dicts, lists and scalars; `decode_run` returns an equal run.
+    """Encode a run as dicts, lists and scalars, with secrets masked.
 
-    An external component is encoded as `module:Name`.  To decode the run, the module must be allowed.
+    `decode_run` converts the result back to an equal run. An external component is encoded as `module:Name`, and `decode_run`
+    needs the permission to import its module.
     """
     return decoding.encode(run, NAMES)
 
 
 def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Add the fields that are newer than a stored run to its tree, with defaults.
+    """Add the fields that a stored run lacks, with their defaults.
 
-    A tree that cannot be decoded is returned unchanged.
+    The run may have been stored by an earlier version of redistill. A tree that cannot be decoded is returned unchanged.
     """
     try:
         return encode_run(decode_run(tree, "stored run"))
@@ -344,6 +348,9 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def without_output_folders(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Remove the paths of output folders from a run's tree: folders may be moved."""
+    """Return a run's tree without the paths of output folders.
+
+    The paths are not part of a run's identity, since folders may be moved.
+    """
     kept = {name: item for name, item in tree.items() if name != "out"}
     return {name: without_output_folders(item) if isinstance(item, Mapping) else item for name, item in kept.items()}

@@ -1,7 +1,7 @@
-"""Metrics and test sets by the names in a recipe.
+"""Functions that find the metrics and test sets that a recipe names.
 
-An external metric is a `redistill.records.Metric`, an external test set a `redistill.data.tasks.Task`. Both are named
-`module:NAME`; the module is imported only if the user has allowed it.
+An external metric is a `redistill.records.Metric`, and an external test set is a `redistill.data.tasks.Task`. Both are named
+`module:NAME`. The module is imported only if the user has allowed it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,14 +15,14 @@ from redistill.records import Metric
 from redistill.storage import files
 
 CROSS_ENTROPY = "cross_entropy"
-"""The value of `choose_by` that is not a metric of answers; lower is better."""
+"""The only value of `choose_by` that is not the name of a metric of answers; a lower value is better."""
 
 
 def metric(name: str) -> Metric:
     """Return the metric of this name; `module:NAME` is an external metric.
 
     Raises:
-        ConfigError: no such metric, or the metric needs more than the text of an answer.
+        ConfigError: there is no such metric, or the metric needs more than the text of an answer.
     """
     if ":" not in name:
         if name in METRICS:
@@ -41,7 +41,7 @@ def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
     """Return the metrics of these names, in the same order.
 
     Raises:
-        ConfigError: as for `metric`; or two different metrics have the same name.
+        ConfigError: `metric` raises the error for a name, or two different metrics have the same name.
     """
     return _distinct([metric(name) for name in names], "metrics")
 
@@ -49,10 +49,11 @@ def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
 def named_task(name: str) -> Task:
     """Return the test set of this name; `module:NAME` is an external test set.
 
-    Any other unknown name defines a new test set; the recipe must give its file.
+    A name that is neither external nor listed by `redistill methods` defines a new test set, whose file the recipe must give.
 
     Raises:
-        ConfigError: no such object, or the name is not a valid file name.
+        ConfigError: there is no such external test set, the name is not a valid file name, or a metric of the test set needs
+            more than the text of an answer.
     """
     try:
         found = instance(name, Task) if ":" in name else known_task(name)
@@ -72,7 +73,8 @@ def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
     """Map each test set of `data.tests` to its file; None selects the hub data set.
 
     Raises:
-        ConfigError: as for `named_task`; or two test sets have the same name, or one has neither a file nor a hub name.
+        ConfigError: `named_task` raises the error for a name, two test sets have the same name, or a test set has neither a
+            file nor a hub name.
     """
     found: dict[Task, str | None] = {}
     names: dict[str, str] = {}
@@ -88,10 +90,10 @@ def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
 def metrics_of(tasks: Iterable[Task], names: Sequence[str]) -> dict[str, tuple[Metric, ...]]:
     """Map the name of each test set to its metrics.
 
-    The metrics of the test set itself come first, then those of the recipe.
+    The metrics of the test set itself are first, followed by the metrics `names` of the recipe.
 
     Raises:
-        ConfigError: as for `metrics`.
+        ConfigError: `metrics` raises the error for `names`, or two different metrics of a test set have the same name.
     """
     common = metrics(names)
     return {task.name: _distinct([*task.metrics, *common], f"metrics of {task.name}") for task in tasks}
@@ -117,10 +119,11 @@ def check_choice(choose_by: str, validated: Iterable[Metric], path: str) -> None
 def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
     """Import the modules of external metrics and test sets.
 
-    `metric` and `named_task` find them afterwards.
+    `metric` and `named_task` can return them after the import.
 
     Args:
-        named: Pairs of a field or option, for error messages, and a name; names without a module are skipped.
+        named: Pairs of a path and a name. The path is that of a field or option, for error messages. Names without a module
+            are skipped.
         external: The modules that may be imported.
 
     Raises:
@@ -135,9 +138,9 @@ def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
 
 
 def names_in(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Yield a pair (field, name) for each metric and test set of a recipe.
+    """Yield a pair of field and name for each metric and test set of a recipe.
 
-    The recipe may be invalid: values that are not names are skipped.
+    The recipe may be invalid: values of the wrong type are skipped.
     """
     held = {section: tree.get(section) for section in ("evaluation", "data")}
     evaluation, data = (value if isinstance(value, Mapping) else {} for value in held.values())

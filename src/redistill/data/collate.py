@@ -23,14 +23,14 @@ def collate(
 ) -> Batch:
     """Collate sequences into one padded micro-batch.
 
-    Items with the role "distillation" come first, so that the teacher reads a prefix of the batch.
+    Items with the role "distillation" come first, so that the teacher processes only a prefix of the batch.
 
     Args:
         items: Sequences with their roles.  Without items, the batch has one padding token and no target.
         pad_id: Token id that pads short sequences on the right; it is masked.
         device: Device of the tensors of the batch.
-        span_config: Settings of the pair weights of Eq. 10; None sets all pair weights to 0.
-        role: Which terms of the objective use the batch; see `contracts.Batch`.
+        span_config: Settings of the pair weights of the span loss (MGSR, Eq. 10); None sets all pair weights to 0.
+        role: The terms of the objective that use the batch: those of the task, or the pre-training term.
     """
     ordered = sorted(items, key=lambda item: "distillation" not in item.roles)
     sequences = [item.sequence for item in ordered]
@@ -62,18 +62,18 @@ def collate(
 
 
 def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """A micro-batch of one padding token and no target.
+    """Return a micro-batch of one padding token and no target.
 
-    Such a batch adds zero to every sum and gradient.  A process that has fewer micro-batches than another one uses empty
-    batches where all processes must make the same number of forward and backward passes.
+    An empty batch adds zero to every sum and gradient.  If all processes must make the same number of forward and backward
+    passes, a process with fewer micro-batches than the other processes adds empty batches.
     """
     return collate((), pad_id=pad_id, device=device)
 
 
 def _rollout_rows(sampled: Sequence[TokenSequence], name: str) -> torch.Tensor:
-    """The values of the field `name` of the roll-outs, one value for each target.
+    """Concatenate the field `name` of the sequences' roll-outs, with one value for each target.
 
-    The targets of a sequence without a roll-out have the value 0.
+    The targets of a sequence without a roll-out get the value 0.
     """
     values: list[float] = []
     for sequence in sampled:

@@ -58,7 +58,7 @@ class Examples(Sequence[Example]):
         return map(self._example, range(len(self)))
 
     def record_id(self, sample: int) -> str:
-        """The id of the record from which the example `sample` was made."""
+        """Return the id of the record of the example with index `sample`."""
         return self.records[int(self.index_N[sample])].record_id
 
     @property
@@ -74,7 +74,7 @@ class Examples(Sequence[Example]):
         return lengths
 
     def digest(self) -> str:
-        """SHA-256 of all examples, in hexadecimal.
+        """Return the SHA-256 of all examples, in hexadecimal.
 
         The hashed bytes of an example are its `sample` and its token ids as int64, followed by one byte for each token: 1
         for a target, 0 for any other token.
@@ -130,7 +130,7 @@ class ExampleBuilder:
         self._end.append(len(self._ids))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of `Examples`, each under the name of its field."""
+        """Return the arrays of `Examples`, each under the name of its field."""
         return {
             "index_N": np.frombuffer(self._index, dtype=np.int64),
             "prompt_N": np.frombuffer(self._prompt, dtype=np.int64),

@@ -35,7 +35,7 @@ ACCELERATOR = ReadCost(overhead_tokens=2048, max_tokens=16384)
 
 
 def read_cost(device: torch.device | str) -> ReadCost:
-    """The cost of a forward and backward pass on `device`."""
+    """Return the cost of a forward and backward pass on `device`."""
     return CPU if torch.device(device).type == "cpu" else ACCELERATOR
 
 
@@ -45,7 +45,7 @@ def grouped(items: Sequence[DrawItem], size: int | None, cost: ReadCost) -> list
     .. math:: \min \sum_g \bigl( n_g \max_{i \in g} T_i + \text{overhead} \bigr)
 
     The sequences are sorted by their length T_i.  The minimum is over all partitions of the sorted sequences into contiguous
-    groups g, each of n_g sequences.  Gold and sampled sequences may be in the same group; they are in separate groups where
+    groups g, each of n_g sequences.  Gold and sampled sequences may be in the same group; they are in separate groups if
     padding would cost more than another pass.
 
     Args:
@@ -70,7 +70,7 @@ def grouped(items: Sequence[DrawItem], size: int | None, cost: ReadCost) -> list
             if is_full and begin < end - 1:
                 break
             options.append((best[begin][0] + padded + cost.overhead_tokens, begin))
-        best.append(min(options))  # a tie goes to the larger last group
+        best.append(min(options))  # of partitions with equal cost, the one with the larger last group
     groups = []
     end = len(everything)
     while end:

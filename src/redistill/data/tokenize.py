@@ -1,9 +1,9 @@
 """Tokenization of records.
 
 Training and evaluation build prompts with the same code, so the prompts of evaluation have the format of those in training.
-The special tokens that the tokenizer puts before a text by default (BOS for Llama, </s> for OPT, none for GPT-2 and Qwen) are
-added in training *and* in evaluation; published code adds them in only one of the two.  A chat template contains its own
-special tokens, so none are added to it.
+Some tokenizers put special tokens before a text by default: BOS for Llama, </s> for OPT, none for GPT-2 and Qwen.  These tokens
+are added in training *and* in evaluation; published code adds them in only one of the two.  A chat template contains its own
+special tokens, so no others are added to its text.
 """
 
 import dataclasses
@@ -44,7 +44,8 @@ class TokenizeConfig:
             token.
         template: "alpaca" or "chat"; see `templates.render_prompt`.
         supervise: "last" trains on the last answer of a conversation, "every" on every answer of the assistant.
-        reference: Which of several references to train on.  "random" chooses with the seed of the run.
+        reference: Which of several references to train on: the "first", the "longest" or "shortest" in characters, or a
+            "random" one, which depends on the seed of the run.
 
     Raises:
         ConfigError: a length is below 1, or a choice is unknown.
@@ -80,7 +81,7 @@ class RejectedRecord:
     Args:
         index: Index of the record among the given records, from 0.
         record_id: The id of the record.
-        reason: Why it is left out, in one line.
+        reason: The reason why the record is left out, in one line.
     """
 
     index: int
@@ -120,24 +121,24 @@ def tokenize_training(
 ) -> tuple[Examples, TokenizeReport]:
     """Tokenize records for training.
 
-    A sequence is prompt, answer and end token, with a mask of the targets.  The sequence begins with exactly the ids that
+    A sequence consists of prompt, answer and end token, and has a mask of the targets.  It begins with exactly the ids that
     `tokenize_prompts` returns.  Prompt and answer are tokenized together, and the ids after those of the prompt are the ids of
-    the answer.  Where a token contains the boundary of prompt and answer, the answer is tokenized separately.
+    the answer.  If a token would contain the boundary between prompt and answer, the answer is tokenized separately.
 
     Args:
-        records: Records; one without a reference is rejected.
+        records: The records; a record without a reference is rejected.
         tokenizer: A transformers tokenizer with an end token.
         config: Length limits, template, and which answers to train on.
         seed: Seed of the run, used by `reference="random"`.
-        cache: None does not use the cache.  Otherwise the result for a large `Rows` is kept in the cache, and all processes
-            map the same file.  The function is called with one line of text if the cache cannot be used.
+        cache: If this function is given, the result for a large `Rows` is stored in the cache, and all processes map the same
+            file.  The function is called with one line of text if the cache cannot be used.  None disables the cache.
 
     Returns:
         The examples, and the report.  Examples are created on access; their `sample` is 0, 1, 2, ... without gaps.
 
     Raises:
         DataError: no record is left.
-        ConfigError: "chat" with a tokenizer that has no chat template.
+        ConfigError: the template is "chat", but the tokenizer has no chat template.
         ModelError: the tokenizer has no end token.
     """
     end_id = tokenizer.eos_token_id
@@ -194,7 +195,7 @@ class _About(TypedDict):
     """The JSON values in a cache entry of tokenized rows.
 
     Args:
-        num_cut: As in `TokenizeReport`.
+        num_cut: The field `num_cut` of `TokenizeReport`.
         rejected: Index and reason of each rejected record.
         special_tokens: The result of `SpecialTokenCounts.as_json`.
     """
@@ -245,14 +246,14 @@ def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[
 def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> list[tuple[int, ...]]:
     """Tokenize the prompt of each record; truncate long prompts on the left.
 
-    A prompt longer than `prompt_tokens` keeps its BOS token and its last tokens, because its end requests the answer
-    ("### Response:").
+    A prompt longer than `prompt_tokens` keeps its BOS token and its last tokens, because the end of a prompt requests the
+    answer ("### Response:").
 
     Returns:
         One tuple of token ids per record, in order.
 
     Raises:
-        ConfigError: "chat" with a tokenizer that has no chat template.
+        ConfigError: the template is "chat", but the tokenizer has no chat template.
         DataError: the chat template rejects a prompt, or a prompt has no token.
     """
     encoder = SequenceEncoder(tokenizer, config)
@@ -271,9 +272,9 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: To
 
 
 def response_text(ids: Sequence[int], tokenizer: Tokenizer, end_ids: Sequence[int]) -> str:
-    """The text of an answer up to its end token.
+    """Decode the generated tokens `ids` up to the first token of `end_ids`.
 
-    Special tokens are left out, and white space at both ends is removed.
+    Special tokens are left out, and white space at both ends of the text is removed.
     """
     answer = list(itertools.takewhile(lambda token: token not in end_ids, ids))
     return tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()

@@ -45,13 +45,13 @@ class Measured:
 def measure(parts: Parts, draw: Draw, objective: Objective | None = None, micro_batch_size: int | None = None) -> Measured:
     """Compute the value and the gradient of an objective for one update.
 
-    The functions of the training loop are used. Dropout is disabled, and no parameter is changed.
+    The gradient is computed with the functions of the training loop. Dropout is disabled, and no parameter is changed.
 
     Args:
         parts: The student, the teacher and the recipe's objective.
         draw: The sequences of the update.
         objective: The objective; None uses the recipe's objective.
-        micro_batch_size: Number of sequences of a micro-batch, as in `training.micro_batch_size`.
+        micro_batch_size: Maximum number of sequences in a micro-batch; see `training.micro_batch_size`.
 
     Raises:
         NoGraph: no term of the objective depends on a trainable parameter.
@@ -87,9 +87,9 @@ def every_few(values: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def without_dropout(student: nn.Module) -> Iterator[None]:
-    """Context in which `student.train()` selects eval mode.
+    """In the context, make `student.train()` select eval mode.
 
-    The training loop calls `train()`; in this context the call disables dropout.
+    The training loop calls `train()`, which would otherwise enable dropout.
     """
     vars(student)["train"] = lambda mode=True: nn.Module.train(student, False)
     try:

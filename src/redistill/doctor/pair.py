@@ -15,10 +15,10 @@ from redistill.policies.order import gold_sequence
 from redistill.vocab_pass.rules import whole
 
 SAME, CLEAR = 1e-6, 0.1
-"""Limits of the difference of two cross entropies, in nats per token.
+"""Limits of the difference of the cross entropies of two models, in nats per token.
 
-Models that differ by at most `SAME` are regarded as the same model. A difference of at least `CLEAR` shows that one model is
-better.
+If the difference is at most `SAME`, the models are regarded as the same model. If the difference is at least `CLEAR`, the model
+with the lower cross entropy is regarded as clearly better.
 """
 
 
@@ -42,7 +42,7 @@ def new_weights(subject: Subject) -> Findings:
 
 
 def teacher_of(loaded: Loaded) -> Teacher:
-    """The teacher of the run.
+    """Return the teacher of the run.
 
     Raises:
         NotExamined: the recipe has no teacher.
@@ -53,9 +53,9 @@ def teacher_of(loaded: Loaded) -> Teacher:
 
 
 def padded_rows(subject: Subject) -> Findings:
-    """Check 10: a model has logits for rows of its head that only pad the vocabulary.
+    """Check 10: a model returns logits for padded rows of its head.
 
-    No token belongs to such a row.
+    A padded row of a head belongs to no token; it only pads the vocabulary to a larger size.
     """
     loaded = subject.loaded
     teacher_of(loaded)
@@ -173,7 +173,7 @@ def other_tokenizer(subject: Subject) -> Findings:
 def not_finite(subject: Subject) -> Findings:
     """Check 19: logits or gradients are not finite.
 
-    An example is an overflow in the chosen precision.
+    For example, the chosen precision causes an overflow.
     """
     if isinstance(subject.found, NotFiniteError):
         return refused(subject, NotFiniteError, "logits are not finite", "finite logits")

@@ -1,6 +1,6 @@
 """Forward passes of teacher and student over gold answers.
 
-The passes use the precision of the run.
+Gold answers are the answers in the training data. The passes use the precision of the run.
 """
 
 import math
@@ -27,7 +27,7 @@ class Reading:
     The keys of each mapping are "student" and, if the teacher returns the full vocabulary, "teacher".
 
     Args:
-        classes: Number of classes of the logits.
+        classes: Number of classes of the logits, the size of their last dimension.
         cross_entropies: Mean cross entropy of the targets, in nats per token.
         faults: Number of logits that are NaN or positive infinity. Negative infinity is valid, since it excludes a class.
     """
@@ -40,7 +40,7 @@ class Reading:
 def gold_batch(opened: OpenRun, rows: int | None = None) -> Batch:
     """Collate the gold answers of the first `rows` training examples into one batch.
 
-    `rows=None` uses all training examples.
+    If `rows` is None, the batch contains all training examples.
     """
     sequences = [gold_sequence(example) for example in opened.data.train[:rows]]
     return collate(items_of(sequences, "sft", "distillation"), pad_id=opened.models.pad_id, device=opened.accelerator.device)

@@ -1,6 +1,6 @@
 """The data and models of a recipe that the checks examine.
 
-The models and the components of a run of one update are loaded once for all checks. Files are written only to a temporary
+The models and the components of a run with one update are loaded once for all checks. Files are written only to a temporary
 folder.
 """
 
@@ -43,7 +43,8 @@ The same limit applies to the validation and test rows together.
 GOLD_ROWS, UPDATE_ROWS, RESPONSE_TOKENS = 6, 3, 32
 """Limits of the run that the checks examine.
 
-Both models read at most `GOLD_ROWS` rows. An update has at most `UPDATE_ROWS` rows, and an answer `RESPONSE_TOKENS` tokens.
+Both models read at most `GOLD_ROWS` training rows. An update has at most `UPDATE_ROWS` rows, and an answer has at most
+`RESPONSE_TOKENS` tokens.
 """
 
 Report = Callable[[str], None]
@@ -57,9 +58,9 @@ class Texts:
         records: Sampled training rows, evenly spaced over the rows of all data sources.
         prompts: Sampled rows of the validation and test sets.
         examples: The tokenised `records`, without the rows that `report` lists.
-        report: The rows of `records` that training leaves out, with reasons.
+        report: The rows of `records` that training leaves out, with the reasons.
         sources: The result of `check_data` for each data source.
-        num_examples: Number of rows of the whole training set, before training leaves any out.
+        num_examples: Number of rows of the whole training set, including rows that training leaves out.
     """
 
     records: Sequence[Record]
@@ -72,10 +73,10 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loaded:
-    """The models of a recipe, and the components of a run of one update.
+    """The models of a recipe, and the components of a run with one update.
 
     Args:
-        opened: The opened run, with at most `GOLD_ROWS` training examples.
+        opened: The run, with loaded models and at most `GOLD_ROWS` training examples.
         parts: The components that the training loop uses; None if the student has no trainable parameter.
     """
 
@@ -100,14 +101,14 @@ class Loaded:
 
     @cached_property
     def draw(self) -> Draw:
-        """The sequences of the first update, returned by the recipe's policy."""
+        """The sequences that the recipe's policy returns for the first update."""
         self.opened.student.eval()
         self.opened.engine.sync(self.student, 0)
         return self.learning.policy.draw(0)
 
     @cached_property
     def gold_draw(self) -> Draw:
-        """The sequences of an update that uses gold answers in place of sampled answers.
+        """The sequences of an update on gold answers instead of sampled answers.
 
         The sequences include the spans that the span loss needs.
         """
@@ -118,7 +119,7 @@ class Loaded:
 
     @cached_property
     def gradient(self) -> Measured:
-        """The gradient of the objective on `draw`, computed in one micro-batch."""
+        """The objective's value and gradient on `draw`, computed in one micro-batch."""
         return measure(self.learning, self.draw, micro_batch_size=max(1, len(self.draw.items)))
 
     @cached_property
@@ -173,7 +174,7 @@ class Subject:
 
 @contextmanager
 def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
-    """Context that reads a sample of the data and loads the models of a recipe.
+    """Open a context with a sample of the data and the loaded models of a recipe.
 
     Args:
         run: The recipe.
@@ -202,9 +203,9 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
 
 
 def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
-    """Remove untrained stages from a recipe, and return a note on each of them.
+    """Remove fine-tuning stages that are not trained yet, and return a note on each.
 
-    An untrained stage has no model yet, so the recipe then uses the model that the stage would fine-tune.
+    Without the stage, the recipe uses the model that the stage would fine-tune.
     """
     missing = [name for name, stage in stages(run).items() if not has_model(stage.folder)]
     teacher, student = run.teacher, run.student
@@ -213,7 +214,7 @@ def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
         teacher = replace(teacher, finetune=None)
     if "start" in missing:
         student = replace(student, finetune=None, start="base")
-    notes = [f"stage {name}: its model is not trained yet, and is examined before its fine-tuning" for name in missing]
+    notes = [f"stage {name}: is not trained yet; the model is examined without this fine-tuning" for name in missing]
     return replace(run, teacher=teacher, student=student), notes
 
 
@@ -272,7 +273,8 @@ def shortened(config: Run, folder: Path) -> Run:
 def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
     """Change a policy so that it uses few roll-outs and no external file.
 
-    The policy `rollouts` then generates `size` roll-outs. `teacher_generated` keeps the teacher's answers in the run folder.
+    The policy `rollouts` is changed to generate `size` roll-outs. The policy `teacher_generated` is changed to store the
+    teacher's answers in the run folder.
     """
     if isinstance(policy, TeacherGenerated):
         return replace(policy, store=None)

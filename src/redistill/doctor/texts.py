@@ -21,7 +21,7 @@ NO_TARGET = frozenset({"no answer", "missing text", "empty text", "nothing to le
 
 
 def template(subject: Subject) -> Findings:
-    """Check 1: training, evaluation and the export use different prompts."""
+    """Check 1: training, evaluation and the exported tokenizer give different prompts."""
     config, tokenizer = subject.config.data.tokens, subject.tokenizer
     examples = subject.texts.examples
     found = []
@@ -44,8 +44,8 @@ def template(subject: Subject) -> Findings:
     if changed or len(again) != len(examples) or exported.chat_template != tokenizer.chat_template:
         found.append(
             Finding(
-                what="the exported tokenizer is not the one of training",
-                measured=f"with it {len(changed)} of {len(examples)} rows have other token ids"
+                what="the exported tokenizer differs from the tokenizer of training",
+                measured=f"{len(changed)} of {len(examples)} rows have other token ids with the exported tokenizer"
                 + ("" if exported.chat_template == tokenizer.chat_template else ", and its chat template differs"),
                 right="equal token ids and equal chat templates",
                 remedy="save the tokenizer again with save_pretrained, and load the student from that folder",
@@ -67,7 +67,7 @@ def template(subject: Subject) -> Findings:
 def end_token(subject: Subject) -> Findings:
     """Check 2: answers do not end with an end token.
 
-    From such answers the student does not learn to stop.
+    A student that is trained on such answers does not learn to stop.
     """
     end_ids = subject.loaded.opened.models.end_ids
     limit, examples = subject.config.data.tokens.response_tokens, subject.texts.examples
@@ -101,7 +101,7 @@ def end_token(subject: Subject) -> Findings:
 
 
 def last_target(example: Example) -> int:
-    """The last target of an example."""
+    """Return the token id of the last target of an example."""
     return max(zip(example.supervised, range(len(example.token_ids)), example.token_ids))[2]
 
 
@@ -129,7 +129,7 @@ def end_masked(subject: Subject) -> Findings:
 
 
 def no_targets(subject: Subject) -> Findings:
-    """Check 4: rows have no target, so that training leaves them out."""
+    """Check 4: rows have no target, so training leaves these rows out."""
     found = []
     for source in subject.texts.sources:
         bad = [row for row in source.unusable if row.fault in NO_TARGET]
@@ -191,7 +191,7 @@ def inserted_text(subject: Subject) -> Findings:
                 Finding(
                     what=f"the template inserts text before the answer of {example.record.record_id}",
                     measured=f"{quoted(before)} is among the targets",
-                    right="an answer that follows the prompt directly, unless the student shall generate this text",
+                    right="an answer that follows the prompt directly, unless the student should generate this text",
                     remedy="change the chat template so that the prompt includes this text if add_generation_prompt is set",
                     is_note=True,
                 )
@@ -200,9 +200,9 @@ def inserted_text(subject: Subject) -> Findings:
 
 
 def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]]:
-    """Return the evaluation prompt of each answer that is trained on.
+    """Return the evaluation prompt of each answer whose tokens are targets.
 
-    With `supervise: every` these are all answers of a conversation. Otherwise it is only the last answer.
+    With `supervise: every`, all answers of a conversation are targets. Otherwise only the last answer is a target.
     """
     record, config = example.record, subject.config.data.tokens
     turns = turns_of(record.prompt)
@@ -214,7 +214,7 @@ def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]
 
 
 def equal_texts(tokenizer: Tokenizer, mine: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> bool:
-    """Whether two lists of tokenised texts are equal, apart from white space."""
+    """Return whether two lists of tokenised texts are equal, apart from white space."""
     decoded = [["".join(tokenizer.decode(list(ids)).split()) for ids in texts] for texts in (mine, other)]
     return decoded[0] == decoded[1]
 
@@ -245,7 +245,8 @@ def doubled_bos(subject: Subject) -> Findings:
 def special_tokens(subject: Subject) -> Findings:
     """Check 7: the text of a row contains special tokens.
 
-    This is a finding if the tokenizer encodes them as special tokens. It is a note if an answer contains them as ordinary text.
+    The result is a finding if the tokenizer encodes this text as special tokens. The result is a note if an answer contains the
+    text of a special token, but the tokenizer encodes it as ordinary text.
     """
     known = special_names(subject.tokenizer)
     rows = [*subject.texts.records, *subject.texts.prompts]
@@ -274,7 +275,7 @@ def special_text(rows: Sequence[Record], known: Mapping[str, int]) -> Findings:
         Finding(
             what=f"the answer of {named[0][0].record_id} contains the text of a special token",
             measured=f"{quoted(named[0][1])} is encoded as ordinary text",
-            right="answers without this text, unless the student shall generate it",
+            right="answers without this text, unless the student should generate this text",
             remedy="remove this text from the answers",
             is_note=True,
         )
@@ -289,7 +290,7 @@ def special_names(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str | None:
-    """Return a text in a row that is encoded as a special token, or None.
+    """Return a special token that a row's text is encoded to, or None.
 
     A prompt that is used verbatim is not examined, because it may contain special tokens on purpose. The answers are always
     examined.
@@ -311,7 +312,7 @@ def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str 
 def encoded(subject: Subject, record: Record) -> tuple[int, ...]:
     """Tokenise the prompt of a row, with its answer if the row has one.
 
-    Returns () for a row that training leaves out.
+    The result is empty for a row that training leaves out.
     """
     config = unlimited(subject.config.data.tokens)
     if record.references:
@@ -339,9 +340,9 @@ def cleaned(text: str, known: Mapping[str, int]) -> str:
 
 
 def header(subject: Subject) -> Findings:
-    """Check 8: truncation of a long prompt removes its end.
+    """Check 8: truncation of a long prompt removes the text at its end.
 
-    The end of a prompt requests the answer, for example with the header of the answer.
+    This text requests the answer, for example with the header of the answer.
     """
     tokenizer, config = subject.tokenizer, subject.config.data.tokens
     rows = [record for record in (*subject.texts.records, *subject.texts.prompts) if requesting(record, config, tokenizer)]
@@ -368,7 +369,7 @@ def header(subject: Subject) -> Findings:
 def requesting(record: Record, config: TokenizeConfig, tokenizer: Tokenizer) -> str:
     """Return the text that the template adds after a row's text to request the answer.
 
-    An example is the header of the answer. For a prompt that is used verbatim, the function returns "".
+    An example is the header of the answer. The result is "" for a prompt that is used verbatim.
     """
     if isinstance(record.prompt, RawPrompt) and config.template != "chat":
         return ""

@@ -35,10 +35,10 @@ class Memory:
     """Estimated memory of one process, in bytes.
 
     Args:
-        parts: Bytes of the process without models, of the weights, of the gradients and of the optimiser.  For each part of an
-            update: the largest number of bytes in addition to weights and optimiser.
-        phases: Peak bytes of each phase: generating text, learning, and validation.  On a CPU they include freed memory that
-            the C library keeps (`HEAP_GAPS`).
+        parts: Bytes by name: "process" (the process without models), "weights", "gradients" and "optimiser".  For each part of
+            an update: its peak bytes in addition to the weights and the optimiser state.
+        phases: Peak bytes by phase: "write" (generation of text), "learn" and "validate".  On a CPU they include freed memory
+            that the C library keeps (`HEAP_GAPS`).
     """
 
     parts: Mapping[str, int]
@@ -73,12 +73,13 @@ class Estimate:
     """Estimated parameters, memory and time of a run on this machine, in one process.
 
     Args:
-        parameters: Number of weights of the student, of the teacher if the run has one, and of the trained weights.
+        parameters: Numbers of weights: of the "student", of the "teacher" if one runs in this process, and of "trained"
+            weights.
         memory: Memory in bytes, by part of an update and by phase.
         seconds: Seconds of an update and of a validation.
         updates: Number of updates of the whole run.  None if the run's length is in epochs and the training data was not read.
-        validations: Number of validations of the whole run, including the one before training.  None as for `updates`, or if
-            the interval between validations is in epochs of data that was not read.
+        validations: Number of validations of the whole run, including the one before training.  None if
+            `updates` is None, or if the interval between validations is in epochs and the training data was not read.
         notes: Assumptions of the estimate.
     """
 
@@ -97,7 +98,7 @@ class Estimate:
         return self.updates * self.seconds.step + self.validations * self.seconds.validation
 
     def as_json(self) -> dict[str, Json]:
-        """The estimate as JSON, in bytes and seconds."""
+        """Return the estimate as JSON values, in bytes and seconds."""
         tree = {"schema": 1, **asdict(self)}
         tree["memory"]["peak_bytes"] = self.memory.peak_bytes
         tree["seconds"] |= {"step": self.seconds.step, "run": self.run_seconds}
@@ -124,7 +125,7 @@ def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
     found: dict[Layers, dict[Cost, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         sampled = sample(run, Path(folder))
-        measure(sampled.in_folder("first"), prints, few, Recorder(clock, device))  # kernels are compiled, modules are imported
+        measure(sampled.in_folder("first"), prints, few, Recorder(clock, device))  # warm-up: compiles kernels, imports modules
         free()
         process = resident_bytes(device)
         for layers in dict.fromkeys((few, few._replace(student=MORE), few._replace(teacher=MORE if whole.teacher else 0))):

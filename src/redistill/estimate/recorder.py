@@ -20,7 +20,7 @@ BOTH: tuple[Role, ...] = ("student", "teacher")
 
 _MARK = "redistill.estimate: "
 _READING: dict[object, str] = {("student learns", "teacher"): "teacher reads", ("vocabulary pass", "student"): "student learns"}
-"""(Enclosing part, model of a forward pass) -> part for which the pass is counted, if not the enclosing one."""
+"""(Enclosing part, model of a forward pass) -> the part to which the pass belongs, if this is not the enclosing part."""
 
 
 class Cost(NamedTuple):
@@ -62,8 +62,8 @@ class Recorder:
         if self._device.type == "cuda":
             yield
             return
-        os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else the profiler prints when it starts and stops
-        free()  # what is collected inside would count as freed
+        os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # otherwise the profiler prints when it starts and stops
+        free()  # garbage that is collected inside would be counted as freed memory
         with profile(profile_memory=True) as profiler:
             yield
         assert profiler.kineto_results is not None
@@ -79,7 +79,7 @@ class Recorder:
     def region(self, part: str = "", *models: Role) -> Iterator[None]:
         """Context whose time is counted for `part` and scales with the layers of `models`.
 
-        Without `part` the time is counted for the enclosing part.  But some forward passes of a model have a part of their own.
+        If `part` is empty, the time is counted for the enclosing part, except for the forward passes that `_READING` lists.
         """
         outer = self._current
         self._enter(Cost("seconds", part or _READING.get((outer.name, *models), outer.name), models))
@@ -93,7 +93,7 @@ class Recorder:
         setattr(owner, method, self.region(part, *models)(getattr(owner, method)))
 
     def _enter(self, region: Cost) -> None:
-        """Count time and memory since the last call for the old region; enter `region`."""
+        """Assign time and memory since the last call to the old region; enter `region`."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             self._raise(self._current.name, torch.cuda.max_memory_allocated(self._device))
@@ -110,7 +110,7 @@ class Recorder:
 
 
 def resident_bytes(device: torch.device) -> int:
-    """Resident memory of this process in bytes.
+    """Return the resident memory of this process in bytes.
 
     The result is 0 on an accelerator: only the memory of the accelerator is estimated there.
     """
@@ -126,5 +126,5 @@ def free() -> None:
     """Free unused memory; return it to the operating system if the C library can."""
     gc.collect()
     torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # another C library, which keeps little
+    with suppress(OSError, AttributeError):  # another C library, which keeps little freed memory
         ctypes.CDLL("libc.so.6").malloc_trim(0)

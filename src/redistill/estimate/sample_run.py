@@ -38,7 +38,7 @@ class Sample(NamedTuple):
         corpus: Blocks of text for the pre-training term; empty without this term.
         step: Number of updates before the measured one.  It selects the random numbers that choose between gold answers and
             generated text.
-        generating: Amount of text that a mean update of the run generates, as a fraction of the measured update's.
+        generating: Amount of text that an average update of the run generates, divided by that of the measured update.
         num_examples: Number of examples of the training set; None if the training data was not read.
         notes: Assumptions of the sample.
     """
@@ -53,7 +53,7 @@ class Sample(NamedTuple):
     notes: tuple[str, ...]
 
     def in_folder(self, name: str) -> Self:
-        """The sample with the subfolder `name` as its run folder.
+        """Return the sample with the new subfolder `name` as its run folder.
 
         With separate folders, no measurement reads files of another measurement.
         """
@@ -82,7 +82,7 @@ def sample(run: Run, folder: Path) -> Sample:
     tokenizer = load_tokenizer(source)
     lengths, num_examples, note = _lengths(run, tokenizer)
     size, rows = run.training.batch_size, min(run.data.validation_rows, run.evaluation.batch_size)
-    # Spread evenly over the sorted lengths, so that one batch has their mean and the long ones too.
+    # Spread evenly over the sorted lengths, so that one batch has about their mean and includes long texts.
     train, held_out = (
         [_example(index, *lengths[int((index + 0.5) * len(lengths) / count)], len(tokenizer)) for index in range(count)]
         for count in (size, rows)
@@ -111,11 +111,12 @@ def sample(run: Run, folder: Path) -> Sample:
 def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[PolicyConfig, float]:
     """Change a policy so that the measured update generates text.
 
-    The function returns the changed policy, and the amount of text that a mean update of the run generates, as a fraction of
-    the measured update's.  If the policy wraps another one (`source`), the wrapped policy is changed as well.
+    The function returns the changed policy, and the amount of text that an average update of the run generates, divided by that
+    of the measured update.  If the policy wraps another one (`source`), the wrapped policy is changed as well.
     """
     generating = 1.0
-    if isinstance(policy, Adaptive):  # threshold and buffer leave about half, once it generates at all
+    # `Adaptive` generates about half of the sequences once it has started, because of its threshold and its replay buffer.
+    if isinstance(policy, Adaptive):
         policy = Mixed(source=policy.source, student_fraction=0.5, coin=policy.coin)
     if hasattr(policy, "source"):
         source, generating = _generating(policy.source, batch_size, epochs)
@@ -125,13 +126,16 @@ def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[PolicyConf
             return replace(policy, student_fraction=1.0), fraction * generating
         case Rollouts():
             return replace(policy, num_rollouts=batch_size), generating / policy.inner_epochs
-        case TeacherGenerated():  # an answer is generated once
+        case TeacherGenerated():  # an answer is generated once in a run
             return replace(policy, store=None), 1 / epochs
     return policy, generating
 
 
 def _mean_step(policy: PolicyConfig, train: list[Example], seed: int) -> int:
-    """A step at which `Mixed` generates about the mean number of texts; else 0."""
+    """Choose a step at which `Mixed` generates about its mean number of texts.
+
+    For other policies, return 0.
+    """
     if not isinstance(policy, Mixed):
         return 0
     items = GoldBatches(train, batch_size=len(train), seed=seed).items(0)

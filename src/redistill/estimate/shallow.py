@@ -1,4 +1,4 @@
-"""Models with the widths of the run's models, few layers, and random weights."""
+"""Builds models with the widths of the run's models, few layers, random weights."""
 
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ class Blueprint(NamedTuple):
         return model
 
     def bytes_saved(self, model: nn.Module) -> float:
-        """Bytes that quantisation of the base model saves in the run.
+        """Compute the bytes that quantisation of the base model saves in the run.
 
         `model` has the same weights without quantisation.
         """
@@ -88,7 +88,7 @@ def blueprints(run: Run) -> dict[Role, Blueprint]:
     for role, source in sources.items():
         base = sources["teacher"] if source.model == "teacher" else source
         config = read_config(base)
-        load_tokenizer(base)  # a run would reject it only after the data are read
+        load_tokenizer(base)  # a run would detect a damaged tokenizer only later
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
         if not isinstance(layers, int) or layers < 1:
             raise ConfigError(f"{base.model}: its config does not state its number of layers; use a causal language model")

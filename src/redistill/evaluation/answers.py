@@ -25,8 +25,8 @@ class Answerer:
 
     Args:
         engine: Generates text with the evaluated model's weights.
-        tokenizer: The tokenizer of that model.
-        sampling: How a token is sampled.
+        tokenizer: The tokenizer of the evaluated model.
+        sampling: Sampling settings, such as the temperature.
         max_new_tokens: Length limit of an answer, in tokens.
         end_ids: Ids of the end tokens.
     """
@@ -59,7 +59,7 @@ class Answerer:
 
 
 def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
-    """A line of a responses file with exactly the scores of `metrics`.
+    """Return a line of a responses file with exactly the scores of `metrics`.
 
     Existing scores are kept, missing ones are computed from the response, and scores of other metrics are removed.
     """
@@ -69,10 +69,10 @@ def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
 
 
 def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[str, float]:
-    """Scores of a set of answers, computed from lines of a responses file.
+    """Compute the scores of a set of answers from lines of a responses file.
 
-    `Evaluator.evaluate` lists the units.  Sums are exact (`math.fsum`), so that the scores do not depend on the order in which
-    answers of processes are gathered.
+    `Evaluator.evaluate` documents the units.  Sums are exact (`math.fsum`), so that the scores do not depend on the order in
+    which answers of processes are gathered.
     """
     responses = [line["response"] for line in lines]
     return {
@@ -85,15 +85,15 @@ def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[st
 
 
 def part(values: Sequence[Item], processes: Processes) -> Sequence[Item]:
-    """The part of the values that this process handles.
+    """Return the part of the values that this process handles.
 
-    Of n processes, the one with rank r handles the values at the indices r, r + n, r + 2n, ...
+    Of n processes, the process with rank r handles the values at the indices r, r + n, r + 2n, ...
     """
     return values[processes.rank :: processes.world]
 
 
 def _prompt_text(record: Record) -> str:
-    """The prompt as readable text, without the prompt template."""
+    """Return the prompt as readable text, without the prompt template."""
     turns = turns_of(record.prompt)
     is_dialogue = isinstance(record.prompt, Conversation)
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns) if is_dialogue else turns[0].content

@@ -1,6 +1,6 @@
-"""The evaluator: scores of a model on test sets, and on validation data.
+"""The evaluator: scores a model on test sets, and on validation data.
 
-Validation scores choose a checkpoint.
+Scores on validation data select the best checkpoint.
 
 Each batch of answers is written to disk when it is generated, so that an interrupted evaluation resumes.  Random numbers are
 keyed by (evaluation seed, data set, record), so that no answer depends on batches, processes or interruptions.
@@ -29,17 +29,17 @@ from redistill.storage import files
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Evaluates one model: the student of a run, or any other.
+    """Evaluates one model: the student of a run, or any other model.
 
     Args:
         model: A causal language model, on its device.
         tokenizer: The model's tokenizer.
         engine: Generates the answers with the model's weights.
-        config: How answers are sampled.
+        config: How answers to test sets are sampled, and in which batch size.
         tokens: How prompts are tokenised; an answer has at most `response_tokens` tokens.
-        teacher: Used for KL and agreement on the gold answers; None omits them.
+        teacher: Teacher for KL and agreement on the gold answers; None omits these scores.
         vocabulary: Number of classes shared with the teacher; None uses all classes of the model.
-        processes: Each process answers a part of the prompts.
+        processes: Rank and number of processes; each process answers a part of the prompts.
         autocast: Returns the autocast context that the model runs in.
     """
 
@@ -71,7 +71,8 @@ class Evaluator:
             folder: The evaluation folder, for settings.json, responses/ and scores.json.
             label: Name of this model in the report, such as "student".
             metrics: Metrics by name of the data set, at least one each; the first is its primary metric.
-            progress: Called with (answers done, total answers, tokens generated) of this process after every batch.
+            progress: Called after every batch with three numbers of this process: answers done, all answers, and generated
+                tokens.
 
         Returns:
             The content of scores.json.  Each data set lists under "metrics" its metrics with titles, units and directions.
@@ -103,7 +104,7 @@ class Evaluator:
                 }
                 forced = self._teacher_forced(gold_examples(records[name], self.tokenizer, self.tokens))
                 scores[name] = {"prompts": len(rows), "metrics": shown[name], "seeds": by_seed, "teacher_forced": forced}
-        # If no answer was missing, the speed is that of the earlier call, which generated them.
+        # If this call generated no answer, the speed is that of the earlier call, which generated the answers.
         speed = tally.tokens / tally.seconds if tally.tokens and tally.seconds else held.get("tokens_per_s")
         result = {**described(self.model, label), "tokens_per_s": speed, "settings": mine, "datasets": scores}
         if self.processes.is_main:
@@ -113,9 +114,9 @@ class Evaluator:
     def validate(
         self, records: Sequence[Record], examples: Sequence[Example], *, metrics: Sequence[Metric], seed: int
     ) -> dict[str, float]:
-        """Scores of the current model on validation data.
+        """Score the current model on validation data.
 
-        One answer per prompt is sampled and scored; the gold answers have teacher-forced scores.
+        One answer per prompt is sampled and scored.  Teacher-forced scores of the gold answers are computed as well.
 
         Sampling uses temperature 1, all classes and no n-gram blocking, as in the papers' model selection.  Every call uses the
         same random numbers, so that two checkpoints differ only in their weights.
@@ -142,7 +143,7 @@ class Evaluator:
         return Answerer(self.engine, self.tokenizer, sampling, self.tokens.response_tokens, end_ids)
 
     def _teacher_forced(self, examples: Sequence[Example]) -> dict[str, float]:
-        """Teacher-forced scores of gold sequences; each process handles some sequences."""
+        """Compute teacher-forced scores of gold sequences, divided among the processes."""
         size = self.config.batch_size
         return teacher_forced(
             self.model, self.teacher, examples, batch_size=size, vocabulary=self.vocabulary, processes=self.processes
@@ -152,7 +153,7 @@ class Evaluator:
 def build_local_engine(
     model: nn.Module, tokenizer: Tokenizer, config: EvaluationConfig, vocabulary: int | None = None
 ) -> LocalEngine:
-    """An engine that generates answers with `model` in this process."""
+    """Build an engine that generates answers with `model` in this process."""
     return LocalEngine(
         model,
         vocabulary=vocabulary,

@@ -1,6 +1,6 @@
 """The evaluation folder: settings.json and responses/.
 
-settings.json is written first, and responses/ is appended to, so that an evaluation can resume.
+settings.json is written first.  Answers are then appended to the files in responses/, so that an evaluation can resume.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
     Raises:
         CheckpointError: the folder has other settings, or answers but no settings.
     """
-    # Look for answers first: else another process could write settings and answers after the look for settings.json, and its
-    # answers would seem to have no settings.
+    # Answers are looked for first.  In the opposite order, another process could write settings and answers between the two
+    # checks, and its answers would seem to have no settings.
     has_answers = any((folder / RESPONSES).glob("*.jsonl"))
     if not (folder / SETTINGS).exists():
         if has_answers:
@@ -65,20 +65,20 @@ def _flat(settings: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def model_hash(model: nn.Module) -> str:
-    """SHA-256 of all weights and their names.
+    """Compute the SHA-256 of all weights and their names.
 
-    An evaluation must not resume with another model.
+    The hash detects that an evaluation would resume with another model.
     """
     found = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        # A copy: NumPy makes a storage unresizable, and FSDP resizes the storages of a sharded model.
+        # Copied, because NumPy makes a storage unresizable, and FSDP resizes the storages of a sharded model.
         found.update(parameter.detach().reshape(-1).view(torch.uint8).to("cpu", copy=True).numpy().data)
     return found.hexdigest()
 
 
 def data_hash(rows: Sequence[Row]) -> str:
-    """SHA-256 of the record ids, the tokenised prompts and the references."""
+    """Compute the SHA-256 of the record ids, the tokenised prompts and the references."""
     return hashlib.sha256(json.dumps([[record.record_id, ids, record.references] for record, ids in rows]).encode()).hexdigest()
 
 
@@ -87,7 +87,7 @@ class Tally:
     """Progress of this process: answers done, total number of answers, and speed.
 
     Args:
-        progress: Called after every batch; None calls nothing.
+        progress: Called after every batch, with the same arguments as in `Evaluator.evaluate`; None disables the calls.
         total: Total number of this process's answers.
         done: Number of answers done, those of earlier calls included.
         tokens: Tokens that this call generated.
@@ -111,13 +111,13 @@ class Tally:
 class ResponseFiles:
     """The responses files of a folder.
 
-    Existing answers are kept, missing ones are generated and appended.
+    Existing answers are kept.  Missing answers are generated and appended.
 
     Args:
         answerer: Generates and scores answers.
         tally: Counts the answers.
         folder: The folder of the files.
-        processes: Each process answers a part of the prompts.
+        processes: Rank and number of processes; each process answers a part of the prompts.
         batch_size: Prompts per batch.
     """
 
@@ -160,7 +160,7 @@ class ResponseFiles:
         return ordered
 
     def _files(self, name: str) -> list[Path]:
-        """Paths of the responses file and of the part files, one per process.
+        """List the paths of the responses file and of the part files, one per process.
 
         Part files of an interrupted call are included.
         """

@@ -1,6 +1,6 @@
 """Teacher-forced scores of a model on gold answers.
 
-The scores are cross entropy, and KL and agreement with the teacher.
+The scores are the cross entropy, the KL divergence from the teacher, and the agreement with the teacher.
 """
 
 import contextlib
@@ -32,21 +32,21 @@ def teacher_forced(
     vocabulary: int | None = None,
     processes: Processes = ONE_PROCESS,
 ) -> dict[str, float]:
-    r"""Teacher-forced scores of the student, as means over all gold targets.
+    r"""Compute teacher-forced scores of the student, as means over all gold targets.
 
     .. math:: \text{cross\_entropy} = -\log q(y_i), \quad
               \text{kl} = \mathrm{KL}(p_i \,\|\, q_i), \quad \text{agreement} = [\arg\max p_i = \arg\max q_i]
 
-    cross_entropy and kl are nats per token; agreement is a fraction in [0, 1].  p is the teacher, q the student; both are
-    computed in fp32 for weights of any dtype.
+    cross_entropy and kl are nats per token; agreement is a fraction in [0, 1].  p_i is the teacher's distribution at
+    target i, q_i the student's, and y_i is the gold token.  Both distributions are computed in fp32 for weights of any dtype.
 
     Args:
         model: The student, on its device; run in eval mode, without gradient.
-        teacher: Teacher for kl and agreement; both are omitted if the teacher is None or has no full distributions.
-        examples: Gold sequences; without any the result is empty.
+        teacher: Teacher for kl and agreement.  Both scores are omitted if `teacher` is None or has no full distributions.
+        examples: Gold sequences.
         batch_size: Sequences per forward pass.
         vocabulary: Number of classes shared with the teacher; None uses all classes of the model.
-        processes: Each process computes a part of the sequences.
+        processes: Rank and number of processes; each process computes a part of the sequences.
 
     Returns:
         The means by name, the same in every process; empty without examples.
@@ -60,7 +60,7 @@ def teacher_forced(
 
 
 def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> Sequence[Example]:
-    """Gold sequences of test records: each prompt with its first reference.
+    """Build the gold sequences of test records: each prompt with its first reference.
 
     The list is empty if all prompts exceed the length limits of training.
     """
@@ -73,7 +73,7 @@ def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: Token
 def _gold_sums(
     model: nn.Module, teacher: Teacher | None, examples: Sequence[Example], batch_size: int, vocabulary: int | None
 ) -> list[dict[str, float]]:
-    """For each example, the number of targets and each statistic's sum over targets."""
+    """Count the targets of each example, and sum each statistic over its targets."""
     full = teacher if teacher is not None and teacher.capabilities.full_vocabulary else None
     ask: list[Statistic] = ["cross_entropy"] if full is None else ["cross_entropy", "forward_kl", "agreement"]
     sequences = [

@@ -81,7 +81,7 @@ class EvaluationConfig:
 
 
 def described(model: nn.Module, label: str) -> dict[str, Json]:
-    """The first entries of scores.json, which describe the model.
+    """Return the first entries of scores.json, which describe the model.
 
     They are the schema number, and the model's label, class, number of parameters and size in bytes.
     """
@@ -97,9 +97,9 @@ def described(model: nn.Module, label: str) -> dict[str, Json]:
 def settings(
     model: nn.Module, label: str, config: EvaluationConfig, tokens: TokenizeConfig, datasets: Mapping[str, Sequence[Row]]
 ) -> dict[str, Json]:
-    """All settings that an answer depends on, as stored in settings.json.
+    """Return all settings that an answer depends on, as stored in settings.json.
 
-    Answers do not depend on the batch size, nor on the metrics, which are computed from the answers.
+    The batch size and the metrics are not included, because no answer depends on them.
     """
     sampling = asdict(config.sampling)
     del sampling["teacher_share"]  # an answer is sampled from one model
@@ -139,7 +139,7 @@ def checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
 def earlier_scores(
     path: Path, settings: Mapping[str, Json], metrics: Mapping[str, object], *, needs_kl: bool
 ) -> tuple[dict[str, Any], bool]:
-    """The scores of an earlier call, and whether they can be reused unchanged.
+    """Return the scores of an earlier call, and whether they can be reused unchanged.
 
     They can be reused if they are complete and have the same settings and metrics.  Returns ({}, False) if the file is missing.
 

@@ -1,4 +1,4 @@
-"""Decoding of a batch by one model with its KV cache, logits and prefix memory."""
+"""Decoding of a batch by one model, which has its own KV cache and prefix memory."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +22,9 @@ class Decoder:
 
     Args:
         model: A causal language model.
-        vocabulary: Number of leading classes for which logits are computed; None for all.
+        vocabulary: Number of leading classes for which logits are computed; None for all classes.
         memory: States of texts that the model has read.  Prefixes in the memory are not read again, and `remember` adds texts.
+            If None, every prompt is read.
 
     Attributes:
         num_classes: Number of classes for which logits are computed.
@@ -67,7 +68,7 @@ class Decoder:
             self._read = width
 
     def logits(self, ids_LT: torch.Tensor, mask_LT: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
-        """Read the columns that have not been read; return the next token's logits.
+        """Read the unread columns; return the logits of the next token of each row.
 
         Args:
             ids_LT: Token ids of all columns so far.
@@ -113,8 +114,8 @@ class Decoder:
 def _logits_of(head: Head, like_LD: torch.Tensor) -> Product:
     """Return a function that computes logits from hidden states, like `Head.logits`.
 
-    It uses a packed weight where possible, which is faster for few rows; see `packed`.  `like_LD` has the dtype of the hidden
-    states.  Operands are rounded to bf16 if the model runs in bf16, and results are float32.
+    The function uses a packed weight if possible, which is faster for few rows (packed.py).  `like_LD` has the dtype of the
+    hidden states.  Operands are rounded to bf16 if the model runs in bf16, and results are float32.
     """
     products, weight_VD = Products.like(like_LD), head.weight_VD.detach()[: head.vocabulary]
     if not can_pack(weight_VD, products.result):

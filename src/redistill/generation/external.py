@@ -1,6 +1,6 @@
 """Checks of the results of engines that are not part of the package.
 
-They ensure that the student is never trained on a result that does not continue its request.
+The checks ensure that the student is never trained on a result that does not continue its request.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from redistill.errors import RedistillError, TrainingError, one_line
 
 
 class CheckedEngine:
-    """Wraps an engine, and checks its errors and results (contracts.Engine).
+    """Wraps an engine, checks its results, and converts its errors (contracts.Engine).
 
     Args:
         engine: The engine that is wrapped.
-        name: Kind of the engine in the recipe, for error messages.
+        name: `kind` of the engine in the recipe, for error messages.
         vocabulary: Number of classes; every token id must be below it.
 
     Raises:
@@ -75,14 +75,14 @@ class CheckedEngine:
             return "must be a contracts.Generation with a tuple of token ids"
         length = len(generation.token_ids)
         if not 1 <= length <= request.max_new_tokens:
-            return f"{length} tokens; must be 1 to {request.max_new_tokens}, with the end token of a text that ended"
+            return f"{length} tokens; must be 1 to {request.max_new_tokens}, including the end token of a finished text"
         if any(not isinstance(token, int) or not 0 <= token < self._vocabulary for token in generation.token_ids):
             return f"a token id is not a whole number below {self._vocabulary}, the size of the vocabulary"
         return None
 
     @contextmanager
     def _checked(self, call: str) -> Iterator[None]:
-        """Context that converts exceptions to TrainingErrors, except RedistillErrors."""
+        """Context that converts exceptions other than RedistillError to TrainingError."""
         try:
             yield
         except RedistillError:

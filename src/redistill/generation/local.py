@@ -17,7 +17,7 @@ LOCAL = EngineCapabilities(mixture=True, no_repeat_ngram=True, prefix_memory=Tru
 
 @dataclass(frozen=True, kw_only=True)
 class LocalEngineConfig:
-    """Generate with the student itself, in this process.
+    """Generates text with the student itself, in this process.
 
     Example:
         >>> LocalEngineConfig().capabilities.mixture, LocalEngineConfig().capabilities.logprobs
@@ -28,7 +28,7 @@ class LocalEngineConfig:
     capabilities: ClassVar[EngineCapabilities] = LOCAL
 
     def build(self, tools: EngineTools) -> "LocalEngine":
-        """The engine of a run; see `contracts.EngineTools`."""
+        """Create the engine of a run; see `contracts.EngineTools`."""
         return LocalEngine(
             tools.student,
             teacher=tools.teacher,
@@ -42,15 +42,15 @@ class LocalEngineConfig:
 
 @dataclass(eq=False)
 class LocalEngine:
-    """Generates with a model's own weights (contracts.Engine).
+    """Generates text with a model of this process (contracts.Engine).
 
     Args:
         model: A causal language model.
-        teacher: The teacher, for sampling from a mixture (`Sampling.teacher_share`); None if no mixture is sampled from.
-        vocabulary: Number of leading classes that may be sampled; None for all.
+        teacher: The teacher, for sampling from a mixture (`Sampling.teacher_share`); None if no policy uses a mixture.
+        vocabulary: Number of leading classes that may be sampled; None for all classes.
         end_ids: Tokens that end a text.
-        pad_id: Token id that pads short rows.
-        batch_size: Sequences per batch.  When memory runs out, it is lowered and the call is retried.
+        pad_id: Token id that pads short prompts.
+        batch_size: Number of sequences per batch.  When memory runs out, the number is lowered and the call is retried.
         autocast: Returns the autocast context in which the models run.
 
     Attributes:
@@ -83,7 +83,7 @@ class LocalEngine:
     memory: PrefixMemory | None = field(default=None, init=False)
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """Does nothing: the engine generates with the student's own weights."""
+        """Do nothing: the engine generates with the student's own weights."""
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """Continue every request; see `contracts.Engine`.
@@ -123,7 +123,7 @@ class MeteredEngine:
 
     Args:
         engine: The engine.
-        count: Called after each call of `generate` with the number of generated tokens.
+        count: Function that is called after each `generate` with the number of generated tokens.
 
     Example:
         >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters

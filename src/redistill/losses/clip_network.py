@@ -1,11 +1,12 @@
-"""f_sub, which predicts DAC-KL's interval, and the straight-through gate.
+"""The network f_sub of DAC-KL, and the straight-through gate.
 
-Source: MGSR (arXiv 2407.10068), Eq. 6.  clip_ranks.py computes the classes that an interval keeps, and dac_kl.py computes the
-divergence on these classes.
+f_sub predicts an interval for each row.  clip_ranks.py computes the classes that an interval keeps, and dac_kl.py computes the
+divergence on these classes.  Source: MGSR (arXiv 2407.10068), Eq. 6.
 
-The network has three inputs of V probabilities, which determine its cost: the teacher's probabilities, the same in sorted
-order, and the student's.  Each unsorted input needs one narrow matrix product.  The sorted input is either exact, which needs a
-sort and a third product of this size, or compact (clip_ranks.py).
+For each row, the network has three inputs: the teacher's V probabilities, the same probabilities in descending order, and the
+student's V probabilities.  The inputs determine the cost of the network.  Each unsorted input needs one matrix product with a
+[V, hidden] weight.  The sorted input is either exact or compact.  The exact form needs a sort and a third product of this size;
+the compact form has at most 528 numbers (clip_ranks.py).
 """
 
 import math
@@ -32,10 +33,11 @@ class ClipNetworkConfig:
 
     Args:
         hidden: Number of hidden units, >= 1.
-        sorted: Form of the input sort(p) of Eq. 6: "exact", all V probabilities, or "compact", the 512 largest and the masses
-            of 16 buckets of the ranks below them; both are equal for at most 528 classes.
-        upper_bias, lower_bias: Initial logits of u and l, finite; None uses the defaults of `DacKLConfig.mode`, which keep most
-            of the mass.  With the paper's literal initialisation, 0 and 0, mode "value" keeps only the teacher's arg max.
+        sorted: Form of the input sort(p) of Eq. 6.  "exact" has all V probabilities.  "compact" has the 512 largest
+            probabilities, and the masses of 16 buckets of the other ranks.  For at most 528 classes both forms are equal.
+        upper_bias, lower_bias: Initial logits of the bounds u and l, finite; None uses the defaults of `DacKLConfig.mode`,
+            which keep most of the mass.  With 0 and 0, the literal initialisation of the paper, mode "value" keeps only the
+            teacher's arg max.
 
     Raises:
         ConfigError: a field is out of range.
@@ -62,18 +64,20 @@ class ClipNetworkConfig:
 
 
 class ClipNetwork(nn.Module):
-    r"""f_sub: predicts DAC-KL's interval from a row of teacher and student.
+    r"""f_sub: predicts DAC-KL's interval from teacher and student probabilities.
 
     .. math:: u, l = \sigma\bigl(f_{sub}([p \mid \mathrm{sort}_\downarrow(p) \mid q])\bigr), \quad l \in [0, u]
         \quad\text{(Eq. 6)}
+
+    p are the teacher's probabilities of a row, q the student's; u is the upper bound and l the lower bound of the interval.
 
     The network has one hidden layer with GELU.  The first layer is a sum of three linear maps.  This sum equals one linear map
     of the concatenated inputs, but no concatenated tensor is allocated.  The interval lies in (0, 1); l is clipped to at most
     u.
 
-    The inputs of a row have a norm of about 1 for any V, so the first layer is initialised with unit normal weights.  The usual
-    scale for 3V inputs would leave the hidden units near 0, without gradient.  The last layer is initialised with such small
-    weights that the biases alone determine the first interval of every row.
+    The inputs of a row have a norm of at most about 1 for any V, so the first layer is initialised with standard normal
+    weights.  With the usual scale for 3V inputs, the hidden units would be near 0 and have almost no effect.  The last layer is
+    initialised with weights so small that the biases alone determine the initial interval of every row.
 
     Args:
         vocabulary: Number V of classes.
@@ -105,7 +109,7 @@ class ClipNetwork(nn.Module):
 
         self.edges = None if config.sorted == "exact" else rank_edges(vocabulary)
         num_ranked = vocabulary if self.edges is None else self.edges[0] + len(self.edges) - 1
-        # [V, hidden] and not nn.Linear's [hidden, V]: the product of the gradient is twice as fast.
+        # The shape is [V, hidden] and not nn.Linear's [hidden, V]: the product that computes the gradient is twice as fast.
         self.teacher_weight = normal(vocabulary, config.hidden, std=1.0)
         self.student_weight = normal(vocabulary, config.hidden, std=1.0)
         self.sorted_weight = normal(num_ranked, config.hidden, std=1.0)
@@ -142,7 +146,7 @@ class ClipNetwork(nn.Module):
         return torch.minimum(lower_N, upper_N), upper_N
 
     def _ranked(self, p_NV: Tensor, sorted_NV: Tensor | None) -> Tensor:
-        """The teacher's sorted probabilities, or their compact form if `edges` is set."""
+        """Return p_NV in descending order, or the compact form if `edges` is set."""
         if self.edges is None:
             return sort_descending(p_NV) if sorted_NV is None else sorted_NV
         return compact_ranks(p_NV, self.edges) if sorted_NV is None else top_and_masses(sorted_NV, self.edges)
@@ -154,8 +158,8 @@ class ClipNetwork(nn.Module):
 class StraightThrough(torch.autograd.Function):
     """Straight-through gate: hard mask forward, soft gate backward.
 
-    The backward pass uses the derivative of `dac_kl_options.soft_gate`.  The gate of the target class has derivative 0 if
-    `target_N1` is given, since this class is then kept for any interval.
+    The backward pass uses the derivative of `dac_kl_options.soft_gate`.  `target_N1` is the teacher's arg max if it is kept for
+    any interval, and None otherwise.  The gate of this class has derivative 0, since the interval does not affect it.
     """
 
     @staticmethod
@@ -167,7 +171,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save what `backward` needs."""
+        """Save the tensors and the temperature that `backward` needs."""
         low_N, high_N, score_NV, _, target_N1, ctx.temperature = inputs
         ctx.save_for_backward(low_N, high_N, score_NV, target_N1)
 

@@ -1,8 +1,8 @@
-"""The classes that DAC-KL's interval keeps, and the compact sorted teacher.
+"""The classes that DAC-KL's interval keeps, and the compact form of sorted rows.
 
-Source: MGSR (arXiv 2407.10068), Eq. 6 and 7.  Pure functions of probabilities; the network that predicts the interval is in
-clip_network.py.  The compact form consists of the largest probabilities and the masses of buckets of all other ranks.  A
-histogram computes the compact form in a third of the time of a sort.
+Source: MGSR (arXiv 2407.10068), Eq. 6 and 7.  All functions are pure functions of probabilities; clip_network.py has the
+network that predicts the interval.  The compact form of a row consists of its largest probabilities, and of the masses of
+buckets of all other ranks.  With a histogram, computing the compact form takes a third of the time of a sort.
 """
 
 from collections.abc import Sequence
@@ -29,17 +29,18 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
 
     .. math:: S = \{v : l \le s_v \le u\} \cup \{\arg\max p\} \quad\text{(Eq. 7)}
 
-    The interval bounds a score s_v of each class, which depends on the mode.  r_v is the rank of class v, from 0, by descending
-    p, ties by id:
+    p is the teacher and [l, u] the interval.  The score s_v of class v depends on the mode.  r_v is the rank of class v by
+    descending p, from 0; classes with equal p are ranked by id.  The modes are:
 
     - "value", the formula of Eq. 7: s_v = p_v.
-    - "relative": s_v = p_v / max p, so that l alone is min-p.
-    - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V entries; l = 1 - k/V alone keeps the first k.
-    - "mass": s_v is the mass of the classes ranked before v, and l <= s_v < u.  Here u excludes the least probable classes
-      and l the most probable ones, the opposite of the other modes.  u = 1 excludes no class that has mass.
+    - "relative": s_v = p_v / max p.  With u = 1 the kept classes are those of min-p sampling with threshold l.
+    - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V entries.  l = 1 - k/V and u = 1 keep the k
+      most probable classes.
+    - "mass": s_v is the mass of the classes ranked before v, and l <= s_v < u.  Here u excludes the least probable classes, and
+      l excludes the most probable classes; in the other modes it is the reverse.  u = 1 excludes no class that has mass.
 
-    Scores are computed and compared in float64 for inputs of any dtype.  In float32 the mass before a class of low probability
-    would be rounded to 1, and the rounding error would exceed the mass of the class.
+    Scores are computed and compared in float64 for inputs of any dtype.  In float32, the mass of all classes before a class of
+    low probability can be rounded to 1: the rounding error exceeds the mass of the class.
 
     Args:
         logp_NV: Teacher log-probabilities.
@@ -72,8 +73,8 @@ def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Ten
         mode: The score that the interval bounds.
 
     Returns:
-        score_NV; and p in descending order in modes "mass" and "entry_quantile", else None.  In mode "entry_quantile" the score
-        is 1 - s_v (see `keep_mask`), which is exact for the most probable classes.
+        score_NV, and p in descending order.  The latter is None in modes "value" and "relative".  In mode "entry_quantile" the
+        score is 1 - s_v (see `keep_mask`), which is exact for the most probable classes.
     """
     return (p_NV, None) if mode == "value" else scores_of_mode(logp_NV, mode)
 
@@ -81,7 +82,7 @@ def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Ten
 def score_bounds(lower_N: Tensor, upper_N: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
     """Convert the interval to bounds on the scores that `class_scores` returns.
 
-    In mode "entry_quantile" the score is 1 - s, so the bounds are 1 - upper and 1 - lower.  Returns low_N and high_N.
+    In mode "entry_quantile" that score is 1 - s_v, so the bounds are 1 - upper and 1 - lower.  Returns low_N and high_N.
     """
     return (1 - upper_N, 1 - lower_N) if mode == "entry_quantile" else (lower_N, upper_N)
 
@@ -89,7 +90,8 @@ def score_bounds(lower_N: Tensor, upper_N: Tensor, mode: Mode) -> tuple[Tensor, 
 def within(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_N1: Tensor | None) -> Tensor:
     """Compare the scores with the bounds; return keep_NV, bool.
 
-    keep_NV is True where the score lies within the bounds, and at the target class if `target_N1` is given.
+    keep_NV is True where the score lies within the bounds.  If `target_N1` is given, keep_NV is also True at this class of each
+    row.
     """
     low_N1, high_N1 = low_N.to(score_NV.dtype).unsqueeze(-1), high_N.to(score_NV.dtype).unsqueeze(-1)
     keep_NV = score_NV >= low_N1
@@ -111,9 +113,9 @@ def at_class(class_N1: Tensor, num_classes: int) -> Tensor:
 def rank_edges(vocabulary: int) -> tuple[int, ...]:
     """Compute the first rank of each bucket of the compact form, followed by V.
 
-    The 512 most probable classes are not in buckets.  The remaining ranks form 16 buckets; each is wider than the previous one,
-    by the same factor.  If at most 16 ranks remain, each bucket has one rank.  No bucket is empty, so the compact form has
-    K = min(V, 528) numbers.
+    The 512 most probable classes are not in buckets.  The remaining ranks form 16 buckets.  Each bucket is wider than the
+    previous bucket by about the same factor.  If at most 16 ranks remain, each bucket has one rank.  No bucket is empty, so the
+    compact form has K = min(V, 528) numbers.
 
     Example:
         >>> rank_edges(50257)[:3], rank_edges(515), rank_edges(100)
@@ -134,7 +136,7 @@ def top_and_masses(sorted_NV: Tensor, edges: Sequence[int]) -> Tensor:
 
     Args:
         sorted_NV: Probabilities in descending order.
-        edges: First ranks of the buckets, and V, from `rank_edges`.
+        edges: First rank of each bucket, followed by V; see `rank_edges`.
 
     Returns:
         ranked_NK, the compact form.
@@ -186,18 +188,19 @@ def _(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
 def _compact_row(p_V: NDArray[np.float32], edges: NDArray[np.int64]) -> NDArray[np.float64]:
     """Compute the compact form of one row with a histogram of its probabilities.
 
-    The bin of a class is the upper 16 bits of its float; these bits have the order of the values.  Only two kinds of bins are
-    sorted: those of the ranks before the first edge, and those that contain an edge.  The masses are exact.
+    The bin of a class is given by the upper 16 bits of its float32 probability; the order of these bits is the order of the
+    values.  Classes are sorted only in bins with a rank before the first edge, and in bins that contain an edge.  The masses
+    are not approximations.
     """
     bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
-    count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # from the largest down
+    count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # bins in descending order
     through_B = count_B.cumsum()
     cut_E = through_B.searchsorted(edges)  # the bin that contains each edge, or ends at it
     sorted_B = np.arange(len(count_B)) <= cut_E[0]
     sorted_B[cut_E] = True
     members = np.sort(p_V[sorted_B[::-1][bits_V]])[::-1]
     sums = np.concatenate([[0.0], members.cumsum(dtype=np.float64)])
-    first_E = (count_B * sorted_B).cumsum()[cut_E] - count_B[cut_E]  # of each cut bin among the members
+    first_E = (count_B * sorted_B).cumsum()[cut_E] - count_B[cut_E]  # index of the first class of each cut bin in `members`
     stop_E = first_E + edges - (through_B - count_B)[cut_E]
     above_E = (mass_B.cumsum() - mass_B)[cut_E] + sums[stop_E] - sums[first_E]
     return np.concatenate([members[: edges[0]], np.diff(above_E)])

@@ -3,13 +3,13 @@
 A small network predicts an interval.  The classes whose scores lie in the interval are kept.  By default the teacher's
 arg max is always kept.
 
-Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` is the divergence on the kept classes.  The module
-`DacKL`, built from `DacKLConfig`, combines this divergence with the network that predicts the interval (`ClipNetwork` in
+Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` computes the divergence on the kept classes.  The
+module `DacKL`, built from `DacKLConfig`, combines this divergence with the network that predicts the interval (`ClipNetwork` in
 clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper is ambiguous, each interpretation is a value of
 a field of the configuration.  The defaults are closest to the text of the paper; dac_kl_options.py computes the other options.
 
 This module neither reduces over rows nor depends on models.  The [N, V] tensors of a chunk of rows need most of the memory.
-Therefore none are concatenated, and the backward pass recomputes the soft gate instead of storing it.
+Therefore none of them are concatenated, and the backward pass recomputes the soft gate instead of storing it.
 """
 
 import math
@@ -34,8 +34,8 @@ from redistill.tensors import loss_dtype
 def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normalise: Normalise = "none") -> Tensor:
     r"""Compute the KL from the clipped teacher to the student, per row.
 
-    S is the set of kept classes, P the sum of p over S, and Q the sum of q over S.  p and q are probabilities over all classes.
-    There are four normalisations:
+    p is the teacher and q the student, over all classes.  S is the set of kept classes, P the sum of p over S, and Q the sum of
+    q over S.  p_S is p on S and 0 elsewhere; q_S is defined alike.  There are four normalisations:
 
     .. math::
         \text{none (Eq. 8):}   \quad & L = \sum_{v \in S} p_v \log (p_v / q_v) \\
@@ -43,15 +43,16 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
         \text{other\_bin:}     \quad & L + (1 - P) \log \frac{1 - P}{1 - Q} \\
         \text{teacher:}        \quad & L / P - \log P = \mathrm{KL}(p_S / P \,\|\, q)
 
-    Nats per token.  "none" may be negative, down to P log P; the others are >= 0 for a mask.  The gradient of "none" with
-    respect to the student's logits is q_k P - p_k [k in S].  This gradient is 0 if q = p_S / P; then q has no mass outside S.
-    An empty S gives 0 without gradient.  A class with log-probability -inf contributes 0 to L.
+    The unit is nats per token.  "none" can be negative; its minimum is P log P.  The others are >= 0 if `keep_NV` is a mask.
+    The gradient of "none" with respect to the student's logit of class k is q_k P - p_k if k is in S, and q_k P if not.  This
+    gradient is 0 for all classes if q = p_S / P; then q has no mass outside S.  An empty S gives 0 without gradient.  A class
+    with log-probability -inf contributes 0 to L.
 
     Args:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
         logp_NV: Teacher log-probabilities, no gradient.
-        keep_NV: S as a bool mask, or a gate in [0, 1] that weights the summand of each class.  "other_bin" weights the bin of
-            the other classes by 1 - gate.  The gradient flows through the gate.
+        keep_NV: S as a bool mask, or a gate: a weight in [0, 1] for the summand of each class.  In "other_bin", a class has the
+            weight 1 - gate in the sums 1 - P and 1 - Q.  The gradient also flows through the gate.
         normalise: The normalisation.
 
     Returns:
@@ -83,27 +84,33 @@ class DacKLConfig:
     .. math:: L = \sum_{v \in S} p_v \log \frac{p_v}{q_v}, \qquad
         S = \{v : l \le p_v \le u\} \cup \{\arg\max p\}, \qquad u, l = \sigma(f_{sub}(p, q))
 
-    p is the teacher, q the student. Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 6-8. Nats per token; may be negative.
+    p is the teacher, q the student, and f_sub a network that predicts the interval [l, u]. Source: MGSR (arXiv 2407.10068),
+    section 4.2, Eq. 6-8. The unit is nats per token; the value can be negative.
 
     Args:
         mode: The score of a class that the interval bounds: the teacher's probability ("value", Eq. 7), its ratio to the
             largest probability ("relative"), the mass of more probable classes ("mass"), or the quantile of the rank
             ("entry_quantile"); see `keep_mask`.
         normalise: "none" is Eq. 8; see `clipped_divergence`.
-        gate: How gradients reach f_sub through the interval: "straight_through" (hard mask forward, soft gate backward), "soft"
-            (soft gate in both), or "none" (f_sub is not trained: the hard set of Eq. 7, taken literally, has no gradient).
+        gate: How gradients flow to f_sub.  "straight_through" uses the hard mask in the forward pass and a soft gate in the
+            backward pass.  "soft" uses the soft gate in both.  With "none", f_sub is not trained, since the hard set of Eq. 7
+            has no gradient.
         network: Settings of f_sub.
-        mass_floor: Minimum of the kept mass P, in (0, 1): below it the penalty 10 (mass_floor - P)^2 is added, so that P does
-            not collapse.  None adds none, as in the paper; 0.9 is robust.
-        keep_target: Whether the teacher's arg max is always kept, as by the max of Eq. 7; Table 3b has results without it.
-        target_twice: Whether the kept arg max counts a second time where the interval contains it; needs `normalise: none`.
-        fixed_interval: (lower, upper) instead of f_sub, 0 <= lower <= upper <= 1; in mode "relative", (0.05, 1) is min-p 0.05.
-        fixed_top: Number of most probable classes to keep instead of f_sub, >= 1; needs mode "entry_quantile".
-        gate_temperature: Width of the soft gate, > 0; the default is a mass of 0.02 in mode "mass", else 0.5 nats of log p or
-            log rank.
+        mass_floor: Smallest kept mass P without a penalty, in (0, 1).  For a smaller P, 10 (mass_floor - P)^2 is added, so that
+            P does not collapse to 0.  None adds no penalty, as in the paper; 0.9 is a robust value.
+        keep_target: Whether the teacher's arg max is kept for any interval, as in Eq. 7.  Table 3b of the paper has results for
+            False.
+        target_twice: Whether the arg max is summed a second time if the interval contains it; needs `normalise: none` and
+            `keep_target: true`.
+        fixed_interval: A constant interval (lower, upper) that replaces f_sub, 0 <= lower <= upper <= 1.  In mode "relative",
+            (0.05, 1) keeps the classes of min-p 0.05.
+        fixed_top: A constant number of most probable classes that are kept, >= 1.  It replaces f_sub and needs mode
+            "entry_quantile".
+        gate_temperature: Width of the soft gate, > 0.  The default is a mass of 0.02 in mode "mass".  In other modes the gate
+            is a function of the logarithm of the score, and the default is 0.5 nats.
 
     Raises:
-        ConfigError: a field is out of range, or cannot be combined with another.
+        ConfigError: a field is out of range, or two fields cannot be combined.
 
     Example:
         >>> DacKLConfig(mass_floor=0.9).has_network, DacKLConfig(fixed_interval=(0.01, 1.0)).has_network
@@ -129,7 +136,7 @@ class DacKLConfig:
 
     @property
     def needs(self) -> Needs:
-        """Teacher logits over the whole vocabulary, since classes are ranked."""
+        """Requires teacher logits over the whole vocabulary, since classes are ranked."""
         return Needs(full_vocabulary=True)
 
     def __post_init__(self) -> None:
@@ -138,7 +145,7 @@ class DacKLConfig:
         good = self.gate_temperature is None or 0 < self.gate_temperature < math.inf
         check_field(self, "gate_temperature", good, "must be above 0; leave it out for the mode's default")
         good = not self.target_twice or (self.normalise == "none" and self.keep_target)
-        check_field(self, "target_twice", good, "needs normalise none and keep_target; weights above 1 have no remainder")
+        check_field(self, "target_twice", good, "needs normalise none and keep_target; set both, or leave target_twice out")
         lower, upper = self.fixed_interval or (0.0, 1.0)
         check_field(self, "fixed_interval", 0 <= lower <= upper <= 1, "must satisfy 0 <= lower <= upper <= 1; put lower first")
         if self.fixed_top is not None:
@@ -159,7 +166,7 @@ class DacKLConfig:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Settings for the tests of the laws, one for each interpretation of the paper."""
+        """Return settings for tests: at least one for each value of each option."""
         small, exact = ClipNetworkConfig(hidden=4), ClipNetworkConfig(hidden=4, sorted="exact")
         biased = ClipNetworkConfig(hidden=4, upper_bias=3.0, lower_bias=-1.0)
         return (
@@ -177,8 +184,9 @@ class DacKLConfig:
 class DacKL(nn.Module):
     """DAC-KL: divergence from the teacher clipped to a predicted interval (Eq. 6-8).
 
-    Nats per token.  It is not a divergence in the strict sense.  Without normalisation it may be negative, and f_sub can reduce
-    the loss by excluding every class with p > q.  Therefore monitor the diagnostics `kept_mass` and `target_only`.
+    The unit is nats per token.  DAC-KL is not a divergence in the strict sense.  Without normalisation it may be negative, and
+    f_sub can reduce the loss by excluding every class with p > q.  Therefore monitor the diagnostics `kept_mass` and
+    `target_only`.
 
     Args:
         config: Settings of DAC-KL.
@@ -199,7 +207,7 @@ class DacKL(nn.Module):
         self.network = None
         if config.has_network:
             self.network = ClipNetwork(vocabulary, config.network, start=dac_kl_options.START[config.mode], seed=seed)
-            self.network.requires_grad_(config.gate != "none")  # else weight decay would change it without a gradient
+            self.network.requires_grad_(config.gate != "none")  # otherwise weight decay would change untrained weights
 
     def forward(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the divergence and the diagnostics of each row.
@@ -210,7 +218,8 @@ class DacKL(nn.Module):
 
         Returns:
             divergence_N, including the mass-floor penalty; and the diagnostics by name, one float32 value per row: `kept_mass`
-            (sum of p over the hard set S), `kept_classes`, `lower`, `upper`, `target_only` (1 where S is the arg max only).
+            (sum of p over the hard set S), `kept_classes` (size of S), `lower` and `upper` (the interval), and `target_only` (1
+            if S consists of the teacher's arg max only, otherwise 0).
         """
         logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
         p_NV = logp_NV.exp()
@@ -241,7 +250,7 @@ class DacKL(nn.Module):
     def kept(self, logq_NV: Tensor, logp_NV: Tensor) -> Tensor:
         """Compute the hard set S of each row; return keep_NV, bool.
 
-        `forward` uses the same set.  The span loss of clipped vectors needs this set.
+        `forward` uses the same set.  The span loss on clipped distributions needs S.
         """
         logp_NV = logp_NV.to(loss_dtype(logq_NV))
         score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, logp_NV.exp())
@@ -263,14 +272,14 @@ class DacKL(nn.Module):
     def _gate(
         self, score_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, ends: tuple[Tensor, Tensor], target_N1: Tensor | None
     ) -> Tensor:
-        """The weight of each class, in [0, 1]: `keep_NV`, or the values of a gate.
+        """Return the weight of each class, in [0, 1]: `keep_NV`, or the values of a gate.
 
         The soft gate is a function of the mass in mode "mass", of log p in mode "value", and of the log score in other modes.
         """
         if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV
         if self.config.mode != "mass":
-            tiny = torch.finfo(logp_NV.dtype).tiny  # log 0 minus that of a ruled-out class would be -inf - -inf
+            tiny = torch.finfo(logp_NV.dtype).tiny  # otherwise a bound of 0 and a score of 0 give -inf - -inf
             ends = (ends[0].clamp(min=tiny).log(), ends[1].clamp(min=tiny).log())
             score_NV = logp_NV if self.config.mode == "value" else score_NV.log()
         score_NV = score_NV.to(logp_NV.dtype)

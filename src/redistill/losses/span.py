@@ -1,8 +1,9 @@
 """The span loss, Eq. 10, on rows of log-probabilities.
 
-The inputs are rows and ranges of rows, never text.  Row j is the distribution that *predicts* token j.  A span is a half-open
-range [a, b): it has b - a tokens, and the pairs of rows (j, j + 1) for a <= j < b - 1.  The vocabulary pass uses the same
-distance with `pair_weights`, so that the pairs of all samples can be processed in chunks.
+The inputs are rows and ranges of rows, never text.  Row j is the distribution that *predicts* token j.  A span, the range of a
+phrase, is half-open: [a, b) has b - a tokens, and the pairs of rows (j, j + 1) for a <= j < b - 1.  `span_loss` computes the
+loss of one sample.  The vocabulary pass computes the same sum from `pair_distance` and `pair_weights`, so that it can process
+the pairs of all samples in chunks.
 """
 
 from collections.abc import Sequence
@@ -30,15 +31,17 @@ class SpanConfig:
     Source: MGSR (arXiv 2407.10068), Eq. 9-10; `span_loss` defines the symbols.
 
     Args:
-        squared: Use the squared L2 norm of a pair's difference, and not the norm.
-        denominator: Divisor of a span's sum: its number of "tokens" (n_si, as printed) or of "pairs", one fewer.
-        skip_singletons: Exclude spans of one token from the mean; they have no pair and only reduce it.
-        nested: Spans that count where one contains another, as a prepositional phrase contains a noun phrase: "both", or only
-            the "outer" or the "inner" one.
-        vectors: Products of the "full" distributions, or of those "clipped" to the classes that DAC-KL keeps, not renormalised.
+        squared: Whether to use the squared L2 norm of a pair's difference instead of the norm.
+        denominator: Divisor of a span's sum: its number of "tokens" (n_si, as printed), or its number of "pairs", which is one
+            less.
+        skip_singletons: Whether spans of one token are excluded from the mean.  They have no pair, and only reduce the mean.
+        nested: Which spans are used if one span contains another, as a prepositional phrase contains a noun phrase: "both",
+            only the "outer" span, or only the "inner" span.
+        vectors: Distributions that are multiplied: "full", or "clipped" to the classes that DAC-KL keeps, without
+            renormalisation.
 
     Raises:
-        ConfigError: denominator, nested or vectors is not one of these values.
+        ConfigError: denominator, nested or vectors has a value that is not listed here.
 
     Example:
         >>> SpanConfig(denominator="pairs").nested
@@ -78,7 +81,8 @@ def span_loss(
     .. math::
         L = \frac{1}{n_s} \sum_{i=1}^{n_s} \frac{1}{n_{s_i}} \sum_{j} \lVert q_j \circ q_{j+1} - p_j \circ p_{j+1} \rVert_2
 
-    p is the teacher, q the student.  Source: MGSR Eq. 9-10 (arXiv 2407.10068).  0 <= L <= sqrt(2) (2 if squared); 0 if q = p or
+    p is the teacher, q the student.  n_s is the number of spans, n_si the number of tokens of span i, and j runs over the pairs
+    (j, j + 1) of span i.  Source: MGSR (arXiv 2407.10068), Eq. 9-10.  0 <= L <= sqrt(2) (2 if squared).  L is 0 if q = p or if
     there is no span.  The gradient flows through q only and is 0 where a difference is 0.
 
     Args:
@@ -86,7 +90,7 @@ def span_loss(
         logp_TV: Teacher log-probabilities, same shape, no gradient.
         spans: Half-open ranges of rows; they may overlap, and each occurrence counts.
         config: The variant of the equation.
-        keep_TV: The classes S that each row keeps, bool; for clipped vectors only, else None.
+        keep_TV: The classes that DAC-KL keeps in each row, bool; required if `config.vectors` is "clipped", otherwise None.
 
     Returns:
         A scalar.
@@ -133,7 +137,7 @@ def _weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig
     weight_N = torch.zeros(num_rows, dtype=torch.float64)
     counted = counted_spans(spans, config)
     for start, stop in counted:
-        # A span of one token has an empty sum, so 1 replaces its 0 pairs.
+        # A span of one token has an empty sum; the divisor 1 replaces its number of pairs, 0.
         divisor = stop - start if config.denominator == "tokens" else max(stop - start - 1, 1)
         weight_N[start : stop - 1] += 1 / (divisor * len(counted))
     return weight_N
@@ -150,8 +154,8 @@ def pair_distance(logq_NV: Tensor, logp_NV: Tensor, num_pairs: int, squared: boo
         logp_NV: Teacher log-probabilities of the same rows, no gradient.
         num_pairs: Number of pairs of rows n and n + 1, from the first row on.
         squared: Whether to return the squared distance.
-        keep_NV: bool, the classes that each row keeps.  Only classes that both rows of a pair keep contribute to the distance;
-            None uses all.
+        keep_NV: bool, the classes that each row keeps.  Only classes that both rows of a pair keep contribute to the distance.
+            None uses all classes.
 
     Returns:
         distance_N, `num_pairs` long, float32 (float64 for float64 inputs); its gradient is exactly 0 where the distance is 0.
@@ -172,7 +176,7 @@ def pair_distance(logq_NV: Tensor, logp_NV: Tensor, num_pairs: int, squared: boo
 def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[tuple[int, int]]:
     """Select the spans that the mean of Eq. 10 is taken over.
 
-    Nested spans are removed first, then spans of one token, as `config` says.
+    As `config` specifies, nested spans are removed first, and spans of one token afterwards.
 
     Example:
         >>> counted_spans([(0, 4), (1, 4), (5, 6)], SpanConfig(nested="inner", skip_singletons=True))
@@ -187,5 +191,5 @@ def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[
 
 
 def _contains(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
-    """Whether `inner` lies in `outer` and differs from it."""
+    """Return whether `inner` lies in `outer` and differs from `outer`."""
     return outer != inner and outer[0] <= inner[0] and inner[1] <= outer[1]

@@ -1,7 +1,7 @@
 """Caches for generation: attention, recurrent, convolution and indexer states.
 
-`CachedBody` computes hidden states of a left-padded batch, a few columns at a time. `check_cache` checks for a given model that
-the cache does not change the logits.
+`CachedBody` computes hidden states of a left-padded batch, a few columns at a time. A column contains one token of each
+sequence. `check_cache` checks for a given model that the cache does not change the logits.
 """
 
 import inspect
@@ -54,7 +54,7 @@ class Columns:
         return self._buffer[..., : self._filled, :]
 
     def select(self, kept: torch.Tensor) -> torch.Tensor:
-        """Keep only the indices `kept` of the first dimension, and return all columns."""
+        """Keep the indices `kept` of dimension 0, and return a view of all columns."""
         assert self._buffer is not None, "nothing has been appended"
         self._buffer = self._buffer[kept]
         return self.view()
@@ -63,7 +63,7 @@ class Columns:
 class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not annotated
     """Cached keys and values of a layer with full attention, stored in `Columns`.
 
-    It replaces `DynamicLayer` of transformers, which copies all keys and values for every generated token.
+    This class replaces `DynamicLayer` of transformers, which copies all keys and values for every generated token.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not anno
 
 
 def new_cache(model: nn.Module) -> Cache:
-    """An empty cache for `model`.
+    """Create an empty cache for `model`.
 
     Layers with full attention use `LeanLayer`; all other layers use the classes of transformers.
     """
@@ -96,7 +96,7 @@ def new_cache(model: nn.Module) -> Cache:
 
 
 def takes_positions(model: nn.Module) -> bool:
-    """Whether the forward function of the body has an argument for positions.
+    """Return whether the forward function of the body has an argument for positions.
 
     Families with ALiBi compute positions from the attention mask, and recurrent families have no positions.
     """
@@ -104,10 +104,11 @@ def takes_positions(model: nn.Module) -> bool:
 
 
 def prefixes_can_be_reused(model: nn.Module) -> bool:
-    """Whether cached keys and values stay valid at any column and any text length.
+    """Return whether cached keys and values stay valid at any column and text length.
 
     They stay valid if every layer has full attention and the body takes positions. They become invalid with sliding windows,
-    recurrent states, or rotary frequencies that depend on the length of the text. Such families must process a prefix again.
+    recurrent states, or rotary frequencies that depend on the length of the text. Models with such layers must process a prefix
+    again.
     """
     config = text_config(model)
     layers = DynamicCache(config=config).layers
@@ -147,7 +148,7 @@ class CachedBody:
             raise ModelError(f"{text_config(model).model_type}: its forward has no argument for a cache; use another family")
         self._argument = names[0]
         self.start()
-        layers = self.cache.layers  # empty if the cache creates its layers later; such layers have attention
+        layers = self.cache.layers  # empty if the first forward pass creates them, as attention layers
         self._is_recurrent = bool(layers) and not any(isinstance(layer, CacheLayerMixin) for layer in layers)
 
     def start(self) -> None:
@@ -162,14 +163,15 @@ class CachedBody:
         Args:
             ids_LT: Token ids of the new columns, for L sequences.
             mask_LC: Attention mask of all C columns so far, including those in the cache.
-            position_LT: Positions of the new columns.
+            position_LT: Positions of the new tokens in their sequences, from 0.
         """
         columns = ids_LT.shape[1]
         if self._is_recurrent:
             mask_LC = mask_LC[:, -columns:]
         elif self._gives_mask and columns == 1:
-            # The 4-D mask that the layers use.  From a 2-D mask transformers would build it at every token and synchronise
-            # with the GPU to find out whether a mask is needed; without a mask, bf16 attention on a CPU is ten times slower.
+            # The layers use this 4-D mask.  From a 2-D mask, transformers would compute it at every token, and would
+            # synchronise with the GPU to determine whether a mask is needed.  Without a mask, bf16 attention on a CPU is ten
+            # times slower.
             mask_LC = mask_LC[:, None, None, :].bool()
         positions = {"position_ids": position_LT} if self._takes_positions else {}
         output = self._body(
@@ -182,7 +184,7 @@ class CachedBody:
         self.cache.reorder_cache(kept)
 
     def is_outdated(self, before: int, after: int) -> bool:
-        """Whether a cache has become invalid because its text has grown.
+        """Return whether a cache has become invalid because its text has grown.
 
         The text had `before` tokens when the cache was computed, and has `after` tokens now. Only models with longrope have
         such caches: their rotary frequencies change at a certain length.
@@ -195,7 +197,8 @@ def check_cache(model: nn.Module, *, name: str, remedy: str = "use another famil
     """Check that a cache and padding do not change the logits of a model.
 
     The model computes the logits of two sequences, of 5 and 3 tokens, in three ways: each sequence alone, both in a padded
-    batch, and both with a cache. The first sequence is removed from the cache before the last token, as in generation.
+    batch, and both with a cache. The first sequence is removed from the cache before the last token of the second sequence is
+    processed, because generation also removes sequences that have ended.
 
     Args:
         model: A causal language model.
@@ -233,7 +236,7 @@ def check_cache(model: nn.Module, *, name: str, remedy: str = "use another famil
     own_NV = classifier.logits(expected_ND)
     spread = (own_NV - own_NV.mean(dim=1, keepdim=True)).norm()
     is_exact = classifier.weight_VD.dtype == torch.float32 and not is_quantised(model)
-    allowed = 0.01 if is_exact else 0.1  # rounding can change the choice of experts
+    allowed = 0.01 if is_exact else 0.1  # rounding can change which experts are chosen
     for where, hidden_ND in found.items():
         if (classifier.logits(hidden_ND) - own_NV).norm() > allowed * spread:
             raise ModelError(f"{name}: the {family} family computes other logits {where}; {remedy}")

@@ -1,7 +1,7 @@
 """Checks of a model's config.json before memory for the model is allocated.
 
 A config is untrusted input: the numbers in it determine how much memory a model needs. Therefore its fields are first checked
-as JSON. Then the model is built on the device "meta", which allocates no memory, with a limit of the number of modules and
+as JSON. Then the model is built on the device "meta", which allocates no memory, with a limit on the number of modules and
 parameters. The tensors of this model are compared with the headers of the weight files.
 """
 
@@ -56,7 +56,7 @@ def read_settings(name: str, source: Mapping[str, str]) -> ModelSettings:
         raise ModelError(f"{what} must be a JSON object with the fields of the model; {_FIX}")
     check_fields(what, fields)
     with _naming_field(what, fields):
-        if "gguf_file" in source:  # its metadata were read above, which takes seconds
+        if "gguf_file" in source:  # reading the file again would take seconds
             settings = CONFIG_MAPPING[str(fields.get("model_type", ""))].from_dict(fields)
         else:
             settings = AutoConfig.from_pretrained(**source, trust_remote_code=False)
@@ -140,7 +140,7 @@ def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]
     """
     quantised = getattr(settings, "quantization_config", None) is not None
     stored = sum(tensor.size for tensor in tensors.values())
-    # A quantised element holds up to 16 weights.
+    # A quantised element stores up to 16 weights.
     comparable = {} if quantised else tensors
     check_size(name, settings, parts=len(tensors), weights=(16 if quantised else 1) * stored, tensors=comparable)
 
@@ -154,12 +154,12 @@ def check_size(
         name: Name of the model for error messages.
         settings: The config of the model; it is not changed.
         parts: Number of tensors in the files.
-        weights: Maximum number of weights in the files.
+        weights: Number of weights in the files, or an upper bound of this number.
         tensors: Stored tensors whose sizes and types are compared with those of the model.
 
     Raises:
-        ModelError: the model cannot be built, a tensor has another size or type than its stored tensor, or the model has more
-            than twice as many weights as the files. If fewer weights are missing, the loader reports them.
+        ModelError: the model cannot be built, a tensor of the model has another size or type than the stored tensor, or the
+            model has more than 2 * `weights` + 1,000,000 weights. If fewer weights are missing, the loader reports them.
     """
     model = build_without_memory(name, settings, 16 * parts + 4000)
     expected = model.state_dict() if tensors else {}
@@ -220,9 +220,9 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
 
 @contextlib.contextmanager
 def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
-    """Context that converts errors as `reading` does; messages name the invalid field.
+    """Convert exceptions as `reading` does, and name the invalid field in the message.
 
-    This is the field whose value the exception quotes, such as the name of an unknown activation function.
+    The invalid field is the field whose value the exception quotes, such as the name of an unknown activation function.
     """
 
     def field() -> str:

@@ -32,7 +32,7 @@ class StudentModule(nn.Module):
         divergence: The divergence of the objective. If it is a module, such as the network of DAC-KL, it is registered as a
             submodule, so that its parameters are trained.
         compile: "none" compiles nothing, "rows" compiles the terms of the objective, and "all" also compiles the body for
-            training. "auto" chooses by vocabulary size and machine.
+            training. "auto" is the same as "rows" or "none", depending on the vocabulary size and the machine.
 
     Raises:
         ConfigError: other users can write to the compiler cache.
@@ -59,15 +59,15 @@ class StudentModule(nn.Module):
 
         Args:
             batch: The micro-batch.
-            target: Source of teacher logits, if a term needs them.
+            target: Source of teacher logits; None if no term needs teacher logits.
             terms: The terms of the objective.
             mode: "learn" computes the objective, and "rows" only the hidden states.
 
         Returns:
-            With "learn", the objective as a scalar, and the unweighted sum of each term by name. The forward pass computes the
-            gradient of a trainable head's weight and adds it to its ``grad``, so a backward pass of the scalar with a gradient
-            of 1 must follow. With "rows", the hidden states of the supervised rows, [N, D], and the head that maps them to
-            logits.
+            With "learn", the objective as a scalar, and the unweighted sum of each term by name. If the head is trainable, the
+            forward pass also computes the gradient of its weight and adds it to the weight's ``grad``. The caller must then run
+            the backward pass of the scalar with a gradient of 1. With "rows", the hidden states of the supervised rows, [N, D],
+            and the head that maps them to logits.
         """
         hidden_BTD = (self._compiled_body or body(self.model))(batch.input_ids_BT, batch.attention_mask_BT)
         hidden_ND, student_head = hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)

@@ -124,7 +124,7 @@ def _sharded(name: str, index: Path) -> dict[str, Stored]:
 
 
 def shards(name: str, index: Path) -> dict[str, str]:
-    """Read an index, and return the name of each tensor's file by tensor name.
+    """Read an index; return a map from tensor names to the names of their files.
 
     Raises:
         ModelError: the index is damaged, or lists files outside its folder.

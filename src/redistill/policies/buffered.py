@@ -18,18 +18,19 @@ class Buffered(WrappingNode):
     """Text sampled from a buffer of the newest `capacity` generated sequences.
 
     Generated text is added to a first-in, first-out buffer; then each generated answer is replaced by a sequence sampled from
-    the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  If the
-    source returns additional sequences, they are added to the buffer, and are not part of the result.
+    the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  Additional sequences
+    of the source are added to the buffer, and are not part of the result.
 
-    Source: the reference code's "on-policy" (ImitKD and GKD), which has a buffer of 1000 sequences per process; here all
-    processes share one buffer, so that the result does not depend on their number.
+    Source: the public code of DistiLLM (the reference code), where this is the "on-policy" setting for ImitKD and GKD.  That
+    code has a buffer of 1000 sequences per process.  Here all processes share one buffer, so that the result does not depend on
+    the number of processes.
 
     Args:
         source: Generates the text.
         capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
 
     Raises:
-        ConfigError: a capacity below 1, or a source that generates no student text.
+        ConfigError: the capacity is below 1, or the source generates no student text.
 
     Example:
         >>> Buffered(capacity=500).source
@@ -47,7 +48,7 @@ class Buffered(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return settings on which the laws of redistill.testing are checked."""
         return (cls(), cls(capacity=12))
 
     def bind(self, tools: PolicyTools) -> "BufferedSource":
@@ -55,7 +56,7 @@ class Buffered(WrappingNode):
 
 
 class BufferedSource(Wrapping):
-    """Generates the sequences of a `Buffered` policy; returned by its `bind`."""
+    """The source of a `Buffered` policy, which `Buffered.bind` returns."""
 
     def __init__(self, source: Source, buffer: "SequenceBuffer") -> None:
         self._source, self._buffer = source, buffer
@@ -81,7 +82,7 @@ class BufferedSource(Wrapping):
 class SequenceBuffer:
     """A buffer of the newest generated sequences of all processes.
 
-    It is identical on each process, and its methods are called on every process.
+    The buffer is identical in every process.  Every process must call the methods at the same steps.
 
     Raises:
         ConfigError: a roll-out is added.
@@ -98,7 +99,7 @@ class SequenceBuffer:
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
         """Add the sequences that all processes generated at this step.
 
-        The answers of all processes are added first, then their additional sequences.
+        The answers of all processes are added first, and the additional sequences of all processes afterwards.
 
         Args:
             step: Number of updates done.
@@ -117,7 +118,7 @@ class SequenceBuffer:
         """Sample sequences for all processes; return the `count` of this process.
 
         Sampling is uniform, and without replacement over all processes.  Sequences that were generated at this step keep their
-        origin; the origin of all others is "replay".
+        origin; all other sequences get the origin "replay".
         """
         counts = self._tools.processes.gather([count])
         first = sum(counts[: self._tools.processes.rank])
@@ -127,7 +128,7 @@ class SequenceBuffer:
         return [sequence if at == step else replace(sequence, origin="replay") for at, sequence in sampled]
 
     def state(self) -> list[Mapping[str, Json]]:
-        """The sequences of the buffer as JSON data, oldest first."""
+        """Return the sequences of the buffer as JSON data, oldest first."""
         return [
             {
                 "step": step,
@@ -150,7 +151,7 @@ class SequenceBuffer:
 
 
 def is_generated(sequence: TokenSequence) -> bool:
-    """Whether a model generated the sequence at this step."""
+    """Return whether a model generated the sequence at the current step."""
     return sequence.origin not in {"dataset", "replay"}
 
 
@@ -158,7 +159,7 @@ def check_buffer(name: str, source: PolicyNode, capacity: int) -> None:
     """Check the capacity of a buffer, and that its source generates student text.
 
     Raises:
-        ConfigError: a capacity below 1, or a source that generates no student text.
+        ConfigError: the capacity is below 1, or the source generates no student text.
     """
     if capacity < 1:
         raise ConfigError(f"capacity = {capacity}: must be >= 1; the reference code keeps 1000")

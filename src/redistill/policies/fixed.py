@@ -11,7 +11,7 @@ from redistill.policies.source import PolicyNode, PolicyTools, Stateless
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(PolicyNode):
-    """The gold answers: off-policy distillation (KD), and SFT.
+    """Returns the gold answers, for off-policy distillation (KD) and for SFT.
 
     Example:
         >>> Fixed().needs.teacher, Fixed().sampling  # generates no text
@@ -20,7 +20,7 @@ class Fixed(PolicyNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return settings on which the laws of redistill.testing are checked."""
         return (cls(),)
 
     def bind(self, tools: PolicyTools) -> "FixedSource":
@@ -28,7 +28,7 @@ class Fixed(PolicyNode):
 
 
 class FixedSource(Stateless):
-    """Generates the sequences of a `Fixed` policy; returned by its `bind`."""
+    """The source of a `Fixed` policy, which `Fixed.bind` returns."""
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         return [item.sequence for item in items]

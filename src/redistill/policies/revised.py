@@ -1,7 +1,7 @@
-"""SCRG around a source of student text (paper section 4.1).
+"""SCRG applied to a source of student text (MGSR, section 4.1).
 
-The source generates drafts.  A round of revision scores them in one forward pass of each model, locates and corrects the error
-token (redistill.policies.correction), and generates the tail: the student's continuation of the corrected prefix.  Gold
+The source generates drafts.  A round of revision scores the drafts in one forward pass of each model, locates and corrects the
+error token (redistill.policies.correction), and generates the tail: the student's continuation of the corrected prefix.  Gold
 sequences that a source returns are not revised.
 """
 
@@ -27,7 +27,7 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
     "reverse": ("reverse_kl",),
     "forward": ("forward_kl",),
     "surprise": ("teacher_logprob", "teacher_entropy"),
-    "random": ("reverse_kl",),  # only logged; it gives the control the cost of "reverse"
+    "random": ("reverse_kl",),  # only logged; so this control costs as much as "reverse"
 }
 
 
@@ -35,24 +35,27 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
 class Revised(WrappingNode):
     r"""Student text in which the teacher replaces the error token.
 
-    The student regenerates what follows.
+    The student then generates a new continuation.
 
-    Source: the paper's Eq. 3 and 4; docs/methods/mgsr.md lists their interpretations.
+    Source: MGSR (arXiv 2407.10068), Eq. 3 and 4.  docs/methods/mgsr.md lists the interpretations of these equations.
 
     .. math:: j = \arg\max_{i} \mathrm{KL}(q_i \,\|\, p_i) \;\text{ over }\; y_i^s \ne y_i^t, \quad
         y = (y_{<j}^s,\; y_j^t,\; y_{>j}), \quad y_{>j} \sim q(\cdot \mid x, y_{\le j})
 
     Args:
         source: Generates the drafts.
-        teacher_token: "sample" samples the teacher's token from its distribution (the paper's y ~ p), "argmax" takes the mode.
-        detection: "reverse" scores a position by KL(q || p), student first as in Eq. 3; "forward" by KL(p || q); "surprise" by
-            -log p(y) - H(p), the excess surprisal of the student's token y; "random", a control, samples the position.
+        teacher_token: "sample" samples the teacher's token from its distribution (y ~ p in the paper); "argmax" uses its most
+            probable token.
+        detection: Score of a position.  The error token has the largest score among the positions where the teacher's token
+            differs from the student's.  "reverse" is KL(q || p), with the student first as in Eq. 3, and "forward" is
+            KL(p || q).  "surprise" is -log p(y) - H(p), the excess surprisal of the student's token y.  "random" is a control
+            with random scores.
         rounds: Number of revisions of a sequence, >= 1; the paper's default is 1.
         in_order: Whether a later round searches for an error only from the position of the previous error on.
         mode: "replace" returns the revised sequence instead of the draft; "append" returns both.
 
     Raises:
-        ConfigError: rounds below 1, or a source that generates no student text.
+        ConfigError: rounds is below 1, or the source generates no student text.
 
     Example:
         >>> Revised(rounds=2).needs.statistics
@@ -78,7 +81,7 @@ class Revised(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return settings on which the laws of redistill.testing are checked."""
         return (
             cls(),
             cls(teacher_token="argmax", detection="forward", rounds=2),
@@ -95,15 +98,15 @@ class Revised(WrappingNode):
 
 
 def revises(node: object) -> bool:
-    """Whether a policy, or one that it wraps, is `Revised`.
+    """Return whether a policy, or a policy that it wraps, is `Revised`.
 
-    If it is, a prefix memory avoids repeated forward passes on drafts.
+    If so, a prefix memory is useful: it avoids repeated forward passes on drafts.
     """
     return isinstance(node, Revised) or (hasattr(node, "source") and revises(node.source))
 
 
 class RevisedSource(Wrapping):
-    """Generates the sequences of a `Revised` policy; returned by its `bind`."""
+    """The source of a `Revised` policy, which `Revised.bind` returns."""
 
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools) -> None:
         assert tools.scorer is not None and settings.sampling is not None, "checked by `needs` when the recipe was read"
@@ -158,7 +161,7 @@ class RevisedSource(Wrapping):
     def _score(self, step: int, number: int, drafts: list[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute a score and the teacher's token for each token of the drafts.
 
-        Both results are [B, T] tensors on the CPU.  Each model reads each draft once.
+        Both results are [B, T] tensors on the CPU.  Each model runs once on each draft.
         """
         statistics = _STATISTICS[self._settings.detection]
         ask_token: Statistic = "teacher_sample" if self._settings.teacher_token == "sample" else "teacher_argmax"
@@ -175,7 +178,7 @@ class RevisedSource(Wrapping):
     def _tails(
         self, step: int, number: int, drafts: list[TokenSequence], corrections: list[Correction]
     ) -> list[tuple[int, ...]]:
-        """Generate the tail of each correction; it is empty if `tail_budget` is 0."""
+        """Generate the tail of each correction; a tail is empty if `tail_budget` is 0."""
         unfinished = [index for index, correction in enumerate(corrections) if correction.tail_budget > 0]
         requests = [
             GenerationRequest(

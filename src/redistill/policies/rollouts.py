@@ -1,9 +1,9 @@
 """MiniLLM's roll-outs: generated and scored text, used for several passes.
 
 The formulas are in redistill.losses.policy_gradient; this module keeps the pool of roll-outs between updates.  A *cycle*
-consists of the updates of `inner_epochs` passes over one pool.  At its first update the source answers the prompts of a whole
-pass, and each model scores the answers in one forward pass.  Advantages are computed for each mini-batch, since whitening uses
-its mean and variance.
+consists of the updates of `inner_epochs` passes over one pool.  At the first update of a cycle, the source answers the prompts
+of a whole pass, and each model scores the answers in one forward pass.  Advantages are computed for each mini-batch, since
+whitening uses the mean and variance of the mini-batch.
 """
 
 import math
@@ -31,18 +31,20 @@ class Rollouts(WrappingNode):
     r"""Roll-outs with advantages and importance weights, used for several passes.
 
     Source: MiniLLM (arXiv 2306.08543) and its published code, whose values are the defaults.  Old log-probabilities, rewards
-    and importance weights use the models' distributions at temperature 1 and without nucleus sampling, even if the text was
-    sampled with other settings.
+    and importance weights always use the models' distributions at temperature 1 and without nucleus sampling, even if the text
+    was sampled with other settings.
 
     .. math:: r_t = \mathrm{clip}\Bigl(\tfrac{1}{s} \log \frac{p(y_t)}{q_{old}(y_t)},\, -c,\, c\Bigr), \quad
         R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}, \quad
         w_t = \frac{q_{old}(y_t)}{(1 - a)\, q_{old}(y_t) + a\, p(y_t)}
 
-    The advantage of a token is its whitened return; a is the teacher's weight in the mixture, and n_t the number of tokens from
-    t on, or 1 without normalisation.
+    p is the teacher, and q_old the student that scored the roll-out.  s is `reward_scaling`, c is `reward_clip`, and gamma is
+    `discount`.  a is the weight of the teacher in the mixture, and n_t the number of tokens from t on, or 1 without
+    normalisation.  The advantage of a token is its whitened return.
 
     Args:
-        source: Generates the text.  The probabilities of its tokens must be known, since importance weights use them.
+        source: Generates the text: the student, or a mixture of student and teacher.  The importance weights depend on the
+            distribution that the text was sampled from.
         num_rollouts: Number of roll-outs that all processes together generate for one pool, >= 1; rounded down to a multiple of
             the training batch size, but to at least one batch.
         inner_epochs: Number of passes over a pool before a new one is generated, >= 1; the first pass has the order of the gold
@@ -50,12 +52,12 @@ class Rollouts(WrappingNode):
         discount: Discount gamma of the returns, in [0, 1].
         reward_scaling: Divisor of the reward log p - log q, > 0.
         reward_clip: Bound of the absolute scaled reward of a token, > 0.
-        length_normalise: Whether a return is divided by the number of tokens that it sums over.
+        length_normalise: Whether the return of a token is divided by the number of rewards in its sum.
         whiten: "tokens" whitens returns over the tokens of a global mini-batch; "padded" over rows padded with zeros to the
             length limit of responses, as the published code does; "none" uses the returns as advantages.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> Rollouts().teacher_share, Rollouts().needs.samples_student
@@ -91,7 +93,7 @@ class Rollouts(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return settings on which the laws of redistill.testing are checked."""
         return (
             cls(num_rollouts=16, inner_epochs=2),
             cls(source=StudentGenerated(), num_rollouts=1, inner_epochs=1, length_normalise=False, whiten="padded"),
@@ -114,7 +116,7 @@ class Rollouts(WrappingNode):
 class _Scored:
     """A sequence of the pool, with the log-probabilities of its targets.
 
-    Both models computed them when the sequence was generated.
+    The log-probabilities, in nats, were computed by both models right after the sequence was generated.
     """
 
     sequence: TokenSequence
@@ -123,7 +125,7 @@ class _Scored:
 
 
 class RolloutsSource(Wrapping):
-    """Generates the sequences of a `Rollouts` policy; returned by its `bind`."""
+    """The source of a `Rollouts` policy, which `Rollouts.bind` returns."""
 
     def __init__(self, settings: Rollouts, source: Source, tools: PolicyTools) -> None:
         assert tools.scorer is not None, "checked by `needs` when the recipe was read"
@@ -222,7 +224,7 @@ class RolloutsSource(Wrapping):
 def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
     """Group the indices of the items so that no group contains a sample twice.
 
-    Each group is generated with a step of its own, since step and sample select the random stream of an answer.
+    Each group is generated with its own step number, since step and sample select the random stream of an answer.
     """
     groups: dict[int, list[int]] = {}
     times: Counter[int] = Counter()

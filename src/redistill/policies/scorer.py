@@ -18,7 +18,7 @@ class Scorer:
     Args:
         read_student: Returns the student's hidden states [N, D] of a batch's rows and the student's head, without gradient.
         teacher: A teacher with `TeacherCapabilities.statistics`.
-        pad_id: Padding id of short rows.
+        pad_id: Token id that pads short sequences.
         batch_size: Sequences per forward pass, >= 1.
         device: The student's device.
 
@@ -40,13 +40,13 @@ class Scorer:
     def statistics(
         self, sequences: Sequence[TokenSequence], ask: Sequence[Statistic], uniforms: Sequence[np.ndarray] | None = None
     ) -> dict[Statistic, list[torch.Tensor]]:
-        """Statistics at each target of each sequence, from one forward pass of each model.
+        """Compute statistics at each target; each model runs once on each sequence.
 
         Args:
             sequences: Any number of sequences.
             ask: Names of the statistics; `vocab_pass.row_statistics` describes them.
-            uniforms: For each sequence an array [targets, NUMBERS_PER_DRAW] of uniform float64 numbers in [0, 1); only needed
-                for a statistic that samples tokens.
+            uniforms: For each sequence, an array [targets, NUMBERS_PER_DRAW] of uniform float64 numbers in [0, 1).  Required
+                only for a statistic that samples tokens.
 
         Returns:
             For each statistic a list with a tensor [targets] for each sequence.

@@ -1,8 +1,8 @@
 """The interfaces of policies: nodes and sources.
 
 A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass that recipes decode from YAML; `bind(tools)`
-creates a *source*, which provides the sequences.  The state of a source - buffers, roll-outs - is gathered from all processes,
-so that a draw depends neither on the number of processes nor on a resume.
+creates a *source*, which returns the sequences.  The state of a source (a buffer or roll-outs) is gathered from all processes.
+So a draw depends neither on the number of processes nor on whether the run was resumed.
 """
 
 from abc import abstractmethod
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Revision:
-    """One SCRG correction, as logged in revisions.jsonl and shown in the report.
+    """One correction of SCRG, as logged in revisions.jsonl and shown in the report.
 
     Args:
         step: Number of updates done before the correction, from 0.
-        sample: The training sample.
+        sample: Index of the training example.
         position: The error token's index in the response, from 0.
         kl: The detection score at the error token, in nats.
         before: The draft.
@@ -67,7 +67,7 @@ class PolicyTools:
         batch_size: Sequences that one process generates at once, >= 1.
         seed: The run's seed.
         folder: The run folder, for a source's files; None keeps everything in memory.
-        on_revision: Called with every correction, for the log.
+        on_revision: Function that is called with each revision and logs it.
 
     Example:
         >>> from redistill.policies import StudentGenerated
@@ -96,7 +96,7 @@ class Source(PolicyState, Protocol):
     """Answers the prompts of a step."""
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        """An answer for each item, in order, followed by additional sequences, if any.
+        """Return an answer for each item, in order, then any additional sequences.
 
         Every process calls this method at every step, even without items, since a source may gather data from all processes.
         """
@@ -105,7 +105,7 @@ class Source(PolicyState, Protocol):
 def replaced(values: Sequence[Value], indices: Sequence[int], answers: Sequence[Value]) -> list[Value]:
     """Return a copy of `values` in which answers replace the values at `indices`.
 
-    If there are more answers than indices, the others are appended.
+    If there are more answers than indices, the remaining answers are appended.
     """
     found = list(values)
     for index, answer in zip(indices, answers):
@@ -117,7 +117,7 @@ class Stateless:
     """Methods of a source without state."""
 
     def observe(self, validation_loss: float) -> None:
-        """Does nothing: a source without state does not depend on the validation loss."""
+        """Do nothing: a source without state does not depend on the validation loss."""
 
     def metrics(self) -> Mapping[str, Json]:
         return {}
@@ -130,7 +130,7 @@ class Stateless:
 
 
 class Wrapping:
-    """Methods of a source that wraps the source `_source` and has no other state."""
+    """Methods of a source that wraps another source, `_source`, and has no own state."""
 
     _source: Source
 
@@ -155,11 +155,11 @@ class PolicyNode(Protocol):
 
     @abstractmethod
     def bind(self, tools: PolicyTools) -> Source:
-        """Create the source that provides the sequences of this policy."""
+        """Create the source that returns the sequences of this policy."""
 
     @property
     def sampling(self) -> Sampling | None:
-        """How the student's text is sampled; None if the policy generates none."""
+        """Settings of sampling; None if the policy generates no student text."""
         return None
 
     @property
@@ -169,14 +169,14 @@ class PolicyNode(Protocol):
 
 
 def _student_generated() -> "PolicyConfig":
-    from redistill.policies.generated import StudentGenerated  # that module imports this one
+    from redistill.policies.generated import StudentGenerated  # not at the top, since that module imports this one
 
     return StudentGenerated()
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrappingNode:
-    """A policy node that wraps another, with the same sampling and requirements.
+    """A policy node that wraps another node, and has its sampling and requirements.
 
     Args:
         source: The policy whose answers are used; the student's text by default.
@@ -186,7 +186,7 @@ class WrappingNode:
 
     @property
     def sampling(self) -> Sampling | None:
-        """How the source samples the student's text."""
+        """Settings with which the source samples the student's text."""
         return self.source.sampling
 
     @property
@@ -199,7 +199,7 @@ def check_student_text(name: str, source: PolicyNode, remedy: str) -> None:
     """Check that the source of the policy `name` generates student text.
 
     Raises:
-        ConfigError: the source generates no student text; the message names `remedy` as an alternative.
+        ConfigError: the source generates no student text.  The message suggests `remedy` as an alternative.
     """
     if source.sampling is None:
         given = f"{name}.source = {type(source).__name__}"

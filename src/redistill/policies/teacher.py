@@ -20,28 +20,28 @@ from redistill.storage import files
 FILE = "teacher-responses.jsonl"
 TEACHER_MARK = "teacher_cross_entropy"
 MARK_SEQUENCES = 8
-SAME_TEACHER_NATS = 0.01  # tolerance for rounding that differs between machines or batches
+SAME_TEACHER_NATS = 0.01  # tolerance, since rounding errors differ between machines and batches
 
 Key = tuple[int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherGenerated(PolicyNode):
-    r"""The teacher's answers, one to each prompt: sequence-level distillation.
+    r"""Returns the teacher's answer to each prompt: sequence-level distillation.
 
     .. math:: y \sim p(\cdot \mid x)
 
-    Source: SeqKD (Kim and Rush, arXiv 1606.07947).  Answers are generated in blocks, before the steps that need them, and
-    stored in teacher-responses.jsonl, so that neither a later epoch nor a resume generates any of them again.
+    Source: SeqKD (Kim and Rush, arXiv 1606.07947).  Answers are generated in blocks, before the steps that need them.  They are
+    stored in a file, so that neither a later epoch nor a resumed run generates an answer again.
 
     Args:
         temperature: Sampling temperature, > 0.
         top_p: Nucleus probability, in (0, 1]; 1 keeps all classes.
-        store: File of the answers, which consecutive runs with the same teacher, data and seed can share; None uses a file in
-            the run folder.
+        store: Path of the file of answers, which consecutive runs with the same teacher, data and seed can share; None uses
+            teacher-responses.jsonl in the run folder.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> TeacherGenerated(temperature=0.7).needs.teacher_text
@@ -61,7 +61,7 @@ class TeacherGenerated(PolicyNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return settings on which the laws of redistill.testing are checked."""
         return (cls(), cls(temperature=0.7, top_p=0.9))
 
     @property
@@ -73,9 +73,10 @@ class TeacherGenerated(PolicyNode):
 
 
 class TeacherSource(Stateless):
-    """Reads stored answers, and generates a block of answers when one is missing.
+    """Reads stored answers; generates a block of answers when an answer is missing.
 
-    Checkpoints do not contain the answers: they are read from the file, or generated again with identical tokens.
+    Checkpoints do not contain the answers.  A resumed run reads them from the file, or generates them again with identical
+    tokens.
     """
 
     def __init__(self, settings: TeacherGenerated, tools: PolicyTools) -> None:
@@ -89,7 +90,7 @@ class TeacherSource(Stateless):
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         if self._unread_store is not None:
             self._answers, self._unread_store = self._unread_store.read(), None
-        # The items of all processes, so that all processes generate at the same steps.
+        # `_unanswered` uses the items of all processes, so that all processes generate at the same steps.
         if self._unanswered(step):
             self._generate_block(self._block(step))
         return [answered(item.example, self._answers[_key(item.example)], "teacher") for item in items]
@@ -139,7 +140,8 @@ class ResponseStore:
     The header contains the settings that the answers depend on.
 
     Raises:
-        DataError: the file does not contain teacher answers, or its answers depend on other settings or another teacher.
+        DataError: the file does not contain teacher answers, or its answers were generated with other settings or by another
+            teacher.
     """
 
     def __init__(self, path: Path, sampling: Sampling, tools: PolicyTools) -> None:
@@ -194,10 +196,10 @@ class ResponseStore:
 
 
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
-    """The teacher's mean -log p over the targets of the first gold answers, in nats.
+    """Compute the teacher's mean -log p over the targets of the first gold answers.
 
-    This number identifies the teacher and the data set of stored answers; the name of a model would not identify its weights.
-    The result is None if the teacher does not provide log-probabilities of tokens.
+    This number, in nats, identifies the teacher and the data set of stored answers; the name of a model would not identify its
+    weights.  The result is None if the teacher does not provide log-probabilities of tokens.
     """
     if tools.scorer is None:
         return None

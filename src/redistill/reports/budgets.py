@@ -1,7 +1,7 @@
 """Checks that the compared runs used the same budgets and settings.
 
-A difference is reported with the value of each run; nothing is corrected.  Learning rates belong to the methods and are not
-checked.  The number of generated tokens differs by design and is reported with the costs.
+A difference is reported with the value of each run; scores are not adjusted for it.  Learning rates are not checked, because
+each method has its own.  Numbers of generated tokens differ by design, so they are reported with the costs.
 """
 
 import hashlib
@@ -19,11 +19,13 @@ _HASH_CHARACTERS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
-    """Budgets and settings (aspects) of the compared runs, as text.
+    """Budgets and settings of the compared runs, as text.
+
+    An aspect is one budget or one setting.
 
     Args:
-        unequal: One entry per aspect that differs, such as "updates: 150 (sft), 300 (mgsr, kd)".
-        equal: One entry per aspect that is equal, such as "updates 150".
+        unequal: One entry per aspect that differs between runs, such as "updates: 150 (sft), 300 (mgsr, kd)".
+        equal: One entry per aspect that does not differ, such as "updates 150".
         unknown: Names of the aspects that no run has recorded.
     """
 
@@ -70,13 +72,13 @@ def check_budgets(lineup: Lineup) -> Budgets:
 
 
 def _agree(pairs: Iterable[tuple[int, str]]) -> bool:
-    """Whether each group has only one value; `pairs` are (group, value)."""
+    """Return whether each group has only one value; `pairs` are (group, value)."""
     distinct = set(pairs)
     return len(distinct) == len({group for group, _ in distinct})
 
 
 def _by_value(values: Sequence[tuple[Entry, str]], lineup: Lineup) -> str:
-    """List each value with the labels of the runs that have this value.
+    """Return text that lists each value with the labels of the runs that have it.
 
     Training seeds are added if the runs of one label have different values.
     """
@@ -122,9 +124,10 @@ def _dtypes(entry: Entry) -> Json:
 
 
 def _updates(entry: Entry) -> Json:
-    """Number of updates that were performed, else the number in the recipe.
+    """Return the number of performed updates.
 
-    Early stopping may end a run before the number in the recipe.
+    Early stopping may end a run before the number in the recipe.  That number is returned if a run has not recorded its
+    updates.
     """
     performed = at(entry.run.description, "cost", "updates")
     return at(entry.run.description, "config", "training", "updates") if performed is None else performed
@@ -133,7 +136,7 @@ def _updates(entry: Entry) -> Json:
 def _training_data(entry: Entry) -> Json:
     """Map each role, such as train or corpus, to the hash or name of its data.
 
-    The name is a hub name or path, used if no hash is recorded. Test sets are omitted.
+    If no hash is recorded, the name of the data on the hub or its path is used. Test sets are omitted.
     """
     manifest = mapping(at(entry.run.description, "data"))
     return {
@@ -193,9 +196,10 @@ def _fine_tuned(stage: str, role: str) -> Callable[[Entry], Json]:
 
 
 def _evaluated(name: str, *parts: str) -> Callable[[Entry], Json]:
-    """Return a function that reads an evaluation setting, or its entries `parts`.
+    """Return a function that reads the evaluation setting `name` of a run.
 
-    Settings stored with the scores take precedence over the recipe.
+    If `parts` is not empty, the function reads only these entries of the setting.  Settings stored with the scores take
+    precedence over the recipe.
     """
 
     def read(entry: Entry) -> Json:
@@ -211,9 +215,9 @@ def _evaluated(name: str, *parts: str) -> Callable[[Entry], Json]:
 
 
 def _prompts(dataset: str, entry: Entry) -> Json:
-    """Number and hash of the prompts of a data set, as text.
+    """Return the number and the hash of the prompts of a data set, as text.
 
-    The hash covers texts, because two files may use the same ids for different prompts.
+    The hash is that of the texts, because two files may use the same ids for different prompts.
     """
     hashes = {} if entry.run.student is None else entry.run.student.question_hashes(dataset)
     found = hashlib.blake2b(json.dumps(sorted(hashes.items())).encode(), digest_size=5).hexdigest()

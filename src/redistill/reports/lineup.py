@@ -42,8 +42,8 @@ class Lineup:
     Args:
         name: Title of the comparison.
         entries: The finished runs.
-        baseline: Label that differences refer to.
-        left_out: Descriptions of the unfinished runs of the sweeps.
+        baseline: Label of the runs that the others are compared with.
+        left_out: One phrase for each unfinished run of the sweeps.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Lineup:
         return list(dict.fromkeys(entry.label for entry in self.entries))
 
     def of(self, label: str) -> list[Entry]:
-        """The entries with this label."""
+        """Return the entries with this label."""
         return [entry for entry in self.entries if entry.label == label]
 
 
@@ -65,11 +65,12 @@ def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Se
     """Read the runs in `folders`, each of which is a run folder or a sweep folder.
 
     The label of a run is its label in the sweep, else its method. If runs of one method differ in settings other than seed,
-    output folder and name, the label is the common prefix of the names of the runs with equal settings.
+    output folder and name, the runs with equal settings form a group.  The label of a run is then the common prefix of the
+    names in its group.
 
     Args:
         folders: Run folders or sweep folders.
-        baseline: A label or a run folder; None selects the sweep's baseline, else the first label.
+        baseline: A label or a run folder; None selects the baseline of the sweep, or the first label if there is none.
         labels: Labels to include, in this order; empty includes all.
 
     Raises:
@@ -159,7 +160,7 @@ def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
 
 
 def _settings(run: RunFolder) -> str:
-    """The recipe of a run as JSON, without the settings in `_NOT_THE_METHOD`."""
+    """Return the recipe of a run as JSON, without the settings in `_NOT_THE_METHOD`."""
     config = mapping(at(run.description, "config"))
     return json.dumps({name: value for name, value in config.items() if name not in _NOT_THE_METHOD}, sort_keys=True)
 

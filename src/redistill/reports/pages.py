@@ -1,4 +1,4 @@
-"""Rendering of templates: escaping, and formats of numbers and texts.
+"""Renders templates: escapes all values, and formats numbers and texts.
 
 Model text is untrusted: all values are escaped, control characters are removed, and the Content-Security-Policy of each HTML
 page forbids loading resources and running scripts.
@@ -46,7 +46,7 @@ def render(template: str, page: Mapping[str, object], escaped: Callable[[str], s
 
 
 def score(value: object, unit: str, digits: int = 2) -> str:
-    """A metric's value formatted in its unit; a dash if `value` is not a number.
+    """Format a metric's value in its unit; a dash if `value` is not a number.
 
     Args:
         value: The value; a fraction in [0, 1] where `unit` is "fraction".
@@ -61,7 +61,7 @@ def score(value: object, unit: str, digits: int = 2) -> str:
 
 
 def difference(value: object, unit: str) -> str:
-    """A difference of a metric with its sign; a dash if `value` is not a number.
+    """Format a difference of a metric with its sign; a dash if it is not a number.
 
     Differences of fractions are in percentage points.
 
@@ -74,13 +74,13 @@ def difference(value: object, unit: str) -> str:
 
 
 def fixed(value: object, digits: int = 2) -> str:
-    """A number with `digits` digits after the decimal point; a dash for other values."""
+    """Format a number with `digits` decimal places; a dash if it is not a number."""
     known = number(value)
     return NOTHING if known is None else f"{known:.{digits}f}"
 
 
 def percent(value: object) -> str:
-    """A fraction as percent, such as "12.3 %"; a dash if `value` is not a number."""
+    """Format a fraction as percent, such as "12.3 %"; a dash if it is not a number."""
     known = number(value)
     return NOTHING if known is None else f"{100 * known:.1f} %"
 
@@ -97,9 +97,9 @@ def one_line(text: str) -> str:
 
 
 def visible(token: object) -> str:
-    """The text of a token; a token of white space is shown as symbols.
+    """Return the text of a token, with symbols for a token that is only white space.
 
-    The page highlights tokens, and a highlight is not visible on white space.
+    The page highlights tokens, and the symbols show where white space is highlighted.
 
     Example:
         >>> visible(" the"), visible("\\n"), visible(None)
@@ -110,9 +110,9 @@ def visible(token: object) -> str:
 
 
 def large(value: object, billion: str = "B") -> str:
-    """A number with three significant digits and the suffix k, M, B or T.
+    """Format a number with three significant digits and the suffix k, M, B or T.
 
-    The argument `billion` replaces the suffix B.
+    The argument `billion` replaces the suffix B.  The result is a dash if `value` is not a number.
     """
     known = number(value)
     if known is None:

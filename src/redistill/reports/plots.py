@@ -65,7 +65,7 @@ class Panel:
 
 
 def panels(metrics: Sequence[Mapping[str, Json]], validated: Sequence[Measure] = ()) -> list[Panel]:
-    """Charts of all quantities in the log of a run.
+    """Plot all quantities in the log of a run.
 
     Args:
         metrics: Lines of metrics.jsonl.
@@ -134,7 +134,7 @@ def _plot(
 ) -> str:
     """Plot series as curves, or as areas if `stacked`, and return the SVG element.
 
-    A long series is binned. The line shows the mean of each bin, the band its minimum and maximum.
+    A long series is binned. The line shows the mean of each bin, and the band shows its minimum and maximum.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -175,7 +175,7 @@ def _means(parts: Sequence[np.ndarray]) -> list[float]:
 
 
 def _inline(document: str) -> str:
-    """Extract the <svg> element; it takes its width and text colour from the page."""
+    """Extract the <svg> element, whose width and text colour are those of the page."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # the attributes of <svg>
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)

@@ -1,7 +1,7 @@
 """Published tables of the paper.
 
-They are shown next to measured ones and never ranked with them.  The values are in published/*.yaml, one file per table,
-copied by hand from a scan; the notes list doubtful values.
+Published values are shown next to measured values and never ranked with them.  They are in published/*.yaml, one file per
+table.  They were copied by hand from a scan; the notes of a table list doubtful values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class Published:
 
 
 def published_names() -> list[str]:
-    """Names of the published tables, sorted; the arguments of `read_published`.
+    """List the names of the published tables in alphabetical order.
 
     Example:
         >>> published_names()[:2]

@@ -43,13 +43,13 @@ class Comparison:
 
     Args:
         name: Title of the comparison.
-        baseline: Label that differences refer to.
-        tables: Scores, differences, other scores, costs and published values, in this order; the first three once for each
-            primary metric of the test sets.
+        baseline: Label of the runs that the others are compared with.
+        tables: Scores, differences, other scores, costs and published values, in this order.  Scores and other scores have one
+            table per primary metric; differences have one table per column.
         budgets: Budgets and settings that are equal in all runs, and those that are not.
         tests: Description of the intervals and p-values.
         left_out: Unfinished runs of the sweeps.
-        records: One flat record per model and column, in full precision.
+        records: One flat record per model and column, and one per published value, with numbers in full precision.
         fields: Field names of the records, in order.
     """
 
@@ -106,7 +106,7 @@ def comparison_of(
 
 
 def _fields(over: Sequence[Column], published: Iterable[Published]) -> list[str]:
-    """Field names of the records, in order.
+    """List the field names of the records, in order.
 
     Primary metrics with their standard deviations come first, then differences, other metrics and costs.
     """
@@ -121,7 +121,7 @@ def _fields(over: Sequence[Column], published: Iterable[Published]) -> list[str]
 
 
 def _records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[str, object]]:
-    """One record per model and column.
+    """Yield one record per model and column.
 
     Costs belong to whole runs and are repeated in each record of a method.
     """
@@ -145,7 +145,7 @@ def _records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[st
 
 
 def _published_records(name: str, table: Published) -> Iterator[dict[str, object]]:
-    """One record per value of a published table, with the table's name in `role`."""
+    """Yield one record per value of a published table, with its name in `role`."""
     for label, figures in table.rows.items():
         for column, figure in zip(table.columns, figures, strict=True):
             yield {"model": label, "role": f"published {name}", "column": column, table.metric: figure}

@@ -71,7 +71,7 @@ class Table:
 
 
 def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequence[Row], *, apart: bool = False) -> Table:
-    """Scores of models by data sets, with best and second best marked.
+    """Build the table of scores; the best and the second best model are marked.
 
     Cells contain the mean and the standard deviation over seeds.
 
@@ -110,7 +110,7 @@ def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequenc
 
 
 def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_detail: bool = False) -> Table | None:
-    """Table of the differences between methods and the baseline in one column.
+    """Build the table of differences between methods and the baseline in one column.
 
     Returns None if there is no method to compare with the baseline.
     """
@@ -132,7 +132,7 @@ def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_det
 
 
 def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = False) -> Table:
-    """Table of all scores but the primary metric, for one column of the report."""
+    """Build the table of all scores except the primary metric, for one column."""
     others = column.measures[1:]
     described = [f"{_sentence(measure.title)}: {_unit(measure)}{_direction(measure)}; " for measure in others]
     return Table(
@@ -150,7 +150,7 @@ def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = Fal
 def cost_table(
     costs: Mapping[str, Cost], teacher: Cost | None, column: Column, rows: Sequence[Row], machines: Sequence[str]
 ) -> Table:
-    """Training costs of each method next to its score in one column."""
+    """Build the table of each method's training costs and its score in one column."""
     measure = column.primary
     scores = {row.model: row.primary for row in rows if row.is_method and row.column == column.name}
     stages = [
@@ -180,7 +180,7 @@ def cost_table(
 
 
 def published_table(name: str, table: Published) -> Table:
-    """A table of the paper, labelled as published; its values are not ranked."""
+    """Build a table of the paper, labelled as published; its values are not ranked."""
     return Table(
         key=f"published-{name}",
         title=f"Published, not measured here: {table.title}",
@@ -196,7 +196,7 @@ def published_table(name: str, table: Published) -> Table:
 
 
 def p_value(value: float | None) -> str:
-    """A p-value with three digits after the decimal point; a dash for None.
+    """Format a p-value with three decimal places; a dash for None.
 
     Example:
         >>> p_value(0.0001), p_value(0.04), p_value(None)
@@ -232,7 +232,7 @@ def _other_scores(row: Row) -> list[str]:
 
 
 def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
-    """Cells of one row of the cost table: a score, then the figures in `_COSTS`."""
+    """Build one row of the cost table: a score, then the figures in `_COSTS`."""
     *counts, seconds = (cost.figures[name] for name in SUMMED)
     peak = cost.figures[PEAK]
     return _cells(
@@ -265,7 +265,7 @@ def _ranks(rows: Sequence[Row]) -> dict[str, Mark]:
 
 
 def _sentence(text: str) -> str:
-    """`text` with its first letter capitalized."""
+    """Return `text` with its first letter capitalized."""
     return text[:1].upper() + text[1:]
 
 
@@ -276,14 +276,14 @@ def _unit(measure: Measure) -> str:
 
 
 def _direction(measure: Measure) -> str:
-    """Note in a caption that lower is better; "" if higher is better."""
+    """Return the caption's note that lower is better; "" if higher is better."""
     return ", lower is better" if measure.better == "lower" else ""
 
 
 def _spread_caption(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
-    """Sentences that state the number of seeds behind each mean and deviation.
+    """Write sentences that state the number of seeds behind each mean and deviation.
 
-    Models with the same numbers of seeds are named together.
+    Models with the same numbers of seeds are listed together.
     """
     groups: dict[str, list[str]] = {}
     for model in models:

@@ -1,4 +1,4 @@
-"""Construction of the components of the training loop from an open run."""
+"""Builds the components of the training loop from an open run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -120,7 +120,7 @@ def build_policy(run: OpenRun) -> Policy:
     node, gold, settings = config.resolved_method.policy, build_gold(run), config.training
     text_teacher, scorer = None, None
     if teacher is not None and teacher.capabilities.generates:
-        text_teacher = cast(TextTeacher, teacher)  # `generates` declares the method
+        text_teacher = cast(TextTeacher, teacher)  # the capability `generates` declares this
     if teacher is not None and teacher.capabilities.statistics:
         size, device = settings.generation_batch_size, run.accelerator.device
         scorer = Scorer(_student_reader(run), teacher, pad_id=models.pad_id, batch_size=size, device=device)
@@ -151,14 +151,14 @@ def build_policy(run: OpenRun) -> Policy:
 
 
 def _unwrapped(engine: Engine) -> Engine:
-    """The engine inside the wrappers that count tokens or check results."""
+    """Return the engine inside the wrappers that count tokens or check results."""
     while isinstance(engine, MeteredEngine | CheckedEngine):
         engine = engine.engine
     return engine
 
 
 class _Remembering(Protocol):
-    """A teacher or an engine that has a prefix memory."""
+    """A teacher or engine with a prefix memory, which stores states of earlier texts."""
 
     def remembering(self) -> AbstractContextManager[None]: ...
 
@@ -177,7 +177,7 @@ def _student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]
     """Return a function that computes the student's hidden states for a batch.
 
     The function returns these states and the student's head.  It runs the student in evaluation mode, without gradient.  If the
-    engine has a prefix memory, the function reads and extends this memory.
+    engine has a prefix memory, the function reads this memory and adds the states of the batch to it.
     """
     reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 

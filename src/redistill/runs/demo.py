@@ -1,7 +1,7 @@
 """The demo: a tiny teacher, and smaller students trained by MGSR and by SFT.
 
 Both students have the same number of updates, batch size and data.  The learning rate was chosen on validation, out of three
-for each method: docs/results/toy-world.md has the table and how to repeat it.
+values for each method: docs/results/toy-world.md has the results, and the commands that repeat them.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
 )
 TOKENS: dict[str, Json] = {"prompt_tokens": 96, "response_tokens": 32, "template": "chat"}
 TEACHER_UPDATES, UPDATES = 400, 150
-LEARNING_RATE = 1e-3  # the best of three on validation, for SFT and for MGSR
+LEARNING_RATE = 1e-3  # the best of three values on validation, both for SFT and for MGSR
 
 
 def demo(out: Path, *, fresh: bool = False) -> RunResult:
@@ -73,9 +73,9 @@ def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fr
 
 
 def student_tree(world: Path) -> dict[str, Json]:
-    """The configuration that runs of all methods in the toy world share.
+    """Return the settings that runs of all methods in the toy world share.
 
-    The rows of a sweep are merged over this configuration.
+    The rows of a sweep are merged over these settings.
     """
     return {
         "teacher": {"model": str(world / "teacher" / "model")},
@@ -94,7 +94,7 @@ def student_tree(world: Path) -> dict[str, Json]:
 
 
 def world_folder() -> Path:
-    """The folder of the toy world, which may not exist.
+    """Return the path of the toy world's folder, which may not exist yet.
 
     The folder is in $REDISTILL_CACHE (default ~/.cache/redistill).  Its name contains a hash of everything that the toy world
     depends on.
@@ -104,9 +104,9 @@ def world_folder() -> Path:
 
 
 def toy_world(*, fresh: bool = False) -> Path:
-    """The folder of the toy world, with data and a trained teacher.
+    """Return the folder of the toy world, with its data and a trained teacher.
 
-    Data and teacher are created if they are not cached.
+    The data and the teacher are created if they are not cached.
     """
     world = world_folder()
     if fresh and world.exists():
@@ -162,6 +162,6 @@ def _write_model(folder: Path) -> None:
 
 
 def _source_digest() -> str:
-    """Hash the toy world's source files; a change of them creates a new world."""
+    """Hash the toy world's source files, since a changed file needs a new world."""
     sources = [path for path in Path(toy.__file__).parent.iterdir() if path.suffix in {".py", ".yaml"}]
     return "".join(files.digest(path) for path in sorted(sources))

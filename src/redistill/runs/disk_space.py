@@ -1,4 +1,4 @@
-"""Checks before training that the disk has enough space for the files of a run."""
+"""Checks before training whether the disk has enough space for the files of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
         student: The student in training, with its adapters and its clip network.
         schedule: Lengths of the run, which determine the number of checkpoints.
         keep: Number of newest checkpoints to keep; runs with validations between updates also keep the best one.
-        export: How adapters are exported.
+        export: Whether adapters are exported merged into the model ("merged") or alone ("adapter").
     """
     every = [length for length in (schedule.evaluate_every, schedule.save_every) if length]
     saves = 1 + sum(any(step % length == 0 for length in every) for step in range(1, schedule.updates))
@@ -67,9 +67,8 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
 def check_space(folder: Path, space: Space) -> None:
     """Check that the disk has enough free space for a run.
 
-    The size of existing checkpoints of the run counts as free.
-
-    The size of an existing exported student does not: it is removed only after the new one is written.
+    The size of existing checkpoints of the run counts as free.  The size of an existing exported student does not count as
+    free, because this student is removed only after the new one is written.
 
     Args:
         folder: The run folder, which exists.
@@ -89,10 +88,10 @@ def check_space(folder: Path, space: Space) -> None:
 
 
 def _checkpoint_bytes(student: StudentModule) -> int:
-    """Bytes that `training.saving.save_checkpoint` writes, with AdamW's moments."""
+    """Compute the size of a checkpoint in bytes, including AdamW's moments."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     moments = {
-        f"{moment}/{name}": torch.empty_like(parameter, device="meta")  # a tensor of its own: a shared one is counted once
+        f"{moment}/{name}": torch.empty_like(parameter, device="meta")  # not shared: shared tensors are counted once
         for moment in ("exp_avg", "exp_avg_sq")
         for name, parameter in trained.items()
     }

@@ -20,7 +20,7 @@ from redistill.storage.lock import locked
 
 RUN_FILE = "run.json"
 TRAINED, FINISHED = "trained", "finished"
-"""Values of "status" in run.json of a run with a trained student, before and after its evaluation."""
+"""Values of "status" in run.json: the student is trained but not evaluated, or both trained and evaluated."""
 WORTH_KEEPING = (RUN_FILE, "rejected.jsonl")
 """The folder of a failed run is removed unless it contains one of these files."""
 
@@ -29,7 +29,7 @@ def check_owner(config: Run) -> bool:
     """Check that the run folder, if it exists, belongs to this run.
 
     Returns:
-        Whether the folder contains a trained student.
+        True if the folder contains a trained student.
 
     Raises:
         ConfigError: the folder contains another run, an unfinished run of an older schema, or files of a run but no run.json.
@@ -50,7 +50,7 @@ def check_owner(config: Run) -> bool:
 
 
 def differences(mine: object, theirs: object, path: str = "") -> list[str]:
-    """Describe each difference of two trees by a phrase, in the order of the fields.
+    """Describe each difference between two trees by a phrase, in the order of fields.
 
     Example:
         >>> differences({"seed": 1, "data": {"train": ["a"]}}, {"seed": 2, "data": {"train": ["a"]}})
@@ -72,10 +72,11 @@ def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool)
     Args:
         folder: The run folder.
         held: The content of its run.json.
-        resumes: Whether training would resume there; a trained student of an older schema can be evaluated and reported.
+        resumes: True if training would resume in the folder.  A run whose student is trained may have an older schema, since
+            the student is only evaluated and reported.
 
     Raises:
-        ConfigError: the folder has a newer schema, or training would resume an older one.
+        ConfigError: the folder has a newer schema; or it has an older schema, and training would resume in it.
     """
     number = schema_of_run(held, str(folder / RUN_FILE))
     if resumes and number < SCHEMA:
@@ -108,7 +109,7 @@ def _held(folder: Path) -> Mapping[str, object] | None:
 
 
 def has_model(folder: Path) -> bool:
-    """Whether a run folder contains a trained student: a whole model or adapters."""
+    """Return whether a run folder has a trained student: a whole model or adapters."""
     return any((folder / "model" / name).exists() for name in ("config.json", "adapter_config.json"))
 
 
@@ -124,7 +125,7 @@ def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Ite
         OutputError: the folder is not writable, or a folder in it is a symbolic link.
     """
     existed = folder.exists()
-    with ranks.watched(), ExitStack() as held:  # also watches between the parts of a job that have a `watched` of their own
+    with ranks.watched(), ExitStack() as held:  # also covers the time between the inner `watched` blocks
         if accelerator.is_main_process:
             held.enter_context(locked(folder))
             _sweep(folder)

@@ -46,9 +46,10 @@ class _Child:
 
 
 class JobProgress(TerminalBar):
-    """Prints a line for each job that starts or ends; a terminal also has a bar.
+    """Prints a line for each job that starts or ends, and shows a bar on a terminal.
 
-    The bar shows the remaining time of all jobs; without a bar, the lines of ended jobs do.  This class is a context manager.
+    The bar shows the remaining time of all jobs.  If there is no bar, the line of an ended job shows it.  This class is a
+    context manager.
 
     Args:
         total: Number of jobs.
@@ -65,7 +66,7 @@ class JobProgress(TerminalBar):
         self._print(f"{name}: started")
 
     def ended(self, name: str, seconds: float, outcome: str) -> None:
-        """Print that a job ended after `seconds`, with its `outcome`, a phrase or ""."""
+        """Print that a job ended after `seconds`; `outcome` is a phrase to print, or ""."""
         self._ended += 1
         line = self._line()
         self._print("  ".join(filter(None, (f"{name}: {duration(seconds)}", outcome, "" if self._bar else line))))
@@ -92,8 +93,8 @@ def run_jobs(
 
     Jobs start in the given order, except that a job waits for the jobs that it needs.
 
-    A failed job stops only the jobs that need it.  Ctrl-C, SIGTERM or SIGHUP sends SIGTERM to the running jobs and raises
-    `Interrupted` when these have ended; a second signal kills the running jobs.
+    If a job fails, only the jobs that need it are not started.  Ctrl-C, SIGTERM or SIGHUP sends SIGTERM to the running jobs and
+    raises `Interrupted` when these have ended; a second signal kills the running jobs.
 
     Args:
         jobs: The jobs.
@@ -104,7 +105,7 @@ def run_jobs(
         keep_open: File descriptors that the processes inherit.
 
     Returns:
-        Exit codes by name of the job.  A job that was not started, since a job that it needs failed, has none.
+        Exit codes by name of the job.  A job has no exit code if it was not started, because a job that it needs failed.
 
     Raises:
         Interrupted: a signal arrived.
@@ -112,7 +113,8 @@ def run_jobs(
     """
     assert len({job.name for job in jobs}) == len(jobs)
     waiting, running, codes = list(jobs), list[_Child](), dict[str, int]()
-    with signals.handled(with_children=True):  # not at once: a child that has just been started would not be stopped
+    # Without `at_once`: an exception just after a start would leave a child that is not in `running` and is never stopped.
+    with signals.handled(with_children=True):
         try:
             while waiting or running:
                 signals.poll()
@@ -127,7 +129,7 @@ def run_jobs(
                     codes[child.job.name] = child.process.returncode
                     on_end(child.job, child.process.returncode, time.monotonic() - child.started)
                 if not ended and not running:
-                    break  # the waiting jobs need failed ones
+                    break  # the waiting jobs need failed jobs
                 if not ended:
                     time.sleep(_POLL_S)
             signals.poll()
@@ -137,7 +139,7 @@ def run_jobs(
 
 
 def last_line(log: Path) -> str:
-    """The last non-blank line of a log; "" if the log has none."""
+    """Return the last non-blank line of a log; "" if the log has none."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:

@@ -1,7 +1,7 @@
-"""Reading and tokenization of the data of a run.
+"""Reads and tokenises the data of a run.
 
-This module writes no file except rejected.jsonl.  So a mistake in a configuration, which it may find, leaves no incomplete run
-folder.
+This module writes no file except rejected.jsonl.  A run that fails here, because of a mistake in its recipe or data, therefore
+leaves no incomplete run folder.
 """
 
 from collections import Counter
@@ -37,8 +37,8 @@ class DataSets:
         validation: Validation records.
         validation_examples: The validation records as examples, without those that exceed the length limits.
         tests: Test records by name of the test set.
-        manifest: JSON values for run.json: path, hash and number of rows of each source, and the numbers of rows kept and
-            dropped.
+        manifest: JSON values for run.json: path, hash and number of rows of each source; and the numbers of kept and of
+            dropped rows.
     """
 
     train: Sequence[Example]
@@ -143,7 +143,7 @@ def _read_tests(
 
 
 class _ExampleBuilder(NamedTuple):
-    """Tokenises rows; lists and counts the unusable rows.
+    """Tokenises rows, writes a list of the unusable rows, and counts them.
 
     Args:
         tokenizer: The tokenizer of the student.
@@ -151,8 +151,8 @@ class _ExampleBuilder(NamedTuple):
         seed: Seed of the run.
         rejected: File to which unusable rows are appended; None writes no file.
         report: Called with lines about special tokens.
-        bad: Number of unusable rows of each source; updated.
-        special_tokens: Counts of special tokens for "train", "validation" and each "test <name>"; updated.
+        bad: Number of unusable rows of each source; updated in place.
+        special_tokens: Counts of special tokens for "train", "validation" and each "test <name>"; updated in place.
     """
 
     tokenizer: Tokenizer
@@ -167,13 +167,13 @@ class _ExampleBuilder(NamedTuple):
         """Tokenise the rows of `role`, "train" or "validation".
 
         Returns:
-            The examples; the number of rows without an example, by reason; and the rows without those that have no target.
+            The examples; the number of rows without an example, by reason; and the rows that have at least one target.
 
         Raises:
             DataError: there are no rows, or more than `max_bad_rows` rows of a source are unusable.
         """
         if not rows:
-            raise DataError(f"{role}: a test set has the prompt of every row; use other data, or other test sets")
+            raise DataError(f"{role}: the prompt of every row is also in a test set; use other data, or other test sets")
         examples, report = tokenize_training(rows, self.tokenizer, self.config.tokens, self.seed, cache=self.report)
         self._note_special(role, report.special_tokens)
         if self.rejected is not None:

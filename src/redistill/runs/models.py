@@ -1,4 +1,4 @@
-"""The models of a run: teacher and student on the CPU, and their vocabulary."""
+"""Loads teacher and student of a run on the CPU, and matches their vocabularies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class Models:
         teacher: The local teacher's language model; None without a local teacher.
         student: The student's language model.
         tokenizer: The student's tokenizer.
-        vocabulary: Number of classes to which both heads are cut.
+        vocabulary: Number of output classes of both models.  If a head has more classes, it is cut to this number.
         end_ids: Ids of the student's end tokens.
         manifest: Names and sizes of the models, for run.json.
         notes: Sentences about differences between the models, for the log.
@@ -58,7 +58,7 @@ class Models:
 def load_models(config: Run) -> Models:
     """Load the models of a run on the CPU.
 
-    A fine-tuned copy is loaded from the folder of its stage.
+    A model that a stage of the run fine-tunes is loaded from the folder of this stage.
 
     Raises:
         ConfigError: a model has too few positions for the length limits.

@@ -38,23 +38,24 @@ from redistill.training.progress import Progress
 from redistill.training.schedule import Schedule
 
 MAX_CORPUS_BLOCKS = 200_000
-"""Maximum number of blocks of a corpus; with 512 tokens per block, 100 million tokens or 400 MB in every process."""
+"""Maximum number of blocks of a corpus.  With 512 tokens per block, it has 100 million tokens: 400 MB in every process."""
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """Timeout of collectives.  Dead ranks are detected earlier, by `redistill.processes.watch`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenRun:
-    """A run whose models and data are loaded and on their device.
+    """A run whose models and data are loaded, with the models on their device.
 
     Args:
         student: The student, wrapped by its placement.
         placement: How the student's parameters are distributed over the processes.
         engine: Generates the student's text for training.
         teacher: The teacher; None if no part of the run uses one.
-        sizes: The batch sizes that are halved when memory runs out: of micro-batches and of generated texts.
-        corpus: Blocks of text for the pre-training term; empty without one.
-        spans: Extracts phrases; None if no term needs them.
+        sizes: Two batch sizes that are halved when memory runs out: the size of a micro-batch, and the number of texts that are
+            generated at once.
+        corpus: Blocks of text for the pre-training term; empty without this term.
+        spans: Extracts phrases; None if no term of the loss needs phrases.
         output: Log, progress, token count and checkpoint folder.
     """
 
@@ -93,7 +94,7 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
         accelerator: The job's accelerator; None creates one for the run's precision.
 
     Raises:
-        ConfigError: the batch size is no multiple of the number of processes, or a setting does not fit the models or data.
+        ConfigError: the batch size is not a multiple of the number of processes, or a setting does not fit the models or data.
         DataError, ModelError, VocabularyError: the data or the models cannot be used.
         Interrupted: a signal arrived, in this process or another.
     """
@@ -223,8 +224,8 @@ def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
 
     The precision "bf16" enables autocast.
 
-    Accelerate's state is global: a second run in the same process would inherit the first one's precision, or fail with another
-    precision.  So this function resets the state, but not the process group, which is stored separately.
+    Accelerate's state is global: a second run in the same process would inherit the precision of the first run, or fail if its
+    own precision differs.  So this function resets the state, but not the process group, which is stored separately.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
     autocast, handlers = "no" if precision == "fp32" else precision, [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)]

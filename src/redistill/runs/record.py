@@ -1,4 +1,4 @@
-"""Records of a run: run.json, and the identity of its checkpoints."""
+"""Writes the records of a run: run.json, and the identity of its checkpoints."""
 
 import hashlib
 import importlib.metadata
@@ -84,9 +84,9 @@ def _hash(sequences: Sequence[Example | TokenSequence]) -> str:
 
 
 def cost(config: Run, state: TrainingState) -> dict[str, float]:
-    """Cost of training, for comparisons; times in seconds, sizes in bytes.
+    """Return the cost of training, for comparisons; times in seconds, sizes in bytes.
 
-    Tokens are summed over processes, memory is the maximum over processes.
+    Tokens are summed over processes; peak memory is the maximum over processes.
     """
     return {
         "updates": state.step,
@@ -142,7 +142,7 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
 
 
 def machine() -> dict[str, Json]:
-    """The machine: processor, cores, memory, accelerators, Python, platform, threads."""
+    """Describe the machine, its accelerators, Python, and the number of torch threads."""
     return {
         "cpu": _processor(),
         "cores": cores(),
@@ -155,12 +155,15 @@ def machine() -> dict[str, Json]:
 
 
 def cores() -> int:
-    """Cores that this process may use; a container can have fewer than the machine."""
+    """Return the number of cores that this process may use.
+
+    In a container, this number can be smaller than that of the machine.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
-    """Versions of redistill and of the packages whose releases can change a result.
+    """Return the versions of redistill and of the packages that can change a result.
 
     A package that is not installed is left out.
     """

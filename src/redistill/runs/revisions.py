@@ -1,4 +1,4 @@
-"""revisions.jsonl: SCRG's corrections as text."""
+"""Writes revisions.jsonl: the corrections that SCRG makes to student text."""
 
 from redistill.config.run import Run
 from redistill.interfaces import Tokenizer
@@ -9,9 +9,9 @@ FILE = "revisions.jsonl"
 
 
 def log_revision(config: Run, tokenizer: Tokenizer, revision: Revision) -> None:
-    """Append a correction to revisions.jsonl if its step is logged.
+    """Append a correction to revisions.jsonl if `training.log_every` divides its step.
 
-    Only the main process calls this function, for its own part of the batch.
+    Only the main process calls this function, and only for corrections in its own part of the batch.
     """
     if revision.step % config.training.log_every:
         return

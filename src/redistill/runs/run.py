@@ -1,6 +1,7 @@
 """The Python API: train, evaluate and report a run.
 
-The run folder is the interface between these three steps: each reads the files of the previous one, and can be repeated alone.
+The run folder is the interface between these three steps: each step reads the files of the previous one, and can be repeated
+alone.
 A call with the same configuration and folder resumes the run.
 """
 
@@ -57,7 +58,7 @@ class RunResult:
         folder: The run folder.
         model: Folder of the trained student, in the format of transformers.
         scores: The content of scores.json: under "datasets", data set -> "seeds" -> seed -> scores.
-        report: The HTML report.
+        report: Path of the HTML report.
 
     Example:
         >>> folder = Path("runs/first")
@@ -73,7 +74,7 @@ class RunResult:
 
 
 def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None = None) -> RunResult:
-    """Train, evaluate and report; resumes an unfinished run in `config.folder`.
+    """Train, evaluate and report a run in `config.folder`; resume an unfinished run.
 
     Args:
         config: The run.
@@ -85,7 +86,7 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
 
     Raises:
         BusyError: another process uses the run folder.
-        RedistillError: as `train_student` and `evaluate_run`; results of completed parts are kept.
+        RedistillError: any error that `train_student` or `evaluate_run` raises; results of completed steps are kept.
         Interrupted: SIGTERM or SIGINT arrived; the same call resumes.
 
     Example:
@@ -96,7 +97,7 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
     check_owner(config)
     accelerator = make_accelerator(config.training.precision)
     with sole_use(config.folder, accelerator, *WORTH_KEEPING):
-        with signals.handled():  # not the report: no process waits for it, and it can be interrupted anywhere
+        with signals.handled():  # excludes the report: no process waits for it, and it can be interrupted anywhere
             _train(config, accelerator, command)
             scores = _evaluate_student(config, accelerator)
         if accelerator.is_main_process:
@@ -107,7 +108,7 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
 
 @signals.handled()
 def train_student(config: Run, *, command: str | None = None) -> Path:
-    """Train the stages and the student of a run, and export its best checkpoint.
+    """Train the stages and the student of a run, and export the best student.
 
     An unfinished run is resumed.
 
@@ -168,7 +169,7 @@ def _evaluate_before(run: OpenRun) -> None:
 
 
 def _fit(run: OpenRun) -> TrainingState:
-    """Train from the newest valid checkpoint or the start; load the best weights."""
+    """Train, resuming from the newest valid checkpoint if any; load the best weights."""
     parts = build_parts(run, build_evaluator(run, run.models.student))
     note, checkpoints = run.output.progress.note, run.output.checkpoints
     found, state = checkpoint.load(checkpoints), TrainingState()
@@ -195,7 +196,7 @@ def _fit(run: OpenRun) -> TrainingState:
 def _export(run: OpenRun) -> None:
     """Write the student to the folder `model`, in the format of transformers."""
     model, lora = run.models.student, run.config.student.lora
-    state = full(trainable_state(model))  # gathered by all processes, written by the main one
+    state = full(trainable_state(model))  # gathered by all processes, written by the main process
     with run.placement.unsharded(run.student):
         if run.processes.is_main:
             with files.new_folder(run.config.folder / "model") as folder:
@@ -248,9 +249,9 @@ def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Jso
 
 
 def tokens_of(model: str) -> TokenizeConfig:
-    """Template and length limits for prompts of `model`.
+    """Return the template and the length limits for prompts of `model`.
 
-    If `model` is a run folder, they are those of the run's training; otherwise they are the defaults.
+    If `model` is a run folder, they are those that the run was trained with; otherwise they are the defaults.
 
     Raises:
         ConfigError: run.json in the run folder has no valid config.data.tokens.
@@ -259,7 +260,7 @@ def tokens_of(model: str) -> TokenizeConfig:
     if not described.is_file():
         return TokenizeConfig()
     try:
-        tokens = files.read_json(described)["config"]["data"]["tokens"]  # the rest may need modules that are not loaded
+        tokens = files.read_json(described)["config"]["data"]["tokens"]  # others may need external modules
         return decode(TokenizeConfig, tokens, {})
     except (LookupError, TypeError) as error:
         raise ConfigError(f"{described}: has no config.data.tokens; restore the run.json that the run wrote") from error
@@ -284,18 +285,18 @@ def evaluate_model(
 
     Args:
         model: The model; the path of a run folder loads its student.
-        tests: Test set -> file, or None for its data on the hub.
+        tests: Name of a test set -> its file, or None for its data on the hub.
         evaluation_config: How answers are sampled and scored.
-        tokens: Template and length limits of prompts; `tokens_of(model)` are those that a run was trained with.
+        tokens: Template and length limits of prompts; `tokens_of(model)` returns those that a run was trained with.
         out: The evaluation folder.
-        teacher: Used for KL and agreement on the gold answers; None omits them.
+        teacher: Teacher for KL and agreement on the gold answers; None omits these scores.
         allow_code: Modules whose code may run if a metric or a test set is named `module:NAME`.
 
     Returns:
         The content of scores.json.
 
     Raises:
-        ConfigError: an unknown metric or test set.
+        ConfigError: a metric or a test set is unknown.
         ModelError, DataError, VocabularyError: the models or the data cannot be used.
         CheckpointError: `out` contains answers of another model or of other settings.
         BusyError: another process uses `out`.

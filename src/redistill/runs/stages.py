@@ -1,8 +1,7 @@
 """Stages of a run: supervised fine-tuning of its teacher or of its student.
 
-A stage is a run with its own folder.
-
-Nothing is trained here: this module builds the stages' configurations and the paths of the models that the run loads.
+A stage is a run with its own folder.  This module trains nothing: it builds the configurations of the stages, and the paths of
+the models that the run loads.
 """
 
 import dataclasses
@@ -17,9 +16,9 @@ from redistill.training.schedule import TrainingConfig
 
 
 def stages(config: Run) -> dict[str, Run]:
-    """The runs that must finish before `config`, in the order of training.
+    """Return the runs that must finish before `config`, in the order of training.
 
-    The keys are "teacher" for the fine-tuning of the teacher, and "start" for that of the student.
+    The keys are "teacher" for the fine-tuning of the teacher, and "start" for the fine-tuning of the student.
     """
     found: dict[str, Run] = {}
     if isinstance(config.teacher, TeacherConfig) and config.teacher.finetune is not None:
@@ -30,7 +29,7 @@ def stages(config: Run) -> dict[str, Run]:
 
 
 def teacher_source(config: Run) -> TeacherConfig | None:
-    """The local teacher's model: the configured model, or its fine-tuned copy.
+    """Return the local teacher's model: the configured model, or its fine-tuned copy.
 
     The function returns None for a run without a local teacher.
     """
@@ -42,7 +41,7 @@ def teacher_source(config: Run) -> TeacherConfig | None:
 
 
 def student_source(config: Run) -> StudentConfig:
-    """The student's initial model: the configured model, or its fine-tuned copy."""
+    """Return the student's initial model: the configured one, or its fine-tuned copy."""
     if not config.starts_finetuned or config.student.finetune is None:
         return config.student
     folder = _stage_folder(config, config.student.finetune, "start")
@@ -78,7 +77,7 @@ def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentCo
     choose_by = finetune.choose_by or choose_by
     rate, fallback = finetune.learning_rate, OptimiserConfig.final_learning_rate
     can_shard = student.lora is None or student.lora.quantise == "none"
-    # The run's metrics only if one of them is `choose_by`, so that runs with other metrics share their stages.
+    # Uses the run's metrics only if `choose_by` needs them, so that runs that differ only in their metrics share stages.
     has_usual = choose_by in (*EvaluationConfig.metrics, CROSS_ENTROPY)
     folder = _stage_folder(config, finetune, name)
     return Run(
@@ -89,7 +88,7 @@ def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentCo
         teacher=teacher,
         student=student,
         placement=config.placement if can_shard else "auto",
-        # With the test sets: rows with their prompts are removed from the training data here too.
+        # Includes the test sets, so that rows with their prompts are removed from the training data of the stage as well.
         data=dataclasses.replace(config.data, corpus=(), spans=DataConfig.spans),
         optimiser=OptimiserConfig(learning_rate=rate, final_learning_rate=min(rate, fallback)),
         training=TrainingConfig(

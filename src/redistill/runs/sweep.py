@@ -1,7 +1,7 @@
-"""Sweeps: every row of a recipe with every seed, and their comparison.
+"""Runs every row of a sweep recipe with every seed, and compares the runs.
 
-All runs are decoded before the first one starts.  Each run is a separate process, so that its memory is freed and a crash ends
-only that run; the same command resumes the sweep.
+The settings of all runs are validated before the first run starts.  Each run is a separate process, so that its memory is freed
+and a crash ends only that run; the same command resumes the sweep.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ RETRYABLE = {files.TRY_AGAIN, *(code for number in (SIGINT, SIGTERM) for code in
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A sweep with all its runs decoded.
+    """A sweep and the validated settings of all its runs.
 
     Args:
         sweep: The sweep recipe.
@@ -64,9 +64,9 @@ class Plan:
         return list({entry.run.folder: entry for entry in reversed(self.entries) if entry.label in self.only}.values())[::-1]
 
     def statuses(self) -> dict[Path, str]:
-        """Status of each run and stage by folder.
+        """Return the status of each run and stage by folder.
 
-        A status is "finished", "trained", "running" (started), or "waiting".
+        A status is "waiting" (not started), "running" (started), "trained" (not evaluated yet) or "finished".
 
         Raises:
             ConfigError: a folder contains another run or another sweep.
@@ -82,7 +82,7 @@ class Plan:
         return {config.folder: _status(config) for config in runs}
 
     def describe(self) -> list[str]:
-        """A line for each run: its folder, its status, and the rows and seeds that use it."""
+        """Return a line per run: its folder, its status, and its rows and seeds."""
         statuses, rows = self.statuses(), dict[Path, list[str]]()
         for entry in self.entries:
             rows.setdefault(entry.run.folder, []).append(f"{entry.label} (seed {entry.seed})")
@@ -102,7 +102,7 @@ def plan_sweep(
     Args:
         recipe: The sweep recipe, a YAML file.
         overrides: Settings of every run, as `section.field=value`; they override those of the rows.
-        out: The folder of the sweep; None is runs/NAME.
+        out: The folder of the sweep; None uses runs/NAME.
         only: Labels of the rows to run; empty for all.
         allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
 
@@ -124,7 +124,7 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
 
     Args:
         plan: The sweep.
-        jobs: Number of parallel runs, >= 1; None is 1 with an accelerator, else the number of processor cores.
+        jobs: Number of parallel runs, >= 1.  None uses 1 with an accelerator, otherwise the number of processor cores.
 
     Returns:
         Paths of the comparisons: for each table an HTML page, and files in Markdown, LaTeX and CSV.
@@ -137,7 +137,7 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
         Interrupted: the runs were stopped; the same plan resumes them.
     """
     statuses = plan.statuses()
-    with locked(plan.folder) as lock:  # inherited by the runs: those of a killed sweep keep the folder locked
+    with locked(plan.folder) as lock:  # the runs inherit the lock, so that the runs of a killed sweep keep the folder locked
         todo = _jobs(plan, statuses)
         if todo and plan.sweep.world == "toy":
             toy_world()
@@ -160,7 +160,7 @@ def _status(config: Run) -> str:
     """Read the status of a run from its folder.
 
     Raises:
-        ConfigError: the folder contains another run, or an unfinished one of an older schema.
+        ConfigError: the folder contains another run, or an unfinished run of an older schema.
     """
     path = config.folder / RUN_FILE
     if not path.is_file():
@@ -243,7 +243,7 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
 
 
 def _environment(limit: int) -> dict[str, str]:
-    """Environment variables of the runs; parallel runs share the cores equally."""
+    """Return the environment variables of a run; parallel runs share cores equally."""
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // limit))} if limit > 1 else {}
     return child_environment(threads)
 
@@ -268,7 +268,7 @@ def _score(folder: Path) -> str:
 
 
 def _write_comparisons(plan: Plan, statuses: Mapping[Path, str]) -> list[Path]:
-    """Compare the rows that have finished runs, for each table; return the files."""
+    """Write a comparison of finished runs for each table; return the files' paths."""
     finished = {entry.label for entry in plan.entries if statuses[entry.run.folder] == FINISHED}
     pages = []
     for name, group in plan.sweep.tables.items():

@@ -1,6 +1,6 @@
-"""Sweep recipes: rows and seeds merged over one recipe, and their runs.
+"""Reads sweep recipes: merges each row and each seed over one base recipe.
 
-Nothing is written or run here; sweep.py does that.
+This module neither writes files nor starts runs; sweep.py does.
 """
 
 import hashlib
@@ -21,20 +21,21 @@ from redistill.runs.stages import stages
 from redistill.storage import files
 
 SET_BY_SWEEP = ("name", "seed", "out")
-WHOLE = ("policy", "objective")  # replaced as a whole and not merged, as in any recipe
+WHOLE = ("policy", "objective")  # sections that are replaced as a whole and not merged, as in any recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A table of some rows of a sweep.
+    """A table of the comparison, with some rows of a sweep.
 
     Args:
         rows: Labels, in the order of the table.
-        baseline: The row that the others are compared with; None is the sweep's baseline if `rows` has it, else the first row.
+        baseline: The row that the others are compared with; None uses the sweep's baseline if it is in `rows`, else the
+            first row.
         published: Tables of the paper to show beside this one.
 
     Raises:
-        ConfigError: no rows, a baseline that is not among them, or an unknown table of the paper.
+        ConfigError: there are no rows, the baseline is not one of them, or a table of the paper is unknown.
     """
 
     rows: tuple[str, ...]
@@ -51,23 +52,24 @@ class Sweep:
 
     Args:
         name: Name of the sweep; its folder is runs/NAME unless the command line sets another.
-        rows: Label -> settings merged over the base: sections, which merge field by field, or dotted keys, which set one
-            field each.  `policy` and `objective` replace the method's as a whole; `objective.span_weight` sets one field.
+        rows: Label -> settings that are merged over the base.  A section is merged field by field, except `policy` and
+            `objective`, which replace the whole section of the method.  A dotted key, such as `objective.span_weight`, sets one
+            field.
         base: Settings of all runs, as in a recipe; or the path of a recipe, relative to the sweep recipe.
         world: "toy" uses the data and the teacher of `redistill demo`; None uses the data and the teacher of the base.
         seeds: Training seeds.
-        baseline: The row that the others are compared with; None is the first row.
-        published: Tables of the paper to show beside the measured one.
+        baseline: The row that the others are compared with; None uses the first row.
+        published: Tables of the paper to show beside the measured tables.
         groups: Tables of some of the rows, by name; empty makes one table of all rows.
 
     Raises:
-        ConfigError: no rows, no seeds, a name that is not valid in file names, an unknown label, or a row that sets the name,
-            seed or folder.
+        ConfigError: there are no rows or no seeds, a name is not valid in file names, a label is unknown, or a row sets the
+            name, the seed or the folder.
     """
 
     name: str
     rows: dict[str, dict]  # type: ignore[type-arg]  # decoded by its type, which allows any mapping
-    base: dict | str = field(default_factory=dict)  # type: ignore[type-arg]  # likewise
+    base: dict | str = field(default_factory=dict)  # type: ignore[type-arg]  # as for `rows`
     world: Literal["toy"] | None = None
     seeds: tuple[int, ...] = (10, 20, 30)
     baseline: str | None = None
@@ -95,7 +97,7 @@ class Sweep:
 
     @property
     def tables(self) -> dict[str, Group]:
-        """The tables by name, each with its baseline.
+        """The tables of the comparison by name, each with its baseline.
 
         Without groups, there is one table "compare" with all rows.
         """
@@ -156,7 +158,7 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cell]:
-    """Yield every row with every seed, row by row.
+    """Yield every combination of a row and a seed, row by row.
 
     Args:
         sweep: A sweep whose base has been read.
@@ -217,13 +219,14 @@ def expand(
 
 
 def settings_of(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """The settings of a run without its name and its folders."""
+    """Return the settings of a run without its name and its folders."""
     return {key: value for key, value in without_output_folders(tree).items() if key != "name"}
 
 
 def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
     """Name stage folders by a hash, so that runs share them; return run and stages."""
-    for section, name in (("teacher", "teacher"), ("student", "start")):  # the start may be a part of the tuned teacher
+    # The teacher first, because the student may start from layers of the fine-tuned teacher.
+    for section, name in (("teacher", "teacher"), ("student", "start")):
         if name in (found := stages(config)):
             node, out = getattr(config, section), folder / f"{name}-{_digest(found[name])[:12]}"
             node = replace(node, finetune=replace(node.finetune, out=str(out)))

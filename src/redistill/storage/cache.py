@@ -1,4 +1,4 @@
-"""A cache of arrays on disk: one process computes them, all map the same file.
+"""A cache of arrays on disk: one process computes a file, all processes map it.
 
 An entry is a folder that contains `arrays.safetensors` and `manifest.json`.  The manifest is written last and contains the
 SHA-256 of the arrays.  An entry that is incomplete or damaged, or whose manifest has another key, is computed again.
@@ -24,7 +24,7 @@ from redistill.storage.user_cache import cache_folder
 
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 KEPT_DAYS = 30
-"""An entry that has not been used for this number of days is removed when another one is written."""
+"""An entry that has not been used for this number of days is removed when another entry is written."""
 WAIT_S = 0.2
 """Seconds between two attempts to lock an entry that another process computes."""
 
@@ -63,7 +63,7 @@ def cached(
         try:
             with locked(folder):
                 return _opened(folder, key, report) or _made(folder, key, make, report)
-        except BusyError:  # another process computes it
+        except BusyError:  # another process computes the entry
             poll()
             time.sleep(WAIT_S)
         except OutputError as error:

@@ -1,7 +1,7 @@
 """Atomic file writes: a temporary file, fsync, then a rename.
 
-A reader thus sees either the old file or the new one. All modules write files through this module. `inside` rejects names that
-resolve to a path outside of their folder (`..`, an absolute path, a link).
+A reader therefore sees either the old file or the new one. All modules write files through this module. `inside` rejects names
+that resolve to a path outside of their folder, because of `..`, an absolute path or a link.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ class Disk:
                 path.unlink(missing_ok=True)
 
     def free_bytes(self, folder: Path) -> int:
-        """Free bytes for this user on the disk of an existing folder; quotas are ignored."""
+        """Return the free bytes on the disk of an existing folder; quotas are ignored."""
         return shutil.disk_usage(folder).free
 
 
@@ -170,7 +170,7 @@ def write_json(path: Path, value: object) -> str:
 
 
 def json_bytes(value: object) -> bytes:
-    """The bytes that `write_json` writes."""
+    """Return the bytes that `write_json` writes."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", errors="backslashreplace")
 
@@ -181,12 +181,12 @@ def write_bytes(path: Path, data: bytes) -> str:
 
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview], num_bytes: int) -> str:
-    """Write `parts` atomically: `path` holds all of them, or is unchanged.
+    """Write `parts` atomically: `path` contains all parts afterwards, or is unchanged.
 
     Args:
         path: The file; missing parent folders are created.
         parts: The contents, consumed one part at a time, so that a large file need not be in memory.
-        num_bytes: Total size, for the error message.
+        num_bytes: Total size of `parts`, for the error message.
 
     Returns:
         The SHA-256 of `parts`, in hexadecimal.  The file is not read back.
@@ -272,7 +272,7 @@ def _lines(values: Sequence[object]) -> bytes:
 
 
 def _end_of_lines(file: io.FileIO) -> int:
-    """Offset of the end of the last complete line of a file."""
+    """Return the offset in bytes at which the last complete line of a file ends."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - io.DEFAULT_BUFFER_SIZE)
@@ -321,7 +321,7 @@ def read_lines(path: Path) -> list[Any]:
 
 
 def rewrite_lines(path: Path, values: Sequence[object]) -> None:
-    """Replace a JSON Lines file atomically by one that holds `values`."""
+    """Replace a JSON Lines file atomically by a file that contains `values`."""
     write_bytes(path, _lines(values))
 
 
@@ -337,7 +337,7 @@ def new_folder(target: Path, num_bytes: int = 0) -> Iterator[Path]:
 
     Args:
         target: The final path of the folder.
-        num_bytes: Total size of its files, for the error message; 0 if unknown.
+        num_bytes: Total size of the files in the folder, for the error message; 0 if unknown.
 
     Yields:
         The temporary folder.
@@ -391,7 +391,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -419,7 +419,7 @@ def _system_error(error: Exception) -> OSError | None:
 
 
 def write_failed(path: Path, error: OSError, num_bytes: int = 0) -> OutputError:
-    """Build the exception for a failed write to `path`; `num_bytes` 0 means unknown."""
+    """Build the exception for a failed write of `num_bytes` bytes; 0 means unknown."""
     size = f"{num_bytes:,} bytes " if num_bytes else ""
     is_link = error.errno in {errno.ELOOP, errno.EMLINK}
     remedy = "remove the link" if is_link else "free space or choose another folder"

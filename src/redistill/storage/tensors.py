@@ -1,8 +1,8 @@
 """Safetensors files, written atomically and one tensor at a time.
 
-At most one tensor is copied at a time.  Tied tensors - the same elements of the same storage - are stored once; the metadata
-lists their other names, and they are tied again after loading.  The format: 8 bytes with the length of the header; the header,
-JSON with the type, shape and offsets of each tensor; and the tensors.
+Therefore at most one tensor is copied at a time.  Tied tensors, which have the same elements in memory, are stored once.  The
+metadata lists their other names, and they are tied again after loading.  A file consists of 8 bytes with the length of the
+header; the header, which is JSON with the type, shape and offsets of each tensor; and the bytes of the tensors.
 """
 
 import json
@@ -53,9 +53,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def num_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Size in bytes of the file that `write_tensors` would write.
+    """Compute the size in bytes of the file that `write_tensors` would write.
 
-    Tensors on the device "meta" count like others.
+    Tensors on the device "meta" count as if they had data.
 
     Example:
         >>> num_bytes({"weight": torch.empty(1000, 1000, device="meta")}) - 4_000_000 < 200
@@ -69,7 +69,7 @@ def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tens
     """Return the header of the file, and the tensors in the order of the file."""
     unique, aliases = _untied(tensors)
     header: dict[str, object] = {"__metadata__": {"aliases": json.dumps(aliases, sort_keys=True)}}
-    # By decreasing element size, so that each tensor is aligned.
+    # Sorted by decreasing element size, so that each tensor is aligned.
     ordered = sorted(unique.items(), key=lambda item: (-item[1].element_size(), item[0]))
     end = 0
     for name, tensor in ordered:

@@ -16,7 +16,7 @@ VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def cache_folder() -> Path:
-    """The folder of the cache: $REDISTILL_CACHE, by default ~/.cache/redistill.
+    """Return the folder of the cache: $REDISTILL_CACHE, by default ~/.cache/redistill.
 
     Its files can be computed again, so the folder may be removed.
     """

@@ -1,4 +1,4 @@
-"""Laws of divergences and policies, for tests of custom ones.
+"""Laws for tests of your own divergences and policies.
 
 This package does not require pytest, and downloads nothing.
 

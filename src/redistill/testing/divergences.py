@@ -3,7 +3,8 @@
 A law is a property that every divergence must have.  `check_divergence` and the functions of `DIVERGENCE_LAWS` raise an
 AssertionError that names the law, the input and the values.
 
-A divergence that cannot satisfy a law declares it as a class attribute `disobeys = {"law": "reason"}`; the law is skipped.
+A divergence that cannot satisfy a law declares the law and a reason in a class attribute `disobeys = {"law": "reason"}`.
+`check_divergence` skips this law.
 """
 
 import numpy as np
@@ -19,10 +20,10 @@ def check_divergence(divergence: Divergence) -> None:
     """Check a divergence against all laws except those in its `disobeys`.
 
     Args:
-        divergence: A frozen dataclass, called with (logq_NV, logp_NV), returning divergence_N.
+        divergence: A frozen dataclass that is called with (logq_NV, logp_NV) and returns divergence_N.
 
     Raises:
-        AssertionError: a law is violated; reports the law, the input and the values.
+        AssertionError: a law is violated; the message names the law, the input and the values.
 
     Example:
         >>> from redistill.losses.divergences import TotalVariation
@@ -152,7 +153,7 @@ def teacher_gets_no_gradient(divergence: Divergence) -> Findings:
 def accurate_close_to_the_teacher(divergence: Divergence) -> Findings:
     """The float32 gradient has a relative error below 5e-3 where q is close to p.
 
-    Late in training, q is close to p.
+    This case is frequent late in training.
     """
     logp_NV = log_rows(20, vocabulary=5000, scale=3.0).float()
     logits_NV = logp_NV + 0.08 * log_rows(21, vocabulary=5000, scale=1.0).float()
@@ -198,7 +199,7 @@ DIVERGENCE_LAWS = suite(
 
 
 def log_rows(seed: int, num_rows: int = 5, vocabulary: int = 11, scale: float = 2.0) -> torch.Tensor:
-    """Random log-probabilities [num_rows, vocabulary], float64.
+    """Sample log-probabilities [num_rows, vocabulary], float64, with the given seed.
 
     A larger scale gives distributions of lower entropy.
     """
@@ -207,7 +208,7 @@ def log_rows(seed: int, num_rows: int = 5, vocabulary: int = 11, scale: float = 
 
 
 def _gradient(divergence: Divergence, logits_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
-    """Gradient of the divergence's sum over rows, for the student's logits, [N, V]."""
+    """Compute the gradient [N, V] of the summed divergence for the student's logits."""
     leaf_NV = logits_NV.detach().requires_grad_()
     (gradient_NV,) = torch.autograd.grad(divergence(leaf_NV.log_softmax(-1), logp_NV).sum(), leaf_NV)
     return gradient_NV

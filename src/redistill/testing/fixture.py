@@ -48,7 +48,7 @@ class Fixture:
 
         Args:
             node: Configuration of the policy.
-            processes: Rank and number of processes; selects this rank's part of the gold batches.
+            processes: Rank and number of processes, which select this rank's part of the gold batches.
             tools: Fields of `PolicyTools` to replace.
         """
         gold = GoldBatches(self.examples, batch_size=BATCH_SIZE, seed=SEED, processes=processes)
@@ -81,7 +81,7 @@ def in_processes(world: int, work: Callable[[int, Gather], Result]) -> list[Resu
     """Run `work(rank, gather)` for each rank in threads that simulate processes.
 
     `gather` is a collective operation: it waits until all ranks have called it, and concatenates their lists.  Each rank gets a
-    deep copy, as between real processes.
+    deep copy of the values, as from real processes.
 
     Args:
         world: Number of simulated processes.
@@ -91,7 +91,7 @@ def in_processes(world: int, work: Callable[[int, Gather], Result]) -> list[Resu
         The results in order of rank.
 
     Raises:
-        BrokenBarrierError: a rank calls gather and another does not.
+        BrokenBarrierError: one rank calls `gather` and another rank does not.
     """
     slots: list[list[object]] = [[] for _ in range(world)]
     barrier = Barrier(world, timeout=GATHER_TIMEOUT_S)
@@ -113,7 +113,7 @@ def in_processes(world: int, work: Callable[[int, Gather], Result]) -> list[Resu
     with ThreadPoolExecutor(world) as pool:
         futures = [pool.submit(run, rank) for rank in range(world)]
     for future in sorted(futures, key=lambda each: isinstance(each.exception(), BrokenBarrierError)):
-        future.result()  # raises the original error rather than a broken barrier that it caused
+        future.result()  # raises the original error before the BrokenBarrierErrors that it caused
     return [future.result() for future in futures]
 
 

@@ -1,4 +1,4 @@
-"""Checks laws, except those that a divergence or policy declares not to satisfy."""
+"""Checks laws of a divergence or policy, except those in its `disobeys`."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import is_dataclass
@@ -11,7 +11,7 @@ Findings = Iterator[tuple[bool, str]]
 
 
 def suite(*laws: Callable[[Part], Findings]) -> Mapping[str, Callable[[Part], None]]:
-    """Map the name of each law to a function that raises AssertionError if violated."""
+    """Map the name of each law to a function that raises if the law is violated."""
     return {law.__name__: partial(_demand, law) for law in (is_a_frozen_dataclass, *laws)}
 
 
@@ -19,7 +19,7 @@ def check(part: Part, laws: Mapping[str, Callable[[Part], None]]) -> None:
     """Check a divergence or policy against all laws except those in its `disobeys`.
 
     Raises:
-        AssertionError: a law is violated; reports the law, the input and the values.
+        AssertionError: a law is violated; the message names the law, the input and the values.
     """
     excused = disobeyed(part, laws)
     for name, law in laws.items():
@@ -28,9 +28,9 @@ def check(part: Part, laws: Mapping[str, Callable[[Part], None]]) -> None:
 
 
 def disobeyed(part: object, laws: Collection[str]) -> Mapping[str, str]:
-    """List the laws that a divergence or policy declares not to satisfy.
+    """Return the laws that a divergence or policy declares not to satisfy.
 
-    These laws are declared by the class attribute `disobeys = {"law": "reason"}`.
+    The class attribute `disobeys = {"law": "reason"}` declares these laws.
 
     Args:
         part: The divergence or policy.

@@ -3,7 +3,8 @@
 A law is a property that every policy must have.  `check_policy` and the functions of `POLICY_LAWS` raise an AssertionError that
 names the law, the step and the sequences.
 
-A policy that cannot satisfy a law declares it as a class attribute `disobeys = {"law": "reason"}`; the law is skipped.
+A policy that cannot satisfy a law declares the law and a reason in a class attribute `disobeys = {"law": "reason"}`.
+`check_policy` skips this law.
 """
 
 import json
@@ -34,7 +35,7 @@ def check_policy(node: PolicyNode) -> None:
         node: A frozen dataclass with `bind`, `sampling` and `needs`.
 
     Raises:
-        AssertionError: a law is violated; reports the law, the step and the sequences.
+        AssertionError: a law is violated; the message names the law, the step and the sequences.
 
     Example:
         >>> from redistill.policies import Fixed
@@ -46,7 +47,7 @@ def check_policy(node: PolicyNode) -> None:
 def declares_what_it_needs(node: PolicyNode) -> Findings:
     """`sampling` is a Sampling or None, and `needs` is a Needs.
 
-    Without `needs.teacher`, the policy works without a teacher and without a scorer.
+    If `needs.teacher` is False, the policy works without a teacher and without a scorer.
     """
     text = f"sampling is {node.sampling!r}; must be a redistill.contracts.Sampling or None"
     yield isinstance(node.sampling, Sampling | None), text
@@ -87,7 +88,7 @@ def resumes_where_it_stopped(node: PolicyNode) -> Findings:
 
 
 def answers_in_order(node: PolicyNode) -> Findings:
-    """A draw has one sequence per gold item, in order, then additional sequences.
+    """A draw has one sequence per gold item, in order, then any additional sequences.
 
     Gold sequences are returned unchanged, and responses have at most RESPONSE_TOKENS tokens.
     """
@@ -118,7 +119,7 @@ def accepts_an_empty_batch(node: PolicyNode) -> Findings:
 
 
 def draws_do_not_depend_on_the_number_of_processes(node: PolicyNode) -> Findings:
-    """Two processes together give the same sequences per step as a single process."""
+    """At each step, two processes together draw the same sequences as one process."""
     whole = drawn(make_fixture().policy(node), range(STEPS))
 
     def draw_part(rank: int, gather: Gather) -> list[Draw]:
@@ -132,7 +133,7 @@ def draws_do_not_depend_on_the_number_of_processes(node: PolicyNode) -> Findings
     for step, one in enumerate(whole):
         answers, additions = list[TokenSequence](), list[TokenSequence]()
         for draws in parts:
-            sampled, count = draws[step].with_role("distillation"), len(draws[step].with_role("sft"))  # one gold answer an item
+            sampled, count = draws[step].with_role("distillation"), len(draws[step].with_role("sft"))  # one gold answer each
             answers += sampled[:count]
             additions += sampled[count:]
         got, expected = [list(map(_plain, sequences)) for sequences in (answers + additions, one.with_role("distillation"))]

@@ -3,7 +3,7 @@
 A checkpoint consists of safetensors files, JSON and a manifest.  It is written under a temporary name and renamed, so a crash
 at any moment does not damage earlier checkpoints.  SHA-256 hashes cover every byte: a run detects damage when it resumes, and
 continues from the newest valid checkpoint.  Nothing is pickled. The caller defines what the tensors and the state mean.
-`folder` is always the folder of all checkpoints of a run.
+The argument `folder` of a public function is the folder of all checkpoints of a run.
 """
 
 import hashlib
@@ -56,9 +56,10 @@ class Checkpoint:
     """The verified content of a checkpoint.
 
     Args:
-        step: Number of updates done when it was saved.
+        step: Number of updates done when the checkpoint was saved.
         folder: The folder of this checkpoint.
-        tensors: Groups of tensors by name, such as "model" and "optimizer"; on the CPU and mapped from the files, so copy them.
+        tensors: Groups of tensors by name, such as "model" and "optimizer".  The tensors are on the CPU and memory-mapped, so
+            copy them before the files are removed.
         state: The JSON state.
         skipped: A line for each newer checkpoint that was skipped: its fault, and the checkpoint that was loaded instead.
     """
@@ -86,7 +87,7 @@ def identity(folder: Path) -> dict[str, str]:
         held = files.read_json(folder / IDENTITY)
         run = held["run"]
         return dict(run) if isinstance(run, dict) and held == _sealed(run) else {}
-    except (ValueError, OSError, TypeError, KeyError):  # ValueError includes DataError and NaN, which this package never writes
+    except (ValueError, OSError, TypeError, KeyError):  # ValueError: damaged JSON, or NaN, which is never written
         return {}
 
 
@@ -95,7 +96,7 @@ def _sealed(run: object) -> dict[str, object]:
 
 
 def check_identity(folder: Path, mine: Mapping[str, str]) -> None:
-    """Reject a folder that holds checkpoints of another run.
+    """Raise an error if a folder contains checkpoints of another run.
 
     Args:
         mine: Hashes that identify this run, by name, such as "training data".
@@ -105,7 +106,8 @@ def check_identity(folder: Path, mine: Mapping[str, str]) -> None:
     """
     if other := _differences(identity(folder), mine):
         raise CheckpointError(
-            f"{folder}: its checkpoints belong to a run with different {other[0]}; restore it as it was, or use a new folder"
+            f"{folder}: its checkpoints belong to a run with different {other[0]}; "
+            f"restore the {other[0]} of that run, or use a new folder"
         )
 
 
@@ -116,7 +118,7 @@ def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
     ones.
 
     Raises:
-        CheckpointError: as `check_identity`.
+        CheckpointError: a hash differs from the one that the folder stores already.
         OutputError: the file cannot be written.
     """
     check_identity(folder, mine)
@@ -183,13 +185,13 @@ def save(
 
 
 def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, object]) -> int:
-    """Size on disk of a checkpoint with this content, in bytes.
+    """Compute the size on disk of a checkpoint with this content, in bytes.
 
     The manifest, about one kilobyte, is not included.
 
     Args:
         tensors: Groups of tensors as in `save`; tensors on the device "meta" count as if they had data.
-        state: As in `save`.
+        state: JSON values as in `save`.
     """
     return sum(map(tensor_files.num_bytes, tensors.values())) + len(files.json_bytes(dict(state)))
 
@@ -207,7 +209,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """Load the newest valid checkpoint in `folder`; None if there are no checkpoints.
+    """Load the newest valid checkpoint; return None if `folder` has no checkpoints.
 
     Damaged checkpoints are skipped.  The field `skipped` of the loaded checkpoint lists their faults.
 
@@ -257,7 +259,7 @@ def _read(folder: Path) -> Checkpoint:
 
 
 def _verify(folder: Path) -> list[str]:
-    """Check every file of a checkpoint against the manifest; returns the file names.
+    """Check every file of a checkpoint against the manifest; return the file names.
 
     The manifest is parsed only if its own hash is right, so damaged JSON is never interpreted.
     """
@@ -329,8 +331,8 @@ def optimizer_tensors(
     Parameters are identified by name and not by position, so that a change in their order cannot swap their moments.
 
     Args:
-        optimizer: Any torch optimizer whose state per parameter is tensors and numbers, such as AdamW, fused or not.
-        parameters: `dict(module.named_parameters())` of all parameters that it updates.
+        optimizer: Any torch optimizer whose state per parameter consists of tensors and numbers, such as AdamW, fused or not.
+        parameters: `dict(module.named_parameters())` of all parameters that the optimizer updates.
 
     Returns:
         The tensors by "<state>/<parameter>", such as "exp_avg/transformer.wte.weight"; and everything else as JSON: parameter
@@ -359,7 +361,7 @@ def restore_optimizer(
 
     Args:
         optimizer: An optimizer of the same class over parameters of the same names, in the same groups.
-        parameters: `dict(module.named_parameters())` of all parameters that it updates.
+        parameters: `dict(module.named_parameters())` of all parameters that the optimizer updates.
         tensors, state: The two results of `optimizer_tensors`.
 
     Raises:
@@ -371,7 +373,7 @@ def restore_optimizer(
     if [sorted(group) for group in here] != [sorted(group) for group in there]:
         odd = sorted(set(chain(*here)) ^ set(chain(*there)))
         what = f"'{odd[0]}' is in only one of them, as are {len(odd) - 1} more" if odd else "they are grouped differently"
-        raise CheckpointError(f"optimizer: this run and the checkpoint train other parameters ({what}); start in a new folder")
+        raise CheckpointError(f"optimizer: this run and the checkpoint have different parameters ({what}); use a new folder")
     if missing := sorted(set(state["tensors"]) - set(tensors)):
         raise CheckpointError(
             f"optimizer: '{missing[0]}' is missing from the checkpoint ({len(missing)} in all); start in a new folder"

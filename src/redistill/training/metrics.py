@@ -54,10 +54,10 @@ class Meter:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak memory of this process, in bytes.
+    """Return the peak memory of this process, in bytes.
 
-    For a CUDA device, this is the peak of the CUDA allocator.  Otherwise, it is the peak of the resident set; on Windows this
-    is not measured, and the function returns 0.
+    For a CUDA device, this is the peak of the CUDA allocator.  Otherwise, it is the peak of the resident set.  On Windows the
+    peak is not measured, and the function returns 0.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -31,11 +31,13 @@ class PolicyGradientConfig:
     .. math:: \rho_t = w_t\, \frac{q(y_t)}{q_{old}(y_t)}, \qquad
         L_t = \max\bigl(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\bigr)
 
-    Source: MiniLLM (arXiv 2306.08543); the mean over sampled tokens is a term of the objective.
+    y_t is a generated token, A_t its advantage and w_t its importance weight.  q is the student, q_old the student that
+    generated the roll-out, and epsilon is `clip`.  The term of the objective is the mean of L_t over sampled tokens.  Source:
+    MiniLLM (arXiv 2306.08543).
 
-    MiniLLM's single-step term is not part of it: the divergence of the objective is that term, summed exactly over the
-    vocabulary.  The student runs in evaluation mode, as when it generated the roll-outs, since dropout would change the ratio
-    of probabilities.
+    The term does not include MiniLLM's single-step term, since the objective has this term as its divergence, summed exactly
+    over the vocabulary.  The student runs in evaluation mode, as when it generated the roll-outs, since dropout would change
+    the ratio of probabilities.
 
     Args:
         weight: Weight of the term, > 0.
@@ -158,7 +160,7 @@ class Objective:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Objectives for tests of every part: cross entropy, MGSR, and MiniLLM."""
+        """Return objectives for tests of all terms: cross entropy, MGSR, and MiniLLM."""
         return (
             cls(),
             cls(divergence=DacKLConfig(), span_weight=1.0),
@@ -189,7 +191,7 @@ class Objective:
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether a term uses the teacher; a policy may need a teacher even if none does."""
+        """Whether a term uses the teacher; a policy may need it even if no term does."""
         distils_corpus = self.pretraining is not None and self.pretraining.divergence_share > 0
         return self.uses_divergence or self.uses_spans or distils_corpus
 
@@ -200,7 +202,7 @@ class Objective:
         return needs | getattr(self.divergence, "needs", Needs()) if self.uses_divergence else needs
 
     def build_divergence(self, vocabulary: int, seed: int) -> DivergenceCall | nn.Module | None:
-        """The divergence as a callable; DAC-KL's network is created here.
+        """Return the divergence as a callable; for DAC-KL, create its network.
 
         Args:
             vocabulary: Number of classes shared with the teacher.
@@ -209,13 +211,13 @@ class Objective:
         return DacKL(self.divergence, vocabulary, seed) if isinstance(self.divergence, DacKLConfig) else self.divergence
 
     def select(self, draw: Draw) -> Draw:
-        """The sequences of a draw that some term uses, with the roles of these terms."""
+        """Return the sequences of a draw that some terms use, with roles of these terms."""
         selected = ((item, self._roles(item)) for item in draw.items)
         items = tuple(DrawItem(item.sequence, roles) for item, roles in selected if roles)
         return Draw(items=items, corpus=() if self.pretraining is None else draw.corpus)
 
     def _roles(self, item: DrawItem) -> frozenset[Role]:
-        """The roles of those terms of this objective that use an item of a draw."""
+        """Return the roles of those terms of this objective that use an item of a draw."""
         roles: set[Role] = set()
         if self.sft_weight and ("sft" if self.sft_on == "gold" else "distillation") in item.roles:
             roles.add("sft")
@@ -231,7 +233,7 @@ def corpus_items(draw: Draw, pretraining: PretrainingConfig) -> tuple[DrawItem, 
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of tokens and sequences of a batch; the sum of a term is divided by one."""
+    """Numbers of tokens and sequences of a batch, by which sums of terms are divided."""
 
     sft_tokens: float = 0
     sampled_tokens: float = 0
@@ -285,7 +287,8 @@ def terms(
         return tuple(found)
     if objective.sft_weight and counts.sft_tokens:
         found.append(CrossEntropyTerm(objective.sft_weight / counts.sft_tokens, batch.target_N, batch.sft_N))
-    if objective.uses_divergence:  # also without sampled rows: its parameters then have a zero gradient on every process
+    # The term is added even without sampled rows, so that its parameters have a gradient (of zero) on every process.
+    if objective.uses_divergence:
         assert divergence is not None
         by_token = objective.divergence_mean == "tokens"
         coefficient = objective.divergence_weight / max(counts.sampled_tokens if by_token else counts.sampled_sequences, 1)
@@ -304,8 +307,8 @@ def terms(
 def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> dict[str, float]:
     """Compute the metrics of an update: "loss", and the mean of each term.
 
-    `sums` has each term's sum over the global batch.  The mean is the sum divided by the term's count; diagnostics are divided
-    by the number of sampled tokens.  "loss" is the weighted sum of the means.
+    `sums` has the sums of terms and diagnostics over the global batch.  The mean of a term is its sum divided by its count; the
+    sum of a diagnostic is divided by the number of sampled tokens.  "loss" is the weighted sum of the means.
     """
     divisors = {
         "sft": counts.sft_tokens,

@@ -87,7 +87,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Clip the total gradient norm to `max_norm`; returns the norm before clipping.
+    """Clip the total gradient norm to `max_norm`; return the norm before clipping.
 
     The parameters must be all sharded or all unsharded.
     """

@@ -33,11 +33,12 @@ class TrainingState:
         step: Number of updates done.
         best_score: The `choose_by` metric of the best validation so far; negated if lower is better.
         best_cross_entropy: Cross entropy of the best validation, in nats per token; None if it was not finite.
-        best_step: Number of updates before the best validation.
+        best_step: Number of updates done at the best validation.
         stopped: Whether early stopping has ended training.
         validation_due: True when the last update has not been validated yet.
         trained_tokens: Number of trained targets of all processes; a target that two terms use counts twice.
-        generated_tokens: Number of tokens that student and teacher generated for training on all processes, without validation.
+        generated_tokens: Number of tokens that student and teacher generated for training on all processes; text generated in
+            validation is not counted.
         seconds: Duration of training, including validation.
         peak_bytes: Largest peak memory of any process, in bytes.
     """
@@ -140,7 +141,7 @@ class Parts:
         engine: Generates the student's text; it receives the current weights before each draw.
         validate: Returns the current student's scores: each of `metrics`, "cross_entropy", and others.
         metrics: Metrics of validation answers.
-        schedule: Numbers of updates of the run and of its intervals.
+        schedule: Numbers of updates: of the run, between validations, and between checkpoints.
         end_ids: Ids of the end tokens.
     """
 

@@ -70,7 +70,7 @@ class TrainingConfig:
             check_length(name, getattr(self, name), lowest)
 
     def schedule(self, num_examples: int) -> "Schedule":
-        """The lengths in updates, for a training set of `num_examples` examples."""
+        """Return the schedule in updates, for a training set of `num_examples` examples."""
         lengths = self.updates, self.evaluate_every, self.save_every
         return Schedule(*(in_updates(length, num_examples, self.batch_size) for length in lengths))
 
@@ -90,7 +90,7 @@ def check_length(name: str, length: int | str, lowest: int) -> None:
     Updates are a whole number >= `lowest`; epochs are a text such as "20 epochs", with a number > 0.
 
     Raises:
-        ConfigError: the length is neither of these.
+        ConfigError: the length is neither a valid number of updates nor a valid number of epochs.
     """
     if isinstance(length, int):
         if length < lowest:

@@ -31,10 +31,10 @@ Compile = Literal["auto", "none", "rows", "all"]
 MIN_COMPILED_CLASSES = 16384
 """Smallest vocabulary for which "auto" compiles.
 
-Compiling takes a few seconds, and saves a few hundred microseconds per row.
+Compilation takes a few seconds, and saves a few hundred microseconds per row.
 """
 
-MAX_COMPILED_CORES = 16  # number of cores that stay compiled; a run has about three
+MAX_COMPILED_CORES = 16  # compiled functions that are cached; a run has about three
 
 Tensors = tuple[tuple[Tensor, ...], ...]
 Sums = dict[str, Tensor]
@@ -42,9 +42,9 @@ Visited = tuple[Sums, Tensor, tuple[Tensor | None, ...]]
 
 
 def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> bool:
-    """Decide whether the core is compiled.
+    """Decide whether the functions that compute the terms are compiled.
 
-    The decision depends only on the arguments and the machine, so a resumed run makes the same one.
+    The decision depends only on the arguments and the machine, so a resumed run makes the same decision.
 
     Args:
         setting: "none" never compiles, "rows" and "all" always do.  "auto" compiles if there is a compiler and at least 16,384
@@ -53,7 +53,7 @@ def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> 
         device: Device of the hidden states.
 
     Returns:
-        True if the core is compiled.
+        True if these functions are compiled.
 
     Example:
         >>> compiles("rows", 8, "cpu"), compiles("none", 50257, "cpu"), compiles("auto", 8, "cpu")
@@ -84,7 +84,7 @@ class Core:
     softcap: float | None
 
     def __call__(self, raw_CV: Tensor, target_rows: TargetRows | None, tensors: Tensors) -> Sums:
-        """Compute the sums of the terms and diagnostics over the tile, by name.
+        """Compute the sum of each term and each diagnostic over the tile, by name.
 
         Args:
             raw_CV: Raw logits of the student, before scale and softcap.
@@ -100,7 +100,7 @@ class Core:
 
 
 def of_rows(target_rows: TargetRows | None, change: Callable[[Tensor], Tensor]) -> TargetRows | None:
-    """Apply `change` to each tensor of the teacher target."""
+    """Apply `change` to each tensor of the teacher target; None stays None."""
     if isinstance(target_rows, TopClasses):
         return TopClasses(*map(change, target_rows))
     return None if target_rows is None else change(target_rows)
@@ -137,7 +137,7 @@ def visit(
         tile: The rows, and a halo row if there is one.
         coefficients: Coefficients of the rules.  They change between updates, and so are not part of the compiled code.
         parameters: Parameters that the divergence learns.
-        fill: Numbers of rows and halo rows to which a compiled tile is padded; None does not compile.
+        fill: Numbers of rows and halo rows to which a compiled tile is padded; None runs the core without compilation.
 
     Returns:
         The sums by name, without coefficients; the gradient of the raw logits, including the halo row; and the gradient of each
@@ -151,7 +151,7 @@ def visit(
             return sums, gradient_CV[: len(tile.raw_CV)], others
         except TorchDynamoException as error:
             _NOT_COMPILABLE.add(core)
-            fault = f"training.compile: the terms cannot be compiled and run uncompiled: {first_line(error)}"
+            fault = f"training.compile: the terms cannot be compiled, so they run uncompiled: {first_line(error)}"
             warnings.warn(fault, stacklevel=2)
     return _differentiate(core, core, tile, coefficients, parameters)
 

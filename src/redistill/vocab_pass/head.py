@@ -19,7 +19,7 @@ class Products:
     Operands are rounded to bf16 only if the model runs in bf16.
 
     Rounding the *results*, as a bf16 `linear` does, changes the gradient by tens of per cent once q is near p; rounding the
-    operands changes it by 0.15 %.  fp16 is treated as fp32, since gradients of logits would underflow in it.
+    operands changes it by 0.15 %.  fp16 operands are converted to fp32, since gradients of logits would underflow in fp16.
 
     Args:
         device: Device type, such as "cuda".
@@ -33,7 +33,7 @@ class Products:
 
     @classmethod
     def like(cls, hidden_ND: torch.Tensor) -> "Products":
-        """Create products with the precision of the model that computed `hidden_ND`.
+        """Create `Products` with the precision of the model that computed `hidden_ND`.
 
         Call this method before autocast is disabled.
         """
@@ -86,12 +86,14 @@ class Head:
 
     .. math:: z = \mathrm{cap}\bigl(s\,(h W^\top + b)\bigr), \qquad \mathrm{cap}(z) = c \tanh(z / c)
 
+    h is a hidden state and z its logits.
+
     Args:
-        weight_VD, bias_V: The output embedding and its bias.
-        softcap: The bound c, > 0, of model families that cap their logits; None does not cap them.
+        weight_VD, bias_V: The output embedding W and its bias b; `bias_V` is None for a head without bias.
+        softcap: The bound c, > 0, of model families that cap their logits; None if logits are not capped.
         scale: The factor s of model families that scale their logits.
-        vocabulary: Number of leading classes that are used, for padded vocabularies; probabilities are normalised over these.
-            None uses all.
+        vocabulary: Number of leading classes that are used, for padded vocabularies.  Probabilities are normalised over these
+            classes.  None uses all classes.
 
     Example:
         >>> head = Head(torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]), scale=0.5, vocabulary=2)
@@ -116,7 +118,7 @@ class Head:
         return self.num_classes * self.weight_VD.shape[1] * torch.float32.itemsize
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Compute the logits_NV of `hidden_ND`, in float32 (float64 for float64).
+        """Compute logits_NV in float32 (in float64 for float64 hidden states).
 
         The logits are float32 for any dtype of the weights, also under autocast.
         """
@@ -143,6 +145,6 @@ class Head:
 
 
 def finished(raw_NV: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
-    """Scale the raw logits, then cap them; None does not cap."""
+    """Scale the raw logits, then cap them; they are not capped if `softcap` is None."""
     logits_NV = raw_NV if scale == 1.0 else raw_NV * scale
     return logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)

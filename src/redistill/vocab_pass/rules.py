@@ -1,7 +1,7 @@
 """Rules: functions of log-probabilities that sum one term over the rows of a tile.
 
 The fields of a rule are constant during a run.  Rules with equal fields are equal, so each is compiled once.  Values that
-change, such as targets, masks and weights, are tensor arguments.  If all these values are 0 for a row, the row does not
+change, such as targets, masks and weights, are tensor arguments.  If all tensor arguments are 0 for a row, the row does not
 contribute to the sum, whatever its logits are.
 """
 
@@ -34,7 +34,7 @@ class LogProbs(NamedTuple):
 def log_probs(logq_CV: Tensor, target_rows: TargetRows) -> LogProbs:
     """Compute the log-probabilities of both models over the same classes.
 
-    If the teacher lists classes, the result has these classes and one class that combines all others.
+    If the teacher lists classes, the result has these classes, and one more class for all other classes together.
 
     Args:
         logq_CV: Student log-probabilities.
@@ -43,7 +43,7 @@ def log_probs(logq_CV: Tensor, target_rows: TargetRows) -> LogProbs:
     if isinstance(target_rows, Tensor):
         return LogProbs(logq_CV, torch.log_softmax(target_rows.to(logq_CV.dtype), dim=-1))
     listed_CK = logq_CV.gather(1, target_rows.class_NK)
-    # log(1 - listed mass) would cancel if the listed classes have nearly all mass.
+    # log(1 - listed mass) would be inaccurate if the listed classes have nearly all mass.
     others_CV = logq_CV.scatter(1, target_rows.class_NK, -torch.inf)
     rest_C1 = torch.logsumexp(others_CV, dim=-1, keepdim=True)
     logp_CK = torch.cat([target_rows.logp_NK, target_rows.log_rest_N[:, None]], dim=1)
@@ -92,7 +92,7 @@ class DivergenceRule:
 
 @dataclass(frozen=True)
 class SpanRule:
-    """Weighted sum of the distances of Eq. 10 over pairs of neighbouring rows.
+    """Weighted sum of the span loss's distances over pairs of neighbouring rows.
 
     If the tile has a halo row, the halo row is the second row of the last pair.
     """

@@ -9,19 +9,20 @@ from redistill.errors import TrainingError
 
 FAN_OUT = 8
 NUMBERS_PER_DRAW = 6
-BLOCK_CLASSES = FAN_OUT**2  # classes summed at once: sums of eight neighbours over a whole vocabulary are slow
+BLOCK_CLASSES = FAN_OUT**2  # number of classes that are summed at once; sums of 8 neighbours over a whole vocabulary are slow
 
 
 def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> torch.Tensor:
     """Sample one class per row by descending a tree of ranges of classes.
 
-    A range is a set of consecutive class ids.  The vocabulary is divided into ranges, each range into eight smaller ones, and
-    so on down to single classes.  Each of the six levels has its own uniform number: the level samples the first child whose
-    cumulative mass exceeds this number times the mass of all children.  One uniform number for the whole vocabulary would also
-    be correct, but less robust to rounding: the intervals of a large vocabulary are narrow, and another order of summation
-    (with another batch size) shifts all of them.  Here each number is compared with few boundaries, so rounding rarely changes
-    the sampled class.  Masses of blocks of 64 classes have the dtype of the probabilities; sums of these masses are float64.  A
-    class without mass is never sampled.
+    A range is a set of consecutive class ids.  The vocabulary is divided into ranges, each range is divided into eight smaller
+    ranges, and so on down to single classes.  Each of the six levels has its own uniform number u.  On each level, the range
+    that was chosen before has several parts.  The first part is chosen whose cumulative mass exceeds u times the mass of all
+    parts.  A single uniform number for the whole vocabulary would also be correct, but less robust to rounding.  The intervals
+    of a large vocabulary are narrow, and a different order of summation, as with a different batch size, shifts all intervals.
+    With one number per level, each number is compared with only a few boundaries, so rounding rarely changes the sampled class.
+    Masses of blocks of 64 classes have the dtype of the probabilities; sums of these masses are float64.  A class without mass
+    is never sampled.
 
     Args:
         probabilities_NV: Numbers >= 0.  Each row has a positive sum, which need not be 1.
@@ -31,7 +32,8 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
         token_N, int64.
 
     Raises:
-        TrainingError: the mass of a row is not finite or below the smallest normal number, as with a diverged model.
+        TrainingError: the mass of a row is not finite, or is below the smallest normal float64 number.  A diverged model causes
+            such rows.
 
     Example:
         >>> uniforms_NK = torch.tensor([[0.0], [0.25], [0.99]]).expand(3, NUMBERS_PER_DRAW)

@@ -16,17 +16,17 @@ from redistill.vocab_pass.rules import CrossEntropyRule, DivergenceRule, PolicyG
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropyTerm:
-    r"""Cross entropy of the rows in `mask_N` with their target tokens, in nats.
+    r"""Cross entropy of target tokens, in nats, summed over the rows in `mask_N`.
 
     .. math:: c \sum_{n} m_n \bigl(-\log q_n(y_n)\bigr)
 
     c is `coefficient`, m the mask, y the targets.
 
     Args:
-        coefficient: Weight / global count, as in every term.
+        coefficient: Weight of the term, divided by the number of targets in the global batch.
         target_N: Target tokens, int64.
         mask_N: bool, True for the rows that are summed.
-        name: Name of the sum.
+        name: Name of this sum in the results.
 
     Example:
         >>> term = CrossEntropyTerm(0.5, torch.tensor([4, 2]), torch.tensor([True, False]))
@@ -61,15 +61,15 @@ class DivergenceTerm:
     c is `coefficient`, w `weight_N`; p is the teacher, q the student.
 
     Args:
-        coefficient: Weight / global count.
+        coefficient: Weight of the term, divided by its count in the global batch: tokens or sequences.
         divergence: A function of (logq_NV, logp_NV), or a trainable module.  It returns divergence_N, or (divergence_N,
-            diagnostics).  diagnostics is a dict of tensors with one value per row; each is summed under its own name.
+            diagnostics).  diagnostics maps names to tensors with one value per row; each tensor is summed under its name.
         num_rows: Number of leading rows that have a teacher.
-        weight_N: Weight of each of these rows in the sum, float32; None weighs all with 1.
-        name: Name of the sum.
+        weight_N: Weight of each of these rows in the sum, float32; None gives all rows the weight 1.
+        name: Name of this sum in the results.
 
     Raises:
-        ConfigError: in the vocabulary pass, if the divergence returns another shape than one value for each row.
+        ConfigError: the divergence does not return one value for each row.  The vocabulary pass raises this error.
 
     Example:
         >>> from redistill.losses.divergences import ForwardKL
@@ -107,12 +107,13 @@ class SpanTerm:
     c is `coefficient`, w `pair_weight_N`; the norm is squared if `squared` is True. Source: MGSR (arXiv 2407.10068), Eq. 10.
 
     Args:
-        coefficient: Weight / global number of samples with spans.
-        pair_weight_N: Weight of the pair (n, n + 1); 0 where the two rows are not in one span.  Without a DivergenceTerm, its
-            length is the number of leading rows that have a teacher.
+        coefficient: Weight of the term, divided by the number of samples with spans in the global batch.
+        pair_weight_N: Weight of the pair of rows (n, n + 1), float32; 0 if no span contains both rows.  Without a
+            DivergenceTerm, its length is the number of leading rows that have a teacher.
         squared: Whether the distance is squared.
         keep: For clipped vectors, a function of (logq_NV, logp_NV) that returns keep_NV, bool: the classes that DAC-KL keeps.
-            None keeps all.  The classes of a row must depend on this row only, since a halo row is computed in two tiles.
+            None keeps all classes.  The classes of a row must depend on this row only, since a halo row is computed in two
+            tiles.
 
     Example:
         >>> SpanTerm(1.0, torch.tensor([0.5, 0.0]), squared=False).tensors(slice(0, 2), torch.device("cpu"))
@@ -145,14 +146,15 @@ class PolicyGradientTerm:
     .. math:: c \sum_n \max\bigl(-A_n \rho_n,\; -A_n\, \mathrm{clip}(\rho_n, 1 - \epsilon, 1 + \epsilon)\bigr), \qquad
         \rho_n = w_n\, q_n(y_n) / q_{old}(y_n)
 
-    Source: MiniLLM (arXiv 2306.08543).
+    y is the generated token, A its advantage, w its importance weight, and epsilon is `clip`.  Source: MiniLLM (arXiv
+    2306.08543).
 
     The vocabulary pass also returns the sums of the diagnostics "ratio" and "clipped".
 
     Args:
-        coefficient: Weight / global count of sampled tokens.
+        coefficient: Weight of the term, divided by the number of sampled tokens in the global batch.
         token_N: The generated token of each row, int64.  Its length is the number of leading rows that belong to roll-outs.
-        old_logprob_N, advantage_N, importance_N: Values of these tokens; see policy_gradient.clipped_surrogate.
+        old_logprob_N, advantage_N, importance_N: Values of these tokens, float32; see policy_gradient.clipped_surrogate.
         clip: epsilon of the clipped surrogate, in (0, 1): the ratio is clipped to [1 - clip, 1 + clip].
 
     Example:

@@ -21,12 +21,13 @@ from redistill.vocab_pass.terms import DivergenceTerm, SpanTerm, Term
 LEAST_CHUNK_BYTES = 192 * 2**20
 MOST_CHUNK_BYTES = 2**30
 
-# The rows are cut twice: into large blocks for the matrix products, since each product reads the whole head, and these into
-# small tiles for the tensors that autograd keeps of the terms.  Blocks get three quarters of the budget, tiles a quarter of the
-# smallest budget (small tiles fit the cache better).  The constants are numbers of [rows, vocabulary] tensors alive at once.
+# The rows are divided into large blocks for the matrix products, since each product reads the whole head.  Each block is
+# divided into small tiles, for which autograd stores the tensors of the terms.  Blocks get three quarters of the budget, and
+# tiles a quarter of the smallest budget (small tiles fit the cache better).  *_TENSORS are numbers of [rows, vocabulary]
+# tensors alive at once.
 BLOCK_TENSORS = 2  # logits (later their gradient), and the teacher's logits
-TILE_TENSORS = 10  # log q, p, products of both and their gradients
-COMPILED_TENSORS = 7  # the same in fused loops
+TILE_TENSORS = 10  # log q, p, their products, and the gradients of these tensors
+COMPILED_TENSORS = 7  # the same tensors, if the terms are compiled
 ALIGNED_ROWS = 8  # rows of a compiled tile are a multiple of this, so that each tile starts at a multiple of 16 bytes
 
 
@@ -46,27 +47,28 @@ def vocab_pass(
 
     The forward pass also computes the gradients of the hidden states, the head and the parameters of the divergence, chunk by
     chunk and with the coefficients of the terms.  The backward pass multiplies these gradients by the incoming scalar.  Each
-    input that requires a gradient gets one, if necessary of zeros, so that all processes of a data-parallel group have the same
-    gradients to reduce.  If the rows of a pair are in two tiles, the pair belongs to the first tile.  The second row of the
-    pair, the halo row, is computed in both tiles, and its two gradients are added.
+    input that requires a gradient gets one, which may be 0.  So all processes of a data-parallel group reduce gradients of the
+    same tensors.  If the two rows of a pair of the span loss are in different tiles, the pair belongs to the first tile.  The
+    second row of the pair, the halo row, is computed in both tiles, and its two gradients are added.
 
     Args:
         student_hidden_ND: Hidden states of the supervised rows only.
         student_head: The student's head; no gradient is computed for frozen weights.
-        target: Source of teacher logits, called only for rows that a divergence or span needs; None if no term needs it.
-        terms: At most one of each kind.
+        target: Source of teacher logits, called only for rows of divergence or span terms; None without such terms.
+        terms: The terms of the objective; at most one of each class, each with its own name.
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  None
             uses `chunk_budget`.
         compiled: Whether the terms and their gradients are compiled; see core.py.
-        into_grad: Add the gradient of the head's weight to its `grad` in the forward pass, if it is a leaf in the results'
-            dtype; this saves a copy.  Backward must then follow, once, with a gradient of 1.
+        into_grad: Whether the forward pass adds the gradient of the head's weight directly to `weight.grad`, which saves a
+            copy.  This is done only if the weight is a leaf in the dtype of the results.  The backward pass must then be called
+            once, with a gradient of 1.
 
     Returns:
         The objective (sum of coefficient x sum over rows; a scalar), and the sums of terms and diagnostics by name, detached
-        and without coefficients.  Diagnostics are absent if no row has a teacher.
+        and without coefficients.  The diagnostics of a term are absent if no row belongs to the term.
 
     Raises:
-        ConfigError: a divergence returns another shape than one value for each row.
+        ConfigError: a divergence does not return one value for each row.
 
     Example:
         >>> from redistill.vocab_pass import CrossEntropyTerm
@@ -99,10 +101,10 @@ def dense_reference(
     Tests compare `vocab_pass` with this function.
 
     Args:
-        student_hidden_ND, student_head, target, terms: As for `vocab_pass`.
+        student_hidden_ND, student_head, target, terms: See `vocab_pass`.
 
     Returns:
-        The objective, a scalar, and the sums by name, as from `vocab_pass`.
+        The objective, a scalar, and the sums by name; see `vocab_pass`.
 
     Example:
         >>> from redistill.vocab_pass import CrossEntropyTerm
@@ -125,9 +127,9 @@ def dense_reference(
 
 
 def chunk_budget(head_bytes: int) -> int:
-    """Default memory limit of all [rows, vocabulary] tensors together, in bytes.
+    """Compute the default memory limit of all [rows, vocabulary] tensors together.
 
-    The limit is the size of the head, but at least 192 MiB and at most 1 GiB.
+    The limit is the size of the head in bytes, but at least 192 MiB and at most 1 GiB.
 
     Each block of rows reads the whole head and its gradient, so blocks should be larger for a larger head.
 
@@ -219,9 +221,9 @@ class _Task:
         return slice(rows.start, rows.stop + int(self.has_pairs and rows.stop < self.num_distilled))
 
     def target_rows(self, rows: slice) -> TargetRows | None:
-        """Query the teacher for the rows in `rows` that have a teacher.
+        """Return the teacher target of those rows in `rows` that have a teacher.
 
-        Returns None if no row has one.
+        The result is None if no row has a teacher.
         """
         rows = slice(rows.start, min(rows.stop, self.num_distilled))
         if rows.start >= rows.stop:
@@ -253,7 +255,7 @@ class _Gradients(NamedTuple):
     def add_block(self, task: _Task, rows: slice, gradient_CV: Tensor) -> None:
         """Backpropagate the gradient of one block's raw logits through the head.
 
-        The gradient of the hidden states is written; those of weight and bias are added.
+        The gradient of these hidden states is stored; the gradients of weight and bias are added to their totals.
         """
         operand_CV = gradient_CV.to(task.products.storage)
         if self.hidden_ND is not None:
@@ -285,7 +287,7 @@ class _GradientInForward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, since a copy of a head's gradient is large; so backward works only once.
+        # Gradients are scaled in place, since a copy of a head's gradient is large.  So backward can be called only once.
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "vocab_pass: backward can be called only once"
         if ctx.in_place:
@@ -300,7 +302,7 @@ class _GradientInForward(torch.autograd.Function):
 
 
 def _holds_gradient(weight_VD: Tensor) -> bool:
-    """Whether gradients can be added to the weight's `grad`; creates a missing `grad`."""
+    """Return whether gradients can be added to `weight_VD.grad`; create it if missing."""
     if not (weight_VD.requires_grad and weight_VD.is_leaf and weight_VD.dtype == loss_dtype(weight_VD)):
         return False
     if weight_VD.grad is None:
@@ -326,15 +328,15 @@ def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, g
     Each block has its own call, so that its tensors are freed before those of the next block are created.
 
     Args:
-        carry_V: Gradient of the first row, from the last tile of the previous block, where this row was the halo row; or None.
+        carry_V: Gradient of the block's first row from the previous block, where this row was the halo row; None if it was not.
 
     Returns:
-        The gradient of this block's halo row, which is the first row of the next block; or None.
+        The gradient of this block's halo row, which is the first row of the next block; None without a halo row.
     """
     read = task.with_halo(block)
     logits_CV = task.head.raw(task.hidden_ND[read], task.products)
     target_rows = task.target_rows(read)
-    # First the tiles of rows with a teacher, then those of rows without; no tile has both.
+    # Tiles of rows with a teacher come first, then tiles of rows without a teacher; no tile has both.
     for rows in (tile for part in _parts(block, task.num_distilled) for tile in cuts(part, task.cut_rows.tile)):
         found, gradient_CV = _visit(task, logits_CV, target_rows, rows, block.start, gradients)
         for name, total in found.items():
@@ -355,7 +357,7 @@ def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, g
 def _visit(
     task: _Task, logits_CV: Tensor, target_rows: TargetRows | None, rows: slice, start: int, gradients: _Gradients | None
 ) -> tuple[Sums, Tensor | None]:
-    """Compute the sums of the terms over one tile, and the gradients.
+    """Compute the sums of the terms over one tile, and their gradients.
 
     The gradient of the raw logits, including the halo row, is returned (None if `gradients` is None).  The gradients of the
     divergence's parameters are added to `gradients`.
@@ -383,6 +385,6 @@ def _visit(
 
 
 def _parts(rows: slice, num_distilled: int) -> list[slice]:
-    """Split `rows` into rows with a teacher and rows without; omit empty slices."""
+    """Split `rows` into rows with and without a teacher; omit empty slices."""
     middle = max(rows.start, min(rows.stop, num_distilled))
     return [part for part in (slice(rows.start, middle), slice(middle, rows.stop)) if part.start < part.stop]

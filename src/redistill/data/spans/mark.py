@@ -47,7 +47,7 @@ class SpanMarker:
 
 
 def target_runs(sequence: TokenSequence) -> list[tuple[int, tuple[int, ...]]]:
-    """The contiguous runs of targets of a sequence.
+    """Find the contiguous runs of targets of a sequence.
 
     Returns:
         For each run, the index of its first target among all targets of the sequence, and its token ids.

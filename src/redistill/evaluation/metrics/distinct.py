@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    r"""The number of distinct n-grams of the texts, divided by the number of n-grams.
+    r"""Compute the number of distinct n-grams, divided by the number of all n-grams.
 
     .. math:: \mathrm{distinct}_n = \frac{|\{\text{n-grams}\}|}{\#\,\text{n-grams}}
 

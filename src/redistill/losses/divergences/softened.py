@@ -1,4 +1,4 @@
-"""The base class of divergences, with dtype and temperature, and its helpers.
+"""The base class of divergences, for dtype and temperature, and helper functions.
 
 The helpers handle classes that a model rules out (-inf).
 """
@@ -43,11 +43,11 @@ class Softened:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The settings that the laws are tested with."""
+        """Return settings on which the laws of redistill.testing are checked."""
         return (cls(), cls(temperature=2.0))
 
     def softened(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both inputs in `loss_dtype` and at the temperature; the teacher's is detached."""
+        """Return both inputs in `loss_dtype` at the temperature; the second is detached."""
         dtype = loss_dtype(logq_NV)
         logq_NV, logp_NV = logq_NV.to(dtype), logp_NV.detach().to(dtype)
         if self.temperature == 1.0:
@@ -56,9 +56,9 @@ class Softened:
 
 
 def log_ratio(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor) -> torch.Tensor:
-    """log(a / b), 0 where either is -inf.
+    """Compute log(a / b); the result is 0 where log a or log b is -inf.
 
-    The result is 0 before it is multiplied by a probability, so that no gradient is 0 * inf.
+    The difference is set to 0 before it is multiplied by a probability, so that no gradient is 0 * inf.
 
     Args:
         log_a_NV, log_b_NV: Log-probabilities in nats; -inf marks a class that a model rules out.
@@ -74,7 +74,7 @@ def log_ratio(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor) -> torch.Tensor:
 
 
 def bounded(log_NV: torch.Tensor) -> torch.Tensor:
-    """`log_NV` clamped to finite values.
+    """Clamp log-probabilities to finite values.
 
     Only values whose exp is 0 in their dtype are changed.  Differences of the result are finite.
 
@@ -95,9 +95,9 @@ def fraction(name: str, value: float, advice: str) -> None:
     """Check that a value lies in (0, 1).
 
     Args:
-        name: Field name, for the error.
+        name: Name of the field, for the error message.
         value: The value.
-        advice: What to do, for the error.
+        advice: End of the error message, which states what to do.
 
     Raises:
         ConfigError: value is outside (0, 1).

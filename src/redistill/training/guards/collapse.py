@@ -1,6 +1,7 @@
 """Detects a collapse of the student's generated text.
 
-It checks the length of the text, its end tokens, its diversity, and the probability mass that DAC-KL keeps.
+The checked statistics are the length of the text, its end tokens, its diversity, and the probability mass that DAC-KL keeps.
+
 On-policy training can reinforce its own errors: a student that has learned to stop at once, never to stop, or to repeat itself
 generates more such text to learn from, while the loss falls.
 """
@@ -27,7 +28,7 @@ class TextFacts:
     """Properties of one response.
 
     Args:
-        origin: Where the response came from, such as "student".
+        origin: Source of the response, such as "student".
         length: Number of targets, in tokens.
         ended: Whether the last token is an end token.
         distinct: Fraction of distinct bigrams, in (0, 1]; 1 for a response without bigrams.
@@ -48,7 +49,7 @@ def facts_of(sequences: Iterable[TokenSequence], end_ids: Collection[int]) -> li
 
 
 def distinct_bigrams(token_ids: Sequence[int]) -> float:
-    """Fraction of distinct bigrams in a response (distinct-2), in (0, 1].
+    """Compute the fraction of distinct bigrams in a response (distinct-2), in (0, 1].
 
     Source: Li et al. (arXiv 1510.03055).
 
@@ -137,7 +138,7 @@ class CollapseMonitor:
         self._alarms = set(low)
 
     def state_dict(self) -> Mapping[str, Json]:
-        """The state to be saved in checkpoints."""
+        """Return the state to be saved in checkpoints."""
         return {"window": list(self._window), "best_ended": self._best_ended, "alarms": sorted(self._alarms)}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:

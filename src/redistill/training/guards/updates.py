@@ -31,7 +31,7 @@ class Update:
         step: Number of the update, from 1, as in metrics.jsonl.
         metrics: "loss" and each term's mean.
         norms: Gradient norms before clipping.
-        teacher_rows: Number of rows in which the teacher's logits were not finite.
+        teacher_rows: Number of rows (target tokens) in which the teacher's logits were not finite.
         samples: Training samples of this process's part of the batch.
         read: Returns statistics of the logits on this process's micro-batches (see `readings.read_again`).
     """
@@ -50,9 +50,9 @@ class Update:
 
 
 class UpdateGuard:
-    """Skips non-finite updates, and ends the run after too many in succession.
+    """Skips non-finite updates, and ends the run after too many consecutive skips.
 
-    It also reports updates with a loss spike, and skips these if `on_spike` is "skip".
+    The guard also reports updates with a loss spike, and skips them if `on_spike` is "skip".
 
     Args:
         config: The limit of skips, and the handling of spikes.
@@ -80,7 +80,7 @@ class UpdateGuard:
         self._skips = 0
 
     def allows(self, update: Update) -> bool:
-        """Decide whether to apply an update, and report one that is faulty.
+        """Decide whether to apply an update; report a faulty update.
 
         Raises:
             TrainingError: more than `max_skips` updates in a row were skipped.
@@ -121,7 +121,7 @@ class UpdateGuard:
         )
 
     def state_dict(self) -> Mapping[str, Json]:
-        """The state to be saved in checkpoints."""
+        """Return the state to be saved in checkpoints."""
         return {"skips_in_a_row": self._skips_in_a_row, "skips": self._skips, "spikes": self._spikes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
