@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from redistill.config import decode as decoding
+from redistill.config import parse
 from redistill.errors import ConfigError
 from redistill.storage.redaction import printable
 
@@ -107,7 +108,7 @@ def test_every_kind_of_field_is_decoded():
 
 def test_a_number_that_yaml_parses_as_text_is_accepted():
     """YAML 1.1 parses 5e-4 as text, since it has no decimal point."""
-    assert decoding.parse_yaml(b"rate: 5e-4", "s") == {"rate": "5e-4"}
+    assert parse.parse_yaml(b"rate: 5e-4", "s") == {"rate": "5e-4"}
     assert decode(rate="5e-4").rate == 0.0005
 
 
@@ -267,7 +268,7 @@ def assert_plain(tree):
 @example(b"a: 0x_")
 def test_any_input_is_parsed_to_a_mapping_or_rejected_on_one_line(text):
     try:
-        tree = decoding.parse_yaml(text, "recipe")
+        tree = parse.parse_yaml(text, "recipe")
     except ConfigError as error:
         assert str(error).startswith("recipe: ") and "\n" not in str(error)
     else:
@@ -275,32 +276,32 @@ def test_any_input_is_parsed_to_a_mapping_or_rejected_on_one_line(text):
 
 
 def test_a_few_aliases_are_accepted():
-    assert decoding.parse_yaml(b"a: &a [1]\nb: *a\nc: *a", "s") == {"a": [1], "b": [1], "c": [1]}
+    assert parse.parse_yaml(b"a: &a [1]\nb: *a\nc: *a", "s") == {"a": [1], "b": [1], "c": [1]}
 
 
 def test_a_duplicate_key_is_rejected_with_its_line():
     with pytest.raises(ConfigError, match="duplicate key 'b' in the mapping that starts in line 2"):
-        decoding.parse_yaml(b"a:\n  b: 1\n  b: 2\n", "s")
+        parse.parse_yaml(b"a:\n  b: 1\n  b: 2\n", "s")
 
 
 # --- overrides ----------------------------------------------------------------------------------------------------------
 
 
 def applied(tree, *overrides):
-    return decoding.apply_overrides(tree, map(decoding.parse_override, overrides))
+    return parse.apply_overrides(tree, map(parse.parse_override, overrides))
 
 
 @given(st.text(max_size=20))
 @example("{a: 1}")
 @example("1 # comment")
 def test_a_value_is_not_parsed_again(value):
-    assert decoding.apply_overrides({}, [decoding.Override("a.b", value)]) == {"a": {"b": value}}
+    assert parse.apply_overrides({}, [parse.Override("a.b", value)]) == {"a": {"b": value}}
 
 
 @pytest.mark.parametrize("path", ["", "a.", "out=x #.y", "a b", "a\n", "é", "a-b"])
 def test_a_path_consists_of_names(path):
     with pytest.raises(ConfigError, match="must be names joined by dots"):
-        decoding.apply_overrides({}, [decoding.Override(path, 1)])
+        parse.apply_overrides({}, [parse.Override(path, 1)])
 
 
 def test_overrides_set_any_depth_and_do_not_change_the_tree():

@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redistill.config import decode as decoding
-from redistill.config.decode import parse_override
+from redistill.config import parse
+from redistill.config.parse import parse_override
 from redistill.config.run import decode_run, encode_run, load_config, override_run
 from redistill.data.forms import BadRow, parse_row
 from redistill.data.reader import read_records
@@ -115,7 +115,7 @@ YAML_TEXTS = st.one_of(
 @given(YAML_TEXTS)
 @tried(60, 2000)
 def test_any_text_as_yaml(text: bytes) -> None:
-    tree = read_or_refused(lambda: decoding.parse_yaml(text, "mine.yaml"))
+    tree = read_or_refused(lambda: parse.parse_yaml(text, "mine.yaml"))
     if tree is not None:
         read_or_refused(lambda: decode_run(tree, "mine.yaml"))
 

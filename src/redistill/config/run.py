@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from redistill.config import decode as decoding
+from redistill.config import parse
 from redistill.config.capabilities import mismatch
 from redistill.config.external import check_policy_node, declared, teacher_capabilities
 from redistill.config.methods import METHODS, Method, as_in_reference, method
@@ -19,6 +20,7 @@ from redistill.config.plugins import External, Slot
 from redistill.config.schema import current_tree, schema_of_run
 from redistill.config.scoring import check_choice, load_external, metrics, metrics_of, names_in
 from redistill.config.sections import DataConfig, StudentConfig, TeacherConfig
+from redistill.config.shown import shown
 from redistill.contracts import EngineCapabilities, TeacherCapabilities
 from redistill.errors import ConfigError
 from redistill.evaluation.scores import EvaluationConfig
@@ -234,7 +236,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
         text = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the path of a recipe, such as recipes/smollm2-dolly.yaml") from error
-    tree = decoding.parse_yaml(text, str(path))
+    tree = parse.parse_yaml(text, str(path))
     if path.suffix == ".json" and "config" in tree:
         schema_of_run(tree, str(path))
         config = tree["config"]
@@ -247,14 +249,14 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
             "or `redistill estimate --row LABEL` for one of its runs"
         )
     try:
-        parsed = list(map(decoding.parse_override, overrides))
+        parsed = list(map(parse.parse_override, overrides))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return override_run(tree, parsed, str(path), allow_code)
 
 
 def override_run(
-    tree: Mapping[str, object], overrides: Iterable[decoding.Override], source: str, allow_code: Iterable[str] = ()
+    tree: Mapping[str, object], overrides: Iterable[parse.Override], source: str, allow_code: Iterable[str] = ()
 ) -> Run:
     """Apply overrides to a recipe, and decode it to a run.
 
@@ -268,7 +270,7 @@ def override_run(
         ConfigError: the path of an override is no path, or `decode_run` raises the error.
     """
     allow_code = tuple(allow_code)
-    inner, outer = list[decoding.Override](), list[decoding.Override]()
+    inner, outer = list[parse.Override](), list[parse.Override]()
     for override in overrides:
         (inner if override.path.startswith(("policy.", "objective.")) else outer).append(override)
     tree = _with_overrides(tree, outer, source)
@@ -279,9 +281,9 @@ def override_run(
     return decode_run(_with_overrides(tree, inner, source), source, allow_code)
 
 
-def _with_overrides(tree: Mapping[str, object], overrides: Iterable[decoding.Override], source: str) -> dict[str, object]:
+def _with_overrides(tree: Mapping[str, object], overrides: Iterable[parse.Override], source: str) -> dict[str, object]:
     try:
-        return decoding.apply_overrides(tree, overrides)
+        return parse.apply_overrides(tree, overrides)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
 
@@ -323,7 +325,7 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
     try:
         found = external.load(name)
     except ConfigError as error:
-        raise ConfigError(f"{source}: method = {decoding.shown(name)}: {error}") from error
+        raise ConfigError(f"{source}: method = {shown(name)}: {error}") from error
     return found if isinstance(found, Method) else None
 
 

@@ -7,7 +7,7 @@ therefore has schema 1. A recipe without a number is read with the current schem
 from collections.abc import Mapping
 
 from redistill import __version__
-from redistill.config.decode import shown
+from redistill.config.shown import shown
 from redistill.errors import ConfigError
 
 SCHEMA = 2

@@ -6,8 +6,8 @@ An external metric is a `redistill.records.Metric`, and an external test set is 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from redistill.config.decode import nearest, shown
 from redistill.config.plugins import External, instance
+from redistill.config.shown import nearest, shown
 from redistill.data.tasks import Task, check_source, known_task
 from redistill.errors import ConfigError
 from redistill.evaluation.metrics import METRICS

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from redistill.config.decode import shown
+from redistill.config.shown import shown
 from redistill.errors import CheckpointError, DataError
 from redistill.records import FRACTION, PERCENT, Better, Json
 from redistill.storage import files

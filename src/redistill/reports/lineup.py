@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from redistill.config import decode as decoding
+from redistill.config.shown import shown
 from redistill.errors import CheckpointError, ConfigError, DataError, OutputError
 from redistill.records import Json
 from redistill.reports.folders import RunFolder, at, mapping, read_object, read_run
@@ -116,7 +116,7 @@ def _read_sweep(folder: Path) -> Lineup:
         for item in cast(list[Json], held.get("runs") or []):
             label, seed, relative = (at(item, key) for key in ("label", "seed", "folder"))
             if not isinstance(label, str) or not isinstance(seed, int) or not isinstance(relative, str):
-                raise DataError(f"{path}: an entry of runs is {decoding.shown(item)}; must have label, seed and folder")
+                raise DataError(f"{path}: an entry of runs is {shown(item)}; must have label, seed and folder")
             path_of_run = files.inside(folder, relative)
             if path_of_run not in runs:
                 runs[path_of_run] = _finished(path_of_run)

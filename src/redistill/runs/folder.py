@@ -8,9 +8,9 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from redistill import __version__
-from redistill.config.decode import shown
 from redistill.config.run import Run, encode_run, up_to_date, without_output_folders
 from redistill.config.schema import SCHEMA, schema_of_run, writer_of
+from redistill.config.shown import shown
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
 from redistill.processes import watch as ranks

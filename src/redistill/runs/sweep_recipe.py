@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from redistill.config import decode as decoding
+from redistill.config import parse
 from redistill.config.run import Run, encode_run, override_run, without_output_folders
 from redistill.config.schema import current_tree
+from redistill.config.shown import shown
 from redistill.errors import ConfigError
 from redistill.records import Json
 from redistill.reports.published import published_names
@@ -89,9 +91,9 @@ class Sweep:
             _check_known(f"groups.{name}.rows: no row", group.rows, self.rows, "the rows are")
         for label, row in self.rows.items():
             for key in row:
-                if not isinstance(key, str) or not decoding.PATH.fullmatch(key):
+                if not isinstance(key, str) or not parse.PATH.fullmatch(key):
                     rule = "must be names joined by dots, such as method, or optimiser.learning_rate"
-                    raise ConfigError(f"rows.{label}: {decoding.shown(key)}: {rule}")
+                    raise ConfigError(f"rows.{label}: {shown(key)}: {rule}")
                 if key.partition(".")[0] in SET_BY_SWEEP:
                     raise ConfigError(f"rows.{label}.{key}: the sweep sets it; remove it from the row")
 
@@ -121,7 +123,7 @@ class Cell(NamedTuple):
     label: str
     seed: int
     tree: Mapping[str, Json]
-    overrides: Sequence[decoding.Override]
+    overrides: Sequence[parse.Override]
 
 
 class Entry(NamedTuple):
@@ -168,7 +170,7 @@ def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cel
     base = merged(world or {}, sweep.base)
     for label, row in sweep.rows.items():
         tree: Mapping[str, Json] = merged(base, {key: value for key, value in row.items() if "." not in key})
-        overrides = [decoding.Override(key, value) for key, value in row.items() if "." in key]
+        overrides = [parse.Override(key, value) for key, value in row.items() if "." in key]
         for seed in sweep.seeds:
             yield Cell(label, seed, {**tree, "name": f"{label}-seed{seed}", "seed": seed}, overrides)
 
@@ -208,7 +210,7 @@ def expand(
         ConfigError: a run is invalid; the message names its row.
     """
     distinct: dict[str, tuple[Run, tuple[Run, ...]]] = {}
-    for_all = list(map(decoding.parse_override, overrides))
+    for_all = list(map(parse.parse_override, overrides))
     entries = []
     for cell in cells(sweep, student_tree(world_folder()) if sweep.world == "toy" else None):
         tree = {**cell.tree, "out": str(folder / f"{cell.label}-seed{cell.seed}")}
@@ -241,7 +243,7 @@ def _digest(config: Run) -> str:
 
 def _read_yaml(path: Path, remedy: str) -> dict[str, Json]:
     try:
-        return decoding.parse_yaml(path.read_bytes(), str(path))
+        return parse.parse_yaml(path.read_bytes(), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; {remedy}") from error
 
