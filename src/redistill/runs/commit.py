@@ -1,4 +1,4 @@
-"""The git commit of redistill's own checkout, read without the configuration of the checkout.
+"""The git commit of redistill's own checkout.
 
 The configuration of a checkout can name programs, such as `core.fsmonitor`, filters and an external diff, and git runs them.
 Therefore git works in a temporary repository that refers to the objects and the index of the checkout, and reads neither the

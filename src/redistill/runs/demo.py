@@ -16,7 +16,7 @@ from redistill.records import Json, Record
 from redistill.reports.terminal import print_summary
 from redistill.runs.folder import RUN_FILE
 from redistill.runs.run import RunResult, distill, train_student
-from redistill.storage import files
+from redistill.storage import files, folders
 from redistill.storage.user_cache import cache_folder
 from redistill.toy import world as toy
 from redistill.toy.world import Split, toy_records, toy_tokenizer
@@ -62,13 +62,13 @@ def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fr
     named = {"name": f"toy-{method}", "method": method, "seed": SEED, "out": str(out / method)}
     config = decode_run({**named, **student_tree(world)}, "demo")
     if fresh and config.folder.exists():
-        files.remove_folder(config.folder)
+        folders.remove_folder(config.folder)
     try:
         return distill(config, baselines=baselines)
     except ConfigError:
         if not (config.folder / RUN_FILE).exists():
             raise
-        files.remove_folder(config.folder)
+        folders.remove_folder(config.folder)
         return distill(config, baselines=baselines)
 
 
@@ -110,9 +110,9 @@ def toy_world(*, fresh: bool = False) -> Path:
     """
     world = world_folder()
     if fresh and world.exists():
-        files.remove_folder(world)
+        folders.remove_folder(world)
     if not (world / "start" / "config.json").exists():
-        with files.new_folder(world) as folder:
+        with folders.new_folder(world) as folder:
             _write_data(folder)
             _write_model(folder / "start")
     train_student(_teacher_run(world))

@@ -15,7 +15,7 @@ from redistill.errors import CheckpointError, ConfigError, OutputError, Redistil
 from redistill.evaluation.folder import RESPONSES
 from redistill.processes import watch as ranks
 from redistill.reports.folders import mapping
-from redistill.storage import files
+from redistill.storage import files, folders
 from redistill.storage.lock import locked
 
 RUN_FILE = "run.json"
@@ -142,7 +142,7 @@ def _sweep(folder: Path) -> None:
     """Reject subfolders that are symbolic links; remove files of interrupted writes."""
     answers = [folder / "before", folder / "teacher"]
     inner = [*answers, *(path / RESPONSES for path in (folder, *answers)), folder / "checkpoints"]
-    if (link := files.linked_folder(folder)) is not None:
+    if (link := folders.linked_folder(folder)) is not None:
         raise OutputError(f"{link}: is a symbolic link, and a run writes only inside its folder; replace it by a folder")
     for path in (folder, *inner):
-        files.remove_leftovers(path)
+        folders.remove_leftovers(path)

@@ -40,7 +40,7 @@ from redistill.runs.opened import OpenRun, make_accelerator, open_run
 from redistill.runs.record import begin, cost, write_run_file
 from redistill.runs.revisions import FILE as REVISIONS
 from redistill.runs.stages import stages, teacher_source
-from redistill.storage import files
+from redistill.storage import files, folders
 from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
 from redistill.training.loop import train
@@ -199,7 +199,7 @@ def _export(run: OpenRun) -> None:
     state = full(trainable_state(model))  # gathered by all processes, written by the main process
     with run.placement.unsharded(run.student):
         if run.processes.is_main:
-            with files.new_folder(run.config.folder / "model") as folder:
+            with folders.new_folder(run.config.folder / "model") as folder:
                 save_student(model, run.models.tokenizer, folder, "merged" if lora is None else lora.export, state=state)
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from redistill.errors import DataError, OutputError
 from redistill.records import Json
-from redistill.storage import files
+from redistill.storage import files, folders
 from redistill.storage.lock import BusyError, locked
 from redistill.storage.tensors import read_tensors, write_tensors
 from redistill.storage.user_cache import cache_folder
@@ -93,7 +93,7 @@ def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | N
 
 def _made(folder: Path, key: str, make: Callable[[], Stored], report: Callable[[str], None]) -> Stored:
     """Compute an entry and write it to a folder that the caller has locked."""
-    files.remove_leftovers(folder)
+    folders.remove_leftovers(folder)
     made = make()
     try:
         tensors = {name: torch.from_numpy(array) for name, array in made.arrays.items()}

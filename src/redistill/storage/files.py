@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ class Disk:
     """The operations that change the disk; tests replace it to inject faults."""
 
     def open(self, path: Path, mode: str) -> io.FileIO:
-        """Open a file for writing, without a buffer, so that a failed write leaves no data that is written later.
+        """Open a file for writing, without a buffer.
+
+        Without a buffer, a failed write leaves no data that would be written later.
 
         Raises:
             OSError: the file cannot be opened; it is a symbolic link, no regular file, or it has a second hard link.
@@ -106,19 +108,6 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def linked_folder(folder: Path) -> Path | None:
-    """Find a symbolic link to a folder below `folder`; what is written there would be written elsewhere.
-
-    Temporary files of this module are ignored, because `remove_leftovers` removes them and not the targets of their links.
-    """
-    for parent, names, _ in os.walk(folder):
-        names[:] = [name for name in names if not name.startswith(TEMPORARY)]
-        for name in names:
-            if (path := Path(parent, name)).is_symlink():
-                return path
-    return None
-
-
 def slug(text: str) -> str:
     """Convert `text` into a file name.
 
@@ -135,7 +124,7 @@ def make_folder(folder: Path) -> Path:
     """
     probe = folder / f"{TEMPORARY}probe-{uuid.uuid4().hex}"
     try:
-        _make_folders(folder)
+        create_with_parents(folder)
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -143,12 +132,12 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def _make_folders(folder: Path) -> None:
+def create_with_parents(folder: Path) -> None:
     """Create `folder` and its missing parents, and sync the parent of each."""
     if not folder.is_dir():
-        _make_folders(folder.parent)
+        create_with_parents(folder.parent)
         disk.make_folder(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
 
 
 # --- files --------------------------------------------------------------------------------------------------------------
@@ -197,14 +186,14 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview], num_bytes: int)
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
     hashed = hashlib.sha256()
     try:
-        _make_folders(path.parent)
+        create_with_parents(path.parent)
         with disk.open(temporary, "xb") as file:
             for part in parts:
                 hashed.update(part)
                 _write_all(file, part)
             disk.sync(file.fileno())
         disk.rename(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise write_failed(path, error, num_bytes) from error
     finally:
@@ -236,7 +225,7 @@ def append_lines(path: Path, values: Sequence[object]) -> None:
     """
     data = _lines(values)
     try:
-        _make_folders(path.parent)
+        create_with_parents(path.parent)
         is_new = not path.exists()
         with disk.open(path, "ab+") as file:
             end = _end_of_lines(file)
@@ -248,19 +237,21 @@ def append_lines(path: Path, values: Sequence[object]) -> None:
                 file.truncate(end)
                 raise
         if is_new:
-            _sync(path.parent)
+            sync(path.parent)
     except OSError as error:
         raise write_failed(path, error, len(data)) from error
 
 
 def open_log(path: Path) -> io.FileIO:
-    """Open a file to which a child process appends its output; missing parent folders are created.
+    """Open a file to which a child process appends its output.
+
+    Missing parent folders are created.
 
     Raises:
         OutputError: the file cannot be opened, or it is a link.
     """
     try:
-        _make_folders(path.parent)
+        create_with_parents(path.parent)
         return disk.open(path, "ab+")
     except OSError as error:
         raise write_failed(path, error) from error
@@ -325,69 +316,7 @@ def rewrite_lines(path: Path, values: Sequence[object]) -> None:
     write_bytes(path, _lines(values))
 
 
-# --- folders ------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def new_folder(target: Path, num_bytes: int = 0) -> Iterator[Path]:
-    """Context with a temporary folder that becomes `target`.
-
-    The temporary folder is renamed on success and removed on failure.  All files are synced before the rename.  An existing
-    folder `target` is replaced.
-
-    Args:
-        target: The final path of the folder.
-        num_bytes: Total size of the files in the folder, for the error message; 0 if unknown.
-
-    Yields:
-        The temporary folder.
-
-    Raises:
-        OutputError: the folder cannot be written, by this module or by a library in the block; `DiskFullError` if the disk is
-            full.
-    """
-    number = uuid.uuid4().hex
-    temporary, old = (target.with_name(f"{TEMPORARY}{name}-{number}") for name in (target.name, f"old-{target.name}"))
-    try:
-        _make_folders(temporary)
-        yield temporary
-        for path in (*sorted(temporary.rglob("*")), temporary):
-            _sync(path)
-        if target.exists():
-            disk.rename(target, old)
-        disk.rename(temporary, target)
-        _sync(target.parent)
-        disk.remove(old)
-    except Exception as error:
-        if (cause := _system_error(error)) is None:
-            raise
-        raise write_failed(target, cause, num_bytes) from error
-    finally:
-        disk.remove(temporary)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove `folder`.
-
-    The folder is renamed first, so that a crash leaves no incomplete folder under the original name.
-
-    Raises:
-        OutputError: the folder cannot be renamed.
-    """
-    renamed = folder.with_name(f"{TEMPORARY}old-{folder.name}-{uuid.uuid4().hex}")
-    try:
-        disk.rename(folder, renamed)
-        _sync(folder.parent)
-    except OSError as error:
-        raise write_failed(folder, error) from error
-    finally:
-        disk.remove(renamed)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of interrupted writes; no process may be using `folder`."""
-    for path in folder.glob(f"{TEMPORARY}*"):
-        disk.remove(path)
+# --- shared ------------------------------------------------------------------------------------------------------------
 
 
 def digest(path: Path) -> str:
@@ -396,26 +325,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Sync the content of a file, or the renames in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         disk.sync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _system_error(error: Exception) -> OSError | None:
-    """Return the system error that caused `error`, or None if there is no such error.
-
-    Libraries in Rust raise their own exceptions; the message contains the number of the system error.
-    """
-    if isinstance(error, OutputError):
-        return error.__cause__ if isinstance(error.__cause__, OSError) else None
-    if isinstance(error, OSError):
-        return error
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
 def write_failed(path: Path, error: OSError, num_bytes: int = 0) -> OutputError:

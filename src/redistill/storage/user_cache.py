@@ -24,9 +24,9 @@ def cache_folder() -> Path:
 
 
 def set_compiler_cache() -> None:
-    """Set torch's compiler cache to a folder below `cache_folder()`, unless the user has set another one.
+    """Set torch's compiler cache to a folder below `cache_folder()`.
 
-    The function is called before torch is imported, because torch stores its default in the same variable.
+    A folder that the user has set is kept.  The function is called before torch is imported, because torch stores its default in the same variable.
     """
     current = os.environ.get(VARIABLE)
     of_torch = Path(tempfile.gettempdir(), "torchinductor_")  # followed by the name of the user
@@ -35,7 +35,7 @@ def set_compiler_cache() -> None:
 
 
 def check_compiler_cache() -> None:
-    """Create the compiler cache if it does not exist, with access for this user only, and check it.
+    """Create the compiler cache if necessary, for this user only, and check it.
 
     If the default folder cannot be created, a new temporary folder replaces it.
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from redistill.errors import CheckpointError, DataError, OutputError
 from redistill.interfaces import Value
 from redistill.processes.placement import placed_like
-from redistill.storage import files
+from redistill.storage import files, folders
 from redistill.storage import tensors as tensor_files
 from redistill.storage.redaction import plain
 from redistill.storage.tensors import read_tensors, write_tensors
@@ -164,9 +164,9 @@ def save(
     """
     assert step >= 0 and keep >= 1 and all(files.slug(group) == group for group in tensors), (step, keep, *tensors)
     files.make_folder(folder)
-    files.remove_leftovers(folder)
+    folders.remove_leftovers(folder)
     target = _folder_of(folder, step)
-    with files.new_folder(target, num_bytes(tensors, state)) as temporary:
+    with folders.new_folder(target, num_bytes(tensors, state)) as temporary:
         named = {f"{group}{SUFFIX}": members for group, members in tensors.items()}
         hashes = {name: write_tensors(temporary / name, members) for name, members in named.items()}
         hashes[STATE] = files.write_json(temporary / STATE, dict(state))
@@ -180,7 +180,7 @@ def save(
         raise OutputError(f"{_label(target)}: {error} right after it was written; check the disk") from error
     numbers = steps(folder)
     for number in sorted({*numbers} - {*[number for number in numbers if number <= step][-keep:], *protect}):
-        files.remove_folder(_folder_of(folder, number))
+        folders.remove_folder(_folder_of(folder, number))
     return target
 
 
