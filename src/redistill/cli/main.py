@@ -14,7 +14,7 @@ from redistill.cli.output import reserved_stdout
 from redistill.cli.parsers import parse_arguments
 from redistill.errors import Interrupted, OutputError, RedistillError
 from redistill.processes import signals, streams
-from redistill.storage.redaction import plain, print_traceback
+from redistill.storage.redaction import plain_line, print_traceback
 from redistill.storage.user_cache import set_compiler_cache
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: after --help and --version (code 0), or for invalid arguments (code 2).
     """
     sys.excepthook = print_traceback
-    with streams.tolerant_streams():
+    with streams.tolerant_streams(), streams.plain_messages():
         options = parse_arguments(arguments)
         code = _run(options)
         return code or _output_code(options)
@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
             options.command(options)
     except RedistillError as error:
         # A name from an untrusted file may contain line ends.
-        print(f"redistill: {plain(' '.join(str(error).splitlines()))}", file=sys.stderr)
+        print(f"redistill: {plain_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
         if is_main_process():

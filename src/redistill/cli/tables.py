@@ -6,7 +6,7 @@ from redistill.config.capabilities import ENGINES, TEACHERS, mismatch
 from redistill.config.methods import METHODS
 from redistill.data.tasks import TASKS
 from redistill.evaluation.metrics import METRICS
-from redistill.reports.terminal import console
+from redistill.processes.streams import console
 
 
 def print_methods() -> None:

@@ -18,7 +18,7 @@ from redistill.config.plugins import External, name_of
 from redistill.config.shown import MAX_WHOLE, line, nearest, shown
 from redistill.errors import ConfigError
 from redistill.records import Json
-from redistill.storage.redaction import plain, printable, redacted_tree, secret_in
+from redistill.storage.redaction import plain_line, printable, redacted_tree, secret_in
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -82,10 +82,11 @@ def _check_text(path: str, text: str) -> None:
         raise ConfigError(
             f"{path} = {shown(text)}: is {len(text)} characters long; must be at most {MAX_TEXT}; use a shorter name or path"
         )
-    if text != printable(text):
-        raise ConfigError(f"{path} = {shown(text)}: contains a control character or a lone surrogate; remove it")
     if text.splitlines() not in ([], [text]):
         raise ConfigError(f"{path} = {shown(text)}: contains a line feed; names and paths have a single line")
+    if text != printable(text):
+        fault = "contains a control character, an invisible character or a lone surrogate; remove it"
+        raise ConfigError(f"{path} = {shown(text)}: {fault}")
     if what := secret_in(text):
         remedy = "remove it, since recipes are copied to run folders and reports; pass tokens in the environment (HF_TOKEN)"
         raise ConfigError(f"{path} = {shown(text)}: contains {what}; {remedy}")
@@ -165,7 +166,7 @@ def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Conte
     try:
         return cls(**decoded)
     except ValueError as error:  # a ConfigError, or another ValueError of an external class
-        raise ConfigError(f"{prefix}{' '.join(plain(str(error)).split())}") from error
+        raise ConfigError(f"{prefix}{plain_line(str(error))}") from error
 
 
 def _decode_kind(members: list[type], value: object, path: str, context: _Context) -> object:

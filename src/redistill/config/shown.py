@@ -4,7 +4,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
-from redistill.storage.redaction import plain
+from redistill.storage.redaction import plain, plain_line
 
 MAX_WHOLE = 2**63
 
@@ -44,5 +44,5 @@ def shown(value: object) -> str:
 
 def line(text: str) -> str:
     """Format a text for an error message: one line, secrets masked, truncated."""
-    text = " ".join(plain(text).split())
+    text = plain_line(text)
     return text if len(text) <= 300 else f"{text[:300]} ..."

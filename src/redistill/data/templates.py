@@ -12,7 +12,7 @@ from redistill.data.special import Message, Range, SpecialTokens
 from redistill.errors import ConfigError, DataError
 from redistill.interfaces import Tokenizer
 from redistill.records import Conversation, Instruction, RawPrompt, Record, Turn
-from redistill.storage.redaction import plain
+from redistill.storage.redaction import plain_line
 
 Template = Literal["alpaca", "chat"]
 Prompt = Instruction | RawPrompt | Conversation
@@ -193,5 +193,5 @@ def _applied(messages: Sequence[Message], tokenizer: Tokenizer, *, add_generatio
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # a template may raise exceptions of any type
-        reason = " ".join(plain(str(error)).split())[:200] or type(error).__name__  # the message may quote the row
+        reason = plain_line(str(error))[:200] or type(error).__name__  # the message may quote the row
         raise DataError(f"chat template: rejects this conversation ({reason}); use template: alpaca, or fix the row") from error

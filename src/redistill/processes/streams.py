@@ -1,4 +1,4 @@
-"""Standard streams whose write errors do not stop a command.
+"""Standard streams: write errors do not stop a command, and text cannot control the terminal.
 
 A write to standard output fails if the pipe is closed, the disk is full, or the calling process has closed the stream. A run
 must not lose its updates because the process that reads its log lines has exited.
@@ -7,13 +7,18 @@ must not lose its updates because the process that reads its log lines has exite
 import contextlib
 import errno
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
+
+from redistill.storage.redaction import plain
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from rich.console import Console
 
 
 class _Descriptor(io.FileIO):
@@ -43,6 +48,15 @@ class TolerantStream(io.TextIOWrapper):
         encoding = "utf-8" if like is None else like.encoding
         super().__init__(io.BufferedWriter(self._raw_stream), encoding, "backslashreplace", line_buffering=True)
 
+    def write(self, text: str, /) -> int:
+        """Write `plain(text)`, so that also the messages of libraries contain no terminal escapes and no secrets."""
+        super().write(plain(text))
+        return len(text)
+
+    def write_styled(self, text: str) -> int:
+        """Write `text` unchanged.  Only `console` uses this method, for the escapes of rich."""
+        return super().write(text)
+
     @property
     def error(self) -> OSError | None:
         """The error of the first write that failed; None if no write has failed."""
@@ -52,6 +66,60 @@ class TolerantStream(io.TextIOWrapper):
     def is_closed_pipe(self) -> bool:
         """Whether a write failed because the process that reads the pipe has exited."""
         return self.error is not None and self.error.errno == errno.EPIPE
+
+
+class _Styled:
+    """A view of a `TolerantStream` that writes terminal escapes; all other attributes are those of the stream."""
+
+    def __init__(self, stream: TolerantStream) -> None:
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        return self._stream.write_styled(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+def console(name: Literal["stdout", "stderr"] = "stdout", *, quiet: bool = False) -> "Console":
+    """Create a console of rich that writes to a standard stream.
+
+    Terminal escapes that rich generates are written.  Texts that are printed must be `Text` objects of `plain` text.
+
+    Args:
+        name: Name of the stream in `sys`.
+        quiet: Whether nothing is printed.
+    """
+    from rich.console import Console  # here, since --help does not need it
+
+    stream = tolerant(getattr(sys, name), 1 if name == "stdout" else 2)
+    return Console(file=cast(TextIO, _Styled(stream)) if isinstance(stream, TolerantStream) else stream, quiet=quiet)
+
+
+@contextlib.contextmanager
+def plain_messages() -> Iterator[None]:
+    """Context in which the messages of all loggers and warnings are passed through `plain`.
+
+    They can quote names of tensors, models and files, which come from untrusted sources.
+    """
+    make_record, format_warning = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        made = make_record(*args, **kwargs)
+        with contextlib.suppress(TypeError, ValueError):  # arguments that do not fit the message; the handler reports them
+            made.msg, made.args = plain(made.getMessage()), ()
+        return made
+
+    def formatted(message: Warning | str, *args: Any, **kwargs: Any) -> str:
+        return plain(format_warning(message, *args, **kwargs))
+
+    logging.setLogRecordFactory(record)
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make_record)
+        warnings.formatwarning = format_warning
 
 
 @contextlib.contextmanager

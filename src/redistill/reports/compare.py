@@ -6,15 +6,17 @@ Labels and other texts from files are untrusted, so the special characters of ea
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
 from redistill.errors import ConfigError
-from redistill.reports.pages import one_line, render
+from redistill.reports.pages import render
 from redistill.reports.sheet import Comparison, comparison_of
 from redistill.storage import files
+from redistill.storage.redaction import plain_line
 
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -28,7 +30,7 @@ _TEX = {
     "<": "$<$",
     ">": "$>$",
 }
-_FORMULA = ("=", "+", "-", "@", "\t")  # characters that start a formula in spreadsheets
+_FORMULA = re.compile(r"[\s'\"]*[=+\-@|%]")  # the start of a formula in spreadsheets
 
 
 def html(comparison: Comparison) -> str:
@@ -59,7 +61,7 @@ def csv_text(comparison: Comparison) -> str:
     was not measured.
     """
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(comparison.fields)
     for record in comparison.records:
         writer.writerow([_field(record.get(name)) for name in comparison.fields])
@@ -107,15 +109,16 @@ def build_comparison(
 
 
 def _md(text: str) -> Markup:
-    return Markup(re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", one_line(text)))
+    return Markup(re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", plain_line(text)))
 
 
 def _tex(text: str) -> Markup:
-    return Markup("".join(_TEX.get(letter, letter) for letter in one_line(text)))
+    return Markup("".join(_TEX.get(letter, letter) for letter in plain_line(text)))
 
 
 def _field(value: object) -> object:
     if not isinstance(value, str):
         return value
-    text = one_line(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    # Some spreadsheets separate fields by semicolons, and read full-width signs as operators; NFKC maps these to the signs.
+    parts = re.split("([;\N{FULLWIDTH SEMICOLON}\N{GREEK QUESTION MARK}])", plain_line(value))
+    return "".join(f"'{part}" if _FORMULA.match(unicodedata.normalize("NFKC", part)) else part for part in parts)

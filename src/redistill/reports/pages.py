@@ -12,7 +12,7 @@ from markupsafe import Markup
 from redistill.records import FRACTION
 from redistill.reports.folders import number
 from redistill.storage import files
-from redistill.storage.redaction import plain
+from redistill.storage.redaction import plain, plain_line
 
 MAX_TEXT = 2000
 NOTHING = "–"
@@ -40,7 +40,7 @@ def render(template: str, page: Mapping[str, object], escaped: Callable[[str], s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (score, difference, fixed, percent, large, short, visible, one_line, files.slug)
+    filters = (score, difference, fixed, percent, large, short, visible, plain_line, files.slug)
     environment.filters |= {function.__name__: function for function in filters}
     return environment.get_template(template).render(page)
 
@@ -89,11 +89,6 @@ def short(value: object) -> str:
     """Truncate a text to MAX_TEXT characters; append the number of omitted characters."""
     text = plain(str(value))  # redact first: truncation could split a secret
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
-
-
-def one_line(text: str) -> str:
-    """Remove control characters, and replace each run of white space by one space."""
-    return " ".join(plain(text).split())
 
 
 def visible(token: object) -> str:

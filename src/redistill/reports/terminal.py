@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from redistill.processes.streams import console
 from redistill.records import FRACTION, Json
 from redistill.reports.comparison import Row
 from redistill.reports.folders import Evaluation
@@ -18,7 +18,7 @@ from redistill.reports.report import summary_rows
 from redistill.reports.sheet import Comparison
 from redistill.reports.statistics import deviation, mean
 from redistill.reports.tables import Cell
-from redistill.storage.redaction import plain
+from redistill.storage.redaction import plain_line
 
 
 def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
@@ -99,7 +99,7 @@ def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
 
 
 def _text(text: str) -> Text:
-    return Text(plain(text))  # a plain string would be parsed as markup
+    return Text(plain_line(text))  # a plain string would be parsed as markup
 
 
 def _table(columns: Iterable[str], texts: Sequence[str]) -> Table:
@@ -111,8 +111,8 @@ def _table(columns: Iterable[str], texts: Sequence[str]) -> Table:
 
 
 def _cell(cell: Cell) -> Text:
-    text = Text(plain(cell.text), style={"best": "bold", "second": "underline"}.get(cell.mark, ""))
-    return text if not cell.detail else text.append(f" {plain(cell.detail)}", style="not bold not underline dim")
+    text = Text(plain_line(cell.text), style={"best": "bold", "second": "underline"}.get(cell.mark, ""))
+    return text if not cell.detail else text.append(f" {plain_line(cell.detail)}", style="not bold not underline dim")
 
 
 def _spread(value: float | None, deviation_: float | None, unit: str) -> str:
@@ -126,8 +126,3 @@ def _spread(value: float | None, deviation_: float | None, unit: str) -> str:
 
 def _shown(value: float | None, shape: str) -> str:
     return "-" if value is None else shape.format(value)
-
-
-def console() -> Console:
-    """Create the console on which tables are printed."""
-    return Console(soft_wrap=False)

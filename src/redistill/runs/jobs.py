@@ -12,9 +12,9 @@ from subprocess import DEVNULL, STDOUT
 
 from rich.console import Console
 
-from redistill.processes import signals
+from redistill.processes import signals, streams
 from redistill.storage import files
-from redistill.training.progress import TerminalBar, duration, error_console
+from redistill.training.progress import TerminalBar, duration
 
 _POLL_S = 0.1
 _STOP_S = 60.0  # a child may be writing a checkpoint
@@ -59,7 +59,7 @@ class JobProgress(TerminalBar):
 
     def __init__(self, total: int, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._total, self._ended, self._clock, self._start = total, 0, clock, clock()
-        super().__init__(console or error_console(), total, self._line())
+        super().__init__(console or streams.console("stderr"), total, self._line())
 
     def started(self, name: str) -> None:
         """Print that a job started."""

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shlex
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from redistill.runs.folder import RUN_FILE
 from redistill.runs.opened import OpenRun
 from redistill.runs.stages import stages
 from redistill.storage import files
-from redistill.storage.redaction import plain, redacted_tree
+from redistill.storage.redaction import plain, redacted_command, redacted_tree
 from redistill.training import checkpoint
 from redistill.training.parts import TrainingState
 
@@ -115,7 +114,7 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
         "name": config.name,
         "method": config.method,
         "status": status,
-        "command": plain(command or shlex.join(["redistill", *sys.argv[1:]])),
+        "command": plain(command) if command else redacted_command(["redistill", *sys.argv[1:]]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": own_commit(),
         "versions": versions(),

@@ -26,7 +26,8 @@ def cache_folder() -> Path:
 def set_compiler_cache() -> None:
     """Set torch's compiler cache to a folder below `cache_folder()`.
 
-    A folder that the user has set is kept.  The function is called before torch is imported, because torch stores its default in the same variable.
+    A folder that the user has set is kept.  The function is called before torch is imported, because torch stores its default
+    in the same variable.
     """
     current = os.environ.get(VARIABLE)
     of_torch = Path(tempfile.gettempdir(), "torchinductor_")  # followed by the name of the user
