@@ -8,7 +8,7 @@ Longer than 400 lines: one file defines every type that is part of the interface
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -130,6 +130,10 @@ class TokenSequence:
     def prompt_ids(self) -> tuple[int, ...]:
         """The tokens before the first target."""
         return self.token_ids[: self.response_start]
+
+
+StateValue: TypeAlias = "Json | torch.Tensor | tuple[TokenSequence, ...] | Sequence[StateValue] | Mapping[str, StateValue]"
+"""A value in the state of a policy.  A checkpoint stores tensors and tuples of sequences as tensors, all else as JSON."""
 
 
 Role = Literal["sft", "distillation"]
@@ -438,11 +442,19 @@ class PolicyState(Protocol):
     def metrics(self) -> Mapping[str, Json]:
         """Values of the state to be logged with each update."""
 
-    def state_dict(self) -> Mapping[str, Json]:
-        """The state to be saved in checkpoints, as JSON values."""
+    def state_dict(self) -> Mapping[str, StateValue]:
+        """The state to be saved in checkpoints.
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Restore a state that `state_dict` returned."""
+        It is also taken before every update, to undo the draw of an update that is interrupted.  It must therefore be cheap:
+        return references to objects that are never changed, such as tuples and sequences, instead of copies of their content.
+        Later updates must not change a returned state.
+        """
+
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
+        """Restore a state that `state_dict` returned.
+
+        In a state that was read from a checkpoint, tuples are lists, except tuples of `TokenSequence`; tensors are on the CPU.
+        """
 
 
 class SequencePolicy(PolicyState, Protocol):

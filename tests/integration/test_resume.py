@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from redistill.config.run import Run
+from redistill.policies.state import StoredState, restore
 from redistill.runs.run import distill, train_student
 from redistill.storage import files
 from redistill.training import checkpoint
 from redistill.training import loop as training
+from tests.policies.test_state import as_json
 from tests.worlds import GPT2, tiny_run
 
 WITH_DROPOUT = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
@@ -117,3 +119,27 @@ def test_the_same_call_finishes_the_run_without_partial_files(folders: tuple[Pat
     assert distill(config).report.exists()
     assert files.read_json(config.folder / "run.json")["status"] == "finished"
     assert not list(config.folder.rglob(f"{files.TEMPORARY}*"))
+
+
+@pytest.mark.parametrize("method", ["minillm", "distillm"])
+def test_a_checkpoint_with_the_policy_as_json_is_resumed_bitwise(tmp_path: Path, method: str, monkeypatch) -> None:
+    """The format of commit 3d89816 and earlier versions, which also lack the sizes of the logs."""
+    straight, resumed = run(tmp_path, "straight", method), run(tmp_path, "resumed", method)
+    train_student(straight)
+    train_until_interrupted(resumed, monkeypatch)
+    folder = resumed.folder / "checkpoints"
+    found = checkpoint.load_step(folder, INTERRUPTED)
+    tensors = {group: dict(members) for group, members in found.tensors.items()}
+    entries = found.state["policy_entries"]
+    policy = restore(StoredState(tensors=tensors.pop("policy"), values=found.state["policy"], entries=entries))
+    newer = {"policy_entries", "log_bytes"}
+    state = {name: value for name, value in found.state.items() if name not in newer} | {"policy": as_json(policy)}
+    checkpoint.save(folder, INTERRUPTED, tensors=tensors, state=state, keep=1)
+    train_student(resumed)
+    states = [checkpoint.load_step(config.folder / "checkpoints", UPDATES) for config in (straight, resumed)]
+    assert states[0].state["policy"] == states[1].state["policy"] and "policy" in states[0].tensors
+    for group, members in states[0].tensors.items():
+        assert all(torch.equal(value, states[1].tensors[group][name]) for name, value in members.items()), group
+    for name in ("metrics.jsonl", "revisions.jsonl"):
+        lines = [without_times(files.read_lines(config.folder / name)) for config in (straight, resumed)]
+        assert lines[0] == lines[1]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, cast
 
-from redistill.contracts import TokenSequence
+from redistill.contracts import StateValue, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.buffered import BufferedSource, SequenceBuffer, check_buffer
 from redistill.policies.order import Coin, GoldItem, coin
@@ -121,10 +121,10 @@ class AdaptiveSource(BufferedSource):
     def metrics(self) -> Mapping[str, Json]:
         return {"threshold": self._threshold, **super().metrics()}
 
-    def state_dict(self) -> Mapping[str, Json]:
+    def state_dict(self) -> Mapping[str, StateValue]:
         return {"threshold": self._threshold, "reference_loss": self._reference_loss, **super().state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
         super().load_state_dict(state)
         self._threshold = cast("float", state["threshold"])
         self._reference_loss = cast("float | None", state["reference_loss"])

@@ -3,9 +3,9 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from typing import Self, cast
 
-from redistill.contracts import TokenSequence
+from redistill.contracts import Origin, StateValue, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyNode, PolicyTools, Source, Wrapping, WrappingNode, check_student_text, replaced
@@ -70,12 +70,12 @@ class BufferedSource(Wrapping):
     def metrics(self) -> Mapping[str, Json]:
         return {**self._source.metrics(), "buffered": len(self._buffer)}
 
-    def state_dict(self) -> Mapping[str, Json]:
+    def state_dict(self) -> Mapping[str, StateValue]:
         return {"buffer": self._buffer.state(), "source": self._source.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
         self._buffer.load_state(state["buffer"])
-        self._source.load_state_dict(cast("Mapping[str, Json]", state["source"]))
+        self._source.load_state_dict(cast("Mapping[str, StateValue]", state["source"]))
 
 
 class SequenceBuffer:
@@ -90,10 +90,11 @@ class SequenceBuffer:
     def __init__(self, capacity: int, tools: PolicyTools) -> None:
         assert capacity >= tools.gold.batch_size, "a batch is drawn without replacement"
         self._tools = tools
-        self._kept: deque[tuple[int, TokenSequence]] = deque(maxlen=capacity)  # (step, sequence)
+        self._sequences: deque[TokenSequence] = deque(maxlen=capacity)
+        self._steps: deque[int] = deque(maxlen=capacity)  # of `_sequences`; a deque of pairs is slower to copy
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._sequences)
 
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
         """Add the sequences that all processes generated at this step.
@@ -111,7 +112,8 @@ class SequenceBuffer:
             raise ConfigError(
                 "policy: a buffer cannot hold roll-outs, since they are scored only once; make rollouts the outermost policy"
             )
-        self._kept.extend((step, sequence) for _, sequence in sorted(generated, key=lambda pair: pair[0]))
+        self._sequences.extend(sequence for _, sequence in sorted(generated, key=lambda pair: pair[0]))
+        self._steps.extend([step] * len(generated))
 
     def draw(self, step: int, count: int) -> list[TokenSequence]:
         """Sample sequences for all processes; return the `count` of this process.
@@ -122,31 +124,39 @@ class SequenceBuffer:
         counts = self._tools.processes.gather([count])
         first = sum(counts[: self._tools.processes.rank])
         rng = generator(self._tools.seed, "replay", step)
-        chosen = rng.choice(len(self._kept), size=sum(counts), replace=False).tolist()[first : first + count]
-        sampled = [self._kept[index] for index in chosen]
+        chosen = rng.choice(len(self), size=sum(counts), replace=False).tolist()[first : first + count]
+        sampled = [(self._steps[index], self._sequences[index]) for index in chosen]
         return [sequence if at == step else replace(sequence, origin="replay") for at, sequence in sampled]
 
-    def state(self) -> list[Mapping[str, Json]]:
-        """The sequences of the buffer as JSON data, oldest first."""
-        return [
-            {
-                "step": step,
-                "sample": sequence.sample,
-                "origin": sequence.origin,
-                "token_ids": sequence.token_ids,
-                "supervised": [int(is_target) for is_target in sequence.supervised],
-            }
-            for step, sequence in self._kept
-        ]
+    def state(self) -> Mapping[str, StateValue]:
+        """The sequences of the buffer and their steps, oldest first.
 
-    def load_state(self, state: Json) -> None:
-        """Replace the sequences of the buffer by those that `state` returned."""
-        self._kept.clear()
-        for line in cast("list[dict[str, Any]]", state):
-            token_ids, supervised = tuple(line["token_ids"]), tuple(map(bool, line["supervised"]))
-            origin, sample = line["origin"], line["sample"]
-            sequence = TokenSequence(sample=sample, token_ids=token_ids, supervised=supervised, origin=origin)
-            self._kept.append((line["step"], sequence))
+        Sequences are immutable, so the state holds references to them: its cost does not depend on their length.
+        """
+        return {"steps": tuple(self._steps), "sequences": tuple(self._sequences)}
+
+    def load_state(self, state: StateValue) -> None:
+        """Replace the sequences of the buffer by those that `state` returned.
+
+        A list of JSON objects, one for each sequence, is the state of a checkpoint of commit 3d89816 or an earlier version.
+        """
+        if isinstance(state, Mapping):
+            steps, sequences = cast("Sequence[int]", state["steps"]), cast("Sequence[TokenSequence]", state["sequences"])
+        else:
+            lines = cast("Sequence[Mapping[str, Json]]", state)
+            steps, sequences = [cast("int", line["step"]) for line in lines], list(map(_from_json, lines))
+        self._steps, self._sequences = deque(steps, self._steps.maxlen), deque(sequences, self._sequences.maxlen)
+
+
+def _from_json(line: Mapping[str, Json]) -> TokenSequence:
+    """Read a sequence from a checkpoint whose buffer is JSON."""
+    token_ids, supervised = (cast("Sequence[int]", line[name]) for name in ("token_ids", "supervised"))
+    return TokenSequence(
+        sample=cast("int", line["sample"]),
+        token_ids=tuple(token_ids),
+        supervised=tuple(map(bool, supervised)),
+        origin=cast("Origin", line["origin"]),
+    )
 
 
 def is_generated(sequence: TokenSequence) -> bool:

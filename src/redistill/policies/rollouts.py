@@ -10,11 +10,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, cast, get_args
 
 import torch
 
-from redistill.contracts import Needs, Origin, Rollout, TokenSequence
+from redistill.contracts import Needs, Origin, Rollout, StateValue, TokenSequence
 from redistill.errors import ConfigError
 from redistill.losses.policy_gradient import discounted_returns, importance_weights, token_rewards, whiten
 from redistill.policies.generated import StudentGenerated, TeacherMixed
@@ -122,6 +122,9 @@ class _Scored:
     teacher_logprobs: tuple[float, ...]
 
 
+_LOGPROBS = ("old_logprobs", "teacher_logprobs")  # fields of `_Scored`, and their names in checkpoints
+
+
 class RolloutsSource(Wrapping):
     """Generates the sequences of a `Rollouts` policy; returned by its `bind`."""
 
@@ -129,8 +132,7 @@ class RolloutsSource(Wrapping):
         assert tools.scorer is not None, "checked by `needs` when the recipe was read"
         self._settings, self._source, self._tools, self._scorer = settings, source, tools, tools.scorer
         self._pass_steps = max(1, settings.num_rollouts // tools.gold.batch_size)
-        self._cycle: int | None = None
-        self._pool: list[_Scored] = []
+        self._hold(None, [])
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         """Return this process's part of the step's mini-batch, one roll-out per item.
@@ -139,24 +141,29 @@ class RolloutsSource(Wrapping):
         """
         cycle, cycle_step = divmod(step, self._pass_steps * self._settings.inner_epochs)
         if cycle != self._cycle:
-            self._cycle, self._pool = cycle, self._generate(cycle)
+            self._hold(cycle, self._generate(cycle))
         inner_epoch, number = divmod(cycle_step, self._pass_steps)
         size, order = self._tools.gold.batch_size, self._order(cycle, inner_epoch)
         batch = [self._pool[index] for index in order[number * size : (number + 1) * size]]
         return self._tools.gold.part(self._with_advantages(batch))[: len(items)]
 
     def metrics(self) -> Mapping[str, Json]:
-        if not self._pool:
-            return self._source.metrics()
-        reward_BT, valid_BT, _ = self._rewards(self._pool)
-        return {**self._source.metrics(), "rollout_reward": float(reward_BT[valid_BT].mean())}
+        return {**self._source.metrics(), **self._pool_metrics}
 
-    def state_dict(self) -> Mapping[str, Json]:
-        return {"cycle": self._cycle, "pool": [_plain(scored) for scored in self._pool], "source": self._source.state_dict()}
+    def state_dict(self) -> Mapping[str, StateValue]:
+        return {"cycle": self._cycle, "pool": self._pool_state, "source": self._source.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._cycle, self._pool = state["cycle"], [_from_plain(**entry) for entry in state["pool"]]
-        self._source.load_state_dict(state["source"])
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
+        self._hold(cast("int | None", state["cycle"]), _from_state(state["pool"]))
+        self._source.load_state_dict(cast("Mapping[str, StateValue]", state["source"]))
+
+    def _hold(self, cycle: int | None, pool: list[_Scored]) -> None:
+        """Replace the pool; its state and metrics are computed here, once per cycle and not at every update."""
+        self._cycle, self._pool, self._pool_state = cycle, pool, _state_of(pool)
+        self._pool_metrics: Mapping[str, Json] = {}
+        if pool:
+            reward_BT, valid_BT, _ = self._rewards(pool)
+            self._pool_metrics = {"rollout_reward": float(reward_BT[valid_BT].mean())}
 
     # --- generation ---
 
@@ -242,23 +249,37 @@ def _padded(rows: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor
     return padded_BT, torch.arange(width) < torch.tensor([[len(row)] for row in rows])
 
 
-def _plain(scored: _Scored) -> Mapping[str, Json]:
-    """Return a scored sequence as JSON data.
+def _state_of(pool: Sequence[_Scored]) -> Mapping[str, StateValue]:
+    """The pool as sequences, and the log-probabilities of all their targets as float64 tensors."""
+    columns = {name: [value for scored in pool for value in getattr(scored, name)] for name in _LOGPROBS}
+    tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+    return {"sequences": tuple(scored.sequence for scored in pool), **tensors}
 
-    The targets are not stored, since every token of a generated response is a target.
+
+def _from_state(state: StateValue) -> list[_Scored]:
+    """Restore the pool that `_state_of` returned.
+
+    A list of JSON objects, one for each sequence, is the state of a checkpoint of commit 3d89816 or an earlier version.
     """
-    sequence = scored.sequence
-    return {
-        "sample": sequence.sample,
-        "origin": sequence.origin,
-        "prompt": sequence.prompt_ids,
-        "response": sequence.response_ids,
-        "old_logprobs": scored.old_logprobs,
-        "teacher_logprobs": scored.teacher_logprobs,
-    }
+    if not isinstance(state, Mapping):
+        return [_from_json(line) for line in cast("Sequence[Mapping[str, Json]]", state)]
+    sequences = cast("Sequence[TokenSequence]", state["sequences"])
+    lengths = [sequence.num_targets for sequence in sequences]
+    old, teacher = (cast("torch.Tensor", state[name]).split(lengths) for name in _LOGPROBS)
+    return [
+        _Scored(sequence, tuple(own.tolist()), tuple(other.tolist()))
+        for sequence, own, other in zip(sequences, old, teacher, strict=True)
+    ]
 
 
-def _from_plain(sample: int, origin: Origin, prompt: list[int], response: list[int], **logprobs: list[float]) -> _Scored:
-    supervised = (False,) * len(prompt) + (True,) * len(response)
-    sequence = TokenSequence(sample=sample, token_ids=(*prompt, *response), supervised=supervised, origin=origin)
-    return _Scored(sequence, tuple(logprobs["old_logprobs"]), tuple(logprobs["teacher_logprobs"]))
+def _from_json(line: Mapping[str, Json]) -> _Scored:
+    """Read a scored sequence from a checkpoint whose pool is JSON."""
+    prompt, response = (cast("Sequence[int]", line[name]) for name in ("prompt", "response"))
+    sequence = TokenSequence(
+        sample=cast("int", line["sample"]),
+        token_ids=(*prompt, *response),
+        supervised=(False,) * len(prompt) + (True,) * len(response),
+        origin=cast("Origin", line["origin"]),
+    )
+    old, teacher = (tuple(cast("Sequence[float]", line[name])) for name in _LOGPROBS)
+    return _Scored(sequence, old, teacher)

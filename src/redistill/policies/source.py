@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from redistill.contracts import ONE_PROCESS, Engine, Needs, PolicyState, Processes, Sampling, TextTeacher, TokenSequence
+from redistill.contracts import (
+    ONE_PROCESS,
+    Engine,
+    Needs,
+    PolicyState,
+    Processes,
+    Sampling,
+    StateValue,
+    TextTeacher,
+    TokenSequence,
+)
 from redistill.errors import ConfigError
 from redistill.interfaces import Value
 from redistill.policies.order import GoldBatches, GoldItem
@@ -122,10 +132,10 @@ class Stateless:
     def metrics(self) -> Mapping[str, Json]:
         return {}
 
-    def state_dict(self) -> Mapping[str, Json]:
+    def state_dict(self) -> Mapping[str, StateValue]:
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
         assert not state, f"a source without state cannot load {sorted(state)}"
 
 
@@ -140,10 +150,10 @@ class Wrapping:
     def metrics(self) -> Mapping[str, Json]:
         return self._source.metrics()
 
-    def state_dict(self) -> Mapping[str, Json]:
+    def state_dict(self) -> Mapping[str, StateValue]:
         return self._source.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
         self._source.load_state_dict(state)
 
 

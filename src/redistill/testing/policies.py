@@ -8,17 +8,18 @@ A policy that cannot satisfy a law declares it as a class attribute `disobeys = 
 
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import astuple
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, replace
 from threading import BrokenBarrierError
 
 import numpy as np
 import torch
 
-from redistill.contracts import Draw, Needs, Processes, Sampling, TokenSequence
+from redistill.contracts import Draw, Needs, Processes, Sampling, StateValue, TokenSequence
 from redistill.interfaces import Gather
 from redistill.policies.policy import Policy
 from redistill.policies.source import PolicyNode
+from redistill.policies.state import restore, store
 from redistill.testing.fixture import RESPONSE_TOKENS, in_processes, make_fixture
 from redistill.testing.laws import Findings, check, suite
 
@@ -75,15 +76,34 @@ def global_generators_are_not_used(node: PolicyNode) -> Findings:
 def resumes_where_it_stopped(node: PolicyNode) -> Findings:
     """A restored policy draws the same sequences as an uninterrupted policy.
 
-    The state is saved as JSON and loaded into a new policy.  After the last step, both policies have the same state.
+    The state is converted as in a checkpoint and loaded into a new policy.  After the last step, both policies have the same
+    state.
     """
     uninterrupted, resumed, middle = make_fixture().policy(node), make_fixture().policy(node), STEPS // 2
     drawn(uninterrupted, range(middle))
-    resumed.load_state_dict(json.loads(json.dumps(uninterrupted.state_dict())))
+    resumed.load_state_dict(saved_and_loaded(uninterrupted.state_dict()))
     expected, got = (drawn(policy, range(middle, STEPS)) for policy in (uninterrupted, resumed))
     yield from _same(got, expected, f"resumed at step {middle}", middle)
-    states = [json.loads(json.dumps(policy.state_dict())) for policy in (uninterrupted, resumed)]
+    states = [plain_state(policy.state_dict()) for policy in (uninterrupted, resumed)]
     yield states[0] == states[1], f"resumed at step {middle}: the state is {states[1]}, that of the first policy {states[0]}"
+
+
+def states_do_not_change(node: PolicyNode) -> Findings:
+    """A state is not changed by later updates, and can be restored later.
+
+    The training loop takes a state before every update, and restores it if the update is interrupted.
+    """
+    policy, states, plain, draws = make_fixture().policy(node), list[Mapping[str, StateValue]](), list[object](), list[Draw]()
+    for step in range(STEPS):
+        states.append(policy.state_dict())
+        plain.append(plain_state(states[-1]))
+        draws += drawn(policy, [step])
+    for step, state in enumerate(states):
+        found = plain_state(state)
+        yield found == plain[step], f"step {step}: the state was {plain[step]}, and is {found} after later updates"
+    for step in reversed(range(STEPS)):
+        policy.load_state_dict(states[step])
+        yield from _same(drawn(policy, [step]), draws[step : step + 1], "with its state restored, the policy", step)
 
 
 def answers_in_order(node: PolicyNode) -> Findings:
@@ -144,6 +164,7 @@ POLICY_LAWS = suite(
     draws_are_reproducible,
     global_generators_are_not_used,
     resumes_where_it_stopped,
+    states_do_not_change,
     answers_in_order,
     accepts_an_empty_batch,
     draws_do_not_depend_on_the_number_of_processes,
@@ -161,6 +182,24 @@ def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
             policy.observe(1.0 + step)
         draws.append(policy.draw(step))
     return draws
+
+
+def saved_and_loaded(state: Mapping[str, StateValue]) -> Mapping[str, StateValue]:
+    """The state of a policy after it was saved in a checkpoint and loaded."""
+    stored = store(state)
+    values, entries = json.loads(json.dumps([stored.values, stored.entries], allow_nan=False))
+    return restore(replace(stored, values=values, entries=entries))
+
+
+def plain_state(state: Mapping[str, StateValue]) -> tuple[str, Mapping[str, object]]:
+    """The state of a policy as values that can be compared.
+
+    Returns:
+        The JSON of a checkpoint, and the type and the values of each tensor by name.
+    """
+    stored = store(state)
+    tensors = {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in stored.tensors.items()}
+    return json.dumps([stored.values, stored.entries], sort_keys=True), tensors
 
 
 def _same(got: Sequence[Draw], expected: Sequence[Draw], who: str, first_step: int = 0) -> Findings:
