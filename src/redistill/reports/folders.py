@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,21 +140,17 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Content of a run folder: run.json, logs and evaluations.
+    """Content of a run folder: run.json and evaluations; `log_lines` reads its logs.
 
     Args:
         path: The folder.
         description: Content of run.json.
-        metrics: Lines of metrics.jsonl.
-        revisions: Lines of revisions.jsonl.
         student, teacher, before: Evaluations of the student, of the teacher and of the student before training; None if
             missing.
     """
 
     path: Path
     description: Mapping[str, Json]
-    metrics: list[Mapping[str, Json]]
-    revisions: list[Mapping[str, Json]]
     student: Evaluation | None
     teacher: Evaluation | None
     before: Evaluation | None
@@ -169,7 +166,7 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
 
     Args:
         folder: A run folder.
-        scores_only: Skip logs and the texts of responses, to save memory when many runs are read.
+        scores_only: Skip the texts of responses, to save memory when many runs are read.
 
     Raises:
         CheckpointError: the folder or its run.json is missing, or a file in it is damaged or has a newer schema.
@@ -177,18 +174,35 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
     if not (folder / "run.json").is_file():
         fault = "run.json is missing" if folder.is_dir() else "no such folder"
         raise CheckpointError(f"{folder}: {fault}; must be a run folder of redistill; check the path")
-    try:
+    with _damage_named():
         description = read_object(folder / "run.json")
         name = str(description.get("name") or folder.resolve().name)
         return RunFolder(
             path=folder,
             description=description,
-            metrics=[] if scores_only else _objects(folder / "metrics.jsonl"),
-            revisions=[] if scores_only else _objects(folder / "revisions.jsonl"),
             student=_read_evaluation(folder, name, "student", scores_only),
             teacher=_read_evaluation(folder / "teacher", "teacher", "teacher", scores_only),
             before=_read_evaluation(folder / "before", "before training", "before", scores_only),
         )
+
+
+def log_lines(path: Path) -> Iterator[Mapping[str, Json]]:
+    """Yield the lines of a log in a run folder, such as metrics.jsonl.
+
+    One line at a time is in memory.  There are no lines if the file is missing.  Lines that are not JSON objects are skipped.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    with _damage_named():
+        yield from _objects(path)
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Raise `CheckpointError` with a remedy if a file cannot be read."""
+    try:
+        yield
     except (DataError, OSError) as error:
         raise CheckpointError(f"{error}; restore the file, or rerun the stage that wrote it") from error
 
@@ -210,7 +224,10 @@ def read_object(path: Path) -> Mapping[str, Json]:
 
 def number(value: object) -> float | None:
     """`value` as a finite float; None if it is not a finite number."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer beyond the range of floats
+        return None
 
 
 def mapping(value: object) -> Mapping[str, Json]:
@@ -255,5 +272,5 @@ def _answer(line: Mapping[str, Json], names: Sequence[str] | None) -> Mapping[st
     return {**(line if names is None else {name: line.get(name) for name in names}), _QUESTION_HASH: digest}
 
 
-def _objects(path: Path) -> list[Mapping[str, Json]]:
-    return [line for line in files.read_lines(path) if isinstance(line, Mapping)]
+def _objects(path: Path) -> Iterator[Mapping[str, Json]]:
+    return (line for _, line in files.scan_lines(path) if isinstance(line, Mapping))

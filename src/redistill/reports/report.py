@@ -10,14 +10,16 @@ import yaml
 from redistill.records import Json
 from redistill.reports import plots
 from redistill.reports.comparison import Row, dataset_names, evaluations, measures_of, report_rows
-from redistill.reports.folders import Evaluation, RunFolder, at, mapping, number, read_run
+from redistill.reports.folders import Evaluation, RunFolder, at, log_lines, mapping, number, read_run
+from redistill.reports.logs import read_log, read_revisions
 from redistill.reports.pages import render
-from redistill.reports.statistics import evenly, mean, spread
+from redistill.reports.statistics import mean, spread
 from redistill.storage import files
 from redistill.storage.redaction import plain, redacted_tree
 
 NUM_ANSWERS = 12
 NUM_REVISIONS = 8
+NUM_EVENTS = 20
 FIGURES = ("parameters", "bytes", "tokens_per_s")
 
 
@@ -86,14 +88,16 @@ def _flat(row: Row) -> dict[str, object]:
 def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
     """Variables for the template of the report."""
     models, own = evaluations(run, baselines), [found for found in (run.student, run.before) if found is not None]
+    log = read_log(log_lines(run.path / "metrics.jsonl"), plots.TRAINING_NAMES)
+    revisions = read_revisions(log_lines(run.path / "revisions.jsonl"))
     rows = report_rows(models)
     data = {role: about for role, about in mapping(run.description.get("data")).items() if isinstance(about, Mapping)}
     needed = {
         "scores of this run (scores.json)": run.student,
         "scores of the teacher (teacher/scores.json)": run.teacher,
         "scores of the student before training (before/scores.json)": run.before,
-        "training metrics (metrics.jsonl)": run.metrics,
-        "corrections (revisions.jsonl; only methods with SCRG record them)": run.revisions,
+        "training metrics (metrics.jsonl)": log,
+        "corrections (revisions.jsonl; only methods with SCRG record them)": revisions.count,
         **{f"scores of the baseline {baseline.name}": baseline.student for baseline in baselines},
     }
     return {
@@ -103,9 +107,12 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
         "datasets": [list(found) for _, found in itertools.groupby(rows, key=lambda row: row.column)],
         "primaries": list(dict.fromkeys(row.measures[0].heading for row in rows)),
         "answers": list(_answers(models)),
-        "charts": plots.panels(run.metrics, measures_of(dataset_names(own), own)),
-        "revisions": [run.revisions[index] for index in evenly(len(run.revisions), NUM_REVISIONS)],
-        "num_revisions": len(run.revisions),
+        "charts": plots.panels(log, measures_of(dataset_names(own), own)),
+        "events": log.events.items(NUM_EVENTS),
+        "kinds": sorted(log.kinds.items()),
+        "num_events": log.events.count,
+        "revisions": revisions.items(NUM_REVISIONS),
+        "num_revisions": revisions.count,
         "sizes": _sizes(run),
         "data": data,
         "columns": list(dict.fromkeys(key for about in data.values() for key in about)),

@@ -31,6 +31,7 @@ from redistill.processes.placement import Placement, Replicated, Sharded, Single
 from redistill.runs import external
 from redistill.runs.load import DataSets, load_data
 from redistill.runs.models import Models, load_models
+from redistill.runs.revisions import FILE as REVISIONS
 from redistill.teachers.local import LocalTeacher
 from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.parts import Output
@@ -121,7 +122,11 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
     text_batch = Halving("training.generation_batch_size", settings.generation_batch_size)
     folder, meter = config.folder, Meter()
     output = Output(
-        log=MetricsLog(folder / "metrics.jsonl"), progress=progress, meter=meter, checkpoints=folder / "checkpoints"
+        log=MetricsLog(folder / "metrics.jsonl"),
+        revisions=MetricsLog(folder / REVISIONS),
+        progress=progress,
+        meter=meter,
+        checkpoints=folder / "checkpoints",
     )
     objective = config.resolved_method.objective
     divergence = objective.build_divergence(models.vocabulary, config.seed)

@@ -37,16 +37,14 @@ from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
 from redistill.runs.opened import OpenRun, make_accelerator, open_run
 from redistill.runs.record import begin, cost, write_run_file
-from redistill.runs.revisions import FILE as REVISIONS
 from redistill.runs.stages import stages, teacher_source
 from redistill.storage import files
 from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
 from redistill.training.loop import train
-from redistill.training.metrics import MetricsLog
 from redistill.training.parts import TrainingState
 from redistill.training.progress import AnswerProgress, report
-from redistill.training.saving import restore_checkpoint
+from redistill.training.saving import log_size, restore_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +176,8 @@ def _fit(run: OpenRun) -> TrainingState:
         state = restore_checkpoint(parts, found)
         note(f"resumed at step {state.step} of {parts.schedule.updates}")
     if run.processes.is_main:
-        # The validation before the first update is logged at step 0.
-        parts.output.log.truncate_after(-1 if found is None else state.step)
-        MetricsLog(run.config.folder / REVISIONS).truncate_after(state.step)
+        for log in parts.output.logs:  # without a checkpoint, nothing is kept, not even the validation at step 0
+            log.truncate_after(state.step, 0 if found is None else log_size(found, log))
     run.accelerator.wait_for_everyone()
     state = train(parts, run.config.training, run.config.optimiser, state)
     assert state.best_step is not None and state.best_score is not None, "the last update is always validated"

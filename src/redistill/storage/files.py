@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from redistill.errors import DataError, OutputError
+from redistill.records import Json
 
 TEMPORARY = ".tmp-"
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # not available on Windows
@@ -260,17 +261,29 @@ def read_lines(path: Path) -> list[Any]:
     Raises:
         DataError: a complete line is not JSON.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    values = []
-    for number, line in enumerate(lines, 1):
-        try:
-            values += [json.loads(line)] if line else []
-        except ValueError as error:
-            if number == len(lines):  # no newline follows: the write was interrupted
-                break
-            fault = f"not JSON ({error}); the file was edited or is damaged; restore or remove it"
-            raise DataError(f"{path}:{number}: {fault}") from error
-    return values
+    return [value for _, value in scan_lines(path)]
+
+
+def scan_lines(path: Path) -> Iterator[tuple[bytes, Json]]:
+    """Yield the lines of a JSON Lines file with their values, one at a time.
+
+    Missing files, truncated last lines and errors are handled as in `read_lines`.  Each line ends with a newline, and an empty
+    line is skipped.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = line.removesuffix(b"\n")
+            try:
+                value = json.loads(text) if text else None
+            except ValueError as error:
+                if text == line:  # no newline follows: the write was interrupted
+                    return
+                fault = f"not JSON ({error}); the file was edited or is damaged; restore or remove it"
+                raise DataError(f"{path}:{number}: {fault}") from error
+            if text:
+                yield text + b"\n", value
 
 
 def rewrite_lines(path: Path, values: Sequence[object]) -> None:

@@ -80,7 +80,7 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     that, signals are not checked until the update is complete.
     """
     learner = parts.learner
-    started, before = time.perf_counter(), parts.policy.state_dict()
+    started, before, logged = time.perf_counter(), parts.policy.state_dict(), parts.output.revisions.num_bytes()
     if learner.teacher is not None:
         learner.teacher.faults()  # discards those counted in validation
     try:
@@ -89,6 +89,8 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
         batches, counts, sums = gradients(draw, parts, state.step)
     except Interrupted:
         parts.policy.load_state_dict(before)  # a buffer may have changed already
+        if parts.accelerator.is_main_process:
+            parts.output.revisions.truncate_after(state.step, logged)  # its text will be generated again
         parts.output.meter.read()  # discards the count: the text will be generated again
         learner.optimizer.zero_grad(set_to_none=True)
         raise

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from redistill.storage import files
+from redistill.storage import files, logs
 
 
 class MetricsLog:
-    """The file metrics.jsonl of a run, with one JSON object per line.
+    """The file metrics.jsonl of a run, or another log with one JSON object per line.
 
     A line is on disk when `write` returns.
 
@@ -28,13 +28,22 @@ class MetricsLog:
         """
         files.append_line(self.path, line)
 
-    def truncate_after(self, step: int) -> None:
+    def num_bytes(self) -> int:
+        """Size of the file in bytes; 0 if it is missing."""
+        return logs.num_bytes(self.path)
+
+    def truncate_after(self, step: int, size: int | None = None) -> None:
         """Remove the lines of updates after `step`, and an incomplete last line.
 
         `step` is the step of the checkpoint from which a run resumes.  The file then continues as in an uninterrupted run.
+
+        Args:
+            step: Number of the last update whose lines are kept.
+            size: Size of the file in bytes after this update.  If it is None, or no line of the file ends there, all lines are
+                read to find those of later updates.
         """
-        if self.path.exists():
-            files.rewrite_lines(self.path, [line for line in files.read_lines(self.path) if line.get("step", 0) <= step])
+        if self.path.exists() and (size is None or not logs.truncate(self.path, size)):
+            logs.truncate_after(self.path, step)
 
 
 class Meter:

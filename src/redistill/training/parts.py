@@ -120,15 +120,22 @@ class Output:
 
     Args:
         log: metrics.jsonl.
+        revisions: revisions.jsonl; the policy's log of corrections.
         progress: Progress and messages on the terminal.
         meter: Counts the tokens that this process generates for training.
         checkpoints: The folder of the checkpoints.
     """
 
     log: MetricsLog
+    revisions: MetricsLog
     progress: Progress
     meter: Meter
     checkpoints: Path
+
+    @property
+    def logs(self) -> tuple[MetricsLog, MetricsLog]:
+        """The logs, which are truncated to a checkpoint when a run resumes."""
+        return self.log, self.revisions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,14 @@
 `redistill.training.checkpoint` defines the files.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from redistill.models.lora import load_trainable_state, trainable_state
 from redistill.policies.state import StoredState, restore, store
 from redistill.processes.placement import full
 from redistill.training import checkpoint
+from redistill.training.metrics import MetricsLog
 from redistill.training.parts import Parts, TrainingState
 from redistill.training.schedule import TrainingConfig
 
@@ -38,6 +40,7 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
                 "collapse": parts.guards.collapse.state_dict(),
                 "memory": [size.state_dict() for size in parts.guards.sizes],
                 "early_stopping": parts.guards.early_stopping.state_dict(),
+                "log_bytes": {log.path.name: log.num_bytes() for log in parts.output.logs},
             },
             keep=settings.keep,
             protect=() if state.best_step is None else (state.best_step,),
@@ -64,6 +67,15 @@ def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingSt
         size.load_state_dict(held)
     guards.early_stopping.load_state_dict(found.state["early_stopping"])
     return TrainingState(**found.state["training"])
+
+
+def log_size(found: checkpoint.Checkpoint, log: MetricsLog) -> int | None:
+    """Size of a log in bytes when the checkpoint `found` was saved.
+
+    The size is None in checkpoints of commit 3d89816 and earlier versions.
+    """
+    sizes: Mapping[str, int] = found.state.get("log_bytes", {})
+    return sizes.get(log.path.name)
 
 
 def _policy_state(found: checkpoint.Checkpoint) -> StoredState:
