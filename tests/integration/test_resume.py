@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from redistill.config.run import Run
+from redistill.errors import Interrupted
 from redistill.policies.state import StoredState, restore
 from redistill.runs.run import distill, train_student
 from redistill.storage import files
@@ -145,3 +146,23 @@ def test_a_checkpoint_with_the_policy_as_json_is_resumed_bitwise(tmp_path: Path,
     for name in ("metrics.jsonl", "revisions.jsonl"):
         lines = [without_times(files.read_lines(config.folder / name)) for config in (straight, resumed)]
         assert lines[0] == lines[1]
+
+
+def test_corrections_of_an_interrupted_update_are_not_in_its_log_twice(tmp_path: Path, monkeypatch) -> None:
+    """The signal arrives when the text of the update has been generated, and its corrections have been logged."""
+    straight, resumed = run(tmp_path, "straight"), run(tmp_path, "resumed")
+    train_student(straight)
+    gradients, step_of_signal = training.gradients, INTERRUPTED + 1
+
+    def interrupted(draw: Any, parts: Any, step: int) -> Any:
+        if step == step_of_signal:
+            raise Interrupted(15)
+        return gradients(draw, parts, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(training, "gradients", interrupted)
+        train_student(resumed)
+    lines = [files.read_lines(config.folder / "revisions.jsonl") for config in (straight, resumed)]
+    assert lines[1] == [line for line in lines[0] if line["step"] <= step_of_signal] != lines[0]
+    train_student(resumed)
+    assert files.read_lines(resumed.folder / "revisions.jsonl") == lines[0]
