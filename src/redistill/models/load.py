@@ -94,7 +94,7 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         WeightsError: weights of the model are missing.
         NotFiniteError: the logits of the model are not finite.
     """
-    base, adapter = _base_and_adapter(config)
+    base, adapter = base_and_adapter(config)
     source = _locate(base)
     if quantise != "none" and (adapter is not None or "gguf_file" in source):
         raise ConfigError(
@@ -133,7 +133,7 @@ def read_config(config: ModelConfig) -> ModelSettings:
     Raises:
         ModelError: the model is missing or damaged.
     """
-    base, _ = _base_and_adapter(config)
+    base, _ = base_and_adapter(config)
     return _checked_settings(base, _locate(base), downloads=False)[0]
 
 
@@ -148,15 +148,15 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
             chat template.
         VocabularyError: the tokenizer has ids beyond the vocabulary size in the model's config.
     """
-    base, adapter = _base_and_adapter(config)
-    own = adapter is not None and adapter.name == config.model and adapter.has_tokenizer
-    if own and adapter is not None:
-        name, source = config.model, {"pretrained_model_name_or_path": str(adapter.weights.parent)}
-        check_pointers(name, *adapter.weights.parent.iterdir())
+    base, adapter = base_and_adapter(config)
+    own = None if adapter is None else adapter.tokenizer_folder(config.model)
+    if own is not None:
+        name, source = config.model, {"pretrained_model_name_or_path": str(own)}
+        check_pointers(name, *own.iterdir())
     else:
         name, source = base.model, _locate(base)
     check_sentencepiece(name, base.revision)
-    settings = None if own or "gguf_file" in source else read_settings(name, source)
+    settings = None if own is not None or "gguf_file" in source else read_settings(name, source)
     remedy = _DAMAGED if "gguf_file" in source else "check the name, the network, and that the folder is complete"
     with reading(lambda: f"{name}: {damaged_file(source)}", remedy):
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
@@ -247,11 +247,14 @@ def parameter_bytes(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
+def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
     """Find the model to load, and the adapter to merge into it.
 
     If `config.model` is an adapter, the model is the adapter's base. A folder with an adapter_config.json is never given to
     transformers, which would load any model that the file names.
+
+    Raises:
+        ModelError: an adapter or its base is missing or damaged, or `config` names two adapters.
     """
     own = None if config.model.endswith(".gguf") else find_adapter(config.model, config.revision)
     if own is None:

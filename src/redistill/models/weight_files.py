@@ -83,15 +83,37 @@ def stored_tensors(name: str, folder: Path, explicit: str | None = None) -> dict
     Raises:
         ModelError: a file is missing, truncated, damaged or a git-lfs pointer, or the index does not match the files.
     """
-    for file in (explicit,) if explicit else (SINGLE, INDEX):
-        path = folder / file
-        if path.is_file():
-            check_pointers(name, path)
-            return _sharded(name, path) if path.suffix == ".json" else header(name, path)
+    path = _first_file(folder, explicit)
+    if path is not None:
+        check_pointers(name, path)
+        return _sharded(name, path) if path.suffix == ".json" else header(name, path)
     first = next(iter(sorted(folder.glob("*.safetensors"))))
     raise ModelError(
         f"{name}: contains {first.name}, but neither {SINGLE} nor {INDEX}, which lists the files; download the model again"
     )
+
+
+def weight_paths(name: str, folder: Path, explicit: str | None = None) -> list[Path]:
+    """The files that contain a model's weights: one file, or an index and its shards.
+
+    The arguments are those of `stored_tensors`.
+
+    Returns:
+        The paths; empty if the folder has no file with a standard name.
+
+    Raises:
+        ModelError: the index is damaged, or lists files outside its folder.
+    """
+    path = _first_file(folder, explicit)
+    if path is None or path.suffix != ".json":
+        return [] if path is None else [path]
+    return [path, *(folder / file for file in sorted(set(shards(name, path).values())))]
+
+
+def _first_file(folder: Path, explicit: str | None) -> Path | None:
+    """Find the weight file or index that transformers reads."""
+    names = (explicit,) if explicit else (SINGLE, INDEX)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def header(name: str, path: Path) -> dict[str, Stored]:
