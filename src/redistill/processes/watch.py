@@ -33,14 +33,27 @@ GRACE_S = 3.0
 _blocks = count()
 
 
+class RanksDifferError(ConfigError):
+    """The ranks of a job have different inputs.
+
+    All ranks raise it after the same collective, so no rank waits for another one.
+
+    Example:
+        >>> RanksDifferError("rank 1 has different training data than rank 0; use the same files on all ranks").exit_code
+        2
+    """
+
+
 @contextmanager
 def watched() -> Iterator[None]:
     """Context in which this process exits soon after another one fails or dies.
 
     All processes must enter their watched blocks in the same order; blocks may be nested.  A job of one process is not watched.
 
+    A `RanksDifferError` ends every process with the exit code of the error; only rank 0 raises it, so it is printed once.
+
     Raises:
-        SystemExit: an error in the block was only a consequence of the end of another process.
+        SystemExit: an error in the block was only a consequence of the end of another process, or a `RanksDifferError`.
         ConfigError: REDISTILL_SILENCE_S is not a number of seconds, at least 2.
     """
     number = next(_blocks)
@@ -51,6 +64,10 @@ def watched() -> Iterator[None]:
     around, watch.blocks = watch.blocks, (*watch.blocks, number)
     try:
         yield
+    except RanksDifferError as error:
+        if watch.rank:
+            raise SystemExit(error.exit_code) from None
+        raise  # not recorded for the launcher: its line is the whole reason, and a traceback adds nothing
     except Exception as error:
         if not watch.is_root_cause(error, number):
             raise SystemExit(1) from None

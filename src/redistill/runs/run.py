@@ -33,6 +33,7 @@ from redistill.records import Json
 from redistill.reports.report import build_report
 from redistill.runs.build import build_evaluator, build_parts
 from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, WORTH_KEEPING, check_owner, has_model, sole_use
+from redistill.runs.identity import checked_identity
 from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
 from redistill.runs.opened import OpenRun, make_accelerator, open_run
@@ -121,7 +122,8 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
     Raises:
         BusyError: another process uses the run folder.
         ConfigError: the folder contains another run.
-        CheckpointError: the data has changed since the run started.
+        CheckpointError: the data or the models have changed since the run started.
+        RanksDifferError: the ranks of the job have different data, models, settings or packages.
         DataError, ModelError, VocabularyError: the data or the models cannot be used.
         OutputError: the run folder is not writable.
         TrainingError: a guard ended the run.
@@ -147,13 +149,14 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
             with sole_use(stage.folder, accelerator, *WORTH_KEEPING):
                 _train(stage, accelerator, None)
     with open_run(config, accelerator) as run:
+        identity = checked_identity(run)
         if run.processes.is_main:
-            begin(run, command)
+            begin(run, command, identity)
         _evaluate_before(run)
         state = _fit(run)
         _export(run)
         if run.processes.is_main:
-            write_run_file(run, command, status=TRAINED, cost=cost(config, state))
+            write_run_file(run, command, identity, status=TRAINED, cost=cost(config, state))
         run.accelerator.wait_for_everyone()
 
 

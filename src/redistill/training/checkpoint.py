@@ -94,19 +94,24 @@ def _sealed(run: object) -> dict[str, object]:
     return {"run": run, "sha256": hashlib.sha256(files.json_bytes(run)).hexdigest()}
 
 
-def check_identity(folder: Path, mine: Mapping[str, str]) -> None:
+def check_identity(folder: Path, mine: Mapping[str, str]) -> list[str]:
     """Reject a folder that holds checkpoints of another run.
 
     Args:
         mine: Hashes that identify this run, by name, such as "training data".
 
+    Returns:
+        The names in `mine` of which the folder has checkpoints but no stored hash: an earlier version wrote the checkpoints.
+
     Raises:
         CheckpointError: a hash differs from the one that `write_identity` stored.
     """
-    if other := _differences(identity(folder), mine):
+    held = identity(folder)
+    if other := _differences(held, mine):
         raise CheckpointError(
             f"{folder}: its checkpoints belong to a run with different {other[0]}; restore it as it was, or use a new folder"
         )
+    return [plain(name) for name in mine if name not in held] if steps(folder) else []
 
 
 def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
