@@ -59,7 +59,7 @@ def model_hashes(config: ModelConfig, file_hash: Callable[[Path], str]) -> dict[
 
 
 def _folder(config: ModelConfig) -> Path:
-    """Return the folder of a model; for a hub model, the snapshot that was loaded."""
+    """Return the folder of a model; for a hub model, the snapshot that was loaded last."""
     found = find_file(config.model, CONFIG, config.revision, downloads=False)
     if found is None:
         raise ModelError(f"{config.model}: its {CONFIG} was removed after the model was loaded; restore it")
