@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 
 from redistill.cli.main import main
 from redistill.config.run import Run, encode_run
-from redistill.runs import run as runs
 from redistill.storage import file_hash, files
 from redistill.training import checkpoint
 from redistill.training import loop as training
@@ -267,30 +266,37 @@ def test_checkpoints_without_hashes_are_noted_once_and_then_have_them(
     assert "no hashes of" not in capsys.readouterr().err
 
 
-def test_a_finished_run_is_not_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = make_world(tmp_path, "stages")
-    _, recipe = world.recipe("run")
-    assert main(["run", str(recipe)]) == 0
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files whose content is hashed."""
+    found, digest = list[Path](), files.digest
 
-    def fail(*_: Any) -> None:
-        raise AssertionError("hashed again")
-
-    monkeypatch.setattr(runs, "checked_identity", fail)
-    monkeypatch.setattr(file_hash, "file_hash", fail)
-    assert main(["run", str(recipe)]) == 0
-
-
-def test_the_cache_spares_a_second_start_from_reading_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = make_world(tmp_path, "whole")
-    config, recipe = world.recipe("run")
-    train_until(recipe, 1, config.folder)
-    read, digest = list[Path](), files.digest
-
-    def counted(path: Path) -> str:
-        read.append(path)
+    def listed(path: Path) -> str:
+        found.append(path)
         return digest(path)
 
-    monkeypatch.setattr(files, "digest", counted)
+    monkeypatch.setattr(files, "digest", listed)
+    return found
+
+
+def test_a_finished_run_is_not_hashed_again(tmp_path: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_hash, "LARGE_BYTES", 1 << 40)  # nothing is cached
+    world = make_world(tmp_path, "within a stage")
+    config, recipe = world.recipe("run")
+    assert main(["run", str(recipe)]) == 0
+    stage = config.folder.with_name("run-teacher")
+    assert {world.folder / "teacher" / "model.safetensors", stage / "model" / "model.safetensors"} <= set(hashed)
+    hashed.clear()
+    assert main(["run", str(recipe)]) == 0
+    assert not [path for path in hashed if path.suffix == ".safetensors"]
+
+
+def test_the_cache_spares_a_second_start_from_reading_models(tmp_path: Path, hashed: list[Path]) -> None:
+    world = make_world(tmp_path, "whole")
+    config, recipe = world.recipe("run")
+    models = [world.folder / name / "model.safetensors" for name in ("teacher", "student")]
+    train_until(recipe, 1, config.folder)
+    assert set(models) <= set(hashed)
+    hashed.clear()
     train_until(recipe, 2, config.folder)
-    assert not [path for path in read if path.is_relative_to(world.folder / "teacher")]
-    assert not [path for path in read if path.is_relative_to(world.folder / "student")]
+    assert not set(models) & set(hashed)

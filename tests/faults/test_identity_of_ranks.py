@@ -15,8 +15,9 @@ from redistill.cli.main import main
 from redistill.config.run import encode_run
 from redistill.runs import identity
 from redistill.runs.record import versions
+from redistill.training import checkpoint
 from tests.faults.counts import trials
-from tests.faults.test_identity import FILES
+from tests.faults.test_identity import FILES, train_until
 from tests.faults.together import together
 from tests.worlds import rows, tiny_run, write_rows
 
@@ -67,14 +68,14 @@ def train(folder: Path, package: str | None) -> None:
         sys.exit(main(["train", "recipe.yaml"]))
 
 
-def make_ranks(folder: Path, change: Callable[[Path], None] | None) -> None:
-    """The files of both ranks; those of rank 1 are changed."""
+def make_ranks(folder: Path, change: Callable[[Path], None] | None, out: str = "../run") -> None:
+    """The files of both ranks, whose runs are in `out`; the files of rank 1 are changed."""
     here = Path.cwd()
     one, two = folder / "rank-0", folder / "rank-1"
     one.mkdir()
     os.chdir(one)
     try:
-        config = tiny_run(Path(), "kd", out="../run", training={"updates": 1, "batch_size": 4})
+        config = tiny_run(Path(), "kd", out=out, training={"updates": 2, "batch_size": 4, "save_every": 1})
         Path("recipe.yaml").write_text(yaml.safe_dump(encode_run(config)), encoding="utf-8")
     finally:
         os.chdir(here)
@@ -97,6 +98,18 @@ def test_a_rank_with_other_inputs_is_named_and_both_end_with_2(tmp_path: Path, t
     assert [line for log in logs for line in log.splitlines() if line.startswith("redistill:")] == [error]
     assert not any("Traceback" in log for log in logs)
     assert not (tmp_path / "run").exists(), "a folder of a run that has not begun is removed"
+
+
+def test_a_rank_without_the_checkpoints_of_the_others_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would start from scratch while they resume, as on a machine that does not share the disk of the others."""
+    make_ranks(tmp_path, None, out="run")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "rank-0")
+        train_until(Path("recipe.yaml"), 1, Path("run"))
+    assert together(2, train, tmp_path, None) == [2, 2]
+    last = (tmp_path / "0.log").read_text(encoding="utf-8").splitlines()[-1]
+    assert last.startswith("redistill: rank 1 has different checkpoints than rank 0; ")
+    assert checkpoint.steps(tmp_path / "rank-0" / "run" / "checkpoints") == [1]
 
 
 def test_there_are_10_trials() -> None:
