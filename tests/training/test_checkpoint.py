@@ -312,7 +312,7 @@ def test_checkpoints_of_other_data_are_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     checkpoint.write_identity(folder, {"config": "a", "training data": "b"})
     with pytest.raises(
-        CheckpointError, match="checkpoints: its checkpoints belong to a run with different training data; restore the"
+        CheckpointError, match="checkpoints: its checkpoints belong to a run whose training data differs; use the"
     ):
         checkpoint.write_identity(folder, {"config": "a", "training data": "c"})
     assert checkpoint.identity(folder) == {"config": "a", "training data": "b"}
@@ -325,7 +325,7 @@ def test_a_checkpoint_copied_from_another_run_is_skipped(tmp_path: Path) -> None
     shutil.copytree(save(tmp_path / "theirs", 4), tmp_path / "mine" / "step-4")
     found = checkpoint.load(tmp_path / "mine")
     assert found is not None and found.step == 3
-    assert found.skipped == ("mine/step-4: it belongs to a run with different training data; resumed from step-3",)
+    assert found.skipped == ("mine/step-4: it belongs to a run whose training data differs; resumed from step-3",)
 
 
 def test_hashes_of_only_one_version_are_ignored(tmp_path: Path) -> None:

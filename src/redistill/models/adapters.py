@@ -1,4 +1,6 @@
-"""LoRA adapters saved by other programs, and their merge into a base model.
+"""Reading of LoRA (low-rank) adapters, and their merge into a base model.
+
+Other programs may have saved the adapters.
 
 The file adapter_config.json is untrusted input. PEFT applies every field of it, and a field can change the base model, load
 further files, or name a Python module to import. Therefore this module reads only the fields of a plain LoRA adapter, and

@@ -42,10 +42,10 @@ class ModelConfig:
     """The model to load, and the options for loading it.
 
     Args:
-        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is merged
-            into the base that its configuration names.
-        revision: Branch, tag or commit of a hub model; None uses its main branch.
-        adapter: Folder or hub name of a LoRA adapter to be merged into `model`; None merges none.
+        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is merged into
+            the base that its configuration names.
+        revision: Branch, tag or commit of a hub model; if None, its main branch is used.
+        adapter: Folder or hub name of a LoRA adapter to be merged into `model`; if None, no adapter is merged.
         dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32.
         gradient_checkpointing: Whether activations are recomputed in the backward pass, which needs less memory and about a
             third more time.
@@ -90,7 +90,7 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     Raises:
         ConfigError: `quantise` is not "none", but bitsandbytes is not installed, the model is a GGUF file, or it has an adapter
             to be merged.
-        ModelError: the model is missing, incomplete or damaged, or its family cannot be split into body and head.
+        ModelError: the model is missing, incomplete or damaged, or its family cannot be split into a body and an LM head.
         WeightsError: weights of the model are missing or have another shape than its config describes.
         NotFiniteError: weights or logits of the model are not finite, or weights are too large.
     """
@@ -188,7 +188,7 @@ def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Enable gradient checkpointing; transformers 5 renamed the method."""
+    """Enable gradient checkpointing, by the method name of this transformers release."""
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009
     enable({"use_reentrant": False})
 
@@ -287,10 +287,10 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
 def _checked_settings(
     base: ModelConfig, source: Mapping[str, str], *, downloads: bool
 ) -> tuple[ModelSettings, Mapping[str, Stored]]:
-    """Read the config of a model and the headers of its weights, and compare them.
+    """Read, compare and return the config of a model and the headers of its weights.
 
-    The weights of a hub model are downloaded if `downloads` is set.  The mapping of headers is empty for a GGUF file, and for a
-    hub model whose weights are not downloaded or have no safetensors files.
+    The weights of a hub model are downloaded if `downloads` is True.  The mapping of headers is empty for a GGUF file, and for
+    a hub model whose weights are not downloaded or have no safetensors files.
     """
     if "gguf_file" in source:
         path = Path(base.model).expanduser()

@@ -18,8 +18,8 @@ class Buffered(WrappingNode):
     """Text sampled from a buffer of the newest `capacity` generated sequences.
 
     Generated text is added to a first-in, first-out buffer; then each generated answer is replaced by a sequence sampled from
-    the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  Additional sequences
-    of the source are added to the buffer, and are not part of the result.
+    the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  If the source
+    returns more sequences than prompts, the additional sequences are added to the buffer, and are not part of the result.
 
     Source: the public code of DistiLLM (the reference code), where this is the "on-policy" setting for ImitKD and GKD.  That
     code has a buffer of 1000 sequences per process.  Here all processes share one buffer, so that the result does not depend on
@@ -48,7 +48,10 @@ class Buffered(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return settings on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (cls(), cls(capacity=12))
 
     def bind(self, tools: PolicyTools) -> "BufferedSource":
@@ -56,7 +59,7 @@ class Buffered(WrappingNode):
 
 
 class BufferedSource(Wrapping):
-    """The source of a `Buffered` policy, which `Buffered.bind` returns."""
+    """Returns the sequences of a `Buffered` policy; created by `Buffered.bind`."""
 
     def __init__(self, source: Source, buffer: "SequenceBuffer") -> None:
         self._source, self._buffer = source, buffer
@@ -85,7 +88,7 @@ class SequenceBuffer:
     The buffer is identical in every process.  Every process must call the methods at the same steps.
 
     Raises:
-        ConfigError: a roll-out is added.
+        ConfigError: raised by `add` if a sequence is a roll-out (generated text with values for the policy gradient).
     """
 
     def __init__(self, capacity: int, tools: PolicyTools) -> None:
@@ -115,10 +118,10 @@ class SequenceBuffer:
         self._kept.extend((step, sequence) for _, sequence in sorted(generated, key=lambda pair: pair[0]))
 
     def draw(self, step: int, count: int) -> list[TokenSequence]:
-        """Sample sequences for all processes; return the `count` of this process.
+        """Sample sequences of the buffer for all processes; return those of this process.
 
-        Sampling is uniform, and without replacement over all processes.  Sequences that were generated at this step keep their
-        origin; all other sequences get the origin "replay".
+        `count` is the number of sequences that this process needs.  Sampling is uniform, and without replacement over all
+        processes.  Sequences that were generated at this step keep their origin; all other sequences get the origin "replay".
         """
         counts = self._tools.processes.gather([count])
         first = sum(counts[: self._tools.processes.rank])
@@ -141,7 +144,10 @@ class SequenceBuffer:
         ]
 
     def load_state(self, state: Json) -> None:
-        """Replace the sequences of the buffer by those that `state` returned."""
+        """Replace the sequences of the buffer by those in `state`.
+
+        The argument is a result of the method `SequenceBuffer.state`.
+        """
         self._kept.clear()
         for line in cast("list[dict[str, Any]]", state):
             token_ids, supervised = tuple(line["token_ids"]), tuple(map(bool, line["supervised"]))
@@ -151,12 +157,17 @@ class SequenceBuffer:
 
 
 def is_generated(sequence: TokenSequence) -> bool:
-    """Return whether a model generated the sequence at the current step."""
+    """Return whether a model generated the sequence in the current update.
+
+    The result is False for gold answers and for replayed sequences.
+    """
     return sequence.origin not in {"dataset", "replay"}
 
 
 def check_buffer(name: str, source: PolicyNode, capacity: int) -> None:
     """Check the capacity of a buffer, and that its source generates student text.
+
+    `name` is the name of the policy in error messages.
 
     Raises:
         ConfigError: the capacity is below 1, or the source generates no student text.

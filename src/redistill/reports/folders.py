@@ -27,7 +27,9 @@ class Measure:
 
     Args:
         name: Key of the metric in scores.json and responses files.
-        title, unit, better: See `redistill.records.Metric`.
+        title: Name of the metric in tables.
+        unit: Unit of the metric, such as "%"; "" if it has none.
+        better: Whether a "higher" or a "lower" value is better.
     """
 
     name: str
@@ -59,7 +61,10 @@ BEFORE_METRICS_HAD_NAMES = (
 
 
 def measures(scores: Json) -> tuple[Measure, ...]:
-    """Read the metrics in the scores.json entry of a data set, the primary one first."""
+    """Return the metrics that the entry of a data set in scores.json describes.
+
+    The primary metric is the first.  If the entry describes no metrics, the result is `BEFORE_METRICS_HAD_NAMES`.
+    """
     found = []
     for name, described in mapping(at(scores, "metrics")).items():
         if re.fullmatch(r"\w+", name, re.ASCII):
@@ -76,7 +81,7 @@ class Evaluation:
         label: Display name of the model.
         role: "teacher", "before" (the student before training), "baseline" or "student".
         scores: Content of scores.json.
-        answers: Data set -> evaluation seed -> prompt id -> line of the responses file.
+        answers: Data set -> evaluation seed -> prompt id -> line of the responses file, with the response and its scores.
     """
 
     label: str
@@ -125,7 +130,10 @@ class Evaluation:
         return number(at(self.datasets, dataset, "teacher_forced", name))
 
     def prompt_scores(self, dataset: str, name: str) -> list[dict[str, float]]:
-        """Return one mapping per evaluation seed, from prompt id to the score `name`."""
+        """Return one mapping per evaluation seed, from prompt id to the score `name`.
+
+        Prompts without this score are omitted.
+        """
         return [
             {prompt: score for prompt, line in lines.items() if (score := number(line.get(name))) is not None}
             for lines in self.answers.get(dataset, {}).values()
@@ -172,7 +180,8 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
 
     Args:
         folder: A run folder.
-        scores_only: Skip logs and the texts of responses, to save memory when many runs are read.
+        scores_only: If True, the logs are not read and the texts of responses are not kept, to save memory when many runs are
+            read.
 
     Raises:
         CheckpointError: the folder or its run.json is missing, or a file in it is damaged or has a newer schema.
@@ -193,7 +202,7 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
             before=_read_evaluation(folder / "before", "before training", "before", scores_only),
         )
     except (DataError, OSError) as error:
-        raise CheckpointError(f"{error}; restore the file, or rerun the stage that wrote it") from error
+        raise CheckpointError(f"{error}; restore the file, or rerun the command that wrote it") from error
 
 
 def read_object(path: Path) -> Mapping[str, Json]:
@@ -249,9 +258,9 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
 
 
 def _answer(line: Mapping[str, Json], names: Sequence[str] | None) -> Mapping[str, Json]:
-    """Add the hash of prompt and references to a line of a responses file.
+    """Copy a line of a responses file, and add a hash of prompt and references.
 
-    If `names` is not None, only these keys of the line are kept.
+    If `names` is not None, the copy has only these keys of the line and the hash.
     """
     question = json.dumps([line.get("prompt"), line.get("references")])
     digest = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()

@@ -47,7 +47,9 @@ PACKAGES = (
 
 
 def begin(run: OpenRun, command: str | None) -> None:
-    """Check the disk space and existing checkpoints; write run.json.
+    """Check the disk space and existing checkpoints, then write run.json.
+
+    `command` is the command that repeats the run; if None, the command line of this process is used.
 
     Raises:
         CheckpointError: the folder has checkpoints of another run.
@@ -63,7 +65,7 @@ def begin(run: OpenRun, command: str | None) -> None:
 
 
 def _identity(run: OpenRun) -> dict[str, str]:
-    """Hash the settings and the tokenised data that the checkpoints depend on."""
+    """Return hashes of the settings and tokenised data on which checkpoints depend."""
     settings = json.dumps(without_output_folders(encode_run(run.config)), sort_keys=True)
     read: dict[str, Sequence[Example | TokenSequence]] = {
         "training data": run.data.train,
@@ -74,7 +76,7 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def _hash(sequences: Sequence[Example | TokenSequence]) -> str:
-    """Hash sequences by SHA-256, in the format that `Examples.digest` defines."""
+    """Return the SHA-256 of sequences, as `Examples.digest` computes it for examples."""
     if isinstance(sequences, Examples):
         return sequences.digest()
     found = hashlib.sha256()
@@ -84,9 +86,9 @@ def _hash(sequences: Sequence[Example | TokenSequence]) -> str:
 
 
 def cost(config: Run, state: TrainingState) -> dict[str, float]:
-    """Return the cost of training, for comparisons; times in seconds, sizes in bytes.
+    """Return the cost of training by name, for comparisons.
 
-    Tokens are summed over processes; peak memory is the maximum over processes.
+    Times are in seconds, sizes in bytes.  Tokens are summed over processes; peak memory is the maximum over processes.
     """
     return {
         "updates": state.step,
@@ -102,9 +104,9 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
     """Write run.json, without secrets.
 
     Args:
-        command: Command that repeats the run, shown in reports; None uses the command line of this process.
+        command: Command that repeats the run, shown in reports; if None, it is the command line of this process.
         status: "running" or "trained".
-        cost: The result of `cost`; None before training.
+        cost: Cost of training, as the function `cost` returns it; None before training.
     """
     config, sources, corpus = run.config, run.config.data.corpus, dict[str, Json]()
     if run.corpus:

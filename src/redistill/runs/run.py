@@ -57,7 +57,8 @@ class RunResult:
     Args:
         folder: The run folder.
         model: Folder of the trained student, in the format of transformers.
-        scores: The content of scores.json: under "datasets", data set -> "seeds" -> seed -> scores.
+        scores: The content of scores.json.  For example, `scores["datasets"]["dolly"]["seeds"]["10"]` maps the names of metrics
+            to the scores on the data set dolly with evaluation seed 10.
         report: Path of the HTML report.
 
     Example:
@@ -79,7 +80,7 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
     Args:
         config: The run.
         baselines: Folders of finished runs to compare with in the report.
-        command: Command shown in the report under "repeat this run"; None uses the command line of this process.
+        command: Command shown in the report under "repeat this run"; if None, it is the command line of this process.
 
     Returns:
         The folder, model, scores and report of the run.
@@ -110,11 +111,11 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
 def train_student(config: Run, *, command: str | None = None) -> Path:
     """Train the stages and the student of a run, and export the best student.
 
-    An unfinished run is resumed.
+    A stage is a fine-tuning of the teacher or of the student before the run.  An unfinished run is resumed.
 
     Args:
         config: The run.
-        command: Command shown in the report under "repeat this run"; None uses the command line of this process.
+        command: Command shown in the report under "repeat this run"; if None, it is the command line of this process.
 
     Returns:
         The folder of the student, `<run folder>/model`.
@@ -125,7 +126,7 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
         CheckpointError: the data has changed since the run started.
         DataError, ModelError, VocabularyError: the data or the models cannot be used.
         OutputError: the run folder is not writable.
-        TrainingError: a guard ended the run.
+        TrainingError: a guard (a check of each update) ended the run.
         Interrupted: SIGTERM or SIGINT arrived; the same call resumes after the last completed update.
 
     Example:
@@ -169,7 +170,10 @@ def _evaluate_before(run: OpenRun) -> None:
 
 
 def _fit(run: OpenRun) -> TrainingState:
-    """Train, resuming from the newest valid checkpoint if any; load the best weights."""
+    """Train the student, and load the weights of its best checkpoint.
+
+    Training resumes from the newest valid checkpoint, if there is one.
+    """
     parts = build_parts(run, build_evaluator(run, run.models.student))
     note, checkpoints = run.output.progress.note, run.output.checkpoints
     found, state = checkpoint.load(checkpoints), TrainingState()
@@ -251,7 +255,7 @@ def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Jso
 def tokens_of(model: str) -> TokenizeConfig:
     """Return the template and the length limits for prompts of `model`.
 
-    If `model` is a run folder, they are those that the run was trained with; otherwise they are the defaults.
+    If `model` is a run folder, the result has the values that the run was trained with; otherwise it has the default values.
 
     Raises:
         ConfigError: run.json in the run folder has no valid config.data.tokens.
@@ -279,17 +283,17 @@ def evaluate_model(
     teacher: ModelConfig | None = None,
     allow_code: Sequence[str] = (),
 ) -> Mapping[str, Any]:
-    """Evaluate any model of transformers on test sets.
+    """Evaluate any model that transformers can load on test sets.
 
-    `out` becomes an evaluation folder.
+    The answers and scores are written to `out`.
 
     Args:
-        model: The model; the path of a run folder loads its student.
+        model: The model.  If it names a run folder, the student of this run is loaded.
         tests: Name of a test set -> its file, or None for its data on the hub.
         evaluation_config: How answers are sampled and scored.
         tokens: Template and length limits of prompts; `tokens_of(model)` returns those that a run was trained with.
-        out: The evaluation folder.
-        teacher: Teacher for KL and agreement on the gold answers; None omits these scores.
+        out: The folder for answers and scores.
+        teacher: Teacher for KL and agreement on the gold answers; if None, these scores are omitted.
         allow_code: Modules whose code may run if a metric or a test set is named `module:NAME`.
 
     Returns:
@@ -330,7 +334,10 @@ def _evaluate(
     label: str,
     accelerator: Accelerator,
 ) -> Mapping[str, Json]:
-    """Load and evaluate a model; a teacher adds KL and agreement to the scores."""
+    """Load and evaluate a model; return its scores, as in scores.json.
+
+    If `teacher_source` is not None, the scores include KL and agreement with this teacher.
+    """
     metrics = metrics_of(data.tasks, config.metrics)
     with signals.handled(at_once=True):
         tests = load_tests(data, report if accelerator.is_main_process else lambda line: None)

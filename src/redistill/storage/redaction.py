@@ -99,7 +99,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_tree(value: Any) -> Any:
-    """Copy nested dicts and lists, with secrets masked in all strings and keys."""
+    """Return a copy of nested dicts and lists with secrets masked in texts and keys."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):

@@ -22,9 +22,9 @@ class MetricsLog:
         self.path = path
 
     def write(self, line: Mapping[str, object]) -> None:
-        """Append `line`; its "step" is the number of updates done.
+        """Append `line`, whose entry "step" is the number of updates done.
 
-        Values must be finite or None: JSON has no NaN.
+        Numbers must be finite, because JSON has no NaN; pass None instead of another number.
         """
         files.append_line(self.path, line)
 

@@ -43,7 +43,7 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
 
 
 def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingState:
-    """Restore the state of training from the checkpoint `found`.
+    """Restore the parts of training in place from a checkpoint; return its progress.
 
     Raises:
         CheckpointError: `found` lacks tensors or values, or its optimizer state does not fit this run.
