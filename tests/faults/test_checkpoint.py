@@ -96,7 +96,7 @@ def test_a_run_whose_data_has_changed_does_not_go_on(tmp_path: Path) -> None:
     changed[7]["output"] = "The owl is awake."
     write_rows(tmp_path / "train.jsonl", changed)
     with pytest.raises(
-        CheckpointError, match=r"checkpoints: its checkpoints belong to a run with different training data; restore it"
+        CheckpointError, match=r"checkpoints: its checkpoints belong to a run with different training data; restore the"
     ):
         train_student(config)
     assert files.digest(config.folder / "run.json") == before

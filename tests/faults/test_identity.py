@@ -211,7 +211,7 @@ def test_a_replaced_model_is_rejected_by_name_and_changes_nothing(
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("redistill:")]
         assert errors == [
             f"redistill: {folder / 'checkpoints'}: its checkpoints belong to a run with different {different}; "
-            "restore it as it was, or use a new folder"
+            f"restore the {different} of that run, or use a new folder"
         ]
         assert whole_state(folder) == before
     finally:

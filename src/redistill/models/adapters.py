@@ -1,4 +1,6 @@
-"""LoRA adapters saved by other programs, and their merge into a base model.
+"""Reading of LoRA (low-rank) adapters, and their merge into a base model.
+
+Other programs may have saved the adapters.
 
 The file adapter_config.json is untrusted input. PEFT applies every field of it, and a field can change the base model, load
 further files, or name a Python module to import. Therefore this module reads only the fields of a plain LoRA adapter, and
@@ -152,14 +154,14 @@ def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
     """Merge the adapter into the weights of `model`.
 
     Args:
-        model: The base model, which is not quantised; it is changed in place.
+        model: The base model, which must not be quantised; it is changed in place.
         adapter: The adapter, returned by `find_adapter`.
 
     Returns:
         The merged model, without adapters and with every weight trainable.
 
     Raises:
-        ModelError: names or shapes of the adapter's weights do not match those of the model.
+        ModelError: names or shapes of the adapter's weights do not match the model, or the values of its weights are invalid.
     """
     import peft  # takes a second
 
@@ -201,14 +203,14 @@ def _check_plain(name: str, fields: dict[str, Json]) -> None:
     if wrong is not None:
         raise ModelError(
             f"{name}: {CONFIG} sets {wrong} = {str(fields.get(wrong))[:60]!r}; only plain LoRA adapters are supported: merge "
-            "it into its base with the program that created it, and load the merged model"
+            "the adapter into its base with the program that created it, and load the merged model"
         )
 
 
 def _check_types(name: str, fields: Mapping[str, Json]) -> None:
     """Reject config fields of the wrong type.
 
-    PEFT itself checks the types of few fields.
+    PEFT itself checks the types of only a few fields.
     """
     for field, (allowed, what) in _TYPES.items():
         value = fields.get(field)
@@ -248,8 +250,8 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
         if copies[key].shape != found[key].shape:
             raise ModelError(
                 f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows, but in the base "
-                f"model it has {copies[key].shape[0]}; merge it with PEFT into a base of that size (resize_token_embeddings), "
-                "and load the merged model"
+                f"model it has {copies[key].shape[0]}; merge it with PEFT into a base that is resized to "
+                f"{found[key].shape[0]} rows (resize_token_embeddings), and load the merged model"
             )
         expected[key] = copies[key]
     strange = sorted(expected.keys() ^ found.keys())
@@ -269,8 +271,8 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
     layers = unwrapped(adapted).get_input_embeddings(), unwrapped(adapted).get_output_embeddings()
     if layers[0].weight is layers[1].weight and any(hasattr(layer, "lora_A") for layer in layers):
         raise ModelError(
-            f"{adapter.name}: adapts an embedding that is tied to the LM head, which cannot be merged into one matrix; "
-            "train the adapter without it"
+            f"{adapter.name}: adapts an embedding that is tied to the LM head, so the adapter cannot be merged; "
+            "train an adapter without this embedding"
         )
 
 

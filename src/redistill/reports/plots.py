@@ -65,11 +65,12 @@ class Panel:
 
 
 def panels(metrics: Sequence[Mapping[str, Json]], validated: Sequence[Measure] = ()) -> list[Panel]:
-    """Charts of all quantities in the log of a run.
+    """Return the charts of all quantities in the log of a run.
 
     Args:
         metrics: Lines of metrics.jsonl.
-        validated: Metrics that validation may have logged; if empty, they are inferred from the log.
+        validated: Metrics that validation may have logged.  If empty, every key in the lines of the validations that is no
+            other known quantity is taken as a metric.
     """
     train = [line for line in metrics if line.get("kind") == "train"]
     validation = [line for line in metrics if line.get("kind") == "validation"]
@@ -92,7 +93,7 @@ def panels(metrics: Sequence[Mapping[str, Json]], validated: Sequence[Measure] =
 
 
 def _undescribed(lines: Sequence[Mapping[str, Json]]) -> Iterator[Measure]:
-    """Infer the metrics of the validation log from the keys of its lines."""
+    """Yield the metrics in the validation log, inferred from the keys of its lines."""
     known = {measure.name: measure for measure in BEFORE_METRICS_HAD_NAMES}
     for name in dict.fromkeys(name for line in lines for name in line):
         if name not in VALIDATION and name not in _NOT_METRICS:
@@ -134,7 +135,8 @@ def _plot(
 ) -> str:
     """Plot series as curves, or as areas if `stacked`, and return the SVG element.
 
-    A long series is binned. The line shows the mean of each bin, the band its minimum and maximum.
+    A series is a tuple (name, steps, values). The y axis has the range `limits`; it is logarithmic if `log` is True.  A long
+    series is divided into bins: the line shows the mean of each bin, and the band shows the minimum and maximum of the bin.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -175,7 +177,7 @@ def _means(parts: Sequence[np.ndarray]) -> list[float]:
 
 
 def _inline(document: str) -> str:
-    """Extract the <svg> element; it takes its width and text colour from the page."""
+    """Return the <svg> element of a document, with width and text colour of the page."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # the attributes of <svg>
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)

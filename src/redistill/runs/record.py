@@ -1,10 +1,9 @@
-"""Records of a run: run.json, and the identity of its checkpoints."""
+"""Writes the records of a run: run.json, and the identity of its checkpoints."""
 
 import importlib.metadata
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from redistill.config.run import Run, encode_run
 from redistill.config.schema import SCHEMA
 from redistill.processes.memory import machine_bytes
 from redistill.records import Json
+from redistill.runs.commit import own_commit
 from redistill.runs.disk_space import check_space, needed_space
 from redistill.runs.folder import RUN_FILE
 from redistill.runs.opened import OpenRun
@@ -68,9 +68,9 @@ def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> Non
 
 
 def cost(config: Run, state: TrainingState) -> dict[str, float]:
-    """Cost of training, for comparisons; times in seconds, sizes in bytes.
+    """Return the cost of training by name, for comparisons.
 
-    Tokens are summed over processes, memory is the maximum over processes.
+    Times are in seconds, sizes in bytes.  Tokens are summed over processes; peak memory is the maximum over processes.
     """
     return {
         "updates": state.step,
@@ -88,10 +88,10 @@ def write_run_file(
     """Write run.json, without secrets.
 
     Args:
-        command: Command that repeats the run, shown in reports; None uses the command line of this process.
+        command: Command that repeats the run, shown in reports; if None, it is the command line of this process.
         identity: The result of `checked_identity`.
         status: "running" or "trained".
-        cost: The result of `cost`; None before training.
+        cost: Cost of training, as the function `cost` returns it; None before training.
     """
     config, sources, corpus = run.config, run.config.data.corpus, dict[str, Json]()
     note = run.output.progress.note
@@ -105,7 +105,7 @@ def write_run_file(
         "status": status,
         "command": plain(command or shlex.join(["redistill", *sys.argv[1:]])),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": own_commit(),
         "versions": versions(),
         "machine": machine(),
         "processes": run.processes.world,
@@ -131,7 +131,7 @@ def write_run_file(
 
 
 def machine() -> dict[str, Json]:
-    """The machine: processor, cores, memory, accelerators, Python, platform, threads."""
+    """Describe the machine, its accelerators, Python, and the number of torch threads."""
     return {
         "cpu": _processor(),
         "cores": cores(),
@@ -144,12 +144,15 @@ def machine() -> dict[str, Json]:
 
 
 def cores() -> int:
-    """Cores that this process may use; a container can have fewer than the machine."""
+    """Return the number of cores that this process may use.
+
+    In a container, this number can be smaller than that of the machine.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
-    """Versions of redistill and of the packages whose releases can change a result.
+    """Return the versions of redistill and of the packages that can change a result.
 
     A package that is not installed is left out.
     """
@@ -158,24 +161,6 @@ def versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def commit(folder: Path | None = None) -> str | None:
-    """The git commit of the checkout at `folder`.
-
-    "-dirty" is appended if tracked files have changes.
-
-    Args:
-        folder: A folder in the checkout; None uses the folder of the package redistill.
-
-    Returns:
-        None outside a git checkout, or without git.
-    """
-    describe = ["git", "describe", "--always", "--dirty", "--no-abbrev", "--exclude=*"]
-    with suppress(OSError, subprocess.SubprocessError):
-        path = folder or Path(redistill.__file__).parent
-        return subprocess.run(describe, cwd=path, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    return None
 
 
 def _processor() -> str:
