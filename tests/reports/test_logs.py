@@ -82,7 +82,7 @@ def test_a_damaged_line_is_an_error_and_a_torn_last_line_is_not(tmp_path: Path) 
     path.write_text('{"step": 1}\n3\n{"step": 2}\n{"st')
     assert read_revisions(log_lines(path)).count == 2
     path.write_text('{"step": 1}\n{"st\n{"step": 2}\n')
-    with pytest.raises(CheckpointError, match=r"revisions\.jsonl:2: not JSON .*; restore the file, or rerun the stage"):
+    with pytest.raises(CheckpointError, match=r"revisions\.jsonl:2: not JSON .*; restore the file, or rerun the command"):
         read_revisions(log_lines(path))
 
 

@@ -1,10 +1,10 @@
 """Division of ASCII text into words, as byte-level BPE tokenizers divide it.
 
 Such a tokenizer divides a text with the regular expression of its pre-tokenizer.  It encodes each of the resulting words
-independently of the others.
+independently of the other words.
 
-These regular expressions use Unicode classes, such as \\p{L}, that the module `re` does not have.  For text in ASCII each class
-has an equivalent that `re` has.
+These regular expressions use Unicode classes, such as \\p{L}, that the module `re` does not support.  For ASCII text, each
+class has an equivalent that `re` supports.
 """
 
 import json
@@ -43,10 +43,10 @@ def _in_ascii(pattern: str) -> re.Pattern[str]:
 
 
 _KNOWN = {pattern: _in_ascii(pattern) for pattern in _PATTERNS}
-"""Pattern of a pre-tokenizer -> its equivalent for ASCII.
+"""Maps the pattern of a pre-tokenizer to its equivalent for ASCII.
 
-`encoding` depends on two properties of each pattern.  First, a pattern that is applied to the text of one of its own matches
-matches this whole text.  Second, a match ends at every position between a letter and a colon or line break.
+`encoding` depends on two properties of each pattern.  First, if the pattern is applied to the text of one of its matches, the
+result is one match: this whole text.  Second, a match ends at every position between a letter and a colon or line break.
 """
 _DIGITS = {True: re.compile(r"[0-9]|[^0-9]+"), False: re.compile(r"[0-9]+|[^0-9]+")}
 
@@ -55,10 +55,13 @@ _DIGITS = {True: re.compile(r"[0-9]|[^0-9]+"), False: re.compile(r"[0-9]+|[^0-9]
 class WordSplitter:
     """Divides texts into words and added tokens, as a tokenizer does.
 
+    An added token is a text, such as a special token, that a tokenizer finds before it divides the rest of the text into words.
+
     Args:
-        steps: Patterns of the pre-tokenizers.  The first divides a text, and each further one divides the words found so far.
-        added: Text of each added token -> whether the token is special.
-        pattern: Matches any added token, the longest one first.
+        steps: Patterns of the pre-tokenizers.  The first pattern divides a text, and each further pattern divides the resulting
+            words.
+        added: Maps the text of each added token to True if the token is special, else to False.
+        pattern: Matches any added token.  If several added tokens begin at the same index, it matches the longest of them.
     """
 
     steps: tuple[re.Pattern[str], ...]
@@ -91,15 +94,16 @@ class WordSplitter:
 
 
 def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None:
-    """The splitter that divides texts as a tokenizer does.
+    """Create a splitter that divides texts as a tokenizer does.
 
     Args:
         described: The tokenizer as JSON, as in tokenizer.json.
         special: The special tokens of the tokenizer.
 
     Returns:
-        The splitter.  None if the tokenizer is not byte-level BPE, if its pattern is not known, or if an added token has one of
-        the flags lstrip, rstrip and single_word.
+        The splitter, or None if it would not divide every text as the tokenizer does.  None is returned if the tokenizer is not
+        byte-level BPE, uses dropout or a normalizer other than NFC, or has an unknown pattern.  None is also returned for
+        certain added tokens, such as those with one of the flags lstrip, rstrip and single_word.
     """
     parts: Mapping[str, Json] = json.loads(described)
     model, normalizer, before, added = (parts.get(name) for name in ("model", "normalizer", "pre_tokenizer", "added_tokens"))
@@ -125,12 +129,15 @@ def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None
 
 
 def _is_cut(token: str) -> bool:
-    """Whether an added token contains a position at which `encoding` may cut a text."""
+    """Return whether an added token contains a position at which `encoding` may cut a text.
+
+    This is a position between an ASCII letter and a colon or line break.
+    """
     return re.search(r"[A-Za-z][:\n]", token) is not None
 
 
 def _pattern(step: Mapping[str, Json]) -> re.Pattern[str] | None:
-    """The pattern that a pre-tokenizer divides text with; None if it is not known.
+    """Return the pattern that a pre-tokenizer divides text with, or None if it is unknown.
 
     An empty pattern stands for a pre-tokenizer that does not divide text.
     """

@@ -1,4 +1,4 @@
-"""Printing of the results of `redistill doctor` on the terminal."""
+"""Functions that print the results of `redistill doctor`."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from redistill.storage.redaction import plain
 
 
 def print_machine(found: Machine, console: Console | None = None) -> None:
-    """Print a machine's description as tables, then each finding on one line."""
+    """Print the description of a machine as tables, then each finding on one line."""
     console = console or Console()
     memory = found.about["memory_bytes"]
     about = [("processor", str(found.about["cpu"])), ("cores", str(found.about["cores"]))]

@@ -15,7 +15,7 @@ def print_estimate(found: Estimate, console: Console | None = None) -> None:
     console.print(_table("parameters", [(name, f"{count / 1e6:,.1f} M") for name, count in found.parameters.items()]))
     phases = [(f"peak: {name}", _megabytes(size)) for name, size in found.memory.phases.items()]
     parts = [(name, _megabytes(size)) for name, size in found.memory.parts.items() if size]
-    console.print(_table("memory", [*parts, *phases, ("most at once", _megabytes(found.memory.peak_bytes))]))
+    console.print(_table("memory", [*parts, *phases, ("peak of all phases", _megabytes(found.memory.peak_bytes))]))
     times = [(name, f"{seconds:,.2f} s") for name, seconds in found.seconds.parts.items() if seconds]
     times += [("update", f"{found.seconds.step:,.2f} s"), ("validation", f"{found.seconds.validation:,.1f} s")]
     if found.run_seconds is not None:

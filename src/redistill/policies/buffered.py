@@ -18,18 +18,19 @@ class Buffered(WrappingNode):
     """Text sampled from a buffer of the newest `capacity` generated sequences.
 
     Generated text is added to a first-in, first-out buffer; then each generated answer is replaced by a sequence sampled from
-    the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  If the
-    source returns additional sequences, they are added to the buffer, and are not part of the result.
+    the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  If the source
+    returns more sequences than prompts, the additional sequences are added to the buffer, and are not part of the result.
 
-    Source: the reference code's "on-policy" (ImitKD and GKD), which has a buffer of 1000 sequences per process; here all
-    processes share one buffer, so that the result does not depend on their number.
+    Source: the public code of DistiLLM (the reference code), where this is the "on-policy" setting for ImitKD and GKD.  That
+    code has a buffer of 1000 sequences per process.  Here all processes share one buffer, so that the result does not depend on
+    the number of processes.
 
     Args:
         source: Generates the text.
         capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
 
     Raises:
-        ConfigError: a capacity below 1, or a source that generates no student text.
+        ConfigError: the capacity is below 1, or the source generates no student text.
 
     Example:
         >>> Buffered(capacity=500).source
@@ -47,7 +48,10 @@ class Buffered(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (cls(), cls(capacity=12))
 
     def bind(self, tools: PolicyTools) -> "BufferedSource":
@@ -55,7 +59,7 @@ class Buffered(WrappingNode):
 
 
 class BufferedSource(Wrapping):
-    """Generates the sequences of a `Buffered` policy; returned by its `bind`."""
+    """Returns the sequences of a `Buffered` policy; created by `Buffered.bind`."""
 
     def __init__(self, source: Source, buffer: "SequenceBuffer") -> None:
         self._source, self._buffer = source, buffer
@@ -81,10 +85,10 @@ class BufferedSource(Wrapping):
 class SequenceBuffer:
     """A buffer of the newest generated sequences of all processes.
 
-    It is identical on each process, and its methods are called on every process.
+    The buffer is identical in every process.  Every process must call the methods at the same steps.
 
     Raises:
-        ConfigError: a roll-out is added.
+        ConfigError: raised by `add` if a sequence is a roll-out (generated text with values for the policy gradient).
     """
 
     def __init__(self, capacity: int, tools: PolicyTools) -> None:
@@ -99,7 +103,7 @@ class SequenceBuffer:
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
         """Add the sequences that all processes generated at this step.
 
-        The answers of all processes are added first, then their additional sequences.
+        The answers of all processes are added first, and the additional sequences of all processes afterwards.
 
         Args:
             step: Number of updates done.
@@ -116,10 +120,10 @@ class SequenceBuffer:
         self._steps.extend([step] * len(generated))
 
     def draw(self, step: int, count: int) -> list[TokenSequence]:
-        """Sample sequences for all processes; return the `count` of this process.
+        """Sample sequences of the buffer for all processes; return those of this process.
 
-        Sampling is uniform, and without replacement over all processes.  Sequences that were generated at this step keep their
-        origin; the origin of all others is "replay".
+        `count` is the number of sequences that this process needs.  Sampling is uniform, and without replacement over all
+        processes.  Sequences that were generated at this step keep their origin; all other sequences get the origin "replay".
         """
         counts = self._tools.processes.gather([count])
         first = sum(counts[: self._tools.processes.rank])
@@ -129,7 +133,7 @@ class SequenceBuffer:
         return [sequence if at == step else replace(sequence, origin="replay") for at, sequence in sampled]
 
     def state(self) -> Mapping[str, StateValue]:
-        """The sequences of the buffer and their steps, oldest first.
+        """Return the sequences of the buffer and their steps, oldest first.
 
         Sequences are immutable, so the state holds references to them: its cost does not depend on their length.
         """
@@ -160,15 +164,20 @@ def _from_json(line: Mapping[str, Json]) -> TokenSequence:
 
 
 def is_generated(sequence: TokenSequence) -> bool:
-    """Whether a model generated the sequence at this step."""
+    """Return whether a model generated the sequence in the current update.
+
+    The result is False for gold answers and for replayed sequences.
+    """
     return sequence.origin not in {"dataset", "replay"}
 
 
 def check_buffer(name: str, source: PolicyNode, capacity: int) -> None:
     """Check the capacity of a buffer, and that its source generates student text.
 
+    `name` is the name of the policy in error messages.
+
     Raises:
-        ConfigError: a capacity below 1, or a source that generates no student text.
+        ConfigError: the capacity is below 1, or the source generates no student text.
     """
     if capacity < 1:
         raise ConfigError(f"capacity = {capacity}: must be >= 1; the reference code keeps 1000")

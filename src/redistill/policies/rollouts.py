@@ -1,9 +1,9 @@
 """MiniLLM's roll-outs: generated and scored text, used for several passes.
 
-The formulas are in redistill.losses.policy_gradient; this module keeps the pool of roll-outs between updates.  A *cycle*
-consists of the updates of `inner_epochs` passes over one pool.  At its first update the source answers the prompts of a whole
-pass, and each model scores the answers in one forward pass.  Advantages are computed for each mini-batch, since whitening uses
-its mean and variance.
+The formulas are in redistill.losses.policy_gradient; this module keeps a pool (the roll-outs that are generated together)
+between updates.  A *cycle* consists of `inner_epochs` passes over one pool.  At the first update of a cycle, the source answers
+the prompts of a whole pass, and each model scores the answers in one forward pass.  Advantages are computed for each
+mini-batch, since whitening uses the mean and variance of the mini-batch.
 """
 
 import math
@@ -30,32 +30,35 @@ Whiten = Literal["tokens", "padded", "none"]
 class Rollouts(WrappingNode):
     r"""Roll-outs with advantages and importance weights, used for several passes.
 
-    Source: MiniLLM (arXiv 2306.08543) and its published code, whose values are the defaults.  Old log-probabilities, rewards
-    and importance weights use the models' distributions at temperature 1 and without nucleus sampling, even if the text was
-    sampled with other settings.
+    A roll-out is a generated answer with values for the policy gradient.  Source: MiniLLM (arXiv 2306.08543) and its published
+    code, whose values are the defaults.  Old log-probabilities, rewards and importance weights always use the models'
+    distributions at temperature 1 and without nucleus sampling, even if the text was sampled with other settings.
 
     .. math:: r_t = \mathrm{clip}\Bigl(\tfrac{1}{s} \log \frac{p(y_t)}{q_{old}(y_t)},\, -c,\, c\Bigr), \quad
         R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}, \quad
         w_t = \frac{q_{old}(y_t)}{(1 - a)\, q_{old}(y_t) + a\, p(y_t)}
 
-    The advantage of a token is its whitened return; a is the teacher's weight in the mixture, and n_t the number of tokens from
-    t on, or 1 without normalisation.
+    For the token y_t at position t, r_t is the reward, R_t the return and w_t the importance weight.  p is the teacher, and
+    q_old the student that scored the roll-out.  s is `reward_scaling`, c is `reward_clip`, and gamma is `discount`.  a is the
+    weight of the teacher in the mixture, and n_t the number of tokens from t on, or 1 without normalisation.  The advantage of
+    a token is its return after whitening (normalisation to mean 0 and variance 1).
 
     Args:
-        source: Generates the text.  The probabilities of its tokens must be known, since importance weights use them.
-        num_rollouts: Number of roll-outs that all processes together generate for one pool, >= 1; rounded down to a multiple of
-            the training batch size, but to at least one batch.
-        inner_epochs: Number of passes over a pool before a new one is generated, >= 1; the first pass has the order of the gold
-            batches.
+        source: Generates the text: the student, or a mixture of student and teacher.  The weight of the teacher in the mixture
+            is a in the importance weights; a = 0 for the student alone.
+        num_rollouts: Number of roll-outs that all processes together generate at once (a pool), >= 1; rounded down to a
+            multiple of the training batch size, but to at least one batch.
+        inner_epochs: Number of passes over a pool before a new one is generated, >= 1; the first pass has the order of the
+            training data, and each later pass a new random order.
         discount: Discount gamma of the returns, in [0, 1].
         reward_scaling: Divisor of the reward log p - log q, > 0.
         reward_clip: Bound of the absolute scaled reward of a token, > 0.
-        length_normalise: Whether a return is divided by the number of tokens that it sums over.
+        length_normalise: Whether the return of a token is divided by the number of rewards in its sum.
         whiten: "tokens" whitens returns over the tokens of a global mini-batch; "padded" over rows padded with zeros to the
-            length limit of responses, as the published code does; "none" uses the returns as advantages.
+            length limit of responses, as the published code does.  "none" uses the returns as advantages, without whitening.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> Rollouts().teacher_share, Rollouts().needs.samples_student
@@ -91,7 +94,10 @@ class Rollouts(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (
             cls(num_rollouts=16, inner_epochs=2),
             cls(source=StudentGenerated(), num_rollouts=1, inner_epochs=1, length_normalise=False, whiten="padded"),
@@ -112,9 +118,9 @@ class Rollouts(WrappingNode):
 
 @dataclass(frozen=True)
 class _Scored:
-    """A sequence of the pool, with the log-probabilities of its targets.
+    """A generated sequence, with the log-probabilities of its targets.
 
-    Both models computed them when the sequence was generated.
+    The log-probabilities, in nats, were computed by both models right after the sequence was generated.
     """
 
     sequence: TokenSequence
@@ -126,7 +132,7 @@ _LOGPROBS = ("old_logprobs", "teacher_logprobs")  # fields of `_Scored`, and the
 
 
 class RolloutsSource(Wrapping):
-    """Generates the sequences of a `Rollouts` policy; returned by its `bind`."""
+    """Returns the sequences of a `Rollouts` policy; created by `Rollouts.bind`."""
 
     def __init__(self, settings: Rollouts, source: Source, tools: PolicyTools) -> None:
         assert tools.scorer is not None, "checked by `needs` when the recipe was read"
@@ -137,7 +143,7 @@ class RolloutsSource(Wrapping):
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         """Return this process's part of the step's mini-batch, one roll-out per item.
 
-        The roll-outs answer prompts of the pool; the prompts of `items` are ignored.
+        The roll-outs answer prompts of the pool, and not those of `items`; only the number of `items` is used.
         """
         cycle, cycle_step = divmod(step, self._pass_steps * self._settings.inner_epochs)
         if cycle != self._cycle:
@@ -168,7 +174,7 @@ class RolloutsSource(Wrapping):
     # --- generation ---
 
     def _generate(self, cycle: int) -> list[_Scored]:
-        """Generate and score the pool of a cycle, in the order of its gold batches.
+        """Generate and score the pool of a cycle; return it in the order of the training data.
 
         Each process generates and scores a part of the pool; every process returns the whole pool.
         """
@@ -187,7 +193,7 @@ class RolloutsSource(Wrapping):
         return pool
 
     def _score(self, sequences: list[TokenSequence]) -> list[_Scored]:
-        """Compute the log-probabilities of all targets by both models."""
+        """Return each sequence with the log-probabilities that student and teacher assign to its targets."""
         found = self._scorer.statistics(sequences, ("student_logprob", "teacher_logprob"))
         rows = zip(sequences, found["student_logprob"], found["teacher_logprob"], strict=True)
         return [_Scored(sequence, tuple(old.tolist()), tuple(teacher.tolist())) for sequence, old, teacher in rows]
@@ -201,7 +207,7 @@ class RolloutsSource(Wrapping):
         return permutation(len(self._pool), self._tools.seed, "rollout-order", cycle, inner_epoch)
 
     def _with_advantages(self, batch: list[_Scored]) -> list[TokenSequence]:
-        """Return the sequences of a global mini-batch, each with its `Rollout`."""
+        """Return copies of the sequences of a global mini-batch, each with its values for the policy gradient."""
         settings = self._settings
         reward_BT, valid_BT, importance_BT = self._rewards(batch)
         advantage_BT = discounted_returns(
@@ -218,7 +224,7 @@ class RolloutsSource(Wrapping):
         return sequences
 
     def _rewards(self, batch: list[_Scored]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute reward_BT, valid_BT (the mask of the targets) and importance_BT."""
+        """Return the tensors reward_BT, valid_BT (True at targets) and importance_BT for the sequences in `batch`."""
         old_BT, valid_BT = _padded([scored.old_logprobs for scored in batch])
         teacher_BT, _ = _padded([scored.teacher_logprobs for scored in batch])
         settings = self._settings
@@ -227,9 +233,10 @@ class RolloutsSource(Wrapping):
 
 
 def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
-    """Group the indices of the items so that no group contains a sample twice.
+    """Return groups of the indices of the items; no group contains a training example twice.
 
-    Each group is generated with a step of its own, since step and sample select the random stream of an answer.
+    Each group is generated with its own step number, since the step and the training example determine the random numbers of an
+    answer.
     """
     groups: dict[int, list[int]] = {}
     times: Counter[int] = Counter()
@@ -240,10 +247,7 @@ def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
 
 
 def _padded(rows: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad rows of log-probabilities with zeros; return the tensor and its mask.
-
-    The tensor is float64.  The mask is False for padding.
-    """
+    """Return a float64 tensor of the rows, padded with zeros, and a bool mask that is False for padding."""
     width = max(map(len, rows))
     padded_BT = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float64)
     return padded_BT, torch.arange(width) < torch.tensor([[len(row)] for row in rows])

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class _Descriptor(io.FileIO):
-    """A file descriptor that discards failed writes and keeps the first error."""
+    """A file descriptor that ignores failed writes, and keeps the first error."""
 
     error: OSError | None = None
 
     def write(self, data: "ReadableBuffer", /) -> int:
         try:
-            # `super().write` returns None if a non-blocking pipe is full. These lines are lost, later lines are not.
+            # `super().write` returns None if a non-blocking pipe is full. The data is then lost, but later lines are not.
             return super().write(data) or memoryview(data).nbytes
         except OSError as error:
             self.error = self.error or error
@@ -34,8 +34,8 @@ class TolerantStream(io.TextIOWrapper):
     """A text stream on a file descriptor whose failed writes raise no error.
 
     Args:
-        descriptor: An open file descriptor; it stays open.
-        like: The stream that is replaced.  Its encoding is used; None means UTF-8.
+        descriptor: An open file descriptor.  It stays open when the stream is closed.
+        like: The stream that is replaced.  Its encoding is used; if `like` is None, the encoding is UTF-8.
     """
 
     def __init__(self, descriptor: int, like: TextIO | None) -> None:

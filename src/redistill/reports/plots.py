@@ -66,7 +66,7 @@ class Panel:
 
 
 def panels(log: RunLog, validated: Sequence[Measure] = ()) -> list[Panel]:
-    """Charts of all quantities in the log of a run.
+    """Return the charts of all quantities in the log of a run.
 
     Args:
         log: The log, with the quantities `TRAINING_NAMES`.
@@ -91,7 +91,7 @@ def panels(log: RunLog, validated: Sequence[Measure] = ()) -> list[Panel]:
 
 
 def _undescribed(names: Iterable[str]) -> Iterator[Measure]:
-    """Infer the metrics of the validation log from the names of its curves."""
+    """Yield the metrics in the validation log, inferred from the names of its curves."""
     known = {measure.name: measure for measure in BEFORE_METRICS_HAD_NAMES}
     for name in names:
         if name not in VALIDATION and name not in _NOT_METRICS:
@@ -145,7 +145,7 @@ def _plot(
 
 
 def _inline(document: str) -> str:
-    """Extract the <svg> element; it takes its width and text colour from the page."""
+    """Return the <svg> element of a document, with width and text colour of the page."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # the attributes of <svg>
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)

@@ -24,7 +24,8 @@ from redistill.storage.redaction import plain
 def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
     """Print the main results of a run.
 
-    Shows all models on all test sets, with differences to the first baseline, in one table per primary metric.
+    There is one table per primary metric.  It shows all models on the test sets of this metric, with differences to the first
+    baseline.
 
     Args:
         run: Folder of the run.
@@ -41,7 +42,7 @@ def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
 
 
 def _summary(rows: Sequence[Row]) -> Table:
-    """Table of scores and differences, for rows with the same primary metric."""
+    """Build the table of scores and differences; all rows have one primary metric."""
     title, unit = (rows[0].measures[0].heading, rows[0].measures[0].unit) if rows else ("score", "")
     versus = next((f"difference to {row.versus}" for row in rows if row.versus), "difference")
     table = _table(("data set", "model", title, versus, "95 % interval"), texts=("data set", "model"))
@@ -56,7 +57,9 @@ def _summary(rows: Sequence[Row]) -> Table:
 
 
 def print_scores(scores: Mapping[str, object]) -> None:
-    """Print the scores of one model: mean ± standard deviation over seeds.
+    """Print the scores of one model, as means over evaluation seeds.
+
+    The primary metric of a data set is printed with its standard deviation over seeds.
 
     Args:
         scores: Content of scores.json.
@@ -79,7 +82,8 @@ def print_scores(scores: Mapping[str, object]) -> None:
 def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
     """Print the tables of a comparison, its unequal settings and unfinished runs.
 
-    No table is printed if `tables` is False. Tables with `is_detail` are too wide for a terminal and are never printed.
+    No table is printed if `tables` is False. Tables whose attribute `is_detail` is True are too wide for a terminal and are
+    never printed.
     """
     page = console()
     for table in (table for table in comparison.tables if tables and not table.is_detail):
@@ -100,7 +104,7 @@ def _text(text: str) -> Text:
 
 
 def _table(columns: Iterable[str], texts: Sequence[str]) -> Table:
-    """An empty table; columns in `texts` are left-aligned, the others right-aligned."""
+    """Create an empty table; align columns in `texts` left, and other columns right."""
     table = Table()
     for column in columns:
         table.add_column(_text(column), justify="left" if column in texts else "right")

@@ -1,8 +1,8 @@
-r"""Sanitization of displayed text: no terminal escapes, no secrets.
+r"""Sanitizes displayed text: removes terminal escapes, and masks secrets.
 
-Model output, file names and library messages are untrusted; everything printed, put on a page or stored in the description of a
-run passes `plain`.  HTML is escaped by the templates of the reports, not here.  Data and answers in the .jsonl files of a run
-folder are stored verbatim.
+Model output, file names and library messages are untrusted.  Text that is printed, put on a page or stored in run.json is
+therefore passed through `plain` or `redacted`.  HTML is escaped by the templates of the reports, not here.  Data and answers in
+the .jsonl files of a run folder are stored verbatim.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ _ESCAPE_SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
-# Look-ahead is bounded, so that the time is linear in the length of the text.  A group matches the visible prefix of a secret.
+# Look-ahead is bounded, so that the time is linear in the length of the text.  In a pattern with a group, the
+# group matches a prefix that is not masked.
 _SECRETS = {
     what: re.compile(pattern)
     for what, pattern in {
@@ -62,7 +63,7 @@ def plain(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""`text` without terminal escapes, control characters and direction marks.
+    r"""Remove terminal escapes, control characters and direction marks from `text`.
 
     Tab and line feed are kept.  A lone surrogate becomes a replacement character.
 
@@ -74,10 +75,11 @@ def printable(text: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """`text` with every detected secret masked.
+    """Mask every detected secret in `text`.
 
     Secrets are tokens of known forms, user information in URLs, and secret values of environment variables.  The value of a
-    variable is secret if its name ends in TOKEN, KEY, SECRET, PASSWORD or the like, and the value is not an existing path.
+    variable is secret if its name ends in TOKEN, KEY, SECRET, PASSWORD or a similar word, and the value is not an existing
+    path.
 
     Example:
         >>> redacted("HF_TOKEN=hf_abcdefghijklmnop redistill run mine.yaml")
@@ -88,7 +90,8 @@ def redacted(text: str) -> str:
     known = (found for pattern in _SECRETS.values() for found in pattern.finditer(text))
     spans += [(found.end(1) if found.re.groups else found.start(), found.end()) for found in known]
     shown, reached = [], 0
-    for start, end in sorted(spans):  # spans of the original text: masking by one rule must not hide a secret from another
+    # The spans refer to the original text, so that masking by one rule does not hide a secret from another rule.
+    for start, end in sorted(spans):
         if start >= reached:
             shown += [text[reached:start], MASK]
         reached = max(reached, end)
@@ -96,7 +99,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_tree(value: Any) -> Any:
-    """Copy nested dicts and lists, with secrets masked in all strings and keys."""
+    """Return a copy of nested dicts and lists with secrets masked in texts and keys."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):
@@ -116,7 +119,7 @@ def secret_in(text: str) -> str | None:
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A `sys.excepthook` that prints the full traceback with secrets redacted."""
+    """Print the full traceback with secrets redacted; used as `sys.excepthook`."""
     sys.stderr.write(plain("".join(traceback.format_exception(kind, error, trace))))
 
 

@@ -3,7 +3,8 @@
 A law is a property that every policy must have.  `check_policy` and the functions of `POLICY_LAWS` raise an AssertionError that
 names the law, the step and the sequences.
 
-A policy that cannot satisfy a law declares it as a class attribute `disobeys = {"law": "reason"}`; the law is skipped.
+A policy that cannot satisfy a law declares the law and a reason in a class attribute `disobeys = {"law": "reason"}`.
+`check_policy` skips this law.
 """
 
 import json
@@ -27,15 +28,16 @@ STEPS = 4
 
 
 def check_policy(node: PolicyNode) -> None:
-    """Check a policy against all laws except those in its `disobeys`.
+    """Check the properties (laws) that every policy must have.
 
-    The laws use two tiny random models; see `redistill.testing.fixture`.
+    Laws that the policy excludes in its class attribute `disobeys` are not checked.  The checks use two tiny random models; see
+    `redistill.testing.fixture`.
 
     Args:
         node: A frozen dataclass with `bind`, `sampling` and `needs`.
 
     Raises:
-        AssertionError: a law is violated; reports the law, the step and the sequences.
+        AssertionError: a law is violated; the message names the law, the step and the sequences.
 
     Example:
         >>> from redistill.policies import Fixed
@@ -45,9 +47,9 @@ def check_policy(node: PolicyNode) -> None:
 
 
 def declares_what_it_needs(node: PolicyNode) -> Findings:
-    """`sampling` is a Sampling or None, and `needs` is a Needs.
+    """Check the types of `sampling` (Sampling or None) and `needs` (Needs).
 
-    Without `needs.teacher`, the policy works without a teacher and without a scorer.
+    If `needs.teacher` is False, the policy must work without a teacher and without a scorer.
     """
     text = f"sampling is {node.sampling!r}; must be a redistill.contracts.Sampling or None"
     yield isinstance(node.sampling, Sampling | None), text
@@ -57,15 +59,15 @@ def declares_what_it_needs(node: PolicyNode) -> Findings:
 
 
 def draws_are_reproducible(node: PolicyNode) -> Findings:
-    """A draw depends only on the seed, the step and the state of the policy."""
+    """Check that sequences depend only on the seed, the step and the policy's state."""
     first, again = (drawn(make_fixture().policy(node), range(STEPS)) for _ in range(2))
     yield from _same(again, first, "a second policy")
 
 
 def global_generators_are_not_used(node: PolicyNode) -> Findings:
-    """The states of global random number generators do not change.
+    """Check that the policy does not use global random number generators.
 
-    Policies use the keyed generators of `redistill.randomness` instead.
+    Policies use the generators of `redistill.randomness` instead.
     """
     before = _global_states()
     drawn(make_fixture().policy(node), range(STEPS))
@@ -74,10 +76,10 @@ def global_generators_are_not_used(node: PolicyNode) -> Findings:
 
 
 def resumes_where_it_stopped(node: PolicyNode) -> Findings:
-    """A restored policy draws the same sequences as an uninterrupted policy.
+    """Check that a restored policy draws the same sequences as an uninterrupted one.
 
-    The state is converted as in a checkpoint and loaded into a new policy.  After the last step, both policies have the same
-    state.
+    The state is converted as in a checkpoint and loaded into a new policy.  After the last step, both policies must have the
+    same state.
     """
     uninterrupted, resumed, middle = make_fixture().policy(node), make_fixture().policy(node), STEPS // 2
     drawn(uninterrupted, range(middle))
@@ -89,7 +91,7 @@ def resumes_where_it_stopped(node: PolicyNode) -> Findings:
 
 
 def states_do_not_change(node: PolicyNode) -> Findings:
-    """A state is not changed by later updates, and can be restored later.
+    """Check that a state is not changed by later updates and can be restored.
 
     The training loop takes a state before every update, and restores it if the update is interrupted.
     """
@@ -107,9 +109,10 @@ def states_do_not_change(node: PolicyNode) -> Findings:
 
 
 def answers_in_order(node: PolicyNode) -> Findings:
-    """A draw has one sequence per gold item, in order, then additional sequences.
+    """Check that each step gives one sequence per training example, in order.
 
-    Gold sequences are returned unchanged, and responses have at most RESPONSE_TOKENS tokens.
+    Additional sequences come after them.  Gold sequences must be unchanged, and responses must have at most RESPONSE_TOKENS
+    tokens.
     """
     fixture = make_fixture()
     prompts = {example.sample: example.prompt_ids for example in fixture.examples}
@@ -127,7 +130,7 @@ def answers_in_order(node: PolicyNode) -> Findings:
 
 
 def accepts_an_empty_batch(node: PolicyNode) -> Findings:
-    """An empty list of items gives no sequences.
+    """Check that an empty list of items gives no sequences.
 
     A process may have no items in an update.
     """
@@ -138,7 +141,7 @@ def accepts_an_empty_batch(node: PolicyNode) -> Findings:
 
 
 def draws_do_not_depend_on_the_number_of_processes(node: PolicyNode) -> Findings:
-    """Two processes together give the same sequences per step as a single process."""
+    """Check that two processes together draw the same sequences as one process."""
     whole = drawn(make_fixture().policy(node), range(STEPS))
 
     def draw_part(rank: int, gather: Gather) -> list[Draw]:
@@ -152,7 +155,7 @@ def draws_do_not_depend_on_the_number_of_processes(node: PolicyNode) -> Findings
     for step, one in enumerate(whole):
         answers, additions = list[TokenSequence](), list[TokenSequence]()
         for draws in parts:
-            sampled, count = draws[step].with_role("distillation"), len(draws[step].with_role("sft"))  # one gold answer an item
+            sampled, count = draws[step].with_role("distillation"), len(draws[step].with_role("sft"))  # one gold answer each
             answers += sampled[:count]
             additions += sampled[count:]
         got, expected = [list(map(_plain, sequences)) for sequences in (answers + additions, one.with_role("distillation"))]
@@ -172,7 +175,7 @@ POLICY_LAWS = suite(
 
 
 def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
-    """Draw the sequences of the given steps.
+    """Return the sequences that the policy draws at the given steps.
 
     Before every even step, the policy observes a validation loss, which rises from step to step.
     """
@@ -213,7 +216,7 @@ def _global_states() -> dict[str, object]:
 
 
 def _plain(sequence: TokenSequence) -> tuple[object, ...]:
-    """Convert a sequence to a tuple, for comparisons.
+    """Return a sequence as a tuple, for comparisons.
 
     Roll-out values are rounded to 3 decimals, since they depend slightly on the batch.
     """

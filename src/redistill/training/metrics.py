@@ -22,9 +22,9 @@ class MetricsLog:
         self.path = path
 
     def write(self, line: Mapping[str, object]) -> None:
-        """Append `line`; its "step" is the number of updates done.
+        """Append `line`, whose entry "step" is the number of updates done.
 
-        Values must be finite or None: JSON has no NaN.
+        Numbers must be finite, because JSON has no NaN; pass None instead of another number.
         """
         files.append_line(self.path, line)
 
@@ -63,10 +63,10 @@ class Meter:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak memory of this process, in bytes.
+    """Return the peak memory of this process, in bytes.
 
-    For a CUDA device, this is the peak of the CUDA allocator.  Otherwise, it is the peak of the resident set; on Windows this
-    is not measured, and the function returns 0.
+    For a CUDA device, this is the peak of the CUDA allocator.  Otherwise, it is the peak of the resident set.  On Windows the
+    peak is not measured, and the function returns 0.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,6 +1,6 @@
 """Progress of training and of an evaluation: a bar on a terminal, lines in a log.
 
-This module prints only and does not affect the results of a run.  metrics.py stores the metrics.
+This module only prints; it does not affect the results of a run.  metrics.py stores the metrics.
 """
 
 import sys
@@ -21,7 +21,7 @@ SHOWN = ("loss", "sft", "divergence", "span", "policy_gradient", "pretraining")
 class TerminalBar:
     """A progress bar with a line of text; shown only if the output is a terminal.
 
-    It is a context manager; the bar is updated until exit.
+    The object is a context manager; the bar is updated until the context ends.
 
     Args:
         console: The output.
@@ -58,13 +58,13 @@ class TerminalBar:
 class Progress(TerminalBar):
     """Progress of training: a bar on a terminal, lines in a log.
 
-    It is a context manager; the bar is updated until exit.
+    The object is a context manager; the bar is updated until the context ends.
 
     Args:
-        total: Number of updates of the whole run; 0 if it is not known yet and `expect` sets it later.
+        total: Number of updates of the whole run; 0 if it is not known yet.  The method `expect` sets it later.
         log_every: Updates between lines if the output is not a terminal.
         enabled: Whether to print; True on the main process only.
-        console: The output; None prints to the standard error stream.
+        console: The output; if None, the standard error stream is used.
         clock: Monotonic clock, in seconds.
     """
 
@@ -89,8 +89,8 @@ class Progress(TerminalBar):
     def update(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Show the loss terms after `step` updates, the speed and the remaining time.
 
-        The estimate of the remaining time uses the time since the first call.  It therefore excludes loading, and updates
-        before a resume.
+        The remaining time is estimated from the time since the first call.  Loading, and updates before a resume, do not affect
+        the estimate.
         """
         self._first = self._first or (step, self._clock())
         if self._bar is not None:
@@ -123,7 +123,7 @@ class AnswerProgress:
 
     Args:
         label: The name of the evaluated model.
-        report: Called with each line.
+        report: Function that is called with each line.
         clock: Monotonic clock, in seconds.
     """
 

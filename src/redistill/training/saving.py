@@ -18,7 +18,7 @@ from redistill.training.schedule import TrainingConfig
 def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
     """Save a checkpoint with everything that is needed to resume the run.
 
-    Every process must call it: the processes gather the state, and the main process writes it.
+    Every process must call this function: all processes gather the state, and the main process writes it.
     """
     learner, student = parts.learner, parts.learner.student
     optimizer, optimizer_state = checkpoint.optimizer_tensors(learner.optimizer, dict(student.named_parameters()))
@@ -49,7 +49,7 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
 
 
 def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingState:
-    """Restore the state of training from the checkpoint `found`.
+    """Restore the parts of training in place from a checkpoint; return its progress.
 
     Raises:
         CheckpointError: `found` lacks tensors or values, or its optimizer state does not fit this run.
