@@ -8,7 +8,7 @@ Longer than 400 lines: one file defines every type that is part of the interface
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -139,6 +139,10 @@ class TokenSequence:
         return self.token_ids[: self.response_start]
 
 
+StateValue: TypeAlias = "Json | torch.Tensor | tuple[TokenSequence, ...] | Sequence[StateValue] | Mapping[str, StateValue]"
+"""A value in the state of a policy.  A checkpoint stores tensors and tuples of sequences as tensors, all else as JSON."""
+
+
 Role = Literal["sft", "distillation"]
 """The terms of the objective that use a sequence.
 
@@ -228,10 +232,11 @@ class Batch:
         pair_weight_N: float32; weight of the pair of rows (n, n + 1) in the span loss (MGSR, Eq. 10); 0 if no span contains
             both rows.
         num_sampled, num_sampled_rows: Number of leading sequences and rows with the role "distillation".
-        num_span_samples: Number of sampled sequences with at least one span that the span loss uses.
+        num_span_samples: Number of sequences with the role "distillation" that have at least one span which the span loss uses.
         role: The terms that use the micro-batch: "pretraining" is the pre-training term, "task" is all other terms.
         sequence_weight_N: float32; 1 / (number of targets of the sequence of row n), for means over sequences.
-        old_logprob_N, advantage_N, importance_N: float32; the fields of `Rollout` for the sampled rows, 0 without a roll-out.
+        old_logprob_N, advantage_N, importance_N: float32; the values in `Rollout` for the first `num_sampled_rows` rows, 0 for
+            sequences without a `Rollout`.
         samples: Index of the training example of each sequence.
         origins: Origin of each sequence.
 
@@ -289,7 +294,7 @@ class Divergence(Protocol):
 
 
 class TopClasses(NamedTuple):
-    """A teacher target that lists the K most probable classes of each row.
+    """Teacher distributions that list only the K most probable classes of each row.
 
     Args:
         class_NK: int64; the listed classes.
@@ -309,9 +314,9 @@ class TopClasses(NamedTuple):
 
 
 class TeacherTarget(Protocol):
-    """Teacher distributions for the rows of one batch.
+    """A function that returns teacher distributions for a slice of a batch's rows.
 
-    The distributions are computed slice by slice, so that no [N, V] tensor is allocated.
+    It is called slice by slice, so that no [N, V] tensor is allocated.
 
     Example:
         >>> logits_NV = torch.zeros(3, 5)
@@ -321,7 +326,7 @@ class TeacherTarget(Protocol):
     """
 
     def __call__(self, rows: slice) -> torch.Tensor | TopClasses:
-        """Return the teacher target of the rows in the slice `rows`, without gradient.
+        """Return the teacher distributions of the rows `rows`, without gradient.
 
         Returns:
             float32 logits of shape [rows, V], which the caller normalises; log-probabilities are valid logits. A teacher that
@@ -349,12 +354,13 @@ class TeacherCapabilities(_Flags):
     The requirements of a recipe are compared with these features before any model is loaded.
 
     Args:
-        full_vocabulary: Targets are logits over the whole shared vocabulary; otherwise they are `TopClasses`.
+        full_vocabulary: The teacher provides logits over the whole shared vocabulary; if False, it provides only the most
+            probable classes (`TopClasses`).
         statistics: Supports statistics of newly generated text: divergences, samples, log-probabilities of given tokens.
         generates: Generates text; the teacher is a `TextTeacher`.
         mixture: The local engine can sample tokens from a mixture of the student and this teacher.
         prefix_memory: Has a method `remembering`, which reuses the states of prefixes within a step.
-        top_k: Number of classes in `TopClasses`; None if unknown or if `full_vocabulary`.
+        top_k: Number of classes in `TopClasses`; None if it is unknown or if `full_vocabulary` is True.
 
     Raises:
         ConfigError: a field other than `top_k` is not a bool, or `statistics` is set without `full_vocabulary`.
@@ -382,7 +388,7 @@ class TeacherCapabilities(_Flags):
 
 
 class Teacher(Protocol):
-    """A source of teacher targets for the rows that distillation terms use.
+    """Provides teacher distributions for the rows that distillation terms use.
 
     `prepare` is called before `rows`, and `release` at the end of an update.
 
@@ -400,13 +406,22 @@ class Teacher(Protocol):
         """Features of this teacher."""
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
-        """Fetch what `rows` needs for these sequences; may do nothing."""
+        """Fetch the data that a later call of `rows` needs for these sequences.
+
+        The method does nothing if `rows` needs no such data.
+        """
 
     def rows(self, batch: Batch) -> TeacherTarget:
-        """Return the target of the first `num_sampled_rows` rows of the batch."""
+        """Return the function that computes teacher distributions for the batch's rows.
+
+        The function is called only for the first `batch.num_sampled_rows` rows, which distillation terms use.
+        """
 
     def faults(self) -> int:
-        """Return this process's number of rows with non-finite logits since the last call."""
+        """Return the number of rows with non-finite logits since the last call.
+
+        The last call means that of `faults`; the rows are those of this process.
+        """
 
     def release(self) -> None:
         """Free the data that was kept for the current update."""
@@ -441,7 +456,7 @@ class PolicyState(Protocol):
     """
 
     def observe(self, validation_loss: float) -> None:
-        """Receive the loss of a validation, in nats per token.
+        """Update the state for a new validation loss, in nats per token.
 
         The method is called after each validation. The first call passes the loss before the first update.
         """
@@ -449,11 +464,19 @@ class PolicyState(Protocol):
     def metrics(self) -> Mapping[str, Json]:
         """Return the values of the state that are logged with each update."""
 
-    def state_dict(self) -> Mapping[str, Json]:
-        """Return the state that checkpoints contain, as JSON values."""
+    def state_dict(self) -> Mapping[str, StateValue]:
+        """Return the state that checkpoints contain.
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Restore a state that `state_dict` returned."""
+        It is also taken before every update, to undo the draw of an update that is interrupted.  It must therefore be cheap:
+        return references to objects that are never changed, such as tuples and sequences, instead of copies of their content.
+        Later updates must not change a returned state.
+        """
+
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
+        """Restore a state that `state_dict` returned.
+
+        In a state that was read from a checkpoint, tuples are lists, except tuples of `TokenSequence`; tensors are on the CPU.
+        """
 
 
 class SequencePolicy(PolicyState, Protocol):
@@ -483,8 +506,8 @@ class Sampling:
     .. math:: y_t \sim (1 - a)\, \tilde q(\cdot \mid y_{<t}) + a\, \tilde p(\cdot \mid y_{<t}), \qquad
         \tilde q \propto q^{1/T} \text{ on the classes that are kept}
 
-    q is the model, p the teacher, a is `teacher_share` and T is `temperature`. The second formula also defines p~ from p.
-    Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
+    y_t is token t, q is the model, p the teacher, a is `teacher_share` and T is `temperature`. p~ is defined from p by the
+    second formula, with p instead of q. Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
 
     Args:
         temperature: >= 0; 0 is greedy decoding.
@@ -492,8 +515,8 @@ class Sampling:
         top_k: Keeps the k most probable classes, >= 0; 0 keeps all.
         no_repeat_ngram: Length n of n-grams, >= 0. A token that would repeat an n-gram of prompt and response is banned; 0 bans
             none.
-        teacher_share: Weight of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone.
-            Bans, temperature, top-k and top-p apply to both models before they are mixed.
+        teacher_share: Weight of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone. Bans,
+            temperature, top-k and top-p apply to both models before they are mixed.
 
     Example:
         >>> greedy, nucleus = Sampling(temperature=0.0), Sampling(temperature=0.7, top_p=0.9)
@@ -618,7 +641,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TextTools:
-    """The objects that engines and external teachers are built from.
+    """The objects from which engines and teachers outside this package are built.
 
     Args:
         tokenizer: Tokenizer of the student.
@@ -642,13 +665,14 @@ class TextTools:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineTools(TextTools):
-    """The objects that an engine is built from; see also `TextTools`.
+    """The objects from which an engine is built; see also `TextTools`.
 
     Args:
         student: The language model of the student.
-        teacher: The language model of a local teacher, for mixtures; None without a local teacher.
+        teacher: The language model of the teacher, for sampling from a mixture; None if the teacher is not a model of this
+            process.
         batch_size: Number of sequences per batch; it is lowered when memory runs out.
-        autocast: Returns the autocast context that models run in.
+        autocast: Function that returns the autocast context in which models run.
 
     Example:
         >>> from contextlib import nullcontext
@@ -671,10 +695,10 @@ class EngineTools(TextTools):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherTools(TextTools):
-    """The objects that an external teacher is built from; see also `TextTools`.
+    """The objects from which a teacher outside this package is built; see `TextTools`.
 
     Args:
-        device: Device of the batches; the teacher targets must be on the same device.
+        device: Device of the batches; the teacher distributions must be on the same device.
 
     Example:
         >>> from redistill.toy.world import toy_tokenizer
@@ -698,7 +722,10 @@ class BatchSize(Protocol):
     """
 
     def repeat(self, work: Callable[[int], list[Generation]]) -> list[Generation]:
-        """Return `work(size)`; if memory runs out, retry with a smaller size."""
+        """Return `work(size)`; if memory runs out, retry with a smaller size.
+
+        `work` is a function that receives the number of sequences per batch.
+        """
 
 
 # --- processes and requirements -----------------------------------------------------------------------------------------
@@ -763,5 +790,5 @@ class Needs(_Flags):
     samples_student: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
-        """Return the union of the requirements of two components."""
+        """Return the union of the requirements `self` and `other`."""
         return Needs(**{name: needed or getattr(other, name) for name, needed in vars(self).items()})

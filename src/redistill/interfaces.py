@@ -22,7 +22,7 @@ Autocast = Callable[[], AbstractContextManager[object]]
 class Gather(Protocol):
     """Collective operation that concatenates the lists of all processes.
 
-    The lists are in the order of the ranks of the processes.
+    Each process passes its own list, and receives the elements of all lists, ordered by the rank of the process.
     """
 
     def __call__(self, values: list[Value], /) -> list[Value]: ...

@@ -3,7 +3,7 @@
 The key of each counter-based generator is a hash of the run's seed, a purpose, and counters such as the step and the sample.
 
 No generator is kept between two uses. Random numbers therefore do not depend on the batch, the number of processes, earlier
-random numbers, or whether a run was resumed. Other modules of a run use `generator`, or seed torch with `torch_seed`.
+random numbers, or whether a run was resumed. Other modules call `generator` for NumPy, and `torch_seed` for torch.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Genera
 def permutation(size: int, seed: int, purpose: str, *counters: int | str) -> list[int]:
     """Return the integers from 0 to size - 1 in random order.
 
-    The other arguments identify the random number generator, as described in `generator`.
+    The arguments `seed`, `purpose` and `counters` identify the random number generator, as described in `generator`.
     """
     return [int(index) for index in generator(seed, purpose, *counters).permutation(size)]
 

@@ -150,7 +150,8 @@ class Metric:
     `name`, `title`, `unit` and `better` are stored in scores.json, so that reports do not need the code of the metric.
 
     Args:
-        name: Key in files and in recipes: letters, digits and underscores, not in `RESERVED`.
+        name: Key in files and in recipes: letters, digits and underscores. Keys that result files use already (`RESERVED`) are
+            not allowed.
         title: Name in tables and plots, such as "ROUGE-L".
         unit: "%" is for values in [0, 100], shown as 12.34. "fraction" is for values in [0, 1], shown as 12.3 %. A value with
             any other unit, such as "words", is shown with two decimals and the unit. "" means that the metric has no unit.
@@ -158,11 +159,11 @@ class Metric:
         needs: What the metric is computed from. Only "answers" is supported at present: the text of one answer and its record.
             A recipe is rejected if its metric needs "references_pass" (a forward pass over the references), "samples" (several
             answers to a prompt) or "pair" (answers of two models).
-        score: Function of the text of an answer and its record that returns a finite number. The record has at least one
-            reference.
-        aggregate: Function that maps the scores of all answers to a data set, generated with one seed, to the score of the
-            data set. Comparisons of models do not use this function: differences, confidence intervals and significance tests
-            are computed from means over prompts.
+        score: Function that receives the text of an answer and its record, and returns a finite number. The record has at least
+            one reference.
+        aggregate: Function that receives the scores of all answers to a data set, generated with one seed, and returns the
+            score of the data set. Comparisons of models do not use this function: differences, confidence intervals and
+            significance tests are computed from means over prompts.
 
     Raises:
         ConfigError: the name is not a valid key, the title is empty, or the value of `better` or `needs` is unknown.
@@ -186,7 +187,9 @@ class Metric:
             fault = "is reserved" if self.name in RESERVED else "is not a valid key"
             raise ConfigError(f"name = {self.name!r}: {fault}; use letters, digits and '_', such as word_overlap")
         if not self.title.strip():
-            raise ConfigError(f"title = {self.title!r}: is empty; set the name of the metric {self.name} in tables")
+            raise ConfigError(
+                f"title = {self.title!r}: is empty; set title to the heading that tables show for the metric {self.name}"
+            )
         if self.better not in ("higher", "lower"):
             raise ConfigError(f"better = {self.better!r}: must be 'higher' or 'lower'")
         if self.needs not in ("answers", "references_pass", "samples", "pair"):
@@ -205,7 +208,7 @@ class Metric:
         return value if self.better == "higher" else -value
 
     def scored(self, answer: str, record: Record) -> float:
-        """Compute the score of one answer.
+        """Return the score of one answer.
 
         Raises:
             DataError: `score` raised an exception or returned a value that is not a finite number.
@@ -213,7 +216,7 @@ class Metric:
         return self._computed(lambda: self.score(answer, record), f"the score of {record.record_id}")
 
     def aggregated(self, scores: Sequence[float]) -> float:
-        """Compute the score of a data set from the scores of its answers.
+        """Return the score of a data set, computed from the scores of its answers.
 
         Raises:
             DataError: `aggregate` raised an exception or returned a value that is not a finite number.
@@ -227,7 +230,10 @@ class Metric:
         return f"{100 * value:.1f} %" if self.unit == FRACTION else f"{value:.2f} {self.unit}".rstrip()
 
     def _computed(self, compute: Callable[[], float], what: str) -> float:
-        """Call the code of the metric, and check that the result is a finite number."""
+        """Return the result of `compute`, which calls the code of the metric.
+
+        A DataError is raised if the result is not a finite number. `what` names the result in the message.
+        """
         try:
             value = compute()
         except Exception as error:  # external code may raise any exception

@@ -350,7 +350,7 @@ def test_a_field_without_external_classes_is_rejected_with_those_that_accept_the
     policy = {"kind": "rollouts", "source": "own_parts:Late"}
     assert error_of(folder, "own_parts", method="minillm", policy=policy) == (
         "policy.source.kind = 'own_parts:Late': external classes are not accepted here, only for divergence, policy, "
-        "teacher, engine; use a kind of the package"
+        "teacher, engine; use a kind that redistill defines"
     )
 
 

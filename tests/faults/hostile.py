@@ -146,23 +146,10 @@ HOSTILE = TAGS + BREAKS + ENCODINGS + LANGUAGES + ESCAPES + INVISIBLE + FORMULAS
 
 def hidden(text: str) -> set[str]:
     """The characters of a text that are not visible or change the direction of text, as Unicode classifies them."""
-    visible_signs = {
-        *map(chr, range(0x600, 0x606)),
-        "\u06dd",
-        "\u070f",
-        "\u0890",
-        "\u0891",
-        "\u08e2",
-        "\U000110bd",
-        "\U000110cd",
-    }
-    others = {
-        *"\u034f\u115f\u1160\u3164\uffa0\u17b4\u17b5",
-        *map(chr, range(0xFE00, 0xFE10)),
-        *map(chr, range(0xE0100, 0xE01F0)),
-    }
-    found = {sign for sign in text if unicodedata.category(sign) in {"Cf", "Zl", "Zp", "Cs"} or sign in others}
-    return found - visible_signs
+    signs = {*map(chr, range(0x600, 0x606)), *"\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"}  # visible format characters
+    selectors = {*map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0xE0100, 0xE01F0))}
+    others = selectors | {*"\u034f\u115f\u1160\u3164\uffa0\u17b4\u17b5"}
+    return {sign for sign in text if unicodedata.category(sign) in {"Cf", "Zl", "Zp", "Cs"} or sign in others} - signs
 
 
 def batches(size: int) -> list[Sequence[str]]:

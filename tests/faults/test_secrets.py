@@ -97,8 +97,8 @@ def test_a_token_of_another_form_is_masked(token: str) -> None:
 @pytest.mark.parametrize("form", QUERIES)
 @pytest.mark.parametrize("token", ["Q7w8E9r0T1y2U3i4O5p6", "correcthorsebattery", "p%2Fss%3Dw0rd%2Bx1"])
 def test_signed_queries_webhooks_and_access_tokens_are_masked(form: str, token: str) -> None:
-    if form == "AccountKey={}" and not any(map(str.isdigit, token)):
-        token += "1"
+    if form == "AccountKey={}":  # such a value contains a digit, and no percent signs
+        token = token.replace("%", "") + "1"
     shown = redacted(f"cannot read {form.format(token)} today")
     assert token not in shown and shown.startswith("cannot read ") and shown.endswith(" today")
     assert secret_in(form.format(token)) and redacted(shown) == shown
@@ -133,9 +133,9 @@ def test_other_variables_are_not_secret(name: str, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("option", ["--hub-token", "--api-key", "--PASSWORD", "--client_secret"])
 @pytest.mark.parametrize("value", ["it's mine", "plainword", "a b", '"quoted"', "$HOME", "x\ny"])
 def test_the_value_of_a_secret_option_is_masked_before_the_command_is_joined(option: str, value: str) -> None:
-    for arguments in ([option, value, "--out", "a b"], [f"{option}={value}", "--out", "a b"]):
+    for arguments in ([option, value, "--out", "c d"], [f"{option}={value}", "--out", "c d"]):
         shown = redacted_command(["redistill", "run", *arguments])
-        assert value not in shown and shown.endswith("--out 'a b'")
+        assert value not in shown and shown.endswith("--out 'c d'")
 
 
 def test_a_token_with_quotes_in_an_argument_is_masked() -> None:

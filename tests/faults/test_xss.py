@@ -43,7 +43,9 @@ def hostile_run(folder: Path, texts: Sequence[str], *, curves: bool = False) -> 
     }
     write_json(folder / "run.json", described)
     if curves:
-        write_lines(folder / "metrics.jsonl", [{**line, "origin": {everything: 3, "gold": 1}} for line in metrics(2)])
+        event = {"kind": "event", "step": everything, "event": everything, "text": everything}
+        lines = [{**line, "origin": {everything: 3, "gold": 1}} for line in metrics(2)]
+        write_lines(folder / "metrics.jsonl", [*lines, event])
     token = {"kept": everything, "student_token": texts[0], "teacher_token": texts[-1], "step": everything}
     write_lines(
         folder / "revisions.jsonl", [{**token, "prompt": text, "new_tail": text, "student_tail": text} for text in texts]

@@ -1,10 +1,12 @@
 """Text on standard streams and in messages of libraries: no terminal escapes, no invisible characters, no secrets."""
 
+import contextlib
 import io
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,30 +19,29 @@ from tests.faults.hostile import HOSTILE, hidden
 SECRET = "hf_" + "Q7w8E9r0T1y2U3i4O5p6A7s8"
 
 
-@pytest.fixture
-def printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file to which the standard streams are redirected."""
-    path = tmp_path / "printed.txt"
-    stream = path.open("w", encoding="utf-8")
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, stream)
-    return path
+@contextlib.contextmanager
+def redirected(path: Path) -> Iterator[Path]:
+    """Context in which both standard streams are written to a file, which has the content after the context."""
+    with path.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield path
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, SECRET], ids=range(len(HOSTILE) + 1))
-def test_what_libraries_print_cannot_control_the_terminal(printed: Path, text: str) -> None:
-    with streams.tolerant_streams():
+def test_what_libraries_print_cannot_control_the_terminal(tmp_path: Path, text: str) -> None:
+    with redirected(tmp_path / "printed") as printed, streams.tolerant_streams():
         print(text)
         print(text, file=sys.stderr)
         sys.stdout.writelines([text, "\n"])
     found = printed.read_text(encoding="utf-8")
+    assert found.count("\n") >= 3
     assert "\x1b" not in found and "\r" not in found and hidden(found) == set() and SECRET not in found
 
 
-def test_the_console_prints_styles_and_plain_texts(printed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_console_prints_styles_and_plain_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    with streams.tolerant_streams():
+    with redirected(tmp_path / "printed") as printed, streams.tolerant_streams():
         streams.console().print(Text(plain("\x1b[2Jred"), style="red"))
         streams.console("stderr", quiet=True).print("nothing")
     assert printed.read_text(encoding="utf-8") == "\x1b[31mred\x1b[0m\n"
@@ -49,7 +50,7 @@ def test_the_console_prints_styles_and_plain_texts(printed: Path, monkeypatch: p
 def test_a_closed_pipe_is_still_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with open(writer, "w") as pipe:
+    with os.fdopen(writer, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
         with streams.tolerant_streams():
             print("x")
@@ -100,7 +101,7 @@ def test_loggers_and_warnings_are_restored() -> None:
     assert (logging.getLogRecordFactory(), warnings.formatwarning) == before
 
 
-def test_a_mask_is_shown(printed: Path) -> None:
-    with streams.tolerant_streams():
+def test_a_mask_is_shown(tmp_path: Path) -> None:
+    with redirected(tmp_path / "printed") as printed, streams.tolerant_streams():
         print(f"a {SECRET} b")
     assert printed.read_text(encoding="utf-8") == f"a {MASK} b\n"

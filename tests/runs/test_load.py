@@ -167,7 +167,7 @@ def test_tests_are_read_and_their_files_hashed(tmp_path, tokenizer):
 
 
 def test_too_few_rows_to_hold_out_are_rejected(tmp_path, tokenizer):
-    with pytest.raises(ConfigError, match="the training set has only 10 rows; hold out fewer"):
+    with pytest.raises(ConfigError, match=r"the training set has only 10 rows; lower data\.validation_rows"):
         load(data(tmp_path, validation_rows=10), tokenizer)
 
 

@@ -89,7 +89,7 @@ def test_a_group_has_its_own_baseline_else_the_sweeps_else_its_first_row(tmp_pat
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown field": ({"seed": 3}, "seed: no such section; did you mean 'seeds'?"),
-    "no rows": ({"rows": {}}, "rows: empty; must have at least one"),
+    "no rows": ({"rows": {}}, "rows: empty; must have at least one row"),
     "an empty row": ({"rows": {"sft": None}}, "rows.sft = None: must be a mapping"),
     "a label that is no file name": ({"rows": {"a/b": {}}}, "rows: 'a/b': must consist of letters, digits, '.', '_' and '-'"),
     "a name that leaves the folder": ({"name": "../x"}, "name: '../x': must consist of letters"),
@@ -98,8 +98,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a key with a line feed": ({"rows": {"a": {"out\n": 1}}}, "contains a line feed"),
     "the folder by a dotted key": ({"rows": {"a": {"out.kind": "x"}}}, "rows.a.out.kind: the sweep sets it"),
     "a seed in a row": ({"rows": {"a": {"seed": 3}}}, "rows.a.seed: the sweep sets it; remove it from the row"),
-    "a seed twice": ({"seeds": [1, 1]}, "seeds = [1, 1]: must have at least one, without duplicates"),
-    "no seed": ({"seeds": []}, "seeds = []: must have at least one"),
+    "a seed twice": ({"seeds": [1, 1]}, "seeds = [1, 1]: must have at least one seed and no duplicates"),
+    "no seed": ({"seeds": []}, "seeds = []: must have at least one seed"),
     "an unknown baseline": ({"baseline": "kd"}, "baseline: no row 'kd'; the rows are sft, mgsr"),
     "an unknown row in a group": ({"groups": {"a": {"rows": ["kd"]}}}, "groups.a.rows: no row 'kd'; the rows are sft, mgsr"),
     "a group's baseline elsewhere": (

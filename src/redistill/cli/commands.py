@@ -32,7 +32,7 @@ def is_main_process() -> bool:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Train a toy student with MGSR and another with SFT in minutes, and compare them."""
+    """Train toy students with the methods mgsr and sft in minutes, and compare them."""
     from redistill.runs.demo import demo
 
     result = demo(options.out, fresh=options.fresh)
@@ -65,7 +65,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """Train a student for each row and each seed of a sweep, and compare the results."""
+    """Train a student for each row (setting) and seed of a sweep; compare them."""
     from redistill.runs.sweep import plan_sweep, run_sweep
 
     if options.jobs is not None and options.jobs < 1:
@@ -171,7 +171,10 @@ def _task(text: str) -> tuple[str, str | None]:
 
 
 def _with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
-    """Replace the template and the maximum lengths that the command line sets."""
+    """Return a copy of `tokens` with the template and lengths of the command line.
+
+    If an option is not given, the copy has the value of `tokens`.
+    """
     given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
     return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
 
@@ -237,7 +240,7 @@ def doctor(options: argparse.Namespace) -> None:
 
 
 def _load_row(options: argparse.Namespace) -> "Run":
-    """Load the recipe. With --row, load the first run of that row of the sweep."""
+    """Return the recipe's configuration, or with --row that of the row's first run."""
     if options.row is None:
         return _load(options)
     from redistill.runs.sweep import plan_sweep
@@ -298,7 +301,7 @@ def fetch(options: argparse.Namespace) -> None:
 
 
 def _print(options: argparse.Namespace, document: dict[str, object], *lines: object) -> None:
-    """Print the result of a command: `document` with --json, otherwise `lines`."""
+    """Print the result of a command: `document` if --json is set, otherwise `lines`."""
     if options.json:
         print_json(options, document)
     else:

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command of the command line.
 
     Args:
-        arguments: The arguments, without the name of the program; None uses the arguments of this process.
+        arguments: The arguments, without the name of the program. If None, the arguments of this process are used.
 
     Returns:
         The exit code; `redistill --help` lists the codes. If the code is not 0, one line on standard error gives the reason.
@@ -62,8 +62,8 @@ def _run(options: argparse.Namespace) -> int:
 def _output_code(options: argparse.Namespace) -> int:
     """Return the exit code of a command that has finished without an error.
 
-    The code is 0 unless a write to standard output failed. Two failures do not change the code: the reading process closed
-    the pipe, or the command has an output folder. In the second case the folder is the result of the command.
+    The code is 0, unless a write to standard output failed. A failed write does not change the code if the reading process
+    closed the pipe. It does not change the code either if the command has an output folder, which is then its result.
     """
     found = sys.stdout
     if not isinstance(found, streams.TolerantStream) or found.error is None or found.is_closed_pipe:

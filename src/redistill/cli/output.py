@@ -16,9 +16,10 @@ SCHEMA = 1
 
 @contextlib.contextmanager
 def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
-    """In the context, reserve standard output for `print_json` if --json is set.
+    """Context that reserves standard output for `print_json` if --json is set.
 
-    All other output, including the output of libraries, is redirected to standard error. Without --json nothing is redirected.
+    In the context, all other output is redirected to standard error, including the output of libraries. Without --json nothing
+    is redirected.
 
     Args:
         options: The options of the command; `options.stdout` is set to the stream that `print_json` writes to.
@@ -42,5 +43,5 @@ def print_json(options: argparse.Namespace, data: Mapping[str, object]) -> None:
 
 
 def print_lines(*lines: object) -> None:
-    """Print each item on its own line."""
+    """Print each item of `lines` on its own line."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))

@@ -51,7 +51,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     Unlike argparse alone, this function accepts overrides (section.field=value) after options.
 
     Args:
-        arguments: The arguments, without the name of the program; None uses the arguments of this process.
+        arguments: The arguments, without the name of the program. If None, the arguments of this process are used.
 
     Returns:
         The options of the command. The attribute `command` is the function that runs the command.
@@ -148,7 +148,7 @@ def _evaluate(group: Group) -> None:
     parser.add_argument("--teacher", metavar="MODEL", help="also compute KL(teacher || model) on the references")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N prompts of each test set")
     parser.add_argument("--seeds", default="10,20,30,40,50", help="sampling seeds (default: %(default)s)")
-    _add_lengths(parser, "as in the run")
+    _add_lengths(parser, "the run's")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy decoding (default: 1)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="X", help="probability mass of top-p sampling (default: 1)")
     text = "forbid repeated N-grams; 0 disables this (default: 6)"
@@ -222,7 +222,7 @@ def _data(group: Group) -> None:
     parser.add_argument("--recipe", type=Path, dest="configured", metavar="RECIPE", help=text)
     _allow_code(parser)
     parser.add_argument("--tokenizer", metavar="MODEL", help="measure the lengths of rows with the tokenizer of this model")
-    _add_lengths(parser, "as in the recipe")
+    _add_lengths(parser, "the recipe's")
     _add_json(parser)
 
 
@@ -238,7 +238,10 @@ def _models(group: Group) -> None:
 
 
 def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
-    """Add a command; the help page shows the docstring of the command's function."""
+    """Add a command, and return its parser.
+
+    The help page shows the docstring of `command`, the function that runs the command.
+    """
     parser = _page(group, name, command.__doc__ or "", example)
     parser.set_defaults(command=command)
     return parser
@@ -267,9 +270,7 @@ def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bo
 
 
 def _allow_code(parser: _Parser) -> None:
-    _add_repeatable(
-        parser, "--allow-code", "MODULE", "allow importing this module, whose components recipes name as MODULE:Name"
-    )
+    _add_repeatable(parser, "--allow-code", "MODULE", "allow importing this module; recipes name its components MODULE:Name")
 
 
 def _add_repeatable(
@@ -281,9 +282,9 @@ def _add_repeatable(
 
 
 def _add_lengths(parser: _Parser, default: str) -> None:
-    parser.add_argument("--template", choices=["alpaca", "chat"], help=f"prompt template (default: {default}, or alpaca)")
+    parser.add_argument("--template", choices=["alpaca", "chat"], help=f"prompt template (default: {default}, else alpaca)")
     for name in ("prompt", "response"):
-        text = f"maximum {name} length in tokens (default: {default}, or 256)"
+        text = f"maximum {name} length in tokens (default: {default}, else 256)"
         parser.add_argument(f"--{name}-tokens", type=int, metavar="N", help=text)
 
 

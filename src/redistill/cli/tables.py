@@ -25,9 +25,9 @@ def print_methods() -> None:
 
 
 def methods_as_json() -> dict[str, object]:
-    """Return the content of the tables of `print_methods` as JSON values.
+    """Return the methods, test sets and metrics as JSON values.
 
-    The keys are "methods", "tasks" and "metrics".
+    The keys of the result are "methods", "tasks" (the test sets) and "metrics". Each value is a list of mappings.
     """
     return {
         "methods": [
@@ -53,7 +53,10 @@ def matrix() -> list[dict[str, str | None]]:
 
 
 def print_matrix() -> None:
-    """Print the combinations of `matrix` as a table, then the numbered reasons."""
+    """Print a table of the supported combinations of method, teacher and engine.
+
+    A cell is "yes", or the number of the reason why the combination is not supported. The reasons follow the table.
+    """
     cells = {(cell["method"], cell["teacher"], cell["engine"]): cell["reason"] for cell in matrix()}
     reasons = list(dict.fromkeys(reason for reason in cells.values() if reason))
     table = Table("method", "teacher", *ENGINES, title="method x teacher x engine", title_justify="left")

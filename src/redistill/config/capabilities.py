@@ -29,7 +29,13 @@ ENGINES: Mapping[str, EngineCapabilities] = {
 def mismatch(row: Method, teacher: TeacherCapabilities | None, engine: EngineCapabilities) -> str | None:
     """Return the reason why a method cannot run with a teacher and an engine.
 
-    The reason includes a remedy. The result is None if the method can run with them.
+    Args:
+        row: The method, with its policy and objective.
+        teacher: Capabilities of the teacher; None if there is no teacher.
+        engine: Capabilities of the engine.
+
+    Returns:
+        The reason with a remedy. None if the method can run with this teacher and engine.
     """
     needs = row.policy.needs | row.objective.needs
     if needs.teacher and teacher is None:

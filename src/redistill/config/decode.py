@@ -1,8 +1,8 @@
 """Strict conversion of YAML to frozen dataclasses and back.
 
-An unknown key or a wrong type is an error with the path of the field. This module depends on no particular dataclass. If a
-field accepts several dataclasses, the key `kind` selects one. Its value is the class's name in snake case without "Config", or
-`module:Name` for an external class.
+The functions convert any dataclass. An unknown key or a wrong type is an error with the path of the field. If a field accepts
+several dataclasses, the key `kind` selects one of them. Its value is the name of the class in snake case without the suffix
+"Config". For an external class its value is `module:Name`.
 
 Recipes are untrusted input. A text with a secret, a control character or a line feed is rejected.
 """
@@ -48,13 +48,13 @@ NOTHING = External()
 
 
 def decode(expected: type[Tree], tree: Mapping[str, object], names: Names, external: External = NOTHING) -> Tree:
-    """Decode plain values to a dataclass.
+    """Convert the values of a YAML mapping to an instance of a dataclass.
 
     Args:
         expected: The dataclass.
-        tree: Mappings, lists and scalars, as read from YAML.
-        names: Types that type hints refer to by name, by that name.
-        external: The external classes that `kind` may select.
+        tree: The values of the fields, as mappings, lists and scalars.
+        names: Maps each type name that a type hint contains as a string (a forward reference) to the type.
+        external: The external classes that the key `kind` of a field may select.
 
     Raises:
         ConfigError: a key is unknown, a field is missing, a value has a wrong type or is out of range, or a text is too long or
@@ -65,7 +65,10 @@ def decode(expected: type[Tree], tree: Mapping[str, object], names: Names, exter
 
 
 def _check_texts(value: object, path: str = "") -> None:
-    """Reject a tree with a text that is too long or has a secret or a control character."""
+    """Raise a ConfigError if a text in `value` is not allowed.
+
+    A text must not be too long, and must not have a secret, a control character or a line feed.
+    """
     if isinstance(value, dict):
         for key, item in value.items():
             _check_text(path or "the recipe", str(key))
@@ -93,9 +96,9 @@ def _check_text(path: str, text: str) -> None:
 
 
 def encode(node: object, names: Names) -> dict[str, Json]:
-    """Encode a dataclass as dicts, lists and scalars, with secrets masked.
+    """Convert a dataclass instance to dicts, lists and scalars, with secrets masked.
 
-    `decode` converts the result back to an equal dataclass. `names` has the same meaning as in `decode`.
+    `decode` converts the result back to an equal instance. `names` resolves forward references, as in `decode`.
     """
     return cast("dict[str, Json]", redacted_tree(_encode(node, names)))
 
@@ -119,7 +122,10 @@ def _encode(value: Any, names: Names) -> Any:
 
 
 def _decode(expected: object, value: object, path: str, context: _Context) -> object:
-    """Decode `value` to the type `expected`; the message of a ConfigError starts with `path`."""
+    """Return `value`, converted to the type `expected`.
+
+    `path` is the path of the field. The message of a ConfigError starts with it.
+    """
     members = _members(expected)
     origin, args = get_origin(expected), get_args(expected)
     if isinstance(value, int) and abs(value) > MAX_WHOLE:
@@ -170,7 +176,10 @@ def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Conte
 
 
 def _decode_kind(members: list[type], value: object, path: str, context: _Context) -> object:
-    """Decode a mapping with the key `kind`, or only the name of a kind, to a dataclass."""
+    """Return an instance of the dataclass that the kind in `value` selects.
+
+    `value` is a mapping with the key `kind`, or only the name of the kind. The dataclass is one of `members`, or external.
+    """
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}
     if isinstance(tree, dict) and "kind" not in tree:
@@ -210,20 +219,26 @@ def _decode_tuple(args: tuple[object, ...], value: object, path: str, context: _
 
 
 def _members(expected: object) -> list[type]:
-    """List the dataclasses of a union, or the type itself if it is a dataclass."""
+    """Return the dataclasses that a field of the type `expected` accepts.
+
+    For a union these are its members that are dataclasses. For a dataclass this is the type itself.
+    """
     options = get_args(expected) if get_origin(expected) in {Union, types.UnionType} else (expected,)
     return [option for option in options if isinstance(option, type) and is_dataclass(option)]
 
 
 def kind_of(cls: type) -> str:
-    """Return a class's own attribute `kind`, or otherwise its name in snake case."""
+    """Return the value of the key `kind` that selects a class in a recipe.
+
+    It is the attribute `kind` if the class itself defines one. Otherwise it is the class name in snake case without "Config".
+    """
     if kind := _default_kind(cls):
         return kind
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
 
 
 def _default_kind(cls: type) -> str | None:
-    """Return the attribute `kind` that a class itself defines, or None."""
+    """Return the attribute `kind` that a class itself defines, or None without it."""
     kind = vars(cls).get("kind")
     return kind if isinstance(kind, str) else None
 

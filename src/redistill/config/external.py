@@ -1,6 +1,6 @@
-"""Checks of what external components declare, such as their capabilities.
+"""Checks of attributes that external components declare, such as `capabilities`.
 
-The checks are made when a recipe is read.
+External components are classes outside of redistill that a recipe names. The checks are made when a recipe is read.
 """
 
 from typing import TypeVar
@@ -13,13 +13,13 @@ Declared = TypeVar("Declared")
 
 
 def declared(node: object, attribute: str, expected: type[Declared], where: str) -> Declared:
-    """Return an attribute of a component of a recipe, after checking its type.
+    """Check the type of a component's attribute, and return the attribute's value.
 
     Args:
-        node: A policy, teacher or engine of a recipe.
+        node: The settings of a policy, teacher or engine in a recipe.
         attribute: Name of an attribute that declares a property of the component, such as "capabilities".
         expected: The type that the value must have.
-        where: Path of the component in the recipe.
+        where: Path of `node` in the recipe, such as "teacher".
 
     Raises:
         ConfigError: the attribute has another type, or reading it raised an exception.
@@ -39,7 +39,12 @@ def declared(node: object, attribute: str, expected: type[Declared], where: str)
 
 
 def check_policy_node(node: object) -> None:
-    """Check that `needs` and `sampling` of a policy node have the right types.
+    """Check the types of the attributes `needs` and `sampling` of a policy.
+
+    `needs` must be a `redistill.contracts.Needs`. `sampling` must be a `redistill.contracts.Sampling` or None.
+
+    Args:
+        node: The settings of the policy.
 
     Raises:
         ConfigError: `needs` or `sampling` has a wrong type.
@@ -50,11 +55,12 @@ def check_policy_node(node: object) -> None:
 
 
 def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | None:
-    """Return the capabilities of the teacher of a recipe, or None without a teacher.
+    """Return the capabilities of a recipe's teacher, or None without a teacher.
 
     Args:
-        node: The teacher of the recipe; None if the recipe has no teacher.
-        local: Whether the teacher is a model in this process; only such a teacher may declare `mixture`.
+        node: The settings of the teacher; None if the recipe has no teacher.
+        local: Whether the teacher is a model in this process. Only such a teacher may have the capability `mixture`: the
+            local engine can sample tokens from a mixture of the student and this teacher.
 
     Raises:
         ConfigError: `capabilities` has a wrong type, or a teacher that is not local declares `mixture`.
@@ -64,7 +70,7 @@ def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | 
     found = declared(node, "capabilities", TeacherCapabilities, "teacher")
     if found.mixture and not local:
         raise ConfigError(
-            f"teacher.kind = {kind_of(type(node))}: declares mixture, but the local engine can mix the student with a local "
-            "teacher only; set mixture to False"
+            f"teacher.kind = {kind_of(type(node))}: declares mixture = True, but the local engine can sample tokens from a "
+            "mixture of student and teacher only if the teacher is local; set mixture to False"
         )
     return found

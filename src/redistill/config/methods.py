@@ -35,9 +35,9 @@ class Method:
         objective: The terms that are minimised.
         summary: Description in one line, which `redistill methods` prints.
         source: The publication that introduced the method.
-        start: The initial student: "base" is the model itself; "finetuned" is the model after supervised fine-tuning, if the
-            recipe sets `student.finetune`.
-        optimiser: Defaults of the method for fields of the section `optimiser` of a recipe, by name of the field.
+        start: The initial student. "base" is the model itself. "finetuned" is the model after the supervised fine-tuning that
+            `student.finetune` of the recipe describes; if this field is not set, it is the model itself.
+        optimiser: The method's defaults for the section `optimiser` of a recipe, by name of the field.
     """
 
     policy: PolicyConfig
@@ -139,10 +139,12 @@ _REFERENCE = {
 
 
 def method(name: str) -> Method:
-    """Return the method of this name; `module:NAME` is an external method.
+    """Return the method with this name.
+
+    The name of an external method has the form `module:NAME`. Its module must be imported already.
 
     Raises:
-        ConfigError: there is no such method.
+        ConfigError: there is no method with this name, or its module is not imported.
     """
     if ":" in name:
         try:
@@ -155,11 +157,11 @@ def method(name: str) -> Method:
 
 
 def as_in_reference(name: str) -> Method:
-    """Return the method of this name as DistiLLM's public code implements it.
+    """Return the method with this name, as DistiLLM's public code implements it.
 
-    A method that is the same in that code is returned unchanged.
+    If that code does not differ from the method's paper, the result is that of `method`.
 
     Raises:
-        ConfigError: there is no such method.
+        ConfigError: there is no method with this name, or its module is not imported.
     """
     return _REFERENCE.get(name) or method(name)

@@ -23,7 +23,7 @@ PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
 
 
 def parse_yaml(text: bytes, source: str) -> dict[str, Json]:
-    """Parse YAML whose top level is a mapping.
+    """Parse YAML whose top level is a mapping, and return the mapping.
 
     The size of the text and the number of aliases are limited, and duplicate keys are rejected.
 
@@ -45,11 +45,11 @@ def parse_yaml(text: bytes, source: str) -> dict[str, Json]:
 
 
 class Override(NamedTuple):
-    """A value for one field of a recipe.
+    """A value that replaces the value of one field of a recipe.
 
     Args:
         path: Path of the field, such as "optimiser.learning_rate".
-        value: The value, as decoded from YAML; it is not parsed again.
+        value: The value as a Python object, such as 0.1; a text is not parsed as YAML.
     """
 
     path: str
@@ -57,7 +57,9 @@ class Override(NamedTuple):
 
 
 def parse_override(text: str) -> Override:
-    """Parse `section.field=value`; the value is YAML.
+    """Parse `section.field=value`, and return it as an override.
+
+    The value is parsed as YAML.
 
     Raises:
         ConfigError: the text has another form, or its value is not YAML.
@@ -73,10 +75,12 @@ def parse_override(text: str) -> Override:
 
 
 def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -> dict[str, object]:
-    """Return a copy of `tree` with the overrides applied; later ones have precedence.
+    """Return a copy of the recipe `tree` with the overrides applied.
+
+    If two overrides have the same path, the later one has precedence.
 
     Raises:
-        ConfigError: a path does not consist of names joined by dots, or has too many of them.
+        ConfigError: the path of an override does not consist of names joined by dots, or has too many names.
     """
     result = _copied(tree)
     for path, value in overrides:
@@ -98,7 +102,10 @@ def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -
 
 
 def _load(text: bytes | str, source: str, remedy: str) -> object:
-    """Parse one YAML value, and raise a ConfigError if the text is invalid."""
+    """Return the value of a YAML text.
+
+    A ConfigError for an invalid text starts with `source`. If the text is not YAML, the message ends with `remedy`.
+    """
     try:
         value = yaml.load(text, Loader=_StrictLoader)
         num_values = _num_values(value, {})
@@ -114,7 +121,10 @@ def _load(text: bytes | str, source: str, remedy: str) -> object:
 
 
 def _yaml_fault(error: Exception) -> str:
-    """Describe a YAML error without quoting the text, which may contain a secret."""
+    """Return a description of a YAML error.
+
+    The description does not quote the text, which may contain a secret.
+    """
     mark = getattr(error, "problem_mark", None)
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return line(str(error) or type(error).__name__)
@@ -122,7 +132,9 @@ def _yaml_fault(error: Exception) -> str:
 
 
 def _num_values(value: object, known: dict[int, int]) -> int:
-    """Count the values of a tree after the expansion of aliases; `known` caches counts by id.
+    """Return the number of values in a tree after the expansion of aliases.
+
+    `known` caches the number of values of each dict and list, by its `id()`.
 
     Raises:
         RecursionError: a value contains itself.

@@ -1,7 +1,7 @@
-"""External components, named `module:Name`.
+"""External components: classes and objects of other modules, named `module:Name`.
 
-The module of a component is imported only if the user has allowed it. Therefore no code runs when an untrusted recipe or
-run.json is read.
+The module of a component is imported only if the user has allowed it. Therefore no external code runs when an untrusted recipe
+or run.json is read.
 """
 
 import re
@@ -41,8 +41,8 @@ class External:
     """The external components that a recipe may use.
 
     Args:
-        allowed: Modules that may be imported, including their submodules; empty allows none.
-        slots: The fields that accept external classes.
+        allowed: Modules that may be imported, including their submodules. If empty, no module may be imported.
+        slots: The fields of the configuration that accept external classes.
     """
 
     allowed: tuple[str, ...] = ()
@@ -50,15 +50,20 @@ class External:
 
     @classmethod
     def of(cls, allowed: Iterable[str], *slots: Slot) -> "External":
-        """Allow the components of the modules `allowed` in the fields `slots`."""
+        """Return an `External` with the given modules and fields.
+
+        Args:
+            allowed: Modules that may be imported, including their submodules.
+            slots: The fields of the configuration that accept external classes.
+        """
         return cls(tuple(allowed), slots)
 
     def load(self, name: str) -> object:
-        """Return the object `module:Name`, and import its module if necessary.
+        """Return the object with the name `module:Name`; import its module if necessary.
 
         Raises:
-            ConfigError: the name does not have this form, its module is not allowed or cannot be imported, or the module has
-                no such attribute.
+            ConfigError: the name does not have the form `module:Name`, its module is not allowed or cannot be imported, or the
+                module has no such attribute.
         """
         module, path = _parts(name)
         if not any(module == allowed or module.startswith(f"{allowed}.") for allowed in self.allowed):
@@ -77,18 +82,20 @@ class External:
         return found
 
     def component(self, kind: str, members: Iterable[type]) -> type:
-        """Return the external class for a field that accepts the classes `members`.
+        """Check the external class that a field of a recipe names, and return the class.
 
-        `kind` is the name of the class, `module:Name`. The module is imported if necessary.
+        Args:
+            kind: Name of the class, in the form `module:Name`. Its module is imported if necessary.
+            members: The classes of redistill that the field accepts. They identify the field.
 
         Raises:
-            ConfigError: the field accepts no external classes, `load` raises the error, the class is not a frozen dataclass, or
-                the class lacks an attribute that the field requires.
+            ConfigError: the field accepts no external classes, the class cannot be loaded (see `load`), the class is not a
+                frozen dataclass, or it lacks an attribute that the field requires.
         """
         slot = next((slot for slot in self.slots if set(slot.members) <= set(members)), None)
         if slot is None:
             slots = ", ".join(slot.kind for slot in self.slots) or "no field"
-            raise ConfigError(f"external classes are not accepted here, only for {slots}; use a kind of the package")
+            raise ConfigError(f"external classes are not accepted here, only for {slots}; use a kind that redistill defines")
         found = self.load(kind)
         remedy = f"test it with redistill.testing.check_{slot.kind}" if slot.has_laws else "see docs/adding.md"
         named = f"{'an' if slot.kind[0] in 'aeiou' else 'a'} {slot.kind}"
@@ -101,9 +108,9 @@ class External:
 
 
 def instance(name: str, expected: type[Component]) -> Component:
-    """Return the object `module:NAME`, whose module must be imported already.
+    """Return the object with the name `module:NAME` from an imported module.
 
-    The function runs no external code.
+    The function imports no module, so it runs no external code. The module must be imported already.
 
     Raises:
         ConfigError: the module is not imported, or the object is not an instance of `expected`.
@@ -118,12 +125,12 @@ def instance(name: str, expected: type[Component]) -> Component:
 
 
 def name_of(cls: type) -> str:
-    """Return the name `module:Name` of an external class."""
+    """Return the name of an external class in the form `module:Name`."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def loaded(name: str) -> object:
-    """Return the object `module:Name`, without importing its module.
+    """Return the object with the name `module:Name`, without importing its module.
 
     The result is None if the module has not been imported or has no such attribute.
 
@@ -145,7 +152,7 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _has(cls: type, attribute: str) -> bool:
-    """Return whether instances of a dataclass have an attribute.
+    """Return whether instances of the dataclass `cls` have the attribute `attribute`.
 
     `hasattr` is not sufficient: `hasattr(cls, "__call__")` is always true, since classes are callable.
     """

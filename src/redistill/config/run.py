@@ -41,28 +41,30 @@ NAMES = {"PolicyConfig": PolicyConfig}  # the fields of policies refer to this t
 class Run:
     """The configuration of a run, called a recipe.
 
-    `method` selects a policy and an objective. If `policy` or `objective` is set, it replaces that of the method as a whole.
+    `method` selects a policy and an objective. If `policy` is set, it replaces the whole policy of the method: fields that it
+    omits have the defaults of its class. The same applies to `objective`.
 
     More than 12 fields: the class is the root of a recipe and has one field for each section.
 
     Args:
         name: Name of the run in reports, and of its folder if `out` is not set.
         method: A method of `redistill methods`.
-        seed: Seed of all random numbers of training, such as those of data order, generated text and dropout.
-        out: The run folder; None is runs/NAME.
-        teacher: The model that the student learns from; None is allowed for a method without a teacher.
+        seed: Seed of all random numbers in training, such as those for data order, generated text and dropout.
+        out: The run folder. If None, it is runs/NAME.
+        teacher: The model that the student learns from. It may be None if the method needs no teacher.
         student: The model that is trained.
         data: Training, validation and test data.
         engine: The component that generates the student's text for training.
-        placement: "auto" keeps the full student in each process; "sharded" splits the student over the processes (FSDP2).
-        policy: Selects or generates the sequences that the student learns from; None uses the method's policy.
-        objective: The terms that are minimised; None uses the method's objective.
+        placement: With "auto", each process has the full student. With "sharded", the student is split over the processes
+            (FSDP2).
+        policy: Selects or generates the sequences that the student learns from. If None, the method's policy is used.
+        objective: The terms that are minimised. If None, the method's objective is used.
         optimiser: AdamW and its learning rate schedule.
         training: Number of updates, batch sizes, validation and checkpoints.
         guards: Reaction to non-finite updates, loss spikes and collapse of the student's text.
         evaluation: How test answers are sampled and scored.
         compat: "distillm" selects the compatibility mode: methods behave as in DistiLLM's public code, which differs from the
-            papers; see docs/methods/compat.md. None follows the papers.
+            papers; see docs/methods/compat.md. If None, methods behave as in their papers.
 
     Raises:
         ConfigError: the method is unknown, a required teacher is missing, or components are incompatible.
@@ -131,7 +133,10 @@ class Run:
                 check_choice(finetune.choose_by, validated, f"{role}.finetune.choose_by")
 
     def _check_layers(self, policy: object) -> None:
-        """Check the nesting of a policy and its sources, and the sizes of their buffers."""
+        """Check the policy, and the policies nested in it as `source`.
+
+        The policy `rollouts` must be the outermost one. A replay buffer must have a capacity of at least one batch.
+        """
         outermost = policy
         while policy is not None:
             if isinstance(policy, Rollouts) and policy is not outermost:
@@ -146,7 +151,7 @@ class Run:
             policy = getattr(policy, "source", None)
 
     def _check_placement(self) -> None:
-        """Reject settings that a sharded student does not support."""
+        """Raise a ConfigError if a setting does not support the sharded student (FSDP2)."""
         if self.placement != "sharded":
             return
         lora = self.student.lora
@@ -161,19 +166,19 @@ class Run:
 
     @property
     def teacher_capabilities(self) -> TeacherCapabilities | None:
-        """Capabilities of the teacher; None if there is no teacher."""
+        """The features that the teacher declares; None if there is no teacher."""
         return teacher_capabilities(self.teacher, local=isinstance(self.teacher, TeacherConfig))
 
     @property
     def engine_capabilities(self) -> EngineCapabilities:
-        """Capabilities of the engine."""
+        """The features that the engine declares."""
         return declared(self.engine, "capabilities", EngineCapabilities, "engine")
 
     @property
     def resolved_method(self) -> Method:
-        """The method of the run, with the policy and the objective that the recipe sets.
+        """The method of the run, with the run's `policy` and `objective` if they are set.
 
-        If `compat` is set, the method is that of the compatibility mode.
+        If `compat` is set, the method is as in DistiLLM's public code.
         """
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
@@ -185,7 +190,7 @@ class Run:
 
     @property
     def test_metrics(self) -> dict[str, tuple[Metric, ...]]:
-        """The metrics of each test set, by its name; the primary metric is first."""
+        """A mapping from the name of each test set to its metrics, the primary one first."""
         return metrics_of(self.data.tasks, self.evaluation.metrics)
 
     @property
@@ -209,15 +214,15 @@ SLOTS = (
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[str] = ()) -> Run:
-    r"""Load a recipe or the run.json of a run.
+    r"""Read a recipe or the run.json of a run, and return the configuration.
 
     Args:
-        path: The file.
+        path: Path of the recipe (a YAML file) or of the run.json.
         overrides: Settings to change, each as `section.field=value`.
-        allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
+        allow_code: Modules that may be imported for external components, such as `my_module` for `my_module:MyDivergence`.
 
     Returns:
-        The run. Fields that the file omits have their defaults.
+        The configuration of the run. Fields that the file omits have their defaults.
 
     Raises:
         ConfigError: the file is missing or is not YAML, its schema is newer than this version of redistill, or a field is
@@ -258,16 +263,16 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
 def override_run(
     tree: Mapping[str, object], overrides: Iterable[parse.Override], source: str, allow_code: Iterable[str] = ()
 ) -> Run:
-    """Apply overrides to a recipe, and decode it to a run.
+    """Apply overrides to a recipe, and return the configuration of the run.
 
     Args:
-        tree: The recipe.
+        tree: The recipe, as dicts, lists and scalars. It is not changed.
         overrides: Settings to change.
         source: Prefix of error messages, such as the path of the file.
         allow_code: Modules that may be imported for external components.
 
     Raises:
-        ConfigError: the path of an override is no path, or `decode_run` raises the error.
+        ConfigError: an override has an invalid path, or the recipe with the overrides is invalid (see `decode_run`).
     """
     allow_code = tuple(allow_code)
     inner, outer = list[parse.Override](), list[parse.Override]()
@@ -289,17 +294,17 @@ def _with_overrides(tree: Mapping[str, object], overrides: Iterable[parse.Overri
 
 
 def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str] = ()) -> Run:
-    """Decode a run from dicts, lists and scalars.
+    """Convert a recipe from dicts, lists and scalars to the configuration of a run.
 
-    If the tree lacks a field of `optimiser`, the default of the method is used. The tree may have a schema number.
+    If the recipe lacks a field of the section `optimiser`, the field has the default of the method.
 
     Args:
-        tree: The recipe.
+        tree: The recipe. It may have the key "schema" with a schema number.
         source: Prefix of error messages, such as the path of the file.
         allow_code: Modules that may be imported for external components.
 
     Raises:
-        ConfigError: the schema is not supported, a field is unknown, has a wrong type or is out of range, or an external
+        ConfigError: the schema number is not supported, a field is unknown, has a wrong type or is out of range, or an external
             component is not allowed.
     """
     tree = current_tree(tree, source)
@@ -315,9 +320,9 @@ def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str
 
 
 def _row(tree: Mapping[str, object], source: str, external: External) -> Method | None:
-    """Return the method that a recipe names, and import its module if it is external.
+    """Return the method that a recipe names, or None if there is no such method.
 
-    The result is None for an unknown method. The caller then decodes the recipe, which raises the error.
+    The module of an external method is imported. If the result is None, the caller decodes the recipe, which raises the error.
     """
     name = str(tree.get("method", Run.method))
     if ":" not in name:
@@ -330,18 +335,19 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
 
 
 def encode_run(run: Run) -> dict[str, Json]:
-    """Encode a run as dicts, lists and scalars, with secrets masked.
+    """Convert a run's configuration to dicts, lists and scalars, with secrets masked.
 
-    `decode_run` converts the result back to an equal run. An external component is encoded as `module:Name`, and `decode_run`
-    needs the permission to import its module.
+    `decode_run` converts the result back to an equal `Run`. An external component is encoded as `module:Name`; to decode it,
+    `decode_run` needs the name of the module in `allow_code`.
     """
     return decoding.encode(run, NAMES)
 
 
 def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Add the fields that a stored run lacks, with their defaults.
+    """Return a stored run's configuration, with the defaults of fields that it lacks.
 
-    The run may have been stored by an earlier version of redistill. A tree that cannot be decoded is returned unchanged.
+    A run that an earlier version of redistill stored may lack fields. If `tree` cannot be decoded, an unchanged copy is
+    returned.
     """
     try:
         return encode_run(decode_run(tree, "stored run"))
@@ -350,9 +356,9 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def without_output_folders(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a run's tree without the paths of output folders.
+    """Return a copy of a run's configuration without the paths of output folders.
 
-    The paths are not part of a run's identity, since folders may be moved.
+    Configurations that differ only in these paths describe the same run, since folders may be moved.
     """
     kept = {name: item for name, item in tree.items() if name != "out"}
     return {name: without_output_folders(item) if isinstance(item, Mapping) else item for name, item in kept.items()}

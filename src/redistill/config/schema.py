@@ -17,7 +17,7 @@ RENAMED: Mapping[str, str] = {}
 
 
 def check_schema(number: object, where: str, written_by: object = None) -> int:
-    """Check that this version of redistill can read a schema, and return its number.
+    """Check that this version of redistill supports a schema number, and return it.
 
     Args:
         number: The schema number in the file.
@@ -43,8 +43,8 @@ def schema_of_run(held: Mapping[str, object], where: str) -> int:
     """Check the schema number of a run.json, and return the number.
 
     Args:
-        held: The content of the file.
-        where: Prefix of error messages.
+        held: The content of the run.json.
+        where: Prefix of error messages, such as the path of the file.
 
     Raises:
         ConfigError: the number is not a whole number from 1 to the current schema.
@@ -62,14 +62,14 @@ def writer_of(held: Mapping[str, object]) -> object:
 
 
 def current_tree(tree: Mapping[str, object], source: str) -> dict[str, object]:
-    """Check the schema number of a recipe, and return the recipe without the number.
+    """Check the schema number of a recipe, and return a copy of the recipe without it.
 
     Args:
         tree: The recipe.
-        source: Prefix of error messages.
+        source: Prefix of error messages, such as the path of the file.
 
     Raises:
-        ConfigError: `check_schema` raises the error, or a field has been renamed.
+        ConfigError: the schema number is not supported, or the recipe has the former name of a renamed field.
     """
     check_schema(tree.get("schema", SCHEMA), source)
     for old, new in RENAMED.items():

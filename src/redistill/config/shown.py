@@ -27,7 +27,9 @@ class _Shown(reprlib.Repr):
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return a hint for an unknown name: the most similar known name, or `otherwise`.
+    """Return a hint for an unknown name: the most similar name of `known`, if any.
+
+    If no name is similar, the hint is `otherwise`.
 
     Example:
         >>> nearest("trainig", ["training", "data"], "see the list")
@@ -38,11 +40,11 @@ def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def shown(value: object) -> str:
-    """Format a value for an error message, on one truncated line with secrets masked."""
+    """Return a value for an error message as one line, truncated, with secrets masked."""
     return line(_Shown().repr(value))
 
 
 def line(text: str) -> str:
-    """Format a text for an error message: one line, secrets masked, truncated."""
+    """Return a text for an error message as one line, truncated, with secrets masked."""
     text = plain_line(text)
     return text if len(text) <= 300 else f"{text[:300]} ..."

@@ -40,14 +40,15 @@ _UNLIMITED = 1 << 40  # tokens; no text reaches this limit, so long texts are me
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat:
-    """A row that repeats another row.
+    """A row that repeats an earlier row or the prompt of a test row.
 
     Args:
         line: The line number of the row in its source, from 1.
         of: The row that is repeated, as "source:line".
-        how: "duplicate": prompt and answers equal those of an earlier row verbatim. "exact": the prompt equals that of a test
-            row up to white space; a run leaves the row out. "normalised": the prompt differs from that of a test row only in
-            case, character width and outer punctuation; a run keeps the row.
+        how: The kind of repetition.  "duplicate": prompt and answers equal those of an earlier row verbatim.  "exact": the
+            prompt equals that of a test row up to white space; a run leaves the row out.  "normalised": the two prompts are
+            equal only if case, character width (full-width or half-width letters) and punctuation at both ends are ignored too;
+            a run keeps the row.
     """
 
     line: int
@@ -98,7 +99,7 @@ class TokenCheck:
 
     Args:
         prompts: Lengths of the prompts.
-        answers: Lengths of the answers; each includes its end token.
+        answers: Lengths of the answers before truncation; each includes its end token.
         prompts_left_out: Number of rows that a run leaves out because their prompt is too long.
         answers_cut: Number of answers that a run truncates.
     """
@@ -117,13 +118,14 @@ class SourceCheck:
         source: The file or hub data set.
         test: Name of the test set; None for training and validation data.
         rows: Number of usable rows.
-        verdict: The number of usable rows of each form, "none" if every row is unusable, or the reason why the source has no
-            rows.
+        verdict: The number of usable rows of each form (the keys of a row, such as "prompt/completion"), "none" if every row is
+            unusable, or the reason why the source has no rows.
         readable: Whether the source could be read and has at least one row.
         unusable: The unusable rows.
         repeats: Rows that duplicate an earlier row of this source or of an earlier source, and rows whose prompt is also in a
             test set.
-        tokens: Lengths in tokens; None without a tokenizer, or if no row has a target token.
+        tokens: Lengths in tokens.  None for a test set, without a tokenizer, or if no row has a target (a token that the
+            student is trained to predict).
         special_tokens: Counts of special tokens in the text of the rows; all counts are zero without a tokenizer.
     """
 
@@ -146,15 +148,15 @@ class SourceCheck:
     def is_sound(self) -> bool:
         """Whether the source is readable and has no faulty rows.
 
-        A row is faulty if it is unusable or has the prompt of a test row ("exact" or "normalised").  A duplicate of an earlier
-        row is not a fault.
+        A row is faulty if it is unusable or has the prompt of a test row (a repetition of the kind "exact" or "normalised").  A
+        duplicate of an earlier row is not a fault.
         """
         return self.readable and not self.unusable and all(repeat.how == "duplicate" for repeat in self.repeats)
 
     def as_json(self) -> dict[str, Json]:
         """Return the check as JSON values.
 
-        The counts include all rows.  Each of the lists `unusable` and `repeated` has at most `LISTED_ROWS` rows.
+        The counts include all rows.  The lists under the keys "unusable" and "repeated" have at most `LISTED_ROWS` rows each.
         """
         return {
             "source": self.source,
@@ -178,14 +180,17 @@ def check_data(
     tokenizer: Tokenizer | None = None,
     tokens: TokenizeConfig | None = None,
 ) -> list[SourceCheck]:
-    """Check training and validation data, and search it for the prompts of test sets.
+    """Check data sets before a run, and find test prompts in the training data.
+
+    A row of the training or validation data is reported if its prompt is also in a test set.
 
     Args:
-        sources: Pairs (source, split). A source is a file, a folder or a hub name; the split, such as "train", is the part that
-            is read from a folder or hub data set.
+        sources: Pairs (source, split).  A source is a file, a folder or a hub name; the split, such as "train", is the part
+            that is read from a folder or hub data set.
         tests: Maps each test set, or its name, to a file.  If the file is None, the test set is read from the hub.
-        tokenizer: Tokenizer for the checks of lengths, special tokens and rows without a target token; None skips these checks.
-        tokens: Template and length limits; None uses the defaults.
+        tokenizer: Tokenizer for the checks of lengths, of special tokens, and of rows without a target (a token that the
+            student is trained to predict).  If None, these checks are skipped.
+        tokens: Template and length limits; if None, the default settings are used.
 
     Returns:
         One check per source, in order, then one per test set.
@@ -264,9 +269,10 @@ def _described(check: SourceCheck) -> Iterator[str]:
 def _survey(
     source: str, test: str | None, read: Callable[[], tuple[Records, ReadReport]], none: Records
 ) -> tuple[SourceCheck, Records]:
-    """Read one source; return its check without repeats and lengths, and its records.
+    """Read one source with `read`; return its check and its records.
 
-    If the source cannot be read, `none` is returned in place of the records.
+    The check does not contain repeats and lengths.  `test` is the name of the test set, or None for other data.  If the source
+    cannot be read, `none` is returned in place of the records.
     """
     try:
         records, report = read()
@@ -280,7 +286,8 @@ def _survey(
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:
     """Find the first test row that has the prompt of `record`, and return it as a `Repeat`.
 
-    None is returned if no test row has this prompt.  An "exact" match takes precedence over a "normalised" match.
+    `origins` maps the kind of match and the key of each test prompt to the test row, written as "source:line".  None is
+    returned if no test row has this prompt.  An "exact" match takes precedence over a "normalised" match.
     """
     for how, key in _PROMPT_KEYS.items():
         if (origin := origins.get((how, key(record)))) is not None:
@@ -293,8 +300,8 @@ class _Measured:
     """The results of tokenizing one source.
 
     Args:
-        tokens: Lengths in tokens; None if no row has a target token.
-        unlearnable: The rows without a target token.
+        tokens: Lengths in tokens; None if no row has a target (a token that the student is trained to predict).
+        unlearnable: The rows without a target.
         special_tokens: Counts of special tokens in the text.
     """
 

@@ -1,6 +1,7 @@
 """Collation of sequences into a padded batch with the positions of its targets.
 
-The hidden state that predicts a target is at the position before the target.  Only this module makes this shift by one token.
+A target is a token that the student is trained to predict.  The hidden state that predicts a target is at the position before
+the target.  Only this module makes this shift by one token.
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,17 @@ def collate(
     Items with the role "distillation" come first, so that the teacher processes only a prefix of the batch.
 
     Args:
-        items: Sequences with their roles.  Without items, the batch has one padding token and no target.
+        items: Sequences with their roles: the terms of the objective that use a sequence.  Without items, the batch has one
+            padding token and no target.
         pad_id: Token id that pads short sequences on the right; it is masked.
         device: Device of the tensors of the batch.
-        span_config: Settings of the pair weights of the span loss (MGSR, Eq. 10); None sets all pair weights to 0.
-        role: The terms of the objective that use the batch: those of the task, or the pre-training term.
+        span_config: Settings of the span loss (MGSR, Eq. 10), which compares pairs of neighbouring rows within a phrase.  The
+            weights of these pairs depend on the settings; if None, all weights are 0.
+        role: The terms of the objective that use the whole batch: "pretraining" is the pre-training term, "task" is all other
+            terms.
+
+    Returns:
+        The batch, with one row for each target.
     """
     ordered = sorted(items, key=lambda item: "distillation" not in item.roles)
     sequences = [item.sequence for item in ordered]
@@ -71,9 +78,10 @@ def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
 
 
 def _rollout_rows(sampled: Sequence[TokenSequence], name: str) -> torch.Tensor:
-    """Concatenate the field `name` of the sequences' roll-outs, with one value for each target.
+    """Return the values `name` of the roll-outs of all sequences, as a float32 tensor [N].
 
-    The targets of a sequence without a roll-out get the value 0.
+    A roll-out contains the values that the policy gradient needs for each target; `name` is one of its fields, such as
+    "advantages".  The tensor has one value for each target.  The targets of a sequence without a roll-out get the value 0.
     """
     values: list[float] = []
     for sequence in sampled:

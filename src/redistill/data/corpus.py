@@ -35,8 +35,8 @@ _SUFFIXES = (".txt", ".jsonl")
 class CorpusBlocks(Sequence[TokenSequence]):
     """Blocks of text as training sequences, which are created on access.
 
-    A block takes 4 bytes per token.  Every token of a block except the first is a target.  The field `sample` of a sequence is
-    the index of its block.
+    A block takes 4 bytes of memory per token.  Every token of a block except the first is a target (a token that the student is
+    trained to predict).  The field `sample` of a sequence is the index of its block.
 
     Args:
         ids_KT: Integer token ids of K blocks of T tokens.
@@ -75,7 +75,10 @@ def load_corpus(
             streamed; it must have a column "text".  A source that looks like a path is never requested from the hub.
         tokenizer: A transformers tokenizer with an end token.  Special tokens in the text are encoded as plain text.
         block_tokens: Length of a block in tokens, >= 2.
-        max_blocks: Maximum number of blocks, >= 1, after which reading stops; None reads everything.
+        max_blocks: Maximum number of blocks, >= 1, after which reading stops; if None, everything is read.
+
+    Returns:
+        The complete blocks.  The tokens after the last complete block are dropped.
 
     Raises:
         DataError: a source is missing, unreadable or empty, or all sources together have less than one block.

@@ -5,7 +5,8 @@ The ids of each text are exactly those that the tokenizer returns for this text 
 Texts repeat each other: prompts share their template, a training sequence begins with its prompt, and words recur.  A
 byte-level BPE tokenizer encodes each word independently of the other words.  For such a tokenizer, a text is divided into
 words, and each distinct word is encoded only once.  A text that is not pure ASCII is first cut into parts, at positions at
-which a word always ends (`_CUT`).  Each ASCII part is divided into words, and each other part is encoded as a whole.
+which a word always ends (the matches of `_CUT`).  Each ASCII part is divided into words, and each other part is encoded as a
+whole.
 """
 
 import re
@@ -41,12 +42,13 @@ _SAMPLES = ("Below is a task:\n\n### Input:\nA, b\n\nAnswer:\n", "a:b  \n\n c", 
 
 
 class Text(NamedTuple):
-    """A text to encode.
+    """A text to encode, and which of its special tokens are encoded as plain text.
 
     Args:
         text: The text.
-        split: Whether all special tokens in the text are encoded as plain text.
-        literal: Character ranges [start, end) of the special tokens that are encoded as plain text if `split` is False.
+        split: If True, all special tokens in the text are encoded as plain text.
+        literal: The literal ranges: the character ranges [start, end) of the special tokens that are encoded as plain text
+            although `split` is False.
     """
 
     text: str
@@ -87,13 +89,17 @@ class TextEncoder:
         return [list(ids[text]) for text in texts]
 
     def _pieces(self, text: str, split: bool) -> list[str]:
-        """Divide a text into pieces that can be encoded separately."""
+        """Divide a text into pieces that can be encoded separately.
+
+        The token ids of the text are those of its pieces, one after the other.  If `split` is True, special tokens are treated
+        as plain text.
+        """
         if self._words is None:
             return [text]
         return [piece for part in self._words.parts(text, split) for piece in _sections(part)]
 
     def _ids_of(self, pieces: Set[str], split: bool) -> Mapping[str, list[int]]:
-        """Map each piece to its token ids."""
+        """Map each piece to its token ids; if `split` is True, special tokens are encoded as plain text."""
         if self._words is None:
             return self._encoded(sorted(pieces), split)
         words = {piece: self._words_of(piece) for piece in pieces}
@@ -103,7 +109,8 @@ class TextEncoder:
     def _words_of(self, piece: str) -> list[str]:
         """Divide a piece into words.
 
-        A piece that is not ASCII is first cut into parts at `_CUT`.  A part that is not ASCII counts as one word.
+        A piece that is not ASCII is first cut into parts at the matches of `_CUT`, where a word always ends.  A part that is
+        not ASCII counts as one word.
         """
         assert self._words is not None
         if piece.isascii():
@@ -112,10 +119,11 @@ class TextEncoder:
         return [word for part in parts for word in (self._words.split(part) if part.isascii() else [part])]
 
     def _ids_of_words(self, words: Set[str], split: bool) -> Mapping[str, list[int]]:
-        """Map each word to its token ids; `words` may contain added tokens.
+        """Map each word to its token ids; if `split` is True, special tokens are encoded as plain text.
 
-        The ids are kept for later calls, with two exceptions: the ids of special tokens, which depend on `split`, and the ids
-        of long words, such as whole texts that are not ASCII.  The result may also contain words of earlier calls.
+        `words` may contain added tokens, which are not divided into words.  The ids are stored for later calls, with two
+        exceptions: the ids of special tokens, which depend on `split`, and the ids of words with more than `LONGEST_KEPT`
+        characters.  The returned mapping may also contain words of earlier calls.
         """
         if len(self._known) > WORDS_KEPT:
             self._known.clear()
@@ -125,7 +133,10 @@ class TextEncoder:
         return ChainMap(self._encoded(once, split), self._known) if once else self._known
 
     def _encoded(self, texts: Sequence[str], split: bool) -> dict[str, list[int]]:
-        """Map each text to its token ids; no text may occur twice."""
+        """Map each text to its token ids; if `split` is True, special tokens are encoded as plain text.
+
+        No text may occur twice in `texts`.
+        """
         if self._backend is None:
             return {text: self._alone(text, split) for text in texts}
         found: dict[str, list[int]] = {}
@@ -140,7 +151,7 @@ class TextEncoder:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
 
     def _with_literals(self, texts: Sequence[Text]) -> list[list[int]]:
-        """Return the token ids of texts that have literal ranges.
+        """Return the token ids of texts that have literal ranges, in the order of the texts.
 
         Special tokens in literal ranges are encoded as plain text, and all other special tokens as special tokens.
         """
@@ -151,10 +162,11 @@ class TextEncoder:
         return [self._stand_ins.encode(text) or self._apart(text) for text in texts]
 
     def _apart(self, text: Text) -> list[int]:
-        """Encode a text with literal ranges, without stand-ins.
+        """Encode the parts of a text separately, and return the token ids of the whole text.
 
-        The text is split at the special tokens outside literal ranges, and each part is encoded separately.  Tokenizers
-        implemented in Python encode texts in the same way.
+        The text is split at the special tokens outside its literal ranges (ranges of special tokens that are encoded as plain
+        text).  Each part between these special tokens is encoded as plain text.  Tokenizers implemented in Python encode texts
+        in the same way.
         """
         assert self._stand_ins is not None
         ids: list[int] = []
@@ -167,15 +179,18 @@ class TextEncoder:
 
 
 class _StandIns:
-    """Encodes texts with literal ranges, using stand-ins for special tokens.
+    """Encodes texts in which only some of the special tokens are encoded as plain text.
 
-    The backend can encode either all special tokens of a text as plain text, or none of them.  Here it encodes all of them as
-    plain text.  Before encoding, each special token outside literal ranges is replaced by its stand-in, which is an added token
-    that is not special.  After encoding, the id of each stand-in is replaced by the id of its special token.
+    The ranges of these tokens are the literal ranges of the text.
+
+    The tokenizer's backend (its implementation in Rust) can encode either all special tokens of a text as plain text, or none
+    of them.  Here it encodes all of them as plain text.  Before encoding, each special token outside the literal ranges is
+    replaced by its stand-in: an added token that is not special.  After encoding, the id of each stand-in is replaced by the id
+    of its special token.
 
     Args:
         tokenizer: The tokenizer.
-        backend: The tokenizer's backend in Rust; None for a tokenizer implemented in Python.
+        backend: The tokenizer's backend; None if it cannot be used, for example because the tokenizer is implemented in Python.
         special: The special tokens of the tokenizer.
     """
 
@@ -198,7 +213,8 @@ class _StandIns:
     def encode(self, text: Text) -> list[int] | None:
         """Return the token ids of a text, or None if stand-ins cannot be used.
 
-        Stand-ins cannot be used without a backend, or if the text contains `_MARK`, the first character of each stand-in.
+        Stand-ins replace special tokens before encoding.  They cannot be used if the tokenizer has no backend in Rust, or if
+        the text contains `_MARK`, the first character of each stand-in.
         """
         if self._backend is None or self._MARK in text.text:
             return None
@@ -254,9 +270,10 @@ def _plain_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
 
 
 def _reset(backend: tokenizers.Tokenizer, split: bool) -> None:
-    """Turn off truncation and padding, and set how special tokens are encoded.
+    """Turn off truncation and padding, and set how `backend` encodes special tokens.
 
-    If `split` is True, special tokens are encoded as plain text.  Any call of the tokenizer may change these options.
+    If `split` is True, special tokens are encoded as plain text.  The options are set before each encoding, because any call of
+    the tokenizer may change them.
     """
     if backend.truncation is not None:
         backend.no_truncation()

@@ -49,6 +49,7 @@ class BadRow(Exception):
 class ParsedRow:
     """The form, prompt and references of a row.
 
+    The form names the keys of the row, such as "prompt/completion".  The references are its answers, all of which are correct.
     A row without an answer has no references.
     """
 
@@ -58,10 +59,10 @@ class ParsedRow:
 
 
 def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
-    """Parse a row.
+    """Return the form, the prompt and the references (correct answers) of a row.
 
-    `reader.read_records` describes the forms.  If a row has the keys of several forms, messages take precedence over an
-    instruction, and an instruction over a prompt.
+    The keys of a row determine its form; `reader.read_records` describes the forms.  If a row has the keys of several forms,
+    messages take precedence over an instruction, and an instruction over a prompt.
 
     Args:
         row: A JSON value.
@@ -98,7 +99,10 @@ def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
 
 
 def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
-    """Return the texts of a prompt, in order."""
+    """Return the texts of a prompt, in order.
+
+    They are the instruction and its input, the one text of a raw prompt, or the contents of the turns of a conversation.
+    """
     if isinstance(prompt, Instruction):
         return (prompt.instruction, prompt.input)
     return (prompt.text,) if isinstance(prompt, RawPrompt) else tuple(turn.content for turn in prompt.turns)
@@ -211,7 +215,7 @@ def _text(value: object, name: str) -> str:
 
 
 def _first(row: Mapping[str, object], *names: str) -> object:
-    """Return the first value of `row` under `names` that is not null, or None without such a value."""
+    """Return the first value under the keys `names` of `row` that is not null; None if there is no such value."""
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 

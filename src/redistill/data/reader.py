@@ -73,13 +73,15 @@ def read_records(
         split: The split of a folder or of a hub data set.
         hub_file: A file of the hub repository to read instead of a split.
         max_bad_rows: Maximum number of unusable rows, >= 0.
-        require_answer: Whether a row without an answer is unusable; if False, its record has no references.
-        rejected: A JSON Lines file to write the unusable rows to; it may also list rows of other sources.  None writes no file.
-        cache: If this function is given, the rows of a large file are stored in the cache, and the function is called with one
-            line of text if the cache cannot be used.  None disables the cache.
+        require_answer: Whether a row without an answer is unusable; if False, its record has no references (correct answers).
+        rejected: A JSON Lines file to write the unusable rows to; its rows of other sources are kept.  If None, no file is
+            written.
+        cache: Receives one-line warnings about the cache, for example that it cannot be written.  Passing it enables the cache:
+            the rows of a large file are stored for later runs.  None disables the cache.
 
     Returns:
-        The records in order, and the report.  Records are created on access; their `record_id` is "<file stem>:<line>".
+        The records in the order of the source, and the report.  Records are created on access; their `record_id` is "<file
+        stem>:<line>".
 
     Raises:
         DataError: the source does not exist, cannot be read, has no usable row, or has more than `max_bad_rows` unusable rows.
@@ -100,7 +102,9 @@ def survey_records(
     require_answer: bool = True,
     cache: Callable[[str], None] | None = None,
 ) -> tuple[Rows, ReadReport]:
-    """Read like `read_records`, but accept any number of unusable rows, even all.
+    """Read the usable rows of a data set with any number of unusable rows.
+
+    The arguments and the result are those of `read_records`.  The result may contain no record.
 
     Raises:
         DataError: the source does not exist or cannot be read.
@@ -120,7 +124,10 @@ def survey_records(
 
 
 def _surveyed_unchanged(opened: "_Opened", digest: str, require_answer: bool) -> Stored:
-    """Read a file, and check afterwards that its hash still equals `digest`."""
+    """Parse the rows of a file; return the arrays and JSON values to cache.
+
+    A DataError is raised if the file has changed: its hash must equal `digest` after it was read.
+    """
     found = _surveyed(opened, require_answer)
     if opened.path is not None and _digest_of_large(opened.path) != digest:
         raise DataError(f"{opened.name}: has changed while it was read; run the command again when it is complete")
@@ -217,8 +224,8 @@ class _Opened(NamedTuple):
         name: Name of the source in messages.
         stem: The first part of record ids.
         path: The file of the source; None for a split of a hub data set.
-        values: Yields for each row its line number or position from 1, its bytes, and its value.  The bytes are None if the row
-            is not a line of JSON.  The value is a `BadRow` if the line cannot be decoded.
+        values: Yields a tuple for each row: its line number or position from 1, its bytes, and its value.  The bytes are None
+            if the row is not a line of JSON.  The value is a `BadRow` if the line cannot be decoded.
     """
 
     name: str
@@ -279,11 +286,11 @@ def _download(name: str, hub_file: str) -> Path:
 
 
 def hub_failed(what: str, error: Exception, instead: str = ".jsonl") -> DataError:
-    """Create the error for data that cannot be read from the hub.
+    """Return an error for data that cannot be read from the hub.
 
     Args:
         what: The data set, with its split or file.
-        error: The error of the library.
+        error: The exception that the library raised.
         instead: Suffixes of the local files that the message suggests as a replacement.
     """
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]

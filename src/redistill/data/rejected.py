@@ -23,7 +23,7 @@ class RejectedRow:
     """An unusable row.
 
     Args:
-        line: Line number of the row, from 1; in a JSON array or hub data set, its position.
+        line: Line number of the row in its file, from 1.  In a JSON array or hub data set, the position of the row, from 1.
         fault: The kind of fault.
         reason: The reason, in one line.
     """
@@ -34,9 +34,9 @@ class RejectedRow:
 
 
 def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:
-    """Write the unusable rows of a source to `path`.
+    """Write the unusable rows of a source to the JSON Lines file `path`.
 
-    Lines that an earlier read of the same source wrote are replaced.
+    Lines that an earlier read of the same source wrote are replaced; the lines of other sources are kept.
     """
     before = read_lines(path)
     others = [row for row in before if isinstance(row, dict) and row.get("source") != source]
@@ -45,7 +45,7 @@ def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:
 
 
 def list_unlearned(path: Path, rows: Sequence[tuple[str, int, str]]) -> None:
-    """Append the rows that tokenization left out to `path`.
+    """Append the rows that tokenization left out to the JSON Lines file `path`.
 
     Each row is a tuple of its source, its line number and the reason.
     """

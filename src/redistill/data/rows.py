@@ -60,7 +60,7 @@ def content_digest(record: Record) -> bytes:
 
 
 def question_digest(record: Record) -> bytes:
-    """Return a 16-byte hash of the record's `question`."""
+    """Return a 16-byte hash of a record's prompt, which ignores white space."""
     return _digest(question(record))
 
 
@@ -71,7 +71,14 @@ def _digest(texts: Iterable[str], *counts: int) -> bytes:
 
 
 def first_of_digests(digests: np.ndarray) -> np.ndarray:
-    """Return, for each row of `digests` [N, 2], the index of the first equal row [N]."""
+    """For each row of `digests`, return the index of the first equal row.
+
+    Args:
+        digests: int64 hashes, [N, 2].
+
+    Returns:
+        int64 indices, [N].  If no earlier row is equal to row n, element n is n.
+    """
     order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: the first of equal rows comes first
     ordered = digests[order]
     starts = np.flatnonzero(np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])[: len(ordered)])
@@ -90,8 +97,8 @@ class Table:
         texts: The rows as JSON, one after the other (uint8).
         ends: For each row, the index after its last byte in `texts` (int64).
         lines: For each row, its line number in the source, from 1 (int64).
-        contents: For each row, the result of `content_digest` as two int64: a hash of prompt and answers.
-        questions: For each row, the result of `question_digest` as two int64: a hash of the prompt that ignores white space.
+        contents: For each row, a hash of its prompt and answers; int64 [N, 2], computed by `content_digest`.
+        questions: For each row, a hash of its prompt that ignores white space; int64 [N, 2], computed by `question_digest`.
     """
 
     source: str
@@ -111,7 +118,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Rows(Sequence[Record]):
-    """Records of one or more sources, which are created on access.
+    """Records of one or more sources; a record is created on access.
 
     Args:
         tables: One table for each source.
@@ -125,13 +132,13 @@ class Rows(Sequence[Record]):
 
     @classmethod
     def of(cls, table: Table) -> Self:
-        """Return all rows of one table."""
+        """Return the records of one table, one for each row."""
         count = len(table.ends)
         return cls((table,), np.zeros(count, dtype=np.int32), np.arange(count, dtype=np.int64))
 
     @classmethod
     def joined(cls, parts: Sequence["Rows"]) -> Self:
-        """Concatenate `parts`."""
+        """Return the records of all `parts`, one part after the other."""
         tables: list[Table] = []
         numbers = [np.zeros(0, dtype=np.int32)]
         for part in parts:
@@ -161,7 +168,7 @@ class Rows(Sequence[Record]):
         return self.tables[int(self.table_N[index])]
 
     def take(self, indices: np.ndarray) -> "Rows":
-        """Select records.
+        """Return the selected records.
 
         `indices` is an integer array of record indices, in the order of the result, or a boolean mask with one element for each
         record.
@@ -186,12 +193,12 @@ class Rows(Sequence[Record]):
 
     @property
     def contents(self) -> np.ndarray:
-        """A hash of the prompt and answers of each record, as two int64 [N, 2]."""
+        """A hash of the prompt and answers of each record; int64 [N, 2]."""
         return self._column([table.contents for table in self.tables])
 
     @property
     def questions(self) -> np.ndarray:
-        """A hash of the prompt of each record, as two int64 [N, 2].
+        """A hash of the prompt of each record; int64 [N, 2].
 
         Prompts that differ only in white space have equal hashes.
         """
@@ -206,9 +213,10 @@ class Rows(Sequence[Record]):
 
 
 def asks_one_of(rows: Rows, questions: Iterable[bytes]) -> np.ndarray:
-    """Return a mask that is True for the records whose prompt is one of `questions`.
+    """Return a mask of the records whose prompt has a hash in `questions`.
 
-    The mask has one element for each record.  `questions` contains hashes that `question_digest` returned.
+    The mask is boolean, with one element for each record.  `question_digest` computes the hashes; prompts that differ only in
+    white space have equal hashes.
     """
     wanted = np.frombuffer(b"".join(questions), dtype=np.int64).reshape(-1, 2)
     found = rows.questions
@@ -220,18 +228,18 @@ def asks_one_of(rows: Rows, questions: Iterable[bytes]) -> np.ndarray:
 
 
 class TableBuilder:
-    """Collects the rows of a source in arrays."""
+    """Collects the rows of a source in arrays, from which a `Table` is created."""
 
     def __init__(self) -> None:
         self._texts, self._contents, self._questions = bytearray(), bytearray(), bytearray()
         self._ends, self._lines = array("q"), array("q")
 
     def add(self, line: int, text: bytes, prompt: Prompt, references: tuple[str, ...]) -> None:
-        """Add a row.
+        """Append a row to the arrays.
 
         Args:
             line: The line number of the row in its source, from 1.
-            text: The row as JSON.
+            text: The row as one line of JSON.
             prompt, references: The prompt and the answers that `parse_row` returned for the row.
         """
         record = Record(record_id="", prompt=prompt, references=references)
@@ -242,7 +250,7 @@ class TableBuilder:
         self._questions += question_digest(record)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays of `Table`, each under the name of its field."""
+        """Return the arrays for a `Table`, by field name."""
         return {
             "texts": np.frombuffer(self._texts, dtype=np.uint8),
             "ends": np.frombuffer(self._ends, dtype=np.int64),

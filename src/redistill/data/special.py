@@ -26,7 +26,7 @@ class SpecialTokens:
     """The special tokens of a tokenizer, as text.
 
     Attributes:
-        added: Maps the text of each special token to the token as the tokenizer describes it.
+        added: Maps the text of each special token to the tokenizer's object for this token.
         texts: Texts of the special tokens, the longest first.
     """
 
@@ -70,7 +70,7 @@ class SpecialTokens:
         Args:
             text: The rendered conversation.
             messages: The messages of the conversation.
-            render: Renders messages with the chat template.
+            render: A function that renders messages with the chat template.
         """
         if not any(self._concerns(content) for content in _contents(messages)):
             return []
@@ -104,8 +104,8 @@ class SpecialTokenCounts:
         kept: How often each special token occurs in raw prompts and their answers, where it is encoded as a special token.
         as_text: How often each special token occurs in instructions, messages and their answers, where it is encoded as plain
             text.
-        kept_rows: Number of rows with tokens of `kept`.
-        as_text_rows: Number of rows with tokens of `as_text`.
+        kept_rows: Number of rows that contain tokens counted in `kept`.
+        as_text_rows: Number of rows that contain tokens counted in `as_text`.
     """
 
     kept: Counter[str] = field(default_factory=Counter)
@@ -114,13 +114,14 @@ class SpecialTokenCounts:
     as_text_rows: int = 0
 
     def add(self, record: Record, answer: str | None, special: SpecialTokens, template: str) -> None:
-        """Add the special tokens in the prompt of a record and in its answer.
+        """Count the special tokens in a prompt and its answer, and add the numbers.
 
         Args:
-            record: Provides the prompt.
-            answer: The answer to train on; None counts only the prompt.
+            record: The record whose prompt is searched.
+            answer: The answer to train on; if None, only the prompt is searched.
             special: The special tokens of the tokenizer.
-            template: "alpaca" or "chat"; only "alpaca" keeps the special tokens of raw prompts.
+            template: "alpaca" or "chat".  Special tokens in raw prompts are added to `kept` with "alpaca", and to `as_text`
+                with "chat".
         """
         found = special.count([*texts_of(record.prompt), *([] if answer is None else [answer])])
         if not found:
@@ -190,10 +191,13 @@ def _marked(
 ) -> list[bool] | None:
     """Find the characters of `text` that come from a message and may be special.
 
-    The result contains one flag for each character of `text`.  A character may be special if it may belong to one of `tokens`;
-    `_risky` explains this and `edges`.  To find these characters, an unused character is inserted before each of them in the
-    messages, and the messages are rendered.  None is returned if the template rejects these messages or renders them
-    differently.
+    A character may be special if it may belong to one of `tokens`.  If `edges` is True, this includes characters at both ends
+    of a message that are only a part of a token.  To find these characters, a marker (a character that is not used elsewhere)
+    is inserted before each of them in the messages, and the messages are rendered.
+
+    Returns:
+        For each character of `text`, whether it is one of these characters.  None if the template rejects the messages with
+        markers or renders them differently.
     """
     used = set(text).union(*map(set, _contents(messages)))
     marker = next(chr(code) for code in range(0xF0000, 0xFFFFD) if chr(code) not in used)
@@ -224,9 +228,8 @@ def _marked(
 def _risky(content: str, tokens: Sequence[str], *, edges: bool) -> set[int]:
     """Return the indices of the characters of `content` that may belong to a token.
 
-    If `edges` is False, these are the characters of all occurrences of `tokens` in `content`.  If `edges` is True, characters
-    at both ends of `content` are included if they are a part of a token, because the text around `content` may contain the rest
-    of this token.
+    These are the characters of all occurrences of `tokens` in `content`.  If `edges` is True, characters at the start or end of
+    `content` that are a part of a token are included too, because the text around `content` may contain the rest of this token.
     """
     start, end = len(content) - len(content.lstrip()), len(content.rstrip())
     core = content[start:end]

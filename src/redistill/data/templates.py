@@ -32,8 +32,8 @@ class Transcript:
             end-of-turn marker.
         ended: Whether the text includes the end-of-turn marker of the last answer; if not, the caller must append the end
             token.
-        literal: Character ranges of the special tokens that come from messages and are encoded as plain text; empty for
-            "alpaca".
+        literal: Character ranges of the special tokens that come from messages and are encoded as plain text; empty for the
+            template "alpaca".
     """
 
     text: str
@@ -87,13 +87,14 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | Non
 def literal_ranges(prompt: Prompt, text: str, tokenizer: Tokenizer, special: SpecialTokens) -> tuple[Range, ...]:
     """Find the special tokens in `text` that come from the prompt.
 
-    The result contains their character ranges [start, end).
-
     Args:
-        prompt: The prompt.
+        prompt: The prompt before rendering.
         text: The prompt rendered with the chat template, which also contains special tokens of the template.
         tokenizer: Provides the chat template.
         special: The special tokens of the tokenizer.
+
+    Returns:
+        The character range [start, end) of each special token that comes from the prompt.
     """
     return _literal_ranges(turns_of(prompt), text, tokenizer, special, add_generation_prompt=True)
 
@@ -118,16 +119,19 @@ def render_transcript(
 ) -> Transcript:
     """Render a prompt and its answer, and locate the answers to train on.
 
-    To locate an answer, the conversation before the answer is rendered exactly as for generation.  The answer begins where
-    this rendered text ends.  The text is not searched for the answer or for tokens.
+    To locate an answer, the conversation before the answer is rendered exactly as for generation.  The answer begins where this
+    rendered text ends.  The text is not searched for the answer or for tokens.
 
     Args:
-        record: Provides the prompt.
+        record: The record with the prompt.
         answer: The last answer.
         template: "alpaca" or "chat".
         tokenizer: Provides the chat template; "alpaca" does not use the tokenizer.
         every_turn: Whether to train on every answer of the assistant, and not only on the last answer.
-        special: The tokenizer's special tokens; None leaves `literal` empty.
+        special: The tokenizer's special tokens; if None, the field `literal` of the result is empty.
+
+    Returns:
+        The text of the conversation, with the character ranges of the answers to train on.
 
     Raises:
         ConfigError: the template is "chat", but the tokenizer has no chat template.
@@ -150,10 +154,10 @@ def render_transcript(
 
 
 def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Tokenizer, *, is_last: bool) -> tuple[int, int]:
-    """Return the character range [start, end) of the last of `turns` in `text`.
+    """Return the character range [start, end) of the last turn, an answer, in `text`.
 
-    The range begins at the end of the prompt and includes the end-of-turn marker.  `is_last` is True if `text` has no further
-    turns.
+    `text` is the rendered conversation.  The range begins at the end of the prompt (the rendered earlier turns) and includes
+    the end-of-turn marker.  `is_last` is True if `text` has no turns after `turns`.
     """
     prompt = _chat(turns[:-1], tokenizer, add_generation_prompt=True)
     answered = (text if is_last else _chat(turns, tokenizer)).rstrip()
@@ -162,14 +166,14 @@ def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Tokenizer, *, is
     answer = turns[-1].content.strip()
     if not text.startswith(answered) or not answered.startswith(prompt) or answer not in answered[len(prompt) :]:
         raise DataError(
-            f"chat template: the transcript does not continue the prompt of turn {len(turns)} with the answer, so the answer "
-            "cannot be located; train on the last answer only (supervise: last), or use template: alpaca"
+            f"the chat template does not continue the prompt of turn {len(turns)} with the answer, so the answer cannot be "
+            "located; set `supervise: last` to train on the last answer only, or set `template: alpaca`"
         )
     return len(prompt), len(answered)
 
 
 def turns_of(prompt: Prompt) -> tuple[Turn, ...]:
-    """Return the turns of a conversation, or any other prompt as one user turn."""
+    """Return the turns of a conversation; any other prompt becomes one user turn."""
     if isinstance(prompt, Conversation):
         return prompt.turns
     if isinstance(prompt, RawPrompt):
@@ -194,4 +198,6 @@ def _applied(messages: Sequence[Message], tokenizer: Tokenizer, *, add_generatio
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # a template may raise exceptions of any type
         reason = plain_line(str(error))[:200] or type(error).__name__  # the message may quote the row
-        raise DataError(f"chat template: rejects this conversation ({reason}); use template: alpaca, or fix the row") from error
+        raise DataError(
+            f"the chat template rejects this conversation ({reason}); set `template: alpaca`, or fix the row"
+        ) from error

@@ -42,7 +42,7 @@ class TokenizeConfig:
             tokens.
         response_tokens: Maximum answer length in tokens with the end token, >= 1.  A longer answer is truncated and has no end
             token.
-        template: "alpaca" or "chat"; see `templates.render_prompt`.
+        template: "alpaca" is the template of Stanford Alpaca, "chat" is the chat template of the tokenizer.
         supervise: "last" trains on the last answer of a conversation, "every" on every answer of the assistant.
         reference: Which of several references to train on: the "first", the "longest" or "shortest" in characters, or a
             "random" one, which depends on the seed of the run.
@@ -95,8 +95,9 @@ class TokenizeReport:
 
     Args:
         num_cut: Number of kept records whose answer was truncated.
-        too_long: Records whose prompt is longer than `prompt_tokens`.
-        rejected: Records that have no target token, or that the chat template rejects.
+        too_long: Records whose prompt is longer than the setting `prompt_tokens`.
+        rejected: Records that have no answer or do not contain a target (a token that the student is trained to predict), or
+            that the chat template rejects.
         special_tokens: Counts of special tokens in the text of the records.
     """
 
@@ -121,20 +122,22 @@ def tokenize_training(
 ) -> tuple[Examples, TokenizeReport]:
     """Tokenize records for training.
 
-    A sequence consists of prompt, answer and end token, and has a mask of the targets.  It begins with exactly the ids that
-    `tokenize_prompts` returns.  Prompt and answer are tokenized together, and the ids after those of the prompt are the ids of
-    the answer.  If a token would contain the boundary between prompt and answer, the answer is tokenized separately.
+    A sequence consists of prompt, answer and end token, and has a mask of the targets (tokens that the student is trained to
+    predict).  It begins with exactly the ids that `tokenize_prompts` returns.  Prompt and answer are tokenized together.  If a
+    token would contain the boundary between prompt and answer, the answer is tokenized separately.
 
     Args:
-        records: The records; a record without a reference is rejected.
+        records: The records.  Records without an answer are left out and listed in the report.
         tokenizer: A transformers tokenizer with an end token.
         config: Length limits, template, and which answers to train on.
         seed: Seed of the run, used by `reference="random"`.
-        cache: If this function is given, the result for a large `Rows` is stored in the cache, and all processes map the same
-            file.  The function is called with one line of text if the cache cannot be used.  None disables the cache.
+        cache: Receives one-line warnings about the cache, for example that it cannot be written.  Passing it enables the cache:
+            if `records` is a large `Rows`, the result is written to one file, which all processes memory-map.  None disables
+            the cache.
 
     Returns:
-        The examples, and the report.  Examples are created on access; their `sample` is 0, 1, 2, ... without gaps.
+        The examples, and a report with the records that were left out and the number of truncated answers.  Examples are
+        created on access; their `sample` is 0, 1, 2, ... without gaps.
 
     Raises:
         DataError: no record is left.
@@ -226,9 +229,9 @@ def _report(records: Sequence[Record], stored: Stored, config: TokenizeConfig) -
 def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[int, list[Record]]]:
     """Yield batches of records, each with the index of its first record.
 
-    The numbers of records and of characters per batch are limited.  Batches for random references have fewer records: a random
-    choice depends on the number of records kept before it, so a record that is left out may require encoding the rest of the
-    batch again.
+    The numbers of records and of characters per batch are limited.  Batches have fewer records if `reference` is "random",
+    because the random choice for a record depends on the number of records kept before it.  If a record is left out, the
+    choices for the later records of its batch may change, and these records are encoded again.
     """
     most = 64 if reference == "random" else 1024
     batch: list[Record] = []

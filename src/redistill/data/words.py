@@ -55,11 +55,13 @@ _DIGITS = {True: re.compile(r"[0-9]|[^0-9]+"), False: re.compile(r"[0-9]+|[^0-9]
 class WordSplitter:
     """Divides texts into words and added tokens, as a tokenizer does.
 
+    An added token is a text, such as a special token, that a tokenizer finds before it divides the rest of the text into words.
+
     Args:
         steps: Patterns of the pre-tokenizers.  The first pattern divides a text, and each further pattern divides the resulting
             words.
         added: Maps the text of each added token to True if the token is special, else to False.
-        pattern: Matches any added token; of several tokens at the same index, the longest.
+        pattern: Matches any added token.  If several added tokens begin at the same index, it matches the longest of them.
     """
 
     steps: tuple[re.Pattern[str], ...]
@@ -127,7 +129,10 @@ def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None
 
 
 def _is_cut(token: str) -> bool:
-    """Return whether an added token contains a position at which `encoding` may cut a text."""
+    """Return whether an added token contains a position at which `encoding` may cut a text.
+
+    This is a position between an ASCII letter and a colon or line break.
+    """
     return re.search(r"[A-Za-z][:\n]", token) is not None
 
 

@@ -34,11 +34,11 @@ class Diagnosis:
 
     @property
     def num_findings(self) -> int:
-        """Number of findings of all checks, without the notes."""
+        """Number of findings of all checks, without notes (findings that may be intended)."""
         return sum(len(outcome.findings) for outcome in self.outcomes)
 
     def as_json(self) -> dict[str, Json]:
-        """Return the diagnosis as JSON values."""
+        """Return the findings, the outcomes of the checks and the duration as JSON values."""
         return {
             "findings": self.num_findings,
             "checks": [outcome.as_json() for outcome in self.outcomes],
@@ -72,7 +72,8 @@ def examine(run: Run, report: Report = lambda phase: None, clock: Callable[[], f
 def outcome_of(check: Check, subject: Subject) -> Outcome:
     """Apply one check to a recipe and return its outcome.
 
-    If the check raises NotExamined, the status is "not examined". An error of a model, data or external code becomes a finding.
+    If the check raises NotExamined, the outcome has the status "not examined". If a model, the data or external code raises
+    another error, the outcome has a finding with the message of the error.
     """
     found, reason = [], ""
     try:

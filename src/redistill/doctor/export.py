@@ -49,10 +49,11 @@ class Exported:
 
 
 def export(opened: OpenRun, example: Example) -> Exported:
-    """Change the student's trainable parameters, export it, and load the export.
+    """Change the student's parameters, export the student, and load the result.
 
-    The student is exported to a temporary folder, which is removed. The student in memory keeps the changed parameters. If the
-    exported model has the parameters from before the change, its logits therefore differ from those of the student.
+    Only trainable parameters are changed, in memory and permanently. If the exported model has the parameters from before the
+    change, its logits therefore differ from those of the student. The student is exported to a temporary folder, which is
+    removed.
 
     Raises:
         NotExamined: the disk has too little free space for the exported student.
@@ -82,9 +83,9 @@ def export(opened: OpenRun, example: Example) -> Exported:
 
 @torch.no_grad()
 def logits(model: nn.Module, example: Example) -> torch.Tensor:
-    """Compute a model's logits for one example in eval mode.
+    """Return a model's logits for one example, computed in eval mode.
 
-    The result is a float32 tensor of shape (T, V) on the CPU.
+    The result is a float32 tensor on the CPU. Its shape is (T, V) for the T tokens of the example and V classes.
     """
     device = next(model.parameters()).device
     ids_BT = torch.tensor([example.token_ids], device=device)
@@ -95,7 +96,10 @@ def logits(model: nn.Module, example: Example) -> torch.Tensor:
 
 @torch.no_grad()
 def perturb(model: nn.Module, seed: int) -> None:
-    """Add Gaussian noise to all trainable parameters, including those that are 0."""
+    """Add Gaussian noise to all trainable parameters of a model, in place.
+
+    The standard deviation is `CHANGE` times the root mean square of the parameter, or `CHANGE` if all its values are 0.
+    """
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:
             generator = torch.Generator().manual_seed(torch_seed(seed, "doctor", index))

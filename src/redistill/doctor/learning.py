@@ -26,7 +26,11 @@ TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 
 
 def no_gradient(subject: Subject) -> Findings:
-    """Check 14: no gradient reaches the student, its adapters, or one of its layers."""
+    """Check 14: each layer with trainable parameters must have a gradient.
+
+    The check fails if the gradient of all trainable parameters, or of all those of one layer, is 0. It also fails if there are
+    no trainable parameters. Of an adapter only the matrix B is examined, since the gradient of A is 0 as long as B is 0.
+    """
     loaded = subject.loaded
     model, lora = loaded.student, subject.config.student.lora
     remedy = "check student.lora.targets, student.gradient_checkpointing and the weights of the objective"
@@ -62,7 +66,11 @@ def no_gradient(subject: Subject) -> Findings:
 
 
 def zero_terms(subject: Subject) -> Findings:
-    """Check 15: a term of the objective has a weight above 0, but no gradient."""
+    """Check 15: each term of the objective with a weight above 0 must have a gradient.
+
+    The check fails if the gradient of the term alone is 0 apart from rounding. It also fails if the divergence or the span loss
+    is 0 apart from rounding. A pre-training term without `data.corpus` is a note.
+    """
     loaded = subject.loaded
     objective = loaded.learning.learner.objective
     found = []
@@ -83,7 +91,11 @@ def zero_terms(subject: Subject) -> Findings:
 
 
 def is_rounding(name: str, measured: Measured, weight: float) -> bool:
-    """Return whether rounding alone can explain a term's gradient or its value."""
+    """Return whether a term's gradient or its value is 0 apart from rounding.
+
+    `name` and `weight` are those of the term. `measured` has its value and gradient. Only the values of the divergence and of
+    the span loss are compared with 0.
+    """
     return measured.norm <= NO_GRADIENT * weight or (name in NO_VALUE and measured.loss <= NO_VALUE[name] * weight)
 
 
@@ -104,9 +116,9 @@ def _zero_term(name: str, weight: float, measured: str, *, is_note: bool = False
 
 
 def single_terms(objective: Objective) -> dict[str, tuple[float, Objective]]:
-    """Map the name of each term to its weight and an objective with only this term.
+    """Return the weight of each term, and an objective with only this term.
 
-    Terms with weight 0 are left out.
+    The keys are the names of the terms. Terms with weight 0 are left out.
     """
     none = replace(objective, sft_weight=1.0, divergence_weight=0.0, span_weight=0.0, policy_gradient=None, pretraining=None)
     found: dict[str, tuple[float, Objective]] = {}
@@ -125,7 +137,11 @@ def single_terms(objective: Objective) -> dict[str, tuple[float, Objective]]:
 
 
 def micro_batches(subject: Subject) -> Findings:
-    """Check 16: the loss or the gradient depends on the size of the micro-batches."""
+    """Check 16: loss and gradient must not depend on the size of the micro-batches.
+
+    They are computed with all sequences in one micro-batch, and with one sequence in each micro-batch. The check fails if the
+    two results differ by more than rounding can cause.
+    """
     loaded = subject.loaded
     draw = loaded.draw
     whole, single = loaded.gradient, measure(loaded.learning, draw, micro_batch_size=1)
@@ -150,7 +166,10 @@ def micro_batches(subject: Subject) -> Findings:
 
 
 def exported_weights(subject: Subject) -> Findings:
-    """Check 17: the exported student differs from the trained one."""
+    """Check 17: the exported student must be equal to the student in memory.
+
+    The check fails if the export fails, or if the logits of the two models differ by more than rounding can cause.
+    """
     exported = subject.loaded.exported
     if not exported.error and not exported.difference > exported.tolerance:
         return []
@@ -167,9 +186,10 @@ def exported_weights(subject: Subject) -> Findings:
 
 
 def schedule(subject: Subject) -> Findings:
-    """Check 20: warm-up or an interval is too long for the run.
+    """Check 20: warm-up, intervals and patience must not be too long for the run.
 
-    The intervals are `evaluate_every`, `save_every` and `patience`.
+    The check fails if the warm-up is not shorter than the run, if `evaluate_every` or `save_every` is longer than the run, or
+    if `patience` is not below the number of validations.
     """
     config = subject.config
     lengths = config.training.schedule(subject.texts.num_examples)

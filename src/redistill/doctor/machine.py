@@ -85,7 +85,7 @@ class Machine:
     def as_json(self) -> dict[str, Json]:
         """Return the description as JSON values.
 
-        Sizes are in bytes, and speeds in bytes or operations per second.
+        Sizes are in bytes, disk speeds in bytes per second, and speeds of matrix products in operations per second.
         """
         return {
             "versions": dict(self.versions),
@@ -99,7 +99,7 @@ class Machine:
 
 
 def examine_machine(report: Callable[[str], None] = lambda phase: None, clock: Clock = time.perf_counter) -> Machine:
-    """Examine versions, devices, speeds and disks of this machine, and query the hub.
+    """Return versions, devices, speeds and disks of this machine, and query the hub.
 
     To measure the disks, a file of 32 MiB is written to each cache folder and to the current folder, and then removed.
 
@@ -171,9 +171,9 @@ def unmet_requirements() -> Findings:
 
 
 def devices() -> dict[str, str]:
-    """Return model, memory and compute capability of each accelerator, by device name.
+    """Return a description of each accelerator, by device name such as "cuda:0".
 
-    Without an accelerator the only entry is the CPU.
+    The description states model, memory and compute capability. Without an accelerator the only entry describes the CPU.
     """
     found = {}
     for number in range(torch.cuda.device_count()):
@@ -183,7 +183,7 @@ def devices() -> dict[str, str]:
 
 
 def product_speed(dtype: torch.dtype, device: torch.device, clock: Clock) -> float | None:
-    """Measure the speed of matrix products in 10^12 operations per second.
+    """Return the speed of matrix products, in 10^12 operations per second.
 
     The result is None if the device does not support the dtype.
     """
@@ -222,7 +222,7 @@ def folders() -> dict[str, Path]:
 def measure_disk(folder: Path, clock: Clock = time.perf_counter) -> Disk:
     """Measure the free space and the speed of the disk that contains a folder.
 
-    If the folder does not exist, its nearest existing parent is used.
+    A temporary file is written to the folder and read. If the folder does not exist, its nearest existing parent is used.
     """
     there = folder
     while not there.is_dir() and there != there.parent:

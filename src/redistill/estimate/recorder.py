@@ -24,9 +24,13 @@ _READING: dict[object, str] = {("student learns", "teacher"): "teacher reads", (
 
 
 class Cost(NamedTuple):
-    """Key of a measured value: seconds or peak bytes of a part, or a size.
+    """Key that states what a measured value is.
 
-    The value depends on the number of layers of each model in `models`.
+    Args:
+        kind: "seconds" and "peak" (bytes) are costs of a part of the update or validation.  "size" is a number of weights or
+            bytes.
+        name: Name of the part or of the size, such as "vocabulary pass" or "gradients".
+        models: The models on whose number of layers the value depends.
     """
 
     kind: Literal["seconds", "peak", "size"]
@@ -40,12 +44,12 @@ class Recorder:
     Regions may be nested.  Time and memory are counted for the innermost region only.
 
     Args:
-        clock: Monotonic clock, in seconds.
-        device: Device of the models; the recorder waits for its queued work when a region begins or ends.
+        clock: Function that returns the time of a monotonic clock, in seconds.
+        device: Device of the models.  The recorder waits for the queued work of the device when a region begins or ends.
 
     Attributes:
-        costs: Seconds of each part without the regions nested in it, and peak bytes of the tensors that exist in it.  On a CPU
-            only tensors that are created inside `recording` count.
+        costs: For each part, the seconds without the regions nested in it, and the peak bytes of the tensors that exist during
+            the part.  On a CPU only tensors that are created inside `recording` count.
     """
 
     def __init__(self, clock: Clock, device: torch.device) -> None:
@@ -77,9 +81,12 @@ class Recorder:
 
     @contextmanager
     def region(self, part: str = "", *models: Role) -> Iterator[None]:
-        """Context whose time is counted for `part` and scales with the layers of `models`.
+        """Context whose time and memory are counted for the part `part` of the update.
 
-        If `part` is empty, the time is counted for the enclosing part, except for the forward passes that `_READING` lists.
+        Args:
+            part: Name of the part.  If empty, the region belongs to the enclosing part.  `_READING` lists the exceptions:
+                forward passes that belong to another part.
+            models: The models on whose number of layers the time depends.
         """
         outer = self._current
         self._enter(Cost("seconds", part or _READING.get((outer.name, *models), outer.name), models))
@@ -89,11 +96,11 @@ class Recorder:
             self._enter(outer)
 
     def watch(self, owner: object, method: str, part: str = "", *models: Role) -> None:
-        """Record each call of a method of `owner` as a region (see `region`)."""
+        """Replace a method of `owner`, so that each call is a region (see `region`)."""
         setattr(owner, method, self.region(part, *models)(getattr(owner, method)))
 
     def _enter(self, region: Cost) -> None:
-        """Assign time and memory since the last call to the old region; enter `region`."""
+        """Count time and memory since the last call for the old region; enter the new one."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             self._raise(self._current.name, torch.cuda.max_memory_allocated(self._device))
@@ -123,7 +130,7 @@ def resident_bytes(device: torch.device) -> int:
 
 
 def free() -> None:
-    """Free unused memory; return it to the operating system if the C library can."""
+    """Free unused memory, and return it to the operating system if the C library can."""
     gc.collect()
     torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # another C library, which keeps little freed memory

@@ -60,9 +60,9 @@ class Blueprint(NamedTuple):
         return model
 
     def bytes_saved(self, model: nn.Module) -> float:
-        """Compute the bytes that quantisation of the base model saves in the run.
+        """Return the number of bytes that quantisation of the student's weights saves.
 
-        `model` has the same weights without quantisation.
+        `model` is the student without quantisation.  The result is 0 if the run does not quantise.
         """
         lora = self.source.lora if isinstance(self.source, StudentConfig) else None
         if lora is None or lora.quantise == "none":
@@ -73,7 +73,9 @@ class Blueprint(NamedTuple):
 
 
 def blueprints(run: Run) -> dict[Role, Blueprint]:
-    """Read the configs of the run's models, without weights.
+    """Return the configuration of the student, and of the teacher if it is local.
+
+    Only config and tokenizer are read, no weights.
 
     If a model is fine-tuned before the run, the config is that of the original model.
 

@@ -37,10 +37,11 @@ class Evaluator:
         engine: Generates the answers with the model's weights.
         config: How answers to test sets are sampled, and in which batch size.
         tokens: How prompts are tokenised; an answer has at most `response_tokens` tokens.
-        teacher: Teacher for KL and agreement on the gold answers; None omits these scores.
-        vocabulary: Number of classes shared with the teacher; None uses all classes of the model.
+        teacher: Teacher for KL and agreement on the gold answers (the first reference of each prompt).  If None, these scores
+            are omitted.
+        vocabulary: Number of classes shared with the teacher.  If None, all classes of the model are used.
         processes: Rank and number of processes; each process answers a part of the prompts.
-        autocast: Returns the autocast context that the model runs in.
+        autocast: Function that returns the autocast context in which the model runs.
     """
 
     model: nn.Module
@@ -71,8 +72,8 @@ class Evaluator:
             folder: The evaluation folder, for settings.json, responses/ and scores.json.
             label: Name of this model in the report, such as "student".
             metrics: Metrics by name of the data set, at least one each; the first is its primary metric.
-            progress: Called after every batch with three numbers of this process: answers done, all answers, and generated
-                tokens.
+            progress: Function that receives, after every batch, three numbers of this process: answers done, all answers, and
+                generated tokens.
 
         Returns:
             The content of scores.json.  Each data set lists under "metrics" its metrics with titles, units and directions.
@@ -122,7 +123,8 @@ class Evaluator:
         same random numbers, so that two checkpoints differ only in their weights.
 
         Args:
-            records, examples: The validation prompts, and their gold sequences.
+            records: The validation prompts.
+            examples: The gold sequences: each prompt with its gold answer (its answer in the data).
             metrics: Metrics of the answers.
             seed: The run's seed.
 
@@ -135,7 +137,7 @@ class Evaluator:
             return response_scores(self.processes.gather(answers), metrics) | self._teacher_forced(examples)
 
     def _rows(self, records: Sequence[Record]) -> list[Row]:
-        """Pair each record with the token ids of its prompt."""
+        """Return each record with the token ids of its prompt."""
         return list(zip(records, tokenize_prompts(records, self.tokenizer, self.tokens), strict=True))
 
     def _answerer(self, sampling: Sampling) -> Answerer:
@@ -143,7 +145,10 @@ class Evaluator:
         return Answerer(self.engine, self.tokenizer, sampling, self.tokens.response_tokens, end_ids)
 
     def _teacher_forced(self, examples: Sequence[Example]) -> dict[str, float]:
-        """Compute teacher-forced scores of gold sequences, divided among the processes."""
+        """Return the teacher-forced scores of gold sequences.
+
+        Each process computes the scores of a part of the sequences.
+        """
         size = self.config.batch_size
         return teacher_forced(
             self.model, self.teacher, examples, batch_size=size, vocabulary=self.vocabulary, processes=self.processes
@@ -153,7 +158,10 @@ class Evaluator:
 def build_local_engine(
     model: nn.Module, tokenizer: Tokenizer, config: EvaluationConfig, vocabulary: int | None = None
 ) -> LocalEngine:
-    """Build an engine that generates answers with `model` in this process."""
+    """Build an engine that generates answers with `model` in this process.
+
+    Only the first `vocabulary` classes are sampled.  If `vocabulary` is None, all classes are sampled.
+    """
     return LocalEngine(
         model,
         vocabulary=vocabulary,

@@ -57,7 +57,7 @@ def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
 
 
 def _flat(settings: Mapping[str, Json]) -> dict[str, Json]:
-    """Flatten nested settings; their names get dots, such as "sampling.top_p"."""
+    """Return nested settings as one dict, with dotted names such as "sampling.top_p"."""
     flat: dict[str, Json] = {}
     for name, value in settings.items():
         flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
@@ -65,9 +65,9 @@ def _flat(settings: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def model_hash(model: nn.Module) -> str:
-    """Compute the SHA-256 of all weights and their names.
+    """Return the SHA-256 of all weights and their names, as hexadecimal digits.
 
-    The hash detects that an evaluation would resume with another model.
+    With the hash, `check_settings` detects that an evaluation would resume with another model.
     """
     found = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
@@ -78,7 +78,7 @@ def model_hash(model: nn.Module) -> str:
 
 
 def data_hash(rows: Sequence[Row]) -> str:
-    """Compute the SHA-256 of the record ids, the tokenised prompts and the references."""
+    """Return the SHA-256 of the record ids, the tokenised prompts and the references."""
     return hashlib.sha256(json.dumps([[record.record_id, ids, record.references] for record, ids in rows]).encode()).hexdigest()
 
 
@@ -87,10 +87,10 @@ class Tally:
     """Progress of this process: answers done, total number of answers, and speed.
 
     Args:
-        progress: Called after every batch, with the same arguments as in `Evaluator.evaluate`; None disables the calls.
+        progress: Function that is called after every batch, as described in `Evaluator.evaluate`.  If None, it is not called.
         total: Total number of this process's answers.
-        done: Number of answers done, those of earlier calls included.
-        tokens: Tokens that this call generated.
+        done: Number of answers that are done, including those of earlier calls.
+        tokens: Number of tokens that this call generated.
         seconds: Seconds that the generation of these tokens took.
     """
 
@@ -101,7 +101,7 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, answers: int, tokens: int = 0, seconds: float = 0.0) -> None:
-        """Count answers, with the tokens and seconds of their generation."""
+        """Add answers, and the tokens and seconds of their generation; call `progress`."""
         self.done, self.tokens, self.seconds = self.done + answers, self.tokens + tokens, self.seconds + seconds
         if self.progress is not None:
             self.progress(self.done, self.total, self.tokens)
@@ -128,10 +128,10 @@ class ResponseFiles:
     batch_size: int
 
     def complete(self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric]) -> list[Line]:
-        """Generate the missing answers of one file.
+        """Generate the missing answers of one responses file, and return all its lines.
 
-        Returns all lines of the file, in the order of `rows`.  Each process generates a part of the answers.  If an existing
-        line lacks a metric, the metric is computed from the response.
+        There is one file for each data set and seed.  The lines are in the order of `rows`.  Each process generates a part of
+        the answers.  If an existing line lacks a metric, the metric is computed from the response.
         """
         name = f"{dataset}-seed{seed}"
         existing = [line for path in self._files(name) for line in cast("list[Line]", files.read_lines(path))]
@@ -160,8 +160,8 @@ class ResponseFiles:
         return ordered
 
     def _files(self, name: str) -> list[Path]:
-        """List the paths of the responses file and of the part files, one per process.
+        """Return the path of a responses file, and the paths of its existing part files.
 
-        Part files of an interrupted call are included.
+        Each of several processes writes one part file.  Part files of an interrupted call are included.
         """
         return [self.folder / f"{name}.jsonl", *sorted(self.folder.glob(f"{name}.part*.jsonl"))]

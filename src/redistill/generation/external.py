@@ -13,7 +13,7 @@ from redistill.errors import RedistillError, TrainingError, one_line
 
 
 class CheckedEngine:
-    """Wraps an engine, checks its results, and converts its errors (contracts.Engine).
+    """Wraps an engine; checks its results, and converts its errors to TrainingError.
 
     Args:
         engine: The engine that is wrapped.
@@ -40,11 +40,11 @@ class CheckedEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """Capabilities of the checked engine."""
+        """Features of the wrapped engine."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """Call `sync` of the checked engine; see `contracts.Engine`.
+        """Update the wrapped engine to the weights of the student.
 
         Raises:
             TrainingError: the engine raised an error.
@@ -53,7 +53,7 @@ class CheckedEngine:
             self.engine.sync(student, step)
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """Call `generate` of the checked engine, and check its results.
+        """Return the results of the wrapped engine after checking them.
 
         Raises:
             TrainingError: the engine raised an error, or a result is not a continuation of its request.
@@ -70,7 +70,7 @@ class CheckedEngine:
         return generations
 
     def _fault(self, request: GenerationRequest, generation: Generation) -> str | None:
-        """Return the reason why a result is invalid, or None if it is valid."""
+        """Return why `generation` is not a valid result of `request`; None if it is valid."""
         if not isinstance(generation, Generation) or not isinstance(generation.token_ids, tuple):
             return "must be a contracts.Generation with a tuple of token ids"
         length = len(generation.token_ids)

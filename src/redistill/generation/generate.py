@@ -44,11 +44,11 @@ def generate(
 ) -> list[Generation]:
     r"""Continue every request with a model of this process.
 
-    With a teacher, each token is sampled from a mixture (teacher-mixed sampling of MiniLLM, arXiv 2306.08543):
+    With a teacher, each token y_t is sampled from a mixture (teacher-mixed sampling of MiniLLM, arXiv 2306.08543):
 
     .. math:: y_t \sim (1 - a)\, q(\cdot \mid y_{<t}) + a\, p(\cdot \mid y_{<t})
 
-    q is `model`, p `teacher` and a `sampling.teacher_share`.  Bans, temperature, top-k and top-p are applied before mixing.
+    q is `model`, p is `teacher`, a is `sampling.teacher_share`.  Bans, temperature, top-k and top-p apply before mixing.
 
     Args:
         model: A causal language model.  It runs in eval mode without gradient; its previous mode is restored.
@@ -60,8 +60,8 @@ def generate(
         vocabulary: Number of leading classes that may be sampled, for padded heads; None allows all classes.
         teacher: The other model of the mixture, on the same device.  Its first `vocabulary` classes must be the same tokens as
             those of `model`.  It is not run if `sampling.teacher_share` is 0.
-        memory: States of texts that `model` has read since its weights last changed.  Prefixes in the memory are not read
-            again, and generated texts are added.  The memory changes results by rounding only.  None reads every prompt.
+        memory: Stored states of texts that `model` has read with its present weights.  Prefixes in the memory are not read
+            again, and generated texts are added.  Results change by rounding only.  If None, every prompt is read.
 
     Returns:
         A `Generation` for each request, in the order of the requests.  It has no tokens if `max_new_tokens` is 0.
@@ -103,7 +103,7 @@ def _tokens_to_read(request: GenerationRequest, memory: PrefixMemory | None) -> 
 
 
 def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Compute the distribution that a token is sampled from, for a temperature > 0.
+    """Return the distribution that a token is sampled from, for a temperature > 0.
 
     Args:
         logits_NV: Logits in float32; -inf for banned classes.
@@ -125,9 +125,9 @@ def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Divide the logits by the temperature, and set those outside the top k to -inf.
+    """Return the logits divided by the temperature; those outside the top k are -inf.
 
-    If neither setting has an effect, the function returns the input tensor itself.
+    If neither temperature nor top-k has an effect, the function returns the input tensor itself.
     """
     if sampling.temperature != 1.0:
         logits_NV = logits_NV / sampling.temperature
@@ -138,9 +138,9 @@ def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Compute `probabilities` up to a factor for each row; may overwrite the logits.
+    """Return numbers that are proportional, in each row, to the result of `probabilities`.
 
-    The factor has no effect on `sample_rows`.
+    `sample_rows` does not need normalised rows.  The function may overwrite the logits.
     """
     if sampling.top_p < 1.0:
         return probabilities(logits_NV, sampling)
@@ -183,7 +183,7 @@ class NgramBan:
 
 
 def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: Sampling) -> None:
-    """Generate tokens until every sequence of the batch has ended."""
+    """Generate tokens until every sequence has ended; the tokens are added to `batch`."""
     for decoder in decoders:
         decoder.start(batch.prompts)
     # Checking which rows are active synchronises with a GPU, so it is not done after every token.
@@ -206,9 +206,10 @@ def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: 
 
 
 def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch.Tensor) -> None:
-    """Store the states of the removed rows' texts in the decoders' memories.
+    """Store the states of some texts in the prefix memories of the decoders.
 
-    `removed_L` is True for these rows.  The last token of a text is excluded, because no model has read it.
+    These are the texts of the rows that are removed from the batch; `removed_L` is True for them.  The last token of a text is
+    excluded, because no model has read it.
     """
     for decoder in decoders:
         if decoder.remembers:
@@ -217,9 +218,10 @@ def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch
 
 
 def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK: torch.Tensor) -> torch.Tensor:
-    """Choose the next token of each row, token_L; may overwrite the logits.
+    """Return the next token of each row, token_L; may overwrite the logits.
 
-    Temperature 0 takes the arg max.  Otherwise tokens are sampled from the model or, if there are two, from their mixture.
+    `logits` has the logits of one model, or of student and teacher.  At temperature 0 the token is the arg max.  Otherwise it
+    is sampled from the model or from the mixture of both.
     """
     if sampling.temperature == 0:
         return logits[0].argmax(dim=-1)
@@ -268,14 +270,15 @@ class _LiveBatch:
         self._ngrams = NgramBan(sampling.no_repeat_ngram, self.prompts) if sampling.no_repeat_ngram else None
 
     def columns(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return ids, mask and positions of all columns after `step` generated tokens."""
+        """Return token ids, attention mask and position ids of all columns after `step` generated tokens."""
         filled = self._prompt_length + step
         return self._ids_LT[:, :filled], self._mask_LT[:, :filled], self._position_LT[:, :filled]
 
     def accept(self, token_L: torch.Tensor, step: int) -> torch.Tensor:
-        """Append the sampled tokens to the active rows.
+        """Append the sampled tokens to the active rows in place.
 
-        Returns active_L, which is True for the rows that are still active.
+        Returns:
+            active_L, which is True for the rows that are still active.
         """
         ends_L = self._active_L & torch.isin(token_L, self._end_ids)
         self._generated_BT[self._live_L, step] = token_L  # tokens beyond a row's length are ignored
@@ -292,7 +295,9 @@ class _LiveBatch:
         return self._active_L
 
     def texts(self, live: torch.Tensor) -> list[tuple[int, tuple[int, ...], int]]:
-        """Return the texts of some live rows, to be stored in the memory.
+        """Return the texts of some live rows, to be stored in the prefix memory.
+
+        Live rows are the rows that are still in the KV cache.
 
         Args:
             live: Indices of these rows among the live rows.
@@ -328,7 +333,7 @@ class _LiveBatch:
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Validate the settings of sampling.
+    """Check that the settings of sampling are in range.
 
     Raises:
         ConfigError: a value is out of range, or the arg max of a mixture is requested.

@@ -82,7 +82,7 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _pack(model: nn.Module) -> ExitStack:
-    """Replace `forward` of linear layers by packed products.
+    """Replace `forward` of the linear layers of `model` by packed products, in place.
 
     Layers that cannot be packed are unchanged.  Closing the returned stack restores all `forward` methods.
     """

@@ -67,7 +67,7 @@ class PrefixMemory:
         return (known, self._states[text]) if known else (0, None)
 
     def remember(self, token_ids: TokenIds, cache: Cache, row: int, columns: slice, hidden_TD: torch.Tensor) -> None:
-        """Store the states of the text in one row of a cache.
+        """Copy the states of a text from one row of a KV cache into the memory.
 
         Nothing is stored if the text is known, if the memory would exceed its limit, or if layers have states of different
         shapes.
@@ -98,7 +98,7 @@ def _common_length(first: TokenIds, second: TokenIds) -> int:
 
 
 def load_prefixes(cache: Cache, prefixes: Sequence[tuple[int, PrefixStates | None]], width: int) -> torch.Tensor:
-    """Fill an empty cache with one prefix per row, padded on the left with zeros.
+    """Fill an empty KV cache with one prefix per row, padded on the left with zeros.
 
     Args:
         cache: An empty cache from `caches.new_cache`, for a model whose prefixes can be reused.
@@ -141,7 +141,7 @@ class PrefixReader:
         *,
         remember: bool = False,
     ) -> torch.Tensor:
-        """Compute the hidden states at some positions of right-padded sequences.
+        """Return the hidden states at some positions of right-padded sequences.
 
         Args:
             ids_BT: Token ids of the sequences.
@@ -199,7 +199,7 @@ class PrefixReader:
 
 
 def _groups_of_similar_length(left: Sequence[int]) -> Iterator[list[int]]:
-    """Yield groups of indices of texts that have similar numbers of unread tokens.
+    """Yield groups of texts, as indices, with similar numbers of unread tokens.
 
     `left` has the number of unread tokens of each text; a text without unread tokens is in no group.
     """

@@ -1,15 +1,17 @@
 """DAC-KL: divergence from a teacher that is clipped to a predicted interval.
 
-A small network predicts an interval.  The classes whose scores lie in the interval are kept.  By default the teacher's
-arg max is always kept.
+A small network predicts an interval.  The classes whose scores lie in the interval are kept.  By default the teacher's arg max
+is always kept.
 
 Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` computes the divergence on the kept classes.  The
-module `DacKL`, built from `DacKLConfig`, combines this divergence with the network that predicts the interval (`ClipNetwork` in
-clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper is ambiguous, each interpretation is a value of
-a field of the configuration.  The defaults are closest to the text of the paper; dac_kl_options.py computes the other options.
+module `DacKL`, built from `DacKLConfig`, combines this divergence with the network f_sub that predicts the interval
+(`ClipNetwork` in clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper is ambiguous, each
+interpretation is a value of a field of the configuration.  The defaults are closest to the text of the paper; dac_kl_options.py
+computes the other options.
 
-This module neither reduces over rows nor depends on models.  The [N, V] tensors of a chunk of rows need most of the memory.
-Therefore none of them are concatenated, and the backward pass recomputes the soft gate instead of storing it.
+The functions return one value per row, and depend on no model.  The [N, V] tensors of a chunk of rows need most of the memory.
+Therefore none of them are concatenated.  The backward pass recomputes the soft gate (the smooth function from which f_sub gets
+its gradient) instead of storing it.
 """
 
 import math
@@ -51,9 +53,10 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
     Args:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
         logp_NV: Teacher log-probabilities, no gradient.
-        keep_NV: S as a bool mask, or a gate: a weight in [0, 1] for the summand of each class.  In "other_bin", a class has the
-            weight 1 - gate in the sums 1 - P and 1 - Q.  The gradient also flows through the gate.
-        normalise: The normalisation.
+        keep_NV: The set S as a bool mask, or a weight in [0, 1] for the summand of each class (a gate).  With a gate, P and Q
+            are weighted sums, and in "other_bin" a class has the weight 1 - gate in 1 - P and 1 - Q.  The gradient also flows
+            through the gate.
+        normalise: One of the four normalisations.
 
     Returns:
         divergence_N, unreduced.
@@ -91,23 +94,26 @@ class DacKLConfig:
         mode: The score of a class that the interval bounds: the teacher's probability ("value", Eq. 7), its ratio to the
             largest probability ("relative"), the mass of more probable classes ("mass"), or the quantile of the rank
             ("entry_quantile"); see `keep_mask`.
-        normalise: "none" is Eq. 8; see `clipped_divergence`.
-        gate: How gradients flow to f_sub.  "straight_through" uses the hard mask in the forward pass and a soft gate in the
-            backward pass.  "soft" uses the soft gate in both.  With "none", f_sub is not trained, since the hard set of Eq. 7
-            has no gradient.
-        network: Settings of f_sub.
+        normalise: How the divergence is normalised.  "none" is Eq. 8, without normalisation.  "renormalise" normalises p and q
+            over the kept classes, and "teacher" only p.  "other_bin" adds a summand for all other classes together.
+            `clipped_divergence` has the equations.
+        gate: How f_sub gets a gradient.  The hard mask of Eq. 7 (1 for classes in S, 0 for others) has no gradient.  The soft
+            gate is a product of two sigmoids of the score: about 1 inside the interval, and about 0 outside.
+            "straight_through" uses the hard mask in the forward pass and the soft gate in the backward pass.  "soft" uses the
+            soft gate in both.  "none" uses only the hard mask, so f_sub is not trained.
+        network: Settings of f_sub; they have no effect with `fixed_interval` or `fixed_top`.
         mass_floor: Smallest kept mass P without a penalty, in (0, 1).  For a smaller P, 10 (mass_floor - P)^2 is added, so that
-            P does not collapse to 0.  None adds no penalty, as in the paper; 0.9 is a robust value.
+            P does not collapse to 0.  If None, there is no penalty, as in the paper; 0.9 is a robust value.
         keep_target: Whether the teacher's arg max is kept for any interval, as in Eq. 7.  Table 3b of the paper has results for
             False.
         target_twice: Whether the arg max is summed a second time if the interval contains it; needs `normalise: none` and
             `keep_target: true`.
         fixed_interval: A constant interval (lower, upper) that replaces f_sub, 0 <= lower <= upper <= 1.  In mode "relative",
             (0.05, 1) keeps the classes of min-p 0.05.
-        fixed_top: A constant number of most probable classes that are kept, >= 1.  It replaces f_sub and needs mode
+        fixed_top: Number k >= 1; the k most probable classes of each row are kept.  It replaces f_sub, and needs mode
             "entry_quantile".
-        gate_temperature: Width of the soft gate, > 0.  The default is a mass of 0.02 in mode "mass".  In other modes the gate
-            is a function of the logarithm of the score, and the default is 0.5 nats.
+        gate_temperature: Width of the sigmoids of the soft gate, > 0.  In mode "mass" the gate is a function of the mass, and
+            None means a width of 0.02.  In other modes it is a function of the logarithm of the score, and None means 0.5 nats.
 
     Raises:
         ConfigError: a field is out of range, or two fields cannot be combined.
@@ -136,7 +142,10 @@ class DacKLConfig:
 
     @property
     def needs(self) -> Needs:
-        """Requires teacher logits over the whole vocabulary, since classes are ranked."""
+        """The requirement of DAC-KL: teacher logits over the whole vocabulary.
+
+        They are needed because classes are ranked by their probability.
+        """
         return Needs(full_vocabulary=True)
 
     def __post_init__(self) -> None:
@@ -161,12 +170,15 @@ class DacKLConfig:
 
     @property
     def has_network(self) -> bool:
-        """Whether f_sub predicts the interval."""
+        """Whether the network f_sub predicts the interval; False for a constant interval."""
         return self.fixed_interval is None and self.fixed_top is None
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return settings for tests: at least one for each value of each option."""
+        """Return example settings of this class, at least one for each value of an option.
+
+        Tests check on each of them the properties that DAC-KL must have.
+        """
         small, exact = ClipNetworkConfig(hidden=4), ClipNetworkConfig(hidden=4, sorted="exact")
         biased = ClipNetworkConfig(hidden=4, upper_bias=3.0, lower_bias=-1.0)
         return (
@@ -184,9 +196,10 @@ class DacKLConfig:
 class DacKL(nn.Module):
     """DAC-KL: divergence from the teacher clipped to a predicted interval (Eq. 6-8).
 
-    The unit is nats per token.  DAC-KL is not a divergence in the strict sense.  Without normalisation it may be negative, and
-    f_sub can reduce the loss by excluding every class with p > q.  Therefore monitor the diagnostics `kept_mass` and
-    `target_only`.
+    The unit is nats per token.  DAC-KL is not a divergence in the strict sense.  Without normalisation it may be negative.  The
+    network f_sub, which predicts the interval, can reduce the loss by excluding every class with p > q (p is the teacher, q the
+    student).  Therefore monitor two of the diagnostics that `forward` returns: the kept teacher mass, `kept_mass`, and whether
+    only the arg max is kept, `target_only`.
 
     Args:
         config: Settings of DAC-KL.
@@ -218,8 +231,8 @@ class DacKL(nn.Module):
 
         Returns:
             divergence_N, including the mass-floor penalty; and the diagnostics by name, one float32 value per row: `kept_mass`
-            (sum of p over the hard set S), `kept_classes` (size of S), `lower` and `upper` (the interval), and `target_only` (1
-            if S consists of the teacher's arg max only, otherwise 0).
+            (sum of the teacher's probabilities over the set S of kept classes), `kept_classes` (size of S), `lower` and `upper`
+            (the interval), and `target_only` (1 if S consists of the teacher's arg max only, otherwise 0).
         """
         logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
         p_NV = logp_NV.exp()
@@ -248,9 +261,9 @@ class DacKL(nn.Module):
 
     @torch.no_grad()
     def kept(self, logq_NV: Tensor, logp_NV: Tensor) -> Tensor:
-        """Compute the hard set S of each row; return keep_NV, bool.
+        """Return the set of kept classes of each row as the bool mask keep_NV.
 
-        `forward` uses the same set.  The span loss on clipped distributions needs S.
+        `forward` uses the same set.  The span loss uses it if `SpanConfig.vectors` is "clipped".
         """
         logp_NV = logp_NV.to(loss_dtype(logq_NV))
         score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, logp_NV.exp())
@@ -258,7 +271,7 @@ class DacKL(nn.Module):
         return within(score_NV, *score_bounds(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
 
     def _interval(self, logq_NV: Tensor, logp_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute score_NV, and the interval lower_N, upper_N of each row."""
+        """Return the scores score_NV of the classes, and the bounds lower_N and upper_N of each row's interval."""
         score_NV, sorted_NV = class_scores(logp_NV, p_NV, self.config.mode)
         if self.network is None:
             top = self.config.fixed_top
@@ -272,9 +285,11 @@ class DacKL(nn.Module):
     def _gate(
         self, score_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, ends: tuple[Tensor, Tensor], target_N1: Tensor | None
     ) -> Tensor:
-        """Return the weight of each class, in [0, 1]: `keep_NV`, or the values of a gate.
+        """Return the weight of each class in the divergence: `keep_NV` (0 or 1), or a gate in [0, 1].
 
-        The soft gate is a function of the mass in mode "mass", of log p in mode "value", and of the log score in other modes.
+        `ends` are the lower and the upper bound of the scores.  `target_N1` is a class of each row that is always kept, or
+        None.  The soft gate is a product of two sigmoids, as a function of the mass in mode "mass", of log p in mode "value",
+        and of the log score in other modes.
         """
         if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV

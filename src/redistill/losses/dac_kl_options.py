@@ -31,10 +31,11 @@ def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
 
     Args:
         logp_NV: Teacher log-probabilities.
-        mode: The score that the interval bounds; see `clip_ranks.keep_mask`.
+        mode: The kind of score; `clip_ranks.keep_mask` defines the scores.
 
     Returns:
-        The two results of `clip_ranks.class_scores`: the scores, and p in descending order or None.
+        score_NV, and the teacher's probabilities in descending order (None in mode "relative").  In mode "entry_quantile" the
+        scores are 1 - s_v; `keep_mask` defines s_v.
     """
     if mode == "relative":
         return (logp_NV - logp_NV.amax(dim=-1, keepdim=True)).exp(), None
@@ -54,12 +55,15 @@ def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
 def normalised(
     divergence_N: Tensor, mass_N: Tensor, logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normalise: Normalise
 ) -> Tensor:
-    """Normalise the divergence of Eq. 8 in one of three ways.
+    """Return the divergence of Eq. 8, normalised in one of three ways.
+
+    p is the teacher, q the student, and S the set of kept classes.  `dac_kl.clipped_divergence` has the equations.
 
     Args:
         divergence_N: L, the sum of p log(p / q) over S.
         mass_N: P, the sum of p over S.
-        logq_NV, logp_NV, keep_NV: Arguments of `dac_kl.clipped_divergence`, whose docstring has the equations.
+        logq_NV, logp_NV: Log-probabilities of student and teacher.
+        keep_NV: S as a bool mask, or a weight in [0, 1] for each class.
         normalise: The normalisation, other than "none".
 
     Returns:
@@ -80,9 +84,10 @@ def normalised(
 
 
 def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the log of the weighted mass of each row, and whether the mass is > 0.
+    """Return the log of the weighted mass of each row, and whether the mass is > 0.
 
-    The mass is a sum over classes.  Computing it as 1 minus the mass of the other classes would lose precision by cancellation.
+    The mass of a row is the sum over classes of `weight_NV` times exp(`log_NV`).  Computing it as 1 minus the mass of the other
+    classes would lose precision by cancellation.
     """
     peak_N1 = log_NV.detach().masked_fill(weight_NV == 0, -torch.inf).amax(dim=-1, keepdim=True)
     peak_N1 = peak_N1.masked_fill(peak_N1.isneginf(), 0.0)
@@ -93,9 +98,9 @@ def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: float) -> Tensor:
-    """Compute the soft gate: about 1 inside (low, high), and about 0 outside.
+    """Return a weight of each class: about 1 for a score in the bounds, else about 0.
 
-    The gate is a product of two sigmoids, and differentiable in both bounds.
+    The weight (the soft gate) is a product of two sigmoids, and differentiable in both bounds.
 
     Args:
         score_NV: Scores of the classes.
@@ -110,11 +115,14 @@ def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: floa
 
 
 def mass_penalty(gate_NV: Tensor, p_NV: Tensor, floor: float) -> Tensor:
-    """Compute the penalty 10 max(0, floor - P)^2 of each row; P is its kept mass.
+    """Return the penalty 10 max(0, floor - P)^2 of each row; P is its kept mass.
 
     Args:
         gate_NV: Weight of each class in [0, 1]; P is the sum of p times these weights.
         p_NV: Teacher probabilities.
         floor: Smallest mass without a penalty, in (0, 1).
+
+    Returns:
+        penalty_N, >= 0.
     """
     return MASS_FLOOR_WEIGHT * (floor - (gate_NV * p_NV).sum(dim=-1)).relu().square()

@@ -1,9 +1,9 @@
-"""The span loss, Eq. 10, on rows of log-probabilities.
+"""The span loss (MGSR, arXiv 2407.10068, Eq. 10) on rows of log-probabilities.
 
-The inputs are rows and ranges of rows, never text.  Row j is the distribution that *predicts* token j.  A span, the range of a
-phrase, is half-open: [a, b) has b - a tokens, and the pairs of rows (j, j + 1) for a <= j < b - 1.  `span_loss` computes the
-loss of one sample.  The vocabulary pass computes the same sum from `pair_distance` and `pair_weights`, so that it can process
-the pairs of all samples in chunks.
+The inputs are rows and ranges of rows, never text.  Row j is the distribution that *predicts* token j.  A span is the range of
+the tokens of a phrase.  It is half-open: [a, b) has b - a tokens, and the pairs of neighbouring rows (j, j + 1) with a <= j and
+j + 1 < b.  `span_loss` computes the loss of one sample.  The vocabulary pass computes the same sum from `pair_distance` and
+`pair_weights`, so that it can process the pairs of all samples in chunks.
 """
 
 from collections.abc import Sequence
@@ -23,22 +23,25 @@ Vectors = Literal["full", "clipped"]
 
 @dataclass(frozen=True, kw_only=True)
 class SpanConfig:
-    r"""Variants of Eq. 10; the defaults are the equation as printed.
+    r"""Settings of the span loss (Eq. 10); the defaults are the equation as printed.
 
     .. math::
         L = \frac{1}{n_s} \sum_{i=1}^{n_s} \frac{1}{n_{s_i}} \sum_{j} \lVert q_j \circ q_{j+1} - p_j \circ p_{j+1} \rVert_2
 
-    Source: MGSR (arXiv 2407.10068), Eq. 9-10; `span_loss` defines the symbols.
+    n_s is the number of spans, n_si the number of tokens of span i, and j runs over the pairs of neighbouring rows (j, j + 1)
+    of span i.  q_j and p_j are the distributions of student and teacher that predict token j; their product is elementwise.
+    Source: MGSR (arXiv 2407.10068), Eq. 9-10.
 
     Args:
-        squared: Whether to use the squared L2 norm of a pair's difference instead of the norm.
-        denominator: Divisor of a span's sum: its number of "tokens" (n_si, as printed), or its number of "pairs", which is one
-            less.
-        skip_singletons: Whether spans of one token are excluded from the mean.  They have no pair, and only reduce the mean.
+        squared: Whether the L2 norm in the equation is squared.
+        denominator: Divisor of the sum over a span: its number of "tokens" (n_si, as printed), or its number of "pairs" of
+            rows, which is one less.
+        skip_singletons: Whether spans of one token are excluded from the mean over spans.  Such a span has no pair, so its sum
+            is 0 and it reduces the mean.
         nested: Which spans are used if one span contains another, as a prepositional phrase contains a noun phrase: "both",
             only the "outer" span, or only the "inner" span.
-        vectors: Distributions that are multiplied: "full", or "clipped" to the classes that DAC-KL keeps, without
-            renormalisation.
+        vectors: The distributions that are multiplied.  "full" uses all classes; "clipped" uses only the classes that DAC-KL
+            keeps, without renormalisation.
 
     Raises:
         ConfigError: denominator, nested or vectors has a value that is not listed here.
@@ -82,14 +85,14 @@ def span_loss(
         L = \frac{1}{n_s} \sum_{i=1}^{n_s} \frac{1}{n_{s_i}} \sum_{j} \lVert q_j \circ q_{j+1} - p_j \circ p_{j+1} \rVert_2
 
     p is the teacher, q the student.  n_s is the number of spans, n_si the number of tokens of span i, and j runs over the pairs
-    (j, j + 1) of span i.  Source: MGSR (arXiv 2407.10068), Eq. 9-10.  0 <= L <= sqrt(2) (2 if squared).  L is 0 if q = p or if
-    there is no span.  The gradient flows through q only and is 0 where a difference is 0.
+    (j, j + 1) of span i.  Source: MGSR (arXiv 2407.10068), Eq. 9-10.  0 <= L <= sqrt(2), or 2 if `config.squared`.  L is 0 if p
+    and q are equal or if there is no span.  The gradient flows through q only and is 0 where a difference is 0.
 
     Args:
         logq_TV: Student log-probabilities of one sample's rows; float64 stays float64, all else is computed in float32.
         logp_TV: Teacher log-probabilities, same shape, no gradient.
         spans: Half-open ranges of rows; they may overlap, and each occurrence counts.
-        config: The variant of the equation.
+        config: Settings of the span loss.
         keep_TV: The classes that DAC-KL keeps in each row, bool; required if `config.vectors` is "clipped", otherwise None.
 
     Returns:
@@ -110,7 +113,7 @@ def span_loss(
 
 
 def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
-    """Compute the weight w_n of each pair of rows (n, n + 1) in the span loss.
+    """Return the weight w_n of each pair of rows (n, n + 1) in the span loss.
 
     The span loss of the sample is the sum of w_n d_n, where d_n is the `pair_distance` of rows n and n + 1.  The last weight is
     always 0, so no pair crosses two samples when samples are concatenated.
@@ -118,7 +121,7 @@ def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanCo
     Args:
         spans: Half-open ranges of rows.
         num_rows: Number of rows of the sample.
-        config: The variant of Eq. 10.
+        config: Settings of the span loss.
 
     Returns:
         weight_N, float32, `num_rows` long, >= 0.
@@ -131,7 +134,7 @@ def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanCo
 
 
 def _weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
-    """Compute `pair_weights` in float64."""
+    """Return the weights that `pair_weights` documents, one for each pair of rows, as a float64 tensor."""
     for start, stop in spans:
         assert 0 <= start < stop <= num_rows, f"span [{start}, {stop}) does not lie in the sample's {num_rows} rows"
     weight_N = torch.zeros(num_rows, dtype=torch.float64)
@@ -144,10 +147,10 @@ def _weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig
 
 
 def pair_distance(logq_NV: Tensor, logp_NV: Tensor, num_pairs: int, squared: bool, keep_NV: Tensor | None = None) -> Tensor:
-    """Compute the L2 distance between the models' products of neighbouring rows.
+    """Return the L2 distance of student and teacher at each pair of neighbouring rows.
 
-    The product of two rows is the elementwise product of their distributions.  The distance lies in [0, sqrt(2)], and its
-    square in [0, 2].
+    Each model's distributions at the two rows of a pair are multiplied elementwise.  The distance is the L2 norm of the
+    difference of the two products.  The distance lies in [0, sqrt(2)], and its square in [0, 2].
 
     Args:
         logq_NV: Student log-probabilities of at least num_pairs + 1 rows.
@@ -155,7 +158,7 @@ def pair_distance(logq_NV: Tensor, logp_NV: Tensor, num_pairs: int, squared: boo
         num_pairs: Number of pairs of rows n and n + 1, from the first row on.
         squared: Whether to return the squared distance.
         keep_NV: bool, the classes that each row keeps.  Only classes that both rows of a pair keep contribute to the distance.
-            None uses all classes.
+            If None, all classes contribute.
 
     Returns:
         distance_N, `num_pairs` long, float32 (float64 for float64 inputs); its gradient is exactly 0 where the distance is 0.
@@ -174,9 +177,10 @@ def pair_distance(logq_NV: Tensor, logp_NV: Tensor, num_pairs: int, squared: boo
 
 
 def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[tuple[int, int]]:
-    """Select the spans that the mean of Eq. 10 is taken over.
+    """Return the spans over which the mean of Eq. 10 is taken.
 
-    As `config` specifies, nested spans are removed first, and spans of one token afterwards.
+    If `config.nested` is "outer" or "inner", nested spans are removed first.  If `config.skip_singletons`, spans of one token
+    are removed afterwards.
 
     Example:
         >>> counted_spans([(0, 4), (1, 4), (5, 6)], SpanConfig(nested="inner", skip_singletons=True))

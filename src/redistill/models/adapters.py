@@ -1,4 +1,6 @@
-"""LoRA adapters saved by other programs, and their merge into a base model.
+"""Reading of LoRA (low-rank) adapters, and their merge into a base model.
+
+Other programs may have saved the adapters.
 
 The file adapter_config.json is untrusted input. PEFT applies every field of it, and a field can change the base model, load
 further files, or name a Python module to import. Therefore this module reads only the fields of a plain LoRA adapter, and
@@ -100,6 +102,17 @@ class Adapter:
     settings: dict[str, Json]
     weights: Path
     has_tokenizer: bool
+
+    def tokenizer_folder(self, model: str) -> Path | None:
+        """The folder of the adapter, if it has the tokenizer of `model`.
+
+        Args:
+            model: Name of the model to load.
+
+        Returns:
+            None if `model` is not this adapter, or if the adapter has no tokenizer; then the base model has the tokenizer.
+        """
+        return self.weights.parent if self.name == model and self.has_tokenizer else None
 
 
 def find_adapter(name: str, revision: str | None) -> Adapter | None:
@@ -263,11 +276,18 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
         )
 
 
-def find_file(name: str, file: str, revision: str | None) -> Path | None:
+def find_file(name: str, file: str, revision: str | None, *, downloads: bool = True) -> Path | None:
     """Find a file of a model and return its local path.
 
     If the model is on the hub, the file is downloaded. A `name` that looks like a path is never looked up on the hub, where
     anyone may register a model of that name.
+
+    Args:
+        name: Folder or hub name of the model.
+        file: Name of the file.
+        revision: Branch, tag or commit of a hub model; None uses its main branch.
+        downloads: Whether the hub may be asked. Otherwise only the local copy of the hub is searched, which contains the files
+            of the revision that was loaded last.
 
     Returns:
         The path; None if the file does not exist or the hub cannot be reached.
@@ -292,6 +312,7 @@ def find_file(name: str, file: str, revision: str | None) -> Path | None:
             name,
             file,
             revision=revision or "main",
+            local_files_only=not downloads,
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,

@@ -4,9 +4,9 @@ A chat template is a program from an untrusted source. Jinja's sandbox prevents 
 prevent a template from looping for hours or from building a string of 10^11 characters.
 
 Therefore a template is rendered for the first time in a child process, a fork of this process. A thread or a signal could not
-stop a loop inside compiled code, and resource limits of this process would stop the run. A fork is fast, because it has already
-imported the template engine. For the same reason, it imports no code from the current folder. Each process makes this first
-rendering once for each template.
+stop a loop inside compiled code, and resource limits of this process would stop the run. A fork has already imported the
+template engine. Therefore it is fast, and imports no code from the current folder. Each process makes this first rendering once
+for each template.
 
 The child sets its limits with setrlimit, renders the template, writes the texts to a pipe and exits without cleaning up. It
 calls neither torch nor CUDA, which cannot be used after a fork. The time limit refers to CPU time of the child, so that no
@@ -103,7 +103,7 @@ def two_turns(tokenizer: Tokenizer) -> str:
 
 
 def _first_renderings(tokenizer: Tokenizer) -> list[Rendered]:
-    """Render the conversations `_TRIED` with each template of a tokenizer.
+    """Render the short test conversations `_TRIED` with each template of a tokenizer.
 
     The default template comes first. The renderings are stored, so that a process computes them once for each tokenizer.
     """

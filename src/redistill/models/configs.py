@@ -38,7 +38,7 @@ _TEXT_MODELS = ("text_config", "language_config", "llm_config", "thinker_config"
 
 
 def read_settings(name: str, source: Mapping[str, str]) -> ModelSettings:
-    """Read and check the config of a model.
+    """Read, check and return the config of a model.
 
     Args:
         name: Name of the model for error messages.
@@ -69,7 +69,7 @@ def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True)
     Args:
         what: Names of the model and the file for error messages.
         fields: All fields of the file, or the fields of one object in it.
-        sizes: Whether the fields describe the language model, whose sizes must be positive.
+        sizes: Whether `fields` describes the language model. If True, sizes such as "hidden_size" must be positive.
 
     Raises:
         ModelError: a field has the wrong type or is out of range.
@@ -150,6 +150,9 @@ def check_size(
 ) -> None:
     """Reject a config whose model does not match the weights in the files.
 
+    A model that stays below the limit given under Raises passes this check, even if the files do not contain all of its
+    weights; the loader reports missing weights by name.
+
     Args:
         name: Name of the model for error messages.
         settings: The config of the model; it is not changed.
@@ -159,7 +162,7 @@ def check_size(
 
     Raises:
         ModelError: the model cannot be built, a tensor of the model has another size or type than the stored tensor, or the
-            model has more than 2 * `weights` + 1,000,000 weights. If fewer weights are missing, the loader reports them.
+            model has more than 2 * `weights` + 1,000,000 weights.
     """
     model = build_without_memory(name, settings, 16 * parts + 4000)
     expected = model.state_dict() if tensors else {}
@@ -220,9 +223,11 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
 
 @contextlib.contextmanager
 def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
-    """Convert exceptions as `reading` does, and name the invalid field in the message.
+    """Convert exceptions to one-line ModelErrors that name the invalid field.
 
-    The invalid field is the field whose value the exception quotes, such as the name of an unknown activation function.
+    Exceptions that are raised while the context is active are converted. The invalid field is the field whose value the
+    exception quotes, such as the name of an unknown activation function. If there is no such field, the message contains only
+    `what`.
     """
 
     def field() -> str:

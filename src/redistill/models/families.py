@@ -35,7 +35,7 @@ def unwrapped(model: nn.Module) -> CausalModel:
 
 
 def text_config(model: nn.Module) -> ModelSettings:
-    """Return the config of the language model.
+    """Return the config of the language model that `model` is or contains.
 
     A multimodal model stores this config inside its own config.
     """
@@ -82,7 +82,7 @@ def head(model: nn.Module, vocabulary: int | None = None) -> Head:
 
     Args:
         model: A causal language model, with or without PEFT adapters.
-        vocabulary: Number of leading classes that are used; None uses all rows of the head.
+        vocabulary: Number of leading classes that are used; if None, all rows of the head are used.
 
     Raises:
         ModelError: the head is not a plain linear layer.
@@ -115,8 +115,8 @@ def _logit_scale(config: ModelSettings) -> float:
 def check_split(model: nn.Module, *, name: str) -> None:
     """Check that body and head compute the same logits as the whole model.
 
-    The logits of up to 8 tokens are compared. Rounding in bf16 can cause a difference of 3 % of the largest logit, which is
-    allowed.
+    The body maps token ids to hidden states, and the head maps hidden states to logits. The logits of up to 8 tokens are
+    compared. Rounding in bf16 can cause a difference of 3 % of the largest logit, which is allowed.
 
     Raises:
         ModelError: the logits differ by more than 3 % of the largest logit.
@@ -164,7 +164,7 @@ def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def rope_parts(model: nn.Module) -> list[Mapping[str, object]]:
-    """Return the parameters of each rotary embedding of a model.
+    """Return the settings of each rotary embedding of a model, from its config.
 
     A model has one rotary embedding for all layers, one for each type of layer, or none.
     """
@@ -173,13 +173,14 @@ def rope_parts(model: nn.Module) -> list[Mapping[str, object]]:
 
 
 def longrope_limit(model: nn.Module) -> int | None:
-    """Return the maximum length of a text that uses the short frequencies of longrope.
+    """Return the length limit of longrope's short frequencies, and register a hook.
 
-    The length is a number of tokens. Longrope is a rotary embedding that uses other frequencies for longer texts. For models
-    without longrope, the function returns None.
+    Longrope is a rotary embedding that uses other frequencies for longer texts. The limit is the maximum length, in tokens, of
+    a text with the short frequencies. For models without longrope, the function returns None and registers no hook.
 
-    Transformers chooses the same frequencies for all rows of a batch, by the length of the longest row. Therefore this function
-    registers a forward hook that chooses the frequencies of each row by the length of that row.
+    Transformers chooses the same frequencies for all rows of a batch, by the length of the longest row. Therefore a forward
+    hook is registered on each rotary embedding of the model, which chooses the frequencies of each row by the length of that
+    row. A second call registers no second hook.
     """
     limits = [part["original_max_position_embeddings"] for part in rope_parts(model) if part["rope_type"] == "longrope"]
     if not limits:

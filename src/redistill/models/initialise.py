@@ -77,9 +77,9 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 
     The student's embeddings, norms and head are also copies of the teacher's.
 
-    The student is first built from a shortened config. Therefore its layer indices, which the KV cache uses, its attention
-    patterns and its tied embeddings are set up as in any model of the family. Then the teacher's weights are copied, so that
-    the two models share no memory.
+    The student is first built from the teacher's config with fewer layers. In this way, its layer indices (which the KV cache
+    uses), attention patterns and tied embeddings are set up as in any model of the family. Then the teacher's weights are
+    copied, so that the two models share no memory.
 
     Args:
         teacher_model: A causal language model without adapters.
@@ -113,7 +113,7 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast every parameter to `dtype`, except adapters and quantised weights.
+    """Cast every parameter in place, except adapters and quantised weights.
 
     Buffers keep their dtype. `model.to(dtype)` would also round buffers, such as the rotary frequencies. Checkpoints do not
     contain the rotary frequencies: a loaded model computes them in float32, and would differ from the trained model.

@@ -1,7 +1,6 @@
 """Loading of models and tokenizers from the hub, a folder or a GGUF file.
 
-Weights are read from safetensors and GGUF files only, and no code from a model is run. Every failure is raised as an error
-whose message is one line, in place of the long messages of transformers.
+Weights are read from safetensors and GGUF files only, and no code from a model is run. Every failure is an error of one line.
 """
 
 import contextlib
@@ -42,10 +41,10 @@ class ModelConfig:
     """The model to load, and the options for loading it.
 
     Args:
-        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is merged
-            into the base that its configuration names.
-        revision: Branch, tag or commit of a hub model; None uses its main branch.
-        adapter: Folder or hub name of a LoRA adapter to be merged into `model`; None merges none.
+        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is merged into
+            the base that its configuration names.
+        revision: Branch, tag or commit of a hub model; if None, its main branch is used.
+        adapter: Folder or hub name of a LoRA adapter to be merged into `model`; if None, no adapter is merged.
         dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32.
         gradient_checkpointing: Whether activations are recomputed in the backward pass, which needs less memory and about a
             third more time.
@@ -90,11 +89,11 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     Raises:
         ConfigError: `quantise` is not "none", but bitsandbytes is not installed, the model is a GGUF file, or it has an adapter
             to be merged.
-        ModelError: the model is missing, incomplete or damaged, or its family cannot be split into body and head.
+        ModelError: the model is missing, incomplete or damaged, or its family cannot be split into a body and an LM head.
         WeightsError: weights of the model are missing or have another shape than its config describes.
         NotFiniteError: weights or logits of the model are not finite, or weights are too large.
     """
-    base, adapter = _base_and_adapter(config)
+    base, adapter = base_and_adapter(config)
     source = _locate(base)
     if quantise != "none" and (adapter is not None or "gguf_file" in source):
         raise ConfigError(
@@ -133,7 +132,7 @@ def read_config(config: ModelConfig) -> ModelSettings:
     Raises:
         ModelError: the model is missing or damaged.
     """
-    base, _ = _base_and_adapter(config)
+    base, _ = base_and_adapter(config)
     return _checked_settings(base, _locate(base), downloads=False)[0]
 
 
@@ -148,15 +147,15 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
             chat template.
         VocabularyError: the tokenizer has ids beyond the vocabulary size in the model's config.
     """
-    base, adapter = _base_and_adapter(config)
-    own = adapter is not None and adapter.name == config.model and adapter.has_tokenizer
-    if own and adapter is not None:
-        name, source = config.model, {"pretrained_model_name_or_path": str(adapter.weights.parent)}
-        check_pointers(name, *adapter.weights.parent.iterdir())
+    base, adapter = base_and_adapter(config)
+    own = None if adapter is None else adapter.tokenizer_folder(config.model)
+    if own is not None:
+        name, source = config.model, {"pretrained_model_name_or_path": str(own)}
+        check_pointers(name, *own.iterdir())
     else:
         name, source = base.model, _locate(base)
     check_sentencepiece(name, base.revision)
-    settings = None if own or "gguf_file" in source else read_settings(name, source)
+    settings = None if own is not None or "gguf_file" in source else read_settings(name, source)
     remedy = _DAMAGED if "gguf_file" in source else "check the name, the network, and that the folder is complete"
     with reading(lambda: f"{name}: {damaged_file(source)}", remedy):
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
@@ -188,7 +187,7 @@ def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Enable gradient checkpointing; transformers 5 renamed the method."""
+    """Enable gradient checkpointing, by the method name of this transformers release."""
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009
     enable({"use_reentrant": False})
 
@@ -247,11 +246,14 @@ def parameter_bytes(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
+def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
     """Find the model to load, and the adapter to merge into it.
 
     If `config.model` is an adapter, the model is the adapter's base. A folder with an adapter_config.json is never given to
     transformers, which would load any model that the file names.
+
+    Raises:
+        ModelError: an adapter or its base is missing or damaged, or `config` names two adapters.
     """
     own = None if config.model.endswith(".gguf") else find_adapter(config.model, config.revision)
     if own is None:
@@ -287,10 +289,10 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
 def _checked_settings(
     base: ModelConfig, source: Mapping[str, str], *, downloads: bool
 ) -> tuple[ModelSettings, Mapping[str, Stored]]:
-    """Read the config of a model and the headers of its weights, and compare them.
+    """Read, compare and return the config of a model and the headers of its weights.
 
-    The weights of a hub model are downloaded if `downloads` is set.  The mapping of headers is empty for a GGUF file, and for a
-    hub model whose weights are not downloaded or have no safetensors files.
+    The weights of a hub model are downloaded if `downloads` is True.  The mapping of headers is empty for a GGUF file, and for
+    a hub model whose weights are not downloaded or have no safetensors files.
     """
     if "gguf_file" in source:
         path = Path(base.model).expanduser()

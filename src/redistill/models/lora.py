@@ -1,7 +1,7 @@
-"""LoRA adapters of a student: creation, checkpoints, export and merge.
+"""LoRA (low-rank) adapters of a student: creation, checkpoints, export and merge.
 
-All other parameters of the student are frozen, including the head and the embeddings. `vocab_pass` does not compute the
-gradient of a frozen head.
+All other parameters of the student are frozen, including the head and the embeddings. The gradient of a frozen head is not
+computed.
 """
 
 import copy
@@ -44,8 +44,8 @@ class LoraConfig:
         rank: The rank r of the adapters, >= 1.
         alpha: Numerator of the scaling factor alpha / r, > 0.
         dropout: Dropout probability of an adapter's inputs in training, in [0, 1).
-        targets: Names of the linear layers that get an adapter; None selects the family's query and value projections,
-            or the input projections of a state-space model.
+        targets: Names of the linear layers that get an adapter; if None, these are the family's query and value projections, or
+            the input projections of a state-space model.
         quantise: "nf4" or "int8" stores the frozen base in 4 or 8 bits (QLoRA); "none" does not quantise it.
         export: "merged" saves a model with the adapters merged into its weights; "adapter" saves the adapters without the base.
 
@@ -82,7 +82,7 @@ class LoraConfig:
 
     @classmethod
     def examples(cls) -> tuple["LoraConfig", ...]:
-        """Return example settings, which tests use."""
+        """Return example settings of this class."""
         return (cls(), cls(rank=2, alpha=4.0, dropout=0.0, export="adapter"))
 
 
@@ -143,7 +143,7 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
     For a model with adapters, the function returns the adapters, and for other models the whole state dict. The state dict
     contains the parameters themselves and not copies, so that tied parameters are the same object. Sharded tensors stay
-    sharded; see `placement.full`.
+    sharded; `placement.full` collects them.
     """
     if not has_adapters(model):
         return model.state_dict(keep_vars=True)
@@ -152,9 +152,10 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_trainable_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Load tensors that `trainable_state` returned into a model of the same structure.
+    """Copy the tensors of a checkpoint into a model, in place.
 
-    If the model is sharded, each process loads only its own shard of each tensor.
+    `trainable_state` returned these tensors for a model of the same structure. If the model is sharded, each process loads only
+    its own shard of each tensor.
 
     Args:
         model: The model, which may be sharded.
@@ -196,8 +197,8 @@ def save_student(
         folder: Path of the folder, which must exist.
         export: "merged" saves a model that transformers can load, with merged adapters and dequantised weights; "adapter" saves
             only the adapters, in the format of PEFT. A model without adapters is always saved as a whole.
-        state: The tensors of `trainable_state`, unsharded. They are required for a sharded model, because its state dict
-            contains shards even inside `Placement.unsharded`. None uses the model's state dict.
+        state: The result of `trainable_state`, with unsharded tensors. It is required for a sharded model, because the model's
+            own state dict contains shards even inside `Placement.unsharded`. If None, the model's own state dict is saved.
 
     Raises:
         ModelError: `export` is "adapter", but there is no name by which the base model could be loaded.
@@ -218,7 +219,7 @@ def save_student(
 
 
 def merged_copy(model: nn.Module) -> CausalModel:
-    """Return a copy of `model` with merged adapters, which can only be saved.
+    """Return a copy of `model` with merged adapters; the copy can only be saved.
 
     Weights of layers without an adapter share memory with `model`. The copy cannot compute a forward pass, because its
     non-persistent buffers are on the device "meta".

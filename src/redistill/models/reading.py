@@ -53,9 +53,10 @@ def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "canno
 
 
 def refusal(what: str, error: BaseException, remedy: str, failure: str = "cannot be loaded") -> ModelError:
-    """Create the ModelError that replaces `error`, an exception of a library.
+    """Return the ModelError that replaces `error`, an exception of a library.
 
-    The other arguments are those of `reading`.
+    The message consists of `what`, `failure`, the message of `error`, and `remedy`; `reading` describes these arguments. If
+    memory was exhausted, the message gives this failure and another remedy.
     """
     said = reason(error)
     if is_out_of_memory(error) or any(phrase in said.lower() for phrase in _OUT_OF_MEMORY):

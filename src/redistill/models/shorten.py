@@ -52,7 +52,8 @@ def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelS
 def one_kind_of_error(config: ModelSettings, chosen: tuple[int, ...]) -> Iterator[None]:
     """Replace exceptions of transformers by a ModelError that lists `chosen`.
 
-    transformers raises exceptions of several types if a model of the family cannot consist of the chosen layers.
+    Exceptions that are raised while the context is active are replaced. transformers raises exceptions of several types if a
+    model of the family cannot consist of the chosen layers. `chosen` contains their indices in the teacher.
     """
     try:
         yield
@@ -74,9 +75,9 @@ def _fields(config: ModelSettings) -> str:
 
 
 def _remapped(text: ModelSettings, chosen: tuple[int, ...]) -> Iterator[tuple[str, object]]:
-    """Convert the config fields that describe layers to the chosen layers.
+    """Yield the name and the new value of each config field that describes layers.
 
-    The function yields the name and the new value of each field.
+    The new value describes only the chosen layers.
     """
     count, fields = text.num_hidden_layers, vars(text)
     step = fields.get("decoder_sparse_step") or 1
@@ -112,7 +113,9 @@ def _are_indices(values: Sequence[object], count: int) -> bool:
 
 
 def check_layers(student: nn.Module, teacher: nn.Module, chosen: tuple[int, ...]) -> None:
-    """Check that each layer of a student has the structure of the teacher's layer.
+    """Check that each layer of a student has the structure of its teacher layer.
+
+    The teacher layer of a student's layer is the layer that it was copied from.
 
     Args:
         student: The student.

@@ -1,6 +1,9 @@
-"""The student as one module with body, head and the network of DAC-KL.
+"""The student as one module: its body, its head and the network of DAC-KL.
 
-A placement distributes the parameters of this whole module over processes, so that all gradients are handled in the same way.
+The body maps token ids to hidden states, and the head maps hidden states to logits. DAC-KL is a divergence from a teacher that
+is clipped to an interval; its network predicts the interval.
+
+A `Placement` distributes the parameters of this whole module over processes, so that all gradients are handled in the same way.
 Training must call only the forward method of this module: if the parameters are sharded, a submodule that is called directly
 has no full parameters. Inside ``Placement.unsharded``, any submodule may be called without gradients.
 """
@@ -29,10 +32,11 @@ class StudentModule(nn.Module):
     Args:
         model: A causal language model of transformers.
         vocabulary: Number of leading classes that teacher and student share; rows of the head beyond them are padding.
-        divergence: The divergence of the objective. If it is a module, such as the network of DAC-KL, it is registered as a
-            submodule, so that its parameters are trained.
-        compile: "none" compiles nothing, "rows" compiles the terms of the objective, and "all" also compiles the body for
-            training. "auto" is the same as "rows" or "none", depending on the vocabulary size and the machine.
+        divergence: The divergence of the objective. If it is a module with parameters, such as DAC-KL with its network, it is
+            registered as a submodule, so that its parameters are trained.
+        compile: "none" compiles nothing, "rows" compiles the terms of the objective, and "all" also compiles the body (the
+            model without its LM head) for training. "auto" is the same as "rows" or "none", depending on the vocabulary size
+            and the machine.
 
     Raises:
         ConfigError: other users can write to the compiler cache.
@@ -55,7 +59,9 @@ class StudentModule(nn.Module):
         *,
         mode: Literal["learn", "rows"] = "learn",
     ) -> Learned | Rows:
-        """Compute the objective of a micro-batch, or its hidden states.
+        """Compute the objective of a micro-batch, or the hidden states of its rows.
+
+        A row is the prediction of one target (a token that the student is trained to predict).
 
         Args:
             batch: The micro-batch.
@@ -66,8 +72,8 @@ class StudentModule(nn.Module):
         Returns:
             With "learn", the objective as a scalar, and the unweighted sum of each term by name. If the head is trainable, the
             forward pass also computes the gradient of its weight and adds it to the weight's ``grad``. The caller must then run
-            the backward pass of the scalar with a gradient of 1. With "rows", the hidden states of the supervised rows, [N, D],
-            and the head that maps them to logits.
+            the backward pass of the scalar with a gradient of 1. With "rows", the hidden states of the rows, [N, D], and the
+            head that maps them to logits.
         """
         hidden_BTD = (self._compiled_body or body(self.model))(batch.input_ids_BT, batch.attention_mask_BT)
         hidden_ND, student_head = hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)
@@ -77,7 +83,7 @@ class StudentModule(nn.Module):
         return vocab_pass(hidden_ND, student_head, target, terms, compiled=compiled, into_grad=True)
 
     def rows(self, batch: Batch) -> Rows:
-        """Compute the hidden states and return them with the head (mode "rows")."""
+        """Return the hidden states of the rows of a batch, [N, D], and the head."""
         return cast(Rows, self(batch, mode="rows"))
 
 

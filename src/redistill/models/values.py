@@ -32,7 +32,15 @@ def check_values(name: str, model: nn.Module) -> None:
 
 
 def check_tensor(name: str, key: str, tensor: torch.Tensor) -> None:
-    """Check the values of one tensor; see `check_values`."""
+    """Check the values of one tensor of floating point numbers.
+
+    Tensors of other types and empty tensors are not checked.
+
+    Raises:
+        NotFiniteError: the tensor contains NaN or infinite values, or has at least two dimensions and contains a value of more
+            than 10^12 in absolute value.
+        ModelError: the tensor has at least two dimensions, and its largest value is denormal and not 0.
+    """
     if not tensor.is_floating_point() or not tensor.numel():
         return
     low, high = _range(tensor)

@@ -1,6 +1,6 @@
 """DistiLLM's adaptive scheduler of gold answers, student text and replayed text.
 
-It starts with gold answers, and uses more student text each time the validation loss rises.
+It starts with gold answers (the answers in the data set), and uses more student text each time the validation loss rises.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, cast
 
-from redistill.contracts import TokenSequence
+from redistill.contracts import StateValue, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.buffered import BufferedSource, SequenceBuffer, check_buffer
 from redistill.policies.order import Coin, GoldItem, coin
@@ -22,9 +22,9 @@ Choice = Literal["fresh", "replay", "gold"]
 class Adaptive(WrappingNode):
     r"""Chooses fresh text, replayed text or the gold answer by the validation loss.
 
-    Fresh text is generated in the current update; replayed text is sampled from a buffer of earlier fresh text.  Let r be a
-    uniform random number in [0, 1), :math:`\phi` the threshold, t the number of the update (from 1), and T the number of
-    updates.  The field `decay` selects the formula of s:
+    Fresh text is generated in the current update; replayed text is sampled from a buffer of earlier fresh text; the gold answer
+    is the answer in the data set.  Let r be a uniform random number in [0, 1), :math:`\phi` the threshold, t the number of the
+    update (from 1), and T the number of updates.  The field `decay` selects the formula of s:
 
     .. math:: s = \phi\,(1 - t/T) \text{ (decreasing)}, \quad \phi/2 \text{ (constant)}, \quad \phi\,t/T \text{ (increasing)}
 
@@ -81,7 +81,10 @@ class Adaptive(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return settings on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (cls(), cls(threshold=0.6, decay="constant", capacity=12), cls(threshold=0.9, capacity=8, coin="step"))
 
     def bind(self, tools: PolicyTools) -> "AdaptiveSource":
@@ -89,7 +92,7 @@ class Adaptive(WrappingNode):
 
 
 class AdaptiveSource(BufferedSource):
-    """The source of an `Adaptive` policy, which `Adaptive.bind` returns."""
+    """Returns the sequences of an `Adaptive` policy; created by `Adaptive.bind`."""
 
     def __init__(self, settings: Adaptive, source: Source, tools: PolicyTools) -> None:
         super().__init__(source, SequenceBuffer(settings.capacity, tools))
@@ -108,7 +111,8 @@ class AdaptiveSource(BufferedSource):
     def observe(self, validation_loss: float) -> None:
         """Raise the threshold if the loss is at least the reference loss + epsilon.
 
-        A non-finite loss is ignored, since JSON cannot store it.
+        The reference loss is the first observed loss, and later the loss at which the threshold was last raised.  A non-finite
+        loss is ignored, since JSON cannot store it.
         """
         super().observe(validation_loss)
         if not math.isfinite(validation_loss):
@@ -122,10 +126,10 @@ class AdaptiveSource(BufferedSource):
     def metrics(self) -> Mapping[str, Json]:
         return {"threshold": self._threshold, **super().metrics()}
 
-    def state_dict(self) -> Mapping[str, Json]:
+    def state_dict(self) -> Mapping[str, StateValue]:
         return {"threshold": self._threshold, "reference_loss": self._reference_loss, **super().state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
         super().load_state_dict(state)
         self._threshold = cast("float", state["threshold"])
         self._reference_loss = cast("float | None", state["reference_loss"])
@@ -139,7 +143,7 @@ class AdaptiveSource(BufferedSource):
         return "fresh" if is_filling or number < self._fresh_probability(step + 1) else "replay"
 
     def _fresh_probability(self, update: int) -> float:
-        """Return s, the probability of fresh text when the buffer is full."""
+        """Return s, the probability of fresh text when the buffer is full; `update` counts from 1."""
         part = update / self._updates
         fractions = {"decreasing": 1 - part, "constant": 0.5, "increasing": part}
         return self._threshold * fractions[self._settings.decay]

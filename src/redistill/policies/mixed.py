@@ -14,9 +14,9 @@ from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNod
 class Mixed(WrappingNode):
     """Chooses student text with probability `student_fraction`, else the gold answer.
 
-    Source: GKD's lambda; MGSR (arXiv 2407.10068), section 5.3 and Table 3a, row "Mixed".  The public code of DistiLLM makes one
-    random choice per micro-batch and process.  Here one choice is made for each sample by default, so that the choices do not
-    depend on how a batch is divided.
+    The gold answer is the answer in the data set.  Source: GKD's lambda; MGSR (arXiv 2407.10068), section 5.3 and Table 3a, row
+    "Mixed".  The public code of DistiLLM makes one random choice per micro-batch and process.  Here one choice is made for each
+    sample by default, so that the choices do not depend on how a batch is divided.
 
     Args:
         source: Generates the student's text.
@@ -44,7 +44,10 @@ class Mixed(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return settings on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (cls(), cls(student_fraction=0.25), cls(coin="step"))
 
     def bind(self, tools: PolicyTools) -> "MixedSource":
@@ -52,7 +55,7 @@ class Mixed(WrappingNode):
 
 
 class MixedSource(Wrapping):
-    """The source of a `Mixed` policy, which `Mixed.bind` returns."""
+    """Returns the sequences of a `Mixed` policy; created by `Mixed.bind`."""
 
     def __init__(self, settings: Mixed, source: Source, seed: int) -> None:
         self._settings, self._source, self._seed = settings, source, seed

@@ -19,7 +19,7 @@ Coin = Literal["sample", "step"]
 
 @dataclass(frozen=True)
 class GoldItem:
-    """A training example and its gold sequence.
+    """A training example, and its gold answer as a training sequence.
 
     Args:
         example: The training example.
@@ -115,11 +115,14 @@ class _GoldItems(Sequence[GoldItem]):
 
 
 class GoldBatches(Shuffled[GoldItem]):
-    """The gold examples in the order of training, each with its gold sequence.
+    """The training examples in the order of training, each with its gold answer.
+
+    The gold answer is the answer in the data set.
 
     Args:
         examples: The training set.
-        batch_size, seed, processes: See `Shuffled`.
+        batch_size, seed, processes: Size of the global batch, seed of the run, and rank and number of processes; see
+            `Shuffled`.
 
     Example:
         >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
@@ -152,9 +155,9 @@ def gold_sequence(example: Example) -> TokenSequence:
 
 
 def coin(seed: int, step: int, item: GoldItem, kind: Coin, purpose: str = "coin") -> float:
-    """Sample the uniform number in [0, 1) that selects a gold or a generated answer.
+    """Return a uniform number in [0, 1) that selects a gold or a generated answer.
 
     With `kind` "sample" each item of a step has its own number; with "step" all items of a step have the same number.  Numbers
-    with different purposes are independent.
+    with different values of `purpose` are independent.
     """
     return generator(seed, purpose, step, *([item.example.sample] if kind == "sample" else [])).random()

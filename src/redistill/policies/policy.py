@@ -17,13 +17,15 @@ class Policy(Wrapping):
     """Combines gold data with the answers of a source (contracts.SequencePolicy).
 
     Args:
-        gold: The gold examples in the order of training.
+        gold: The training examples with their gold answers (the answers in the data set), in the order of training.
         source: Returns an answer for each prompt of a step.
-        mark_spans: Function that adds spans to sequences without spans; None if no term uses spans.
-        corpus: Blocks of text for the pre-training term; None without this term.
-        rewrite: Function that changes each sequence whose origin is in `REWRITTEN`, except roll-outs; None changes nothing.
-        drawing: Function that returns a context; the source is called inside this context, where the models' weights do not
-            change.
+        mark_spans: Function that receives sequences without spans, and returns copies with spans; None if no term of the
+            objective uses spans.
+        corpus: Blocks of text for the pre-training term of the objective; None without this term.
+        rewrite: Function that receives a sequence, and returns the sequence to train on.  It is called for generated and
+            replayed text (origins in `REWRITTEN`) without values for the policy gradient.  If None, no sequence is changed.
+        drawing: Function that returns a context manager.  The source is called inside this context, in which the weights of the
+            models do not change.
 
     Example:
         >>> from redistill.policies import Fixed

@@ -31,14 +31,15 @@ class TeacherGenerated(PolicyNode):
 
     .. math:: y \sim p(\cdot \mid x)
 
-    Source: SeqKD (Kim and Rush, arXiv 1606.07947).  Answers are generated in blocks, before the steps that need them.  They are
-    stored in a file, so that neither a later epoch nor a resumed run generates an answer again.
+    y is the answer, x the prompt, and p the teacher.  Source: SeqKD (Kim and Rush, arXiv 1606.07947).  Answers are generated in
+    blocks, before the steps that need them.  They are stored in a file, so that neither a later epoch nor a resumed run
+    generates an answer again.
 
     Args:
         temperature: Sampling temperature, > 0.
         top_p: Nucleus probability, in (0, 1]; 1 keeps all classes.
-        store: Path of the file of answers, which consecutive runs with the same teacher, data and seed can share; None uses
-            teacher-responses.jsonl in the run folder.
+        store: Path of the file of answers, which consecutive runs with the same teacher, data and seed can share.  If None, the
+            file is teacher-responses.jsonl in the run folder.
 
     Raises:
         ConfigError: a value is out of range.
@@ -61,7 +62,10 @@ class TeacherGenerated(PolicyNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return settings on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (cls(), cls(temperature=0.7, top_p=0.9))
 
     @property
@@ -96,9 +100,9 @@ class TeacherSource(Stateless):
         return [answered(item.example, self._answers[_key(item.example)], "teacher") for item in items]
 
     def _block(self, step: int) -> list[Example]:
-        """Collect the unanswered prompts of this step and of later steps.
+        """Return examples whose prompts have no stored answer: those of this step, then of later steps.
 
-        Prompts of later steps are added until the generation batch of every process is full.
+        Examples of later steps are added until the generation batch of every process is full.
         """
         size = self._tools.batch_size * self._tools.processes.world
         now = self._unanswered(step)
@@ -114,7 +118,7 @@ class TeacherSource(Stateless):
         return {key: example for key, example in examples.items() if key not in self._answers}
 
     def _generate_block(self, block: Sequence[Example]) -> None:
-        """Generate the teacher's answers to a block, and store them.
+        """Generate the teacher's answers to the examples in `block`, and store them.
 
         Each process generates a part of the answers.
         """
@@ -127,7 +131,7 @@ class TeacherSource(Stateless):
 
 
 class _Answer(TypedDict):
-    """A line of the store that contains one answer."""
+    """A line of the file of answers: one answer, its training example and a hash of its prompt."""
 
     sample: int
     prompt: str
@@ -148,7 +152,7 @@ class ResponseStore:
         self._path, self._sampling, self._tools = path, sampling, tools
 
     def read(self) -> dict[Key, tuple[int, ...]]:
-        """Return all answers in the file.
+        """Return all answers in the file: for each key, the token ids of the answer.
 
         Every process must call this method; the main process reads the file.
         """
@@ -196,10 +200,11 @@ class ResponseStore:
 
 
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
-    """Compute the teacher's mean -log p over the targets of the first gold answers.
+    """Return the teacher's mean -log p over the targets of the first gold answers.
 
-    This number, in nats, identifies the teacher and the data set of stored answers; the name of a model would not identify its
-    weights.  The result is None if the teacher does not provide log-probabilities of tokens.
+    The first `MARK_SEQUENCES` answers in the order of training are used.  This number, in nats, identifies the teacher and the
+    data set of stored answers; the name of a model would not identify its weights.  The result is None if the teacher does not
+    provide log-probabilities of tokens.
     """
     if tools.scorer is None:
         return None
@@ -209,6 +214,6 @@ def teacher_cross_entropy(tools: PolicyTools) -> float | None:
 
 
 def _key(example: Example | TokenSequence) -> Key:
-    """Return the key of an answer: the sample and a hash of the prompt's tokens."""
+    """Return the key of an answer: index of the training example, and hash of the prompt's tokens."""
     prompt = ",".join(map(str, example.prompt_ids))
     return example.sample, hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()

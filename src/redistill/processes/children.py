@@ -30,8 +30,8 @@ def python_module(name: str, *arguments: str) -> list[str]:
 def child_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Build the environment of a child process.
 
-    It consists of the variables of this process, with PYTHONSAFEPATH.  Empty entries of PYTHONPATH, which mean the current
-    folder, are removed.
+    It consists of the variables of this process and of PYTHONSAFEPATH, which keeps the current folder off the import path.
+    Empty entries of PYTHONPATH, which mean the current folder, are removed.
 
     Args:
         variables: Variables to add; variables of this process that are already set have precedence.

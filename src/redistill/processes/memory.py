@@ -93,10 +93,11 @@ class Halving:
         """Call `work` and return its result; halve the size until memory suffices.
 
         Args:
-            work: A function of the size. It must be safe to call it again after a failure, and it must not return None.
+            work: Function that is called with the size. A repeated call after a failure must be safe, and the result must not
+                be None.
 
         Raises:
-            TrainingError: memory runs out with a size of 1.
+            TrainingError: memory runs out although the size is 1.
         """
         while True:
             assert self.size is not None, "repeat needs an initial size"

@@ -51,7 +51,7 @@ class Placement:
         return torch.no_grad()
 
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients over all processes, unless the backward pass has done so."""
+        """Sum the gradients over all processes in place, unless backward has done so."""
 
     def state(self, module: nn.Module) -> dict[str, torch.Tensor]:
         """Return the full state dict in process 0, an empty dict in others; see `full`."""
@@ -225,14 +225,14 @@ def scalar(tensor: torch.Tensor) -> float:
 
 
 def _sharded_parts(module: nn.Module) -> "list[FSDPModule]":
-    """List the root and the units, in the same order in every process."""
+    """Return the root module and its units, in the same order in every process."""
     from torch.distributed.fsdp import FSDPModule
 
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
 def _require_gradients(module: nn.Module, inputs: object) -> None:
-    """Raise an error in a forward pass without gradients."""
+    """Raise an error if a forward pass of `module` runs without gradients."""
     # The root releases its full parameters only in a backward pass. Without one, they would be outdated after the next update.
     if not torch.is_grad_enabled():
         raise RuntimeError("sharded module: call it without gradients only inside Placement.unsharded")

@@ -1,7 +1,9 @@
-"""Standard streams: write errors do not stop a command, and text cannot control the terminal.
+"""Standard streams that tolerate write errors and print plain text only.
 
 A write to standard output fails if the pipe is closed, the disk is full, or the calling process has closed the stream. A run
 must not lose its updates because the process that reads its log lines has exited.
+
+Names of tensors, models and files, which libraries quote in their messages, come from untrusted sources.
 """
 
 import contextlib
@@ -49,12 +51,15 @@ class TolerantStream(io.TextIOWrapper):
         super().__init__(io.BufferedWriter(self._raw_stream), encoding, "backslashreplace", line_buffering=True)
 
     def write(self, text: str, /) -> int:
-        """Write `plain(text)`, so that also the messages of libraries contain no terminal escapes and no secrets."""
+        """Write `plain(text)`.
+
+        Messages that libraries print therefore contain no terminal escapes and no secrets.
+        """
         super().write(plain(text))
         return len(text)
 
     def write_styled(self, text: str) -> int:
-        """Write `text` unchanged.  Only `console` uses this method, for the escapes of rich."""
+        """Write `text` unchanged; `console` uses this method for the escapes of rich."""
         return super().write(text)
 
     @property
@@ -98,7 +103,7 @@ def console(name: Literal["stdout", "stderr"] = "stdout", *, quiet: bool = False
 
 @contextlib.contextmanager
 def plain_messages() -> Iterator[None]:
-    """Context in which the messages of all loggers and warnings are passed through `plain`.
+    """Context in which messages of all loggers and warnings pass through `plain`.
 
     They can quote names of tensors, models and files, which come from untrusted sources.
     """

@@ -34,31 +34,32 @@ _FORMULA = re.compile(r"[\s'\"]*[=+\-@|%]")  # the start of a formula in spreads
 
 
 def html(comparison: Comparison) -> str:
-    """Render the comparison as one self-contained HTML page without JavaScript."""
+    """Return the comparison as one self-contained HTML page without JavaScript."""
     return render("compare.html", {"comparison": comparison})
 
 
 def markdown(comparison: Comparison) -> str:
-    """Render the comparison as Markdown for GitHub.
+    """Return the comparison as Markdown for GitHub.
 
-    The best value of a column is bold, the second best is underlined.
+    The best value of each column is bold, the second best is underlined.
     """
     return render("compare.md", {"comparison": comparison}, _md) + "\n"
 
 
 def latex(comparison: Comparison) -> str:
-    r"""Render the comparison as LaTeX tables for \input.
+    r"""Return the comparison as LaTeX tables, to be included by \input.
 
-    The tables need the package booktabs.  The first caption lists the settings that are not equal in all runs.
+    The tables need the LaTeX package booktabs.  The caption of the first table lists the settings that are not equal in all
+    runs.
     """
     return render("compare.tex", {"comparison": comparison}, _tex) + "\n"
 
 
 def csv_text(comparison: Comparison) -> str:
-    """Render the comparison as CSV, with numbers in full precision.
+    """Return the comparison as CSV, with numbers in full precision.
 
-    There is one record per model and column of the tables, and one per published value.  An empty field means that the value
-    was not measured.
+    A record has the scores of one model in one column of the tables (one data set, or an average), or one published value.  An
+    empty field means that the value was not measured.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -84,10 +85,11 @@ def build_comparison(
     Args:
         folders: Run folders or sweep folders.
         outputs: Files to write; the suffix selects the format: .html, .md, .tex or .csv.
-        baseline: Label or folder of the run that the others are compared with; None selects the baseline of the sweep, or the
-            first label if there is none.
-        labels: Labels to include, in this order; empty includes all.
-        published: Names of tables of the paper to include; see `published.published_names`.
+        baseline: Label or folder of the run that the others are compared with.  If None, it is the baseline of the sweep, or
+            the first label if no sweep has a baseline.
+        labels: Labels of the runs to include, in this order; if empty, all runs are included.
+        published: Names of published tables of the MGSR paper (arXiv 2407.10068) to include; `published.published_names` lists
+            them.
 
     Returns:
         The comparison; `terminal.print_comparison` prints it.

@@ -1,6 +1,6 @@
 """Scores of each model on each data set, and differences to a reference model.
 
-The report of one run and the comparison of several runs both use the class `Row`, for different models.
+Both the report of one run and the comparison of several runs consist of instances of `Row`.
 """
 
 import itertools
@@ -47,11 +47,11 @@ class Entrant:
 
     @property
     def is_method(self) -> bool:
-        """True for models that are ranked: baselines and trained students."""
+        """Whether the model is ranked, as baselines and trained students are."""
         return self.role in METHOD_ROLES
 
     def measured_on(self, datasets: Sequence[str]) -> dict[int, Evaluation]:
-        """Map training seeds to evaluations, for models evaluated on all of `datasets`."""
+        """Return the evaluations that cover all of `datasets`, by training seed."""
         return {seed: found for seed, found in self.trainings.items() if all(name in found.datasets for name in datasets)}
 
 
@@ -71,7 +71,7 @@ class Column:
 
     @property
     def is_average(self) -> bool:
-        """True for the mean over several data sets."""
+        """Whether the column is the mean over several data sets."""
         return len(self.datasets) > 1
 
     @property
@@ -86,10 +86,10 @@ class Estimate:
 
     Args:
         mean: Mean over training seeds of the mean over evaluation seeds, in the metric's unit; None if not measured.
-        deviation: Sample standard deviation over the seeds that `over` names; None with fewer than two values.
-        over: "training seeds" if there are two or more; otherwise "evaluation seeds", those of the single training.
+        deviation: Sample standard deviation over the seeds that `over` names; None if there are fewer than two seeds.
+        over: "training seeds" if there are two or more training seeds, otherwise "evaluation seeds".
         num_trainings: Number of training seeds.
-        num_seeds: Number of evaluation seeds per training; the maximum if trainings have different numbers.
+        num_seeds: Number of evaluation seeds per training seed; the largest such number if they differ.
     """
 
     mean: float | None
@@ -107,10 +107,10 @@ class Contrast:
         interval: Primary metric of the model minus that of the reference model, with the bounds of its confidence interval.
             The sign is not reversed for metrics where lower is better.
         p: p-value of the sign-flip test over prompts.
-        p_holm: p after Holm's correction over the methods of the column; None if the model is not a method.
+        p_holm: `p` corrected by Holm's method for the number of ranked models in the column; None if the model is not ranked.
         wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
         num_seeds: Number of training seeds that both models have. Differences are paired by these seeds, and the seeds are
-            resampled like the prompts. If there are none, the score of a prompt is the mean over all training seeds of a model.
+            resampled like the prompts. If it is 0, the score of a prompt is the mean over all training seeds of a model.
     """
 
     interval: Interval
@@ -133,12 +133,12 @@ class Row:
         role: Role of the model, as in `Entrant`.
         primary: Score in the primary metric.
         num_prompts: Number of prompts, summed over the column's data sets.
-        contrast: Difference to the reference model; None if `versus` is None or `note` gives a reason.
+        contrast: Difference to the reference model; None if `versus` is None or `note` is not empty.
         versus: Label of the reference model; None if `model` is the reference model or there is no reference model.
         note: Reason why the model cannot be compared with the reference model; else "".
-        scores: Means over seeds of the other metrics in their units, of the diagnostics of generated text (length in
-            tokens; EOS rate and distinct-2 in [0, 1]) and of the teacher-forced scores (cross entropy and KL in nats per
-            token, agreement in [0, 1]).  A score is None if it was not measured.
+        scores: Mean over seeds of each score except the primary metric, by name: other metrics in their units; length of the
+            generated text in tokens; its EOS rate and distinct-2 in [0, 1]; teacher-forced cross entropy and KL in nats per
+            token, and agreement in [0, 1].  A score is None if it was not measured.
     """
 
     column: str
@@ -154,7 +154,7 @@ class Row:
 
     @property
     def is_method(self) -> bool:
-        """True for models that are ranked: baselines and trained students."""
+        """Whether the model is ranked, as baselines and trained students are."""
         return self.role in METHOD_ROLES
 
     @property
@@ -195,7 +195,7 @@ def report_rows(models: Sequence[Evaluation]) -> list[Row]:
 
 
 def dataset_names(models: Sequence[Evaluation]) -> list[str]:
-    """List all data sets that a model was evaluated on, those of the last model first."""
+    """List the data sets of all evaluations, those of the last model first."""
     return list(dict.fromkeys(name for model in reversed(models) for name in model.datasets))
 
 
@@ -206,7 +206,7 @@ def measures_of(datasets: Sequence[str], models: Sequence[Evaluation]) -> tuple[
 
 
 def entrants(lineup: Lineup) -> list[Entrant]:
-    """List the entrants: teachers, students before training, and methods."""
+    """Return the rows of the tables: teachers, students before training, methods."""
     methods = [
         Entrant(
             label=label,
@@ -221,7 +221,7 @@ def entrants(lineup: Lineup) -> list[Entrant]:
 def columns(models: Sequence[Entrant]) -> list[Column]:
     """Build a column per data set that a method was evaluated on, and the averages.
 
-    Columns are grouped by primary metric; see `by_primary`. A group of two or more data sets ends with their average.
+    Columns with the same primary metric are adjacent. If there are two or more of them, a column with their mean follows.
     """
     found = [training for model in models if model.is_method for training in model.trainings.values()]
     groups: dict[str, list[Column]] = {}
@@ -237,9 +237,9 @@ def columns(models: Sequence[Entrant]) -> list[Column]:
 
 
 def by_primary(over: Sequence[Column]) -> list[list[Column]]:
-    """Group the columns by their primary metric.
+    """Return one list of columns per primary metric.
 
-    The average, if there is one, is the last column of its group.
+    If a list has a column with the mean over its data sets, this column is the last one.
     """
     return [list(group) for _, group in itertools.groupby(over, key=lambda column: column.primary.name)]
 
@@ -250,7 +250,7 @@ def comparison_rows(models: Sequence[Entrant], over: Sequence[Column], reference
     Args:
         models: Models to compare, in the order of the rows.
         over: Columns to compare on.
-        references: Candidates for the reference model; each column uses the first one that was evaluated on it.
+        references: Candidates for the reference model. In each column it is the first candidate that was evaluated on it.
     """
     return [row for column in over for row in _corrected(list(_rows(column, models, references)))]
 
@@ -258,7 +258,7 @@ def comparison_rows(models: Sequence[Entrant], over: Sequence[Column], reference
 def estimate(model: Entrant, datasets: Sequence[str], metric: str) -> Estimate:
     """Compute the mean score of a model over `datasets`.
 
-    Only trainings and evaluation seeds with a score on all of the data sets are used.
+    A training seed or evaluation seed is used only if it has a score on each of the data sets.
     """
     by_training = []
     for training in model.measured_on(datasets).values():
@@ -337,9 +337,9 @@ def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:
 def _strata(
     datasets: Sequence[str], metric: str, ours: Mapping[int, Evaluation], theirs: Mapping[int, Evaluation]
 ) -> tuple[list[np.ndarray], int]:
-    """Compute the differences on each data set, and count the common training seeds.
+    """Return the differences on each data set, and the number of common seeds.
 
-    The shape of an array is [training seeds, prompts]. Without common seeds it has one row: the difference of the seed means.
+    Arrays have the shape [common training seeds, prompts]. Without such seeds, the one row is the difference of the seed means.
     """
     shared = sorted(ours.keys() & theirs.keys())
     strata = []
@@ -354,7 +354,7 @@ def _strata(
 
 
 def _corrected(rows: Sequence[Row]) -> list[Row]:
-    """Set `p_holm` in the rows of one column, by Holm's correction over methods."""
+    """Return copies of the rows of one column, with `p_holm` set by Holm's correction."""
     corrected = iter(holm([row.contrast.p for row in rows if row.contrast is not None and row.is_method]))
     return [
         replace(row, contrast=replace(row.contrast, p_holm=next(corrected))) if row.contrast and row.is_method else row
@@ -363,9 +363,9 @@ def _corrected(rows: Sequence[Row]) -> list[Row]:
 
 
 def _shared(lineup: Lineup, role: Literal["teacher", "before"], name: str) -> list[Entrant]:
-    """Build the entrants of a role: all teachers, or all students before training.
+    """Return the table rows of a role: all teachers, or all students before training.
 
-    Labels that used the same models share an entrant. A teacher fine-tuned for each training seed is one entrant with several
+    Methods that used the same models share a row. If a teacher was fine-tuned for each training seed, its row has several
     trainings.
     """
     groups: list[tuple[list[str], dict[int, Evaluation]]] = []
@@ -393,6 +393,6 @@ def _shared(lineup: Lineup, role: Literal["teacher", "before"], name: str) -> li
 
 
 def _distinct(trainings: Mapping[int, Evaluation]) -> dict[int, Evaluation]:
-    """Remove repeated models; each model keeps the first training seed that used it."""
+    """Return the trainings without repeated models; the first of each is kept."""
     first = {found.identity: seed for seed, found in reversed(list(trainings.items()))}
     return {seed: found for seed, found in trainings.items() if first[found.identity] == seed}

@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,9 @@ class Measure:
 
     Args:
         name: Key of the metric in scores.json and responses files.
-        title, unit, better: See `redistill.records.Metric`.
+        title: Name of the metric in tables.
+        unit: Unit of the metric, such as "%"; "" if it has none.
+        better: Whether a "higher" or a "lower" value is better.
     """
 
     name: str
@@ -59,7 +62,10 @@ BEFORE_METRICS_HAD_NAMES = (
 
 
 def measures(scores: Json) -> tuple[Measure, ...]:
-    """Read the metrics in the scores.json entry of a data set, the primary one first."""
+    """Return the metrics that the entry of a data set in scores.json describes.
+
+    The primary metric is the first.  If the entry describes no metrics, the result is `BEFORE_METRICS_HAD_NAMES`.
+    """
     found = []
     for name, described in mapping(at(scores, "metrics")).items():
         if re.fullmatch(r"\w+", name, re.ASCII):
@@ -76,7 +82,7 @@ class Evaluation:
         label: Display name of the model.
         role: "teacher", "before" (the student before training), "baseline" or "student".
         scores: Content of scores.json.
-        answers: Data set -> evaluation seed -> prompt id -> line of the responses file.
+        answers: Data set -> evaluation seed -> prompt id -> line of the responses file, with the response and its scores.
     """
 
     label: str
@@ -125,7 +131,10 @@ class Evaluation:
         return number(at(self.datasets, dataset, "teacher_forced", name))
 
     def prompt_scores(self, dataset: str, name: str) -> list[dict[str, float]]:
-        """Return one mapping per evaluation seed, from prompt id to the score `name`."""
+        """Return one mapping per evaluation seed, from prompt id to the score `name`.
+
+        Prompts without this score are omitted.
+        """
         return [
             {prompt: score for prompt, line in lines.items() if (score := number(line.get(name))) is not None}
             for lines in self.answers.get(dataset, {}).values()
@@ -142,21 +151,17 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Content of a run folder: run.json, logs and evaluations.
+    """Content of a run folder: run.json and evaluations; `log_lines` reads its logs.
 
     Args:
         path: The folder.
         description: Content of run.json.
-        metrics: Lines of metrics.jsonl.
-        revisions: Lines of revisions.jsonl.
         student, teacher, before: Evaluations of the student, of the teacher and of the student before training; None if
             missing.
     """
 
     path: Path
     description: Mapping[str, Json]
-    metrics: list[Mapping[str, Json]]
-    revisions: list[Mapping[str, Json]]
     student: Evaluation | None
     teacher: Evaluation | None
     before: Evaluation | None
@@ -172,7 +177,7 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
 
     Args:
         folder: A run folder.
-        scores_only: Skip logs and the texts of responses, to save memory when many runs are read.
+        scores_only: If True, the texts of responses are not kept, to save memory when many runs are read.
 
     Raises:
         CheckpointError: the folder or its run.json is missing, or a file in it is damaged or has a newer schema.
@@ -180,20 +185,37 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
     if not (folder / "run.json").is_file():
         fault = "run.json is missing" if folder.is_dir() else "no such folder"
         raise CheckpointError(f"{folder}: {fault}; must be a run folder of redistill; check the path")
-    try:
+    with _damage_named():
         description = read_object(folder / "run.json")
         name = str(description.get("name") or folder.resolve().name)
         return RunFolder(
             path=folder,
             description=description,
-            metrics=[] if scores_only else _objects(folder / "metrics.jsonl"),
-            revisions=[] if scores_only else _objects(folder / "revisions.jsonl"),
             student=_read_evaluation(folder, name, "student", scores_only),
             teacher=_read_evaluation(folder / "teacher", "teacher", "teacher", scores_only),
             before=_read_evaluation(folder / "before", "before training", "before", scores_only),
         )
+
+
+def log_lines(path: Path) -> Iterator[Mapping[str, Json]]:
+    """Yield the lines of a log in a run folder, such as metrics.jsonl.
+
+    One line at a time is in memory.  There are no lines if the file is missing.  Lines that are not JSON objects are skipped.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    with _damage_named():
+        yield from _objects(path)
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Raise `CheckpointError` with a remedy if a file cannot be read."""
+    try:
+        yield
     except (DataError, OSError) as error:
-        raise CheckpointError(f"{error}; restore the file, or rerun the stage that wrote it") from error
+        raise CheckpointError(f"{error}; restore the file, or rerun the command that wrote it") from error
 
 
 def read_object(path: Path) -> Mapping[str, Json]:
@@ -213,7 +235,10 @@ def read_object(path: Path) -> Mapping[str, Json]:
 
 def number(value: object) -> float | None:
     """Convert `value` to a float; return None if it is not a finite number."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer beyond the range of floats
+        return None
 
 
 def mapping(value: object) -> Mapping[str, Json]:
@@ -249,14 +274,14 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
 
 
 def _answer(line: Mapping[str, Json], names: Sequence[str] | None) -> Mapping[str, Json]:
-    """Add the hash of prompt and references to a line of a responses file.
+    """Copy a line of a responses file, and add a hash of prompt and references.
 
-    If `names` is not None, only these keys of the line are kept.
+    If `names` is not None, the copy has only these keys of the line and the hash.
     """
     question = json.dumps([line.get("prompt"), line.get("references")])
     digest = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
     return {**(line if names is None else {name: line.get(name) for name in names}), _QUESTION_HASH: digest}
 
 
-def _objects(path: Path) -> list[Mapping[str, Json]]:
-    return [line for line in files.read_lines(path) if isinstance(line, Mapping)]
+def _objects(path: Path) -> Iterator[Mapping[str, Json]]:
+    return (line for _, line in files.scan_lines(path) if isinstance(line, Mapping))

@@ -19,14 +19,15 @@ NOTHING = "–"
 
 
 def render(template: str, page: Mapping[str, object], escaped: Callable[[str], str] = plain) -> str:
-    """Render a template of `templates/`.
+    """Return the text that a template of the folder `templates/` gives for a page.
 
     Every value is escaped; None is shown as a dash.
 
     Args:
-        template: Name of the template.
-        page: Variables of the template.
-        escaped: Function that escapes a text. A result that is not `Markup` is HTML-escaped afterwards.
+        template: File name of the template.
+        page: Variables of the template, by name.
+        escaped: Function that escapes a text for the output format. If its result is not `Markup`, the result is HTML-escaped
+            as well.
     """
 
     def finalize(value: object) -> str:
@@ -49,7 +50,7 @@ def score(value: object, unit: str, digits: int = 2) -> str:
     """Format a metric's value in its unit; a dash if `value` is not a number.
 
     Args:
-        value: The value; a fraction in [0, 1] where `unit` is "fraction".
+        value: The value; a fraction in [0, 1] if `unit` is "fraction".
         unit: Unit of the metric.
         digits: Digits after the decimal point, for units other than "fraction".
 
@@ -63,7 +64,7 @@ def score(value: object, unit: str, digits: int = 2) -> str:
 def difference(value: object, unit: str) -> str:
     """Format a difference of a metric with its sign; a dash if it is not a number.
 
-    Differences of fractions are in percentage points.
+    If `unit` is "fraction", the result is in percentage points.
 
     Example:
         >>> difference(0.0125, "fraction"), difference(-3, "words")
@@ -86,7 +87,7 @@ def percent(value: object) -> str:
 
 
 def short(value: object) -> str:
-    """Truncate a text to MAX_TEXT characters; append the number of omitted characters."""
+    """Truncate a text to MAX_TEXT characters, and append the number of omitted ones."""
     text = plain(str(value))  # redact first: truncation could split a secret
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
 
@@ -94,7 +95,8 @@ def short(value: object) -> str:
 def visible(token: object) -> str:
     """Return the text of a token, with symbols for a token that is only white space.
 
-    The page highlights tokens, and the symbols show where white space is highlighted.
+    The page highlights tokens, and the symbols show where white space is highlighted.  An empty text and None give
+    the symbol ∅.
 
     Example:
         >>> visible(" the"), visible("\\n"), visible(None)

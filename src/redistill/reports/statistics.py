@@ -23,7 +23,7 @@ _ROUNDING = 1e-12  # relative tolerance: sums of the same terms in another order
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference with the bounds of its confidence interval of level `LEVEL`."""
+    """A mean difference, and the bounds of its confidence interval (level `LEVEL`)."""
 
     difference: float
     lower: float
@@ -56,7 +56,7 @@ def prompt_means(seeds: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Compute the mean score of each prompt over evaluation seeds.
 
     Args:
-        seeds: One mapping of prompt id to score per seed.
+        seeds: One mapping per evaluation seed, from prompt id to score.
 
     Raises:
         DataError: the seeds have different prompts.
@@ -109,7 +109,8 @@ def paired_bootstrap(strata: Sequence[np.ndarray], *, resamples: int = RESAMPLES
     of the seeds is underestimated by the factor (n - 1) / n, which matters for two or three seeds.
 
     Args:
-        strata: Differences [training seeds, prompts] of each data set, the same seeds in all; see `paired_differences`.
+        strata: One array [training seeds, prompts] of differences per data set, as `paired_differences` returns it; all have
+            the same seeds.
         resamples: Number of bootstrap resamples.
         seed: Seed of the random generator.
 
@@ -145,7 +146,7 @@ def sign_flip(strata: Sequence[np.ndarray], *, flips: int = FLIPS, seed: int = 0
     numerator and denominator.
 
     Args:
-        strata: Differences [training seeds, prompts] of each data set.
+        strata: One array [training seeds, prompts] of differences per data set.
         flips: Maximum number of sign patterns to evaluate.
         seed: Seed of the random generator.
 
@@ -197,9 +198,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def win_tie_loss(strata: Sequence[np.ndarray]) -> tuple[int, int, int]:
-    """Count prompts with a difference > `TIE`, in [-`TIE`, `TIE`], and < -`TIE`.
+    """Return the number of prompts with a win, with a tie and with a loss.
 
-    Differences are averaged over training seeds first.
+    The difference of a prompt is its mean over training seeds, positive if the first model is better.  It is a win if it is
+    > `TIE`, a loss if it is < -`TIE`, and otherwise a tie.
     """
     difference = np.concatenate([stratum.mean(axis=0) for stratum in strata])
     wins, losses = int((difference > TIE).sum()), int((difference < -TIE).sum())
@@ -224,9 +226,9 @@ def evenly(total: int, count: int) -> Sequence[int]:
 
 
 def _blocks(total: int, width: int) -> Iterator[int]:
-    """Split `total` samples of `width` numbers into blocks, and yield the block sizes.
+    """Split `total` samples of `width` numbers each into blocks.
 
-    A block size is a number of samples.  A block has at most `_BLOCK` numbers, but at least one sample.
+    Yields the number of samples of each block.  A block has at most `_BLOCK` numbers, but at least one sample.
     """
     block = max(1, _BLOCK // width)
     yield from (min(block, total - first) for first in range(0, total, block))

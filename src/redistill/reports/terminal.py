@@ -42,7 +42,7 @@ def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
 
 
 def _summary(rows: Sequence[Row]) -> Table:
-    """Build the table of scores and differences, for rows with one primary metric."""
+    """Build the table of scores and differences; all rows have one primary metric."""
     title, unit = (rows[0].measures[0].heading, rows[0].measures[0].unit) if rows else ("score", "")
     versus = next((f"difference to {row.versus}" for row in rows if row.versus), "difference")
     table = _table(("data set", "model", title, versus, "95 % interval"), texts=("data set", "model"))
@@ -82,7 +82,8 @@ def print_scores(scores: Mapping[str, object]) -> None:
 def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
     """Print the tables of a comparison, its unequal settings and unfinished runs.
 
-    No table is printed if `tables` is False. Tables with `is_detail` are too wide for a terminal and are never printed.
+    No table is printed if `tables` is False. Tables whose attribute `is_detail` is True are too wide for a terminal and are
+    never printed.
     """
     page = console()
     for table in (table for table in comparison.tables if tables and not table.is_detail):

@@ -90,7 +90,7 @@ def _guards(run: OpenRun) -> Guards:
 
 
 def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
-    """Build an evaluator of `model`, the student before or during training."""
+    """Build the evaluator that scores `model`, the student before or during training."""
     models, config = run.models, run.config.evaluation
     return Evaluator(
         model=model,
@@ -106,9 +106,9 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
 
 
 def build_gold(run: OpenRun) -> GoldBatches:
-    """Build the batches of gold examples, in the order of training.
+    """Return the batches of gold examples, in the order of training.
 
-    Each batch is divided among the processes.
+    Gold examples are rows of the training data with their reference answers.  Each batch is divided among the processes.
     """
     config = run.config
     return GoldBatches(run.data.train, batch_size=config.training.batch_size, seed=config.seed, processes=run.processes)
@@ -158,14 +158,17 @@ def _unwrapped(engine: Engine) -> Engine:
 
 
 class _Remembering(Protocol):
-    """A teacher or engine with a prefix memory, which stores states of earlier texts."""
+    """A teacher or engine with a prefix memory: it reuses its states of earlier texts."""
 
     def remembering(self) -> AbstractContextManager[None]: ...
 
 
 @contextmanager
 def _remembering(run: OpenRun) -> Iterator[None]:
-    """Context in which teacher and engine use their prefix memory, if they have one."""
+    """Context in which teacher and engine use their prefix memory, if they have one.
+
+    A prefix memory stores the states of earlier texts, so that the start of a text that repeats need not be computed again.
+    """
     with ExitStack() as stack:
         for part in (run.teacher, _unwrapped(run.engine)):
             if part is not None and part.capabilities.prefix_memory:
@@ -176,8 +179,9 @@ def _remembering(run: OpenRun) -> Iterator[None]:
 def _student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
     """Return a function that computes the student's hidden states for a batch.
 
-    The function returns these states and the student's head.  It runs the student in evaluation mode, without gradient.  If the
-    engine has a prefix memory, the function reads this memory and adds the states of the batch to it.
+    The function returns these states [rows, width] and the student's output head.  It runs the student in evaluation mode,
+    without gradient.  If the engine has a prefix memory (stored states of earlier texts), the function reads this memory and
+    adds the states of the batch to it.
     """
     reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 

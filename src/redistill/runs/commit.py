@@ -30,10 +30,13 @@ def own_commit() -> str | None:
 
 
 def commit_of(checkout: Path) -> str | None:
-    """Read the commit of a checkout, in the form of `own_commit`.
+    """Read the commit of a checkout.
 
     Args:
         checkout: The top folder, which contains `.git`.
+
+    Returns:
+        The hash of the commit; "-dirty" is appended if tracked files have changes.  None if it cannot be read.
     """
     with suppress(OSError, subprocess.SubprocessError, ValueError):
         folder, shared = _git_folders(checkout / ".git")
@@ -64,12 +67,12 @@ def _head(folder: Path, shared: Path) -> str:
         lines = packed.read_text(encoding="utf-8").splitlines() if packed.is_file() and not loose.is_file() else []
         held = next((line.split()[0] for line in lines if line.endswith(f" {name}")), "") or loose.read_text().strip()
     if not re.fullmatch(r"[0-9a-f]{40}", held):
-        raise ValueError(held)
+        raise ValueError(f"HEAD: contains {held!r}; must be the hash of a commit")
     return held
 
 
 def _is_changed(checkout: Path, index: Path, objects: Path, commit: str) -> bool:
-    """Whether tracked files of a checkout differ from a commit."""
+    """Return whether tracked files of a checkout differ from a commit."""
     with tempfile.TemporaryDirectory(prefix="redistill-") as own:
         for name in ("objects", "refs"):
             (Path(own) / name).mkdir()
@@ -87,5 +90,5 @@ def _is_changed(checkout: Path, index: Path, objects: Path, commit: str) -> bool
         command = ["git", "diff", "--quiet", "--no-ext-diff", "--no-textconv", "--ignore-submodules", commit, "--"]
         done = subprocess.run(command, cwd=own, env=variables, capture_output=True, check=False, timeout=_GIT_SECONDS)
         if done.returncode not in (0, 1):
-            raise ValueError(done.returncode)
+            raise ValueError(f"git diff: has the exit code {done.returncode}; must be 0 or 1")
         return done.returncode == 1

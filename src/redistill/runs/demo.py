@@ -38,13 +38,13 @@ LEARNING_RATE = 1e-3  # the best of three values on validation, both for SFT and
 
 
 def demo(out: Path, *, fresh: bool = False) -> RunResult:
-    """Run the demo into `out` and print its table.
+    """Run the demo, write its run folders to `out`, and print its table.
 
-    The toy teacher is cached for later calls.
+    The tiny teacher is cached for later calls.
 
     Args:
         out: Folder that contains a run folder for each method; the folder of MGSR contains the report.
-        fresh: True trains the toy teacher and the students again.
+        fresh: If True, the teacher and the students are trained again.
 
     Returns:
         The result of the MGSR run.
@@ -58,7 +58,10 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
 
 
 def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fresh: bool) -> RunResult:
-    """Run one method; replace a run folder that another version of the demo wrote."""
+    """Train, evaluate and report one method, and return the result.
+
+    A run folder that another version of the demo wrote is replaced.
+    """
     named = {"name": f"toy-{method}", "method": method, "seed": SEED, "out": str(out / method)}
     config = decode_run({**named, **student_tree(world)}, "demo")
     if fresh and config.folder.exists():
@@ -75,7 +78,8 @@ def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fr
 def student_tree(world: Path) -> dict[str, Json]:
     """Return the settings that runs of all methods in the toy world share.
 
-    The rows of a sweep are merged over these settings.
+    The toy world is the generated data and the tiny teacher of the demo, in the folder `world`.  A sweep merges its rows over
+    these settings.
     """
     return {
         "teacher": {"model": str(world / "teacher" / "model")},
@@ -96,17 +100,17 @@ def student_tree(world: Path) -> dict[str, Json]:
 def world_folder() -> Path:
     """Return the path of the toy world's folder, which may not exist yet.
 
-    The folder is in $REDISTILL_CACHE (default ~/.cache/redistill).  Its name contains a hash of everything that the toy world
-    depends on.
+    The toy world is the generated data and the tiny teacher of the demo.  The folder is in $REDISTILL_CACHE (default
+    ~/.cache/redistill).  Its name contains a hash of everything that the toy world depends on.
     """
     described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, TEACHER_UPDATES, TOKENS, CHAT_TEMPLATE, _source_digest()))
     return cache_folder() / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
 
 
 def toy_world(*, fresh: bool = False) -> Path:
-    """Return the folder of the toy world, with its data and a trained teacher.
+    """Return the folder of the toy world: the generated data and the trained teacher.
 
-    The data and the teacher are created if they are not cached.
+    If they are not cached, or if `fresh` is True, they are created.
     """
     world = world_folder()
     if fresh and world.exists():
@@ -162,6 +166,6 @@ def _write_model(folder: Path) -> None:
 
 
 def _source_digest() -> str:
-    """Hash the toy world's source files, since a changed file needs a new world."""
+    """Return a hash of the code that generates the toy world, for its folder's name."""
     sources = [path for path in Path(toy.__file__).parent.iterdir() if path.suffix in {".py", ".yaml"}]
     return "".join(files.digest(path) for path in sorted(sources))

@@ -23,8 +23,9 @@ class Space:
 
     Args:
         checkpoint_bytes: Size of one checkpoint.
-        while_saving: Largest number of checkpoints on disk, just after one was written and before older ones are removed.
-        afterwards: Number of checkpoints that are kept, the best one included.
+        while_saving: Largest number of checkpoints on disk at once.  It is reached when a checkpoint has been written and older
+            ones have not been removed yet.
+        afterwards: Number of checkpoints that remain when older ones have been removed, including the best one.
         student_bytes: Size of the exported student's weights.
     """
 
@@ -48,9 +49,10 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
     The state of a policy, such as a replay buffer, is not counted: it is small compared with the weights of a real model.
 
     Args:
-        student: The student in training, with its adapters and its clip network.
-        schedule: Lengths of the run, which determine the number of checkpoints.
-        keep: Number of newest checkpoints to keep; runs with validations between updates also keep the best one.
+        student: The student in training, with its adapters and its clip network (the network that predicts the clipping
+            interval of DAC-KL), if it has them.
+        schedule: Numbers of updates of the run and between checkpoints; they determine the number of checkpoints.
+        keep: Number of newest checkpoints to keep.  If there are validations between updates, the best one is kept as well.
         export: Whether adapters are exported merged into the model ("merged") or alone ("adapter").
     """
     every = [length for length in (schedule.evaluate_every, schedule.save_every) if length]

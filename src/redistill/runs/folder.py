@@ -50,7 +50,10 @@ def check_owner(config: Run) -> bool:
 
 
 def differences(mine: object, theirs: object, path: str = "") -> list[str]:
-    """Describe each difference between two trees by a phrase, in the order of fields.
+    """Describe each difference between two trees of settings by a phrase.
+
+    The phrases are in the order of the fields.  A phrase calls the value in `mine` "here" and the value in `theirs` "there".
+    `path` is the path of the two trees in larger trees.
 
     Example:
         >>> differences({"seed": 1, "data": {"train": ["a"]}}, {"seed": 2, "data": {"train": ["a"]}})
@@ -69,11 +72,13 @@ def differences(mine: object, theirs: object, path: str = "") -> list[str]:
 def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool) -> None:
     """Check that this version of redistill can use a run folder.
 
+    The schema is the version number of the format of run.json.
+
     Args:
         folder: The run folder.
         held: The content of its run.json.
-        resumes: True if training would resume in the folder.  A run whose student is trained may have an older schema, since
-            the student is only evaluated and reported.
+        resumes: Whether training would resume in the folder.  If it is False, the schema may be older, since the trained
+            student is only evaluated and reported.
 
     Raises:
         ConfigError: the folder has a newer schema; or it has an older schema, and training would resume in it.
@@ -109,16 +114,17 @@ def _held(folder: Path) -> Mapping[str, object] | None:
 
 
 def has_model(folder: Path) -> bool:
-    """Return whether a run folder has a trained student: a whole model or adapters."""
+    """Return whether a run folder has a trained student: a whole model, or adapters."""
     return any((folder / "model" / name).exists() for name in ("config.json", "adapter_config.json"))
 
 
 @contextmanager
 def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Iterator[None]:
-    """Create and lock an output folder, and remove leftovers of interrupted writes.
+    """Context in which only this job uses an output folder.
 
-    The main process holds the lock for all processes of the job.  If the job fails and the folder
-    is new, the folder is removed, unless it contains one of the files `worth_keeping`.
+    The folder is created and locked, and the temporary files of interrupted writes are removed.  The main process of
+    `accelerator` holds the lock for all processes of the job.  If the job fails and the folder is new, the folder is removed,
+    unless it contains one of the files `worth_keeping`.
 
     Raises:
         BusyError: another job holds the lock.
@@ -139,7 +145,7 @@ def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Ite
 
 
 def _sweep(folder: Path) -> None:
-    """Reject subfolders that are symbolic links; remove files of interrupted writes."""
+    """Remove temporary files of interrupted writes; reject subfolders that are links."""
     answers = [folder / "before", folder / "teacher"]
     inner = [*answers, *(path / RESPONSES for path in (folder, *answers)), folder / "checkpoints"]
     if (link := folders.linked_folder(folder)) is not None:

@@ -26,7 +26,7 @@ class Job:
     """A command to run.
 
     Args:
-        name: A unique name.
+        name: A name that no other job has.
         command: The program and its arguments.
         log: File to which the command's output is appended.
         needs: Names of jobs that must succeed before this job starts.
@@ -48,12 +48,12 @@ class _Child:
 class JobProgress(TerminalBar):
     """Prints a line for each job that starts or ends, and shows a bar on a terminal.
 
-    The bar shows the remaining time of all jobs.  If there is no bar, the line of an ended job shows it.  This class is a
-    context manager.
+    The bar shows an estimate of the time until all jobs have ended.  If there is no bar, the line of each ended job shows this
+    time.  An instance is a context manager.
 
     Args:
         total: Number of jobs.
-        console: The output; None prints to the standard error stream.
+        console: The output; if None, the standard error stream is used.
         clock: Monotonic clock, in seconds.
     """
 
@@ -73,7 +73,7 @@ class JobProgress(TerminalBar):
         self._show(line, completed=self._ended)
 
     def _line(self) -> str:
-        """Format the number of ended jobs, and an estimate of the remaining time."""
+        """Return text: the number of ended jobs, and an estimate of the remaining time."""
         line = f"{self._ended}/{self._total}"
         if not 0 < self._ended < self._total:
             return line
@@ -100,8 +100,8 @@ def run_jobs(
         jobs: The jobs.
         limit: Maximum number of running jobs, >= 1.
         environment: Environment variables of the processes.
-        on_start: Called with each job that starts.
-        on_end: Called with each job that has ended, its exit code, and its duration in seconds.
+        on_start: Function that is called with each job that starts.
+        on_end: Function that is called with each job that has ended, its exit code, and its duration in seconds.
         keep_open: File descriptors that the processes inherit.
 
     Returns:

@@ -16,7 +16,7 @@ from redistill.training.schedule import TrainingConfig
 
 
 def stages(config: Run) -> dict[str, Run]:
-    """Return the runs that must finish before `config`, in the order of training.
+    """Return the runs that must be trained before the run `config`, in this order.
 
     The keys are "teacher" for the fine-tuning of the teacher, and "start" for the fine-tuning of the student.
     """
@@ -29,9 +29,10 @@ def stages(config: Run) -> dict[str, Run]:
 
 
 def teacher_source(config: Run) -> TeacherConfig | None:
-    """Return the local teacher's model: the configured model, or its fine-tuned copy.
+    """Return the settings from which the local teacher of a run is loaded.
 
-    The function returns None for a run without a local teacher.
+    If a stage fine-tunes the teacher, they name the folder of the fine-tuned model.  The function returns None for a run
+    without a local teacher.
     """
     teacher = config.teacher if isinstance(config.teacher, TeacherConfig) else None
     if teacher is None or teacher.finetune is None:
@@ -41,7 +42,10 @@ def teacher_source(config: Run) -> TeacherConfig | None:
 
 
 def student_source(config: Run) -> StudentConfig:
-    """Return the student's initial model: the configured one, or its fine-tuned copy."""
+    """Return the settings from which the student of a run is loaded before training.
+
+    If a stage fine-tunes the student, they name the folder of the fine-tuned model.
+    """
     if not config.starts_finetuned or config.student.finetune is None:
         return config.student
     folder = _stage_folder(config, config.student.finetune, "start")
@@ -72,7 +76,10 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
 
 
 def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentConfig, teacher: TeacherConfig | None) -> Run:
-    """Build the run of a stage: SFT with the data and the precision of `config`."""
+    """Return the run of the stage `name`: supervised fine-tuning of `student`.
+
+    It uses the data and the precision of the run `config`.
+    """
     seed, choose_by = (Run.seed, TrainingConfig.choose_by) if name == "teacher" else (config.seed, CROSS_ENTROPY)
     choose_by = finetune.choose_by or choose_by
     rate, fallback = finetune.learning_rate, OptimiserConfig.final_learning_rate

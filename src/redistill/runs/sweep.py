@@ -44,7 +44,7 @@ class Plan:
     Args:
         sweep: The sweep recipe.
         folder: Folder that contains sweep.json, a folder for each run, `stages/`, and the comparisons.
-        entries: Pairs of a row and a seed, in the order of the rows.
+        entries: One entry for each row and seed, in the order of the rows.
         only: Labels of the rows to run.
         allow_code: Modules whose code the runs may use.
     """
@@ -57,14 +57,14 @@ class Plan:
 
     @property
     def selected(self) -> list[Entry]:
-        """One entry for each distinct run of the rows in `only`.
+        """The entries to run: one for each distinct run of the rows in `only`.
 
         Rows with equal settings share a run.
         """
         return list({entry.run.folder: entry for entry in reversed(self.entries) if entry.label in self.only}.values())[::-1]
 
     def statuses(self) -> dict[Path, str]:
-        """Return the status of each run and stage by folder.
+        """Return the status of each run and of each stage, by its folder.
 
         A status is "waiting" (not started), "running" (started), "trained" (not evaluated yet) or "finished".
 
@@ -82,7 +82,7 @@ class Plan:
         return {config.folder: _status(config) for config in runs}
 
     def describe(self) -> list[str]:
-        """Return a line per run: its folder, its status, and its rows and seeds."""
+        """Return one line of text per run: its folder, its status, and its rows and seeds."""
         statuses, rows = self.statuses(), dict[Path, list[str]]()
         for entry in self.entries:
             rows.setdefault(entry.run.folder, []).append(f"{entry.label} (seed {entry.seed})")
@@ -102,8 +102,8 @@ def plan_sweep(
     Args:
         recipe: The sweep recipe, a YAML file.
         overrides: Settings of every run, as `section.field=value`; they override those of the rows.
-        out: The folder of the sweep; None uses runs/NAME.
-        only: Labels of the rows to run; empty for all.
+        out: The folder of the sweep; if None, it is runs/NAME.
+        only: Labels of the rows to run; if empty, all rows are run.
         allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
 
     Raises:
@@ -124,7 +124,8 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
 
     Args:
         plan: The sweep.
-        jobs: Number of parallel runs, >= 1.  None uses 1 with an accelerator, otherwise the number of processor cores.
+        jobs: Number of parallel runs, >= 1.  If None, it is 1 on a machine with an accelerator, such as a GPU, and otherwise
+            the number of processor cores.
 
     Returns:
         Paths of the comparisons: for each table an HTML page, and files in Markdown, LaTeX and CSV.
@@ -132,8 +133,8 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
     Raises:
         BusyError: another process runs the sweep.
         ConfigError: the folder contains another sweep or other runs.
-        TrainingError: runs failed; the other runs are finished and compared.  The exit code of the error is 75 if
-            all failures are retryable.
+        TrainingError: at least one run failed; the other runs are finished and compared.  The attribute `exit_code` of the
+            error is 75 if all failures are retryable.
         Interrupted: the runs were stopped; the same plan resumes them.
     """
     statuses = plan.statuses()
@@ -177,7 +178,7 @@ def _status(config: Run) -> str:
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
-    """Write a recipe for each unfinished run and stage; return their jobs in order."""
+    """Write a recipe for each unfinished run and stage; return the jobs that run them."""
     found: dict[Path, Job] = {}
     allowed = [f"--allow-code={module}" for module in plan.allow_code]
     for entry in plan.selected:
@@ -200,7 +201,11 @@ def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
 def _run(
     plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: Sequence[int]
 ) -> tuple[list[str], set[int]]:
-    """Run the jobs; return a phrase for each failed job, and the set of exit codes."""
+    """Run the jobs `todo`; return a phrase for each failed job, and all exit codes.
+
+    `statuses` is updated in place.  `limit` is the number of parallel jobs, and `lock` has the file descriptors of the lock,
+    which the jobs inherit.
+    """
     failed: list[str] = []
 
     def started(job: Job) -> None:
@@ -243,7 +248,7 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
 
 
 def _environment(limit: int) -> dict[str, str]:
-    """Return the environment variables of a run; parallel runs share cores equally."""
+    """Return the environment of a run; `limit` parallel runs share the cores equally."""
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // limit))} if limit > 1 else {}
     return child_environment(threads)
 
@@ -268,7 +273,10 @@ def _score(folder: Path) -> str:
 
 
 def _write_comparisons(plan: Plan, statuses: Mapping[Path, str]) -> list[Path]:
-    """Write a comparison of finished runs for each table; return the files' paths."""
+    """Write a comparison of the finished runs for each table of the sweep.
+
+    Returns the paths of the written files.
+    """
     finished = {entry.label for entry in plan.entries if statuses[entry.run.folder] == FINISHED}
     pages = []
     for name, group in plan.sweep.tables.items():

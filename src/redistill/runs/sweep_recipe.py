@@ -1,6 +1,7 @@
 """Reads sweep recipes: merges each row and each seed over one base recipe.
 
-This module neither writes files nor starts runs; sweep.py does.
+A row of a sweep is a label and the settings in which its runs differ from the base.  This module neither writes files nor
+starts runs; sweep.py does.
 """
 
 import hashlib
@@ -32,12 +33,12 @@ class Group:
 
     Args:
         rows: Labels, in the order of the table.
-        baseline: The row that the others are compared with; None uses the sweep's baseline if it is in `rows`, else the
+        baseline: The row that the others are compared with.  If None, it is the sweep's baseline if this is in `rows`, else the
             first row.
-        published: Tables of the paper to show beside this one.
+        published: Names of published tables of the MGSR paper (arXiv 2407.10068) to show beside this one.
 
     Raises:
-        ConfigError: there are no rows, the baseline is not one of them, or a table of the paper is unknown.
+        ConfigError: there are no rows, the baseline is not one of them, or a published table is unknown.
     """
 
     rows: tuple[str, ...]
@@ -58,11 +59,11 @@ class Sweep:
             `objective`, which replace the whole section of the method.  A dotted key, such as `objective.span_weight`, sets one
             field.
         base: Settings of all runs, as in a recipe; or the path of a recipe, relative to the sweep recipe.
-        world: "toy" uses the data and the teacher of `redistill demo`; None uses the data and the teacher of the base.
+        world: If "toy", the data and the teacher are those of `redistill demo`; if None, they are those of the base.
         seeds: Training seeds.
-        baseline: The row that the others are compared with; None uses the first row.
-        published: Tables of the paper to show beside the measured tables.
-        groups: Tables of some of the rows, by name; empty makes one table of all rows.
+        baseline: The row that the others are compared with; if None, it is the first row.
+        published: Names of published tables of the MGSR paper (arXiv 2407.10068) to show beside the measured tables.
+        groups: Tables of some of the rows, by name; if empty, there is one table of all rows.
 
     Raises:
         ConfigError: there are no rows or no seeds, a name is not valid in file names, a label is unknown, or a row sets the
@@ -86,7 +87,7 @@ class Sweep:
                     rule = "must consist of letters, digits, '.', '_' and '-', since it is part of file names"
                     raise ConfigError(f"{field_name}: {name!r}: {rule}; use {usable}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"seeds = {list(self.seeds)}: must have at least one, without duplicates")
+            raise ConfigError(f"seeds = {list(self.seeds)}: must have at least one seed and no duplicates")
         for name, group in self.groups.items():
             _check_known(f"groups.{name}.rows: no row", group.rows, self.rows, "the rows are")
         for label, row in self.rows.items():
@@ -116,8 +117,8 @@ class Cell(NamedTuple):
     Args:
         label: The row's label.
         seed: The training seed.
-        tree: The run's settings before `overrides`, without its folder.
-        overrides: Settings that replace those of `tree`.
+        tree: The settings of the run, as in a recipe, without its folder.
+        overrides: Single settings that replace settings of `tree`.
     """
 
     label: str
@@ -132,8 +133,8 @@ class Entry(NamedTuple):
     Args:
         label: The row's label.
         seed: The training seed.
-        run: The run.
-        stages: The fine-tuning stages that must finish before the run, in order.
+        run: The validated settings of the run.
+        stages: The fine-tuning stages that must finish before the run, in the order of training.
     """
 
     label: str
@@ -176,9 +177,10 @@ def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cel
 
 
 def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
-    """Merge two trees of settings; `over` takes precedence over `under`.
+    """Return a merged copy of two trees of settings.
 
-    Sections merge field by field, but `policy` and `objective` are replaced as a whole.
+    A value of `over` replaces the value of `under`.  Sections are merged field by field, but `policy` and `objective` are
+    replaced as a whole.
 
     Example:
         >>> merged({"a": {"b": 1, "c": 2}, "policy": {"kind": "mixed"}}, {"a": {"c": 3}, "policy": "fixed"})
@@ -195,7 +197,7 @@ def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Jso
 def expand(
     sweep: Sweep, recipe: Path, folder: Path, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()
 ) -> tuple[Entry, ...]:
-    """Decode the runs of a sweep; return its entries in the order of the rows.
+    """Validate the runs of a sweep; return its entries in the order of the rows.
 
     Rows with equal settings share one run.
 
@@ -226,7 +228,10 @@ def settings_of(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
-    """Name stage folders by a hash, so that runs share them; return run and stages."""
+    """Return a copy of a run whose stages have folders in `folder`, and these stages.
+
+    The name of a folder contains a hash of the settings of the stage, so that runs with equal stages share them.
+    """
     # The teacher first, because the student may start from layers of the fine-tuned teacher.
     for section, name in (("teacher", "teacher"), ("student", "start")):
         if name in (found := stages(config)):
@@ -237,7 +242,7 @@ def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]
 
 
 def _digest(config: Run) -> str:
-    """Hash the settings of a run, except its name and its folders."""
+    """Return a hash of the settings of a run, except its name and its folders."""
     return hashlib.sha256(json.dumps(settings_of(encode_run(config)), sort_keys=True).encode()).hexdigest()
 
 
@@ -250,7 +255,7 @@ def _read_yaml(path: Path, remedy: str) -> dict[str, Json]:
 
 def _check_table(table: Group | Sweep) -> None:
     if not table.rows:
-        raise ConfigError("rows: empty; must have at least one")
+        raise ConfigError("rows: empty; must have at least one row")
     _check_known("baseline: no row", [table.baseline], table.rows, "the rows are")
     _check_known("published: the paper has no table", table.published, published_names(), "choose from")
 

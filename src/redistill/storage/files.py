@@ -14,11 +14,12 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from redistill.errors import DataError, OutputError
+from redistill.records import Json
 
 TEMPORARY = ".tmp-"
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # not available on Windows
@@ -33,7 +34,7 @@ class DiskFullError(OutputError):
 
 
 class Disk:
-    """The operations that change the disk; tests replace it to inject faults."""
+    """The operations that change the disk; tests replace `disk` to inject faults."""
 
     def open(self, path: Path, mode: str) -> io.FileIO:
         """Open a file for writing, without a buffer.
@@ -41,7 +42,7 @@ class Disk:
         Without a buffer, a failed write leaves no data that would be written later.
 
         Raises:
-            OSError: the file cannot be opened; it is a symbolic link, no regular file, or it has a second hard link.
+            OSError: the file cannot be opened, is a symbolic link or no regular file, or has several hard links.
         """
         file = io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_LINKS, 0o666))
         try:
@@ -60,11 +61,11 @@ class Disk:
         os.fsync(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Rename a file or folder; an existing file is replaced."""
+        """Rename the file or folder `source` to `target`; an existing file is replaced."""
         source.replace(target)
 
     def make_folder(self, folder: Path) -> None:
-        """Create a folder, whose parent exists."""
+        """Create a folder if it does not exist; its parent must exist."""
         folder.mkdir(exist_ok=True)
 
     def remove(self, path: Path) -> None:
@@ -84,10 +85,10 @@ disk = Disk()
 
 
 def check_own_file(descriptor: int) -> None:
-    """Check that an open file can be written to without a change to another file.
+    """Check that a write to an open file changes no file of another name.
 
     Raises:
-        OSError: the file is not a regular file, or it has several hard links: it is also known under another name.
+        OSError: the file is not a regular file, or it has several hard links, so that another name refers to the same file.
     """
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
@@ -97,7 +98,7 @@ def check_own_file(descriptor: int) -> None:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of `name` in `folder`, if it does not lead out of the folder.
+    """Return the path `folder / name`, which must not lead out of `folder`.
 
     Raises:
         OutputError: `name` leads out of `folder`: it is absolute, contains `..`, or passes through a link.
@@ -109,7 +110,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def slug(text: str) -> str:
-    """Convert `text` into a file name.
+    """Return a valid file name that resembles `text`.
 
     The name consists of letters, digits, `.`, `_` and `-`; it is not empty and has no leading dot.
     """
@@ -117,7 +118,7 @@ def slug(text: str) -> str:
 
 
 def make_folder(folder: Path) -> Path:
-    """Create `folder` with its parents, and check that it is writable.
+    """Create `folder` with its parents, check that it is writable, and return it.
 
     Raises:
         OutputError: the folder cannot be created or written to.
@@ -159,22 +160,22 @@ def write_json(path: Path, value: object) -> str:
 
 
 def json_bytes(value: object) -> bytes:
-    """Return the bytes that `write_json` writes."""
+    """Return `value` as indented JSON in UTF-8; `write_json` writes these bytes."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", errors="backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> str:
-    """Write `data` atomically, and return its SHA-256."""
+    """Write `data` atomically, and return its SHA-256 in hexadecimal."""
     return write_parts(path, [data], len(data))
 
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview], num_bytes: int) -> str:
-    """Write `parts` atomically: `path` contains all parts afterwards, or is unchanged.
+    """Write `parts` to `path` atomically: either all parts are written, or none.
 
     Args:
         path: The file; missing parent folders are created.
-        parts: The contents, consumed one part at a time, so that a large file need not be in memory.
+        parts: The contents of the file, in order.  They are read one at a time, so that a large file need not be in memory.
         num_bytes: Total size of `parts`, for the error message.
 
     Returns:
@@ -243,7 +244,7 @@ def append_lines(path: Path, values: Sequence[object]) -> None:
 
 
 def open_log(path: Path) -> io.FileIO:
-    """Open a file to which a child process appends its output.
+    """Return an open file to which a child process can append its output.
 
     Missing parent folders are created.
 
@@ -298,17 +299,29 @@ def read_lines(path: Path) -> list[Any]:
     Raises:
         DataError: a complete line is not JSON.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    values = []
-    for number, line in enumerate(lines, 1):
-        try:
-            values += [json.loads(line)] if line else []
-        except ValueError as error:
-            if number == len(lines):  # no newline follows: the write was interrupted
-                break
-            fault = f"not JSON ({error}); the file was edited or is damaged; restore or remove it"
-            raise DataError(f"{path}:{number}: {fault}") from error
-    return values
+    return [value for _, value in scan_lines(path)]
+
+
+def scan_lines(path: Path) -> Iterator[tuple[bytes, Json]]:
+    """Yield the lines of a JSON Lines file with their values, one at a time.
+
+    Missing files, truncated last lines and errors are handled as in `read_lines`.  Each line ends with a newline, and an empty
+    line is skipped.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = line.removesuffix(b"\n")
+            try:
+                value = json.loads(text) if text else None
+            except ValueError as error:
+                if text == line:  # no newline follows: the write was interrupted
+                    return
+                fault = f"not JSON ({error}); the file was edited or is damaged; restore or remove it"
+                raise DataError(f"{path}:{number}: {fault}") from error
+            if text:
+                yield text + b"\n", value
 
 
 def rewrite_lines(path: Path, values: Sequence[object]) -> None:
@@ -335,7 +348,7 @@ def sync(path: Path) -> None:
 
 
 def write_failed(path: Path, error: OSError, num_bytes: int = 0) -> OutputError:
-    """Build the exception for a failed write of `num_bytes` bytes; 0 means unknown."""
+    """Return the exception for a failed write of `num_bytes` bytes (0 if unknown)."""
     size = f"{num_bytes:,} bytes " if num_bytes else ""
     is_link = error.errno in {errno.ELOOP, errno.EMLINK}
     remedy = "remove the link" if is_link else "free space or choose another folder"

@@ -13,7 +13,7 @@ from redistill.storage.files import TEMPORARY, create_with_parents, sync, write_
 
 
 def linked_folder(folder: Path) -> Path | None:
-    """Find a symbolic link to a folder below `folder`; return None if there is none.
+    """Return a symbolic link below `folder` that leads to a folder; None without one.
 
     Files that are written below such a link would be written outside of `folder`.  Links with names of temporary files are
     ignored, because `remove_leftovers` removes these links and not their targets.

@@ -33,7 +33,7 @@ def locked(folder: Path) -> Iterator[Sequence[int]]:
     on Linux only.
 
     Args:
-        folder: The folder to lock.  The lock is not reentrant: a process that holds it cannot acquire it again.
+        folder: The folder to lock.  A process that holds the lock cannot acquire it again.
 
     Yields:
         A list with the file descriptor that holds the lock, for `pass_fds` of subprocess.  If the file system does not support

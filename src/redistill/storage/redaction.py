@@ -104,7 +104,9 @@ def plain(text: str) -> str:
 
 
 def plain_line(text: str) -> str:
-    r"""Make `text` safe for display on one line: `plain`, with each run of white space replaced by one space.
+    r"""Make `text` safe for display on one line.
+
+    This is `plain` with each run of white space replaced by one space.
 
     Example:
         >>> plain_line("a\n\tb ")
@@ -151,7 +153,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_tree(value: Any) -> Any:
-    """Copy nested dicts and lists, with secrets masked in all strings and keys."""
+    """Return a copy of nested dicts and lists with secrets masked in texts and keys."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):

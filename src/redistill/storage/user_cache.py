@@ -1,7 +1,7 @@
-"""Folders of the user's cache: of redistill, and of torch.compile.
+"""The cache folders of redistill and of torch.compile.
 
 torch unpickles and loads what it finds in the cache of torch.compile.  By default, the cache has a predictable name in the
-folder for temporary files, where any local user can create it first.  redistill sets a private folder.
+folder for temporary files, where any local user can create it first.  redistill therefore sets a private folder.
 """
 
 import os
@@ -26,8 +26,8 @@ def cache_folder() -> Path:
 def set_compiler_cache() -> None:
     """Set torch's compiler cache to a folder below `cache_folder()`.
 
-    A folder that the user has set is kept.  The function is called before torch is imported, because torch stores its default
-    in the same variable.
+    The folder is set in the environment variable $TORCHINDUCTOR_CACHE_DIR; if the user has set it, it is kept.  Call the
+    function before torch is imported, because torch stores its default folder in the same variable.
     """
     current = os.environ.get(VARIABLE)
     of_torch = Path(tempfile.gettempdir(), "torchinductor_")  # followed by the name of the user
@@ -41,8 +41,8 @@ def check_compiler_cache() -> None:
     If the default folder cannot be created, a new temporary folder replaces it.
 
     Raises:
-        ConfigError: the folder belongs to another user, other users can write to it, it is a link or no folder, or it cannot be
-            created.
+        ConfigError: the folder cannot be created, is a link or no folder, belongs to another user, or is writable by other
+            users.
     """
     set_compiler_cache()
     folder = Path(os.environ[VARIABLE])

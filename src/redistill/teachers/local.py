@@ -1,8 +1,8 @@
 """The local teacher: a model in this process.
 
-The body of the model runs only on sequences that have distillation terms.  The hidden states are kept, and are multiplied by
-the head in slices of rows.  So no [rows, vocabulary] tensor of a whole batch exists.  For a revised sequence, the hidden states
-of the prefix that it has in common with its draft are reused.
+The body of the model (all layers before the head) runs only on sequences that have distillation terms.  The hidden states are
+kept, and are multiplied by the head in slices of rows.  So no [rows, vocabulary] tensor of a whole batch exists.  A revised
+sequence begins like its draft, the text before the revision; the hidden states of this common prefix are reused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -66,9 +66,10 @@ class LocalTeacher:
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> TeacherTarget:
-        """Run the body on the batch's sampled sequences; return the target of their rows.
+        """Return the function that computes teacher logits for rows of the batch.
 
-        The target (`contracts.TeacherTarget`) multiplies the hidden states by the head when it is called.
+        The model without its head runs in this call, on the sequences that have distillation terms.  The returned function
+        (`contracts.TeacherTarget`) multiplies the hidden states of a slice of rows by the head.
         """
         first = slice(0, batch.num_sampled)
         weight_VD = self._head.weight_VD
@@ -96,7 +97,7 @@ class LocalTeacher:
         return target
 
     def faults(self) -> int:
-        """Return the number of rows with non-finite logits since the last call.
+        """Return the number of rows with non-finite logits since `faults` was last called.
 
         The loss of such rows is NaN.
         """
@@ -109,15 +110,16 @@ class LocalTeacher:
         self._memory = None
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """Continue every request with text of the teacher."""
+        """Continue every request with text of the teacher, in the order of the requests."""
         assert self._engine is not None, "a policy of teacher text is built with an engine for it"
         return self._engine.generate(requests, sampling)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Context in which computed hidden states are kept for reuse.
+        """Context in which the hidden states that `rows` computes are kept for reuse.
 
-        The states are kept until `release` is called, up to `prefix.MEMORY_BYTES` in total.
+        They are reused for a later text with the same prefix.  The states are kept until `release` is called, up to
+        `prefix.MEMORY_BYTES` in total.
         """
         self._memory, self._remembers, self._in_autocast = PrefixMemory(), True, self._autocasts()
         try:

@@ -1,6 +1,6 @@
-"""Laws for tests of your own divergences and policies.
+"""Checks of the properties (laws) that every divergence and policy must have.
 
-This package does not require pytest, and downloads nothing.
+Use them in the tests of your own divergences and policies.  This package does not require pytest, and downloads nothing.
 
 from redistill.testing import check_divergence, check_policy
 

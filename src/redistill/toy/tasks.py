@@ -21,7 +21,7 @@ _PHRASINGS: dict[str, dict[str, str]] = yaml.safe_load(Path(__file__).with_name(
 
 
 class Phrase(str):
-    """A word or phrase of a sentence, with the forms that phrasings use.
+    """A word or phrase of a sentence, with attributes for its other forms.
 
     Example:
         >>> "{thing.a.capital} is here.".format(thing=Phrase("old basket"))

@@ -18,7 +18,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Topic:
-    """The actors, actions and places of sentences about `name`."""
+    """A topic of sentences: its name, and the actors, actions and places that occur."""
 
     name: str
     actors: list[str]

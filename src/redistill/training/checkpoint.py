@@ -37,7 +37,7 @@ SUFFIX = ".safetensors"
 class Contents(dict[str, Value]):
     """The tensors or the state of a checkpoint, by name.
 
-    A missing name raises `CheckpointError`, so that training never starts from scratch without a message.
+    Access to a missing name raises `CheckpointError`, so that training never starts from scratch without a message.
     """
 
     def __init__(self, owner: str, values: Mapping[str, Value]) -> None:
@@ -95,20 +95,25 @@ def _sealed(run: object) -> dict[str, object]:
     return {"run": run, "sha256": hashlib.sha256(files.json_bytes(run)).hexdigest()}
 
 
-def check_identity(folder: Path, mine: Mapping[str, str]) -> None:
+def check_identity(folder: Path, mine: Mapping[str, str]) -> list[str]:
     """Raise an error if a folder contains checkpoints of another run.
 
     Args:
         mine: Hashes that identify this run, by name, such as "training data".
 
+    Returns:
+        The names in `mine` of which the folder has checkpoints but no stored hash: an earlier version wrote the checkpoints.
+
     Raises:
         CheckpointError: a hash differs from the one that `write_identity` stored.
     """
-    if other := _differences(identity(folder), mine):
+    held = identity(folder)
+    if other := _differences(held, mine):
         raise CheckpointError(
             f"{folder}: its checkpoints belong to a run with different {other[0]}; "
             f"restore the {other[0]} of that run, or use a new folder"
         )
+    return [plain(name) for name in mine if name not in held] if steps(folder) else []
 
 
 def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
@@ -126,7 +131,7 @@ def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
 
 
 def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """List the names that are in both mappings, with different values."""
+    """Return the names that are in both mappings with different values."""
     return [plain(name) for name in one if name in other and one[name] != other[name]]
 
 
@@ -144,15 +149,15 @@ def save(
 ) -> Path:
     """Write the checkpoint `step-N`, then remove checkpoints that are not needed.
 
-    Of the checkpoints up to `step`, the `keep` newest and the protected ones are kept.  Checkpoints after `step` are damaged,
-    since the run resumed from an older one; they are removed unless protected.  Nothing is removed before the new checkpoint
-    has been read back and verified.
+    Of the checkpoints up to `step`, the `keep` newest and the protected ones are kept.  If there are checkpoints after `step`,
+    they are damaged, since the run resumed from an older one; they are removed unless protected.  Nothing is removed before the
+    new checkpoint has been read back and verified.
 
     Args:
         folder: The folder of the run's checkpoints, such as `<run folder>/checkpoints`.
         step: Number of updates done, >= 0.
         tensors: Groups of tensors; each becomes `<group>.safetensors`.  Tied tensors are stored once and are tied when loaded.
-        state: Everything else, as JSON: no NaN, keys are strings, tuples are loaded as lists.
+        state: All other values, which are stored as JSON: no NaN, keys are strings, tuples are loaded as lists.
         keep: Number of newest checkpoints to keep, including this one, >= 1.
         protect: Steps whose checkpoints are never removed, such as the best one.
 
@@ -355,7 +360,7 @@ def restore_optimizer(
     tensors: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
 ) -> None:
-    """Restore exactly the optimizer state that `optimizer_tensors` returned.
+    """Set `optimizer` to the exact state that `optimizer_tensors` returned.
 
     Hyper-parameters such as the learning rate are restored too.
 

@@ -51,7 +51,7 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
     Raises:
         Interrupted: a signal arrived.  All completed updates have been saved in a checkpoint; an incomplete update is
             discarded.
-        TrainingError: a guard ended the run.
+        TrainingError: a guard (a check of each update) ended the run.
     """
     saved = state.step
     try:
@@ -81,7 +81,7 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     the gradient is complete, signals are not checked until the update is complete.
     """
     learner = parts.learner
-    started, before = time.perf_counter(), parts.policy.state_dict()
+    started, before, logged = time.perf_counter(), parts.policy.state_dict(), parts.output.revisions.num_bytes()
     if learner.teacher is not None:
         learner.teacher.faults()  # discards the faults that were counted in validation
     try:
@@ -90,6 +90,8 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
         batches, counts, sums = gradients(draw, parts, state.step)
     except Interrupted:
         parts.policy.load_state_dict(before)  # a buffer may have changed already
+        if parts.accelerator.is_main_process:
+            parts.output.revisions.truncate_after(state.step, logged)  # its text will be generated again
         parts.output.meter.read()  # discards the count: the text will be generated again
         learner.optimizer.zero_grad(set_to_none=True)
         raise
@@ -115,7 +117,7 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
 
 
 def _draw(parts: Parts, step: int) -> Draw:
-    """Give the engine the student's current weights, then draw the step's sequences."""
+    """Return the sequences of an update, after the engine has got the current weights."""
     student = parts.learner.student
     with parts.learner.placement.unsharded(student):
         parts.engine.sync(student.model, step)
@@ -123,7 +125,11 @@ def _draw(parts: Parts, step: int) -> Draw:
 
 
 def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
-    """Divide this process's sequences into micro-batches; see `grouping.grouped`."""
+    """Return this process's sequences as micro-batches of similar lengths.
+
+    A micro-batch has at most `micro_batch_size` gold and as many sampled sequences.  If it is None, the number of padded tokens
+    is limited instead (see `grouping.grouped`).
+    """
     device, objective = parts.accelerator.device, parts.learner.objective
     span_config = objective.span if objective.uses_spans else None
     corpus = () if objective.pretraining is None else corpus_items(draw, objective.pretraining)
@@ -135,10 +141,10 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
 
 
 def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
-    """Add empty micro-batches until all processes have the same number.
+    """Return `batches` and empty ones, so that all processes have the same number.
 
-    Nothing is added unless forward and backward passes are collective operations.  Only such passes need the same number in all
-    processes.
+    None are added unless forward and backward passes are collective operations.  Only such passes need the same number of
+    micro-batches in all processes.
     """
     if not parts.learner.placement.passes_communicate:
         return batches
@@ -213,9 +219,9 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[st
 
 
 def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
-    """Clip the student's and the clip network's gradients separately.
+    """Clip the gradients of the student and of the clip network in place, separately.
 
-    Returns the gradient norms before clipping.
+    The clip network is that of DAC-KL; it predicts which classes are kept.  Returns the gradient norms before clipping.
     """
     norms = {"grad_norm": clip_gradients(learner.student.model.parameters(), max_norm)}
     if learner.clip_parameters:
@@ -224,7 +230,7 @@ def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
 
 
 def _read_again(parts: Parts, batches: Sequence[Batch]) -> list[Mapping[str, object]]:
-    """Compute statistics of the logits of an update that ends the run."""
+    """Return statistics of the logits of an update that ends the run, per micro-batch."""
     learner = parts.learner
     with learner.placement.unsharded(learner.student):
         teacher = learner.teacher if learner.objective.uses_teacher else None
@@ -259,7 +265,7 @@ def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], d
 
 
 def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
-    """Score the student, log the scores, and pass the validation loss to the policy."""
+    """Return the student's scores, log them, and pass the cross entropy to the policy."""
     with parts.learner.placement.unsharded(parts.learner.student):
         scores = parts.validate()
     parts.policy.observe(scores["cross_entropy"])
@@ -272,7 +278,7 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
 
 
 def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
-    """Validate; record whether the student is the best yet and whether training stops."""
+    """Validate; record in `state` the best student so far and whether training stops."""
     started = time.perf_counter()
     scores = _validate(parts, state)
     by = next((metric for metric in parts.metrics if metric.name == settings.choose_by), None)

@@ -60,10 +60,10 @@ class Progress(TerminalBar):
     The object is a context manager; the bar is updated until the context ends.
 
     Args:
-        total: Number of updates of the whole run; 0 if it is not known yet and `expect` sets it later.
+        total: Number of updates of the whole run; 0 if it is not known yet.  The method `expect` sets it later.
         log_every: Updates between lines if the output is not a terminal.
         enabled: Whether to print; True on the main process only.
-        console: The output; None prints to the standard error stream.
+        console: The output; if None, the standard error stream is used.
         clock: Monotonic clock, in seconds.
     """
 
@@ -122,7 +122,7 @@ class AnswerProgress:
 
     Args:
         label: The name of the evaluated model.
-        report: Called with each line.
+        report: Function that is called with each line.
         clock: Monotonic clock, in seconds.
     """
 

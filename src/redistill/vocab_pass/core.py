@@ -1,9 +1,9 @@
 """The elementwise core: from the raw logits of a tile to sums and their gradient.
 
-A tile is a slice of rows that is processed at once.  Raw logits are the products of hidden states and the head, before scale
-and softcap.  `Core` is plain PyTorch.  Without compilation, each operation reads the whole tile.  With compilation,
-log-softmax, all terms and their gradient are a few fused loops.  All compiled tiles have the same number of rows, so a set of
-terms is compiled once; the last tile is padded with rows that do not contribute to the sums.
+A tile is a slice of rows that is processed at once.  Raw logits are the products of hidden states and the head, before they are
+scaled and bounded (softcap).  `Core` is plain PyTorch.  Without compilation, each operation reads the whole tile.  With
+compilation, log-softmax, all terms and their gradient are a few fused loops.  All compiled tiles have the same number of rows,
+so a set of terms is compiled once; the last tile is padded with rows that do not contribute to the sums.
 """
 
 import importlib.util
@@ -42,7 +42,7 @@ Visited = tuple[Sums, Tensor, tuple[Tensor | None, ...]]
 
 
 def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> bool:
-    """Decide whether the functions that compute the terms are compiled.
+    """Return whether the functions that compute the terms are compiled.
 
     The decision depends only on the arguments and the machine, so a resumed run makes the same decision.
 
@@ -70,13 +70,13 @@ def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> 
 
 @dataclass(frozen=True)
 class Core:
-    """The function that computes all terms of a tile.
+    """The function that computes all terms of the objective on a tile (some rows).
 
-    Cores with equal fields share one compilation.
+    Two objects with equal fields share one compilation.
 
     Args:
-        rules: The functions that each compute one term, for the terms that have rows in the tile.
-        scale, softcap: Fields of the student's `Head`.
+        rules: A function for each term that has rows in the tile; it computes the sum of the term.
+        scale, softcap: Factor and bound of the student's logits; see `Head`.
     """
 
     rules: tuple[Rule, ...]
@@ -84,11 +84,11 @@ class Core:
     softcap: float | None
 
     def __call__(self, raw_CV: Tensor, target_rows: TargetRows | None, tensors: Tensors) -> Sums:
-        """Compute the sum of each term and each diagnostic over the tile, by name.
+        """Return the sum of each term and of each diagnostic over the tile, by name.
 
         Args:
             raw_CV: Raw logits of the student, before scale and softcap.
-            target_rows: Teacher logits of these rows, or the classes that the teacher lists; None for rows without a teacher.
+            target_rows: Teacher logits of these rows, or the teacher's most probable classes; None for rows without a teacher.
             tensors: The tensor arguments of each rule.
         """
         logq_CV = torch.log_softmax(finished(raw_CV, self.scale, self.softcap), dim=-1)
@@ -100,7 +100,7 @@ class Core:
 
 
 def of_rows(target_rows: TargetRows | None, change: Callable[[Tensor], Tensor]) -> TargetRows | None:
-    """Apply `change` to each tensor of the teacher target; None stays None."""
+    """Return the teacher target with `change` applied to its tensors; None stays None."""
     if isinstance(target_rows, TopClasses):
         return TopClasses(*map(change, target_rows))
     return None if target_rows is None else change(target_rows)
@@ -108,9 +108,15 @@ def of_rows(target_rows: TargetRows | None, change: Callable[[Tensor], Tensor]) 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A slice of a block's rows, and a halo row if the span loss needs one.
+    """Rows that are processed at once, and a halo row if the span loss needs one.
 
-    The halo row is the row after the slice: the last row of the slice may form a pair of a span with it.
+    The span loss compares the rows of each pair of neighbouring rows.  The halo row is the row after the tile.  It is added if
+    it may form a pair with the last row of the tile.
+
+    Args:
+        raw_CV: Raw logits of the student, including the halo row.
+        target_rows: Teacher logits of these rows, or the teacher's most probable classes; None for rows without a teacher.
+        tensors: The tensor arguments of each rule, without the halo row.
     """
 
     raw_CV: Tensor
@@ -118,9 +124,9 @@ class Tile:
     tensors: Tensors
 
     def padded(self, num_rows: int, halo: int) -> "Tile":
-        """Pad the tile with rows of zeros, which do not contribute to the sums.
+        """Return a copy with `num_rows` rows and `halo` (0 or 1) halo rows.
 
-        The padded tile has `num_rows` rows and `halo` halo rows after them.
+        The copy is padded with rows of zeros, which do not contribute to the sums.
         """
         target_rows = of_rows(self.target_rows, lambda tensor: _padded(tensor, num_rows + halo))
         tensors = tuple(tuple(_padded(tensor, num_rows) for tensor in own) for own in self.tensors)
@@ -130,14 +136,15 @@ class Tile:
 def visit(
     core: Core, tile: Tile, coefficients: Sequence[float], parameters: Sequence[Tensor], fill: tuple[int, int] | None
 ) -> Visited:
-    """Compute the sums of a tile, and the gradients of their weighted sum.
+    """Return the sums of terms over a tile, and the gradients of their weighted sum.
 
     Args:
         core: The function that computes the terms of the tile.
-        tile: The rows, and a halo row if there is one.
-        coefficients: Coefficients of the rules.  They change between updates, and so are not part of the compiled code.
+        tile: The rows, and the halo row if there is one: the row after the tile, which the span loss may compare with its last
+            row.
+        coefficients: Weights of the sums.  They change between updates, and so are not part of the compiled code.
         parameters: Parameters that the divergence learns.
-        fill: Numbers of rows and halo rows to which a compiled tile is padded; None runs the core without compilation.
+        fill: Numbers of rows and halo rows to which a compiled tile is padded.  If None, the core is not compiled.
 
     Returns:
         The sums by name, without coefficients; the gradient of the raw logits, including the halo row; and the gradient of each

@@ -65,7 +65,7 @@ def token_spans(
         special_ids: Token ids to leave out of the decoded texts; no range contains one of them.
 
     Returns:
-        One tuple of half-open token ranges per response; see `align`.
+        One tuple of half-open token ranges [first, stop) per response, sorted and unique, as `align` returns them.
     """
     decoded = [offsets_from_ids(ids, tokenizer, special_ids) for ids in responses]
     phrases = extractor.extract([text for text, _ in decoded])

@@ -75,7 +75,7 @@ class SpanExtractor(Protocol):
     description: dict[str, str]
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Return the sorted phrases of each text, in the order of the texts."""
+        """Return the phrases of each text, sorted by their start."""
         ...
 
 
@@ -143,7 +143,7 @@ class SpacyExtractor:
         }
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Return the sorted spans of each text.
+        """Return the spans of each text, sorted by their start.
 
         Each span contains at least one letter.  Fenced code has no spans.
         """
@@ -176,7 +176,9 @@ class SimpleExtractor:
         self.description = {"backend": "simple", "version": "1"}
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Return the sorted, disjoint spans of each text, labelled "chunk".
+        """Return the spans of each text, which are disjoint and sorted by their start.
+
+        Their label is "chunk".
 
         Each span contains at least one letter.  Fenced code has no spans.
         """

@@ -76,11 +76,12 @@ def load_task(
     Args:
         task: A key of `TASKS`, any name if `path` is given, or a `Task`.
         path: A file, a folder with test.jsonl, or a hub name to read instead of the hub file of the task.
-        limit: Maximum number of rows, applied after `min_reference_words`; None keeps all rows.
+        limit: Maximum number of rows, applied after `min_reference_words`; if None, all rows are kept.
         min_reference_words: A row is left out if its longest reference has fewer words than this number; words are separated by
-            white space.  None keeps all rows.  The hub files of Super-Natural and Unnatural Instructions contain only long
-            references, so they do not need this argument.
-        max_bad_rows, rejected: The same arguments as those of `read_records`.
+            white space.  If None, all rows are kept.  The hub files of Super-Natural and Unnatural Instructions contain only
+            long references, so they do not need this argument.
+        max_bad_rows: Maximum number of unusable rows, >= 0.
+        rejected: A JSON Lines file that the unusable rows are written to; if None, no file is written.
 
     Returns:
         The records, and the report of `read_records`.

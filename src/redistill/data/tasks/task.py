@@ -22,7 +22,7 @@ class Task:
         description: Contents of the test set, in one line.
         hub_name: Name of the data set on the Hugging Face hub; None if the recipe gives a file.
         hub_file: The hub file with the test rows.  A hub repository has several files for the same split.
-        hub_rows: Number of rows at the start of the hub file that the papers evaluate; None means all rows.
+        hub_rows: Number of rows at the start of the hub file that the papers evaluate; if None, they evaluate all rows.
         metrics: Metrics that are computed before those of the recipe; the first is the primary metric.
 
     Raises:
@@ -51,8 +51,9 @@ class Task:
         """Read the test rows.
 
         Args:
-            path: A file, or a folder with test.jsonl; None reads the rows of the hub file that the papers evaluate.
-            max_bad_rows, rejected: The same arguments as those of `read_records`.
+            path: A file, or a folder with test.jsonl.  If None, the rows of the hub file that the papers evaluate are read.
+            max_bad_rows: Maximum number of unusable rows, >= 0.
+            rejected: A JSON Lines file that the unusable rows are written to; if None, no file is written.
 
         Returns:
             The records, and the report of `read_records`.

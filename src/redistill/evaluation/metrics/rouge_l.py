@@ -32,7 +32,7 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
         85.71428571428571
     """
     if not references:
-        raise DataError("rouge_l: references = []: must have at least one; remove the prompt from the data set")
+        raise DataError("rouge_l: references = []: must not be empty; remove the prompt from the data set")
     return 100.0 * max(_scorer()(reference, prediction) for reference in references)
 
 
@@ -42,9 +42,9 @@ def _score(answer: str, record: Record) -> float:
 
 @functools.cache
 def _scorer() -> Callable[[str, str], float]:
-    """Return a function of (reference, prediction) that computes F1 with rouge-score.
+    """Return a function that computes the F1 of (reference, prediction).
 
-    The package rouge-score is imported on first use, because it imports nltk.
+    It uses the package rouge-score, which is imported on first use, because it imports nltk.
     """
     from rouge_score.rouge_scorer import RougeScorer
 

@@ -3,8 +3,8 @@
 Each divergence is a frozen dataclass.
 
 The fields of a divergence are its hyper-parameters, and its call implements `contracts.Divergence`.  To add a divergence, write
-its class in a file of this package, define `examples()`, and add the class to the union below.  The configuration and the tests
-of the laws use this union.
+its class in a file of this package, define `examples()`, and add the class to the union `Divergence` below.  The configuration
+accepts the classes of this union, and the tests check on them the properties that every divergence must have.
 
 A log-probability of -inf marks a class that a model rules out (vocabulary padding, a mask).  A class that both models rule out
 contributes 0 to every divergence.  For a class that only one model rules out, there are two cases.  The formulas of forward,
@@ -13,7 +13,8 @@ contributes 0, since an infinite loss would end the run because of a class that 
 Jensen-Shannon, skew KL, total variation, and alpha-beta with both exponents above 0 are finite.  In these divergences the class
 contributes the value of the formula.
 
-The divergences do not reduce over rows, have no trainable parameters, and do not depend on the origin of the rows.
+The divergences do not reduce over rows, have no trainable parameters, and do not depend on the origin of the text (data set,
+student or teacher).
 """
 
 from redistill.losses.divergences.distances import AlphaBeta, TotalVariation

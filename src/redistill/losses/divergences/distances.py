@@ -104,14 +104,18 @@ class AlphaBeta(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return settings on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(alpha=0.5, beta=0.5), cls(alpha=1.0, beta=0.0), cls(alpha=0.0, beta=0.7, temperature=2.0))
 
 
 def _power_kl(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, power: float) -> torch.Tensor:
-    """Compute the KL of the unnormalised a^power and b^power, divided by power^2.
+    """Return the generalised KL divergence of a^power and b^power, divided by power^2, per row.
 
-    A class with -inf in either model contributes 0.
+    a and b are the distributions of the two arguments; their powers are not normalised.  A class with log-probability -inf in
+    either of them contributes 0.
     """
     powered_NV = (power * log_a_NV).exp()
     terms_NV = powered_NV * (power * log_ratio(log_a_NV, log_b_NV) - 1) + (power * log_b_NV).exp()

@@ -44,9 +44,9 @@ class ReverseKL(Softened):
 
     .. math:: D(p, q) = \mathrm{KL}(q \,\|\, p) = \sum_v q_v \log \frac{q_v}{p_v}
 
-    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), here per token; "Reverse KL" in Table 3c of MGSR, and
-    the score of its Eq. 3 that locates the error token. D is in nats per token, D >= 0, and D = 0 exactly when p = q. The
-    gradient flows through q only; with respect to the student's logits it is q (log(q / p) - D).
+    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), here per token; "Reverse KL" in Table 3c of MGSR. Eq. 3
+    of MGSR also uses it as the score that selects the token to be corrected. D is in nats per token, D >= 0, and D = 0 exactly
+    when p = q. The gradient flows through q only; with respect to the student's logits it is q (log(q / p) - D).
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -68,7 +68,10 @@ class ReverseKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return settings on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(temperature=0.5))
 
 
@@ -114,7 +117,10 @@ class SymmetricKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return settings on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(forward_weight=0.1), cls(temperature=2.0))
 
 
@@ -125,11 +131,12 @@ class AdaptiveKL(Softened):
     .. math:: D(p, q) = \frac{g_h\,\mathrm{KL}(p \,\|\, q) + g_t\,\mathrm{KL}(q \,\|\, p)}{g_h + g_t},
               \qquad g_h = \sum_{v \in \mathrm{head}} |p_v - q_v|,\quad g_t = \sum_{v \in \mathrm{tail}} |p_v - q_v|
 
-    p is the teacher, q the student; g_h and g_t are the gaps in head and tail. The head consists of the teacher's most probable
-    classes whose cumulative mass, including the class itself, is at most `head_mass`. The most probable class always belongs to
-    the head. All other classes form the tail. (The paper's prose defines the head as the smallest set that reaches the mass,
-    which has one class more; this class follows the paper's code.) Source: Wu et al. (arXiv 2404.02657). D is in nats per
-    token, D >= 0, and D = 0 exactly when p = q. The gradient flows through q only, and treats the weights as constants.
+    p is the teacher, q the student; g_h and g_t are the absolute differences, summed over the head and over the tail. The head
+    consists of the teacher's most probable classes whose cumulative mass, including the class itself, is at most `head_mass`.
+    The most probable class always belongs to the head. All other classes form the tail. (The paper's prose defines the head as
+    the smallest set that reaches the mass, which has one class more; this class follows the paper's code.) Source: Wu et al.
+    (arXiv 2404.02657). D is in nats per token, D >= 0, and D = 0 exactly when p = q. The gradient flows through q only, and
+    treats the weights as constants.
 
     Args:
         head_mass: Largest teacher mass of the head, in (0, 1); the paper's mu is 0.5.
@@ -174,5 +181,8 @@ class AdaptiveKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return settings on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(head_mass=0.9, temperature=2.0))

@@ -56,7 +56,10 @@ class JensenShannon(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return settings on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(teacher_weight=0.5), cls(teacher_weight=0.9, temperature=2.0))
 
 
@@ -100,7 +103,10 @@ class SkewForwardKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return settings on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(alpha=0.5, temperature=2.0))
 
 
@@ -144,12 +150,15 @@ class SkewReverseKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return settings on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(alpha=0.5, temperature=2.0))
 
 
 def _kl_to_mixture(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, weight: float) -> torch.Tensor:
-    """Compute KL(a || m) of each row, with the mixture m = weight a + (1 - weight) b.
+    """Return KL(a || m) of each row, with the mixture m = weight a + (1 - weight) b.
 
     The KL is computed from log(m / a), which is accurate if a and b are close.
     """

@@ -38,7 +38,7 @@ ReportEvent = Callable[[Event], None]
 
 
 def without_nan(facts: Mapping[str, object]) -> Mapping[str, Json]:
-    """Convert `facts` to JSON values, with None for every non-finite number.
+    """Return `facts` as JSON values, with None for every non-finite number.
 
     Example:
         >>> without_nan({"loss": float("nan"), "samples": (1, 2)})

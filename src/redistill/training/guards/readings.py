@@ -30,7 +30,7 @@ def read_again(
     Args:
         batches: This process's micro-batches.
         teacher: The teacher; None if the objective uses no teacher.
-        autocast: Returns the autocast context of training.
+        autocast: Function that returns the autocast context of training.
 
     Returns:
         One mapping per micro-batch, with "role", "samples", "origins", and statistics under "student".  Statistics of the
@@ -53,10 +53,10 @@ def read_again(
 
 
 def _statistics(batch: Batch, blocks: Iterable[tuple[slice, torch.Tensor]]) -> Mapping[str, object]:
-    """Compute statistics of a micro-batch's logits, accumulated over blocks of rows.
+    """Return statistics of a micro-batch's logits, accumulated over blocks of rows.
 
     They are the minimum, maximum and mean of the finite logits, the number of logits that are NaN or +inf, and the samples that
-    contain such logits.
+    contain such logits.  `blocks` yields the rows and the logits [rows, vocabulary] of each block.
     """
     least, most, total, num_finite, num_faults, faulty = math.inf, -math.inf, 0.0, 0, 0, set[int]()
     for rows, numbers_CV in blocks:

@@ -12,7 +12,7 @@ class EarlyStopping:
     """Ends training after `patience` validations in a row without a better score.
 
     Args:
-        patience: Number of validations, >= 1; None never stops.
+        patience: Number of validations, >= 1; if None, training is never ended early.
 
     Raises:
         ConfigError: `patience` is below 1.
@@ -34,7 +34,7 @@ class EarlyStopping:
         """Return whether training ends after a validation with this score.
 
         Args:
-            score: Higher is better; NaN and infinities count as no improvement.
+            score: Score of the validation; higher is better.  NaN and infinities count as no improvement.
         """
         if math.isfinite(score) and (self.best is None or score > self.best):
             self.best, self.without_gain = score, 0
