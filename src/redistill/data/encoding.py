@@ -1,4 +1,4 @@
-"""Encoding of many texts at once.
+"""Encoding of many texts as token ids at once.
 
 The ids of each text are exactly those that the tokenizer returns for this text alone.
 
@@ -29,12 +29,13 @@ _SAMPLES = ("Below is a task:\n\n### Input:\nA, b\n\nAnswer:\n", "a:b  \n\n c", 
 
 
 class Text(NamedTuple):
-    """A text to encode.
+    """A text to encode, and which of its special tokens are encoded as plain text.
 
     Args:
         text: The text.
-        split: Whether all special tokens in the text are encoded as plain text.
-        literal: Character ranges of the special tokens that are encoded as plain text if `split` is False.
+        split: If True, all special tokens in the text are encoded as plain text.
+        literal: The literal ranges: the character ranges [start, end) of the special tokens that are encoded as plain text
+            although `split` is False.
     """
 
     text: str
@@ -63,7 +64,7 @@ class TextEncoder:
                 self._words = None
 
     def encode(self, texts: Sequence[Text]) -> list[list[int]]:
-        """The token ids of each text, in the order of the texts."""
+        """Return the token ids of each text, in the order of the texts."""
         ids: dict[Text, list[int]] = {}
         different = dict.fromkeys(texts)
         plain = [text for text in different if not text.literal]
@@ -109,9 +110,9 @@ class TextEncoder:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
 
     def _with_literals(self, texts: Sequence[Text]) -> list[list[int]]:
-        """The token ids of each text; all texts have literal ranges.
+        """Return the token ids of texts that have literal ranges, in the order of the texts.
 
-        Special tokens in literal ranges are encoded as plain text, all others as special tokens.
+        Special tokens in literal ranges are encoded as plain text, and all other special tokens as special tokens.
         """
         if not texts:
             return []
@@ -120,10 +121,11 @@ class TextEncoder:
         return [self._stand_ins.encode(text) or self._apart(text) for text in texts]
 
     def _apart(self, text: Text) -> list[int]:
-        """The token ids of a text with literal ranges, computed without stand-ins.
+        """Encode the parts of a text separately, and return the token ids of the whole text.
 
-        The text is split at the special tokens outside literal ranges, and each part is encoded separately.  Tokenizers
-        implemented in Python encode texts in the same way.
+        The text is split at the special tokens outside its literal ranges (ranges of special tokens that are encoded as plain
+        text).  Each part between these special tokens is encoded as plain text.  Tokenizers implemented in Python encode texts
+        in the same way.
         """
         assert self._stand_ins is not None
         ids: list[int] = []
@@ -136,15 +138,18 @@ class TextEncoder:
 
 
 class _StandIns:
-    """Encodes texts with literal ranges, using stand-ins for special tokens.
+    """Encodes texts in which only some of the special tokens are encoded as plain text.
 
-    The backend can encode either all special tokens of a text as plain text or none.  Here it encodes all of them as plain
-    text.  Before encoding, each special token outside literal ranges is replaced by its stand-in, which is an added token that
-    is not special.  After encoding, the id of each stand-in is replaced by the id of its special token.
+    The ranges of these tokens are the literal ranges of the text.
+
+    The tokenizer's backend (its implementation in Rust) can encode either all special tokens of a text as plain text, or none
+    of them.  Here it encodes all of them as plain text.  Before encoding, each special token outside the literal ranges is
+    replaced by its stand-in: an added token that is not special.  After encoding, the id of each stand-in is replaced by the id
+    of its special token.
 
     Args:
         tokenizer: The tokenizer.
-        backend: The tokenizer's backend in Rust; None for a tokenizer in Python.
+        backend: The tokenizer's backend; None if it cannot be used, for example because the tokenizer is implemented in Python.
         special: The special tokens of the tokenizer.
     """
 
@@ -158,16 +163,17 @@ class _StandIns:
         self._backend = None if backend is None else tokenizers.Tokenizer.from_str(backend.to_str())
         if self._backend is not None:
             _reset(self._backend, True)
-            self._backend.add_special_tokens([special.added[token] for token in special.texts])  # some lack this flag
+            self._backend.add_special_tokens([special.added[token] for token in special.texts])  # some lack the flag "special"
             for token, stand_in in self._of.items():
                 flags = {name: bool(getattr(special.added[token], name, False)) for name in ("lstrip", "rstrip", "single_word")}
                 self._backend.add_tokens([tokenizers.AddedToken(stand_in, normalized=False, special=False, **flags)])
             self._originals = {self._backend.token_to_id(self._of[token]): number for token, number in self.ids.items()}
 
     def encode(self, text: Text) -> list[int] | None:
-        """The token ids of a text; None if stand-ins cannot be used.
+        """Return the token ids of a text, or None if stand-ins cannot be used.
 
-        Stand-ins cannot be used without a backend, or if the text contains `_MARK`, the first character of each stand-in.
+        Stand-ins replace special tokens before encoding.  They cannot be used if the tokenizer has no backend in Rust, or if
+        the text contains `_MARK`, the first character of each stand-in.
         """
         if self._backend is None or self._MARK in text.text:
             return None
@@ -194,9 +200,10 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _plain_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
-    """The tokenizer's backend in Rust; None if the backend must not be used directly.
+    """Return the tokenizer's backend in Rust, or None if it must not be used directly.
 
-    None is returned for a tokenizer implemented in Python, and for one whose class overrides the methods that encode texts.
+    None is returned for a tokenizer implemented in Python, and for a tokenizer whose class overrides the methods that encode
+    texts.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     is_plain = isinstance(backend, tokenizers.Tokenizer) and all(
@@ -207,9 +214,10 @@ def _plain_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
 
 
 def _reset(backend: tokenizers.Tokenizer, split: bool) -> None:
-    """Turn off truncation and padding, and set how special tokens are encoded.
+    """Turn off truncation and padding, and set how `backend` encodes special tokens.
 
-    If `split` is True, special tokens are encoded as plain text.  Any call of the tokenizer may change these options.
+    If `split` is True, special tokens are encoded as plain text.  The options are set before each encoding, because any call of
+    the tokenizer may change them.
     """
     if backend.truncation is not None:
         backend.no_truncation()

@@ -47,10 +47,12 @@ start of each text and after each added token, even before another space.
 class WordSplitter:
     """Divides texts into added tokens and pieces that can be encoded separately.
 
+    An added token is a text, such as a special token, that a tokenizer finds before it divides the rest of the text into words.
+
     Args:
         backend: Encodes the pieces.  It inserts no space, and encodes special tokens as plain text.
         prefix: Where the tokenizer inserts a space; `split` inserts it.
-        added: Text of each added token -> its id.
+        added: Maps the text of each added token to its id.
         special: Texts of the added tokens that are special.
         pattern: Matches any added token, the longest one first.
     """
@@ -86,7 +88,7 @@ class WordSplitter:
 
 
 def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None:
-    """The splitter that divides texts as a tokenizer does.
+    """Create a splitter that divides texts as a tokenizer does.
 
     Args:
         described: The tokenizer as JSON, as in tokenizer.json.

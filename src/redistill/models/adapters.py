@@ -1,4 +1,6 @@
-"""LoRA adapters saved by other programs, and their merge into a base model.
+"""Reading of LoRA (low-rank) adapters, and their merge into a base model.
+
+Other programs may have saved the adapters.
 
 The file adapter_config.json is untrusted input. PEFT applies every field of it, and a field can change the base model, load
 further files, or name a Python module to import. Therefore this module reads only the fields of a plain LoRA adapter, and
@@ -101,6 +103,17 @@ class Adapter:
     weights: Path
     has_tokenizer: bool
 
+    def tokenizer_folder(self, model: str) -> Path | None:
+        """The folder of the adapter, if it has the tokenizer of `model`.
+
+        Args:
+            model: Name of the model to load.
+
+        Returns:
+            None if `model` is not this adapter, or if the adapter has no tokenizer; then the base model has the tokenizer.
+        """
+        return self.weights.parent if self.name == model and self.has_tokenizer else None
+
 
 def find_adapter(name: str, revision: str | None) -> Adapter | None:
     """Read and validate the adapter in a folder or hub repository.
@@ -141,14 +154,14 @@ def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
     """Merge the adapter into the weights of `model`.
 
     Args:
-        model: The base model, which is not quantised; it is changed in place.
+        model: The base model, which must not be quantised; it is changed in place.
         adapter: The adapter, returned by `find_adapter`.
 
     Returns:
         The merged model, without adapters and with every weight trainable.
 
     Raises:
-        ModelError: names or shapes of the adapter's weights do not match those of the model.
+        ModelError: names or shapes of the adapter's weights do not match the model, or the values of its weights are invalid.
     """
     import peft  # takes a second
 
@@ -190,14 +203,14 @@ def _check_plain(name: str, fields: dict[str, Json]) -> None:
     if wrong is not None:
         raise ModelError(
             f"{name}: {CONFIG} sets {wrong} = {str(fields.get(wrong))[:60]!r}; only plain LoRA adapters are supported: merge "
-            "it into its base with the program that created it, and load the merged model"
+            "the adapter into its base with the program that created it, and load the merged model"
         )
 
 
 def _check_types(name: str, fields: Mapping[str, Json]) -> None:
     """Reject config fields of the wrong type.
 
-    PEFT itself checks the types of few fields.
+    PEFT itself checks the types of only a few fields.
     """
     for field, (allowed, what) in _TYPES.items():
         value = fields.get(field)
@@ -237,8 +250,8 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
         if copies[key].shape != found[key].shape:
             raise ModelError(
                 f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows, but in the base "
-                f"model it has {copies[key].shape[0]}; merge it with PEFT into a base of that size (resize_token_embeddings), "
-                "and load the merged model"
+                f"model it has {copies[key].shape[0]}; merge it with PEFT into a base that is resized to "
+                f"{found[key].shape[0]} rows (resize_token_embeddings), and load the merged model"
             )
         expected[key] = copies[key]
     strange = sorted(expected.keys() ^ found.keys())
@@ -258,16 +271,23 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
     layers = unwrapped(adapted).get_input_embeddings(), unwrapped(adapted).get_output_embeddings()
     if layers[0].weight is layers[1].weight and any(hasattr(layer, "lora_A") for layer in layers):
         raise ModelError(
-            f"{adapter.name}: adapts an embedding that is tied to the LM head, which cannot be merged into one matrix; "
-            "train the adapter without it"
+            f"{adapter.name}: adapts an embedding that is tied to the LM head, so the adapter cannot be merged; "
+            "train an adapter without this embedding"
         )
 
 
-def find_file(name: str, file: str, revision: str | None) -> Path | None:
+def find_file(name: str, file: str, revision: str | None, *, downloads: bool = True) -> Path | None:
     """Find a file of a model and return its local path.
 
     If the model is on the hub, the file is downloaded. A `name` that looks like a path is never looked up on the hub, where
     anyone may register a model of that name.
+
+    Args:
+        name: Folder or hub name of the model.
+        file: Name of the file.
+        revision: Branch, tag or commit of a hub model; None uses its main branch.
+        downloads: Whether the hub may be asked. Otherwise only the local copy of the hub is searched, which contains the files
+            of the revision that was loaded last.
 
     Returns:
         The path; None if the file does not exist or the hub cannot be reached.
@@ -292,6 +312,7 @@ def find_file(name: str, file: str, revision: str | None) -> Path | None:
             name,
             file,
             revision=revision or "main",
+            local_files_only=not downloads,
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,

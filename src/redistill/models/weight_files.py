@@ -23,7 +23,7 @@ _READ = (".gguf", ".jinja", ".json", ".model", ".safetensors", ".txt")
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file.
+    """The description of a tensor in a safetensors file; it contains no tensor data.
 
     Args:
         file: Name of the file.
@@ -73,29 +73,55 @@ def check_pointers(name: str, *paths: Path) -> None:
 
 
 def stored_tensors(name: str, folder: Path, explicit: str | None = None) -> dict[str, Stored]:
-    """Read the headers of a model's weight files, and return its tensors by name.
+    """Return a description of each stored tensor of a model, by tensor name.
+
+    Only the headers of the weight files are read, and no tensor data.
 
     Args:
         name: Name of the model for error messages.
         folder: The local folder of the model.
-        explicit: Name of the weight file or index that the config sets; None looks for the standard names.
+        explicit: Name of the weight file or index, if the config sets it; if None, files with the standard names are read.
 
     Raises:
         ModelError: a file is missing, truncated, damaged or a git-lfs pointer, or the index does not match the files.
     """
-    for file in (explicit,) if explicit else (SINGLE, INDEX):
-        path = folder / file
-        if path.is_file():
-            check_pointers(name, path)
-            return _sharded(name, path) if path.suffix == ".json" else header(name, path)
+    path = _first_file(folder, explicit)
+    if path is not None:
+        check_pointers(name, path)
+        return _sharded(name, path) if path.suffix == ".json" else header(name, path)
     first = next(iter(sorted(folder.glob("*.safetensors"))))
     raise ModelError(
         f"{name}: contains {first.name}, but neither {SINGLE} nor {INDEX}, which lists the files; download the model again"
     )
 
 
+def weight_paths(name: str, folder: Path, explicit: str | None = None) -> list[Path]:
+    """The files that contain a model's weights: one file, or an index and its shards.
+
+    The arguments are those of `stored_tensors`.
+
+    Returns:
+        The paths; empty if the folder has no file with a standard name.
+
+    Raises:
+        ModelError: the index is damaged, or lists files outside its folder.
+    """
+    path = _first_file(folder, explicit)
+    if path is None or path.suffix != ".json":
+        return [] if path is None else [path]
+    return [path, *(folder / file for file in sorted(set(shards(name, path).values())))]
+
+
+def _first_file(folder: Path, explicit: str | None) -> Path | None:
+    """Find the weight file or index that transformers reads."""
+    names = (explicit,) if explicit else (SINGLE, INDEX)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
 def header(name: str, path: Path) -> dict[str, Stored]:
-    """Read the header of a safetensors file, and return its tensors by name.
+    """Return a description of each tensor in a safetensors file, by tensor name.
+
+    Only the header of the file is read, and no tensor data.
 
     Raises:
         ModelError: the file is missing, damaged, or without tensors.
@@ -112,7 +138,10 @@ def header(name: str, path: Path) -> dict[str, Stored]:
 
 
 def _sharded(name: str, index: Path) -> dict[str, Stored]:
-    """Read the headers of all files that an index lists, and return tensors by name."""
+    """Return a description of each tensor in the files that an index lists, by tensor name.
+
+    Only the headers of the files are read, and no tensor data.
+    """
     places = shards(name, index)
     found: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
@@ -124,7 +153,9 @@ def _sharded(name: str, index: Path) -> dict[str, Stored]:
 
 
 def shards(name: str, index: Path) -> dict[str, str]:
-    """Read an index, and return the name of each tensor's file by tensor name.
+    """Read an index; return a map from tensor names to the names of their files.
+
+    An index is a JSON file that lists the files of a model.
 
     Raises:
         ModelError: the index is damaged, or lists files outside its folder.
