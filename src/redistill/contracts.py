@@ -360,6 +360,8 @@ class TeacherCapabilities(_Flags):
         generates: Generates text; the teacher is a `TextTeacher`.
         mixture: The local engine can sample tokens from a mixture of the student and this teacher.
         prefix_memory: Has a method `remembering`, which reuses the states of prefixes within a step.
+        new_text: Provides distributions for any text; if False, only for the training and validation data and the teacher's own
+            answers, which were stored before the run.
         top_k: Number of classes in `TopClasses`; None if it is unknown or if `full_vocabulary` is True.
 
     Raises:
@@ -379,6 +381,7 @@ class TeacherCapabilities(_Flags):
     generates: bool = False
     mixture: bool = False
     prefix_memory: bool = False
+    new_text: bool = True
     top_k: int | None = None
 
     def __post_init__(self) -> None:

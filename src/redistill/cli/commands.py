@@ -64,6 +64,17 @@ def train(options: argparse.Namespace) -> None:
         _print(options, {"path": str(student)}, f"student: {student}")
 
 
+def cache_teacher(options: argparse.Namespace) -> None:
+    """Store a teacher's hidden states for later runs."""
+    from redistill.runs.cache_teacher import cache_teacher
+
+    store = cache_teacher(_load_recipe(options), options.out)
+    size = sum(path.stat().st_size for path in options.out.iterdir())
+    layout = store.layout
+    document = {"path": str(options.out), "sequences": layout.sequences, "targets": layout.targets, "bytes": size}
+    _print(options, {**document, "dtype": layout.dtype}, f"cached teacher: {options.out}")
+
+
 def sweep(options: argparse.Namespace) -> None:
     """Train a student for each row (setting) and seed of a sweep; compare them."""
     from redistill.runs.sweep import plan_sweep, run_sweep
@@ -83,11 +94,15 @@ def sweep(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> "Run":
-    from redistill.config.run import load_config
-
-    config = load_config(options.recipe, options.overrides, options.allow_code)
+    config = _load_recipe(options)
     # --out is not applied as an override, since its value would be parsed as YAML: a folder may have the name 1 or null.
     return dataclasses.replace(config, out=str(options.out)) if getattr(options, "out", None) else config
+
+
+def _load_recipe(options: argparse.Namespace) -> "Run":
+    from redistill.config.run import load_config
+
+    return load_config(options.recipe, options.overrides, options.allow_code)
 
 
 def _result(result: "RunResult") -> dict[str, object]:

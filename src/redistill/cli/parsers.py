@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         _demo,
         _run,
         _train,
+        _cache_teacher,
         _sweep,
         _evaluate,
         _report,
@@ -118,6 +119,15 @@ def _run(group: Group) -> None:
 def _train(group: Group) -> None:
     parser = _command(group, "train", commands.train, "redistill train recipes/smollm2-dolly.yaml training.updates=50")
     _add_run(parser)
+    _add_json(parser)
+
+
+def _cache_teacher(group: Group) -> None:
+    example = "redistill cache-teacher recipes/smollm2-dolly.yaml method=kd --out cache"
+    parser = _command(group, "cache-teacher", commands.cache_teacher, example)
+    _add_recipe(parser, "a YAML recipe, or the run.json of a run", "settings to change, such as teacher.cache_dtype=bfloat16")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the cached teacher; teacher.path of later runs")
+    _add_private(parser)
     _add_json(parser)
 
 

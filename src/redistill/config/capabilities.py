@@ -59,6 +59,11 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
             f"{policy}: needs teacher statistics (such as log-probabilities) of generated text, {provided}; use a local "
             "teacher, or a policy such as student_generated"
         )
+    if sampling is not None and row.objective.uses_teacher and teacher is not None and not teacher.new_text:
+        yield (
+            f"{policy}: generates student text during training, for which the teacher has no stored hidden states; use a "
+            "teacher that is not cached, set student_fraction to 0, or use the policy fixed"
+        )
     if needs.teacher_text and teacher is not None and not teacher.generates:
         yield (
             f"{policy}: needs text that the teacher generates, but the teacher does not generate text; use a "

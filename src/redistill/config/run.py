@@ -29,6 +29,7 @@ from redistill.losses.divergences import Divergence
 from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
 from redistill.records import Json, Metric
 from redistill.storage import files
+from redistill.teachers.cached import CachedTeacherConfig
 from redistill.training.guards import GuardConfig
 from redistill.training.objective import Objective
 from redistill.training.optimiser import OptimiserConfig
@@ -83,7 +84,7 @@ class Run:
     method: str = "mgsr"
     seed: int = 10
     out: str | None = None
-    teacher: TeacherConfig | None = None
+    teacher: TeacherConfig | CachedTeacherConfig | None = None
     student: StudentConfig
     data: DataConfig = field(default_factory=DataConfig)
     engine: LocalEngineConfig = field(default_factory=LocalEngineConfig)
@@ -170,6 +171,14 @@ class Run:
         return teacher_capabilities(self.teacher, local=isinstance(self.teacher, TeacherConfig))
 
     @property
+    def teacher_cache(self) -> Path | None:
+        """Folder of the teacher's stored hidden states; None if it is not cached."""
+        if isinstance(self.teacher, CachedTeacherConfig):
+            return Path(self.teacher.path)
+        path = self.teacher.cache if isinstance(self.teacher, TeacherConfig) else None
+        return None if path is None else Path(path)
+
+    @property
     def engine_capabilities(self) -> EngineCapabilities:
         """The features that the engine declares."""
         return declared(self.engine, "capabilities", EngineCapabilities, "engine")
@@ -208,7 +217,7 @@ class Run:
 SLOTS = (
     Slot("divergence", get_args(Divergence), needs=("__call__",), has_laws=True),
     Slot("policy", get_args(PolicyConfig), needs=("bind", "sampling", "needs"), has_laws=True),
-    Slot("teacher", (TeacherConfig,), needs=("capabilities", "build")),
+    Slot("teacher", (TeacherConfig, CachedTeacherConfig), needs=("capabilities", "build")),
     Slot("engine", (LocalEngineConfig,), needs=("capabilities", "build")),
 )
 

@@ -15,6 +15,7 @@ from redistill.errors import ConfigError
 from redistill.models.initialise import InitialiseConfig
 from redistill.models.load import ModelConfig
 from redistill.models.lora import LoraConfig
+from redistill.teachers.cached import CACHED as CACHED_TEACHER
 from redistill.teachers.local import LOCAL as LOCAL_TEACHER
 from redistill.training.schedule import check_length
 
@@ -82,9 +83,13 @@ class TeacherConfig(ModelConfig):
 
     Args:
         finetune: Fine-tuning of the teacher before the run. If None, the model is used unchanged.
+        cache: Folder of the teacher's stored hidden states. The first run writes it, as `redistill cache-teacher` does; then
+            the model is not loaded for training. If None, the model is loaded.
+        cache_dtype: dtype of the stored states: "float32", "bfloat16" or "float16". With "auto" it is the dtype in which the
+            teacher computes them, so that nothing is rounded.
 
     Raises:
-        ConfigError: `model` is empty, or the dtype is unknown.
+        ConfigError: `model` is empty, the dtype is unknown, or `cache` is empty.
 
     Example:
         >>> TeacherConfig(model="openai-community/gpt2-large", dtype="bfloat16").capabilities.full_vocabulary
@@ -92,9 +97,20 @@ class TeacherConfig(ModelConfig):
     """
 
     kind: ClassVar[str] = "local"
-    capabilities: ClassVar[TeacherCapabilities] = LOCAL_TEACHER
 
     finetune: FinetuneConfig | None = None
+    cache: str | None = None
+    cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cache is not None and not self.cache.strip():
+            raise ConfigError("cache = '': must be a folder, or null to load the model")
+
+    @property
+    def capabilities(self) -> TeacherCapabilities:
+        """The features of the teacher; those of a cached teacher if `cache` is set."""
+        return LOCAL_TEACHER if self.cache is None else CACHED_TEACHER
 
 
 @dataclass(frozen=True, kw_only=True)

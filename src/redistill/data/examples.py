@@ -8,7 +8,7 @@ from typing import Self, overload
 
 import numpy as np
 
-from redistill.contracts import Example
+from redistill.contracts import Example, TokenSequence
 from redistill.records import Record
 
 _HASHED_AT_ONCE = 4096
@@ -103,6 +103,19 @@ class Examples(Sequence[Example]):
             token_ids=ids,
             supervised=tuple(map(bool, self.supervised[begin:end].tolist())),
         )
+
+
+def digest_of(sequences: Sequence[Example | TokenSequence]) -> str:
+    """Return the SHA-256 of sequences, in hexadecimal.
+
+    The hashed bytes are those that `Examples.digest` defines.
+    """
+    if isinstance(sequences, Examples):
+        return sequences.digest()
+    found = hashlib.sha256()
+    for sequence in sequences:
+        found.update(array("q", [sequence.sample, *sequence.token_ids]).tobytes() + bytes(sequence.supervised))
+    return found.hexdigest()
 
 
 class ExampleBuilder:

@@ -20,7 +20,7 @@ from redistill.doctor.export import Exported, export
 from redistill.doctor.findings import NotExamined
 from redistill.doctor.gradient import Measured, measure
 from redistill.doctor.reading import Reading, read_gold
-from redistill.errors import NotFiniteError, RedistillError, VocabularyError, WeightsError
+from redistill.errors import ConfigError, NotFiniteError, RedistillError, VocabularyError, WeightsError
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.load import load_tokenizer
 from redistill.policies import Adaptive, Buffered, Fixed, Mixed, PolicyConfig, Revised, Rollouts, TeacherGenerated
@@ -31,6 +31,7 @@ from redistill.runs.load import DataSets, load_tests
 from redistill.runs.models import load_models
 from redistill.runs.opened import OpenRun, assemble, make_accelerator
 from redistill.runs.stages import stages, student_source, teacher_source
+from redistill.teachers.cached import CachedTeacherConfig
 from redistill.training.loop import cut
 from redistill.training.parts import Parts
 from redistill.training.progress import Progress
@@ -184,7 +185,7 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
     Raises:
         ConfigError, DataError, ModelError: the recipe cannot be run; `redistill run` raises the same error.
     """
-    config, notes = without_untrained_stages(run)
+    config, notes = without_untrained_stages(without_cache(run))
     for note in notes:
         report(note)
     report("reading the data")
@@ -200,6 +201,23 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
     except (VocabularyError, WeightsError, NotFiniteError) as error:
         found = error
     yield Subject(config=config, tokenizer=tokenizer, teacher_tokenizer=other, texts=texts, found=found)
+
+
+def without_cache(run: Run) -> Run:
+    """Return a recipe whose teacher is loaded.
+
+    A cached teacher has no hidden states of the rows that doctor samples.
+
+    Raises:
+        ConfigError: the recipe does not name the teacher's model.
+    """
+    if isinstance(run.teacher, CachedTeacherConfig):
+        raise ConfigError(
+            "teacher.kind = 'cached': has no hidden states of the rows that doctor examines; give the recipe that names "
+            "teacher.model and made the cache"
+        )
+    teacher = replace(run.teacher, cache=None) if isinstance(run.teacher, TeacherConfig) else run.teacher
+    return replace(run, teacher=teacher)
 
 
 def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:

@@ -73,7 +73,7 @@ class Blueprint(NamedTuple):
 
 
 def blueprints(run: Run) -> dict[Role, Blueprint]:
-    """Return the configuration of the student, and of the teacher if it is local.
+    """Return the configuration of the student, and of the teacher if it is loaded.
 
     Only config and tokenizer are read, no weights.
 
@@ -84,11 +84,14 @@ def blueprints(run: Run) -> dict[Role, Blueprint]:
         ConfigError: a config does not state its number of layers, or has fewer than the student needs.
     """
     sources: dict[Role, ModelConfig] = {"student": run.student}
-    if isinstance(run.teacher, TeacherConfig):
+    if isinstance(run.teacher, TeacherConfig) and run.teacher_cache is None:
         sources["teacher"] = run.teacher
     found: dict[Role, Blueprint] = {}
     for role, source in sources.items():
-        base = sources["teacher"] if source.model == "teacher" else source
+        base = source
+        if source.model == "teacher":
+            assert isinstance(run.teacher, TeacherConfig), "checked when the recipe is read"
+            base = run.teacher
         config = read_config(base)
         load_tokenizer(base)  # a run would detect a damaged tokenizer only later
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)

@@ -131,13 +131,20 @@ def answers(
     `generate` generates the text.  The key (*key, index of the example) and the seed determine the random numbers of an answer.
     `origin` becomes the origin of the sequences.
     """
-    length, seed = tools.response_tokens, tools.seed
-    requests = [
-        GenerationRequest(prompt_ids=each.prompt_ids, max_new_tokens=length, seed=seed, stream=(*key, each.sample))
-        for each in examples
-    ]
+    requests = requests_of(examples, tools.response_tokens, tools.seed, *key)
     generations = generate(requests, sampling) if requests else []
     return [answered(example, g.token_ids, origin) for example, g in zip(examples, generations, strict=True)]
+
+
+def requests_of(examples: Sequence[Example], response_tokens: int, seed: int, *key: int | str) -> list[GenerationRequest]:
+    """Return the request for an answer to the prompt of each example.
+
+    The key (*key, index of the example) and the seed determine the random numbers of an answer.
+    """
+    return [
+        GenerationRequest(prompt_ids=each.prompt_ids, max_new_tokens=response_tokens, seed=seed, stream=(*key, each.sample))
+        for each in examples
+    ]
 
 
 def answered(example: Example | TokenSequence, response_ids: tuple[int, ...], origin: Origin) -> TokenSequence:

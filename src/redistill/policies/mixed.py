@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from redistill.contracts import TokenSequence
+from redistill.contracts import Needs, Sampling, TokenSequence
 from redistill.errors import ConfigError
+from redistill.policies.fixed import FixedSource
 from redistill.policies.order import Coin, GoldItem, coin
 from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode, replaced
 
@@ -20,7 +21,8 @@ class Mixed(WrappingNode):
 
     Args:
         source: Generates the student's text.
-        student_fraction: Probability that the answer of the source is chosen, in [0, 1]; the value in MGSR is 0.5.
+        student_fraction: Probability that the answer of the source is chosen, in [0, 1]; the value in MGSR is 0.5.  With 0 the
+            policy is that of `Fixed`: nothing is generated, and the requirements of `source` do not apply.
         coin: "sample" makes one random choice for each sample; "step" makes one choice for the whole global batch.
 
     Raises:
@@ -50,7 +52,17 @@ class Mixed(WrappingNode):
         """
         return (cls(), cls(student_fraction=0.25), cls(coin="step"))
 
-    def bind(self, tools: PolicyTools) -> "MixedSource":
+    @property
+    def sampling(self) -> Sampling | None:
+        return self.source.sampling if self.student_fraction else None
+
+    @property
+    def needs(self) -> Needs:
+        return self.source.needs if self.student_fraction else Needs()
+
+    def bind(self, tools: PolicyTools) -> "MixedSource | FixedSource":
+        if not self.student_fraction:
+            return FixedSource()
         return MixedSource(self, self.source.bind(tools), tools.seed)
 
 

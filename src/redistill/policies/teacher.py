@@ -18,6 +18,7 @@ from redistill.records import Json
 from redistill.storage import files
 
 FILE = "teacher-responses.jsonl"
+STREAM = "teacher-response"  # the name of the random numbers of answers
 TEACHER_MARK = "teacher_cross_entropy"
 MARK_SEQUENCES = 8
 SAME_TEACHER_NATS = 0.01  # tolerance, since rounding errors differ between machines and batches
@@ -72,6 +73,11 @@ class TeacherGenerated(PolicyNode):
     def needs(self) -> Needs:
         return Needs(teacher=True, teacher_text=True)
 
+    @property
+    def teacher_sampling(self) -> Sampling:
+        """How the teacher's answers are sampled."""
+        return Sampling(temperature=self.temperature, top_p=self.top_p)
+
     def bind(self, tools: PolicyTools) -> "TeacherSource":
         return TeacherSource(self, tools)
 
@@ -85,7 +91,7 @@ class TeacherSource(Stateless):
 
     def __init__(self, settings: TeacherGenerated, tools: PolicyTools) -> None:
         assert tools.teacher is not None, "checked by `needs` when the recipe was read"
-        self._sampling = Sampling(temperature=settings.temperature, top_p=settings.top_p)
+        self._sampling = settings.teacher_sampling
         self._tools, self._generate = tools, tools.teacher.generate
         path = Path(settings.store) if settings.store else tools.folder and tools.folder / FILE
         self._store = self._unread_store = ResponseStore(path, self._sampling, tools) if path else None
@@ -123,7 +129,7 @@ class TeacherSource(Stateless):
         Each process generates a part of the answers.
         """
         tools = self._tools
-        mine = answers(tools.gold.part(block), self._generate, self._sampling, "teacher", tools, "teacher-response")
+        mine = answers(tools.gold.part(block), self._generate, self._sampling, "teacher", tools, STREAM)
         generated = dict(tools.processes.gather([(_key(sequence), sequence.response_ids) for sequence in mine]))
         if self._store is not None and tools.processes.is_main:
             self._store.append(generated)

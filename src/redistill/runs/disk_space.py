@@ -83,8 +83,8 @@ def check_space(folder: Path, space: Space) -> None:
     needed = space.peak_bytes - sum(path.stat().st_size for path in existing)
     free = files.disk.free_bytes(folder)
     if free < needed:
-        fault = f"{folder}: {_megabytes(free)} are free and {_megabytes(needed)} are needed"
-        each, student = _megabytes(space.checkpoint_bytes), _megabytes(space.student_bytes)
+        fault = f"{folder}: {megabytes(free)} are free and {megabytes(needed)} are needed"
+        each, student = megabytes(space.checkpoint_bytes), megabytes(space.student_bytes)
         parts = f"{space.while_saving} checkpoints of {each} at once, then a student of {student}"
         raise files.DiskFullError(f"{fault} ({parts}); free space, lower training.keep, or choose another output folder")
 
@@ -113,5 +113,6 @@ def _student_bytes(model: torch.nn.Module, export: Export) -> int:
     return sum(num_weights(weight) * (weight.dtype if weight.is_floating_point() else dtype).itemsize for weight in base)
 
 
-def _megabytes(num_bytes: int) -> str:
+def megabytes(num_bytes: int) -> str:
+    """Return a size in megabytes, for messages."""
     return f"{num_bytes / 1e6:,.1f} MB"

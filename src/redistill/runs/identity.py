@@ -5,13 +5,12 @@ A run that resumes must have the identity of its checkpoints, and all ranks of a
 
 import hashlib
 import json
-from array import array
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from redistill.config.run import Run, encode_run, without_output_folders
 from redistill.contracts import Example, TokenSequence
-from redistill.data.examples import Examples
+from redistill.data.examples import digest_of
 from redistill.models.load import ModelConfig
 from redistill.models.model_hashes import model_hashes
 from redistill.processes import signals
@@ -84,12 +83,14 @@ def _identity(run: OpenRun) -> dict[str, str]:
     for role, source in _sources(config).items():
         hashes = model_hashes(source, partial(file_hash, report=note, poll=signals.poll))
         found |= {f"{role} {part}": sha256 for part, sha256 in hashes.items()}
+    if run.models.states is not None:
+        found["cached teacher"] = run.models.states.digest
     read: dict[str, Sequence[Example | TokenSequence]] = {
         "training data": run.data.train,
         "validation data": run.data.validation_examples,
         "corpus": run.corpus,
     }
-    return found | {name: _hash(sequences) for name, sequences in read.items()}
+    return found | {name: digest_of(sequences) for name, sequences in read.items()}
 
 
 def _sources(config: Run) -> dict[str, ModelConfig]:
@@ -102,16 +103,6 @@ def _sources(config: Run) -> dict[str, ModelConfig]:
         role = "student" if student.lora is None else "LoRA base"
         found[role if student is config.student else "fine-tuned student"] = student
     return found
-
-
-def _hash(sequences: Sequence[Example | TokenSequence]) -> str:
-    """Hash sequences by SHA-256, in the format that `Examples.digest` defines."""
-    if isinstance(sequences, Examples):
-        return sequences.digest()
-    found = hashlib.sha256()
-    for sequence in sequences:
-        found.update(array("q", [sequence.sample, *sequence.token_ids]).tobytes() + bytes(sequence.supervised))
-    return found.hexdigest()
 
 
 def _records_hash(tests: Mapping[str, Sequence[Record]]) -> str:

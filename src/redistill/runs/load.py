@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from redistill.config.run import Run
 from redistill.config.sections import DataConfig
-from redistill.contracts import Example
+from redistill.contracts import Example, TokenSequence
+from redistill.data.corpus import load_corpus
 from redistill.data.examples import Examples
 from redistill.data.reader import ReadReport, read_records
 from redistill.data.rejected import list_unlearned
@@ -26,6 +28,9 @@ from redistill.errors import ConfigError, DataError
 from redistill.interfaces import Tokenizer
 from redistill.records import Json, Record
 from redistill.storage import files
+
+MAX_CORPUS_BLOCKS = 200_000
+"""Maximum number of blocks of a corpus.  With 512 tokens per block, it has 100 million tokens: 400 MB in every process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,3 +244,23 @@ def _rejected(report: ReadReport) -> str:
 
 def _hash(source: str | None) -> dict[str, str]:
     return {"sha256": files.digest(Path(source))} if source and Path(source).is_file() else {}
+
+
+def read_corpus(config: Run, tokenizer: Tokenizer, report: Callable[[str], None], *, updates: int) -> Sequence[TokenSequence]:
+    """Read the blocks of text for the pre-training term; () without this term.
+
+    Args:
+        config: The run.
+        tokenizer: The tokenizer of the student.
+        report: Function that is called with a line of text if the recipe has the term but no corpus, or a corpus but no term.
+        updates: Number of updates of the run, which limits the number of blocks.
+    """
+    sources, tokens = config.data.corpus, config.data.tokens
+    has_term = config.resolved_method.objective.pretraining is not None
+    if has_term != bool(sources):
+        why = "no data.corpus" if has_term else f"method {config.method} does not use data.corpus"
+        report(f"note: {why}; there is no pre-training term")
+    if not (has_term and sources):
+        return ()
+    length, most = tokens.prompt_tokens + tokens.response_tokens, min(updates * config.training.batch_size, MAX_CORPUS_BLOCKS)
+    return load_corpus(sources, tokenizer, block_tokens=length, max_blocks=most)

@@ -1,6 +1,6 @@
 """Loads teacher and student of a run on the CPU, and matches their vocabularies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from redistill.models import vocabulary
 from redistill.models.families import head, position_limit
 from redistill.models.initialise import cast_weights, student_from_layers
 from redistill.models.load import (
+    ModelConfig,
     checkpoint_activations,
     compatibility_warnings,
     end_token_ids,
@@ -23,8 +24,10 @@ from redistill.models.load import (
     parameter_count,
 )
 from redistill.models.lora import add_lora, lora_notes
+from redistill.processes import signals
 from redistill.records import Json
 from redistill.runs.stages import student_source, teacher_source
+from redistill.teachers.hidden_states import HiddenStates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,7 @@ class Models:
         end_ids: Ids of the student's end tokens.
         manifest: Names and sizes of the models, for run.json.
         notes: Sentences about differences between the models, for the log.
+        states: The store of the cached teacher; None if the teacher is not cached.
     """
 
     teacher: CausalModel | None
@@ -48,6 +52,7 @@ class Models:
     end_ids: tuple[int, ...]
     manifest: Mapping[str, Json] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    states: HiddenStates | None = None
 
     @property
     def pad_id(self) -> int:
@@ -55,21 +60,29 @@ class Models:
         return self.tokenizer.pad_token_id or 0
 
 
-def load_models(config: Run) -> Models:
+def load_models(config: Run, report: Callable[[str], None] = lambda line: None) -> Models:
     """Load the models of a run on the CPU.
 
-    If a stage of the run has fine-tuned a model, the model is loaded from the folder of this stage.
+    If a stage of the run has fine-tuned a model, the model is loaded from the folder of this stage.  A cached teacher is not
+    loaded: its store is opened instead.
+
+    Args:
+        config: The run.
+        report: Function that is called with one line if a cached hash of a file is damaged or cannot be written.
 
     Raises:
-        ConfigError: a model has too few positions for the length limits.
+        ConfigError: a model has too few positions for the length limits, or the folder of a cached teacher has no complete
+            store.
+        DataError: a file of the cached teacher is missing or damaged.
         ModelError: a model cannot be loaded.
         VocabularyError: the token ids of teacher and student differ.
     """
     source, taught_by = student_source(config), teacher_source(config)
-    taught = None if taught_by is None else load_model(taught_by)
+    states = None if config.teacher_cache is None else HiddenStates.open(config.teacher_cache, report=report, poll=signals.poll)
+    taught = None if taught_by is None or states is not None else load_model(taught_by)
     if source.model == "teacher":
-        assert taught is not None and source.initialise is not None
-        student, tokenizer = student_from_layers(taught[0], source.initialise.layers), taught[1]
+        assert taught_by is not None and source.initialise is not None
+        student, tokenizer = _teacher_layers(taught_by, taught, source.initialise.layers)
     else:
         student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise)
         if source.initialise is not None:
@@ -91,9 +104,12 @@ def load_models(config: Run) -> Models:
         if match.padded:
             heads = f"{match.teacher_size} (teacher) and {match.student_size} (student) rows for the same vocabulary"
             notes.append(f"the heads have {heads}; both are cut to {size}")
+    if states is not None:
+        vocab = tokenizer.get_vocab()  # the hash of the teacher's vocabulary is compared when the data has been read
+        size = vocabulary.match_vocabularies(vocab, vocab, states.head.num_classes, size).size
     if config.teacher is not None:
-        name = kind_of(type(config.teacher))
-        manifest["teacher"] = {"name": name} if taught is None else _about(taught[0], config.teacher.model)
+        name = kind_of(type(config.teacher)) if taught_by is None else taught_by.model
+        manifest["teacher"] = {"name": name} if taught is None else _about(taught[0], name)
     return Models(
         teacher=None if taught is None else taught[0],
         student=student,
@@ -102,7 +118,22 @@ def load_models(config: Run) -> Models:
         end_ids=end_token_ids(student, tokenizer),
         manifest=manifest,
         notes=notes,
+        states=states,
     )
+
+
+def _teacher_layers(
+    source: ModelConfig, loaded: tuple[CausalModel, Tokenizer] | None, layers: int | tuple[int, ...]
+) -> tuple[CausalModel, Tokenizer]:
+    """Return a student that consists of layers of the teacher, and its tokenizer.
+
+    Args:
+        source: The teacher.
+        loaded: The teacher's model and tokenizer; None if the teacher is cached.
+        layers: Number or indices of the layers.
+    """
+    teacher, tokenizer = load_model(source) if loaded is None else loaded
+    return student_from_layers(teacher, layers), tokenizer
 
 
 def shared_vocabulary(

@@ -16,7 +16,6 @@ from redistill.config.methods import method
 from redistill.config.run import Run
 from redistill.config.sections import TeacherConfig
 from redistill.contracts import Engine, EngineTools, Processes, Teacher, TeacherTools, TokenSequence
-from redistill.data.corpus import load_corpus
 from redistill.data.spans.extract import SpanExtractor, load_extractor
 from redistill.errors import ConfigError
 from redistill.generation.external import CheckedEngine
@@ -29,17 +28,17 @@ from redistill.processes import watch as ranks
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement, Replicated, Sharded, Single
 from redistill.runs import external
-from redistill.runs.load import DataSets, load_data
+from redistill.runs.load import DataSets, load_data, read_corpus
 from redistill.runs.models import Models, load_models
 from redistill.runs.revisions import FILE as REVISIONS
+from redistill.runs.teacher_cache import source_of
+from redistill.teachers.cached import CachedTeacher, CachedTeacherConfig
 from redistill.teachers.local import LocalTeacher
 from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.parts import Output
 from redistill.training.progress import Progress
 from redistill.training.schedule import Schedule
 
-MAX_CORPUS_BLOCKS = 200_000
-"""Maximum number of blocks of a corpus.  With 512 tokens per block, it has 100 million tokens: 400 MB in every process."""
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """Timeout of collectives.  Dead ranks are detected earlier, by `redistill.processes.watch`."""
 
@@ -105,12 +104,14 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
         raise ConfigError(f"training.batch_size = {size}: must be a multiple of the number of processes, {world}")
     with ranks.watched(), Progress(log_every=config.training.log_every, enabled=is_main) as progress:
         with signals.handled(at_once=True):
-            models = load_models(config)
+            models = load_models(config, progress.note)
             rejected = config.folder / "rejected.jsonl" if is_main else None
             data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, report=progress.note)
             for note in (*models.notes, *notes(config)):
                 progress.note(f"note: {note}")
             opened = assemble(config, accelerator, models, data, progress)
+            if models.states is not None:
+                models.states.check(source_of(config, models.tokenizer, models.end_ids, data, opened.corpus, progress.note))
         signals.gather([])  # barrier: detects a rank that was interrupted above
         progress.expect(opened.schedule.updates)
         yield opened
@@ -143,7 +144,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
         batch_size=text_batch,
         autocast=accelerator.autocast,
     )
-    teacher = _build_teacher(config, tools, device, meter.add)
+    teacher = _build_teacher(config, models, tools, device, meter.add)
     engine = _build_engine(config, tools)
     placement = make_placement(accelerator.num_processes, config.placement)
     placement.wrap(student)
@@ -157,7 +158,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
         engine=MeteredEngine(engine, meter.add),
         teacher=teacher,
         sizes=(micro_batch, text_batch),
-        corpus=_read_corpus(config, models, progress, updates=settings.schedule(len(data.train)).updates),
+        corpus=read_corpus(config, models.tokenizer, progress.note, updates=settings.schedule(len(data.train)).updates),
         spans=load_extractor(config.data.spans) if objective.uses_spans else None,
         output=output,
     )
@@ -171,11 +172,14 @@ def _build_engine(config: Run, tools: EngineTools) -> Engine:
     return engine if isinstance(engine, LocalEngine) else CheckedEngine(engine, name, tools.vocabulary)
 
 
-def _build_teacher(config: Run, tools: EngineTools, device: torch.device, count: Callable[[int], None]) -> Teacher | None:
+def _build_teacher(
+    config: Run, models: Models, tools: EngineTools, device: torch.device, count: Callable[[int], None]
+) -> Teacher | None:
     """Build the run's teacher on its device; return None if the run uses none.
 
     Args:
         config: The run.
+        models: The models, with the store of a cached teacher.
         tools: Tools of the student's engine; their attribute `teacher` is the language model of a local teacher, or None.
         device: The device.
         count: Function that is called with the number of tokens that the teacher has generated, after each generation.
@@ -184,26 +188,15 @@ def _build_teacher(config: Run, tools: EngineTools, device: torch.device, count:
     if tools.teacher is not None:
         engine = LocalEngineConfig().build(replace(tools, student=tools.teacher, teacher=None))
         return LocalTeacher(tools.teacher, vocabulary=vocabulary, device=device, engine=MeteredEngine(engine, count))
-    if node is None or isinstance(node, TeacherConfig):
+    if models.states is not None:
+        return CachedTeacher(models.states, vocabulary=vocabulary, device=device)
+    if node is None or isinstance(node, TeacherConfig | CachedTeacherConfig):
         return None
     teacher_tools = TeacherTools(
         tokenizer=tools.tokenizer, vocabulary=vocabulary, end_ids=tools.end_ids, pad_id=tools.pad_id, device=device
     )
     where, declared = f"teacher.kind = {kind_of(type(node))}", config.teacher_capabilities
     return external.built(where, lambda: node.build(teacher_tools), external.TEACHER, declared)
-
-
-def _read_corpus(config: Run, models: Models, progress: Progress, *, updates: int) -> Sequence[TokenSequence]:
-    """Read the blocks of text for the pre-training term; () without this term."""
-    sources, tokens = config.data.corpus, config.data.tokens
-    has_term = config.resolved_method.objective.pretraining is not None
-    if has_term != bool(sources):
-        why = "no data.corpus" if has_term else f"method {config.method} does not use data.corpus"
-        progress.note(f"note: {why}; there is no pre-training term")
-    if not (has_term and sources):
-        return ()
-    length, most = tokens.prompt_tokens + tokens.response_tokens, min(updates * config.training.batch_size, MAX_CORPUS_BLOCKS)
-    return load_corpus(sources, models.tokenizer, block_tokens=length, max_blocks=most)
 
 
 def notes(config: Run) -> Iterator[str]:

@@ -40,6 +40,7 @@ from redistill.runs.models import check_positions, shared_vocabulary
 from redistill.runs.opened import OpenRun, make_accelerator, open_run
 from redistill.runs.record import begin, cost, write_run_file
 from redistill.runs.stages import stages, teacher_source
+from redistill.runs.teacher_cache import make_cache
 from redistill.storage import files, folders
 from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
@@ -144,10 +145,13 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
     """Train the stages and the student, unless the folder has a trained student."""
     if check_owner(config):  # another process may have trained the student before this one got the lock
         return
-    for stage in stages(config).values():
+    for name, stage in stages(config).items():
+        if name == "start":
+            make_cache(config, accelerator)  # for this run, which may need more sequences than the stage
         if not check_owner(stage):
             with sole_use(stage.folder, accelerator, *WORTH_KEEPING):
                 _train(stage, accelerator, None)
+    make_cache(config, accelerator)
     with open_run(config, accelerator) as run:
         identity = checked_identity(run)
         if run.processes.is_main:
@@ -166,6 +170,8 @@ def _evaluate_before(run: OpenRun) -> None:
         return
     folder, metrics = run.config.folder / "before", run.config.test_metrics
     evaluator, progress = build_evaluator(run, run.models.student), AnswerProgress("before", run.output.progress.note)
+    if run.models.states is not None:
+        evaluator = replace(evaluator, teacher=None)  # a cached teacher has no states of test data
     with run.placement.unsharded(run.student):
         evaluator.evaluate(run.data.tests, folder, label="before", metrics=metrics, progress=progress)
 
@@ -242,8 +248,9 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
 
 def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Json]:
     folder, source = config.folder, teacher_source(config)
+    compared = source if config.teacher_cache is None else None  # a cached teacher has no states of test data
     evaluate = partial(_evaluate, data=config.data, config=config.evaluation, accelerator=accelerator)
-    scores = evaluate(ModelConfig(model=str(folder / "model")), source, label="student", folder=folder)
+    scores = evaluate(ModelConfig(model=str(folder / "model")), compared, label="student", folder=folder)
     if source is not None and "teacher" in config.evaluation.compare:
         evaluate(source, None, label="teacher", folder=folder / "teacher")
     if accelerator.is_main_process:

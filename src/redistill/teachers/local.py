@@ -23,7 +23,7 @@ from redistill.contracts import (
 )
 from redistill.generation.prefix import PrefixMemory, PrefixReader
 from redistill.models.families import head
-from redistill.vocab_pass.head import Products
+from redistill.teachers.head_rows import HeadRows
 
 LOCAL = TeacherCapabilities(full_vocabulary=True, statistics=True, generates=True, mixture=True, prefix_memory=True)
 
@@ -58,8 +58,7 @@ class LocalTeacher:
         self._reader = PrefixReader(model)
         self._memory: PrefixMemory | None = None
         self._remembers = self._in_autocast = False
-        self._head = head(model, vocabulary)
-        self._faults = torch.zeros((), dtype=torch.long, device=device)
+        self._rows = HeadRows(head(model, vocabulary), device)
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
         """Do nothing: `rows` runs the model."""
@@ -72,7 +71,7 @@ class LocalTeacher:
         (`contracts.TeacherTarget`) multiplies the hidden states of a slice of rows by the head.
         """
         first = slice(0, batch.num_sampled)
-        weight_VD = self._head.weight_VD
+        weight_VD = self._rows.head.weight_VD
         if batch.num_sampled_rows == 0:
             hidden_NE = weight_VD.new_empty((0, weight_VD.shape[1]))
         else:
@@ -83,27 +82,14 @@ class LocalTeacher:
                 self._memory if self._autocasts() == self._in_autocast else None,  # stored states have one precision
                 remember=self._remembers,
             )
-
-        # The precision is fixed here: `target` may be called inside or outside autocast, and p must be the same in both cases.
-        products, classifier = Products.like(hidden_NE), self._head.prepared(hidden_NE)
-
-        @torch.no_grad()
-        def target(rows: slice) -> torch.Tensor:
-            logits_NV = classifier.finish(classifier.raw(hidden_NE[rows], products))
-            # The maximum is not finite if a row has NaN or +inf, or only -inf.  Its cost is small compared with the product.
-            self._faults += (~logits_NV.amax(dim=-1).isfinite()).sum()
-            return logits_NV
-
-        return target
+        return self._rows.target(hidden_NE)
 
     def faults(self) -> int:
         """Return the number of rows with non-finite logits since `faults` was last called.
 
         The loss of such rows is NaN.
         """
-        faults = int(self._faults)
-        self._faults.zero_()
-        return faults
+        return self._rows.faults()
 
     def release(self) -> None:
         """Free the hidden states that are kept for reuse in the update."""

@@ -122,13 +122,21 @@ class AnswerProgress:
     An instance is passed as the argument `progress` of `Evaluator.evaluate`.
 
     Args:
-        label: The name of the evaluated model.
+        label: The name of the evaluated model, or of other work.
         report: Function that is called with each line.
         clock: Monotonic clock, in seconds.
+        unit: Name of the items that are counted.
     """
 
-    def __init__(self, label: str, report: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._label, self._report, self._clock = label, report, clock
+    def __init__(
+        self,
+        label: str,
+        report: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        unit: str = "answers",
+    ) -> None:
+        self._label, self._report, self._clock, self._unit = label, report, clock, unit
         self._first: tuple[int, float] | None = None
         self._tenths = 0
 
@@ -138,14 +146,14 @@ class AnswerProgress:
         Args:
             done: Number of answers that are done.
             total: Number of all answers.
-            tokens: Number of tokens that this process has generated.
+            tokens: Number of tokens that this process has generated or read.
         """
         self._first = self._first or (done, self._clock())
         passed, answered = self._clock() - self._first[1], done - self._first[0]
         tenths = 10 * done // total if total else 10
         if tenths > self._tenths and answered and (speed := rate(tokens, passed)) is not None:
             left = duration(passed / answered * (total - done))
-            self._report(f"{self._label}: {done}/{total} answers  {speed:,.0f} tokens/s  {left} left")
+            self._report(f"{self._label}: {done}/{total} {self._unit}  {speed:,.0f} tokens/s  {left} left")
         self._tenths = max(tenths, self._tenths)
 
 

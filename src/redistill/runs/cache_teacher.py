@@ -1,0 +1,57 @@
+"""Stores the hidden states of a recipe's teacher; the Python API of this work."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from redistill.config.run import Run
+from redistill.config.sections import TeacherConfig
+from redistill.errors import ConfigError
+from redistill.processes import signals
+from redistill.runs.opened import make_accelerator
+from redistill.runs.run import train_student
+from redistill.runs.stages import stages
+from redistill.runs.teacher_cache import fill_cache
+from redistill.storage.paths import check_path
+from redistill.teachers.hidden_states import HiddenStates
+from redistill.training.progress import report
+
+
+@signals.handled()
+def cache_teacher(config: Run, out: Path) -> HiddenStates:
+    """Store the last hidden states of a recipe's teacher.
+
+    They are stored for the targets of the training and validation data.  The head of the teacher is stored as well, so that runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory.
+    An interrupted call is resumed by the same call.  If the recipe fine-tunes the teacher, this stage is trained first.
+
+    Args:
+        config: The run.
+        out: The folder to write.
+
+    Returns:
+        The store.
+
+    Raises:
+        ConfigError: the recipe names no model for the teacher, its method needs a teacher that is not cached, or the folder
+            contains something else.
+        BusyError: another process fills the folder.
+        DiskFullError: there is too little free space.
+        DataError, ModelError, VocabularyError: the models or the data cannot be used.
+        Interrupted: SIGTERM or SIGINT arrived; the same call resumes.
+
+    Example:
+        >>> from redistill.config.run import load_config
+        >>> store = cache_teacher(load_config(Path("recipes/smollm2-dolly.yaml"), ["method=kd"]), Path("c"))  # doctest: +SKIP
+        >>> store.layout.width  # doctest: +SKIP
+        576
+    """
+    if not isinstance(config.teacher, TeacherConfig):
+        raise ConfigError("teacher: names no model whose states could be stored; set teacher.model (teacher.kind local)")
+    accelerator = make_accelerator(config.training.precision)
+    if accelerator.num_processes > 1:
+        raise ConfigError("cache-teacher: was started in several processes; start it in one, without torchrun")
+    check_path(out)
+    cached = replace(config, teacher=replace(config.teacher, cache=str(out)))
+    if (stage := stages(cached).get("teacher")) is not None:
+        train_student(stage)
+    fill_cache(cached, accelerator, report)
+    return HiddenStates.open(out, report=report, poll=signals.poll)

@@ -1,0 +1,332 @@
+"""Writes the store of a cached teacher.
+
+The teacher's answers are written first, if they are needed, then its head and its last hidden states.  The store is written file by file, each of them atomically.  `filling.jsonl` lists the finished files until the store is
+complete.  So an interrupted call is resumed by the same call, and the resulting folder is bitwise equal to that of a call that
+was not interrupted.  `hidden_states` describes the format.
+"""
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import torch
+
+from redistill.contracts import Batch, Generation, GenerationRequest, Sampling, TokenSequence, items_of
+from redistill.data.collate import collate
+from redistill.data.grouping import grouped, read_cost
+from redistill.errors import ConfigError, ModelError
+from redistill.processes import signals
+from redistill.records import Json
+from redistill.storage import files
+from redistill.storage.tensors import write_tensors
+from redistill.teachers.hidden_states import (
+    FILLING,
+    HEAD,
+    MANIFEST,
+    MANIFEST_HASH,
+    SCHEMA,
+    TEXTS,
+    Layout,
+    check_source,
+    sequence_key,
+    shard_name,
+    text_key,
+)
+from redistill.vocab_pass.head import Head
+
+SHARD_BYTES = 32_000_000
+"""Largest size of the states in a shard; an interrupted call loses at most the work for one shard."""
+TIMED_SEQUENCES = 4
+"""Number of sequences of median length that are read before the work starts, to estimate its time."""
+
+Progress = Callable[[int, int, int], None]
+"""Function that is called with the number of items that are done, of all items, and of the tokens that this call has read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """The teacher that fills a store.
+
+    Args:
+        read: Function that returns the last hidden states of a batch's rows, [N, E], without gradient.
+        head: The head of the teacher, with all of its classes.
+        dtype: dtype of the stored states.
+        pad_id: Padding token.
+        batch_size: Maximum number of sequences per forward pass; if None, the number of tokens is limited.
+    """
+
+    read: Callable[[Batch], torch.Tensor]
+    head: Head
+    dtype: torch.dtype
+    pad_id: int
+    batch_size: int | None
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of the stored state of one target."""
+        return self.head.weight_VD.shape[1] * self.dtype.itemsize
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights of the head, by name."""
+        bias_V = self.head.bias_V
+        return {"weight_VD": self.head.weight_VD} | ({} if bias_V is None else {"bias_V": bias_V})
+
+    def groups(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
+        """Divide sequences into one group per forward pass, longest first."""
+        items, cost = items_of(sequences, "distillation"), read_cost(self.head.weight_VD.device)
+        return [[item.sequence for item in group] for group in grouped(items, self.batch_size, cost)]
+
+    def states(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+        """Return hidden_NE, the states of all targets of some sequences.
+
+        They are on the CPU, in `dtype`.  The teacher reads the sequences in one forward pass.
+
+        Raises:
+            ModelError: a finite state is not finite in `dtype`.
+        """
+        items, device = items_of(sequences, "distillation"), self.head.weight_VD.device
+        computed_NE = self.read(collate(items, pad_id=self.pad_id, device=device))
+        stored_NE = computed_NE.to(self.dtype)
+        if bool((computed_NE.isfinite() & ~stored_NE.isfinite()).any()):
+            largest = float(computed_NE.abs().nan_to_num().max())
+            raise ModelError(
+                f"teacher.cache_dtype = {_name(self.dtype)!r}: a hidden state of {largest:.3g} exceeds its range; use bfloat16"
+            )
+        return stored_NE.cpu()
+
+
+class Rows(NamedTuple):
+    """Sequences that are created on access.
+
+    Args:
+        number: Number of sequences.
+        create: Function that returns the sequence with an index.
+    """
+
+    number: int
+    create: Callable[[int], TokenSequence]
+
+
+class Joined(Sequence[TokenSequence]):
+    """The concatenation of parts whose sequences are created on access.
+
+    Args:
+        parts: The parts.
+    """
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self._parts, self._ends = parts, list(accumulate(part.number for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> TokenSequence: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenSequence]: ...
+
+    def __getitem__(self, index: int | slice) -> TokenSequence | list[TokenSequence]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        if index >= len(self):  # ends an iteration
+            raise IndexError(index)
+        number = bisect_right(self._ends, index)
+        return self._parts[number].create(index - (self._ends[number - 1] if number else 0))
+
+
+class Plan:
+    """The order of the sequences in a store, and their division into shards.
+
+    The plan depends on the set of sequences only.  Equal sequences are stored once.  Longer sequences come first, so that a
+    lack of memory is noticed early.
+
+    Args:
+        sequences: The sequences, at least one.  They are created on access, so that a large data set need not be in memory.
+        row_bytes: Size of the stored state of one target.
+    """
+
+    def __init__(self, sequences: Sequence[TokenSequence], row_bytes: int) -> None:
+        self._sequences = sequences
+        found: dict[bytes, tuple[int, int, int]] = {}
+        for index, each in enumerate(sequences):
+            key = sequence_key(each.token_ids, each.supervised)
+            found.setdefault(key, (len(each.token_ids), index, each.num_targets))
+        ordered = sorted((-tokens, key, index, targets) for key, (tokens, index, targets) in found.items())
+        self.num_sequences, self.num_tokens = len(ordered), -sum(entry[0] for entry in ordered)
+        self.num_targets = sum(entry[3] for entry in ordered)
+        self.shards, filled = list[list[int]](), SHARD_BYTES
+        for _, _, index, targets in ordered:
+            if filled + targets * row_bytes > SHARD_BYTES:
+                self.shards.append([])
+                filled = 0
+            self.shards[-1].append(index)
+            filled += targets * row_bytes
+
+    def shard(self, number: int) -> list[TokenSequence]:
+        """Return the sequences of a shard, in the order of the store."""
+        return [self._sequences[index] for index in self.shards[number]]
+
+    def layout(self, teacher: Reader) -> Layout:
+        """Return the numbers that describe the store."""
+        return Layout(
+            sequences=self.num_sequences,
+            targets=self.num_targets,
+            width=teacher.head.weight_VD.shape[1],
+            dtype=_name(teacher.dtype),
+            shards=len(self.shards),
+            scale=teacher.head.scale,
+            softcap=teacher.head.softcap,
+        )
+
+    def seconds(self, teacher: Reader, clock: Callable[[], float] = time.perf_counter) -> float:
+        """Estimate the seconds in which the teacher reads all sequences.
+
+        A few sequences of median length are read, and their time per token is used for all tokens.
+        """
+        middle = [index for shard in self.shards for index in shard][self.num_sequences // 2 :][:TIMED_SEQUENCES]
+        some = [self._sequences[index] for index in middle]
+        began = clock()
+        for group in teacher.groups(some):
+            teacher.states(group)
+        return (clock() - began) * self.num_tokens / sum(len(each.token_ids) for each in some)
+
+
+class StoreWriter:
+    """Fills the store in a folder, which the caller has locked.
+
+    Args:
+        folder: The folder of the store: empty, or with an interrupted store of the same `source`.
+        source: What the states depend on, by name; see `HiddenStates`.
+
+    Raises:
+        ConfigError: the folder contains other files, or an interrupted store of another source.
+    """
+
+    def __init__(self, folder: Path, source: Mapping[str, Json]) -> None:
+        self._folder, self._source = folder, source
+        lines = files.read_lines(folder / FILLING)
+        if not lines and (other := sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))):
+            raise ConfigError(f"{folder}: contains {other[0]} and no cached teacher; choose another folder, or empty it")
+        if lines:
+            check_source(folder, lines[0], source, sorted({*lines[0], *source}))
+        files.rewrite_lines(folder / FILLING, lines or [source])  # removes an incomplete last line
+        self._finished: dict[str, str] = {line["file"]: line["sha256"] for line in lines[1:]}
+
+    def texts(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        generate: Callable[[Sequence[GenerationRequest], Sampling], list[Generation]],
+        *,
+        batch_size: int,
+        progress: Progress,
+    ) -> list[Generation]:
+        """Generate and store the answers to requests, and return all answers.
+
+        They are generated in blocks of `batch_size`.  Stored blocks of an interrupted call are not generated again.
+        """
+        path, tokens = self._folder / TEXTS, 0
+        lines = files.read_lines(path)
+        if len(lines) < len(requests):
+            lines = lines[: len(lines) // batch_size * batch_size]
+        files.rewrite_lines(path, lines)  # removes an incomplete last block
+        found = [Generation(token_ids=tuple(line["token_ids"]), finished=line["finished"]) for line in lines]
+        while len(found) < len(requests):
+            signals.poll()
+            progress(len(found), len(requests), tokens)
+            block = requests[len(found) : len(found) + batch_size]
+            made, keys = generate(block, sampling), [text_key(request, sampling) for request in block]
+            pairs = zip(keys, made, strict=True)
+            files.append_lines(
+                path, [{"key": key, "token_ids": text.token_ids, "finished": text.finished} for key, text in pairs]
+            )
+            found, tokens = found + made, tokens + sum(len(text.token_ids) for text in made)
+        progress(len(found), len(requests), tokens)
+        self._finished[TEXTS] = files.digest(path)
+        return found
+
+    def states(self, plan: Plan, teacher: Reader, progress: Progress) -> None:
+        """Store the head and the states of all targets, and complete the store.
+
+        Finished shards of an interrupted call are not computed again.
+
+        Raises:
+            ModelError: a finite state is not finite in the stored dtype.
+            OutputError: a file cannot be written; `DiskFullError` if the disk is full.
+        """
+        self._write(HEAD, lambda: teacher.weights)
+        done, read = 0, _Read(teacher, progress, plan.num_sequences)
+        for number, indices in enumerate(plan.shards):
+            progress(done, plan.num_sequences, read.num_tokens)
+            self._write(shard_name(number), partial(read.shard, plan, number, done))
+            done += len(indices)
+        progress(done, plan.num_sequences, read.num_tokens)
+        self._complete(plan.layout(teacher))
+
+    def _write(self, name: str, tensors: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        """Write a file and record its hash, unless an interrupted call has done so."""
+        path = self._folder / name
+        if name in self._finished and path.is_file() and files.digest(path) == self._finished[name]:
+            return
+        self._finished[name] = write_tensors(path, tensors())
+        files.append_line(self._folder / FILLING, {"file": name, "sha256": self._finished[name]})
+
+    def _complete(self, layout: Layout) -> None:
+        """Write the manifest, then its hash, and remove the list of finished files."""
+        listed = dict(sorted(self._finished.items()))
+        about = {"schema": SCHEMA, "source": self._source, "layout": asdict(layout), "files": listed}
+        digest = files.write_json(self._folder / MANIFEST, about)
+        files.write_text(self._folder / MANIFEST_HASH, f"{digest}\n")
+        files.disk.remove(self._folder / FILLING)
+        files.sync(self._folder)
+
+
+@dataclass
+class _Read:
+    """Reads the sequences of shards, and reports the progress.
+
+    Args:
+        teacher: The teacher.
+        progress: Function that receives the progress.
+        total: Number of sequences of all shards.
+        num_tokens: Number of tokens that have been read.
+    """
+
+    teacher: Reader
+    progress: Progress
+    total: int
+    num_tokens: int = 0
+
+    def shard(self, plan: Plan, number: int, done: int) -> dict[str, torch.Tensor]:
+        """Return the tensors of a shard; `done` is the number of sequences of earlier shards."""
+        sequences, hidden = plan.shard(number), list[torch.Tensor]()
+        for group in self.teacher.groups(sequences):
+            signals.poll()
+            self.progress(done, self.total, self.num_tokens)
+            hidden.append(self.teacher.states(group))
+            done, self.num_tokens = done + len(group), self.num_tokens + sum(len(each.token_ids) for each in group)
+        keys = b"".join(sequence_key(each.token_ids, each.supervised) for each in sequences)
+        return {
+            "hidden_NE": torch.cat(hidden),
+            "key_SK": torch.frombuffer(bytearray(keys), dtype=torch.uint8).reshape(len(sequences), -1),
+            "end_S": torch.tensor([each.num_targets for each in sequences]).cumsum(dim=0),
+        }
+
+
+def store_bytes(layout: Layout, teacher: Reader) -> int:
+    """Return the size in bytes of the states, keys and head of a store.
+
+    Headers of files (a few hundred bytes each), the manifest and texts are not counted.
+    """
+    return layout.state_bytes + sum(weight.nbytes for weight in teacher.weights.values())
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,261 @@
+"""The store of a cached teacher: its head and its last hidden states.
+
+A teacher's logits are its last hidden states times its head.  So the states of the targets of a data set, with the head, are an
+exact teacher for this data: 2 bytes x width per target in 16 bits, instead of 4 bytes x vocabulary for logits in float32.
+
+The folder consists of `head.safetensors`; the shards `states-00000.safetensors` ... with the states of some sequences each;
+`texts.jsonl`, if the teacher has generated text; `manifest.json`, which describes the store and has the SHA-256 of each other
+file; and `manifest.sha256`.  This module only reads a complete store; `filling` writes it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from redistill.contracts import Generation, GenerationRequest, Sampling
+from redistill.errors import ConfigError, DataError
+from redistill.records import Json
+from redistill.storage import files
+from redistill.storage.file_hash import file_hash
+from redistill.storage.tensors import read_tensors
+from redistill.vocab_pass.head import Head
+
+SCHEMA = 1
+HEAD, TEXTS = "head.safetensors", "texts.jsonl"
+MANIFEST, MANIFEST_HASH = "manifest.json", "manifest.sha256"
+FILLING = "filling.jsonl"
+"""The file of an incomplete store that lists its finished shards."""
+KEY_BYTES = 16
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHOWN_CHARACTERS = 20  # of a value in an error message; longer values are hashes
+_AGAIN = "remove the folder, and run `redistill cache-teacher` again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Numbers that describe a store.
+
+    Args:
+        sequences: Number of different sequences.
+        targets: Number of rows: the targets of all sequences.
+        width: Width of the teacher.
+        dtype: dtype of the stored states: "float32", "bfloat16" or "float16".
+        shards: Number of shards.
+        scale, softcap: Factor and bound of the logits; see `vocab_pass.head.Head`.
+    """
+
+    sequences: int
+    targets: int
+    width: int
+    dtype: str
+    shards: int
+    scale: float
+    softcap: float | None
+
+    @property
+    def state_bytes(self) -> int:
+        """Size of all states and keys in bytes, without the headers of files."""
+        row = self.width * DTYPES[self.dtype].itemsize
+        return self.targets * row + self.sequences * (KEY_BYTES + torch.int64.itemsize)
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of the shard with this number, from 0."""
+    return f"states-{number:05}.safetensors"
+
+
+def sequence_key(token_ids: Sequence[int] | np.ndarray, supervised: Sequence[bool] | np.ndarray) -> bytes:
+    """Return the key of a sequence: a hash of its token ids and targets.
+
+    An index in a data set is no key, since training and validation data are both counted from 0.
+
+    Args:
+        token_ids: The T token ids of the sequence, without padding.
+        supervised: For each position, whether the token is a target.
+
+    Returns:
+        16 bytes.
+
+    Example:
+        >>> sequence_key((5, 7), (False, True)) == sequence_key((5, 7), (True, True))
+        False
+    """
+    found = hashlib.blake2b(np.asarray(token_ids, dtype="<i8").tobytes(), digest_size=KEY_BYTES)
+    found.update(np.asarray(supervised, dtype=np.uint8).tobytes())
+    return found.digest()
+
+
+def text_key(request: GenerationRequest, sampling: Sampling) -> str:
+    """Return the key of a generated text: a hash of request and sampling."""
+    asked = json.dumps([asdict(request), asdict(sampling)], sort_keys=True)
+    return hashlib.blake2b(asked.encode(), digest_size=KEY_BYTES).hexdigest()
+
+
+class HiddenStates:
+    """A complete store, whose states are memory-mapped.
+
+    Several processes can read one store.  Create an instance with `HiddenStates.open`.
+
+    Args:
+        folder: The folder of the store, for messages.
+        source: What the states depend on, by name: hashes of the teacher and of the data, and settings.
+        layout: Numbers that describe the store.
+        head: The head of the teacher; its weights are memory-mapped.
+        shards: The tensors of each shard: `hidden_NE`, the states; `key_SK`, the key of each sequence (uint8); and `end_S`, the
+            index after the last row of each sequence.
+        texts: Generated texts by `text_key`.
+        digest: SHA-256 of the manifest, which identifies the store.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        source: Mapping[str, Json],
+        layout: Layout,
+        head: Head,
+        shards: Sequence[Mapping[str, torch.Tensor]],
+        texts: Mapping[str, Generation],
+        digest: str,
+    ) -> None:
+        self.folder, self.source, self.layout, self.head, self.digest = folder, source, layout, head, digest
+        self._texts, self._hidden = texts, [shard["hidden_NE"] for shard in shards]
+        keys = np.concatenate([shard["key_SK"].numpy() for shard in shards])
+        # The first half of each key is sorted, and the second half is compared: a dict would need 200 bytes per sequence.
+        self._keys = keys.view("<u8")
+        self._order = np.argsort(self._keys[:, 0], kind="stable")
+        self._first_halves = self._keys[self._order, 0]
+        counts = [len(shard["end_S"]) for shard in shards]
+        self._shard = np.repeat(np.arange(len(shards), dtype=np.int32), counts)
+        self._stop = np.concatenate([shard["end_S"].numpy() for shard in shards])
+        self._start = np.concatenate([np.append(0, shard["end_S"].numpy()[:-1]) for shard in shards])
+
+    @classmethod
+    def open(cls, folder: Path, *, report: Callable[[str], None], poll: Callable[[], None] = lambda: None) -> Self:
+        """Open a store, and compare each file with its hash.
+
+        Args:
+            folder: The folder of the store.
+            report: Function that is called with one line if a cached hash of a file is damaged or cannot be written.
+            poll: Function that is called repeatedly while another process computes a hash; it may raise an exception.
+
+        Raises:
+            ConfigError: the folder contains no store, or an incomplete one.
+            DataError: a file is missing or damaged; the message names the file.
+        """
+        digest = _checked_digest(folder)
+        manifest = files.read_json(folder / MANIFEST)
+        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+            raise ConfigError(f"{folder / MANIFEST}: must have schema {SCHEMA}; {_AGAIN}")
+        try:
+            listed, layout = manifest["files"], Layout(**manifest["layout"])
+            names = [HEAD, *map(shard_name, range(layout.shards)), *([TEXTS] if TEXTS in listed else [])]
+            for name in names:
+                if file_hash(folder / name, report, poll) != listed[name]:
+                    raise DataError(f"{folder / name}: does not match its hash in {MANIFEST}; {_AGAIN}")
+            weights, shards = (
+                read_tensors(folder / HEAD),
+                [read_tensors(folder / name) for name in names[1 : layout.shards + 1]],
+            )
+            lines = files.read_lines(folder / TEXTS) if TEXTS in listed else []
+            return cls(
+                folder,
+                source=manifest["source"],
+                layout=layout,
+                head=Head(weights["weight_VD"], weights.get("bias_V"), layout.softcap, layout.scale),
+                shards=shards,
+                texts={
+                    line["key"]: Generation(token_ids=tuple(line["token_ids"]), finished=line["finished"]) for line in lines
+                },
+                digest=digest,
+            )
+        except OSError as error:
+            raise DataError(f"{folder}: {error.filename or 'a file'} cannot be read ({error.strerror}); {_AGAIN}") from error
+        except (SafetensorError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{folder}: is not a store of hidden states of this version ({error}); {_AGAIN}") from error
+
+    def rows(self, key: bytes) -> torch.Tensor | None:
+        """Return hidden_NE, the stored states of the targets of a sequence.
+
+        Args:
+            key: The result of `sequence_key`.
+
+        Returns:
+            A memory-mapped tensor in the stored dtype; None if the sequence is not stored.
+        """
+        first, second = np.frombuffer(key, dtype="<u8")
+        begin, end = np.searchsorted(self._first_halves, first, "left"), np.searchsorted(self._first_halves, first, "right")
+        for index in self._order[begin:end]:
+            if self._keys[index, 1] == second:
+                hidden_NE = self._hidden[int(self._shard[index])]
+                return hidden_NE[int(self._start[index]) : int(self._stop[index])]
+        return None
+
+    def text(self, request: GenerationRequest, sampling: Sampling) -> Generation | None:
+        """Return the teacher's stored answer to a request; None if it is not stored."""
+        return self._texts.get(text_key(request, sampling))
+
+    def check(self, expected: Mapping[str, Json]) -> None:
+        """Check that the store belongs to a teacher and to data.
+
+        Args:
+            expected: What the states of a run depend on, by the names of `source`; other names are not compared.
+
+        Raises:
+            ConfigError: a value differs; the message names all that differ.
+        """
+        check_source(self.folder, self.source, expected, expected)
+
+
+def check_source(
+    folder: Path, held: Mapping[str, Json], expected: Mapping[str, Json], names: Sequence[str] | Mapping[str, Json]
+) -> None:
+    """Check that a store was made from what a recipe describes.
+
+    Args:
+        folder: The folder of the store, for the message.
+        held: What the states of the store depend on, by name.
+        expected: What the states of the recipe depend on.
+        names: The names to compare.
+
+    Raises:
+        ConfigError: a value differs; the message names all that differ.
+    """
+    if different := [name for name in names if held.get(name) != expected.get(name)]:
+        short = [name for name in different if all(len(str(each.get(name))) <= SHOWN_CHARACTERS for each in (held, expected))]
+        shown = [f"{name} ({held.get(name)} there, {expected.get(name)} here)" if name in short else name for name in different]
+        raise ConfigError(
+            f"{folder}: the cached teacher was made with another {', another '.join(shown)} than this recipe has; choose "
+            "another folder, or remove it to make it again"
+        )
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a folder contains a complete store; its files are not checked."""
+    return (folder / MANIFEST_HASH).exists() and not (folder / FILLING).exists()
+
+
+def _checked_digest(folder: Path) -> str:
+    """Return the SHA-256 of a store's manifest, after a comparison with the stored one.
+
+    Raises:
+        ConfigError: the folder contains no complete store.
+        DataError: the manifest is missing or damaged.
+    """
+    if not is_complete(folder):
+        what = "an incomplete cached teacher" if (folder / FILLING).exists() else "no cached teacher"
+        raise ConfigError(f"{folder}: contains {what}; run `redistill cache-teacher RECIPE --out {folder}`")
+    try:
+        digest, held = files.digest(folder / MANIFEST), (folder / MANIFEST_HASH).read_bytes()
+    except OSError as error:
+        raise DataError(f"{folder}: {MANIFEST} cannot be read ({error.strerror}); {_AGAIN}") from error
+    if held != f"{digest}\n".encode():
+        raise DataError(f"{folder / MANIFEST}: does not match its hash in {MANIFEST_HASH}; {_AGAIN}")
+    return digest
