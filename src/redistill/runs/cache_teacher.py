@@ -20,8 +20,9 @@ from redistill.training.progress import report
 def cache_teacher(config: Run, out: Path) -> HiddenStates:
     """Store the last hidden states of a recipe's teacher.
 
-    They are stored for the targets of the training and validation data.  The head of the teacher is stored as well, so that runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory.
-    An interrupted call is resumed by the same call.  If the recipe fine-tunes the teacher, this stage is trained first.
+    They are stored for the targets of the training and validation data.  The head of the teacher is stored as well, so that
+    runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory. An interrupted call is resumed by the same call.
+    If the recipe fine-tunes the teacher, this stage is trained first.
 
     Args:
         config: The run.

@@ -1,8 +1,9 @@
 """Writes the store of a cached teacher.
 
-The teacher's answers are written first, if they are needed, then its head and its last hidden states.  The store is written file by file, each of them atomically.  `filling.jsonl` lists the finished files until the store is
-complete.  So an interrupted call is resumed by the same call, and the resulting folder is bitwise equal to that of a call that
-was not interrupted.  `hidden_states` describes the format.
+The teacher's answers are written first, if they are needed, then its head and its last hidden states.  The store is written
+file by file, each of them atomically.  `filling.jsonl` lists the finished files until the store is complete.  So an
+interrupted call is resumed by the same call, and the resulting folder is bitwise equal to that of a call that was not
+interrupted.  `hidden_states` describes the format.
 """
 
 import time
