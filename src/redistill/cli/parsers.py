@@ -123,7 +123,7 @@ def _train(group: Group) -> None:
 
 
 def _cache_teacher(group: Group) -> None:
-    example = "redistill cache-teacher recipes/smollm2-dolly.yaml method=kd --out cache"
+    example = "redistill cache-teacher recipes/smollm2-dolly.yaml method=kd --out kd"
     parser = _command(group, "cache-teacher", commands.cache_teacher, example)
     _add_recipe(parser, "a YAML recipe, or the run.json of a run", "settings to change, such as teacher.cache_dtype=bfloat16")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cached teacher; teacher.path of later runs")
