@@ -161,14 +161,21 @@ def _fill(config: Run, writer: StoreWriter, folder: Path, read: _Read, accelerat
         rows.append(Rows(len(texts), lambda index: answered(read.data.train[index], texts[index].token_ids, "teacher")))
     if _distils_corpus(config):
         rows.append(Rows(len(read.corpus), read.corpus.__getitem__))
-    teacher = _reader(config.teacher, model, models.pad_id, settings.micro_batch_size)
+    teacher = reader_of(config.teacher, model, models.pad_id, settings.micro_batch_size)
     plan = Plan(Joined(rows), teacher.row_bytes)
     _announce(plan, teacher, folder, note)
     writer.states(plan, teacher, AnswerProgress("cached teacher", note, unit="sequences"))
 
 
-def _reader(config: TeacherConfig, model: CausalModel, pad_id: int, batch_size: int | None) -> Reader:
-    """Return the teacher that reads sequences, in the precision of a teacher that is not cached."""
+def reader_of(config: TeacherConfig, model: CausalModel, pad_id: int, batch_size: int | None) -> Reader:
+    """Return the reader that fills a store.
+
+    Args:
+        config: The teacher, with the dtype of the stored states.
+        model: Its model, in eval mode and on its device.
+        pad_id: Padding token.
+        batch_size: Maximum number of sequences per forward pass; if None, the number of tokens is limited.
+    """
     hidden_states, classifier = body(model), head(model)
     dtype = classifier.weight_VD.dtype if config.cache_dtype == "auto" else DTYPES[config.cache_dtype]
 
