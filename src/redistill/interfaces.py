@@ -109,5 +109,6 @@ class CausalModel(nn.Module):
 
     get_input_embeddings: Callable[[], nn.Module]
     get_output_embeddings: Callable[[], nn.Module]
+    from_pretrained: Callable[..., tuple["CausalModel", Mapping[str, Sequence[str]]]]
     save_pretrained: Callable[..., object]
     tie_weights: Callable[[], object]

@@ -85,6 +85,10 @@ def test_the_teacher_is_loaded_to_fill_the_store_and_never_again(tmp_path: Path,
     for teacher, out in ((named, "one"), (f"teacher.cache={tmp_path / 'store'}", "two")):
         assert main(["run", str(recipe), teacher, "--out", str(tmp_path / out)]) == 0
     assert set(loaded) == {"student", "model"}  # the second is the trained student, which is evaluated
+    loaded.clear()
+    layers = "student={model: teacher, initialise: {layers: 2}}"  # read from the files of the teacher, without its other layers
+    assert main(["train", str(recipe), f"teacher.cache={tmp_path / 'store'}", layers, "--out", str(tmp_path / "three")]) == 0
+    assert loaded == []
     scores = files.read_json(tmp_path / "one" / "scores.json")["datasets"]["toy"]["teacher_forced"]
     assert "cross_entropy" in scores and "kl" not in scores  # test data is not stored
 

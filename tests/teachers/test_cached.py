@@ -117,7 +117,7 @@ def loss_and_gradient(teacher: Teacher | Rounded, objective: Objective, family: 
     batch = collate(items_of(sequences(), "sft", "distillation"), pad_id=0, span_config=SpanConfig())
     total, _ = student(batch, teacher.rows(batch), terms(objective, Counts.of([batch]), batch, divergence))
     total.backward()
-    return float(total), [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    return float(total.detach()), [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
 
 
 def assert_equal(mine: tuple[float, list[torch.Tensor]], theirs: tuple[float, list[torch.Tensor]]) -> None:

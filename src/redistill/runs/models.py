@@ -14,12 +14,14 @@ from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models import vocabulary
 from redistill.models.families import head, position_limit
 from redistill.models.initialise import cast_weights, student_from_layers
+from redistill.models.layer_files import student_from_files
 from redistill.models.load import (
     ModelConfig,
     checkpoint_activations,
     compatibility_warnings,
     end_token_ids,
     load_model,
+    load_tokenizer,
     parameter_bytes,
     parameter_count,
 )
@@ -129,9 +131,12 @@ def _teacher_layers(
 
     Args:
         source: The teacher.
-        loaded: The teacher's model and tokenizer; None if the teacher is cached.
+        loaded: The teacher's model and tokenizer; None if the teacher is cached.  Then only these layers are read, if its
+            files allow it.
         layers: Number or indices of the layers.
     """
+    if loaded is None and (student := student_from_files(source, layers)) is not None:
+        return student, load_tokenizer(source)
     teacher, tokenizer = load_model(source) if loaded is None else loaded
     return student_from_layers(teacher, layers), tokenizer
 
