@@ -65,7 +65,7 @@ def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict
     Returns:
         One dict per row.  Its keys are dataset, model, role, metric (name of the data set's primary metric), title (heading of
         this metric), unit, num_seeds, num_prompts, difference, lower, upper, versus, note, length_tokens, eos_rate, distinct_2,
-        cross_entropy, kl and agreement.  The mean score in each metric has the name of the metric as its key, such as rouge_l.
+        cross_entropy, kl and agreement.  The mean score in each metric has the name of the metric as its key.
         The standard deviation of the primary metric has this name with the suffix _sd.  A value is None if it was not measured.
 
     Raises:
