@@ -1,0 +1,136 @@
+"""Folders of models: local folders, and snapshots of hub repositories in the cache of the hub.
+
+Only files that are read are downloaded: no code, and no weights in formats that contain code. A link in a folder may lead to
+another file of the folder, or, in a snapshot, to the cached file that it stands for. All other links are rejected, because the
+files of a tokenizer are copied into each exported student.
+"""
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from redistill.errors import ModelError
+from redistill.models.reading import reading
+from redistill.models.weight_files import INDEX, SINGLE, shards
+
+JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""The JSON files whose fields are checked by `allowed_fields`."""
+
+VOCABULARY_FILES = (
+    *("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "dict.txt", "bpe.codes", "emoji.json", "normalizer.json"),
+    *("tokenizer.model", "tokenizer.model.v*", "tiktoken.model", "spiece.model", "spm.model", "spm_char.model", "tekken.json"),
+    *("sentencepiece.model", "sentencepiece.bpe.model", "*.tiktoken"),
+    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
+)
+"""Patterns of the files of a tokenizer, which are read verbatim."""
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_HASH = re.compile(r"[0-9a-f]{40,64}")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The local folder of a model.
+
+    Args:
+        name: Folder or hub name, as given by the user; used in error messages.
+        path: The folder.
+        commit: Commit of a hub model, whose snapshot the folder is; None for a local folder.
+    """
+
+    name: str
+    path: Path
+    commit: str | None = None
+
+    def find(self, file: str) -> Path | None:
+        """The path of a file; None if the file does not exist.
+
+        Args:
+            file: Path of the file relative to the folder.
+
+        Raises:
+            ModelError: the path is a link to a file outside of the folder, or is neither a file nor a folder.
+        """
+        path = self.path / file
+        if not (path.is_symlink() or path.exists()):
+            return None
+        with reading(f"{self.name}: {file}", "remove the link", failure="cannot be followed"):
+            target, root = path.resolve(strict=True), self.path.resolve()
+        is_cached = root.parent.name == "snapshots" and _HASH.fullmatch(target.name) is not None
+        if not (target.is_relative_to(root) or (is_cached and target.parent == root.parent.parent / "blobs")):
+            raise ModelError(
+                f"{self.name}: {file} is a link to a file outside of the folder; replace the link by a copy of the file, or do "
+                "not use this model"
+            )
+        if target.is_dir():
+            return None
+        if not target.is_file():
+            raise ModelError(f"{self.name}: {file} is not a regular file; replace it by a file, or do not use this model")
+        return path
+
+    def matching(self, pattern: str) -> list[str]:
+        """Paths of the files that match a pattern, relative to the folder, in alphabetical order."""
+        return sorted(str(path.relative_to(self.path)) for path in self.path.glob(pattern))
+
+
+def model_folder(name: str, revision: str | None) -> ModelFolder:
+    """Find the folder of a model.
+
+    If the model is on the hub, its small files and the weights of an adapter are downloaded. Without a network, or with
+    `HF_HUB_OFFLINE=1`, a snapshot that was downloaded before is used. A `name` that looks like a path is never looked up on the
+    hub, where anyone may register a model of that name.
+
+    Args:
+        name: A local folder, or a hub name.
+        revision: Branch, tag or commit of a hub model; None uses its main branch.
+
+    Raises:
+        ModelError: the folder, repository or revision does not exist, the name is not a valid hub name, or the hub cannot be
+            reached and has no cached snapshot of the model.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return ModelFolder(name, path)
+    looks_like_a_path = name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
+    if path.exists() or looks_like_a_path or Path(name).is_absolute():
+        raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
+    first = name.partition("/")[0]
+    if first != name and Path(first).is_dir():
+        raise ModelError(
+            f"{name}: no such folder in the folder {first}; give a model folder. To load the hub model of this name, run from "
+            f"a folder that does not contain {first}"
+        )
+    return _downloaded(name, revision or "main", (*JSON_FILES, *VOCABULARY_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+
+
+def download_weights(folder: ModelFolder) -> None:
+    """Download the safetensors files of a hub model; nothing is done for a local folder.
+
+    Raises:
+        ModelError: the hub cannot be reached, or the index of the files is damaged.
+    """
+    if folder.commit is None:
+        return
+    _downloaded(folder.name, folder.commit, (SINGLE, INDEX))
+    index = None if folder.find(SINGLE) else folder.find(INDEX)
+    if index is not None:
+        files = sorted(set(shards(folder.name, index).values()))
+        _downloaded(folder.name, folder.commit, tuple(map(glob.escape, files)))
+
+
+def _downloaded(name: str, revision: str, patterns: tuple[str, ...]) -> ModelFolder:
+    """Download the files of a hub repository that match the patterns."""
+    with reading(f"{name}:", "check the name, the revision, and the network", failure="cannot be found"):
+        try:
+            path = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        except LocalEntryNotFoundError as error:
+            # Without a network, a snapshot that lacks some of the files may still have those that the model needs.
+            try:
+                path = Path(snapshot_download(name, revision=revision, allow_patterns=[], local_files_only=True))
+            except LocalEntryNotFoundError:
+                raise error from None
+    return ModelFolder(name, path, path.name)
