@@ -140,8 +140,10 @@ def _check_name(what: str, key: str, kind: type | None = None) -> None:
 
 def _is_allowed(key: str, kind: type | None) -> bool:
     """Whether a field of a config is data that the code of its family may read."""
-    if key.startswith("_") or key in _DROPPED:
+    if key in _DROPPED:
         return False
+    if key.startswith("_"):  # a few families declare a private field that their models read
+        return key in _declared(kind) and not hasattr(PretrainedConfig, key)
     if key in _COMMON or key in _declared(kind):
         return True
     attribute = None if kind is None else inspect.getattr_static(kind, key, None)

@@ -5,6 +5,7 @@ another file of the folder, or, in a snapshot, to the cached file that it stands
 files of a tokenizer are copied into each exported student.
 """
 
+import fnmatch
 import glob
 import re
 from dataclasses import dataclass
@@ -73,8 +74,14 @@ class ModelFolder:
         return path
 
     def matching(self, pattern: str) -> list[str]:
-        """Paths of the files that match a pattern, relative to the folder, in alphabetical order."""
-        return sorted(str(path.relative_to(self.path)) for path in self.path.glob(pattern))
+        """Paths of the files and links that match a pattern, relative to the folder, in alphabetical order.
+
+        Args:
+            pattern: Path relative to the folder, whose last part may have wildcards.
+        """
+        parent = (self.path / pattern).parent
+        names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
+        return sorted(str(Path(pattern).parent / name) for name in fnmatch.filter(names, Path(pattern).name))
 
 
 def model_folder(name: str, revision: str | None) -> ModelFolder:
