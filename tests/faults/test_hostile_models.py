@@ -20,8 +20,9 @@ from transformers.integrations import hub_kernels
 from redistill.cli.main import main
 from redistill.config.run import encode_run
 from redistill.errors import ModelError
+from redistill.models import load as load_module
 from redistill.models.load import ModelConfig, load_model, load_tokenizer, read_config
-from redistill.models.lora import save_student
+from redistill.models.lora import LoraConfig, add_lora, save_student
 from tests.faults import invalid_models
 from tests.faults.counts import WHOLE
 from tests.faults.hostile_files import SECRET, cached_snapshot, code, moved_weights, sets
@@ -181,6 +182,7 @@ def test_a_cached_snapshot_is_the_model_that_was_cached(valid: Path, world: Path
         loaded = load_model(ModelConfig(model="owner/name", revision=revision))
         assert torch.equal(logits(loaded), logits(load_model(ModelConfig(model=str(valid / "model")))))
         assert loaded[0].name_or_path == loaded[1].name_or_path == "owner/name"
+        assert add_lora(loaded[0], LoraConfig(), 1).peft_config["default"].revision == "a" * 40
     with pytest.raises(ModelError, match="owner/name: cannot be found"):
         load_model(ModelConfig(model="owner/name", revision="v2"))
 
@@ -201,6 +203,29 @@ def test_a_gguf_file_is_loaded_as_if_it_were_alone(valid: Path, world: Path) -> 
     shutil.copy(valid / "model.gguf", world / "both")
     beside = load_model(ModelConfig(model=str(world / "both" / "model.gguf")))
     assert torch.equal(logits(beside), logits(load_model(ModelConfig(model=str(valid / "model.gguf")))))
+
+
+def test_a_tokenizer_keeps_no_path_of_the_temporary_folder(valid: Path, world: Path) -> None:
+    folder = shutil.copytree(valid / "model", world / "words")
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "a", "b"]))
+    sets("tokenizer_config.json", tokenizer_class="BertTokenizer", eos_token="[SEP]")(folder, world)
+    tokenizer = load_tokenizer(ModelConfig(model=str(folder)))
+    kept = {**vars(tokenizer), **tokenizer.init_kwargs}
+    assert kept["name_or_path"] == str(folder) and str(folder / "vocab.txt") in map(str, kept.values())
+    assert not [key for key, value in kept.items() if "redistill-" in str(value)]
+
+
+def test_a_kernel_in_a_loaded_model_is_rejected(valid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(*args: Any, **options: Any) -> Any:
+        model, report = original(*args, **options)
+        model.model.config._attn_implementation_internal = "someone/kernel"
+        return model, report
+
+    original = load_module.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(load_module.AutoModelForCausalLM, "from_pretrained", kernel)
+    with pytest.raises(ModelError, match="_attn_implementation = 'someone/kernel': must be one of eager, sdpa"):
+        load_model(ModelConfig(model=str(valid / "model")))
 
 
 def test_no_temporary_folder_is_left(valid: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,14 +69,17 @@ class CheckedModel:
 
     @property
     def location(self) -> str:
-        """The name by which the model can be loaded again: its hub name, its folder, or "" for a GGUF file."""
+        """The name by which transformers can load the model again.
+
+        It is the hub name or the folder of the model, and "" for a GGUF file.
+        """
         local = "" if self.gguf else str(self.origin)
         return local if self.commit is None else self.name
 
     def restore_paths(self, tokenizer: Tokenizer) -> None:
-        """Replace the temporary folder by the model's own in the paths that a tokenizer keeps, in place.
+        """Replace the temporary folder in the paths that a tokenizer keeps.
 
-        Some tokenizers copy their vocabulary file when they are saved, after the temporary folder has been removed.
+        The tokenizer is changed in place. Some tokenizers copy their vocabulary file when they are saved, after the temporary folder has been removed.
         """
         for kept in (vars(tokenizer), getattr(tokenizer, "init_kwargs", {})):
             for key, value in kept.items():
@@ -93,7 +96,7 @@ def checked_model(name: str, revision: str | None, *, downloads: bool = False) -
     Args:
         name: A hub name, a local folder, or the path of a .gguf file.
         revision: Branch, tag or commit of a hub model; None uses its main branch.
-        downloads: Whether the weights of a hub model are downloaded; if not, only its other files are.
+        downloads: Whether the weights of a hub model are downloaded; if not, the checked model has only its other files.
 
     Yields:
         The checked model; its temporary folder is removed when the context ends.
@@ -119,7 +122,8 @@ def checked_model(name: str, revision: str | None, *, downloads: bool = False) -
         download_weights(found)
     with _temporary_folder(name) as folder:
         _copy_settings(found, folder)
-        _link_weights(found, folder)
+        if downloads or found.commit is None:
+            _link_weights(found, folder)
         yield CheckedModel(name, found.path, folder, commit=found.commit)
 
 

@@ -26,14 +26,18 @@ from redistill.models.families import check_split, text_config, unwrapped
 from redistill.models.gguf_files import check_gguf
 from redistill.models.quantised import Quantise, keep_trainable, loading_options, num_weights
 from redistill.models.reading import reading
-from redistill.models.snapshots import ADAPTER_CONFIG
+from redistill.models.snapshots import ADAPTER_CONFIG, download_weights
 from redistill.models.tokenizers import check_ids, check_sentencepiece, check_tokenizer, damaged_file
 from redistill.models.values import check_values
 from redistill.models.weight_files import INDEX, SINGLE, Stored, stored_tensors
 from redistill.processes.memory import machine_bytes
 from redistill.storage.redaction import printable
 
-_ATTENTION = (None, "eager", "sdpa")
+# Implementations in transformers and torch; others are kernels that may be downloaded from the hub.
+_IMPLEMENTATIONS = {
+    "_attn_implementation": (None, "eager", "sdpa"),
+    "_experts_implementation": (None, "eager", "batched_mm", "grouped_mm"),
+}
 _DAMAGED = "the file may be cut or damaged: download it again"
 _DTYPES: dict[str, torch.dtype | str] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
@@ -270,6 +274,8 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
         return config, adapter
     if config.adapter is not None:
         raise ModelError(f"{config.model}: is an adapter itself; set `model` to its base model and `adapter` to one adapter")
+    if own.folder.find("config.json") is not None:
+        download_weights(own.folder)
     if any(own.folder.find(file) for file in (SINGLE, INDEX)):
         raise ModelError(
             f"{config.model}: contains a model and an adapter; move the adapter to another folder, and set `adapter` to it"
@@ -322,7 +328,7 @@ def _read_weights(
 
     Raises:
         WeightsError: a weight is missing or has another shape than the config describes.
-        ModelError: the weights cannot be read, or the model uses another implementation of attention than those of torch.
+        ModelError: the weights cannot be read, or the model uses a kernel that is not part of transformers or torch.
     """
     remedy = _DAMAGED if checked.gguf else "check the name, the network, and that the folder is complete"
     with reading(f"{config.model}: its weights", remedy), _quietly():
@@ -352,16 +358,18 @@ def _read_weights(
     model.name_or_path = model.config.name_or_path = checked.location
     if checked.commit is not None:
         model.config._commit_hash = checked.commit
-    _check_attention(config.model, model)
+    _check_implementations(config.model, model)
     return cast(CausalModel, model)
 
 
-def _check_attention(name: str, model: nn.Module) -> None:
-    """Reject a model whose attention is computed by other code than that of transformers and torch, such as a kernel."""
+def _check_implementations(name: str, model: nn.Module) -> None:
+    """Reject a model whose attention or experts are computed by other code than that of transformers and torch."""
     for module in model.modules():
-        used = getattr(getattr(module, "config", None), "_attn_implementation", None)
-        if used not in _ATTENTION:
-            raise ModelError(f"{name}: its attention is {str(used)[:60]!r}; must be eager or sdpa: do not use this model")
+        for field, allowed in _IMPLEMENTATIONS.items():
+            used = getattr(getattr(module, "config", None), field, None)
+            if used not in allowed:
+                names = ", ".join(filter(None, allowed))
+                raise ModelError(f"{name}: {field} = {str(used)[:60]!r}: must be one of {names}; do not use this model")
 
 
 @contextlib.contextmanager
