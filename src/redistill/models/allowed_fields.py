@@ -244,8 +244,9 @@ def generation_fields(what: str, fields: Mapping[str, Json]) -> Fields:
 def tokenizer_fields(what: str, fields: Mapping[str, Json]) -> Fields:
     """The fields of a tokenizer's JSON file that are passed to transformers.
 
-    The file is tokenizer_config.json or special_tokens_map.json. The allowed fields are the settings that all tokenizers have, the parameters of the named tokenizer class, and special tokens. Names of
-    files are left out: transformers finds the files of a tokenizer by their usual names.
+    The file is tokenizer_config.json or special_tokens_map.json. The allowed fields are the settings that all tokenizers have,
+    the parameters of the named tokenizer class, and special tokens. Names of files are left out: transformers finds the files
+    of a tokenizer by their usual names.
 
     Args:
         what: Names of the model and the file for error messages.

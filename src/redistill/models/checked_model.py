@@ -79,7 +79,8 @@ class CheckedModel:
     def restore_paths(self, tokenizer: Tokenizer) -> None:
         """Replace the temporary folder in the paths that a tokenizer keeps.
 
-        The tokenizer is changed in place. Some tokenizers copy their vocabulary file when they are saved, after the temporary folder has been removed.
+        The tokenizer is changed in place. Some tokenizers copy their vocabulary file when they are saved, after the temporary
+        folder has been removed.
         """
         for kept in (vars(tokenizer), getattr(tokenizer, "init_kwargs", {})):
             for key, value in kept.items():
@@ -129,7 +130,9 @@ def checked_model(name: str, revision: str | None, *, downloads: bool = False) -
 
 @contextlib.contextmanager
 def checked_tokenizer(found: ModelFolder) -> Iterator[CheckedModel]:
-    """Open the tokenizer in a folder that has no model, such as the folder of an adapter.
+    """Open the tokenizer in a folder that has no model.
+
+    The folder of an adapter is such a folder.
 
     Args:
         found: The folder.

@@ -1,4 +1,4 @@
-"""Folders of models: local folders, and snapshots of hub repositories in the cache of the hub.
+"""Folders of models: local folders, and cached snapshots of hub models.
 
 Only files that are read are downloaded: no code, and no weights in formats that contain code. A link in a folder may lead to
 another file of the folder, or, in a snapshot, to the cached file that it stands for. All other links are rejected, because the
@@ -74,7 +74,9 @@ class ModelFolder:
         return path
 
     def matching(self, pattern: str) -> list[str]:
-        """Paths of the files and links that match a pattern, relative to the folder, in alphabetical order.
+        """Paths of the files and links that match a pattern.
+
+        The paths are relative to the folder and in alphabetical order.
 
         Args:
             pattern: Path relative to the folder, whose last part may have wildcards.
@@ -115,7 +117,9 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
 
 
 def download_weights(folder: ModelFolder) -> None:
-    """Download the safetensors files of a hub model; nothing is done for a local folder.
+    """Download the safetensors files of a hub model.
+
+    Nothing is done for a local folder.
 
     Raises:
         ModelError: the hub cannot be reached, or the index of the files is damaged.
