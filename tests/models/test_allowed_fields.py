@@ -36,6 +36,13 @@ def test_a_field_that_no_code_of_the_family_reads_is_left_out():
     assert config_fields("m", {**CONFIGS["llama"], **extra}) == CONFIGS["llama"]
 
 
+def test_a_vision_encoder_names_no_weights():
+    options = {"pretrained": True, "checkpoint_path": "x.pth", "img_size": 8}
+    vision = {"model_type": "timm_wrapper", "model_args": options, "use_pretrained_backbone": True}
+    kept = config_fields("m", {"model_type": "gemma3", "vision_config": vision})["vision_config"]
+    assert kept == {"model_type": "timm_wrapper", "model_args": {"img_size": 8}}
+
+
 def test_an_infinite_number_is_kept():
     limit = [0.0, {"__float__": "Infinity"}]
     assert config_fields("m", {"model_type": "mamba2", "time_step_limit": limit})["time_step_limit"] == limit

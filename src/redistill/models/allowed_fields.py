@@ -53,6 +53,9 @@ _COMMON = {
 _DROPPED = {
     *("auto_map", "attn_implementation", "experts_implementation", "output_attentions", "name_or_path"),
     *("configuration_files", "custom_pipelines", "distributed_config", "fusion_config", "trust_remote_code"),
+    # Options of timm, with which a vision encoder downloads or unpickles weights.
+    *("backbone", "use_timm_backbone", "use_pretrained_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
+    *("checkpoint_path", "cache_dir"),
 }
 _REJECTED = {
     *("attribute_map", "sub_configs", "sub_configs_defaults", "extra_files", "extra_config_files", "transformers_weights"),
