@@ -38,7 +38,7 @@ nightly: faults golden families oldest
 # Every benchmark of docs/performance.md against its rivals, an hour or two on one core: make bench MODEL=folder PROMPTS=rows.jsonl
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
-	for each in loss memory scaling rows; do $(BIN)/python -m benchmarks.$$each || exit 1; done
+	for each in loss memory scaling rows replay_buffer long_logs; do $(BIN)/python -m benchmarks.$$each || exit 1; done
 	for each in accuracy generation step estimate; do $(BIN)/python -m benchmarks.$$each --model $(MODEL) || exit 1; done
 	$(BIN)/python -m benchmarks.scrg --model $(MODEL) --prompts $(PROMPTS)
 	$(BIN)/python -m benchmarks.compact --model $(MODEL) --data $(PROMPTS)

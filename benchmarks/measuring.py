@@ -130,8 +130,11 @@ def _status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def write(name: str, results: Mapping[str, Any], *, quick: bool = False) -> None:
-    """Put the results with machine, versions, date and command into results/<name>.json; quick ones are only printed."""
+def write(name: str, results: Mapping[str, Any], *, quick: bool = False, variant: str = "") -> None:
+    """Put the results with machine, versions, date and command into a file; quick ones are only printed.
+
+    The file is results/<name>.json, or results/<name>_<variant>.json for options whose figures are kept as well.
+    """
     about = {
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
         "date": datetime.now(UTC).date().isoformat(),
@@ -143,7 +146,7 @@ def write(name: str, results: Mapping[str, Any], *, quick: bool = False) -> None
     print(text)
     if not quick:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(text + "\n")
+        (RESULTS / f"{'_'.join(filter(None, (name, variant)))}.json").write_text(text + "\n")
 
 
 def machine() -> str:

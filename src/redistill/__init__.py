@@ -1,6 +1,7 @@
 """redistill: knowledge distillation of language models.
 
-Public names are imported when they are first used, so that `import redistill.losses.divergences` imports torch only.
+The module that defines a public name is imported when the name is first used. `import redistill.losses.divergences` therefore
+imports torch, but not transformers.
 """
 
 from importlib import import_module

@@ -8,7 +8,7 @@ Longer than 400 lines: one file defines every type that is part of the interface
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -18,7 +18,12 @@ from redistill.interfaces import Autocast, Gather, Tokenizer
 from redistill.records import Json, Record
 
 Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
-"""Where a response came from: the data set, a model, SCRG, a buffer of earlier text, or the pre-training corpus."""
+"""Where a response came from.
+
+"dataset" is a gold answer. "teacher" and "student" are text of one model, and "mixture" is sampled from a mixture of both.
+"revised" is student text in which the teacher replaced a token. "replay" is taken from a buffer of earlier generated text.
+"corpus" is a block of the pre-training corpus.
+"""
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------
@@ -33,9 +38,11 @@ class Example:
     Args:
         sample: Index of the record in its data set, from 0.
         record: The record that was tokenized.
-        prompt_ids: The prompt that a model continues to generate an answer.
-        token_ids: The gold sequence: prompt, answer and end token. The end token is absent if the answer was truncated.
-        supervised: For each position of `token_ids`, whether the token is a target.
+        prompt_ids: Token ids of the prompt, without an answer.
+        token_ids: Token ids of the gold sequence: prompt, answer and end token. The end token is absent if the answer was
+            truncated.
+        supervised: For each position of `token_ids`, whether the token is a target: a token that the student is trained to
+            predict.
 
     Example:
         >>> from redistill.records import RawPrompt
@@ -62,10 +69,10 @@ class Rollout:
     Each field has one number for each target. Source: MiniLLM (arXiv 2306.08543).
 
     Args:
-        old_logprobs: log q of each target in nats, by the student that scored the sequence after it was generated.
+        old_logprobs: Log-probability of each target in nats, computed by the student right after the sequence was generated.
         advantages: Advantage of each target.
-        importances: Importance weight of each target, >= 0: it corrects for sampling from a mixture with the teacher instead
-            of from the student.
+        importances: Importance weight of each target, >= 0. The weight corrects for a token that was sampled from a mixture
+            with the teacher and not from the student alone.
 
     Example:
         >>> Rollout(old_logprobs=(-0.1, -2.3), advantages=(1.0, -1.0), importances=(1.0, 0.5)).advantages
@@ -82,13 +89,13 @@ class TokenSequence:
     """One sequence that the student learns from.
 
     Args:
-        sample: Index of the training example that has the prompt; part of the key of the sequence's random numbers.
+        sample: Index of the training example that the prompt belongs to. Random numbers for the sequence depend on this index.
         token_ids: Prompt and response, unpadded. A generated end token is included, and is a target.
-        supervised: For each position, whether the token is a target. Token ids cannot mark targets, since the padding and end
-            tokens are often the same id.
+        supervised: For each position, whether the token is a target. Token ids cannot mark targets, since the padding token and
+            the end token often have the same id.
         origin: Where the response came from.
         spans: Half-open ranges of target indices for the span loss; the first target of the sequence has index 0.
-        rollout: Values for the policy gradient; None without a policy gradient.
+        rollout: Values for the policy gradient; None if the objective has no policy gradient.
 
     Raises:
         AssertionError: the lengths differ, no token is a target, or the first token is a target.
@@ -132,17 +139,24 @@ class TokenSequence:
         return self.token_ids[: self.response_start]
 
 
+StateValue: TypeAlias = "Json | torch.Tensor | tuple[TokenSequence, ...] | Sequence[StateValue] | Mapping[str, StateValue]"
+"""A value in the state of a policy.  A checkpoint stores tensors and tuples of sequences as tensors, all else as JSON."""
+
+
 Role = Literal["sft", "distillation"]
-"""Terms that use a sequence: "sft" is the cross entropy; "distillation" is divergence, span loss and policy gradient."""
+"""The terms of the objective that use a sequence.
+
+"sft" is the cross entropy. "distillation" is the divergence, the span loss and the policy gradient.
+"""
 
 
 @dataclass(frozen=True)
 class DrawItem:
     """A sequence and its roles: the terms of the objective that use it.
 
-    A policy assigns the role "sft" to gold answers and "distillation" to sampled answers. A gold answer that is also the
-    sampled answer has both roles and takes part in one forward pass. The objective then drops the roles that none of its terms
-    uses.
+    A policy assigns the role "sft" to gold answers, and the role "distillation" to sampled answers: the sequences that its
+    source returns. A gold answer that is also a sampled answer has both roles and needs only one forward pass. The objective
+    later removes the roles that none of its terms uses.
 
     Args:
         sequence: The sequence.
@@ -159,7 +173,7 @@ class DrawItem:
 
 
 def items_of(sequences: Iterable[TokenSequence], *roles: Role) -> tuple[DrawItem, ...]:
-    """One item for each sequence, all with the same roles.
+    """Create one item for each sequence, all with the same roles.
 
     Args:
         sequences: Any number of sequences.
@@ -181,8 +195,8 @@ class Draw:
     """The sequences of one update in this process.
 
     Args:
-        items: Sequences of the task; those with the role "distillation" come first.
-        corpus: Sequences of the pre-training term.
+        items: Sequences with prompts of the training examples; those with the role "distillation" come first.
+        corpus: Blocks of the pre-training corpus; empty if the objective has no pre-training term.
 
     Example:
         >>> gold = TokenSequence(sample=0, token_ids=(5, 7), supervised=(False, True), origin="dataset")
@@ -195,7 +209,7 @@ class Draw:
     corpus: tuple[TokenSequence, ...] = ()
 
     def with_role(self, role: Role) -> tuple[TokenSequence, ...]:
-        """The sequences of the items with this role, in the order of `items`."""
+        """Return the sequences of the items with this role, in the order of `items`."""
         return tuple(item.sequence for item in self.items if role in item.roles)
 
 
@@ -205,9 +219,9 @@ class Batch:
 
     More than 12 fields: it holds tensors that are created together and moved to the device together.
 
-    Sequences 0 .. num_sampled - 1 have the role "distillation", and rows 0 .. num_sampled_rows - 1 belong to them, in the order
-    of the sequences. The teacher reads only these sequences. Row n predicts `target_N[n]` from the hidden state at
-    `position_N[n]`.
+    A row is the prediction of one target: row n predicts `target_N[n]` from the hidden state at `position_N[n]`. Sequences 0 ..
+    num_sampled - 1 have the role "distillation". Rows 0 .. num_sampled_rows - 1 belong to these sequences, in the same order.
+    The teacher is run on these sequences only.
 
     Args:
         input_ids_BT, attention_mask_BT: int64; the mask is 1 for tokens and 0 for padding.
@@ -215,12 +229,14 @@ class Batch:
         target_N: int64; the token that row n predicts.
         sequence_N: int64; index of the sequence of row n, in [0, B).
         sft_N: bool; True if row n counts in the SFT term.
-        pair_weight_N: float32; the weight in Eq. 10 of the pair of rows (n, n + 1), 0 if they are not a pair.
+        pair_weight_N: float32; weight of the pair of rows (n, n + 1) in the span loss (MGSR, Eq. 10); 0 if no span contains
+            both rows.
         num_sampled, num_sampled_rows: Number of leading sequences and rows with the role "distillation".
-        num_span_samples: Number of sampled sequences with at least one span that counts in Eq. 10.
-        role: The terms that use the micro-batch: those of the task, or the pre-training term.
+        num_span_samples: Number of sequences with the role "distillation" that have at least one span which the span loss uses.
+        role: The terms that use the micro-batch: "pretraining" is the pre-training term, "task" is all other terms.
         sequence_weight_N: float32; 1 / (number of targets of the sequence of row n), for means over sequences.
-        old_logprob_N, advantage_N, importance_N: float32; the fields of `Rollout` for the sampled rows, 0 without a roll-out.
+        old_logprob_N, advantage_N, importance_N: float32; the values in `Rollout` for the first `num_sampled_rows` rows, 0 for
+            sequences without a `Rollout`.
         samples: Index of the training example of each sequence.
         origins: Origin of each sequence.
 
@@ -256,15 +272,15 @@ class Batch:
 
 
 class Divergence(Protocol):
-    """Distance of student and teacher distributions.
+    """A function that measures the distance of two distributions, student and teacher.
 
     A divergence is a frozen dataclass whose fields are its hyper-parameters.
 
     Call:
         logq_NV: Student log-probabilities.
         logp_NV: Teacher log-probabilities, same shape.
-        Returns divergence_N in nats, unreduced, 0 exactly where q = p; float32, or float64 for float64 inputs. The gradient
-        flows through q only.
+        Returns divergence_N, one value per row, >= 0, and 0 exactly where q = p. The unit is nats if the class states no other
+        unit. The dtype is float32, or float64 for float64 inputs. The gradient flows through q only.
 
     Example:
         >>> from redistill.losses.divergences import ForwardKL
@@ -278,11 +294,11 @@ class Divergence(Protocol):
 
 
 class TopClasses(NamedTuple):
-    """Teacher target that lists K classes for each row.
+    """Teacher distributions that list only the K most probable classes of each row.
 
     Args:
         class_NK: int64; the listed classes.
-        logp_NK: float32; their log-probabilities, not renormalised.
+        logp_NK: float32; log-probabilities of the listed classes, normalised over all classes.
         log_rest_N: float32; logarithm of the total probability of all other classes.
 
     Example:
@@ -298,9 +314,9 @@ class TopClasses(NamedTuple):
 
 
 class TeacherTarget(Protocol):
-    """Teacher distributions for the rows of one batch.
+    """A function that returns teacher distributions for a slice of a batch's rows.
 
-    They are computed slice by slice, so that no [N, V] tensor is allocated.
+    It is called slice by slice, so that no [N, V] tensor is allocated.
 
     Example:
         >>> logits_NV = torch.zeros(3, 5)
@@ -310,11 +326,11 @@ class TeacherTarget(Protocol):
     """
 
     def __call__(self, rows: slice) -> torch.Tensor | TopClasses:
-        """Return the teacher target of the rows in the slice `rows`, without gradient.
+        """Return the teacher distributions of the rows `rows`, without gradient.
 
         Returns:
-            float32 logits of shape [rows, V], which the caller normalises (log-probabilities are valid logits); or the listed
-            classes, for a teacher without the full vocabulary.
+            float32 logits of shape [rows, V], which the caller normalises; log-probabilities are valid logits. A teacher that
+            does not provide all logits returns `TopClasses`.
         """
 
 
@@ -338,12 +354,13 @@ class TeacherCapabilities(_Flags):
     The requirements of a recipe are compared with these features before any model is loaded.
 
     Args:
-        full_vocabulary: Targets are logits over the whole shared vocabulary; otherwise they are `TopClasses`.
+        full_vocabulary: The teacher provides logits over the whole shared vocabulary; if False, it provides only the most
+            probable classes (`TopClasses`).
         statistics: Supports statistics of newly generated text: divergences, samples, log-probabilities of given tokens.
         generates: Generates text; the teacher is a `TextTeacher`.
         mixture: The local engine can sample tokens from a mixture of the student and this teacher.
-        prefix_memory: Has `remembering`, which reuses the states of prefixes within a step.
-        top_k: Number of classes in `TopClasses`; None if unknown or if `full_vocabulary`.
+        prefix_memory: Has a method `remembering`, which reuses the states of prefixes within a step.
+        top_k: Number of classes in `TopClasses`; None if it is unknown or if `full_vocabulary` is True.
 
     Raises:
         ConfigError: a field other than `top_k` is not a bool, or `statistics` is set without `full_vocabulary`.
@@ -371,7 +388,7 @@ class TeacherCapabilities(_Flags):
 
 
 class Teacher(Protocol):
-    """A source of teacher targets for the rows that distillation terms use.
+    """Provides teacher distributions for the rows that distillation terms use.
 
     `prepare` is called before `rows`, and `release` at the end of an update.
 
@@ -389,16 +406,25 @@ class Teacher(Protocol):
         """Features of this teacher."""
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
-        """Fetch what `rows` needs for these sequences; may do nothing."""
+        """Fetch the data that a later call of `rows` needs for these sequences.
+
+        The method does nothing if `rows` needs no such data.
+        """
 
     def rows(self, batch: Batch) -> TeacherTarget:
-        """The target of the first `num_sampled_rows` rows of the batch."""
+        """Return the function that computes teacher distributions for the batch's rows.
+
+        The function is called only for the first `batch.num_sampled_rows` rows, which distillation terms use.
+        """
 
     def faults(self) -> int:
-        """Number of rows with non-finite logits in this process since the last call."""
+        """Return the number of rows with non-finite logits since the last call.
+
+        The last call means that of `faults`; the rows are those of this process.
+        """
 
     def release(self) -> None:
-        """Free the data that was kept for the update that ends."""
+        """Free the data that was kept for the current update."""
 
 
 class TextTeacher(Teacher, Protocol):
@@ -430,19 +456,27 @@ class PolicyState(Protocol):
     """
 
     def observe(self, validation_loss: float) -> None:
-        """Receive the loss of each validation in nats per token.
+        """Update the state for a new validation loss, in nats per token.
 
-        The first one is the loss before the first update.
+        The method is called after each validation. The first call passes the loss before the first update.
         """
 
     def metrics(self) -> Mapping[str, Json]:
-        """Values of the state to be logged with each update."""
+        """Return the values of the state that are logged with each update."""
 
-    def state_dict(self) -> Mapping[str, Json]:
-        """The state to be saved in checkpoints, as JSON values."""
+    def state_dict(self) -> Mapping[str, StateValue]:
+        """Return the state that checkpoints contain.
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Restore a state that `state_dict` returned."""
+        It is also taken before every update, to undo the draw of an update that is interrupted.  It must therefore be cheap:
+        return references to objects that are never changed, such as tuples and sequences, instead of copies of their content.
+        Later updates must not change a returned state.
+        """
+
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
+        """Restore a state that `state_dict` returned.
+
+        In a state that was read from a checkpoint, tuples are lists, except tuples of `TokenSequence`; tensors are on the CPU.
+        """
 
 
 class SequencePolicy(PolicyState, Protocol):
@@ -458,9 +492,10 @@ class SequencePolicy(PolicyState, Protocol):
     """
 
     def draw(self, step: int) -> Draw:
-        """This process's sequences of update `step`.
+        """Return this process's sequences of update `step`, counted from 0.
 
-        They depend only on the seed, the step, the samples and the state of the policy.
+        The sequences depend only on the seed, the step, the training examples, the weights of the models and the state of the
+        policy. Rank and number of processes determine which of them are this process's.
         """
 
 
@@ -471,15 +506,17 @@ class Sampling:
     .. math:: y_t \sim (1 - a)\, \tilde q(\cdot \mid y_{<t}) + a\, \tilde p(\cdot \mid y_{<t}), \qquad
         \tilde q \propto q^{1/T} \text{ on the classes that are kept}
 
-    a is `teacher_share` and T `temperature`. Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
+    y_t is token t, q is the model, p the teacher, a is `teacher_share` and T is `temperature`. p~ is defined from p by the
+    second formula, with p instead of q. Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
 
     Args:
         temperature: >= 0; 0 is greedy decoding.
-        top_p: Nucleus sampling: the smallest set of most probable classes with at least this mass, in (0, 1]; 1 keeps all.
+        top_p: Nucleus sampling keeps the smallest set of most probable classes with at least this mass, in (0, 1]; 1 keeps all.
         top_k: Keeps the k most probable classes, >= 0; 0 keeps all.
-        no_repeat_ngram: Bans tokens that would repeat an n-gram of this length of prompt and response, >= 0; 0 bans none.
-        teacher_share: Weight of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone.
-            Bans, temperature, top-k and top-p apply to both models before they are mixed.
+        no_repeat_ngram: Length n of n-grams, >= 0. A token that would repeat an n-gram of prompt and response is banned; 0 bans
+            none.
+        teacher_share: Weight of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone. Bans,
+            temperature, top-k and top-p apply to both models before they are mixed.
 
     Example:
         >>> greedy, nucleus = Sampling(temperature=0.0), Sampling(temperature=0.7, top_p=0.9)
@@ -499,11 +536,11 @@ class GenerationRequest:
     """One prompt to continue.
 
     Args:
-        prompt_ids: The tokens to continue; for a revised text they include the corrected prefix.
+        prompt_ids: The tokens to continue. For a revision they also include the corrected prefix of the response.
         max_new_tokens: Maximum number of tokens to generate, >= 1.
         seed: Seed of the run or of the evaluation.
-        stream: Key of the random stream under `seed`, such as ("response", step, sample). Token n uses fixed positions of this
-            stream, so that the text depends neither on its batch nor on the number of processes.
+        stream: Key of the random stream of this request, such as ("response", step, sample). Seed and key determine the random
+            numbers of each token. So the text depends neither on the batch nor on the number of processes.
 
     Example:
         >>> GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0)).max_new_tokens
@@ -523,8 +560,8 @@ class Generation:
     Args:
         token_ids: The generated tokens, including a generated end token.
         finished: True if the last token is an end token.
-        logprobs: Log-probability in nats of each token under the model, without temperature, filters or bans; None if the
-            engine does not report them (`EngineCapabilities.logprobs`).
+        logprobs: Log-probability in nats of each token under the model, before temperature, top-k, top-p and bans are applied;
+            None if the engine does not report log-probabilities (`EngineCapabilities.logprobs`).
 
     Example:
         >>> Generation(token_ids=(7, 2), finished=True).logprobs is None
@@ -543,9 +580,9 @@ class EngineCapabilities(_Flags):
     The requirements of a recipe are compared with these features before any model is loaded.
 
     Args:
-        mixture: Samples tokens from a mixture of student and teacher (`Sampling.teacher_share`).
-        no_repeat_ngram: Bans repeated n-grams (`Sampling.no_repeat_ngram`).
-        prefix_memory: Has `remembering`, which reuses the states of prefixes within a step.
+        mixture: Can sample tokens from a mixture of student and teacher (`Sampling.teacher_share`).
+        no_repeat_ngram: Can ban repeated n-grams (`Sampling.no_repeat_ngram`).
+        prefix_memory: Has a method `remembering`, which reuses the states of prefixes within a step.
         logprobs: Reports the log-probability of each token (`Generation.logprobs`).
         deterministic: Returns the same text for the same request and weights.
         samples_student: Text is sampled from the student; False for an engine that returns fixed text.
@@ -571,7 +608,7 @@ class EngineCapabilities(_Flags):
 
 
 class Engine(Protocol):
-    """Generates text of the student for training.
+    """Generates the student's text for training.
 
     Example:
         >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
@@ -588,23 +625,23 @@ class Engine(Protocol):
     def sync(self, student: nn.Module, step: int) -> None:
         """Update the engine to the weights of the student.
 
-        It is called once per update, before the policy draws.
+        The method is called once per update, before the policy draws sequences.
 
         Args:
             student: The language model, with its full parameters (not sharded).
-            step: Number of updates that the weights have had.
+            step: Number of updates that the weights have received.
         """
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """Continue every request; results are in the order of the requests.
 
-        The text depends on how requests are batched only through rounding.
+        The composition of batches may change the text by rounding errors only.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTools:
-    """The objects that engines and external teachers are built from.
+    """The objects from which engines and teachers outside this package are built.
 
     Args:
         tokenizer: Tokenizer of the student.
@@ -628,13 +665,14 @@ class TextTools:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineTools(TextTools):
-    """The objects that an engine is built from; see also `TextTools`.
+    """The objects from which an engine is built; see also `TextTools`.
 
     Args:
         student: The language model of the student.
-        teacher: The language model of a local teacher, for mixtures; None without one.
-        batch_size: Number of sequences per batch; an engine lowers it when it runs out of memory.
-        autocast: Returns the autocast context that models run in.
+        teacher: The language model of the teacher, for sampling from a mixture; None if the teacher is not a model of this
+            process.
+        batch_size: Number of sequences per batch; it is lowered when memory runs out.
+        autocast: Function that returns the autocast context in which models run.
 
     Example:
         >>> from contextlib import nullcontext
@@ -657,10 +695,10 @@ class EngineTools(TextTools):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherTools(TextTools):
-    """The objects that an external teacher is built from; see also `TextTools`.
+    """The objects from which a teacher outside this package is built; see `TextTools`.
 
     Args:
-        device: Device of the batches; targets must be on it.
+        device: Device of the batches; the teacher distributions must be on the same device.
 
     Example:
         >>> from redistill.toy.world import toy_tokenizer
@@ -684,7 +722,10 @@ class BatchSize(Protocol):
     """
 
     def repeat(self, work: Callable[[int], list[Generation]]) -> list[Generation]:
-        """Return `work(size)`; if memory runs out, retry with a smaller size."""
+        """Return `work(size)`; if memory runs out, retry with a smaller size.
+
+        `work` is a function that receives the number of sequences per batch.
+        """
 
 
 # --- processes and requirements -----------------------------------------------------------------------------------------
@@ -697,7 +738,7 @@ class Processes:
     Args:
         rank: Rank of this process, in [0, world).
         world: Number of processes, >= 1.
-        gather: Collective: concatenates the lists of all processes in the order of their ranks.
+        gather: Collective operation that concatenates the lists of all processes in the order of their ranks.
 
     Example:
         >>> Processes(rank=1, world=2).is_main, ONE_PROCESS.gather([3])
@@ -715,12 +756,12 @@ class Processes:
 
 
 ONE_PROCESS = Processes()
-"""The only process of a job without others."""
+"""The only process of a job that has one process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs(_Flags):
-    """What a policy or an objective requires of teacher and engine.
+    """The features that a policy or an objective requires of teacher and engine.
 
     The requirements are checked when a recipe is read.
 
@@ -749,5 +790,5 @@ class Needs(_Flags):
     samples_student: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
-        """The union of the requirements of two components."""
+        """Return the union of the requirements `self` and `other`."""
         return Needs(**{name: needed or getattr(other, name) for name, needed in vars(self).items()})

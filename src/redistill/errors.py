@@ -1,9 +1,9 @@
-"""Exceptions that a user can cause.
+"""Exceptions for errors that users can fix, and for signals that stop the process.
 
-Their message is one line with four parts: where the error is, what was given, what is allowed, and what to do.
+The message of an error is one line. It states where the error is, what was given, what is allowed, and what to do.
 
-Every exception that redistill raises for invalid input or a failed run is a `RedistillError`; the command line prints its
-message and exits with `exit_code`. Violated internal invariants are `assert`s.
+Every exception that redistill raises for invalid input or a failed run is a `RedistillError`. The command line prints its
+message and exits with its `exit_code`. Internal invariants are checked with `assert`.
 """
 
 import signal
@@ -28,7 +28,7 @@ class RedistillError(Exception):
 class ConfigError(RedistillError, ValueError):
     """A setting is invalid.
 
-    It is unknown, has the wrong type, is out of range, or conflicts with another setting.
+    The setting is unknown, has the wrong type, is out of range, or conflicts with another setting.
 
     Example:
         >>> from redistill.losses.divergences import ForwardKL
@@ -47,7 +47,7 @@ class DataError(RedistillError, ValueError):
         >>> rouge_l("an answer", [])  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        redistill.errors.DataError: rouge_l: references = []: must have at least one;...
+        redistill.errors.DataError: rouge_l: references = []: must not be empty;...
     """
 
 
@@ -76,7 +76,7 @@ class ModelError(RedistillError, ValueError):
 
 
 class WeightsError(ModelError):
-    """Weights of a model are missing, or have another shape than its config gives.
+    """Weights of a model are missing, or their shape differs from the model's config.
 
     Example:
         >>> issubclass(WeightsError, ModelError), WeightsError.exit_code
@@ -107,7 +107,9 @@ class CheckpointError(RedistillError):
 
 
 class OutputError(RedistillError, OSError):
-    """A path cannot be written: no permission, no space, or outside of the run folder.
+    """A file cannot be written.
+
+    Permission or disk space is missing, or the path is outside of the run folder.
 
     Example:
         >>> from pathlib import Path
@@ -122,7 +124,7 @@ class OutputError(RedistillError, OSError):
 class TrainingError(RedistillError):
     """Training cannot continue.
 
-    An example is too many consecutive updates with a non-finite loss or gradient.
+    For example, too many consecutive updates had a non-finite loss or gradient.
 
     Example:
         >>> import torch
@@ -137,7 +139,7 @@ class TrainingError(RedistillError):
 
 
 class FindingsError(RedistillError):
-    """`redistill doctor` has findings, which it has printed.
+    """`redistill doctor` found at least one failure, and has printed its findings.
 
     Example:
         >>> FindingsError("doctor: 2 findings; apply the remedies and check again").exit_code
@@ -150,12 +152,11 @@ class FindingsError(RedistillError):
 class Interrupted(KeyboardInterrupt):
     """The process received a signal to stop.
 
-    It is raised only at points where no update or file is incomplete.
-
-    It is not a `RedistillError`, since it is not caused by invalid input.
+    The exception is raised only at points where no update or file is incomplete. It is not a `RedistillError`, since no
+    invalid input caused it. Its `exit_code` is 128 + `number`.
 
     Args:
-        number: Number of the signal.
+        number: Number of the signal, such as 15 for SIGTERM.
 
     Example:
         >>> error = Interrupted(15)
@@ -169,7 +170,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an exception's message, or its type if it has none.
+    """Return the first line of an exception's message.
+
+    If the message is empty, the name of the exception's type is returned.
 
     Args:
         error: Any exception.
@@ -185,13 +188,13 @@ def first_line(error: Exception) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The type and the message of an exception, in one line.
+    """Return the type and the message of an exception as one line.
 
     Args:
         error: Any exception.
 
     Returns:
-        "TYPE: MESSAGE"; each sequence of white space in it is one space.
+        "TYPE: MESSAGE", where one space replaces each sequence of white space.
 
     Example:
         >>> one_line(ValueError("no such file\\nhint: check the path"))
@@ -207,10 +210,10 @@ def check_field(settings: object, name: str, is_valid: bool, requirement: str) -
         settings: The object that has the field.
         name: Name of the field.
         is_valid: Whether the value of the field is allowed.
-        requirement: What is allowed and what to do, for the message.
+        requirement: The end of the error message, which states what is allowed and what to do.
 
     Raises:
-        ConfigError: "NAME = VALUE: REQUIREMENT", if the value is not allowed.
+        ConfigError: the value is not allowed. The message is "NAME = VALUE: REQUIREMENT".
 
     Example:
         >>> from types import SimpleNamespace

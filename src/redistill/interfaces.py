@@ -1,7 +1,8 @@
-"""Interfaces of the models and tokenizers of transformers, as redistill uses them.
+"""Types for the models and tokenizers of transformers.
 
-They exist because transformers has no type annotations.  Only type checkers use this module: a loaded model is an instance of
-its own class of transformers, not of `CausalModel`, so isinstance must not be used with these classes.
+The types declare only what redistill uses. They exist because the type annotations of transformers are not sufficient. Only
+type checkers use these types. A loaded model is an instance of a class of transformers and not of `CausalModel`, so
+`isinstance` must not be used with these types.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,14 @@ from torch import nn
 Value = TypeVar("Value")
 
 Autocast = Callable[[], AbstractContextManager[object]]
-"""Returns the autocast context that models run in."""
+"""Function that returns the autocast context in which models run."""
 
 
 class Gather(Protocol):
-    """Collective: concatenates the lists of all processes in the order of their ranks."""
+    """Collective operation that concatenates the lists of all processes.
+
+    Each process passes its own list, and receives the elements of all lists, ordered by the rank of the process.
+    """
 
     def __call__(self, values: list[Value], /) -> list[Value]: ...
 
@@ -66,13 +70,15 @@ class Tokenizer(Protocol):
         chat_template: str | None = None,
     ) -> str: ...
 
+    def get_chat_template(self) -> str: ...
+
     def save_pretrained(self, save_directory: Path) -> object: ...
 
 
 class ModelSettings(Protocol):
     """The config of a model of transformers.
 
-    Fields that only some model families have are read by getattr.
+    Fields that only some model families have are not declared here; code reads them with `getattr`.
     """
 
     model_type: str

@@ -1,9 +1,9 @@
-"""Keyed random numbers.
+"""Random numbers that depend only on the run's seed and on what they are used for.
 
-The hash of (run seed, purpose, step, sample) is the key of a counter-based generator.
+The key of each counter-based generator is a hash of the run's seed, a purpose, and counters such as the step and the sample.
 
-Generators have no state between calls. Random numbers therefore do not depend on the batch, the number of processes, earlier
-random numbers, or a resume. No other module may seed a generator or use a global one.
+No generator is kept between two uses. Random numbers therefore do not depend on the batch, the number of processes, earlier
+random numbers, or whether a run was resumed. Other modules call `generator` for NumPy, and `torch_seed` for torch.
 """
 
 import hashlib
@@ -12,12 +12,13 @@ import numpy as np
 
 
 def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Generator:
-    """The random stream of one key.
+    """Create the random number generator for one use.
 
     Args:
         seed: Seed of the run, or of the evaluation.
-        purpose: What the numbers are used for, such as "response" or "coin"; streams of different purposes are independent.
-        counters: Indices that identify the use, such as step and sample; their order matters.
+        purpose: What the numbers are used for, such as "response" or "coin". Generators with different purposes are
+            independent.
+        counters: Indices that identify the use, such as the step and the sample. Their order matters.
 
     Returns:
         A NumPy generator based on Philox, with the BLAKE2b hash of all arguments as its key.
@@ -31,21 +32,21 @@ def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Genera
 
 
 def permutation(size: int, seed: int, purpose: str, *counters: int | str) -> list[int]:
-    """A random order of 0 .. size - 1.
+    """Return the integers from 0 to size - 1 in random order.
 
-    The other arguments select the random stream; see `generator`.
+    The arguments `seed`, `purpose` and `counters` identify the random number generator, as described in `generator`.
     """
     return [int(index) for index in generator(seed, purpose, *counters).permutation(size)]
 
 
 def torch_seed(seed: int, purpose: str, *counters: int | str) -> int:
-    """A seed in [0, 2^63) for `torch.manual_seed`.
+    """Return a seed in [0, 2^63) for random numbers that torch generates.
 
-    It is used for random numbers of torch, such as dropout and weight initialisation.
+    Examples are dropout and the initialisation of weights. The arguments are described in `generator`.
     """
     return _hash(seed, purpose, counters, size=8) >> 1
 
 
 def _hash(seed: int, purpose: str, counters: tuple[int | str, ...], *, size: int) -> int:
     key = "\x1f".join([str(int(seed)), purpose, *(str(c) for c in counters)])
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=size).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=size).digest(), "little")

@@ -1,6 +1,6 @@
-"""Data types without tensors: records, and the metrics that score answers to them.
+"""Data types without tensors: records of data, and metrics that score answers.
 
-Reports and metrics of text use these types without torch. This module reads no file and loads no model.
+Reports and text metrics use these types without importing torch. This module reads no file and loads no model.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from redistill.errors import ConfigError, DataError, one_line
 
 Better = Literal["higher", "lower"]
-"""Which of two values of a metric is better."""
+"""Whether the higher or the lower of two values of a metric is better."""
 
 MetricInput = Literal["answers", "references_pass", "samples", "pair"]
 """What a metric is computed from; see `Metric.needs`."""
@@ -21,11 +21,11 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 """A value of a JSON or YAML file."""
 
 PERCENT, FRACTION = "%", "fraction"
-"""Units with a format of their own; see `Metric.unit`."""
+"""The two units that `Metric.shown` formats in a special way; `Metric` describes the formats."""
 
 RESERVED = frozenset(
     {
-        *("id", "prompt", "response", "references", "tokens", "finished"),  # keys of a line of responses/*.jsonl
+        *("id", "prompt", "response", "references", "tokens", "finished"),  # of a line of responses/*.jsonl
         *("length_tokens", "eos_rate", "distinct_1", "distinct_2", "cross_entropy", "kl", "agreement"),  # of scores.json
         *("kind", "step"),  # of metrics.jsonl
         *("model", "role", "column", "sd_over", "training_seeds", "evaluation_seeds", "prompts", "versus", "difference"),
@@ -34,7 +34,7 @@ RESERVED = frozenset(
         *("dataset", "title", "metric", "num_seeds", "num_prompts"),  # of a run's summary
     }
 )
-"""Keys that files use beside the names of metrics; a metric must not have one of these names."""
+"""Keys that result files use in addition to the names of metrics. No metric may have one of these names."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Instruction:
 
     Args:
         instruction: The task, as text.
-        input: What the task is applied to; empty if it needs none.
+        input: The text that the task is applied to; "" if the task needs no such text.
 
     Example:
         >>> Instruction("Translate into French.", "Good morning.").input
@@ -56,10 +56,12 @@ class Instruction:
 
 @dataclass(frozen=True)
 class RawPrompt:
-    """A prompt that is used verbatim.
+    """A prompt that consists of one text.
+
+    The Alpaca template uses the text verbatim. A chat template renders the text as one user message.
 
     Args:
-        text: The prompt.
+        text: The text of the prompt.
 
     Example:
         >>> RawPrompt("Once upon a time").text
@@ -88,7 +90,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The turns before the last answer; the answer is the record's reference.
+    """The turns of a conversation before its last answer.
+
+    The last answer is not a turn: it is stored in `Record.references`.
 
     Args:
         turns: The messages, oldest first.
@@ -103,11 +107,11 @@ class Conversation:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One row of data: a prompt with its references.
+    """One row of a data set: a prompt with its references.
 
     Args:
         record_id: Identifier of the row, such as "dolly:17".
-        prompt: What is to be answered.
+        prompt: The prompt that a model answers.
         references: Correct answers; empty for a row that has only a prompt.
 
     Example:
@@ -122,9 +126,9 @@ class Record:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean of at least one value.
+    """Return the arithmetic mean of at least one value.
 
-    The sum is exact (`math.fsum`), so the order does not matter.
+    The sum is rounded only once (`math.fsum`), so the result does not depend on the order of the values.
 
     Args:
         values: At least one number.
@@ -139,27 +143,44 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
+def rate(count: float, seconds: float) -> float | None:
+    """`count` per second; None if the clock has not advanced.
+
+    Args:
+        count: What was done.
+        seconds: Time that it took, from two readings of a clock; <= 0 if the clock stands still or was set back.
+
+    Example:
+        >>> rate(30, 1.5), rate(30, 0.0)
+        (20.0, None)
+    """
+    return count / seconds if seconds > 0 else None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)  # metrics are compared by identity, since functions have no equality
 class Metric:
     """A score of a model's answers: how it is computed, and how it is displayed.
 
-    Name, title, unit and direction are stored in scores.json, so that reports do not need the code of the metric.
+    `name`, `title`, `unit` and `better` are stored in scores.json, so that reports do not need the code of the metric.
 
     Args:
-        name: Key in files and in recipes: letters, digits and underscores, not in `RESERVED`.
+        name: Key in files and in recipes: letters, digits and underscores. Keys that result files use already (`RESERVED`) are
+            not allowed.
         title: Name in tables and plots, such as "ROUGE-L".
-        unit: "%" is in [0, 100] and shown as 12.34; "fraction" is in [0, 1] and shown as 12.3 %; any other unit, such as
-            "words", is shown after two decimals; "" is no unit.
+        unit: "%" is for values in [0, 100], shown as 12.34. "fraction" is for values in [0, 1], shown as 12.3 %. A value with
+            any other unit, such as "words", is shown with two decimals and the unit. "" means that the metric has no unit.
         better: Whether a higher or a lower value is better, for ranking models and choosing checkpoints.
-        needs: What the metric is computed from. "answers" is the text of one answer and its record. "references_pass" (a
-            forward pass over the references), "samples" (several answers to a prompt) and "pair" (answers of two models) are
-            rejected when the recipe is read: no evaluation supports them yet.
-        score: (answer, record) -> a finite number; the record has the prompt and at least one reference.
-        aggregate: (scores of all answers to a data set with one seed) -> score of the data set. Differences between models,
-            their intervals and tests always use means over prompts.
+        needs: What the metric is computed from. Only "answers" is supported at present: the text of one answer and its record.
+            A recipe is rejected if its metric needs "references_pass" (a forward pass over the references), "samples" (several
+            answers to a prompt) or "pair" (answers of two models).
+        score: Function that receives the text of an answer and its record, and returns a finite number. The record has at least
+            one reference.
+        aggregate: Function that receives the scores of all answers to a data set, generated with one seed, and returns the
+            score of the data set. Comparisons of models do not use this function: differences, confidence intervals and
+            significance tests are computed from means over prompts.
 
     Raises:
-        ConfigError: the name is not a valid key, the title is empty, or the direction or need is unknown.
+        ConfigError: the name is not a valid key, the title is empty, or the value of `better` or `needs` is unknown.
 
     Example:
         >>> shout = Metric(name="shout", title="exclamation marks", score=lambda answer, record: answer.count("!"))
@@ -180,7 +201,9 @@ class Metric:
             fault = "is reserved" if self.name in RESERVED else "is not a valid key"
             raise ConfigError(f"name = {self.name!r}: {fault}; use letters, digits and '_', such as word_overlap")
         if not self.title.strip():
-            raise ConfigError(f"title = {self.title!r}: is empty; set the name of the metric {self.name} in tables")
+            raise ConfigError(
+                f"title = {self.title!r}: is empty; set title to the heading that tables show for the metric {self.name}"
+            )
         if self.better not in ("higher", "lower"):
             raise ConfigError(f"better = {self.better!r}: must be 'higher' or 'lower'")
         if self.needs not in ("answers", "references_pass", "samples", "pair"):
@@ -188,43 +211,46 @@ class Metric:
 
     @property
     def described(self) -> dict[str, str]:
-        """Title, unit and direction, as stored in scores.json."""
+        """The values of `title`, `unit` and `better`, as stored in scores.json."""
         return {"title": self.title, "unit": self.unit, "better": self.better}
 
     def goodness(self, value: float) -> float:
-        """`value` if higher is better, otherwise `-value`.
+        """Return `value` if higher values are better, otherwise `-value`.
 
-        The better model therefore has the higher result.
+        The better of two models therefore always has the higher result.
         """
         return value if self.better == "higher" else -value
 
     def scored(self, answer: str, record: Record) -> float:
-        """The score of one answer.
+        """Return the score of one answer.
 
         Raises:
-            DataError: the score is not a finite number, or could not be computed.
+            DataError: `score` raised an exception or returned a value that is not a finite number.
         """
         return self._computed(lambda: self.score(answer, record), f"the score of {record.record_id}")
 
     def aggregated(self, scores: Sequence[float]) -> float:
-        """The score of a data set, from the scores of its answers.
+        """Return the score of a data set, computed from the scores of its answers.
 
         Raises:
-            DataError: the score is not a finite number, or could not be computed.
+            DataError: `aggregate` raised an exception or returned a value that is not a finite number.
         """
         return self._computed(lambda: self.aggregate(scores), f"the aggregate of {len(scores)} scores")
 
     def shown(self, value: float) -> str:
-        """The value as text with its unit, as in log lines."""
+        """Format a value for log lines, with its unit unless the unit is "%"."""
         if self.unit == PERCENT:
             return f"{value:.2f}"
         return f"{100 * value:.1f} %" if self.unit == FRACTION else f"{value:.2f} {self.unit}".rstrip()
 
     def _computed(self, compute: Callable[[], float], what: str) -> float:
-        """Call the code of the metric; check that it returns a finite number."""
+        """Return the result of `compute`, which calls the code of the metric.
+
+        A DataError is raised if the result is not a finite number. `what` names the result in the message.
+        """
         try:
             value = compute()
-        except Exception as error:  # whatever external code raises
+        except Exception as error:  # external code may raise any exception
             raise DataError(
                 f"metric {self.name}: {what} cannot be computed ({one_line(error)}); fix the code of the metric"
             ) from error

@@ -2,12 +2,14 @@
 
 Shape letters are the suffixes of tensor names:
 
-    B batch (sequences)      T tokens of a padded sequence     N supervised rows, flattened over B and T
-    V vocabulary             D student width                   E teacher width
-    S spans                  C rows of one chunk               K classes kept or listed
+    B sequences of a batch      T tokens of a padded sequence       N rows of supervised tokens, flattened over B and T
+    V classes (vocabulary)      D width of the student              E width of the teacher
+    S spans (phrases)           C rows of one chunk                 K classes that are kept or listed, such as the top k
 
-The hidden state at position t predicts the token at position t + 1, so the *row* of a supervised token at position t is
-computed from the hidden state at position t - 1. Only data/collate.py applies this shift.
+A supervised token is a token that the student is trained to predict. Its *row* is the distribution that predicts it. The hidden
+state at position t predicts the token at position t + 1, so the row of a supervised token at position t is computed from the
+hidden state at position t - 1. Only data/collate.py applies this shift. A chunk consists of rows whose [rows, vocabulary]
+tensors exist at the same time.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, side: str = "right") -> tu
 
     Args:
         rows: B sequences of token ids, at least one.
-        value: The id that fills the padding; any valid id, since the mask excludes it.
+        value: Token id of the padding. Any valid id works, since the mask excludes the padding.
         side: Side of the padding: "right" for training, "left" for generation.
 
     Returns:
@@ -33,5 +35,5 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, side: str = "right") -> tu
 
 
 def loss_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The dtype of a loss: float64 for float64 inputs, float32 otherwise."""
+    """Return the dtype of a loss: float64 for a float64 input, otherwise float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

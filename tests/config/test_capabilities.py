@@ -17,7 +17,7 @@ LOCAL, PLAIN, FIXED_TEXT = "local", "no mixtures, no n-gram bans", "fixed text"
 
 MISSING = "teacher: missing; set one"
 WHOLE = "objective.span_weight: needs teacher logits of the whole vocabulary"
-STATISTICS = "policy rollouts: needs teacher statistics of generated text"
+STATISTICS = "policy rollouts: needs teacher statistics (such as log-probabilities) of generated text"
 MIXTURE = "policy rollouts: samples tokens from a mixture of student and teacher, which the engine"
 
 # For each method, teacher and engine: the start of the error, or None if supported.
@@ -74,8 +74,8 @@ def test_mgsr_needs_the_whole_vocabulary_of_the_teacher() -> None:
     assert found(METHODS["mgsr"], TOP_K) == (
         "objective.span_weight: needs teacher logits of the whole vocabulary, but the teacher provides only its 64 most "
         "probable classes; use a local teacher, or a method without DAC-KL and span loss, such as gkd; also policy mixed: "
-        "needs teacher statistics of generated text, but the teacher provides only its 64 most probable classes; use a local "
-        "teacher, or a policy such as student_generated"
+        "needs teacher statistics (such as log-probabilities) of generated text, but the teacher provides only its 64 most "
+        "probable classes; use a local teacher, or a policy such as student_generated"
     )
     without_spans = of(StudentGenerated(), divergence=DacKLConfig())
     assert (found(without_spans, TOP_K) or "").startswith("objective.divergence dac_kl: needs teacher logits of the whole")
@@ -103,7 +103,9 @@ def test_roll_outs_need_text_that_is_sampled_from_the_student() -> None:
 
 def test_a_wrapping_policy_has_the_needs_of_its_source() -> None:
     inner = of(Mixed(source=Revised(source=TeacherMixed()), student_fraction=0.5))
-    assert (found(inner, TOP_K) or "").startswith("policy mixed: needs teacher statistics of generated text")
+    assert (found(inner, TOP_K) or "").startswith(
+        "policy mixed: needs teacher statistics (such as log-probabilities) of generated text"
+    )
     assert (found(inner, engine=PLAIN) or "").startswith("policy mixed: samples tokens from a mixture")
 
 

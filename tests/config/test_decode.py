@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from redistill.config import decode as decoding
+from redistill.config import parse
 from redistill.errors import ConfigError
 from redistill.storage.redaction import printable
 
@@ -107,7 +108,7 @@ def test_every_kind_of_field_is_decoded():
 
 def test_a_number_that_yaml_parses_as_text_is_accepted():
     """YAML 1.1 parses 5e-4 as text, since it has no decimal point."""
-    assert decoding.parse_yaml(b"rate: 5e-4", "s") == {"rate": "5e-4"}
+    assert parse.parse_yaml(b"rate: 5e-4", "s") == {"rate": "5e-4"}
     assert decode(rate="5e-4").rate == 0.0005
 
 
@@ -151,7 +152,7 @@ REJECTED = {
     "default kind, no mapping": ({"engine": 3}, "engine.kind: missing; choose one of local"),
     "external default kind": (
         {"engine": "own:Engine"},
-        "engine.kind = 'own:Engine': external classes are not accepted here, only for no field; use a kind of the package",
+        "engine.kind = 'own:Engine': external classes are not accepted here, only for no field; use a kind that redistill",
     ),
     "deep": (
         {"group": {"inner": {"kind": "circle", "radios": 1}}},
@@ -213,7 +214,7 @@ shapes = st.recursive(
     lambda inner: st.builds(Group, inner=st.none() | inner),
     max_leaves=3,
 )
-texts = st.text().map(printable)  # other text is rejected
+texts = st.text().map(lambda text: " ".join(printable(text).splitlines()))  # other text is rejected
 pages = st.builds(
     Page,
     title=texts,
@@ -267,7 +268,7 @@ def assert_plain(tree):
 @example(b"a: 0x_")
 def test_any_input_is_parsed_to_a_mapping_or_rejected_on_one_line(text):
     try:
-        tree = decoding.parse_yaml(text, "recipe")
+        tree = parse.parse_yaml(text, "recipe")
     except ConfigError as error:
         assert str(error).startswith("recipe: ") and "\n" not in str(error)
     else:
@@ -275,36 +276,53 @@ def test_any_input_is_parsed_to_a_mapping_or_rejected_on_one_line(text):
 
 
 def test_a_few_aliases_are_accepted():
-    assert decoding.parse_yaml(b"a: &a [1]\nb: *a\nc: *a", "s") == {"a": [1], "b": [1], "c": [1]}
+    assert parse.parse_yaml(b"a: &a [1]\nb: *a\nc: *a", "s") == {"a": [1], "b": [1], "c": [1]}
 
 
 def test_a_duplicate_key_is_rejected_with_its_line():
     with pytest.raises(ConfigError, match="duplicate key 'b' in the mapping that starts in line 2"):
-        decoding.parse_yaml(b"a:\n  b: 1\n  b: 2\n", "s")
+        parse.parse_yaml(b"a:\n  b: 1\n  b: 2\n", "s")
 
 
 # --- overrides ----------------------------------------------------------------------------------------------------------
 
 
+def applied(tree, *overrides):
+    return parse.apply_overrides(tree, map(parse.parse_override, overrides))
+
+
+@given(st.text(max_size=20))
+@example("{a: 1}")
+@example("1 # comment")
+def test_a_value_is_not_parsed_again(value):
+    assert parse.apply_overrides({}, [parse.Override("a.b", value)]) == {"a": {"b": value}}
+
+
+@pytest.mark.parametrize("path", ["", "a.", "out=x #.y", "a b", "a\n", "é", "a-b"])
+def test_a_path_consists_of_names(path):
+    with pytest.raises(ConfigError, match="must be names joined by dots"):
+        parse.apply_overrides({}, [parse.Override(path, 1)])
+
+
 def test_overrides_set_any_depth_and_do_not_change_the_tree():
     tree = {"a": {"b": 1}, "c": 2}
-    found = decoding.apply_overrides(tree, ["a.b=[1, 2]", "d.e.f=x", "c=null", "g=a=b"], "s")
+    found = applied(tree, "a.b=[1, 2]", "d.e.f=x", "c=null", "g=a=b")
     assert found == {"a": {"b": [1, 2]}, "c": None, "d": {"e": {"f": "x"}}, "g": "a=b"}
     assert tree == {"a": {"b": 1}, "c": 2}
 
 
 def test_an_override_below_a_bare_kind_keeps_the_kind():
-    assert decoding.apply_overrides({"shape": "circle"}, ["shape.radius=2"], "s") == {"shape": {"kind": "circle", "radius": 2}}
+    assert applied({"shape": "circle"}, "shape.radius=2") == {"shape": {"kind": "circle", "radius": 2}}
 
 
 def test_later_overrides_have_precedence():
-    assert decoding.apply_overrides({}, ["a=1", "a=2"], "s") == {"a": 2}
+    assert applied({}, "a=1", "a=2") == {"a": 2}
 
 
-@pytest.mark.parametrize("override", ["a", "=1", "", "a.b"])
+@pytest.mark.parametrize("override", ["a", "=1", "", "a.b", "out #=1", "a..b=1", ".a=1", "a.=1", "a b=1", "a\n=1", "a: {b=1"])
 def test_an_override_of_another_form_is_rejected(override):
     with pytest.raises(ConfigError, match="an override has the form"):
-        decoding.apply_overrides({}, [override], "s")
+        applied({}, override)
 
 
 @given(st.text(alphabet="ab.=[]{}: &*!2", max_size=20))
@@ -312,9 +330,17 @@ def test_an_override_of_another_form_is_rejected(override):
 @example("a=!!int x")
 def test_any_override_is_applied_or_rejected_on_one_line(override):
     try:
-        decoding.apply_overrides({"a": {"b": 1}}, [override], "recipe")
+        applied({"a": {"b": 1}}, override)
     except ConfigError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("separator", ["\n", "\u2028", "\u2029"])
+def test_a_text_with_several_lines_is_rejected(separator):
+    for text in (separator, f"a{separator}", f"a{separator}b"):
+        for tree in ({"corners": [text]}, {text: 1}):
+            with pytest.raises(ConfigError, match="contains a line feed"):
+                decoding.decode(SquareConfig, tree, NAMES)
 
 
 @pytest.mark.parametrize("length", [decoding.MAX_TEXT, decoding.MAX_TEXT + 1])

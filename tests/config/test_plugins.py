@@ -260,8 +260,8 @@ def test_declared_capabilities_are_checked_against_the_method(folder):
     assert error_of(folder, "own_parts", method="mgsr", **OUTSIDE) == (
         "objective.span_weight: needs teacher logits of the whole vocabulary, but the teacher provides only its 32 most "
         "probable classes; use a local teacher, or a method without DAC-KL and span loss, such as gkd; also policy mixed: "
-        "needs teacher statistics of generated text, but the teacher provides only its 32 most probable classes; use a local "
-        "teacher, or a policy such as student_generated (method mgsr)"
+        "needs teacher statistics (such as log-probabilities) of generated text, but the teacher provides only its 32 most "
+        "probable classes; use a local teacher, or a policy such as student_generated (method mgsr)"
     )
     expected = error_of(folder, "own_parts", method="minillm", engine="own_parts:TextEngine")
     assert expected.startswith("policy rollouts: samples tokens from a mixture") and expected.endswith("(method minillm)")
@@ -350,7 +350,7 @@ def test_a_field_without_external_classes_is_rejected_with_those_that_accept_the
     policy = {"kind": "rollouts", "source": "own_parts:Late"}
     assert error_of(folder, "own_parts", method="minillm", policy=policy) == (
         "policy.source.kind = 'own_parts:Late': external classes are not accepted here, only for divergence, policy, "
-        "teacher, engine; use a kind of the package"
+        "teacher, engine; use a kind that redistill defines"
     )
 
 

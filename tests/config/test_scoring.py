@@ -148,11 +148,11 @@ REJECTED = {
     ),
     "two tasks of one name": (
         {"data": {"tests": {"dolly": None, "scoring_parts:TWIN": None}}},
-        "data.tests: 'dolly' and 'scoring_parts:TWIN' have the same name dolly; rename or remove one",
+        "data.tests: 'dolly' and 'scoring_parts:TWIN' would both be called dolly; rename or remove one",
     ),
     "a task's metric with the name of another": (
         {"data": {"tests": {"scoring_parts:CLASH": None}}},
-        "evaluation.metrics of clash: two different metrics have the name rouge_l, a key in files",
+        "evaluation.metrics of clash: two different metrics have the name rouge_l, but names are keys of result files",
     ),
 }
 

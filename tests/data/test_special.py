@@ -10,8 +10,8 @@ from redistill.data.check import check_data, described
 from redistill.data.special import SpecialTokens
 from redistill.data.tokenize import TokenizeConfig, tokenize_prompts, tokenize_training
 from redistill.records import Conversation, RawPrompt, Record, Turn
-from tests.data.test_encoding import CHATML, chat_tokenizer
-from tests.tokenizers import llama_like, opt_like
+from tests.data.test_encoding import chat_tokenizer
+from tests.tokenizers import CHATML, llama_like, opt_like
 from tests.worlds import write_rows
 
 CHAT = TokenizeConfig(template="chat")

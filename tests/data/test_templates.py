@@ -6,16 +6,15 @@ from types import SimpleNamespace
 
 import jinja2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from redistill.data.templates import render_prompt, render_transcript
 from redistill.errors import ConfigError, DataError
 from redistill.records import Conversation, Instruction, RawPrompt, Record, Turn
+from tests.tokenizers import CHATML, opt_like
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "alpaca.json").read_text(encoding="utf-8"))["cases"]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 TWO_TURNS = Conversation((Turn("user", "Hi?"), Turn("assistant", "Hello."), Turn("user", "Bye?")))
 
 
@@ -116,5 +115,27 @@ def test_text_that_a_template_inserts_before_the_last_answer_is_part_of_the_answ
     ids=["rewrites earlier turns", "prompt unlike the transcript", "drops the content"],
 )
 def test_a_template_whose_answers_cannot_be_located_is_rejected(template, every_turn):
-    with pytest.raises(DataError, match="does not continue its prompt"):
+    with pytest.raises(DataError, match="does not continue the prompt of turn"):
         transcript_of(TWO_TURNS, "See you.", "chat", chat(template), every_turn)
+
+
+TOKENIZER = opt_like()
+# Special tokens of the tokenizer, functions and filters of transformers, and messages as a whole.
+TEMPLATES = (
+    CHATML,
+    "{{ bos_token }}{% for m in messages %}{{ m.content | trim }}{{ eos_token }}{% endfor %}",
+    "{% if tools is none and documents is none %}{{ messages | tojson }}{% endif %}{{ pad_token }}{{ sep_token }}",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + m.content | length %}{% endfor %}{{ ns.n }}",
+    "{% for m in messages %}{{ loop.index0 }}{{ m['role'] | upper }}: {{ m.content }}\n{% endfor %}\n",
+)
+
+
+@settings(max_examples=40)
+@given(contents=st.lists(st.text(max_size=12), min_size=1, max_size=5), template=st.sampled_from(TEMPLATES))
+def test_chat_text_equals_that_of_apply_chat_template(contents, template):
+    tokenizer = TOKENIZER
+    tokenizer.chat_template = template
+    turns = tuple(Turn(("user", "assistant")[number % 2], content) for number, content in enumerate(contents))
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert render_prompt(Conversation(turns), "chat", tokenizer) == expected

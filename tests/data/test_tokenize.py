@@ -10,15 +10,12 @@ from redistill.data.templates import render_prompt
 from redistill.data.tokenize import TokenizeConfig, response_text, tokenize_prompts, tokenize_training
 from redistill.errors import ConfigError, DataError, ModelError
 from redistill.records import Conversation, Instruction, RawPrompt, Record, Turn
+from tests.tokenizers import CHATML
 
 CORPUS = [
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n",
     "### Instruction:\nName a colour of the sky.\n\n### Input:\nat noon\n\n### Response:\nThe sky is blue.\n\n\n",
 ]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def byte_level(specials, front=None, **names):

@@ -121,7 +121,7 @@ def test_a_stage_that_is_not_trained_yet_is_examined_before_its_fine_tuning(tmp_
     phases: list[str] = []
     run = tiny_run(tmp_path, "kd", teacher={"model": str(tmp_path / "teacher"), "finetune": {"updates": 2}})
     assert examine(run, phases.append).num_findings == 0
-    assert "stage teacher: its model is not trained yet, and is examined before its fine-tuning" in phases
+    assert "stage teacher: is not trained yet; the model is examined without this fine-tuning" in phases
 
 
 # --- planted failures: texts --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 `MARK` stands in what would be fetched, so that a request shows where it came from; nothing of that name exists.
 """
 
+import unicodedata
 from collections.abc import Sequence
 
 MARK = "evil.invalid"
@@ -95,7 +96,60 @@ ESCAPES = (
     "over\rwritten\x08\x08\x7f",
     "\u202e\u2066reversed\u2069\u202c",
 )
-HOSTILE = TAGS + BREAKS + ENCODINGS + LANGUAGES + ESCAPES
+INVISIBLE = (
+    "\u061carabic letter mark",
+    "zero\u200bwidth space",
+    "zero width\u200djoiner and\u200cnon-joiner",
+    "word\u2060joiner",
+    "soft\u00adhyphen and grapheme\u034fjoiner",
+    "tags \U000e0041\U000e0042\U000e007f of letters",
+    "variation\ufe0f\U000e0100\U000e01ef selectors",
+    "fillers \u3164\u115f\u1160\uffa0 of Hangul",
+    "mongolian\u180e\u180b separator",
+    "annotation\ufff9anchor\ufffa\ufffb",
+    "shorthand\U0001bca0 and music\U0001d173",
+    "invisible\u2061\u2062\u2064 operators",
+    "\u200f\u200emarks of both directions",
+    "\u206anational\u206f digit shapes",
+    "\u17b4\u17b5vowels of Khmer",
+)
+FORMULAS = (
+    "+1+1",
+    "-1+1",
+    "|calc",
+    "%0A=1+1",
+    "\uff1d1+1 full width",
+    "\uff0b1+1 full width",
+    "\uff20SUM(1) full width",
+    "\u200b=1+1 behind a space of no width",
+    "\U000e0020=1+1 behind a tag",
+    "a;=1+1",
+    "a;\u200b=cmd|' /C calc'!A0",
+    "a\uff1b\uff1d1+1",
+    "a\u037e=1+1",
+    "'=1+1",
+    ' "=1+1',
+    "\ufeff=1+1",
+    "\u00ad-2+3",
+)
+LINES = (
+    "label\nmgsr   100.00",
+    "label\r\nmgsr   101.00",
+    "label\u2028mgsr   102.00",
+    "label\u2029mgsr   103.00",
+    "label\x85mgsr   104.00",
+    "label\x0bmgsr\x0c 105.00",
+    "label\x1dmgsr\x1e 106.00",
+)
+HOSTILE = TAGS + BREAKS + ENCODINGS + LANGUAGES + ESCAPES + INVISIBLE + FORMULAS + LINES
+
+
+def hidden(text: str) -> set[str]:
+    """The characters of a text that are not visible or change the direction of text, as Unicode classifies them."""
+    signs = {*map(chr, range(0x600, 0x606)), *"\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"}  # visible format characters
+    selectors = {*map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0xE0100, 0xE01F0))}
+    others = selectors | {*"\u034f\u115f\u1160\u3164\uffa0\u17b4\u17b5"}
+    return {sign for sign in text if unicodedata.category(sign) in {"Cf", "Zl", "Zp", "Cs"} or sign in others} - signs
 
 
 def batches(size: int) -> list[Sequence[str]]:

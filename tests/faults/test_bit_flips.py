@@ -50,6 +50,7 @@ def test_every_flipped_bit_is_found_and_the_older_checkpoint_taken(trained: Run)
         "model.safetensors",
         "optimizer.safetensors",
         "clip_network.safetensors",
+        "policy.safetensors",
         "state.json",
         "manifest.json",
         "manifest.sha256",

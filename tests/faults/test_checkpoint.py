@@ -87,14 +87,16 @@ def test_a_run_whose_data_has_changed_does_not_go_on(tmp_path: Path) -> None:
     train_until(recipe, 1, world=1)
     before = files.digest(config.folder / "run.json")
     manifest = files.read_json(config.folder / "checkpoints" / "step-1" / "manifest.json")
-    assert manifest["run"].keys() == {"config", "training data", "validation data", "corpus"}
+    parts = ("weights", "adapter", "config", "tokenizer", "chat template")
+    models = {f"{role} {part}" for role in ("teacher", "student") for part in parts}
+    assert manifest["run"].keys() == {"config", "training data", "validation data", "corpus"} | models
     assert manifest["run"] == checkpoint.identity(config.folder / "checkpoints")
 
     changed = rows(24)
     changed[7]["output"] = "The owl is awake."
     write_rows(tmp_path / "train.jsonl", changed)
     with pytest.raises(
-        CheckpointError, match=r"checkpoints: its checkpoints belong to a run with different training data; restore it"
+        CheckpointError, match=r"checkpoints: its checkpoints belong to a run with different training data; restore the"
     ):
         train_student(config)
     assert files.digest(config.folder / "run.json") == before

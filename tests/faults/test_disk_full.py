@@ -14,7 +14,7 @@ import torch
 from redistill.errors import OutputError
 from redistill.models.initialise import fresh_model
 from redistill.models.lora import save_student
-from redistill.storage import files
+from redistill.storage import files, folders
 from redistill.training import checkpoint
 from tests.faults.faulty_disk import FaultyDisk, refuse
 from tests.worlds import GPT2, gpt2_tokenizer
@@ -98,7 +98,7 @@ WRITES: dict[str, Callable[[Path], object]] = {
     "scores": lambda path: files.write_json(path, {"rouge_l": [1.0] * 300}),
     "answers anew": lambda path: files.rewrite_lines(path, [{"id": i} for i in range(200)]),
     "a file in a new folder": lambda path: files.write_text(path.with_name("deep") / "er" / "a.txt", "x"),
-    "the removal of a folder": lambda path: files.remove_folder(path.with_name("old")),
+    "the removal of a folder": lambda path: folders.remove_folder(path.with_name("old")),
 }
 
 
@@ -144,7 +144,7 @@ def test_what_libraries_write_is_refused_in_our_words(tmp_path: Path, width: int
     model = fresh_model({**GPT2, "n_embd": width, "vocab_size": len(tokenizer), "n_positions": 16, "n_layer": 1}, 0)
 
     def export() -> None:
-        with files.new_folder(tmp_path / "model") as folder:
+        with folders.new_folder(tmp_path / "model") as folder:
             save_student(model, tokenizer, folder)
 
     with files_of_at_most(limit), pytest.raises(OutputError, match=r"model: could not be written \(File too large\)"):

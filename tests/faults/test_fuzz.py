@@ -12,7 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redistill.config import decode as decoding
+from redistill.config import parse
+from redistill.config.parse import parse_override
 from redistill.config.run import decode_run, encode_run, load_config, override_run
 from redistill.data.forms import BadRow, parse_row
 from redistill.data.reader import read_records
@@ -60,7 +61,7 @@ PATHS = st.sampled_from(sorted({".".join(map(str, path)) for tree in RECIPES for
 )
 @tried(30, 1000)
 def test_any_override(overrides: list[str]) -> None:
-    run = read_or_refused(lambda: override_run(RECIPES[0], overrides, "mine.yaml"))
+    run = read_or_refused(lambda: override_run(RECIPES[0], map(parse_override, overrides), "mine.yaml"))
     if run is not None:
         assert decode_run(encode_run(run), "again") == run
 
@@ -114,7 +115,7 @@ YAML_TEXTS = st.one_of(
 @given(YAML_TEXTS)
 @tried(60, 2000)
 def test_any_text_as_yaml(text: bytes) -> None:
-    tree = read_or_refused(lambda: decoding.parse_yaml(text, "mine.yaml"))
+    tree = read_or_refused(lambda: parse.parse_yaml(text, "mine.yaml"))
     if tree is not None:
         read_or_refused(lambda: decode_run(tree, "mine.yaml"))
 
@@ -203,7 +204,7 @@ def test_yaml_that_is_made_to_hurt(text: str, tmp_path: Path) -> None:
 )
 def test_an_override_that_is_made_to_hurt(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        override_run(RECIPES[0], [override], "mine.yaml")
+        override_run(RECIPES[0], [parse_override(override)], "mine.yaml")
     assert is_one_line(caught.value)
 
 

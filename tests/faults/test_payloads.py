@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import redistill
-from redistill.config import decode as decoding
+from redistill.config import parse
 from redistill.config.run import decode_run, load_config
 from redistill.data.reader import read_records
 from redistill.errors import CheckpointError, ConfigError, DataError, ModelError, RedistillError
@@ -179,7 +179,7 @@ def test_yaml_makes_no_objects(payload: str, mark: Path) -> None:
     path = mark.parent / "inside" / "mine.yaml"
     path.write_text(f"name: {text}\n")
     assert "not YAML" in refused(ConfigError, lambda: load_config(path))
-    assert "not YAML" in refused(ConfigError, lambda: decoding.apply_overrides({}, [f"name={text}"], "here"))
+    assert "not YAML" in refused(ConfigError, lambda: parse.parse_override(f"name={text}"))
 
 
 def test_a_recipe_names_no_code_that_was_not_allowed(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from redistill.reports.compare import build_comparison
 from redistill.reports.report import build_report
 from redistill.runs.run import distill
 from redistill.storage import redaction as untrusted
-from redistill.storage.redaction import MASK, plain, redacted, redacted_tree, secret_in
+from redistill.storage.redaction import MASK, plain, redacted, redacted_command, redacted_tree, secret_in
 from tests.reports.fabricated import write_method, write_run
 from tests.worlds import tiny_run
 
@@ -43,6 +43,105 @@ KNOWN = {
     "web": f"eyJ{BODY[:20]}.eyJ{BODY}.{BODY[::-1]}",
     "private key": f"-----BEGIN RSA PRIVATE KEY-----\n{BODY}\n{BODY[::-1]}\n-----END RSA PRIVATE KEY-----",
 }
+# More forms, whose tokens contain other tests' delimiters or words.
+FORMS = {
+    "payment": "sk_live_" + BODY,
+    "payment, restricted": "rk_test_" + BODY,
+    "mail": "SG." + BODY[:22] + "." + BODY,
+    "models, 1": "gsk_" + BODY,
+    "models, 2": "xai-" + BODY,
+    "models, 3": "nvapi-" + BODY,
+    "models, 4": "r8_" + BODY,
+    "models, 5": "pplx-" + BODY,
+    "data": "dapi" + "0f1e2d3c4b5a6978" * 2,
+    "vault": "hvs." + BODY,
+    "shop": "shpat_" + "0f1e2d3c4b5a6978" * 2,
+    "registry": "dckr_pat_" + BODY,
+    "cloud": "dop_v1_" + "0f1e2d3c4b5a6978" * 4,
+    "dashboards": "glsa_" + BODY,
+    "runner": "glrt-" + BODY[:20],
+    "application": "xapp-1-" + BODY,
+    "sign-in": "ya29." + BODY,
+    "sign-in, secret": "GOCSPX-" + BODY[:28],
+    "bot": "123456789:" + BODY[:35],
+    "encryption": "AGE-SECRET-KEY-1" + BODY.upper(),
+}
+QUERIES = (
+    "https://host/f.bin?sv=2024&sig={}&se=2026",
+    "https://bucket.host/k?X-Amz-Algorithm=A&X-Amz-Signature={}",
+    "https://bucket.host/k?X-Amz-Security-Token={}&x=1",
+    "https://bucket.host/k?X-Goog-Signature={}",
+    "https://host/cb#access_token={}&state=1",
+    "https://host/data.jsonl?access_token={}",
+    "https://host/data.jsonl?a=1&api_key={}",
+    "https://host/data.jsonl?token={}",
+    "https://hooks.slack.com/services/T00/B00/{}",
+    "https://discord.com/api/webhooks/123/{}",
+    "https://ptb.discord.com/api/v10/webhooks/123/{}",
+    "https://x.webhook.office.com/webhookb2/{}",
+    "https://api.telegram.org/bot{}/sendMessage",
+    "access_token={}",
+    "refresh-token: {}",
+    'client_secret="{}"',
+    "AccountKey={}",
+)
+
+
+@pytest.mark.parametrize("token", FORMS.values(), ids=list(FORMS))
+def test_a_token_of_another_form_is_masked(token: str) -> None:
+    for around in ("{}", "x={}", "'{}'", "at {}, then"):
+        assert token[-12:] not in redacted(around.format(token))
+    assert secret_in(token)
+
+
+@pytest.mark.parametrize("form", QUERIES)
+@pytest.mark.parametrize("token", ["Q7w8E9r0T1y2U3i4O5p6", "correcthorsebattery", "p%2Fss%3Dw0rd%2Bx1"])
+def test_signed_queries_webhooks_and_access_tokens_are_masked(form: str, token: str) -> None:
+    if form == "AccountKey={}":  # such a value contains a digit, and no percent signs
+        token = token.replace("%", "") + "1"
+    shown = redacted(f"cannot read {form.format(token)} today")
+    assert token not in shown and shown.startswith("cannot read ") and shown.endswith(" today")
+    assert secret_in(form.format(token)) and redacted(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_TOKEN_READ",
+        "db_password_prod",
+        "SECRET_FOR_SYNC",
+        "OPENAI_APIKEY",
+        "GITHUBTOKEN2",
+        "AUTH_HEADER",
+        "SLACK_WEBHOOK_URL",
+    ],
+)
+def test_a_variable_is_secret_by_a_part_of_its_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "correcthorsebattery")
+    assert redacted("a correcthorsebattery b") == f"a {MASK} b"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["TOKENIZERS_PARALLELISM", "GIT_AUTH_METHOD", "KEYBOARD_LAYOUT", "PATH_MAP", "SECRET_SANTA_ENABLED", "OLDPWD", "KEY_TYPE"],
+)
+def test_other_variables_are_not_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "correcthorsebattery")
+    assert redacted("a correcthorsebattery b") == "a correcthorsebattery b"
+
+
+@pytest.mark.parametrize("option", ["--hub-token", "--api-key", "--PASSWORD", "--client_secret"])
+@pytest.mark.parametrize("value", ["it's mine", "plainword", "a b", '"quoted"', "$HOME", "x\ny"])
+def test_the_value_of_a_secret_option_is_masked_before_the_command_is_joined(option: str, value: str) -> None:
+    for arguments in ([option, value, "--out", "c d"], [f"{option}={value}", "--out", "c d"]):
+        shown = redacted_command(["redistill", "run", *arguments])
+        assert value not in shown and shown.endswith("--out 'c d'")
+
+
+def test_a_token_with_quotes_in_an_argument_is_masked() -> None:
+    assert "s'x" not in redacted_command(["redistill", "run", "https://me:pas's'x@host/data", "method=kd"])
+
+
 # Those that nothing but their place gives away.
 OPAQUE = {
     "letters": "correcthorsebattery",

@@ -196,6 +196,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """
     last = checkpoint.load_step(folder / "checkpoints", UPDATES)
     state = {**last.state, "training": without_times(last.state["training"])}
+    del state["log_bytes"]  # the lines have times
     if (folder / TEACHER_STORE).exists():
         del state["training"]["generated_tokens"]
     answers = {path.name: files.read_lines(path) for path in sorted((folder / "responses").iterdir())}

@@ -1,7 +1,9 @@
 """Untrusted text is shown by pages, tables and terminals and interpreted by none; checked with a real browser."""
 
+import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from redistill.reports.report import build_report
 from redistill.storage.redaction import plain
 from tests.faults.chromium import PROGRAM, Browser, browser
 from tests.faults.counts import trials
-from tests.faults.hostile import HOSTILE, MARK, batches
+from tests.faults.hostile import HOSTILE, MARK, batches, hidden
 from tests.reports.fabricated import metrics, write_json, write_lines, write_method
 
 POLICY = re.compile(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>")
@@ -41,7 +43,9 @@ def hostile_run(folder: Path, texts: Sequence[str], *, curves: bool = False) -> 
     }
     write_json(folder / "run.json", described)
     if curves:
-        write_lines(folder / "metrics.jsonl", [{**line, "origin": {everything: 3, "gold": 1}} for line in metrics(2)])
+        event = {"kind": "event", "step": everything, "event": everything, "text": everything}
+        lines = [{**line, "origin": {everything: 3, "gold": 1}} for line in metrics(2)]
+        write_lines(folder / "metrics.jsonl", [*lines, event])
     token = {"kept": everything, "student_token": texts[0], "teacher_token": texts[-1], "step": everything}
     write_lines(
         folder / "revisions.jsonl", [{**token, "prompt": text, "new_tail": text, "student_tail": text} for text in texts]
@@ -135,7 +139,7 @@ def test_a_comparison_shows_every_string_verbatim_and_runs_nothing(tab: Browser,
 
 
 def test_the_list_has_at_least_60_distinct_strings() -> None:
-    assert len(set(HOSTILE)) == len(HOSTILE) >= 60
+    assert len(set(HOSTILE)) == len(HOSTILE) >= 100
 
 
 # --- elsewhere ----------------------------------------------------------------------------------------------------------
@@ -197,8 +201,12 @@ def test_latex_contains_no_commands_of_the_strings(comparison: Any) -> None:
 
 
 def test_csv_contains_no_formulas(comparison: Any) -> None:
-    fields = re.findall(r'(?:^|,)"?([^,"\n])', (comparison[1] / "compare.csv").read_text(encoding="utf-8"), re.MULTILINE)
-    assert not set(fields) & {"=", "@", "+", "\t"}
+    text = (comparison[1] / "compare.csv").read_text(encoding="utf-8")
+    for line, fields in zip(text.splitlines(), csv.reader(io.StringIO(text)), strict=True):
+        assert line == ",".join(f'"{field.replace(chr(34), 2 * chr(34))}"' for field in fields)  # each field is quoted
+        for part in ";".join(fields).replace("\uff1b", ";").replace("\u037e", ";").split(";"):
+            is_number = re.fullmatch(r"-?[\d.e+-]+", part)
+            assert is_number or not re.match(r"\s*[=+@|%-]", unicodedata.normalize("NFKC", part)), part
 
 
 def test_the_terminal_receives_no_control_characters(comparison: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,5 +218,7 @@ def test_the_terminal_receives_no_control_characters(comparison: Any, tmp_path: 
     seed = {"rouge_l": 1.0, "exact_match": 0.5, "length_tokens": 3, "eos_rate": 1.0}
     terminal.print_scores({"datasets": {string: {"prompts": 1, "seeds": {"10": seed}} for string in HOSTILE}})
     printed = out.getvalue()
-    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", printed)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", printed)
+    assert hidden(printed) == set()
+    assert [line for line in printed.splitlines() if line.lstrip().startswith("mgsr   1")] == []
     assert [string for string in HOSTILE if seen(plain(string)) not in seen(printed)] == []

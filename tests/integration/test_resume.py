@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from redistill.config.run import Run
+from redistill.errors import Interrupted
+from redistill.policies.state import StoredState, restore
 from redistill.runs.run import distill, train_student
 from redistill.storage import files
 from redistill.training import checkpoint
 from redistill.training import loop as training
+from tests.policies.test_state import as_json
 from tests.worlds import GPT2, tiny_run
 
 WITH_DROPOUT = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
@@ -76,6 +79,8 @@ def test_weights_clip_network_and_optimiser_are_bitwise_equal(folders: tuple[Pat
         for name, value in tensors.items():
             assert torch.equal(value, resumed.tensors[group][name]), f"{group}: {name}"
     states = [{**found.state, "training": without_times([found.state["training"]])} for found in (straight, resumed)]
+    for state in states:
+        assert state.pop("log_bytes").keys() == {"metrics.jsonl", "revisions.jsonl"}, "the sizes vary with the digits of times"
     assert states[0] == states[1]
 
 
@@ -117,3 +122,47 @@ def test_the_same_call_finishes_the_run_without_partial_files(folders: tuple[Pat
     assert distill(config).report.exists()
     assert files.read_json(config.folder / "run.json")["status"] == "finished"
     assert not list(config.folder.rglob(f"{files.TEMPORARY}*"))
+
+
+@pytest.mark.parametrize("method", ["minillm", "distillm"])
+def test_a_checkpoint_with_the_policy_as_json_is_resumed_bitwise(tmp_path: Path, method: str, monkeypatch) -> None:
+    """The format of commit 3d89816 and earlier versions, which also lack the sizes of the logs."""
+    straight, resumed = run(tmp_path, "straight", method), run(tmp_path, "resumed", method)
+    train_student(straight)
+    train_until_interrupted(resumed, monkeypatch)
+    folder = resumed.folder / "checkpoints"
+    found = checkpoint.load_step(folder, INTERRUPTED)
+    tensors = {group: dict(members) for group, members in found.tensors.items()}
+    entries = found.state["policy_entries"]
+    policy = restore(StoredState(tensors=tensors.pop("policy"), values=found.state["policy"], entries=entries))
+    newer = {"policy_entries", "log_bytes"}
+    state = {name: value for name, value in found.state.items() if name not in newer} | {"policy": as_json(policy)}
+    checkpoint.save(folder, INTERRUPTED, tensors=tensors, state=state, keep=1)
+    train_student(resumed)
+    states = [checkpoint.load_step(config.folder / "checkpoints", UPDATES) for config in (straight, resumed)]
+    assert states[0].state["policy"] == states[1].state["policy"] and "policy" in states[0].tensors
+    for group, members in states[0].tensors.items():
+        assert all(torch.equal(value, states[1].tensors[group][name]) for name, value in members.items()), group
+    for name in ("metrics.jsonl", "revisions.jsonl"):
+        lines = [without_times(files.read_lines(config.folder / name)) for config in (straight, resumed)]
+        assert lines[0] == lines[1]
+
+
+def test_corrections_of_an_interrupted_update_are_not_in_its_log_twice(tmp_path: Path, monkeypatch) -> None:
+    """The signal arrives when the text of the update has been generated, and its corrections have been logged."""
+    straight, resumed = run(tmp_path, "straight"), run(tmp_path, "resumed")
+    train_student(straight)
+    gradients, step_of_signal = training.gradients, INTERRUPTED + 1
+
+    def interrupted(draw: Any, parts: Any, step: int) -> Any:
+        if step == step_of_signal:
+            raise Interrupted(15)
+        return gradients(draw, parts, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(training, "gradients", interrupted)
+        train_student(resumed)
+    lines = [files.read_lines(config.folder / "revisions.jsonl") for config in (straight, resumed)]
+    assert lines[1] == [line for line in lines[0] if line["step"] <= step_of_signal] != lines[0]
+    train_student(resumed)
+    assert files.read_lines(resumed.folder / "revisions.jsonl") == lines[0]

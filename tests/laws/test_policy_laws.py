@@ -50,10 +50,15 @@ class WrongSource(Stateless):
 
     def __init__(self, breaks: str, tools: Any) -> None:
         self._breaks, self._tools, self._calls = breaks, tools, 0
+        self._steps: list[int] = []
+
+    def state_dict(self) -> dict[str, list[int]]:
+        return {"steps": self._steps} if self._breaks == "states_do_not_change" else {}  # not a copy
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         WrongSource.calls_of_all += 1
         self._calls += 1
+        self._steps.append(step)
         token = {
             "draws_are_reproducible": WrongSource.calls_of_all % 20 + 1,
             "global_generators_are_not_used": int(np.random.randint(1, 5)) if "global" in self._breaks else 1,

@@ -55,7 +55,8 @@ def test_many_differences_are_counted_and_the_first_named():
 
 @pytest.mark.parametrize(("teacher_size", "student_size", "side"), [(2, 3, "teacher"), (3, 2, "student")])
 def test_a_head_without_a_row_for_some_id_is_rejected(teacher_size, student_size, side):
-    with pytest.raises(VocabularyError, match=f"{side} vocabulary: the tokenizer has id 2, but the model has only 2 rows"):
+    expected = f"{side} vocabulary: the tokenizer has id 2, but the model's head has only 2 rows"
+    with pytest.raises(VocabularyError, match=expected):
         match_vocabularies(TOKENS, TOKENS, teacher_size, student_size)
 
 

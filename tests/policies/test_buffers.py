@@ -1,6 +1,5 @@
 """Buffers of generated text, and DistiLLM's scheduler compared with a reference trace."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from redistill.errors import ConfigError
 from redistill.policies import Adaptive, Buffered, Fixed, GoldBatches, Mixed, PolicyTools, Revised, Rollouts, TeacherGenerated
 from redistill.randomness import generator
 from redistill.records import Instruction, Record
+from redistill.testing.policies import saved_and_loaded
 from tests.policies.fixture import SEED, FakeEngine, PolicyFixture, make_fixture
 
 BATCH, EXAMPLES, STEPS, CAPACITY = 8, 40, 200, 30
@@ -100,7 +100,7 @@ def test_the_scheduler_matches_the_reference_trace(fixture: PolicyFixture, decay
         assert {sequence.origin for sequence in sequences} == {names[moment.choice]}
         assert [(sequence.sample, sequence.token_ids[1]) for sequence in sequences] == moment.learned
         state = source.state_dict()
-        assert [(line["sample"], line["token_ids"][1]) for line in state["buffer"]] == moment.buffer
+        assert [(text.sample, text.token_ids[1]) for text in state["buffer"]["sequences"]] == moment.buffer
         assert state["threshold"] == moment.threshold == source.metrics()["threshold"]
         assert source.metrics()["buffered"] == len(moment.buffer)
     seen = Counter(moment.choice for moment in moments)
@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(fixture: PolicyFixture) -> No
     for loss in (float("nan"), 2.0, float("inf"), float("nan"), 2.05):
         source.observe(loss)
     assert source.metrics()["threshold"] == 0.0
-    json.dumps(source.state_dict(), allow_nan=False)
+    saved_and_loaded(source.state_dict())
     source.observe(2.1)
     assert source.metrics()["threshold"] == 0.5
     source.observe(9.0)
@@ -153,7 +153,7 @@ def test_the_buffer_holds_revised_text_and_replayed_text_is_not_revised(fixture:
         known |= {s.token_ids for s in sampled if s.origin in {"student", "revised"}}
     assert origins["revised"] > 5 and origins["replay"] > 5
     assert len(fixture.revisions) == origins["revised"]
-    assert {line["origin"] for line in policy.state_dict()["buffer"]} <= {"student", "revised"}
+    assert {text.origin for text in policy.state_dict()["buffer"]["sequences"]} <= {"student", "revised"}
 
 
 # --- the buffer ---------------------------------------------------------------------------------------------------------
@@ -187,13 +187,13 @@ def test_gold_answers_are_not_buffered(fixture: PolicyFixture) -> None:
         through, expected = source.sequences(step, items), plain.sequences(step, items)
         for place, answer in enumerate(expected):
             assert (answer.origin == "dataset") == (through[place] is items[place].sequence)
-    assert {line["origin"] for line in source.state_dict()["buffer"]} == {"student"}
+    assert {text.origin for text in source.state_dict()["buffer"]["sequences"]} == {"student"}
 
 
 def test_additions_are_buffered_after_the_answers(fixture: PolicyFixture) -> None:
     policy = fixture.policy(Buffered(source=Revised(mode="append")))
     assert len(policy.draw(0).with_role("distillation")) == BATCH
-    origins = [line["origin"] for line in policy.state_dict()["buffer"]]
+    origins = [text.origin for text in policy.state_dict()["buffer"]["sequences"]]
     assert origins == ["student"] * BATCH + ["revised"] * (len(origins) - BATCH) and len(origins) > BATCH
 
 

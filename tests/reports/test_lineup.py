@@ -91,7 +91,7 @@ def test_rows_are_selected_and_ordered(tmp_path):
     sweep = write_sweep(tmp_path / "sweep", {"sft": 0.0, "kd": 1.0, "mgsr": 2.0}, seeds=(10,), prompts=4)
     lineup = read_lineup([sweep], labels=["mgsr", "kd"])
     assert lineup.labels == ["mgsr", "kd"] and lineup.baseline == "mgsr"
-    with pytest.raises(ConfigError, match="--rows gkd: no finished run has this label; must be among sft, kd, mgsr"):
+    with pytest.raises(ConfigError, match="--rows gkd: no finished run has this label; must be one of sft, kd, mgsr"):
         read_lineup([sweep], labels=["gkd"])
 
 

@@ -4,25 +4,31 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from redistill.reports.plots import INK, MAX_POINTS, Panel, panels
+from redistill.reports.logs import read_log
+from redistill.reports.plots import INK, TRAINING_NAMES, Panel, panels
+from redistill.reports.thinning import MAX_POINTS
 from tests.reports.fabricated import metrics
+
+
+def plotted(lines: list[dict]) -> list[Panel]:
+    return panels(read_log(lines, TRAINING_NAMES))
 
 
 @pytest.fixture(scope="module")
 def charts() -> list[Panel]:
-    return panels(metrics(10))
+    return plotted(metrics(10))
 
 
 def test_each_logged_quantity_has_one_chart(charts):
     groups = [panel.group for panel in charts]
     assert groups.count("training") == 9 and groups.count("validation") == 3 and groups.count("clipping") == 2
     only_loss = [{"kind": "train", "step": 1, "loss": 2.0}, {"kind": "train", "step": 2, "loss": None}]
-    assert [panel.title for panel in panels(only_loss)] == ["Loss, weighted sum of its terms"]
-    assert panels([]) == [] and panels([{"kind": "train"}, {"kind": "other", "step": 1, "loss": 1.0}]) == []
+    assert [panel.title for panel in plotted(only_loss)] == ["Loss, weighted sum of its terms"]
+    assert plotted([]) == [] and plotted([{"kind": "train"}, {"kind": "other", "step": 1, "loss": 1.0}]) == []
 
 
 def test_the_same_numbers_give_the_same_bytes(charts):
-    assert panels(metrics(10)) == charts
+    assert plotted(metrics(10)) == charts
 
 
 def test_a_chart_is_one_well_formed_element_that_inherits_its_colour(charts):
@@ -36,12 +42,12 @@ def test_a_chart_is_one_well_formed_element_that_inherits_its_colour(charts):
 def test_the_size_of_a_chart_does_not_grow_with_the_run():
     def loss_svg(updates: int) -> str:
         lines = [{"kind": "train", "step": step, "loss": 2 + (step % 7) / 10} for step in range(updates)]
-        return panels(lines)[0].svg
+        return plotted(lines)[0].svg
 
     assert len(loss_svg(20 * MAX_POINTS)) < 3 * len(loss_svg(MAX_POINTS))
 
 
 def test_an_origin_that_resembles_mathtext_is_plotted_verbatim():
     lines = [{"kind": "train", "step": step, "origin": {"$\\frac{": 1, "<b>": 2}} for step in (1, 2)]
-    (panel,) = panels(lines)
+    (panel,) = plotted(lines)
     assert "$\\frac{" in panel.svg and "&lt;b&gt;" in panel.svg and "<b>" not in panel.svg

@@ -1,5 +1,6 @@
 """The run folder: leftovers are removed, and links, locks and other runs' files are rejected in one line."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,24 @@ def test_a_file_at_the_path_of_the_folder_is_an_error_of_one_line(run: Run, caps
 def test_lines_are_not_appended_through_a_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "precious")
-    with pytest.raises(files.OutputError, match=r"metrics\.jsonl: 12 bytes could not be written .*; remove the symbolic link"):
+    with pytest.raises(files.OutputError, match=r"metrics\.jsonl: 12 bytes could not be written .*; remove the link"):
         files.append_line(tmp_path / "metrics.jsonl", {"step": 1})
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("option", "umask"), [("--private", 0o022), (None, 0o027), (None, 0o022)])
+def test_the_modes_of_files_follow_the_umask_and_the_option(
+    run: Run, capsys: pytest.CaptureFixture[str], option: str | None, umask: int
+) -> None:
+    """The bits in `umask` are never set; with --private none of those of group and others."""
+    old = os.umask(umask)
+    run.folder.rmdir()
+    try:
+        assert main(["run", str(run.folder.parent / "recipe.yaml"), *([option] if option else [])]) == 0
+    finally:
+        os.umask(old)
+    forbidden = 0o077 if option else umask
+    modes = {path: path.stat().st_mode & 0o777 for path in (run.folder, *run.folder.rglob("*"))}
+    assert len(modes) > 10 and {path: oct(mode) for path, mode in modes.items() if mode & forbidden} == {}
+    if not option:
+        assert (run.folder / RUN_FILE).stat().st_mode & 0o777 == 0o666 & ~umask

@@ -154,7 +154,7 @@ def test_the_same_instruction_with_another_input_is_another_prompt(tmp_path, tok
 
 def test_training_data_without_rows_outside_the_test_sets_is_rejected(tmp_path, tokenizer):
     config = data(tmp_path, validation=write_rows(tmp_path / "validation.jsonl", rows(2, 50)))
-    with pytest.raises(DataError, match="train: a test set has the prompt of every row"):
+    with pytest.raises(DataError, match="train: the prompt of every row is also in a test set"):
         load(dataclasses.replace(config, tests={"mine": config.train[0]}), tokenizer)
 
 
@@ -167,7 +167,7 @@ def test_tests_are_read_and_their_files_hashed(tmp_path, tokenizer):
 
 
 def test_too_few_rows_to_hold_out_are_rejected(tmp_path, tokenizer):
-    with pytest.raises(ConfigError, match="the training set has only 10 rows; hold out fewer"):
+    with pytest.raises(ConfigError, match=r"the training set has only 10 rows; lower data\.validation_rows"):
         load(data(tmp_path, validation_rows=10), tokenizer)
 
 

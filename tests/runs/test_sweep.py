@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from redistill.cli.main import main
-from redistill.errors import ConfigError, RedistillError, TrainingError
+from redistill.errors import ConfigError, OutputError, RedistillError, TrainingError
 from redistill.runs import sweep
 from redistill.runs.sweep import Plan, plan_sweep, run_sweep
 from redistill.storage import files
@@ -57,7 +57,7 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
 
     script = tmp_path / "command.py"
     script.write_text(COMMAND, encoding="utf-8")
-    monkeypatch.setattr(sweep, "REDISTILL", (sys.executable, str(script)))
+    monkeypatch.setattr(sweep, "python_module", lambda _, *arguments: [sys.executable, str(script), *arguments])
     monkeypatch.setattr(sweep, "build_comparison", compare)
     monkeypatch.setattr(sweep, "print_comparison", lambda comparison: None)
     return asked
@@ -106,6 +106,45 @@ def test_every_row_and_seed_is_a_separate_run(plan: Callable[..., Plan]) -> None
             for seed in (1, 2)
         ],
     }
+
+
+@pytest.mark.parametrize("place", ["kd-seed1", "stages", "mgsr-seed1"])
+def test_nothing_is_written_if_a_folder_of_the_sweep_is_a_link(plan: Callable[..., Plan], tmp_path: Path, place: str) -> None:
+    base = BASE | {"teacher": {"model": "t", "finetune": {"updates": 1}}}
+    made = plan(base=base)
+    (tmp_path / "precious").mkdir()
+    made.folder.mkdir()
+    (made.folder / place).symlink_to(tmp_path / "precious")
+    with pytest.raises(OutputError, match=f"{place}.* leads out of the folder"):
+        run_sweep(made, jobs=1)
+    assert list((tmp_path / "precious").iterdir()) == [] and [path.name for path in made.folder.iterdir()] == [place]
+
+
+@pytest.mark.parametrize("make", [Path.symlink_to, Path.hardlink_to])
+def test_the_log_of_a_run_is_not_appended_to_another_file(
+    plan: Callable[..., Plan], tmp_path: Path, make: Callable[[Path, Path], None]
+) -> None:
+    made = plan()
+    (tmp_path / "precious").write_text("mine")
+    (made.folder / "sft-seed1").mkdir(parents=True)
+    make(made.folder / "sft-seed1" / "log.txt", tmp_path / "precious")
+    with pytest.raises(OutputError, match=r"log\.txt: could not be written .* remove the link"):
+        run_sweep(made, jobs=1)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "../sweep.json", "../compare.csv"])
+def test_a_file_of_a_sweep_replaces_a_link_and_not_its_target(plan: Callable[..., Plan], tmp_path: Path, name: str) -> None:
+    made = plan()
+    (tmp_path / "precious").write_text("mine")
+    (made.folder / "sft-seed1").mkdir(parents=True)
+    path = made.folder / "sft-seed1" / name
+    path.symlink_to(tmp_path / "precious")
+    if name.endswith("sweep.json"):
+        (tmp_path / "precious").write_text('{"name": "table"}')
+    before = (tmp_path / "precious").read_text()
+    run_sweep(made, jobs=1)
+    assert (tmp_path / "precious").read_text() == before
 
 
 def test_dotted_keys_change_single_fields_of_the_methods_own_parts(plan: Callable[..., Plan]) -> None:
@@ -320,7 +359,7 @@ def test_the_command_checks_lists_and_runs_a_sweep(tmp_path: Path, capsys: pytes
 def test_runs_inherit_the_allowed_code_of_the_sweep(plan: Callable[..., Plan]) -> None:
     made = dataclasses.replace(plan(), allow_code=("mine", "yours"))
     command = sweep._jobs(made, made.statuses())[0].command
-    assert command[-2:] == ("--allow-code=mine", "--allow-code=yours")
+    assert list(command[-2:]) == ["--allow-code=mine", "--allow-code=yours"]
 
 
 def test_an_unknown_label_is_rejected(plan: Callable[..., Plan]) -> None:

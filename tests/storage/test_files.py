@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redistill.errors import DataError, OutputError
-from redistill.storage import files
+from redistill.storage import files, folders
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -97,7 +98,7 @@ def test_parts_are_consumed_one_at_a_time_and_hashed(tmp_path):
 def test_a_system_error_of_a_rust_library_is_an_output_error(tmp_path):
     with (
         pytest.raises(files.DiskFullError, match=r"f: 1,234 bytes could not be written \(No space left on device\)") as caught,
-        files.new_folder(tmp_path / "f", 1234),
+        folders.new_folder(tmp_path / "f", 1234),
     ):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     assert caught.value.exit_code == 75 and not list(tmp_path.iterdir())
@@ -169,7 +170,7 @@ def test_rewriting_lines_is_atomic(tmp_path, full_disk):
 
 
 def fill(folder: Path, text: str) -> None:
-    with files.new_folder(folder) as temporary:
+    with folders.new_folder(folder) as temporary:
         assert temporary != folder and temporary.parent == folder.parent
         (temporary / "sub").mkdir()
         (temporary / "sub" / "a.txt").write_text(text)
@@ -187,7 +188,7 @@ def test_a_new_folder_replaces_the_old_one_as_a_whole(tmp_path):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OutputError])
 def test_a_failed_folder_does_not_replace_the_old_one(tmp_path, error):
     fill(tmp_path / "f", "old")
-    with pytest.raises(error), files.new_folder(tmp_path / "f") as temporary:
+    with pytest.raises(error), folders.new_folder(tmp_path / "f") as temporary:
         (temporary / "half").write_text("")
         raise error("x")
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
@@ -197,7 +198,7 @@ def test_a_failed_folder_does_not_replace_the_old_one(tmp_path, error):
 def test_a_full_disk_is_an_output_error_and_leaves_no_folder(tmp_path, full_disk):
     with (
         pytest.raises(OutputError, match=r"f: could not be written \(No space left on device\)"),
-        files.new_folder(tmp_path / "f") as temporary,
+        folders.new_folder(tmp_path / "f") as temporary,
     ):
         (temporary / "a").write_text("")
         full_disk()
@@ -209,13 +210,13 @@ def test_only_temporary_files_are_removed_after_a_crash(tmp_path):
     (tmp_path / f"{files.TEMPORARY}f-1" / "a").write_text("")
     (tmp_path / f"{files.TEMPORARY}b").write_text("")
     (tmp_path / "kept").write_text("")
-    files.remove_leftovers(tmp_path)
+    folders.remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_a_removed_folder_leaves_nothing(tmp_path):
     fill(tmp_path / "f", "x")
-    files.remove_folder(tmp_path / "f")
+    folders.remove_folder(tmp_path / "f")
     assert not list(tmp_path.iterdir())
 
 
@@ -252,3 +253,43 @@ def test_slugs_are_valid_names_and_idempotent(text):
 def test_a_digest_equals_that_of_sha256sum(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert files.digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- links --------------------------------------------------------------------------------------------------------------
+
+
+def linked(path, precious, kind):
+    precious.write_text("mine")
+    if kind == "symbolic link":
+        path.symlink_to(precious)
+    elif kind == "hard link":
+        path.hardlink_to(precious)
+    else:
+        os.mkfifo(path)
+
+
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link", "pipe"])
+@pytest.mark.parametrize("write", [lambda path: files.append_line(path, 1), files.open_log], ids=["lines", "log"])
+def test_nothing_is_appended_to_another_file(tmp_path, kind, write):
+    linked(tmp_path / "log", tmp_path / "precious", kind)
+    with pytest.raises(files.OutputError, match="could not be written"):
+        write(tmp_path / "log")
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_written_file_replaces_a_link_and_not_its_target(tmp_path):
+    for kind in ("symbolic link", "hard link"):
+        linked(tmp_path / kind, tmp_path / "precious", kind)
+        files.write_text(tmp_path / kind, "new")
+        assert ((tmp_path / "precious").read_text(), (tmp_path / kind).read_text()) == ("mine", "new")
+
+
+def test_the_first_linked_folder_is_found(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "file").write_text("")
+    (tmp_path / "a" / "link to a file").symlink_to(tmp_path / "a" / "file")
+    (tmp_path / "a" / f"{files.TEMPORARY}x").symlink_to(tmp_path)
+    assert folders.linked_folder(tmp_path) is None
+    (tmp_path / "a" / "b" / "c").symlink_to(tmp_path / "a")
+    assert folders.linked_folder(tmp_path) == tmp_path / "a" / "b" / "c"
+    assert folders.linked_folder(tmp_path / "none") is None

@@ -77,6 +77,14 @@ def test_the_lock_is_not_reentrant_and_independent_of_other_folders(tmp_path: Pa
         pass
 
 
+def test_a_lock_file_with_another_name_is_not_truncated(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / LOCK).hardlink_to(tmp_path / "precious")
+    with pytest.raises(OutputError, match="several hard links"), locked(tmp_path):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
 def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (tmp_path / LOCK).symlink_to(tmp_path / "precious")

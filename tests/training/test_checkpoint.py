@@ -312,7 +312,7 @@ def test_checkpoints_of_other_data_are_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     checkpoint.write_identity(folder, {"config": "a", "training data": "b"})
     with pytest.raises(
-        CheckpointError, match="checkpoints: its checkpoints belong to a run with different training data; restore it"
+        CheckpointError, match="checkpoints: its checkpoints belong to a run with different training data; restore the"
     ):
         checkpoint.write_identity(folder, {"config": "a", "training data": "c"})
     assert checkpoint.identity(folder) == {"config": "a", "training data": "b"}

@@ -17,7 +17,7 @@ from redistill.policies import Policy
 from redistill.runs.build import build_evaluator, build_parts
 from redistill.runs.opened import open_run
 from redistill.runs.run import train_student
-from redistill.storage import files
+from redistill.storage import files, folders
 from redistill.training import checkpoint
 from redistill.training import loop as training
 from redistill.training.guards import UpdateGuard
@@ -166,7 +166,7 @@ def test_a_run_that_stopped_early_is_not_resumed(tmp_path, scripted):
     scripted(5.0, 4.0)
     config = run(tmp_path, updates=9, evaluate_every=1, patience=1)
     train_student(config)
-    files.remove_folder(config.folder / "model")  # as if the machine had failed before the export
+    folders.remove_folder(config.folder / "model")  # as if the machine had failed before the export
     train_student(config)
     assert [line["step"] for line in lines(config, "train")] == [1, 2]
 

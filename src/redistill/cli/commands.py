@@ -1,7 +1,7 @@
 """The commands: each function runs one command and prints its result.
 
-The result is printed as text, or as JSON with --json. The docstring of a function is the description on the help page of its
-command. Modules that are slow to import are imported by the functions that use them, so that --help is fast.
+The result is printed as text, or as JSON with --json. The docstring of a command's function is the description on the
+command's help page. Modules that take long to import are imported inside the functions, so that --help is fast.
 """
 
 import argparse
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def is_main_process() -> bool:
-    """Whether this process prints results.
+    """Return whether this process prints results.
 
-    In a job with several processes only rank 0 prints them.
+    In a job with several processes, only rank 0 prints results.
     """
     return os.environ.get("RANK", "0") == "0"
 
@@ -32,7 +32,7 @@ def is_main_process() -> bool:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Train a toy student with MGSR and another with SFT, and compare them (minutes)."""
+    """Train toy students with the methods mgsr and sft in minutes, and compare them."""
     from redistill.runs.demo import demo
 
     result = demo(options.out, fresh=options.fresh)
@@ -65,7 +65,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """Train each row of a table of runs with each seed, and compare the results."""
+    """Train a student for each row (setting) and seed of a sweep; compare them."""
     from redistill.runs.sweep import plan_sweep, run_sweep
 
     if options.jobs is not None and options.jobs < 1:
@@ -86,7 +86,7 @@ def _load(options: argparse.Namespace) -> "Run":
     from redistill.config.run import load_config
 
     config = load_config(options.recipe, options.overrides, options.allow_code)
-    # Not an override: it would be parsed as YAML, and a folder may have the name 1 or null.
+    # --out is not applied as an override, since its value would be parsed as YAML: a folder may have the name 1 or null.
     return dataclasses.replace(config, out=str(options.out)) if getattr(options, "out", None) else config
 
 
@@ -171,7 +171,10 @@ def _task(text: str) -> tuple[str, str | None]:
 
 
 def _with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
-    """Replace the template and the lengths that are set on the command line."""
+    """Return a copy of `tokens` with the template and lengths of the command line.
+
+    If an option is not given, the copy has the value of `tokens`.
+    """
     given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
     return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
 
@@ -237,7 +240,7 @@ def doctor(options: argparse.Namespace) -> None:
 
 
 def _load_row(options: argparse.Namespace) -> "Run":
-    """Load the recipe; with --row, load the first run of this row of the sweep."""
+    """Return the recipe's configuration, or with --row that of the row's first run."""
     if options.row is None:
         return _load(options)
     from redistill.runs.sweep import plan_sweep
@@ -298,7 +301,7 @@ def fetch(options: argparse.Namespace) -> None:
 
 
 def _print(options: argparse.Namespace, document: dict[str, object], *lines: object) -> None:
-    """Print the result of a command: `document` with --json, otherwise `lines`."""
+    """Print the result of a command: `document` if --json is set, otherwise `lines`."""
     if options.json:
         print_json(options, document)
     else:

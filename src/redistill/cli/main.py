@@ -8,29 +8,31 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from redistill.cli.commands import is_main_process
 from redistill.cli.output import reserved_stdout
 from redistill.cli.parsers import parse_arguments
 from redistill.errors import Interrupted, OutputError, RedistillError
 from redistill.processes import signals, streams
-from redistill.storage.redaction import plain, print_traceback
+from redistill.storage.redaction import plain_line, print_traceback
+from redistill.storage.user_cache import set_compiler_cache
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command of the command line.
 
     Args:
-        arguments: The arguments, without the name of the program; None uses the arguments of this process.
+        arguments: The arguments, without the name of the program. If None, the arguments of this process are used.
 
     Returns:
-        The exit code; `redistill --help` lists them. If it is not 0, one line on standard error gives the reason.
+        The exit code; `redistill --help` lists the codes. If the code is not 0, one line on standard error gives the reason.
 
     Raises:
         SystemExit: after --help and --version (code 0), or for invalid arguments (code 2).
     """
     sys.excepthook = print_traceback
-    with streams.tolerant_streams():
+    with streams.tolerant_streams(), streams.plain_messages():
         options = parse_arguments(arguments)
         code = _run(options)
         return code or _output_code(options)
@@ -38,14 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # of other libraries; their warnings are shown
+    os.environ["PYTHONSAFEPATH"] = "1"  # of child processes that libraries start: no imports from the current folder
+    set_compiler_cache()
+    if getattr(options, "private", False):
+        os.umask(0o077)  # child processes inherit it
+    for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # no progress bars of other libraries
         os.environ.setdefault(variable, "1")
     try:
+        _check_current_folder()
         with signals.handled(at_once=True), reserved_stdout(options):
             options.command(options)
     except RedistillError as error:
         # A name from an untrusted file may contain line ends.
-        print(f"redistill: {plain(' '.join(str(error).splitlines()))}", file=sys.stderr)
+        print(f"redistill: {plain_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
         if is_main_process():
@@ -54,11 +61,19 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_current_folder() -> None:
+    """Raise OutputError if the current folder was removed; libraries that are imported later cannot be loaded there."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise OutputError(f"current folder: cannot be opened ({error.strerror}); change to a folder that exists") from error
+
+
 def _output_code(options: argparse.Namespace) -> int:
     """Return the exit code of a command that has finished without an error.
 
-    The code is not 0 if a write to standard output failed. Two failures do not count: a pipe that the reading process has
-    closed on purpose, and a failure in a command with an output folder, because the folder is the result of the command.
+    The code is 0, unless a write to standard output failed. A failed write does not change the code if the reading process
+    closed the pipe. It does not change the code either if the command has an output folder, which is then its result.
     """
     found = sys.stdout
     if not isinstance(found, streams.TolerantStream) or found.error is None or found.is_closed_pipe:

@@ -1,6 +1,6 @@
 """Standard output of the commands.
 
-It is readable text or, with --json, exactly one JSON document.
+A command prints readable text. With --json it prints exactly one JSON document.
 """
 
 import argparse
@@ -18,7 +18,8 @@ SCHEMA = 1
 def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
     """Context that reserves standard output for `print_json` if --json is set.
 
-    All other output, including that of libraries, is redirected to standard error. Without --json nothing is redirected.
+    In the context, all other output is redirected to standard error, including the output of libraries. Without --json nothing
+    is redirected.
 
     Args:
         options: The options of the command; `options.stdout` is set to the stream that `print_json` writes to.
@@ -29,7 +30,9 @@ def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
 
 
 def print_json(options: argparse.Namespace, data: Mapping[str, object]) -> None:
-    """Print `data` as one JSON document, with "schema" first and secrets masked.
+    """Print `data` as one JSON document, with secrets masked.
+
+    The first key is "schema". Its value is the version of the format.
 
     Args:
         options: The options of the command. Call this function inside `reserved_stdout`.
@@ -40,5 +43,5 @@ def print_json(options: argparse.Namespace, data: Mapping[str, object]) -> None:
 
 
 def print_lines(*lines: object) -> None:
-    """Print each item on its own line."""
+    """Print each item of `lines` on its own line."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))

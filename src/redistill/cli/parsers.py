@@ -1,6 +1,6 @@
 """The arguments of every command.
 
-This module imports no module that is slow to import, so that --help is fast. A help page has at most 40 lines of 80 columns,
+This module imports no module that takes long to import, so that --help is fast. A help page has at most 40 lines of 80 columns,
 and ends with one example.
 """
 
@@ -34,7 +34,7 @@ Group: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are printed with secrets masked."""
+    """A parser that masks secrets in its error messages."""
 
     def error(self, message: str) -> NoReturn:
         super().error(plain(message))
@@ -51,10 +51,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     Unlike argparse alone, this function accepts overrides (section.field=value) after options.
 
     Args:
-        arguments: The arguments, without the name of the program; None uses the arguments of this process.
+        arguments: The arguments, without the name of the program. If None, the arguments of this process are used.
 
     Returns:
-        The options of the command; `command` is the function that runs it.
+        The options of the command. The attribute `command` is the function that runs the command.
 
     Raises:
         SystemExit: code 0 after --help and --version, code 2 for invalid arguments.
@@ -69,7 +69,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of `redistill` with all commands."""
+    """Build the parser of `redistill` with all commands."""
     parser = _Parser(
         prog="redistill",
         formatter_class=_help,
@@ -104,6 +104,7 @@ def _demo(group: Group) -> None:
     parser = _command(group, "demo", commands.demo, "redistill demo --out runs/demo")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="delete the toy teacher and both students, and train them again")
+    _add_private(parser)
     _add_json(parser)
 
 
@@ -125,7 +126,8 @@ def _sweep(group: Group) -> None:
     _add_recipe(parser, "a YAML sweep, such as recipes/table1-toy.yaml", "settings to change in all runs of the sweep")
     parser.add_argument("--out", type=Path, help="output folder (default: runs/NAME)")
     parser.add_argument("--jobs", type=int, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)")
-    _add_repeatable(parser, "--only", "LABEL", "run only the row of the table with this label")
+    _add_repeatable(parser, "--only", "LABEL", "run only the row of the sweep that has this label")
+    _add_private(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate the sweep and list its runs without running them")
     _add_json(parser)
 
@@ -138,11 +140,12 @@ def _evaluate(group: Group) -> None:
         group, "evaluate", commands.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
     )
     parser.add_argument("model", metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
-    _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from PATH or else from the hub", required=True)
-    _add_repeatable(parser, "--metric", "NAME", "name of a metric of answers; models are ranked by the first one")
+    _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub if PATH is omitted", required=True)
+    _add_repeatable(parser, "--metric", "NAME", "metric to compute; the first metric ranks the models")
     _allow_code(parser)
     parser.add_argument("--out", type=Path, required=True, help="output folder for responses and scores.json")
-    parser.add_argument("--teacher", metavar="MODEL", help="also measure KL(teacher, model) on the references")
+    _add_private(parser)
+    parser.add_argument("--teacher", metavar="MODEL", help="also compute KL(teacher || model) on the references")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N prompts of each test set")
     parser.add_argument("--seeds", default="10,20,30,40,50", help="sampling seeds (default: %(default)s)")
     _add_lengths(parser, "the run's")
@@ -151,7 +154,7 @@ def _evaluate(group: Group) -> None:
     text = "forbid repeated N-grams; 0 disables this (default: 6)"
     parser.add_argument("--no-repeat-ngram", type=int, default=6, metavar="N", help=text)
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per batch (default: 16)")
-    text, dtypes = "dtype of the weights: float32 (default), bfloat16 or auto", ("float32", "bfloat16", "auto")
+    text, dtypes = "dtype: float32 (default), bfloat16 or auto", ("float32", "bfloat16", "auto")
     parser.add_argument("--dtype", choices=dtypes, default="float32", metavar="TYPE", help=text)
     _add_json(parser)
 
@@ -169,7 +172,7 @@ def _compare(group: Group) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or the folder of a sweep")
     text = "output file: .html, .md, .tex or .csv (repeatable; default: print tables)"
     parser.add_argument("-o", "--output", type=Path, action="append", default=[], metavar="FILE", help=text)
-    text = "run that the others are compared with (default: the baseline of the sweep, else the first run)"
+    text = "run that all other runs are compared with (default: the baseline of the sweep, or the first run)"
     parser.add_argument("--baseline", metavar="LABEL|RUN", help=text)
     text = "show only the rows with these labels, in this order"
     parser.add_argument("--rows", nargs="+", default=[], metavar="LABEL", help=text)
@@ -214,8 +217,8 @@ def _data(group: Group) -> None:
     actions = _actions(group, "data", "Inspect data sets.", "redistill data check mine.jsonl")
     parser = _command(actions, "check", commands.data_check, "redistill data check mine.jsonl --against dolly=dolly/test.jsonl")
     parser.add_argument("sources", nargs="*", metavar="PATH", help="training data: a file, a folder or a hub data set")
-    _add_repeatable(parser, "--against", "TASK[=PATH]", "test set that is compared with the data to find rows in both")
-    text = "check the data of this recipe, with its test sets, template and lengths"
+    _add_repeatable(parser, "--against", "TASK[=PATH]", "test set to compare with the data, to find rows that are in both")
+    text = "check the data of this recipe, with its test sets, template and length limits"
     parser.add_argument("--recipe", type=Path, dest="configured", metavar="RECIPE", help=text)
     _allow_code(parser)
     parser.add_argument("--tokenizer", metavar="MODEL", help="measure the lengths of rows with the tokenizer of this model")
@@ -235,7 +238,10 @@ def _models(group: Group) -> None:
 
 
 def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
-    """Add a command; the help page shows the docstring of the command's function."""
+    """Add a command, and return its parser.
+
+    The help page shows the docstring of `command`, the function that runs the command.
+    """
     parser = _page(group, name, command.__doc__ or "", example)
     parser.set_defaults(command=command)
     return parser
@@ -253,7 +259,8 @@ def _page(group: Group, name: str, text: str, example: str) -> _Parser:
 
 def _add_run(parser: _Parser) -> None:
     _add_recipe(parser, "a YAML recipe, or the run.json of another run", "settings to change, such as training.updates=50")
-    parser.add_argument("--out", type=Path, help="run folder (default: `out` of the recipe, else runs/NAME)")
+    parser.add_argument("--out", type=Path, help="run folder (default: `out` of the recipe, or runs/NAME)")
+    _add_private(parser)
 
 
 def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bool = False) -> None:
@@ -263,9 +270,7 @@ def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bo
 
 
 def _allow_code(parser: _Parser) -> None:
-    _add_repeatable(
-        parser, "--allow-code", "MODULE", "allow the import of this module, whose components recipes use as MODULE:Name"
-    )
+    _add_repeatable(parser, "--allow-code", "MODULE", "allow importing this module; recipes name its components MODULE:Name")
 
 
 def _add_repeatable(
@@ -281,6 +286,11 @@ def _add_lengths(parser: _Parser, default: str) -> None:
     for name in ("prompt", "response"):
         text = f"maximum {name} length in tokens (default: {default}, else 256)"
         parser.add_argument(f"--{name}-tokens", type=int, metavar="N", help=text)
+
+
+def _add_private(parser: _Parser) -> None:
+    text = "create files that only you can read"
+    parser.add_argument("--private", action="store_true", help=text)
 
 
 def _add_json(parser: _Parser, text: str = "print JSON instead of text") -> None:

@@ -6,7 +6,7 @@ from redistill.config.capabilities import ENGINES, TEACHERS, mismatch
 from redistill.config.methods import METHODS
 from redistill.data.tasks import TASKS
 from redistill.evaluation.metrics import METRICS
-from redistill.reports.terminal import console
+from redistill.processes.streams import console
 
 
 def print_methods() -> None:
@@ -25,7 +25,10 @@ def print_methods() -> None:
 
 
 def methods_as_json() -> dict[str, object]:
-    """The content of `print_methods` as JSON: "methods", "tasks" and "metrics"."""
+    """Return the methods, test sets and metrics as JSON values.
+
+    The keys of the result are "methods", "tasks" (the test sets) and "metrics". Each value is a list of mappings.
+    """
     return {
         "methods": [
             {"name": name, "summary": row.summary, "source": row.source, "start": row.start} for name, row in METHODS.items()
@@ -36,10 +39,10 @@ def methods_as_json() -> dict[str, object]:
 
 
 def matrix() -> list[dict[str, str | None]]:
-    """All combinations of method, kind of teacher and kind of engine.
+    """Return all combinations of a method, a kind of teacher and a kind of engine.
 
-    Each combination has the keys "method", "teacher", "engine" and "reason". The reason is None for a supported combination;
-    else it states why the combination is not supported.
+    Each combination has the keys "method", "teacher", "engine" and "reason". The reason is None if the combination is
+    supported. Otherwise it states why the combination is not supported.
     """
     return [
         {"method": name, "teacher": teacher, "engine": engine, "reason": mismatch(row, teacher_can, engine_can)}
@@ -50,7 +53,10 @@ def matrix() -> list[dict[str, str | None]]:
 
 
 def print_matrix() -> None:
-    """Print `matrix` as a table, followed by the numbered reasons."""
+    """Print a table of the supported combinations of method, teacher and engine.
+
+    A cell is "yes", or the number of the reason why the combination is not supported. The reasons follow the table.
+    """
     cells = {(cell["method"], cell["teacher"], cell["engine"]): cell["reason"] for cell in matrix()}
     reasons = list(dict.fromkeys(reason for reason in cells.values() if reason))
     table = Table("method", "teacher", *ENGINES, title="method x teacher x engine", title_justify="left")

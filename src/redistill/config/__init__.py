@@ -1,1 +1,1 @@
-"""Configuration: a recipe and its YAML form, methods, and external components."""
+"""The configuration of runs: recipes in YAML, methods, and external components."""

@@ -1,6 +1,7 @@
-"""Compatibility of a method, a teacher and an engine.
+"""Compatibility of a method, a teacher and a generation engine.
 
-The declared capabilities and needs decide whether the three are compatible. No model is loaded.
+A method declares needs. A teacher and an engine declare capabilities. The three are compatible if the capabilities satisfy the
+needs. No model is loaded.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,19 +17,25 @@ TEACHERS: Mapping[str, TeacherCapabilities | None] = {
     "top-k with rest": TeacherCapabilities(full_vocabulary=False, generates=True, top_k=64),
     "none": None,
 }
-"""The kinds of teachers in `redistill methods --matrix`."""
+"""The kinds of teachers that `redistill methods --matrix` lists, with their capabilities."""
 ENGINES: Mapping[str, EngineCapabilities] = {
     "local": LOCAL_ENGINE,
     "no mixtures, no n-gram bans": EngineCapabilities(deterministic=True),
     "fixed text": EngineCapabilities(deterministic=True, samples_student=False),
 }
-"""The kinds of engines in `redistill methods --matrix`."""
+"""The kinds of engines that `redistill methods --matrix` lists, with their capabilities."""
 
 
 def mismatch(row: Method, teacher: TeacherCapabilities | None, engine: EngineCapabilities) -> str | None:
-    """Explain why a method cannot run with this teacher and engine; None if it can.
+    """Return the reason why a method cannot run with a teacher and an engine.
 
-    The reason is followed by a remedy.
+    Args:
+        row: The method, with its policy and objective.
+        teacher: Capabilities of the teacher; None if there is no teacher.
+        engine: Capabilities of the engine.
+
+    Returns:
+        The reason with a remedy. None if the method can run with this teacher and engine.
     """
     needs = row.policy.needs | row.objective.needs
     if needs.teacher and teacher is None:
@@ -49,8 +56,8 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
         )
     if needs.statistics and teacher is not None and not teacher.statistics:
         yield (
-            f"{policy}: needs teacher statistics of generated text, {provided}; use a local teacher, or a "
-            "policy such as student_generated"
+            f"{policy}: needs teacher statistics (such as log-probabilities) of generated text, {provided}; use a local "
+            "teacher, or a policy such as student_generated"
         )
     if needs.teacher_text and teacher is not None and not teacher.generates:
         yield (

@@ -1,37 +1,29 @@
 """Strict conversion of YAML to frozen dataclasses and back.
 
-An unknown key or a wrong type is an error with the path of the field. This module depends on no particular dataclass. `kind`
-selects a member of a union of dataclasses: the class's name in snake case without "Config", or `module:Name` for an external
-class.
-Recipes are untrusted input: their size after the expansion of aliases is limited, and a text with a secret or a control
-character is rejected.
+The functions convert any dataclass. An unknown key or a wrong type is an error with the path of the field. If a field accepts
+several dataclasses, the key `kind` selects one of them. Its value is the name of the class in snake case without the suffix
+"Config". For an external class its value is `module:Name`.
+
+Recipes are untrusted input. A text with a secret, a control character or a line feed is rejected.
 """
 
 import dataclasses
-import difflib
 import re
-import reprlib
 import types
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-import yaml
-
 from redistill.config.plugins import External, name_of
+from redistill.config.shown import MAX_WHOLE, line, nearest, shown
 from redistill.errors import ConfigError
 from redistill.records import Json
-from redistill.storage.redaction import plain, printable, redacted_tree, secret_in
+from redistill.storage.redaction import plain_line, printable, redacted_tree, secret_in
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-MAX_YAML_BYTES = 1_000_000
-MAX_YAML_ALIASES = 50
-MAX_VALUES = 100_000  # a few nested aliases can expand a kilobyte to gigabytes
-MAX_DEPTH = 20  # nested sections
-MAX_TEXT = 2_000  # names and paths are shorter, and errors quote them
-MAX_WHOLE = 2**63
+MAX_TEXT = 2_000  # characters; errors quote texts, and names and paths are shorter than this
 ALIASES = {
     "fkl": "forward_kl",
     "rkl": "reverse_kl",
@@ -56,120 +48,31 @@ NOTHING = External()
 
 
 def decode(expected: type[Tree], tree: Mapping[str, object], names: Names, external: External = NOTHING) -> Tree:
-    """Decode plain values to a dataclass.
+    """Convert the values of a YAML mapping to an instance of a dataclass.
 
     Args:
         expected: The dataclass.
-        tree: Mappings, lists and scalars, as read from YAML.
-        names: Names that type hints use as forward references -> their types.
-        external: The external classes that may be used as kinds.
+        tree: The values of the fields, as mappings, lists and scalars.
+        names: Maps each type name that a type hint contains as a string (a forward reference) to the type.
+        external: The external classes that the key `kind` of a field may select.
 
     Raises:
-        ConfigError: unknown key, wrong type, missing field, value out of range, or a text that is too long or contains a secret
-            or a control character; the message starts with the path of the field.
+        ConfigError: a key is unknown, a field is missing, a value has a wrong type or is out of range, or a text is too long or
+            contains a secret or a control character. The message starts with the path of the field.
     """
     _check_texts(tree)
     return _decode_dataclass(expected, tree, "", _Context(names, external))
 
 
-def parse_yaml(text: bytes, source: str) -> dict[str, Json]:
-    """Parse a YAML mapping of plain types.
-
-    Its size and number of aliases are limited, and duplicate keys are rejected.
-
-    Args:
-        text: The YAML.
-        source: Prefix of error messages, such as the path of the file.
-
-    Raises:
-        ConfigError: the text is not YAML, is not a mapping, or exceeds a limit.
-    """
-    if len(text) > MAX_YAML_BYTES:
-        raise ConfigError(
-            f"{source}: {len(text)} bytes of YAML: must be at most {MAX_YAML_BYTES}; remove what is not part of a recipe"
-        )
-    tree = _load(text, source, "fix the line, or quote its text")
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: a recipe is a mapping of sections, such as `method: mgsr`; found {type(tree).__name__}")
-    return tree
-
-
-def apply_overrides(tree: Mapping[str, object], overrides: Iterable[str], source: str) -> dict[str, object]:
-    """Return a copy of `tree` with the overrides applied.
-
-    Args:
-        tree: The recipe.
-        overrides: Each of the form `section.field=value`; the value is parsed as YAML. Later ones have precedence.
-        source: Prefix of error messages.
-
-    Raises:
-        ConfigError: an override has another form, or its value is not YAML.
-    """
-    result = _copied(tree)
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"{shown(override)}: an override has the form section.field=value")
-        *sections, last = path.split(".")
-        if len(sections) > MAX_DEPTH:
-            raise ConfigError(
-                f"{shown(path)}: {len(sections)} nested sections: must be at most {MAX_DEPTH}; use the path of a recipe's field"
-            )
-        here = result
-        for section in sections:
-            held = here.get(section)
-            inner: dict[str, object] = held if isinstance(held, dict) else {"kind": held} if isinstance(held, str) else {}
-            here[section] = inner
-            here = inner
-        where = f"{source}: {_line(override)}"
-        here[last] = _load(text, where, "quote the value for YAML inside the quotes for the shell")
-    return result
-
-
-def _load(text: bytes | str, source: str, remedy: str) -> object:
-    """Parse one YAML value, and raise any fault of the text as a ConfigError."""
-    try:
-        value = yaml.load(text, Loader=_StrictLoader)
-        num_values = _num_values(value, {})
-    except RecursionError as error:
-        raise ConfigError(f"{source}: nested too deeply; a recipe has a few levels of sections") from error
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # others: `!!int x`
-        raise ConfigError(f"{source}: not YAML ({_yaml_fault(error)}); {remedy}") from error
-    if num_values > MAX_VALUES:
-        raise ConfigError(
-            f"{source}: more than {MAX_VALUES} values after the expansion of aliases; write the values without aliases"
-        )
-    return value
-
-
-def _yaml_fault(error: Exception) -> str:
-    """Describe a YAML error without quoting the text, which may contain a secret."""
-    mark = getattr(error, "problem_mark", None)
-    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
-        return _line(str(error) or type(error).__name__)
-    return _line(f"{error.problem or error.context}, line {mark.line + 1}, column {mark.column + 1}")
-
-
-def _num_values(value: object, known: dict[int, int]) -> int:
-    """Count the values of a tree with aliases expanded; `known` has counts by id.
-
-    Raises:
-        RecursionError: a value contains itself.
-    """
-    if not isinstance(value, dict | list):
-        return 1
-    if id(value) not in known:
-        items = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_num_values(item, known) for item in items)
-    return known[id(value)]
-
-
 def _check_texts(value: object, path: str = "") -> None:
-    """Reject texts that contain secrets or control characters, or are too long."""
+    """Raise a ConfigError if a text in `value` is not allowed.
+
+    A text must not be too long, and must not have a secret, a control character or a line feed.
+    """
     if isinstance(value, dict):
         for key, item in value.items():
             _check_text(path or "the recipe", str(key))
-            _check_texts(item, _line(f"{path}.{key}".lstrip(".")))
+            _check_texts(item, line(f"{path}.{key}".lstrip(".")))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _check_texts(item, f"{path}[{index}]")
@@ -182,17 +85,20 @@ def _check_text(path: str, text: str) -> None:
         raise ConfigError(
             f"{path} = {shown(text)}: is {len(text)} characters long; must be at most {MAX_TEXT}; use a shorter name or path"
         )
+    if text.splitlines() not in ([], [text]):
+        raise ConfigError(f"{path} = {shown(text)}: contains a line feed; names and paths have a single line")
     if text != printable(text):
-        raise ConfigError(f"{path} = {shown(text)}: contains a control character or a lone surrogate; remove it")
+        fault = "contains a control character, an invisible character or a lone surrogate; remove it"
+        raise ConfigError(f"{path} = {shown(text)}: {fault}")
     if what := secret_in(text):
         remedy = "remove it, since recipes are copied to run folders and reports; pass tokens in the environment (HF_TOKEN)"
         raise ConfigError(f"{path} = {shown(text)}: contains {what}; {remedy}")
 
 
 def encode(node: object, names: Names) -> dict[str, Json]:
-    """Encode a dataclass as dicts, lists and scalars; `decode` returns an equal one.
+    """Convert a dataclass instance to dicts, lists and scalars, with secrets masked.
 
-    Secrets are masked; `names` is as for `decode`.
+    `decode` converts the result back to an equal instance. `names` resolves forward references, as in `decode`.
     """
     return cast("dict[str, Json]", redacted_tree(_encode(node, names)))
 
@@ -216,7 +122,10 @@ def _encode(value: Any, names: Names) -> Any:
 
 
 def _decode(expected: object, value: object, path: str, context: _Context) -> object:
-    """Decode `value` to the type `expected`; the message of a ConfigError starts with the path."""
+    """Return `value`, converted to the type `expected`.
+
+    `path` is the path of the field. The message of a ConfigError starts with it.
+    """
     members = _members(expected)
     origin, args = get_origin(expected), get_args(expected)
     if isinstance(value, int) and abs(value) > MAX_WHOLE:
@@ -234,7 +143,7 @@ def _decode(expected: object, value: object, path: str, context: _Context) -> ob
     if origin is tuple:
         return _decode_tuple(args, value, path, context)
     if origin is dict and isinstance(value, dict):
-        return {str(key): _decode(args[1], item, f"{path}.{_line(str(key))}", context) for key, item in value.items()}
+        return {str(key): _decode(args[1], item, f"{path}.{line(str(key))}", context) for key, item in value.items()}
     if expected is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 parses 5e-4 as a string
@@ -255,7 +164,7 @@ def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Conte
     for key in value:
         if key not in known:
             hint = nearest(str(key), known, f"allowed are {', '.join(known) or 'none'}")
-            raise ConfigError(f"{prefix}{_line(str(key))}: no such {'field' if path else 'section'}; {hint}")
+            raise ConfigError(f"{prefix}{line(str(key))}: no such {'field' if path else 'section'}; {hint}")
     for name, f in known.items():
         if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{prefix}{name}: missing; it has no default")
@@ -263,11 +172,14 @@ def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Conte
     try:
         return cls(**decoded)
     except ValueError as error:  # a ConfigError, or another ValueError of an external class
-        raise ConfigError(f"{prefix}{' '.join(plain(str(error)).split())}") from error
+        raise ConfigError(f"{prefix}{plain_line(str(error))}") from error
 
 
 def _decode_kind(members: list[type], value: object, path: str, context: _Context) -> object:
-    """Decode a mapping with a `kind`, or only the name of a kind, to a dataclass."""
+    """Return an instance of the dataclass that the kind in `value` selects.
+
+    `value` is a mapping with the key `kind`, or only the name of the kind. The dataclass is one of `members`, or external.
+    """
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}
     if isinstance(tree, dict) and "kind" not in tree:
@@ -307,20 +219,26 @@ def _decode_tuple(args: tuple[object, ...], value: object, path: str, context: _
 
 
 def _members(expected: object) -> list[type]:
-    """List the dataclasses of a union, or the type itself if it is a dataclass."""
+    """Return the dataclasses that a field of the type `expected` accepts.
+
+    For a union these are its members that are dataclasses. For a dataclass this is the type itself.
+    """
     options = get_args(expected) if get_origin(expected) in {Union, types.UnionType} else (expected,)
     return [option for option in options if isinstance(option, type) and is_dataclass(option)]
 
 
 def kind_of(cls: type) -> str:
-    """Return the kind of a class: its own `kind`, or else its name in snake case."""
+    """Return the value of the key `kind` that selects a class in a recipe.
+
+    It is the attribute `kind` if the class itself defines one. Otherwise it is the class name in snake case without "Config".
+    """
     if kind := _default_kind(cls):
         return kind
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
 
 
 def _default_kind(cls: type) -> str | None:
-    """Return the class's own `kind`, or None; a recipe may omit this kind."""
+    """Return the attribute `kind` that a class itself defines, or None without it."""
     kind = vars(cls).get("kind")
     return kind if isinstance(kind, str) else None
 
@@ -329,68 +247,3 @@ def _name(expected: object) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping", tuple: "a list"}
     cls = get_origin(expected) or expected
     return names[cls] if isinstance(cls, type) and cls in names else str(expected)
-
-
-class _Shown(reprlib.Repr):
-    """Formats a value for an error message, with limited depth and length."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxstring, self.maxother = 3, 100, 100
-        self.maxlist = self.maxtuple = self.maxdict = 8
-
-    def repr_str(self, value: str, level: int) -> str:
-        return super().repr_str(plain(value), level)  # masked before it is truncated: part of a secret is not recognised
-
-    def repr_int(self, value: int, level: int) -> str:
-        # Python raises an error when it converts very large integers to text.
-        return repr(value) if abs(value) <= MAX_WHOLE else f"a number of {value.bit_length()} bits"
-
-
-def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return a hint for an unknown name: the nearest known name, or else `otherwise`.
-
-    Example:
-        >>> nearest("trainig", ["training", "data"], "see the list")
-        "did you mean 'training'?"
-    """
-    near = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f"did you mean '{near[0]}'?" if near else otherwise
-
-
-def shown(value: object) -> str:
-    """Format a value for an error message: on one line, truncated, secrets masked."""
-    return _line(_Shown().repr(value))
-
-
-def _line(text: str) -> str:
-    """Put a text on one line, mask secrets, escape control characters, and truncate."""
-    text = " ".join(plain(text).split())
-    return text if len(text) <= 300 else f"{text[:300]} ..."
-
-
-def _copied(tree: Mapping[str, object]) -> dict[str, object]:
-    return {key: _copied(item) if isinstance(item, Mapping) else item for key, item in tree.items()}
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that limits aliases and rejects duplicate keys."""
-
-    def __init__(self, stream: bytes | str) -> None:
-        super().__init__(stream)
-        self._aliases = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            self._aliases += 1
-            if self._aliases > MAX_YAML_ALIASES:
-                raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
-        seen = set()
-        for key in (self.construct_object(key, deep=True) for key, _ in node.value):
-            if key in seen:  # an unhashable key is a TypeError, which `_load` reports
-                raise yaml.YAMLError(f"duplicate key '{key}' in the mapping that starts in line {node.start_mark.line + 1}")
-            seen.add(key)
-        return super().construct_mapping(node, deep)

@@ -1,4 +1,7 @@
-"""Checks of the declarations of external components when a recipe is read."""
+"""Checks of attributes that external components declare, such as `capabilities`.
+
+External components are classes outside of redistill that a recipe names. The checks are made when a recipe is read.
+"""
 
 from typing import TypeVar
 
@@ -10,20 +13,20 @@ Declared = TypeVar("Declared")
 
 
 def declared(node: object, attribute: str, expected: type[Declared], where: str) -> Declared:
-    """Read and check what a component of a recipe declares, such as its capabilities.
+    """Check the type of a component's attribute, and return the attribute's value.
 
     Args:
-        node: A policy, teacher or engine of a recipe.
-        attribute: Name of the attribute that holds the declaration.
+        node: The settings of a policy, teacher or engine in a recipe.
+        attribute: Name of an attribute that declares a property of the component, such as "capabilities".
         expected: The type that the value must have.
-        where: Path of the component in the recipe.
+        where: Path of `node` in the recipe, such as "teacher".
 
     Raises:
-        ConfigError: the value has another type, or reading it raised an exception.
+        ConfigError: the attribute has another type, or reading it raised an exception.
     """
     try:
         value = getattr(node, attribute)
-    except Exception as error:  # whatever external code raises
+    except Exception as error:  # external code may raise any exception
         raise ConfigError(
             f"{where}.kind = {kind_of(type(node))}: its {attribute} cannot be computed ({one_line(error)})"
         ) from error
@@ -36,7 +39,12 @@ def declared(node: object, attribute: str, expected: type[Declared], where: str)
 
 
 def check_policy_node(node: object) -> None:
-    """Check that `needs` and `sampling` of a policy node have the right types.
+    """Check the types of the attributes `needs` and `sampling` of a policy.
+
+    `needs` must be a `redistill.contracts.Needs`. `sampling` must be a `redistill.contracts.Sampling` or None.
+
+    Args:
+        node: The settings of the policy.
 
     Raises:
         ConfigError: `needs` or `sampling` has a wrong type.
@@ -47,11 +55,12 @@ def check_policy_node(node: object) -> None:
 
 
 def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | None:
-    """Return the capabilities of the teacher of a recipe; None without a teacher.
+    """Return the capabilities of a recipe's teacher, or None without a teacher.
 
     Args:
-        node: The teacher of the recipe.
-        local: Whether the teacher is a model in this process; only such a teacher may declare `mixture`.
+        node: The settings of the teacher; None if the recipe has no teacher.
+        local: Whether the teacher is a model in this process. Only such a teacher may have the capability `mixture`: the
+            local engine can sample tokens from a mixture of the student and this teacher.
 
     Raises:
         ConfigError: `capabilities` has a wrong type, or a teacher that is not local declares `mixture`.
@@ -61,7 +70,7 @@ def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | 
     found = declared(node, "capabilities", TeacherCapabilities, "teacher")
     if found.mixture and not local:
         raise ConfigError(
-            f"teacher.kind = {kind_of(type(node))}: declares mixture, but the local engine can mix the student with a local "
-            "teacher only; set mixture to False"
+            f"teacher.kind = {kind_of(type(node))}: declares mixture = True, but the local engine can sample tokens from a "
+            "mixture of student and teacher only if the teacher is local; set mixture to False"
         )
     return found

@@ -1,6 +1,6 @@
-"""The methods: each is a policy, an objective and an initial student.
+"""The distillation methods: each is a policy, an objective and an initial student.
 
-Learning rates and schedules of each model family are in recipes/.
+The recipes in recipes/ set the learning rates and schedules for each model family.
 """
 
 from collections.abc import Mapping
@@ -28,16 +28,16 @@ from redistill.training.objective import Objective, PolicyGradientConfig, Pretra
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A distillation method, a row of the paper's Table 1.
+    """A distillation method.
 
     Args:
-        policy: The sequences that the student learns from.
+        policy: Selects or generates the sequences that the student learns from.
         objective: The terms that are minimised.
-        summary: One line for `redistill methods`.
+        summary: Description in one line, which `redistill methods` prints.
         source: The publication that introduced the method.
-        start: The initial student: "base" is the model itself; "finetuned" is the model after supervised fine-tuning, if the
-            recipe sets `student.finetune`.
-        optimiser: The method's defaults for fields of the recipe's section `optimiser`.
+        start: The initial student. "base" is the model itself. "finetuned" is the model after the supervised fine-tuning that
+            `student.finetune` of the recipe describes; if this field is not set, it is the model itself.
+        optimiser: The method's defaults for the section `optimiser` of a recipe, by name of the field.
     """
 
     policy: PolicyConfig
@@ -105,28 +105,28 @@ METHODS: dict[str, Method] = {
     "distillm": Method(
         policy=Adaptive(source=StudentGenerated()),
         objective=Objective(sft_weight=0.0, divergence=SkewReverseKL(alpha=0.1), pretraining=PretrainingConfig()),
-        summary="skew KL on gold answers and replayed student text, whose fraction rises with the validation loss",
+        summary="skew KL on gold answers and replayed student text; more student text as the validation loss rises",
         source="Ko et al. 2024 (arXiv 2402.03898)",
         start="finetuned",
     ),
     "mgsr": Method(
         policy=_MGSR_POLICY,
         objective=Objective(divergence=DacKLConfig(), span_weight=1.0),
-        summary="SFT + DAC-KL + span loss on half revised (SCRG), half gold sequences; as in the paper",
+        summary="SFT, DAC-KL and span loss, half on revised (SCRG) sequences, half on gold sequences; as in the paper",
         source="Liu et al. 2026 (arXiv 2407.10068)",
         start="finetuned",
     ),
     "mgsr-robust": Method(
         policy=_MGSR_POLICY,
         objective=Objective(divergence=DacKLConfig(mass_floor=0.9), span_weight=1.0),
-        summary="mgsr with a minimum of the mass that DAC-KL keeps, so that its network cannot collapse",
+        summary="mgsr with a lower limit of the probability mass that DAC-KL keeps, so that its network cannot collapse",
         source="this project; docs/methods/mgsr.md",
         start="finetuned",
     ),
 }
 
-# What DistiLLM's public code does under these names (docs/methods/compat.md): "on-policy" text is replayed from a buffer, one
-# coin decides for a whole batch, SeqKD minimises the KL divergence on gold answers, and MiniLLM's whitening includes padding.
+# Methods as in DistiLLM's public code (docs/methods/compat.md). "On-policy" text is replayed from a buffer. One random choice
+# selects the source of a whole batch. SeqKD minimises the KL on gold answers. MiniLLM's whitening includes padding.
 _REPLAYED = Buffered(source=StudentGenerated())
 _REFERENCE = {
     "seqkd": replace(METHODS["seqkd"], policy=Fixed(), objective=METHODS["kd"].objective),
@@ -139,10 +139,12 @@ _REFERENCE = {
 
 
 def method(name: str) -> Method:
-    """Return the method of this name; `module:NAME` is an external method.
+    """Return the method with this name.
+
+    The name of an external method has the form `module:NAME`. Its module must be imported already.
 
     Raises:
-        ConfigError: no such method.
+        ConfigError: there is no method with this name, or its module is not imported.
     """
     if ":" in name:
         try:
@@ -155,11 +157,11 @@ def method(name: str) -> Method:
 
 
 def as_in_reference(name: str) -> Method:
-    """Return the method of this name, in compatibility mode.
+    """Return the method with this name, as DistiLLM's public code implements it.
 
-    In this mode, methods behave as in DistiLLM's public code.
+    If that code does not differ from the method's paper, the result is that of `method`.
 
     Raises:
-        ConfigError: no such method.
+        ConfigError: there is no method with this name, or its module is not imported.
     """
     return _REFERENCE.get(name) or method(name)

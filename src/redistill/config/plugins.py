@@ -1,6 +1,7 @@
-"""External components, named `module:Name`.
+"""External components: classes and objects of other modules, named `module:Name`.
 
-Their module is imported only if the user has allowed it. Reading an untrusted recipe or run.json therefore runs no code.
+The module of a component is imported only if the user has allowed it. Therefore no external code runs when an untrusted recipe
+or run.json is read.
 """
 
 import re
@@ -23,10 +24,10 @@ class Slot:
     """A field of the configuration that accepts external classes.
 
     Args:
-        kind: Name of the kind of component, such as "divergence".
-        members: The classes of the package that the field accepts.
-        needs: Attributes that a class must have.
-        has_laws: Whether `redistill.testing` has laws for the component.
+        kind: Name of the kind of component that the field contains, such as "divergence".
+        members: The classes of redistill that the field accepts.
+        needs: Names of the attributes that an external class must have.
+        has_laws: Whether `redistill.testing` has a function `check_KIND` that tests such a component.
     """
 
     kind: str
@@ -37,11 +38,11 @@ class Slot:
 
 @dataclass(frozen=True)
 class External:
-    """The external components that may be used: none, unless modules are allowed.
+    """The external components that a recipe may use.
 
     Args:
-        allowed: Modules that may be imported, including their submodules.
-        slots: The fields that accept external classes.
+        allowed: Modules that may be imported, including their submodules. If empty, no module may be imported.
+        slots: The fields of the configuration that accept external classes.
     """
 
     allowed: tuple[str, ...] = ()
@@ -49,21 +50,27 @@ class External:
 
     @classmethod
     def of(cls, allowed: Iterable[str], *slots: Slot) -> "External":
-        """Allow the external components of some modules, for the fields `slots`."""
+        """Return an `External` with the given modules and fields.
+
+        Args:
+            allowed: Modules that may be imported, including their submodules.
+            slots: The fields of the configuration that accept external classes.
+        """
         return cls(tuple(allowed), slots)
 
     def load(self, name: str) -> object:
-        """Return the object `module:Name`; its module is imported if necessary.
+        """Return the object with the name `module:Name`; import its module if necessary.
 
         Raises:
-            ConfigError: the name has another form, its module is not allowed or cannot be imported, or the module has no such
-                attribute.
+            ConfigError: the name does not have the form `module:Name`, its module is not allowed or cannot be imported, or the
+                module has no such attribute.
         """
         module, path = _parts(name)
         if not any(module == allowed or module.startswith(f"{allowed}.") for allowed in self.allowed):
             raise ConfigError(f"external code is not allowed; add --allow-code {module.partition('.')[0]}")
         if (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)  # console scripts lack it; last, so that it shadows no library
+            # The path of a console script lacks the current folder. It is appended, so that its modules shadow no library.
+            sys.path.append(here)
         try:
             import_module(module)
         except Exception as error:  # external code may raise anything
@@ -71,22 +78,24 @@ class External:
             raise ConfigError(f"the module cannot be imported ({one_line(error)}); {remedy}") from error
         found = loaded(name)
         if found is None:
-            raise ConfigError(f"module {module} has no {path}; use the name of an attribute of it")
+            raise ConfigError(f"module {module} has no {path}; use the name of an attribute of the module")
         return found
 
     def component(self, kind: str, members: Iterable[type]) -> type:
-        """Return the external class for a field that accepts the classes `members`.
+        """Check the external class that a field of a recipe names, and return the class.
 
-        `kind` is the name of the class, `module:Name`.  The module is imported if necessary.
+        Args:
+            kind: Name of the class, in the form `module:Name`. Its module is imported if necessary.
+            members: The classes of redistill that the field accepts. They identify the field.
 
         Raises:
-            ConfigError: as for `load`; or the field accepts no external classes, or the class is not a frozen dataclass, or
-                it lacks an attribute that the field requires.
+            ConfigError: the field accepts no external classes, the class cannot be loaded (see `load`), the class is not a
+                frozen dataclass, or it lacks an attribute that the field requires.
         """
         slot = next((slot for slot in self.slots if set(slot.members) <= set(members)), None)
         if slot is None:
             slots = ", ".join(slot.kind for slot in self.slots) or "no field"
-            raise ConfigError(f"external classes are not accepted here, only for {slots}; use a kind of the package")
+            raise ConfigError(f"external classes are not accepted here, only for {slots}; use a kind that redistill defines")
         found = self.load(kind)
         remedy = f"test it with redistill.testing.check_{slot.kind}" if slot.has_laws else "see docs/adding.md"
         named = f"{'an' if slot.kind[0] in 'aeiou' else 'a'} {slot.kind}"
@@ -99,9 +108,9 @@ class External:
 
 
 def instance(name: str, expected: type[Component]) -> Component:
-    """Return the object `module:NAME` of a module that is already imported.
+    """Return the object with the name `module:NAME` from an imported module.
 
-    The function runs no external code.
+    The function imports no module, so it runs no external code. The module must be imported already.
 
     Raises:
         ConfigError: the module is not imported, or the object is not an instance of `expected`.
@@ -116,17 +125,17 @@ def instance(name: str, expected: type[Component]) -> Component:
 
 
 def name_of(cls: type) -> str:
-    """Return the name `module:Name` of an external class."""
+    """Return the name of an external class in the form `module:Name`."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def loaded(name: str) -> object:
-    """Return the object `module:Name`; None if it, or its module, is not loaded.
+    """Return the object with the name `module:Name`, without importing its module.
 
-    The function imports nothing.
+    The result is None if the module has not been imported or has no such attribute.
 
     Raises:
-        ConfigError: the name has another form.
+        ConfigError: the name does not have the form `module:Name`.
     """
     module, path = _parts(name)
     found: object = sys.modules.get(module)
@@ -143,8 +152,8 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _has(cls: type, attribute: str) -> bool:
-    """Whether instances of a dataclass have the attribute.
+    """Return whether instances of the dataclass `cls` have the attribute `attribute`.
 
-    `hasattr` cannot tell: `hasattr(cls, "__call__")` is always true, since classes are callable.
+    `hasattr` is not sufficient: `hasattr(cls, "__call__")` is always true, since classes are callable.
     """
     return any(attribute in vars(base) for base in cls.__mro__) or attribute in {f.name for f in fields(cls)}

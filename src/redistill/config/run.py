@@ -1,8 +1,8 @@
 """The configuration of a run, decoded from YAML and overrides.
 
-An override has the form `section.field=value`. The dataclass of a component is defined beside the component and checks its own
-ranges; this module composes them. An unknown key, a wrong type or a value out of range is an error that names the file, the
-path, and the nearest name or the remedy.
+An override has the form `section.field=value`. The settings of each component are a dataclass, which is defined in the
+component's package and checks its own ranges. This module combines the dataclasses into a recipe. An unknown key, a wrong type
+or a value out of range is an error that names the file, the path of the field, and the nearest name or the remedy.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from redistill.config import decode as decoding
+from redistill.config import parse
 from redistill.config.capabilities import mismatch
 from redistill.config.external import check_policy_node, declared, teacher_capabilities
 from redistill.config.methods import METHODS, Method, as_in_reference, method
@@ -19,6 +20,7 @@ from redistill.config.plugins import External, Slot
 from redistill.config.schema import current_tree, schema_of_run
 from redistill.config.scoring import check_choice, load_external, metrics, metrics_of, names_in
 from redistill.config.sections import DataConfig, StudentConfig, TeacherConfig
+from redistill.config.shown import shown
 from redistill.contracts import EngineCapabilities, TeacherCapabilities
 from redistill.errors import ConfigError
 from redistill.evaluation.scores import EvaluationConfig
@@ -32,35 +34,37 @@ from redistill.training.objective import Objective
 from redistill.training.optimiser import OptimiserConfig
 from redistill.training.schedule import TrainingConfig
 
-NAMES = {"PolicyConfig": PolicyConfig}  # forward references of policy nodes
+NAMES = {"PolicyConfig": PolicyConfig}  # the fields of policies refer to this type by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A recipe, the configuration of a run.
+    """The configuration of a run, called a recipe.
 
-    `method` sets policy and objective; `policy` and `objective`, if set, replace those of the method as a whole.
+    `method` selects a policy and an objective. If `policy` is set, it replaces the whole policy of the method: fields that it
+    omits have the defaults of its class. The same applies to `objective`.
 
-    More than 12 fields: it is the root of a recipe and has one field for each section.
+    More than 12 fields: the class is the root of a recipe and has one field for each section.
 
     Args:
         name: Name of the run in reports, and of its folder if `out` is not set.
         method: A method of `redistill methods`.
-        seed: Seed of training: data order, choice of sources, generated text, dropout, new weights.
-        out: The run folder; None is runs/NAME.
-        teacher: The model to learn from; may be None for a method without a teacher.
+        seed: Seed of all random numbers in training, such as those for data order, generated text and dropout.
+        out: The run folder. If None, it is runs/NAME.
+        teacher: The model that the student learns from. It may be None if the method needs no teacher.
         student: The model that is trained.
         data: Training, validation and test data.
         engine: The component that generates the student's text for training.
-        placement: "auto" keeps the full student in each process; "sharded" shards it over the processes (FSDP2).
-        policy: The sequences that the student learns from; None takes the method's policy.
-        objective: The terms that are minimised; None takes the method's objective.
-        optimiser: AdamW and its schedule.
+        placement: With "auto", each process has the full student. With "sharded", the student is split over the processes
+            (FSDP2).
+        policy: Selects or generates the sequences that the student learns from. If None, the method's policy is used.
+        objective: The terms that are minimised. If None, the method's objective is used.
+        optimiser: AdamW and its learning rate schedule.
         training: Number of updates, batch sizes, validation and checkpoints.
-        guards: Handling of faulty updates and of collapsed text.
+        guards: Reaction to non-finite updates, loss spikes and collapse of the student's text.
         evaluation: How test answers are sampled and scored.
-        compat: "distillm" selects the compatibility mode: behaviour of the baselines' reference code that differs from their
-            papers; see docs/methods/compat.md.
+        compat: "distillm" selects the compatibility mode: methods behave as in DistiLLM's public code, which differs from the
+            papers; see docs/methods/compat.md. If None, methods behave as in their papers.
 
     Raises:
         ConfigError: the method is unknown, a required teacher is missing, or components are incompatible.
@@ -114,7 +118,7 @@ class Run:
         if self.starts_finetuned and self.student.lora is not None and self.student.lora.export == "adapter":
             raise ConfigError(
                 "student.lora.export = 'adapter': the base of the adapter would be a fine-tuned model that exists only in the "
-                "folders of this run; set it to merged, or remove student.finetune"
+                "folders of this run; set export to merged, or remove student.finetune"
             )
         self._check_layers(policy)
         self._check_placement()
@@ -129,7 +133,10 @@ class Run:
                 check_choice(finetune.choose_by, validated, f"{role}.finetune.choose_by")
 
     def _check_layers(self, policy: object) -> None:
-        """Check the order and the buffer sizes of a policy and its nested sources."""
+        """Check the policy, and the policies nested in it as `source`.
+
+        The policy `rollouts` must be the outermost one. A replay buffer must have a capacity of at least one batch.
+        """
         outermost = policy
         while policy is not None:
             if isinstance(policy, Rollouts) and policy is not outermost:
@@ -144,7 +151,7 @@ class Run:
             policy = getattr(policy, "source", None)
 
     def _check_placement(self) -> None:
-        """Reject settings that a sharded student does not support."""
+        """Raise a ConfigError if a setting does not support the sharded student (FSDP2)."""
         if self.placement != "sharded":
             return
         lora = self.student.lora
@@ -153,35 +160,37 @@ class Run:
                 "placement = 'sharded': needs lora.quantise = 'none' and lora.export = 'merged'; set them, or use auto"
             )
         if self.training.compile == "all":
-            raise ConfigError("placement = 'sharded': cannot run with training.compile = 'all'; set it to rows, or use auto")
+            raise ConfigError(
+                "placement = 'sharded': cannot run with training.compile = 'all'; set compile to rows, or use auto"
+            )
 
     @property
     def teacher_capabilities(self) -> TeacherCapabilities | None:
-        """Capabilities of the teacher; None without a teacher."""
+        """The features that the teacher declares; None if there is no teacher."""
         return teacher_capabilities(self.teacher, local=isinstance(self.teacher, TeacherConfig))
 
     @property
     def engine_capabilities(self) -> EngineCapabilities:
-        """Capabilities of the engine."""
+        """The features that the engine declares."""
         return declared(self.engine, "capabilities", EngineCapabilities, "engine")
 
     @property
     def resolved_method(self) -> Method:
-        """The run's method, with the policy and objective that the recipe sets.
+        """The method of the run, with the run's `policy` and `objective` if they are set.
 
-        The method is in compatibility mode if `compat` is set.
+        If `compat` is set, the method is as in DistiLLM's public code.
         """
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
 
     @property
     def validation_metrics(self) -> tuple[Metric, ...]:
-        """The metrics of answers to validation prompts."""
+        """The metrics that are computed from answers to validation prompts."""
         return metrics(self.evaluation.metrics)
 
     @property
     def test_metrics(self) -> dict[str, tuple[Metric, ...]]:
-        """Mapping of the name of each test set to its metrics, the primary metric first."""
+        """A mapping from the name of each test set to its metrics, the primary one first."""
         return metrics_of(self.data.tasks, self.evaluation.metrics)
 
     @property
@@ -193,7 +202,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.out or f"runs/{files.slug(self.name)}")  # `name` is no path, but `out` may be any path
+        return Path(self.out or f"runs/{files.slug(self.name)}")  # `out` may be any path, but `name` is not a path
 
 
 SLOTS = (
@@ -205,19 +214,19 @@ SLOTS = (
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[str] = ()) -> Run:
-    r"""Load a recipe or the run.json of a run.
+    r"""Read a recipe or the run.json of a run, and return the configuration.
 
     Args:
-        path: The file.
+        path: Path of the recipe (a YAML file) or of the run.json.
         overrides: Settings to change, each as `section.field=value`.
-        allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
+        allow_code: Modules that may be imported for external components, such as `my_module` for `my_module:MyDivergence`.
 
     Returns:
-        The run, with all defaults.
+        The configuration of the run. Fields that the file omits have their defaults.
 
     Raises:
-        ConfigError: the file is missing, is not YAML or has a later schema, or a field is unknown, of a wrong type or out of
-            range.
+        ConfigError: the file is missing or is not YAML, its schema is newer than this version of redistill, or a field is
+            unknown, has a wrong type or is out of range.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -232,7 +241,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
         text = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the path of a recipe, such as recipes/smollm2-dolly.yaml") from error
-    tree = decoding.parse_yaml(text, str(path))
+    tree = parse.parse_yaml(text, str(path))
     if path.suffix == ".json" and "config" in tree:
         schema_of_run(tree, str(path))
         config = tree["config"]
@@ -244,44 +253,59 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
             f"{path}: rows: this is a sweep, not the recipe of a run; use `redistill sweep`, "
             "or `redistill estimate --row LABEL` for one of its runs"
         )
-    return override_run(tree, overrides, str(path), allow_code)
+    try:
+        parsed = list(map(parse.parse_override, overrides))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return override_run(tree, parsed, str(path), allow_code)
 
 
-def override_run(tree: Mapping[str, object], overrides: Iterable[str], source: str, allow_code: Iterable[str] = ()) -> Run:
-    """Apply overrides to a recipe, and decode it to a run.
+def override_run(
+    tree: Mapping[str, object], overrides: Iterable[parse.Override], source: str, allow_code: Iterable[str] = ()
+) -> Run:
+    """Apply overrides to a recipe, and return the configuration of the run.
 
     Args:
-        tree: The recipe.
-        overrides: Settings to change, each as `section.field=value`.
-        source: Prefix of error messages.
-        allow_code: As for `load_config`.
+        tree: The recipe, as dicts, lists and scalars. It is not changed.
+        overrides: Settings to change.
+        source: Prefix of error messages, such as the path of the file.
+        allow_code: Modules that may be imported for external components.
 
     Raises:
-        ConfigError: as for `load_config`.
+        ConfigError: an override has an invalid path, or the recipe with the overrides is invalid (see `decode_run`).
     """
     allow_code = tuple(allow_code)
-    overrides = list(overrides)
-    inner = [override for override in overrides if override.startswith(("policy.", "objective."))]
-    tree = decoding.apply_overrides(tree, [override for override in overrides if override not in inner], source)
+    inner, outer = list[parse.Override](), list[parse.Override]()
+    for override in overrides:
+        (inner if override.path.startswith(("policy.", "objective.")) else outer).append(override)
+    tree = _with_overrides(tree, outer, source)
     if row := _row(tree, source, External.of(allow_code)):
-        # Otherwise `objective.span.squared=true` would replace the whole objective of the method by defaults.
-        blocks, touched = decoding.encode(row, NAMES), {override.partition(".")[0] for override in inner}
+        # Without the method's values, `objective.span.squared=true` would set all other fields of the objective to defaults.
+        blocks, touched = decoding.encode(row, NAMES), {override.path.partition(".")[0] for override in inner}
         tree |= {name: blocks[name] for name in ("policy", "objective") if name in touched and tree.get(name) is None}
-    return decode_run(decoding.apply_overrides(tree, inner, source), source, allow_code)
+    return decode_run(_with_overrides(tree, inner, source), source, allow_code)
+
+
+def _with_overrides(tree: Mapping[str, object], overrides: Iterable[parse.Override], source: str) -> dict[str, object]:
+    try:
+        return parse.apply_overrides(tree, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str] = ()) -> Run:
-    """Decode a run from dicts, lists and scalars.
+    """Convert a recipe from dicts, lists and scalars to the configuration of a run.
 
-    If the tree lacks a field of `optimiser`, the default of the method is used. The tree may have a schema number.
+    If the recipe lacks a field of the section `optimiser`, the field has the default of the method.
 
     Args:
-        tree: The recipe.
-        source: Prefix of error messages.
-        allow_code: As for `load_config`.
+        tree: The recipe. It may have the key "schema" with a schema number.
+        source: Prefix of error messages, such as the path of the file.
+        allow_code: Modules that may be imported for external components.
 
     Raises:
-        ConfigError: a field is unknown, of a wrong type or out of range, or an external component is not allowed.
+        ConfigError: the schema number is not supported, a field is unknown, has a wrong type or is out of range, or an external
+            component is not allowed.
     """
     tree = current_tree(tree, source)
     external = External.of(allow_code, *SLOTS)
@@ -296,9 +320,9 @@ def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str
 
 
 def _row(tree: Mapping[str, object], source: str, external: External) -> Method | None:
-    """Return the method that a recipe names, and import it if it is external.
+    """Return the method that a recipe names, or None if there is no such method.
 
-    Returns None for an unknown method, which decoding rejects.
+    The module of an external method is imported. If the result is None, the caller decodes the recipe, which raises the error.
     """
     name = str(tree.get("method", Run.method))
     if ":" not in name:
@@ -306,22 +330,24 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
     try:
         found = external.load(name)
     except ConfigError as error:
-        raise ConfigError(f"{source}: method = {decoding.shown(name)}: {error}") from error
+        raise ConfigError(f"{source}: method = {shown(name)}: {error}") from error
     return found if isinstance(found, Method) else None
 
 
 def encode_run(run: Run) -> dict[str, Json]:
-    """Encode a run as dicts, lists and scalars; `decode_run` returns an equal run.
+    """Convert a run's configuration to dicts, lists and scalars, with secrets masked.
 
-    An external component is encoded as `module:Name`.  To decode the run, the module must be allowed.
+    `decode_run` converts the result back to an equal `Run`. An external component is encoded as `module:Name`; to decode it,
+    `decode_run` needs the name of the module in `allow_code`.
     """
     return decoding.encode(run, NAMES)
 
 
 def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Add the fields that are newer than a stored run to its tree, with defaults.
+    """Return a stored run's configuration, with the defaults of fields that it lacks.
 
-    A tree that cannot be decoded is returned unchanged.
+    A run that an earlier version of redistill stored may lack fields. If `tree` cannot be decoded, an unchanged copy is
+    returned.
     """
     try:
         return encode_run(decode_run(tree, "stored run"))
@@ -330,6 +356,9 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def without_output_folders(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Remove the paths of output folders from a run's tree: folders may be moved."""
+    """Return a copy of a run's configuration without the paths of output folders.
+
+    Configurations that differ only in these paths describe the same run, since folders may be moved.
+    """
     kept = {name: item for name, item in tree.items() if name != "out"}
     return {name: without_output_folders(item) if isinstance(item, Mapping) else item for name, item in kept.items()}

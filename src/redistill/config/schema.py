@@ -1,35 +1,35 @@
 """Schema numbers of recipes and run.json, and fields that were renamed.
 
-Schema 1 is the schema of commit 98f02f3 and earlier versions; their recipes have no schema number. A recipe without a number
-is read with the current schema.
+Schema 1 is the schema of commit 98f02f3 and earlier versions, which wrote no schema number. A run.json without a number
+therefore has schema 1. A recipe without a number is read with the current schema.
 """
 
 from collections.abc import Mapping
 
 from redistill import __version__
-from redistill.config.decode import shown
+from redistill.config.shown import shown
 from redistill.errors import ConfigError
 
 SCHEMA = 2
 FIRST = 1
 RENAMED: Mapping[str, str] = {}
-"""Former dotted path of a field -> its current path."""
+"""Maps the former dotted path of each renamed field to its current path."""
 
 
 def check_schema(number: object, where: str, written_by: object = None) -> int:
-    """Check that this version of redistill can read a schema; returns its number.
+    """Check that this version of redistill supports a schema number, and return it.
 
     Args:
-        number: The value in the file.
+        number: The schema number in the file.
         where: Prefix of the error message, such as the path of the file.
-        written_by: Version of redistill that wrote the file; None if the file does not name it.
+        written_by: Version of redistill that wrote the file; None if the file does not state the version.
 
     Raises:
         ConfigError: the number is not a whole number from 1 to the current schema.
     """
     if not isinstance(number, int) or isinstance(number, bool) or number < FIRST:
         allowed = f"must be a whole number from {FIRST} to {SCHEMA}"
-        raise ConfigError(f"{where}: schema = {shown(number)}: {allowed}; remove it for the current schema")
+        raise ConfigError(f"{where}: schema = {shown(number)}: {allowed}; remove the number to use the current schema")
     if number > SCHEMA:
         named = isinstance(written_by, str) and written_by != __version__
         version = f"redistill {shown(written_by)}, which wrote it" if named else f"a version later than {__version__}"
@@ -40,33 +40,36 @@ def check_schema(number: object, where: str, written_by: object = None) -> int:
 
 
 def schema_of_run(held: Mapping[str, object], where: str) -> int:
-    """Return the schema number of a run.json, after checking it.
+    """Check the schema number of a run.json, and return the number.
 
     Args:
-        held: The content of the file.
-        where: Prefix of error messages.
+        held: The content of the run.json.
+        where: Prefix of error messages, such as the path of the file.
 
     Raises:
-        ConfigError: as for `check_schema`.
+        ConfigError: the number is not a whole number from 1 to the current schema.
     """
     return check_schema(held.get("schema", FIRST), where, writer_of(held))
 
 
 def writer_of(held: Mapping[str, object]) -> object:
-    """Return the version of redistill that wrote a run.json; None if it is not stored."""
+    """Return the version of redistill that wrote a run.json.
+
+    The result is None if the file does not state the version.
+    """
     versions = held.get("versions")
     return versions.get("redistill") if isinstance(versions, Mapping) else None
 
 
 def current_tree(tree: Mapping[str, object], source: str) -> dict[str, object]:
-    """Check the schema number of a recipe, and return the recipe without it.
+    """Check the schema number of a recipe, and return a copy of the recipe without it.
 
     Args:
         tree: The recipe.
-        source: Prefix of error messages.
+        source: Prefix of error messages, such as the path of the file.
 
     Raises:
-        ConfigError: as for `check_schema`; or a field has been renamed.
+        ConfigError: the schema number is not supported, or the recipe has the former name of a renamed field.
     """
     check_schema(tree.get("schema", SCHEMA), source)
     for old, new in RENAMED.items():
@@ -76,7 +79,7 @@ def current_tree(tree: Mapping[str, object], source: str) -> dict[str, object]:
 
 
 def _holds(tree: object, path: str) -> bool:
-    """Whether a recipe has a field at a dotted path such as `training.updates`."""
+    """Return whether a recipe has a field at a dotted path such as `training.updates`."""
     for name in path.split("."):
         if not isinstance(tree, Mapping) or name not in tree:
             return False

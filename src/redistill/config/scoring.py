@@ -1,13 +1,13 @@
-"""Metrics and test sets by the names in a recipe.
+"""Functions that find the metrics and test sets that a recipe names.
 
-An external metric is a `redistill.records.Metric`, an external test set a `redistill.data.tasks.Task`. Both are named
-`module:NAME`; the module is imported only if the user has allowed it.
+An external metric is a `redistill.records.Metric`, and an external test set is a `redistill.data.tasks.Task`. Both are named
+`module:NAME`. The module is imported only if the user has allowed it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from redistill.config.decode import nearest, shown
 from redistill.config.plugins import External, instance
+from redistill.config.shown import nearest, shown
 from redistill.data.tasks import Task, check_source, known_task
 from redistill.errors import ConfigError
 from redistill.evaluation.metrics import METRICS
@@ -15,14 +15,17 @@ from redistill.records import Metric
 from redistill.storage import files
 
 CROSS_ENTROPY = "cross_entropy"
-"""The value of `choose_by` that is not a metric of answers; lower is better."""
+"""The only value of `choose_by` that is not the name of a metric of answers; a lower value is better."""
 
 
 def metric(name: str) -> Metric:
-    """Return the metric of this name; `module:NAME` is an external metric.
+    """Return the metric with this name.
+
+    The name of an external metric has the form `module:NAME`. Its module must be imported already.
 
     Raises:
-        ConfigError: no such metric, or the metric needs more than the text of an answer.
+        ConfigError: there is no metric with this name, its module is not imported, or the metric needs more than the text of an
+            answer and its record.
     """
     if ":" not in name:
         if name in METRICS:
@@ -38,21 +41,23 @@ def metric(name: str) -> Metric:
 
 
 def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
-    """Return the metrics of these names, in the same order.
+    """Return the metrics with these names, in the same order and without repetitions.
 
     Raises:
-        ConfigError: as for `metric`; or two different metrics have the same name.
+        ConfigError: a metric cannot be returned (see `metric`), or two different metrics have the same `Metric.name`.
     """
     return _distinct([metric(name) for name in names], "metrics")
 
 
 def named_task(name: str) -> Task:
-    """Return the test set of this name; `module:NAME` is an external test set.
+    """Return the test set with this name.
 
-    Any other unknown name defines a new test set; the recipe must give its file.
+    The name of an external test set has the form `module:NAME`. Its module must be imported already. Any other name that
+    `redistill methods` does not list defines a new test set, whose file the recipe must give.
 
     Raises:
-        ConfigError: no such object, or the name is not a valid file name.
+        ConfigError: there is no such external test set, the name is not a valid file name, or a metric of the test set needs
+            more than the text of an answer and its record.
     """
     try:
         found = instance(name, Task) if ":" in name else known_task(name)
@@ -60,8 +65,8 @@ def named_task(name: str) -> Task:
         raise ConfigError(f"tests: '{name}': {error}") from error
     if files.slug(found.name) != found.name:
         raise ConfigError(
-            f"tests: {found.name!r}: the name of a test set may contain letters, digits, '.', '_' and '-', since it is part "
-            f"of file names; rename it to {files.slug(found.name)}"
+            f"tests: {shown(found.name)}: the name of a test set may contain letters, digits, '.', '_' and '-', and at most "
+            f"{files.MAX_NAME} characters, since it is part of file names; rename it to {files.slug(found.name)}"
         )
     for own in found.metrics:
         _check_needs(own, f"tests: '{name}'")
@@ -69,10 +74,15 @@ def named_task(name: str) -> Task:
 
 
 def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
-    """Map each test set of `data.tests` to its file; None selects the hub data set.
+    """Return a mapping from each test set of a recipe to its file.
+
+    Args:
+        tests: The field `data.tests`: the file of each test set by name. If the file is None, the test set is read from the
+            hub.
 
     Raises:
-        ConfigError: as for `named_task`; or two test sets have the same name, or one has neither a file nor a hub name.
+        ConfigError: a test set cannot be returned (see `named_task`), two test sets have the same `Task.name`, or a test set
+            has neither a file nor a hub name.
     """
     found: dict[Task, str | None] = {}
     names: dict[str, str] = {}
@@ -80,18 +90,23 @@ def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
         task = named_task(name)
         check_source(task, path)
         if (other := names.setdefault(task.name, name)) != name:
-            raise ConfigError(f"tests: '{other}' and '{name}' have the same name {task.name}; rename or remove one")
+            raise ConfigError(f"tests: '{other}' and '{name}' would both be called {task.name}; rename or remove one")
         found[task] = path
     return found
 
 
 def metrics_of(tasks: Iterable[Task], names: Sequence[str]) -> dict[str, tuple[Metric, ...]]:
-    """Map the name of each test set to its metrics.
+    """Return a mapping from the name of each test set to its metrics.
 
-    The metrics of the test set itself come first, then those of the recipe.
+    The test set's own metrics are first. The metrics of the recipe follow.
+
+    Args:
+        tasks: The test sets.
+        names: Names of the metrics of the recipe.
 
     Raises:
-        ConfigError: as for `metrics`.
+        ConfigError: a metric of `names` cannot be returned (see `metric`), or two different metrics of a test set have the same
+            `Metric.name`.
     """
     common = metrics(names)
     return {task.name: _distinct([*task.metrics, *common], f"metrics of {task.name}") for task in tasks}
@@ -102,7 +117,7 @@ def check_choice(choose_by: str, validated: Iterable[Metric], path: str) -> None
 
     Args:
         choose_by: Name of the score.
-        validated: The metrics of validation.
+        validated: The metrics that validation computes.
         path: Path of the field in the recipe, for the error message.
 
     Raises:
@@ -117,10 +132,11 @@ def check_choice(choose_by: str, validated: Iterable[Metric], path: str) -> None
 def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
     """Import the modules of external metrics and test sets.
 
-    `metric` and `named_task` find them afterwards.
+    After the import, `metric` and `named_task` return these metrics and test sets.
 
     Args:
-        named: Pairs of a field or option, for error messages, and a name; names without a module are skipped.
+        named: Pairs of a path and a name. The name is that of a metric or test set; names that do not have the form
+            `module:NAME` are skipped. The path is that of the field or option with this name, for error messages.
         external: The modules that may be imported.
 
     Raises:
@@ -135,9 +151,9 @@ def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
 
 
 def names_in(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Yield a pair (field, name) for each metric and test set of a recipe.
+    """Yield the field and the name of each metric and test set of a recipe.
 
-    The recipe may be invalid: values that are not names are skipped.
+    An example of a pair is ("data.tests", "dolly"). The recipe may be invalid: values of the wrong type are skipped.
     """
     held = {section: tree.get(section) for section in ("evaluation", "data")}
     evaluation, data = (value if isinstance(value, Mapping) else {} for value in held.values())
@@ -156,9 +172,14 @@ def _check_needs(found: Metric, path: str) -> None:
 
 
 def _distinct(found: Sequence[Metric], path: str) -> tuple[Metric, ...]:
-    """Remove repeated metrics, and reject different metrics with the same name."""
+    """Return the metrics without repetitions.
+
+    A ConfigError is raised if two different metrics have the same name.
+    """
     by_name: dict[str, Metric] = {}
     for each in found:
         if by_name.setdefault(each.name, each) is not each:
-            raise ConfigError(f"{path}: two different metrics have the name {each.name}, a key in files; rename one of them")
+            raise ConfigError(
+                f"{path}: two different metrics have the name {each.name}, but names are keys of result files; rename one"
+            )
     return tuple(by_name.values())

@@ -1,6 +1,6 @@
-"""The sections of a recipe that no other package defines.
+"""Sections of a recipe on the teacher, the student, the data and fine-tuning.
 
-They are teacher, student, data, and fine-tuning before a run.
+Other packages define the other sections.
 """
 
 import math
@@ -23,24 +23,27 @@ from redistill.training.schedule import check_length
 class FinetuneConfig:
     """Supervised fine-tuning of a model before the run, on the run's own data.
 
-    It is a stage with a run folder of its own. Its settings are separate from `training` and `optimiser`, so that runs that
-    differ in those have the same teacher and initial student. A finished stage is not trained again.
+    The fine-tuning is a stage with its own run folder. Its settings are separate from `training` and `optimiser`, so that runs
+    with different values there can have the same teacher and initial student. A finished stage is not trained again.
 
     Args:
-        updates: Number of updates, or of epochs as in "3 epochs"; >= 1.
+        updates: Number of updates, or of epochs in the form "3 epochs"; >= 1.
         learning_rate: Initial learning rate of the cosine schedule, > 0.
         batch_size: Sequences per update over all processes, >= 1.
-        micro_batch_size: As `training.micro_batch_size`, >= 1.
-        evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only at the end.
-        seed: Seed of data order and dropout. None is the run's seed for a student, and 10 for a teacher, so that runs with
-            different training seeds share one teacher.
-        choose_by: The score that chooses the best checkpoint, as `training.choose_by`; None is rouge_l for a teacher and
-            cross_entropy for a student.
-        lora: Adapters that are trained instead of all weights, and merged at the end; None trains all weights.
-        out: Run folder of the stage; None is `OUT-teacher` or `OUT-start`, where OUT is the folder of the run.
+        micro_batch_size: Maximum number of sequences in one forward and backward pass, >= 1; see `training.micro_batch_size`.
+        evaluate_every: Updates (or epochs) between validations, >= 0. If 0, the only validations are those before the first
+            update and after the last.
+        seed: Seed of data order and dropout. If None, it is the run's seed for a student, and 10 for a teacher, so that runs
+            with different training seeds share one teacher.
+        choose_by: The score that chooses the best checkpoint; see `training.choose_by`. If None, it is rouge_l for a teacher,
+            and cross_entropy for a student.
+        lora: Adapters that are trained instead of all weights, and merged into the weights at the end. If None, the value for a
+            student is `student.lora`, and all weights of a teacher are trained.
+        out: Run folder of the stage. If None, it is `OUT-teacher` for a teacher and `OUT-start` for a student, where OUT is
+            the folder of the run.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> FinetuneConfig(updates="3 epochs").learning_rate
@@ -73,13 +76,15 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(ModelConfig):
-    """The teacher, loaded in this process: a hub name, a folder or a GGUF file.
+    """A teacher that is loaded in this process.
+
+    `model` is a hub name, a folder or a GGUF file.
 
     Args:
-        finetune: Fine-tuning of the teacher before the run; None uses the model unchanged.
+        finetune: Fine-tuning of the teacher before the run. If None, the model is used unchanged.
 
     Raises:
-        ConfigError: an empty name, or an unknown dtype.
+        ConfigError: `model` is empty, or the dtype is unknown.
 
     Example:
         >>> TeacherConfig(model="openai-community/gpt2-large", dtype="bfloat16").capabilities.full_vocabulary
@@ -94,19 +99,22 @@ class TeacherConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(ModelConfig):
-    """The student, the model that is trained: layers of the teacher, or any model.
+    """The student, which is the model that is trained.
 
     Args:
-        model: "teacher" copies layers of the teacher, which `initialise` selects; or a hub name, a folder or a GGUF file.
-        initialise: The layers to keep, of the teacher or of the named model; None keeps all.
-        finetune: Fine-tuning of the student before distillation (the "init" checkpoint of the literature); None disables it.
-        start: "base" skips `finetune`, "finetuned" requires it; "method" takes the value of the method, which is base for sft,
-            kd and seqkd.
-        lora: Adapters that are trained instead of the student's weights; None trains all weights.
+        model: With "teacher", the student is a copy of those layers of the teacher that `initialise` selects. Any other value
+            is a hub name, a folder or a GGUF file.
+        initialise: The layers of `model` that the student keeps. If None, the student keeps all layers.
+        finetune: Fine-tuning of the student before distillation (the "init" checkpoint of the literature). If None, the student
+            is not fine-tuned.
+        start: The initial student. "base" is `model` without the fine-tuning `finetune`. "finetuned" is `model` after this
+            fine-tuning, which must be set. "method" is the method's value: "base" for sft, kd and seqkd, and "finetuned" for
+            redistill's other methods; without `finetune`, both are `model` itself.
+        lora: Adapters that are trained instead of the student's weights. If None, all weights are trained.
 
     Raises:
-        ConfigError: `model: teacher` without `initialise`, `start: finetuned` without `finetune`, or an option of `lora` that
-            needs an unchanged base.
+        ConfigError: `model` is "teacher" and `initialise` is missing, `start` is "finetuned" and `finetune` is missing, or an
+            option of `lora` needs an unchanged base model.
 
     Example:
         >>> StudentConfig(initialise=InitialiseConfig(layers=8)).model
@@ -144,18 +152,23 @@ class DataConfig:
 
     Args:
         train: Files or hub names; the training set is the concatenation of their rows.
-        validation: A file or hub name; None holds out `validation_rows` rows of the training set.
+        validation: A file or hub name. If None, `validation_rows` rows of the training set are used for validation instead of
+            training.
         validation_rows: Number of rows used for validation, >= 1.
-        tests: Mapping of test set to file, or to null for the data set on the hub; `redistill methods` lists the known test
-            sets. Any other name defines a test set by its file; `module:NAME` is an external task.
-        max_train_rows: Use only the first rows, >= 1; None uses all.
-        corpus: Plain text for the pre-training term: .txt, .jsonl with a "text" key, or hub names; empty disables the term.
-        max_bad_rows: Largest number of unusable rows of a file, >= 0; they are listed in rejected.jsonl. 0 accepts none.
-        spans: Phrase extractor of the span loss: "auto", "simple", or the name or folder of a spaCy pipeline.
+        tests: Mapping of the name of each test set to its file, or to null for the data set on the hub. `redistill methods`
+            lists the known test sets. `module:NAME` is an external test set. Any other name defines a new test set, which needs
+            a file.
+        max_train_rows: Maximum number of training rows, >= 1; the first rows are used. If None, all rows are used.
+        corpus: Plain text for the pre-training term of the objective: files (.txt, or .jsonl with a "text" key) or hub names.
+            If empty, the term is disabled.
+        max_bad_rows: Largest number of unusable rows that is accepted in each data source, >= 0. Unusable rows are listed in
+            rejected.jsonl.
+        spans: Phrase extractor of the span loss: "simple", or the name or folder of a spaCy pipeline. With "auto", it is the
+            English spaCy pipeline if this is installed, and otherwise "simple".
         tokens: Length limits, prompt template, and the turns of a conversation that are supervised.
 
     Raises:
-        ConfigError: no training data, the name of a test set is not a valid file name, or a number is out of range.
+        ConfigError: `train` is empty, the name of a test set is not a valid file name, or a number is out of range.
 
     Example:
         >>> [task.name for task in DataConfig(tests={"dolly": None}).tasks]
@@ -191,5 +204,8 @@ class DataConfig:
 
     @property
     def tasks(self) -> dict[Task, str | None]:
-        """The test sets of `tests` with their files; None selects the hub data set."""
+        """A mapping from each test set of `tests` to its file.
+
+        If the file is None, the test set is read from the hub.
+        """
         return named_tasks(self.tests)

@@ -1,7 +1,7 @@
 """Checks of data before a run.
 
-The checks report unusable rows, duplicates, rows whose prompt is also in a test set, and lengths in tokens.  They write no file
-and need no model.
+The checks report unusable rows, duplicates, rows whose prompt is also in a test set, and the lengths of prompts and answers in
+tokens.  They write no file and need no model.
 """
 
 import dataclasses
@@ -35,19 +35,20 @@ _MEANINGS: Mapping[How, str] = {
     "normalised": "with the prompt of a test row except for case, width and outer punctuation; a run keeps them",
 }
 _PROMPT_KEYS: Mapping[How, Callable[[Record], Question]] = {"exact": question, "normalised": loose_question}
-_UNLIMITED = 1 << 40  # tokens; with this limit, texts that a run would cut or leave out are measured in full
+_UNLIMITED = 1 << 40  # tokens; no text reaches this limit, so long texts are measured in full
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat:
-    """A row that repeats another row.
+    """A row that repeats an earlier row or the prompt of a test row.
 
     Args:
-        line: The line of the row in its source.
-        of: The other row, as "source:line".
-        how: "duplicate": prompt and answers equal those of an earlier row verbatim. "exact": the prompt equals that of a test
-            row up to white space; a run leaves the row out. "normalised": the prompt differs from that of a test row only in
-            case, character width and outer punctuation; a run keeps the row.
+        line: The line number of the row in its source, from 1.
+        of: The row that is repeated, as "source:line".
+        how: The kind of repetition.  "duplicate": prompt and answers equal those of an earlier row verbatim.  "exact": the
+            prompt equals that of a test row up to white space; a run leaves the row out.  "normalised": the two prompts are
+            equal only if case, character width (full-width or half-width letters) and punctuation at both ends are ignored too;
+            a run keeps the row.
     """
 
     line: int
@@ -57,7 +58,11 @@ class Repeat:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Statistics of text lengths in tokens; `longest_95` is the 95th percentile."""
+    """Statistics of the lengths of texts, in tokens.
+
+    `longest_95` is the 95th percentile: at least 95 % of the texts are not longer.  For an even number of texts, `median` is
+    the smaller of the two middle lengths.
+    """
 
     shortest: int
     median: int
@@ -94,7 +99,7 @@ class TokenCheck:
 
     Args:
         prompts: Lengths of the prompts.
-        answers: Lengths of the answers; each includes its end token.
+        answers: Lengths of the answers before truncation; each includes its end token.
         prompts_left_out: Number of rows that a run leaves out because their prompt is too long.
         answers_cut: Number of answers that a run truncates.
     """
@@ -113,12 +118,15 @@ class SourceCheck:
         source: The file or hub data set.
         test: Name of the test set; None for training and validation data.
         rows: Number of usable rows.
-        verdict: Description of the formats of the rows, or the reason why the source cannot be read.
+        verdict: The number of usable rows of each form (the keys of a row, such as "prompt/completion"), "none" if every row is
+            unusable, or the reason why the source has no rows.
         readable: Whether the source could be read and has at least one row.
         unusable: The unusable rows.
-        repeats: Duplicates of earlier rows (in this source or an earlier one), and rows whose prompt is also in a test set.
-        tokens: Lengths in tokens; None without a tokenizer.
-        special_tokens: Counts of special tokens in the text of the rows; all are zero without a tokenizer.
+        repeats: Rows that duplicate an earlier row of this source or of an earlier source, and rows whose prompt is also in a
+            test set.
+        tokens: Lengths in tokens.  None for a test set, without a tokenizer, or if no row has a target (a token that the
+            student is trained to predict).
+        special_tokens: Counts of special tokens in the text of the rows; all counts are zero without a tokenizer.
     """
 
     source: str
@@ -138,16 +146,17 @@ class SourceCheck:
 
     @property
     def is_sound(self) -> bool:
-        """Whether all rows are usable and none has the prompt of a test row.
+        """Whether the source is readable and has no faulty rows.
 
-        Duplicates are allowed.
+        A row is faulty if it is unusable or has the prompt of a test row (a repetition of the kind "exact" or "normalised").  A
+        duplicate of an earlier row is not a fault.
         """
         return self.readable and not self.unusable and all(repeat.how == "duplicate" for repeat in self.repeats)
 
     def as_json(self) -> dict[str, Json]:
-        """The check as JSON values.
+        """Return the check as JSON values.
 
-        The counts include all rows.  The lists `unusable` and `repeated` have at most `LISTED_ROWS` rows each.
+        The counts include all rows.  The lists under the keys "unusable" and "repeated" have at most `LISTED_ROWS` rows each.
         """
         return {
             "source": self.source,
@@ -171,20 +180,23 @@ def check_data(
     tokenizer: Tokenizer | None = None,
     tokens: TokenizeConfig | None = None,
 ) -> list[SourceCheck]:
-    """Check training and validation data, and search it for the prompts of test sets.
+    """Check data sets before a run, and find test prompts in the training data.
+
+    A row of the training or validation data is reported if its prompt is also in a test set.
 
     Args:
-        sources: Pairs (source, split). A source is a file, a folder or a hub name; the split, such as "train", is the part that
-            is read from a folder or hub data set.
-        tests: Maps each test set, or its name, to a file.  Where the file is None, the hub file of the known test set is read.
-        tokenizer: Measures lengths, and finds rows without a target token; None skips both checks.
-        tokens: Template and length limits; None uses the defaults.
+        sources: Pairs (source, split).  A source is a file, a folder or a hub name; the split, such as "train", is the part
+            that is read from a folder or hub data set.
+        tests: Maps each test set, or its name, to a file.  If the file is None, the test set is read from the hub.
+        tokenizer: Tokenizer for the checks of lengths, of special tokens, and of rows without a target (a token that the
+            student is trained to predict).  If None, these checks are skipped.
+        tokens: Template and length limits; if None, the default settings are used.
 
     Returns:
         One check per source, in order, then one per test set.
 
     Raises:
-        ConfigError: a test set is neither known nor given a file; or the template is "chat" and the tokenizer has no chat
+        ConfigError: a test set has neither a file nor a hub data set; or the template is "chat" and the tokenizer has no chat
             template.
         ModelError: the tokenizer has no end token.
     """
@@ -211,7 +223,7 @@ def check_data(
     earlier = (":".join(map(str, together.where(k))) if k != index else None for index, k in enumerate(first))
     checks = []
     for check, records in surveys:
-        of_rows = enumerate(itertools.islice(earlier, len(records)))  # consumed source by source
+        of_rows = enumerate(itertools.islice(earlier, len(records)))  # takes the items of this source
         repeats = [Repeat(line=records.where(k)[1], of=of, how="duplicate") for k, of in of_rows if of]
         repeats += filter(None, (_leak(record, test_origins) for record in (records if test_origins else ())))
         measured = _Measured() if tokenizer is None or not records else _measured(records, tokenizer, limits)
@@ -223,7 +235,7 @@ def check_data(
 
 
 def described(checks: Sequence[SourceCheck]) -> Iterator[str]:
-    """Lines for a terminal that describe the result of each check.
+    """Yield lines for a terminal that describe the result of each check.
 
     The lines contain the number of usable rows, one example of each kind of fault, the repeated rows, and the lengths.
     """
@@ -257,9 +269,10 @@ def _described(check: SourceCheck) -> Iterator[str]:
 def _survey(
     source: str, test: str | None, read: Callable[[], tuple[Records, ReadReport]], none: Records
 ) -> tuple[SourceCheck, Records]:
-    """Read one source; return a check without repeats and lengths, and the records.
+    """Read one source with `read`; return its check and its records.
 
-    If the source cannot be read, `none` is returned in place of the records.
+    The check does not contain repeats and lengths.  `test` is the name of the test set, or None for other data.  If the source
+    cannot be read, `none` is returned in place of the records.
     """
     try:
         records, report = read()
@@ -271,9 +284,10 @@ def _survey(
 
 
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:
-    """Find the first test row that has the prompt of `record`.
+    """Find the first test row that has the prompt of `record`, and return it as a `Repeat`.
 
-    None is returned if no test row has this prompt.  An "exact" match takes precedence over a "normalised" one.
+    `origins` maps the kind of match and the key of each test prompt to the test row, written as "source:line".  None is
+    returned if no test row has this prompt.  An "exact" match takes precedence over a "normalised" match.
     """
     for how, key in _PROMPT_KEYS.items():
         if (origin := origins.get((how, key(record)))) is not None:
@@ -283,11 +297,11 @@ def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """Lengths, special tokens and rows without a target token of one source.
+    """The results of tokenizing one source.
 
     Args:
-        tokens: Lengths in tokens; None if no row has a target token.
-        unlearnable: The rows without a target token.
+        tokens: Lengths in tokens; None if no row has a target (a token that the student is trained to predict).
+        unlearnable: The rows without a target.
         special_tokens: Counts of special tokens in the text.
     """
 

@@ -1,6 +1,7 @@
 """Collation of sequences into a padded batch with the positions of its targets.
 
-The hidden state that predicts a target is at the position before the target.  Only this module makes this shift by one token.
+A target is a token that the student is trained to predict.  The hidden state that predicts a target is at the position before
+the target.  Only this module makes this shift by one token.
 """
 
 from collections.abc import Sequence
@@ -23,14 +24,20 @@ def collate(
 ) -> Batch:
     """Collate sequences into one padded micro-batch.
 
-    Items with the role "distillation" come first, so that the teacher reads a prefix of the batch.
+    Items with the role "distillation" come first, so that the teacher processes only a prefix of the batch.
 
     Args:
-        items: Sequences with their roles.  Without items, the batch has one padding token and no target.
+        items: Sequences with their roles: the terms of the objective that use a sequence.  Without items, the batch has one
+            padding token and no target.
         pad_id: Token id that pads short sequences on the right; it is masked.
         device: Device of the tensors of the batch.
-        span_config: Settings of the pair weights of Eq. 10; None sets all pair weights to 0.
-        role: Which terms of the objective use the batch; see `contracts.Batch`.
+        span_config: Settings of the span loss (MGSR, Eq. 10), which compares pairs of neighbouring rows within a phrase.  The
+            weights of these pairs depend on the settings; if None, all weights are 0.
+        role: The terms of the objective that use the whole batch: "pretraining" is the pre-training term, "task" is all other
+            terms.
+
+    Returns:
+        The batch, with one row for each target.
     """
     ordered = sorted(items, key=lambda item: "distillation" not in item.roles)
     sequences = [item.sequence for item in ordered]
@@ -62,18 +69,19 @@ def collate(
 
 
 def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """A micro-batch of one padding token and no target.
+    """Return a micro-batch of one padding token and no target.
 
-    Such a batch adds zero to every sum and gradient.  A process that has fewer micro-batches than another one uses empty
-    batches where all processes must make the same number of forward and backward passes.
+    An empty batch adds zero to every sum and gradient.  If all processes must make the same number of forward and backward
+    passes, a process with fewer micro-batches than the other processes adds empty batches.
     """
     return collate((), pad_id=pad_id, device=device)
 
 
 def _rollout_rows(sampled: Sequence[TokenSequence], name: str) -> torch.Tensor:
-    """The values of the field `name` of the roll-outs, one value for each target.
+    """Return the values `name` of the roll-outs of all sequences, as a float32 tensor [N].
 
-    The targets of a sequence without a roll-out have the value 0.
+    A roll-out contains the values that the policy gradient needs for each target; `name` is one of its fields, such as
+    "advantages".  The tensor has one value for each target.  The targets of a sequence without a roll-out get the value 0.
     """
     values: list[float] = []
     for sequence in sampled:

@@ -1,7 +1,7 @@
 """Plain text for the pre-training term, in blocks of equal length.
 
-Source: the OpenWebText recipe of MiniLLM and DistiLLM - consecutive line breaks become one, an end token follows each document,
-and the tokens after the last complete block are dropped.  Instruction data is read by data.reader.
+Source: the OpenWebText recipe of MiniLLM and DistiLLM: consecutive line breaks become one line break, an end token follows each
+document, and the tokens after the last complete block are dropped.  `data.reader` reads instruction data.
 """
 
 import array
@@ -25,7 +25,7 @@ TOKENIZED_AT_ONCE = 256
 """Number of documents per call of the tokenizer."""
 
 MAX_DOCUMENT_CHARACTERS = 200_000
-"""Approximate maximum length of a document in a .txt file; longer ones are split at a line end."""
+"""Approximate maximum length, in characters, of a document in a .txt file; a longer document is split at a line end."""
 
 _BREAKS = re.compile(r"(?:\r?\n)+")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -33,13 +33,13 @@ _SUFFIXES = (".txt", ".jsonl")
 
 
 class CorpusBlocks(Sequence[TokenSequence]):
-    """Blocks of text as training sequences, created on access.
+    """Blocks of text as training sequences, which are created on access.
 
-    A block takes 4 bytes per token.  Every token of a block except the first is a target.  The field `sample` of a sequence is
-    the index of its block.
+    A block takes 4 bytes of memory per token.  Every token of a block except the first is a target (a token that the student is
+    trained to predict).  The field `sample` of a sequence is the index of its block.
 
     Args:
-        ids_KT: Token ids as integers, one row per block.
+        ids_KT: Integer token ids of K blocks of T tokens.
     """
 
     def __init__(self, ids_KT: np.ndarray) -> None:
@@ -70,12 +70,15 @@ def load_corpus(
     """Tokenize the sources, in order, into blocks of `block_tokens` tokens.
 
     Args:
-        sources: Each a .txt file (documents are separated by blank lines), a .jsonl file (one document per row, under "text"),
-            or a hub name `owner/name` or `owner/name@revision` whose split "train" has a column "text"; it is streamed.  A
-            source that looks like a path is never requested from the hub.
+        sources: Each source is a .txt file (documents are separated by blank lines), a .jsonl file (one document per row, under
+            the key "text"), or a hub name `owner/name` or `owner/name@revision`.  The split "train" of a hub data set is
+            streamed; it must have a column "text".  A source that looks like a path is never requested from the hub.
         tokenizer: A transformers tokenizer with an end token.  Special tokens in the text are encoded as plain text.
         block_tokens: Length of a block in tokens, >= 2.
-        max_blocks: Maximum number of blocks, >= 1, after which reading stops; None reads everything.
+        max_blocks: Maximum number of blocks, >= 1, after which reading stops; if None, everything is read.
+
+    Returns:
+        The complete blocks.  The tokens after the last complete block are dropped.
 
     Raises:
         DataError: a source is missing, unreadable or empty, or all sources together have less than one block.
@@ -121,9 +124,9 @@ def _tokenized(documents: Iterator[str], tokenizer: Tokenizer, end_id: int) -> I
 
 
 def _documents(source: str | Path) -> Iterator[str]:
-    """The documents of a source, without blank ones.
+    """Iterate over the documents of a source; blank documents are left out.
 
-    White space at both ends of a document is removed, and consecutive line breaks are replaced by one.
+    White space at both ends of a document is removed, and consecutive line breaks are replaced by one line break.
     """
     path = Path(source).expanduser()
     if path.is_file() and path.suffix in _SUFFIXES:

@@ -1,16 +1,12 @@
-"""Encoding of many texts at once.
+"""Encoding of many texts as token ids at once.
 
 The ids of each text are exactly those that the tokenizer returns for this text alone.
 
-Texts repeat each other: prompts share their template, a training sequence begins with its prompt, and words recur.  A
-byte-level BPE tokenizer encodes each word independently of the others.  For such a tokenizer a text is divided into words, and
-each different word is encoded only once.  A text that contains other characters than ASCII is first cut into parts, at
-positions that no word contains and that no look-ahead of the tokenizer's pattern crosses.  Only parts in ASCII are divided into
-words.
+Texts repeat each other: prompts share their template, a training sequence begins with its prompt, and words recur.  The texts
+are therefore divided into pieces of about a word that the tokenizer encodes independently of the others (`words`), and each
+different piece is encoded only once.
 """
 
-import re
-from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import chain
 from typing import NamedTuple
@@ -19,35 +15,27 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from redistill.data.special import Range, SpecialTokens
-from redistill.data.words import word_splitter
+from redistill.data.words import WordSplitter, word_splitter
 from redistill.interfaces import Tokenizer
 from redistill.processes import signals
 
-WORDS_KEPT = 200_000
-"""Maximum number of words whose ids are kept from one call to the next; if there are more, all are dropped."""
-
-LONGEST_KEPT = 64
-"""Number of characters of the longest word whose ids are kept."""
+CHARACTERS_KEPT = 2_000_000
+"""Maximum number of characters of the pieces whose ids are kept for later calls; if there are more, all are dropped."""
 
 CHARACTERS_AT_ONCE = 1_000_000
 """Approximate number of characters per call of the tokenizer."""
-
-_CUT = re.compile(r"(?<=[A-Za-z])(?=[:\n])")
-"""Positions between a letter and a colon or line break.
-
-A match of every pattern in `words` ends at such a position, whatever characters follow.
-"""
 
 _SAMPLES = ("Below is a task:\n\n### Input:\nA, b\n\nAnswer:\n", "a:b  \n\n c", " x\n", "é: 12\nb:\u0301 ", "")
 
 
 class Text(NamedTuple):
-    """A text to encode.
+    """A text to encode, and which of its special tokens are encoded as plain text.
 
     Args:
         text: The text.
-        split: Whether all special tokens in the text are encoded as plain text.
-        literal: Character ranges of the special tokens that are encoded as plain text if `split` is False.
+        split: If True, all special tokens in the text are encoded as plain text.
+        literal: The literal ranges: the character ranges [start, end) of the special tokens that are encoded as plain text
+            although `split` is False.
     """
 
     text: str
@@ -68,79 +56,63 @@ class TextEncoder:
         self._backend = _plain_backend(tokenizer)
         self._stand_ins: _StandIns | None = None
         self._words = None if self._backend is None else word_splitter(self._backend.to_str(), special)
-        self._known: dict[str, list[int]] = {}
+        self._known: dict[str | int, list[int]] = {}
+        self._num_kept = 0
         if self._words is not None:
             texts = [Text(text, split) for text in (*_SAMPLES, *special.texts[:3]) for split in (True, False)]
             if self.encode(texts) != [self._alone(text.text, text.split) for text in texts]:
                 self._words = None
 
     def encode(self, texts: Sequence[Text]) -> list[list[int]]:
-        """The token ids of each text, in the order of the texts."""
+        """Return the token ids of each text, in the order of the texts."""
         ids: dict[Text, list[int]] = {}
-        for split in (True, False):
-            plain = [text for text in dict.fromkeys(texts) if text.split == split and not text.literal]
-            pieces = {text: self._pieces(text.text, split) for text in plain}
-            known = self._ids_of({piece for found in pieces.values() for piece in found}, split)
-            for text, found in pieces.items():
-                ids[text] = list(chain.from_iterable(map(known.__getitem__, found)))
-        literal = [text for text in dict.fromkeys(texts) if text.literal]
+        different = dict.fromkeys(texts)
+        plain = [text for text in different if not text.literal]
+        if self._words is not None:
+            pieces = {text: self._words.split(text.text, text.split) for text in plain}
+            known = self._ids_of(set(chain.from_iterable(pieces.values())), self._words)
+            ids |= {text: list(chain.from_iterable(map(known.__getitem__, found))) for text, found in pieces.items()}
+        else:
+            for split in (True, False):
+                same = [text for text in plain if text.split == split]
+                ids |= zip(same, self._encoded([text.text for text in same], split))
+        literal = [text for text in different if text.literal]
         ids |= zip(literal, self._with_literals(literal))
         return [list(ids[text]) for text in texts]
 
-    def _pieces(self, text: str, split: bool) -> list[str]:
-        """Divide a text into pieces that can be encoded separately."""
-        if self._words is None:
-            return [text]
-        return [piece for part in self._words.parts(text, split) for piece in _sections(part)]
+    def _ids_of(self, pieces: Set[str | int], words: WordSplitter) -> Mapping[str | int, list[int]]:
+        """Map each piece to its token ids, and each id to itself.
 
-    def _ids_of(self, pieces: Set[str], split: bool) -> Mapping[str, list[int]]:
-        """Map each piece to its token ids."""
-        if self._words is None:
-            return self._encoded(sorted(pieces), split)
-        words = {piece: self._words_of(piece) for piece in pieces}
-        known = self._ids_of_words(set(chain.from_iterable(words.values())), split)
-        return {piece: list(chain.from_iterable(map(known.__getitem__, found))) for piece, found in words.items()}
-
-    def _words_of(self, piece: str) -> list[str]:
-        """Divide a piece into words; a part that is not ASCII counts as one word."""
-        assert self._words is not None
-        if piece.isascii():
-            return self._words.split(piece)
-        parts = _CUT.split(piece)
-        return [word for part in parts for word in (self._words.split(part) if part.isascii() else [part])]
-
-    def _ids_of_words(self, words: Set[str], split: bool) -> Mapping[str, list[int]]:
-        """Map each word to its token ids; `words` may contain added tokens.
-
-        The ids are kept for later calls, with two exceptions: special tokens, whose ids depend on `split`, and long words, such
-        as whole texts that are not ASCII.  The result may contain further words.
+        The ids are kept for later calls.  The result may contain further pieces.
         """
-        if len(self._known) > WORDS_KEPT:
+        if self._num_kept > CHARACTERS_KEPT:
             self._known.clear()
-        new = sorted(words - self._known.keys())
-        once = [word for word in new if word in self._special.added or len(word) > LONGEST_KEPT]
-        self._known |= self._encoded(sorted(set(new).difference(once)), split)
-        return ChainMap(self._encoded(once, split), self._known) if once else self._known
+            self._num_kept = 0
+        for block in _blocks(sorted(piece for piece in pieces if isinstance(piece, str) and piece not in self._known)):
+            signals.poll()
+            self._known |= zip(block, (found.ids for found in words.backend.encode_batch_fast(block, add_special_tokens=False)))
+            self._num_kept += sum(map(len, block))
+        self._known |= {piece: [piece] for piece in pieces if isinstance(piece, int)}
+        return self._known
 
-    def _encoded(self, texts: Sequence[str], split: bool) -> dict[str, list[int]]:
-        """Map each text to its token ids; no text may occur twice."""
+    def _encoded(self, texts: Sequence[str], split: bool) -> list[list[int]]:
+        """The token ids of each text."""
         if self._backend is None:
-            return {text: self._alone(text, split) for text in texts}
-        found: dict[str, list[int]] = {}
+            return [self._alone(text, split) for text in texts]
+        found: list[list[int]] = []
         for block in _blocks(texts):
             signals.poll()
             _reset(self._backend, split)
-            encodings = self._backend.encode_batch_fast(block, add_special_tokens=False)
-            found |= ((text, encoding.ids) for text, encoding in zip(block, encodings))
+            found += [encoding.ids for encoding in self._backend.encode_batch_fast(block, add_special_tokens=False)]
         return found
 
     def _alone(self, text: str, split: bool) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
 
     def _with_literals(self, texts: Sequence[Text]) -> list[list[int]]:
-        """The token ids of each text; all texts have literal ranges.
+        """Return the token ids of texts that have literal ranges, in the order of the texts.
 
-        Special tokens in literal ranges are encoded as plain text, all others as special tokens.
+        Special tokens in literal ranges are encoded as plain text, and all other special tokens as special tokens.
         """
         if not texts:
             return []
@@ -149,10 +121,11 @@ class TextEncoder:
         return [self._stand_ins.encode(text) or self._apart(text) for text in texts]
 
     def _apart(self, text: Text) -> list[int]:
-        """The token ids of a text with literal ranges, computed without stand-ins.
+        """Encode the parts of a text separately, and return the token ids of the whole text.
 
-        The text is split at the special tokens outside literal ranges, and each part is encoded separately.  Tokenizers
-        implemented in Python encode texts in the same way.
+        The text is split at the special tokens outside its literal ranges (ranges of special tokens that are encoded as plain
+        text).  Each part between these special tokens is encoded as plain text.  Tokenizers implemented in Python encode texts
+        in the same way.
         """
         assert self._stand_ins is not None
         ids: list[int] = []
@@ -165,15 +138,18 @@ class TextEncoder:
 
 
 class _StandIns:
-    """Encodes texts with literal ranges, using stand-ins for special tokens.
+    """Encodes texts in which only some of the special tokens are encoded as plain text.
 
-    The backend can encode either all special tokens of a text as plain text or none.  Here it encodes all of them as plain
-    text.  Before encoding, each special token outside literal ranges is replaced by its stand-in, which is an added token that
-    is not special.  After encoding, the id of each stand-in is replaced by the id of its special token.
+    The ranges of these tokens are the literal ranges of the text.
+
+    The tokenizer's backend (its implementation in Rust) can encode either all special tokens of a text as plain text, or none
+    of them.  Here it encodes all of them as plain text.  Before encoding, each special token outside the literal ranges is
+    replaced by its stand-in: an added token that is not special.  After encoding, the id of each stand-in is replaced by the id
+    of its special token.
 
     Args:
         tokenizer: The tokenizer.
-        backend: The tokenizer's backend in Rust; None for a tokenizer in Python.
+        backend: The tokenizer's backend; None if it cannot be used, for example because the tokenizer is implemented in Python.
         special: The special tokens of the tokenizer.
     """
 
@@ -187,16 +163,17 @@ class _StandIns:
         self._backend = None if backend is None else tokenizers.Tokenizer.from_str(backend.to_str())
         if self._backend is not None:
             _reset(self._backend, True)
-            self._backend.add_special_tokens([special.added[token] for token in special.texts])  # some lack this flag
+            self._backend.add_special_tokens([special.added[token] for token in special.texts])  # some lack the flag "special"
             for token, stand_in in self._of.items():
                 flags = {name: bool(getattr(special.added[token], name, False)) for name in ("lstrip", "rstrip", "single_word")}
                 self._backend.add_tokens([tokenizers.AddedToken(stand_in, normalized=False, special=False, **flags)])
             self._originals = {self._backend.token_to_id(self._of[token]): number for token, number in self.ids.items()}
 
     def encode(self, text: Text) -> list[int] | None:
-        """The token ids of a text; None if stand-ins cannot be used.
+        """Return the token ids of a text, or None if stand-ins cannot be used.
 
-        Stand-ins cannot be used without a backend, or if the text contains `_MARK`, the first character of each stand-in.
+        Stand-ins replace special tokens before encoding.  They cannot be used if the tokenizer has no backend in Rust, or if
+        the text contains `_MARK`, the first character of each stand-in.
         """
         if self._backend is None or self._MARK in text.text:
             return None
@@ -206,21 +183,6 @@ class _StandIns:
             done = end
         encoded = self._backend.encode("".join([*parts, text.text[done:]]), add_special_tokens=False).ids
         return [self._originals.get(token, token) for token in encoded]
-
-
-def _sections(text: str) -> list[str]:
-    """Cut a text before each colon that follows an ASCII letter and ends a line.
-
-    The headings of the Alpaca template end with such a colon.  Many prompts have some of the resulting sections in common.
-    """
-    first, *others = text.split(":\n")
-    sections = [first]
-    for section in others:
-        if sections[-1][-1:].isalpha() and sections[-1][-1:].isascii():
-            sections.append(f":\n{section}")
-        else:
-            sections[-1] += f":\n{section}"
-    return sections
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -238,9 +200,10 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _plain_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
-    """The tokenizer's backend in Rust; None if the backend must not be used directly.
+    """Return the tokenizer's backend in Rust, or None if it must not be used directly.
 
-    None is returned for a tokenizer implemented in Python, and for one whose class overrides the methods that encode texts.
+    None is returned for a tokenizer implemented in Python, and for a tokenizer whose class overrides the methods that encode
+    texts.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     is_plain = isinstance(backend, tokenizers.Tokenizer) and all(
@@ -251,9 +214,10 @@ def _plain_backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
 
 
 def _reset(backend: tokenizers.Tokenizer, split: bool) -> None:
-    """Turn off truncation and padding, and set how special tokens are encoded.
+    """Turn off truncation and padding, and set how `backend` encodes special tokens.
 
-    If `split` is True, special tokens are encoded as plain text.  Any call of the tokenizer may change these options.
+    If `split` is True, special tokens are encoded as plain text.  The options are set before each encoding, because any call of
+    the tokenizer may change them.
     """
     if backend.truncation is not None:
         backend.no_truncation()

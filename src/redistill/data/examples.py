@@ -18,7 +18,7 @@ _HASHED_AT_ONCE = 4096
 class Examples(Sequence[Example]):
     """Tokenized records as examples, which are created on access.
 
-    A token takes 5 bytes.  The field `sample` of an example is its index in this sequence.
+    A token takes 5 bytes of memory.  The field `sample` of an example is its index in this sequence.
 
     Args:
         records: The records that were tokenized.
@@ -26,7 +26,8 @@ class Examples(Sequence[Example]):
         prompt_N: For each example, the number of tokens of its prompt (int64).
         end_N: For each example, the index after its last token in `ids` and `supervised` (int64).
         ids: The token ids of all examples, one after the other (int32).
-        supervised: For each token, 1 if it is a target and 0 otherwise (uint8).
+        supervised: For each token, 1 if it is a target (a token that the student is trained to predict), and 0 otherwise
+            (uint8).
     """
 
     records: Sequence[Record] = field(repr=False)
@@ -58,7 +59,7 @@ class Examples(Sequence[Example]):
         return map(self._example, range(len(self)))
 
     def record_id(self, sample: int) -> str:
-        """The id of the record from which the example `sample` was made."""
+        """Return the id of the record of the example with index `sample`."""
         return self.records[int(self.index_N[sample])].record_id
 
     @property
@@ -74,7 +75,7 @@ class Examples(Sequence[Example]):
         return lengths
 
     def digest(self) -> str:
-        """SHA-256 of all examples, in hexadecimal.
+        """Return the SHA-256 of all examples, in hexadecimal.
 
         The hashed bytes of an example are its `sample` and its token ids as int64, followed by one byte for each token: 1
         for a target, 0 for any other token.
@@ -105,7 +106,7 @@ class Examples(Sequence[Example]):
 
 
 class ExampleBuilder:
-    """Collects examples in the arrays that `Examples` is created from."""
+    """Collects tokenized records in arrays, from which `Examples` is created."""
 
     def __init__(self) -> None:
         self._index, self._prompt, self._end = array("q"), array("q"), array("q")
@@ -115,10 +116,10 @@ class ExampleBuilder:
         return len(self._end)
 
     def add(self, index: int, prompt: int, ids: Sequence[int], supervised: Sequence[bool]) -> None:
-        """Add an example.
+        """Append an example to the arrays.
 
         Args:
-            index: Index of the record.
+            index: Index of the record that was tokenized.
             prompt: Number of prompt tokens.
             ids: Token ids of prompt and answer.
             supervised: For each token, whether it is a target.
@@ -130,7 +131,7 @@ class ExampleBuilder:
         self._end.append(len(self._ids))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of `Examples`, each under the name of its field."""
+        """Return the arrays for `Examples.of`, by field name of `Examples`."""
         return {
             "index_N": np.frombuffer(self._index, dtype=np.int64),
             "prompt_N": np.frombuffer(self._prompt, dtype=np.int64),

@@ -16,21 +16,21 @@ from redistill.records import Json
 from redistill.storage import files
 
 CACHED_BYTES = 200_000
-"""Minimum size of data that is cached, in bytes; smaller data is read and tokenized at every start, in less than a second."""
+"""Minimum size of cached data, in bytes; smaller data is read and tokenized at every start, which takes less than a second."""
 
 
 def fingerprint(*parts: Json) -> str:
-    """A hash of `parts` and of the code that reads and tokenizes rows.
+    """Return a hash of `parts` and of the code that reads and tokenizes rows.
 
-    The result has 40 hexadecimal digits.  The code consists of the modules of this package and the versions of the libraries
-    that tokenize.
+    The result has 40 hexadecimal digits.  The code consists of the modules in the folder of this module, the modules `records`
+    and `randomness`, and the versions of the libraries that these modules use.
     """
     described = json.dumps([_code(), *parts], sort_keys=True)
     return hashlib.sha256(described.encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """A hash of a tokenizer's class and of all files that the tokenizer saves.
+    """Return a hash of a tokenizer's class and of all files that the tokenizer saves.
 
     The files include the chat template.  If the chat template prints the date, the hash also includes the date, so it changes
     once a day.
@@ -49,7 +49,7 @@ def _today() -> str:
 
 @cache
 def _code() -> str:
-    """The versions of the libraries and the hashes of the modules, as one string."""
+    """Return the versions of the libraries and the hashes of the modules, as one string."""
     versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2", "numpy")]
     shared = [Path(__file__).parents[1] / name for name in ("records.py", "randomness.py")]
     modules = [*shared, *sorted(Path(__file__).parent.glob("*.py"))]

@@ -26,12 +26,12 @@ Fault = (
 )
 """Kinds of faults of a row.
 
-The first four lines list the faults of a line in a file, of a row, of a text in a row, and of a conversation.  The last line
-lists the fault that only tokenization detects.
+The lines above list, in this order, the faults of a line in a file, of a row, of a text in a row, and of a conversation.  The
+last line lists the fault that only tokenization detects.
 """
 
 MAX_ROW_BYTES = 1_000_000
-"""Maximum size of all texts of a row, in bytes of UTF-8; a larger row is probably a file that was pasted by mistake."""
+"""Maximum total size of the texts of a row, in bytes of UTF-8; a larger row is probably a file that was pasted by mistake."""
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -49,6 +49,7 @@ class BadRow(Exception):
 class ParsedRow:
     """The form, prompt and references of a row.
 
+    The form names the keys of the row, such as "prompt/completion".  The references are its answers, all of which are correct.
     A row without an answer has no references.
     """
 
@@ -58,10 +59,10 @@ class ParsedRow:
 
 
 def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
-    """Parse a row.
+    """Return the form, the prompt and the references (correct answers) of a row.
 
-    The forms are those of `reader.read_records`.  Where several forms match, messages take precedence over an instruction, and
-    an instruction over a prompt.
+    The keys of a row determine its form; `reader.read_records` describes the forms.  If a row has the keys of several forms,
+    messages take precedence over an instruction, and an instruction over a prompt.
 
     Args:
         row: A JSON value.
@@ -76,7 +77,7 @@ def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
     """
     if not isinstance(row, dict):
         raise BadRow("not an object", f"is {_kind(row)}; a row must be a JSON object")
-    row = {key: value for key, value in row.items() if value is not None}  # mixed forms in one table leave nulls
+    row = {key: value for key, value in row.items() if value is not None}  # a table of rows of different forms has null cells
     if "messages" in row:
         parsed = _conversation_row(row, "messages")
     elif "conversations" in row:
@@ -98,7 +99,10 @@ def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
 
 
 def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
-    """The texts of a prompt, in order."""
+    """Return the texts of a prompt, in order.
+
+    They are the instruction and its input, the one text of a raw prompt, or the contents of the turns of a conversation.
+    """
     if isinstance(prompt, Instruction):
         return (prompt.instruction, prompt.input)
     return (prompt.text,) if isinstance(prompt, RawPrompt) else tuple(turn.content for turn in prompt.turns)
@@ -182,7 +186,7 @@ def _check_order(turns: tuple[Turn, ...], name: str) -> None:
 def _references(answer: object, name: str) -> tuple[str, ...]:
     """Convert the answer of a row to references.
 
-    An answer is a string, or a list of equally correct strings.  A missing answer, a blank one and an empty list give no
+    An answer is a string, or a list of equally correct strings.  A missing answer, a blank string and an empty list give no
     references.
     """
     if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
@@ -211,12 +215,12 @@ def _text(value: object, name: str) -> str:
 
 
 def _first(row: Mapping[str, object], *names: str) -> object:
-    """The first value of `row` under `names` that is not null; None if there is none."""
+    """Return the first value under the keys `names` of `row` that is not null; None if there is no such value."""
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def _kind(value: object) -> str:
-    """The JSON type of a value, with an article."""
+    """Describe the JSON type of a value for an error message, such as "a string" or "missing"."""
     if value is None:
         return "missing"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}

@@ -16,13 +16,13 @@ from redistill.contracts import DrawItem
 class ReadCost:
     """Cost of one forward and backward pass on a kind of device, in tokens.
 
-    The unit is the time that the device needs for one token.
+    The unit is the time in which the device processes one token.
 
     Args:
-        overhead_tokens: The part of the cost that does not depend on the number of tokens: kernel launches, and one pass over
-            the gradient of each weight.
-        max_tokens: The number of tokens that saturates the device; a larger micro-batch is no faster per token and stores more
-            activations.
+        overhead_tokens: The part of the cost that does not depend on the number of tokens: the launch of kernels, and the
+            accumulation of the gradient of each weight.
+        max_tokens: The number of tokens that saturates the device.  A larger micro-batch needs as much time per token, and
+            stores more activations.
     """
 
     overhead_tokens: int
@@ -35,7 +35,7 @@ ACCELERATOR = ReadCost(overhead_tokens=2048, max_tokens=16384)
 
 
 def read_cost(device: torch.device | str) -> ReadCost:
-    """The cost of a forward and backward pass on `device`."""
+    """Return the cost of a forward and backward pass on `device`."""
     return CPU if torch.device(device).type == "cpu" else ACCELERATOR
 
 
@@ -44,14 +44,16 @@ def grouped(items: Sequence[DrawItem], size: int | None, cost: ReadCost) -> list
 
     .. math:: \min \sum_g \bigl( n_g \max_{i \in g} T_i + \text{overhead} \bigr)
 
-    The sequences are sorted by their length T_i.  The minimum is over all partitions of the sorted sequences into contiguous
-    groups g, each of n_g sequences.  Gold and sampled sequences may be in the same group; they are in separate groups where
-    padding would cost more than another pass.
+    T_i is the length of sequence i in tokens, n_g the number of sequences of group g, and "overhead" is `cost.overhead_tokens`.
+    The sequences are sorted by length.  The minimum is over all partitions of the sorted sequences into contiguous groups.
+
+    Gold answers (role "sft") and sampled answers (role "distillation") may be in the same group.  They are in separate groups
+    if padding would cost more than another pass.
 
     Args:
         items: The sequences with their roles.
-        size: Maximum number of sequences per role in a group; None limits a group to `cost.max_tokens` padded tokens instead.
-            A group of one sequence may exceed this limit.
+        size: Maximum number of sequences with the same role in a group.  If None, a group has at most `cost.max_tokens` tokens,
+            including padding; only a group of one sequence may have more tokens.
         cost: The cost of one pass on the device.
 
     Returns:
@@ -70,7 +72,7 @@ def grouped(items: Sequence[DrawItem], size: int | None, cost: ReadCost) -> list
             if is_full and begin < end - 1:
                 break
             options.append((best[begin][0] + padded + cost.overhead_tokens, begin))
-        best.append(min(options))  # a tie goes to the larger last group
+        best.append(min(options))  # of partitions with equal cost, the one with the larger last group
     groups = []
     end = len(everything)
     while end:

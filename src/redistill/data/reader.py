@@ -62,7 +62,7 @@ def read_records(
     - `instruction`, `input` (optional), `output`; the keys `context` and `response` of Databricks' data are read as `input` and
       `output`;
     - `prompt`, `completion` (or `response`, `output`): a string prompt is used verbatim, a list is read as messages;
-    - `messages` of `role` and `content`, or ShareGPT's `conversations` of `from` and `value`; the last one is the answer.
+    - `messages` of `role` and `content`, or ShareGPT's `conversations` of `from` and `value`; the last message is the answer.
 
     An answer is a string, or a list of equally correct strings.  A byte order mark, CRLF line ends, blank lines, and a single
     JSON array instead of lines are accepted.
@@ -73,16 +73,18 @@ def read_records(
         split: The split of a folder or of a hub data set.
         hub_file: A file of the hub repository to read instead of a split.
         max_bad_rows: Maximum number of unusable rows, >= 0.
-        require_answer: Whether a row without an answer is unusable; if False, its record has no references.
-        rejected: A JSON Lines file to write the unusable rows to; it may also list rows of other sources.  None writes no file.
-        cache: None does not use the cache.  Otherwise the rows of a large file are kept in the cache.  The function is called
-            with one line of text if the cache cannot be used.
+        require_answer: Whether a row without an answer is unusable; if False, its record has no references (correct answers).
+        rejected: A JSON Lines file to write the unusable rows to; its rows of other sources are kept.  If None, no file is
+            written.
+        cache: Receives one-line warnings about the cache, for example that it cannot be written.  Passing it enables the cache:
+            the rows of a large file are stored for later runs.  None disables the cache.
 
     Returns:
-        The records in order, and the report.  Records are created on access; their `record_id` is "<file stem>:<line>".
+        The records in the order of the source, and the report.  Records are created on access; their `record_id` is "<file
+        stem>:<line>".
 
     Raises:
-        DataError: the source does not exist, has no usable row, or has more than `max_bad_rows` unusable rows.
+        DataError: the source does not exist, cannot be read, has no usable row, or has more than `max_bad_rows` unusable rows.
     """
     assert max_bad_rows >= 0, max_bad_rows
     records, report = survey_records(source, split=split, hub_file=hub_file, require_answer=require_answer, cache=cache)
@@ -100,7 +102,9 @@ def survey_records(
     require_answer: bool = True,
     cache: Callable[[str], None] | None = None,
 ) -> tuple[Rows, ReadReport]:
-    """Read like `read_records`, but accept any number of unusable rows, even all.
+    """Read the usable rows of a data set with any number of unusable rows.
+
+    The arguments and the result are those of `read_records`.  The result may contain no record.
 
     Raises:
         DataError: the source does not exist or cannot be read.
@@ -120,7 +124,10 @@ def survey_records(
 
 
 def _surveyed_unchanged(opened: "_Opened", digest: str, require_answer: bool) -> Stored:
-    """Read a file, and check afterwards that its hash still equals `digest`."""
+    """Parse the rows of a file; return the arrays and JSON values to cache.
+
+    A DataError is raised if the file has changed: its hash must equal `digest` after it was read.
+    """
     found = _surveyed(opened, require_answer)
     if opened.path is not None and _digest_of_large(opened.path) != digest:
         raise DataError(f"{opened.name}: has changed while it was read; run the command again when it is complete")
@@ -128,9 +135,10 @@ def _surveyed_unchanged(opened: "_Opened", digest: str, require_answer: bool) ->
 
 
 def _digest_of_large(path: Path) -> str | None:
-    """The hash of a file that is large enough for the cache; None for other files.
+    """Return the hash of a file if the file is large enough for the cache.
 
-    Also None for a file whose hash cannot be computed; the error is reported when the file is read.
+    None is returned for a smaller file, and for a file whose hash cannot be computed.  In the second case the error is reported
+    later, when the file is read.
     """
     try:
         return files.digest(path) if path.stat().st_size >= CACHED_BYTES else None
@@ -142,8 +150,8 @@ class _About(TypedDict):
     """The JSON values in a cache entry of a source.
 
     Args:
-        verdict: As in `ReadReport`.
-        rejected: Line, fault and reason of each unusable row.
+        verdict: The field `verdict` of `ReadReport`.
+        rejected: Line number, fault and reason of each unusable row.
     """
 
     verdict: str
@@ -172,7 +180,7 @@ def _surveyed(opened: "_Opened", require_answer: bool) -> Stored:
 
 
 def _as_json(value: object) -> bytes:
-    """A row of a JSON array or hub data set as one line of JSON.
+    """Encode a row of a JSON array or hub data set as one line of JSON.
 
     Columns that JSON cannot represent are left out.
     """
@@ -187,21 +195,21 @@ def _as_json(value: object) -> bytes:
 
 
 def line_of(record: Record) -> int:
-    """The line number of a record in its file, from 1.
+    """Return the line number of a record in its file, from 1.
 
-    In a JSON array or hub data set, this is the position of the record.
+    For a JSON array or hub data set, the result is the position of the record, from 1.
     """
     return int(record.record_id.rpartition(":")[2])
 
 
 def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None) -> None:
-    """Raise DataError if a data set is empty or has too many unusable rows."""
+    """Raise DataError if a data set has no usable row, or too many unusable rows."""
     num_good, bad = report.num_rows, report.rejected
     if not num_good and not bad:
         raise DataError(f"{report.source}: is empty; it must have one JSON object per line")
     if len(bad) > max_bad_rows or not num_good:
         found = f"{len(bad)} of {num_good + len(bad)} rows are unusable" + (f" ({rejected} lists them)" if rejected else "")
-        allowed = f"at most {max_bad_rows} may be; fix or remove them, or raise max_bad_rows"
+        allowed = f"at most {max_bad_rows} are allowed; fix or remove them, or raise max_bad_rows"
         outcome = allowed if num_good else "no row remains; fix them"
         raise DataError(f"{report.source}:{bad[0].line}: {bad[0].reason}; {found}, {outcome}")
 
@@ -216,8 +224,8 @@ class _Opened(NamedTuple):
         name: Name of the source in messages.
         stem: The first part of record ids.
         path: The file of the source; None for a split of a hub data set.
-        values: Yields for each row its number, its bytes, and its value.  The bytes are None unless the row is a line of JSON.
-            The value is a `BadRow` if the line cannot be decoded.
+        values: Yields a tuple for each row: its line number or position from 1, its bytes, and its value.  The bytes are None
+            if the row is not a line of JSON.  The value is a `BadRow` if the line cannot be decoded.
     """
 
     name: str
@@ -278,12 +286,12 @@ def _download(name: str, hub_file: str) -> Path:
 
 
 def hub_failed(what: str, error: Exception, instead: str = ".jsonl") -> DataError:
-    """The error to raise when something cannot be read from the hub.
+    """Return an error for data that cannot be read from the hub.
 
     Args:
         what: The data set, with its split or file.
-        error: The error of the library.
-        instead: Suffixes of local files that could be given instead.
+        error: The exception that the library raised.
+        instead: Suffixes of the local files that the message suggests as a replacement.
     """
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return DataError(f"{what}: cannot be read from the hub ({reason}); check name and network, or give a local {instead} file")
@@ -310,9 +318,9 @@ def _values_of_file(path: Path, name: str) -> Iterator[tuple[int, bytes | None, 
 
 
 def _is_array(file: BinaryIO) -> bool:
-    """Whether the first character of a file is the bracket that opens a JSON array.
+    """Return whether the first character of a file is the bracket that opens a JSON array.
 
-    A byte order mark and white space before it are ignored.
+    A byte order mark and white space before the bracket are ignored.
     """
     start = file.read(len(_BOM))
     rest = start.removeprefix(_BOM).lstrip()
@@ -322,9 +330,9 @@ def _is_array(file: BinaryIO) -> bool:
 
 
 def _array(file: BinaryIO, path: Path, name: str) -> Iterable[object] | None:
-    """The values of a JSON array.
+    """Return the values of a file that is a JSON array.
 
-    None is returned if a .jsonl file begins with a bracket but is not a JSON array.  The caller then reads its lines.
+    None is returned if a .jsonl file begins with a bracket but is not a JSON array.  The caller then reads the file by lines.
     """
     file.seek(0)
     try:
@@ -340,7 +348,7 @@ def _array(file: BinaryIO, path: Path, name: str) -> Iterable[object] | None:
 
 
 def _items(text: str, name: str) -> Iterator[object]:
-    """The values of a JSON array, decoded one at a time.
+    """Yield the values of a JSON array, which are decoded one at a time.
 
     A decoded value takes many times the memory of its text, so the values are not kept in memory.
     """
@@ -357,7 +365,7 @@ def _items(text: str, name: str) -> Iterator[object]:
             raise ValueError
     except (ValueError, IndexError, RecursionError):
         try:
-            json.loads(text)  # for its message
+            json.loads(text)  # raises the error whose message is reported
         except (ValueError, RecursionError) as error:
             raise _no_array(name, error) from error
         raise
@@ -373,7 +381,7 @@ def _no_array(name: str, error: Exception) -> DataError:
 
 
 def _value_of_line(line: bytes) -> object:
-    """The JSON value of a line; a `BadRow` if the line cannot be decoded."""
+    """Return the JSON value of a line, or a `BadRow` if the line cannot be decoded."""
     if line.startswith(_BOM):
         return BadRow("byte order mark", "begins with a byte order mark, as in concatenated files; remove it")
     try:

@@ -13,7 +13,7 @@ from redistill.records import Json
 from redistill.storage.files import append_lines, read_lines, rewrite_lines
 
 LISTED_ROWS = 1000
-"""Maximum number of rows that are listed per source; one more line has the number of rows that are not listed."""
+"""Maximum number of rows that are listed per source; one further line gives the number of rows that are not listed."""
 
 _MAX_REASON = 300  # characters; a reason may quote the error of a chat template, which can be of any length
 
@@ -23,7 +23,7 @@ class RejectedRow:
     """An unusable row.
 
     Args:
-        line: Line number of the row, from 1; in a JSON array or hub data set, its position.
+        line: Line number of the row in its file, from 1.  In a JSON array or hub data set, the position of the row, from 1.
         fault: The kind of fault.
         reason: The reason, in one line.
     """
@@ -34,9 +34,9 @@ class RejectedRow:
 
 
 def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:
-    """Write the unusable rows of a source to `path`.
+    """Write the unusable rows of a source to the JSON Lines file `path`.
 
-    Lines that an earlier read of the same source wrote are replaced.
+    Lines that an earlier read of the same source wrote are replaced; the lines of other sources are kept.
     """
     before = read_lines(path)
     others = [row for row in before if isinstance(row, dict) and row.get("source") != source]
@@ -45,7 +45,10 @@ def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:
 
 
 def list_unlearned(path: Path, rows: Sequence[tuple[str, int, str]]) -> None:
-    """Append rows that tokenization left out; a row is (source, line, reason)."""
+    """Append the rows that tokenization left out to the JSON Lines file `path`.
+
+    Each row is a tuple of its source, its line number and the reason.
+    """
     by_source: dict[str, list[tuple[int, str]]] = {}
     for source, line, reason in rows:
         by_source.setdefault(source, []).append((line, reason))

@@ -13,9 +13,10 @@ _OUTER_MARKS = " .,;:!?\u3002\u3001\u00bf\u00a1\"'`\u201c\u201d\u201e\u2018\u201
 
 
 def first_of_each(records: Iterable[Record]) -> list[int]:
-    """For each record, the index of the first record with equal prompt and answers.
+    """Find, for each record, the first record with the same prompt and answers.
 
-    Texts are compared verbatim.  A record that equals no earlier record has its own index.
+    Texts are compared verbatim.  The result contains one index for each record; it is the record's own index if no earlier
+    record is equal.
 
     Example:
         >>> from redistill.records import RawPrompt
@@ -32,10 +33,11 @@ def first_of_each(records: Iterable[Record]) -> list[int]:
 
 
 def loose_question(record: Record) -> Question:
-    """A key like `question` that also ignores case, character width and punctuation.
+    """Return a key that is equal for prompts that differ only in minor details.
 
-    Texts are normalised by NFKC and case folding, and quotes and punctuation at both ends are removed.  Punctuation inside a
-    text is kept: "2 + 2" and "2 - 2" differ.
+    These details are white space, case, character width, and outer punctuation.  The texts that `question` returns are
+    normalised by NFKC and case folding, and quotes and punctuation at both ends are removed.  Punctuation inside a text is
+    kept, so "2 + 2" and "2 - 2" differ.
 
     Example:
         >>> from redistill.records import RawPrompt

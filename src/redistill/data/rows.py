@@ -1,6 +1,6 @@
 """Rows of data as arrays, and records that are created from them on access.
 
-A row takes the bytes of its text and about 60 bytes more.  A million rows are therefore not a million Python objects.
+A row takes the bytes of its text and about 60 bytes more, which is much less than Python objects would take.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ Question = tuple[str, ...]
 
 
 def question(record: Record) -> Question:
-    """A key that is equal for prompts that differ only in white space.
+    """Return a key that is equal for prompts that differ only in white space.
 
     Blank texts, such as an empty input, are ignored.  A run leaves out the training rows whose key equals that of a test row.
 
@@ -50,7 +50,7 @@ def collection_paused() -> Iterator[None]:
 
 
 def content_digest(record: Record) -> bytes:
-    """A 16-byte hash of a record's prompt and references.
+    """Return a 16-byte hash of a record's prompt and references.
 
     The hash also depends on the type of the prompt and on the roles of its turns.
     """
@@ -60,7 +60,7 @@ def content_digest(record: Record) -> bytes:
 
 
 def question_digest(record: Record) -> bytes:
-    """A 16-byte hash of the record's `question`."""
+    """Return a 16-byte hash of a record's prompt, which ignores white space."""
     return _digest(question(record))
 
 
@@ -71,7 +71,14 @@ def _digest(texts: Iterable[str], *counts: int) -> bytes:
 
 
 def first_of_digests(digests: np.ndarray) -> np.ndarray:
-    """For each row of `digests` [N, 2], the index of the first equal row."""
+    """For each row of `digests`, return the index of the first equal row.
+
+    Args:
+        digests: int64 hashes, [N, 2].
+
+    Returns:
+        int64 indices, [N].  If no earlier row is equal to row n, element n is n.
+    """
     order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: the first of equal rows comes first
     ordered = digests[order]
     starts = np.flatnonzero(np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])[: len(ordered)])
@@ -86,12 +93,12 @@ class Table:
 
     Args:
         source: The file or hub data set, for messages.
-        stem: The first part of record ids.
+        stem: The first part of record ids, which are "<stem>:<line>".
         texts: The rows as JSON, one after the other (uint8).
         ends: For each row, the index after its last byte in `texts` (int64).
-        lines: For each row, its line in the source (int64).
-        contents: For each row, the result of `content_digest` as two int64: a hash of prompt and answers.
-        questions: For each row, the result of `question_digest` as two int64: a hash of the prompt that ignores white space.
+        lines: For each row, its line number in the source, from 1 (int64).
+        contents: For each row, a hash of its prompt and answers; int64 [N, 2], computed by `content_digest`.
+        questions: For each row, a hash of its prompt that ignores white space; int64 [N, 2], computed by `question_digest`.
     """
 
     source: str
@@ -103,7 +110,7 @@ class Table:
     questions: np.ndarray
 
     def record(self, row: int) -> Record:
-        """The record of a row."""
+        """Return the record of the row with the index `row`."""
         begin, end = self.ends[row - 1] if row else 0, self.ends[row]
         parsed = parse_row(json.loads(self.texts[begin:end].tobytes()), require_answer=False)
         return Record(record_id=f"{self.stem}:{self.lines[row]}", prompt=parsed.prompt, references=parsed.references)
@@ -111,7 +118,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Rows(Sequence[Record]):
-    """Records of one or more sources, created on access.
+    """Records of one or more sources; a record is created on access.
 
     Args:
         tables: One table for each source.
@@ -125,13 +132,13 @@ class Rows(Sequence[Record]):
 
     @classmethod
     def of(cls, table: Table) -> Self:
-        """All rows of one table."""
+        """Return the records of one table, one for each row."""
         count = len(table.ends)
         return cls((table,), np.zeros(count, dtype=np.int32), np.arange(count, dtype=np.int64))
 
     @classmethod
     def joined(cls, parts: Sequence["Rows"]) -> Self:
-        """The concatenation of `parts`."""
+        """Return the records of all `parts`, one part after the other."""
         tables: list[Table] = []
         numbers = [np.zeros(0, dtype=np.int32)]
         for part in parts:
@@ -161,19 +168,20 @@ class Rows(Sequence[Record]):
         return self.tables[int(self.table_N[index])]
 
     def take(self, indices: np.ndarray) -> "Rows":
-        """Select records.
+        """Return the selected records.
 
-        `indices` contains the indices of the records, in the order of the result, or it is a mask of the records.
+        `indices` is an integer array of record indices, in the order of the result, or a boolean mask with one element for each
+        record.
         """
         return Rows(self.tables, self.table_N[indices], self.row_N[indices])
 
     def where(self, index: int) -> tuple[str, int]:
-        """The source of a record, and the line of the record in this source."""
+        """Return the source of the record with this index, and its line number there."""
         table = self._table(index)
         return table.source, int(table.lines[self.row_N[index]])
 
     def record_id(self, index: int) -> str:
-        """The id of a record."""
+        """Return the id of the record with this index."""
         table = self._table(index)
         return f"{table.stem}:{table.lines[self.row_N[index]]}"
 
@@ -185,12 +193,12 @@ class Rows(Sequence[Record]):
 
     @property
     def contents(self) -> np.ndarray:
-        """For each record, a hash of prompt and answers as two int64 [N, 2]."""
+        """A hash of the prompt and answers of each record; int64 [N, 2]."""
         return self._column([table.contents for table in self.tables])
 
     @property
     def questions(self) -> np.ndarray:
-        """For each record, a hash of the prompt as two int64 [N, 2].
+        """A hash of the prompt of each record; int64 [N, 2].
 
         Prompts that differ only in white space have equal hashes.
         """
@@ -205,9 +213,10 @@ class Rows(Sequence[Record]):
 
 
 def asks_one_of(rows: Rows, questions: Iterable[bytes]) -> np.ndarray:
-    """A mask that is True for the records whose prompt is one of `questions`.
+    """Return a mask of the records whose prompt has a hash in `questions`.
 
-    `questions` are hashes that `question_digest` returned.
+    The mask is boolean, with one element for each record.  `question_digest` computes the hashes; prompts that differ only in
+    white space have equal hashes.
     """
     wanted = np.frombuffer(b"".join(questions), dtype=np.int64).reshape(-1, 2)
     found = rows.questions
@@ -219,19 +228,19 @@ def asks_one_of(rows: Rows, questions: Iterable[bytes]) -> np.ndarray:
 
 
 class TableBuilder:
-    """Collects the rows of a source in arrays."""
+    """Collects the rows of a source in arrays, from which a `Table` is created."""
 
     def __init__(self) -> None:
         self._texts, self._contents, self._questions = bytearray(), bytearray(), bytearray()
         self._ends, self._lines = array("q"), array("q")
 
     def add(self, line: int, text: bytes, prompt: Prompt, references: tuple[str, ...]) -> None:
-        """Add a row.
+        """Append a row to the arrays.
 
         Args:
-            line: The line of the row in its source.
-            text: The row as JSON.
-            prompt, references: The prompt and the answers that `parse_row` returned for it.
+            line: The line number of the row in its source, from 1.
+            text: The row as one line of JSON.
+            prompt, references: The prompt and the answers that `parse_row` returned for the row.
         """
         record = Record(record_id="", prompt=prompt, references=references)
         self._texts += text
@@ -241,7 +250,7 @@ class TableBuilder:
         self._questions += question_digest(record)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of `Table`, each under the name of its field."""
+        """Return the arrays for a `Table`, by field name."""
         return {
             "texts": np.frombuffer(self._texts, dtype=np.uint8),
             "ends": np.frombuffer(self._ends, dtype=np.int64),

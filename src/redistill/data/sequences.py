@@ -24,7 +24,7 @@ class Spelled(NamedTuple):
 
     Args:
         ids: Token ids.  The end token of the last answer is missing if the template does not write it.
-        supervised: For each id, whether it is a target.
+        supervised: For each id, whether its token is a target (a token that the student is trained to predict).
         prompt: Number of ids before the last answer.
         ended: Whether `ids` includes the end token of the last answer.
     """
@@ -35,25 +35,25 @@ class Spelled(NamedTuple):
     ended: bool
 
     def with_end(self, end_id: int) -> tuple[list[int], list[bool]]:
-        """`ids` and `supervised`, with the end token appended if it is missing."""
+        """Return `ids` and `supervised`, with the end token appended if it is missing."""
         return (self.ids, self.supervised) if self.ended else ([*self.ids, end_id], [*self.supervised, True])
 
 
 _Steps = Generator[list[Text], list[list[int]], Spelled]
-"""A generator that yields texts to encode, receives their token ids, and returns the result."""
+"""A generator that yields texts to encode, receives their token ids, and returns the encoded conversation."""
 
 
 class SequenceEncoder:
     """Encodes records as token ids, for one tokenizer and template.
 
-    The text of a special token may occur in a row.  With the Alpaca template, it is encoded as plain text in instructions,
-    conversations and their answers, so "<|endoftext|>" in an instruction is not an end token.  In a raw prompt and its answers,
-    it is encoded as a special token.  With a chat template, special tokens of the template are encoded as special tokens, and
-    those in messages as plain text.
+    The text of a special token may occur in a row.  With the Alpaca template, this text is encoded as plain text in
+    instructions, conversations and their answers, so "<|endoftext|>" in an instruction is not an end token.  In a raw prompt
+    and its answers, the text is encoded as a special token.  With a chat template, special tokens of the template are encoded
+    as special tokens, and those in messages as plain text.
 
     Attributes:
         config: The settings of tokenization.
-        counts: Numbers of special tokens in the text of the rows encoded by `spelled`.
+        counts: Counts of special tokens in the text of the rows that `spelled` has encoded.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: "TokenizeConfig") -> None:
@@ -66,7 +66,7 @@ class SequenceEncoder:
             self._front = full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
 
     def prompts(self, records: Sequence[Record]) -> list[list[int] | DataError]:
-        """The token ids of each prompt, or an error if the prompt cannot be rendered."""
+        """Return the token ids of each prompt, or a DataError if rendering it failed."""
         template = self.config.template
         found: list[list[int] | DataError] = []
         texts: list[Text] = []
@@ -84,14 +84,16 @@ class SequenceEncoder:
         return [ids if isinstance(ids, DataError) else self._with_front(next(encoded)) for ids in found]
 
     def spelled(self, records: Sequence[Record], seed: int, sample: int) -> Iterator["Spelled | DataError"]:
-        """Encode each record with one answer; yield its token ids, or an error.
+        """Encode each record with one of its answers; yield its ids or a DataError.
 
-        An error is yielded if the record has no answer or no target token, or if the chat template rejects it.
+        The error is yielded and not raised.  It is yielded if the record has no answer or does not contain a target (a token
+        that the student is trained to predict), or if the chat template rejects the record.
 
         Args:
             records: A batch of records.
             seed: Seed of the run.
-            sample: Index that the first kept record of the batch has among all kept records.
+            sample: Number of records of earlier batches that could be encoded and whose prompt is not too long.  The random
+                choice of a reference (one of several correct answers) depends on this number.
         """
         known: dict[tuple[int, str], Spelled | DataError] = {}
         may_vary = self.config.reference == "random" and any(len(record.references) > 1 for record in records)
@@ -107,7 +109,7 @@ class SequenceEncoder:
                 done += 1
                 is_kept = isinstance(found, Spelled) and found.prompt <= self.config.prompt_tokens
                 sample += is_kept
-                if may_vary and not is_kept:  # the indices of the kept records after it are lower by one
+                if may_vary and not is_kept:  # the later choices assumed that this record is kept
                     break
 
     def _chosen(self, record: Record, seed: int, sample: int) -> str | None:
@@ -116,7 +118,8 @@ class SequenceEncoder:
     def _results(self, tasks: Sequence[_Steps]) -> list["Spelled | DataError"]:
         """Run the generators `tasks` to their end, and return their results.
 
-        In each round, every generator requests texts; the texts of all generators are encoded together.
+        The result of a generator is the encoded conversation, or the DataError that it raised.  In each round, every unfinished
+        generator requests texts, and the texts of all generators are encoded together.
         """
         results: dict[int, Spelled | DataError] = {}
         waiting: dict[int, list[Text]] = {}
@@ -140,11 +143,13 @@ class SequenceEncoder:
         return [results[number] for number in range(len(tasks))]
 
     def _steps(self, record: Record, answer: str) -> _Steps:
-        """Encode one record; yield the texts to encode, and return the token ids.
+        """Encode one record with the answer `answer`, as a generator.
 
-        The transcript is encoded up to the end of each prompt and of each answer.  If the ids of text[:stop] begin with the ids
-        found for text[:done], the further ids are those of text[done:stop].  If not, because a token contains the boundary,
-        text[done:stop] is encoded separately.
+        The generator yields lists of texts to encode, receives their token ids, and returns the encoded conversation.
+
+        The rendered conversation is encoded up to several stops: the end of each prompt and of each answer.  If the ids up to a
+        stop begin with the ids up to the previous stop, the remaining ids are those of the text between the two stops.
+        Otherwise a token contains the previous stop, and the text between the stops is encoded separately.
         """
         config = self.config
         transcript = render_transcript(
@@ -174,21 +179,29 @@ class SequenceEncoder:
             supervised += [is_answer] * (len(ids) - len(supervised))
             done = stop
         if not ids or supervised[0] or len(ids) == prompt:
-            raise DataError("its prompt or its answer has no tokens in this tokenizer")
+            raise DataError("the prompt or the answer has no tokens in this tokenizer; change or remove the row")
         return Spelled(ids, supervised, prompt, transcript.ended)
 
     def _with_front(self, ids: list[int]) -> list[int]:
-        """Put the tokenizer's leading special tokens before `ids` if they are missing."""
+        """Return `ids` with the special tokens that the tokenizer puts before a text; they are added if they are missing."""
         return ids if ids[: len(self._front)] == self._front else self._front + ids
 
     def _text(self, record: Record, text: str, literal: tuple[Range, ...] = ()) -> Text:
-        """Wrap `text` for encoding, with the ranges of `literal` that end within it."""
+        """Create the `Text` to encode.
+
+        `literal` contains ranges of special tokens that are encoded as plain text.  Ranges that end after the end of `text` are
+        left out.
+        """
         is_data = self.config.template == "alpaca" and not isinstance(record.prompt, RawPrompt)
         return Text(text, is_data, tuple((start, end) for start, end in literal if end <= len(text)))
 
 
 def _chosen(references: tuple[str, ...], reference: str, seed: int, sample: int) -> str:
-    """Choose the reference to train on; of equally long ones, the first."""
+    """Return the reference (one of several correct answers) to train on.
+
+    `reference` is "first", "longest", "shortest" or "random"; lengths are in characters.  Of equally long references, the first
+    is chosen.  The random choice depends on `seed` and `sample`.
+    """
     if reference == "longest":
         return max(references, key=len)
     if reference == "shortest":

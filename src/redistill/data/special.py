@@ -26,49 +26,51 @@ class SpecialTokens:
     """The special tokens of a tokenizer, as text.
 
     Attributes:
-        added: Text of each special token -> the token as the tokenizer describes it.
+        added: Maps the text of each special token to the tokenizer's object for this token.
         texts: Texts of the special tokens, the longest first.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokens: Mapping[int, object] = getattr(tokenizer, "added_tokens_decoder", {})
-        named: Sequence[int] = getattr(tokenizer, "all_special_ids", ())  # a tokenizer in Python may not flag these
+        named: Sequence[int] = getattr(tokenizer, "all_special_ids", ())  # a tokenizer implemented in Python may not flag these
         added = {str(token): token for number, token in tokens.items() if number in named or getattr(token, "special", False)}
         self.added: Mapping[str, object] = {text: token for text, token in added.items() if text}
         self.texts = tuple(sorted(self.added, key=len, reverse=True))
         self._pattern = re.compile("|".join(map(re.escape, self.texts)) or "(?!)")
         self._longest = len(self.texts[0]) if self.texts else 0
-        self._first, self._last = ({text[end] for text in self.texts} for end in (0, -1))
+        self._first, self._last = (_any_of(text[end] for text in self.texts) for end in (0, -1))
         self._joined = "\0".join(self.texts)
 
     def find(self, text: str, literal: Sequence[Range] = ()) -> list[Range]:
-        """The character ranges of special tokens in `text`, from left to right.
+        """Return the character ranges of special tokens in `text`, from left to right.
 
-        Where two special tokens begin at the same index, the longer one is found.  Special tokens that overlap a range of
+        If two special tokens begin at the same index, only the longer one is found.  Special tokens that overlap a range of
         `literal` are left out.
         """
-        if not any(letter in text for letter in self._first):
+        if not self._first.search(text):
             return []
         found = [match.span() for match in self._pattern.finditer(text)]
         return [(start, end) for start, end in found if not any(start < until and begin < end for begin, until in literal)]
 
     def count(self, texts: Iterable[str]) -> Counter[str]:
-        """How often each special token occurs in the texts."""
+        """Count how often each special token occurs in the texts."""
         return Counter(text[start:end] for text in texts for start, end in self.find(text))
 
     def literal_ranges(self, text: str, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]) -> list[Range]:
-        """The character ranges of special tokens that come from messages.
+        """Find the special tokens in `text` that come from messages; return their ranges.
 
-        A special token of which only a part comes from a message is included.
+        A range is a pair [start, end) of character indices.  A special token is included even if only a part of it comes from a
+        message.
 
         To find these tokens, an unused character is inserted before each character of a message that may belong to a special
         token, and the conversation is rendered again.  A template that searches messages for a special token, as some do for
-        "</think>", may then render the conversation differently.  Such a token remains special.
+        "</think>", may then render the conversation differently.  The result does not include such a token, which is then
+        encoded as a special token.
 
         Args:
             text: The rendered conversation.
             messages: The messages of the conversation.
-            render: Renders messages with the chat template.
+            render: A function that renders messages with the chat template.
         """
         if not any(self._concerns(content) for content in _contents(messages)):
             return []
@@ -85,13 +87,12 @@ class SpecialTokens:
         return sorted(literal)
 
     def _concerns(self, content: str) -> bool:
-        """Whether a message's content has a special token or may be a part of one."""
+        """Return whether `content` contains a special token or may contain a part of one."""
         core = content.strip()
         if not core or not self.texts:
             return False
-        is_edge = any(letter in core[-self._longest :] for letter in self._first)
-        is_edge = is_edge or any(letter in core[: self._longest] for letter in self._last)
-        return is_edge or core in self._joined or bool(self.find(content))
+        is_edge = self._first.search(core[-self._longest :]) or self._last.search(core[: self._longest])
+        return bool(is_edge) or core in self._joined or bool(self.find(content))
 
 
 @dataclass
@@ -102,8 +103,8 @@ class SpecialTokenCounts:
         kept: How often each special token occurs in raw prompts and their answers, where it is encoded as a special token.
         as_text: How often each special token occurs in instructions, messages and their answers, where it is encoded as plain
             text.
-        kept_rows: Number of rows with tokens of `kept`.
-        as_text_rows: Number of rows with tokens of `as_text`.
+        kept_rows: Number of rows that contain tokens counted in `kept`.
+        as_text_rows: Number of rows that contain tokens counted in `as_text`.
     """
 
     kept: Counter[str] = field(default_factory=Counter)
@@ -112,13 +113,14 @@ class SpecialTokenCounts:
     as_text_rows: int = 0
 
     def add(self, record: Record, answer: str | None, special: SpecialTokens, template: str) -> None:
-        """Add the special tokens in the prompt of a record and in its answer.
+        """Count the special tokens in a prompt and its answer, and add the numbers.
 
         Args:
-            record: Provides the prompt.
-            answer: The answer to train on; None counts only the prompt.
+            record: The record whose prompt is searched.
+            answer: The answer to train on; if None, only the prompt is searched.
             special: The special tokens of the tokenizer.
-            template: "alpaca" or "chat"; only "alpaca" keeps the special tokens of raw prompts.
+            template: "alpaca" or "chat".  Special tokens in raw prompts are added to `kept` with "alpaca", and to `as_text`
+                with "chat".
         """
         found = special.count([*texts_of(record.prompt), *([] if answer is None else [answer])])
         if not found:
@@ -131,7 +133,7 @@ class SpecialTokenCounts:
             self.as_text_rows += 1
 
     def as_json(self) -> dict[str, Json]:
-        """The counts as JSON values, without those that are zero."""
+        """Return the counts as JSON values, without counts that are zero."""
         found: dict[str, Json] = {}
         if self.kept_rows:
             found |= {"kept": dict(self.kept), "kept_rows": self.kept_rows}
@@ -155,6 +157,11 @@ class SpecialTokenCounts:
             yield f"special tokens in the text of {_rows(self.as_text_rows)} are encoded as plain text: {_named(self.as_text)}"
 
 
+def _any_of(letters: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that matches each of the letters; none if there is no letter."""
+    return re.compile("|".join(map(re.escape, sorted(set(letters)))) or "(?!)")
+
+
 def _rows(count: int) -> str:
     return f"{count} {'row' if count == 1 else 'rows'}"
 
@@ -166,7 +173,7 @@ def _named(tokens: Counter[str]) -> str:
 
 
 def _contents(value: object) -> Iterator[str]:
-    """Yield all strings in messages except the values of `_NAMES`."""
+    """Yield all strings in messages, except the values of the keys `_NAMES`."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -186,11 +193,15 @@ def _marked(
     *,
     edges: bool = True,
 ) -> list[bool] | None:
-    """Flag each character of `text` that comes from a message and may be special.
+    """Find the characters of `text` that come from a message and may be special.
 
-    A character may be special if it may belong to one of `tokens`; for `edges`, see `_risky`.  To find such characters, the
-    messages are marked with an unused character and rendered.  None is returned if the template rejects the marked messages or
-    renders them differently.
+    A character may be special if it may belong to one of `tokens`.  If `edges` is True, this includes characters at both ends
+    of a message that are only a part of a token.  To find these characters, a marker (a character that is not used elsewhere)
+    is inserted before each of them in the messages, and the messages are rendered.
+
+    Returns:
+        For each character of `text`, whether it is one of these characters.  None if the template rejects the messages with
+        markers or renders them differently.
     """
     used = set(text).union(*map(set, _contents(messages)))
     marker = next(chr(code) for code in range(0xF0000, 0xFFFFD) if chr(code) not in used)
@@ -219,10 +230,10 @@ def _marked(
 
 
 def _risky(content: str, tokens: Sequence[str], *, edges: bool) -> set[int]:
-    """Indices of the characters of `content` that may belong to one of `tokens`.
+    """Return the indices of the characters of `content` that may belong to a token.
 
-    Without `edges`, these are the characters of all tokens in `content`.  With `edges`, characters at both ends of `content`
-    are included if they are a part of a token, because the text around `content` may contain the rest of this token.
+    These are the characters of all occurrences of `tokens` in `content`.  If `edges` is True, characters at the start or end of
+    `content` that are a part of a token are included too, because the text around `content` may contain the rest of this token.
     """
     start, end = len(content) - len(content.lstrip()), len(content.rstrip())
     core = content[start:end]

@@ -1,9 +1,9 @@
 """Tokenization of records.
 
 Training and evaluation build prompts with the same code, so the prompts of evaluation have the format of those in training.
-The special tokens that the tokenizer puts before a text by default (BOS for Llama, </s> for OPT, none for GPT-2 and Qwen) are
-added in training *and* in evaluation; published code adds them in only one of the two.  A chat template contains its own
-special tokens, so none are added to it.
+Some tokenizers put special tokens before a text by default: BOS for Llama, </s> for OPT, none for GPT-2 and Qwen.  These tokens
+are added in training *and* in evaluation; published code adds them in only one of the two.  A chat template contains its own
+special tokens, so no others are added to its text.
 """
 
 import dataclasses
@@ -42,9 +42,10 @@ class TokenizeConfig:
             tokens.
         response_tokens: Maximum answer length in tokens with the end token, >= 1.  A longer answer is truncated and has no end
             token.
-        template: "alpaca" or "chat"; see `templates.render_prompt`.
+        template: "alpaca" is the template of Stanford Alpaca, "chat" is the chat template of the tokenizer.
         supervise: "last" trains on the last answer of a conversation, "every" on every answer of the assistant.
-        reference: Which of several references to train on.  "random" chooses with the seed of the run.
+        reference: Which of several references to train on: the "first", the "longest" or "shortest" in characters, or a
+            "random" one, which depends on the seed of the run.
 
     Raises:
         ConfigError: a length is below 1, or a choice is unknown.
@@ -80,7 +81,7 @@ class RejectedRecord:
     Args:
         index: Index of the record among the given records, from 0.
         record_id: The id of the record.
-        reason: Why it is left out, in one line.
+        reason: The reason why the record is left out, in one line.
     """
 
     index: int
@@ -94,8 +95,9 @@ class TokenizeReport:
 
     Args:
         num_cut: Number of kept records whose answer was truncated.
-        too_long: Records whose prompt is longer than `prompt_tokens`.
-        rejected: Records that have no target token, or that the chat template rejects.
+        too_long: Records whose prompt is longer than the setting `prompt_tokens`.
+        rejected: Records that have no answer or do not contain a target (a token that the student is trained to predict), or
+            that the chat template rejects.
         special_tokens: Counts of special tokens in the text of the records.
     """
 
@@ -120,24 +122,26 @@ def tokenize_training(
 ) -> tuple[Examples, TokenizeReport]:
     """Tokenize records for training.
 
-    A sequence is prompt, answer and end token, with a mask of the targets.  The sequence begins with exactly the ids that
-    `tokenize_prompts` returns.  Prompt and answer are tokenized together, and the ids after those of the prompt are the ids of
-    the answer.  Where a token contains the boundary of prompt and answer, the answer is tokenized separately.
+    A sequence consists of prompt, answer and end token, and has a mask of the targets (tokens that the student is trained to
+    predict).  It begins with exactly the ids that `tokenize_prompts` returns.  Prompt and answer are tokenized together.  If a
+    token would contain the boundary between prompt and answer, the answer is tokenized separately.
 
     Args:
-        records: Records; one without a reference is rejected.
+        records: The records.  Records without an answer are left out and listed in the report.
         tokenizer: A transformers tokenizer with an end token.
         config: Length limits, template, and which answers to train on.
         seed: Seed of the run, used by `reference="random"`.
-        cache: None does not use the cache.  Otherwise the result for a large `Rows` is kept in the cache, and all processes
-            map the same file.  The function is called with one line of text if the cache cannot be used.
+        cache: Receives one-line warnings about the cache, for example that it cannot be written.  Passing it enables the cache:
+            if `records` is a large `Rows`, the result is written to one file, which all processes memory-map.  None disables
+            the cache.
 
     Returns:
-        The examples, and the report.  Examples are created on access; their `sample` is 0, 1, 2, ... without gaps.
+        The examples, and a report with the records that were left out and the number of truncated answers.  Examples are
+        created on access; their `sample` is 0, 1, 2, ... without gaps.
 
     Raises:
         DataError: no record is left.
-        ConfigError: "chat" with a tokenizer that has no chat template.
+        ConfigError: the template is "chat", but the tokenizer has no chat template.
         ModelError: the tokenizer has no end token.
     """
     end_id = tokenizer.eos_token_id
@@ -194,7 +198,7 @@ class _About(TypedDict):
     """The JSON values in a cache entry of tokenized rows.
 
     Args:
-        num_cut: As in `TokenizeReport`.
+        num_cut: The field `num_cut` of `TokenizeReport`.
         rejected: Index and reason of each rejected record.
         special_tokens: The result of `SpecialTokenCounts.as_json`.
     """
@@ -225,9 +229,9 @@ def _report(records: Sequence[Record], stored: Stored, config: TokenizeConfig) -
 def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[int, list[Record]]]:
     """Yield batches of records, each with the index of its first record.
 
-    The numbers of records and of characters per batch are limited.  Batches for random references have fewer records: a random
-    choice depends on the number of records kept before it, so a record that is left out may require encoding the rest of the
-    batch again.
+    The numbers of records and of characters per batch are limited.  Batches have fewer records if `reference` is "random",
+    because the random choice for a record depends on the number of records kept before it.  If a record is left out, the
+    choices for the later records of its batch may change, and these records are encoded again.
     """
     most = 64 if reference == "random" else 1024
     batch: list[Record] = []
@@ -245,14 +249,14 @@ def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[
 def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> list[tuple[int, ...]]:
     """Tokenize the prompt of each record; truncate long prompts on the left.
 
-    A prompt longer than `prompt_tokens` keeps its BOS token and its last tokens, because its end requests the answer
-    ("### Response:").
+    A prompt longer than `prompt_tokens` keeps its BOS token and its last tokens, because the end of a prompt requests the
+    answer ("### Response:").
 
     Returns:
         One tuple of token ids per record, in order.
 
     Raises:
-        ConfigError: "chat" with a tokenizer that has no chat template.
+        ConfigError: the template is "chat", but the tokenizer has no chat template.
         DataError: the chat template rejects a prompt, or a prompt has no token.
     """
     encoder = SequenceEncoder(tokenizer, config)
@@ -271,9 +275,9 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: To
 
 
 def response_text(ids: Sequence[int], tokenizer: Tokenizer, end_ids: Sequence[int]) -> str:
-    """The text of an answer up to its end token.
+    """Decode the generated tokens `ids` up to the first token of `end_ids`.
 
-    Special tokens are left out, and white space at both ends is removed.
+    Special tokens are left out, and white space at both ends of the text is removed.
     """
     answer = list(itertools.takewhile(lambda token: token not in end_ids, ids))
     return tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()

@@ -1,144 +1,168 @@
-"""Division of ASCII text into words, as byte-level BPE tokenizers divide it.
+"""Division of text into pieces that a BPE tokenizer encodes independently.
 
-Such a tokenizer divides a text with the regular expression of its pre-tokenizer.  It encodes each of the resulting words
-independently of the others.
+A text is cut before each space that follows a visible character.  Two families of tokenizers have no token that contains such a
+position:
 
-These regular expressions use Unicode classes, such as \\p{L}, that the module `re` does not have.  For text in ASCII each class
-has an equivalent that `re` has.
+- Byte-level BPE, such as GPT-2, Llama 3 and Qwen.  The regular expression of the pre-tokenizer divides a text into words.  A
+  match of each pattern in `_PATTERNS` has no space after a visible character, and does not depend on the text before it.
+- BPE that encodes a space as "▁", such as Llama 2 and Gemma.  No merge joins "▁" to a character before it.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from tokenizers import Tokenizer, normalizers
 
 from redistill.data.special import SpecialTokens
 from redistill.records import Json
 
+_SPACE = "▁"
+_CUT = re.compile(rf" (?<=[^\s{_SPACE}] )")  # a space after a visible character
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _OTHER = r"[^\r\n\p{L}\p{N}]?"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _PATTERNS = (
-    _GPT2,
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
     rf"{_WORDS}|{_OTHER}\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",  # Llama 3
     rf"{_WORDS}|{_OTHER}\p{{L}}+|\p{{N}}|{_REST}",  # Qwen 2
     rf"{_OTHER}{_UPPER}*{_LOWER}+{_WORDS}?|{_OTHER}{_UPPER}+{_LOWER}*{_WORDS}?|\p{{N}}{{1,3}}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",  # gpt-oss
 )
-_ASCII = (
-    (_UPPER, "[A-Z]"),
-    (_LOWER, "[a-z]"),
-    (r"\p{L}\p{N}]", "A-Za-z0-9]"),
-    (r"\p{L}", "[A-Za-z]"),
-    (r"\p{N}", "[0-9]"),
-)
+_REPLACE: Json = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+_PREPEND: Json = {"type": "Prepend", "prepend": _SPACE}
 
+Prefix = Literal["never", "first", "always", "every"]
+"""Where a tokenizer inserts a space.
 
-def _in_ascii(pattern: str) -> re.Pattern[str]:
-    for unicode, ascii_class in _ASCII:
-        pattern = pattern.replace(unicode, ascii_class)
-    return re.compile(pattern, re.ASCII)
-
-
-_KNOWN = {pattern: _in_ascii(pattern) for pattern in _PATTERNS}
-"""Pattern of a pre-tokenizer -> its equivalent for ASCII.
-
-`encoding` depends on two properties of each pattern.  First, a pattern that is applied to the text of one of its own matches
-matches this whole text.  Second, a match ends at every position between a letter and a colon or line break.
+"first": at the start of a text that does not start with a space.  "always": the same, and after added tokens.  "every": at the
+start of each text and after each added token, even before another space.
 """
-_DIGITS = {True: re.compile(r"[0-9]|[^0-9]+"), False: re.compile(r"[0-9]+|[^0-9]+")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WordSplitter:
-    """Divides texts into words and added tokens, as a tokenizer does.
+    """Divides texts into added tokens and pieces that can be encoded separately.
+
+    An added token is a text, such as a special token, that a tokenizer finds before it divides the rest of the text into words.
 
     Args:
-        steps: Patterns of the pre-tokenizers.  The first divides a text, and each further one divides the words found so far.
-        added: Text of each added token -> whether the token is special.
+        backend: Encodes the pieces.  It inserts no space, and encodes special tokens as plain text.
+        prefix: Where the tokenizer inserts a space; `split` inserts it.
+        added: Maps the text of each added token to its id.
+        special: Texts of the added tokens that are special.
         pattern: Matches any added token, the longest one first.
     """
 
-    steps: tuple[re.Pattern[str], ...]
-    added: Mapping[str, bool]
+    backend: Tokenizer
+    prefix: Prefix
+    added: Mapping[str, int]
+    special: frozenset[str]
     pattern: re.Pattern[str]
 
-    def parts(self, text: str, split: bool) -> list[str]:
-        """Divide a text into its added tokens and the texts between them, in order.
+    def split(self, text: str, split: bool) -> list[str | int]:
+        """Divide a text into pieces and the ids of its added tokens, in order.
 
         If `split` is True, special tokens are treated as plain text.
         """
-        parts, done = [], 0
+        found: list[str | int] = []
+        done = 0
         for match in self.pattern.finditer(text):
-            if split and self.added[match[0]]:
-                continue
-            if match.start() > done:
-                parts.append(text[done : match.start()])
-            parts.append(match[0])
-            done = match.end()
-        return [*parts, text[done:]] if done < len(text) else parts
+            if not (split and match[0] in self.special):
+                found += [*self._pieces(text[done : match.start()], done), self.added[match[0]]]
+                done = match.end()
+        return found + self._pieces(text[done:], done)
 
-    def split(self, text: str) -> list[str]:
-        """Divide an ASCII text into words; a text that is an added token is one word."""
-        if text in self.added:
-            return [text]
-        words = [text]
-        for step in self.steps:
-            words = step.findall(text) if len(words) == 1 else [found for word in words for found in step.findall(word)]
-        return words
+    def _pieces(self, part: str, start: int) -> list[str | int]:
+        """Cut the part of a text between two added tokens into pieces; `start` is its index in the text."""
+        if not part:
+            return []
+        inserts = self.prefix == "always" or (self.prefix == "first" and start == 0)
+        if self.prefix == "every" or (inserts and part[0] not in (" ", _SPACE)):
+            part = f" {part}"
+        first, *others = _CUT.split(part)
+        return [first, *map(" ".__add__, others)]
 
 
 def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None:
-    """The splitter that divides texts as a tokenizer does.
+    """Create a splitter that divides texts as a tokenizer does.
 
     Args:
         described: The tokenizer as JSON, as in tokenizer.json.
         special: The special tokens of the tokenizer.
 
     Returns:
-        The splitter.  None if the tokenizer is not byte-level BPE, if its pattern is not known, or if an added token has one of
-        the flags lstrip, rstrip and single_word.
+        The splitter.  None if the tokenizer is of neither family, if the pattern of its pre-tokenizer is not known, or if an
+        added token has one of the flags lstrip, rstrip and single_word.
     """
     parts: Mapping[str, Json] = json.loads(described)
     model, normalizer, before, added = (parts.get(name) for name in ("model", "normalizer", "pre_tokenizer", "added_tokens"))
-    if not (isinstance(model, dict) and model.get("type") == "BPE" and model.get("dropout") is None):
+    if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(added, list):
         return None
-    if normalizer not in (None, {"type": "NFC"}) or not isinstance(before, dict) or not isinstance(added, list):
+    if any(model.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")):
         return None
-    found = before.get("pretokenizers") if before.get("type") == "Sequence" else [before]
-    steps = found if isinstance(found, list) else []
-    patterns = [_pattern(step) for step in steps if isinstance(step, dict)]
-    is_byte_level = bool(steps) and isinstance(steps[-1], dict) and steps[-1].get("type") == "ByteLevel"
-    if not is_byte_level or any(pattern is None for pattern in patterns):
+    backend, prefix = Tokenizer.from_str(described), _prefix(model, normalizer, before)
+    if prefix is not None:
+        backend.normalizer, backend.pre_tokenizer = normalizers.Replace(" ", _SPACE), None
+    elif not _is_byte_level(normalizer, before):
         return None
     tokens = [token for token in added if isinstance(token, dict)]
-    flags = [{bool(token[name]) for token in tokens} for name in ("single_word", "lstrip", "rstrip")]
-    texts = {str(token["content"]): bool(token["special"]) for token in tokens}
-    if any(True in found for found in flags) or len({token["normalized"] for token in tokens}) > 1:
+    if any(token[name] for token in tokens for name in ("single_word", "lstrip", "rstrip")):
         return None
-    if {text for text, is_special in texts.items() if is_special} != set(special.texts) or any(map(_is_cut, texts)):
+    if len({token["normalized"] for token in tokens} | ({False} if normalizer else set())) > 1:
+        return None  # tokens would be searched in the normalized text as well
+    if {str(token["content"]) for token in tokens if token["special"]} != set(special.texts):
         return None
-    longest = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
-    return WordSplitter(tuple(p for p in patterns if p and p.pattern), texts, re.compile(longest or "(?!)"))
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    ids = {str(token["content"]): number for token in tokens if isinstance(number := token["id"], int)}
+    pattern = re.compile("|".join(map(re.escape, sorted(ids, key=len, reverse=True))) or "(?!)")
+    return WordSplitter(backend=backend, prefix=prefix or "never", added=ids, special=frozenset(special.texts), pattern=pattern)
 
 
-def _is_cut(token: str) -> bool:
-    """Whether an added token contains a position at which `encoding` may cut a text."""
-    return re.search(r"[A-Za-z][:\n]", token) is not None
+def _is_byte_level(normalizer: Json, before: Json) -> bool:
+    """Whether a tokenizer divides texts with known patterns and encodes the bytes of words."""
+    if normalizer not in (None, {"type": "NFC"}):
+        return False
+    steps = _members(before, "pretokenizers")
+    return bool(steps) and all(map(_is_known, steps)) and steps[-1].get("type") == "ByteLevel"
 
 
-def _pattern(step: Mapping[str, Json]) -> re.Pattern[str] | None:
-    """The pattern that a pre-tokenizer divides text with; None if it is not known.
+def _members(step: Json, name: str) -> Sequence[Mapping[str, Json]]:
+    """The members of a normalizer or pre-tokenizer of type Sequence; any other as the only member."""
+    inner = step.get(name) if isinstance(step, Mapping) and step.get("type") == "Sequence" else [step]
+    return [member for member in inner if isinstance(member, Mapping)] if isinstance(inner, list) else []
 
-    An empty pattern stands for a pre-tokenizer that does not divide text.
-    """
+
+def _is_known(step: Mapping[str, Json]) -> bool:
+    """Whether a pre-tokenizer has a known pattern."""
     match step:
         case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", "invert": False}:
-            return _KNOWN.get(regex)
-        case {"type": "Digits", "individual_digits": bool(alone)}:
-            return _DIGITS[alone]
-        case {"type": "ByteLevel", "add_prefix_space": False, **rest}:
-            return _KNOWN[_GPT2] if rest.get("use_regex", True) else re.compile("")
+            return regex in _PATTERNS
+        case {"type": "Digits"} | {"type": "ByteLevel", "add_prefix_space": False}:
+            return True
+    return False
+
+
+def _prefix(model: Mapping[str, Json], normalizer: Json, before: Json) -> Prefix | None:
+    """Where a tokenizer of the family of Llama 2 inserts a space; None for other tokenizers."""
+    merges = model.get("merges")
+    if model.get("ignore_merges") or not isinstance(merges, list):
+        return None
+    if any(right.startswith(_SPACE) and not left.endswith(_SPACE) for left, right in merges):
+        return None
+    vocabulary = model.get("vocab")
+    if not isinstance(vocabulary, dict) or _SPACE not in vocabulary:  # an unknown character could join others before it
+        return None
+    match list(_members(normalizer, "normalizers")), before:
+        case [], {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never" | "first" | "always" as prefix}:
+            return prefix
+        case [first, last], None if (first, last) == (_PREPEND, _REPLACE):
+            return "every"
+        case [only], None | {"type": "Split", "pattern": {"String": " "}} if only == _REPLACE:
+            return "never"
     return None

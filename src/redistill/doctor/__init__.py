@@ -34,11 +34,11 @@ class Diagnosis:
 
     @property
     def num_findings(self) -> int:
-        """Number of findings of all checks, without the notes."""
+        """Number of findings of all checks, without notes (findings that may be intended)."""
         return sum(len(outcome.findings) for outcome in self.outcomes)
 
     def as_json(self) -> dict[str, Json]:
-        """The diagnosis as JSON values."""
+        """Return the findings, the outcomes of the checks and the duration as JSON values."""
         return {
             "findings": self.num_findings,
             "checks": [outcome.as_json() for outcome in self.outcomes],
@@ -49,7 +49,7 @@ class Diagnosis:
 def examine(run: Run, report: Report = lambda phase: None, clock: Callable[[], float] = time.perf_counter) -> Diagnosis:
     """Check a recipe for silent failures, with the models and data of the recipe.
 
-    A small sample of the data is read, the models are loaded once, and one update is computed.  Nothing is written to the
+    A small sample of the data is read, the models are loaded once, and one update is computed. Nothing is written to the
     recipe's output folder, and no weight file is changed.
 
     Args:
@@ -72,7 +72,8 @@ def examine(run: Run, report: Report = lambda phase: None, clock: Callable[[], f
 def outcome_of(check: Check, subject: Subject) -> Outcome:
     """Apply one check to a recipe and return its outcome.
 
-    If the check raises NotExamined, the status is "not examined". Errors of models, data and external code become a finding.
+    If the check raises NotExamined, the outcome has the status "not examined". If a model, the data or external code raises
+    another error, the outcome has a finding with the message of the error.
     """
     found, reason = [], ""
     try:
@@ -85,7 +86,7 @@ def outcome_of(check: Check, subject: Subject) -> Outcome:
                 what="the check ended with an error",
                 measured=f"{type(error).__name__}: {first_line(error)}",
                 right="no error",
-                remedy="fix the other findings first; if this one remains, run the recipe to see the whole error",
+                remedy="fix the other findings first; if this finding remains, run the recipe to see the whole error",
             )
         ]
     return Outcome(

@@ -1,4 +1,4 @@
-"""The table of the 20 checks."""
+"""The table of the 20 checks of a recipe."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Check:
     """A silent failure of distillation, and the function that looks for it.
 
     Args:
-        number: Number of the check in docs/doctor.md, from 1.
+        number: Number of the check in docs/doctor.md, from 1 to 20.
         name: Name of the failure, as a phrase.
         examines: The data, settings or tensors that the check examines, as a phrase.
         find: Function that returns the findings. It raises NotExamined if the check does not apply to the recipe.
@@ -47,7 +47,7 @@ CHECKS = (
         texts.end_masked,
         "tests/data/test_collate.py::test_a_pad_id_that_is_a_target_stays_a_target",
     ),
-    Check(4, "a row without targets", "all rows of the data sources, and the targets of the sample", texts.no_targets),
+    Check(4, "a row without targets", "all rows of the data sources, and the targets of the sampled rows", texts.no_targets),
     Check(
         5,
         "prompt tokens among the targets",
@@ -75,7 +75,7 @@ CHECKS = (
     Check(
         11,
         "teacher in training mode",
-        "the modes of its modules, and its logits in two passes over the same rows",
+        "the modes of the teacher's modules, and its logits in two passes over the same rows",
         pair.training_mode,
         "tests/teachers/test_local.py::test_the_teacher_is_frozen_in_eval_mode_and_has_all_capabilities",
     ),
@@ -112,4 +112,7 @@ CHECKS = (
 """All checks, sorted by number."""
 
 LAST = (17, 1)
-"""Numbers of the checks that run last: 17 changes the student's weights in memory, and 1 uses the changed student."""
+"""Numbers of the checks that run last, in this order.
+
+Check 17 changes the student's weights in memory, and check 1 uses the changed student.
+"""

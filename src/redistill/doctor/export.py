@@ -21,7 +21,7 @@ from redistill.storage import files
 CHANGE = 0.05
 """Standard deviation of the noise that is added to a parameter in place of training.
 
-It is a fraction of the parameter's root mean square.
+The value is a fraction of the root mean square of the parameter.
 """
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 """Largest allowed difference of logits, as a fraction of the largest logit, for each dtype of the weights."""
@@ -37,7 +37,7 @@ class Exported:
             largest logit.
         change: Largest difference between the logits of the student before and after its weights were changed, as a fraction
             of the largest logit.
-        tolerance: Largest value of `difference` that rounding explains.
+        tolerance: Largest value of `difference` that rounding can cause.
         error: Message of the error that stopped the export; "" if the export succeeded.
     """
 
@@ -49,10 +49,14 @@ class Exported:
 
 
 def export(opened: OpenRun, example: Example) -> Exported:
-    """Change the trained parameters, export the student, and load the export.
+    """Change the student's parameters, export the student, and load the result.
 
-    The student is exported to a temporary folder, which is removed. The student in memory keeps the changed parameters. If
-    the export contains the weights from before the change, its logits therefore differ from those of the student.
+    Only trainable parameters are changed, in memory and permanently. If the exported model has the parameters from before the
+    change, its logits therefore differ from those of the student. The student is exported to a temporary folder, which is
+    removed.
+
+    Raises:
+        NotExamined: the disk has too little free space for the exported student.
     """
     model, tokenizer, source = opened.models.student, opened.models.tokenizer, opened.config.student
     before = logits(model, example)
@@ -79,9 +83,9 @@ def export(opened: OpenRun, example: Example) -> Exported:
 
 @torch.no_grad()
 def logits(model: nn.Module, example: Example) -> torch.Tensor:
-    """Compute a model's logits for one example in eval mode.
+    """Return a model's logits for one example, computed in eval mode.
 
-    Returns a float32 tensor on the CPU.
+    The result is a float32 tensor on the CPU. Its shape is (T, V) for the T tokens of the example and V classes.
     """
     device = next(model.parameters()).device
     ids_BT = torch.tensor([example.token_ids], device=device)
@@ -92,7 +96,10 @@ def logits(model: nn.Module, example: Example) -> torch.Tensor:
 
 @torch.no_grad()
 def perturb(model: nn.Module, seed: int) -> None:
-    """Add Gaussian noise to every trainable parameter, even to one that is all 0."""
+    """Add Gaussian noise to all trainable parameters of a model, in place.
+
+    The standard deviation is `CHANGE` times the root mean square of the parameter, or `CHANGE` if all its values are 0.
+    """
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:
             generator = torch.Generator().manual_seed(torch_seed(seed, "doctor", index))

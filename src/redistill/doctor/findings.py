@@ -30,7 +30,7 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """The finding as one line of text."""
+        """The finding as text in one line."""
         return " ".join(f"{self.what}: {self.measured}; expected {self.right}; {self.remedy}".split())
 
 
@@ -66,13 +66,16 @@ class Outcome:
 
     @property
     def status(self) -> Status:
-        """The check passed, found a failure, or was not examined (see `reason`)."""
+        """Status of the check.
+
+        It is "found" if there are findings, "not examined" if there are none and `reason` is set, and otherwise "passed".
+        """
         if self.findings:
             return "found"
         return "not examined" if self.reason else "passed"
 
     def as_json(self) -> dict[str, Json]:
-        """The outcome as JSON values, with each finding and note as one line of text."""
+        """Return the outcome as JSON values; each finding and note is one line of text."""
         return {
             "number": self.number,
             "name": self.name,
@@ -86,7 +89,7 @@ class Outcome:
 
 
 def some(values: Sequence[object], shown: int = 3) -> str:
-    """List the first `shown` values for a message, and count the others.
+    """List the first `shown` values for a message, and state how many are left out.
 
     Example:
         >>> some(["a", "b", "c", "d"])

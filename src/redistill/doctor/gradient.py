@@ -27,7 +27,7 @@ class Measured:
     """The value and the gradient of an objective on one update, without dropout.
 
     Args:
-        loss: Value of the objective; 0 if the update has no targets.
+        loss: Value of the objective; 0 if the update has no targets (tokens that the student is trained to predict).
         norms: Norm of the gradient of each trainable parameter, by the name of the parameter.
         values: Up to `KEPT_VALUES` values of each parameter's gradient, concatenated to a vector.
     """
@@ -43,15 +43,15 @@ class Measured:
 
 
 def measure(parts: Parts, draw: Draw, objective: Objective | None = None, micro_batch_size: int | None = None) -> Measured:
-    """Compute the value and the gradient of an objective for one update.
+    """Return the value and the gradient of an objective for one update.
 
-    The functions of the training loop are used. Dropout is disabled, and no parameter is changed.
+    The gradient is computed with the functions of the training loop. Dropout is disabled, and no parameter is changed.
 
     Args:
-        parts: The student, the teacher and the recipe's objective.
+        parts: The components that the training loop uses, such as the student, the teacher and the recipe's objective.
         draw: The sequences of the update.
-        objective: The objective; None uses the recipe's objective.
-        micro_batch_size: Number of sequences of a micro-batch, as in `training.micro_batch_size`.
+        objective: The objective. If None, the recipe's objective is used.
+        micro_batch_size: Maximum number of sequences in a micro-batch; see `training.micro_batch_size`.
 
     Raises:
         NoGraph: no term of the objective depends on a trainable parameter.
@@ -81,7 +81,7 @@ def measure(parts: Parts, draw: Draw, objective: Objective | None = None, micro_
 
 
 def every_few(values: torch.Tensor) -> torch.Tensor:
-    """Select at most `KEPT_VALUES` evenly spaced values of a vector."""
+    """Return a copy of at most `KEPT_VALUES` evenly spaced values of a vector."""
     return values[:: -(-len(values) // KEPT_VALUES)].clone()
 
 
@@ -89,7 +89,7 @@ def every_few(values: torch.Tensor) -> torch.Tensor:
 def without_dropout(student: nn.Module) -> Iterator[None]:
     """Context in which `student.train()` selects eval mode.
 
-    The training loop calls `train()`; in this context the call disables dropout.
+    The training loop calls `student.train()`, which would otherwise enable dropout.
     """
     vars(student)["train"] = lambda mode=True: nn.Module.train(student, False)
     try:

@@ -22,11 +22,15 @@ NO_VALUE = {"divergence": 1e-6, "span": 1e-8}
 The gradient alone is not sufficient: in bf16 a term of value 0 can have a gradient norm above `NO_GRADIENT`.
 """
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
-"""Largest relative difference of gradients or losses that rounding explains, by precision."""
+"""Largest relative difference of gradients or losses that rounding can cause, by precision."""
 
 
 def no_gradient(subject: Subject) -> Findings:
-    """Check 14: no gradient reaches the student, its adapters, or one of its layers."""
+    """Check 14: each layer with trainable parameters must have a gradient.
+
+    The check fails if the gradient of all trainable parameters, or of all those of one layer, is 0. It also fails if there are
+    no trainable parameters. Of an adapter only the matrix B is examined, since the gradient of A is 0 as long as B is 0.
+    """
     loaded = subject.loaded
     model, lora = loaded.student, subject.config.student.lora
     remedy = "check student.lora.targets, student.gradient_checkpointing and the weights of the objective"
@@ -36,7 +40,7 @@ def no_gradient(subject: Subject) -> Findings:
         norms = loaded.gradient.norms
     except NoGraph:
         norms = {name: 0.0 for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if has_adapters(model):  # the gradient of A is 0 as long as B is 0
+    if has_adapters(model):  # LoRA starts with B = 0, so that the gradient of A is 0
         norms = {name: norm for name, norm in norms.items() if "lora_B" in name}
     if lora is not None and not norms:
         return [Finding(what="the adapters", measured="0 trainable parameters", right="at least one", remedy=remedy)]
@@ -62,7 +66,11 @@ def no_gradient(subject: Subject) -> Findings:
 
 
 def zero_terms(subject: Subject) -> Findings:
-    """Check 15: a term of the objective has a weight, but its gradient is zero."""
+    """Check 15: each term of the objective with a weight above 0 must have a gradient.
+
+    The check fails if the gradient of the term alone is 0 apart from rounding. It also fails if the divergence or the span loss
+    is 0 apart from rounding. A pre-training term without `data.corpus` is a note.
+    """
     loaded = subject.loaded
     objective = loaded.learning.learner.objective
     found = []
@@ -74,7 +82,7 @@ def zero_terms(subject: Subject) -> Findings:
                 found.append(_zero_term(name, weight, "no data.corpus", is_note=True))
                 continue
         alone_on = measure(loaded.learning, draw, alone)
-        if is_rounding(name, alone_on, weight) and name in NO_VALUE:  # the sampled texts may be unusual
+        if is_rounding(name, alone_on, weight) and name in NO_VALUE:  # the sampled texts alone may be the cause
             alone_on = measure(loaded.learning, loaded.gold_draw, alone)
         if is_rounding(name, alone_on, weight):
             measured = f"value {alone_on.loss:.1e} and a gradient of norm {alone_on.norm:.1e} in one update"
@@ -83,7 +91,11 @@ def zero_terms(subject: Subject) -> Findings:
 
 
 def is_rounding(name: str, measured: Measured, weight: float) -> bool:
-    """Whether the gradient or the value of a term is small enough to be rounding."""
+    """Return whether a term's gradient or its value is 0 apart from rounding.
+
+    `name` and `weight` are those of the term. `measured` has its value and gradient. Only the values of the divergence and of
+    the span loss are compared with 0.
+    """
     return measured.norm <= NO_GRADIENT * weight or (name in NO_VALUE and measured.loss <= NO_VALUE[name] * weight)
 
 
@@ -97,16 +109,16 @@ def _zero_term(name: str, weight: float, measured: str, *, is_note: bool = False
     return Finding(
         what=f"the term {name} has the weight {weight:g} but no effect",
         measured=measured,
-        right="a value and a norm above 0",
+        right="a value and a gradient norm above 0",
         remedy=remedies.get(name, "set its weight to 0"),
         is_note=is_note,
     )
 
 
 def single_terms(objective: Objective) -> dict[str, tuple[float, Objective]]:
-    """Map the name of each term to its weight and an objective with only this term.
+    """Return the weight of each term, and an objective with only this term.
 
-    Terms whose weight is 0 are left out.
+    The keys are the names of the terms. Terms with weight 0 are left out.
     """
     none = replace(objective, sft_weight=1.0, divergence_weight=0.0, span_weight=0.0, policy_gradient=None, pretraining=None)
     found: dict[str, tuple[float, Objective]] = {}
@@ -119,13 +131,17 @@ def single_terms(objective: Objective) -> dict[str, tuple[float, Objective]]:
         found["span"] = objective.span_weight, replace(none, sft_weight=0.0, span_weight=objective.span_weight)
     if (gradient := objective.policy_gradient) is not None:
         found["policy_gradient"] = gradient.weight, replace(none, sft_weight=0.0, policy_gradient=gradient)
-    if (text := objective.pretraining) is not None:  # measured on a draw without other sequences
+    if (text := objective.pretraining) is not None:  # the SFT weight has no effect: `zero_terms` leaves out SFT data
         found["pretraining"] = text.weight, replace(none, pretraining=text)
     return found
 
 
 def micro_batches(subject: Subject) -> Findings:
-    """Check 16: the loss or the gradient depends on the size of the micro-batches."""
+    """Check 16: loss and gradient must not depend on the size of the micro-batches.
+
+    They are computed with all sequences in one micro-batch, and with one sequence in each micro-batch. The check fails if the
+    two results differ by more than rounding can cause.
+    """
     loaded = subject.loaded
     draw = loaded.draw
     whole, single = loaded.gradient, measure(loaded.learning, draw, micro_batch_size=1)
@@ -142,7 +158,7 @@ def micro_batches(subject: Subject) -> Findings:
             what="the update depends on the size of the micro-batches",
             measured=f"with 1 sequence in each micro-batch instead of all, and without dropout, the gradient differs by "
             f"{difference:.2%} and the loss by {losses:.2%}",
-            right=f"differences of at most {limit:.2%}, which rounding explains",
+            right=f"differences of at most {limit:.2%}, which rounding can cause",
             remedy="divide the sum of each term by the number of targets of the whole batch, and compute each sequence "
             "independently of the others in its batch",
         )
@@ -150,7 +166,10 @@ def micro_batches(subject: Subject) -> Findings:
 
 
 def exported_weights(subject: Subject) -> Findings:
-    """Check 17: the exported student differs from the trained one."""
+    """Check 17: the exported student must be equal to the student in memory.
+
+    The check fails if the export fails, or if the logits of the two models differ by more than rounding can cause.
+    """
     exported = subject.loaded.exported
     if not exported.error and not exported.difference > exported.tolerance:
         return []
@@ -161,15 +180,16 @@ def exported_weights(subject: Subject) -> Findings:
             or f"its logits differ by {exported.difference:.2%} of the largest logit, after a change of the trained weights "
             f"that changes the student's logits by {exported.change:.2%}",
             right=f"a difference of at most {exported.tolerance:.2%}",
-            remedy="export adapters merged (student.lora.export), and compare the dtype of the export",
+            remedy="set student.lora.export to merged, and compare the dtypes of the student and of the exported weights",
         )
     ]
 
 
 def schedule(subject: Subject) -> Findings:
-    """Check 20: warm-up or an interval is longer than the run.
+    """Check 20: warm-up, intervals and patience must not be too long for the run.
 
-    The intervals are `evaluate_every`, `save_every` and `patience`.
+    The check fails if the warm-up is not shorter than the run, if `evaluate_every` or `save_every` is longer than the run, or
+    if `patience` is not below the number of validations.
     """
     config = subject.config
     lengths = config.training.schedule(subject.texts.num_examples)
@@ -181,7 +201,7 @@ def schedule(subject: Subject) -> Findings:
             Finding(
                 what="warm-up is as long as the run, so the peak learning rate has no effect",
                 measured=f"optimiser.warmup_updates = {warmup}, training.updates = {updates}",
-                right=f"a warm-up that ends before the run, which then trains at {peak:g}",
+                right=f"a warm-up that is shorter than the run, so that the learning rate reaches {peak:g}",
                 remedy="lower optimiser.warmup_updates",
             )
         )
@@ -200,7 +220,7 @@ def schedule(subject: Subject) -> Findings:
     if patience is not None and patience >= validations:
         found.append(
             Finding(
-                what="training.patience is longer than the run, so that it never stops early",
+                what="training.patience is longer than the run, so the run never stops early",
                 measured=f"patience = {patience}, and the run has {validations} validations",
                 right="a patience below the number of validations of the run",
                 remedy="lower training.patience or training.evaluate_every",

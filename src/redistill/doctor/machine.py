@@ -1,4 +1,7 @@
-"""The description of this machine that `redistill doctor` prints without a recipe."""
+"""The description of this machine.
+
+`redistill doctor` prints the description if no recipe is given.
+"""
 
 import importlib.metadata
 import os
@@ -40,7 +43,7 @@ class Disk:
         folder: Path of the folder, which may not exist.
         free_bytes: Free space of the disk, in bytes.
         write_bytes_per_s: Speed of writing one file, including the final fsync; None if the speed was not measured.
-        read_bytes_per_s: Speed of reading the same file, which may still be in memory; None if the speed was not measured.
+        read_bytes_per_s: Speed of reading the same file, which the system may have cached; None if the speed was not measured.
         fault: Reason why the speed was not measured; "" if it was measured.
     """
 
@@ -51,7 +54,7 @@ class Disk:
     fault: str = ""
 
     def as_json(self) -> dict[str, Json]:
-        """The disk as JSON values."""
+        """Return the disk as JSON values."""
         return dict(vars(self))
 
 
@@ -62,10 +65,11 @@ class Machine:
     Args:
         versions: Version of Python and of each package, by name.
         about: Processor, memory and accelerators, in the format of run.json.
-        devices: Model, memory and compute capability of each accelerator, by device name; the CPU if there is none.
+        devices: Model, memory and compute capability of each accelerator, by device name; only the CPU if there is no
+            accelerator.
         products: Speed of matrix products for each dtype, in 10^12 operations per second; None if the device does not support
             the dtype.
-        disks: Disks of the hub cache, the redistill cache and the current folder, by name.
+        disks: Disks of the hub cache, the redistill cache and the current folder, by the name of the folder.
         hub: A sentence that states whether the model hub answers.
         findings: Packages that are missing or do not satisfy redistill's requirements.
     """
@@ -79,9 +83,9 @@ class Machine:
     findings: tuple[Finding, ...]
 
     def as_json(self) -> dict[str, Json]:
-        """The description as JSON values.
+        """Return the description as JSON values.
 
-        Sizes are in bytes, and speeds in bytes or operations per second.
+        Sizes are in bytes, disk speeds in bytes per second, and speeds of matrix products in operations per second.
         """
         return {
             "versions": dict(self.versions),
@@ -95,7 +99,7 @@ class Machine:
 
 
 def examine_machine(report: Callable[[str], None] = lambda phase: None, clock: Clock = time.perf_counter) -> Machine:
-    """Examine versions, devices, speeds and disks of this machine, and query the hub.
+    """Return versions, devices, speeds and disks of this machine, and query the hub.
 
     To measure the disks, a file of 32 MiB is written to each cache folder and to the current folder, and then removed.
 
@@ -134,10 +138,13 @@ def _optional() -> dict[str, str]:
 
 
 def unmet_requirements() -> Findings:
-    """A finding for each required package that is missing or has a wrong version."""
+    """Return a finding for each required package that is missing or unsuitable.
+
+    A package is unsuitable if its version does not satisfy redistill's requirement.
+    """
     try:
         needed = importlib.metadata.requires("redistill") or []
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    except importlib.metadata.PackageNotFoundError:  # redistill runs from a checkout that is not installed
         return []
     found = []
     for text in needed:
@@ -164,9 +171,9 @@ def unmet_requirements() -> Findings:
 
 
 def devices() -> dict[str, str]:
-    """Model, memory and compute capability of each accelerator, by device name.
+    """Return a description of each accelerator, by device name such as "cuda:0".
 
-    Without an accelerator the only entry is the CPU.
+    The description states model, memory and compute capability. Without an accelerator the only entry describes the CPU.
     """
     found = {}
     for number in range(torch.cuda.device_count()):
@@ -176,9 +183,9 @@ def devices() -> dict[str, str]:
 
 
 def product_speed(dtype: torch.dtype, device: torch.device, clock: Clock) -> float | None:
-    """Measure the speed of matrix products in 10^12 operations per second.
+    """Return the speed of matrix products, in 10^12 operations per second.
 
-    Returns None if the device does not support the dtype.
+    The result is None if the device does not support the dtype.
     """
     size = 4096 if device.type == "cuda" else 512
     try:
@@ -202,7 +209,7 @@ def _wait(device: torch.device) -> None:
 
 
 def folders() -> dict[str, Path]:
-    """The folders whose disks are measured, by name.
+    """Return the folders whose disks are measured, by name.
 
     These are the hub cache, the redistill cache and the current folder.
     """
@@ -213,16 +220,16 @@ def folders() -> dict[str, Path]:
 
 
 def measure_disk(folder: Path, clock: Clock = time.perf_counter) -> Disk:
-    """Measure free space and speed of the disk that contains a folder.
+    """Measure the free space and the speed of the disk that contains a folder.
 
-    If the folder does not exist, its nearest existing parent is used.
+    A temporary file is written to the folder and read. If the folder does not exist, its nearest existing parent is used.
     """
     there = folder
     while not there.is_dir() and there != there.parent:
         there = there.parent
     free = files.disk.free_bytes(there)
     if free < 4 * DISK_BYTES:
-        return Disk(folder=str(folder), free_bytes=free, fault="too little space to measure its speed")
+        return Disk(folder=str(folder), free_bytes=free, fault="too little space to measure the speed")
     path = there / f".redistill-doctor-{uuid.uuid4().hex}"
     data = os.urandom(DISK_BYTES)
     try:
@@ -243,7 +250,10 @@ def measure_disk(folder: Path, clock: Clock = time.perf_counter) -> Disk:
 
 
 def ask_hub(seconds: float = HUB_SECONDS) -> str:
-    """Query the model hub; return a sentence that states whether it answers in time."""
+    """Query the model hub, and return a sentence that states whether the hub answers.
+
+    `seconds` is the time limit.
+    """
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
@@ -255,10 +265,10 @@ def ask_hub(seconds: float = HUB_SECONDS) -> str:
         try:
             code = get_session().head(constants.ENDPOINT, timeout=seconds).status_code
             answer[0] = f"{constants.ENDPOINT} answers ({code})"
-        except Exception as error:  # noqa: BLE001 - whatever the library raises
+        except Exception as error:  # noqa: BLE001 - the library may raise any exception
             answer[0] = f"{constants.ENDPOINT} cannot be reached ({first_line(error)[:120]})"
 
-    thread = threading.Thread(target=ask, daemon=True)  # the look-up of an address has no time limit
+    thread = threading.Thread(target=ask, daemon=True)  # a thread, since the DNS look-up has no time limit
     thread.start()
     thread.join(seconds + 0.5)
     return plain(answer[0])

@@ -15,15 +15,18 @@ from redistill.policies.order import gold_sequence
 from redistill.vocab_pass.rules import whole
 
 SAME, CLEAR = 1e-6, 0.1
-"""Limits of the difference of two cross entropies, in nats per token.
+"""Limits of the difference of the cross entropies of two models, in nats per token.
 
-Models that differ by at most `SAME` are regarded as the same model. A difference of at least `CLEAR` shows that one model is
-better.
+If the difference is at most `SAME`, the models are regarded as the same model. If the difference is at least `CLEAR`, the model
+with the lower cross entropy is regarded as clearly better.
 """
 
 
 def refused(subject: Subject, kind: type[Exception], what: str, right: str) -> Findings:
-    """Return a finding if loading the models raised an error of type `kind`."""
+    """Return a finding if loading the models raised an error of type `kind`.
+
+    Otherwise the list is empty. `what` and `right` are fields of the finding; its other fields come from the error's message.
+    """
     if not isinstance(subject.found, kind):
         return []
     measured, _, remedy = str(subject.found).rpartition("; ")
@@ -31,18 +34,24 @@ def refused(subject: Subject, kind: type[Exception], what: str, right: str) -> F
 
 
 def token_ids(subject: Subject) -> Findings:
-    """Check 9: the token ids of teacher and student differ."""
+    """Check 9: each token id must stand for the same token in teacher and student.
+
+    The check fails if loading the models raised a VocabularyError.
+    """
     return refused(subject, VocabularyError, "token ids of teacher and student differ", "one token for each id")
 
 
 def new_weights(subject: Subject) -> Findings:
-    """Check 18: missing weights of a model would be initialised at random."""
+    """Check 18: the files of teacher and student must contain all weights.
+
+    The check fails if loading the models raised a WeightsError. Missing weights would be initialised at random.
+    """
     right = "a file that contains every weight that the config describes"
     return refused(subject, WeightsError, "weights would be initialised at random", right)
 
 
 def teacher_of(loaded: Loaded) -> Teacher:
-    """The teacher of the run.
+    """Return the teacher of the run.
 
     Raises:
         NotExamined: the recipe has no teacher.
@@ -53,9 +62,10 @@ def teacher_of(loaded: Loaded) -> Teacher:
 
 
 def padded_rows(subject: Subject) -> Findings:
-    """Check 10: a model has logits for rows of its head that only pad the vocabulary.
+    """Check 10: models must not return logits for padded rows of the output head.
 
-    No token belongs to such a row.
+    A padded row belongs to no token; it only pads the vocabulary to a larger size. The check fails if the number of classes of
+    a model's logits is not the smaller number of rows of the two heads.
     """
     loaded = subject.loaded
     teacher_of(loaded)
@@ -78,7 +88,11 @@ def padded_rows(subject: Subject) -> Findings:
 
 
 def training_mode(subject: Subject) -> Findings:
-    """Check 11: the teacher is in training mode, trainable or not deterministic."""
+    """Check 11: the teacher must be in eval mode, frozen and deterministic.
+
+    The check fails if a module of the teacher is in training mode, if a parameter is trainable, or if two passes over the same
+    rows give different logits.
+    """
     loaded = subject.loaded
     teacher, model = teacher_of(loaded), loaded.opened.models.teacher
     if not teacher.capabilities.full_vocabulary:
@@ -102,7 +116,10 @@ def training_mode(subject: Subject) -> Findings:
 
 @torch.no_grad()
 def teacher_logits(loaded: Loaded, teacher: Teacher) -> torch.Tensor:
-    """Run the teacher on two gold answers and return its logits."""
+    """Run the teacher on the answers of two training examples, and return its logits.
+
+    The result is a float32 tensor of shape (N, V), for the first N targets of the answers; N <= `ROWS_AT_ONCE`.
+    """
     opened = loaded.opened
     teacher.prepare([gold_sequence(example) for example in opened.data.train[:2]])
     with opened.accelerator.autocast():
@@ -112,7 +129,12 @@ def teacher_logits(loaded: Loaded, teacher: Teacher) -> torch.Tensor:
 
 
 def weak_teacher(subject: Subject) -> Findings:
-    """Check 12: the teacher is no better than the student on gold answers."""
+    """Check 12: the teacher must be better than the student on gold answers.
+
+    Gold answers are the answers in the training data. The check passes if the teacher's cross entropy is at least `CLEAR` below
+    the student's. It fails if it is at least `CLEAR` above the student's, or if the two differ by at most `SAME`. Any other
+    difference is a note.
+    """
     loaded = subject.loaded
     teacher = teacher_of(loaded)
     if not teacher.capabilities.full_vocabulary:
@@ -138,7 +160,10 @@ def weak_teacher(subject: Subject) -> Findings:
 
 
 def other_tokenizer(subject: Subject) -> Findings:
-    """Check 13: the end tokens or chat templates of teacher and student differ."""
+    """Check 13: teacher and student must have equal end tokens and chat templates.
+
+    The check fails if they differ, or if the student's first end token is not an end token of the teacher.
+    """
     if subject.teacher_tokenizer is None:
         if subject.config.teacher is None:
             raise NotExamined("the recipe has no teacher")
@@ -171,9 +196,9 @@ def other_tokenizer(subject: Subject) -> Findings:
 
 
 def not_finite(subject: Subject) -> Findings:
-    """Check 19: logits or gradients are not finite.
+    """Check 19: the logits of both models and the gradient must be finite.
 
-    An example is an overflow in the chosen precision.
+    The check fails, for example, if the chosen precision causes an overflow.
     """
     if isinstance(subject.found, NotFiniteError):
         return refused(subject, NotFiniteError, "logits are not finite", "finite logits")

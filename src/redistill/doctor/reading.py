@@ -1,6 +1,6 @@
 """Forward passes of teacher and student over gold answers.
 
-The passes use the precision of the run.
+Gold answers are the answers in the training data. The passes use the precision of the run.
 """
 
 import math
@@ -22,13 +22,13 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Statistics of the models' logits on gold answers.
+    """Statistics of the models' logits on gold answers (answers in the training data).
 
     The keys of each mapping are "student" and, if the teacher returns the full vocabulary, "teacher".
 
     Args:
-        classes: Number of classes of the logits.
-        cross_entropies: Mean cross entropy of the targets, in nats per token.
+        classes: Number of classes of the logits, the size of their last dimension.
+        cross_entropies: Mean cross entropy of the targets (the tokens of the answers), in nats per token.
         faults: Number of logits that are NaN or positive infinity. Negative infinity is valid, since it excludes a class.
     """
 
@@ -38,9 +38,9 @@ class Reading:
 
 
 def gold_batch(opened: OpenRun, rows: int | None = None) -> Batch:
-    """Collate the gold answers of the first `rows` training examples into one batch.
+    """Return one batch of the first `rows` training examples with their gold answers.
 
-    `rows=None` uses all training examples.
+    Gold answers are the answers in the training data. If `rows` is None, the batch contains all training examples.
     """
     sequences = [gold_sequence(example) for example in opened.data.train[:rows]]
     return collate(items_of(sequences, "sft", "distillation"), pad_id=opened.models.pad_id, device=opened.accelerator.device)
@@ -48,9 +48,9 @@ def gold_batch(opened: OpenRun, rows: int | None = None) -> Batch:
 
 @torch.no_grad()
 def read_gold(opened: OpenRun) -> Reading:
-    """Apply both models to gold answers and return statistics of their logits.
+    """Run both models on gold answers, and return statistics of their logits.
 
-    The models are in eval mode.
+    Gold answers are the answers in the training data. The models are in eval mode.
     """
     batch, teacher = gold_batch(opened), opened.teacher
     if teacher is not None and not teacher.capabilities.full_vocabulary:
@@ -75,7 +75,11 @@ def read_gold(opened: OpenRun) -> Reading:
 
 
 def _sums(logits_NV: torch.Tensor, target_N: torch.Tensor) -> tuple[int, float, int]:
-    """Count the classes, sum the cross entropies, and count the NaN and +inf logits."""
+    """Return three statistics of the logits.
+
+    They are the number of classes, the sum of the cross entropies in nats, and the number of logits that are NaN or positive
+    infinity.
+    """
     logits_NV = logits_NV.float()
     faults = int((logits_NV.isnan() | logits_NV.isposinf()).sum())
     return logits_NV.shape[1], float(torch.nn.functional.cross_entropy(logits_NV, target_N, reduction="sum")), faults

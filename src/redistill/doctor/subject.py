@@ -1,6 +1,6 @@
 """The data and models of a recipe that the checks examine.
 
-The models and the components of a run of one update are loaded once for all checks. Files are written only to a temporary
+The models and the components of a run with one update are loaded once for all checks. Files are written only to a temporary
 folder.
 """
 
@@ -43,7 +43,8 @@ The same limit applies to the validation and test rows together.
 GOLD_ROWS, UPDATE_ROWS, RESPONSE_TOKENS = 6, 3, 32
 """Limits of the run that the checks examine.
 
-Both models read at most `GOLD_ROWS` rows. An update has at most `UPDATE_ROWS` rows, and an answer `RESPONSE_TOKENS` tokens.
+Both models read at most `GOLD_ROWS` training rows. An update has at most `UPDATE_ROWS` rows, and an answer has at most
+`RESPONSE_TOKENS` tokens.
 """
 
 Report = Callable[[str], None]
@@ -57,9 +58,9 @@ class Texts:
         records: Sampled training rows, evenly spaced over the rows of all data sources.
         prompts: Sampled rows of the validation and test sets.
         examples: The tokenised `records`, without the rows that `report` lists.
-        report: The rows of `records` that training leaves out, with reasons.
-        sources: The result of `check_data` for each data source.
-        num_examples: Number of rows of the whole training set, before training leaves any out.
+        report: The rows of `records` that training leaves out, with the reasons.
+        sources: The unusable rows and duplicates of each data source, as `check_data` returns them.
+        num_examples: Number of rows of the whole training set, including rows that training leaves out.
     """
 
     records: Sequence[Record]
@@ -72,10 +73,10 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loaded:
-    """The models of a recipe, and the components of a run of one update.
+    """The models of a recipe, and the components of a run with one update.
 
     Args:
-        opened: The opened run, with at most `GOLD_ROWS` training examples.
+        opened: The run, with loaded models and at most `GOLD_ROWS` training examples.
         parts: The components that the training loop uses; None if the student has no trainable parameter.
     """
 
@@ -100,16 +101,16 @@ class Loaded:
 
     @cached_property
     def draw(self) -> Draw:
-        """The sequences of the first update, returned by the recipe's policy."""
+        """The sequences that the recipe's policy returns for the first update."""
         self.opened.student.eval()
         self.opened.engine.sync(self.student, 0)
         return self.learning.policy.draw(0)
 
     @cached_property
     def gold_draw(self) -> Draw:
-        """The sequences of an update that uses gold answers in place of sampled answers.
+        """The sequences of an update with gold answers (answers in the data) only.
 
-        The sequences include the spans that the span loss needs.
+        If the objective has a span loss, the sequences include spans.
         """
         config = self.opened.config
         objective = replace(config.resolved_method.objective, policy_gradient=None)
@@ -118,12 +119,12 @@ class Loaded:
 
     @cached_property
     def gradient(self) -> Measured:
-        """The gradient of the objective on `draw`, computed in one micro-batch."""
+        """The objective's value and gradient on the sequences `draw`, in one micro-batch."""
         return measure(self.learning, self.draw, micro_batch_size=max(1, len(self.draw.items)))
 
     @cached_property
     def reading(self) -> Reading:
-        """Statistics of the logits of both models on gold answers."""
+        """Statistics of both models' logits on gold answers (answers in the data)."""
         return read_gold(self.opened)
 
     @cached_property
@@ -135,7 +136,7 @@ class Loaded:
         return export(self.opened, self.opened.data.train[0])
 
     def batches(self, sequences: Sequence[TokenSequence]) -> list[Batch]:
-        """Collate sequences into batches with the function of the training loop."""
+        """Return the batches that the training loop makes from sequences."""
         draw = Draw(items=items_of(sequences, "sft", "distillation"))
         return cut(draw, len(sequences), self.learning)
 
@@ -145,7 +146,7 @@ class Subject:
     """The recipe, data and models that the checks examine.
 
     Args:
-        config: The recipe, without stages that have not been trained yet; see `without_untrained_stages`.
+        config: The recipe, without the fine-tuning of a teacher or student that has not been trained yet.
         tokenizer: The student's tokenizer.
         teacher_tokenizer: The teacher's tokenizer; None if there is no local teacher, or if the student uses the teacher's
             tokenizer.
@@ -161,7 +162,7 @@ class Subject:
 
     @property
     def loaded(self) -> Loaded:
-        """The models.
+        """The models, and the components of a run with one update.
 
         Raises:
             NotExamined: the models could not be loaded.
@@ -173,7 +174,7 @@ class Subject:
 
 @contextmanager
 def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
-    """Context that reads a sample of the data and loads the models of a recipe.
+    """Context that yields a sample of the data and the loaded models of a recipe.
 
     Args:
         run: The recipe.
@@ -202,9 +203,9 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
 
 
 def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
-    """Remove untrained stages from a recipe, and return a note on each of them.
+    """Return a recipe without fine-tuning stages that are not trained yet, and notes.
 
-    An untrained stage has no model yet, so the recipe then uses the model that the stage would fine-tune.
+    There is one note for each removed stage. Without a stage, the recipe uses the model that the stage would fine-tune.
     """
     missing = [name for name, stage in stages(run).items() if not has_model(stage.folder)]
     teacher, student = run.teacher, run.student
@@ -213,7 +214,7 @@ def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
         teacher = replace(teacher, finetune=None)
     if "start" in missing:
         student = replace(student, finetune=None, start="base")
-    notes = [f"stage {name}: its model is not trained yet, and is examined before its fine-tuning" for name in missing]
+    notes = [f"stage {name}: is not trained yet; the model is examined without this fine-tuning" for name in missing]
     return replace(run, teacher=teacher, student=student), notes
 
 
@@ -238,16 +239,16 @@ def read_texts(config: Run, tokenizer: Tokenizer) -> Texts:
 
 
 def spread(rows: Sequence[Record], count: int) -> list[Record]:
-    """Select at most `count` evenly spaced rows."""
+    """Return at most `count` evenly spaced rows."""
     if len(rows) <= count:
         return list(rows)
     return [rows[index * len(rows) // count] for index in range(count)]
 
 
 def shortened(config: Run, folder: Path) -> Run:
-    """Reduce a recipe to one update of a few rows with short answers.
+    """Return a copy of a recipe with one update of a few rows and short answers.
 
-    `folder` becomes the output folder.
+    `folder` is the output folder of the copy.
     """
     size = min(config.training.batch_size, UPDATE_ROWS)
     policy = self_contained(config.resolved_method.policy, size)
@@ -270,9 +271,10 @@ def shortened(config: Run, folder: Path) -> Run:
 
 
 def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
-    """Change a policy so that it uses few roll-outs and no external file.
+    """Return a copy of a policy that uses few roll-outs and no external file.
 
-    The policy `rollouts` then generates `size` roll-outs. `teacher_generated` keeps the teacher's answers in the run folder.
+    In the copy, the policy `rollouts` generates `size` roll-outs, and the policy `teacher_generated` stores the teacher's
+    answers in the run folder. A nested policy (`source`) is replaced by such a copy as well.
     """
     if isinstance(policy, TeacherGenerated):
         return replace(policy, store=None)
@@ -282,7 +284,7 @@ def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
 
 
 def load(config: Run, tokenizer: Tokenizer, texts: Texts) -> Loaded:
-    """Load the models, and build the components of a run with few training examples."""
+    """Load the models, and return them with the components of a run with few examples."""
     models = load_models(config)
     by_length = sorted(texts.examples, key=lambda example: len(example.token_ids))
     records = spread([example.record for example in by_length], GOLD_ROWS)

@@ -1,4 +1,4 @@
-"""Printing of the results of `redistill doctor` on the terminal."""
+"""Functions that print the results of `redistill doctor`."""
 
 from collections.abc import Iterable
 
@@ -9,12 +9,13 @@ from rich.text import Text
 from redistill.doctor import Diagnosis
 from redistill.doctor.findings import Finding, Outcome
 from redistill.doctor.machine import Disk, Machine
-from redistill.storage.redaction import plain
+from redistill.processes import streams
+from redistill.storage.redaction import plain_line
 
 
 def print_machine(found: Machine, console: Console | None = None) -> None:
-    """Print a machine's description as tables, then each finding on one line."""
-    console = console or Console()
+    """Print the description of a machine as tables, then each finding on one line."""
+    console = console or streams.console()
     memory = found.about["memory_bytes"]
     about = [("processor", str(found.about["cpu"])), ("cores", str(found.about["cores"]))]
     about += [("memory", f"{memory / 1e9:,.1f} GB")] if isinstance(memory, int) else []
@@ -25,7 +26,7 @@ def print_machine(found: Machine, console: Console | None = None) -> None:
     ]
     console.print(_table("matrix products", speeds))
     console.print(_table("disks", [(name, _disk(disk)) for name, disk in found.disks.items()]))
-    console.print(Text(plain(f"hub: {found.hub}")), soft_wrap=True)
+    console.print(Text(plain_line(f"hub: {found.hub}")), soft_wrap=True)
     _print_lines(console, found.findings, "found")
 
 
@@ -38,7 +39,7 @@ def _disk(disk: Disk) -> str:
 
 def print_diagnosis(found: Diagnosis, console: Console | None = None) -> None:
     """Print the checks as a table, then each finding and each note on one line."""
-    console = console or Console()
+    console = console or streams.console()
     table = Table("", "silent failure", "result", title="checks", title_justify="left")
     for outcome in found.outcomes:
         table.add_row(str(outcome.number), outcome.name, _result(outcome))
@@ -57,16 +58,16 @@ def print_diagnosis(found: Diagnosis, console: Console | None = None) -> None:
 def _result(outcome: Outcome) -> Text:
     styles = {"passed": "", "found": "bold red", "not examined": "dim"}
     words = f"not examined: {outcome.reason}" if outcome.status == "not examined" else outcome.status
-    return Text(plain(words), style=styles[outcome.status])
+    return Text(plain_line(words), style=styles[outcome.status])
 
 
 def _print_lines(console: Console, findings: Iterable[Finding], prefix: str) -> None:
     for finding in findings:
-        console.print(Text(plain(f"{prefix}: {finding.line}")), soft_wrap=True)
+        console.print(Text(plain_line(f"{prefix}: {finding.line}")), soft_wrap=True)
 
 
 def _table(title: str, lines: Iterable[tuple[str, str]]) -> Table:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in lines:
-        table.add_row(Text(name), Text(plain(value)))
+        table.add_row(Text(name), Text(plain_line(value)))
     return table

@@ -21,7 +21,11 @@ NO_TARGET = frozenset({"no answer", "missing text", "empty text", "nothing to le
 
 
 def template(subject: Subject) -> Findings:
-    """Check 1: training, evaluation and the export use different prompts."""
+    """Check 1: training, evaluation and exported tokenizer must give equal prompts.
+
+    The check fails if the token ids of a row differ, or if the exported tokenizer has another chat template. If training uses
+    the Alpaca template and the exported tokenizer has a chat template, this is a note.
+    """
     config, tokenizer = subject.config.data.tokens, subject.tokenizer
     examples = subject.texts.examples
     found = []
@@ -44,8 +48,8 @@ def template(subject: Subject) -> Findings:
     if changed or len(again) != len(examples) or exported.chat_template != tokenizer.chat_template:
         found.append(
             Finding(
-                what="the exported tokenizer is not the one of training",
-                measured=f"with it {len(changed)} of {len(examples)} rows have other token ids"
+                what="the exported tokenizer differs from the tokenizer of training",
+                measured=f"{len(changed)} of {len(examples)} rows have other token ids with the exported tokenizer"
                 + ("" if exported.chat_template == tokenizer.chat_template else ", and its chat template differs"),
                 right="equal token ids and equal chat templates",
                 remedy="save the tokenizer again with save_pretrained, and load the student from that folder",
@@ -65,9 +69,10 @@ def template(subject: Subject) -> Findings:
 
 
 def end_token(subject: Subject) -> Findings:
-    """Check 2: answers do not end with an end token.
+    """Check 2: answers must end with an end token.
 
-    From such answers the student does not learn to stop.
+    A student that is trained on other answers does not learn to stop. The check fails if an answer that is not truncated has no
+    end token, or if every answer is truncated. Some truncated answers are a note.
     """
     end_ids = subject.loaded.opened.models.end_ids
     limit, examples = subject.config.data.tokens.response_tokens, subject.texts.examples
@@ -101,12 +106,15 @@ def end_token(subject: Subject) -> Findings:
 
 
 def last_target(example: Example) -> int:
-    """The last target of an example."""
+    """Return the id of an example's last target (a token that the student predicts)."""
     return max(zip(example.supervised, range(len(example.token_ids)), example.token_ids))[2]
 
 
 def end_masked(subject: Subject) -> Findings:
-    """Check 3: end tokens are masked in a batch because padding has the same id."""
+    """Check 3: collating sequences into a batch must not mask end tokens.
+
+    The check fails if end tokens are no targets of the batch, for example because the padding has the same id.
+    """
     models = subject.loaded.opened.models
     sequences = [gold_sequence(example) for example in subject.texts.examples]
     targets = [token for each in sequences for token, is_target in zip(each.token_ids, each.supervised) if is_target]
@@ -129,7 +137,10 @@ def end_masked(subject: Subject) -> Findings:
 
 
 def no_targets(subject: Subject) -> Findings:
-    """Check 4: rows have no target, so that training leaves them out."""
+    """Check 4: each row must have a target (a token that the student predicts).
+
+    Training leaves out rows without a target. The check fails if there are such rows.
+    """
     found = []
     for source in subject.texts.sources:
         bad = [row for row in source.unusable if row.fault in NO_TARGET]
@@ -156,7 +167,11 @@ def no_targets(subject: Subject) -> Findings:
 
 
 def prompt_targets(subject: Subject) -> Findings:
-    """Check 5: tokens of a prompt are among the targets."""
+    """Check 5: the targets must begin where the prompt of evaluation ends.
+
+    The check fails if the text before the targets of an answer is not its prompt. If the chat template inserts text between
+    prompt and answer, this is a note.
+    """
     examples, wrong = subject.texts.examples, []
     for example in examples:
         starts = [index for index, mark in enumerate(example.supervised) if mark and not example.supervised[index - 1]]
@@ -191,7 +206,7 @@ def inserted_text(subject: Subject) -> Findings:
                 Finding(
                     what=f"the template inserts text before the answer of {example.record.record_id}",
                     measured=f"{quoted(before)} is among the targets",
-                    right="an answer that follows the prompt directly, unless the student shall generate this text",
+                    right="an answer that follows the prompt directly, unless the student should generate this text",
                     remedy="change the chat template so that the prompt includes this text if add_generation_prompt is set",
                     is_note=True,
                 )
@@ -200,9 +215,10 @@ def inserted_text(subject: Subject) -> Findings:
 
 
 def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]]:
-    """Return the evaluation prompt of each answer that is trained on.
+    """Return the token ids of the prompt of each answer whose tokens are targets.
 
-    With `supervise: every` these are all answers of a conversation. Otherwise it is only the last answer.
+    The prompts are tokenised as in evaluation. With `supervise: every`, the tokens of all answers of a conversation are
+    targets. Otherwise only those of the last answer are targets.
     """
     record, config = example.record, subject.config.data.tokens
     turns = turns_of(record.prompt)
@@ -214,18 +230,18 @@ def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]
 
 
 def equal_texts(tokenizer: Tokenizer, mine: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> bool:
-    """Whether two lists of tokenised texts are equal, apart from white space."""
+    """Return whether two lists of token sequences differ at most in white space."""
     decoded = [["".join(tokenizer.decode(list(ids)).split()) for ids in texts] for texts in (mine, other)]
     return decoded[0] == decoded[1]
 
 
 def unlimited(config: TokenizeConfig) -> TokenizeConfig:
-    """Raise the length limits in the settings so that no text is truncated."""
+    """Return a copy of the settings with length limits that truncate no text."""
     return replace(config, prompt_tokens=UNLIMITED, response_tokens=UNLIMITED)
 
 
 def doubled_bos(subject: Subject) -> Findings:
-    """Check 6: a sequence begins with two BOS tokens."""
+    """Check 6: no sequence may begin with two BOS (beginning of sequence) tokens."""
     bos, config = subject.tokenizer.bos_token_id, subject.config.data.tokens
     prompts = tokenize_prompts(subject.texts.prompts, subject.tokenizer, config)
     ids = [*(example.token_ids for example in subject.texts.examples), *prompts]
@@ -243,9 +259,10 @@ def doubled_bos(subject: Subject) -> Findings:
 
 
 def special_tokens(subject: Subject) -> Findings:
-    """Check 7: the text of a row contains special tokens.
+    """Check 7: the text of a row must not be encoded as special tokens.
 
-    This is a finding if the tokenizer encodes them as special tokens. It is a note if an answer contains them as ordinary text.
+    The check fails if the tokenizer encodes part of a row's text as a special token. If an answer contains the text of a
+    special token, but the tokenizer encodes it as ordinary text, this is a note.
     """
     known = special_names(subject.tokenizer)
     rows = [*subject.texts.records, *subject.texts.prompts]
@@ -274,7 +291,7 @@ def special_text(rows: Sequence[Record], known: Mapping[str, int]) -> Findings:
         Finding(
             what=f"the answer of {named[0][0].record_id} contains the text of a special token",
             measured=f"{quoted(named[0][1])} is encoded as ordinary text",
-            right="answers without this text, unless the student shall generate it",
+            right="answers without this text, unless the student should generate this text",
             remedy="remove this text from the answers",
             is_note=True,
         )
@@ -282,14 +299,16 @@ def special_text(rows: Sequence[Record], known: Mapping[str, int]) -> Findings:
 
 
 def special_names(tokenizer: Tokenizer) -> dict[str, int]:
-    """Map the text of each special token to its id."""
+    """Return a mapping from the text of each special token to its id."""
     added = {i: token for i, token in tokenizer.added_tokens_decoder.items() if getattr(token, "special", False)}
     ids = {*tokenizer.all_special_ids, *added}
     return {str(added.get(i, "") or tokenizer.decode([i])): i for i in ids}
 
 
 def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str | None:
-    """Return a text in a row that is encoded as a special token, or None.
+    """Return the text of a special token if a row's text is encoded as this token.
+
+    Otherwise the result is None. `known` maps the texts of special tokens to their ids.
 
     A prompt that is used verbatim is not examined, because it may contain special tokens on purpose. The answers are always
     examined.
@@ -309,9 +328,9 @@ def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str 
 
 
 def encoded(subject: Subject, record: Record) -> tuple[int, ...]:
-    """Tokenise the prompt of a row, with its answer if the row has one.
+    """Return the token ids of a row's prompt, with its answer if the row has one.
 
-    Returns () for a row that training leaves out.
+    The result is empty for a row that training leaves out.
     """
     config = unlimited(subject.config.data.tokens)
     if record.references:
@@ -323,7 +342,7 @@ def encoded(subject: Subject, record: Record) -> tuple[int, ...]:
 
 
 def without(prompt: Instruction | RawPrompt | Conversation, known: Mapping[str, int]) -> Instruction | RawPrompt | Conversation:
-    """Replace each special token in the texts of a prompt with "x"."""
+    """Return a copy of a prompt with "x" in place of each special token in its texts."""
     if isinstance(prompt, Instruction):
         return Instruction(cleaned(prompt.instruction, known), cleaned(prompt.input, known))
     if isinstance(prompt, RawPrompt):
@@ -332,16 +351,16 @@ def without(prompt: Instruction | RawPrompt | Conversation, known: Mapping[str, 
 
 
 def cleaned(text: str, known: Mapping[str, int]) -> str:
-    """Replace each special token in a text with "x"."""
+    """Return a text with "x" in place of each special token."""
     for name in filter(None, known):
         text = text.replace(name, "x")
     return text
 
 
 def header(subject: Subject) -> Findings:
-    """Check 8: truncation of a long prompt removes its end.
+    """Check 8: truncation of a long prompt must keep its end.
 
-    The end of a prompt requests the answer, for example with the header of the answer.
+    The end requests the answer, for example with the line "### Response:". The check fails if truncation removes it.
     """
     tokenizer, config = subject.tokenizer, subject.config.data.tokens
     rows = [record for record in (*subject.texts.records, *subject.texts.prompts) if requesting(record, config, tokenizer)]
@@ -366,9 +385,9 @@ def header(subject: Subject) -> Findings:
 
 
 def requesting(record: Record, config: TokenizeConfig, tokenizer: Tokenizer) -> str:
-    """Return the text that the template adds after a row's text to request the answer.
+    """Return the end of a prompt, which the template adds to request the answer.
 
-    An example is the header of the answer. For a prompt that is used verbatim, the function returns "".
+    An example is the line "### Response:". The result is "" for a prompt that is used verbatim.
     """
     if isinstance(record.prompt, RawPrompt) and config.template != "chat":
         return ""

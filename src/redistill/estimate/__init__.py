@@ -35,10 +35,11 @@ class Memory:
     """Estimated memory of one process, in bytes.
 
     Args:
-        parts: Bytes of the process without models, of the weights, of the gradients and of the optimiser.  For each part of an
-            update: the largest number of bytes in addition to weights and optimiser.
-        phases: Peak bytes of each phase: generating text, learning, and validation.  On a CPU they include freed memory that
-            the C library keeps (`HEAP_GAPS`).
+        parts: Bytes by name.  "process" is the process without models.  "weights", "gradients" and "optimiser" are the sizes of
+            these tensors.  For each part of an update, such as "vocabulary pass", the value is its peak in addition to the
+            weights and the optimiser state.
+        phases: Peak bytes by phase: "write" (generation of text), "learn" and "validate".  On a CPU they include freed memory
+            that the C library keeps, which is assumed to be the fraction `HEAP_GAPS` of the peak.
     """
 
     parts: Mapping[str, int]
@@ -73,12 +74,13 @@ class Estimate:
     """Estimated parameters, memory and time of a run on this machine, in one process.
 
     Args:
-        parameters: Number of weights of the student, of the teacher if the run has one, and of the trained weights.
+        parameters: Number of weights by name: "student", "teacher" (only if it runs in this process), and "trained" (those
+            weights that training changes).
         memory: Memory in bytes, by part of an update and by phase.
         seconds: Seconds of an update and of a validation.
         updates: Number of updates of the whole run.  None if the run's length is in epochs and the training data was not read.
-        validations: Number of validations of the whole run, including the one before training.  None as for `updates`, or if
-            the interval between validations is in epochs of data that was not read.
+        validations: Number of validations of the whole run, including the one before training.  None if
+            `updates` is None, or if the interval between validations is in epochs and the training data was not read.
         notes: Assumptions of the estimate.
     """
 
@@ -91,13 +93,16 @@ class Estimate:
 
     @property
     def run_seconds(self) -> float | None:
-        """Seconds of training with its validations, without evaluation on test sets."""
+        """Seconds of training with its validations, without evaluation on test sets.
+
+        The value is None if `updates` or `validations` is None.
+        """
         if self.updates is None or self.validations is None:
             return None
         return self.updates * self.seconds.step + self.validations * self.seconds.validation
 
     def as_json(self) -> dict[str, Json]:
-        """The estimate as JSON, in bytes and seconds."""
+        """Return the estimate as JSON values, in bytes and seconds."""
         tree = {"schema": 1, **asdict(self)}
         tree["memory"]["peak_bytes"] = self.memory.peak_bytes
         tree["seconds"] |= {"step": self.seconds.step, "run": self.run_seconds}
@@ -111,7 +116,7 @@ def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
 
     Args:
         run: The run, as `load_config` returns it.
-        clock: Monotonic clock, in seconds.
+        clock: Function that returns the time of a monotonic clock, in seconds.
 
     Raises:
         ModelError: a model's config or tokenizer cannot be read, or a model of its family with few layers cannot be created.
@@ -124,7 +129,7 @@ def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
     found: dict[Layers, dict[Cost, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         sampled = sample(run, Path(folder))
-        measure(sampled.in_folder("first"), prints, few, Recorder(clock, device))  # kernels are compiled, modules are imported
+        measure(sampled.in_folder("first"), prints, few, Recorder(clock, device))  # warm-up: compiles kernels, imports modules
         free()
         process = resident_bytes(device)
         for layers in dict.fromkeys((few, few._replace(student=MORE), few._replace(teacher=MORE if whole.teacher else 0))):
@@ -158,7 +163,10 @@ def _memory(costs: Mapping[Cost, float], sizes: Mapping[str, int], process: int,
 
 
 def _seconds(costs: Mapping[Cost, float], run: Run, sampled: Sample) -> Seconds:
-    """Compute the mean seconds of an update and of a validation from `costs`."""
+    """Return the mean seconds of an update and of a validation of the run.
+
+    `costs` are the costs of the measured update and validation, extrapolated to the run's numbers of layers.
+    """
     totals = {part: sum(spent for cost, spent in costs.items() if cost[:2] == ("seconds", part)) for part in (*PARTS, *ANSWERS)}
     parts = {part: totals[part] * (sampled.generating if part in PHASES["write"] else 1.0) for part in PARTS}
     batches = -(-run.data.validation_rows // run.evaluation.batch_size)

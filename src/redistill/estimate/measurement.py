@@ -1,6 +1,6 @@
 """Measures models with few layers, and extrapolates to the models of the run.
 
-Seconds and memory of each part of one update and one validation are measured.
+This module measures the seconds and the memory of each part of one update and of one validation.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,10 @@ FEW, MORE = 1, 3
 
 
 class Layers(NamedTuple):
-    """Numbers of layers; `teacher` is 0 if no teacher runs in this process."""
+    """Numbers of layers of student and teacher.
+
+    `teacher` is 0 if no teacher runs in this process.
+    """
 
     student: int
     teacher: int
@@ -38,8 +41,8 @@ def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) ->
     The cost is assumed to be affine in the number of layers of each of `models`, and independent of other models.
 
     Args:
-        found: Measured costs: with `FEW` layers of both models, and with `MORE` layers of one of them.  Noise is assumed to
-            increase a cost, never to reduce it.
+        found: The measured costs by numbers of layers.  Either both models have `FEW` layers, or one of them has `MORE`.  Noise
+            is assumed to increase a cost, never to reduce it.
         whole: Numbers of layers in the run.
         models: The models on whose layers the cost depends.
 
@@ -53,18 +56,24 @@ def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) ->
     few = total = min(cost for layers, cost in found.items() if all(getattr(layers, role) <= FEW for role in models))
     for role in models:
         more = min((cost for layers, cost in found.items() if getattr(layers, role) == MORE), default=few)
-        total += max(0.0, more - few) / (MORE - FEW) * (getattr(whole, role) - FEW)  # noise may make more layers cheaper
+        total += max(0.0, more - few) / (MORE - FEW) * (getattr(whole, role) - FEW)  # noise in `few` can make this < 0
     return total
 
 
 def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, recorder: Recorder) -> dict[Cost, float]:
     """Execute one update and one validation with models of `layers` layers.
 
-    The update and the validation use the same components as the run.  `recorder` records their costs.
+    The update and the validation use the same components as the run.
+
+    Args:
+        sample: The update, with its data.
+        prints: Configuration of each model.
+        layers: Numbers of layers of the models.
+        recorder: Records the seconds and the peak bytes.
 
     Returns:
-        Numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved").  "saved" are the bytes
-        of the measured weights that the run does not have, since the run quantises them or has no local teacher.
+        Numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved").  "saved" is the
+        number of bytes of the measured weights that the run does not need, since it quantises weights or has no local teacher.
     """
     run = sample.run
     student, teacher = prints["student"].shallow(layers.student, run.seed), None

@@ -20,13 +20,17 @@ BOTH: tuple[Role, ...] = ("student", "teacher")
 
 _MARK = "redistill.estimate: "
 _READING: dict[object, str] = {("student learns", "teacher"): "teacher reads", ("vocabulary pass", "student"): "student learns"}
-"""(Enclosing part, model of a forward pass) -> part for which the pass is counted, if not the enclosing one."""
+"""(Enclosing part, model of a forward pass) -> the part to which the pass belongs, if this is not the enclosing part."""
 
 
 class Cost(NamedTuple):
-    """Key of a measured value: seconds or peak bytes of a part, or a size.
+    """Key that states what a measured value is.
 
-    The value depends on the number of layers of each model in `models`.
+    Args:
+        kind: "seconds" and "peak" (bytes) are costs of a part of the update or validation.  "size" is a number of weights or
+            bytes.
+        name: Name of the part or of the size, such as "vocabulary pass" or "gradients".
+        models: The models on whose number of layers the value depends.
     """
 
     kind: Literal["seconds", "peak", "size"]
@@ -40,12 +44,12 @@ class Recorder:
     Regions may be nested.  Time and memory are counted for the innermost region only.
 
     Args:
-        clock: Monotonic clock, in seconds.
-        device: Device of the models; the recorder waits for its queued work when a region begins or ends.
+        clock: Function that returns the time of a monotonic clock, in seconds.
+        device: Device of the models.  The recorder waits for the queued work of the device when a region begins or ends.
 
     Attributes:
-        costs: Seconds of each part without the regions nested in it, and peak bytes of the tensors that exist in it.  On a CPU
-            only tensors that are created inside `recording` count.
+        costs: For each part, the seconds without the regions nested in it, and the peak bytes of the tensors that exist during
+            the part.  On a CPU only tensors that are created inside `recording` count.
     """
 
     def __init__(self, clock: Clock, device: torch.device) -> None:
@@ -62,8 +66,8 @@ class Recorder:
         if self._device.type == "cuda":
             yield
             return
-        os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else the profiler prints when it starts and stops
-        free()  # what is collected inside would count as freed
+        os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # otherwise the profiler prints when it starts and stops
+        free()  # garbage that is collected inside would be counted as freed memory
         with profile(profile_memory=True) as profiler:
             yield
         assert profiler.kineto_results is not None
@@ -77,9 +81,12 @@ class Recorder:
 
     @contextmanager
     def region(self, part: str = "", *models: Role) -> Iterator[None]:
-        """Context whose time is counted for `part` and scales with the layers of `models`.
+        """Context whose time and memory are counted for the part `part` of the update.
 
-        Without `part` the time is counted for the enclosing part.  But some forward passes of a model have a part of their own.
+        Args:
+            part: Name of the part.  If empty, the region belongs to the enclosing part.  `_READING` lists the exceptions:
+                forward passes that belong to another part.
+            models: The models on whose number of layers the time depends.
         """
         outer = self._current
         self._enter(Cost("seconds", part or _READING.get((outer.name, *models), outer.name), models))
@@ -89,11 +96,11 @@ class Recorder:
             self._enter(outer)
 
     def watch(self, owner: object, method: str, part: str = "", *models: Role) -> None:
-        """Record each call of a method of `owner` as a region (see `region`)."""
+        """Replace a method of `owner`, so that each call is a region (see `region`)."""
         setattr(owner, method, self.region(part, *models)(getattr(owner, method)))
 
     def _enter(self, region: Cost) -> None:
-        """Count time and memory since the last call for the old region; enter `region`."""
+        """Count time and memory since the last call for the old region; enter the new one."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             self._raise(self._current.name, torch.cuda.max_memory_allocated(self._device))
@@ -110,7 +117,7 @@ class Recorder:
 
 
 def resident_bytes(device: torch.device) -> int:
-    """Resident memory of this process in bytes.
+    """Return the resident memory of this process in bytes.
 
     The result is 0 on an accelerator: only the memory of the accelerator is estimated there.
     """
@@ -123,8 +130,8 @@ def resident_bytes(device: torch.device) -> int:
 
 
 def free() -> None:
-    """Free unused memory; return it to the operating system if the C library can."""
+    """Free unused memory, and return it to the operating system if the C library can."""
     gc.collect()
     torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # another C library, which keeps little
+    with suppress(OSError, AttributeError):  # another C library, which keeps little freed memory
         ctypes.CDLL("libc.so.6").malloc_trim(0)

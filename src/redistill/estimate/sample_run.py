@@ -36,9 +36,9 @@ class Sample(NamedTuple):
         tokenizer: Tokenizer of the student.
         data: The examples of the update, and one batch of validation prompts.
         corpus: Blocks of text for the pre-training term; empty without this term.
-        step: Number of updates before the measured one.  It selects the random numbers that choose between gold answers and
-            generated text.
-        generating: Amount of text that a mean update of the run generates, as a fraction of the measured update's.
+        step: Number of updates before the measured one.  It determines the random numbers with which the policy chooses between
+            gold answers (answers in the data) and generated text.
+        generating: Amount of text that an average update of the run generates, divided by that of the measured update.
         num_examples: Number of examples of the training set; None if the training data was not read.
         notes: Assumptions of the sample.
     """
@@ -53,7 +53,7 @@ class Sample(NamedTuple):
     notes: tuple[str, ...]
 
     def in_folder(self, name: str) -> Self:
-        """The sample with the subfolder `name` as its run folder.
+        """Return the sample with the new subfolder `name` as its run folder.
 
         With separate folders, no measurement reads files of another measurement.
         """
@@ -62,7 +62,7 @@ class Sample(NamedTuple):
         return self._replace(run=replace(self.run, out=str(folder)))
 
     def in_updates(self, length: int | str) -> int | None:
-        """Convert a length of the run to updates.
+        """Convert a length in updates or in epochs ("3 epochs") to a number of updates.
 
         The result is None if the length is in epochs and the training data was not read.
         """
@@ -72,7 +72,9 @@ class Sample(NamedTuple):
 
 
 def sample(run: Run, folder: Path) -> Sample:
-    """Build the sample of a run; the sample writes to subfolders of `folder`.
+    """Build the sample of a run: one update that is measured instead of the whole run.
+
+    The update writes to subfolders of `folder`.
 
     Raises:
         ModelError: the tokenizer is missing or damaged.
@@ -82,7 +84,7 @@ def sample(run: Run, folder: Path) -> Sample:
     tokenizer = load_tokenizer(source)
     lengths, num_examples, note = _lengths(run, tokenizer)
     size, rows = run.training.batch_size, min(run.data.validation_rows, run.evaluation.batch_size)
-    # Spread evenly over the sorted lengths, so that one batch has their mean and the long ones too.
+    # Spread evenly over the sorted lengths, so that one batch has about their mean and includes long texts.
     train, held_out = (
         [_example(index, *lengths[int((index + 0.5) * len(lengths) / count)], len(tokenizer)) for index in range(count)]
         for count in (size, rows)
@@ -109,13 +111,14 @@ def sample(run: Run, folder: Path) -> Sample:
 
 
 def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[PolicyConfig, float]:
-    """Change a policy so that the measured update generates text.
+    """Return a policy that generates text in the measured update, and a factor.
 
-    The function returns the changed policy, and the amount of text that a mean update of the run generates, as a fraction of
-    the measured update's.  If the policy wraps another one (`source`), the wrapped policy is changed as well.
+    The policy is a changed copy of `policy`; a nested policy (`source`) is changed as well.  The factor is the amount of text
+    that an average update of the run generates, divided by that of the measured update.
     """
     generating = 1.0
-    if isinstance(policy, Adaptive):  # threshold and buffer leave about half, once it generates at all
+    # `Adaptive` generates about half of the sequences once it has started, because of its threshold and its replay buffer.
+    if isinstance(policy, Adaptive):
         policy = Mixed(source=policy.source, student_fraction=0.5, coin=policy.coin)
     if hasattr(policy, "source"):
         source, generating = _generating(policy.source, batch_size, epochs)
@@ -125,13 +128,16 @@ def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[PolicyConf
             return replace(policy, student_fraction=1.0), fraction * generating
         case Rollouts():
             return replace(policy, num_rollouts=batch_size), generating / policy.inner_epochs
-        case TeacherGenerated():  # an answer is generated once
+        case TeacherGenerated():  # an answer is generated once in a run
             return replace(policy, store=None), 1 / epochs
     return policy, generating
 
 
 def _mean_step(policy: PolicyConfig, train: list[Example], seed: int) -> int:
-    """A step at which `Mixed` generates about the mean number of texts; else 0."""
+    """Return a step at which the policy generates about its mean number of texts.
+
+    The policy `Mixed` chooses at random between gold answers and generated text.  For other policies, the step is 0.
+    """
     if not isinstance(policy, Mixed):
         return 0
     items = GoldBatches(train, batch_size=len(train), seed=seed).items(0)
@@ -157,10 +163,10 @@ def _notes(run: Run) -> list[str]:
 
 
 def _lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int | None, str]:
-    """Read text lengths from the training data, or use the limits of the recipe.
+    """Return text lengths of the training data, or the length limits of the recipe.
 
-    The function returns pairs (prompt, answer) of lengths, sorted by their sum; the number of examples, or None if the data was
-    not read; and a note on the source of the lengths.
+    The first result is a list of pairs (prompt, answer) of lengths in tokens, sorted by their sum.  The second is the number of
+    examples, or None if the data was not read.  The third is a note on the source of the lengths.
     """
     data, why = run.data, "the training data is not in local files"
     if all(Path(source).exists() for source in data.train):
@@ -177,7 +183,11 @@ def _lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int
 
 
 def _example(sample: int, prompt: int, answer: int, vocabulary: int) -> Example:
-    """Make an example with `prompt` and `answer` arbitrary tokens."""
+    """Return an artificial example.
+
+    `prompt` and `answer` are the numbers of tokens of its prompt and answer.  `sample` is the index of the example, and
+    `vocabulary` is the number of token ids.
+    """
     ids = tuple((sample + index) % vocabulary for index in range(prompt + answer))
     record = Record(record_id=str(sample), prompt=RawPrompt("a " * prompt), references=("a",))
     marks = (False,) * prompt + (True,) * answer

@@ -1,4 +1,4 @@
-"""Models with the widths of the run's models, few layers, and random weights."""
+"""Builds models with the widths of the run's models, few layers, random weights."""
 
 from typing import NamedTuple
 
@@ -60,9 +60,9 @@ class Blueprint(NamedTuple):
         return model
 
     def bytes_saved(self, model: nn.Module) -> float:
-        """Bytes that quantisation of the base model saves in the run.
+        """Return the number of bytes that quantisation of the student's weights saves.
 
-        `model` has the same weights without quantisation.
+        `model` is the student without quantisation.  The result is 0 if the run does not quantise.
         """
         lora = self.source.lora if isinstance(self.source, StudentConfig) else None
         if lora is None or lora.quantise == "none":
@@ -73,7 +73,9 @@ class Blueprint(NamedTuple):
 
 
 def blueprints(run: Run) -> dict[Role, Blueprint]:
-    """Read the configs of the run's models, without weights.
+    """Return the configuration of the student, and of the teacher if it is local.
+
+    Only config and tokenizer are read, no weights.
 
     If a model is fine-tuned before the run, the config is that of the original model.
 
@@ -88,7 +90,7 @@ def blueprints(run: Run) -> dict[Role, Blueprint]:
     for role, source in sources.items():
         base = sources["teacher"] if source.model == "teacher" else source
         config = read_config(base)
-        load_tokenizer(base)  # a run would reject it only after the data are read
+        load_tokenizer(base)  # a run would detect a damaged tokenizer only later
         layers = getattr(config.get_text_config(), "num_hidden_layers", None)
         if not isinstance(layers, int) or layers < 1:
             raise ConfigError(f"{base.model}: its config does not state its number of layers; use a causal language model")

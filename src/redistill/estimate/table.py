@@ -5,24 +5,25 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from redistill.estimate import Estimate
-from redistill.storage.redaction import plain
+from redistill.processes import streams
+from redistill.storage.redaction import plain_line
 from redistill.training.progress import duration
 
 
 def print_estimate(found: Estimate, console: Console | None = None) -> None:
     """Print tables of parameters, memory and time, then the assumptions."""
-    console = console or Console()
+    console = console or streams.console()
     console.print(_table("parameters", [(name, f"{count / 1e6:,.1f} M") for name, count in found.parameters.items()]))
     phases = [(f"peak: {name}", _megabytes(size)) for name, size in found.memory.phases.items()]
     parts = [(name, _megabytes(size)) for name, size in found.memory.parts.items() if size]
-    console.print(_table("memory", [*parts, *phases, ("most at once", _megabytes(found.memory.peak_bytes))]))
+    console.print(_table("memory", [*parts, *phases, ("peak of all phases", _megabytes(found.memory.peak_bytes))]))
     times = [(name, f"{seconds:,.2f} s") for name, seconds in found.seconds.parts.items() if seconds]
     times += [("update", f"{found.seconds.step:,.2f} s"), ("validation", f"{found.seconds.validation:,.1f} s")]
     if found.run_seconds is not None:
         times.append((f"run: {found.updates:,} updates, {found.validations:,} validations", duration(found.run_seconds)))
     console.print(_table("time", times))
     for note in found.notes:
-        console.print(Text(plain(f"- {note}")), soft_wrap=True)
+        console.print(Text(plain_line(f"- {note}")), soft_wrap=True)
 
 
 def _table(title: str, lines: list[tuple[str, str]]) -> Table:

@@ -1,4 +1,4 @@
-"""Evaluation of a model: its answers to test sets, and scores of them.
+"""Evaluation of a model: its answers to test sets, and the scores of the answers.
 
-Validation scores choose a checkpoint.  Nothing here depends on how the model was trained.
+Scores on validation data select the best checkpoint.  This package does not depend on how the model was trained.
 """

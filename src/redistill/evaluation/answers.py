@@ -25,8 +25,8 @@ class Answerer:
 
     Args:
         engine: Generates text with the evaluated model's weights.
-        tokenizer: The tokenizer of that model.
-        sampling: How a token is sampled.
+        tokenizer: The tokenizer of the evaluated model.
+        sampling: Sampling settings, such as the temperature.
         max_new_tokens: Length limit of an answer, in tokens.
         end_ids: Ids of the end tokens.
     """
@@ -38,7 +38,10 @@ class Answerer:
     end_ids: tuple[int, ...]
 
     def lines(self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric]) -> list[Line]:
-        """Answer each row, and return one line of a responses file per row."""
+        """Generate an answer for each row, and return its line of the responses file.
+
+        A line has the answer, its scores for `metrics`, and its number of tokens.
+        """
         limit = self.max_new_tokens
         requests = [
             GenerationRequest(prompt_ids=ids, max_new_tokens=limit, seed=seed, stream=("evaluate", dataset, record.record_id))
@@ -59,7 +62,7 @@ class Answerer:
 
 
 def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
-    """A line of a responses file with exactly the scores of `metrics`.
+    """Return a line of a responses file with exactly the scores of `metrics`.
 
     Existing scores are kept, missing ones are computed from the response, and scores of other metrics are removed.
     """
@@ -69,10 +72,14 @@ def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
 
 
 def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[str, float]:
-    """Scores of a set of answers, computed from lines of a responses file.
+    """Return the scores of a set of answers, by the name of the score.
 
-    `Evaluator.evaluate` lists the units.  Sums are exact (`math.fsum`), so that the scores do not depend on the order in which
-    answers of processes are gathered.
+    The scores are those of `metrics`, "length_tokens", "eos_rate", "distinct_1" and "distinct_2".  `Evaluator.evaluate`
+    documents their units.  Sums are exact (`math.fsum`), so that the scores do not depend on the order of the answers.
+
+    Args:
+        lines: The lines of the responses file for these answers.
+        metrics: The metrics of the answers.
     """
     responses = [line["response"] for line in lines]
     return {
@@ -85,15 +92,15 @@ def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[st
 
 
 def part(values: Sequence[Item], processes: Processes) -> Sequence[Item]:
-    """The part of the values that this process handles.
+    """Return those of the values that this process handles.
 
-    Of n processes, the one with rank r handles the values at the indices r, r + n, r + 2n, ...
+    Of n processes, the process with rank r handles the values at the indices r, r + n, r + 2n, ...
     """
     return values[processes.rank :: processes.world]
 
 
 def _prompt_text(record: Record) -> str:
-    """The prompt as readable text, without the prompt template."""
+    """Return the prompt as readable text, without the prompt template."""
     turns = turns_of(record.prompt)
     is_dialogue = isinstance(record.prompt, Conversation)
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns) if is_dialogue else turns[0].content

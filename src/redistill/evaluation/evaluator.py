@@ -1,6 +1,6 @@
-"""The evaluator: scores of a model on test sets, and on validation data.
+"""The evaluator: scores a model on test sets, and on validation data.
 
-Validation scores choose a checkpoint.
+Scores on validation data select the best checkpoint.
 
 Each batch of answers is written to disk when it is generated, so that an interrupted evaluation resumes.  Random numbers are
 keyed by (evaluation seed, data set, record), so that no answer depends on batches, processes or interruptions.
@@ -23,24 +23,25 @@ from redistill.generation.local import LocalEngine
 from redistill.interfaces import Autocast, Tokenizer
 from redistill.models.load import end_token_ids
 from redistill.processes.memory import Halving
-from redistill.records import Json, Metric, Record
+from redistill.records import Json, Metric, Record, rate
 from redistill.storage import files
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Evaluates one model: the student of a run, or any other.
+    """Evaluates one model: the student of a run, or any other model.
 
     Args:
         model: A causal language model, on its device.
         tokenizer: The model's tokenizer.
         engine: Generates the answers with the model's weights.
-        config: How answers are sampled.
+        config: How answers to test sets are sampled, and in which batch size.
         tokens: How prompts are tokenised; an answer has at most `response_tokens` tokens.
-        teacher: Used for KL and agreement on the gold answers; None omits them.
-        vocabulary: Number of classes shared with the teacher; None uses all classes of the model.
-        processes: Each process answers a part of the prompts.
-        autocast: Returns the autocast context that the model runs in.
+        teacher: Teacher for KL and agreement on the gold answers (the first reference of each prompt).  If None, these scores
+            are omitted.
+        vocabulary: Number of classes shared with the teacher.  If None, all classes of the model are used.
+        processes: Rank and number of processes; each process answers a part of the prompts.
+        autocast: Function that returns the autocast context in which the model runs.
     """
 
     model: nn.Module
@@ -71,7 +72,8 @@ class Evaluator:
             folder: The evaluation folder, for settings.json, responses/ and scores.json.
             label: Name of this model in the report, such as "student".
             metrics: Metrics by name of the data set, at least one each; the first is its primary metric.
-            progress: Called with (answers done, total answers, tokens generated) of this process after every batch.
+            progress: Function that receives, after every batch, three numbers of this process: answers done, all answers, and
+                generated tokens.
 
         Returns:
             The content of scores.json.  Each data set lists under "metrics" its metrics with titles, units and directions.
@@ -103,8 +105,8 @@ class Evaluator:
                 }
                 forced = self._teacher_forced(gold_examples(records[name], self.tokenizer, self.tokens))
                 scores[name] = {"prompts": len(rows), "metrics": shown[name], "seeds": by_seed, "teacher_forced": forced}
-        # If no answer was missing, the speed is that of the earlier call, which generated them.
-        speed = tally.tokens / tally.seconds if tally.tokens and tally.seconds else held.get("tokens_per_s")
+        # If this call generated no answer, the speed is that of the earlier call, which generated the answers.
+        speed = rate(tally.tokens, tally.seconds) if tally.tokens else held.get("tokens_per_s")
         result = {**described(self.model, label), "tokens_per_s": speed, "settings": mine, "datasets": scores}
         if self.processes.is_main:
             files.write_json(folder / SCORES, result)
@@ -113,15 +115,16 @@ class Evaluator:
     def validate(
         self, records: Sequence[Record], examples: Sequence[Example], *, metrics: Sequence[Metric], seed: int
     ) -> dict[str, float]:
-        """Scores of the current model on validation data.
+        """Score the current model on validation data.
 
-        One answer per prompt is sampled and scored; the gold answers have teacher-forced scores.
+        One answer per prompt is sampled and scored.  Teacher-forced scores of the gold answers are computed as well.
 
         Sampling uses temperature 1, all classes and no n-gram blocking, as in the papers' model selection.  Every call uses the
         same random numbers, so that two checkpoints differ only in their weights.
 
         Args:
-            records, examples: The validation prompts, and their gold sequences.
+            records: The validation prompts.
+            examples: The gold sequences: each prompt with its gold answer (its answer in the data).
             metrics: Metrics of the answers.
             seed: The run's seed.
 
@@ -134,7 +137,7 @@ class Evaluator:
             return response_scores(self.processes.gather(answers), metrics) | self._teacher_forced(examples)
 
     def _rows(self, records: Sequence[Record]) -> list[Row]:
-        """Pair each record with the token ids of its prompt."""
+        """Return each record with the token ids of its prompt."""
         return list(zip(records, tokenize_prompts(records, self.tokenizer, self.tokens), strict=True))
 
     def _answerer(self, sampling: Sampling) -> Answerer:
@@ -142,7 +145,10 @@ class Evaluator:
         return Answerer(self.engine, self.tokenizer, sampling, self.tokens.response_tokens, end_ids)
 
     def _teacher_forced(self, examples: Sequence[Example]) -> dict[str, float]:
-        """Teacher-forced scores of gold sequences; each process handles some sequences."""
+        """Return the teacher-forced scores of gold sequences.
+
+        Each process computes the scores of a part of the sequences.
+        """
         size = self.config.batch_size
         return teacher_forced(
             self.model, self.teacher, examples, batch_size=size, vocabulary=self.vocabulary, processes=self.processes
@@ -152,7 +158,10 @@ class Evaluator:
 def build_local_engine(
     model: nn.Module, tokenizer: Tokenizer, config: EvaluationConfig, vocabulary: int | None = None
 ) -> LocalEngine:
-    """An engine that generates answers with `model` in this process."""
+    """Build an engine that generates answers with `model` in this process.
+
+    Only the first `vocabulary` classes are sampled.  If `vocabulary` is None, all classes are sampled.
+    """
     return LocalEngine(
         model,
         vocabulary=vocabulary,

@@ -1,6 +1,6 @@
 """The evaluation folder: settings.json and responses/.
 
-settings.json is written first, and responses/ is appended to, so that an evaluation can resume.
+settings.json is written first.  Answers are then appended to the files in responses/, so that an evaluation can resume.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
     Raises:
         CheckpointError: the folder has other settings, or answers but no settings.
     """
-    # Look for answers first: else another process could write settings and answers after the look for settings.json, and its
-    # answers would seem to have no settings.
+    # Answers are looked for first.  In the opposite order, another process could write settings and answers between the two
+    # checks, and its answers would seem to have no settings.
     has_answers = any((folder / RESPONSES).glob("*.jsonl"))
     if not (folder / SETTINGS).exists():
         if has_answers:
@@ -57,7 +57,7 @@ def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
 
 
 def _flat(settings: Mapping[str, Json]) -> dict[str, Json]:
-    """Flatten nested settings; their names get dots, such as "sampling.top_p"."""
+    """Return nested settings as one dict, with dotted names such as "sampling.top_p"."""
     flat: dict[str, Json] = {}
     for name, value in settings.items():
         flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
@@ -65,20 +65,20 @@ def _flat(settings: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def model_hash(model: nn.Module) -> str:
-    """SHA-256 of all weights and their names.
+    """Return the SHA-256 of all weights and their names, as hexadecimal digits.
 
-    An evaluation must not resume with another model.
+    With the hash, `check_settings` detects that an evaluation would resume with another model.
     """
     found = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        # A copy: NumPy makes a storage unresizable, and FSDP resizes the storages of a sharded model.
+        # Copied, because NumPy makes a storage unresizable, and FSDP resizes the storages of a sharded model.
         found.update(parameter.detach().reshape(-1).view(torch.uint8).to("cpu", copy=True).numpy().data)
     return found.hexdigest()
 
 
 def data_hash(rows: Sequence[Row]) -> str:
-    """SHA-256 of the record ids, the tokenised prompts and the references."""
+    """Return the SHA-256 of the record ids, the tokenised prompts and the references."""
     return hashlib.sha256(json.dumps([[record.record_id, ids, record.references] for record, ids in rows]).encode()).hexdigest()
 
 
@@ -87,10 +87,10 @@ class Tally:
     """Progress of this process: answers done, total number of answers, and speed.
 
     Args:
-        progress: Called after every batch; None calls nothing.
+        progress: Function that is called after every batch, as described in `Evaluator.evaluate`.  If None, it is not called.
         total: Total number of this process's answers.
-        done: Number of answers done, those of earlier calls included.
-        tokens: Tokens that this call generated.
+        done: Number of answers that are done, including those of earlier calls.
+        tokens: Number of tokens that this call generated.
         seconds: Seconds that the generation of these tokens took.
     """
 
@@ -101,7 +101,7 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, answers: int, tokens: int = 0, seconds: float = 0.0) -> None:
-        """Count answers, with the tokens and seconds of their generation."""
+        """Add answers, and the tokens and seconds of their generation; call `progress`."""
         self.done, self.tokens, self.seconds = self.done + answers, self.tokens + tokens, self.seconds + seconds
         if self.progress is not None:
             self.progress(self.done, self.total, self.tokens)
@@ -111,13 +111,13 @@ class Tally:
 class ResponseFiles:
     """The responses files of a folder.
 
-    Existing answers are kept, missing ones are generated and appended.
+    Existing answers are kept.  Missing answers are generated and appended.
 
     Args:
         answerer: Generates and scores answers.
         tally: Counts the answers.
         folder: The folder of the files.
-        processes: Each process answers a part of the prompts.
+        processes: Rank and number of processes; each process answers a part of the prompts.
         batch_size: Prompts per batch.
     """
 
@@ -128,10 +128,10 @@ class ResponseFiles:
     batch_size: int
 
     def complete(self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric]) -> list[Line]:
-        """Generate the missing answers of one file.
+        """Generate the missing answers of one responses file, and return all its lines.
 
-        Returns all lines of the file, in the order of `rows`.  Each process generates a part of the answers.  If an existing
-        line lacks a metric, the metric is computed from the response.
+        There is one file for each data set and seed.  The lines are in the order of `rows`.  Each process generates a part of
+        the answers.  If an existing line lacks a metric, the metric is computed from the response.
         """
         name = f"{dataset}-seed{seed}"
         existing = [line for path in self._files(name) for line in cast("list[Line]", files.read_lines(path))]
@@ -160,8 +160,8 @@ class ResponseFiles:
         return ordered
 
     def _files(self, name: str) -> list[Path]:
-        """Paths of the responses file and of the part files, one per process.
+        """Return the path of a responses file, and the paths of its existing part files.
 
-        Part files of an interrupted call are included.
+        Each of several processes writes one part file.  Part files of an interrupted call are included.
         """
         return [self.folder / f"{name}.jsonl", *sorted(self.folder.glob(f"{name}.part*.jsonl"))]

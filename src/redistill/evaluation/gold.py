@@ -1,6 +1,6 @@
 """Teacher-forced scores of a model on gold answers.
 
-The scores are cross entropy, and KL and agreement with the teacher.
+The scores are the cross entropy, the KL divergence from the teacher, and the agreement with the teacher.
 """
 
 import contextlib
@@ -32,24 +32,26 @@ def teacher_forced(
     vocabulary: int | None = None,
     processes: Processes = ONE_PROCESS,
 ) -> dict[str, float]:
-    r"""Teacher-forced scores of the student, as means over all gold targets.
+    r"""Return teacher-forced scores of the student, as means over all gold targets.
 
-    .. math:: \text{cross\_entropy} = -\log q(y_i), \quad
+    .. math:: \text{cross\_entropy} = -\log q_i(y_i), \quad
               \text{kl} = \mathrm{KL}(p_i \,\|\, q_i), \quad \text{agreement} = [\arg\max p_i = \arg\max q_i]
 
-    cross_entropy and kl are nats per token; agreement is a fraction in [0, 1].  p is the teacher, q the student; both are
-    computed in fp32 for weights of any dtype.
+    A gold target is a token of an answer in the data.  y_i is the i-th gold target, p_i is the teacher's distribution at this
+    token, and q_i is the student's.  The bracket is 1 if the equation holds, and otherwise 0.  cross_entropy and kl are in nats
+    per token; agreement is a fraction in [0, 1].  Both distributions are computed in fp32 for weights of any dtype.
 
     Args:
         model: The student, on its device; run in eval mode, without gradient.
-        teacher: Teacher for kl and agreement; both are omitted if the teacher is None or has no full distributions.
-        examples: Gold sequences; without any the result is empty.
+        teacher: Teacher for kl and agreement.  Both scores are omitted if `teacher` is None or has no full distributions.
+        examples: Gold sequences.
         batch_size: Sequences per forward pass.
-        vocabulary: Number of classes shared with the teacher; None uses all classes of the model.
-        processes: Each process computes a part of the sequences.
+        vocabulary: Number of classes shared with the teacher.  If None, all classes of the model are used.
+        processes: Rank and number of processes; each process computes a part of the sequences.
 
     Returns:
-        The means by name, the same in every process; empty without examples.
+        The mean of each score by its name.  Every process returns the same means.  The mapping is empty if there are no
+        examples.
     """
     sums = processes.gather(_gold_sums(model, teacher, part(examples, processes), batch_size, vocabulary))
     if not sums:
@@ -60,7 +62,7 @@ def teacher_forced(
 
 
 def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> Sequence[Example]:
-    """Gold sequences of test records: each prompt with its first reference.
+    """Return the gold sequences of test records: each prompt with its first reference.
 
     The list is empty if all prompts exceed the length limits of training.
     """
@@ -73,7 +75,10 @@ def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: Token
 def _gold_sums(
     model: nn.Module, teacher: Teacher | None, examples: Sequence[Example], batch_size: int, vocabulary: int | None
 ) -> list[dict[str, float]]:
-    """For each example, the number of targets and each statistic's sum over targets."""
+    """Return the number of targets and the sum of each statistic, for each example.
+
+    The keys of each dict are "targets" and the names of the statistics, which are summed over the targets of the example.
+    """
     full = teacher if teacher is not None and teacher.capabilities.full_vocabulary else None
     ask: list[Statistic] = ["cross_entropy"] if full is None else ["cross_entropy", "forward_kl", "agreement"]
     sequences = [

@@ -27,21 +27,21 @@ class EvaluationConfig:
     """How test answers are sampled and scored; the defaults follow the literature.
 
     Args:
-        seeds: Seeds of evaluation, at least one and all different; each gives one answer per prompt, and scores are averaged
-            over them.
+        seeds: Seeds of evaluation, at least one and all different.  With each seed, one answer to each prompt is sampled.
+            Scores are means over the seeds.
         temperature: Sampling temperature, >= 0; 0 is greedy decoding.
-        top_p: Nucleus sampling: the smallest set of classes with at least this mass, in (0, 1]; 1 keeps all classes.
-        top_k: Samples from the k most probable classes, >= 0; 0 keeps all classes.
+        top_p: Nucleus sampling keeps the smallest set of most probable classes with at least this mass, in (0, 1]; 1 keeps all.
+        top_k: Number of most probable classes from which tokens are sampled, >= 0; 0 keeps all.
         no_repeat_ngram: Length of n-grams that may occur only once in prompt and answer together, >= 0; 0 disables the limit.
         batch_size: Prompts answered in one batch, >= 1; answers do not depend on it.
-        limit: Maximum number of prompts of each data set, from its start, >= 1; None uses all.
-        compare: Models evaluated besides the student: its teacher, and the student before training.
+        limit: Maximum number of prompts of each data set, >= 1; the first prompts are used.  If None, all prompts are used.
+        compare: Models evaluated in addition to the student: "teacher", and "before" (the student before training).
         metrics: Metrics of answers to test sets and to validation prompts: names that `redistill methods` lists, or
             `module:NAME` for a metric of your own.  If a test set has its own metrics, those come first.  The first metric of
             a test set is its primary metric: models are ranked and significance is tested by it.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> EvaluationConfig(seeds=(10,), temperature=0.0).sampling.no_repeat_ngram
@@ -49,7 +49,7 @@ class EvaluationConfig:
         >>> EvaluationConfig(seeds=(10, 10))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        redistill.errors.ConfigError: seeds = [10, 10]: must have at least one, without duplicates;...
+        redistill.errors.ConfigError: seeds = [10, 10]: must have at least one entry and no duplicates;...
     """
 
     seeds: tuple[int, ...] = (10, 20, 30, 40, 50)
@@ -66,7 +66,7 @@ class EvaluationConfig:
         for name, hint in (("metrics", ""), ("seeds", "; the papers use 10, 20, ... 50")):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ConfigError(f"{name} = {list(values)}: must have at least one, without duplicates{hint}")
+                raise ConfigError(f"{name} = {list(values)}: must have at least one entry and no duplicates{hint}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p = {self.top_p}: must lie in (0, 1]; 1 keeps all classes")
         for name, lowest in {"temperature": 0, "top_k": 0, "no_repeat_ngram": 0, "batch_size": 1, "limit": 1}.items():
@@ -81,7 +81,7 @@ class EvaluationConfig:
 
 
 def described(model: nn.Module, label: str) -> dict[str, Json]:
-    """The first entries of scores.json, which describe the model.
+    """Return the first entries of scores.json, which describe the model.
 
     They are the schema number, and the model's label, class, number of parameters and size in bytes.
     """
@@ -97,9 +97,9 @@ def described(model: nn.Module, label: str) -> dict[str, Json]:
 def settings(
     model: nn.Module, label: str, config: EvaluationConfig, tokens: TokenizeConfig, datasets: Mapping[str, Sequence[Row]]
 ) -> dict[str, Json]:
-    """All settings that an answer depends on, as stored in settings.json.
+    """Return all settings that an answer depends on, as stored in settings.json.
 
-    Answers do not depend on the batch size, nor on the metrics, which are computed from the answers.
+    The batch size and the metrics are not included, because no answer depends on them.
     """
     sampling = asdict(config.sampling)
     del sampling["teacher_share"]  # an answer is sampled from one model
@@ -139,9 +139,10 @@ def checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
 def earlier_scores(
     path: Path, settings: Mapping[str, Json], metrics: Mapping[str, object], *, needs_kl: bool
 ) -> tuple[dict[str, Any], bool]:
-    """The scores of an earlier call, and whether they can be reused unchanged.
+    """Return the scores of an earlier call, and whether they can be reused unchanged.
 
-    They can be reused if they are complete and have the same settings and metrics.  Returns ({}, False) if the file is missing.
+    They can be reused if they have the same settings and metrics.  If `needs_kl` is set, they must also include the KL
+    divergence from the teacher.  If the file is missing, the result is ({}, False).
 
     Raises:
         CheckpointError: the file has no scores of an evaluation.

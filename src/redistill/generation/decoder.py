@@ -1,4 +1,4 @@
-"""Decoding of a batch by one model with its KV cache, logits and prefix memory."""
+"""Decoding of a batch by one model, which has its own KV cache and prefix memory."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,15 +15,16 @@ from redistill.vocab_pass.head import Products
 
 
 class Decoder:
-    """Decodes a batch of left-padded sequences with one model.
+    """Predicts the next tokens of a batch of left-padded sequences with one model.
 
-    A row of the batch is a sequence, and a column has one token of each row.  The first call of `logits` reads the prompts,
-    and each further call reads one column.  To read tokens means to compute their hidden states, keys and values.
+    A row of the batch is a sequence, and a column has one token of each row.  The first call of `logits` reads the prompts, and
+    each further call reads one column.  To read tokens means to compute their hidden states, keys and values.
 
     Args:
         model: A causal language model.
-        vocabulary: Number of leading classes for which logits are computed; None for all.
-        memory: States of texts that the model has read.  Prefixes in the memory are not read again, and `remember` adds texts.
+        vocabulary: Number of leading classes for which logits are computed; None for all classes.
+        memory: Prefix memory: the stored states of texts that the model has read.  Prefixes in the memory are not read again,
+            and `remember` adds texts.  If None, every prompt is read.
 
     Attributes:
         num_classes: Number of classes for which logits are computed.
@@ -52,7 +53,8 @@ class Decoder:
     def start(self, prompts: Sequence[TokenIds]) -> None:
         """Start a new batch; load prefixes of the prompts from the memory into the cache.
 
-        All rows then read the same number of columns, at least one.  Therefore some rows read the end of a known prefix again.
+        A prefix is known if the memory has its states.  All rows then read the same number of columns, at least one.  Therefore
+        some rows read the end of a known prefix again.
         """
         self._reader.start()
         self._hidden, self._read, self._lengths = Columns(), 0, [len(prompt) for prompt in prompts]
@@ -67,7 +69,7 @@ class Decoder:
             self._read = width
 
     def logits(self, ids_LT: torch.Tensor, mask_LT: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
-        """Read the columns that have not been read; return the next token's logits.
+        """Read the columns not read so far; return the logits of each row's next token.
 
         Args:
             ids_LT: Token ids of all columns so far.
@@ -104,17 +106,17 @@ class Decoder:
         self._memory.remember(token_ids, self._reader.cache, row, columns, self._hidden.view()[row, columns])
 
     def select(self, kept: torch.Tensor) -> None:
-        """Keep only the rows with these indices."""
+        """Keep only the rows of the batch whose indices are in `kept`."""
         self._reader.select(kept)
         if self._memory is not None:
             self._hidden.select(kept)
 
 
 def _logits_of(head: Head, like_LD: torch.Tensor) -> Product:
-    """Return a function that computes logits from hidden states, like `Head.logits`.
+    """Return a function that computes the logits of `head` from hidden states.
 
-    It uses a packed weight where possible, which is faster for few rows; see `packed`.  `like_LD` has the dtype of the hidden
-    states.  Operands are rounded to bf16 if the model runs in bf16, and results are float32.
+    The function uses a packed weight if possible, which is faster for few rows (packed.py).  `like_LD` has the dtype of the
+    hidden states.  Hidden states and weights are rounded to bf16 if the model runs in bf16; the logits are float32.
     """
     products, weight_VD = Products.like(like_LD), head.weight_VD.detach()[: head.vocabulary]
     if not can_pack(weight_VD, products.result):

@@ -1,6 +1,6 @@
 """Checks of the results of engines that are not part of the package.
 
-They ensure that the student is never trained on a result that does not continue its request.
+The checks ensure that the student is never trained on a result that does not continue its request.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from redistill.errors import RedistillError, TrainingError, one_line
 
 
 class CheckedEngine:
-    """Wraps an engine, and checks its errors and results (contracts.Engine).
+    """Wraps an engine; checks its results, and converts its errors to TrainingError.
 
     Args:
         engine: The engine that is wrapped.
-        name: Kind of the engine in the recipe, for error messages.
+        name: `kind` of the engine in the recipe, for error messages.
         vocabulary: Number of classes; every token id must be below it.
 
     Raises:
@@ -40,11 +40,11 @@ class CheckedEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """Capabilities of the checked engine."""
+        """Features of the wrapped engine."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """Call `sync` of the checked engine; see `contracts.Engine`.
+        """Update the wrapped engine to the weights of the student.
 
         Raises:
             TrainingError: the engine raised an error.
@@ -53,7 +53,7 @@ class CheckedEngine:
             self.engine.sync(student, step)
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """Call `generate` of the checked engine, and check its results.
+        """Return the results of the wrapped engine after checking them.
 
         Raises:
             TrainingError: the engine raised an error, or a result is not a continuation of its request.
@@ -70,19 +70,19 @@ class CheckedEngine:
         return generations
 
     def _fault(self, request: GenerationRequest, generation: Generation) -> str | None:
-        """Return the reason why a result is invalid, or None if it is valid."""
+        """Return why `generation` is not a valid result of `request`; None if it is valid."""
         if not isinstance(generation, Generation) or not isinstance(generation.token_ids, tuple):
             return "must be a contracts.Generation with a tuple of token ids"
         length = len(generation.token_ids)
         if not 1 <= length <= request.max_new_tokens:
-            return f"{length} tokens; must be 1 to {request.max_new_tokens}, with the end token of a text that ended"
+            return f"{length} tokens; must be 1 to {request.max_new_tokens}, including the end token of a finished text"
         if any(not isinstance(token, int) or not 0 <= token < self._vocabulary for token in generation.token_ids):
             return f"a token id is not a whole number below {self._vocabulary}, the size of the vocabulary"
         return None
 
     @contextmanager
     def _checked(self, call: str) -> Iterator[None]:
-        """Context that converts exceptions to TrainingErrors, except RedistillErrors."""
+        """Context that converts exceptions other than RedistillError to TrainingError."""
         try:
             yield
         except RedistillError:

@@ -4,8 +4,8 @@ Token t of a sequence is sampled with the t-th group of random numbers of the se
 response does not depend on its batch, on the order of the requests, or on the number of processes.  This holds up to rounding:
 another batch changes the last bits of floating-point sums, which very rarely changes a token.
 
-With a teacher, both models read the same tokens, each with its own KV cache, and each token is sampled from the mixture of
-their distributions.
+With a teacher, student and teacher read the same tokens, each with its own KV cache.  Each token is sampled from the mixture of
+both distributions.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from redistill.processes import signals
 from redistill.tensors import pad
 from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
 
-# Rows that have ended are removed from the cache if at most this fraction of its rows remains.  To remove rows reads about as
+# Rows that have ended are removed from the cache if at most this fraction of its rows remains.  Removing rows reads about as
 # much memory as two decoding steps, so several rows are removed at once.
 COMPACT_BELOW = 0.75
 
@@ -44,27 +44,27 @@ def generate(
 ) -> list[Generation]:
     r"""Continue every request with a model of this process.
 
-    With a teacher each token is sampled from a mixture (teacher-mixed sampling of MiniLLM, arXiv 2306.08543):
+    With a teacher, each token y_t is sampled from a mixture (teacher-mixed sampling of MiniLLM, arXiv 2306.08543):
 
     .. math:: y_t \sim (1 - a)\, q(\cdot \mid y_{<t}) + a\, p(\cdot \mid y_{<t})
 
-    where a is `sampling.teacher_share`; bans, temperature, top-k and top-p are applied to q and to p before mixing.
+    q is `model`, p is `teacher`, a is `sampling.teacher_share`.  Bans, temperature, top-k and top-p apply before mixing.
 
     Args:
-        model: A causal language model; it runs in eval mode without gradient, and its modes are restored.
+        model: A causal language model.  It runs in eval mode without gradient; its previous mode is restored.
         requests: Sequences to continue, in any order; they are batched by length.
         sampling: Settings.  Repeated n-grams are banned first; then temperature, top-k and top-p apply, as in transformers.
         end_ids: End tokens.  A response ends with the first end token that is sampled, and includes this token.
-        pad_id: Token id of padding; any id, because the attention mask identifies padding.
+        pad_id: Token id of padding.  Any id is valid, because the attention mask identifies padding.
         batch_size: Sequences per batch.  A larger batch is faster if the KV cache fits; results change by rounding only.
-        vocabulary: Number of leading classes that may be sampled; None for all.  A padded head has more classes than tokens.
+        vocabulary: Number of leading classes that may be sampled, for padded heads; None allows all classes.
         teacher: The other model of the mixture, on the same device.  Its first `vocabulary` classes must be the same tokens as
             those of `model`.  It is not run if `sampling.teacher_share` is 0.
-        memory: States of texts that `model` has read since its weights last changed.  Prefixes in the memory are not read
-            again, and generated texts are added to it.  It changes results by rounding only.  If None, every prompt is read.
+        memory: Stored states of texts that `model` has read with its present weights.  Prefixes in the memory are not read
+            again, and generated texts are added.  Results change by rounding only.  If None, every prompt is read.
 
     Returns:
-        A `Generation` for each request, in the order of the requests; it is empty if `max_new_tokens` is 0.
+        A `Generation` for each request, in the order of the requests.  It has no tokens if `max_new_tokens` is 0.
 
     Raises:
         ConfigError: a value is out of range, the arg max of a mixture is requested, or a sequence is too long for a model.
@@ -103,12 +103,13 @@ def _tokens_to_read(request: GenerationRequest, memory: PrefixMemory | None) -> 
 
 
 def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The distribution that a token is sampled from, at a temperature above 0.
+    """Return the distribution that a token is sampled from, for a temperature > 0.
 
     Args:
         logits_NV: Logits in float32; -inf for banned classes.
-        sampling: Settings of sampling.  Temperature is applied first.  Top-k keeps the k largest logits and those equal to the
-            smallest of them.  Top-p then keeps the smallest set of the most probable classes whose mass reaches `top_p`.
+        sampling: Settings of sampling.  Temperature is applied first.  Top-k keeps the k largest logits, and all logits equal
+            to the smallest of these.  Top-p then keeps the smallest set of the most probable classes whose mass reaches
+            `top_p`.
 
     Returns:
         probabilities_NV, in which each row sums to 1 and excluded classes are exactly 0.
@@ -124,9 +125,9 @@ def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Divide the logits by the temperature, and set those outside the top k to -inf.
+    """Return the logits divided by the temperature; those outside the top k are -inf.
 
-    If neither setting has an effect, the function returns the input tensor itself.
+    If neither temperature nor top-k has an effect, the function returns the input tensor itself.
     """
     if sampling.temperature != 1.0:
         logits_NV = logits_NV / sampling.temperature
@@ -137,9 +138,9 @@ def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Compute `probabilities` up to a factor for each row; may overwrite the logits.
+    """Return numbers that are proportional, in each row, to the result of `probabilities`.
 
-    The factor has no effect on `sample_rows`.
+    `sample_rows` does not need normalised rows.  The function may overwrite the logits.
     """
     if sampling.top_p < 1.0:
         return probabilities(logits_NV, sampling)
@@ -173,7 +174,7 @@ class NgramBan:
         self._history[row].append(token)
 
     def banned(self, row: int) -> list[int]:
-        """The tokens that must not follow the sequence `row`."""
+        """Return the tokens that must not follow the sequence `row`."""
         return self._followers[row].get(self._last(row), [])
 
     def _last(self, row: int) -> tuple[int, ...]:
@@ -182,7 +183,7 @@ class NgramBan:
 
 
 def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: Sampling) -> None:
-    """Generate tokens until every sequence of the batch has ended."""
+    """Generate tokens until every sequence has ended; the tokens are added to `batch`."""
     for decoder in decoders:
         decoder.start(batch.prompts)
     # Checking which rows are active synchronises with a GPU, so it is not done after every token.
@@ -205,9 +206,10 @@ def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: 
 
 
 def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch.Tensor) -> None:
-    """Store the states of the removed rows' texts in the decoders' memories.
+    """Store the states of some texts in the prefix memories of the decoders.
 
-    `removed_L` is True for these rows.  The last token of a text is left out, because no model has read it.
+    These are the texts of the rows that are removed from the batch; `removed_L` is True for them.  The last token of a text is
+    excluded, because no model has read it.
     """
     for decoder in decoders:
         if decoder.remembers:
@@ -216,9 +218,10 @@ def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch
 
 
 def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK: torch.Tensor) -> torch.Tensor:
-    """Choose the next token of each row, token_L; may overwrite the logits.
+    """Return the next token of each row, token_L; may overwrite the logits.
 
-    Temperature 0 takes the arg max.  Otherwise tokens are sampled from the model or, if there are two, from their mixture.
+    `logits` has the logits of one model, or of student and teacher.  At temperature 0 the token is the arg max.  Otherwise it
+    is sampled from the model or from the mixture of both.
     """
     if sampling.temperature == 0:
         return logits[0].argmax(dim=-1)
@@ -233,7 +236,7 @@ class _LiveBatch:
     """The state of a batch of B sequences (rows) during generation.
 
     The KV cache contains the L live rows.  A live row is active until it ends.  Rows that have ended remain live until enough
-    of them can be removed together; tokens that are sampled for them are dropped.
+    of them can be removed together.  Tokens that are sampled for ended rows are ignored.
     """
 
     def __init__(
@@ -267,14 +270,15 @@ class _LiveBatch:
         self._ngrams = NgramBan(sampling.no_repeat_ngram, self.prompts) if sampling.no_repeat_ngram else None
 
     def columns(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Token ids, mask and positions of all columns after `step` tokens."""
+        """Return token ids, attention mask and position ids of all columns after `step` generated tokens."""
         filled = self._prompt_length + step
         return self._ids_LT[:, :filled], self._mask_LT[:, :filled], self._position_LT[:, :filled]
 
     def accept(self, token_L: torch.Tensor, step: int) -> torch.Tensor:
-        """Append the sampled tokens to the active rows.
+        """Append the sampled tokens to the active rows in place.
 
-        Returns active_L, which is True for the rows that are still active.
+        Returns:
+            active_L, which is True for the rows that are still active.
         """
         ends_L = self._active_L & torch.isin(token_L, self._end_ids)
         self._generated_BT[self._live_L, step] = token_L  # tokens beyond a row's length are ignored
@@ -286,12 +290,14 @@ class _LiveBatch:
         self._active_L = self._active_L & ~ends_L & (self._budget_L > step + 1)
         column = self._prompt_length + step
         self._ids_LT[:, column] = token_L
-        # The position of an ended row does not increase: it must not exceed the last position that has an embedding.
+        # Positions of ended rows do not increase, since they must not exceed the last position that has an embedding.
         self._position_LT[:, column] = self._position_LT[:, column - 1] + self._active_L
         return self._active_L
 
     def texts(self, live: torch.Tensor) -> list[tuple[int, tuple[int, ...], int]]:
-        """Return the texts of some live rows, to be stored in the memory.
+        """Return the texts of some live rows, to be stored in the prefix memory.
+
+        Live rows are the rows that are still in the KV cache.
 
         Args:
             live: Indices of these rows among the live rows.
@@ -327,7 +333,7 @@ class _LiveBatch:
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Validate the settings of sampling.
+    """Check that the settings of sampling are in range.
 
     Raises:
         ConfigError: a value is out of range, or the arg max of a mixture is requested.

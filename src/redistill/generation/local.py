@@ -17,7 +17,7 @@ LOCAL = EngineCapabilities(mixture=True, no_repeat_ngram=True, prefix_memory=Tru
 
 @dataclass(frozen=True, kw_only=True)
 class LocalEngineConfig:
-    """Generate with the student itself, in this process.
+    """Generates text with the student itself, in this process.
 
     Example:
         >>> LocalEngineConfig().capabilities.mixture, LocalEngineConfig().capabilities.logprobs
@@ -28,7 +28,7 @@ class LocalEngineConfig:
     capabilities: ClassVar[EngineCapabilities] = LOCAL
 
     def build(self, tools: EngineTools) -> "LocalEngine":
-        """The engine of a run; see `contracts.EngineTools`."""
+        """Create the engine of a run, which generates text with `tools.student`."""
         return LocalEngine(
             tools.student,
             teacher=tools.teacher,
@@ -42,20 +42,20 @@ class LocalEngineConfig:
 
 @dataclass(eq=False)
 class LocalEngine:
-    """Generates with a model's own weights (contracts.Engine).
+    """Generates text with a model of this process (contracts.Engine).
 
     Args:
         model: A causal language model.
-        teacher: The teacher, for sampling from a mixture (`Sampling.teacher_share`); None if no mixture is sampled from.
-        vocabulary: Number of leading classes that may be sampled; None for all.
+        teacher: The teacher, for sampling from a mixture (`Sampling.teacher_share`); None if no policy uses a mixture.
+        vocabulary: Number of leading classes that may be sampled; None for all classes.
         end_ids: Tokens that end a text.
-        pad_id: Token id that pads short rows.
-        batch_size: Sequences per batch.  When memory runs out, it is lowered and the call is retried.
-        autocast: Returns the autocast context in which the models run.
+        pad_id: Token id that pads short prompts.
+        batch_size: Number of sequences per batch.  When memory runs out, the number is lowered and the call is retried.
+        autocast: Function that returns the autocast context in which the models run.
 
     Attributes:
-        memory: The prefix memory with the states of texts that were read or generated inside the context `remembering`; None
-            outside this context.
+        memory: The prefix memory: the stored states of texts that were read or generated inside the context `remembering`.  It
+            is None outside this context.
 
     Raises:
         TrainingError: memory runs out for a batch of one sequence, or the model's probabilities are not finite.
@@ -83,10 +83,10 @@ class LocalEngine:
     memory: PrefixMemory | None = field(default=None, init=False)
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """Does nothing: the engine generates with the student's own weights."""
+        """Do nothing: the engine generates with the student's own weights."""
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """Continue every request; see `contracts.Engine`.
+        """Continue every request; the results are in the order of the requests.
 
         The call is retried with a smaller batch size when memory runs out.
         """
@@ -107,9 +107,9 @@ class LocalEngine:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Context in which the states of known prefixes are reused.
+        """Context in which the states of texts are stored and reused.
 
-        The weights must not change inside the context.
+        Later texts with the same prefix reuse them.  The weights must not change inside the context.
         """
         self.memory = PrefixMemory()
         try:
@@ -123,7 +123,7 @@ class MeteredEngine:
 
     Args:
         engine: The engine.
-        count: Called after each call of `generate` with the number of generated tokens.
+        count: Function that is called after each `generate` with the number of generated tokens.
 
     Example:
         >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
@@ -139,15 +139,15 @@ class MeteredEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """Capabilities of the wrapped engine."""
+        """Features of the wrapped engine."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """Call `sync` of the wrapped engine; see `contracts.Engine`."""
+        """Update the wrapped engine to the weights of the student."""
         self.engine.sync(student, step)
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """Call `generate` of the wrapped engine, and count the tokens that it generates."""
+        """Return the results of the wrapped engine, and count the generated tokens."""
         generations = self.engine.generate(requests, sampling)
         self._count(sum(len(generation.token_ids) for generation in generations))
         return generations

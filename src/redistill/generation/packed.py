@@ -1,8 +1,8 @@
 """Weights packed for matrix products with few rows on a CPU.
 
-Such products take most of the time of a decoding step.  oneDNN, the CPU library of PyTorch, can reorder ("pack") a weight into
-blocks, so that a product reads the weight once and sequentially.  Without packing, a product with eight rows takes 1.5 times as
-long, and a product with a large head up to 2.6 times.  Results are equal up to rounding.
+Products with few rows take most of the time of a decoding step.  oneDNN, a CPU library that PyTorch uses, can reorder ("pack")
+a weight into blocks, so that a product reads the weight once and sequentially.  Without packing, a product with eight rows
+takes 1.5 times as long, and a product with a large head up to 2.6 times.  Results are equal up to rounding.
 """
 
 import threading
@@ -21,7 +21,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def can_pack(weight: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a weight can be packed for products in `dtype`."""
+    """Return whether a weight can be packed for products in `dtype`."""
     is_known = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
     return bool(is_known and weight.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16))
 
@@ -53,7 +53,7 @@ class _Packed:
     """The packed layers of a model.
 
     Args:
-        layers: Stack; closing it restores the layers.
+        layers: Exit stack that restores the layers when it is closed.
         users: Number of open contexts that use the packed layers.
     """
 
@@ -82,7 +82,7 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _pack(model: nn.Module) -> ExitStack:
-    """Replace `forward` of linear layers by packed products.
+    """Replace `forward` of the linear layers of `model` by packed products, in place.
 
     Layers that cannot be packed are unchanged.  Closing the returned stack restores all `forward` methods.
     """

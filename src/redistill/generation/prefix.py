@@ -1,9 +1,9 @@
 """Prefix memory: states of texts, so that no prefix is read twice in a step.
 
 To read tokens means to run the model on them.  A `PrefixMemory` maps token ids to the keys, values and last hidden states that
-the model computed for them.  A reader looks up each text, and reads only the tokens after the longest known prefix.  A
-memory changes hidden states by rounding only, so in fp32 it very rarely changes generated text.  A memory is valid for one
-model with the weights of one step.  The object that created the memory drops it when the weights change.
+the model computed for them.  Before a text is read, its longest known prefix is looked up, and only the tokens after this
+prefix are read.  A memory changes hidden states by rounding only, so in fp32 it very rarely changes generated text.  A memory
+is valid for one model with the weights of one step.  The object that created the memory must delete it when the weights change.
 """
 
 from bisect import bisect_left, insort
@@ -19,7 +19,7 @@ from redistill.models.families import body
 from redistill.tensors import pad
 
 MEMORY_BYTES = 1 << 30
-"""Maximum size of one model's memory in bytes; texts that would exceed it are not stored."""
+"""Maximum size of a prefix memory in bytes; texts that would exceed it are not stored."""
 FEW_TOKENS = 32
 """Texts with at most this number of unread tokens are read in one group.
 
@@ -34,8 +34,9 @@ class PrefixStates:
     """States of a model for the T tokens of a text.
 
     Args:
-        kv_LXHTD: Keys (X = 0) and values (X = 1) of the L layers and H heads; keys include their position encoding.
-        hidden_TD: The last hidden states, after the final norm.
+        kv_LXHTD: Keys (X = 0) and values (X = 1) of the L layers and H heads, each of size D; keys include their position
+            encoding.
+        hidden_TD: The hidden states of the last layer, after the final norm; here D is the width of the model.
     """
 
     kv_LXHTD: torch.Tensor
@@ -66,7 +67,7 @@ class PrefixMemory:
         return (known, self._states[text]) if known else (0, None)
 
     def remember(self, token_ids: TokenIds, cache: Cache, row: int, columns: slice, hidden_TD: torch.Tensor) -> None:
-        """Store the states of the text in one row of a cache.
+        """Copy the states of a text from one row of a KV cache into the memory.
 
         Nothing is stored if the text is known, if the memory would exceed its limit, or if layers have states of different
         shapes.
@@ -74,7 +75,7 @@ class PrefixMemory:
         Args:
             token_ids: The T tokens.
             cache: The KV cache that contains the keys and values of the tokens.
-            row: Index of the text in the cache.
+            row: Row of the cache that contains the text.
             columns: The T columns of the cache that contain the tokens.
             hidden_TD: The last hidden states of the tokens.
         """
@@ -97,10 +98,10 @@ def _common_length(first: TokenIds, second: TokenIds) -> int:
 
 
 def load_prefixes(cache: Cache, prefixes: Sequence[tuple[int, PrefixStates | None]], width: int) -> torch.Tensor:
-    """Fill an empty cache with one prefix per row, padded on the left with zeros.
+    """Fill an empty KV cache with one prefix per row, padded on the left with zeros.
 
     Args:
-        cache: A result of `caches.new_cache`, for a model whose prefixes can be reused.
+        cache: An empty cache from `caches.new_cache`, for a model whose prefixes can be reused.
         prefixes: For each row, the number of tokens of its prefix, at most `width`, and the states of a text that begins with
             this prefix.
         width: Number of columns to fill.
@@ -140,14 +141,14 @@ class PrefixReader:
         *,
         remember: bool = False,
     ) -> torch.Tensor:
-        """The hidden states at some positions of right-padded sequences.
+        """Return the hidden states at some positions of right-padded sequences.
 
         Args:
             ids_BT: Token ids of the sequences.
             mask_BT: Attention mask of the sequences.
             position_N: Positions in the flattened batch, in [0, B * T); the last token of a sequence must not be among them.
-            memory: The prefix memory.  The model reads only the tokens after the longest prefix that is stored in it.  All
-                tokens are read if `memory` is None, or if the model's family does not allow prefixes to be reused.
+            memory: The prefix memory.  The model reads only the tokens after the longest prefix that is stored in the memory.
+                All tokens are read if `memory` is None, or if the model's family does not allow prefixes to be reused.
             remember: Whether the states of these sequences are added to the memory.
 
         Returns:
@@ -156,7 +157,7 @@ class PrefixReader:
         if memory is None or not self._reader.can_reuse:
             return self._body(ids_BT, mask_BT).flatten(0, 1)[position_N]
         lengths = mask_BT.sum(dim=1).tolist()
-        # The hidden state of a last token predicts nothing.
+        # The last token of a text is not read, since its hidden state predicts no target.
         texts = [tuple(ids[: length - 1]) for ids, length in zip(ids_BT.tolist(), lengths)]
         hidden = self._read(texts, memory, ids_BT.device, remember)
         hidden_BTD = nn.utils.rnn.pad_sequence(hidden, batch_first=True)
@@ -168,7 +169,8 @@ class PrefixReader:
     ) -> list[torch.Tensor]:
         """Return the hidden states hidden_TD of each text.
 
-        Only the tokens after its longest known prefix are read.  With `remember` the states are added to the memory.
+        Only the tokens after the longest known prefix of a text are read.  If `remember` is True, the states are added to the
+        memory.
         """
         known = [memory.recall(text) for text in texts]
         hidden = [torch.empty(0) if states is None else states.hidden_TD[:tokens] for tokens, states in known]
@@ -197,7 +199,7 @@ class PrefixReader:
 
 
 def _groups_of_similar_length(left: Sequence[int]) -> Iterator[list[int]]:
-    """Yield groups of indices of texts that have similar numbers of unread tokens.
+    """Yield groups of texts, as indices, with similar numbers of unread tokens.
 
     `left` has the number of unread tokens of each text; a text without unread tokens is in no group.
     """

@@ -1,11 +1,12 @@
-"""f_sub, which predicts DAC-KL's interval, and the straight-through gate.
+"""The network f_sub of DAC-KL, and the straight-through gate.
 
-Source: MGSR (arXiv 2407.10068), Eq. 6.  clip_ranks.py computes the classes that an interval keeps, and dac_kl.py computes the
-divergence on these classes.
+f_sub predicts an interval for each row.  clip_ranks.py computes the classes that an interval keeps, and dac_kl.py computes the
+divergence on these classes.  Source: MGSR (arXiv 2407.10068), Eq. 6.
 
-The network has three inputs of V probabilities, which determine its cost: the teacher's probabilities, the same in sorted
-order, and the student's.  Each unsorted input needs one narrow matrix product.  The sorted input is either exact, which needs a
-sort and a third product of this size, or compact (clip_ranks.py).
+For each row, the network has three inputs: the teacher's V probabilities, the same probabilities in descending order, and the
+student's V probabilities.  The inputs determine the cost of the network.  Each unsorted input needs one matrix product with a
+[V, hidden] weight.  The sorted input is either exact or compact.  The exact form needs a sort and a third product of this size;
+the compact form has at most 528 numbers (clip_ranks.py).
 """
 
 import math
@@ -32,10 +33,11 @@ class ClipNetworkConfig:
 
     Args:
         hidden: Number of hidden units, >= 1.
-        sorted: Form of the input sort(p) of Eq. 6: "exact", all V probabilities, or "compact", the 512 largest and the masses
-            of 16 buckets of the ranks below them; both are equal for at most 528 classes.
-        upper_bias, lower_bias: Initial logits of u and l, finite; None uses the defaults of `DacKLConfig.mode`, which keep most
-            of the mass.  With the paper's literal initialisation, 0 and 0, mode "value" keeps only the teacher's arg max.
+        sorted: Form of the input sort(p) of Eq. 6.  "exact" has all V probabilities.  "compact" has the 512 largest
+            probabilities, and the masses of 16 buckets of the other ranks.  For at most 528 classes both forms are equal.
+        upper_bias, lower_bias: Initial logits of the bounds u and l, finite.  If None, the initial bounds depend on
+            `DacKLConfig.mode`, and keep most of the mass.  With 0 and 0, the literal initialisation of the paper, mode "value"
+            keeps only the teacher's arg max.
 
     Raises:
         ConfigError: a field is out of range.
@@ -62,23 +64,27 @@ class ClipNetworkConfig:
 
 
 class ClipNetwork(nn.Module):
-    r"""f_sub: predicts DAC-KL's interval from a row of teacher and student.
+    r"""The network f_sub, which predicts the interval of DAC-KL for each row.
 
     .. math:: u, l = \sigma\bigl(f_{sub}([p \mid \mathrm{sort}_\downarrow(p) \mid q])\bigr), \quad l \in [0, u]
         \quad\text{(Eq. 6)}
+
+    p are the teacher's probabilities of a row, q the student's; u is the upper bound and l the lower bound of the interval.
+    sigma is the sigmoid function, and | concatenates vectors.
 
     The network has one hidden layer with GELU.  The first layer is a sum of three linear maps.  This sum equals one linear map
     of the concatenated inputs, but no concatenated tensor is allocated.  The interval lies in (0, 1); l is clipped to at most
     u.
 
-    The inputs of a row have a norm of about 1 for any V, so the first layer is initialised with unit normal weights.  The usual
-    scale for 3V inputs would leave the hidden units near 0, without gradient.  The last layer is initialised with such small
-    weights that the biases alone determine the first interval of every row.
+    The inputs of a row have a norm of at most about 1 for any V, so the first layer is initialised with standard normal
+    weights.  With the usual scale for 3V inputs, the hidden units would be near 0 and have almost no effect.  The last layer is
+    initialised with weights so small that the biases alone determine the initial interval of every row.
 
     Args:
         vocabulary: Number V of classes.
-        config: Number of hidden units, form of the sorted input, and biases.
-        start: Initial logits of u and l, used where the biases of `config` are None; the default is u = 0.98, l = 9e-4.
+        config: Settings of the network, such as the number of hidden units.
+        start: Initial logits of u and l.  A bias of `config` that is not None replaces its value.  The default means u = 0.98
+            and l = 9e-4.
         seed: Seed of the initial weights; must be the same in every process.
 
     Example:
@@ -105,7 +111,7 @@ class ClipNetwork(nn.Module):
 
         self.edges = None if config.sorted == "exact" else rank_edges(vocabulary)
         num_ranked = vocabulary if self.edges is None else self.edges[0] + len(self.edges) - 1
-        # [V, hidden] and not nn.Linear's [hidden, V]: the product of the gradient is twice as fast.
+        # The shape is [V, hidden] and not nn.Linear's [hidden, V]: the product that computes the gradient is twice as fast.
         self.teacher_weight = normal(vocabulary, config.hidden, std=1.0)
         self.student_weight = normal(vocabulary, config.hidden, std=1.0)
         self.sorted_weight = normal(num_ranked, config.hidden, std=1.0)
@@ -119,7 +125,7 @@ class ClipNetwork(nn.Module):
 
         Args:
             p_NV, q_NV: Probabilities of the teacher and the student; they get no gradient.
-            sorted_NV: p_NV in descending order; None computes the sorted input from p_NV.
+            sorted_NV: p_NV, with each row in descending order.  If None, p_NV is sorted here.
 
         Returns:
             lower_N and upper_N with 0 <= lower <= upper <= 1, float32 also under autocast.
@@ -142,7 +148,10 @@ class ClipNetwork(nn.Module):
         return torch.minimum(lower_N, upper_N), upper_N
 
     def _ranked(self, p_NV: Tensor, sorted_NV: Tensor | None) -> Tensor:
-        """The teacher's sorted probabilities, or their compact form if `edges` is set."""
+        """Return the sorted input of the network: p_NV in descending order, or its compact form.
+
+        The compact form (`clip_ranks.top_and_masses`) is returned if `self.edges` is not None.
+        """
         if self.edges is None:
             return sort_descending(p_NV) if sorted_NV is None else sorted_NV
         return compact_ranks(p_NV, self.edges) if sorted_NV is None else top_and_masses(sorted_NV, self.edges)
@@ -154,26 +163,39 @@ class ClipNetwork(nn.Module):
 class StraightThrough(torch.autograd.Function):
     """Straight-through gate: hard mask forward, soft gate backward.
 
-    The backward pass uses the derivative of `dac_kl_options.soft_gate`.  The gate of the target class has derivative 0 if
-    `target_N1` is given, since this class is then kept for any interval.
+    A gate gives each vocabulary class a weight.  The forward pass returns the hard mask: 1 for kept classes, and 0 for the
+    other classes.  This mask has no gradient.  Therefore the backward pass uses the derivative of the soft gate
+    (`dac_kl_options.soft_gate`), a smooth function of the bounds.
     """
 
     @staticmethod
     def forward(
         low_N: Tensor, high_N: Tensor, score_NV: Tensor, keep_NV: Tensor, target_N1: Tensor | None, temperature: float
     ) -> Tensor:
-        """Return the hard mask, in the dtype of the scores."""
+        """Return the hard mask `keep_NV`, in the dtype of the scores.
+
+        Args:
+            low_N, high_N: Bounds on the scores of each row.
+            score_NV: Scores of the classes.
+            keep_NV: bool; True for kept classes.
+            target_N1: The teacher's arg max, if it is kept for any interval; otherwise None.  The weight of this vocabulary
+                class has derivative 0, since the bounds do not affect it.
+            temperature: Width of the sigmoids of the soft gate, in units of the score.
+        """
         return keep_NV.to(score_NV.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save what `backward` needs."""
+        """Save the tensors and the temperature that `backward` needs."""
         low_N, high_N, score_NV, _, target_N1, ctx.temperature = inputs
         ctx.save_for_backward(low_N, high_N, score_NV, target_N1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients of `low_N` and `high_N` with the soft gate."""
+        """Return the gradients of `low_N` and `high_N`, and None for the other arguments.
+
+        The gradients are those of the soft gate.
+        """
         low_N, high_N, score_NV, target_N1 = ctx.saved_tensors
         above_NV = ((score_NV - low_N.unsqueeze(-1)) / ctx.temperature).sigmoid()
         below_NV = ((high_N.unsqueeze(-1) - score_NV) / ctx.temperature).sigmoid()

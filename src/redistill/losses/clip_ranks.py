@@ -1,8 +1,9 @@
-"""The classes that DAC-KL's interval keeps, and the compact sorted teacher.
+"""The classes that DAC-KL's interval keeps, and the compact form of sorted rows.
 
-Source: MGSR (arXiv 2407.10068), Eq. 6 and 7.  Pure functions of probabilities; the network that predicts the interval is in
-clip_network.py.  The compact form consists of the largest probabilities and the masses of buckets of all other ranks.  A
-histogram computes the compact form in a third of the time of a sort.
+Source: MGSR (arXiv 2407.10068), Eq. 6 and 7.  All functions are pure functions of probabilities; clip_network.py has the
+network that predicts the interval.  The compact form of a row consists of its largest probabilities, and of the masses of
+buckets.  The rank of a class is its index in descending order of probability; a bucket is a range of consecutive ranks, and its
+mass is the sum of their probabilities.  Computing the compact form with a histogram takes a third of the time of a sort.
 """
 
 from collections.abc import Sequence
@@ -29,22 +30,23 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
 
     .. math:: S = \{v : l \le s_v \le u\} \cup \{\arg\max p\} \quad\text{(Eq. 7)}
 
-    The interval bounds a score s_v of each class, which depends on the mode.  r_v is the rank of class v, from 0, by descending
-    p, ties by id:
+    p is the teacher and [l, u] the interval.  The score s_v of class v depends on the mode.  r_v is the rank of class v by
+    descending p, from 0; classes with equal p are ranked by id.  The modes are:
 
     - "value", the formula of Eq. 7: s_v = p_v.
-    - "relative": s_v = p_v / max p, so that l alone is min-p.
-    - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V entries; l = 1 - k/V alone keeps the first k.
-    - "mass": s_v is the mass of the classes ranked before v, and l <= s_v < u.  Here u excludes the least probable classes
-      and l the most probable ones, the opposite of the other modes.  u = 1 excludes no class that has mass.
+    - "relative": s_v = p_v / max p.  With u = 1 the kept classes are those of min-p sampling with threshold l.
+    - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V entries.  l = 1 - k/V and u = 1 keep the k
+      most probable classes.
+    - "mass": s_v is the mass of the classes ranked before v, and l <= s_v < u.  Here u excludes the least probable classes, and
+      l excludes the most probable classes; in the other modes it is the reverse.  u = 1 excludes no class that has mass.
 
-    Scores are computed and compared in float64 for inputs of any dtype.  In float32 the mass before a class of low probability
-    would be rounded to 1, and the rounding error would exceed the mass of the class.
+    Scores are computed and compared in float64 for inputs of any dtype.  In float32, the mass of all classes before a class of
+    low probability can be rounded to 1: the rounding error exceeds the mass of the class.
 
     Args:
         logp_NV: Teacher log-probabilities.
         lower_N, upper_N: The interval of each row, in [0, 1].
-        mode: The score that the interval bounds.
+        mode: Which of the scores above the interval bounds.
         keep_target: Whether the arg max of p (the lowest id if several are equal) is kept for any interval.
 
     Returns:
@@ -69,11 +71,12 @@ def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Ten
     Args:
         logp_NV: Teacher log-probabilities.
         p_NV: Teacher probabilities, the exp of logp_NV.
-        mode: The score that the interval bounds.
+        mode: The kind of score; `keep_mask` defines the scores.
 
     Returns:
-        score_NV; and p in descending order in modes "mass" and "entry_quantile", else None.  In mode "entry_quantile" the score
-        is 1 - s_v (see `keep_mask`), which is exact for the most probable classes.
+        score_NV, and the teacher's probabilities in descending order.  The second result is None in modes "value" and
+        "relative".  In mode "entry_quantile" score_NV is 1 - s_v, where s_v is the score in `keep_mask`: for the most probable
+        classes 1 - s_v is more precise than s_v.
     """
     return (p_NV, None) if mode == "value" else scores_of_mode(logp_NV, mode)
 
@@ -81,15 +84,20 @@ def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Ten
 def score_bounds(lower_N: Tensor, upper_N: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
     """Convert the interval to bounds on the scores that `class_scores` returns.
 
-    In mode "entry_quantile" the score is 1 - s, so the bounds are 1 - upper and 1 - lower.  Returns low_N and high_N.
+    In mode "entry_quantile" `class_scores` returns 1 - s_v instead of the score s_v, so the bounds are 1 - upper and 1 - lower.
+    In the other modes the bounds are lower and upper.
+
+    Returns:
+        low_N and high_N, the bounds of each row.
     """
     return (1 - upper_N, 1 - lower_N) if mode == "entry_quantile" else (lower_N, upper_N)
 
 
 def within(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_N1: Tensor | None) -> Tensor:
-    """Compare the scores with the bounds; return keep_NV, bool.
+    """Return keep_NV, bool: True for each class whose score lies within the bounds.
 
-    keep_NV is True where the score lies within the bounds, and at the target class if `target_N1` is given.
+    Both bounds are inclusive, except `high_N` in mode "mass".  `target_N1` is a class of each row that is kept for any score
+    (the teacher's arg max); None if there is no such class.
     """
     low_N1, high_N1 = low_N.to(score_NV.dtype).unsqueeze(-1), high_N.to(score_NV.dtype).unsqueeze(-1)
     keep_NV = score_NV >= low_N1
@@ -98,9 +106,9 @@ def within(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_N
 
 
 def at_class(class_N1: Tensor, num_classes: int) -> Tensor:
-    """Compute a mask [N, V], bool, that is True at one class of each row.
+    """Return a bool mask [N, V] that is True only at the class `class_N1` of each row.
 
-    The mask is computed by comparison, since scattering is slow in compiled code.
+    V is `num_classes`.  The mask is computed by comparison, since scattering is slow in compiled code.
     """
     return torch.arange(num_classes, device=class_N1.device) == class_N1
 
@@ -109,11 +117,11 @@ def at_class(class_N1: Tensor, num_classes: int) -> Tensor:
 
 
 def rank_edges(vocabulary: int) -> tuple[int, ...]:
-    """Compute the first rank of each bucket of the compact form, followed by V.
+    """Return the first rank of each bucket of the compact form, followed by V.
 
-    The 512 most probable classes are not in buckets.  The remaining ranks form 16 buckets; each is wider than the previous one,
-    by the same factor.  If at most 16 ranks remain, each bucket has one rank.  No bucket is empty, so the compact form has
-    K = min(V, 528) numbers.
+    V is `vocabulary`.  The 512 most probable classes are not in buckets.  The remaining ranks form 16 buckets.  Each bucket is
+    wider than the previous bucket by about the same factor.  If at most 16 ranks remain, each bucket has one rank.  No bucket
+    is empty, so the compact form has K = min(V, 528) numbers.
 
     Example:
         >>> rank_edges(50257)[:3], rank_edges(515), rank_edges(100)
@@ -128,13 +136,13 @@ def rank_edges(vocabulary: int) -> tuple[int, ...]:
 
 
 def top_and_masses(sorted_NV: Tensor, edges: Sequence[int]) -> Tensor:
-    """Compute the compact form of rows that are sorted in descending order.
+    """Return the compact form of rows that are sorted in descending order.
 
     The compact form consists of the probabilities at ranks before the first edge, and the mass of each bucket.
 
     Args:
         sorted_NV: Probabilities in descending order.
-        edges: First ranks of the buckets, and V, from `rank_edges`.
+        edges: First rank of each bucket, followed by V; see `rank_edges`.
 
     Returns:
         ranked_NK, the compact form.
@@ -148,7 +156,7 @@ def top_and_masses(sorted_NV: Tensor, edges: Sequence[int]) -> Tensor:
 
 @torch.library.custom_op("redistill::sort_descending", mutates_args=())
 def sort_descending(p_NV: Tensor) -> Tensor:
-    """Sort each row of p_NV in descending order.
+    """Return a copy of p_NV in which each row is in descending order.
 
     On a CPU, NumPy's vectorised sort is used; it is 4 to 20 times faster than the sort of torch.
     """
@@ -166,9 +174,10 @@ def _(p_NV: Tensor) -> Tensor:
 
 @torch.library.custom_op("redistill::compact_ranks", mutates_args=())
 def compact_ranks(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
-    """Compute the compact form of unsorted rows; see `top_and_masses`.
+    """Return the compact form of unsorted rows of probabilities.
 
-    For large vocabularies on a CPU, a histogram replaces the sort.
+    The compact form has the largest probabilities of a row, and the masses of buckets of the others; `top_and_masses` describes
+    it and `edges`.  For large vocabularies on a CPU, a histogram replaces the sort.
     """
     if p_NV.device.type != "cpu" or p_NV.dtype != torch.float32 or p_NV.shape[1] < HISTOGRAM_CLASSES:
         return top_and_masses(sort_descending(p_NV), edges)
@@ -184,20 +193,22 @@ def _(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
 
 
 def _compact_row(p_V: NDArray[np.float32], edges: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Compute the compact form of one row with a histogram of its probabilities.
+    """Return the compact form of one row, which is computed with a histogram of its probabilities.
 
-    The bin of a class is the upper 16 bits of its float; these bits have the order of the values.  Only two kinds of bins are
-    sorted: those of the ranks before the first edge, and those that contain an edge.  The masses are exact.
+    `edges` has the first rank of each bucket, followed by V.  The upper 16 bits of the float32 probability of a class determine
+    the bin of the class; the order of these bits is the order of the probabilities.  Two kinds of bins are sorted: those that
+    contain a rank before the first edge, and those that contain another edge.  The masses are sums over all classes of a
+    bucket, not approximations.
     """
     bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
-    count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # from the largest down
+    count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # bins in descending order
     through_B = count_B.cumsum()
     cut_E = through_B.searchsorted(edges)  # the bin that contains each edge, or ends at it
     sorted_B = np.arange(len(count_B)) <= cut_E[0]
     sorted_B[cut_E] = True
     members = np.sort(p_V[sorted_B[::-1][bits_V]])[::-1]
     sums = np.concatenate([[0.0], members.cumsum(dtype=np.float64)])
-    first_E = (count_B * sorted_B).cumsum()[cut_E] - count_B[cut_E]  # of each cut bin among the members
+    first_E = (count_B * sorted_B).cumsum()[cut_E] - count_B[cut_E]  # index of the first class of each cut bin in `members`
     stop_E = first_E + edges - (through_B - count_B)[cut_E]
     above_E = (mass_B.cumsum() - mass_B)[cut_E] + sums[stop_E] - sums[first_E]
     return np.concatenate([members[: edges[0]], np.diff(above_E)])

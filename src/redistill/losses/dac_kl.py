@@ -1,15 +1,17 @@
 """DAC-KL: divergence from a teacher that is clipped to a predicted interval.
 
-A small network predicts an interval.  The classes whose scores lie in the interval are kept.  By default the teacher's
-arg max is always kept.
+A small network predicts an interval.  The classes whose scores lie in the interval are kept.  By default the teacher's arg max
+is always kept.
 
-Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` is the divergence on the kept classes.  The module
-`DacKL`, built from `DacKLConfig`, combines this divergence with the network that predicts the interval (`ClipNetwork` in
-clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper is ambiguous, each interpretation is a value of
-a field of the configuration.  The defaults are closest to the text of the paper; dac_kl_options.py computes the other options.
+Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` computes the divergence on the kept classes.  The
+module `DacKL`, built from `DacKLConfig`, combines this divergence with the network f_sub that predicts the interval
+(`ClipNetwork` in clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper is ambiguous, each
+interpretation is a value of a field of the configuration.  The defaults are closest to the text of the paper; dac_kl_options.py
+computes the other options.
 
-This module neither reduces over rows nor depends on models.  The [N, V] tensors of a chunk of rows need most of the memory.
-Therefore none are concatenated, and the backward pass recomputes the soft gate instead of storing it.
+The functions return one value per row, and depend on no model.  The [N, V] tensors of a chunk of rows need most of the memory.
+Therefore none of them are concatenated.  The backward pass recomputes the soft gate (the smooth function from which f_sub gets
+its gradient) instead of storing it.
 """
 
 import math
@@ -34,8 +36,8 @@ from redistill.tensors import loss_dtype
 def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normalise: Normalise = "none") -> Tensor:
     r"""Compute the KL from the clipped teacher to the student, per row.
 
-    S is the set of kept classes, P the sum of p over S, and Q the sum of q over S.  p and q are probabilities over all classes.
-    There are four normalisations:
+    p is the teacher and q the student, over all classes.  S is the set of kept classes, P the sum of p over S, and Q the sum of
+    q over S.  p_S is p on S and 0 elsewhere; q_S is defined alike.  There are four normalisations:
 
     .. math::
         \text{none (Eq. 8):}   \quad & L = \sum_{v \in S} p_v \log (p_v / q_v) \\
@@ -43,16 +45,18 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
         \text{other\_bin:}     \quad & L + (1 - P) \log \frac{1 - P}{1 - Q} \\
         \text{teacher:}        \quad & L / P - \log P = \mathrm{KL}(p_S / P \,\|\, q)
 
-    Nats per token.  "none" may be negative, down to P log P; the others are >= 0 for a mask.  The gradient of "none" with
-    respect to the student's logits is q_k P - p_k [k in S].  This gradient is 0 if q = p_S / P; then q has no mass outside S.
-    An empty S gives 0 without gradient.  A class with log-probability -inf contributes 0 to L.
+    The unit is nats per token.  "none" can be negative; its minimum is P log P.  The others are >= 0 if `keep_NV` is a mask.
+    The gradient of "none" with respect to the student's logit of class k is q_k P - p_k if k is in S, and q_k P if not.  This
+    gradient is 0 for all classes if q = p_S / P; then q has no mass outside S.  An empty S gives 0 without gradient.  A class
+    with log-probability -inf contributes 0 to L.
 
     Args:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
         logp_NV: Teacher log-probabilities, no gradient.
-        keep_NV: S as a bool mask, or a gate in [0, 1] that weights the summand of each class.  "other_bin" weights the bin of
-            the other classes by 1 - gate.  The gradient flows through the gate.
-        normalise: The normalisation.
+        keep_NV: The set S as a bool mask, or a weight in [0, 1] for the summand of each class (a gate).  With a gate, P and Q
+            are weighted sums, and in "other_bin" a class has the weight 1 - gate in 1 - P and 1 - Q.  The gradient also flows
+            through the gate.
+        normalise: One of the four normalisations.
 
     Returns:
         divergence_N, unreduced.
@@ -83,27 +87,36 @@ class DacKLConfig:
     .. math:: L = \sum_{v \in S} p_v \log \frac{p_v}{q_v}, \qquad
         S = \{v : l \le p_v \le u\} \cup \{\arg\max p\}, \qquad u, l = \sigma(f_{sub}(p, q))
 
-    p is the teacher, q the student. Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 6-8. Nats per token; may be negative.
+    p is the teacher, q the student, and f_sub a network that predicts the interval [l, u]. Source: MGSR (arXiv 2407.10068),
+    section 4.2, Eq. 6-8. The unit is nats per token; the value can be negative.
 
     Args:
         mode: The score of a class that the interval bounds: the teacher's probability ("value", Eq. 7), its ratio to the
             largest probability ("relative"), the mass of more probable classes ("mass"), or the quantile of the rank
             ("entry_quantile"); see `keep_mask`.
-        normalise: "none" is Eq. 8; see `clipped_divergence`.
-        gate: How gradients reach f_sub through the interval: "straight_through" (hard mask forward, soft gate backward), "soft"
-            (soft gate in both), or "none" (f_sub is not trained: the hard set of Eq. 7, taken literally, has no gradient).
-        network: Settings of f_sub.
-        mass_floor: Minimum of the kept mass P, in (0, 1): below it the penalty 10 (mass_floor - P)^2 is added, so that P does
-            not collapse.  None adds none, as in the paper; 0.9 is robust.
-        keep_target: Whether the teacher's arg max is always kept, as by the max of Eq. 7; Table 3b has results without it.
-        target_twice: Whether the kept arg max counts a second time where the interval contains it; needs `normalise: none`.
-        fixed_interval: (lower, upper) instead of f_sub, 0 <= lower <= upper <= 1; in mode "relative", (0.05, 1) is min-p 0.05.
-        fixed_top: Number of most probable classes to keep instead of f_sub, >= 1; needs mode "entry_quantile".
-        gate_temperature: Width of the soft gate, > 0; the default is a mass of 0.02 in mode "mass", else 0.5 nats of log p or
-            log rank.
+        normalise: How the divergence is normalised.  "none" is Eq. 8, without normalisation.  "renormalise" normalises p and q
+            over the kept classes, and "teacher" only p.  "other_bin" adds a summand for all other classes together.
+            `clipped_divergence` has the equations.
+        gate: How f_sub gets a gradient.  The hard mask of Eq. 7 (1 for classes in S, 0 for others) has no gradient.  The soft
+            gate is a product of two sigmoids of the score: about 1 inside the interval, and about 0 outside.
+            "straight_through" uses the hard mask in the forward pass and the soft gate in the backward pass.  "soft" uses the
+            soft gate in both.  "none" uses only the hard mask, so f_sub is not trained.
+        network: Settings of f_sub; they have no effect with `fixed_interval` or `fixed_top`.
+        mass_floor: Smallest kept mass P without a penalty, in (0, 1).  For a smaller P, 10 (mass_floor - P)^2 is added, so that
+            P does not collapse to 0.  If None, there is no penalty, as in the paper; 0.9 is a robust value.
+        keep_target: Whether the teacher's arg max is kept for any interval, as in Eq. 7.  Table 3b of the paper has results for
+            False.
+        target_twice: Whether the arg max is summed a second time if the interval contains it; needs `normalise: none` and
+            `keep_target: true`.
+        fixed_interval: A constant interval (lower, upper) that replaces f_sub, 0 <= lower <= upper <= 1.  In mode "relative",
+            (0.05, 1) keeps the classes of min-p 0.05.
+        fixed_top: Number k >= 1; the k most probable classes of each row are kept.  It replaces f_sub, and needs mode
+            "entry_quantile".
+        gate_temperature: Width of the sigmoids of the soft gate, > 0.  In mode "mass" the gate is a function of the mass, and
+            None means a width of 0.02.  In other modes it is a function of the logarithm of the score, and None means 0.5 nats.
 
     Raises:
-        ConfigError: a field is out of range, or cannot be combined with another.
+        ConfigError: a field is out of range, or two fields cannot be combined.
 
     Example:
         >>> DacKLConfig(mass_floor=0.9).has_network, DacKLConfig(fixed_interval=(0.01, 1.0)).has_network
@@ -129,7 +142,10 @@ class DacKLConfig:
 
     @property
     def needs(self) -> Needs:
-        """Teacher logits over the whole vocabulary, since classes are ranked."""
+        """The requirement of DAC-KL: teacher logits over the whole vocabulary.
+
+        They are needed because classes are ranked by their probability.
+        """
         return Needs(full_vocabulary=True)
 
     def __post_init__(self) -> None:
@@ -138,7 +154,7 @@ class DacKLConfig:
         good = self.gate_temperature is None or 0 < self.gate_temperature < math.inf
         check_field(self, "gate_temperature", good, "must be above 0; leave it out for the mode's default")
         good = not self.target_twice or (self.normalise == "none" and self.keep_target)
-        check_field(self, "target_twice", good, "needs normalise none and keep_target; weights above 1 have no remainder")
+        check_field(self, "target_twice", good, "needs normalise none and keep_target; set both, or leave target_twice out")
         lower, upper = self.fixed_interval or (0.0, 1.0)
         check_field(self, "fixed_interval", 0 <= lower <= upper <= 1, "must satisfy 0 <= lower <= upper <= 1; put lower first")
         if self.fixed_top is not None:
@@ -154,12 +170,15 @@ class DacKLConfig:
 
     @property
     def has_network(self) -> bool:
-        """Whether f_sub predicts the interval."""
+        """Whether the network f_sub predicts the interval; False for a constant interval."""
         return self.fixed_interval is None and self.fixed_top is None
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Settings for the tests of the laws, one for each interpretation of the paper."""
+        """Return example settings of this class, at least one for each value of an option.
+
+        Tests check on each of them the properties that DAC-KL must have.
+        """
         small, exact = ClipNetworkConfig(hidden=4), ClipNetworkConfig(hidden=4, sorted="exact")
         biased = ClipNetworkConfig(hidden=4, upper_bias=3.0, lower_bias=-1.0)
         return (
@@ -177,8 +196,10 @@ class DacKLConfig:
 class DacKL(nn.Module):
     """DAC-KL: divergence from the teacher clipped to a predicted interval (Eq. 6-8).
 
-    Nats per token.  It is not a divergence in the strict sense.  Without normalisation it may be negative, and f_sub can reduce
-    the loss by excluding every class with p > q.  Therefore monitor the diagnostics `kept_mass` and `target_only`.
+    The unit is nats per token.  DAC-KL is not a divergence in the strict sense.  Without normalisation it may be negative.  The
+    network f_sub, which predicts the interval, can reduce the loss by excluding every class with p > q (p is the teacher, q the
+    student).  Therefore monitor two of the diagnostics that `forward` returns: the kept teacher mass, `kept_mass`, and whether
+    only the arg max is kept, `target_only`.
 
     Args:
         config: Settings of DAC-KL.
@@ -199,7 +220,7 @@ class DacKL(nn.Module):
         self.network = None
         if config.has_network:
             self.network = ClipNetwork(vocabulary, config.network, start=dac_kl_options.START[config.mode], seed=seed)
-            self.network.requires_grad_(config.gate != "none")  # else weight decay would change it without a gradient
+            self.network.requires_grad_(config.gate != "none")  # otherwise weight decay would change untrained weights
 
     def forward(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the divergence and the diagnostics of each row.
@@ -210,7 +231,8 @@ class DacKL(nn.Module):
 
         Returns:
             divergence_N, including the mass-floor penalty; and the diagnostics by name, one float32 value per row: `kept_mass`
-            (sum of p over the hard set S), `kept_classes`, `lower`, `upper`, `target_only` (1 where S is the arg max only).
+            (sum of the teacher's probabilities over the set S of kept classes), `kept_classes` (size of S), `lower` and `upper`
+            (the interval), and `target_only` (1 if S consists of the teacher's arg max only, otherwise 0).
         """
         logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
         p_NV = logp_NV.exp()
@@ -239,9 +261,9 @@ class DacKL(nn.Module):
 
     @torch.no_grad()
     def kept(self, logq_NV: Tensor, logp_NV: Tensor) -> Tensor:
-        """Compute the hard set S of each row; return keep_NV, bool.
+        """Return the set of kept classes of each row as the bool mask keep_NV.
 
-        `forward` uses the same set.  The span loss of clipped vectors needs this set.
+        `forward` uses the same set.  The span loss uses it if `SpanConfig.vectors` is "clipped".
         """
         logp_NV = logp_NV.to(loss_dtype(logq_NV))
         score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, logp_NV.exp())
@@ -249,7 +271,7 @@ class DacKL(nn.Module):
         return within(score_NV, *score_bounds(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
 
     def _interval(self, logq_NV: Tensor, logp_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute score_NV, and the interval lower_N, upper_N of each row."""
+        """Return the scores score_NV of the classes, and the bounds lower_N and upper_N of each row's interval."""
         score_NV, sorted_NV = class_scores(logp_NV, p_NV, self.config.mode)
         if self.network is None:
             top = self.config.fixed_top
@@ -263,14 +285,16 @@ class DacKL(nn.Module):
     def _gate(
         self, score_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, ends: tuple[Tensor, Tensor], target_N1: Tensor | None
     ) -> Tensor:
-        """The weight of each class, in [0, 1]: `keep_NV`, or the values of a gate.
+        """Return the weight of each class in the divergence: `keep_NV` (0 or 1), or a gate in [0, 1].
 
-        The soft gate is a function of the mass in mode "mass", of log p in mode "value", and of the log score in other modes.
+        `ends` are the lower and the upper bound of the scores.  `target_N1` is a class of each row that is always kept, or
+        None.  The soft gate is a product of two sigmoids, as a function of the mass in mode "mass", of log p in mode "value",
+        and of the log score in other modes.
         """
         if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV
         if self.config.mode != "mass":
-            tiny = torch.finfo(logp_NV.dtype).tiny  # log 0 minus that of a ruled-out class would be -inf - -inf
+            tiny = torch.finfo(logp_NV.dtype).tiny  # otherwise a bound of 0 and a score of 0 give -inf - -inf
             ends = (ends[0].clamp(min=tiny).log(), ends[1].clamp(min=tiny).log())
             score_NV = logp_NV if self.config.mode == "value" else score_NV.log()
         score_NV = score_NV.to(logp_NV.dtype)

@@ -1,9 +1,9 @@
-"""Options of DAC-KL other than its default.
+"""Options of DAC-KL other than its defaults.
 
-The default is Eq. 6-8 of MGSR (arXiv 2407.10068) as printed.
+The defaults are Eq. 6-8 of MGSR (arXiv 2407.10068) as printed.
 
-dac_kl.py and clip_ranks.py compute the default.  They call the functions of this module for scores other than the probability
-of a class, for normalised divergences, for the soft gate, and for the penalty on a small kept mass.
+dac_kl.py and clip_ranks.py implement the defaults.  They call the functions of this module for scores other than the
+probability of a class, for normalised divergences, for the soft gate, and for the penalty on a small kept mass.
 """
 
 from typing import Literal
@@ -19,9 +19,10 @@ Gate = Literal["straight_through", "soft", "none"]
 MASS_FLOOR_WEIGHT = 10.0
 # Units: nats of log p ("value", "relative"), probability mass ("mass"), nats of log rank ("entry_quantile").
 GATE_TEMPERATURE: dict[Mode, float] = {"value": 0.5, "relative": 0.5, "mass": 0.02, "entry_quantile": 0.5}
-# Initial logits of u and l.  "value": keeps classes with p >= 9e-4.  "relative": those above p_max / 400; u is so close to 1
-# that a second class with almost the same p is kept.  "mass": the head with 98 % of the mass; l cuts the arg max only, which is
-# always kept.  "entry_quantile": one class in 1000; u = 1 - 2e-6, since 1 - 6e-6 would drop the second of 262,144 classes.
+# Initial logits of u and l.  "value" keeps classes with 9e-4 <= p <= 0.98.  "relative" keeps classes with p >= p_max / 400; u
+# is so close to 1 that a second class with almost the same p is kept.  "mass" keeps the most probable classes with 98 % of the
+# mass; l excludes only the arg max, which `keep_target` keeps.  "entry_quantile" keeps one class in 1000; u is 1 - 2e-6, since
+# 1 - 6e-6 would exclude the second of 262,144 classes.
 START = {"value": (4.0, -7.0), "relative": (12.0, -6.0), "mass": (4.0, -7.0), "entry_quantile": (13.0, 6.9)}
 
 
@@ -30,10 +31,11 @@ def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
 
     Args:
         logp_NV: Teacher log-probabilities.
-        mode: The score that the interval bounds; see `clip_ranks.keep_mask`.
+        mode: The kind of score; `clip_ranks.keep_mask` defines the scores.
 
     Returns:
-        The results of `clip_ranks.class_scores`.
+        score_NV, and the teacher's probabilities in descending order (None in mode "relative").  In mode "entry_quantile" the
+        scores are 1 - s_v; `keep_mask` defines s_v.
     """
     if mode == "relative":
         return (logp_NV - logp_NV.amax(dim=-1, keepdim=True)).exp(), None
@@ -41,7 +43,7 @@ def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
     sorted_NV, order_NV = torch.sort(logp_NV.double().exp(), dim=-1, descending=True, stable=True)
     if mode == "mass":
         before_NV = functional.pad(sorted_NV[:, :-1].cumsum(dim=-1), (1, 0))
-        # Below 1 exactly for classes with mass, for any rounding error of the sum.
+        # The score is below 1 exactly for classes with mass, whatever the rounding error of the sum is.
         before_NV = before_NV.clamp_(max=1 - 2**-53).masked_fill_(sorted_NV == 0, 1.0)
     else:
         vocabulary = logp_NV.shape[-1]
@@ -53,16 +55,19 @@ def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
 def normalised(
     divergence_N: Tensor, mass_N: Tensor, logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normalise: Normalise
 ) -> Tensor:
-    """Normalise the divergence of Eq. 8 in one of three ways.
+    """Return the divergence of Eq. 8, normalised in one of three ways.
+
+    p is the teacher, q the student, and S the set of kept classes.  `dac_kl.clipped_divergence` has the equations.
 
     Args:
         divergence_N: L, the sum of p log(p / q) over S.
         mass_N: P, the sum of p over S.
-        logq_NV, logp_NV, keep_NV: Arguments of `dac_kl.clipped_divergence`, which has the equations.
+        logq_NV, logp_NV: Log-probabilities of student and teacher.
+        keep_NV: S as a bool mask, or a weight in [0, 1] for each class.
         normalise: The normalisation, other than "none".
 
     Returns:
-        divergence_N, 0 where S is empty.
+        The normalised divergence_N, 0 where S is empty.
     """
     any_N = mass_N > 0
     if normalise == "other_bin":
@@ -79,22 +84,23 @@ def normalised(
 
 
 def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the log of the weighted mass of each row, and whether the mass is > 0.
+    """Return the log of the weighted mass of each row, and whether the mass is > 0.
 
-    Summing the classes avoids the cancellation of 1 - mass.
+    The mass of a row is the sum over classes of `weight_NV` times exp(`log_NV`).  Computing it as 1 minus the mass of the other
+    classes would lose precision by cancellation.
     """
     peak_N1 = log_NV.detach().masked_fill(weight_NV == 0, -torch.inf).amax(dim=-1, keepdim=True)
     peak_N1 = peak_N1.masked_fill(peak_N1.isneginf(), 0.0)
-    # A class of weight 0 may be far above the peak: clamped, its exp times 0 is 0 and not NaN.
+    # A class of weight 0 may be far above the peak.  The clamp keeps its exp finite, so that 0 times exp is 0 and not NaN.
     total_N = (weight_NV * (log_NV - peak_N1).clamp(max=60).exp()).sum(dim=-1)
     any_N = total_N > 0
     return torch.where(any_N, total_N, 1.0).log() + peak_N1.squeeze(-1), any_N
 
 
 def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: float) -> Tensor:
-    """Compute the soft gate: about 1 inside (low, high), and about 0 outside.
+    """Return a weight of each class: about 1 for a score in the bounds, else about 0.
 
-    The gate is a product of two sigmoids, and differentiable in both bounds.
+    The weight (the soft gate) is a product of two sigmoids, and differentiable in both bounds.
 
     Args:
         score_NV: Scores of the classes.
@@ -109,11 +115,14 @@ def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: floa
 
 
 def mass_penalty(gate_NV: Tensor, p_NV: Tensor, floor: float) -> Tensor:
-    """Compute the penalty 10 max(0, floor - P)^2 of each row; P is its kept mass.
+    """Return the penalty 10 max(0, floor - P)^2 of each row; P is its kept mass.
 
     Args:
-        gate_NV: Weight of each class; P is the sum of p over the classes with these weights.
+        gate_NV: Weight of each class in [0, 1]; P is the sum of p times these weights.
         p_NV: Teacher probabilities.
         floor: Smallest mass without a penalty, in (0, 1).
+
+    Returns:
+        penalty_N, >= 0.
     """
     return MASS_FLOOR_WEIGHT * (floor - (gate_NV * p_NV).sum(dim=-1)).relu().square()

@@ -1,10 +1,10 @@
-"""The arithmetic of MiniLLM: rewards, advantages, and the loss of a token.
+"""The formulas of MiniLLM: rewards, advantages, and the loss of a token.
 
-The student samples y_t from its own distribution q, or from a mixture of q with the teacher's p.  The reward of a token
-increases with p and decreases with q.  Source: MiniLLM (arXiv 2306.08543).  Each function documents where the published code
-differs from the paper.
+The student samples the token y_t at position t from its own distribution q, or from a mixture of q with the teacher's
+distribution p.  The reward of a token increases with p and decreases with q.  Source: MiniLLM (arXiv 2306.08543).  Each
+function documents where the published code differs from the paper.
 
-The functions depend on no model.  They do not divide by the number of tokens, which is left to the training loop.
+The functions depend on no model.  They do not divide losses by the number of tokens; the training loop does.
 """
 
 from typing import NamedTuple
@@ -15,21 +15,22 @@ from torch import Tensor
 from redistill.tensors import loss_dtype
 
 WHITENING_FLOOR = 1e-8
-"""Added to the variance, so that equal returns whiten to 0."""
+"""A number that is added to the variance, so that equal returns give advantages of 0 and not NaN."""
 
 
 def token_rewards(logp_BT: Tensor, old_logq_BT: Tensor, *, scaling: float = 0.5, clip: float = 100.0) -> Tensor:
-    r"""Reward of each generated token: the log ratio of teacher and student.
+    r"""Return the reward of each token: the log ratio of teacher and student.
 
     .. math:: r_t = \mathrm{clip}\Bigl(\frac{\log p(y_t) - \log q_{old}(y_t)}{s},\; -c,\; c\Bigr)
 
-    The difference is divided by s first, and clipped to [-c, c] afterwards.
+    y_t is the token at position t.  p is the teacher, and q_old the student that scored the roll-out (the generated sequence).
+    s is `scaling`, and c is `clip`.  The difference is divided by s first, and clipped to [-c, c] afterwards.
 
     Args:
-        logp_BT: The teacher's log-probability of each token, unscaled; any shape.
-        old_logq_BT: The student's log-probability of each token when the roll-out was scored; same shape.
-        scaling: s, > 0; a value below 1 increases the reward.
-        clip: c, > 0, the bound of the absolute reward.
+        logp_BT: log p(y_t) of each token, at temperature 1; any shape.
+        old_logq_BT: log q_old(y_t) of each token; same shape.
+        scaling: The divisor s, > 0; a value below 1 increases the absolute reward.
+        clip: The bound c of the absolute reward, > 0.
 
     Returns:
         reward_BT, without gradient.
@@ -43,18 +44,18 @@ def token_rewards(logp_BT: Tensor, old_logq_BT: Tensor, *, scaling: float = 0.5,
 
 
 def discounted_returns(reward_BT: Tensor, valid_BT: Tensor, *, discount: float = 0.95, length_normalise: bool = True) -> Tensor:
-    r"""Discounted return of each token.
+    r"""Return the discounted return of each token.
 
     .. math:: R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}
 
-    n_t is the number of valid tokens from t on (1 without normalisation).  The sum begins with the reward of token t, as in the
-    published code.  In the paper, the long-term term begins with token t + 1, and a separate single-step term has the reward of
-    token t.
+    R_t is the return and r_t the reward of token t, and gamma is `discount`.  n_t is the number of valid tokens from t on, or 1
+    without normalisation.  The sum begins with the reward of token t, as in the published code.  In the paper, the long-term
+    term begins with token t + 1, and a separate single-step term has the reward of token t.
 
     Args:
-        reward_BT: One row per sequence.
+        reward_BT: Rewards, one row per sequence.
         valid_BT: bool; the valid tokens come first in their row, and rewards after them are ignored.
-        discount: gamma, in [0, 1]; not in the paper, 0.95 in its code.
+        discount: The discount gamma, in [0, 1].  The paper has no discount; its code uses 0.95.
         length_normalise: Whether to divide by n_t.
 
     Returns:
@@ -76,19 +77,19 @@ def discounted_returns(reward_BT: Tensor, valid_BT: Tensor, *, discount: float =
 
 
 def whiten(return_BT: Tensor, valid_BT: Tensor, *, padded_length: int | None = None) -> Tensor:
-    r"""Advantages: returns normalised to mean 0 and variance 1.
+    r"""Return advantages: the returns, normalised to mean 0 and variance 1.
 
     .. math:: A = \frac{R - \mathrm{mean}\, R}{\sqrt{\mathrm{var}\, R + 10^{-8}}}
 
-    Mean and variance are computed over the whole mini-batch; the variance is the population variance.  The published code
-    computes both over rows padded with zeros.  The padding shrinks the mean, so the advantages of real tokens do not have mean
-    0.  `padded_length` reproduces this behaviour.
+    R are the returns and A the advantages.  Mean and variance are computed over the whole mini-batch; the variance is the
+    population variance.  The published code computes both over rows padded with zeros.  The padding shrinks the mean, so the
+    advantages of real tokens do not have mean 0.  `padded_length` reproduces this behaviour.
 
     Args:
         return_BT: The returns of a global mini-batch, one row per sequence.
-        valid_BT: bool, True at least once.
-        padded_length: Length of each row with its padding, at least the length of the longest row; the zeros of the padding
-            contribute to mean and variance.  None uses valid tokens only.
+        valid_BT: bool, True for valid tokens; at least one must be True.
+        padded_length: Length of each row with its padding, at least the length of the longest row.  The zeros of the padding
+            contribute to mean and variance.  If None, mean and variance use valid tokens only.
 
     Returns:
         advantage_BT, 0 where not valid.
@@ -107,16 +108,18 @@ def whiten(return_BT: Tensor, valid_BT: Tensor, *, padded_length: int | None = N
 
 
 def importance_weights(logp_BT: Tensor, old_logq_BT: Tensor, teacher_share: float) -> Tensor:
-    r"""Importance weight of each token sampled from the mixture with the teacher.
+    r"""Return the importance weight of each token, for tokens sampled from a mixture.
 
     .. math:: w_t = \frac{q_{old}(y_t)}{(1 - a)\, q_{old}(y_t) + a\, p(y_t)}
 
-    The weight lies in [0, 1 / (1 - a)], and is 1 for a = 0.  It is the weight of one token, and not the product of the weights
-    of all tokens up to t.
+    y_t is the token at position t, sampled from the mixture of the student q_old with weight 1 - a and the teacher p with
+    weight a.  The importance weight w_t lies in [0, 1 / (1 - a)], and is 1 for a = 0; it has no bound for a = 1.  It is the
+    weight of one token, and not the product of the weights of all tokens up to t.
 
     Args:
-        logp_BT, old_logq_BT: Log-probabilities of each token; see `token_rewards`.
-        teacher_share: a, in [0, 1].
+        logp_BT: log p(y_t) of each token, any shape.
+        old_logq_BT: log q_old(y_t) of each token; same shape.
+        teacher_share: Weight a of the teacher in the mixture, in [0, 1].
 
     Returns:
         importance_BT, without gradient.
@@ -135,7 +138,8 @@ def importance_weights(logp_BT: Tensor, old_logq_BT: Tensor, teacher_share: floa
 class Surrogate(NamedTuple):
     """The loss of each token, and two diagnostics.
 
-    The diagnostics are the ratio rho, and whether clipping set the gradient of the token to 0.
+    `clipped_surrogate` returns the loss `loss_N` and the ratio rho, `ratio_N`.  `clipped_N` is True for a token whose gradient
+    is 0 because of clipping.
     """
 
     loss_N: Tensor
@@ -146,23 +150,24 @@ class Surrogate(NamedTuple):
 def clipped_surrogate(
     logq_N: Tensor, old_logq_N: Tensor, advantage_N: Tensor, importance_N: Tensor, clip: float = 0.2
 ) -> Surrogate:
-    r"""Clipped policy-gradient loss of each token (PPO's surrogate).
+    r"""Return the clipped policy-gradient loss of each token (PPO's surrogate).
 
     .. math::
         \rho_t = w_t\, q(y_t) / q_{old}(y_t), \qquad
         L_t = \max\bigl(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\bigr)
 
-    The clipped ratio rho includes the importance weight.  The gradient flows through log q only.  Clipping is active
-    at rho > 1 + eps for A > 0, and at rho < 1 - eps for A < 0.  The gradient with respect to log q is 0 where clipping is
-    active, and -A rho elsewhere.
+    y_t is the token at position t, q the student that is trained, and q_old the student that scored the roll-out (the generated
+    sequence).  A is the advantage, w the importance weight, and eps is `clip`.  The clipped ratio rho includes w.  The gradient
+    flows through log q only.  Clipping is active at rho > 1 + eps for A > 0, and at rho < 1 - eps for A < 0.  The gradient with
+    respect to log q is 0 where clipping is active, and -A rho elsewhere.
 
     Args:
-        logq_N: log q of each token, by the student that is trained.
-        old_logq_N, advantage_N, importance_N: Values of the roll-out; no gradient.
-        clip: eps, in (0, 1).
+        logq_N: log q(y_t) of each token.
+        old_logq_N, advantage_N, importance_N: log q_old(y_t), A and w of each token; no gradient.
+        clip: eps, in (0, 1); the ratio rho is clipped to [1 - eps, 1 + eps].
 
     Returns:
-        loss_N, ratio_N (rho) and clipped_N (bool), unreduced.
+        loss_N (L), ratio_N (rho) and clipped_N (bool, True where clipping is active), unreduced.
 
     Example:
         >>> clipped_surrogate(torch.tensor([0.5]).log(), torch.tensor([0.25]).log(), torch.ones(1), torch.ones(1)).loss_N

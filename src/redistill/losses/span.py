@@ -1,8 +1,9 @@
-"""The span loss, Eq. 10, on rows of log-probabilities.
+"""The span loss (MGSR, arXiv 2407.10068, Eq. 10) on rows of log-probabilities.
 
-The inputs are rows and ranges of rows, never text.  Row j is the distribution that *predicts* token j.  A span is a half-open
-range [a, b): it has b - a tokens, and the pairs of rows (j, j + 1) for a <= j < b - 1.  The vocabulary pass uses the same
-distance with `pair_weights`, so that the pairs of all samples can be processed in chunks.
+The inputs are rows and ranges of rows, never text.  Row j is the distribution that *predicts* token j.  A span is the range of
+the tokens of a phrase.  It is half-open: [a, b) has b - a tokens, and the pairs of neighbouring rows (j, j + 1) with a <= j and
+j + 1 < b.  `span_loss` computes the loss of one sample.  The vocabulary pass computes the same sum from `pair_distance` and
+`pair_weights`, so that it can process the pairs of all samples in chunks.
 """
 
 from collections.abc import Sequence
@@ -22,23 +23,28 @@ Vectors = Literal["full", "clipped"]
 
 @dataclass(frozen=True, kw_only=True)
 class SpanConfig:
-    r"""Variants of Eq. 10; the defaults are the equation as printed.
+    r"""Settings of the span loss (Eq. 10); the defaults are the equation as printed.
 
     .. math::
         L = \frac{1}{n_s} \sum_{i=1}^{n_s} \frac{1}{n_{s_i}} \sum_{j} \lVert q_j \circ q_{j+1} - p_j \circ p_{j+1} \rVert_2
 
-    Source: MGSR (arXiv 2407.10068), Eq. 9-10; `span_loss` defines the symbols.
+    n_s is the number of spans, n_si the number of tokens of span i, and j runs over the pairs of neighbouring rows (j, j + 1)
+    of span i.  q_j and p_j are the distributions of student and teacher that predict token j; their product is elementwise.
+    Source: MGSR (arXiv 2407.10068), Eq. 9-10.
 
     Args:
-        squared: Use the squared L2 norm of a pair's difference, and not the norm.
-        denominator: Divisor of a span's sum: its number of "tokens" (n_si, as printed) or of "pairs", one fewer.
-        skip_singletons: Exclude spans of one token from the mean; they have no pair and only reduce it.
-        nested: Spans that count where one contains another, as a prepositional phrase contains a noun phrase: "both", or only
-            the "outer" or the "inner" one.
-        vectors: Products of the "full" distributions, or of those "clipped" to the classes that DAC-KL keeps, not renormalised.
+        squared: Whether the L2 norm in the equation is squared.
+        denominator: Divisor of the sum over a span: its number of "tokens" (n_si, as printed), or its number of "pairs" of
+            rows, which is one less.
+        skip_singletons: Whether spans of one token are excluded from the mean over spans.  Such a span has no pair, so its sum
+            is 0 and it reduces the mean.
+        nested: Which spans are used if one span contains another, as a prepositional phrase contains a noun phrase: "both",
+            only the "outer" span, or only the "inner" span.
+        vectors: The distributions that are multiplied.  "full" uses all classes; "clipped" uses only the classes that DAC-KL
+            keeps, without renormalisation.
 
     Raises:
-        ConfigError: denominator, nested or vectors is not one of these values.
+        ConfigError: denominator, nested or vectors has a value that is not listed here.
 
     Example:
         >>> SpanConfig(denominator="pairs").nested
@@ -78,15 +84,16 @@ def span_loss(
     .. math::
         L = \frac{1}{n_s} \sum_{i=1}^{n_s} \frac{1}{n_{s_i}} \sum_{j} \lVert q_j \circ q_{j+1} - p_j \circ p_{j+1} \rVert_2
 
-    p is the teacher, q the student.  Source: MGSR Eq. 9-10 (arXiv 2407.10068).  0 <= L <= sqrt(2) (2 if squared); 0 if q = p or
-    there is no span.  The gradient flows through q only and is 0 where a difference is 0.
+    p is the teacher, q the student.  n_s is the number of spans, n_si the number of tokens of span i, and j runs over the pairs
+    (j, j + 1) of span i.  Source: MGSR (arXiv 2407.10068), Eq. 9-10.  0 <= L <= sqrt(2), or 2 if `config.squared`.  L is 0 if p
+    and q are equal or if there is no span.  The gradient flows through q only and is 0 where a difference is 0.
 
     Args:
         logq_TV: Student log-probabilities of one sample's rows; float64 stays float64, all else is computed in float32.
         logp_TV: Teacher log-probabilities, same shape, no gradient.
         spans: Half-open ranges of rows; they may overlap, and each occurrence counts.
-        config: The variant of the equation.
-        keep_TV: The classes S that each row keeps, bool; for clipped vectors only, else None.
+        config: Settings of the span loss.
+        keep_TV: The classes that DAC-KL keeps in each row, bool; required if `config.vectors` is "clipped", otherwise None.
 
     Returns:
         A scalar.
@@ -106,7 +113,7 @@ def span_loss(
 
 
 def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
-    """Compute the weight w_n of each pair of rows (n, n + 1) in the span loss.
+    """Return the weight w_n of each pair of rows (n, n + 1) in the span loss.
 
     The span loss of the sample is the sum of w_n d_n, where d_n is the `pair_distance` of rows n and n + 1.  The last weight is
     always 0, so no pair crosses two samples when samples are concatenated.
@@ -114,7 +121,7 @@ def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanCo
     Args:
         spans: Half-open ranges of rows.
         num_rows: Number of rows of the sample.
-        config: The variant of Eq. 10.
+        config: Settings of the span loss.
 
     Returns:
         weight_N, float32, `num_rows` long, >= 0.
@@ -127,31 +134,31 @@ def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanCo
 
 
 def _weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
-    """Compute `pair_weights` in float64."""
+    """Return the weights that `pair_weights` documents, one for each pair of rows, as a float64 tensor."""
     for start, stop in spans:
         assert 0 <= start < stop <= num_rows, f"span [{start}, {stop}) does not lie in the sample's {num_rows} rows"
     weight_N = torch.zeros(num_rows, dtype=torch.float64)
     counted = counted_spans(spans, config)
     for start, stop in counted:
-        # A span of one token has an empty sum, so 1 replaces its 0 pairs.
+        # A span of one token has an empty sum; the divisor 1 replaces its number of pairs, 0.
         divisor = stop - start if config.denominator == "tokens" else max(stop - start - 1, 1)
         weight_N[start : stop - 1] += 1 / (divisor * len(counted))
     return weight_N
 
 
 def pair_distance(logq_NV: Tensor, logp_NV: Tensor, num_pairs: int, squared: bool, keep_NV: Tensor | None = None) -> Tensor:
-    """Compute the L2 distance between the models' products of neighbouring rows.
+    """Return the L2 distance of student and teacher at each pair of neighbouring rows.
 
-    The product of two rows is the elementwise product of their distributions.  The distance lies in [0, sqrt(2)], and its
-    square in [0, 2].
+    Each model's distributions at the two rows of a pair are multiplied elementwise.  The distance is the L2 norm of the
+    difference of the two products.  The distance lies in [0, sqrt(2)], and its square in [0, 2].
 
     Args:
         logq_NV: Student log-probabilities of at least num_pairs + 1 rows.
         logp_NV: Teacher log-probabilities of the same rows, no gradient.
         num_pairs: Number of pairs of rows n and n + 1, from the first row on.
         squared: Whether to return the squared distance.
-        keep_NV: bool, the classes that each row keeps.  Only classes that both rows of a pair keep contribute to the distance;
-            None uses all.
+        keep_NV: bool, the classes that each row keeps.  Only classes that both rows of a pair keep contribute to the distance.
+            If None, all classes contribute.
 
     Returns:
         distance_N, `num_pairs` long, float32 (float64 for float64 inputs); its gradient is exactly 0 where the distance is 0.
@@ -170,9 +177,10 @@ def pair_distance(logq_NV: Tensor, logp_NV: Tensor, num_pairs: int, squared: boo
 
 
 def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[tuple[int, int]]:
-    """Select the spans that the mean of Eq. 10 is taken over.
+    """Return the spans over which the mean of Eq. 10 is taken.
 
-    Nested spans are removed first, then spans of one token, as `config` says.
+    If `config.nested` is "outer" or "inner", nested spans are removed first.  If `config.skip_singletons`, spans of one token
+    are removed afterwards.
 
     Example:
         >>> counted_spans([(0, 4), (1, 4), (5, 6)], SpanConfig(nested="inner", skip_singletons=True))
@@ -187,5 +195,5 @@ def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[
 
 
 def _contains(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
-    """Whether `inner` lies in `outer` and differs from it."""
+    """Return whether `inner` lies in `outer` and differs from `outer`."""
     return outer != inner and outer[0] <= inner[0] and inner[1] <= outer[1]

@@ -1,4 +1,6 @@
-"""LoRA adapters saved by other programs, and their merge into a base model.
+"""Reading of LoRA (low-rank) adapters, and their merge into a base model.
+
+Other programs may have saved the adapters.
 
 The file adapter_config.json is untrusted input. PEFT applies every field of it, and a field can change the base model, load
 further files, or name a Python module to import. Therefore this module reads only the fields of a plain LoRA adapter, and
@@ -20,7 +22,7 @@ from redistill.errors import ModelError
 from redistill.interfaces import CausalModel
 from redistill.models.families import unwrapped
 from redistill.models.reading import json_object, reading
-from redistill.models.snapshots import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelFolder, model_folder
+from redistill.models.snapshots import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TOKENIZER_CONFIG, ModelFolder, model_folder
 from redistill.models.values import check_tensor
 from redistill.models.weight_files import Stored, check_pointers, header
 from redistill.records import Json
@@ -99,6 +101,17 @@ class Adapter:
     weights: Path
     has_tokenizer: bool
 
+    def tokenizer_folder(self, model: str) -> ModelFolder | None:
+        """The folder of the adapter, if it has the tokenizer of `model`.
+
+        Args:
+            model: Name of the model to load.
+
+        Returns:
+            None if `model` is not this adapter, or if the adapter has no tokenizer; then the base model has the tokenizer.
+        """
+        return self.folder if self.name == model and self.has_tokenizer else None
+
 
 def find_adapter(name: str, revision: str | None) -> Adapter | None:
     """Read and validate the adapter in a folder or hub repository.
@@ -129,7 +142,7 @@ def find_adapter(name: str, revision: str | None) -> Adapter | None:
         settings={field: fields[field] for field in _READ if field in fields},
         folder=folder,
         weights=weights,
-        has_tokenizer=folder.find("tokenizer_config.json") is not None,
+        has_tokenizer=folder.find(TOKENIZER_CONFIG) is not None,
     )
 
 
@@ -137,14 +150,14 @@ def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
     """Merge the adapter into the weights of `model`.
 
     Args:
-        model: The base model, which is not quantised; it is changed in place.
+        model: The base model, which must not be quantised; it is changed in place.
         adapter: The adapter, returned by `find_adapter`.
 
     Returns:
         The merged model, without adapters and with every weight trainable.
 
     Raises:
-        ModelError: names or shapes of the adapter's weights do not match those of the model.
+        ModelError: names or shapes of the adapter's weights do not match the model, or the values of its weights are invalid.
     """
     import peft  # takes a second
 
@@ -186,14 +199,14 @@ def _check_plain(name: str, fields: dict[str, Json]) -> None:
     if wrong is not None:
         raise ModelError(
             f"{name}: {ADAPTER_CONFIG} sets {wrong} = {str(fields.get(wrong))[:60]!r}; only plain LoRA adapters are supported: "
-            "merge it into its base with the program that created it, and load the merged model"
+            "merge the adapter into its base with the program that created it, and load the merged model"
         )
 
 
 def _check_types(name: str, fields: Mapping[str, Json]) -> None:
     """Reject config fields of the wrong type.
 
-    PEFT itself checks the types of few fields.
+    PEFT itself checks the types of only a few fields.
     """
     for field, (allowed, what) in _TYPES.items():
         value = fields.get(field)
@@ -234,8 +247,8 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
         if copies[key].shape != found[key].shape:
             raise ModelError(
                 f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows, but in the base "
-                f"model it has {copies[key].shape[0]}; merge it with PEFT into a base of that size (resize_token_embeddings), "
-                "and load the merged model"
+                f"model it has {copies[key].shape[0]}; merge it with PEFT into a base that is resized to "
+                f"{found[key].shape[0]} rows (resize_token_embeddings), and load the merged model"
             )
         expected[key] = copies[key]
     strange = sorted(expected.keys() ^ found.keys())
@@ -256,6 +269,6 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
     layers = unwrapped(adapted).get_input_embeddings(), unwrapped(adapted).get_output_embeddings()
     if layers[0].weight is layers[1].weight and any(hasattr(layer, "lora_A") for layer in layers):
         raise ModelError(
-            f"{adapter.name}: adapts an embedding that is tied to the LM head, which cannot be merged into one matrix; "
-            "train the adapter without it"
+            f"{adapter.name}: adapts an embedding that is tied to the LM head, so the adapter cannot be merged; "
+            "train an adapter without this embedding"
         )

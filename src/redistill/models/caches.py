@@ -1,7 +1,8 @@
 """Caches for generation: attention, recurrent, convolution and indexer states.
 
-`CachedBody` computes hidden states of a left-padded batch, a few columns at a time. `check_cache` checks for a given model that
-the cache does not change the logits.
+`CachedBody` runs the body of a model (the model without its LM head). It computes hidden states of a left-padded batch, a few
+columns at a time. A column contains one token of each sequence. `check_cache` checks for a given model that the cache does not
+change the logits.
 """
 
 import inspect
@@ -25,10 +26,10 @@ _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, Runti
 
 
 class Columns:
-    """A tensor [..., T, D] to which columns can be appended along T.
+    """A tensor [..., T, D] to which columns can be appended along the dimension T.
 
-    Memory is allocated for `PIECE_TOKENS` columns at once, so that most calls of `append` do not copy the tensor. The
-    methods return views that share the memory of the tensor.
+    A column is the part of the tensor at one index of T. Memory is allocated for `PIECE_TOKENS` columns at once, so that most
+    calls of `append` do not copy the tensor. The methods return views that share the memory of the tensor.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,7 @@ class Columns:
         self._filled = 0
 
     def append(self, new: torch.Tensor) -> torch.Tensor:
-        """Append `new` along T and return a view of all columns."""
+        """Append the columns `new`, and return a view of all columns."""
         filled = self._filled + new.shape[-2]
         if self._buffer is None or filled > self._buffer.shape[-2]:
             capacity = -(-filled // PIECE_TOKENS) * PIECE_TOKENS
@@ -54,7 +55,7 @@ class Columns:
         return self._buffer[..., : self._filled, :]
 
     def select(self, kept: torch.Tensor) -> torch.Tensor:
-        """Keep only the indices `kept` of the first dimension, and return all columns."""
+        """Keep only the indices `kept` of the first dimension, and return a view."""
         assert self._buffer is not None, "nothing has been appended"
         self._buffer = self._buffer[kept]
         return self.view()
@@ -63,7 +64,7 @@ class Columns:
 class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not annotated
     """Cached keys and values of a layer with full attention, stored in `Columns`.
 
-    It replaces `DynamicLayer` of transformers, which copies all keys and values for every generated token.
+    This class replaces `DynamicLayer` of transformers, which copies all keys and values for every generated token.
     """
 
     def __init__(self) -> None:
@@ -73,20 +74,26 @@ class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not anno
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values [B, H, T, D] and return all of them; see `DynamicLayer`."""
+        """Append keys and values [B, H, T, D], and return all keys and all values.
+
+        This method overrides that of `DynamicLayer`.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys, self.values = self._key_columns.append(key_states), self._value_columns.append(value_states)
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Keep only the rows `beam_idx` of the batch; see `CacheLayerMixin`."""
+        """Keep only the sequences with the batch indices `beam_idx`, in this order.
+
+        This method overrides that of `CacheLayerMixin`.
+        """
         if self.is_initialized:
             self.keys, self.values = self._key_columns.select(beam_idx), self._value_columns.select(beam_idx)
 
 
 def new_cache(model: nn.Module) -> Cache:
-    """An empty cache for `model`.
+    """Create an empty cache for `model`.
 
     Layers with full attention use `LeanLayer`; all other layers use the classes of transformers.
     """
@@ -96,18 +103,20 @@ def new_cache(model: nn.Module) -> Cache:
 
 
 def takes_positions(model: nn.Module) -> bool:
-    """Whether the forward function of the body has an argument for positions.
+    """Return whether the forward function of the body has an argument for positions.
 
-    Families with ALiBi compute positions from the attention mask, and recurrent families have no positions.
+    The body is the model without its LM head. Families with ALiBi compute positions from the attention mask, and recurrent
+    families have no positions.
     """
     return "position_ids" in inspect.signature(body_module(model).forward).parameters
 
 
 def prefixes_can_be_reused(model: nn.Module) -> bool:
-    """Whether cached keys and values stay valid at any column and any text length.
+    """Return whether a cached prefix stays valid at other columns and text lengths.
 
-    They stay valid if every layer has full attention and the body takes positions. They become invalid with sliding windows,
-    recurrent states, or rotary frequencies that depend on the length of the text. Such families must process a prefix again.
+    The cached keys and values of a prefix stay valid if every layer has full attention and the body (the model without its LM
+    head) has an argument for positions. They become invalid with sliding windows, recurrent states, or rotary frequencies that
+    depend on the length of the text. Models with such layers must process a prefix again.
     """
     config = text_config(model)
     layers = DynamicCache(config=config).layers
@@ -122,14 +131,16 @@ def prefixes_can_be_reused(model: nn.Module) -> bool:
 
 
 class CachedBody:
-    """The body of a model with a cache, which processes a few columns at a time.
+    """The body of a model (the model without its LM head) with a cache.
+
+    It processes a few columns at a time. A column contains one token of each sequence.
 
     Args:
         model: A causal language model. The caller sets eval mode and disables gradients.
 
     Attributes:
         cache: The cache of the current batch.
-        can_reuse: Whether a cached prefix can be reused; see `prefixes_can_be_reused`.
+        can_reuse: Whether a cached prefix can be used again at other columns and text lengths.
 
     Raises:
         ModelError: the forward function of the body has no argument for a cache.
@@ -147,7 +158,7 @@ class CachedBody:
             raise ModelError(f"{text_config(model).model_type}: its forward has no argument for a cache; use another family")
         self._argument = names[0]
         self.start()
-        layers = self.cache.layers  # empty if the cache creates its layers later; such layers have attention
+        layers = self.cache.layers  # empty if the first forward pass creates them, as attention layers
         self._is_recurrent = bool(layers) and not any(isinstance(layer, CacheLayerMixin) for layer in layers)
 
     def start(self) -> None:
@@ -162,14 +173,15 @@ class CachedBody:
         Args:
             ids_LT: Token ids of the new columns, for L sequences.
             mask_LC: Attention mask of all C columns so far, including those in the cache.
-            position_LT: Positions of the new columns.
+            position_LT: Positions of the new tokens in their sequences, from 0.
         """
         columns = ids_LT.shape[1]
         if self._is_recurrent:
             mask_LC = mask_LC[:, -columns:]
         elif self._gives_mask and columns == 1:
-            # The 4-D mask that the layers use.  From a 2-D mask transformers would build it at every token and synchronise
-            # with the GPU to find out whether a mask is needed; without a mask, bf16 attention on a CPU is ten times slower.
+            # The layers use this 4-D mask.  From a 2-D mask, transformers would compute it at every token, and would
+            # synchronise with the GPU to determine whether a mask is needed.  Without a mask, bf16 attention on a CPU is ten
+            # times slower.
             mask_LC = mask_LC[:, None, None, :].bool()
         positions = {"position_ids": position_LT} if self._takes_positions else {}
         output = self._body(
@@ -178,14 +190,14 @@ class CachedBody:
         return cast(torch.Tensor, output.last_hidden_state)
 
     def select(self, kept: torch.Tensor) -> None:
-        """Keep only the rows `kept` of the batch in the cache."""
+        """Remove all sequences from the cache except those with the batch indices `kept`."""
         self.cache.reorder_cache(kept)
 
     def is_outdated(self, before: int, after: int) -> bool:
-        """Whether a cache has become invalid because its text has grown.
+        """Return whether a cache has become invalid because its text has grown.
 
-        The text had `before` tokens when the cache was computed, and has `after` tokens now. Only models with longrope have
-        such caches: their rotary frequencies change at a certain length.
+        The text had `before` tokens when the cache was computed, and has `after` tokens now. Only a cache of a model with
+        longrope becomes invalid in this way: its rotary embedding uses other frequencies for texts above a certain length.
         """
         return self._limit is not None and before <= self._limit < after
 
@@ -195,15 +207,16 @@ def check_cache(model: nn.Module, *, name: str, remedy: str = "use another famil
     """Check that a cache and padding do not change the logits of a model.
 
     The model computes the logits of two sequences, of 5 and 3 tokens, in three ways: each sequence alone, both in a padded
-    batch, and both with a cache. The first sequence is removed from the cache before the last token, as in generation.
+    batch, and both with a cache. The first sequence is removed from the cache before the last token of the second sequence is
+    processed, because generation also removes sequences that have ended.
 
     Args:
         model: A causal language model.
         name: Name of the model for error messages.
-        remedy: Action that fixes the failure, with which an error message ends.
+        remedy: Action for the user, such as "use another family"; it is the end of an error message.
 
     Raises:
-        ModelError: the logits differ by more than rounding explains, or the family does not support these forward passes.
+        ModelError: the logits differ by more than rounding errors, or the family does not support these forward passes.
     """
     family = text_config(model).model_type
     classifier = head(model)
@@ -233,7 +246,7 @@ def check_cache(model: nn.Module, *, name: str, remedy: str = "use another famil
     own_NV = classifier.logits(expected_ND)
     spread = (own_NV - own_NV.mean(dim=1, keepdim=True)).norm()
     is_exact = classifier.weight_VD.dtype == torch.float32 and not is_quantised(model)
-    allowed = 0.01 if is_exact else 0.1  # rounding can change the choice of experts
+    allowed = 0.01 if is_exact else 0.1  # rounding can change which experts are chosen
     for where, hidden_ND in found.items():
         if (classifier.logits(hidden_ND) - own_NV).norm() > allowed * spread:
             raise ModelError(f"{name}: the {family} family computes other logits {where}; {remedy}")

@@ -5,7 +5,8 @@ prevent a template from looping for hours or from building a string of 10^11 cha
 
 Therefore a template is rendered for the first time in a child process, a fork of this process. A thread or a signal could not
 stop a loop inside compiled code, and resource limits of this process would stop the run. A fork has already imported the
-template engine. It is fast, and it imports no code from the current folder. Each process does this once for each template.
+template engine. Therefore it is fast, and imports no code from the current folder. Each process makes this first rendering once
+for each template.
 
 The child sets its limits with setrlimit, renders the template, writes the texts to a pipe and exits without cleaning up. It
 calls neither torch nor CUDA, which cannot be used after a fork. The time limit refers to CPU time of the child, so that no
@@ -38,9 +39,10 @@ MEMORY_BYTES = 1 << 30
 OUTPUT_CHARACTERS = 1_000_000
 
 Rendered = tuple[str, str]
-"""The status of one rendering and a text.
+"""The status of one rendering, and a text.
 
-The status is "text", "rejected" or a key of `_FAULTS`. The text is the rendered text, or the reason of the failure.
+The status is "text", "rejected" or a key of `_FAULTS`. With the status "text", the text is the rendered conversation; otherwise
+it is the reason of the failure, which may be empty.
 """
 
 _FAULTS = {
@@ -52,7 +54,7 @@ _FAULTS = {
     "tokenizer files",
 }
 _SYSTEM, _USER, _ANSWER = ({"role": role, "content": role[0]} for role in ("system", "user", "assistant"))
-# Conversations, and whether each is rendered as a prompt for the next answer. `two_turns` returns the rendering of the first.
+# Pairs: a conversation, and whether it is rendered as a prompt for the next answer. `two_turns` returns the first rendering.
 _TRIED = (([_USER, _ANSWER], False), ([_USER], True), ([_SYSTEM, _USER, _ANSWER, _USER], True))
 _known: dict[str, list[Rendered]] = {}
 
@@ -60,8 +62,8 @@ _known: dict[str, list[Rendered]] = {}
 def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
     """Reject chat templates that are invalid, unsafe or exceed limits.
 
-    A template may reject a conversation with an exception. This is not an error here; a run with such a conversation reports
-    it.
+    A template may reject a conversation with an exception. This rejection is not an error here; a run whose data contains such
+    a conversation reports the rejection.
 
     Args:
         name: Name of the model for error messages.
@@ -101,7 +103,7 @@ def two_turns(tokenizer: Tokenizer) -> str:
 
 
 def _first_renderings(tokenizer: Tokenizer) -> list[Rendered]:
-    """Render the conversations `_TRIED` with each template of a tokenizer.
+    """Render the short test conversations `_TRIED` with each template of a tokenizer.
 
     The default template comes first. The renderings are stored, so that a process computes them once for each tokenizer.
     """
@@ -125,7 +127,7 @@ def _renderings(tokenizer: Tokenizer) -> Iterator[Rendered]:
                 yield "syntax", f"line {error.lineno}: {reason(error)}"
             except MemoryError:
                 yield "memory", ""
-            except Exception as error:  # noqa: BLE001 - a template raises whatever its expressions do
+            except Exception as error:  # noqa: BLE001 - a template may raise exceptions of any type
                 yield "rejected", reason(error)
             else:
                 yield ("long", "") if len(text) > OUTPUT_CHARACTERS else ("text", str(text))
@@ -142,7 +144,7 @@ def _in_child(tokenizer: Tokenizer) -> list[Rendered]:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+                warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns if a process with threads forks
                 child = os.fork()
             if child == 0:
                 _limited(tokenizer, writer)
@@ -183,7 +185,7 @@ def _limited(tokenizer: Tokenizer, writer: int) -> NoReturn:
 def _set_limits() -> None:
     import resource  # Unix only
 
-    statm = Path("/proc/self/statm")  # the address space comes first, in pages
+    statm = Path("/proc/self/statm")  # the first number is the size of the address space in pages
     if statm.exists():
         held = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
         limit, most = resource.getrlimit(resource.RLIMIT_AS)
@@ -196,7 +198,7 @@ def _set_limits() -> None:
 def _received(reader: int) -> bytes | None:
     """Read all bytes that the child process writes to the pipe.
 
-    The function returns None if the child writes nothing, or does not finish within `WALL_SECONDS`.
+    The function returns None if the child writes nothing, or does not finish within `WALL_SECONDS` seconds.
     """
     deadline, parts = time.monotonic() + WALL_SECONDS, list[bytes]()
     while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:

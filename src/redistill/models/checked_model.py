@@ -1,9 +1,9 @@
 """The only way in which the files of a model are passed to transformers.
 
-A model is opened as a temporary folder that contains nothing but what its loading needs. The JSON files in it are written anew
-with the fields that `allowed_fields` permits. Weights and files of the tokenizer are links to the files of the model, so that
-nothing large is copied and weights stay memory-mapped. Code, pickles, adapters and other files of the model are not in the
-folder, so no library can find them. A GGUF file is alone in its folder.
+A model is opened as a temporary folder that contains only the files that are needed to load it. Its JSON files contain only the
+fields that `allowed_fields` permits. Weights and files of the tokenizer are links to the files of the model, so that nothing
+large is copied and weights stay memory-mapped. Code, pickles, adapters and other files of the model are not in the folder, so
+no library can find them. The folder of a GGUF file contains only this file.
 """
 
 import contextlib
@@ -19,16 +19,25 @@ from redistill.errors import ModelError
 from redistill.interfaces import Tokenizer
 from redistill.models.allowed_fields import Fields, config_fields, generation_fields, tokenizer_fields
 from redistill.models.reading import json_object, reading
-from redistill.models.snapshots import VOCABULARY_FILES, ModelFolder, download_weights, model_folder
+from redistill.models.snapshots import (
+    CONFIG,
+    GENERATION_CONFIG,
+    TEMPLATE_FILES,
+    TOKENIZER_CONFIG,
+    VOCABULARY_FILES,
+    ModelFolder,
+    download_weights,
+    model_folder,
+    weight_names,
+)
 from redistill.models.weight_files import INDEX, SINGLE, check_pointers, shards
 from redistill.records import Json
 
-CONFIG = "config.json"
 _REMEDY = "check the name, the network, and that the file is complete and not damaged"
 
 
 def _numbers(what: str, fields: Mapping[str, Json]) -> Fields:
-    """The tokens of an added_tokens.json, which maps tokens to ids."""
+    """Return the fields of an added_tokens.json, which maps tokens to ids."""
     if not all(isinstance(number, int) for number in fields.values()):
         raise ModelError(f"{what}: must map tokens to ids; download the model again")
     return dict(fields)
@@ -36,8 +45,8 @@ def _numbers(what: str, fields: Mapping[str, Json]) -> Fields:
 
 _CHECKS: dict[str, Callable[[str, Mapping[str, Json]], Fields]] = {
     CONFIG: config_fields,
-    "generation_config.json": generation_fields,
-    "tokenizer_config.json": tokenizer_fields,
+    GENERATION_CONFIG: generation_fields,
+    TOKENIZER_CONFIG: tokenizer_fields,
     "special_tokens_map.json": tokenizer_fields,
     "added_tokens.json": _numbers,
 }
@@ -103,8 +112,8 @@ def checked_model(name: str, revision: str | None, *, downloads: bool = False) -
         The checked model; its temporary folder is removed when the context ends.
 
     Raises:
-        ModelError: the model is missing or incomplete, a link leads out of its folder, or a field of a JSON file is rejected.
-            In an error that a loader raises inside the context, the model's name replaces the temporary folder.
+        ModelError: the model is missing or incomplete, a link points to a file outside of its folder, or a field of a JSON file
+            is rejected. In an error that a loader raises inside the context, the model's name replaces the temporary folder.
     """
     if name.endswith(".gguf"):
         path = Path(name).expanduser()
@@ -117,13 +126,13 @@ def checked_model(name: str, revision: str | None, *, downloads: bool = False) -
             yield CheckedModel(name, path.parent, folder, gguf=path.name)
         return
     found = model_folder(name, revision)
-    if found.commit is None:
-        _check_complete(found)
-    elif downloads:
+    has_weights = downloads or found.commit is None
+    if has_weights:
         download_weights(found)
+        _check_complete(found)
     with _temporary_folder(name) as folder:
         _copy_settings(found, folder)
-        if downloads or found.commit is None:
+        if has_weights:
             _link_weights(found, folder)
         yield CheckedModel(name, found.path, folder, commit=found.commit)
 
@@ -149,7 +158,7 @@ def checked_tokenizer(found: ModelFolder) -> Iterator[CheckedModel]:
 
 
 def _check_complete(found: ModelFolder) -> None:
-    """Check that a local folder has a config and weights, and no git-lfs pointers."""
+    """Check that a folder has a config and weights, and no git-lfs pointers."""
     if found.find(CONFIG) is None:
         raise ModelError(f"{found.name}: contains no config.json; give a folder written by save_pretrained")
     first = next(iter(found.matching("*.safetensors")), None)
@@ -166,7 +175,7 @@ def _check_complete(found: ModelFolder) -> None:
 
 @contextlib.contextmanager
 def _temporary_folder(name: str) -> Iterator[Path]:
-    """A folder that only this account can read; errors name the model instead of it."""
+    """Context with a folder that only this user can read; errors name the model instead of the folder."""
     with contextlib.ExitStack() as stack:
         with reading(f"{name}:", "free space in the folder for temporary files, or set TMPDIR", failure="cannot be checked"):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="redistill-", ignore_cleanup_errors=True))
@@ -179,7 +188,7 @@ def _temporary_folder(name: str) -> Iterator[Path]:
 
 
 def _copy_settings(found: ModelFolder, folder: Path) -> None:
-    """Write the allowed fields of the JSON files, and link the files of the tokenizer."""
+    """Write the JSON files with their allowed fields, and create links to the files of the tokenizer."""
     for file, allowed in _CHECKS.items():
         path, what = found.find(file), f"{found.name}: {file}"
         if path is None:
@@ -188,7 +197,7 @@ def _copy_settings(found: ModelFolder, folder: Path) -> None:
         fields = json_object(what, path, _REMEDY)
         with reading(what, _REMEDY):
             (folder / file).write_text(json.dumps(allowed(what, fields)), encoding="utf-8")
-    for pattern in VOCABULARY_FILES:
+    for pattern in (*VOCABULARY_FILES, *TEMPLATE_FILES):
         for file in found.matching(pattern):
             path = found.find(file)
             if path is not None:
@@ -197,22 +206,20 @@ def _copy_settings(found: ModelFolder, folder: Path) -> None:
 
 
 def _link_weights(found: ModelFolder, folder: Path) -> None:
-    """Link the weights, and write an index that lists nothing but them."""
-    single, index = found.find(SINGLE), found.find(INDEX)
-    if single is not None:
-        _link(single, folder / SINGLE)
-    elif index is not None:
-        check_pointers(found.name, index)
-        places = shards(found.name, index)
-        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8")
-        for file in set(places.values()):
-            path = found.find(file)
-            if path is not None:  # the headers of the files are read next, and a missing file is reported then
-                _link(path, folder / file)
+    """Create links to the weights, and write an index that contains only their names."""
+    for file in weight_names(found):
+        path = found.find(file)
+        if path is None:  # the headers of the files are read next, and a missing file is reported then
+            continue
+        if file == INDEX:
+            index = {"metadata": {}, "weight_map": shards(found.name, path)}
+            (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+        else:
+            _link(path, folder / file)
 
 
 def _link(path: Path, link: Path) -> None:
-    """Link a file; where links need a privilege, as on Windows, make a second name of the file."""
+    """Create a symbolic link to a file, or a hard link where symbolic links need a privilege, as on Windows."""
     link.parent.mkdir(exist_ok=True)
     try:
         link.symlink_to(path.absolute())

@@ -1,7 +1,7 @@
 """Checks of a model's config.json before memory for the model is allocated.
 
 A config is untrusted input: the numbers in it determine how much memory a model needs. Therefore its fields are first checked
-as JSON. Then the model is built on the device "meta", which allocates no memory, with a limit of the number of modules and
+as JSON. Then the model is built on the device "meta", which allocates no memory, with a limit on the number of modules and
 parameters. The tensors of this model are compared with the headers of the weight files.
 """
 
@@ -37,7 +37,7 @@ _TEXT_MODELS = ("text_config", "language_config", "llm_config", "thinker_config"
 
 
 def read_settings(name: str, source: Mapping[str, str]) -> ModelSettings:
-    """Read and check the config of a model.
+    """Read, check and return the config of a model.
 
     Args:
         name: Name of the model for error messages.
@@ -55,7 +55,7 @@ def read_settings(name: str, source: Mapping[str, str]) -> ModelSettings:
         raise ModelError(f"{what} must be a JSON object with the fields of the model; {_FIX}")
     check_fields(what, fields)
     with _naming_field(what, fields):
-        if "gguf_file" in source:  # its metadata were read above, which takes seconds
+        if "gguf_file" in source:  # reading the file again would take seconds
             settings = CONFIG_MAPPING[str(fields.get("model_type", ""))].from_dict(fields)
         else:
             settings = AutoConfig.from_pretrained(**source, trust_remote_code=False)
@@ -69,7 +69,7 @@ def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True)
     Args:
         what: Names of the model and the file for error messages.
         fields: All fields of the file, or the fields of one object in it.
-        sizes: Whether the fields describe the language model, whose sizes must be positive.
+        sizes: Whether `fields` describes the language model. If True, sizes such as "hidden_size" must be positive.
 
     Raises:
         ModelError: a field has the wrong type or is out of range.
@@ -138,7 +138,7 @@ def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]
     """
     quantised = getattr(settings, "quantization_config", None) is not None
     stored = sum(tensor.size for tensor in tensors.values())
-    # A quantised element holds up to 16 weights.
+    # A quantised element stores up to 16 weights.
     comparable = {} if quantised else tensors
     check_size(name, settings, parts=len(tensors), weights=(16 if quantised else 1) * stored, tensors=comparable)
 
@@ -148,16 +148,19 @@ def check_size(
 ) -> None:
     """Reject a config whose model does not match the weights in the files.
 
+    A model that stays below the limit given under Raises passes this check, even if the files do not contain all of its
+    weights; the loader reports missing weights by name.
+
     Args:
         name: Name of the model for error messages.
         settings: The config of the model; it is not changed.
         parts: Number of tensors in the files.
-        weights: Maximum number of weights in the files.
+        weights: Number of weights in the files, or an upper bound of this number.
         tensors: Stored tensors whose sizes and types are compared with those of the model.
 
     Raises:
-        ModelError: the model cannot be built, a tensor has another size or type than its stored tensor, or the model has more
-            than twice as many weights as the files. If fewer weights are missing, the loader reports them.
+        ModelError: the model cannot be built, a tensor of the model has another size or type than the stored tensor, or the
+            model has more than 2 * `weights` + 1,000,000 weights.
     """
     model = build_without_memory(name, settings, 16 * parts + 4000)
     expected = model.state_dict() if tensors else {}
@@ -218,9 +221,11 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
 
 @contextlib.contextmanager
 def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
-    """Context that converts errors as `reading` does; messages name the invalid field.
+    """Convert exceptions to one-line ModelErrors that name the invalid field.
 
-    This is the field whose value the exception quotes, such as the name of an unknown activation function.
+    Exceptions that are raised while the context is active are converted. The invalid field is the field whose value the
+    exception quotes, such as the name of an unknown activation function. If there is no such field, the message contains only
+    `what`.
     """
 
     def field() -> str:

@@ -21,20 +21,21 @@ from redistill.vocab_pass import Head
 
 BodyCall = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Names of embeddings with one row per position, which limit the length of a text. Rotary families have none.
+# Names of embeddings with one row per position, which limit the length of a text. Families with rotary
+# embeddings have no such embeddings.
 _LEARNED_POSITIONS = {"wpe", "embed_positions", "position_embeddings"}
 
 
 def unwrapped(model: nn.Module) -> CausalModel:
-    """The transformers model inside a PEFT model, or `model` itself without PEFT.
+    """Return the transformers model inside a PEFT model.
 
-    The adapters remain active.
+    The adapters remain active. A model that is not a PEFT model is returned unchanged.
     """
     return cast(CausalModel, getattr(model, "get_base_model", lambda: model)())
 
 
 def text_config(model: nn.Module) -> ModelSettings:
-    """The config of the language model.
+    """Return the config of the language model that `model` is or contains.
 
     A multimodal model stores this config inside its own config.
     """
@@ -42,9 +43,9 @@ def text_config(model: nn.Module) -> ModelSettings:
 
 
 def body_module(model: nn.Module) -> nn.Module:
-    """The part of a causal language model below its LM head.
+    """Return the body of a causal language model: the part below its LM head.
 
-    This body includes the final norm (and the layer `project_out` of OPT).
+    The body includes the final norm (and the layer `project_out` of OPT).
 
     Raises:
         ModelError: the model has no body apart from its head.
@@ -56,7 +57,7 @@ def body_module(model: nn.Module) -> nn.Module:
 
 
 def body(model: nn.Module) -> BodyCall:
-    """A function that computes the hidden states of `model`, without its head.
+    """Return a function that computes the hidden states of `model`, without its head.
 
     Args:
         model: A causal language model, with or without PEFT adapters.
@@ -75,13 +76,13 @@ def body(model: nn.Module) -> BodyCall:
 
 
 def head(model: nn.Module, vocabulary: int | None = None) -> Head:
-    """The LM head of `model`, including the soft cap and the scale of the logits.
+    """Return the LM head of `model`, with the soft cap and the scale of the logits.
 
     The returned head shares the weights of the model.
 
     Args:
         model: A causal language model, with or without PEFT adapters.
-        vocabulary: Number of leading classes that are used; None uses all rows of the head.
+        vocabulary: Number of leading classes that are used; if None, all rows of the head are used.
 
     Raises:
         ModelError: the head is not a plain linear layer.
@@ -106,7 +107,7 @@ def _logit_scale(config: ModelSettings) -> float:
     scale = float(getattr(config, "lm_head_multiplier", None) or 1.0)  # Falcon-H1
     scale *= float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
     scaling = float(getattr(config, "logits_scaling", None) or 1.0)
-    # The name has two meanings: Granite and MiniCPM divide by it, HyperCLOVA X multiplies.
+    # `logits_scaling` has two meanings: Granite and MiniCPM divide the logits by it, HyperCLOVA X multiplies them by it.
     return scale * scaling if config.model_type.startswith("hyperclovax") else scale / scaling
 
 
@@ -114,8 +115,8 @@ def _logit_scale(config: ModelSettings) -> float:
 def check_split(model: nn.Module, *, name: str) -> None:
     """Check that body and head compute the same logits as the whole model.
 
-    The logits of up to 8 tokens are compared. Rounding in bf16 can cause a difference of 3 % of the largest logit, which is
-    allowed.
+    The body maps token ids to hidden states, and the head maps hidden states to logits. The logits of up to 8 tokens are
+    compared. Rounding in bf16 can cause a difference of 3 % of the largest logit, which is allowed.
 
     Raises:
         ModelError: the logits differ by more than 3 % of the largest logit.
@@ -143,9 +144,9 @@ def check_split(model: nn.Module, *, name: str) -> None:
 
 
 def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The path of the list of transformer layers in `unwrapped(model)`, and the list.
+    """Return the path of the layer list in `unwrapped(model)`, and the list itself.
 
-    The path is, for example, "model.layers" or "transformer.h". In a multimodal model only its language model is searched,
+    The path is, for example, "model.layers" or "transformer.h". In a multimodal model, only the language model is searched,
     because the vision and audio models can have the same number of layers.
 
     Raises:
@@ -163,7 +164,7 @@ def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def rope_parts(model: nn.Module) -> list[Mapping[str, object]]:
-    """The parameters of each rotary embedding of a model.
+    """Return the settings of each rotary embedding of a model, from its config.
 
     A model has one rotary embedding for all layers, one for each type of layer, or none.
     """
@@ -172,13 +173,14 @@ def rope_parts(model: nn.Module) -> list[Mapping[str, object]]:
 
 
 def longrope_limit(model: nn.Module) -> int | None:
-    """Maximum length, in tokens, of a text with the short frequencies of longrope.
+    """Return the length limit of longrope's short frequencies, and register a hook.
 
-    Longrope is a rotary embedding with other frequencies for longer texts. For models without longrope, the function returns
-    None.
+    Longrope is a rotary embedding that uses other frequencies for longer texts. The limit is the maximum length, in tokens, of
+    a text with the short frequencies. For models without longrope, the function returns None and registers no hook.
 
-    Transformers chooses the same frequencies for all rows of a batch, by the length of the longest row. Therefore this function
-    registers a forward hook that chooses the frequencies of each row by the length of that row.
+    Transformers chooses the same frequencies for all rows of a batch, by the length of the longest row. Therefore a forward
+    hook is registered on each rotary embedding of the model, which chooses the frequencies of each row by the length of that
+    row. A second call registers no second hook.
     """
     limits = [part["original_max_position_embeddings"] for part in rope_parts(model) if part["rope_type"] == "longrope"]
     if not limits:
@@ -192,10 +194,10 @@ def longrope_limit(model: nn.Module) -> int | None:
 def _rotate_by_row(
     rotary: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
-    """Forward hook that chooses the longrope frequencies for each row of a batch.
+    """Choose the longrope frequencies for each row of a batch; this is a forward hook.
 
-    Transformers uses the long frequencies for all rows if one row is long. The hook replaces them by the short frequencies in
-    all short rows.
+    Transformers uses the long frequencies for all rows if one row is long. In all short rows, the hook replaces them by the
+    short frequencies.
     """
     named = {**dict(zip(("x", "position_ids", "layer_type"), args)), **kwargs}
     rope = getattr(cast(CausalModel, rotary).config, "rope_parameters", {})
@@ -209,11 +211,11 @@ def _rotate_by_row(
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Maximum length of a text in tokens.
+    """Return the maximum length of a text in tokens, or None if there is no maximum.
 
-    Families with learned position embeddings have a maximum. Families with dynamic rotary embeddings have one because the
-    frequencies for longer texts would depend on the longest text so far. For other families (other rotary embeddings, ALiBi)
-    the function returns None.
+    Families with learned position embeddings have a maximum. Families with dynamic rotary embeddings also have a maximum,
+    because the frequencies for longer texts would depend on the longest text so far. Families with other rotary embeddings or
+    ALiBi have no maximum.
     """
     if any(part["rope_type"] == "dynamic" for part in rope_parts(model)):
         return int(text_config(model).max_position_embeddings)
@@ -225,7 +227,7 @@ def position_limit(model: nn.Module) -> int | None:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Context in which `model` is in eval mode.
+    """Keep `model` in eval mode while the context is active.
 
     The mode of each module is restored on exit, since some modules may have been in eval mode before.
     """

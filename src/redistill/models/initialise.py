@@ -24,8 +24,8 @@ class InitialiseConfig:
 
     .. math:: i_k = \Bigl\lfloor \frac{k (L - 1)}{n - 1} + \frac{1}{2} \Bigr\rfloor, \qquad k = 0 \dots n - 1
 
-    If `layers` is a number n > 1, this formula gives the indices of the n layers that are chosen from the teacher's L layers.
-    For n = 1, layer 0 is chosen.
+    If `layers` is a number n > 1, this formula gives the indices i_k of the n layers that are chosen from the teacher's L
+    layers. For n = 1, layer 0 is chosen.
 
     Args:
         layers: Number of layers, >= 1, which are evenly spaced from the first layer to the last; or a list of layer indices in
@@ -52,7 +52,7 @@ class InitialiseConfig:
             raise ConfigError(f"layers = {list(self.layers)}: must be ascending layer indices >= 0, each once; sort them")
 
     def indices(self, num_layers: int) -> tuple[int, ...]:
-        """Indices of the chosen layers of a teacher with `num_layers` layers.
+        """Return the indices of the layers chosen from a teacher with `num_layers` layers.
 
         Raises:
             ConfigError: the teacher has too few layers.
@@ -75,11 +75,11 @@ class InitialiseConfig:
 def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int) -> CausalModel:
     """Build a student that consists of copies of some of the teacher's layers.
 
-    Its embeddings, norms and head are copies of the teacher's.
+    The student's embeddings, norms and head are also copies of the teacher's.
 
-    The student is first built from a shortened config. Therefore its layer indices, which the KV cache uses, its attention
-    patterns and its tied embeddings are set up as in any model of the family. Then the teacher's weights are copied, so that
-    the two models share no memory.
+    The student is first built from the teacher's config with fewer layers. In this way, its layer indices (which the KV cache
+    uses), attention patterns and tied embeddings are set up as in any model of the family. Then the teacher's weights are
+    copied, so that the two models share no memory.
 
     Args:
         teacher_model: A causal language model without adapters.
@@ -113,7 +113,7 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast every parameter to `dtype`, except adapters and quantised weights.
+    """Cast every parameter in place, except adapters and quantised weights.
 
     Buffers keep their dtype. `model.to(dtype)` would also round buffers, such as the rotary frequencies. Checkpoints do not
     contain the rotary frequencies: a loaded model computes them in float32, and would differ from the trained model.

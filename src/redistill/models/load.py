@@ -1,7 +1,6 @@
 """Loading of models and tokenizers from the hub, a folder or a GGUF file.
 
-Weights are read from safetensors and GGUF files only, and no code from a model is run. Every failure is raised as an error
-whose message is one line, in place of the long messages of transformers.
+Weights are read from safetensors and GGUF files only, and no code from a model is run. Every failure is an error of one line.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ from redistill.models.families import check_split, text_config, unwrapped
 from redistill.models.gguf_files import check_gguf
 from redistill.models.quantised import Quantise, keep_trainable, loading_options, num_weights
 from redistill.models.reading import reading
-from redistill.models.snapshots import ADAPTER_CONFIG, download_weights
+from redistill.models.snapshots import ADAPTER_CONFIG, CONFIG, download_weights
 from redistill.models.tokenizers import check_ids, check_sentencepiece, check_tokenizer, damaged_file
 from redistill.models.values import check_values
 from redistill.models.weight_files import INDEX, SINGLE, Stored, stored_tensors
@@ -47,10 +46,10 @@ class ModelConfig:
     """The model to load, and the options for loading it.
 
     Args:
-        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is merged
-            into the base that its configuration names.
-        revision: Branch, tag or commit of a hub model; None uses its main branch.
-        adapter: Folder or hub name of a LoRA adapter to be merged into `model`; None merges none.
+        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is merged into
+            the base that its configuration names.
+        revision: Branch, tag or commit of a hub model; if None, its main branch is used.
+        adapter: Folder or hub name of a LoRA adapter to be merged into `model`; if None, no adapter is merged.
         dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32.
         gradient_checkpointing: Whether activations are recomputed in the backward pass, which needs less memory and about a
             third more time.
@@ -77,7 +76,8 @@ class ModelConfig:
         if not self.model.strip():
             raise ConfigError("model = '': must be a hub name, a local folder, or a .gguf file")
         if printable(self.model) != self.model or "\n" in self.model:
-            raise ConfigError(f"model = {self.model[:60]!r}: must not contain control characters; rename its folder")
+            fault = "must not contain control characters or bytes that are not UTF-8; rename its folder"
+            raise ConfigError(f"model = {self.model[:60]!r}: {fault}")
         one_of = f"must be one of {', '.join(_DTYPES)}; students are trained in float32"
         check_field(self, "dtype", self.dtype in _DTYPES, one_of)
 
@@ -93,13 +93,13 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         The model, in eval mode on the CPU, and its tokenizer.
 
     Raises:
-        ConfigError: the model shall be quantised, but bitsandbytes is not installed, or the model is a GGUF file or has an
-            adapter to be merged, for which quantisation is not supported.
-        ModelError: the model is missing, incomplete or damaged, or its family cannot be split into body and head.
-        WeightsError: weights of the model are missing.
-        NotFiniteError: the logits of the model are not finite.
+        ConfigError: `quantise` is not "none", but bitsandbytes is not installed, the model is a GGUF file, or it has an adapter
+            to be merged.
+        ModelError: the model is missing, incomplete or damaged, or its family cannot be split into a body and an LM head.
+        WeightsError: weights of the model are missing or have another shape than its config describes.
+        NotFiniteError: weights or logits of the model are not finite, or weights are too large.
     """
-    base, adapter = _base_and_adapter(config)
+    base, adapter = base_and_adapter(config)
     if quantise != "none" and (adapter is not None or base.model.endswith(".gguf")):
         raise ConfigError(
             f"quantise = {quantise!r}: must be none, since {config.model} is a GGUF file or has an adapter to be merged; "
@@ -110,18 +110,20 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         if quantise == "none":
             _check_memory(base, tensors)
         tokenizer = load_tokenizer(config)
-        compute_dtype = torch.float32 if base.dtype == "float32" else torch.bfloat16  # of products with quantised weights
+        compute_dtype = torch.float32 if base.dtype == "float32" else torch.bfloat16  # dtype of products with quantised weights
         model = _read_weights(base, checked, settings, loading_options(quantise, compute_dtype))
     keep_trainable(model)
     check_values(base.model, model)
     _check_generation_config(base.model, model)
-    with reading(f"{base.model}:", "check its config.json", failure="cannot read 8 tokens"):
+    with reading(f"{base.model}:", "check its config.json", failure="cannot process a test input of 8 tokens"):
         check_split(model, name=config.model)
         check_cache(model, name=config.model)
     if adapter is not None:
         model = merge_adapter(model, adapter)
         check_values(config.model, model)
-        with reading(f"{config.model}:", f"check its {ADAPTER_CONFIG}", failure="cannot read 8 tokens once it is merged"):
+        with reading(
+            f"{config.model}:", f"check its {ADAPTER_CONFIG}", failure="cannot process a test input once it is merged"
+        ):
             check_split(model, name=config.model)
     check_ids(config.model, tokenizer, text_config(model).vocab_size)
     if config.gradient_checkpointing:
@@ -138,7 +140,7 @@ def read_config(config: ModelConfig) -> ModelSettings:
     Raises:
         ModelError: the model is missing or damaged.
     """
-    base, _ = _base_and_adapter(config)
+    base, _ = base_and_adapter(config)
     with checked_model(base.model, base.revision) as checked:
         return _checked_settings(base, checked)[0]
 
@@ -154,9 +156,10 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
             chat template.
         VocabularyError: the tokenizer has ids beyond the vocabulary size in the model's config.
     """
-    base, adapter = _base_and_adapter(config)
-    if adapter is not None and adapter.name == config.model and adapter.has_tokenizer:
-        with checked_tokenizer(adapter.folder) as checked:
+    base, adapter = base_and_adapter(config)
+    own = None if adapter is None else adapter.tokenizer_folder(config.model)
+    if own is not None:
+        with checked_tokenizer(own) as checked:
             return _read_tokenizer(checked, None)
     with checked_model(base.model, base.revision) as checked:
         check_sentencepiece(checked.name, checked.source)
@@ -164,7 +167,10 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
 
 
 def _read_tokenizer(checked: CheckedModel, settings: ModelSettings | None) -> Tokenizer:
-    """Load and check the tokenizer of a checked model; `settings` is the config of the model, if the folder has one."""
+    """Load and check the tokenizer of a checked model.
+
+    `settings` is the config of the model; None if only the tokenizer is checked, or for a GGUF file.
+    """
     name, source = checked.name, checked.source
     remedy = _DAMAGED if checked.gguf else "check the name, the network, and that the folder is complete"
     known = {} if settings is None else {"config": settings}
@@ -199,13 +205,13 @@ def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Enable gradient checkpointing; transformers 5 renamed the method."""
+    """Enable gradient checkpointing, by the method name of this transformers release."""
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009
     enable({"use_reentrant": False})
 
 
 def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids of the tokens that end a response.
+    """Return the ids of the tokens that end a response.
 
     The tokenizer's end token comes first, then the end tokens of the generation config, then the token that ends an answer in
     the chat template. The generation config of a base model often lacks the token of the chat template, but a student that has
@@ -218,7 +224,7 @@ def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def _end_of_turn(tokenizer: Tokenizer) -> int | None:
-    """Id of the special token that ends an answer in the chat template, if any."""
+    """Return the id of the special token that ends an answer in the chat template, or None."""
     text = two_turns(tokenizer).rstrip()
     if not text:
         return None
@@ -227,7 +233,7 @@ def _end_of_turn(tokenizer: Tokenizer) -> int | None:
 
 
 def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Tokenizer) -> list[str]:
-    """Warnings about differences between two tokenizers with the same vocabulary.
+    """Return warnings about differences between tokenizers with the same vocabulary.
 
     The differences do not prevent distillation, but they may reduce the quality of the student.
     """
@@ -235,34 +241,37 @@ def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Toke
     if teacher_tokenizer.eos_token_id != student_tokenizer.eos_token_id:
         warnings.append(
             f"the teacher's end token is {teacher_tokenizer.eos_token!r} and the student's {student_tokenizer.eos_token!r}: "
-            "the student learns the teacher's; set eos_token in one of the tokenizers if this is not intended"
+            "the student learns the teacher's end token; set eos_token in one of the tokenizers if this is not intended"
         )
     if teacher_tokenizer.chat_template != student_tokenizer.chat_template:
         warnings.append(
-            "the teacher and the student have different chat templates: both models read the student's; "
+            "the teacher and the student have different chat templates: both models get prompts in the student's template; "
             "a teacher trained on its own template may give worse answers"
         )
     return warnings
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of parameters of a model; tied parameters are counted once."""
+    """Return the number of parameters of a model; tied parameters are counted once."""
     return sum(num_weights(parameter) for parameter in model.parameters())
 
 
 def parameter_bytes(model: nn.Module) -> int:
-    """Size of the parameters in bytes; tied parameters are counted once.
+    """Return the size of the parameters in bytes; tied parameters are counted once.
 
     A weight file has this size without its header.
     """
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
+def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
     """Find the model to load, and the adapter to merge into it.
 
     If `config.model` is an adapter, the model is the adapter's base. A folder with an adapter_config.json is never given to
     transformers, which would load any model that the file names.
+
+    Raises:
+        ModelError: an adapter or its base is missing or damaged, or `config` names two adapters.
     """
     own = None if config.model.endswith(".gguf") else find_adapter(config.model, config.revision)
     if own is None:
@@ -274,7 +283,7 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
         return config, adapter
     if config.adapter is not None:
         raise ModelError(f"{config.model}: is an adapter itself; set `model` to its base model and `adapter` to one adapter")
-    if own.folder.find("config.json") is not None:
+    if own.folder.find(CONFIG) is not None:
         download_weights(own.folder)
     if any(own.folder.find(file) for file in (SINGLE, INDEX)):
         raise ModelError(
@@ -282,7 +291,8 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
         )
     if not own.base:
         raise ModelError(
-            f"{config.model}: its adapter_config.json does not name its base model; set `model` to its base and `adapter` to it"
+            f"{config.model}: its adapter_config.json does not name its base model; set `model` to the base model and "
+            "`adapter` to this adapter"
         )
     base = ModelConfig(model=own.base, revision=own.revision, dtype=config.dtype)
     try:
@@ -297,10 +307,9 @@ def _base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]
 
 
 def _checked_settings(base: ModelConfig, checked: CheckedModel) -> tuple[ModelSettings, Mapping[str, Stored]]:
-    """Read the config of a model and the headers of its weights, and compare them.
+    """Read, compare and return the config of a model and the headers of its weights.
 
-    The mapping of headers is empty for a GGUF file, and for a hub model whose weights are not downloaded or have no safetensors
-    files.
+    The mapping of headers is empty for a GGUF file, and for a hub model whose weights are not downloaded.
     """
     if checked.gguf is not None:
         path = checked.folder / checked.gguf
@@ -333,22 +342,22 @@ def _read_weights(
     remedy = _DAMAGED if checked.gguf else "check the name, the network, and that the folder is complete"
     with reading(f"{config.model}: its weights", remedy), _quietly():
         if checked.gguf:
-            gguf_config = getattr(transformers, "GgufConfig", None)  # releases without it always dequantise
+            gguf_config = getattr(transformers, "GgufConfig", None)  # releases without GgufConfig always dequantise
             options = {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
         else:
             # A config.json must not select kernels to be downloaded and run.
             settings._attn_implementation = settings._experts_implementation = None
             options = {"config": settings, **options}
-        # A weight of another shape is reported below, with all others.
+        # Weights of another shape are reported below, together with missing weights.
         options |= {"dtype": _DTYPES[config.dtype], "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, report = AutoModelForCausalLM.from_pretrained(
             **checked.source, **options, use_safetensors=True, trust_remote_code=False
         )
-    # transformers initialises missing weights at random and only logs it.
+    # transformers initialises missing weights at random and only logs a warning.
     other_shapes = sorted(report["mismatched_keys"])
     absent = sorted(report["missing_keys"])
     absent += [
-        f"{key} ({list(found)} in its file, {list(wanted)} in the model of its config)" for key, found, wanted in other_shapes
+        f"{key} ({list(found)} in its file, {list(wanted)} according to its config)" for key, found, wanted in other_shapes
     ]
     if absent:
         raise WeightsError(
@@ -374,9 +383,9 @@ def _check_implementations(name: str, model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Context in which transformers prints no warnings.
+    """Suppress the warnings of transformers while the context is active.
 
-    Its warnings contain names from weight files, which may include terminal escape sequences.
+    These warnings contain names from weight files, which may include terminal escape sequences.
     """
     logger = logging.getLogger("transformers")
     level = logger.level

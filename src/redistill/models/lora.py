@@ -1,7 +1,7 @@
-"""LoRA adapters of a student: creation, checkpoints, export and merge.
+"""LoRA (low-rank) adapters of a student: creation, checkpoints, export and merge.
 
-All other parameters of the student are frozen, including the head and the embeddings. `vocab_pass` does not compute the
-gradient of a frozen head.
+All other parameters of the student are frozen, including the head and the embeddings. The gradient of a frozen head is not
+computed.
 """
 
 import copy
@@ -36,15 +36,16 @@ class LoraConfig:
 
     .. math:: W' = W + \frac{\alpha}{r} B A, \qquad A \in R^{r \times D},\ B \in R^{E \times r}
 
-    A is initialised at random and B with 0, so that the student equals its base model exactly before training.  Source: Hu et
-    al. (arXiv 2106.09685); the defaults are those of DistiLLM's scripts.
+    W is the frozen weight of a linear layer with D inputs and E outputs.  A is initialised at random and B with 0, so that the
+    student equals its base model exactly before training.  Source: Hu et al. (arXiv 2106.09685); the defaults are those of
+    DistiLLM's scripts.
 
     Args:
         rank: The rank r of the adapters, >= 1.
         alpha: Numerator of the scaling factor alpha / r, > 0.
         dropout: Dropout probability of an adapter's inputs in training, in [0, 1).
-        targets: Names of the linear layers that get an adapter; None selects the family's query and value projections,
-            or the input projections of a state-space model.
+        targets: Names of the linear layers that get an adapter; if None, these are the family's query and value projections, or
+            the input projections of a state-space model.
         quantise: "nf4" or "int8" stores the frozen base in 4 or 8 bits (QLoRA); "none" does not quantise it.
         export: "merged" saves a model with the adapters merged into its weights; "adapter" saves the adapters without the base.
 
@@ -81,7 +82,7 @@ class LoraConfig:
 
     @classmethod
     def examples(cls) -> tuple["LoraConfig", ...]:
-        """Example settings, which tests use."""
+        """Return example settings of this class."""
         return (cls(), cls(rank=2, alpha=4.0, dropout=0.0, export="adapter"))
 
 
@@ -118,12 +119,12 @@ def add_lora(model: CausalModel, config: LoraConfig, seed: int) -> CausalModel:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether `model` is a PEFT model with adapters."""
+    """Return whether `model` is a PEFT model with adapters."""
     return unwrapped(model) is not model
 
 
 def lora_notes(model: nn.Module) -> list[str]:
-    """Lines for the log that describe the adapters of a model returned by `add_lora`."""
+    """Return log lines that describe the adapters of a model returned by `add_lora`."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(num_weights(parameter) for parameter in model.parameters())
     names = sorted({path.rpartition(".")[2] for path in adapted_layers(model)})
@@ -133,16 +134,16 @@ def lora_notes(model: nn.Module) -> list[str]:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that have an adapter, by their path in `unwrapped(model)`."""
+    """Return the layers that have an adapter, by their path in `unwrapped(model)`."""
     return {path: module for path, module in unwrapped(model).named_modules() if hasattr(module, "lora_A")}
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of `model` that a checkpoint contains, by name.
+    """Return the tensors of `model` that a checkpoint contains, by name.
 
     For a model with adapters, the function returns the adapters, and for other models the whole state dict. The state dict
     contains the parameters themselves and not copies, so that tied parameters are the same object. Sharded tensors stay
-    sharded; see `placement.full`.
+    sharded; `placement.full` collects them.
     """
     if not has_adapters(model):
         return model.state_dict(keep_vars=True)
@@ -151,9 +152,10 @@ def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_trainable_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Load tensors that `trainable_state` returned into a model of the same structure.
+    """Copy the tensors of a checkpoint into a model, in place.
 
-    If the model is sharded, each process loads only its own shard of each tensor.
+    `trainable_state` returned these tensors for a model of the same structure. If the model is sharded, each process loads only
+    its own shard of each tensor.
 
     Args:
         model: The model, which may be sharded.
@@ -171,7 +173,7 @@ def load_trainable_state(model: nn.Module, tensors: Mapping[str, torch.Tensor]) 
     if odd:
         raise CheckpointError(
             f"checkpoint: its adapters differ from this run's ({len(odd)} names or shapes, first {odd[0]}); "
-            "restore the checkpoint's student.lora, or start in a new folder"
+            "set student.lora as in the checkpoint, or start in a new folder"
         )
     for name, parameter in here.items():
         parameter.copy_(placed_like(tensors[name], parameter))
@@ -195,8 +197,8 @@ def save_student(
         folder: Path of the folder, which must exist.
         export: "merged" saves a model that transformers can load, with merged adapters and dequantised weights; "adapter" saves
             only the adapters, in the format of PEFT. A model without adapters is always saved as a whole.
-        state: The unsharded tensors of `trainable_state`, for a sharded model. The state dict of a sharded model contains
-            shards even inside `Placement.unsharded`. None uses the model's state dict.
+        state: The result of `trainable_state`, with unsharded tensors. It is required for a sharded model, because the model's
+            own state dict contains shards even inside `Placement.unsharded`. If None, the model's own state dict is saved.
 
     Raises:
         ModelError: `export` is "adapter", but there is no name by which the base model could be loaded.
@@ -206,7 +208,7 @@ def save_student(
     elif export == "merged":
         merged_copy(model).save_pretrained(folder)
     elif unwrapped(model).name_or_path:
-        # The embeddings have no adapters; with "auto" PEFT would query the hub for the base's vocabulary.
+        # The embeddings have no adapters; with the default "auto", PEFT would query the hub for the base's vocabulary.
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
     else:
         raise ModelError(
@@ -217,7 +219,7 @@ def save_student(
 
 
 def merged_copy(model: nn.Module) -> CausalModel:
-    """A copy of `model` with merged adapters, which can only be saved.
+    """Return a copy of `model` with merged adapters; the copy can only be saved.
 
     Weights of layers without an adapter share memory with `model`. The copy cannot compute a forward pass, because its
     non-persistent buffers are on the device "meta".
@@ -240,7 +242,7 @@ def merged_copy(model: nn.Module) -> CausalModel:
 
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers inside the transformer layers, by path in `unwrapped(model)`."""
+    """Return the linear layers in the transformer layers, by path in `unwrapped(model)`."""
     path, layers = layer_list(model)
     linear = {name: module for name, module in layers.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     return {f"{path}.{name}": module for name, module in linear.items()}

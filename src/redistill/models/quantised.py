@@ -13,7 +13,7 @@ Quantise = Literal["none", "nf4", "int8"]
 
 
 def loading_options(quantise: Quantise, dtype: torch.dtype) -> dict[str, object]:
-    """Arguments with which `from_pretrained` quantises the linear layers of a model.
+    """Return the arguments with which `from_pretrained` quantises linear layers.
 
     "nf4" is the format of QLoRA: 4-bit NormalFloat, whose scales are quantised too (arXiv 2305.14314). "int8" is LLM.int8().
     Embeddings, norms and the head are not quantised.
@@ -49,15 +49,15 @@ def keep_trainable(model: nn.Module) -> None:
 
 
 def is_quantised(model: nn.Module) -> bool:
-    """Whether some weights are stored as quantised integers."""
+    """Return whether some weights are stored as quantised integers."""
     return any(not parameter.is_floating_point() for parameter in model.parameters())
 
 
 def plain_weight(layer: Any) -> torch.Tensor:
-    """The weight of a linear layer without gradient, dequantised if necessary.
+    """Return the dequantised weight of a linear layer, without gradient.
 
-    The corresponding function of PEFT is not used: it moves an 8-bit weight to another device and loses its scales, so that the
-    layer cannot compute a forward pass afterwards.
+    A weight that is not quantised is returned as it is. The corresponding function of PEFT is not used: it moves an 8-bit
+    weight to another device and loses its scales, so that the layer cannot compute a forward pass afterwards.
     """
     weight: torch.Tensor = layer.weight.detach()
     if weight.is_floating_point():
@@ -73,7 +73,7 @@ def plain_weight(layer: Any) -> torch.Tensor:
 
 
 def num_weights(parameter: nn.Parameter) -> int:
-    """Number of weights in a parameter.
+    """Return the number of weights in a parameter.
 
     One element of a 4-bit parameter stores two weights.
     """

@@ -21,7 +21,9 @@ _OUT_OF_MEMORY = ("cannot allocate memory", "std::bad_alloc")
 
 @contextlib.contextmanager
 def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "cannot be loaded") -> Iterator[None]:
-    """Context that converts the exceptions of a library to a one-line ModelError.
+    """Convert the exceptions of a library to a one-line ModelError.
+
+    Exceptions that are raised while the context is active are converted.
 
     Args:
         what: Name of the input, such as "models/a: config.json", with which the error message starts; or a function that
@@ -71,9 +73,10 @@ def json_object(what: str, path: Path, remedy: str) -> dict[str, Json]:
 
 
 def refusal(what: str, error: BaseException, remedy: str, failure: str = "cannot be loaded") -> ModelError:
-    """Create the ModelError that replaces an exception of a library.
+    """Return the ModelError that replaces `error`, an exception of a library.
 
-    The arguments are those of `reading`.
+    The message consists of `what`, `failure`, the message of `error`, and `remedy`; `reading` describes these arguments. If
+    memory was exhausted, the message gives this failure and another remedy.
     """
     said = reason(error)
     if is_out_of_memory(error) or any(phrase in said.lower() for phrase in _OUT_OF_MEMORY):
@@ -83,7 +86,7 @@ def refusal(what: str, error: BaseException, remedy: str, failure: str = "cannot
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether an exception was caused by a programming error in this package.
+    """Return whether an exception was caused by a programming error in this package.
 
     Example:
         >>> is_mistake(ValueError("not raised"))
@@ -97,9 +100,10 @@ def is_mistake(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """The message of an exception as one line of at most 300 characters.
+    """Return the message of an exception as one line of at most 300 characters.
 
-    It is the first line of the message. While the text ends with a colon, the next line is appended.
+    The result is the first line of the message. As long as the result ends with a colon, the next line is appended. The type of
+    the exception is put before a message of one word, unless the exception is an OSError, RuntimeError or ValueError.
 
     Example:
         >>> reason(ValueError("invalid field 'x':\\n  TypeError: not an int\\nsee the documentation"))

@@ -1,9 +1,9 @@
 """The config of a student that consists of some layers of a teacher.
 
 Configs describe layers in different ways: by lists with one entry per layer, lists of layer indices, the number of leading
-dense layers, or a period. `shortened_config` converts these fields, so that each layer of the student is described like the
-teacher's layer that it is copied from. `check_layers` compares the layers of the two models, and raises an error if a field
-that this module does not convert has made them different.
+dense layers, or the period of a repeated pattern. `shortened_config` converts these fields, so that each layer of the student
+is described like the teacher's layer that it is copied from. `check_layers` compares the layers of the two models, and raises
+an error if a field that this module does not convert has made them different.
 """
 
 import copy
@@ -27,7 +27,7 @@ _OWN = ("idx", "index", "layer_id", "training", "store_full_length_kv")
 
 
 def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelSettings:
-    """The config of a model that consists of some layers of another model.
+    """Return the config of a model that consists of some layers of another model.
 
     Args:
         settings: The config of the other model; it is not changed.
@@ -40,7 +40,7 @@ def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelS
     text = config.get_text_config()
     remapped = dict(_remapped(text, chosen))
     text.num_hidden_layers = len(chosen)
-    config.name_or_path = ""  # adapters of this student do not fit the teacher
+    config.name_or_path = ""  # adapters of this student must not name the teacher as their base
     for name, value in remapped.items():
         setattr(text, name, value)
     with one_kind_of_error(config, chosen):
@@ -50,9 +50,10 @@ def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelS
 
 @contextmanager
 def one_kind_of_error(config: ModelSettings, chosen: tuple[int, ...]) -> Iterator[None]:
-    """Context that replaces exceptions by a ModelError with the chosen indices.
+    """Replace exceptions of transformers by a ModelError that lists `chosen`.
 
-    transformers raises such exceptions if a model of the family cannot consist of the chosen layers.
+    Exceptions that are raised while the context is active are replaced. transformers raises exceptions of several types if a
+    model of the family cannot consist of the chosen layers. `chosen` contains their indices in the teacher.
     """
     try:
         yield
@@ -74,9 +75,9 @@ def _fields(config: ModelSettings) -> str:
 
 
 def _remapped(text: ModelSettings, chosen: tuple[int, ...]) -> Iterator[tuple[str, object]]:
-    """Convert the config fields that describe layers to the chosen layers.
+    """Yield the name and the new value of each config field that describes layers.
 
-    The function yields the name and the new value of each field.
+    The new value describes only the chosen layers.
     """
     count, fields = text.num_hidden_layers, vars(text)
     step = fields.get("decoder_sparse_step") or 1
@@ -94,7 +95,7 @@ def _remapped(text: ModelSettings, chosen: tuple[int, ...]) -> Iterator[tuple[st
             yield name, sum(i >= count - value for i in chosen)
         elif name == "decoder_sparse_step" and "mlp_only_layers" in fields:
             yield name, 1
-        elif name == "scale_depth":  # MiniCPM divides it by the square root of the number of layers
+        elif name == "scale_depth":  # MiniCPM divides scale_depth by the square root of the number of layers
             yield name, value * math.sqrt(len(chosen) / count)
     own = text.to_dict().get("per_layer_config")
     if isinstance(own, dict):  # fields of single layers, by index
@@ -102,7 +103,7 @@ def _remapped(text: ModelSettings, chosen: tuple[int, ...]) -> Iterator[tuple[st
 
 
 def _are_indices(values: Sequence[object], count: int) -> bool:
-    """Whether a list contains layer indices and not one value for each layer.
+    """Return whether a list contains layer indices and not one value for each layer.
 
     Indices are integers below `count`, the number of layers, in ascending order. With at most 2 layers, a list of `count`
     integers is read as one value for each layer.
@@ -112,7 +113,9 @@ def _are_indices(values: Sequence[object], count: int) -> bool:
 
 
 def check_layers(student: nn.Module, teacher: nn.Module, chosen: tuple[int, ...]) -> None:
-    """Check that each layer of a student has the structure of the teacher's layer.
+    """Check that each layer of a student has the structure of its teacher layer.
+
+    The teacher layer of a student's layer is the layer that it was copied from.
 
     Args:
         student: The student.
@@ -136,7 +139,7 @@ def check_layers(student: nn.Module, teacher: nn.Module, chosen: tuple[int, ...]
 
 
 def _equal(one: object, other: object) -> bool:
-    """Whether two values are equal, apart from rounding of floats."""
+    """Return whether two values are equal, apart from rounding of floats."""
     return one == other or (isinstance(one, float) and isinstance(other, float) and math.isclose(one, other))
 
 

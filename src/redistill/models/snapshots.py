@@ -1,8 +1,11 @@
 """Folders of models: local folders, and cached snapshots of hub models.
 
-Only files that are read are downloaded: no code, and no weights in formats that contain code. A link in a folder may lead to
-another file of the folder, or, in a snapshot, to the cached file that it stands for. All other links are rejected, because the
-files of a tokenizer are copied into each exported student.
+Only files that are read are downloaded: no code, and no weights in formats that contain code. A link in a folder may
+point to another file in the folder, or from a snapshot to the file of the hub's cache. All other links are rejected, because
+the files of a tokenizer are copied into each exported student.
+
+A process resolves a branch or tag of a hub model to a commit only once. Config, tokenizer, weights and hashes of a model are
+therefore of the same commit, even if the branch moves while the process runs.
 """
 
 import fnmatch
@@ -11,26 +14,31 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from redistill.errors import ModelError
 from redistill.models.reading import reading
-from redistill.models.weight_files import INDEX, SINGLE, shards
+from redistill.models.weight_files import INDEX, SINGLE, check_pointers, shards
 
-JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
+TOKEN_FILES = ("special_tokens_map.json", "added_tokens.json")
+JSON_FILES = (CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, *TOKEN_FILES)
 """The JSON files whose fields are checked by `allowed_fields`."""
+
+TEMPLATE_FILES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
+"""Patterns of the files with chat templates, which are read verbatim."""
 
 VOCABULARY_FILES = (
     *("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "dict.txt", "bpe.codes", "emoji.json", "normalizer.json"),
     *("tokenizer.model", "tokenizer.model.v*", "tiktoken.model", "spiece.model", "spm.model", "spm_char.model", "tekken.json"),
     *("sentencepiece.model", "sentencepiece.bpe.model", "*.tiktoken"),
-    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
 )
-"""Patterns of the files of a tokenizer, which are read verbatim."""
+"""Patterns of the files with the vocabulary of a tokenizer, which are read verbatim."""
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HASH = re.compile(r"[0-9a-f]{40,64}")
+_SMALL_FILES = (*JSON_FILES, *VOCABULARY_FILES, *TEMPLATE_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class ModelFolder:
     commit: str | None = None
 
     def find(self, file: str) -> Path | None:
-        """The path of a file; None if the file does not exist.
+        """Return the path of a file; None if the file does not exist.
 
         Args:
             file: Path of the file relative to the folder.
@@ -74,7 +82,7 @@ class ModelFolder:
         return path
 
     def matching(self, pattern: str) -> list[str]:
-        """Paths of the files and links that match a pattern.
+        """Return the paths of the files and links that match a pattern.
 
         The paths are relative to the folder and in alphabetical order.
 
@@ -84,6 +92,10 @@ class ModelFolder:
         parent = (self.path / pattern).parent
         names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
         return sorted(str(Path(pattern).parent / name) for name in fnmatch.filter(names, Path(pattern).name))
+
+
+# Snapshots that this process has opened, by the folder of the hub's cache, the hub name and the revision.
+_resolved: dict[tuple[str, str, str], ModelFolder] = {}
 
 
 def model_folder(name: str, revision: str | None) -> ModelFolder:
@@ -113,7 +125,28 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
             f"{name}: no such folder in the folder {first}; give a model folder. To load the hub model of this name, run from "
             f"a folder that does not contain {first}"
         )
-    return _downloaded(name, revision or "main", (*JSON_FILES, *VOCABULARY_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS))
+    key = (str(constants.HF_HUB_CACHE), name, revision or "main")
+    if key not in _resolved or not _resolved[key].path.is_dir():
+        _resolved[key] = _downloaded(name, revision or "main", _SMALL_FILES)
+    return _resolved[key]
+
+
+def weight_names(folder: ModelFolder) -> list[str]:
+    """Return the names of the files that contain a model's weights.
+
+    Returns:
+        One file, or an index and the files that it lists, which may be missing; [] if the folder has neither.
+
+    Raises:
+        ModelError: the index is damaged, lists files outside of its folder, or is a git-lfs pointer.
+    """
+    if folder.find(SINGLE) is not None:
+        return [SINGLE]
+    index = folder.find(INDEX)
+    if index is None:
+        return []
+    check_pointers(folder.name, index)
+    return [INDEX, *sorted(set(shards(folder.name, index).values()))]
 
 
 def download_weights(folder: ModelFolder) -> None:
@@ -127,9 +160,8 @@ def download_weights(folder: ModelFolder) -> None:
     if folder.commit is None:
         return
     _downloaded(folder.name, folder.commit, (SINGLE, INDEX))
-    index = None if folder.find(SINGLE) else folder.find(INDEX)
-    if index is not None:
-        files = sorted(set(shards(folder.name, index).values()))
+    files = weight_names(folder)[1:]
+    if files:
         _downloaded(folder.name, folder.commit, tuple(map(glob.escape, files)))
 
 

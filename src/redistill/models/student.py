@@ -1,6 +1,9 @@
-"""The student as one module with body, head and the network of DAC-KL.
+"""The student as one module: its body, its head and the network of DAC-KL.
 
-A placement distributes the parameters of this whole module over processes, so that all gradients are handled in the same way.
+The body maps token ids to hidden states, and the head maps hidden states to logits. DAC-KL is a divergence from a teacher that
+is clipped to an interval; its network predicts the interval.
+
+A `Placement` distributes the parameters of this whole module over processes, so that all gradients are handled in the same way.
 Training must call only the forward method of this module: if the parameters are sharded, a submodule that is called directly
 has no full parameters. Inside ``Placement.unsharded``, any submodule may be called without gradients.
 """
@@ -16,6 +19,7 @@ from redistill.contracts import Batch, TeacherTarget
 from redistill.errors import first_line
 from redistill.interfaces import CausalModel
 from redistill.models.families import BodyCall, body, head
+from redistill.storage.user_cache import check_compiler_cache
 from redistill.vocab_pass import Compile, Head, Term, compiles, vocab_pass
 
 Learned = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -28,10 +32,14 @@ class StudentModule(nn.Module):
     Args:
         model: A causal language model of transformers.
         vocabulary: Number of leading classes that teacher and student share; rows of the head beyond them are padding.
-        divergence: The divergence of the objective. If it is a module, such as the network of DAC-KL, it is registered as a
-            submodule, so that its parameters are trained.
-        compile: "none" compiles nothing, "rows" compiles the terms of the objective, and "all" also compiles the body for
-            training. "auto" chooses by vocabulary size and machine.
+        divergence: The divergence of the objective. If it is a module with parameters, such as DAC-KL with its network, it is
+            registered as a submodule, so that its parameters are trained.
+        compile: "none" compiles nothing, "rows" compiles the terms of the objective, and "all" also compiles the body (the
+            model without its LM head) for training. "auto" is the same as "rows" or "none", depending on the vocabulary size
+            and the machine.
+
+    Raises:
+        ConfigError: other users can write to the compiler cache.
     """
 
     def __init__(self, model: CausalModel, *, vocabulary: int, divergence: object = None, compile: Compile = "none") -> None:
@@ -39,6 +47,8 @@ class StudentModule(nn.Module):
         self.model = model
         self.clip_network = divergence if isinstance(divergence, nn.Module) else None
         self._vocabulary, self._compile = vocabulary, compile
+        if compile != "none":  # an error is raised here, before training
+            check_compiler_cache()
         self._compiled_body = _compiled(body(model)) if compile == "all" else None
 
     def forward(
@@ -49,19 +59,21 @@ class StudentModule(nn.Module):
         *,
         mode: Literal["learn", "rows"] = "learn",
     ) -> Learned | Rows:
-        """Compute the objective of a micro-batch, or its hidden states.
+        """Compute the objective of a micro-batch, or the hidden states of its rows.
+
+        A row is the prediction of one target (a token that the student is trained to predict).
 
         Args:
             batch: The micro-batch.
-            target: Source of teacher logits, if a term needs them.
+            target: Source of teacher logits; None if no term needs teacher logits.
             terms: The terms of the objective.
             mode: "learn" computes the objective, and "rows" only the hidden states.
 
         Returns:
-            With "learn", the objective as a scalar, and the unweighted sum of each term by name. The forward pass computes the
-            gradient of a trainable head's weight and adds it to its ``grad``, so a backward pass of the scalar with a gradient
-            of 1 must follow. With "rows", the hidden states of the supervised rows, [N, D], and the head that maps them to
-            logits.
+            With "learn", the objective as a scalar, and the unweighted sum of each term by name. If the head is trainable, the
+            forward pass also computes the gradient of its weight and adds it to the weight's ``grad``. The caller must then run
+            the backward pass of the scalar with a gradient of 1. With "rows", the hidden states of the rows, [N, D], and the
+            head that maps them to logits.
         """
         hidden_BTD = (self._compiled_body or body(self.model))(batch.input_ids_BT, batch.attention_mask_BT)
         hidden_ND, student_head = hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)
@@ -71,7 +83,7 @@ class StudentModule(nn.Module):
         return vocab_pass(hidden_ND, student_head, target, terms, compiled=compiled, into_grad=True)
 
     def rows(self, batch: Batch) -> Rows:
-        """Compute the hidden states and return them with the head (mode "rows")."""
+        """Return the hidden states of the rows of a batch, [N, D], and the head."""
         return cast(Rows, self(batch, mode="rows"))
 
 

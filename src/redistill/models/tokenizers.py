@@ -21,7 +21,7 @@ _FIX = "fix its tokenizer_config.json, or download the model again"
 def check_sentencepiece(name: str, source: Mapping[str, str]) -> None:
     """Check that the packages which a SentencePiece tokenizer needs are installed.
 
-    A model needs these packages if it has a SentencePiece file but no tokenizer.json, such as OpenLLaMA. The error message of
+    A model such as OpenLLaMA, which has a SentencePiece file but no tokenizer.json, needs these packages. The error message of
     Transformers does not name the packages.
 
     Args:
@@ -31,7 +31,7 @@ def check_sentencepiece(name: str, source: Mapping[str, str]) -> None:
     Raises:
         ModelError: a package is missing.
     """
-    with contextlib.suppress(ModuleNotFoundError):  # google, of which protobuf is a part
+    with contextlib.suppress(ModuleNotFoundError):  # raised if the package google, which contains protobuf, is missing
         if importlib.util.find_spec("sentencepiece") and importlib.util.find_spec("google.protobuf"):
             return
     folder = Path(source["pretrained_model_name_or_path"])
@@ -45,7 +45,7 @@ def check_sentencepiece(name: str, source: Mapping[str, str]) -> None:
 def damaged_file(source: Mapping[str, str]) -> str:
     """Find the damaged tokenizer file, and name it in a phrase for an error message.
 
-    If no file is found to be damaged, the phrase names at most two of the tokenizer's files.
+    If no damaged file is found, the phrase names at most two of the tokenizer's files.
 
     Args:
         source: Arguments for `from_pretrained`.
@@ -103,6 +103,6 @@ def check_ids(name: str, tokenizer: Tokenizer, rows: int) -> None:
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
     if highest >= rows:
         raise VocabularyError(
-            f"{name}: its tokenizer has id {highest} ({token[:60]!r}), but the model has only {rows} rows; load the model's "
-            "own tokenizer, or resize its embeddings (resize_token_embeddings) and save it again"
+            f"{name}: its tokenizer has id {highest} ({token[:60]!r}), but its embeddings have only {rows} rows; load the "
+            "model's own tokenizer, or resize the embeddings (resize_token_embeddings) and save the model again"
         )

@@ -20,19 +20,27 @@ def check_values(name: str, model: nn.Module) -> None:
         model: The model, on any device.
 
     Raises:
-        NotFiniteError: a tensor contains NaN or infinite weights, or a matrix contains weights beyond 10^12. Training does not
-            produce such weights, and sums of them overflow.
-        ModelError: all weights of a matrix are denormal, so that its products are 0.
+        NotFiniteError: a tensor contains NaN or infinite weights, or a matrix contains a weight of more than 10^12 in absolute
+            value. Training does not produce such weights, and sums of them overflow.
+        ModelError: all weights of a matrix are denormal, so that its products are 0; or a buffer contains NaN.
     """
     for key, parameter in model.named_parameters():
         check_tensor(name, key, parameter.detach())
     for key, buffer in model.named_buffers():  # infinite masks are allowed
         if buffer.is_floating_point() and bool(torch.isnan(buffer).any()):
-            raise ModelError(f"{name}: {key} is NaN; check the fields of its config.json that it is computed from")
+            raise ModelError(f"{name}: {key} contains NaN; check the fields of config.json from which it is computed")
 
 
 def check_tensor(name: str, key: str, tensor: torch.Tensor) -> None:
-    """Check the values of one tensor; see `check_values`."""
+    """Check the values of one tensor of floating point numbers.
+
+    Tensors of other types and empty tensors are not checked.
+
+    Raises:
+        NotFiniteError: the tensor contains NaN or infinite values, or has at least two dimensions and contains a value of more
+            than 10^12 in absolute value.
+        ModelError: the tensor has at least two dimensions, and its largest value is denormal and not 0.
+    """
     if not tensor.is_floating_point() or not tensor.numel():
         return
     low, high = _range(tensor)
@@ -49,13 +57,16 @@ def check_tensor(name: str, key: str, tensor: torch.Tensor) -> None:
 
 
 def largest_weight(model: nn.Module) -> str:
-    """A phrase for error messages that names the largest weight and its tensor."""
+    """Return a phrase for error messages that gives the largest weight and its tensor."""
     ranges = {key: _range(p.detach()) for key, p in model.named_parameters() if p.is_floating_point() and p.numel()}
     key, (low, high) = max(ranges.items(), key=lambda item: max(-item[1][0], item[1][1]))
     return f"the largest weight is {max(-low, high):.3g}, in {key}"
 
 
 def _range(tensor: torch.Tensor) -> tuple[float, float]:
-    """Smallest and largest element of a tensor; both are NaN if any element is NaN."""
+    """Return the smallest and the largest element of a tensor.
+
+    Both results are NaN if any element is NaN.
+    """
     low, high = (tensor.float() if tensor.element_size() == 1 else tensor).aminmax()
     return float(low), float(high)

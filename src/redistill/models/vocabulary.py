@@ -1,9 +1,9 @@
 """A check that teacher and student have the same vocabulary, apart from padding.
 
 Distillation compares the teacher's and the student's probabilities class by class, which is valid only if a class is the same
-token in both models.  The check compares the token -> id maps of the two tokenizers and not the numbers of rows of the
-embeddings, since models with the same tokenizer can have different numbers of rows for padding (Qwen2.5-7B has 152,064 rows,
-Qwen2.5-0.5B 151,936).
+token in both models.  The check compares the token -> id maps of the two tokenizers, and not the numbers of rows of the
+embeddings. Models with the same tokenizer can have different numbers of rows, because some rows are padding: Qwen2.5-7B has
+152,064 rows, and Qwen2.5-0.5B has 151,936.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ class VocabularyMatch:
     """The classes that a teacher and a student share.
 
     Args:
-        size: Number of leading classes that are used of both heads. Probabilities are normalised over these classes.
-        teacher_size: Number of rows of the teacher's head before the cut.
-        student_size: Number of rows of the student's head before the cut.
+        size: Number of classes, counted from class 0, that both heads use. Probabilities are normalised over these classes.
+        teacher_size: Number of rows of the teacher's head, including unused rows.
+        student_size: Number of rows of the student's head, including unused rows.
     """
 
     size: int
@@ -30,22 +30,25 @@ class VocabularyMatch:
 
     @property
     def padded(self) -> bool:
-        """Whether either head has rows beyond the shared classes."""
+        """Whether at least one of the heads has rows beyond the shared classes."""
         return max(self.teacher_size, self.student_size) > self.size
 
 
 def match_vocabularies(
     teacher: Mapping[str, int], student: Mapping[str, int], teacher_size: int, student_size: int
 ) -> VocabularyMatch:
-    """Find the classes that teacher and student have in common.
+    """Check that teacher and student have the same vocabulary; return its size.
 
-    If the maps are equal, the number of common classes is the number of rows of the smaller head. Any difference of the maps is
-    rejected, also in added tokens, because one of the models has not learned a token that differs. The error message names the
-    first ids that differ.
+    The size is the number of classes that both heads use: the number of rows of the smaller head. Any difference of the two
+    maps from tokens to ids is rejected, even in added tokens, because one of the models has not learned the token that differs.
+    The error message names the first ids that differ.
 
     Args:
         teacher, student: Map from tokens to ids of each tokenizer, including added tokens (`tokenizer.get_vocab()`).
         teacher_size, student_size: Number of rows of each model's head.
+
+    Returns:
+        The number of classes that both heads use, and the number of rows of each head.
 
     Raises:
         VocabularyError: the maps differ, or a head has fewer rows than its tokenizer has ids.
@@ -60,7 +63,7 @@ def match_vocabularies(
     for side, size in (("teacher", teacher_size), ("student", student_size)):
         if highest >= size:
             raise VocabularyError(
-                f"{side} vocabulary: the tokenizer has id {highest}, but the model has only {size} rows; "
+                f"{side} vocabulary: the tokenizer has id {highest}, but the model's head has only {size} rows; "
                 f"load the {side}'s own tokenizer, or resize the model's embeddings"
             )
     return VocabularyMatch(size=min(teacher_size, student_size), teacher_size=teacher_size, student_size=student_size)

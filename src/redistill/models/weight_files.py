@@ -22,7 +22,7 @@ _READ = (".gguf", ".jinja", ".json", ".model", ".safetensors", ".txt")
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file.
+    """The description of a tensor in a safetensors file; it contains no tensor data.
 
     Args:
         file: Name of the file.
@@ -72,7 +72,9 @@ def check_pointers(name: str, *paths: Path) -> None:
 
 
 def stored_tensors(name: str, folder: Path) -> dict[str, Stored]:
-    """Read the headers of a model's weight files, and return its tensors by name.
+    """Return a description of each stored tensor of a model, by tensor name.
+
+    Only the headers of the weight files are read, and no tensor data.
 
     Args:
         name: Name of the model for error messages.
@@ -87,7 +89,9 @@ def stored_tensors(name: str, folder: Path) -> dict[str, Stored]:
 
 
 def header(name: str, path: Path) -> dict[str, Stored]:
-    """Read the header of a safetensors file, and return its tensors by name.
+    """Return a description of each tensor in a safetensors file, by tensor name.
+
+    Only the header of the file is read, and no tensor data.
 
     Raises:
         ModelError: the file is missing, damaged, or without tensors.
@@ -104,7 +108,10 @@ def header(name: str, path: Path) -> dict[str, Stored]:
 
 
 def _sharded(name: str, index: Path) -> dict[str, Stored]:
-    """Read the headers of all files that an index lists, and return tensors by name."""
+    """Return a description of each tensor in the files that an index lists, by tensor name.
+
+    Only the headers of the files are read, and no tensor data.
+    """
     places = shards(name, index)
     found: dict[str, Stored] = {}
     for file in sorted(set(places.values())):
@@ -116,7 +123,9 @@ def _sharded(name: str, index: Path) -> dict[str, Stored]:
 
 
 def shards(name: str, index: Path) -> dict[str, str]:
-    """Read an index, and return the name of each tensor's file by tensor name.
+    """Read an index; return a map from tensor names to the names of their files.
+
+    An index is a JSON file that lists the files of a model.
 
     Raises:
         ModelError: the index is damaged, or lists files outside its folder.

@@ -1,6 +1,6 @@
-"""Policies: they choose the sequences that the student learns from.
+"""Policies, which choose the sequences that the student learns from.
 
-docs/adding.md describes how to add one.
+docs/adding.md describes how to add a policy.
 """
 
 from redistill.policies.adaptive import Adaptive

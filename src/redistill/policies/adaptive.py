@@ -1,6 +1,6 @@
 """DistiLLM's adaptive scheduler of gold answers, student text and replayed text.
 
-It starts with gold answers, and uses more student text each time the validation loss rises.
+It starts with gold answers (the answers in the data set), and uses more student text each time the validation loss rises.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, cast
 
-from redistill.contracts import TokenSequence
+from redistill.contracts import StateValue, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.buffered import BufferedSource, SequenceBuffer, check_buffer
 from redistill.policies.order import Coin, GoldItem, coin
@@ -22,34 +22,35 @@ Choice = Literal["fresh", "replay", "gold"]
 class Adaptive(WrappingNode):
     r"""Chooses fresh text, replayed text or the gold answer by the validation loss.
 
-    Fresh text is generated in the current update; replayed text is sampled from a buffer of earlier fresh text.  For a uniform
-    random number r in [0, 1), the threshold :math:`\phi` and update t of T (t = 1, 2 ...), let
+    Fresh text is generated in the current update; replayed text is sampled from a buffer of earlier fresh text; the gold answer
+    is the answer in the data set.  Let r be a uniform random number in [0, 1), :math:`\phi` the threshold, t the number of the
+    update (from 1), and T the number of updates.  The field `decay` selects the formula of s:
 
     .. math:: s = \phi\,(1 - t/T) \text{ (decreasing)}, \quad \phi/2 \text{ (constant)}, \quad \phi\,t/T \text{ (increasing)}
 
-    The sequence is the gold answer if r >= :math:`\phi`.  Otherwise it is fresh text if r < s or if the buffer is not full, and
-    replayed text if not.  Replayed text is sampled uniformly, and without replacement within a batch.  Fresh text is added to
-    the buffer (first in, first out).
+    The sequence is the gold answer if r >= :math:`\phi`.  For a smaller r it is fresh text if r < s or if the buffer is not
+    full, and replayed text in all other cases.  Replayed text is sampled uniformly, and without replacement within a batch.
+    Fresh text is added to the buffer (first in, first out).
 
     The policy keeps a reference loss, which is at first the validation loss before training.  A validation loss of at least the
-    reference loss + epsilon raises :math:`\phi` by `threshold_step` (to 1 at most) and becomes the reference loss; a lower
-    validation loss changes neither.
+    reference loss + epsilon raises :math:`\phi` by `threshold_step` (to 1 at most) and becomes the reference loss.  A lower
+    validation loss changes neither the threshold nor the reference loss.
 
-    Source: DistiLLM (arXiv 2402.03898), its adaptive off-policy scheduler, as its public code implements it; the paper's Table
-    3a, row "Off-policy".  That code samples one number per micro-batch and process, and has one buffer per process.  Here one
-    number is sampled per training sample, and all processes share one buffer.
+    Source: DistiLLM (arXiv 2402.03898), its adaptive off-policy scheduler, as its public code implements it; Table 3a of MGSR
+    (arXiv 2407.10068), row "Off-policy".  The public code samples one number r per micro-batch and process, and has one buffer
+    per process.  Here one r is sampled per training sample by default, and all processes share one buffer.
 
     Args:
         source: Generates the fresh text; if it is `Revised`, the buffer holds revised text.
         threshold: Initial threshold, in [0, 1]; at 0 only gold answers are used until the validation loss has risen.
-        epsilon: Smallest rise of the loss that raises the threshold, >= 0, in nats.
+        epsilon: Smallest rise of the validation loss that raises the threshold, >= 0, in nats per token.
         threshold_step: Increment of the threshold, in (0, 1].
-        decay: Schedule of the probability of fresh text.
+        decay: Formula of s, the probability of fresh text once the buffer is full.
         capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
-        coin: "sample" samples a random number r for each sample of a batch, "step" one for the global batch.
+        coin: "sample" samples one r for each sample of a batch; "step" samples one r for the whole global batch.
 
     Raises:
-        ConfigError: a value out of range, or a source that generates no student text.
+        ConfigError: a value is out of range, or the source generates no student text.
 
     Example:
         >>> Adaptive(threshold=0.5).capacity
@@ -80,7 +81,10 @@ class Adaptive(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (cls(), cls(threshold=0.6, decay="constant", capacity=12), cls(threshold=0.9, capacity=8, coin="step"))
 
     def bind(self, tools: PolicyTools) -> "AdaptiveSource":
@@ -88,7 +92,7 @@ class Adaptive(WrappingNode):
 
 
 class AdaptiveSource(BufferedSource):
-    """Generates the sequences of an `Adaptive` policy; returned by its `bind`."""
+    """Returns the sequences of an `Adaptive` policy; created by `Adaptive.bind`."""
 
     def __init__(self, settings: Adaptive, source: Source, tools: PolicyTools) -> None:
         super().__init__(source, SequenceBuffer(settings.capacity, tools))
@@ -107,7 +111,8 @@ class AdaptiveSource(BufferedSource):
     def observe(self, validation_loss: float) -> None:
         """Raise the threshold if the loss is at least the reference loss + epsilon.
 
-        A non-finite loss is ignored, since JSON cannot store it.
+        The reference loss is the first observed loss, and later the loss at which the threshold was last raised.  A non-finite
+        loss is ignored, since JSON cannot store it.
         """
         super().observe(validation_loss)
         if not math.isfinite(validation_loss):
@@ -121,16 +126,16 @@ class AdaptiveSource(BufferedSource):
     def metrics(self) -> Mapping[str, Json]:
         return {"threshold": self._threshold, **super().metrics()}
 
-    def state_dict(self) -> Mapping[str, Json]:
+    def state_dict(self) -> Mapping[str, StateValue]:
         return {"threshold": self._threshold, "reference_loss": self._reference_loss, **super().state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
         super().load_state_dict(state)
         self._threshold = cast("float", state["threshold"])
         self._reference_loss = cast("float | None", state["reference_loss"])
 
     def _choose(self, step: int, item: GoldItem) -> Choice:
-        # Another random stream than that of `Mixed`: if one policy wraps the other, their choices must be independent.
+        # The random stream differs from that of `Mixed`: if one policy wraps the other, their choices must be independent.
         number = coin(self._seed, step, item, self._settings.coin, "schedule")
         if number >= self._threshold:
             return "gold"
@@ -138,7 +143,7 @@ class AdaptiveSource(BufferedSource):
         return "fresh" if is_filling or number < self._fresh_probability(step + 1) else "replay"
 
     def _fresh_probability(self, update: int) -> float:
-        """The probability s of fresh text when the buffer is full."""
+        """Return s, the probability of fresh text when the buffer is full; `update` counts from 1."""
         part = update / self._updates
         fractions = {"decreasing": 1 - part, "constant": 0.5, "increasing": part}
         return self._threshold * fractions[self._settings.decay]

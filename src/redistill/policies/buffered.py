@@ -3,9 +3,9 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from typing import Self, cast
 
-from redistill.contracts import TokenSequence
+from redistill.contracts import Origin, StateValue, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyNode, PolicyTools, Source, Wrapping, WrappingNode, check_student_text, replaced
@@ -18,18 +18,19 @@ class Buffered(WrappingNode):
     """Text sampled from a buffer of the newest `capacity` generated sequences.
 
     Generated text is added to a first-in, first-out buffer; then each generated answer is replaced by a sequence sampled from
-    the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  If the
-    source returns additional sequences, they are added to the buffer, and are not part of the result.
+    the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  If the source
+    returns more sequences than prompts, the additional sequences are added to the buffer, and are not part of the result.
 
-    Source: the reference code's "on-policy" (ImitKD and GKD), which has a buffer of 1000 sequences per process; here all
-    processes share one buffer, so that the result does not depend on their number.
+    Source: the public code of DistiLLM (the reference code), where this is the "on-policy" setting for ImitKD and GKD.  That
+    code has a buffer of 1000 sequences per process.  Here all processes share one buffer, so that the result does not depend on
+    the number of processes.
 
     Args:
         source: Generates the text.
         capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
 
     Raises:
-        ConfigError: a capacity below 1, or a source that generates no student text.
+        ConfigError: the capacity is below 1, or the source generates no student text.
 
     Example:
         >>> Buffered(capacity=500).source
@@ -47,7 +48,10 @@ class Buffered(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (cls(), cls(capacity=12))
 
     def bind(self, tools: PolicyTools) -> "BufferedSource":
@@ -55,7 +59,7 @@ class Buffered(WrappingNode):
 
 
 class BufferedSource(Wrapping):
-    """Generates the sequences of a `Buffered` policy; returned by its `bind`."""
+    """Returns the sequences of a `Buffered` policy; created by `Buffered.bind`."""
 
     def __init__(self, source: Source, buffer: "SequenceBuffer") -> None:
         self._source, self._buffer = source, buffer
@@ -70,35 +74,36 @@ class BufferedSource(Wrapping):
     def metrics(self) -> Mapping[str, Json]:
         return {**self._source.metrics(), "buffered": len(self._buffer)}
 
-    def state_dict(self) -> Mapping[str, Json]:
+    def state_dict(self) -> Mapping[str, StateValue]:
         return {"buffer": self._buffer.state(), "source": self._source.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
         self._buffer.load_state(state["buffer"])
-        self._source.load_state_dict(cast("Mapping[str, Json]", state["source"]))
+        self._source.load_state_dict(cast("Mapping[str, StateValue]", state["source"]))
 
 
 class SequenceBuffer:
     """A buffer of the newest generated sequences of all processes.
 
-    It is identical on each process, and its methods are called on every process.
+    The buffer is identical in every process.  Every process must call the methods at the same steps.
 
     Raises:
-        ConfigError: a roll-out is added.
+        ConfigError: raised by `add` if a sequence is a roll-out (generated text with values for the policy gradient).
     """
 
     def __init__(self, capacity: int, tools: PolicyTools) -> None:
         assert capacity >= tools.gold.batch_size, "a batch is drawn without replacement"
         self._tools = tools
-        self._kept: deque[tuple[int, TokenSequence]] = deque(maxlen=capacity)  # (step, sequence)
+        self._sequences: deque[TokenSequence] = deque(maxlen=capacity)
+        self._steps: deque[int] = deque(maxlen=capacity)  # of `_sequences`; a deque of pairs is slower to copy
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._sequences)
 
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
         """Add the sequences that all processes generated at this step.
 
-        The answers of all processes are added first, then their additional sequences.
+        The answers of all processes are added first, and the additional sequences of all processes afterwards.
 
         Args:
             step: Number of updates done.
@@ -111,54 +116,68 @@ class SequenceBuffer:
             raise ConfigError(
                 "policy: a buffer cannot hold roll-outs, since they are scored only once; make rollouts the outermost policy"
             )
-        self._kept.extend((step, sequence) for _, sequence in sorted(generated, key=lambda pair: pair[0]))
+        self._sequences.extend(sequence for _, sequence in sorted(generated, key=lambda pair: pair[0]))
+        self._steps.extend([step] * len(generated))
 
     def draw(self, step: int, count: int) -> list[TokenSequence]:
-        """Sample sequences for all processes; return the `count` of this process.
+        """Sample sequences of the buffer for all processes; return those of this process.
 
-        Sampling is uniform, and without replacement over all processes.  Sequences that were generated at this step keep their
-        origin; the origin of all others is "replay".
+        `count` is the number of sequences that this process needs.  Sampling is uniform, and without replacement over all
+        processes.  Sequences that were generated at this step keep their origin; all other sequences get the origin "replay".
         """
         counts = self._tools.processes.gather([count])
         first = sum(counts[: self._tools.processes.rank])
         rng = generator(self._tools.seed, "replay", step)
-        chosen = rng.choice(len(self._kept), size=sum(counts), replace=False).tolist()[first : first + count]
-        sampled = [self._kept[index] for index in chosen]
+        chosen = rng.choice(len(self), size=sum(counts), replace=False).tolist()[first : first + count]
+        sampled = [(self._steps[index], self._sequences[index]) for index in chosen]
         return [sequence if at == step else replace(sequence, origin="replay") for at, sequence in sampled]
 
-    def state(self) -> list[Mapping[str, Json]]:
-        """The sequences of the buffer as JSON data, oldest first."""
-        return [
-            {
-                "step": step,
-                "sample": sequence.sample,
-                "origin": sequence.origin,
-                "token_ids": sequence.token_ids,
-                "supervised": [int(is_target) for is_target in sequence.supervised],
-            }
-            for step, sequence in self._kept
-        ]
+    def state(self) -> Mapping[str, StateValue]:
+        """Return the sequences of the buffer and their steps, oldest first.
 
-    def load_state(self, state: Json) -> None:
-        """Replace the sequences of the buffer by those that `state` returned."""
-        self._kept.clear()
-        for line in cast("list[dict[str, Any]]", state):
-            token_ids, supervised = tuple(line["token_ids"]), tuple(map(bool, line["supervised"]))
-            origin, sample = line["origin"], line["sample"]
-            sequence = TokenSequence(sample=sample, token_ids=token_ids, supervised=supervised, origin=origin)
-            self._kept.append((line["step"], sequence))
+        Sequences are immutable, so the state holds references to them: its cost does not depend on their length.
+        """
+        return {"steps": tuple(self._steps), "sequences": tuple(self._sequences)}
+
+    def load_state(self, state: StateValue) -> None:
+        """Replace the sequences of the buffer by those that `state` returned.
+
+        A list of JSON objects, one for each sequence, is the state of a checkpoint of commit 3d89816 or an earlier version.
+        """
+        if isinstance(state, Mapping):
+            steps, sequences = cast("Sequence[int]", state["steps"]), cast("Sequence[TokenSequence]", state["sequences"])
+        else:
+            lines = cast("Sequence[Mapping[str, Json]]", state)
+            steps, sequences = [cast("int", line["step"]) for line in lines], list(map(_from_json, lines))
+        self._steps, self._sequences = deque(steps, self._steps.maxlen), deque(sequences, self._sequences.maxlen)
+
+
+def _from_json(line: Mapping[str, Json]) -> TokenSequence:
+    """Read a sequence from a checkpoint whose buffer is JSON."""
+    token_ids, supervised = (cast("Sequence[int]", line[name]) for name in ("token_ids", "supervised"))
+    return TokenSequence(
+        sample=cast("int", line["sample"]),
+        token_ids=tuple(token_ids),
+        supervised=tuple(map(bool, supervised)),
+        origin=cast("Origin", line["origin"]),
+    )
 
 
 def is_generated(sequence: TokenSequence) -> bool:
-    """Whether a model generated the sequence at this step."""
+    """Return whether a model generated the sequence in the current update.
+
+    The result is False for gold answers and for replayed sequences.
+    """
     return sequence.origin not in {"dataset", "replay"}
 
 
 def check_buffer(name: str, source: PolicyNode, capacity: int) -> None:
     """Check the capacity of a buffer, and that its source generates student text.
 
+    `name` is the name of the policy in error messages.
+
     Raises:
-        ConfigError: a capacity below 1, or a source that generates no student text.
+        ConfigError: the capacity is below 1, or the source generates no student text.
     """
     if capacity < 1:
         raise ConfigError(f"capacity = {capacity}: must be >= 1; the reference code keeps 1000")

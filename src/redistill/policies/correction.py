@@ -1,12 +1,12 @@
-"""SCRG as pure functions: locate the error token and replace it.
+"""SCRG, sequence correction and re-generation: locate and replace an error token.
 
-Source: MGSR (arXiv 2407.10068), section 4.1, Eq. 3-4.  The student generates a draft, both models score it in one forward pass,
-`locate_error` returns the token where they disagree most, `correct` replaces it by the teacher's token, and the student
-continues from that prefix.
+Source: MGSR (arXiv 2407.10068), section 4.1, Eq. 3-4.  The student generates a draft, and both models score the draft in one
+forward pass each.  `locate_error` returns the position of the error token: the token at which the models disagree most.
+`correct` replaces this token by the teacher's token.  The student then generates the tail: a continuation of the corrected
+prefix.
 
-Nothing here runs a model, draws a random number, or uses a distribution over the vocabulary: scores and tokens are inputs, and
-the caller generates the tail, which is the student's continuation of the corrected prefix.  Masks separate response from
-padding, since the padding id can be that of the end token.
+The functions are pure: scores and tokens are inputs, and the caller generates the tail.  Masks separate response and padding,
+since the padding token and the end token can have the same id.
 """
 
 from collections.abc import Collection
@@ -22,20 +22,22 @@ def locate_error(
 
     .. math:: j = \arg\max_{i \le n} \; \mathrm{KL}(q_i \,\|\, p_i) \quad \text{over } y_i^s \ne y_i^t \quad\text{(Eq. 3)}
 
-    Position i is the distribution that *predicts* response token i, so column i of `score_BT` and of the teacher's tokens comes
-    from the logits one position before token i.  The teacher's token is sampled once from p_i under the student's prefix, and
-    the same sample replaces the student's token.  At equal scores the smallest index is chosen.
+    q_i and p_i are the distributions of student and teacher that *predict* response token i, for i up to the number n of
+    tokens.  y_i^s is the student's token, and y_i^t the teacher's token.  Column i of `score_BT` and of the teacher's tokens
+    comes from the logits one position before token i.  The teacher's token is sampled once from p_i under the student's prefix,
+    and the same sample replaces the student's token.  If several positions have the largest score, the first of them is chosen.
 
     Args:
-        score_BT: Disagreement at each position, in nats or another unit; Eq. 3 uses reverse KL.  Not NaN where valid; +inf is
-            the largest score.
+        score_BT: Disagreement at each position, in nats or another unit; Eq. 3 uses reverse KL.  Must not be NaN where
+            `valid_BT` is True; +inf is the largest score.
         student_tokens_BT: The response tokens y^s.
         teacher_tokens_BT: The teacher's tokens y^t at the same positions.
-        valid_BT: True at candidate positions: from the first response token to the student's end token, including it.  In a
-            later round with `in_order` the candidates start at the previous error.
+        valid_BT: True at candidate positions: from the first response token to the student's end token, inclusive.  If
+            `Revised.in_order`, later rounds exclude the positions before the previous error token.
 
     Returns:
-        index_B, int64: 0-based within the response; -1 where no valid token differs.
+        index_B, int64: index of this token (the error token) in the response, from 0; -1 if no candidate differs from the
+        teacher's token.
 
     Example:
         >>> score_BT = torch.tensor([[0.1, 2.0, 0.7]])
@@ -58,8 +60,9 @@ class Correction:
     """The result of correcting a response.
 
     Args:
-        prefix_ids: The response tokens before the error, then the teacher's token; the whole response if no token was replaced.
-        tail_budget: Number of tokens that the student may still generate; 0 if the response ends here.
+        prefix_ids: The response tokens before the error token (the token that is replaced), then the teacher's token; the whole
+            response if no token was replaced.
+        tail_budget: Maximum number of tokens that the student may still generate; 0 if the response is complete.
         changed: Whether a token was replaced.
     """
 
@@ -76,13 +79,15 @@ def correct(
     .. math:: y_i \sim q(\cdot | y_{<i}) \;(i < j), \quad y_j \sim p(\cdot | y_{<j}), \quad
         y_i \sim q(\cdot | y_{<j}, y_j^t, \dots) \;(i > j) \quad\text{(Eq. 4)}
 
-    Tokens after the error are removed, the student's end token included.  There is no tail if the teacher's token is an end
-    token, or if the prefix has the maximum length of a response.
+    y_i is token i of the response after the correction, and j the index of the error token (the token that is replaced).  q is
+    the student, p the teacher, and y_j^t the teacher's token.  Tokens after the error token are removed, including the
+    student's end token.  The student generates no continuation if the teacher's token is an end token, or if the prefix has the
+    maximum length of a response.
 
     Args:
         response_ids: The student's response, with its end token if it has one.
-        index: Position of the error token, 0-based; -1 returns the response unchanged.
-        teacher_token: Replaces the error token; ignored if index is -1.
+        index: Index of the error token, from 0; for -1 the response is returned unchanged.
+        teacher_token: Token id that replaces the error token; ignored if index is -1.
         budget: Maximum number of tokens of a response.
         eos_ids: Ids of the end tokens.
 
@@ -102,8 +107,8 @@ def correct(
 
 
 def is_finished(response_ids: tuple[int, ...], eos_ids: Collection[int]) -> bool:
-    """Whether the last token is an end token.
+    """Return whether the last token of a response is an end token.
 
-    End tokens at other positions do not count.
+    End tokens at other positions have no effect.
     """
     return bool(response_ids) and response_ids[-1] in eos_ids

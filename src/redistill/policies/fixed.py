@@ -11,7 +11,9 @@ from redistill.policies.source import PolicyNode, PolicyTools, Stateless
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(PolicyNode):
-    """The gold answers: off-policy distillation (KD), and SFT.
+    """Returns the gold answers (the answers in the data set).
+
+    Training on them is off-policy distillation (KD) or supervised fine-tuning (SFT).
 
     Example:
         >>> Fixed().needs.teacher, Fixed().sampling  # generates no text
@@ -20,7 +22,10 @@ class Fixed(PolicyNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (cls(),)
 
     def bind(self, tools: PolicyTools) -> "FixedSource":
@@ -28,7 +33,7 @@ class Fixed(PolicyNode):
 
 
 class FixedSource(Stateless):
-    """Generates the sequences of a `Fixed` policy; returned by its `bind`."""
+    """Returns the sequences of a `Fixed` policy; created by `Fixed.bind`."""
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         return [item.sequence for item in items]

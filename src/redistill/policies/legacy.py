@@ -1,12 +1,12 @@
 """The rows of generated text that DistiLLM's public code trains on.
 
-They are used with `compat: distillm`.
+These rows are used with `compat: distillm`.  A row is the prediction of one token.
 
-That code differs from its paper in two ways.  First, its pad token is the end token, and removing the padding also removes
-every end token of a response.  Second, labels of generated text are not shifted: label t is token t, not token t + 1.  So the
-mask of rows (label != -100) is off by one position.  It excludes the prediction of the first response token, and includes the
-prediction after the last token, where the end token would have been.  A divergence uses rows and no labels, so only the mask
-matters.
+The public code differs from the DistiLLM paper in two ways.  First, its pad token is the end token, and removing the padding
+also removes every end token of a response.  Second, labels of generated text are not shifted: label t is token t, not token t +
+1.  Rows are selected by the mask label != -100, so the selection is shifted by one position.  It excludes the prediction of the
+first response token, and includes the prediction after the last token, where the end token would have been.  A divergence uses
+rows and no labels, so only the mask matters.
 """
 
 from dataclasses import replace
@@ -15,20 +15,22 @@ from redistill.contracts import TokenSequence
 
 
 def legacy_sequence(sequence: TokenSequence, end_id: int) -> TokenSequence:
-    """Change a generated sequence so that its rows are those of the reference code.
+    """Return a copy of a generated sequence, with the rows of the reference code.
 
-    The reference code also trains on the row after the last response token.  Therefore an end token is appended as the target
-    of this row (the filler); its id does not affect a divergence.  A response of only end tokens has no row in the
-    reference code.  Here it has one row, whose target is an end token.
+    A row is the prediction of one target (a token that the student is trained to predict).  The reference code is the public
+    code of DistiLLM.  It also trains on the row after the last response token.  Therefore an end token, the filler, is appended
+    as the target of this row.  The id of the filler does not affect a divergence.  A response of only end tokens has no row in
+    the reference code.  Here it has one row, whose target is an end token.
 
     Args:
-        sequence: Prompt and response of any length.  It must have no spans and no roll-out, since these depend on the targets.
-        end_id: The end token, which is also the padding.
+        sequence: Prompt and response of any length.  The sequence must have no `spans` and no `rollout`, since these depend on
+            the targets.
+        end_id: Id of the end token, which is also the padding token in the reference code.
 
     Returns:
         The sequence without the end tokens of its response, followed by the filler.  The filler is a target; the first response
-        token is not.  If m response tokens remain, there are m targets, and target i is predicted at the position of response
-        token i, for i = 0 .. m-1.
+        token is not.  If m > 0 response tokens remain, there are m targets, and target i is predicted at the position of
+        response token i, for i = 0 .. m-1.
 
     Example:
         >>> generated = TokenSequence(

@@ -12,18 +12,19 @@ from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNod
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed(WrappingNode):
-    """Student text with probability `student_fraction`, the gold answer otherwise.
+    """Chooses student text with probability `student_fraction`, else the gold answer.
 
-    Source: GKD's lambda; the paper's section 5.3 and Table 3a, row "Mixed".  The reference code makes one random choice per
-    micro-batch and process; here each sample has its own, so that the mix does not depend on how a batch is split.
+    The gold answer is the answer in the data set.  Source: GKD's lambda; MGSR (arXiv 2407.10068), section 5.3 and Table 3a, row
+    "Mixed".  The public code of DistiLLM makes one random choice per micro-batch and process.  Here one choice is made for each
+    sample by default, so that the choices do not depend on how a batch is divided.
 
     Args:
         source: Generates the student's text.
-        student_fraction: Probability of an answer of the source, in [0, 1]; the paper's value is 0.5.
-        coin: "sample" makes a random choice for each sample, "step" one for the global batch.
+        student_fraction: Probability that the answer of the source is chosen, in [0, 1]; the value in MGSR is 0.5.
+        coin: "sample" makes one random choice for each sample; "step" makes one choice for the whole global batch.
 
     Raises:
-        ConfigError: student_fraction out of range.
+        ConfigError: student_fraction is outside [0, 1].
 
     Example:
         >>> Mixed(student_fraction=0.25).source
@@ -43,7 +44,10 @@ class Mixed(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (cls(), cls(student_fraction=0.25), cls(coin="step"))
 
     def bind(self, tools: PolicyTools) -> "MixedSource":
@@ -51,7 +55,7 @@ class Mixed(WrappingNode):
 
 
 class MixedSource(Wrapping):
-    """Generates the sequences of a `Mixed` policy; returned by its `bind`."""
+    """Returns the sequences of a `Mixed` policy; created by `Mixed.bind`."""
 
     def __init__(self, settings: Mixed, source: Source, seed: int) -> None:
         self._settings, self._source, self._seed = settings, source, seed

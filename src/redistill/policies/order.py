@@ -1,7 +1,7 @@
 """The order of the training data, and random choices between answers.
 
-The generator of random numbers is created from (seed, purpose, step, sample).  So the numbers depend neither on the number of
-processes nor on whether a run was resumed.
+Random generators are created from keys such as (seed, purpose, step, sample).  So random numbers depend neither on the number
+of processes nor on whether a run was resumed.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Coin = Literal["sample", "step"]
 
 @dataclass(frozen=True)
 class GoldItem:
-    """A training example and its gold sequence.
+    """A training example, and its gold answer as a training sequence.
 
     Args:
         example: The training example.
@@ -45,7 +45,7 @@ class Shuffled(Generic[Item]):
         items: The items; at least one.
         batch_size: Number of items of one update on all processes together, a multiple of the number of processes.
         seed: Seed of the run.
-        purpose: Name of the random stream.  Different kinds of items have different names, so their orders are independent.
+        purpose: Name of the random stream.  Data sets with different names have independent orders.
         processes: Rank and number of processes; each process takes its contiguous part of every batch.
 
     Raises:
@@ -62,15 +62,15 @@ class Shuffled(Generic[Item]):
     ) -> None:
         assert items and batch_size % processes.world == 0
         self._items, self.batch_size, self.processes = items, batch_size, processes
-        # A batch may have items of two epochs.
+        # The orders of two epochs are cached, since a batch may have items of both.
         self._order = lru_cache(maxsize=2)(partial(permutation, len(items), seed, purpose))
 
     def items(self, step: int) -> list[Item]:
-        """The part of a step's global batch that belongs to this process."""
+        """Return this process's part of the global batch of a step."""
         return self.part(self.all_items(step))
 
     def all_items(self, step: int) -> list[Item]:
-        """The global batch of a step, which is the same on every process."""
+        """Return the global batch of a step, which is the same in every process."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         orders = {epoch: self._order(epoch) for epoch in {position // len(self._items) for position in positions}}
         return [self._items[orders[i // len(self._items)][i % len(self._items)]] for i in positions]
@@ -88,7 +88,7 @@ class Shuffled(Generic[Item]):
 class _GoldItems(Sequence[GoldItem]):
     """A training set as a sequence of gold items, which are created on access.
 
-    The items of the last updates are kept, so a repeated access to an index returns the same object.
+    The most recent items are cached, so a repeated access to one of their indices returns the same object.
     """
 
     def __init__(self, examples: Sequence[Example], batch_size: int) -> None:
@@ -115,11 +115,14 @@ class _GoldItems(Sequence[GoldItem]):
 
 
 class GoldBatches(Shuffled[GoldItem]):
-    """The gold examples in the order of training, each with its gold sequence.
+    """The training examples in the order of training, each with its gold answer.
+
+    The gold answer is the answer in the data set.
 
     Args:
         examples: The training set.
-        batch_size, seed, processes: As for `Shuffled`.
+        batch_size, seed, processes: Size of the global batch, seed of the run, and rank and number of processes; see
+            `Shuffled`.
 
     Example:
         >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
@@ -134,7 +137,7 @@ class GoldBatches(Shuffled[GoldItem]):
 
 
 def gold_sequence(example: Example) -> TokenSequence:
-    """An example's gold answer as a training sequence.
+    """Return the gold answer of an example as a training sequence.
 
     Args:
         example: The training example.
@@ -152,9 +155,9 @@ def gold_sequence(example: Example) -> TokenSequence:
 
 
 def coin(seed: int, step: int, item: GoldItem, kind: Coin, purpose: str = "coin") -> float:
-    """A uniform random number in [0, 1) that chooses between two kinds of answers.
+    """Return a uniform number in [0, 1) that selects a gold or a generated answer.
 
-    With `kind` "sample" each item of a step has its own number; with "step" all items of a step have the same.
-    Numbers of different purposes are independent.
+    With `kind` "sample" each item of a step has its own number; with "step" all items of a step have the same number.  Numbers
+    with different values of `purpose` are independent.
     """
     return generator(seed, purpose, step, *([item.example.sample] if kind == "sample" else [])).random()

@@ -8,7 +8,8 @@ from redistill.errors import ConfigError
 from redistill.policies.order import GoldBatches, Shuffled
 from redistill.policies.source import Source, Wrapping
 
-# Origins of the text that `rewrite` changes.  "teacher" is not one, since the reference code treats the teacher's text as data.
+# Origins of the text that `rewrite` changes.  "teacher" is not among them, since the reference code treats the teacher's text
+# as data.
 REWRITTEN: frozenset[Origin] = frozenset({"student", "mixture", "revised", "replay"})
 
 
@@ -16,12 +17,15 @@ class Policy(Wrapping):
     """Combines gold data with the answers of a source (contracts.SequencePolicy).
 
     Args:
-        gold: The gold examples in the order of training.
-        source: Provides an answer for each prompt of a step.
-        mark_spans: Adds spans to sequences that have none; None if no term uses spans.
-        corpus: Blocks of text for the pre-training term; None without this term.
-        rewrite: Changes generated text, except roll-outs, before training on it; None changes nothing.
-        drawing: Returns a context that is entered during `draw`; the models' weights do not change inside it.
+        gold: The training examples with their gold answers (the answers in the data set), in the order of training.
+        source: Returns an answer for each prompt of a step.
+        mark_spans: Function that receives sequences without spans, and returns copies with spans; None if no term of the
+            objective uses spans.
+        corpus: Blocks of text for the pre-training term of the objective; None without this term.
+        rewrite: Function that receives a sequence, and returns the sequence to train on.  It is called for generated and
+            replayed text (origins in `REWRITTEN`) without values for the policy gradient.  If None, no sequence is changed.
+        drawing: Function that returns a context manager.  The source is called inside this context, in which the weights of the
+            models do not change.
 
     Example:
         >>> from redistill.policies import Fixed
@@ -46,7 +50,7 @@ class Policy(Wrapping):
         self._corpus, self._rewrite, self._drawing = corpus, rewrite, drawing
 
     def draw(self, step: int) -> Draw:
-        """This process's sequences of update `step`; see `contracts.SequencePolicy`.
+        """Return this process's sequences of update `step` (contracts.SequencePolicy).
 
         Raises:
             ConfigError: the source returned fewer sequences than prompts.
@@ -56,7 +60,7 @@ class Policy(Wrapping):
             answers = self._source.sequences(step, items)
         if len(answers) < len(items):
             raise ConfigError(f"policy: its source returned {len(answers)} sequences for {len(items)} prompts; return one each")
-        # A source may return an item's gold answer at its index: one forward pass then serves all terms.
+        # A source may return the gold answer of an item at the item's index.  One forward pass then serves all terms.
         is_gold = [index < len(items) and answer.origin == "dataset" for index, answer in enumerate(answers)]
         if self._rewrite is not None:
             answers = [self._rewrite(s) if s.origin in REWRITTEN and s.rollout is None else s for s in answers]

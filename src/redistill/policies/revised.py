@@ -1,8 +1,9 @@
-"""SCRG around a source of student text (paper section 4.1).
+"""SCRG (sequence correction and re-generation) for a source of student text.
 
-The source generates drafts.  A round of revision scores them in one forward pass of each model, locates and corrects the error
-token (redistill.policies.correction), and generates the tail: the student's continuation of the corrected prefix.  Gold
-sequences that a source returns are not revised.
+The method is described in section 4.1 of MGSR (arXiv 2407.10068).  The source generates drafts.  A round of revision scores the
+drafts in one forward pass of each model.  It locates the error token, at which the models disagree most, and replaces it by the
+teacher's token (redistill.policies.correction).  Then it generates the tail: the student's continuation of the corrected
+prefix.  Gold sequences that a source returns are not revised.
 """
 
 from collections.abc import Sequence
@@ -27,32 +28,39 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
     "reverse": ("reverse_kl",),
     "forward": ("forward_kl",),
     "surprise": ("teacher_logprob", "teacher_entropy"),
-    "random": ("reverse_kl",),  # only logged; it gives the control the cost of "reverse"
+    "random": ("reverse_kl",),  # only logged; so this control costs as much as "reverse"
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Revised(WrappingNode):
-    r"""Student text in which the teacher replaces the error token.
+    r"""Student text in which the token of largest disagreement is replaced.
 
-    The student regenerates what follows.
+    This token (the error token) is replaced by the teacher's token.  The student then generates all tokens after it again.
 
-    Source: the paper's Eq. 3 and 4; docs/methods/mgsr.md lists their interpretations.
+    Source: MGSR (arXiv 2407.10068), Eq. 3 and 4, where the method is called SCRG (sequence correction and re-generation).
+    docs/methods/mgsr.md lists the interpretations of these equations.
 
     .. math:: j = \arg\max_{i} \mathrm{KL}(q_i \,\|\, p_i) \;\text{ over }\; y_i^s \ne y_i^t, \quad
         y = (y_{<j}^s,\; y_j^t,\; y_{>j}), \quad y_{>j} \sim q(\cdot \mid x, y_{\le j})
 
+    x is the prompt, y^s the student's draft and y the revised text.  q_i and p_i are the distributions of student and teacher
+    that predict token i, and y_i^t is the teacher's token.  j is the position of the error token.
+
     Args:
         source: Generates the drafts.
-        teacher_token: "sample" samples the teacher's token from its distribution (the paper's y ~ p), "argmax" takes the mode.
-        detection: "reverse" scores a position by KL(q || p), student first as in Eq. 3; "forward" by KL(p || q); "surprise" by
-            -log p(y) - H(p), the excess surprisal of the student's token y; "random", a control, samples the position.
+        teacher_token: "sample" samples the teacher's token from its distribution (y ~ p in the paper); "argmax" uses its most
+            probable token.
+        detection: The score that measures the disagreement.  The error token has the largest score among the positions where
+            the teacher's token differs from the student's.  "reverse" is KL(q || p), with the student first as in Eq. 3, and
+            "forward" is KL(p || q).  "surprise" is -log p(y) - H(p), where y is the student's token and H(p) the entropy of p.
+            "random" is a control with random scores.
         rounds: Number of revisions of a sequence, >= 1; the paper's default is 1.
-        in_order: Whether a later round searches for an error only from the position of the previous error on.
+        in_order: Whether a later round ignores the positions before the previous error token.
         mode: "replace" returns the revised sequence instead of the draft; "append" returns both.
 
     Raises:
-        ConfigError: rounds below 1, or a source that generates no student text.
+        ConfigError: rounds is below 1, or the source generates no student text.
 
     Example:
         >>> Revised(rounds=2).needs.statistics
@@ -78,7 +86,10 @@ class Revised(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (
             cls(),
             cls(teacher_token="argmax", detection="forward", rounds=2),
@@ -95,15 +106,15 @@ class Revised(WrappingNode):
 
 
 def revises(node: object) -> bool:
-    """Whether a policy, or one that it wraps, is `Revised`.
+    """Return whether a policy, or a policy that it wraps, is `Revised`.
 
-    If it is, a prefix memory avoids repeated forward passes on drafts.
+    If so, a prefix memory (the stored states of texts that a model has read) avoids repeated forward passes on drafts.
     """
     return isinstance(node, Revised) or (hasattr(node, "source") and revises(node.source))
 
 
 class RevisedSource(Wrapping):
-    """Generates the sequences of a `Revised` policy; returned by its `bind`."""
+    """Returns the sequences of a `Revised` policy; created by `Revised.bind`."""
 
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools) -> None:
         assert tools.scorer is not None and settings.sampling is not None, "checked by `needs` when the recipe was read"
@@ -126,10 +137,10 @@ class RevisedSource(Wrapping):
     def _revise(
         self, step: int, number: int, drafts: list[TokenSequence], starts: list[int]
     ) -> tuple[list[TokenSequence], list[int]]:
-        """Run one round; return the revised drafts and the positions of their errors.
+        """Run round `number` of revision; return the revised drafts, and the position of each replaced token.
 
-        The search for an error begins at the draft's position in `starts`.  A draft without an error is unchanged, and its
-        position is -1.
+        The positions of a draft before its entry in `starts` are ignored.  A draft in which no token is replaced is unchanged,
+        and its position is -1.
         """
         score_BT, teacher_BT = self._score(step, number, drafts)
         student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)
@@ -151,14 +162,14 @@ class RevisedSource(Wrapping):
         return revised, errors
 
     def _random_scores(self, step: int, number: int, drafts: list[TokenSequence]) -> torch.Tensor:
-        """Return random scores [B, T], so that the position of the error is random."""
+        """Return random scores [B, T] for the tokens of the drafts, so that a random token is replaced."""
         streams = [(generator(self._tools.seed, "error", step, draft.sample, number), draft.num_targets) for draft in drafts]
         return pad_sequence([torch.from_numpy(stream.random(length)) for stream, length in streams], batch_first=True)
 
     def _score(self, step: int, number: int, drafts: list[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute a score and the teacher's token for each token of the drafts.
+        """Return the detection score and the teacher's token for each token of the drafts.
 
-        Both results are [B, T] tensors on the CPU.  Each model reads each draft once.
+        Both results are [B, T] tensors on the CPU.  Each model runs once on each draft.
         """
         statistics = _STATISTICS[self._settings.detection]
         ask_token: Statistic = "teacher_sample" if self._settings.teacher_token == "sample" else "teacher_argmax"
@@ -175,7 +186,10 @@ class RevisedSource(Wrapping):
     def _tails(
         self, step: int, number: int, drafts: list[TokenSequence], corrections: list[Correction]
     ) -> list[tuple[int, ...]]:
-        """Generate the tail of each correction; it is empty if `tail_budget` is 0."""
+        """Generate the tail of each corrected prefix; return the token ids.
+
+        The tail is the student's continuation.  It is empty if `tail_budget` is 0.
+        """
         unfinished = [index for index, correction in enumerate(corrections) if correction.tail_budget > 0]
         requests = [
             GenerationRequest(

@@ -1,20 +1,20 @@
 """MiniLLM's roll-outs: generated and scored text, used for several passes.
 
-The formulas are in redistill.losses.policy_gradient; this module keeps the pool of roll-outs between updates.  A *cycle*
-consists of the updates of `inner_epochs` passes over one pool.  At its first update the source answers the prompts of a whole
-pass, and each model scores the answers in one forward pass.  Advantages are computed for each mini-batch, since whitening uses
-its mean and variance.
+The formulas are in redistill.losses.policy_gradient; this module keeps a pool (the roll-outs that are generated together)
+between updates.  A *cycle* consists of `inner_epochs` passes over one pool.  At the first update of a cycle, the source answers
+the prompts of a whole pass, and each model scores the answers in one forward pass.  Advantages are computed for each
+mini-batch, since whitening uses the mean and variance of the mini-batch.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, cast, get_args
 
 import torch
 
-from redistill.contracts import Needs, Origin, Rollout, TokenSequence
+from redistill.contracts import Needs, Origin, Rollout, StateValue, TokenSequence
 from redistill.errors import ConfigError
 from redistill.losses.policy_gradient import discounted_returns, importance_weights, token_rewards, whiten
 from redistill.policies.generated import StudentGenerated, TeacherMixed
@@ -30,32 +30,35 @@ Whiten = Literal["tokens", "padded", "none"]
 class Rollouts(WrappingNode):
     r"""Roll-outs with advantages and importance weights, used for several passes.
 
-    Source: MiniLLM (arXiv 2306.08543) and its published code, whose values are the defaults.  Old log-probabilities, rewards
-    and importance weights use the models' distributions at temperature 1 and without nucleus sampling, even if the text was
-    sampled with other settings.
+    A roll-out is a generated answer with values for the policy gradient.  Source: MiniLLM (arXiv 2306.08543) and its published
+    code, whose values are the defaults.  Old log-probabilities, rewards and importance weights always use the models'
+    distributions at temperature 1 and without nucleus sampling, even if the text was sampled with other settings.
 
     .. math:: r_t = \mathrm{clip}\Bigl(\tfrac{1}{s} \log \frac{p(y_t)}{q_{old}(y_t)},\, -c,\, c\Bigr), \quad
         R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}, \quad
         w_t = \frac{q_{old}(y_t)}{(1 - a)\, q_{old}(y_t) + a\, p(y_t)}
 
-    The advantage of a token is its whitened return; a is the teacher's weight in the mixture, and n_t the number of tokens from
-    t on, or 1 without normalisation.
+    For the token y_t at position t, r_t is the reward, R_t the return and w_t the importance weight.  p is the teacher, and
+    q_old the student that scored the roll-out.  s is `reward_scaling`, c is `reward_clip`, and gamma is `discount`.  a is the
+    weight of the teacher in the mixture, and n_t the number of tokens from t on, or 1 without normalisation.  The advantage of
+    a token is its return after whitening (normalisation to mean 0 and variance 1).
 
     Args:
-        source: Generates the text.  The probabilities of its tokens must be known, since importance weights use them.
-        num_rollouts: Number of roll-outs that all processes together generate for one pool, >= 1; rounded down to a multiple of
-            the training batch size, but to at least one batch.
-        inner_epochs: Number of passes over a pool before a new one is generated, >= 1; the first pass has the order of the gold
-            batches.
+        source: Generates the text: the student, or a mixture of student and teacher.  The weight of the teacher in the mixture
+            is a in the importance weights; a = 0 for the student alone.
+        num_rollouts: Number of roll-outs that all processes together generate at once (a pool), >= 1; rounded down to a
+            multiple of the training batch size, but to at least one batch.
+        inner_epochs: Number of passes over a pool before a new one is generated, >= 1; the first pass has the order of the
+            training data, and each later pass a new random order.
         discount: Discount gamma of the returns, in [0, 1].
         reward_scaling: Divisor of the reward log p - log q, > 0.
         reward_clip: Bound of the absolute scaled reward of a token, > 0.
-        length_normalise: Whether a return is divided by the number of tokens that it sums over.
+        length_normalise: Whether the return of a token is divided by the number of rewards in its sum.
         whiten: "tokens" whitens returns over the tokens of a global mini-batch; "padded" over rows padded with zeros to the
-            length limit of responses, as the published code does; "none" uses the returns as advantages.
+            length limit of responses, as the published code does.  "none" uses the returns as advantages, without whitening.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> Rollouts().teacher_share, Rollouts().needs.samples_student
@@ -91,7 +94,10 @@ class Rollouts(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (
             cls(num_rollouts=16, inner_epochs=2),
             cls(source=StudentGenerated(), num_rollouts=1, inner_epochs=1, length_normalise=False, whiten="padded"),
@@ -112,9 +118,9 @@ class Rollouts(WrappingNode):
 
 @dataclass(frozen=True)
 class _Scored:
-    """A sequence of the pool, with the log-probabilities of its targets.
+    """A generated sequence, with the log-probabilities of its targets.
 
-    Both models computed them when the sequence was generated.
+    The log-probabilities, in nats, were computed by both models right after the sequence was generated.
     """
 
     sequence: TokenSequence
@@ -122,46 +128,53 @@ class _Scored:
     teacher_logprobs: tuple[float, ...]
 
 
+_LOGPROBS = ("old_logprobs", "teacher_logprobs")  # fields of `_Scored`, and their names in checkpoints
+
+
 class RolloutsSource(Wrapping):
-    """Generates the sequences of a `Rollouts` policy; returned by its `bind`."""
+    """Returns the sequences of a `Rollouts` policy; created by `Rollouts.bind`."""
 
     def __init__(self, settings: Rollouts, source: Source, tools: PolicyTools) -> None:
         assert tools.scorer is not None, "checked by `needs` when the recipe was read"
         self._settings, self._source, self._tools, self._scorer = settings, source, tools, tools.scorer
         self._pass_steps = max(1, settings.num_rollouts // tools.gold.batch_size)
-        self._cycle: int | None = None
-        self._pool: list[_Scored] = []
+        self._hold(None, [])
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         """Return this process's part of the step's mini-batch, one roll-out per item.
 
-        The roll-outs answer prompts of the pool; the prompts of `items` are ignored.
+        The roll-outs answer prompts of the pool, and not those of `items`; only the number of `items` is used.
         """
         cycle, cycle_step = divmod(step, self._pass_steps * self._settings.inner_epochs)
         if cycle != self._cycle:
-            self._cycle, self._pool = cycle, self._generate(cycle)
+            self._hold(cycle, self._generate(cycle))
         inner_epoch, number = divmod(cycle_step, self._pass_steps)
         size, order = self._tools.gold.batch_size, self._order(cycle, inner_epoch)
         batch = [self._pool[index] for index in order[number * size : (number + 1) * size]]
         return self._tools.gold.part(self._with_advantages(batch))[: len(items)]
 
     def metrics(self) -> Mapping[str, Json]:
-        if not self._pool:
-            return self._source.metrics()
-        reward_BT, valid_BT, _ = self._rewards(self._pool)
-        return {**self._source.metrics(), "rollout_reward": float(reward_BT[valid_BT].mean())}
+        return {**self._source.metrics(), **self._pool_metrics}
 
-    def state_dict(self) -> Mapping[str, Json]:
-        return {"cycle": self._cycle, "pool": [_plain(scored) for scored in self._pool], "source": self._source.state_dict()}
+    def state_dict(self) -> Mapping[str, StateValue]:
+        return {"cycle": self._cycle, "pool": self._pool_state, "source": self._source.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._cycle, self._pool = state["cycle"], [_from_plain(**entry) for entry in state["pool"]]
-        self._source.load_state_dict(state["source"])
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
+        self._hold(cast("int | None", state["cycle"]), _from_state(state["pool"]))
+        self._source.load_state_dict(cast("Mapping[str, StateValue]", state["source"]))
+
+    def _hold(self, cycle: int | None, pool: list[_Scored]) -> None:
+        """Replace the pool; its state and metrics are computed here, once per cycle and not at every update."""
+        self._cycle, self._pool, self._pool_state = cycle, pool, _state_of(pool)
+        self._pool_metrics: Mapping[str, Json] = {}
+        if pool:
+            reward_BT, valid_BT, _ = self._rewards(pool)
+            self._pool_metrics = {"rollout_reward": float(reward_BT[valid_BT].mean())}
 
     # --- generation ---
 
     def _generate(self, cycle: int) -> list[_Scored]:
-        """Generate and score the pool of a cycle, in the order of its gold batches.
+        """Generate and score the pool of a cycle; return it in the order of the training data.
 
         Each process generates and scores a part of the pool; every process returns the whole pool.
         """
@@ -180,7 +193,7 @@ class RolloutsSource(Wrapping):
         return pool
 
     def _score(self, sequences: list[TokenSequence]) -> list[_Scored]:
-        """Compute the log-probabilities of all targets by both models."""
+        """Return each sequence with the log-probabilities that student and teacher assign to its targets."""
         found = self._scorer.statistics(sequences, ("student_logprob", "teacher_logprob"))
         rows = zip(sequences, found["student_logprob"], found["teacher_logprob"], strict=True)
         return [_Scored(sequence, tuple(old.tolist()), tuple(teacher.tolist())) for sequence, old, teacher in rows]
@@ -194,7 +207,7 @@ class RolloutsSource(Wrapping):
         return permutation(len(self._pool), self._tools.seed, "rollout-order", cycle, inner_epoch)
 
     def _with_advantages(self, batch: list[_Scored]) -> list[TokenSequence]:
-        """Return the sequences of a global mini-batch, each with its `Rollout`."""
+        """Return copies of the sequences of a global mini-batch, each with its values for the policy gradient."""
         settings = self._settings
         reward_BT, valid_BT, importance_BT = self._rewards(batch)
         advantage_BT = discounted_returns(
@@ -211,7 +224,7 @@ class RolloutsSource(Wrapping):
         return sequences
 
     def _rewards(self, batch: list[_Scored]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute reward_BT, valid_BT (the mask of the targets) and importance_BT."""
+        """Return the tensors reward_BT, valid_BT (True at targets) and importance_BT for the sequences in `batch`."""
         old_BT, valid_BT = _padded([scored.old_logprobs for scored in batch])
         teacher_BT, _ = _padded([scored.teacher_logprobs for scored in batch])
         settings = self._settings
@@ -220,9 +233,10 @@ class RolloutsSource(Wrapping):
 
 
 def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
-    """Group the indices of the items so that no group contains a sample twice.
+    """Return groups of the indices of the items; no group contains a training example twice.
 
-    Each group is generated with a step of its own, since step and sample select the random stream of an answer.
+    Each group is generated with its own step number, since the step and the training example determine the random numbers of an
+    answer.
     """
     groups: dict[int, list[int]] = {}
     times: Counter[int] = Counter()
@@ -233,32 +247,43 @@ def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
 
 
 def _padded(rows: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad rows of log-probabilities with zeros; return the tensor and its mask.
-
-    The tensor is float64.  The mask is False for padding.
-    """
+    """Return a float64 tensor of the rows, padded with zeros, and a bool mask that is False for padding."""
     width = max(map(len, rows))
     padded_BT = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float64)
     return padded_BT, torch.arange(width) < torch.tensor([[len(row)] for row in rows])
 
 
-def _plain(scored: _Scored) -> Mapping[str, Json]:
-    """Return a scored sequence as JSON data.
+def _state_of(pool: Sequence[_Scored]) -> Mapping[str, StateValue]:
+    """The pool as sequences, and the log-probabilities of all their targets as float64 tensors."""
+    columns = {name: [value for scored in pool for value in getattr(scored, name)] for name in _LOGPROBS}
+    tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+    return {"sequences": tuple(scored.sequence for scored in pool), **tensors}
 
-    The targets are not stored, since every token of a generated response is a target.
+
+def _from_state(state: StateValue) -> list[_Scored]:
+    """Restore the pool that `_state_of` returned.
+
+    A list of JSON objects, one for each sequence, is the state of a checkpoint of commit 3d89816 or an earlier version.
     """
-    sequence = scored.sequence
-    return {
-        "sample": sequence.sample,
-        "origin": sequence.origin,
-        "prompt": sequence.prompt_ids,
-        "response": sequence.response_ids,
-        "old_logprobs": scored.old_logprobs,
-        "teacher_logprobs": scored.teacher_logprobs,
-    }
+    if not isinstance(state, Mapping):
+        return [_from_json(line) for line in cast("Sequence[Mapping[str, Json]]", state)]
+    sequences = cast("Sequence[TokenSequence]", state["sequences"])
+    lengths = [sequence.num_targets for sequence in sequences]
+    old, teacher = (cast("torch.Tensor", state[name]).split(lengths) for name in _LOGPROBS)
+    return [
+        _Scored(sequence, tuple(own.tolist()), tuple(other.tolist()))
+        for sequence, own, other in zip(sequences, old, teacher, strict=True)
+    ]
 
 
-def _from_plain(sample: int, origin: Origin, prompt: list[int], response: list[int], **logprobs: list[float]) -> _Scored:
-    supervised = (False,) * len(prompt) + (True,) * len(response)
-    sequence = TokenSequence(sample=sample, token_ids=(*prompt, *response), supervised=supervised, origin=origin)
-    return _Scored(sequence, tuple(logprobs["old_logprobs"]), tuple(logprobs["teacher_logprobs"]))
+def _from_json(line: Mapping[str, Json]) -> _Scored:
+    """Read a scored sequence from a checkpoint whose pool is JSON."""
+    prompt, response = (cast("Sequence[int]", line[name]) for name in ("prompt", "response"))
+    sequence = TokenSequence(
+        sample=cast("int", line["sample"]),
+        token_ids=(*prompt, *response),
+        supervised=(False,) * len(prompt) + (True,) * len(response),
+        origin=cast("Origin", line["origin"]),
+    )
+    old, teacher = (tuple(cast("Sequence[float]", line[name])) for name in _LOGPROBS)
+    return _Scored(sequence, old, teacher)

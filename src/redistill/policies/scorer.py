@@ -16,9 +16,10 @@ class Scorer:
     """Statistics of both models on sequences, computed in batches.
 
     Args:
-        read_student: Returns the student's hidden states [N, D] of a batch's rows and the student's head, without gradient.
-        teacher: A teacher with `TeacherCapabilities.statistics`.
-        pad_id: Padding id of short rows.
+        read_student: Function that receives a batch, and returns the student's hidden states [N, D] of its rows and the
+            student's head, without gradient.
+        teacher: A teacher whose `TeacherCapabilities.statistics` is True.
+        pad_id: Token id that pads short sequences.
         batch_size: Sequences per forward pass, >= 1.
         device: The student's device.
 
@@ -40,16 +41,18 @@ class Scorer:
     def statistics(
         self, sequences: Sequence[TokenSequence], ask: Sequence[Statistic], uniforms: Sequence[np.ndarray] | None = None
     ) -> dict[Statistic, list[torch.Tensor]]:
-        """Statistics at each target of each sequence, from one forward pass of each model.
+        """Return statistics of each target; each model runs once on each sequence.
+
+        A target is a token that the student is trained to predict.
 
         Args:
             sequences: Any number of sequences.
             ask: Names of the statistics; `vocab_pass.row_statistics` describes them.
-            uniforms: For each sequence an array [targets, NUMBERS_PER_DRAW] of uniform float64 numbers in [0, 1); only needed
-                for a statistic that samples tokens.
+            uniforms: For each sequence, an array [targets, NUMBERS_PER_DRAW] of uniform float64 numbers in [0, 1).  Required
+                only for a statistic that samples tokens.
 
         Returns:
-            For each statistic a list with a tensor [targets] for each sequence.
+            By name of the statistic: a list that has a tensor [targets] for each sequence.
         """
         found: dict[Statistic, list[torch.Tensor]] = {name: [] for name in ask}
         for start in range(0, len(sequences), self.batch_size):

@@ -1,8 +1,8 @@
 """The interfaces of policies: nodes and sources.
 
 A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass that recipes decode from YAML; `bind(tools)`
-creates a *source*, which provides the sequences.  The state of a source - buffers, roll-outs - is gathered from all processes,
-so that a draw depends neither on the number of processes nor on a resume.
+creates a *source*, which returns the sequences.  The state of a source (a buffer or roll-outs) is gathered from all processes.
+So the sequences of an update depend neither on the number of processes nor on whether the run was resumed.
 """
 
 from abc import abstractmethod
@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from redistill.contracts import ONE_PROCESS, Engine, Needs, PolicyState, Processes, Sampling, TextTeacher, TokenSequence
+from redistill.contracts import (
+    ONE_PROCESS,
+    Engine,
+    Needs,
+    PolicyState,
+    Processes,
+    Sampling,
+    StateValue,
+    TextTeacher,
+    TokenSequence,
+)
 from redistill.errors import ConfigError
 from redistill.interfaces import Value
 from redistill.policies.order import GoldBatches, GoldItem
@@ -24,13 +34,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Revision:
-    """One SCRG correction, as logged in revisions.jsonl and shown in the report.
+    """One correction made by SCRG, as logged in revisions.jsonl and shown in reports.
+
+    SCRG (sequence correction and re-generation, MGSR section 4.1) replaces one token of a draft by the teacher's token: the
+    error token, at which student and teacher disagree most.  The student then generates the tokens after it again.
 
     Args:
         step: Number of updates done before the correction, from 0.
-        sample: The training sample.
-        position: The error token's index in the response, from 0.
-        kl: The detection score at the error token, in nats.
+        sample: Index of the training example.
+        position: Index of the error token in the response, from 0.
+        kl: Disagreement at the error token, in nats: the score that `Revised.detection` names, and KL(student || teacher) for
+            "random".
         before: The draft.
         after: The revised sequence.
 
@@ -59,15 +73,16 @@ class PolicyTools:
         engine: Generates the student's text.
         teacher: Generates the teacher's text; None if the run has no teacher that generates text.
         scorer: Computes statistics of both models on sequences; None if the run has no teacher that provides them.
-        gold: The gold examples in the order of training, for sources that need the items of other steps.
-        processes: Rank and number of processes, and their `gather`.
+        gold: The training examples with their gold answers, in the order of training, for sources that need the items of other
+            steps.
+        processes: Rank and number of processes, and the collective operation `gather`.
         updates: Optimiser steps of the run, >= 1.
         end_ids: Ids of the end tokens.
         response_tokens: Length limit of a response in tokens, >= 1.
         batch_size: Sequences that one process generates at once, >= 1.
         seed: The run's seed.
-        folder: The run folder, for a source's files; None keeps everything in memory.
-        on_revision: Called with every correction, for the log.
+        folder: The run folder, for a source's files.  If None, everything is kept in memory.
+        on_revision: Function that is called with each revision and logs it.
 
     Example:
         >>> from redistill.policies import StudentGenerated
@@ -93,10 +108,10 @@ class PolicyTools:
 
 
 class Source(PolicyState, Protocol):
-    """Answers the prompts of a step."""
+    """Returns the training sequences of a policy: answers to the prompts of a step."""
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        """An answer for each item, in order, followed by additional sequences, if any.
+        """Return an answer for each item, in order, then any additional sequences.
 
         Every process calls this method at every step, even without items, since a source may gather data from all processes.
         """
@@ -105,7 +120,7 @@ class Source(PolicyState, Protocol):
 def replaced(values: Sequence[Value], indices: Sequence[int], answers: Sequence[Value]) -> list[Value]:
     """Return a copy of `values` in which answers replace the values at `indices`.
 
-    If there are more answers than indices, the others are appended.
+    If there are more answers than indices, the remaining answers are appended.
     """
     found = list(values)
     for index, answer in zip(indices, answers):
@@ -114,23 +129,26 @@ def replaced(values: Sequence[Value], indices: Sequence[int], answers: Sequence[
 
 
 class Stateless:
-    """Methods of a source without state."""
+    """Base class of a source that has no state."""
 
     def observe(self, validation_loss: float) -> None:
-        """Does nothing: a source without state does not depend on the validation loss."""
+        """Do nothing: a source without state does not depend on the validation loss."""
 
     def metrics(self) -> Mapping[str, Json]:
         return {}
 
-    def state_dict(self) -> Mapping[str, Json]:
+    def state_dict(self) -> Mapping[str, StateValue]:
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
         assert not state, f"a source without state cannot load {sorted(state)}"
 
 
 class Wrapping:
-    """Methods of a source that wraps the source `_source` and has no other state."""
+    """Base class of a source that wraps another source, `_source`.
+
+    Its state is that of `_source`.
+    """
 
     _source: Source
 
@@ -140,43 +158,46 @@ class Wrapping:
     def metrics(self) -> Mapping[str, Json]:
         return self._source.metrics()
 
-    def state_dict(self) -> Mapping[str, Json]:
+    def state_dict(self) -> Mapping[str, StateValue]:
         return self._source.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
         self._source.load_state_dict(state)
 
 
 class PolicyNode(Protocol):
     """The configuration of a policy.
 
-    By default a policy generates no student text and requires no capability; subclasses override the properties.
+    By default a policy generates no student text, and requires no feature of teacher and engine; subclasses override the
+    properties.
     """
 
     @abstractmethod
     def bind(self, tools: PolicyTools) -> Source:
-        """Create the source that provides the sequences of this policy."""
+        """Create the source that returns the sequences of this policy."""
 
     @property
     def sampling(self) -> Sampling | None:
-        """How the student's text is sampled; None if the policy generates none."""
+        """Settings with which the student's text is sampled; None if none is generated."""
         return None
 
     @property
     def needs(self) -> Needs:
-        """The capabilities of teacher and engine that the policy requires."""
+        """The features of teacher and engine that the policy requires."""
         return Needs()
 
 
 def _student_generated() -> "PolicyConfig":
-    from redistill.policies.generated import StudentGenerated  # that module imports this one
+    from redistill.policies.generated import StudentGenerated  # not at the top, since that module imports this one
 
     return StudentGenerated()
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrappingNode:
-    """A policy node that wraps another, with the same sampling and requirements.
+    """Base class of a policy that uses the answers of another policy, `source`.
+
+    By default it has the sampling settings and the requirements of `source`.
 
     Args:
         source: The policy whose answers are used; the student's text by default.
@@ -186,12 +207,12 @@ class WrappingNode:
 
     @property
     def sampling(self) -> Sampling | None:
-        """How the source samples the student's text."""
+        """Settings with which `source` samples student text; None if it generates none."""
         return self.source.sampling
 
     @property
     def needs(self) -> Needs:
-        """The requirements of the source."""
+        """The features of teacher and engine that `source` requires."""
         return self.source.needs
 
 
@@ -199,7 +220,7 @@ def check_student_text(name: str, source: PolicyNode, remedy: str) -> None:
     """Check that the source of the policy `name` generates student text.
 
     Raises:
-        ConfigError: the source generates no student text; the message names `remedy` as an alternative.
+        ConfigError: the source generates no student text.  The message suggests `remedy` as an alternative.
     """
     if source.sampling is None:
         given = f"{name}.source = {type(source).__name__}"

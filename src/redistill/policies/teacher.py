@@ -20,28 +20,29 @@ from redistill.storage import files
 FILE = "teacher-responses.jsonl"
 TEACHER_MARK = "teacher_cross_entropy"
 MARK_SEQUENCES = 8
-SAME_TEACHER_NATS = 0.01  # tolerance for rounding that differs between machines or batches
+SAME_TEACHER_NATS = 0.01  # tolerance, since rounding errors differ between machines and batches
 
 Key = tuple[int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherGenerated(PolicyNode):
-    r"""The teacher's answers, one to each prompt: sequence-level distillation.
+    r"""Returns the teacher's answer to each prompt: sequence-level distillation.
 
     .. math:: y \sim p(\cdot \mid x)
 
-    Source: SeqKD (Kim and Rush, arXiv 1606.07947).  Answers are generated in blocks, before the steps that need them, and
-    stored in teacher-responses.jsonl, so that neither a later epoch nor a resume generates any of them again.
+    y is the answer, x the prompt, and p the teacher.  Source: SeqKD (Kim and Rush, arXiv 1606.07947).  Answers are generated in
+    blocks, before the steps that need them.  They are stored in a file, so that neither a later epoch nor a resumed run
+    generates an answer again.
 
     Args:
         temperature: Sampling temperature, > 0.
         top_p: Nucleus probability, in (0, 1]; 1 keeps all classes.
-        store: File of the answers, which consecutive runs with the same teacher, data and seed can share; None uses a file in
-            the run folder.
+        store: Path of the file of answers, which consecutive runs with the same teacher, data and seed can share.  If None, the
+            file is teacher-responses.jsonl in the run folder.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> TeacherGenerated(temperature=0.7).needs.teacher_text
@@ -61,7 +62,10 @@ class TeacherGenerated(PolicyNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Instances on which the laws of redistill.testing are checked."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every policy must have.
+        """
         return (cls(), cls(temperature=0.7, top_p=0.9))
 
     @property
@@ -73,9 +77,10 @@ class TeacherGenerated(PolicyNode):
 
 
 class TeacherSource(Stateless):
-    """Reads stored answers, and generates a block of answers when one is missing.
+    """Reads stored answers; generates a block of answers when an answer is missing.
 
-    Checkpoints do not contain the answers: they are read from the file, or generated again with identical tokens.
+    Checkpoints do not contain the answers.  A resumed run reads them from the file, or generates them again with identical
+    tokens.
     """
 
     def __init__(self, settings: TeacherGenerated, tools: PolicyTools) -> None:
@@ -89,15 +94,15 @@ class TeacherSource(Stateless):
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         if self._unread_store is not None:
             self._answers, self._unread_store = self._unread_store.read(), None
-        # The items of all processes, so that all processes generate at the same steps.
+        # `_unanswered` uses the items of all processes, so that all processes generate at the same steps.
         if self._unanswered(step):
             self._generate_block(self._block(step))
         return [answered(item.example, self._answers[_key(item.example)], "teacher") for item in items]
 
     def _block(self, step: int) -> list[Example]:
-        """Collect the unanswered prompts of this step and of later steps.
+        """Return examples whose prompts have no stored answer: those of this step, then of later steps.
 
-        Prompts of later steps are added until the generation batch of every process is full.
+        Examples of later steps are added until the generation batch of every process is full.
         """
         size = self._tools.batch_size * self._tools.processes.world
         now = self._unanswered(step)
@@ -113,7 +118,7 @@ class TeacherSource(Stateless):
         return {key: example for key, example in examples.items() if key not in self._answers}
 
     def _generate_block(self, block: Sequence[Example]) -> None:
-        """Generate the teacher's answers to a block, and store them.
+        """Generate the teacher's answers to the examples in `block`, and store them.
 
         Each process generates a part of the answers.
         """
@@ -126,7 +131,7 @@ class TeacherSource(Stateless):
 
 
 class _Answer(TypedDict):
-    """A line of the store that contains one answer."""
+    """A line of the file of answers: one answer, its training example and a hash of its prompt."""
 
     sample: int
     prompt: str
@@ -139,14 +144,15 @@ class ResponseStore:
     The header contains the settings that the answers depend on.
 
     Raises:
-        DataError: the file does not contain teacher answers, or its answers depend on other settings or another teacher.
+        DataError: the file does not contain teacher answers, or its answers were generated with other settings or by another
+            teacher.
     """
 
     def __init__(self, path: Path, sampling: Sampling, tools: PolicyTools) -> None:
         self._path, self._sampling, self._tools = path, sampling, tools
 
     def read(self) -> dict[Key, tuple[int, ...]]:
-        """Return all answers in the file.
+        """Return all answers in the file: for each key, the token ids of the answer.
 
         Every process must call this method; the main process reads the file.
         """
@@ -194,10 +200,11 @@ class ResponseStore:
 
 
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
-    """The teacher's mean -log p over the targets of the first gold answers, in nats.
+    """Return the teacher's mean -log p over the targets of the first gold answers.
 
-    This number identifies the teacher and the data set of stored answers; the name of a model would not identify its weights.
-    The result is None if the teacher does not provide log-probabilities of tokens.
+    The first `MARK_SEQUENCES` answers in the order of training are used.  This number, in nats, identifies the teacher and the
+    data set of stored answers; the name of a model would not identify its weights.  The result is None if the teacher does not
+    provide log-probabilities of tokens.
     """
     if tools.scorer is None:
         return None
@@ -207,6 +214,6 @@ def teacher_cross_entropy(tools: PolicyTools) -> float | None:
 
 
 def _key(example: Example | TokenSequence) -> Key:
-    """Return the key of an answer: the sample and a hash of the prompt's tokens."""
+    """Return the key of an answer: index of the training example, and hash of the prompt's tokens."""
     prompt = ",".join(map(str, example.prompt_ids))
     return example.sample, hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()

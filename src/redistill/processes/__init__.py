@@ -1,1 +1,1 @@
-"""Processes: signals, dead ranks, out-of-memory retries, placement."""
+"""Processes: signals, dead ranks, out-of-memory retries, and parameter placement."""

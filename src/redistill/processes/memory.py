@@ -17,7 +17,7 @@ _PHRASES = "out of memory|can't allocate memory|not enough memory|(cublas|cudnn)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is an out-of-memory error of any device.
+    """Return whether `error` is an out-of-memory error of any device.
 
     Example:
         >>> is_out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def machine_bytes() -> int | None:
-    """Memory of this machine in bytes; None where the system does not report it."""
+    """Return the machine's memory in bytes; None if the system does not report it."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 
@@ -41,7 +41,7 @@ def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    # After the handler, because inside it the traceback keeps every tensor of `work` alive.
+    # Memory is freed after the handler, because inside it the traceback keeps every tensor of `work` alive.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -80,12 +80,12 @@ class Halving:
             )
         self.size = tried // 2
         self._changes.append(
-            f"out of memory with {self.setting} = {tried}; retried with {self.size}, which also later batches use"
+            f"out of memory with {self.setting} = {tried}; retried with {self.size}, which later batches also use"
         )
         return self.size
 
     def take_changes(self) -> list[str]:
-        """Return a message about each change of the size since the last call."""
+        """Return one message for each change of the size since the last call."""
         changes, self._changes = self._changes, []
         return changes
 
@@ -93,10 +93,11 @@ class Halving:
         """Call `work` and return its result; halve the size until memory suffices.
 
         Args:
-            work: A function of the size. It must be safe to call again after it failed, and must not return None.
+            work: Function that is called with the size. A repeated call after a failure must be safe, and the result must not
+                be None.
 
         Raises:
-            TrainingError: memory runs out with a size of 1.
+            TrainingError: memory runs out although the size is 1.
         """
         while True:
             assert self.size is not None, "repeat needs an initial size"
@@ -106,7 +107,7 @@ class Halving:
             self.halve(self.size)
 
     def state_dict(self) -> Mapping[str, Json]:
-        """The state to be saved in checkpoints."""
+        """Return the state to be saved in checkpoints."""
         return {"size": self.size}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Placement:
     """How a module is distributed over the processes of a job.
 
-    Base class. Its methods implement a job of one process.
+    The methods of this base class implement a job of one process.
 
     Example:
         >>> module = nn.Linear(2, 1)
@@ -30,14 +30,14 @@ class Placement:
     passes_communicate: bool = False
     """Whether processes communicate during the forward and the backward pass.
 
-    If so, every process must make the same number of passes. No process may stop between its first and its last pass, neither
-    because of a signal, nor to retry with a smaller batch after memory ran out.
+    If so, every process must make the same number of passes. Between its first and its last pass, no process
+    may stop because of a signal, or retry with a smaller batch after memory ran out.
     """
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Distribute the parameters of ``module`` in place, and return ``module``.
 
-        Call it before the optimizer is built, because it may replace the parameters.
+        Call this method before the optimizer is built, because it may replace the parameters.
         """
         return module
 
@@ -51,10 +51,10 @@ class Placement:
         return torch.no_grad()
 
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients over all processes, unless the backward pass has done so."""
+        """Sum the gradients over all processes in place, unless backward has done so."""
 
     def state(self, module: nn.Module) -> dict[str, torch.Tensor]:
-        """Return the full state dict in process 0, and an empty one in others; see `full`."""
+        """Return the full state dict in process 0, an empty dict in others; see `full`."""
         return full(module.state_dict(keep_vars=True))
 
 
@@ -127,13 +127,13 @@ class Sharded(Placement):
         mesh = init_device_mesh(next(module.parameters()).device.type, (distributed.get_world_size(),))
         for unit in self._units(module):
             fully_shard(unit, mesh=mesh)
-        # The backward needs the root's parameters right after the forward, and a gradient may have been added to them already.
+        # The backward pass needs the root's parameters first, and a gradient may have been added to them already.
         fully_shard(module, mesh=mesh, reshard_after_forward=False)
         for part in _sharded_parts(module):
             # Coefficients are computed from global counts, so gradients are summed. Gloo supports no reduction except SUM.
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
-            # A micro-batch may leave parameters unused in one process and not in another, such as those of a divergence.
+            # Some parameters, such as those of a divergence, may be unused in the micro-batch of one process only.
             part.set_reduce_scatter_unused_params(True, recurse=False)
         module.register_forward_pre_hook(_require_gradients, prepend=True)
         return module
@@ -146,7 +146,7 @@ class Sharded(Placement):
             for part in parts:
                 stack.callback(part.reshard)
                 part.unshard()
-            # FSDP's hooks would shard a unit again after its first call, and take the first unit that is called for the root.
+            # FSDP's hooks would shard a unit again after its first call, and treat the first unit that is called as the root.
             for attributes in map(vars, parts):
                 hooks = {name: attributes[name] for name in ("_forward_pre_hooks", "_forward_hooks")}
                 stack.callback(attributes.update, hooks)
@@ -157,14 +157,14 @@ class Sharded(Placement):
 def full(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Collect possibly sharded tensors on the CPU of process 0.
 
-    Every process must call it with the same names in the same order. A tensor that appears under several names is collected
-    once, so that tied parameters stay tied; create state dicts with ``keep_vars=True``, otherwise ties are lost.
+    Every process must call this function with the same names in the same order. A tensor that appears under several names is
+    collected once, so that tied parameters stay tied; create state dicts with ``keep_vars=True``, otherwise ties are lost.
 
     Args:
         tensors: Tensors by name, sharded or not.
 
     Returns:
-        In process 0, the full tensors without gradient. In all others an empty dictionary, to save memory.
+        In process 0, the full tensors without gradient. In all other processes an empty dictionary, to save memory.
 
     Example:
         >>> full({"weight": torch.ones(2, requires_grad=True)})
@@ -205,7 +205,7 @@ def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def scalar(tensor: torch.Tensor) -> float:
-    """The value of a tensor with one element, such as a norm over sharded gradients.
+    """Return the value of a tensor with one element, such as a norm of gradients.
 
     The call is collective if the tensor is sharded.
 
@@ -225,14 +225,14 @@ def scalar(tensor: torch.Tensor) -> float:
 
 
 def _sharded_parts(module: nn.Module) -> "list[FSDPModule]":
-    """List the root and the units, in the same order in every process."""
+    """Return the root module and its units, in the same order in every process."""
     from torch.distributed.fsdp import FSDPModule
 
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
 def _require_gradients(module: nn.Module, inputs: object) -> None:
-    """Raise an error in a forward pass without gradients."""
-    # Only a backward pass makes the root release its full parameters, which the next update would make outdated.
+    """Raise an error if a forward pass of `module` runs without gradients."""
+    # The root releases its full parameters only in a backward pass. Without one, they would be outdated after the next update.
     if not torch.is_grad_enabled():
         raise RuntimeError("sharded module: call it without gradients only inside Placement.unsharded")

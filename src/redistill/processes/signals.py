@@ -38,7 +38,7 @@ class _Flag:
         mode: When `Interrupted` is raised.  "poll": at the next `poll`.  "immediate": immediately.  "immediate if single":
             immediately if the job has one process, otherwise at the next `poll`.  "children": at the next `poll`; in this mode
             a second signal does not end this process.
-        installed: Whether the handler is installed.
+        installed: True if the handler is installed.
     """
 
     number: int | None = None
@@ -60,9 +60,9 @@ def handled(*, at_once: bool = False, with_children: bool = False) -> Iterator[N
 
     Args:
         at_once: Raise `Interrupted` immediately instead of at the next `poll`, for work that may be interrupted anywhere and
-            does not poll, such as loading a model.  Processes must not wait for each other in such a block, and all must call
-            `gather` after it.  No `gather` follows the outermost block.  In that block only a job of one process is
-            interrupted immediately.
+            does not poll, such as loading a model.  Processes must not wait for each other in such a block.  After a nested
+            block, all processes must call `gather`.  In an outermost block, only a job of one process is interrupted
+            immediately, because no `gather` follows.
         with_children: For work that stops its child processes before it ends: SIGHUP also stops the work, and a second signal
             does not end this process; see `num_arrived`.
 
@@ -92,14 +92,14 @@ def handled(*, at_once: bool = False, with_children: bool = False) -> Iterator[N
 
 
 def num_arrived() -> int:
-    """Number of signals that have arrived in the outermost `handled` context."""
+    """Return the number of signals that arrived in the outermost `handled` context."""
     return _flag.count
 
 
 def poll() -> None:
     """Raise `Interrupted` if a signal has arrived.
 
-    With several processes, the next collective of all processes after this call must be a `gather`.
+    With several processes, the first collective after this call must be a `gather`.
 
     Raises:
         Interrupted: a signal has arrived.
@@ -112,7 +112,7 @@ def gather(values: list[Value]) -> list[Value]:
     """Gather the lists of all processes and concatenate them in order of rank.
 
     Raises:
-        Interrupted: in all processes, if a signal has arrived in any of them.
+        Interrupted: a signal has arrived in a process; the exception is raised in all processes.
     """
     parts = [(_flag.number, values)] * num_processes()
     if len(parts) > 1:
@@ -126,8 +126,8 @@ def gather(values: list[Value]) -> list[Value]:
 
 
 def num_processes() -> int:
-    """Number of processes of the job; 1 before the process group is initialized."""
-    # Not imported, because that takes seconds, and the signal may have arrived during the import.
+    """Return the number of processes; 1 before the process group is initialized."""
+    # torch.distributed is not imported: that takes seconds, and the signal may have arrived during its import.
     distributed = sys.modules.get("torch.distributed")
     is_initialized = getattr(distributed, "is_initialized", None)
     return int(distributed.get_world_size()) if distributed and is_initialized and is_initialized() else 1

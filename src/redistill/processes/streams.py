@@ -1,29 +1,36 @@
-"""Standard streams whose write errors do not stop a command.
+"""Standard streams that tolerate write errors and print plain text only.
 
 A write to standard output fails if the pipe is closed, the disk is full, or the calling process has closed the stream. A run
 must not lose its updates because the process that reads its log lines has exited.
+
+Names of tensors, models and files, which libraries quote in their messages, come from untrusted sources.
 """
 
 import contextlib
 import errno
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
+
+from redistill.storage.redaction import plain
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from rich.console import Console
 
 
 class _Descriptor(io.FileIO):
-    """A file descriptor that discards failed writes and keeps the first error."""
+    """A file descriptor that ignores failed writes, and keeps the first error."""
 
     error: OSError | None = None
 
     def write(self, data: "ReadableBuffer", /) -> int:
         try:
-            # `super().write` returns None if a non-blocking pipe is full. These lines are lost, later lines are not.
+            # `super().write` returns None if a non-blocking pipe is full. The data is then lost, but later lines are not.
             return super().write(data) or memoryview(data).nbytes
         except OSError as error:
             self.error = self.error or error
@@ -34,14 +41,26 @@ class TolerantStream(io.TextIOWrapper):
     """A text stream on a file descriptor whose failed writes raise no error.
 
     Args:
-        descriptor: An open file descriptor; it stays open.
-        like: The stream that is replaced.  Its encoding is used; None means UTF-8.
+        descriptor: An open file descriptor.  It stays open when the stream is closed.
+        like: The stream that is replaced.  Its encoding is used; if `like` is None, the encoding is UTF-8.
     """
 
     def __init__(self, descriptor: int, like: TextIO | None) -> None:
         self._raw_stream = _Descriptor(descriptor, "w", closefd=False)
         encoding = "utf-8" if like is None else like.encoding
         super().__init__(io.BufferedWriter(self._raw_stream), encoding, "backslashreplace", line_buffering=True)
+
+    def write(self, text: str, /) -> int:
+        """Write `plain(text)`.
+
+        Messages that libraries print therefore contain no terminal escapes and no secrets.
+        """
+        super().write(plain(text))
+        return len(text)
+
+    def write_styled(self, text: str) -> int:
+        """Write `text` unchanged; `console` uses this method for the escapes of rich."""
+        return super().write(text)
 
     @property
     def error(self) -> OSError | None:
@@ -52,6 +71,60 @@ class TolerantStream(io.TextIOWrapper):
     def is_closed_pipe(self) -> bool:
         """Whether a write failed because the process that reads the pipe has exited."""
         return self.error is not None and self.error.errno == errno.EPIPE
+
+
+class _Styled:
+    """A view of a `TolerantStream` that writes terminal escapes; all other attributes are those of the stream."""
+
+    def __init__(self, stream: TolerantStream) -> None:
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        return self._stream.write_styled(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+def console(name: Literal["stdout", "stderr"] = "stdout", *, quiet: bool = False) -> "Console":
+    """Create a console of rich that writes to a standard stream.
+
+    Terminal escapes that rich generates are written.  Texts that are printed must be `Text` objects of `plain` text.
+
+    Args:
+        name: Name of the stream in `sys`.
+        quiet: Whether nothing is printed.
+    """
+    from rich.console import Console  # here, since --help does not need it
+
+    stream = tolerant(getattr(sys, name), 1 if name == "stdout" else 2)
+    return Console(file=cast(TextIO, _Styled(stream)) if isinstance(stream, TolerantStream) else stream, quiet=quiet)
+
+
+@contextlib.contextmanager
+def plain_messages() -> Iterator[None]:
+    """Context in which messages of all loggers and warnings pass through `plain`.
+
+    They can quote names of tensors, models and files, which come from untrusted sources.
+    """
+    make_record, format_warning = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        made = make_record(*args, **kwargs)
+        with contextlib.suppress(TypeError, ValueError):  # arguments that do not fit the message; the handler reports them
+            made.msg, made.args = plain(made.getMessage()), ()
+        return made
+
+    def formatted(message: Warning | str, *args: Any, **kwargs: Any) -> str:
+        return plain(format_warning(message, *args, **kwargs))
+
+    logging.setLogRecordFactory(record)
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make_record)
+        warnings.formatwarning = format_warning
 
 
 @contextlib.contextmanager

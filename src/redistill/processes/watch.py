@@ -1,4 +1,4 @@
-"""Detection of dead ranks: no process waits for one that failed or hangs.
+"""Detects dead ranks, so that no process waits for a process that failed or hangs.
 
 A timeout of collectives cannot distinguish a slow process from a stopped one.  So a thread of each process sends a heartbeat
 every second and checks the heartbeats of the others.  The first process that fails reports its failure before its connections
@@ -33,15 +33,29 @@ GRACE_S = 3.0
 _blocks = count()
 
 
+class RanksDifferError(ConfigError):
+    """The ranks of a job have different inputs.
+
+    All ranks raise it after the same collective, so no rank waits for another one.
+
+    Example:
+        >>> RanksDifferError("rank 1 has different training data than rank 0; use the same files on all ranks").exit_code
+        2
+    """
+
+
 @contextmanager
 def watched() -> Iterator[None]:
-    """Context in which this process exits soon after another one fails or dies.
+    """Context in which this process exits soon after another process fails or dies.
 
-    All processes must enter their watched blocks in the same order; blocks may be nested.  A job of one process is not watched.
+    The code in such a context is a watched block.  All processes must enter their blocks in the same order; blocks may be
+    nested. A job of one process is not watched.
+
+    A `RanksDifferError` ends every process with the exit code of the error; only rank 0 raises it, so it is printed once.
 
     Raises:
-        SystemExit: an error in the block was only a consequence of the end of another process.
-        ConfigError: REDISTILL_SILENCE_S is not a number of seconds, at least 2.
+        SystemExit: an error in the block was only a consequence of the end of another process, or a `RanksDifferError`.
+        ConfigError: REDISTILL_SILENCE_S is not a number of seconds >= 2.
     """
     number = next(_blocks)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -51,6 +65,10 @@ def watched() -> Iterator[None]:
     around, watch.blocks = watch.blocks, (*watch.blocks, number)
     try:
         yield
+    except RanksDifferError as error:
+        if watch.rank:
+            raise SystemExit(error.exit_code) from None
+        raise  # not recorded for the launcher: its line is the whole reason, and a traceback adds nothing
     except Exception as error:
         if not watch.is_root_cause(error, number):
             raise SystemExit(1) from None
@@ -74,8 +92,9 @@ def _silence_s() -> float:
 class _Watch:
     """Sends and checks heartbeats through the launcher's rendezvous store.
 
-    A thread sends heartbeats as long as the process lives, so that a process that enters a block late does not appear to be
-    dead.  The thread checks the heartbeats of the other processes only while this process is in a block.
+    A thread sends heartbeats as long as the process lives, so that a process that enters a watched block (a `watched` context)
+    late does not appear to be dead.  The thread checks the heartbeats of the other processes only while this process is in a
+    block.
     """
 
     def __init__(self) -> None:
@@ -93,10 +112,10 @@ class _Watch:
         atexit.register(self.end)
 
     def is_root_cause(self, error: Exception, block: int) -> bool:
-        """Whether `error` is the root cause; a root cause is also recorded in the store."""
+        """Return whether `error` caused the end of the job; if so, record it in the store."""
         if _is_from_collective(error):
             before = self._heartbeats(block)
-            time.sleep(GRACE_S)  # until a failed process has reported it, or a dead one has missed its heartbeats
+            time.sleep(GRACE_S)  # until a failed process has reported its failure, or a dead process has missed heartbeats
             if self._has_failed(self.blocks):
                 return False
             if silent := [rank for rank, beats in self._heartbeats(block).items() if beats == before[rank]]:
@@ -105,7 +124,7 @@ class _Watch:
         return self._store.add(f"{block}/failed", 1) == 1
 
     def leave(self, block: int) -> None:
-        """Record that this process has left the block, so that others stop checking it."""
+        """Record that this process has left a watched block; others stop checking it."""
         with suppress(RuntimeError):  # the store may have been in the first process, which has exited
             self._store.add(f"{block}/left/{self.rank}", 1)
 
@@ -115,7 +134,7 @@ class _Watch:
         self._thread.join(HEARTBEAT_S)
 
     def _run(self) -> None:
-        """Send heartbeats; in a block, also end this process if another one is dead."""
+        """Send heartbeats; in a watched block, also end this process if another is dead."""
         checked_blocks, checked_at, seen = tuple[int, ...](), 0.0, dict[int, tuple[int, float]]()
         try:
             self._store.add(f"heartbeats/{self.rank}", 1)
@@ -123,7 +142,7 @@ class _Watch:
                 self._store.add(f"heartbeats/{self.rank}", 1)
                 if blocks := self.blocks:
                     now = time.monotonic()
-                    was_paused = now - checked_at > self._silence_s / 2  # this process itself, as all are by Ctrl-Z
+                    was_paused = now - checked_at > self._silence_s / 2  # for example by Ctrl-Z
                     if blocks != checked_blocks or was_paused:
                         checked_blocks, seen = blocks, dict.fromkeys(range(self.world), (0, now))
                     self._check(blocks, seen, now)
@@ -133,7 +152,7 @@ class _Watch:
                 _abort(f"the launcher is dead ({first_line(error)})")
 
     def _check(self, blocks: tuple[int, ...], seen: dict[int, tuple[int, float]], now: float) -> None:
-        """End this process if another one has failed or is dead."""
+        """End this process if another process has failed or is dead."""
         # `seen` maps each rank to its number of heartbeats and the time at which this number last changed.
         for rank, beats in self._heartbeats(blocks[-1]).items():
             if beats != seen[rank][0]:
@@ -144,11 +163,11 @@ class _Watch:
             os._exit(1)
 
     def _has_failed(self, blocks: tuple[int, ...]) -> bool:
-        """Whether a process has reported a failure in one of `blocks`."""
+        """Return whether a process has reported a failure in one of the watched `blocks`."""
         return any(self._store.add(f"{block}/failed", 0) for block in blocks)
 
     def _heartbeats(self, block: int) -> dict[int, int]:
-        """Return the number of heartbeats of each rank."""
+        """Return the number of heartbeats of each rank; outside the block, it grows."""
         # A process that has left the block counts as alive, because each call adds a heartbeat for it.
         left = {rank for rank in range(self.world) if rank == self.rank or self._store.add(f"{block}/left/{rank}", 0)}
         return {rank: self._store.add(f"heartbeats/{rank}", 1 if rank in left else 0) for rank in range(self.world)}
@@ -158,14 +177,14 @@ _watch = cache(_Watch)  # the watch of this process, started at its first block
 
 
 def _is_from_collective(error: Exception) -> bool:
-    """Whether torch.distributed raised `error`."""
+    """Return whether torch.distributed raised `error`."""
     # Such an error is usually a consequence of the end of another process.
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("torch.distributed")
 
 
 def _record_for_launcher(error: Exception) -> None:
-    """Save the traceback of `error` for torchrun, which prints the earliest one."""
+    """Save the traceback of `error` for torchrun, which prints the earliest traceback."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -182,6 +201,6 @@ def _abort(why: str) -> None:
     _report(why)
     try:
         raise TrainingError(why)
-    except TrainingError as error:  # raised, because the launcher records a traceback
+    except TrainingError as error:  # raised and caught, because the launcher records a traceback
         _record_for_launcher(error)
     os._exit(1)

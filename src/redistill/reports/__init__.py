@@ -1,4 +1,4 @@
-"""Reports of single runs and comparisons of several.
+"""Reports of single runs, and comparisons of several runs.
 
-Reads the files of run folders; never loads a model.
+The package reads the files of run folders and never loads a model.
 """

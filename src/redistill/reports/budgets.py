@@ -1,7 +1,7 @@
 """Checks that the compared runs used the same budgets and settings.
 
-A difference is reported with the value of each run; nothing is corrected.  Learning rates belong to the methods and are not
-checked.  The number of generated tokens differs by design and is reported with the costs.
+A difference is reported with the value of each run; scores are not adjusted for it.  Learning rates are not checked, because
+each method has its own.  Numbers of generated tokens differ by design, so they are reported with the costs.
 """
 
 import hashlib
@@ -19,11 +19,14 @@ _HASH_CHARACTERS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
-    """Budgets and settings (aspects) of the compared runs, as text.
+    """Budgets and settings of the compared runs, as text.
+
+    An aspect is one budget or one setting.
 
     Args:
-        unequal: One entry per aspect that differs, such as "updates: 150 (sft), 300 (mgsr, kd)".
-        equal: One entry per aspect that is equal, such as "updates 150".
+        unequal: One text per aspect that differs between runs; it lists each value with the labels of the runs that have it,
+            such as "updates: 150 (sft), 300 (mgsr, kd)".
+        equal: One text per aspect that does not differ, such as "updates 150".
         unknown: Names of the aspects that no run has recorded.
     """
 
@@ -37,9 +40,13 @@ class _Aspect:
     """One budget or setting that should be equal in all runs.
 
     Args:
-        read: Returns the value of a run; None or "" if the run has not recorded the value. Values are compared as text.
-        optional: True ignores runs without a value, such as runs without a teacher; False gives them the value "not recorded".
-        by_seed: True compares only runs with the same training seed, for example if a teacher is fine-tuned per seed.
+        name: Name of the aspect in the texts of `Budgets`.
+        read: Function that returns the value of the aspect in a run; None or "" if the run has not recorded the value. Values
+            are compared as text.
+        optional: If True, runs without a value, such as runs without a teacher, are ignored. If False, the value of such a run
+            is the text "not recorded".
+        by_seed: If True, a value is compared only between runs with the same training seed, for example because each seed has
+            its own fine-tuned teacher.
     """
 
     name: str
@@ -49,7 +56,7 @@ class _Aspect:
 
 
 def check_budgets(lineup: Lineup) -> Budgets:
-    """Compare the budgets and settings of all runs of a comparison."""
+    """Return which budgets and settings are equal in all runs, and which differ."""
     seeds = _Aspect("training seeds", lambda entry: sorted(other.seed for other in lineup.of(entry.label)))
     students = [entry.run.student for entry in lineup.entries if entry.run.student is not None]
     datasets = dict.fromkeys(name for student in students for name in student.datasets)
@@ -70,15 +77,15 @@ def check_budgets(lineup: Lineup) -> Budgets:
 
 
 def _agree(pairs: Iterable[tuple[int, str]]) -> bool:
-    """Whether each group has only one value; `pairs` are (group, value)."""
+    """Return whether all pairs (group, value) with the same group have the same value."""
     distinct = set(pairs)
     return len(distinct) == len({group for group, _ in distinct})
 
 
 def _by_value(values: Sequence[tuple[Entry, str]], lineup: Lineup) -> str:
-    """List each value with the labels of the runs that have this value.
+    """Return text that lists each value with the labels of the runs that have it.
 
-    Training seeds are added if the runs of one label have different values.
+    If only some runs of a label have the value, their training seeds follow the label.
     """
     holders: dict[str, list[Entry]] = {}
     for entry, value in values:
@@ -105,7 +112,8 @@ def _text(value: Json) -> str:
 def _config(*path: str, unset: str | None = None) -> Callable[[Entry], Json]:
     """Return a function that reads one setting from the recipe of a run.
 
-    The function returns `unset` if the recipe omits the setting.
+    `path` consists of the keys that lead to the setting.  The function returns `unset` if the recipe omits the setting, and
+    None if the run has recorded no recipe.
     """
 
     def read(entry: Entry) -> Json:
@@ -122,18 +130,19 @@ def _dtypes(entry: Entry) -> Json:
 
 
 def _updates(entry: Entry) -> Json:
-    """Number of updates that were performed, else the number in the recipe.
+    """Return the number of updates that a run has performed.
 
-    Early stopping may end a run before the number in the recipe.
+    Because of early stopping, it can be smaller than the number in the recipe.  If the run has not recorded it, the number in
+    the recipe is returned.
     """
     performed = at(entry.run.description, "cost", "updates")
     return at(entry.run.description, "config", "training", "updates") if performed is None else performed
 
 
 def _training_data(entry: Entry) -> Json:
-    """Map each role, such as train or corpus, to the hash or name of its data.
+    """Map each role of data, such as "train" or "corpus", to a hash of the data.
 
-    The name is a hub name or path, used if no hash is recorded. Test sets are omitted.
+    If no hash is recorded, the value is the name of the data on the hub, or the path. Test sets are omitted.
     """
     manifest = mapping(at(entry.run.description, "data"))
     return {
@@ -164,7 +173,8 @@ def _model(role: str) -> Callable[[Entry], Json]:
 def _weights(role: str) -> Callable[[Entry], Json]:
     """Return a function that reads the hash of a model's weights.
 
-    The model is the teacher if `role` is "teacher", else the student before training.
+    The model is the teacher if `role` is "teacher", else the student before training.  The function returns None if the run
+    has not evaluated this model.
     """
 
     def read(entry: Entry) -> Json:
@@ -177,8 +187,9 @@ def _weights(role: str) -> Callable[[Entry], Json]:
 def _fine_tuned(stage: str, role: str) -> Callable[[Entry], Json]:
     """Return a function that reads the hashes of the weights that a stage wrote.
 
-    The function returns "not fine-tuned" if the run lacks the stage, and None if the run has no model of this `role`
-    or has recorded no stages at all. If no hash is recorded, it returns the folder of the stage.
+    A stage is a fine-tuning before the run: "teacher" fine-tunes the teacher, "start" fine-tunes the student.  The function
+    returns "not fine-tuned" if the run lacks the stage, and None if the run has no model of this `role` or has recorded no
+    stages at all.  If no hash is recorded, it returns the folder of the stage.
     """
 
     def read(entry: Entry) -> Json:
@@ -193,9 +204,10 @@ def _fine_tuned(stage: str, role: str) -> Callable[[Entry], Json]:
 
 
 def _evaluated(name: str, *parts: str) -> Callable[[Entry], Json]:
-    """Return a function that reads an evaluation setting, or its entries `parts`.
+    """Return a function that reads the evaluation setting `name` of a run.
 
-    Settings stored with the scores take precedence over the recipe.
+    If `parts` is not empty, the setting is a mapping, and the function reads only its keys `parts`.  If the setting is both in
+    scores.json and in the recipe, the function returns the value in scores.json.
     """
 
     def read(entry: Entry) -> Json:
@@ -211,9 +223,9 @@ def _evaluated(name: str, *parts: str) -> Callable[[Entry], Json]:
 
 
 def _prompts(dataset: str, entry: Entry) -> Json:
-    """Number and hash of the prompts of a data set, as text.
+    """Return the number and the hash of the prompts of a data set, as text.
 
-    The hash covers texts, because two files may use the same ids for different prompts.
+    The hash is that of the texts, because two files may use the same ids for different prompts.
     """
     hashes = {} if entry.run.student is None else entry.run.student.question_hashes(dataset)
     found = hashlib.blake2b(json.dumps(sorted(hashes.items())).encode(), digest_size=5).hexdigest()

@@ -1,25 +1,27 @@
 """`redistill compare`: builds and writes the comparison of finished runs.
 
-Labels and other texts from files are untrusted: each format escapes its own special characters.
+Labels and other texts from files are untrusted, so the special characters of each output format are escaped.
 """
 
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
 from redistill.errors import ConfigError
-from redistill.reports.pages import one_line, render
+from redistill.reports.pages import render
 from redistill.reports.sheet import Comparison, comparison_of
 from redistill.storage import files
+from redistill.storage.redaction import plain_line
 
 _TEX = {
     "\\": r"\textbackslash{}",
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    "[": "{[}",  # at the start of a row it would be parsed as the optional argument of the preceding \\
+    "[": "{[}",  # at the start of a row, "[" would be parsed as the optional argument of the preceding \\
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
@@ -28,34 +30,39 @@ _TEX = {
     "<": "$<$",
     ">": "$>$",
 }
-_FORMULA = ("=", "+", "-", "@", "\t")  # characters that start a formula in spreadsheets
+_FORMULA = re.compile(r"[\s'\"]*[=+\-@|%]")  # the start of a formula in spreadsheets
 
 
 def html(comparison: Comparison) -> str:
-    """The comparison as one self-contained HTML page without JavaScript."""
+    """Return the comparison as one self-contained HTML page without JavaScript."""
     return render("compare.html", {"comparison": comparison})
 
 
 def markdown(comparison: Comparison) -> str:
-    """The comparison as Markdown for GitHub; best in bold, second best underlined."""
+    """Return the comparison as Markdown for GitHub.
+
+    The best value of each column is bold, the second best is underlined.
+    """
     return render("compare.md", {"comparison": comparison}, _md) + "\n"
 
 
 def latex(comparison: Comparison) -> str:
-    r"""The comparison as LaTeX tables for \input; they need the package booktabs.
+    r"""Return the comparison as LaTeX tables, to be included by \input.
 
-    The first caption lists the settings that are not equal in all runs.
+    The tables need the LaTeX package booktabs.  The caption of the first table lists the settings that are not equal in all
+    runs.
     """
     return render("compare.tex", {"comparison": comparison}, _tex) + "\n"
 
 
 def csv_text(comparison: Comparison) -> str:
-    """The comparison as CSV: one record per model and column, in full precision.
+    """Return the comparison as CSV, with numbers in full precision.
 
-    An empty field means that the value was not measured.
+    A record has the scores of one model in one column of the tables (one data set, or an average), or one published value.  An
+    empty field means that the value was not measured.
     """
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(comparison.fields)
     for record in comparison.records:
         writer.writerow([_field(record.get(name)) for name in comparison.fields])
@@ -78,16 +85,18 @@ def build_comparison(
     Args:
         folders: Run folders or sweep folders.
         outputs: Files to write; the suffix selects the format: .html, .md, .tex or .csv.
-        baseline: Label or run folder that differences refer to; None selects the sweep's baseline, else the first label.
-        labels: Labels to include, in this order; empty includes all.
-        published: Names of tables of the paper to include; see `published.published_names`.
+        baseline: Label or folder of the run that the others are compared with.  If None, it is the baseline of the sweep, or
+            the first label if no sweep has a baseline.
+        labels: Labels of the runs to include, in this order; if empty, all runs are included.
+        published: Names of published tables of the MGSR paper (arXiv 2407.10068) to include; `published.published_names` lists
+            them.
 
     Returns:
         The comparison; `terminal.print_comparison` prints it.
 
     Raises:
         CheckpointError: a folder is neither a run nor a sweep, is damaged, or contains no finished run.
-        ConfigError: unknown file suffix, label, baseline or published table.
+        ConfigError: a file suffix, a label, the baseline or a published table is unknown.
         OutputError: a file cannot be written.
     """
     for path in outputs:
@@ -102,15 +111,16 @@ def build_comparison(
 
 
 def _md(text: str) -> Markup:
-    return Markup(re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", one_line(text)))
+    return Markup(re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", plain_line(text)))
 
 
 def _tex(text: str) -> Markup:
-    return Markup("".join(_TEX.get(letter, letter) for letter in one_line(text)))
+    return Markup("".join(_TEX.get(letter, letter) for letter in plain_line(text)))
 
 
 def _field(value: object) -> object:
     if not isinstance(value, str):
         return value
-    text = one_line(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    # Some spreadsheets separate fields by semicolons, and read full-width signs as operators; NFKC maps these to the signs.
+    parts = re.split("([;\N{FULLWIDTH SEMICOLON}\N{GREEK QUESTION MARK}])", plain_line(value))
+    return "".join(f"'{part}" if _FORMULA.match(unicodedata.normalize("NFKC", part)) else part for part in parts)

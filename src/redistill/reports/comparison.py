@@ -1,6 +1,6 @@
 """Scores of each model on each data set, and differences to a reference model.
 
-The report of one run and the comparison of several runs use the same rows; only their models differ.
+Both the report of one run and the comparison of several runs consist of instances of `Row`.
 """
 
 import itertools
@@ -28,17 +28,17 @@ from redistill.reports.statistics import (
 GENERATED = ("length_tokens", "eos_rate", "distinct_2")
 TEACHER_FORCED = ("cross_entropy", "kl", "agreement")
 METHOD_ROLES = ("baseline", "student")
-"""Roles of models that are ranked and tested; the teacher and the untrained student are only shown."""
+"""Roles of the models that are ranked and tested.  The teacher and the student before training are only shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """A model in the tables, or one method's models for several training seeds.
+    """A row of the tables: a model, or a method's models for several training seeds.
 
     Args:
         label: Name of the row.
         role: "teacher", "before" (the student before training), "baseline" or "student".
-        trainings: Training seed -> evaluation of the model trained with it.
+        trainings: Training seed -> evaluation of the model that was trained with this seed.
     """
 
     label: str
@@ -47,11 +47,11 @@ class Entrant:
 
     @property
     def is_method(self) -> bool:
-        """True for models that are ranked: baselines and trained students."""
+        """Whether the model is ranked, as baselines and trained students are."""
         return self.role in METHOD_ROLES
 
     def measured_on(self, datasets: Sequence[str]) -> dict[int, Evaluation]:
-        """Training seed -> evaluation, for the models evaluated on all of `datasets`."""
+        """Return the evaluations that cover all of `datasets`, by training seed."""
         return {seed: found for seed, found in self.trainings.items() if all(name in found.datasets for name in datasets)}
 
 
@@ -71,7 +71,7 @@ class Column:
 
     @property
     def is_average(self) -> bool:
-        """True for the mean over several data sets."""
+        """Whether the column is the mean over several data sets."""
         return len(self.datasets) > 1
 
     @property
@@ -86,10 +86,10 @@ class Estimate:
 
     Args:
         mean: Mean over training seeds of the mean over evaluation seeds, in the metric's unit; None if not measured.
-        deviation: Sample standard deviation over the seeds that `over` names; None with fewer than two values.
-        over: Training seeds if there are two or more, else the evaluation seeds of the single training.
+        deviation: Sample standard deviation over the seeds that `over` names; None if there are fewer than two seeds.
+        over: "training seeds" if there are two or more training seeds, otherwise "evaluation seeds".
         num_trainings: Number of training seeds.
-        num_seeds: Number of evaluation seeds per training; the maximum if trainings have different numbers.
+        num_seeds: Number of evaluation seeds per training seed; the largest such number if they differ.
     """
 
     mean: float | None
@@ -101,15 +101,16 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """Difference of a model to the reference model on the same prompts.
+    """Difference between a model and the reference model on the same prompts.
 
     Args:
-        interval: Primary metric of the model minus that of the reference model, also for metrics where lower is better.
+        interval: Primary metric of the model minus that of the reference model, with the bounds of its confidence interval.
+            The sign is not reversed for metrics where lower is better.
         p: p-value of the sign-flip test over prompts.
-        p_holm: p after Holm's correction over the methods of the column; None if the model is not a method.
+        p_holm: `p` corrected by Holm's method for the number of ranked models in the column; None if the model is not ranked.
         wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
         num_seeds: Number of training seeds that both models have. Differences are paired by these seeds, and the seeds are
-            resampled like the prompts. With 0 seeds, the score of a prompt is the mean over all training seeds of the model.
+            resampled like the prompts. If it is 0, the score of a prompt is the mean over all training seeds of a model.
     """
 
     interval: Interval
@@ -132,12 +133,12 @@ class Row:
         role: Role of the model, as in `Entrant`.
         primary: Score in the primary metric.
         num_prompts: Number of prompts, summed over the column's data sets.
-        contrast: Difference to the reference model; None if `versus` is None or `note` gives a reason.
+        contrast: Difference to the reference model; None if `versus` is None or `note` is not empty.
         versus: Label of the reference model; None if `model` is the reference model or there is no reference model.
         note: Reason why the model cannot be compared with the reference model; else "".
-        scores: Means over seeds of the other metrics in their units, of the diagnostics of generated text (length in
-            tokens; EOS rate and distinct-2 in [0, 1]) and of the teacher-forced scores (cross entropy and KL in nats per
-            token, agreement in [0, 1]).
+        scores: Mean over seeds of each score except the primary metric, by name: other metrics in their units; length of the
+            generated text in tokens; its EOS rate and distinct-2 in [0, 1]; teacher-forced cross entropy and KL in nats per
+            token, and agreement in [0, 1].  A score is None if it was not measured.
     """
 
     column: str
@@ -153,7 +154,7 @@ class Row:
 
     @property
     def is_method(self) -> bool:
-        """True for models that are ranked: baselines and trained students."""
+        """Whether the model is ranked, as baselines and trained students are."""
         return self.role in METHOD_ROLES
 
     @property
@@ -166,7 +167,7 @@ class Row:
 
     @property
     def tone(self) -> int:
-        """1 if the whole interval favours the model, -1 if the reference model, else 0."""
+        """1 if the whole interval is better than 0, -1 if it is worse than 0, else 0."""
         if self.interval is None:
             return 0
         side = 1 if self.interval.lower > 0 else -1 if self.interval.upper < 0 else 0
@@ -174,16 +175,16 @@ class Row:
 
 
 def evaluations(run: RunFolder, baselines: Sequence[RunFolder]) -> list[Evaluation]:
-    """Evaluations of the models in a run's report.
+    """Collect the evaluations of the models in a run's report.
 
-    Their order is teacher, student before training, baselines, student. Missing evaluations are omitted.
+    The order is teacher, student before training, baselines, student. Missing evaluations are omitted.
     """
     others = [replace(b.student, role="baseline") for b in baselines if b.student is not None]
     return [evaluation for evaluation in (run.teacher, run.before, *others, run.student) if evaluation is not None]
 
 
 def report_rows(models: Sequence[Evaluation]) -> list[Row]:
-    """One row per data set and model.
+    """Build one row per data set and model.
 
     The reference model on a data set is the first baseline evaluated on it, else the student before training.
     """
@@ -194,18 +195,18 @@ def report_rows(models: Sequence[Evaluation]) -> list[Row]:
 
 
 def dataset_names(models: Sequence[Evaluation]) -> list[str]:
-    """All data sets that any model was evaluated on; those of the last model first."""
+    """List the data sets of all evaluations, those of the last model first."""
     return list(dict.fromkeys(name for model in reversed(models) for name in model.datasets))
 
 
 def measures_of(datasets: Sequence[str], models: Sequence[Evaluation]) -> tuple[Measure, ...]:
-    """All metrics of `datasets`, the first model's primary metric first."""
+    """List all metrics of `datasets`, starting with the first model's primary metric."""
     named = [measure for name in datasets for model in models if name in model.datasets for measure in model.measures(name)]
     return tuple({measure.name: measure for measure in reversed(named)}[name] for name in dict.fromkeys(m.name for m in named))
 
 
 def entrants(lineup: Lineup) -> list[Entrant]:
-    """Entrants of a comparison: teachers, students before training, and methods."""
+    """Return the rows of the tables: teachers, students before training, methods."""
     methods = [
         Entrant(
             label=label,
@@ -218,9 +219,9 @@ def entrants(lineup: Lineup) -> list[Entrant]:
 
 
 def columns(models: Sequence[Entrant]) -> list[Column]:
-    """One column per data set that a method was evaluated on, and the averages.
+    """Build a column per data set that a method was evaluated on, and the averages.
 
-    Columns are grouped by primary metric; see `by_primary`. A group of two or more data sets ends with their average.
+    Columns with the same primary metric are adjacent. If there are two or more of them, a column with their mean follows.
     """
     found = [training for model in models if model.is_method for training in model.trainings.values()]
     groups: dict[str, list[Column]] = {}
@@ -236,28 +237,28 @@ def columns(models: Sequence[Entrant]) -> list[Column]:
 
 
 def by_primary(over: Sequence[Column]) -> list[list[Column]]:
-    """Groups of columns with the same primary metric.
+    """Return one list of columns per primary metric.
 
-    The average, if any, is the last column of its group.
+    If a list has a column with the mean over its data sets, this column is the last one.
     """
     return [list(group) for _, group in itertools.groupby(over, key=lambda column: column.primary.name)]
 
 
 def comparison_rows(models: Sequence[Entrant], over: Sequence[Column], references: Sequence[Entrant]) -> list[Row]:
-    """One row for each column and each model that was evaluated on it.
+    """Build one row for each column and each model that was evaluated on it.
 
     Args:
         models: Models to compare, in the order of the rows.
         over: Columns to compare on.
-        references: Candidates for the reference model; each column uses the first one that was evaluated on it.
+        references: Candidates for the reference model. In each column it is the first candidate that was evaluated on it.
     """
     return [row for column in over for row in _corrected(list(_rows(column, models, references)))]
 
 
 def estimate(model: Entrant, datasets: Sequence[str], metric: str) -> Estimate:
-    """Mean score of a model over `datasets`.
+    """Compute the mean score of a model over `datasets`.
 
-    Only trainings and evaluation seeds with a score on all of the data sets are used.
+    A training seed or evaluation seed is used only if it has a score on each of the data sets.
     """
     by_training = []
     for training in model.measured_on(datasets).values():
@@ -300,7 +301,7 @@ def _rows(column: Column, models: Sequence[Entrant], references: Sequence[Entran
 
 
 def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) -> float | None:
-    """Mean of the score `name` over trainings and data sets; None if any is missing."""
+    """Average the score `name` over trainings and data sets; None if one is missing."""
     return mean_of_all(
         training.forced_score(dataset, name) if name in TEACHER_FORCED else mean(training.seed_scores(dataset, name).values())
         for training in trainings
@@ -323,7 +324,7 @@ def _contrast(column: Column, model: Entrant, reference: Entrant) -> tuple[Contr
 
 
 def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:
-    """Reason why responses of the models cannot be paired by prompt; "" if they can."""
+    """Return why responses of models cannot be paired by prompt, or "" if they can."""
     scores = [model.prompt_scores(dataset, metric) for model in models]
     if not all(any(of_model) for of_model in scores):
         return "no responses to compare"
@@ -336,9 +337,9 @@ def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:
 def _strata(
     datasets: Sequence[str], metric: str, ours: Mapping[int, Evaluation], theirs: Mapping[int, Evaluation]
 ) -> tuple[list[np.ndarray], int]:
-    """Differences on each data set, and the number of training seeds in common.
+    """Return the differences on each data set, and the number of common seeds.
 
-    An array is [training seeds, prompts]. Without common seeds it has one row: the difference of the means over all seeds.
+    Arrays have the shape [common training seeds, prompts]. Without such seeds, the one row is the difference of the seed means.
     """
     shared = sorted(ours.keys() & theirs.keys())
     strata = []
@@ -353,7 +354,7 @@ def _strata(
 
 
 def _corrected(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of one column with `p_holm`, by Holm's correction over methods."""
+    """Return copies of the rows of one column, with `p_holm` set by Holm's correction."""
     corrected = iter(holm([row.contrast.p for row in rows if row.contrast is not None and row.is_method]))
     return [
         replace(row, contrast=replace(row.contrast, p_holm=next(corrected))) if row.contrast and row.is_method else row
@@ -362,9 +363,9 @@ def _corrected(rows: Sequence[Row]) -> list[Row]:
 
 
 def _shared(lineup: Lineup, role: Literal["teacher", "before"], name: str) -> list[Entrant]:
-    """Entrants for the teachers, or for the students before training, of all runs.
+    """Return the table rows of a role: all teachers, or all students before training.
 
-    Labels that used the same models share an entrant. A teacher fine-tuned for each training seed is one entrant with several
+    Methods that used the same models share a row. If a teacher was fine-tuned for each training seed, its row has several
     trainings.
     """
     groups: list[tuple[list[str], dict[int, Evaluation]]] = []
@@ -392,6 +393,6 @@ def _shared(lineup: Lineup, role: Literal["teacher", "before"], name: str) -> li
 
 
 def _distinct(trainings: Mapping[int, Evaluation]) -> dict[int, Evaluation]:
-    """Remove repeated models; each model keeps the first training seed that used it."""
+    """Return the trainings without repeated models; the first of each is kept."""
     first = {found.identity: seed for seed, found in reversed(list(trainings.items()))}
     return {seed: found for seed, found in trainings.items() if first[found.identity] == seed}

@@ -21,9 +21,10 @@ class Cost:
     A figure is None if any run has not recorded it.
 
     Args:
-        figures: updates, sequences, trained_tokens, generated_tokens and seconds, including the student's earlier stages;
-            peak_bytes, the maximum over stages; parameters of the student.
-        stages: Stage name -> number of updates, for the stages of the student before this method.
+        figures: Cost by name.  "updates", "sequences", "trained_tokens", "generated_tokens" and "seconds" include the stages,
+            which fine-tuned the student before the run; "peak_bytes" is the maximum over the stages and the run; "parameters"
+            is the number of parameters of the student.
+        stages: Number of updates of each of these stages, by name of the stage.
     """
 
     figures: Mapping[str, float | None]
@@ -31,10 +32,10 @@ class Cost:
 
 
 def method_cost(entries: Sequence[Entry]) -> Cost:
-    """Training cost of the runs of one label.
+    """Return the mean training cost of a method; `entries` are its runs.
 
-    A stage that several runs share is counted for each of them, since each would need it if run alone.  Fine-tuning of the
-    teacher is not counted; see `teacher_cost`.
+    A stage that fine-tuned the student for several runs is counted for each of these runs, since each would need it if it were
+    run alone.  Fine-tuning of the teacher is not counted; see `teacher_cost`.
     """
     stages = [_stages(entry.run) for entry in entries]
     parts = [[at(entry.run.description, "cost"), *before.values()] for entry, before in zip(entries, stages, strict=True)]
@@ -49,7 +50,7 @@ def method_cost(entries: Sequence[Entry]) -> Cost:
 
 
 def teacher_cost(entries: Sequence[Entry]) -> Cost | None:
-    """Cost of fine-tuning the teacher; None if no run recorded it.
+    """Return the cost of fine-tuning the teacher; None if no run recorded it.
 
     If the runs used several fine-tuned teachers, the figures are means over these teachers.
     """
@@ -63,9 +64,9 @@ def teacher_cost(entries: Sequence[Entry]) -> Cost | None:
 
 
 def machines(entries: Sequence[Entry]) -> list[str]:
-    """Distinct machines of the runs, as names of their processors and accelerators.
+    """Return one text per machine that was used: its processor and its accelerators.
 
-    Seconds on different machines are not comparable.
+    Machines with the same text are listed once.  Seconds on different machines are not comparable.
     """
     found = [mapping(at(entry.run.description, "machine")) for entry in entries]
     parts = [[held.get("cpu"), *cast(list[Json], held.get("accelerators") or [])] for held in found]
@@ -73,15 +74,15 @@ def machines(entries: Sequence[Entry]) -> list[str]:
 
 
 def _stages(run: RunFolder) -> dict[str, Json]:
-    """Costs of the student's earlier stages, by name of the stage."""
+    """Return the costs of fine-tuning the student before the run, by name of stage."""
     recorded = mapping(at(run.description, "stages"))
     return {name: at(stage, "cost") for name, stage in recorded.items() if name != TEACHER_STAGE}
 
 
 def _combined(parts: Sequence[Json], name: str) -> float | None:
-    """Sum of the figure `name` over a run and its stages; for peak memory the maximum.
+    """Sum the figure `name` over a run and its stages.
 
-    Returns None if the run or a stage has not recorded the figure.
+    For peak memory, return the maximum instead.  Return None if the run or a stage has not recorded the figure.
     """
     found = [number(at(part, name)) for part in parts]
     known = [value for value in found if value is not None]

@@ -1,17 +1,18 @@
 """Readers of run folders and evaluation folders.
 
-Missing files and fields are None or empty; a damaged file raises an error of one line.
+A missing file or field is returned as None or as an empty value.  A damaged file raises an error of one line.
 """
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from redistill.config.decode import shown
+from redistill.config.shown import shown
 from redistill.errors import CheckpointError, DataError
 from redistill.records import FRACTION, PERCENT, Better, Json
 from redistill.storage import files
@@ -27,7 +28,9 @@ class Measure:
 
     Args:
         name: Key of the metric in scores.json and responses files.
-        title, unit, better: See `redistill.records.Metric`.
+        title: Name of the metric in tables.
+        unit: Unit of the metric, such as "%"; "" if it has none.
+        better: Whether a "higher" or a "lower" value is better.
     """
 
     name: str
@@ -55,11 +58,14 @@ BEFORE_METRICS_HAD_NAMES = (
     Measure("rouge_l", "ROUGE-L", PERCENT, "higher"),
     Measure("exact_match", "exact match", FRACTION, "higher"),
 )
-"""Metrics of folders whose scores.json describes no metrics: folders of commit 98f02f3 and earlier versions."""
+"""Metrics that are assumed if scores.json describes no metrics, as in folders of commit 98f02f3 and earlier versions."""
 
 
 def measures(scores: Json) -> tuple[Measure, ...]:
-    """The metrics of one data set's entry in scores.json, the primary one first."""
+    """Return the metrics that the entry of a data set in scores.json describes.
+
+    The primary metric is the first.  If the entry describes no metrics, the result is `BEFORE_METRICS_HAD_NAMES`.
+    """
     found = []
     for name, described in mapping(at(scores, "metrics")).items():
         if re.fullmatch(r"\w+", name, re.ASCII):
@@ -76,7 +82,7 @@ class Evaluation:
         label: Display name of the model.
         role: "teacher", "before" (the student before training), "baseline" or "student".
         scores: Content of scores.json.
-        answers: Data set -> evaluation seed -> prompt id -> line of the responses file.
+        answers: Data set -> evaluation seed -> prompt id -> line of the responses file, with the response and its scores.
     """
 
     label: str
@@ -90,46 +96,52 @@ class Evaluation:
         return mapping(self.scores.get("datasets"))
 
     def measures(self, dataset: str) -> tuple[Measure, ...]:
-        """The metrics of a data set, the primary one first."""
+        """Return the metrics of a data set, the primary one first."""
         return measures(self.datasets.get(dataset))
 
     def num_prompts(self, dataset: str) -> int:
-        """Number of prompts recorded in scores.json, else the number of responses."""
+        """Return the number of prompts, from scores.json or by counting responses."""
         recorded = number(at(self.datasets, dataset, "prompts"))
         answered = max((len(lines) for lines in self.answers.get(dataset, {}).values()), default=0)
         return answered if recorded is None else int(recorded)
 
     @property
     def settings(self) -> Mapping[str, Json]:
-        """Settings that determine the responses: weights' hash, sampling, seeds, lengths."""
+        """Settings that determine responses: hash of weights, sampling, seeds, lengths."""
         return mapping(self.scores.get("settings"))
 
     @property
     def identity(self) -> str:
-        """Hash of the model's weights, else its scores as JSON; identifies the model."""
+        """Text that identifies the model: the hash of its weights.
+
+        If no hash is recorded, the text is the scores as JSON.
+        """
         return str(self.settings.get("model") or json.dumps(self.scores, sort_keys=True))
 
     def seed_scores(self, dataset: str, name: str) -> dict[str, float]:
-        """Evaluation seed -> score `name`; seeds without this score are omitted."""
+        """Map each evaluation seed to its score `name`; omit seeds without this score."""
         seeds = mapping(at(self.datasets, dataset, "seeds"))
         return {seed: score for seed, found in seeds.items() if (score := number(at(found, name))) is not None}
 
     def forced_score(self, dataset: str, name: str) -> float | None:
-        """Teacher-forced score on the references; None if the score is missing.
+        """Return the teacher-forced score `name` on the references; None if it is missing.
 
         The score does not depend on an evaluation seed.
         """
         return number(at(self.datasets, dataset, "teacher_forced", name))
 
     def prompt_scores(self, dataset: str, name: str) -> list[dict[str, float]]:
-        """For each evaluation seed, a mapping of prompt id to score."""
+        """Return one mapping per evaluation seed, from prompt id to the score `name`.
+
+        Prompts without this score are omitted.
+        """
         return [
             {prompt: score for prompt, line in lines.items() if (score := number(line.get(name))) is not None}
             for lines in self.answers.get(dataset, {}).values()
         ]
 
     def question_hashes(self, dataset: str) -> dict[str, str]:
-        """Prompt id -> hash of the prompt and its references.
+        """Map each prompt id to a hash of the prompt and its references.
 
         The hashes distinguish test files that use the same ids for different prompts.
         """
@@ -139,28 +151,24 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Content of a run folder: run.json, logs and evaluations.
+    """Content of a run folder: run.json and evaluations; `log_lines` reads its logs.
 
     Args:
         path: The folder.
         description: Content of run.json.
-        metrics: Lines of metrics.jsonl.
-        revisions: Lines of revisions.jsonl.
         student, teacher, before: Evaluations of the student, of the teacher and of the student before training; None if
             missing.
     """
 
     path: Path
     description: Mapping[str, Json]
-    metrics: list[Mapping[str, Json]]
-    revisions: list[Mapping[str, Json]]
     student: Evaluation | None
     teacher: Evaluation | None
     before: Evaluation | None
 
     @property
     def name(self) -> str:
-        """Name of the run, else name of the folder."""
+        """Name of the run, or of its folder if no name is recorded."""
         return str(self.description.get("name") or self.path.resolve().name)
 
 
@@ -169,7 +177,7 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
 
     Args:
         folder: A run folder.
-        scores_only: Skip logs and the texts of responses, to save memory when many runs are read.
+        scores_only: If True, the texts of responses are not kept, to save memory when many runs are read.
 
     Raises:
         CheckpointError: the folder or its run.json is missing, or a file in it is damaged or has a newer schema.
@@ -177,20 +185,37 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
     if not (folder / "run.json").is_file():
         fault = "run.json is missing" if folder.is_dir() else "no such folder"
         raise CheckpointError(f"{folder}: {fault}; must be a run folder of redistill; check the path")
-    try:
+    with _damage_named():
         description = read_object(folder / "run.json")
         name = str(description.get("name") or folder.resolve().name)
         return RunFolder(
             path=folder,
             description=description,
-            metrics=[] if scores_only else _objects(folder / "metrics.jsonl"),
-            revisions=[] if scores_only else _objects(folder / "revisions.jsonl"),
             student=_read_evaluation(folder, name, "student", scores_only),
             teacher=_read_evaluation(folder / "teacher", "teacher", "teacher", scores_only),
             before=_read_evaluation(folder / "before", "before training", "before", scores_only),
         )
+
+
+def log_lines(path: Path) -> Iterator[Mapping[str, Json]]:
+    """Yield the lines of a log in a run folder, such as metrics.jsonl.
+
+    One line at a time is in memory.  There are no lines if the file is missing.  Lines that are not JSON objects are skipped.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    with _damage_named():
+        yield from _objects(path)
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Raise `CheckpointError` with a remedy if a file cannot be read."""
+    try:
+        yield
     except (DataError, OSError) as error:
-        raise CheckpointError(f"{error}; restore the file, or rerun the stage that wrote it") from error
+        raise CheckpointError(f"{error}; restore the file, or rerun the command that wrote it") from error
 
 
 def read_object(path: Path) -> Mapping[str, Json]:
@@ -209,17 +234,20 @@ def read_object(path: Path) -> Mapping[str, Json]:
 
 
 def number(value: object) -> float | None:
-    """`value` as a finite float; None if it is not a finite number."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    """Convert `value` to a float; return None if it is not a finite number."""
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer beyond the range of floats
+        return None
 
 
 def mapping(value: object) -> Mapping[str, Json]:
-    """`value` if it is a mapping, else an empty mapping."""
+    """Return `value` if it is a mapping, else an empty mapping."""
     return value if isinstance(value, Mapping) else {}
 
 
 def at(tree: Json, *path: str) -> Json:
-    """The value at a path of keys in nested mappings; None if it is missing.
+    """Return the value at a path of keys in nested mappings; None if it is missing.
 
     Example:
         >>> at({"models": {"student": {"name": "small"}}}, "models", "student", "name"), at({"models": "?"}, "models", "name")
@@ -246,14 +274,14 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
 
 
 def _answer(line: Mapping[str, Json], names: Sequence[str] | None) -> Mapping[str, Json]:
-    """Add the hash of prompt and references to a line of a responses file.
+    """Copy a line of a responses file, and add a hash of prompt and references.
 
-    If `names` is not None, only these keys of the line are kept.
+    If `names` is not None, the copy has only these keys of the line and the hash.
     """
     question = json.dumps([line.get("prompt"), line.get("references")])
     digest = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
     return {**(line if names is None else {name: line.get(name) for name in names}), _QUESTION_HASH: digest}
 
 
-def _objects(path: Path) -> list[Mapping[str, Json]]:
-    return [line for line in files.read_lines(path) if isinstance(line, Mapping)]
+def _objects(path: Path) -> Iterator[Mapping[str, Json]]:
+    return (line for _, line in files.scan_lines(path) if isinstance(line, Mapping))

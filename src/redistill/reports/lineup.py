@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from redistill.config import decode as decoding
+from redistill.config.shown import shown
 from redistill.errors import CheckpointError, ConfigError, DataError, OutputError
 from redistill.records import Json
 from redistill.reports.folders import RunFolder, at, mapping, read_object, read_run
@@ -42,8 +42,8 @@ class Lineup:
     Args:
         name: Title of the comparison.
         entries: The finished runs.
-        baseline: Label that differences refer to.
-        left_out: Descriptions of the unfinished runs of the sweeps.
+        baseline: Label of the runs that the others are compared with.
+        left_out: One phrase for each unfinished run of the sweeps: its label, its seed and its folder.
     """
 
     name: str
@@ -57,20 +57,22 @@ class Lineup:
         return list(dict.fromkeys(entry.label for entry in self.entries))
 
     def of(self, label: str) -> list[Entry]:
-        """The entries with this label."""
+        """Return the entries whose label is `label`."""
         return [entry for entry in self.entries if entry.label == label]
 
 
 def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Sequence[str] = ()) -> Lineup:
     """Read the runs in `folders`, each of which is a run folder or a sweep folder.
 
-    The label of a run is its label in the sweep, else its method. If runs of one method differ in settings other than seed,
-    output folder and name, the label is the common prefix of the names of the runs with equal settings.
+    A run of a sweep has the label of its row in the sweep.  The label of a run folder that is given directly is its method.  If
+    such runs of one method differ in settings other than seed, output folder and name, the runs with equal settings form a
+    group, and the label of a run is the common prefix of the names in its group.
 
     Args:
         folders: Run folders or sweep folders.
-        baseline: A label or a run folder; None selects the sweep's baseline, else the first label.
-        labels: Labels to include, in this order; empty includes all.
+        baseline: A label or a run folder.  If None, it is the baseline of the sweep, or the first label if no sweep has a
+            baseline.
+        labels: Labels of the runs to include, in this order; if empty, all runs are included.
 
     Raises:
         CheckpointError: a folder is neither a run nor a sweep, is damaged, or has no finished run; or two runs have the
@@ -90,7 +92,7 @@ def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Se
     held = list(dict.fromkeys(entry.label for entry in entries))
     for label in labels:
         if label not in held:
-            raise ConfigError(f"--rows {label}: no finished run has this label; must be among {', '.join(held)}")
+            raise ConfigError(f"--rows {label}: no finished run has this label; must be one of {', '.join(held)}")
     labels = labels or held
     entries = [entry for label in labels for entry in entries if entry.label == label]
     if baseline is not None and baseline not in labels:
@@ -105,7 +107,10 @@ def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Se
 
 
 def _read_sweep(folder: Path) -> Lineup:
-    """Read the runs of a sweep; `baseline` is "" if the sweep sets no baseline."""
+    """Read the finished runs of a sweep, and list the unfinished ones in `left_out`.
+
+    The attribute `baseline` of the result is "" if the sweep sets no baseline.
+    """
     path = folder / SWEEP_FILE
     try:
         held = read_object(path)
@@ -115,7 +120,7 @@ def _read_sweep(folder: Path) -> Lineup:
         for item in cast(list[Json], held.get("runs") or []):
             label, seed, relative = (at(item, key) for key in ("label", "seed", "folder"))
             if not isinstance(label, str) or not isinstance(seed, int) or not isinstance(relative, str):
-                raise DataError(f"{path}: an entry of runs is {decoding.shown(item)}; must have label, seed and folder")
+                raise DataError(f"{path}: `runs` has the entry {shown(item)}; each entry must have label, seed and folder")
             path_of_run = files.inside(folder, relative)
             if path_of_run not in runs:
                 runs[path_of_run] = _finished(path_of_run)
@@ -144,7 +149,7 @@ def _read_plain(folder: Path) -> RunFolder:
 
 
 def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
-    """Choose a label for each run that was given directly, without a sweep."""
+    """Return labelled entries of the runs that were given directly, without a sweep."""
     kinds = [(str(run.description.get("method") or run.name), _settings(run)) for run in runs]
     num_variants = Counter(method for method, _ in set(kinds))
     entries = []
@@ -159,15 +164,15 @@ def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
 
 
 def _settings(run: RunFolder) -> str:
-    """The recipe of a run as JSON, without the settings in `_NOT_THE_METHOD`."""
+    """Return the recipe of a run as JSON, without seed, output folder and name."""
     config = mapping(at(run.description, "config"))
     return json.dumps({name: value for name, value in config.items() if name not in _NOT_THE_METHOD}, sort_keys=True)
 
 
 def _with_unique_labels(found: Sequence[Entry]) -> list[Entry]:
-    """Remove duplicate runs, and make labels unique across sweeps.
+    """Return the entries without duplicate runs, with labels unique across sweeps.
 
-    A label that several sweeps use gets the name of its sweep as a suffix.
+    If several sweeps use a label, the name of the sweep is appended to the label.
 
     Raises:
         CheckpointError: two runs still have the same label and training seed.

@@ -1,4 +1,4 @@
-"""Rendering of templates: escaping, and formats of numbers and texts.
+"""Renders templates: escapes all values, and formats numbers and texts.
 
 Model text is untrusted: all values are escaped, control characters are removed, and the Content-Security-Policy of each HTML
 page forbids loading resources and running scripts.
@@ -12,21 +12,22 @@ from markupsafe import Markup
 from redistill.records import FRACTION
 from redistill.reports.folders import number
 from redistill.storage import files
-from redistill.storage.redaction import plain
+from redistill.storage.redaction import plain, plain_line
 
 MAX_TEXT = 2000
 NOTHING = "–"
 
 
 def render(template: str, page: Mapping[str, object], escaped: Callable[[str], str] = plain) -> str:
-    """Render a template of `templates/`.
+    """Return the text that a template of the folder `templates/` gives for a page.
 
     Every value is escaped; None is shown as a dash.
 
     Args:
-        template: Name of the template.
-        page: Variables of the template.
-        escaped: Function that escapes a text. A result that is not `Markup` is HTML-escaped afterwards.
+        template: File name of the template.
+        page: Variables of the template, by name.
+        escaped: Function that escapes a text for the output format. If its result is not `Markup`, the result is HTML-escaped
+            as well.
     """
 
     def finalize(value: object) -> str:
@@ -40,16 +41,16 @@ def render(template: str, page: Mapping[str, object], escaped: Callable[[str], s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (score, difference, fixed, percent, large, short, visible, one_line, files.slug)
+    filters = (score, difference, fixed, percent, large, short, visible, plain_line, files.slug)
     environment.filters |= {function.__name__: function for function in filters}
     return environment.get_template(template).render(page)
 
 
 def score(value: object, unit: str, digits: int = 2) -> str:
-    """A metric's value formatted in its unit; a dash if `value` is not a number.
+    """Format a metric's value in its unit; a dash if `value` is not a number.
 
     Args:
-        value: The value; a fraction in [0, 1] where `unit` is "fraction".
+        value: The value; a fraction in [0, 1] if `unit` is "fraction".
         unit: Unit of the metric.
         digits: Digits after the decimal point, for units other than "fraction".
 
@@ -61,9 +62,9 @@ def score(value: object, unit: str, digits: int = 2) -> str:
 
 
 def difference(value: object, unit: str) -> str:
-    """A difference of a metric with its sign; a dash if `value` is not a number.
+    """Format a difference of a metric with its sign; a dash if it is not a number.
 
-    Differences of fractions are in percentage points.
+    If `unit` is "fraction", the result is in percentage points.
 
     Example:
         >>> difference(0.0125, "fraction"), difference(-3, "words")
@@ -74,32 +75,28 @@ def difference(value: object, unit: str) -> str:
 
 
 def fixed(value: object, digits: int = 2) -> str:
-    """A number with `digits` digits after the decimal point; a dash for other values."""
+    """Format a number with `digits` decimal places; a dash if it is not a number."""
     known = number(value)
     return NOTHING if known is None else f"{known:.{digits}f}"
 
 
 def percent(value: object) -> str:
-    """A fraction as percent, such as "12.3 %"; a dash if `value` is not a number."""
+    """Format a fraction as percent, such as "12.3 %"; a dash if it is not a number."""
     known = number(value)
     return NOTHING if known is None else f"{100 * known:.1f} %"
 
 
 def short(value: object) -> str:
-    """Truncate a text to MAX_TEXT characters; append the number of omitted characters."""
+    """Truncate a text to MAX_TEXT characters, and append the number of omitted ones."""
     text = plain(str(value))  # redact first: truncation could split a secret
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
 
 
-def one_line(text: str) -> str:
-    """Remove control characters, and replace each run of white space by one space."""
-    return " ".join(plain(text).split())
-
-
 def visible(token: object) -> str:
-    """The text of a token; a token of white space is shown as symbols.
+    """Return the text of a token, with symbols for a token that is only white space.
 
-    The page highlights tokens, and a highlight is not visible on white space.
+    The page highlights tokens, and the symbols show where white space is highlighted.  An empty text and None give
+    the symbol ∅.
 
     Example:
         >>> visible(" the"), visible("\\n"), visible(None)
@@ -110,9 +107,9 @@ def visible(token: object) -> str:
 
 
 def large(value: object, billion: str = "B") -> str:
-    """A number with three significant digits and the suffix k, M, B or T.
+    """Format a number with three significant digits and the suffix k, M, B or T.
 
-    The argument `billion` replaces the suffix B.
+    The argument `billion` replaces the suffix B.  The result is a dash if `value` is not a number.
     """
     known = number(value)
     if known is None:

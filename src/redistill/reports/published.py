@@ -1,7 +1,7 @@
-"""Published tables of the paper.
+"""Published tables of the MGSR paper (arXiv 2407.10068).
 
-They are shown next to measured ones and never ranked with them.  The values are in published/*.yaml, one file per table,
-copied by hand from a scan; the notes list doubtful values.
+Published values are shown next to measured values and never ranked with them.  They are in published/*.yaml, one file per
+table.  They were copied by hand from a scan; the notes of a table list doubtful values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ SOURCE = "Liu et al. 2026, arXiv 2407.10068"
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One table of the paper.
+    """One table of the MGSR paper (arXiv 2407.10068).
 
     Args:
         title: Number and subject of the table.
-        metric: Key of the metric.
-        score: Description of the values.
+        metric: Key of the metric, as in scores.json.
+        score: Description of the values, for the caption.
         columns: Names of data sets, as listed by `redistill methods`, and optionally their average.
-        rows: Label -> one value per column.
+        rows: Label of a row -> its values, one per column.
         notes: Doubtful values and assumptions.
     """
 
@@ -37,7 +37,7 @@ class Published:
 
 
 def published_names() -> list[str]:
-    """Names of the published tables, sorted; the arguments of `read_published`.
+    """List the names of the published tables in alphabetical order.
 
     Example:
         >>> published_names()[:2]
@@ -48,7 +48,7 @@ def published_names() -> list[str]:
 
 
 def read_published(name: str) -> Published:
-    """Read a published table by name.
+    """Return the published table whose name, as in `published_names()`, is `name`.
 
     Raises:
         ConfigError: there is no table of this name.

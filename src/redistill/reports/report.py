@@ -10,24 +10,28 @@ import yaml
 from redistill.records import Json
 from redistill.reports import plots
 from redistill.reports.comparison import Row, dataset_names, evaluations, measures_of, report_rows
-from redistill.reports.folders import Evaluation, RunFolder, at, mapping, number, read_run
+from redistill.reports.folders import Evaluation, RunFolder, at, log_lines, mapping, number, read_run
+from redistill.reports.logs import read_log, read_revisions
 from redistill.reports.pages import render
-from redistill.reports.statistics import evenly, mean, spread
+from redistill.reports.statistics import mean, spread
 from redistill.storage import files
 from redistill.storage.redaction import plain, redacted_tree
 
 NUM_ANSWERS = 12
 NUM_REVISIONS = 8
+NUM_EVENTS = 20
 FIGURES = ("parameters", "bytes", "tokens_per_s")
 
 
 def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | None = None) -> Path:
-    """Write the report of a run; the page lists missing files.
+    """Write the HTML report of a run, and return its path.
+
+    If files of the run are missing, the report lists them.
 
     Args:
         run_folder: Folder of the run.
-        baselines: Run folders to compare with; differences are to the first.
-        out: File to write; None selects `report.html` in the run folder.
+        baselines: Run folders to compare with; differences are to the first one.
+        out: File to write; if None, it is `report.html` in the run folder.
 
     Returns:
         The path of the page.
@@ -42,23 +46,27 @@ def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | N
 
 
 def summary_rows(run_folder: Path, baselines: Sequence[Path] = ()) -> list[Row]:
-    """The main results of a run, as in its report; `summary_table` documents errors."""
+    """Return the main results of a run, one row per data set and model.
+
+    The arguments and errors are those of `summary_table`.
+    """
     return report_rows(evaluations(read_run(run_folder), [read_run(folder) for folder in baselines]))
 
 
 def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict[str, object]]:
-    """The main results of a run as data: one row per data set and model.
+    """Return the main results of a run as data: one row per data set and model.
 
     Control characters are removed, so that texts are safe to print on a terminal.
 
     Args:
         run_folder: Folder of the run.
-        baselines: Run folders to compare with; differences are to the first.
+        baselines: Run folders to compare with; differences are to the first one.
 
     Returns:
-        Rows with dataset, model, role, metric (name of the data set's primary metric), title (its heading), unit, num_seeds,
-        num_prompts, difference, lower, upper, versus, note, length_tokens, eos_rate, distinct_2, cross_entropy, kl, agreement,
-        and each metric under its name; for the primary metric also NAME_sd, its standard deviation. None means not measured.
+        One dict per row.  Its keys are dataset, model, role, metric (name of the data set's primary metric), title (heading of
+        this metric), unit, num_seeds, num_prompts, difference, lower, upper, versus, note, length_tokens, eos_rate, distinct_2,
+        cross_entropy, kl, agreement, and the name of each metric, for its mean score.  If NAME is the name of the primary
+        metric, NAME_sd is its standard deviation.  A value is None if it was not measured.
 
     Raises:
         CheckpointError: a folder is not a run folder, or a file in it is damaged.
@@ -84,16 +92,18 @@ def _flat(row: Row) -> dict[str, object]:
 
 
 def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
-    """Variables for the template of the report."""
+    """Return the variables for the template of the report, by name."""
     models, own = evaluations(run, baselines), [found for found in (run.student, run.before) if found is not None]
+    log = read_log(log_lines(run.path / "metrics.jsonl"), plots.TRAINING_NAMES)
+    revisions = read_revisions(log_lines(run.path / "revisions.jsonl"))
     rows = report_rows(models)
     data = {role: about for role, about in mapping(run.description.get("data")).items() if isinstance(about, Mapping)}
     needed = {
         "scores of this run (scores.json)": run.student,
         "scores of the teacher (teacher/scores.json)": run.teacher,
         "scores of the student before training (before/scores.json)": run.before,
-        "training metrics (metrics.jsonl)": run.metrics,
-        "corrections (revisions.jsonl; only methods with SCRG record them)": run.revisions,
+        "training metrics (metrics.jsonl)": log,
+        "corrections (revisions.jsonl; only methods with SCRG record them)": revisions.count,
         **{f"scores of the baseline {baseline.name}": baseline.student for baseline in baselines},
     }
     return {
@@ -103,9 +113,12 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
         "datasets": [list(found) for _, found in itertools.groupby(rows, key=lambda row: row.column)],
         "primaries": list(dict.fromkeys(row.measures[0].heading for row in rows)),
         "answers": list(_answers(models)),
-        "charts": plots.panels(run.metrics, measures_of(dataset_names(own), own)),
-        "revisions": [run.revisions[index] for index in evenly(len(run.revisions), NUM_REVISIONS)],
-        "num_revisions": len(run.revisions),
+        "charts": plots.panels(log, measures_of(dataset_names(own), own)),
+        "events": log.events.items(NUM_EVENTS),
+        "kinds": sorted(log.kinds.items()),
+        "num_events": log.events.count,
+        "revisions": revisions.items(NUM_REVISIONS),
+        "num_revisions": revisions.count,
         "sizes": _sizes(run),
         "data": data,
         "columns": list(dict.fromkeys(key for about in data.values() for key in about)),
@@ -121,9 +134,10 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
 
 
 def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
-    """Mean scores of student and teacher for each primary metric, over its data sets.
+    """Yield, for each primary metric, the mean scores of student and teacher.
 
-    `gain` is the student's mean difference to the reference model: the first baseline, else the student before training.
+    Means are taken over the data sets with this primary metric.  The entry "gain" is the mean difference between the student
+    and the reference model, which is the first baseline, else the student before training.
     """
     for primary in dict.fromkeys(row.measures[0] for row in rows if row.role == "student"):
         scored = [row for row in rows if row.measures[0] == primary]
@@ -143,7 +157,7 @@ def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
 def _sizes(run: RunFolder) -> dict[str, dict[str, object]]:
     """Map each role to the name, sizes and speed of its model.
 
-    Figures of the evaluation take precedence over those in run.json.
+    If both the evaluation and run.json have a figure, that of the evaluation is returned.
     """
     sizes: dict[str, dict[str, object]] = {}
     for role, evaluation in (("teacher", run.teacher), ("student", run.student)):

@@ -43,14 +43,15 @@ class Comparison:
 
     Args:
         name: Title of the comparison.
-        baseline: Label that differences refer to.
-        tables: Scores, differences, other scores, costs and published values, in this order; the first three once for each
-            primary metric of the test sets.
+        baseline: Label of the runs that the others are compared with.
+        tables: Scores, differences, other scores, costs and published values, in this order.  Scores and other scores have one
+            table per primary metric; differences have one table per column.
         budgets: Budgets and settings that are equal in all runs, and those that are not.
         tests: Description of the intervals and p-values.
-        left_out: Unfinished runs of the sweeps.
-        records: One flat record per model and column, in full precision.
-        fields: Field names of the records, in order.
+        left_out: One phrase for each unfinished run of the sweeps.
+        records: One flat record per model and column of the tables, and one per published value, with numbers in full
+            precision.
+        fields: Field names of the records, in the order of the columns of a CSV file.
     """
 
     name: str
@@ -66,7 +67,10 @@ class Comparison:
 def comparison_of(
     folders: Sequence[Path], *, baseline: str | None = None, labels: Sequence[str] = (), published: Sequence[str] = ()
 ) -> Comparison:
-    """Compare finished runs; `build_comparison` documents the arguments."""
+    """Return the comparison of finished runs, without writing files.
+
+    The arguments and errors are those of `build_comparison`.
+    """
     tables = {name: read_published(name) for name in published}
     lineup = read_lineup(folders, baseline, labels)
     models = entrants(lineup)
@@ -106,7 +110,7 @@ def comparison_of(
 
 
 def _fields(over: Sequence[Column], published: Iterable[Published]) -> list[str]:
-    """Field names of the records, in order.
+    """Return the field names of the records, in the order of CSV columns.
 
     Primary metrics with their standard deviations come first, then differences, other metrics and costs.
     """
@@ -121,9 +125,9 @@ def _fields(over: Sequence[Column], published: Iterable[Published]) -> list[str]
 
 
 def _records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[str, object]]:
-    """One record per model and column.
+    """Yield one record per row, that is, per model and column of the tables.
 
-    Costs belong to whole runs and are repeated in each record of a method.
+    A cost belongs to whole runs, so each record of a method repeats it.
     """
     for row in rows:
         cost = costs.get(row.model)
@@ -145,7 +149,7 @@ def _records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[st
 
 
 def _published_records(name: str, table: Published) -> Iterator[dict[str, object]]:
-    """One record per value of a published table, with the table's name in `role`."""
+    """Yield one record per value of a published table; its `role` contains `name`."""
     for label, figures in table.rows.items():
         for column, figure in zip(table.columns, figures, strict=True):
             yield {"model": label, "role": f"published {name}", "column": column, table.metric: figure}

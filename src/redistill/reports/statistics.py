@@ -23,7 +23,7 @@ _ROUNDING = 1e-12  # relative tolerance: sums of the same terms in another order
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference with the bounds of its confidence interval of level `LEVEL`."""
+    """A mean difference, and the bounds of its confidence interval (level `LEVEL`)."""
 
     difference: float
     lower: float
@@ -31,15 +31,15 @@ class Interval:
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """Arithmetic mean; None if there are no values."""
+    """Return the arithmetic mean; None if there are no values."""
     numbers = list(values)
     return float(np.mean(numbers)) if numbers else None
 
 
 def mean_of_all(values: Iterable[float | None]) -> float | None:
-    """Arithmetic mean; None if a value is None or there are no values.
+    """Return the arithmetic mean; None if a value is None or there are no values.
 
-    A mean over fewer values would not be comparable.
+    A mean over the known values only would not be comparable with other means.
     """
     found = list(values)
     known = [value for value in found if value is not None]
@@ -47,16 +47,16 @@ def mean_of_all(values: Iterable[float | None]) -> float | None:
 
 
 def deviation(values: Iterable[float]) -> float | None:
-    """Sample standard deviation (divisor n - 1); None with fewer than two values."""
+    """Return the sample standard deviation (divisor n - 1); None for n < 2 values."""
     numbers = list(values)
     return float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
 
 
 def prompt_means(seeds: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Mean score of each prompt over evaluation seeds.
+    """Compute the mean score of each prompt over evaluation seeds.
 
     Args:
-        seeds: One mapping of prompt id to score per seed.
+        seeds: One mapping per evaluation seed, from prompt id to score.
 
     Raises:
         DataError: the seeds have different prompts.
@@ -72,10 +72,10 @@ def prompt_means(seeds: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def paired_differences(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> np.ndarray:
-    """Differences a - b between the scores of two models on one data set.
+    """Compute differences a - b between the scores of models a and b on one data set.
 
     Args:
-        pairs: For each training seed, the scores of a and of b by prompt id; all with the same prompts.
+        pairs: For each training seed, the scores of model a and of model b, by prompt id.  All have the same prompts.
 
     Returns:
         Array [training seeds, prompts], float64, with prompts sorted by id.
@@ -97,7 +97,7 @@ def paired_differences(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, f
 
 
 def paired_bootstrap(strata: Sequence[np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The mean difference with its percentile bootstrap interval.
+    """Compute the mean difference with its percentile bootstrap interval.
 
     Prompts are resampled with replacement within each data set. The scores of a prompt stay paired, so that prompts which are
     hard for both models do not widen the interval.  Two or more training seeds are resampled as well, independently of the
@@ -109,7 +109,8 @@ def paired_bootstrap(strata: Sequence[np.ndarray], *, resamples: int = RESAMPLES
     of the seeds is underestimated by the factor (n - 1) / n, which matters for two or three seeds.
 
     Args:
-        strata: Differences [training seeds, prompts] of each data set, the same seeds in all; see `paired_differences`.
+        strata: One array [training seeds, prompts] of differences per data set, as `paired_differences` returns it; all have
+            the same seeds.
         resamples: Number of bootstrap resamples.
         seed: Seed of the random generator.
 
@@ -133,17 +134,19 @@ def paired_bootstrap(strata: Sequence[np.ndarray], *, resamples: int = RESAMPLES
 
 
 def sign_flip(strata: Sequence[np.ndarray], *, flips: int = FLIPS, seed: int = 0) -> float:
-    """Two-sided p-value of the paired sign-flip permutation test over prompts.
+    """Compute the two-sided p-value of the paired sign-flip test over prompts.
 
-    Under the null hypothesis that both models are equally good on every prompt, the sign of each difference is arbitrary.  p is
-    the fraction of sign patterns whose mean difference is at least as far from 0 as the observed one: over all 2^n patterns if
-    there are at most `flips` of them, else over `flips` random patterns and the observed one (so p >= 1 / (flips + 1)).
-    Training seeds are averaged first: p refers to the evaluated models, not to other training seeds.
+    This is a permutation test.  Under the null hypothesis that both models are equally good on every prompt, the sign of each
+    difference is arbitrary.  p is the fraction of sign patterns whose mean difference is at least as far from 0 as the observed
+    one.  With n prompts, all 2^n patterns are evaluated if there are at most `flips` of them.  Otherwise `flips` random
+    patterns and the observed one are evaluated, so p >= 1 / (flips + 1).  Training seeds are averaged first: p refers to the
+    evaluated models, not to other training seeds.
 
-    Source: Fisher's randomisation test; Phipson and Smyth, Permutation p-values should never be zero (2010), for the + 1.
+    Source: Fisher's randomisation test; Phipson and Smyth, Permutation p-values should never be zero (2010), for the + 1 in
+    numerator and denominator.
 
     Args:
-        strata: Differences [training seeds, prompts] of each data set.
+        strata: One array [training seeds, prompts] of differences per data set.
         flips: Maximum number of sign patterns to evaluate.
         seed: Seed of the random generator.
 
@@ -154,7 +157,7 @@ def sign_flip(strata: Sequence[np.ndarray], *, flips: int = FLIPS, seed: int = 0
         >>> sign_flip([np.array([[1.0, 1.0, 2.0]])])  # two of the eight patterns are at least as extreme
         0.25
     """
-    # Contribution of each prompt to the estimate: flipping its sign flips the prompt within its data set.
+    # Contribution of each prompt to the estimate. Flipping the sign of a prompt's difference flips the sign of its term.
     terms = np.concatenate([stratum.mean(axis=0) / stratum.shape[1] for stratum in strata]) / len(strata)
     limit = abs(terms.sum()) - _ROUNDING * np.abs(terms).sum()
     if 2 ** len(terms) <= flips:
@@ -168,7 +171,9 @@ def sign_flip(strata: Sequence[np.ndarray], *, flips: int = FLIPS, seed: int = 0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction for multiple tests; controls the family-wise error rate.
+    """Correct p-values for multiple tests by Holm's method.
+
+    The method controls the family-wise error rate.
 
     Args:
         p_values: p-values of the family, in any order.
@@ -177,6 +182,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
         The corrected p-values, in the order of `p_values`.
 
     .. math:: p'_{(i)} = \\max_{j \\le i} \\min(1, (m - j + 1)\\, p_{(j)})
+
+    p_(j) is the j-th smallest of the m p-values, and p'_(i) is the corrected i-th smallest.
 
     Source: Holm, A simple sequentially rejective multiple test procedure (1979).
 
@@ -191,9 +198,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def win_tie_loss(strata: Sequence[np.ndarray]) -> tuple[int, int, int]:
-    """Numbers of prompts with difference > `TIE`, in [-`TIE`, `TIE`], and < -`TIE`.
+    """Return the number of prompts with a win, with a tie and with a loss.
 
-    Differences are averaged over training seeds first.
+    The difference of a prompt is its mean over training seeds, positive if the first model is better.  It is a win if it is
+    > `TIE`, a loss if it is < -`TIE`, and otherwise a tie.
     """
     difference = np.concatenate([stratum.mean(axis=0) for stratum in strata])
     wins, losses = int((difference > TIE).sum()), int((difference < -TIE).sum())
@@ -201,7 +209,7 @@ def win_tie_loss(strata: Sequence[np.ndarray]) -> tuple[int, int, int]:
 
 
 def spread(scores: Mapping[str, float], count: int) -> list[str]:
-    """At most `count` prompt ids, evenly spaced in the ranking by score.
+    """Choose at most `count` prompt ids, evenly spaced in the ranking by score.
 
     The lowest score is first; ties are ordered by prompt id.
     """
@@ -210,17 +218,17 @@ def spread(scores: Mapping[str, float], count: int) -> list[str]:
 
 
 def evenly(total: int, count: int) -> Sequence[int]:
-    """At most `count` evenly spaced indices in [0, `total`).
+    """Choose at most `count` evenly spaced indices in [0, `total`).
 
-    The first and, for count > 1, the last index are included.
+    The first index is included, and the last one if `count` > 1.
     """
     return sorted({round(index) for index in np.linspace(0, total - 1, min(count, total))}) if total else []
 
 
 def _blocks(total: int, width: int) -> Iterator[int]:
-    """Sizes of blocks into which `total` samples of `width` numbers are split.
+    """Split `total` samples of `width` numbers each into blocks.
 
-    A block has at most `_BLOCK` numbers, but at least one sample.
+    Yields the number of samples of each block.  A block has at most `_BLOCK` numbers, but at least one sample.
     """
     block = max(1, _BLOCK // width)
     yield from (min(block, total - first) for first in range(0, total, block))

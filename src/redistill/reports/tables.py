@@ -29,7 +29,8 @@ class Cell:
         text: The formatted value.
         detail: Additional text in small print, such as the standard deviation.
         mark: Rank in the column: "best", "second" or "".
-        tone: Direction of a difference: 1 if its whole interval is better than 0, -1 if its whole interval is worse, else 0.
+        tone: Direction of a difference: 1 if its whole confidence interval is better than 0, -1 if its whole interval is worse
+            than 0, else 0.
     """
 
     text: str
@@ -40,7 +41,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table; rows of kind "reference" are never ranked."""
+    """A row of a table; only rows whose `kind` is "method" are ranked."""
 
     label: str
     kind: Kind
@@ -55,10 +56,10 @@ class Table:
         key: Short identifier, unique in a comparison; used for anchors and LaTeX labels.
         title: Heading of the table.
         caption: Metric, units and other facts needed to read the table.
-        columns: Column headings; the first is the heading of the labels.
+        columns: Column headings; the first is that of the column with the labels of the rows.
         lines: Rows of the table.
-        measured: False for published values of the paper.
-        is_detail: True if the terminal omits the table.
+        measured: False if the values were published by the MGSR paper (arXiv 2407.10068), not measured here.
+        is_detail: Whether the terminal omits the table.
     """
 
     key: str
@@ -71,7 +72,7 @@ class Table:
 
 
 def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequence[Row], *, apart: bool = False) -> Table:
-    """Scores of models by data sets, with best and second best marked.
+    """Build the table of scores; the best and the second best model are marked.
 
     Cells contain the mean and the standard deviation over seeds.
 
@@ -79,7 +80,7 @@ def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequenc
         models: Models in the order of the rows.
         over: Columns with the same primary metric.
         rows: Rows of the comparison.
-        apart: True if a table of another metric precedes this one; the key then contains the metric.
+        apart: True if a table of another metric precedes this one; the attribute `key` of the table then contains the metric.
     """
     measure, names = over[0].primary, {column.name for column in over}
     rows = [row for row in rows if row.column in names]
@@ -110,9 +111,10 @@ def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequenc
 
 
 def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_detail: bool = False) -> Table | None:
-    """Table of the differences between methods and the baseline in one column.
+    """Build the table of differences between methods and the baseline in one column.
 
-    Returns None if there is no method to compare with the baseline.
+    `column` is a data set or an average, `rows` are all rows of the comparison, and `is_detail` is True if the terminal omits
+    the table.  Returns None if there is no method to compare with the baseline.
     """
     others = [row for row in rows if row.column == column.name and row.role == "student" and row.versus is not None]
     if not others:
@@ -132,7 +134,10 @@ def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_det
 
 
 def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = False) -> Table:
-    """Table of all scores but the primary metric, for one column of the report."""
+    """Build the table of all scores except the primary metric, for one column.
+
+    If a table of another metric precedes this one, `apart` is True, and the attribute `key` of the table contains the metric.
+    """
     others = column.measures[1:]
     described = [f"{_sentence(measure.title)}: {_unit(measure)}{_direction(measure)}; " for measure in others]
     return Table(
@@ -150,7 +155,12 @@ def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = Fal
 def cost_table(
     costs: Mapping[str, Cost], teacher: Cost | None, column: Column, rows: Sequence[Row], machines: Sequence[str]
 ) -> Table:
-    """Training costs of each method next to its score in one column."""
+    """Build the table of the training costs of each method, and of its score.
+
+    `costs` has the cost of each method by label.  `teacher` is the cost of fine-tuning the teacher; if it is None, the table
+    has no row for it.  The score is the primary metric in `column`, taken from `rows`.  `machines` lists the machines that were
+    used.
+    """
     measure = column.primary
     scores = {row.model: row.primary for row in rows if row.is_method and row.column == column.name}
     stages = [
@@ -180,7 +190,7 @@ def cost_table(
 
 
 def published_table(name: str, table: Published) -> Table:
-    """A table of the paper, labelled as published; its values are not ranked."""
+    """Build a table of the MGSR paper, labelled as published; no value is ranked."""
     return Table(
         key=f"published-{name}",
         title=f"Published, not measured here: {table.title}",
@@ -196,7 +206,7 @@ def published_table(name: str, table: Published) -> Table:
 
 
 def p_value(value: float | None) -> str:
-    """A p-value with three digits after the decimal point; a dash for None.
+    """Format a p-value with three decimal places; a dash for None.
 
     Example:
         >>> p_value(0.0001), p_value(0.04), p_value(None)
@@ -222,7 +232,7 @@ def _contrast_cells(row: Row) -> list[Cell]:
 
 
 def _other_scores(row: Row) -> list[str]:
-    """Format the metrics other than the primary one, then the `_OTHER_SCORES`."""
+    """Return the cells of a row: metrics except the primary one, then `_OTHER_SCORES`."""
     found = row.scores
     return [
         *(score(found[measure.name], measure.unit) for measure in row.measures[1:]),
@@ -232,7 +242,10 @@ def _other_scores(row: Row) -> list[str]:
 
 
 def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
-    """Cells of one row of the cost table: a score, then the figures in `_COSTS`."""
+    """Return one row of the cost table: a score, then the figures in `_COSTS`.
+
+    `reached` is the score of the method, in `unit`; if it is None, the cell has a dash.
+    """
     *counts, seconds = (cost.figures[name] for name in SUMMED)
     peak = cost.figures[PEAK]
     return _cells(
@@ -247,9 +260,9 @@ def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
 
 
 def _ranks(rows: Sequence[Row]) -> dict[str, Mark]:
-    """Mark the best method and, of three or more methods, the second best.
+    """Return the mark of the best method and, of three or more, of the second best.
 
-    Scores are compared as displayed, that is, rounded.
+    The keys are labels of methods.  Scores are compared as displayed, that is, rounded.
     """
     shown = {
         row.model: row.measures[0].sign * round(row.primary.mean, DIGITS + (row.measures[0].unit == FRACTION))
@@ -265,7 +278,7 @@ def _ranks(rows: Sequence[Row]) -> dict[str, Mark]:
 
 
 def _sentence(text: str) -> str:
-    """`text` with its first letter capitalized."""
+    """Return `text` with its first letter capitalized."""
     return text[:1].upper() + text[1:]
 
 
@@ -276,14 +289,14 @@ def _unit(measure: Measure) -> str:
 
 
 def _direction(measure: Measure) -> str:
-    """Note in a caption that lower is better; "" if higher is better."""
+    """Return the note ", lower is better" for a caption; "" if higher is better."""
     return ", lower is better" if measure.better == "lower" else ""
 
 
 def _spread_caption(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
-    """Sentences that state the number of seeds behind each mean and deviation.
+    """Return sentences that state over how many seeds means and deviations are taken.
 
-    Models with the same numbers of seeds are named together.
+    Models with the same numbers of seeds are listed together.
     """
     groups: dict[str, list[str]] = {}
     for model in models:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from redistill.processes.streams import console
 from redistill.records import FRACTION, Json
 from redistill.reports.comparison import Row
 from redistill.reports.folders import Evaluation
@@ -18,13 +18,14 @@ from redistill.reports.report import summary_rows
 from redistill.reports.sheet import Comparison
 from redistill.reports.statistics import deviation, mean
 from redistill.reports.tables import Cell
-from redistill.storage.redaction import plain
+from redistill.storage.redaction import plain_line
 
 
 def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
     """Print the main results of a run.
 
-    Shows all models on all test sets, with differences to the first baseline, in one table per primary metric.
+    There is one table per primary metric.  It shows all models on the test sets of this metric, with differences to the first
+    baseline.
 
     Args:
         run: Folder of the run.
@@ -41,7 +42,7 @@ def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
 
 
 def _summary(rows: Sequence[Row]) -> Table:
-    """Table of scores and differences, for rows with the same primary metric."""
+    """Build the table of scores and differences; all rows have one primary metric."""
     title, unit = (rows[0].measures[0].heading, rows[0].measures[0].unit) if rows else ("score", "")
     versus = next((f"difference to {row.versus}" for row in rows if row.versus), "difference")
     table = _table(("data set", "model", title, versus, "95 % interval"), texts=("data set", "model"))
@@ -56,7 +57,9 @@ def _summary(rows: Sequence[Row]) -> Table:
 
 
 def print_scores(scores: Mapping[str, object]) -> None:
-    """Print the scores of one model: mean ± standard deviation over seeds.
+    """Print the scores of one model, as means over evaluation seeds.
+
+    The primary metric of a data set is printed with its standard deviation over seeds.
 
     Args:
         scores: Content of scores.json.
@@ -79,7 +82,8 @@ def print_scores(scores: Mapping[str, object]) -> None:
 def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
     """Print the tables of a comparison, its unequal settings and unfinished runs.
 
-    No table is printed if `tables` is False. Tables with `is_detail` are too wide for a terminal and are never printed.
+    No table is printed if `tables` is False. Tables whose attribute `is_detail` is True are too wide for a terminal and are
+    never printed.
     """
     page = console()
     for table in (table for table in comparison.tables if tables and not table.is_detail):
@@ -96,11 +100,11 @@ def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
 
 
 def _text(text: str) -> Text:
-    return Text(plain(text))  # a plain string would be parsed as markup
+    return Text(plain_line(text))  # a plain string would be parsed as markup
 
 
 def _table(columns: Iterable[str], texts: Sequence[str]) -> Table:
-    """An empty table; columns in `texts` are left-aligned, the others right-aligned."""
+    """Create an empty table; align columns in `texts` left, and other columns right."""
     table = Table()
     for column in columns:
         table.add_column(_text(column), justify="left" if column in texts else "right")
@@ -108,8 +112,8 @@ def _table(columns: Iterable[str], texts: Sequence[str]) -> Table:
 
 
 def _cell(cell: Cell) -> Text:
-    text = Text(plain(cell.text), style={"best": "bold", "second": "underline"}.get(cell.mark, ""))
-    return text if not cell.detail else text.append(f" {plain(cell.detail)}", style="not bold not underline dim")
+    text = Text(plain_line(cell.text), style={"best": "bold", "second": "underline"}.get(cell.mark, ""))
+    return text if not cell.detail else text.append(f" {plain_line(cell.detail)}", style="not bold not underline dim")
 
 
 def _spread(value: float | None, deviation_: float | None, unit: str) -> str:
@@ -123,8 +127,3 @@ def _spread(value: float | None, deviation_: float | None, unit: str) -> str:
 
 def _shown(value: float | None, shape: str) -> str:
     return "-" if value is None else shape.format(value)
-
-
-def console() -> Console:
-    """Create the console on which tables are printed."""
-    return Console(soft_wrap=False)

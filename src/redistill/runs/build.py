@@ -1,4 +1,4 @@
-"""Construction of the components of the training loop from an open run."""
+"""Builds the components of the training loop from an open run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -90,7 +90,7 @@ def _guards(run: OpenRun) -> Guards:
 
 
 def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
-    """Build an evaluator of `model`, the student before or during training."""
+    """Build the evaluator that scores `model`, the student before or during training."""
     models, config = run.models, run.config.evaluation
     return Evaluator(
         model=model,
@@ -106,9 +106,9 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
 
 
 def build_gold(run: OpenRun) -> GoldBatches:
-    """Build the batches of gold examples, in the order of training.
+    """Return the batches of gold examples, in the order of training.
 
-    Each batch is divided among the processes.
+    Gold examples are rows of the training data with their reference answers.  Each batch is divided among the processes.
     """
     config = run.config
     return GoldBatches(run.data.train, batch_size=config.training.batch_size, seed=config.seed, processes=run.processes)
@@ -120,7 +120,7 @@ def build_policy(run: OpenRun) -> Policy:
     node, gold, settings = config.resolved_method.policy, build_gold(run), config.training
     text_teacher, scorer = None, None
     if teacher is not None and teacher.capabilities.generates:
-        text_teacher = cast(TextTeacher, teacher)  # `generates` declares the method
+        text_teacher = cast(TextTeacher, teacher)  # the capability `generates` declares this
     if teacher is not None and teacher.capabilities.statistics:
         size, device = settings.generation_batch_size, run.accelerator.device
         scorer = Scorer(_student_reader(run), teacher, pad_id=models.pad_id, batch_size=size, device=device)
@@ -151,21 +151,24 @@ def build_policy(run: OpenRun) -> Policy:
 
 
 def _unwrapped(engine: Engine) -> Engine:
-    """The engine inside the wrappers that count tokens or check results."""
+    """Return the engine inside the wrappers that count tokens or check results."""
     while isinstance(engine, MeteredEngine | CheckedEngine):
         engine = engine.engine
     return engine
 
 
 class _Remembering(Protocol):
-    """A teacher or an engine that has a prefix memory."""
+    """A teacher or engine with a prefix memory: it reuses its states of earlier texts."""
 
     def remembering(self) -> AbstractContextManager[None]: ...
 
 
 @contextmanager
 def _remembering(run: OpenRun) -> Iterator[None]:
-    """Context in which teacher and engine use their prefix memory, if they have one."""
+    """Context in which teacher and engine use their prefix memory, if they have one.
+
+    A prefix memory stores the states of earlier texts, so that the start of a text that repeats need not be computed again.
+    """
     with ExitStack() as stack:
         for part in (run.teacher, _unwrapped(run.engine)):
             if part is not None and part.capabilities.prefix_memory:
@@ -176,8 +179,9 @@ def _remembering(run: OpenRun) -> Iterator[None]:
 def _student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
     """Return a function that computes the student's hidden states for a batch.
 
-    The function returns these states and the student's head.  It runs the student in evaluation mode, without gradient.  If the
-    engine has a prefix memory, the function reads and extends this memory.
+    The function returns these states [rows, width] and the student's output head.  It runs the student in evaluation mode,
+    without gradient.  If the engine has a prefix memory (stored states of earlier texts), the function reads this memory and
+    adds the states of the batch to it.
     """
     reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 

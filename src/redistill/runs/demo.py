@@ -1,7 +1,7 @@
 """The demo: a tiny teacher, and smaller students trained by MGSR and by SFT.
 
 Both students have the same number of updates, batch size and data.  The learning rate was chosen on validation, out of three
-for each method: docs/results/toy-world.md has the table and how to repeat it.
+values for each method: docs/results/toy-world.md has the results, and the commands that repeat them.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from redistill.records import Json, Record
 from redistill.reports.terminal import print_summary
 from redistill.runs.folder import RUN_FILE
 from redistill.runs.run import RunResult, distill, train_student
-from redistill.storage import files
-from redistill.storage.cache import cache_folder
+from redistill.storage import files, folders
+from redistill.storage.user_cache import cache_folder
 from redistill.toy import world as toy
 from redistill.toy.world import Split, toy_records, toy_tokenizer
 
@@ -34,21 +34,25 @@ CHAT_TEMPLATE = (
 )
 TOKENS: dict[str, Json] = {"prompt_tokens": 96, "response_tokens": 32, "template": "chat"}
 TEACHER_UPDATES, UPDATES = 400, 150
-LEARNING_RATE = 1e-3  # the best of three on validation, for SFT and for MGSR
+LEARNING_RATE = 1e-3  # the best of three values on validation, both for SFT and for MGSR
 
 
 def demo(out: Path, *, fresh: bool = False) -> RunResult:
-    """Run the demo into `out` and print its table.
+    """Run the demo, write its run folders to `out`, and print its table.
 
-    The toy teacher is cached for later calls.
+    The tiny teacher is cached for later calls.
 
     Args:
         out: Folder that contains a run folder for each method; the folder of MGSR contains the report.
-        fresh: True trains the toy teacher and the students again.
+        fresh: If True, the teacher and the students are trained again.
 
     Returns:
         The result of the MGSR run.
+
+    Raises:
+        OutputError: `out` cannot be written; it is checked before the teacher is trained.
     """
+    files.make_folder(out)
     world = toy_world(fresh=fresh)
     sft = _distilled("sft", world, out, [], fresh=fresh)
     mgsr = _distilled("mgsr", world, out, [sft.folder], fresh=fresh)
@@ -58,24 +62,28 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
 
 
 def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fresh: bool) -> RunResult:
-    """Run one method; replace a run folder that another version of the demo wrote."""
+    """Train, evaluate and report one method, and return the result.
+
+    A run folder that another version of the demo wrote is replaced.
+    """
     named = {"name": f"toy-{method}", "method": method, "seed": SEED, "out": str(out / method)}
     config = decode_run({**named, **student_tree(world)}, "demo")
     if fresh and config.folder.exists():
-        files.remove_folder(config.folder)
+        folders.remove_folder(config.folder)
     try:
         return distill(config, baselines=baselines)
     except ConfigError:
         if not (config.folder / RUN_FILE).exists():
             raise
-        files.remove_folder(config.folder)
+        folders.remove_folder(config.folder)
         return distill(config, baselines=baselines)
 
 
 def student_tree(world: Path) -> dict[str, Json]:
-    """The configuration that runs of all methods in the toy world share.
+    """Return the settings that runs of all methods in the toy world share.
 
-    The rows of a sweep are merged over this configuration.
+    The toy world is the generated data and the tiny teacher of the demo, in the folder `world`.  A sweep merges its rows over
+    these settings.
     """
     return {
         "teacher": {"model": str(world / "teacher" / "model")},
@@ -94,25 +102,25 @@ def student_tree(world: Path) -> dict[str, Json]:
 
 
 def world_folder() -> Path:
-    """The folder of the toy world, which may not exist.
+    """Return the path of the toy world's folder, which may not exist yet.
 
-    The folder is in $REDISTILL_CACHE (default ~/.cache/redistill).  Its name contains a hash of everything that the toy world
-    depends on.
+    The toy world is the generated data and the tiny teacher of the demo.  The folder is in $REDISTILL_CACHE (default
+    ~/.cache/redistill).  Its name contains a hash of everything that the toy world depends on.
     """
     described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, TEACHER_UPDATES, TOKENS, CHAT_TEMPLATE, _source_digest()))
     return cache_folder() / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
 
 
 def toy_world(*, fresh: bool = False) -> Path:
-    """The folder of the toy world, with data and a trained teacher.
+    """Return the folder of the toy world: the generated data and the trained teacher.
 
-    Data and teacher are created if they are not cached.
+    If they are not cached, or if `fresh` is True, they are created.
     """
     world = world_folder()
     if fresh and world.exists():
-        files.remove_folder(world)
+        folders.remove_folder(world)
     if not (world / "start" / "config.json").exists():
-        with files.new_folder(world) as folder:
+        with folders.new_folder(world) as folder:
             _write_data(folder)
             _write_model(folder / "start")
     train_student(_teacher_run(world))
@@ -162,6 +170,6 @@ def _write_model(folder: Path) -> None:
 
 
 def _source_digest() -> str:
-    """Hash the toy world's source files; a change of them creates a new world."""
+    """Return a hash of the code that generates the toy world, for its folder's name."""
     sources = [path for path in Path(toy.__file__).parent.iterdir() if path.suffix in {".py", ".yaml"}]
     return "".join(files.digest(path) for path in sorted(sources))

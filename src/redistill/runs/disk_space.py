@@ -1,4 +1,4 @@
-"""Checks before training that the disk has enough space for the files of a run."""
+"""Checks before training whether the disk has enough space for the files of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ class Space:
 
     Args:
         checkpoint_bytes: Size of one checkpoint.
-        while_saving: Largest number of checkpoints on disk, just after one was written and before older ones are removed.
-        afterwards: Number of checkpoints that are kept, the best one included.
+        while_saving: Largest number of checkpoints on disk at once.  It is reached when a checkpoint has been written and older
+            ones have not been removed yet.
+        afterwards: Number of checkpoints that remain when older ones have been removed, including the best one.
         student_bytes: Size of the exported student's weights.
     """
 
@@ -48,10 +49,11 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
     The state of a policy, such as a replay buffer, is not counted: it is small compared with the weights of a real model.
 
     Args:
-        student: The student in training, with its adapters and its clip network.
-        schedule: Lengths of the run, which determine the number of checkpoints.
-        keep: Number of newest checkpoints to keep; runs with validations between updates also keep the best one.
-        export: How adapters are exported.
+        student: The student in training, with its adapters and its clip network (the network that predicts the clipping
+            interval of DAC-KL), if it has them.
+        schedule: Numbers of updates of the run and between checkpoints; they determine the number of checkpoints.
+        keep: Number of newest checkpoints to keep.  If there are validations between updates, the best one is kept as well.
+        export: Whether adapters are exported merged into the model ("merged") or alone ("adapter").
     """
     every = [length for length in (schedule.evaluate_every, schedule.save_every) if length]
     saves = 1 + sum(any(step % length == 0 for length in every) for step in range(1, schedule.updates))
@@ -67,9 +69,8 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
 def check_space(folder: Path, space: Space) -> None:
     """Check that the disk has enough free space for a run.
 
-    The size of existing checkpoints of the run counts as free.
-
-    The size of an existing exported student does not: it is removed only after the new one is written.
+    The size of existing checkpoints of the run counts as free.  The size of an existing exported student does not count as
+    free, because this student is removed only after the new one is written.
 
     Args:
         folder: The run folder, which exists.
@@ -89,10 +90,10 @@ def check_space(folder: Path, space: Space) -> None:
 
 
 def _checkpoint_bytes(student: StudentModule) -> int:
-    """Bytes that `training.saving.save_checkpoint` writes, with AdamW's moments."""
+    """Compute the size of a checkpoint in bytes, including AdamW's moments."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     moments = {
-        f"{moment}/{name}": torch.empty_like(parameter, device="meta")  # a tensor of its own: a shared one is counted once
+        f"{moment}/{name}": torch.empty_like(parameter, device="meta")  # not shared: shared tensors are counted once
         for moment in ("exp_avg", "exp_avg_sq")
         for name, parameter in trained.items()
     }

@@ -1,4 +1,7 @@
-"""External components of a run, and the methods that they must have."""
+"""Builds external components of a run, and checks the methods that they must have.
+
+An external component is an object of a class that is not part of redistill and that a recipe names.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -18,10 +21,15 @@ def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabi
     """Build an external component of a recipe, and check it.
 
     Args:
-        where: Field of the recipe that names the class, such as "engine.kind = my_engine:FixedText".
+        where: Field of the recipe that names the class, such as "engine.kind = my_engine:FixedText"; for messages.
         build: Function that builds the component.
-        methods: Names of the methods that the component must have, besides those of its capabilities.
-        capabilities: Capabilities that the class declares; the component must declare the same. None disables this check.
+        methods: Names of the methods that the component must have.  `DECLARED` names the methods that its capabilities require
+            in addition.
+        capabilities: Capabilities that the class declares.  The component must declare the same capabilities.  If None, this is
+            not checked.
+
+    Returns:
+        The result of `build`.
 
     Raises:
         ConfigError: building failed, a method is missing, or the capabilities differ.
@@ -34,7 +42,9 @@ def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabi
         raise ConfigError(f"{where}: cannot be built ({one_line(error)}); docs/adding.md has an example") from error
     methods = [*methods, *(method for flag, method in DECLARED.items() if getattr(capabilities, flag, False))]
     if missing := [name for name in methods if not callable(getattr(found, name, None))]:
-        raise ConfigError(f"{where}: the {type(found).__name__} that it builds has no {' and no '.join(missing)}; add it")
+        raise ConfigError(f"{where}: the built {type(found).__name__} has no {' and no '.join(missing)}; add these methods")
     if capabilities is not None and getattr(found, "capabilities", None) != capabilities:
-        raise ConfigError(f"{where}: the {type(found).__name__} that it builds has other capabilities than it declares")
+        raise ConfigError(
+            f"{where}: the built {type(found).__name__} has other capabilities than the class declares; make them equal"
+        )
     return found

@@ -8,19 +8,19 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from redistill import __version__
-from redistill.config.decode import shown
 from redistill.config.run import Run, encode_run, up_to_date, without_output_folders
 from redistill.config.schema import SCHEMA, schema_of_run, writer_of
+from redistill.config.shown import shown
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
 from redistill.processes import watch as ranks
 from redistill.reports.folders import mapping
-from redistill.storage import files
+from redistill.storage import files, folders
 from redistill.storage.lock import locked
 
 RUN_FILE = "run.json"
 TRAINED, FINISHED = "trained", "finished"
-"""Values of "status" in run.json of a run with a trained student, before and after its evaluation."""
+"""Values of "status" in run.json: the student is trained but not evaluated, or both trained and evaluated."""
 WORTH_KEEPING = (RUN_FILE, "rejected.jsonl")
 """The folder of a failed run is removed unless it contains one of these files."""
 
@@ -29,7 +29,7 @@ def check_owner(config: Run) -> bool:
     """Check that the run folder, if it exists, belongs to this run.
 
     Returns:
-        Whether the folder contains a trained student.
+        True if the folder contains a trained student.
 
     Raises:
         ConfigError: the folder contains another run, an unfinished run of an older schema, or files of a run but no run.json.
@@ -50,7 +50,10 @@ def check_owner(config: Run) -> bool:
 
 
 def differences(mine: object, theirs: object, path: str = "") -> list[str]:
-    """Describe each difference of two trees by a phrase, in the order of the fields.
+    """Describe each difference between two trees of settings by a phrase.
+
+    The phrases are in the order of the fields.  A phrase calls the value in `mine` "here" and the value in `theirs` "there".
+    `path` is the path of the two trees in larger trees.
 
     Example:
         >>> differences({"seed": 1, "data": {"train": ["a"]}}, {"seed": 2, "data": {"train": ["a"]}})
@@ -69,13 +72,16 @@ def differences(mine: object, theirs: object, path: str = "") -> list[str]:
 def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool) -> None:
     """Check that this version of redistill can use a run folder.
 
+    The schema is the version number of the format of run.json.
+
     Args:
         folder: The run folder.
         held: The content of its run.json.
-        resumes: Whether training would resume there; a trained student of an older schema can be evaluated and reported.
+        resumes: Whether training would resume in the folder.  If it is False, the schema may be older, since the trained
+            student is only evaluated and reported.
 
     Raises:
-        ConfigError: the folder has a newer schema, or training would resume an older one.
+        ConfigError: the folder has a newer schema; or it has an older schema, and training would resume in it.
     """
     number = schema_of_run(held, str(folder / RUN_FILE))
     if resumes and number < SCHEMA:
@@ -108,23 +114,24 @@ def _held(folder: Path) -> Mapping[str, object] | None:
 
 
 def has_model(folder: Path) -> bool:
-    """Whether a run folder contains a trained student: a whole model or adapters."""
+    """Return whether a run folder has a trained student: a whole model, or adapters."""
     return any((folder / "model" / name).exists() for name in ("config.json", "adapter_config.json"))
 
 
 @contextmanager
 def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Iterator[None]:
-    """Create and lock an output folder, and remove leftovers of interrupted writes.
+    """Context in which only this job uses an output folder.
 
-    The main process holds the lock for all processes of the job.  If the job fails and the folder
-    is new, the folder is removed, unless it contains one of the files `worth_keeping`.
+    The folder is created and locked, and the temporary files of interrupted writes are removed.  The main process of
+    `accelerator` holds the lock for all processes of the job.  If the job fails and the folder is new, the folder is removed,
+    unless it contains one of the files `worth_keeping`.
 
     Raises:
         BusyError: another job holds the lock.
         OutputError: the folder is not writable, or a folder in it is a symbolic link.
     """
     existed = folder.exists()
-    with ranks.watched(), ExitStack() as held:  # also watches between the parts of a job that have a `watched` of their own
+    with ranks.watched(), ExitStack() as held:  # also covers the time between the inner `watched` blocks
         if accelerator.is_main_process:
             held.enter_context(locked(folder))
             _sweep(folder)
@@ -138,10 +145,10 @@ def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Ite
 
 
 def _sweep(folder: Path) -> None:
-    """Reject subfolders that are symbolic links; remove files of interrupted writes."""
+    """Remove temporary files of interrupted writes; reject subfolders that are links."""
     answers = [folder / "before", folder / "teacher"]
     inner = [*answers, *(path / RESPONSES for path in (folder, *answers)), folder / "checkpoints"]
-    if links := [path for path in inner if path.is_symlink()]:
-        raise OutputError(f"{links[0]}: is a symbolic link, and a run writes only inside its folder; replace it by a folder")
+    if (link := folders.linked_folder(folder)) is not None:
+        raise OutputError(f"{link}: is a symbolic link, and a run writes only inside its folder; replace it by a folder")
     for path in (folder, *inner):
-        files.remove_leftovers(path)
+        folders.remove_leftovers(path)

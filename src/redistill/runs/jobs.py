@@ -12,9 +12,9 @@ from subprocess import DEVNULL, STDOUT
 
 from rich.console import Console
 
-from redistill.errors import OutputError
-from redistill.processes import signals
-from redistill.training.progress import TerminalBar, duration, error_console
+from redistill.processes import signals, streams
+from redistill.storage import files
+from redistill.training.progress import TerminalBar, duration
 
 _POLL_S = 0.1
 _STOP_S = 60.0  # a child may be writing a checkpoint
@@ -26,7 +26,7 @@ class Job:
     """A command to run.
 
     Args:
-        name: A unique name.
+        name: A name that no other job has.
         command: The program and its arguments.
         log: File to which the command's output is appended.
         needs: Names of jobs that must succeed before this job starts.
@@ -46,33 +46,34 @@ class _Child:
 
 
 class JobProgress(TerminalBar):
-    """Prints a line for each job that starts or ends; a terminal also has a bar.
+    """Prints a line for each job that starts or ends, and shows a bar on a terminal.
 
-    The bar shows the remaining time of all jobs; without a bar, the lines of ended jobs do.  This class is a context manager.
+    The bar shows an estimate of the time until all jobs have ended.  If there is no bar, the line of each ended job shows this
+    time.  An instance is a context manager.
 
     Args:
         total: Number of jobs.
-        console: The output; None prints to the standard error stream.
+        console: The output; if None, the standard error stream is used.
         clock: Monotonic clock, in seconds.
     """
 
     def __init__(self, total: int, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._total, self._ended, self._clock, self._start = total, 0, clock, clock()
-        super().__init__(console or error_console(), total, self._line())
+        super().__init__(console or streams.console("stderr"), total, self._line())
 
     def started(self, name: str) -> None:
         """Print that a job started."""
         self._print(f"{name}: started")
 
     def ended(self, name: str, seconds: float, outcome: str) -> None:
-        """Print that a job ended after `seconds`, with its `outcome`, a phrase or ""."""
+        """Print that a job ended after `seconds`; `outcome` is a phrase to print, or ""."""
         self._ended += 1
         line = self._line()
         self._print("  ".join(filter(None, (f"{name}: {duration(seconds)}", outcome, "" if self._bar else line))))
         self._show(line, completed=self._ended)
 
     def _line(self) -> str:
-        """Format the number of ended jobs, and an estimate of the remaining time."""
+        """Return text: the number of ended jobs, and an estimate of the remaining time."""
         line = f"{self._ended}/{self._total}"
         if not 0 < self._ended < self._total:
             return line
@@ -92,19 +93,19 @@ def run_jobs(
 
     Jobs start in the given order, except that a job waits for the jobs that it needs.
 
-    A failed job stops only the jobs that need it.  Ctrl-C, SIGTERM or SIGHUP sends SIGTERM to the running jobs and raises
-    `Interrupted` when these have ended; a second signal kills the running jobs.
+    If a job fails, only the jobs that need it are not started.  Ctrl-C, SIGTERM or SIGHUP sends SIGTERM to the running jobs and
+    raises `Interrupted` when these have ended; a second signal kills the running jobs.
 
     Args:
         jobs: The jobs.
         limit: Maximum number of running jobs, >= 1.
         environment: Environment variables of the processes.
-        on_start: Called with each job that starts.
-        on_end: Called with each job that has ended, its exit code, and its duration in seconds.
+        on_start: Function that is called with each job that starts.
+        on_end: Function that is called with each job that has ended, its exit code, and its duration in seconds.
         keep_open: File descriptors that the processes inherit.
 
     Returns:
-        Exit codes by name of the job.  A job that was not started, since a job that it needs failed, has none.
+        Exit codes by name of the job.  A job has no exit code if it was not started, because a job that it needs failed.
 
     Raises:
         Interrupted: a signal arrived.
@@ -112,7 +113,8 @@ def run_jobs(
     """
     assert len({job.name for job in jobs}) == len(jobs)
     waiting, running, codes = list(jobs), list[_Child](), dict[str, int]()
-    with signals.handled(with_children=True):  # not at once: a child that has just been started would not be stopped
+    # Without `at_once`: an exception just after a start would leave a child that is not in `running` and is never stopped.
+    with signals.handled(with_children=True):
         try:
             while waiting or running:
                 signals.poll()
@@ -127,7 +129,7 @@ def run_jobs(
                     codes[child.job.name] = child.process.returncode
                     on_end(child.job, child.process.returncode, time.monotonic() - child.started)
                 if not ended and not running:
-                    break  # the waiting jobs need failed ones
+                    break  # the waiting jobs need failed jobs
                 if not ended:
                     time.sleep(_POLL_S)
             signals.poll()
@@ -137,7 +139,7 @@ def run_jobs(
 
 
 def last_line(log: Path) -> str:
-    """The last non-blank line of a log; "" if the log has none."""
+    """Return the last non-blank line of a log; "" if the log has none."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:
@@ -147,15 +149,11 @@ def last_line(log: Path) -> str:
 
 
 def _start(job: Job, env: Mapping[str, str], keep_open: Sequence[int]) -> _Child:
-    try:
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("ab") as log:
-            # A new session: Ctrl-C in a terminal signals only this process, which then stops each child once.
-            process = subprocess.Popen(
-                job.command, stdin=DEVNULL, stdout=log, stderr=STDOUT, env=env, start_new_session=True, pass_fds=keep_open
-            )
-    except OSError as error:
-        raise OutputError(f"{job.log}: cannot be written ({error.strerror}); choose another output folder") from error
+    with files.open_log(job.log) as log:
+        # A new session: Ctrl-C in a terminal signals only this process, which then stops each child once.
+        process = subprocess.Popen(
+            job.command, stdin=DEVNULL, stdout=log, stderr=STDOUT, env=env, start_new_session=True, pass_fds=keep_open
+        )
     return _Child(job, process, time.monotonic())
 
 

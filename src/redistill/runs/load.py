@@ -1,7 +1,7 @@
-"""Reading and tokenization of the data of a run.
+"""Reads and tokenises the data of a run.
 
-This module writes no file except rejected.jsonl.  So a mistake in a configuration, which it may find, leaves no incomplete run
-folder.
+This module writes no file except rejected.jsonl.  A run that fails here, because of a mistake in its recipe or data, therefore
+leaves no incomplete run folder.
 """
 
 from collections import Counter
@@ -35,10 +35,10 @@ class DataSets:
     Args:
         train: Training examples.
         validation: Validation records.
-        validation_examples: The validation records as examples, without those that exceed the length limits.
+        validation_examples: The validation records as tokenised examples; records that exceed the length limits are omitted.
         tests: Test records by name of the test set.
-        manifest: JSON values for run.json: path, hash and number of rows of each source, and the numbers of rows kept and
-            dropped.
+        manifest: JSON values for run.json: path, hash and number of rows of each source; and the numbers of kept and of
+            dropped rows.
     """
 
     train: Sequence[Example]
@@ -57,11 +57,13 @@ def load_data(
     rows are kept and counted.
 
     Args:
-        config: The sources, the test sets and the length limits.
+        config: The data section of the recipe, with sources, test sets and length limits.
         tokenizer: The tokenizer of the student.
-        seed: Seed of the run.  With `reference: random` it determines which reference of a row is trained on.
-        rejected: File to which unusable rows are written; None writes no file.
-        report: Called with one line of text for every source, and for rows that are removed, repeated or have special tokens.
+        seed: Seed of the run.  If the recipe sets `reference: random`, the seed determines which reference answer of a row is
+            trained on.
+        rejected: File to which unusable rows are written; if None, they are only counted.
+        report: Function that is called with lines of text: one for every source, and others for rows that are removed, repeated
+            or have special tokens.
 
     Raises:
         ConfigError: the training set has too few rows to hold out validation rows.
@@ -109,7 +111,7 @@ def load_data(
 
 
 def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping[str, int], duplicates: int) -> dict[str, int]:
-    """Count the kept rows, and the dropped rows by reason, for the manifest."""
+    """Return the numbers of kept rows, and of dropped rows by reason, for run.json."""
     kept = {"train": train, "dropped": sum(dropped.values()), **dropped, "validation": validation}
     kept |= {"duplicates kept": duplicates} if duplicates else {}
     return kept | {f"validation {reason}": count for reason, count in lost.items() if count}
@@ -119,8 +121,8 @@ def load_tests(config: DataConfig, report: Callable[[str], None]) -> dict[str, l
     """Read the test sets.
 
     Args:
-        config: The test sets.
-        report: Called with one line of text for every test set.
+        config: The data section of the recipe, which lists the test sets.
+        report: Function that is called with one line of text for every test set.
 
     Returns:
         The records of each test set, by its name.
@@ -143,16 +145,16 @@ def _read_tests(
 
 
 class _ExampleBuilder(NamedTuple):
-    """Tokenises rows; lists and counts the unusable rows.
+    """Tokenises rows, writes a list of the unusable rows, and counts them.
 
     Args:
         tokenizer: The tokenizer of the student.
         config: The data section of the recipe.
         seed: Seed of the run.
-        rejected: File to which unusable rows are appended; None writes no file.
-        report: Called with lines about special tokens.
-        bad: Number of unusable rows of each source; updated.
-        special_tokens: Counts of special tokens for "train", "validation" and each "test <name>"; updated.
+        rejected: File to which unusable rows are appended; if None, they are only counted.
+        report: Function that is called with lines about special tokens.
+        bad: Number of unusable rows of each source; updated in place.
+        special_tokens: Counts of special tokens for "train", "validation" and each "test <name>"; updated in place.
     """
 
     tokenizer: Tokenizer
@@ -167,13 +169,14 @@ class _ExampleBuilder(NamedTuple):
         """Tokenise the rows of `role`, "train" or "validation".
 
         Returns:
-            The examples; the number of rows without an example, by reason; and the rows without those that have no target.
+            The examples; the number of rows that gave no example, by reason; and `rows` without those that have no target (no
+            token to learn).
 
         Raises:
             DataError: there are no rows, or more than `max_bad_rows` rows of a source are unusable.
         """
         if not rows:
-            raise DataError(f"{role}: a test set has the prompt of every row; use other data, or other test sets")
+            raise DataError(f"{role}: the prompt of every row is also in a test set; use other data, or other test sets")
         examples, report = tokenize_training(rows, self.tokenizer, self.config.tokens, self.seed, cache=self.report)
         self._note_special(role, report.special_tokens)
         if self.rejected is not None:
@@ -212,9 +215,9 @@ def _split(pool: Rows, held: Rows | None, asked: Set[bytes], config: DataConfig)
 
     Args:
         pool: The rows of the training sources.
-        held: The rows of the validation source; None takes the first rows of `pool` for validation.
+        held: The rows of the validation source; if None, the first rows of `pool` are used for validation.
         asked: Hashes of the prompts of all test rows; rows with these prompts are removed.
-        config: The number of validation rows.
+        config: The data section of the recipe, which gives the number of validation rows.
 
     Returns:
         Training rows; validation rows; and the numbers of rows removed from `pool` and from `held`.
@@ -226,7 +229,7 @@ def _split(pool: Rows, held: Rows | None, asked: Set[bytes], config: DataConfig)
         return train, validation[:count], leaked
     if len(train) <= count:
         fault = f"data.validation_rows = {count}: the training set has only {len(train)} rows"
-        raise ConfigError(f"{fault}; hold out fewer, or set data.validation to a file")
+        raise ConfigError(f"{fault}; lower data.validation_rows, or set data.validation to a file")
     return train[count:], train[:count], leaked
 
 

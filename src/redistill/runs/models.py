@@ -1,4 +1,4 @@
-"""The models of a run: teacher and student on the CPU, and their vocabulary."""
+"""Loads teacher and student of a run on the CPU, and matches their vocabularies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,10 +32,10 @@ class Models:
     """Teacher and student of a run.
 
     Args:
-        teacher: The local teacher's language model; None without a local teacher.
+        teacher: The language model of the local teacher; None if the run has no local teacher.
         student: The student's language model.
         tokenizer: The student's tokenizer.
-        vocabulary: Number of classes to which both heads are cut.
+        vocabulary: Number of classes (token ids) of both output heads.  If a head has more classes, the others are not used.
         end_ids: Ids of the student's end tokens.
         manifest: Names and sizes of the models, for run.json.
         notes: Sentences about differences between the models, for the log.
@@ -58,7 +58,7 @@ class Models:
 def load_models(config: Run) -> Models:
     """Load the models of a run on the CPU.
 
-    A fine-tuned copy is loaded from the folder of its stage.
+    If a stage of the run has fine-tuned a model, the model is loaded from the folder of this stage.
 
     Raises:
         ConfigError: a model has too few positions for the length limits.
@@ -108,7 +108,7 @@ def load_models(config: Run) -> Models:
 def shared_vocabulary(
     teacher: nn.Module, teacher_tokenizer: Tokenizer, student: nn.Module, tokenizer: Tokenizer
 ) -> vocabulary.VocabularyMatch:
-    """Match the vocabularies of teacher and student.
+    """Return the classes that the output heads of teacher and student share.
 
     Raises:
         VocabularyError: the token ids of the two models differ.

@@ -31,6 +31,7 @@ from redistill.processes.placement import Placement, Replicated, Sharded, Single
 from redistill.runs import external
 from redistill.runs.load import DataSets, load_data
 from redistill.runs.models import Models, load_models
+from redistill.runs.revisions import FILE as REVISIONS
 from redistill.teachers.local import LocalTeacher
 from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.parts import Output
@@ -38,23 +39,24 @@ from redistill.training.progress import Progress
 from redistill.training.schedule import Schedule
 
 MAX_CORPUS_BLOCKS = 200_000
-"""Maximum number of blocks of a corpus; with 512 tokens per block, 100 million tokens or 400 MB in every process."""
+"""Maximum number of blocks of a corpus.  With 512 tokens per block, it has 100 million tokens: 400 MB in every process."""
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """Timeout of collectives.  Dead ranks are detected earlier, by `redistill.processes.watch`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenRun:
-    """A run whose models and data are loaded and on their device.
+    """A run whose models and data are loaded, with the models on their device.
 
     Args:
-        student: The student, wrapped by its placement.
+        student: The student, whose parameters `placement` has distributed over the processes.
         placement: How the student's parameters are distributed over the processes.
-        engine: Generates the student's text for training.
+        engine: The object that generates the student's text for training.
         teacher: The teacher; None if no part of the run uses one.
-        sizes: The batch sizes that are halved when memory runs out: of micro-batches and of generated texts.
-        corpus: Blocks of text for the pre-training term; empty without one.
-        spans: Extracts phrases; None if no term needs them.
+        sizes: Two batch sizes that are halved when memory runs out: the size of a micro-batch, and the number of texts that are
+            generated at once.
+        corpus: Blocks of text for the pre-training term of the loss; empty without this term.
+        spans: The object that finds phrases in texts; None if no term of the loss needs phrases.
         output: Log, progress, token count and checkpoint folder.
     """
 
@@ -73,27 +75,27 @@ class OpenRun:
 
     @property
     def processes(self) -> Processes:
-        """Rank and number of processes, and a `gather` that raises after a signal."""
+        """Rank of this process, number of processes, and the function `signals.gather`."""
         return Processes(self.accelerator.process_index, self.accelerator.num_processes, signals.gather)
 
     @property
     def schedule(self) -> Schedule:
-        """Numbers of updates: in total, between validations, between checkpoints."""
+        """Numbers of updates: in the run, between validations, between checkpoints."""
         return self.config.training.schedule(len(self.data.train))
 
 
 @contextmanager
 def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[OpenRun]:
-    """Load a run and place it on its device.
+    """Context in which a run is loaded, with its models on their device.
 
-    Progress is shown on the terminal while the run is open.
+    Progress is shown on the terminal until the context ends.
 
     Args:
         config: The run.
-        accelerator: The job's accelerator; None creates one for the run's precision.
+        accelerator: The accelerator of the job; if None, one is created for the run's precision.
 
     Raises:
-        ConfigError: the batch size is no multiple of the number of processes, or a setting does not fit the models or data.
+        ConfigError: the batch size is not a multiple of the number of processes, or a setting does not fit the models or data.
         DataError, ModelError, VocabularyError: the data or the models cannot be used.
         Interrupted: a signal arrived, in this process or another.
     """
@@ -121,7 +123,11 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
     text_batch = Halving("training.generation_batch_size", settings.generation_batch_size)
     folder, meter = config.folder, Meter()
     output = Output(
-        log=MetricsLog(folder / "metrics.jsonl"), progress=progress, meter=meter, checkpoints=folder / "checkpoints"
+        log=MetricsLog(folder / "metrics.jsonl"),
+        revisions=MetricsLog(folder / REVISIONS),
+        progress=progress,
+        meter=meter,
+        checkpoints=folder / "checkpoints",
     )
     objective = config.resolved_method.objective
     divergence = objective.build_divergence(models.vocabulary, config.seed)
@@ -169,8 +175,10 @@ def _build_teacher(config: Run, tools: EngineTools, device: torch.device, count:
     """Build the run's teacher on its device; return None if the run uses none.
 
     Args:
-        tools: Tools of the student's engine, with the language model of a local teacher.
-        count: Called with the number of tokens of each generation.
+        config: The run.
+        tools: Tools of the student's engine; their attribute `teacher` is the language model of a local teacher, or None.
+        device: The device.
+        count: Function that is called with the number of tokens that the teacher has generated, after each generation.
     """
     node, vocabulary = config.teacher, tools.vocabulary
     if tools.teacher is not None:
@@ -186,7 +194,7 @@ def _build_teacher(config: Run, tools: EngineTools, device: torch.device, count:
 
 
 def _read_corpus(config: Run, models: Models, progress: Progress, *, updates: int) -> Sequence[TokenSequence]:
-    """Read the blocks of text that the pre-training term uses; () without this term."""
+    """Read the blocks of text for the pre-training term; () without this term."""
     sources, tokens = config.data.corpus, config.data.tokens
     has_term = config.resolved_method.objective.pretraining is not None
     if has_term != bool(sources):
@@ -212,7 +220,10 @@ def notes(config: Run) -> Iterator[str]:
 
 
 def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:
-    """Choose how the student's parameters are distributed over the processes."""
+    """Return how the student's parameters are distributed over the processes.
+
+    With several processes, they are sharded if `kind` is "sharded", and replicated otherwise.
+    """
     if kind == "sharded" and num_processes > 1:
         return Sharded(lambda student: layer_list(cast(StudentModule, student).model)[1])
     return Single() if num_processes == 1 else Replicated()
@@ -223,8 +234,8 @@ def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
 
     The precision "bf16" enables autocast.
 
-    Accelerate's state is global: a second run in the same process would inherit the first one's precision, or fail with another
-    precision.  So this function resets the state, but not the process group, which is stored separately.
+    Accelerate's state is global: a second run in the same process would inherit the precision of the first run, or fail if its
+    own precision differs.  So this function resets the state, but not the process group, which is stored separately.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
     autocast, handlers = "no" if precision == "fp32" else precision, [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)]

@@ -1,15 +1,10 @@
-"""Records of a run: run.json, and the identity of its checkpoints."""
+"""Writes the records of a run: run.json, and the identity of its checkpoints."""
 
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
-import shlex
-import subprocess
 import sys
-from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,18 +12,18 @@ from pathlib import Path
 import torch
 
 import redistill
-from redistill.config.run import Run, encode_run, without_output_folders
+from redistill.config.run import Run, encode_run
 from redistill.config.schema import SCHEMA
-from redistill.contracts import Example, TokenSequence
-from redistill.data.examples import Examples
 from redistill.processes.memory import machine_bytes
 from redistill.records import Json
+from redistill.runs.commit import own_commit
 from redistill.runs.disk_space import check_space, needed_space
 from redistill.runs.folder import RUN_FILE
 from redistill.runs.opened import OpenRun
 from redistill.runs.stages import stages
 from redistill.storage import files
-from redistill.storage.redaction import plain, redacted_tree
+from redistill.storage.file_hash import file_hash
+from redistill.storage.redaction import plain, redacted_command, redacted_tree
 from redistill.training import checkpoint
 from redistill.training.parts import TrainingState
 
@@ -46,8 +41,16 @@ PACKAGES = (
 )
 
 
-def begin(run: OpenRun, command: str | None) -> None:
-    """Check the disk space and existing checkpoints; write run.json.
+def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> None:
+    """Check the disk space and existing checkpoints; write run.json and identity.json.
+
+    If an earlier version wrote the checkpoints, they lack hashes of this version.  A note is then printed, and the current
+    hashes are stored.
+
+    Args:
+        run: The run.
+        command: As in `write_run_file`.
+        identity: The result of `checked_identity`.
 
     Raises:
         CheckpointError: the folder has checkpoints of another run.
@@ -56,37 +59,17 @@ def begin(run: OpenRun, command: str | None) -> None:
     config, checkpoints = run.config, run.output.checkpoints
     export = "merged" if config.student.lora is None else config.student.lora.export
     check_space(config.folder, needed_space(run.student, run.schedule, keep=config.training.keep, export=export))
-    mine = _identity(run)
-    checkpoint.check_identity(checkpoints, mine)
-    write_run_file(run, command, status="running")
-    checkpoint.write_identity(checkpoints, mine)
-
-
-def _identity(run: OpenRun) -> dict[str, str]:
-    """Hash the settings and the tokenised data that the checkpoints depend on."""
-    settings = json.dumps(without_output_folders(encode_run(run.config)), sort_keys=True)
-    read: dict[str, Sequence[Example | TokenSequence]] = {
-        "training data": run.data.train,
-        "validation data": run.data.validation_examples,
-        "corpus": run.corpus,
-    }
-    return {"config": hashlib.sha256(settings.encode()).hexdigest()} | {name: _hash(found) for name, found in read.items()}
-
-
-def _hash(sequences: Sequence[Example | TokenSequence]) -> str:
-    """Hash sequences by SHA-256, in the format that `Examples.digest` defines."""
-    if isinstance(sequences, Examples):
-        return sequences.digest()
-    found = hashlib.sha256()
-    for sequence in sequences:
-        found.update(array("q", [sequence.sample, *sequence.token_ids]).tobytes() + bytes(sequence.supervised))
-    return found.hexdigest()
+    if unknown := checkpoint.check_identity(checkpoints, identity):
+        fault = f"its checkpoints have no hashes of {', '.join(unknown)}, so a change of them cannot be detected"
+        run.output.progress.note(f"note: {checkpoints}: {fault}; the current hashes are stored now")
+    write_run_file(run, command, identity, status="running")
+    checkpoint.write_identity(checkpoints, identity)
 
 
 def cost(config: Run, state: TrainingState) -> dict[str, float]:
-    """Cost of training, for comparisons; times in seconds, sizes in bytes.
+    """Return the cost of training by name, for comparisons.
 
-    Tokens are summed over processes, memory is the maximum over processes.
+    Times are in seconds, sizes in bytes.  Tokens are summed over processes; peak memory is the maximum over processes.
     """
     return {
         "updates": state.step,
@@ -98,15 +81,19 @@ def cost(config: Run, state: TrainingState) -> dict[str, float]:
     }
 
 
-def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping[str, float] | None = None) -> None:
+def write_run_file(
+    run: OpenRun, command: str | None, identity: Mapping[str, str], status: str, cost: Mapping[str, float] | None = None
+) -> None:
     """Write run.json, without secrets.
 
     Args:
-        command: Command that repeats the run, shown in reports; None uses the command line of this process.
+        command: Command that repeats the run, shown in reports; if None, it is the command line of this process.
+        identity: The result of `checked_identity`.
         status: "running" or "trained".
-        cost: The result of `cost`; None before training.
+        cost: Cost of training, as the function `cost` returns it; None before training.
     """
     config, sources, corpus = run.config, run.config.data.corpus, dict[str, Json]()
+    note = run.output.progress.note
     if run.corpus:
         hashes = [files.digest(Path(source)) for source in sources if Path(source).is_file()]
         corpus = {"corpus": {"source": ", ".join(sources), "blocks": len(run.corpus), "sha256": ", ".join(hashes)}}
@@ -115,9 +102,9 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
         "name": config.name,
         "method": config.method,
         "status": status,
-        "command": plain(command or shlex.join(["redistill", *sys.argv[1:]])),
+        "command": plain(command) if command else redacted_command(["redistill", *sys.argv[1:]]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": own_commit(),
         "versions": versions(),
         "machine": machine(),
         "processes": run.processes.world,
@@ -126,13 +113,14 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
             name: {
                 "folder": str(stage.folder),
                 "cost": files.read_json(stage.folder / RUN_FILE).get("cost"),
-                "sha256": {path.name: files.digest(path) for path in sorted((stage.folder / "model").glob("*.safetensors"))},
+                "sha256": {path.name: file_hash(path, note) for path in sorted((stage.folder / "model").glob("*.safetensors"))},
             }
             for name, stage in stages(config).items()
         },
         "config": encode_run(config),
         "data": {**run.data.manifest, **corpus},
         "models": dict(run.models.manifest),
+        "identity": dict(identity),
         "spans": None if run.spans is None else run.spans.description,
     }
     files.write_json(config.folder / RUN_FILE, redacted_tree(described))
@@ -142,7 +130,7 @@ def write_run_file(run: OpenRun, command: str | None, status: str, cost: Mapping
 
 
 def machine() -> dict[str, Json]:
-    """The machine: processor, cores, memory, accelerators, Python, platform, threads."""
+    """Describe the machine, its accelerators, Python, and the number of torch threads."""
     return {
         "cpu": _processor(),
         "cores": cores(),
@@ -155,12 +143,15 @@ def machine() -> dict[str, Json]:
 
 
 def cores() -> int:
-    """Cores that this process may use; a container can have fewer than the machine."""
+    """Return the number of cores that this process may use.
+
+    In a container, this number can be smaller than that of the machine.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
-    """Versions of redistill and of the packages whose releases can change a result.
+    """Return the versions of redistill and of the packages that can change a result.
 
     A package that is not installed is left out.
     """
@@ -169,24 +160,6 @@ def versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def commit(folder: Path | None = None) -> str | None:
-    """The git commit of the checkout at `folder`.
-
-    "-dirty" is appended if tracked files have changes.
-
-    Args:
-        folder: A folder in the checkout; None uses the folder of the package redistill.
-
-    Returns:
-        None outside a git checkout, or without git.
-    """
-    describe = ["git", "describe", "--always", "--dirty", "--no-abbrev", "--exclude=*"]
-    with suppress(OSError, subprocess.SubprocessError):
-        path = folder or Path(redistill.__file__).parent
-        return subprocess.run(describe, cwd=path, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-    return None
 
 
 def _processor() -> str:

@@ -1,4 +1,8 @@
-"""revisions.jsonl: SCRG's corrections as text."""
+"""Writes revisions.jsonl: the corrections of student text.
+
+SCRG (sequence correction and re-generation) makes them: it replaces the token at which the student disagrees most with the
+teacher, and the student generates the rest of the text again.
+"""
 
 from redistill.config.run import Run
 from redistill.interfaces import Tokenizer
@@ -9,9 +13,10 @@ FILE = "revisions.jsonl"
 
 
 def log_revision(config: Run, tokenizer: Tokenizer, revision: Revision) -> None:
-    """Append a correction to revisions.jsonl if its step is logged.
+    """Append a correction to revisions.jsonl if `training.log_every` divides its step.
 
-    Only the main process calls this function, for its own part of the batch.
+    `tokenizer` is that of the student.  Only the main process calls this function, and only for corrections in its own part of
+    the batch.
     """
     if revision.step % config.training.log_every:
         return

@@ -1,6 +1,7 @@
 """The Python API: train, evaluate and report a run.
 
-The run folder is the interface between these three steps: each reads the files of the previous one, and can be repeated alone.
+The run folder is the interface between these three steps: each step reads the files of the previous one, and can be repeated
+alone.
 A call with the same configuration and folder resumes the run.
 """
 
@@ -33,20 +34,19 @@ from redistill.records import Json
 from redistill.reports.report import build_report
 from redistill.runs.build import build_evaluator, build_parts
 from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, WORTH_KEEPING, check_owner, has_model, sole_use
+from redistill.runs.identity import checked_identity
 from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
 from redistill.runs.opened import OpenRun, make_accelerator, open_run
 from redistill.runs.record import begin, cost, write_run_file
-from redistill.runs.revisions import FILE as REVISIONS
 from redistill.runs.stages import stages, teacher_source
-from redistill.storage import files
+from redistill.storage import files, folders
 from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
 from redistill.training.loop import train
-from redistill.training.metrics import MetricsLog
 from redistill.training.parts import TrainingState
 from redistill.training.progress import AnswerProgress, report
-from redistill.training.saving import restore_checkpoint
+from redistill.training.saving import log_size, restore_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,9 @@ class RunResult:
     Args:
         folder: The run folder.
         model: Folder of the trained student, in the format of transformers.
-        scores: The content of scores.json: under "datasets", data set -> "seeds" -> seed -> scores.
-        report: The HTML report.
+        scores: The content of scores.json.  For example, `scores["datasets"]["dolly"]["seeds"]["10"]` maps the names of metrics
+            to the scores on the data set dolly with evaluation seed 10.
+        report: Path of the HTML report.
 
     Example:
         >>> folder = Path("runs/first")
@@ -73,19 +74,19 @@ class RunResult:
 
 
 def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None = None) -> RunResult:
-    """Train, evaluate and report; resumes an unfinished run in `config.folder`.
+    """Train, evaluate and report a run in `config.folder`; resume an unfinished run.
 
     Args:
         config: The run.
         baselines: Folders of finished runs to compare with in the report.
-        command: Command shown in the report under "repeat this run"; None uses the command line of this process.
+        command: Command shown in the report under "repeat this run"; if None, it is the command line of this process.
 
     Returns:
         The folder, model, scores and report of the run.
 
     Raises:
         BusyError: another process uses the run folder.
-        RedistillError: as `train_student` and `evaluate_run`; results of completed parts are kept.
+        RedistillError: any error that `train_student` or `evaluate_run` raises; results of completed steps are kept.
         Interrupted: SIGTERM or SIGINT arrived; the same call resumes.
 
     Example:
@@ -96,7 +97,7 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
     check_owner(config)
     accelerator = make_accelerator(config.training.precision)
     with sole_use(config.folder, accelerator, *WORTH_KEEPING):
-        with signals.handled():  # not the report: no process waits for it, and it can be interrupted anywhere
+        with signals.handled():  # excludes the report: no process waits for it, and it can be interrupted anywhere
             _train(config, accelerator, command)
             scores = _evaluate_student(config, accelerator)
         if accelerator.is_main_process:
@@ -107,13 +108,13 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
 
 @signals.handled()
 def train_student(config: Run, *, command: str | None = None) -> Path:
-    """Train the stages and the student of a run, and export its best checkpoint.
+    """Train the stages and the student of a run, and export the best student.
 
-    An unfinished run is resumed.
+    A stage is a fine-tuning of the teacher or of the student before the run.  An unfinished run is resumed.
 
     Args:
         config: The run.
-        command: Command shown in the report under "repeat this run"; None uses the command line of this process.
+        command: Command shown in the report under "repeat this run"; if None, it is the command line of this process.
 
     Returns:
         The folder of the student, `<run folder>/model`.
@@ -121,10 +122,11 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
     Raises:
         BusyError: another process uses the run folder.
         ConfigError: the folder contains another run.
-        CheckpointError: the data has changed since the run started.
+        CheckpointError: the data or the models have changed since the run started.
+        RanksDifferError: the ranks of the job have different data, models, settings or packages.
         DataError, ModelError, VocabularyError: the data or the models cannot be used.
         OutputError: the run folder is not writable.
-        TrainingError: a guard ended the run.
+        TrainingError: a guard (a check of each update) ended the run.
         Interrupted: SIGTERM or SIGINT arrived; the same call resumes after the last completed update.
 
     Example:
@@ -147,13 +149,14 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
             with sole_use(stage.folder, accelerator, *WORTH_KEEPING):
                 _train(stage, accelerator, None)
     with open_run(config, accelerator) as run:
+        identity = checked_identity(run)
         if run.processes.is_main:
-            begin(run, command)
+            begin(run, command, identity)
         _evaluate_before(run)
         state = _fit(run)
         _export(run)
         if run.processes.is_main:
-            write_run_file(run, command, status=TRAINED, cost=cost(config, state))
+            write_run_file(run, command, identity, status=TRAINED, cost=cost(config, state))
         run.accelerator.wait_for_everyone()
 
 
@@ -168,7 +171,10 @@ def _evaluate_before(run: OpenRun) -> None:
 
 
 def _fit(run: OpenRun) -> TrainingState:
-    """Train from the newest valid checkpoint or the start; load the best weights."""
+    """Train the student, and load the weights of its best checkpoint.
+
+    Training resumes from the newest valid checkpoint, if there is one.
+    """
     parts = build_parts(run, build_evaluator(run, run.models.student))
     note, checkpoints = run.output.progress.note, run.output.checkpoints
     found, state = checkpoint.load(checkpoints), TrainingState()
@@ -178,9 +184,8 @@ def _fit(run: OpenRun) -> TrainingState:
         state = restore_checkpoint(parts, found)
         note(f"resumed at step {state.step} of {parts.schedule.updates}")
     if run.processes.is_main:
-        # The validation before the first update is logged at step 0.
-        parts.output.log.truncate_after(-1 if found is None else state.step)
-        MetricsLog(run.config.folder / REVISIONS).truncate_after(state.step)
+        for log in parts.output.logs:  # without a checkpoint, nothing is kept, not even the validation at step 0
+            log.truncate_after(state.step, 0 if found is None else log_size(found, log))
     run.accelerator.wait_for_everyone()
     state = train(parts, run.config.training, run.config.optimiser, state)
     assert state.best_step is not None and state.best_score is not None, "the last update is always validated"
@@ -195,10 +200,10 @@ def _fit(run: OpenRun) -> TrainingState:
 def _export(run: OpenRun) -> None:
     """Write the student to the folder `model`, in the format of transformers."""
     model, lora = run.models.student, run.config.student.lora
-    state = full(trainable_state(model))  # gathered by all processes, written by the main one
+    state = full(trainable_state(model))  # gathered by all processes, written by the main process
     with run.placement.unsharded(run.student):
         if run.processes.is_main:
-            with files.new_folder(run.config.folder / "model") as folder:
+            with folders.new_folder(run.config.folder / "model") as folder:
                 save_student(model, run.models.tokenizer, folder, "merged" if lora is None else lora.export, state=state)
 
 
@@ -248,9 +253,9 @@ def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Jso
 
 
 def tokens_of(model: str) -> TokenizeConfig:
-    """Template and length limits for prompts of `model`.
+    """Return the template and the length limits for prompts of `model`.
 
-    If `model` is a run folder, they are those of the run's training; otherwise they are the defaults.
+    If `model` is a run folder, the result has the values that the run was trained with; otherwise it has the default values.
 
     Raises:
         ConfigError: run.json in the run folder has no valid config.data.tokens.
@@ -259,7 +264,7 @@ def tokens_of(model: str) -> TokenizeConfig:
     if not described.is_file():
         return TokenizeConfig()
     try:
-        tokens = files.read_json(described)["config"]["data"]["tokens"]  # the rest may need modules that are not loaded
+        tokens = files.read_json(described)["config"]["data"]["tokens"]  # others may need external modules
         return decode(TokenizeConfig, tokens, {})
     except (LookupError, TypeError) as error:
         raise ConfigError(f"{described}: has no config.data.tokens; restore the run.json that the run wrote") from error
@@ -278,24 +283,24 @@ def evaluate_model(
     teacher: ModelConfig | None = None,
     allow_code: Sequence[str] = (),
 ) -> Mapping[str, Any]:
-    """Evaluate any model of transformers on test sets.
+    """Evaluate any model that transformers can load on test sets.
 
-    `out` becomes an evaluation folder.
+    The answers and scores are written to `out`.
 
     Args:
-        model: The model; the path of a run folder loads its student.
-        tests: Test set -> file, or None for its data on the hub.
+        model: The model.  If it names a run folder, the student of this run is loaded.
+        tests: Name of a test set -> its file, or None for its data on the hub.
         evaluation_config: How answers are sampled and scored.
-        tokens: Template and length limits of prompts; `tokens_of(model)` are those that a run was trained with.
-        out: The evaluation folder.
-        teacher: Used for KL and agreement on the gold answers; None omits them.
+        tokens: Template and length limits of prompts; `tokens_of(model)` returns those that a run was trained with.
+        out: The folder for answers and scores.
+        teacher: Teacher for KL and agreement on the gold answers; if None, these scores are omitted.
         allow_code: Modules whose code may run if a metric or a test set is named `module:NAME`.
 
     Returns:
         The content of scores.json.
 
     Raises:
-        ConfigError: an unknown metric or test set.
+        ConfigError: a metric or a test set is unknown.
         ModelError, DataError, VocabularyError: the models or the data cannot be used.
         CheckpointError: `out` contains answers of another model or of other settings.
         BusyError: another process uses `out`.
@@ -329,7 +334,10 @@ def _evaluate(
     label: str,
     accelerator: Accelerator,
 ) -> Mapping[str, Json]:
-    """Load and evaluate a model; a teacher adds KL and agreement to the scores."""
+    """Load and evaluate a model; return its scores, as in scores.json.
+
+    If `teacher_source` is not None, the scores include KL and agreement with this teacher.
+    """
     metrics = metrics_of(data.tasks, config.metrics)
     with signals.handled(at_once=True):
         tests = load_tests(data, report if accelerator.is_main_process else lambda line: None)

@@ -1,8 +1,7 @@
 """Stages of a run: supervised fine-tuning of its teacher or of its student.
 
-A stage is a run with its own folder.
-
-Nothing is trained here: this module builds the stages' configurations and the paths of the models that the run loads.
+A stage is a run with its own folder.  This module trains nothing: it builds the configurations of the stages, and the paths of
+the models that the run loads.
 """
 
 import dataclasses
@@ -17,9 +16,9 @@ from redistill.training.schedule import TrainingConfig
 
 
 def stages(config: Run) -> dict[str, Run]:
-    """The runs that must finish before `config`, in the order of training.
+    """Return the runs that must be trained before the run `config`, in this order.
 
-    The keys are "teacher" for the fine-tuning of the teacher, and "start" for that of the student.
+    The keys are "teacher" for the fine-tuning of the teacher, and "start" for the fine-tuning of the student.
     """
     found: dict[str, Run] = {}
     if isinstance(config.teacher, TeacherConfig) and config.teacher.finetune is not None:
@@ -30,9 +29,10 @@ def stages(config: Run) -> dict[str, Run]:
 
 
 def teacher_source(config: Run) -> TeacherConfig | None:
-    """The local teacher's model: the configured model, or its fine-tuned copy.
+    """Return the settings from which the local teacher of a run is loaded.
 
-    The function returns None for a run without a local teacher.
+    If a stage fine-tunes the teacher, they name the folder of the fine-tuned model.  The function returns None for a run
+    without a local teacher.
     """
     teacher = config.teacher if isinstance(config.teacher, TeacherConfig) else None
     if teacher is None or teacher.finetune is None:
@@ -42,7 +42,10 @@ def teacher_source(config: Run) -> TeacherConfig | None:
 
 
 def student_source(config: Run) -> StudentConfig:
-    """The student's initial model: the configured model, or its fine-tuned copy."""
+    """Return the settings from which the student of a run is loaded before training.
+
+    If a stage fine-tunes the student, they name the folder of the fine-tuned model.
+    """
     if not config.starts_finetuned or config.student.finetune is None:
         return config.student
     folder = _stage_folder(config, config.student.finetune, "start")
@@ -73,12 +76,15 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
 
 
 def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentConfig, teacher: TeacherConfig | None) -> Run:
-    """Build the run of a stage: SFT with the data and the precision of `config`."""
+    """Return the run of the stage `name`: supervised fine-tuning of `student`.
+
+    It uses the data and the precision of the run `config`.
+    """
     seed, choose_by = (Run.seed, TrainingConfig.choose_by) if name == "teacher" else (config.seed, CROSS_ENTROPY)
     choose_by = finetune.choose_by or choose_by
     rate, fallback = finetune.learning_rate, OptimiserConfig.final_learning_rate
     can_shard = student.lora is None or student.lora.quantise == "none"
-    # The run's metrics only if one of them is `choose_by`, so that runs with other metrics share their stages.
+    # Uses the run's metrics only if `choose_by` needs them, so that runs that differ only in their metrics share stages.
     has_usual = choose_by in (*EvaluationConfig.metrics, CROSS_ENTROPY)
     folder = _stage_folder(config, finetune, name)
     return Run(
@@ -89,7 +95,7 @@ def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentCo
         teacher=teacher,
         student=student,
         placement=config.placement if can_shard else "auto",
-        # With the test sets: rows with their prompts are removed from the training data here too.
+        # Includes the test sets, so that rows with their prompts are removed from the training data of the stage as well.
         data=dataclasses.replace(config.data, corpus=(), spans=DataConfig.spans),
         optimiser=OptimiserConfig(learning_rate=rate, final_learning_rate=min(rate, fallback)),
         training=TrainingConfig(

@@ -1,11 +1,9 @@
-"""Sweeps: every row of a recipe with every seed, and their comparison.
+"""Runs every row of a sweep recipe with every seed, and compares the runs.
 
-All runs are decoded before the first one starts.  Each run is a separate process, so that its memory is freed and a crash ends
-only that run; the same command resumes the sweep.
+The settings of all runs are validated before the first run starts.  Each run is a separate process, so that its memory is freed
+and a crash ends only that run; the same command resumes the sweep.
 """
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import yaml
 from redistill.config.run import Run, encode_run, up_to_date
 from redistill.config.schema import SCHEMA
 from redistill.errors import ConfigError, TrainingError
+from redistill.processes.children import child_environment, python_module
 from redistill.reports.compare import build_comparison
 from redistill.reports.folders import Evaluation, mapping
 from redistill.reports.lineup import SWEEP_FILE
@@ -34,19 +33,18 @@ from redistill.storage.redaction import plain
 
 RECIPE_FILE, LOG_FILE = "recipe.yaml", "log.txt"
 FORMATS = ("html", "md", "tex", "csv")
-REDISTILL = (sys.executable, "-m", "redistill")
 RETRYABLE = {files.TRY_AGAIN, *(code for number in (SIGINT, SIGTERM) for code in (128 + number, -number))}
 """Exit codes of runs that failed for a temporary reason or were interrupted; the same command resumes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A sweep with all its runs decoded.
+    """A sweep and the validated settings of all its runs.
 
     Args:
         sweep: The sweep recipe.
         folder: Folder that contains sweep.json, a folder for each run, `stages/`, and the comparisons.
-        entries: Pairs of a row and a seed, in the order of the rows.
+        entries: One entry for each row and seed, in the order of the rows.
         only: Labels of the rows to run.
         allow_code: Modules whose code the runs may use.
     """
@@ -59,28 +57,32 @@ class Plan:
 
     @property
     def selected(self) -> list[Entry]:
-        """One entry for each distinct run of the rows in `only`.
+        """The entries to run: one for each distinct run of the rows in `only`.
 
         Rows with equal settings share a run.
         """
         return list({entry.run.folder: entry for entry in reversed(self.entries) if entry.label in self.only}.values())[::-1]
 
     def statuses(self) -> dict[Path, str]:
-        """Status of each run and stage by folder.
+        """Return the status of each run and of each stage, by its folder.
 
-        A status is "finished", "trained", "running" (started), or "waiting".
+        A status is "waiting" (not started), "running" (started), "trained" (not evaluated yet) or "finished".
 
         Raises:
             ConfigError: a folder contains another run or another sweep.
+            OutputError: the folder of a run or stage is outside of the folder of the sweep, through a link.
         """
+        runs = [config for entry in self.entries for config in (*entry.stages, entry.run)]
+        for config in runs:
+            files.inside(self.folder, str(config.folder.relative_to(self.folder)))
         path = self.folder / SWEEP_FILE
         held = mapping(files.read_json(path)).get("name") if path.is_file() else self.sweep.name
         if held != self.sweep.name:
             raise ConfigError(f"{self.folder}: contains the sweep '{held}', not '{self.sweep.name}'; choose another --out")
-        return {config.folder: _status(config) for entry in self.entries for config in (*entry.stages, entry.run)}
+        return {config.folder: _status(config) for config in runs}
 
     def describe(self) -> list[str]:
-        """A line for each run: its folder, its status, and the rows and seeds that use it."""
+        """Return one line of text per run: its folder, its status, and its rows and seeds."""
         statuses, rows = self.statuses(), dict[Path, list[str]]()
         for entry in self.entries:
             rows.setdefault(entry.run.folder, []).append(f"{entry.label} (seed {entry.seed})")
@@ -100,8 +102,8 @@ def plan_sweep(
     Args:
         recipe: The sweep recipe, a YAML file.
         overrides: Settings of every run, as `section.field=value`; they override those of the rows.
-        out: The folder of the sweep; None is runs/NAME.
-        only: Labels of the rows to run; empty for all.
+        out: The folder of the sweep; if None, it is runs/NAME.
+        only: Labels of the rows to run; if empty, all rows are run.
         allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
 
     Raises:
@@ -122,7 +124,8 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
 
     Args:
         plan: The sweep.
-        jobs: Number of parallel runs, >= 1; None is 1 with an accelerator, else the number of processor cores.
+        jobs: Number of parallel runs, >= 1.  If None, it is 1 on a machine with an accelerator, such as a GPU, and otherwise
+            the number of processor cores.
 
     Returns:
         Paths of the comparisons: for each table an HTML page, and files in Markdown, LaTeX and CSV.
@@ -130,12 +133,12 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
     Raises:
         BusyError: another process runs the sweep.
         ConfigError: the folder contains another sweep or other runs.
-        TrainingError: runs failed; the other runs are finished and compared.  The exit code of the error is 75 if
-            all failures are retryable.
+        TrainingError: at least one run failed; the other runs are finished and compared.  The attribute `exit_code` of the
+            error is 75 if all failures are retryable.
         Interrupted: the runs were stopped; the same plan resumes them.
     """
     statuses = plan.statuses()
-    with locked(plan.folder) as lock:  # inherited by the runs: those of a killed sweep keep the folder locked
+    with locked(plan.folder) as lock:  # the runs inherit the lock, so that the runs of a killed sweep keep the folder locked
         todo = _jobs(plan, statuses)
         if todo and plan.sweep.world == "toy":
             toy_world()
@@ -158,7 +161,7 @@ def _status(config: Run) -> str:
     """Read the status of a run from its folder.
 
     Raises:
-        ConfigError: the folder contains another run, or an unfinished one of an older schema.
+        ConfigError: the folder contains another run, or an unfinished run of an older schema.
     """
     path = config.folder / RUN_FILE
     if not path.is_file():
@@ -175,7 +178,7 @@ def _status(config: Run) -> str:
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
-    """Write a recipe for each unfinished run and stage; return their jobs in order."""
+    """Write a recipe for each unfinished run and stage; return the jobs that run them."""
     found: dict[Path, Job] = {}
     allowed = [f"--allow-code={module}" for module in plan.allow_code]
     for entry in plan.selected:
@@ -189,7 +192,7 @@ def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
             if folder not in found:
                 recipe, name = folder / RECIPE_FILE, "train" if is_stage else "run"
                 files.write_text(recipe, yaml.safe_dump({"schema": SCHEMA, **encode_run(config)}, sort_keys=False))
-                command = (*REDISTILL, name, str(recipe), "--out", str(folder), *allowed)
+                command = python_module("redistill", name, str(recipe), "--out", str(folder), *allowed)
                 found[folder] = Job(name=folder.name, command=command, log=folder / LOG_FILE, needs=tuple(needs))
             needs.append(folder.name)
     return list(found.values())
@@ -198,7 +201,11 @@ def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
 def _run(
     plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: Sequence[int]
 ) -> tuple[list[str], set[int]]:
-    """Run the jobs; return a phrase for each failed job, and the set of exit codes."""
+    """Run the jobs `todo`; return a phrase for each failed job, and all exit codes.
+
+    `statuses` is updated in place.  `limit` is the number of parallel jobs, and `lock` has the file descriptors of the lock,
+    which the jobs inherit.
+    """
     failed: list[str] = []
 
     def started(job: Job) -> None:
@@ -241,9 +248,9 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
 
 
 def _environment(limit: int) -> dict[str, str]:
-    """Environment variables of the runs; parallel runs share the cores equally."""
+    """Return the environment of a run; `limit` parallel runs share the cores equally."""
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // limit))} if limit > 1 else {}
-    return {**threads, **os.environ}
+    return child_environment(threads)
 
 
 def _score(folder: Path) -> str:
@@ -266,7 +273,10 @@ def _score(folder: Path) -> str:
 
 
 def _write_comparisons(plan: Plan, statuses: Mapping[Path, str]) -> list[Path]:
-    """Compare the rows that have finished runs, for each table; return the files."""
+    """Write a comparison of the finished runs for each table of the sweep.
+
+    Returns the paths of the written files.
+    """
     finished = {entry.label for entry in plan.entries if statuses[entry.run.folder] == FINISHED}
     pages = []
     for name, group in plan.sweep.tables.items():

@@ -1,4 +1,4 @@
-"""A cache of arrays on disk: one process computes them, all map the same file.
+"""A cache of arrays on disk: one process computes a file, all processes map it.
 
 An entry is a folder that contains `arrays.safetensors` and `manifest.json`.  The manifest is written last and contains the
 SHA-256 of the arrays.  An entry that is incomplete or damaged, or whose manifest has another key, is computed again.
@@ -17,47 +17,41 @@ from safetensors import SafetensorError
 
 from redistill.errors import DataError, OutputError
 from redistill.records import Json
-from redistill.storage import files
+from redistill.storage import files, folders
 from redistill.storage.lock import BusyError, locked
 from redistill.storage.tensors import read_tensors, write_tensors
+from redistill.storage.user_cache import cache_folder
 
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 KEPT_DAYS = 30
-"""An entry that has not been used for this number of days is removed when another one is written."""
+"""An entry that has not been used for this number of days is removed when another entry is written."""
 WAIT_S = 0.2
 """Seconds between two attempts to lock an entry that another process computes."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Arrays by name, and JSON values that describe them."""
+    """Arrays by name, and JSON values by name that describe the arrays."""
 
     arrays: Mapping[str, np.ndarray]
     about: Mapping[str, Json]
 
 
-def cache_folder() -> Path:
-    """The folder of the cache: $REDISTILL_CACHE, by default ~/.cache/redistill.
-
-    Its files can be computed again, so the folder may be removed.
-    """
-    return Path(os.environ.get("REDISTILL_CACHE") or Path.home() / ".cache" / "redistill").expanduser().absolute()
-
-
 def cached(
     kind: str, key: str, make: Callable[[], Stored], *, report: Callable[[str], None], poll: Callable[[], None] = lambda: None
 ) -> Stored:
-    """Return the result of `make`, from the cache if it has an entry for `key`.
+    """Return the result of `make`, read from the cache if it has an entry for `key`.
 
-    The first process that needs an entry computes and writes it.  Other processes wait until it is written.  All
+    The first process that needs an entry calls `make` and writes the entry.  Other processes wait until it is written.  All
     processes map the same file.  If the cache cannot be written, a note is reported and the result stays in memory.
 
     Args:
         kind: Subfolder of the cache.
         key: Hexadecimal hash of everything that the result depends on.
         make: Function that computes the arrays.
-        report: Called with one line if the entry is damaged or cannot be written.
-        poll: Called repeatedly while another process computes the entry; it may raise an exception to stop waiting.
+        report: Function that is called with a one-line note if the entry is damaged or cannot be written.
+        poll: Function that is called repeatedly while another process computes the entry; it may raise an exception to end the
+            wait.
 
     Returns:
         The arrays with their description.  The arrays are memory-mapped, and the caller must not write to them.
@@ -70,7 +64,7 @@ def cached(
         try:
             with locked(folder):
                 return _opened(folder, key, report) or _made(folder, key, make, report)
-        except BusyError:  # another process computes it
+        except BusyError:  # another process computes the entry
             poll()
             time.sleep(WAIT_S)
         except OutputError as error:
@@ -79,13 +73,13 @@ def cached(
 
 
 def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | None:
-    """Map the arrays of an entry; return None if the entry is missing or damaged."""
+    """Return an entry with memory-mapped arrays; None if it is missing or damaged."""
     if not (folder / MANIFEST).is_file():
         return None
     try:
         manifest = files.read_json(folder / MANIFEST)
         if manifest["key"] != key or files.digest(folder / ARRAYS) != manifest["sha256"]:
-            raise DataError("its hash differs")
+            raise DataError("its key or its hash differs from that in the manifest")
         arrays = {name: tensor.numpy() for name, tensor in read_tensors(folder / ARRAYS).items()}
         stored = Stored({name: arrays[name] for name in manifest["arrays"]}, dict(manifest["about"]))
     except (DataError, SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
@@ -99,8 +93,8 @@ def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | N
 
 
 def _made(folder: Path, key: str, make: Callable[[], Stored], report: Callable[[str], None]) -> Stored:
-    """Compute an entry and write it to a folder that the caller has locked."""
-    files.remove_leftovers(folder)
+    """Compute an entry, write it to a folder locked by the caller, and return it."""
+    folders.remove_leftovers(folder)
     made = make()
     try:
         tensors = {name: torch.from_numpy(array) for name, array in made.arrays.items()}

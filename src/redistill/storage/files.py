@@ -1,7 +1,7 @@
 """Atomic file writes: a temporary file, fsync, then a rename.
 
-A reader thus sees either the old file or the new one. All modules write files through this module. `inside` rejects names that
-resolve to a path outside of their folder (`..`, an absolute path, a link).
+A reader therefore sees either the old file or the new one. All modules write files through this module. `inside` rejects names
+that resolve to a path outside of their folder, because of `..`, an absolute path or a link.
 """
 
 import contextlib
@@ -12,14 +12,19 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from redistill.errors import DataError, OutputError
+from redistill.records import Json
+from redistill.storage.paths import check_path
 
 TEMPORARY = ".tmp-"
+MAX_NAME = 100
+"""Maximum length of a name that file names are made of. File systems allow 255 bytes, with prefixes and suffixes."""
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # not available on Windows
 TRY_AGAIN = 75
 """Exit code of retryable errors, which need no change to the recipe (EX_TEMPFAIL of sysexits.h)."""
@@ -32,14 +37,23 @@ class DiskFullError(OutputError):
 
 
 class Disk:
-    """The operations that change the disk; tests replace it to inject faults."""
+    """The operations that change the disk; tests replace `disk` to inject faults."""
 
     def open(self, path: Path, mode: str) -> io.FileIO:
-        """Open without buffer and without following a symbolic link.
+        """Open a file for writing, without a buffer.
 
-        A failed write thus leaves no buffered data that is written later.
+        Without a buffer, a failed write leaves no data that would be written later.
+
+        Raises:
+            OSError: the file cannot be opened, is a symbolic link or no regular file, or has several hard links.
         """
-        return io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_LINKS, 0o666))
+        file = io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_LINKS, 0o666))
+        try:
+            check_own_file(file.fileno())
+        except OSError:
+            file.close()
+            raise
+        return file
 
     def write(self, file: io.FileIO, data: bytes | memoryview) -> int:
         """Write as many bytes as one system call accepts, and return their number."""
@@ -50,11 +64,11 @@ class Disk:
         os.fsync(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Rename a file or folder; an existing file is replaced."""
+        """Rename the file or folder `source` to `target`; an existing file is replaced."""
         source.replace(target)
 
     def make_folder(self, folder: Path) -> None:
-        """Create a folder, whose parent exists."""
+        """Create a folder if it does not exist; its parent must exist."""
         folder.mkdir(exist_ok=True)
 
     def remove(self, path: Path) -> None:
@@ -66,15 +80,28 @@ class Disk:
                 path.unlink(missing_ok=True)
 
     def free_bytes(self, folder: Path) -> int:
-        """Free bytes for this user on the disk of an existing folder; quotas are ignored."""
+        """Return the free bytes on the disk of an existing folder; quotas are ignored."""
         return shutil.disk_usage(folder).free
 
 
 disk = Disk()
 
 
+def check_own_file(descriptor: int) -> None:
+    """Check that a write to an open file changes no file of another name.
+
+    Raises:
+        OSError: the file is not a regular file, or it has several hard links, so that another name refers to the same file.
+    """
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if found.st_nlink > 1:
+        raise OSError(errno.EMLINK, "it has several hard links")
+
+
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of `name` in `folder`, if it does not lead out of the folder.
+    """Return the path `folder / name`, which must not lead out of `folder`.
 
     Raises:
         OutputError: `name` leads out of `folder`: it is absolute, contains `..`, or passes through a link.
@@ -86,22 +113,24 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def slug(text: str) -> str:
-    """Convert `text` into a file name.
+    """Return a valid file name that resembles `text`.
 
-    The name consists of letters, digits, `.`, `_` and `-`; it is not empty and has no leading dot.
+    The name consists of letters, digits, `.`, `_` and `-`; it is not empty, has no leading dot, and has at most `MAX_NAME`
+    characters.
     """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:MAX_NAME] or "unnamed"
 
 
 def make_folder(folder: Path) -> Path:
-    """Create `folder` with its parents, and check that it is writable.
+    """Create `folder` with its parents, check that it is writable, and return it.
 
     Raises:
-        OutputError: the folder cannot be created or written to.
+        OutputError: `check_path` rejects the path, or the folder cannot be created or written to.
     """
+    check_path(folder)
     probe = folder / f"{TEMPORARY}probe-{uuid.uuid4().hex}"
     try:
-        _make_folders(folder)
+        create_with_parents(folder)
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -109,12 +138,12 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def _make_folders(folder: Path) -> None:
+def create_with_parents(folder: Path) -> None:
     """Create `folder` and its missing parents, and sync the parent of each."""
     if not folder.is_dir():
-        _make_folders(folder.parent)
+        create_with_parents(folder.parent)
         disk.make_folder(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
 
 
 # --- files --------------------------------------------------------------------------------------------------------------
@@ -136,23 +165,23 @@ def write_json(path: Path, value: object) -> str:
 
 
 def json_bytes(value: object) -> bytes:
-    """The bytes that `write_json` writes."""
+    """Return `value` as indented JSON in UTF-8; `write_json` writes these bytes."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", errors="backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> str:
-    """Write `data` atomically, and return its SHA-256."""
+    """Write `data` atomically, and return its SHA-256 in hexadecimal."""
     return write_parts(path, [data], len(data))
 
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview], num_bytes: int) -> str:
-    """Write `parts` atomically: `path` holds all of them, or is unchanged.
+    """Write `parts` to `path` atomically: either all parts are written, or none.
 
     Args:
         path: The file; missing parent folders are created.
-        parts: The contents, consumed one part at a time, so that a large file need not be in memory.
-        num_bytes: Total size, for the error message.
+        parts: The contents of the file, in order.  They are read one at a time, so that a large file need not be in memory.
+        num_bytes: Total size of `parts`, for the error message.
 
     Returns:
         The SHA-256 of `parts`, in hexadecimal.  The file is not read back.
@@ -163,14 +192,14 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview], num_bytes: int)
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
     hashed = hashlib.sha256()
     try:
-        _make_folders(path.parent)
+        create_with_parents(path.parent)
         with disk.open(temporary, "xb") as file:
             for part in parts:
                 hashed.update(part)
                 _write_all(file, part)
             disk.sync(file.fileno())
         disk.rename(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise write_failed(path, error, num_bytes) from error
     finally:
@@ -202,7 +231,7 @@ def append_lines(path: Path, values: Sequence[object]) -> None:
     """
     data = _lines(values)
     try:
-        _make_folders(path.parent)
+        create_with_parents(path.parent)
         is_new = not path.exists()
         with disk.open(path, "ab+") as file:
             end = _end_of_lines(file)
@@ -214,9 +243,24 @@ def append_lines(path: Path, values: Sequence[object]) -> None:
                 file.truncate(end)
                 raise
         if is_new:
-            _sync(path.parent)
+            sync(path.parent)
     except OSError as error:
         raise write_failed(path, error, len(data)) from error
+
+
+def open_log(path: Path) -> io.FileIO:
+    """Return an open file to which a child process can append its output.
+
+    Missing parent folders are created.
+
+    Raises:
+        OutputError: the file cannot be opened, or it is a link.
+    """
+    try:
+        create_with_parents(path.parent)
+        return disk.open(path, "ab+")
+    except OSError as error:
+        raise write_failed(path, error) from error
 
 
 def _lines(values: Sequence[object]) -> bytes:
@@ -225,7 +269,7 @@ def _lines(values: Sequence[object]) -> bytes:
 
 
 def _end_of_lines(file: io.FileIO) -> int:
-    """Offset of the end of the last complete line of a file."""
+    """Return the offset in bytes at which the last complete line of a file ends."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - io.DEFAULT_BUFFER_SIZE)
@@ -260,96 +304,46 @@ def read_lines(path: Path) -> list[Any]:
     Raises:
         DataError: a complete line is not JSON.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    values = []
-    for number, line in enumerate(lines, 1):
-        try:
-            values += [json.loads(line)] if line else []
-        except ValueError as error:
-            if number == len(lines):  # no newline follows: the write was interrupted
-                break
-            fault = f"not JSON ({error}); the file was edited or is damaged; restore or remove it"
-            raise DataError(f"{path}:{number}: {fault}") from error
-    return values
+    return [value for _, value in scan_lines(path)]
+
+
+def scan_lines(path: Path) -> Iterator[tuple[bytes, Json]]:
+    """Yield the lines of a JSON Lines file with their values, one at a time.
+
+    Missing files, truncated last lines and errors are handled as in `read_lines`.  Each line ends with a newline, and an empty
+    line is skipped.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = line.removesuffix(b"\n")
+            try:
+                value = json.loads(text) if text else None
+            except ValueError as error:
+                if text == line:  # no newline follows: the write was interrupted
+                    return
+                fault = f"not JSON ({error}); the file was edited or is damaged; restore or remove it"
+                raise DataError(f"{path}:{number}: {fault}") from error
+            if text:
+                yield text + b"\n", value
 
 
 def rewrite_lines(path: Path, values: Sequence[object]) -> None:
-    """Replace a JSON Lines file atomically by one that holds `values`."""
+    """Replace a JSON Lines file atomically by a file that contains `values`."""
     write_bytes(path, _lines(values))
 
 
-# --- folders ------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def new_folder(target: Path, num_bytes: int = 0) -> Iterator[Path]:
-    """Context with a temporary folder that becomes `target`.
-
-    The temporary folder is renamed on success and removed on failure.  All files are synced before the rename.  An existing
-    folder `target` is replaced.
-
-    Args:
-        target: The final path of the folder.
-        num_bytes: Total size of its files, for the error message; 0 if unknown.
-
-    Yields:
-        The temporary folder.
-
-    Raises:
-        OutputError: the folder cannot be written, by this module or by a library in the block; `DiskFullError` if the disk is
-            full.
-    """
-    number = uuid.uuid4().hex
-    temporary, old = (target.with_name(f"{TEMPORARY}{name}-{number}") for name in (target.name, f"old-{target.name}"))
-    try:
-        _make_folders(temporary)
-        yield temporary
-        for path in (*sorted(temporary.rglob("*")), temporary):
-            _sync(path)
-        if target.exists():
-            disk.rename(target, old)
-        disk.rename(temporary, target)
-        _sync(target.parent)
-        disk.remove(old)
-    except Exception as error:
-        if (cause := _system_error(error)) is None:
-            raise
-        raise write_failed(target, cause, num_bytes) from error
-    finally:
-        disk.remove(temporary)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove `folder`.
-
-    The folder is renamed first, so that a crash leaves no incomplete folder under the original name.
-
-    Raises:
-        OutputError: the folder cannot be renamed.
-    """
-    renamed = folder.with_name(f"{TEMPORARY}old-{folder.name}-{uuid.uuid4().hex}")
-    try:
-        disk.rename(folder, renamed)
-        _sync(folder.parent)
-    except OSError as error:
-        raise write_failed(folder, error) from error
-    finally:
-        disk.remove(renamed)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of interrupted writes; no process may be using `folder`."""
-    for path in folder.glob(f"{TEMPORARY}*"):
-        disk.remove(path)
+# --- shared ------------------------------------------------------------------------------------------------------------
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Sync the content of a file, or the renames in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -358,23 +352,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _system_error(error: Exception) -> OSError | None:
-    """Return the system error that caused `error`, or None if there is no such error.
-
-    Libraries in Rust raise their own exceptions; the message contains the number of the system error.
-    """
-    if isinstance(error, OutputError):
-        return error.__cause__ if isinstance(error.__cause__, OSError) else None
-    if isinstance(error, OSError):
-        return error
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
-
-
 def write_failed(path: Path, error: OSError, num_bytes: int = 0) -> OutputError:
-    """Build the exception for a failed write to `path`; `num_bytes` 0 means unknown."""
+    """Return the exception for a failed write of `num_bytes` bytes (0 if unknown)."""
     size = f"{num_bytes:,} bytes " if num_bytes else ""
-    remedy = "remove the symbolic link" if error.errno == errno.ELOOP else "free space or choose another folder"
+    is_link = error.errno in {errno.ELOOP, errno.EMLINK}
+    remedy = "remove the link" if is_link else "free space or choose another folder"
     return _kind(error)(f"{path}: {size}could not be written ({error.strerror or error}); {remedy}")
 
 

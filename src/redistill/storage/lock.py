@@ -28,11 +28,12 @@ def locked(folder: Path) -> Iterator[Sequence[int]]:
     """Lock `folder` for this process and for subprocesses that inherit the lock.
 
     The folder is created if it does not exist.  The lock is released when the last process that holds it exits, even after a
-    crash; a forked child (`os.fork`) does not hold it.  The file `.lock` contains the id of the first of these processes and is
-    removed at the end; a file left by a killed process does not block other processes.  Tested on Linux only.
+    crash; a forked child (`os.fork`) does not hold it.  The file `.lock` contains the id of the process
+    that acquired the lock, and is removed at the end.  A file left by a killed process does not block other processes.  Tested
+    on Linux only.
 
     Args:
-        folder: The folder to lock.  The lock is not reentrant: a process that holds it cannot acquire it again.
+        folder: The folder to lock.  A process that holds the lock cannot acquire it again.
 
     Yields:
         A list with the file descriptor that holds the lock, for `pass_fds` of subprocess.  If the file system does not support
@@ -46,6 +47,7 @@ def locked(folder: Path) -> Iterator[Sequence[int]]:
     descriptors: list[int] = []
 
     def acquired(descriptor: int) -> None:
+        files.check_own_file(descriptor)
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         descriptors.append(descriptor)
@@ -64,7 +66,7 @@ def locked(folder: Path) -> Iterator[Sequence[int]]:
     try:
         yield descriptors
     finally:
-        path.unlink(missing_ok=True)  # under the lock: a process that opened the file before detects that it is removed
+        path.unlink(missing_ok=True)  # removed under the lock, so that a process that has opened the file detects this
         lock.release()
 
 

@@ -1,8 +1,9 @@
 """Safetensors files, written atomically and one tensor at a time.
 
-At most one tensor is copied at a time.  Tied tensors - the same elements of the same storage - are stored once; the metadata
-lists their other names, and they are tied again after loading.  The format: 8 bytes with the length of the header; the header,
-JSON with the type, shape and offsets of each tensor; and the tensors.
+Therefore memory is needed for a copy of only one tensor.  Tied tensors, which have the same elements in memory, are stored once
+under one name.  The metadata lists their other names, and they are tied again after loading.  A file consists of 8 bytes with
+the length of the header; the header, which is JSON with the type, shape and offsets of each tensor; and the bytes of the
+tensors.
 """
 
 import json
@@ -28,7 +29,7 @@ _NAMES = _FLOATS | _INTEGERS | {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Write a safetensors file, and return its SHA-256 in hexadecimal.
+    """Write named tensors to a safetensors file; return its SHA-256 in hexadecimal.
 
     Raises:
         OutputError: the file cannot be written.
@@ -38,7 +39,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a file written by `write_tensors`.
+    """Return the tensors, by name, of a file that `write_tensors` wrote.
 
     The tensors are memory-mapped; copy them before the file is removed or overwritten.
 
@@ -53,9 +54,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def num_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Size in bytes of the file that `write_tensors` would write.
+    """Compute the size in bytes of the file that `write_tensors` would write.
 
-    Tensors on the device "meta" count like others.
+    Tensors on the device "meta" count as if they had data.
 
     Example:
         >>> num_bytes({"weight": torch.empty(1000, 1000, device="meta")}) - 4_000_000 < 200
@@ -66,10 +67,10 @@ def num_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
 
 
 def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tensor]]:
-    """Return the header of the file, and the tensors in the order of the file."""
+    """Return the bytes of the header, and the tensors in the order of the file."""
     unique, aliases = _untied(tensors)
     header: dict[str, object] = {"__metadata__": {"aliases": json.dumps(aliases, sort_keys=True)}}
-    # By decreasing element size, so that each tensor is aligned.
+    # Sorted by decreasing element size, so that each tensor is aligned.
     ordered = sorted(unique.items(), key=lambda item: (-item[1].element_size(), item[0]))
     end = 0
     for name, tensor in ordered:
@@ -81,7 +82,7 @@ def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tens
 
 
 def _untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Keep the first name of each tied tensor, and map its other names to the first."""
+    """Return the tensors under their first names, and a map from other names to these."""
     first: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in tensors.items():

@@ -1,1 +1,1 @@
-"""Teachers: sources of teacher logits for a batch's sampled rows."""
+"""Teachers, which compute logits for the rows that distillation terms use."""

@@ -1,8 +1,8 @@
 """The local teacher: a model in this process.
 
-The body of the model runs only on sequences that have distillation terms.  The hidden states are kept, and multiplied by the
-head in slices of rows, so that no [rows, vocabulary] tensor of a whole batch exists.  For a revised sequence, the hidden states
-of the prefix that it has in common with its draft are reused.
+The body of the model (all layers before the head) runs only on sequences that have distillation terms.  The hidden states are
+kept, and are multiplied by the head in slices of rows.  So no [rows, vocabulary] tensor of a whole batch exists.  A revised
+sequence begins like its draft, the text before the revision; the hidden states of this common prefix are reused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ class LocalTeacher:
 
     Args:
         model: A causal language model; it is moved to `device`, and its parameters no longer require gradients.
-        vocabulary: Number of leading classes that the student has as well; probabilities are normalised over these.
+        vocabulary: Number of leading classes that the student has as well; probabilities are normalised over these classes.
         device: Device of the model.
         engine: Generates the teacher's text; None if no policy uses teacher text.
 
@@ -62,13 +62,14 @@ class LocalTeacher:
         self._faults = torch.zeros((), dtype=torch.long, device=device)
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
-        """Does nothing: `rows` runs the model."""
+        """Do nothing: `rows` runs the model."""
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> TeacherTarget:
-        """Run the body on the batch's sampled sequences; return the target of their rows.
+        """Return the function that computes teacher logits for rows of the batch.
 
-        The target (`contracts.TeacherTarget`) multiplies the hidden states by the head when it is called.
+        The model without its head runs in this call, on the sequences that have distillation terms.  The returned function
+        (`contracts.TeacherTarget`) multiplies the hidden states of a slice of rows by the head.
         """
         first = slice(0, batch.num_sampled)
         weight_VD = self._head.weight_VD
@@ -79,24 +80,24 @@ class LocalTeacher:
                 batch.input_ids_BT[first].to(self._device),
                 batch.attention_mask_BT[first].to(self._device),
                 batch.position_N[: batch.num_sampled_rows].to(self._device),
-                self._memory if self._autocasts() == self._in_autocast else None,  # all remembered states have one precision
+                self._memory if self._autocasts() == self._in_autocast else None,  # stored states have one precision
                 remember=self._remembers,
             )
 
-        # Fixed here, since `target` may be called inside or outside autocast, and p must be the same.
+        # The precision is fixed here: `target` may be called inside or outside autocast, and p must be the same in both cases.
         products, classifier = Products.like(hidden_NE), self._head.prepared(hidden_NE)
 
         @torch.no_grad()
         def target(rows: slice) -> torch.Tensor:
             logits_NV = classifier.finish(classifier.raw(hidden_NE[rows], products))
-            # The maximum is not finite if a row has NaN or +inf, or only -inf.  It is cheap compared with the product.
+            # The maximum is not finite if a row has NaN or +inf, or only -inf.  Its cost is small compared with the product.
             self._faults += (~logits_NV.amax(dim=-1).isfinite()).sum()
             return logits_NV
 
         return target
 
     def faults(self) -> int:
-        """Number of rows with non-finite logits since the last call.
+        """Return the number of rows with non-finite logits since `faults` was last called.
 
         The loss of such rows is NaN.
         """
@@ -109,15 +110,16 @@ class LocalTeacher:
         self._memory = None
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """Continue every request with text of the teacher."""
+        """Continue every request with text of the teacher, in the order of the requests."""
         assert self._engine is not None, "a policy of teacher text is built with an engine for it"
         return self._engine.generate(requests, sampling)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Context in which computed hidden states are kept for reuse.
+        """Context in which the hidden states that `rows` computes are kept for reuse.
 
-        They are kept until `release`, up to `prefix.MEMORY_BYTES` in total.
+        They are reused for a later text with the same prefix.  The states are kept until `release` is called, up to
+        `prefix.MEMORY_BYTES` in total.
         """
         self._memory, self._remembers, self._in_autocast = PrefixMemory(), True, self._autocasts()
         try:

@@ -1,6 +1,6 @@
-"""Laws of divergences and policies, for tests of custom ones.
+"""Checks of the properties (laws) that every divergence and policy must have.
 
-This package does not require pytest, and downloads nothing.
+Use them in the tests of your own divergences and policies.  This package does not require pytest, and downloads nothing.
 
 from redistill.testing import check_divergence, check_policy
 

@@ -1,9 +1,10 @@
 """Laws of divergences.
 
-A law is a property that every divergence must have.  `check_divergence` and the functions of `DIVERGENCE_LAWS` raise an
-AssertionError that names the law, the input and the values.
+A law is a property that every divergence must have.  p is the teacher and q the student.  `check_divergence` and the functions
+of `DIVERGENCE_LAWS` raise an AssertionError that names the law, the input and the values.
 
-A divergence that cannot satisfy a law declares it as a class attribute `disobeys = {"law": "reason"}`; the law is skipped.
+A divergence that cannot satisfy a law declares the law and a reason in a class attribute `disobeys = {"law": "reason"}`.
+`check_divergence` skips this law.
 """
 
 import numpy as np
@@ -16,13 +17,15 @@ NUM_SEEDS = 25
 
 
 def check_divergence(divergence: Divergence) -> None:
-    """Check a divergence against all laws except those in its `disobeys`.
+    """Check the properties (laws) that every divergence must have.
+
+    Laws that the divergence excludes in its class attribute `disobeys` are not checked.
 
     Args:
-        divergence: A frozen dataclass, called with (logq_NV, logp_NV), returning divergence_N.
+        divergence: A frozen dataclass that is called with (logq_NV, logp_NV) and returns divergence_N.
 
     Raises:
-        AssertionError: a law is violated; reports the law, the input and the values.
+        AssertionError: a law is violated; the message names the law, the input and the values.
 
     Example:
         >>> from redistill.losses.divergences import TotalVariation
@@ -35,7 +38,7 @@ def check_divergence(divergence: Divergence) -> None:
 
 
 def one_value_per_row(divergence: Divergence) -> Findings:
-    """Inputs of shape [N, V] give an output of shape [N], also for N = 0.
+    """Check that inputs [N, V] give an output of shape [N], also for N = 0.
 
     N is 0 in a process that has no rows.
     """
@@ -45,7 +48,7 @@ def one_value_per_row(divergence: Divergence) -> Findings:
 
 
 def zero_when_equal(divergence: Divergence) -> Findings:
-    """The divergence is 0 for q = p."""
+    """Check that the divergence is 0 if student and teacher are equal."""
     for seed in range(NUM_SEEDS):
         logp_NV = log_rows(seed, scale=0.5 * seed)
         largest = float(divergence(logp_NV.clone(), logp_NV).abs().max())
@@ -53,7 +56,7 @@ def zero_when_equal(divergence: Divergence) -> Findings:
 
 
 def positive_when_a_class_differs(divergence: Divergence) -> Findings:
-    """The divergence is positive if a single logit differs."""
+    """Check that the divergence is positive if a single logit differs."""
     for seed in range(NUM_SEEDS):
         logp_NV, change = log_rows(seed), 0.01 * 1.3**seed
         logits_NV = logp_NV.clone()
@@ -63,7 +66,10 @@ def positive_when_a_class_differs(divergence: Divergence) -> Findings:
 
 
 def finite_on_extreme_logits(divergence: Divergence) -> Findings:
-    """Extreme logits and classes of probability 0 give finite values and gradients."""
+    """Check that values and gradients are finite for extreme logits.
+
+    Classes with probability 0 are among the inputs.
+    """
     inf = float("inf")
     student = [[0.0, -1e4, 1e4], [1e4, 0.0, 0.0], [0.0, 1.0, 2.0], [0.0, 1.0, -inf], [-inf, 0.0, 90.0], [-inf, 0.0, 0.0]]
     teacher = [[1e4, -1e4, 0.0], [0.0, 1e4, -1e4], [5.0, -inf, -inf], [0.0, 1.0, -inf], [0.0, 0.0, -90.0], [0.0, -inf, -inf]]
@@ -79,7 +85,7 @@ def finite_on_extreme_logits(divergence: Divergence) -> Findings:
 
 
 def excluded_classes_have_no_effect(divergence: Divergence) -> Findings:
-    """Classes with probability 0 in both models have no effect.
+    """Check that classes with probability 0 in both models have no effect.
 
     Vocabularies are padded with such classes.
     """
@@ -91,7 +97,7 @@ def excluded_classes_have_no_effect(divergence: Divergence) -> Findings:
 
 
 def nan_is_propagated(divergence: Divergence) -> Findings:
-    """NaN in a row gives NaN for this row and no other."""
+    """Check that NaN in a row gives NaN for this row and no other."""
     logq_NV = log_rows(14)
     logq_NV[0, 0] = float("nan")
     got = divergence(logq_NV, log_rows(15)).isnan().tolist()
@@ -99,7 +105,7 @@ def nan_is_propagated(divergence: Divergence) -> Findings:
 
 
 def rows_are_independent(divergence: Divergence) -> Findings:
-    """The value of a row does not depend on the other rows.
+    """Check that the value of a row does not depend on the other rows.
 
     The vocabulary pass evaluates the rows of a batch in several calls.
     """
@@ -110,7 +116,7 @@ def rows_are_independent(divergence: Divergence) -> Findings:
 
 
 def inputs_are_not_modified(divergence: Divergence) -> Findings:
-    """Inputs are not modified, since other loss terms use the same rows."""
+    """Check that inputs are not modified, since other loss terms use the same rows."""
     rows = log_rows(16), log_rows(17)
     before = [row.clone() for row in rows]
     divergence(*rows)
@@ -121,7 +127,7 @@ def inputs_are_not_modified(divergence: Divergence) -> Findings:
 
 
 def gradient_matches_finite_differences(divergence: Divergence) -> Findings:
-    """The gradient of the student's logits equals finite differences in float64."""
+    """Check the gradient of the student's logits by finite differences in float64."""
     logits_NV, logp_NV, step = log_rows(2), log_rows(3), 1e-6
 
     def value_N(moved_NV: torch.Tensor) -> torch.Tensor:
@@ -135,14 +141,14 @@ def gradient_matches_finite_differences(divergence: Divergence) -> Findings:
 
 
 def zero_gradient_when_equal(divergence: Divergence) -> Findings:
-    """The gradient is 0 for q = p."""
+    """Check that the gradient is 0 if student and teacher are equal."""
     logits_NV = log_rows(18)  # logits of both models, so that q and p are bitwise equal
     largest = float(_gradient(divergence, logits_NV, logits_NV.log_softmax(-1)).abs().max())
     yield largest < 1e-12, f"q = p = log_rows(18) has a gradient of {largest:g}"
 
 
 def teacher_gets_no_gradient(divergence: Divergence) -> Findings:
-    """The teacher receives no gradient, and the student receives one."""
+    """Check that the teacher receives no gradient, and the student receives one."""
     logq_NV, logp_NV = log_rows(4).requires_grad_(), log_rows(5).requires_grad_()
     divergence(logq_NV, logp_NV).sum().backward()
     yield logp_NV.grad is None, "logp_NV received a gradient; detach it"
@@ -150,9 +156,9 @@ def teacher_gets_no_gradient(divergence: Divergence) -> Findings:
 
 
 def accurate_close_to_the_teacher(divergence: Divergence) -> Findings:
-    """The float32 gradient has a relative error below 5e-3 where q is close to p.
+    """Check that the relative error of the float32 gradient is below 5e-3 near q = p.
 
-    Late in training, q is close to p.
+    This case is frequent late in training.
     """
     logp_NV = log_rows(20, vocabulary=5000, scale=3.0).float()
     logits_NV = logp_NV + 0.08 * log_rows(21, vocabulary=5000, scale=1.0).float()
@@ -165,7 +171,10 @@ def accurate_close_to_the_teacher(divergence: Divergence) -> Findings:
 
 
 def half_precision_is_computed_in_float32(divergence: Divergence) -> Findings:
-    """bfloat16 and float16 inputs are computed in float32 and give float32."""
+    """Check that bfloat16 and float16 inputs are computed in float32.
+
+    The result is float32 as well.
+    """
     for dtype in (torch.bfloat16, torch.float16):
         logq_NV, logp_NV = log_rows(6).to(dtype), log_rows(7).to(dtype)
         got_N, wanted_N = divergence(logq_NV, logp_NV), divergence(logq_NV.double(), logp_NV.double())
@@ -174,7 +183,7 @@ def half_precision_is_computed_in_float32(divergence: Divergence) -> Findings:
 
 
 def float64_stays_float64(divergence: Divergence) -> Findings:
-    """float64 inputs give float64, for use as a reference in tests."""
+    """Check that float64 inputs give float64, for use as a reference in tests."""
     got = divergence(log_rows(8), log_rows(9)).dtype
     yield got == torch.float64, f"float64 rows gave {got}"
 
@@ -198,7 +207,7 @@ DIVERGENCE_LAWS = suite(
 
 
 def log_rows(seed: int, num_rows: int = 5, vocabulary: int = 11, scale: float = 2.0) -> torch.Tensor:
-    """Random log-probabilities [num_rows, vocabulary], float64.
+    """Return random log-probabilities [num_rows, vocabulary], float64, for a seed.
 
     A larger scale gives distributions of lower entropy.
     """
@@ -207,7 +216,7 @@ def log_rows(seed: int, num_rows: int = 5, vocabulary: int = 11, scale: float = 
 
 
 def _gradient(divergence: Divergence, logits_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
-    """Gradient of the divergence's sum over rows, for the student's logits, [N, V]."""
+    """Return the gradient [N, V] of the summed divergence with respect to the student's logits."""
     leaf_NV = logits_NV.detach().requires_grad_()
     (gradient_NV,) = torch.autograd.grad(divergence(leaf_NV.log_softmax(-1), logp_NV).sum(), leaf_NV)
     return gradient_NV

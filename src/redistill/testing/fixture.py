@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Fixture:
-    """Examples and policy tools of a single process."""
+    """Random training examples, and the objects that policies use, for one process."""
 
     examples: tuple[Example, ...]
     tools: PolicyTools
@@ -48,7 +48,7 @@ class Fixture:
 
         Args:
             node: Configuration of the policy.
-            processes: Rank and number of processes; selects this rank's part of the gold batches.
+            processes: Rank and number of processes, which select this process's part of each batch of training examples.
             tools: Fields of `PolicyTools` to replace.
         """
         gold = GoldBatches(self.examples, batch_size=BATCH_SIZE, seed=SEED, processes=processes)
@@ -57,7 +57,10 @@ class Fixture:
 
 @cache
 def make_fixture() -> Fixture:
-    """Return the fixture; every call returns the same object."""
+    """Return random training examples, and the objects that policies use.
+
+    Every call returns the same object.
+    """
     teacher, student = (fresh_model({**MODEL, "initializer_range": 0.5}, seed).eval() for seed in (1, 2))
     engine = partial(LocalEngine, vocabulary=VOCABULARY, end_ids=(END,), pad_id=END, batch_size=Halving("batch_size", 64))
     local = LocalTeacher(teacher, vocabulary=VOCABULARY, device="cpu", engine=engine(teacher))
@@ -81,17 +84,17 @@ def in_processes(world: int, work: Callable[[int, Gather], Result]) -> list[Resu
     """Run `work(rank, gather)` for each rank in threads that simulate processes.
 
     `gather` is a collective operation: it waits until all ranks have called it, and concatenates their lists.  Each rank gets a
-    deep copy, as between real processes.
+    deep copy of the values, as from real processes.
 
     Args:
         world: Number of simulated processes.
-        work: Called once per rank.
+        work: Function of a rank and of `gather`; it is called once per rank.
 
     Returns:
         The results in order of rank.
 
     Raises:
-        BrokenBarrierError: a rank calls gather and another does not.
+        BrokenBarrierError: one rank calls `gather` and another rank does not.
     """
     slots: list[list[object]] = [[] for _ in range(world)]
     barrier = Barrier(world, timeout=GATHER_TIMEOUT_S)
@@ -113,7 +116,7 @@ def in_processes(world: int, work: Callable[[int, Gather], Result]) -> list[Resu
     with ThreadPoolExecutor(world) as pool:
         futures = [pool.submit(run, rank) for rank in range(world)]
     for future in sorted(futures, key=lambda each: isinstance(each.exception(), BrokenBarrierError)):
-        future.result()  # raises the original error rather than a broken barrier that it caused
+        future.result()  # raises the original error before the BrokenBarrierErrors that it caused
     return [future.result() for future in futures]
 
 

@@ -1,4 +1,8 @@
-"""Checks laws, except those that a divergence or policy declares not to satisfy."""
+"""Checks the laws of divergences and policies.
+
+A law is a property that every divergence, or every policy, must have.  The class attribute `disobeys` of a divergence or policy
+excludes laws from the check.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import is_dataclass
@@ -11,15 +15,21 @@ Findings = Iterator[tuple[bool, str]]
 
 
 def suite(*laws: Callable[[Part], Findings]) -> Mapping[str, Callable[[Part], None]]:
-    """Map the name of each law to a function that raises AssertionError if violated."""
+    """Return a mapping from the name of each law to a function that checks the law.
+
+    Each argument is a function of a divergence or policy that yields, for each case, whether the law holds and a text.  The
+    functions of the mapping raise an AssertionError if the law is violated.
+    """
     return {law.__name__: partial(_demand, law) for law in (is_a_frozen_dataclass, *laws)}
 
 
 def check(part: Part, laws: Mapping[str, Callable[[Part], None]]) -> None:
-    """Check a divergence or policy against all laws except those in its `disobeys`.
+    """Check the laws (properties) of a divergence or policy.
+
+    Laws that `part` excludes in its class attribute `disobeys` are not checked.
 
     Raises:
-        AssertionError: a law is violated; reports the law, the input and the values.
+        AssertionError: a law is violated; the message names the law, the input and the values.
     """
     excused = disobeyed(part, laws)
     for name, law in laws.items():
@@ -28,13 +38,13 @@ def check(part: Part, laws: Mapping[str, Callable[[Part], None]]) -> None:
 
 
 def disobeyed(part: object, laws: Collection[str]) -> Mapping[str, str]:
-    """List the laws that a divergence or policy declares not to satisfy.
+    """Return the laws that a divergence or policy declares not to satisfy.
 
-    These laws are declared by the class attribute `disobeys = {"law": "reason"}`.
+    The class attribute `disobeys = {"law": "reason"}` declares these laws.
 
     Args:
         part: The divergence or policy.
-        laws: Names of the laws of its kind.
+        laws: Names of all laws of divergences, or of all laws of policies.
 
     Returns:
         The reason for each of these laws; empty if the attribute is missing.
@@ -52,7 +62,7 @@ def disobeyed(part: object, laws: Collection[str]) -> Mapping[str, str]:
 
 
 def is_a_frozen_dataclass(part: object) -> Findings:
-    """The divergence or policy is a frozen dataclass.
+    """Check that the divergence or policy is a frozen dataclass.
 
     Its fields are the configuration in recipes, and must not change.
     """

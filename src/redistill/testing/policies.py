@@ -3,22 +3,24 @@
 A law is a property that every policy must have.  `check_policy` and the functions of `POLICY_LAWS` raise an AssertionError that
 names the law, the step and the sequences.
 
-A policy that cannot satisfy a law declares it as a class attribute `disobeys = {"law": "reason"}`; the law is skipped.
+A policy that cannot satisfy a law declares the law and a reason in a class attribute `disobeys = {"law": "reason"}`.
+`check_policy` skips this law.
 """
 
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import astuple
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, replace
 from threading import BrokenBarrierError
 
 import numpy as np
 import torch
 
-from redistill.contracts import Draw, Needs, Processes, Sampling, TokenSequence
+from redistill.contracts import Draw, Needs, Processes, Sampling, StateValue, TokenSequence
 from redistill.interfaces import Gather
 from redistill.policies.policy import Policy
 from redistill.policies.source import PolicyNode
+from redistill.policies.state import restore, store
 from redistill.testing.fixture import RESPONSE_TOKENS, in_processes, make_fixture
 from redistill.testing.laws import Findings, check, suite
 
@@ -26,15 +28,16 @@ STEPS = 4
 
 
 def check_policy(node: PolicyNode) -> None:
-    """Check a policy against all laws except those in its `disobeys`.
+    """Check the properties (laws) that every policy must have.
 
-    The laws use two tiny random models; see `redistill.testing.fixture`.
+    Laws that the policy excludes in its class attribute `disobeys` are not checked.  The checks use two tiny random models; see
+    `redistill.testing.fixture`.
 
     Args:
         node: A frozen dataclass with `bind`, `sampling` and `needs`.
 
     Raises:
-        AssertionError: a law is violated; reports the law, the step and the sequences.
+        AssertionError: a law is violated; the message names the law, the step and the sequences.
 
     Example:
         >>> from redistill.policies import Fixed
@@ -44,9 +47,9 @@ def check_policy(node: PolicyNode) -> None:
 
 
 def declares_what_it_needs(node: PolicyNode) -> Findings:
-    """`sampling` is a Sampling or None, and `needs` is a Needs.
+    """Check the types of `sampling` (Sampling or None) and `needs` (Needs).
 
-    Without `needs.teacher`, the policy works without a teacher and without a scorer.
+    If `needs.teacher` is False, the policy must work without a teacher and without a scorer.
     """
     text = f"sampling is {node.sampling!r}; must be a redistill.contracts.Sampling or None"
     yield isinstance(node.sampling, Sampling | None), text
@@ -56,15 +59,15 @@ def declares_what_it_needs(node: PolicyNode) -> Findings:
 
 
 def draws_are_reproducible(node: PolicyNode) -> Findings:
-    """A draw depends only on the seed, the step and the state of the policy."""
+    """Check that sequences depend only on the seed, the step and the policy's state."""
     first, again = (drawn(make_fixture().policy(node), range(STEPS)) for _ in range(2))
     yield from _same(again, first, "a second policy")
 
 
 def global_generators_are_not_used(node: PolicyNode) -> Findings:
-    """The states of global random number generators do not change.
+    """Check that the policy does not use global random number generators.
 
-    Policies use the keyed generators of `redistill.randomness` instead.
+    Policies use the generators of `redistill.randomness` instead.
     """
     before = _global_states()
     drawn(make_fixture().policy(node), range(STEPS))
@@ -73,23 +76,43 @@ def global_generators_are_not_used(node: PolicyNode) -> Findings:
 
 
 def resumes_where_it_stopped(node: PolicyNode) -> Findings:
-    """A restored policy draws the same sequences as an uninterrupted policy.
+    """Check that a restored policy draws the same sequences as an uninterrupted one.
 
-    The state is saved as JSON and loaded into a new policy.  After the last step, both policies have the same state.
+    The state is converted as in a checkpoint and loaded into a new policy.  After the last step, both policies must have the
+    same state.
     """
     uninterrupted, resumed, middle = make_fixture().policy(node), make_fixture().policy(node), STEPS // 2
     drawn(uninterrupted, range(middle))
-    resumed.load_state_dict(json.loads(json.dumps(uninterrupted.state_dict())))
+    resumed.load_state_dict(saved_and_loaded(uninterrupted.state_dict()))
     expected, got = (drawn(policy, range(middle, STEPS)) for policy in (uninterrupted, resumed))
     yield from _same(got, expected, f"resumed at step {middle}", middle)
-    states = [json.loads(json.dumps(policy.state_dict())) for policy in (uninterrupted, resumed)]
+    states = [plain_state(policy.state_dict()) for policy in (uninterrupted, resumed)]
     yield states[0] == states[1], f"resumed at step {middle}: the state is {states[1]}, that of the first policy {states[0]}"
 
 
-def answers_in_order(node: PolicyNode) -> Findings:
-    """A draw has one sequence per gold item, in order, then additional sequences.
+def states_do_not_change(node: PolicyNode) -> Findings:
+    """Check that a state is not changed by later updates and can be restored.
 
-    Gold sequences are returned unchanged, and responses have at most RESPONSE_TOKENS tokens.
+    The training loop takes a state before every update, and restores it if the update is interrupted.
+    """
+    policy, states, plain, draws = make_fixture().policy(node), list[Mapping[str, StateValue]](), list[object](), list[Draw]()
+    for step in range(STEPS):
+        states.append(policy.state_dict())
+        plain.append(plain_state(states[-1]))
+        draws += drawn(policy, [step])
+    for step, state in enumerate(states):
+        found = plain_state(state)
+        yield found == plain[step], f"step {step}: the state was {plain[step]}, and is {found} after later updates"
+    for step in reversed(range(STEPS)):
+        policy.load_state_dict(states[step])
+        yield from _same(drawn(policy, [step]), draws[step : step + 1], "with its state restored, the policy", step)
+
+
+def answers_in_order(node: PolicyNode) -> Findings:
+    """Check that each step gives one sequence per training example, in order.
+
+    Additional sequences come after them.  Gold sequences must be unchanged, and responses must have at most RESPONSE_TOKENS
+    tokens.
     """
     fixture = make_fixture()
     prompts = {example.sample: example.prompt_ids for example in fixture.examples}
@@ -107,7 +130,7 @@ def answers_in_order(node: PolicyNode) -> Findings:
 
 
 def accepts_an_empty_batch(node: PolicyNode) -> Findings:
-    """An empty list of items gives no sequences.
+    """Check that an empty list of items gives no sequences.
 
     A process may have no items in an update.
     """
@@ -118,7 +141,7 @@ def accepts_an_empty_batch(node: PolicyNode) -> Findings:
 
 
 def draws_do_not_depend_on_the_number_of_processes(node: PolicyNode) -> Findings:
-    """Two processes together give the same sequences per step as a single process."""
+    """Check that two processes together draw the same sequences as one process."""
     whole = drawn(make_fixture().policy(node), range(STEPS))
 
     def draw_part(rank: int, gather: Gather) -> list[Draw]:
@@ -132,7 +155,7 @@ def draws_do_not_depend_on_the_number_of_processes(node: PolicyNode) -> Findings
     for step, one in enumerate(whole):
         answers, additions = list[TokenSequence](), list[TokenSequence]()
         for draws in parts:
-            sampled, count = draws[step].with_role("distillation"), len(draws[step].with_role("sft"))  # one gold answer an item
+            sampled, count = draws[step].with_role("distillation"), len(draws[step].with_role("sft"))  # one gold answer each
             answers += sampled[:count]
             additions += sampled[count:]
         got, expected = [list(map(_plain, sequences)) for sequences in (answers + additions, one.with_role("distillation"))]
@@ -144,6 +167,7 @@ POLICY_LAWS = suite(
     draws_are_reproducible,
     global_generators_are_not_used,
     resumes_where_it_stopped,
+    states_do_not_change,
     answers_in_order,
     accepts_an_empty_batch,
     draws_do_not_depend_on_the_number_of_processes,
@@ -151,7 +175,7 @@ POLICY_LAWS = suite(
 
 
 def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
-    """Draw the sequences of the given steps.
+    """Return the sequences that the policy draws at the given steps.
 
     Before every even step, the policy observes a validation loss, which rises from step to step.
     """
@@ -161,6 +185,24 @@ def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
             policy.observe(1.0 + step)
         draws.append(policy.draw(step))
     return draws
+
+
+def saved_and_loaded(state: Mapping[str, StateValue]) -> Mapping[str, StateValue]:
+    """The state of a policy after it was saved in a checkpoint and loaded."""
+    stored = store(state)
+    values, entries = json.loads(json.dumps([stored.values, stored.entries], allow_nan=False))
+    return restore(replace(stored, values=values, entries=entries))
+
+
+def plain_state(state: Mapping[str, StateValue]) -> tuple[str, Mapping[str, object]]:
+    """The state of a policy as values that can be compared.
+
+    Returns:
+        The JSON of a checkpoint, and the type and the values of each tensor by name.
+    """
+    stored = store(state)
+    tensors = {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in stored.tensors.items()}
+    return json.dumps([stored.values, stored.entries], sort_keys=True), tensors
 
 
 def _same(got: Sequence[Draw], expected: Sequence[Draw], who: str, first_step: int = 0) -> Findings:
@@ -174,7 +216,7 @@ def _global_states() -> dict[str, object]:
 
 
 def _plain(sequence: TokenSequence) -> tuple[object, ...]:
-    """Convert a sequence to a tuple, for comparisons.
+    """Return a sequence as a tuple, for comparisons.
 
     Roll-out values are rounded to 3 decimals, since they depend slightly on the batch.
     """

@@ -21,7 +21,7 @@ _PHRASINGS: dict[str, dict[str, str]] = yaml.safe_load(Path(__file__).with_name(
 
 
 class Phrase(str):
-    """A word or phrase of a sentence, with the forms that phrasings use.
+    """A word or phrase of a sentence, with attributes for its other forms.
 
     Example:
         >>> "{thing.a.capital} is here.".format(thing=Phrase("old basket"))
@@ -41,7 +41,7 @@ class Phrase(str):
 
 @dataclass(frozen=True)
 class Question:
-    """A question: its phrasings as (instruction, input), and all correct answers."""
+    """A question: phrasings as pairs (instruction, input), and all correct answers."""
 
     asks: tuple[tuple[str, str], ...]
     answers: tuple[str, ...]
@@ -153,7 +153,8 @@ def comparison(random: np.random.Generator) -> Question:
     less, more = (Phrase(scale.things[index]).a for index in sorted(_some(random, range(len(scale.things)), 2)))
     facts = (f"{more} is {scale.more} than {less}", f"{less} is {scale.less} than {more}")
     lies = (f"{more} is {scale.less} than {less}", f"{less} is {scale.more} than {more}")
-    about, right = int(random.integers(2)), bool(random.integers(2))  # which of the two statements, and whether it is true
+    # `about` selects one of the two statements; `right` is whether this statement is true.
+    about, right = int(random.integers(2)), bool(random.integers(2))
     yes, verdict = ("Yes", "right") if right else ("No", "wrong")
     said, fact = (facts if right else lies)[about], facts[about]
     return _question("comparison", person=person, said=said, yes=yes, verdict=verdict, fact=fact)

@@ -18,7 +18,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Topic:
-    """The actors, actions and places of sentences about `name`."""
+    """A topic of sentences: its name, and the actors, actions and places that occur."""
 
     name: str
     actors: list[str]
@@ -28,7 +28,10 @@ class Topic:
 
 @dataclass(frozen=True)
 class Scale:
-    """Things in ascending order of a property; comparatives such as bigger, smaller."""
+    """Things in ascending order of a property.
+
+    `more` and `less` are the comparatives of the property, such as "bigger" and "smaller".
+    """
 
     more: str
     less: str

@@ -1,8 +1,8 @@
 """The toy world: English instructions that a tiny model learns in minutes.
 
 The text is generated, without a download. There are thirteen kinds of tasks, each with several phrasings of the question and of
-the answer. A gold answer shows one phrasing; a teacher trained on many answers has learned the probability of each phrasing,
-which is what a student can learn from it.
+the answer. An answer in the data has one of the phrasings. A teacher that is trained on many answers learns the probability of
+each phrasing, and a student can learn these probabilities from the teacher.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ Split = Literal["teacher", "train", "validation", "test"]
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 
-# The buckets of each split, out of 100. The bucket depends on the question and not on the seed, so splits are disjoint.
+# The buckets of each split, out of 100; see `_bucket`. A bucket depends on the question only, so splits are disjoint.
 _BUCKETS: dict[Split, range] = {
     "teacher": range(70),
     "train": range(70, 85),
@@ -30,10 +30,11 @@ _BUCKETS: dict[Split, range] = {
 
 
 def toy_records(count: int, seed: int, split: Split) -> list[Record]:
-    """Generate records; a record depends only on the seed, the split and its index.
+    """Generate records of the toy world.
 
-    All kinds of tasks are equally likely, and the k-th phrasing of an answer has a probability proportional to 1/k. No
-    question of one split occurs in another, in any phrasing, for any seeds.
+    A record depends only on the seed, the split and the index of the record. All kinds of tasks are equally likely, and the
+    k-th phrasing of an answer has a probability proportional to 1/k. No question of one split occurs in another split, in any
+    phrasing and for any seeds.
 
     Args:
         count: Number of records.
@@ -56,8 +57,8 @@ def toy_records(count: int, seed: int, split: Split) -> list[Record]:
 def toy_tokenizer(vocabulary_size: int = 1536, seed: int = 0) -> Tokenizer:
     """Train a byte-level BPE tokenizer on the toy world.
 
-    The end token is "<|endoftext|>", the padding token "<|pad|>". The tokenizer encodes any text; text of the toy
-    world takes little more than one token per word.
+    The end token is "<|endoftext|>", and the padding token is "<|pad|>". The tokenizer encodes any text; text of the toy world
+    has little more than one token per word.
 
     Args:
         vocabulary_size: Number of tokens, including all bytes and the two special tokens; >= 258.

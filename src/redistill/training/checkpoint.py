@@ -3,7 +3,7 @@
 A checkpoint consists of safetensors files, JSON and a manifest.  It is written under a temporary name and renamed, so a crash
 at any moment does not damage earlier checkpoints.  SHA-256 hashes cover every byte: a run detects damage when it resumes, and
 continues from the newest valid checkpoint.  Nothing is pickled. The caller defines what the tensors and the state mean.
-`folder` is always the folder of all checkpoints of a run.
+The argument `folder` of a public function is the folder of all checkpoints of a run.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from redistill.errors import CheckpointError, DataError, OutputError
 from redistill.interfaces import Value
 from redistill.processes.placement import placed_like
-from redistill.storage import files
+from redistill.storage import files, folders
 from redistill.storage import tensors as tensor_files
 from redistill.storage.redaction import plain
 from redistill.storage.tensors import read_tensors, write_tensors
@@ -37,7 +37,7 @@ SUFFIX = ".safetensors"
 class Contents(dict[str, Value]):
     """The tensors or the state of a checkpoint, by name.
 
-    A missing name raises `CheckpointError`, so that training never starts from scratch without a message.
+    Access to a missing name raises `CheckpointError`, so that training never starts from scratch without a message.
     """
 
     def __init__(self, owner: str, values: Mapping[str, Value]) -> None:
@@ -56,9 +56,10 @@ class Checkpoint:
     """The verified content of a checkpoint.
 
     Args:
-        step: Number of updates done when it was saved.
+        step: Number of updates done when the checkpoint was saved.
         folder: The folder of this checkpoint.
-        tensors: Groups of tensors by name, such as "model" and "optimizer"; on the CPU and mapped from the files, so copy them.
+        tensors: Groups of tensors by name, such as "model" and "optimizer".  The tensors are on the CPU and memory-mapped, so
+            copy them before the files are removed.
         state: The JSON state.
         skipped: A line for each newer checkpoint that was skipped: its fault, and the checkpoint that was loaded instead.
     """
@@ -86,7 +87,7 @@ def identity(folder: Path) -> dict[str, str]:
         held = files.read_json(folder / IDENTITY)
         run = held["run"]
         return dict(run) if isinstance(run, dict) and held == _sealed(run) else {}
-    except (ValueError, OSError, TypeError, KeyError):  # ValueError includes DataError and NaN, which this package never writes
+    except (ValueError, OSError, TypeError, KeyError):  # ValueError: damaged JSON, or NaN, which is never written
         return {}
 
 
@@ -94,19 +95,25 @@ def _sealed(run: object) -> dict[str, object]:
     return {"run": run, "sha256": hashlib.sha256(files.json_bytes(run)).hexdigest()}
 
 
-def check_identity(folder: Path, mine: Mapping[str, str]) -> None:
-    """Reject a folder that holds checkpoints of another run.
+def check_identity(folder: Path, mine: Mapping[str, str]) -> list[str]:
+    """Raise an error if a folder contains checkpoints of another run.
 
     Args:
         mine: Hashes that identify this run, by name, such as "training data".
 
+    Returns:
+        The names in `mine` of which the folder has checkpoints but no stored hash: an earlier version wrote the checkpoints.
+
     Raises:
         CheckpointError: a hash differs from the one that `write_identity` stored.
     """
-    if other := _differences(identity(folder), mine):
+    held = identity(folder)
+    if other := _differences(held, mine):
         raise CheckpointError(
-            f"{folder}: its checkpoints belong to a run with different {other[0]}; restore it as it was, or use a new folder"
+            f"{folder}: its checkpoints belong to a run with different {other[0]}; "
+            f"restore the {other[0]} of that run, or use a new folder"
         )
+    return [plain(name) for name in mine if name not in held] if steps(folder) else []
 
 
 def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
@@ -116,7 +123,7 @@ def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
     ones.
 
     Raises:
-        CheckpointError: as `check_identity`.
+        CheckpointError: a hash differs from the one that the folder stores already.
         OutputError: the file cannot be written.
     """
     check_identity(folder, mine)
@@ -124,7 +131,7 @@ def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
 
 
 def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """List the names that are in both mappings, with different values."""
+    """Return the names that are in both mappings with different values."""
     return [plain(name) for name in one if name in other and one[name] != other[name]]
 
 
@@ -142,15 +149,15 @@ def save(
 ) -> Path:
     """Write the checkpoint `step-N`, then remove checkpoints that are not needed.
 
-    Of the checkpoints up to `step`, the `keep` newest and the protected ones are kept.  Checkpoints after `step` are damaged,
-    since the run resumed from an older one; they are removed unless protected.  Nothing is removed before the new checkpoint
-    has been read back and verified.
+    Of the checkpoints up to `step`, the `keep` newest and the protected ones are kept.  If there are checkpoints after `step`,
+    they are damaged, since the run resumed from an older one; they are removed unless protected.  Nothing is removed before the
+    new checkpoint has been read back and verified.
 
     Args:
         folder: The folder of the run's checkpoints, such as `<run folder>/checkpoints`.
         step: Number of updates done, >= 0.
         tensors: Groups of tensors; each becomes `<group>.safetensors`.  Tied tensors are stored once and are tied when loaded.
-        state: Everything else, as JSON: no NaN, keys are strings, tuples are loaded as lists.
+        state: All other values, which are stored as JSON: no NaN, keys are strings, tuples are loaded as lists.
         keep: Number of newest checkpoints to keep, including this one, >= 1.
         protect: Steps whose checkpoints are never removed, such as the best one.
 
@@ -162,9 +169,9 @@ def save(
     """
     assert step >= 0 and keep >= 1 and all(files.slug(group) == group for group in tensors), (step, keep, *tensors)
     files.make_folder(folder)
-    files.remove_leftovers(folder)
+    folders.remove_leftovers(folder)
     target = _folder_of(folder, step)
-    with files.new_folder(target, num_bytes(tensors, state)) as temporary:
+    with folders.new_folder(target, num_bytes(tensors, state)) as temporary:
         named = {f"{group}{SUFFIX}": members for group, members in tensors.items()}
         hashes = {name: write_tensors(temporary / name, members) for name, members in named.items()}
         hashes[STATE] = files.write_json(temporary / STATE, dict(state))
@@ -178,18 +185,18 @@ def save(
         raise OutputError(f"{_label(target)}: {error} right after it was written; check the disk") from error
     numbers = steps(folder)
     for number in sorted({*numbers} - {*[number for number in numbers if number <= step][-keep:], *protect}):
-        files.remove_folder(_folder_of(folder, number))
+        folders.remove_folder(_folder_of(folder, number))
     return target
 
 
 def num_bytes(tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, object]) -> int:
-    """Size on disk of a checkpoint with this content, in bytes.
+    """Compute the size on disk of a checkpoint with this content, in bytes.
 
     The manifest, about one kilobyte, is not included.
 
     Args:
         tensors: Groups of tensors as in `save`; tensors on the device "meta" count as if they had data.
-        state: As in `save`.
+        state: JSON values as in `save`.
     """
     return sum(map(tensor_files.num_bytes, tensors.values())) + len(files.json_bytes(dict(state)))
 
@@ -207,7 +214,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """Load the newest valid checkpoint in `folder`; None if there are no checkpoints.
+    """Load the newest valid checkpoint; return None if `folder` has no checkpoints.
 
     Damaged checkpoints are skipped.  The field `skipped` of the loaded checkpoint lists their faults.
 
@@ -257,7 +264,7 @@ def _read(folder: Path) -> Checkpoint:
 
 
 def _verify(folder: Path) -> list[str]:
-    """Check every file of a checkpoint against the manifest; returns the file names.
+    """Check every file of a checkpoint against the manifest; return the file names.
 
     The manifest is parsed only if its own hash is right, so damaged JSON is never interpreted.
     """
@@ -329,8 +336,8 @@ def optimizer_tensors(
     Parameters are identified by name and not by position, so that a change in their order cannot swap their moments.
 
     Args:
-        optimizer: Any torch optimizer whose state per parameter is tensors and numbers, such as AdamW, fused or not.
-        parameters: `dict(module.named_parameters())` of all parameters that it updates.
+        optimizer: Any torch optimizer whose state per parameter consists of tensors and numbers, such as AdamW, fused or not.
+        parameters: `dict(module.named_parameters())` of all parameters that the optimizer updates.
 
     Returns:
         The tensors by "<state>/<parameter>", such as "exp_avg/transformer.wte.weight"; and everything else as JSON: parameter
@@ -353,13 +360,13 @@ def restore_optimizer(
     tensors: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
 ) -> None:
-    """Restore exactly the optimizer state that `optimizer_tensors` returned.
+    """Set `optimizer` to the exact state that `optimizer_tensors` returned.
 
     Hyper-parameters such as the learning rate are restored too.
 
     Args:
         optimizer: An optimizer of the same class over parameters of the same names, in the same groups.
-        parameters: `dict(module.named_parameters())` of all parameters that it updates.
+        parameters: `dict(module.named_parameters())` of all parameters that the optimizer updates.
         tensors, state: The two results of `optimizer_tensors`.
 
     Raises:
@@ -371,7 +378,7 @@ def restore_optimizer(
     if [sorted(group) for group in here] != [sorted(group) for group in there]:
         odd = sorted(set(chain(*here)) ^ set(chain(*there)))
         what = f"'{odd[0]}' is in only one of them, as are {len(odd) - 1} more" if odd else "they are grouped differently"
-        raise CheckpointError(f"optimizer: this run and the checkpoint train other parameters ({what}); start in a new folder")
+        raise CheckpointError(f"optimizer: this run and the checkpoint have different parameters ({what}); use a new folder")
     if missing := sorted(set(state["tensors"]) - set(tensors)):
         raise CheckpointError(
             f"optimizer: '{missing[0]}' is missing from the checkpoint ({len(missing)} in all); start in a new folder"

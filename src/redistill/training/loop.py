@@ -1,4 +1,4 @@
-"""The training loop: draw, compute gradients, update, validate and save.
+"""The training loop: draw sequences, compute gradients, update, validate and save.
 
 Validation and saving happen between updates.  The caller builds the parts of the loop.  The loop itself depends on no
 distillation method.
@@ -22,6 +22,7 @@ from redistill.errors import Interrupted
 from redistill.processes import signals
 from redistill.processes.memory import unless_out_of_memory
 from redistill.randomness import torch_seed
+from redistill.records import rate
 from redistill.training.guards import Event, Update
 from redistill.training.guards.collapse import facts_of, text_metrics
 from redistill.training.guards.events import without_nan
@@ -33,7 +34,7 @@ from redistill.training.parts import Learner, Parts, TrainingState
 from redistill.training.saving import save_checkpoint
 from redistill.training.schedule import TrainingConfig
 
-_FAULTS = "teacher rows that are not finite"  # a key beside the terms' sums, which are added up over the processes
+_FAULTS = "teacher rows that are not finite"  # a key of the terms' sums, which are added up over the processes
 
 
 def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, state: TrainingState) -> TrainingState:
@@ -43,14 +44,15 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
         parts: The parts of the run.
         settings: Which checkpoints are kept, and the metric that chooses the best one.
         optimiser: Learning rates and gradient clipping.
-        state: Where training starts or resumes; updated in place.
+        state: State from which training starts or resumes; updated in place.
 
     Returns:
         `state`.
 
     Raises:
-        Interrupted: a signal arrived.  A checkpoint has all completed updates, and no part of an incomplete update.
-        TrainingError: a guard ended the run.
+        Interrupted: a signal arrived.  All completed updates have been saved in a checkpoint; an incomplete update is
+            discarded.
+        TrainingError: a guard (a check of each update) ended the run.
     """
     saved = state.step
     try:
@@ -76,19 +78,21 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
 def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> None:
     """Draw sequences, compute the gradient, make one update and log it.
 
-    A signal before the gradient is complete raises Interrupted; the policy then has its state from before the update.  After
-    that, signals are not checked until the update is complete.
+    A signal before the gradient is complete raises Interrupted; the policy then has its state from before the update.  Once
+    the gradient is complete, signals are not checked until the update is complete.
     """
     learner = parts.learner
-    started, before = time.perf_counter(), parts.policy.state_dict()
+    started, before, logged = time.perf_counter(), parts.policy.state_dict(), parts.output.revisions.num_bytes()
     if learner.teacher is not None:
-        learner.teacher.faults()  # discards those counted in validation
+        learner.teacher.faults()  # discards the faults that were counted in validation
     try:
         whole = _draw(parts, state.step)
         draw, drawn = learner.objective.select(whole), time.perf_counter()
         batches, counts, sums = gradients(draw, parts, state.step)
     except Interrupted:
         parts.policy.load_state_dict(before)  # a buffer may have changed already
+        if parts.accelerator.is_main_process:
+            parts.output.revisions.truncate_after(state.step, logged)  # its text will be generated again
         parts.output.meter.read()  # discards the count: the text will be generated again
         learner.optimizer.zero_grad(set_to_none=True)
         raise
@@ -107,14 +111,16 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     state.step += 1
     state.validation_due = _is_due(state.step, parts.schedule.evaluate_every) or state.step == parts.schedule.updates
     seconds = time.perf_counter() - started
-    metrics |= {**norms, **rates, "tokens_per_s": counts.tokens / seconds, "seconds": seconds, "draw_seconds": drawn - started}
+    metrics |= {**norms, **rates, "seconds": seconds, "draw_seconds": drawn - started}
+    if (speed := rate(counts.tokens, seconds)) is not None:
+        metrics["tokens_per_s"] = speed
     state.trained_tokens += int(counts.tokens)
     _log_update(parts, state, metrics, draw, whole)
     _count_cost(parts, state, time.perf_counter() - started)
 
 
 def _draw(parts: Parts, step: int) -> Draw:
-    """Give the engine the student's current weights, then draw the step's sequences."""
+    """Return the sequences of an update, after the engine has got the current weights."""
     student = parts.learner.student
     with parts.learner.placement.unsharded(student):
         parts.engine.sync(student.model, step)
@@ -122,7 +128,11 @@ def _draw(parts: Parts, step: int) -> Draw:
 
 
 def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
-    """Divide this process's sequences into micro-batches; see `grouping.grouped`."""
+    """Return this process's sequences as micro-batches of similar lengths.
+
+    A micro-batch has at most `micro_batch_size` gold and as many sampled sequences.  If it is None, the number of padded tokens
+    is limited instead (see `grouping.grouped`).
+    """
     device, objective = parts.accelerator.device, parts.learner.objective
     span_config = objective.span if objective.uses_spans else None
     corpus = () if objective.pretraining is None else corpus_items(draw, objective.pretraining)
@@ -134,10 +144,10 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
 
 
 def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
-    """Add empty micro-batches until all processes have the same number.
+    """Return `batches` and empty ones, so that all processes have the same number.
 
-    Nothing is added unless forward and backward passes are collective operations: only these need all processes to make the
-    same number of passes.
+    None are added unless forward and backward passes are collective operations.  Only such passes need the same number of
+    micro-batches in all processes.
     """
     if not parts.learner.placement.passes_communicate:
         return batches
@@ -172,7 +182,7 @@ def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts,
         if sums is not None:
             return batches, counts, sums
         learner.optimizer.zero_grad(set_to_none=True)
-        # The larger of the numbers of sampled and of gold sequences; `training.micro_batch_size` limits each.
+        # The number of sampled or of gold sequences, whichever is larger; `training.micro_batch_size` limits each of them.
         sizes = (max(batch.num_sampled, len(batch.sequence_N[batch.sft_N].unique())) for batch in batches)
         micro_batch.halve(max(gather_object([max(sizes, default=1)])))
 
@@ -181,8 +191,8 @@ def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts)
     """Compute the gradient of the global batch from micro-batches of all processes.
 
     Returns each term's sum over the global batch, or None if memory ran out on any process.  Gradients of replicas are reduced
-    after all passes.  Hooks of the backward pass could not reduce them: if one process ran out of memory, the others would wait
-    for it.  If passes are collective operations, the run ends when one process runs out of memory.
+    after all passes.  Hooks of the backward pass could not reduce the gradients: if one process ran out of memory, the others
+    would wait for it.  If passes are collective operations, the run ends when one process runs out of memory.
     """
     learner, backward = parts.learner, partial(_backward, batches, counts, parts)
     gathered = signals.gather([backward() if learner.placement.passes_communicate else unless_out_of_memory(backward)])
@@ -194,12 +204,12 @@ def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts)
 
 
 def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
-    """Backpropagate this process's micro-batches; returns each term's sum over them."""
+    """Backpropagate this process's micro-batches; return each term's sum over them."""
     learner, objective, teacher = parts.learner, parts.learner.objective, parts.learner.teacher
     learner.student.train(objective.policy_gradient is None)
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
-        if not learner.placement.passes_communicate:  # else the `gather` after the passes reports signals
+        if not learner.placement.passes_communicate:  # otherwise the `gather` after the passes reports signals
             signals.poll()
         target = teacher.rows(batch) if teacher is not None and objective.uses_teacher and batch.num_sampled else None
         with parts.accelerator.autocast():
@@ -212,9 +222,9 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[st
 
 
 def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
-    """Clip the student's and the clip network's gradients separately.
+    """Clip the gradients of the student and of the clip network in place, separately.
 
-    Returns the gradient norms before clipping.
+    The clip network is that of DAC-KL; it predicts which classes are kept.  Returns the gradient norms before clipping.
     """
     norms = {"grad_norm": clip_gradients(learner.student.model.parameters(), max_norm)}
     if learner.clip_parameters:
@@ -223,7 +233,7 @@ def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
 
 
 def _read_again(parts: Parts, batches: Sequence[Batch]) -> list[Mapping[str, object]]:
-    """Compute statistics of the logits of an update that ends the run."""
+    """Return statistics of the logits of an update that ends the run, per micro-batch."""
     learner = parts.learner
     with learner.placement.unsharded(learner.student):
         teacher = learner.teacher if learner.objective.uses_teacher else None
@@ -258,7 +268,7 @@ def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], d
 
 
 def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
-    """Score the current student, log the scores, and pass the validation loss to the policy."""
+    """Return the student's scores, log them, and pass the cross entropy to the policy."""
     with parts.learner.placement.unsharded(parts.learner.student):
         scores = parts.validate()
     parts.policy.observe(scores["cross_entropy"])
@@ -271,7 +281,7 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
 
 
 def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
-    """Validate; record if the student is the best so far, and if training stops early."""
+    """Validate; record in `state` the best student so far and whether training stops."""
     started = time.perf_counter()
     scores = _validate(parts, state)
     by = next((metric for metric in parts.metrics if metric.name == settings.choose_by), None)
@@ -285,9 +295,9 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
 
 
 def _is_best(score: float, cross_entropy: float, state: TrainingState) -> bool:
-    """Whether the current student is the best of all validations so far.
+    """Return whether the current student is the best of all validations so far.
 
-    If the scores are equal, the lower cross entropy is better.  If these are equal too, the later step is better.
+    If two scores are equal, the lower cross entropy is better.  If the cross entropies are equal too, the later step is better.
     """
     if state.best_score is None or score != state.best_score:
         return state.best_score is None or score > state.best_score
@@ -298,7 +308,7 @@ def _count_cost(parts: Parts, state: TrainingState, seconds: float) -> None:
     costs = gather_object([(parts.output.meter.read(), peak_bytes(parts.accelerator.device))])
     state.generated_tokens += sum(generated for generated, _ in costs)
     state.peak_bytes = max(state.peak_bytes, *(peak for _, peak in costs))
-    state.seconds += seconds
+    state.seconds += max(0.0, seconds)  # negative if the clock was set back
 
 
 def _is_due(step: int, *intervals: int) -> bool:

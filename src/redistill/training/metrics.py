@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from redistill.storage import files
+from redistill.storage import files, logs
 
 
 class MetricsLog:
-    """The file metrics.jsonl of a run, with one JSON object per line.
+    """The file metrics.jsonl of a run, or another log with one JSON object per line.
 
     A line is on disk when `write` returns.
 
@@ -22,19 +22,28 @@ class MetricsLog:
         self.path = path
 
     def write(self, line: Mapping[str, object]) -> None:
-        """Append `line`; its "step" is the number of updates done.
+        """Append `line`, whose entry "step" is the number of updates done.
 
-        Values must be finite or None: JSON has no NaN.
+        Numbers must be finite, because JSON has no NaN; pass None instead of another number.
         """
         files.append_line(self.path, line)
 
-    def truncate_after(self, step: int) -> None:
+    def num_bytes(self) -> int:
+        """Size of the file in bytes; 0 if it is missing."""
+        return logs.num_bytes(self.path)
+
+    def truncate_after(self, step: int, size: int | None = None) -> None:
         """Remove the lines of updates after `step`, and an incomplete last line.
 
         `step` is the step of the checkpoint from which a run resumes.  The file then continues as in an uninterrupted run.
+
+        Args:
+            step: Number of the last update whose lines are kept.
+            size: Size of the file in bytes after this update.  If it is None, or no line of the file ends there, all lines are
+                read to find those of later updates.
         """
-        if self.path.exists():
-            files.rewrite_lines(self.path, [line for line in files.read_lines(self.path) if line.get("step", 0) <= step])
+        if self.path.exists() and (size is None or not logs.truncate(self.path, size)):
+            logs.truncate_after(self.path, step)
 
 
 class Meter:
@@ -54,10 +63,10 @@ class Meter:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak memory of this process, in bytes.
+    """Return the peak memory of this process, in bytes.
 
-    For a CUDA device, this is the peak of the CUDA allocator.  Otherwise, it is the peak of the resident set; on Windows this
-    is not measured, and the function returns 0.
+    For a CUDA device, this is the peak of the CUDA allocator.  Otherwise, it is the peak of the resident set.  On Windows the
+    peak is not measured, and the function returns 0.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -4,6 +4,10 @@ L = w_sft L_SFT(gold tokens) + w_div L_div(sampled tokens) + w_span L_span(sampl
   + w_pg L_PG(sampled tokens)                                                                               (MiniLLM)
   + w_pt ((1 - d) L_CE(corpus tokens) + d L_KL(corpus tokens))                                              (pre-training term)
 
+L is the loss of an update, and each w is the weight of a term.  The terms are cross entropy (SFT), divergence, span loss,
+policy gradient (PG) and pre-training; d is the share of the divergence in the pre-training term.  The paper is MGSR (arXiv
+2407.10068).
+
 Each term has its own count.  Counts are taken over the global batch - all micro-batches of all processes - before the first
 forward pass, so that the gradient does not depend on how the batch is split.  Only the loop divides by them.
 """
@@ -31,18 +35,19 @@ class PolicyGradientConfig:
     .. math:: \rho_t = w_t\, \frac{q(y_t)}{q_{old}(y_t)}, \qquad
         L_t = \max\bigl(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\bigr)
 
-    Source: MiniLLM (arXiv 2306.08543); the mean over sampled tokens is a term of the objective.
+    L_t is the loss of the generated token y_t, rho_t its weighted ratio of probabilities, A_t its advantage and w_t its
+    importance weight.  q is the student's distribution and q_old that of the student that generated the roll-out; epsilon is
+    `clip`.  The term of the objective is the mean of L_t over sampled tokens.  Source: MiniLLM (arXiv 2306.08543).
 
-    MiniLLM's single-step term is not part of it: the divergence of the objective is that term, summed exactly over the
-    vocabulary.  The student runs in evaluation mode, as when it generated the roll-outs, since dropout would change the ratio
-    of probabilities.
+    MiniLLM's single-step term is not included.  It is the divergence of the objective, summed exactly over the vocabulary.  The
+    student runs in evaluation mode, as when it generated the roll-outs, since dropout would change the ratio of probabilities.
 
     Args:
         weight: Weight of the term, > 0.
-        clip: The ratio of new to old probability is clipped to [1 - clip, 1 + clip]; in (0, 1).
+        clip: Width of the clipping, in (0, 1): rho_t is clipped to [1 - clip, 1 + clip].
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> PolicyGradientConfig().clip
@@ -69,17 +74,17 @@ class PretrainingConfig:
 
     .. math:: w \bigl((1 - d)\, L_{CE} + d\, \mathrm{KL}(p \,\|\, q)\bigr)
 
-    The term is a mean over the tokens of the corpus, in nats.  w is `weight`, d is `divergence_share`.
+    w is `weight` and d is `divergence_share`.  L_CE is the cross entropy of the corpus, p is the teacher's distribution and q
+    the student's.  The term is a mean over the tokens of the corpus, in nats.
 
     Source: L_PT of MiniLLM (arXiv 2306.08543) and DistiLLM (arXiv 2402.03898).
 
     Args:
         weight: Weight of the term, > 0; the reference code uses 1.
-        divergence_share: Weight d of forward KL from the teacher, in [0, 1]; cross entropy has the weight 1 - d.  MiniLLM uses
-            0.5.
+        divergence_share: Weight d of KL(p, q), in [0, 1]; the cross entropy has the weight 1 - d.  MiniLLM uses 0.5.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> PretrainingConfig(divergence_share=0.5).weight
@@ -106,23 +111,25 @@ class Objective:
 
     .. math:: L = w_{sft} L_{SFT} + w_{div} L_{div} + w_{span} L_{span} + w_{pg} L_{PG} + w_{pt} L_{PT}
 
-    Each term is a mean over its own tokens or sequences of the global batch. Source: MGSR (arXiv 2407.10068), Eq. 11, for the
-    first three terms; MiniLLM (arXiv 2306.08543) for the others.
+    L is the loss, each w a weight.  The terms are the cross entropy (SFT), the divergence, the span loss, the policy gradient
+    (PG) and the pre-training term (PT).  Each is a mean over its own tokens or sequences of the global batch.  Source: MGSR
+    (arXiv 2407.10068), Eq. 11, for the first three terms; MiniLLM (arXiv 2306.08543) for the others.
 
     Args:
         sft_weight: Weight of the cross entropy, >= 0; 0 removes the term and the forward pass on gold answers for it.
-        sft_on: The answers that the cross entropy is computed on: "gold", or "sampled", such as the teacher's for SeqKD.
-        divergence: The divergence between teacher and student on sampled rows; None removes the term.
+        sft_on: The answers that the cross entropy is computed on: "gold", or "sampled", such as the teacher's answers in SeqKD.
+        divergence: The divergence between teacher and student on the tokens of sampled sequences; if None, there is no such
+            term.
         divergence_weight: Weight of the divergence, >= 0; 0 removes the term.
         divergence_mean: "tokens" takes the mean over all sampled tokens.  "sequences" takes the mean over the tokens of each
             sampled sequence, then the mean over sequences (Eq. 8).
         span_weight: Weight of the span loss (Eq. 10) on sampled sequences, >= 0; 0 removes it.
-        span: Options of Eq. 10.
-        policy_gradient: MiniLLM's term, which needs the policy `rollouts`; None removes it.
-        pretraining: The pre-training term on `data.corpus`; None removes it.  A run without a corpus does not have the term.
+        span: Options of the span loss.
+        policy_gradient: MiniLLM's term, which needs the policy `rollouts`; if None, there is no such term.
+        pretraining: The pre-training term on `data.corpus`.  If it is None or the run has no corpus, there is no such term.
 
     Raises:
-        ConfigError: a negative weight, or no term at all.
+        ConfigError: a weight is negative, or there is no term.
 
     Example:
         >>> from redistill.losses.divergences import SkewForwardKL
@@ -158,7 +165,7 @@ class Objective:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Objectives for tests of every part: cross entropy, MGSR, and MiniLLM."""
+        """Return example settings of this class; together they use every term."""
         return (
             cls(),
             cls(divergence=DacKLConfig(), span_weight=1.0),
@@ -189,33 +196,38 @@ class Objective:
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether a term uses the teacher; a policy may need a teacher even if none does."""
+        """Whether a term uses the teacher; a policy may need it even if no term does."""
         distils_corpus = self.pretraining is not None and self.pretraining.divergence_share > 0
         return self.uses_divergence or self.uses_spans or distils_corpus
 
     @property
     def needs(self) -> Needs:
-        """What the terms require of the teacher, including `needs` of the divergence."""
+        """What the terms, including the divergence, require of the teacher."""
         needs = Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans)
         return needs | getattr(self.divergence, "needs", Needs()) if self.uses_divergence else needs
 
     def build_divergence(self, vocabulary: int, seed: int) -> DivergenceCall | nn.Module | None:
-        """The divergence as a callable; DAC-KL's network is created here.
+        """Return the callable that computes the divergence; None without a divergence.
+
+        For DAC-KL, it is a new module with the clip network, which predicts the classes to keep.
 
         Args:
             vocabulary: Number of classes shared with the teacher.
-            seed: Seed of the network's initial weights.
+            seed: Seed of the initial weights of the clip network.
         """
         return DacKL(self.divergence, vocabulary, seed) if isinstance(self.divergence, DacKLConfig) else self.divergence
 
     def select(self, draw: Draw) -> Draw:
-        """The sequences of a draw that some term uses, with the roles of these terms."""
+        """Return the sequences of a draw that at least one term uses.
+
+        The roles of each sequence are replaced by the roles in which the terms of this objective use it.
+        """
         selected = ((item, self._roles(item)) for item in draw.items)
         items = tuple(DrawItem(item.sequence, roles) for item, roles in selected if roles)
         return Draw(items=items, corpus=() if self.pretraining is None else draw.corpus)
 
     def _roles(self, item: DrawItem) -> frozenset[Role]:
-        """The roles of those terms of this objective that use an item of a draw."""
+        """Return the roles in which terms of this objective use an item of a draw."""
         roles: set[Role] = set()
         if self.sft_weight and ("sft" if self.sft_on == "gold" else "distillation") in item.roles:
             roles.add("sft")
@@ -225,13 +237,13 @@ class Objective:
 
 
 def corpus_items(draw: Draw, pretraining: PretrainingConfig) -> tuple[DrawItem, ...]:
-    """Give the corpus sequences of a draw the roles that the pre-training term uses."""
+    """Return the corpus sequences of a draw, with the roles for the pre-training term."""
     return items_of(draw.corpus, "sft", "distillation") if pretraining.divergence_share > 0 else items_of(draw.corpus, "sft")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of tokens and sequences of a batch; the sum of a term is divided by one."""
+    """Numbers of tokens and sequences of a batch, by which sums of terms are divided."""
 
     sft_tokens: float = 0
     sampled_tokens: float = 0
@@ -241,7 +253,7 @@ class Counts:
 
     @classmethod
     def of(cls, batches: Iterable[Batch]) -> Self:
-        """Count the tokens and sequences of some micro-batches."""
+        """Return the numbers of tokens and sequences in the micro-batches `batches`."""
         return cls.total(
             cls(corpus_tokens=int(batch.sft_N.sum()))
             if batch.role == "pretraining"
@@ -251,7 +263,7 @@ class Counts:
 
     @classmethod
     def total(cls, counts: Iterable[Self]) -> Self:
-        """Add up `counts`, each field separately."""
+        """Return the sum of `counts`, taken separately for each field."""
         return cls(*(sum(column) for column in zip(*map(astuple, counts), strict=True)))
 
     @property
@@ -263,7 +275,7 @@ class Counts:
 def terms(
     objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None
 ) -> tuple[Term, ...]:
-    """Create the loss terms of a micro-batch.
+    """Return the loss terms of a micro-batch.
 
     The coefficient of a term is its weight, divided by its count in the global batch.
 
@@ -285,7 +297,8 @@ def terms(
         return tuple(found)
     if objective.sft_weight and counts.sft_tokens:
         found.append(CrossEntropyTerm(objective.sft_weight / counts.sft_tokens, batch.target_N, batch.sft_N))
-    if objective.uses_divergence:  # also without sampled rows: its parameters then have a zero gradient on every process
+    # The term is added even without sampled rows, so that its parameters have a gradient (of zero) on every process.
+    if objective.uses_divergence:
         assert divergence is not None
         by_token = objective.divergence_mean == "tokens"
         coefficient = objective.divergence_weight / max(counts.sampled_tokens if by_token else counts.sampled_sequences, 1)
@@ -304,8 +317,9 @@ def terms(
 def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> dict[str, float]:
     """Compute the metrics of an update: "loss", and the mean of each term.
 
-    `sums` has each term's sum over the global batch.  The mean is the sum divided by the term's count; diagnostics are divided
-    by the number of sampled tokens.  "loss" is the weighted sum of the means.
+    `sums` has the sums of terms and diagnostics (values that are only logged) over the global batch.  The mean of a term is its
+    sum divided by its count; the sum of a diagnostic is divided by the number of sampled tokens.  "loss" is the weighted sum of
+    the means of the terms.
     """
     divisors = {
         "sft": counts.sft_tokens,

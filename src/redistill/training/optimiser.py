@@ -19,23 +19,25 @@ class OptimiserConfig:
     .. math:: \eta_t = \eta_{end} + (\eta_{peak} - \eta_{end}) \min\Bigl(1, \frac{t + 1}{W}\Bigr)
         \frac{1 + \cos(\pi t / T)}{2}
 
-    t is the number of updates done, T the number of all updates, W is `warmup_updates`.  In a constant schedule the cosine is
-    replaced by 1.
+    eta_t is the learning rate of the next update when t of T updates are done.  eta_peak is the peak learning rate, eta_end is
+    `final_learning_rate`, and W is `warmup_updates`.  In a constant schedule the cosine is replaced by 1.
+
+    The clip network is the network of DAC-KL that predicts which classes are kept.  The paper is MGSR (arXiv 2407.10068).
 
     Args:
         learning_rate: Peak learning rate of the student, > 0; the paper's value is 5e-4.
         final_learning_rate: Learning rate at the end of the cosine schedule, >= 0 and at most the lower of the two peaks.
-        clip_network_learning_rate: Peak learning rate of DAC-KL's network, > 0; None uses the student's peak learning rate, as
-            the paper does.
+        clip_network_learning_rate: Peak learning rate of the clip network, > 0; if None, it is the student's peak learning
+            rate, as in the paper.
         schedule: "cosine" decay to final_learning_rate over all updates, or "constant".
         warmup_updates: Number of updates of linear warm-up from final_learning_rate, >= 0; the reference code has none.
         weight_decay: Decoupled weight decay of matrices, >= 0; vectors (biases, norms) have none.
         betas: Decay rates of AdamW's moment estimates, each in [0, 1).
-        max_grad_norm: Maximum norm of the student's gradient, > 0.  The gradient of DAC-KL's network is clipped separately, so
+        max_grad_norm: Maximum norm of the student's gradient, > 0.  The gradient of the clip network is clipped separately, so
             that it does not reduce the student's gradient.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> OptimiserConfig(learning_rate=1e-4).final_learning_rate
@@ -73,9 +75,10 @@ class OptimiserConfig:
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig, step: int, updates: int) -> dict[str, float]:
-    """Set the learning rates of the next update, when `step` updates are done.
+    """Set the learning rates of `optimizer` for the update after `step` updates.
 
-    Returns the rates by name, for the log.  They depend only on the arguments, so checkpoints do not store a schedule.
+    `updates` is the number of all updates.  Returns the rates by name, for the log.  They depend only on the arguments, so
+    checkpoints do not store a schedule.
     """
     warmup = min(1.0, (step + 1) / (config.warmup_updates or 1))
     part = step / updates if config.schedule == "cosine" else 0.0
@@ -87,7 +90,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Clip the total gradient norm to `max_norm`; returns the norm before clipping.
+    """Clip the total gradient norm to `max_norm`; return the norm before clipping.
 
     The parameters must be all sharded or all unsharded.
     """
@@ -95,10 +98,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
 
 
 def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, object]]:
-    """Divide the trainable parameters into AdamW's parameter groups.
+    """Return the trainable parameters as parameter groups for AdamW.
 
-    Weight decay applies to matrices only.  The parameters of DAC-KL's network have groups of their own, since their learning
-    rate differs.
+    Weight decay applies to matrices only.  The parameters of the clip network (the network of DAC-KL that predicts which
+    classes are kept) have groups of their own, since their learning rate may differ.
     """
     clip_ids = set() if clip_network is None else set(map(id, clip_network.parameters()))
     clip_rate = config.clip_network_learning_rate or config.learning_rate

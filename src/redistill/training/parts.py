@@ -33,11 +33,12 @@ class TrainingState:
         step: Number of updates done.
         best_score: The `choose_by` metric of the best validation so far; negated if lower is better.
         best_cross_entropy: Cross entropy of the best validation, in nats per token; None if it was not finite.
-        best_step: Number of updates before the best validation.
+        best_step: Number of updates done at the best validation.
         stopped: Whether early stopping has ended training.
-        validation_due: True when the last update has not been validated yet.
+        validation_due: Whether a validation must follow the last update and has not been done yet.
         trained_tokens: Number of trained targets of all processes; a target that two terms use counts twice.
-        generated_tokens: Number of tokens that student and teacher generated for training on all processes, without validation.
+        generated_tokens: Number of tokens that student and teacher generated for training on all processes; text generated in
+            validation is not counted.
         seconds: Duration of training, including validation.
         peak_bytes: Largest peak memory of any process, in bytes.
     """
@@ -59,9 +60,9 @@ class Learner:
     """The student, and the objects that train it.
 
     Args:
-        student: The student, wrapped by the placement.
+        student: The student, whose parameters `placement` has distributed over the processes.
         placement: How the student's parameters are distributed over the processes.
-        optimizer: The optimizer of the wrapped student's parameters.
+        optimizer: The optimizer of these parameters.
         objective: The terms of the loss, with their weights.
         teacher: The teacher; None if neither objective nor policy uses one.
     """
@@ -74,16 +75,17 @@ class Learner:
 
     @property
     def divergence(self) -> DivergenceCall | nn.Module | None:
-        """The function that computes the divergence; None if the objective has none.
+        """The callable that computes the divergence; None if the objective has none.
 
-        For DAC-KL it is the clip network, a submodule of the student module.
+        For DAC-KL the callable is itself a trained module, which contains the network that predicts the clipping interval.  It
+        is registered as a submodule of `student`, so that it is trained with the student.
         """
         divergence = self.objective.divergence
         return self.student.clip_network if isinstance(divergence, DacKLConfig) else divergence
 
     @property
     def clip_parameters(self) -> list[nn.Parameter]:
-        """Parameters of DAC-KL's network; empty without a network."""
+        """Parameters of the network that predicts DAC-KL's clipping interval; else empty."""
         network = self.student.clip_network
         return [] if network is None else list(network.parameters())
 
@@ -93,12 +95,12 @@ class Guards:
     """The guards of training.
 
     Args:
-        update: Skips updates that are not finite.
-        collapse: Detects a collapse of the generated text.
-        early_stopping: Ends training when validation no longer improves.
+        update: The guard that skips updates that are not finite.
+        collapse: The guard that detects a collapse of the generated text.
+        early_stopping: The guard that ends training when validation scores no longer improve.
         micro_batch: The micro-batch size: `training.micro_batch_size`, halved when memory runs out.
         text_batch: The batch size of generation: `training.generation_batch_size`, halved when memory runs out.
-        report_event: Called with each event, on every process.
+        report_event: Function that is called with each event, on every process.
     """
 
     update: UpdateGuard
@@ -120,15 +122,22 @@ class Output:
 
     Args:
         log: metrics.jsonl.
+        revisions: revisions.jsonl; the policy's log of corrections.
         progress: Progress and messages on the terminal.
-        meter: Counts the tokens that this process generates for training.
+        meter: The counter of the tokens that this process generates for training.
         checkpoints: The folder of the checkpoints.
     """
 
     log: MetricsLog
+    revisions: MetricsLog
     progress: Progress
     meter: Meter
     checkpoints: Path
+
+    @property
+    def logs(self) -> tuple[MetricsLog, MetricsLog]:
+        """The logs, which are truncated to a checkpoint when a run resumes."""
+        return self.log, self.revisions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +145,11 @@ class Parts:
     """The parts that the training loop uses.
 
     Args:
-        policy: Provides the sequences of each update.
-        engine: Generates the student's text; it receives the current weights before each draw.
-        validate: Returns the current student's scores: each of `metrics`, "cross_entropy", and others.
+        policy: The object that returns the sequences of each update.
+        engine: The object that generates the student's text; it receives the student's weights before each update.
+        validate: Function that returns the current student's scores by name: each of `metrics`, "cross_entropy", and others.
         metrics: Metrics of validation answers.
-        schedule: Numbers of updates of the run and of its intervals.
+        schedule: Numbers of updates: of the run, between validations, and between checkpoints.
         end_ids: Ids of the end tokens.
     """
 

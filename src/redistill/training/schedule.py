@@ -16,10 +16,11 @@ class TrainingConfig:
     """Duration of training, batch sizes, precision, and checkpoints.
 
     Args:
-        updates: Total optimiser steps: a number >= 1, or passes over the training set such as "20 epochs".
-        batch_size: Sequences of one update over all processes, >= 1.
+        updates: Number of all updates (optimiser steps): a number >= 1, or passes over the training set such as "20 epochs".
+        batch_size: Number of sequences in one update over all processes, >= 1.
         micro_batch_size: Maximum number of sequences in one forward and backward pass on one process, >= 1; gold and sampled
-            sequences are counted separately.  None chooses the size above which larger passes are no faster.
+            sequences are counted separately.  If None, the tokens of a pass are limited to a number above which passes are not
+            faster.
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
         evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only before the first update and after the
             last.  The best checkpoint is chosen among the validations.
@@ -28,16 +29,16 @@ class TrainingConfig:
         save_every: Updates (or epochs) between checkpoints, >= 0; validations save checkpoints in addition.  0 saves only at
             validations.
         keep: Number of newest checkpoints to keep, >= 1; the best one is kept in addition.
-        patience: Validations without improvement before training stops, >= 1; None trains to the end.
-        log_every: Updates between log lines if the output is not a terminal, and between updates whose revisions are logged;
-            >= 1.
+        patience: Validations without improvement before training stops, >= 1; if None, training never stops early.
+        log_every: Updates between log lines if the output is not a terminal, and between updates whose revisions (corrections
+            of student text) are logged; >= 1.
         generation_batch_size: Sequences that one process generates or scores at once, >= 1; independent of the micro-batch.
         compile: What torch.compile compiles: "none"; "rows", the loss terms as functions of logits; or "all", also the
             student's body in training.  "auto" is "rows" if a compiler is installed and the vocabulary is large enough to
             amortise compiling.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> TrainingConfig(updates="2 epochs", batch_size=8).schedule(num_examples=1000).updates
@@ -70,7 +71,7 @@ class TrainingConfig:
             check_length(name, getattr(self, name), lowest)
 
     def schedule(self, num_examples: int) -> "Schedule":
-        """The lengths in updates, for a training set of `num_examples` examples."""
+        """Return the schedule in updates, for a training set of `num_examples` examples."""
         lengths = self.updates, self.evaluate_every, self.save_every
         return Schedule(*(in_updates(length, num_examples, self.batch_size) for length in lengths))
 
@@ -90,7 +91,7 @@ def check_length(name: str, length: int | str, lowest: int) -> None:
     Updates are a whole number >= `lowest`; epochs are a text such as "20 epochs", with a number > 0.
 
     Raises:
-        ConfigError: the length is neither of these.
+        ConfigError: the length is neither a valid number of updates nor a valid number of epochs.
     """
     if isinstance(length, int):
         if length < lowest:

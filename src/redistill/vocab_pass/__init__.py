@@ -2,10 +2,10 @@
 
 No [N, V] tensor of a whole batch exists.
 
-`vocab_pass` computes all terms of the objective - cross entropy, a divergence, spans, a policy gradient - and their gradients
-in one pass over the rows.  `row_statistics` computes statistics of rows without gradients.  `dense_reference` computes the same
-as `vocab_pass` with plain autograd.  The sums are not divided by counts: the caller includes the division in the
-coefficients of the terms.
+`vocab_pass` computes all terms of the objective - cross entropy, a divergence, the span loss, a policy gradient - and their
+gradients in one pass over the rows.  `row_statistics` computes statistics of rows without gradients.  `dense_reference`
+computes the same as `vocab_pass` with plain autograd.  The sums over rows are not divided by the number of rows: the
+coefficients of the terms, which the caller sets, include this division.
 """
 
 from redistill.vocab_pass.core import Compile, compiles

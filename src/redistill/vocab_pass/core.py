@@ -1,9 +1,9 @@
 """The elementwise core: from the raw logits of a tile to sums and their gradient.
 
-A tile is a slice of rows that is processed at once.  Raw logits are the products of hidden states and the head, before scale
-and softcap.  `Core` is plain PyTorch.  Without compilation, each operation reads the whole tile.  With compilation,
-log-softmax, all terms and their gradient are a few fused loops.  All compiled tiles have the same number of rows, so a set of
-terms is compiled once; the last tile is padded with rows that do not contribute to the sums.
+A tile is a slice of rows that is processed at once.  Raw logits are the products of hidden states and the head, before they are
+scaled and bounded (softcap).  `Core` is plain PyTorch.  Without compilation, each operation reads the whole tile.  With
+compilation, log-softmax, all terms and their gradient are a few fused loops.  All compiled tiles have the same number of rows,
+so a set of terms is compiled once; the last tile is padded with rows that do not contribute to the sums.
 """
 
 import importlib.util
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from redistill.contracts import TopClasses
 from redistill.errors import first_line
+from redistill.storage.user_cache import check_compiler_cache
 from redistill.vocab_pass.head import finished
 from redistill.vocab_pass.rules import Rule, TargetRows, log_probs
 
@@ -30,10 +31,10 @@ Compile = Literal["auto", "none", "rows", "all"]
 MIN_COMPILED_CLASSES = 16384
 """Smallest vocabulary for which "auto" compiles.
 
-Compiling takes a few seconds, and saves a few hundred microseconds per row.
+Compilation takes a few seconds, and saves a few hundred microseconds per row.
 """
 
-MAX_COMPILED_CORES = 16  # number of cores that stay compiled; a run has about three
+MAX_COMPILED_CORES = 16  # compiled functions that are cached; a run has about three
 
 Tensors = tuple[tuple[Tensor, ...], ...]
 Sums = dict[str, Tensor]
@@ -41,9 +42,9 @@ Visited = tuple[Sums, Tensor, tuple[Tensor | None, ...]]
 
 
 def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> bool:
-    """Decide whether the core is compiled.
+    """Return whether the functions that compute the terms are compiled.
 
-    The decision depends only on the arguments and the machine, so a resumed run makes the same one.
+    The decision depends only on the arguments and the machine, so a resumed run makes the same decision.
 
     Args:
         setting: "none" never compiles, "rows" and "all" always do.  "auto" compiles if there is a compiler and at least 16,384
@@ -52,7 +53,7 @@ def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> 
         device: Device of the hidden states.
 
     Returns:
-        True if the core is compiled.
+        True if these functions are compiled.
 
     Example:
         >>> compiles("rows", 8, "cpu"), compiles("none", 50257, "cpu"), compiles("auto", 8, "cpu")
@@ -69,13 +70,13 @@ def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> 
 
 @dataclass(frozen=True)
 class Core:
-    """The function that computes all terms of a tile.
+    """The function that computes all terms of the objective on a tile (some rows).
 
-    Cores with equal fields share one compilation.
+    Two objects with equal fields share one compilation.
 
     Args:
-        rules: The functions that each compute one term, for the terms that have rows in the tile.
-        scale, softcap: Fields of the student's `Head`.
+        rules: A function for each term that has rows in the tile; it computes the sum of the term.
+        scale, softcap: Factor and bound of the student's logits; see `Head`.
     """
 
     rules: tuple[Rule, ...]
@@ -83,11 +84,11 @@ class Core:
     softcap: float | None
 
     def __call__(self, raw_CV: Tensor, target_rows: TargetRows | None, tensors: Tensors) -> Sums:
-        """Compute the sums of the terms and diagnostics over the tile, by name.
+        """Return the sum of each term and of each diagnostic over the tile, by name.
 
         Args:
             raw_CV: Raw logits of the student, before scale and softcap.
-            target_rows: Teacher logits of these rows, or the classes that the teacher lists; None for rows without a teacher.
+            target_rows: Teacher logits of these rows, or the teacher's most probable classes; None for rows without a teacher.
             tensors: The tensor arguments of each rule.
         """
         logq_CV = torch.log_softmax(finished(raw_CV, self.scale, self.softcap), dim=-1)
@@ -99,7 +100,7 @@ class Core:
 
 
 def of_rows(target_rows: TargetRows | None, change: Callable[[Tensor], Tensor]) -> TargetRows | None:
-    """Apply `change` to each tensor of the teacher target."""
+    """Return the teacher target with `change` applied to its tensors; None stays None."""
     if isinstance(target_rows, TopClasses):
         return TopClasses(*map(change, target_rows))
     return None if target_rows is None else change(target_rows)
@@ -107,9 +108,15 @@ def of_rows(target_rows: TargetRows | None, change: Callable[[Tensor], Tensor]) 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A slice of a block's rows, and a halo row if the span loss needs one.
+    """Rows that are processed at once, and a halo row if the span loss needs one.
 
-    The halo row is the row after the slice: the last row of the slice may form a pair of a span with it.
+    The span loss compares the rows of each pair of neighbouring rows.  The halo row is the row after the tile.  It is added if
+    it may form a pair with the last row of the tile.
+
+    Args:
+        raw_CV: Raw logits of the student, including the halo row.
+        target_rows: Teacher logits of these rows, or the teacher's most probable classes; None for rows without a teacher.
+        tensors: The tensor arguments of each rule, without the halo row.
     """
 
     raw_CV: Tensor
@@ -117,9 +124,9 @@ class Tile:
     tensors: Tensors
 
     def padded(self, num_rows: int, halo: int) -> "Tile":
-        """Pad the tile with rows of zeros, which do not contribute to the sums.
+        """Return a copy with `num_rows` rows and `halo` (0 or 1) halo rows.
 
-        The padded tile has `num_rows` rows and `halo` halo rows after them.
+        The copy is padded with rows of zeros, which do not contribute to the sums.
         """
         target_rows = of_rows(self.target_rows, lambda tensor: _padded(tensor, num_rows + halo))
         tensors = tuple(tuple(_padded(tensor, num_rows) for tensor in own) for own in self.tensors)
@@ -129,14 +136,15 @@ class Tile:
 def visit(
     core: Core, tile: Tile, coefficients: Sequence[float], parameters: Sequence[Tensor], fill: tuple[int, int] | None
 ) -> Visited:
-    """Compute the sums of a tile, and the gradients of their weighted sum.
+    """Return the sums of terms over a tile, and the gradients of their weighted sum.
 
     Args:
         core: The function that computes the terms of the tile.
-        tile: The rows, and a halo row if there is one.
-        coefficients: Coefficients of the rules.  They change between updates, and so are not part of the compiled code.
+        tile: The rows, and the halo row if there is one: the row after the tile, which the span loss may compare with its last
+            row.
+        coefficients: Weights of the sums.  They change between updates, and so are not part of the compiled code.
         parameters: Parameters that the divergence learns.
-        fill: Numbers of rows and halo rows to which a compiled tile is padded; None does not compile.
+        fill: Numbers of rows and halo rows to which a compiled tile is padded.  If None, the core is not compiled.
 
     Returns:
         The sums by name, without coefficients; the gradient of the raw logits, including the halo row; and the gradient of each
@@ -150,7 +158,7 @@ def visit(
             return sums, gradient_CV[: len(tile.raw_CV)], others
         except TorchDynamoException as error:
             _NOT_COMPILABLE.add(core)
-            fault = f"training.compile: the terms cannot be compiled and run uncompiled: {first_line(error)}"
+            fault = f"training.compile: the terms cannot be compiled, so they run uncompiled: {first_line(error)}"
             warnings.warn(fault, stacklevel=2)
     return _differentiate(core, core, tile, coefficients, parameters)
 
@@ -176,6 +184,7 @@ def _compiled(core: Core) -> Callable[..., Sums]:
     def tile_sums(raw_CV: Tensor, target_rows: TargetRows | None, tensors: Tensors) -> Sums:
         return core(raw_CV, target_rows, tensors)
 
+    check_compiler_cache()
     # Each core gets its own code object: dynamo compiles one code object at most eight times.
     code = tile_sums.__code__.replace(co_name=f"tile_sums_{next(_numbers)}")
     own = FunctionType(code, tile_sums.__globals__, closure=tile_sums.__closure__)

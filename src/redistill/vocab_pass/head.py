@@ -1,6 +1,6 @@
 """The LM head, which maps hidden states to logits in float32.
 
-The operands of the matrix products are rounded to bf16 only if the model runs in bf16.
+The factors of the matrix products (hidden states and weights) are rounded to bf16 only if the model runs in bf16.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,12 @@ from redistill.tensors import loss_dtype
 class Products:
     """Matrix products with fp32 results (fp64 results for fp64 operands).
 
-    Operands are rounded to bf16 only if the model runs in bf16.
+    The operands are the two matrices that are multiplied, such as hidden states and weights.  They are rounded to bf16 only if
+    the model runs in bf16.
 
-    Rounding the *results*, as a bf16 `linear` does, changes the gradient by tens of per cent once q is near p; rounding the
-    operands changes it by 0.15 %.  fp16 is treated as fp32, since gradients of logits would underflow in it.
+    Rounding the *results*, as a bf16 `linear` does, changes the gradient by tens of per cent when the student's distribution is
+    close to the teacher's; rounding the operands changes it by 0.15 %.  fp16 operands are converted to fp32, since gradients of
+    logits would underflow in fp16.
 
     Args:
         device: Device type, such as "cuda".
@@ -33,9 +35,9 @@ class Products:
 
     @classmethod
     def like(cls, hidden_ND: torch.Tensor) -> "Products":
-        """Create products with the precision of the model that computed `hidden_ND`.
+        """Return `Products` with the precision of the model that computed `hidden_ND`.
 
-        Call this method before autocast is disabled.
+        Call this method before autocast is disabled, since autocast is part of this precision.
         """
         device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
@@ -44,10 +46,10 @@ class Products:
 
     @property
     def storage(self) -> torch.dtype:
-        """dtype in which operands are stored.
+        """The dtype in which the operands of the matrix products are stored.
 
-        The dtype is bf16 on CUDA if `bf16` is set and autograd is disabled, and `result` otherwise.  Autograd cannot
-        differentiate products of mixed dtypes.
+        It is torch.bfloat16 if the device is CUDA, `self.bf16` is True and autograd is disabled.  Otherwise it is the dtype
+        `self.result`.  Autograd cannot differentiate products of mixed dtypes.
         """
         return torch.bfloat16 if self.bf16 and self.device == "cuda" and not torch.is_grad_enabled() else self.result
 
@@ -59,7 +61,7 @@ class Products:
             return torch.mm(left, right)
 
     def accumulate(self, total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-        """Add left @ right to `total`, in place and in the dtype `result`."""
+        """Add left @ right to `total` in place; the sum has the dtype `self.result`."""
         if self.storage == torch.bfloat16:
             total.add_(self(left, right))
         else:
@@ -68,7 +70,7 @@ class Products:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """Disable autocast, and let a CPU round fp32 operands to bf16 if `bf16` is set."""
+        """Context in which autocast is disabled, and in which a CPU rounds fp32 operands to bf16 if `self.bf16`."""
         matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not annotated in torch
         before = matmul.fp32_precision
         with torch.autocast(self.device, enabled=False):
@@ -86,12 +88,14 @@ class Head:
 
     .. math:: z = \mathrm{cap}\bigl(s\,(h W^\top + b)\bigr), \qquad \mathrm{cap}(z) = c \tanh(z / c)
 
+    h is a hidden state and z its logits.
+
     Args:
-        weight_VD, bias_V: The output embedding and its bias.
-        softcap: The bound c, > 0, of model families that cap their logits; None does not cap them.
+        weight_VD, bias_V: The output embedding W and its bias b; `bias_V` is None for a head without bias.
+        softcap: The bound c, > 0, of model families that cap their logits; None if logits are not capped.
         scale: The factor s of model families that scale their logits.
-        vocabulary: Number of leading classes that are used, for padded vocabularies; probabilities are normalised over these.
-            None uses all.
+        vocabulary: Number of leading classes that are used, for padded vocabularies.  Probabilities are normalised over these
+            classes.  If None, all classes are used.
 
     Example:
         >>> head = Head(torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]), scale=0.5, vocabulary=2)
@@ -116,14 +120,14 @@ class Head:
         return self.num_classes * self.weight_VD.shape[1] * torch.float32.itemsize
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Compute the logits_NV of `hidden_ND`, in float32 (float64 for float64).
+        """Return logits_NV in float32 (in float64 for float64 hidden states).
 
         The logits are float32 for any dtype of the weights, also under autocast.
         """
         return self.finish(self.raw(hidden_ND, Products.like(hidden_ND)))
 
     def prepared(self, hidden_ND: torch.Tensor) -> "Head":
-        """Convert the weights once, for many calls of `logits`.
+        """Return a head whose weights are already converted, for many calls of `logits`.
 
         The returned head has detached weights of the used classes only, in the dtype that `logits` needs for hidden states like
         `hidden_ND`.  Without this conversion, each call of `logits` would convert the whole weight.
@@ -133,16 +137,22 @@ class Head:
         return replace(self, weight_VD=self.weight_VD.detach()[: self.vocabulary].to(storage), bias_V=bias_V)
 
     def raw(self, hidden_ND: torch.Tensor, products: Products) -> torch.Tensor:
-        """Compute the raw logits h W^T + b, without scale and softcap."""
+        """Return the raw logits h W^T + b, which are not yet scaled and capped.
+
+        `products` computes the matrix product.
+        """
         raw_NV = products(hidden_ND, self.weight_VD[: self.vocabulary].T)
         return raw_NV if self.bias_V is None else raw_NV.add_(self.bias_V[: self.vocabulary].to(raw_NV.dtype))
 
     def finish(self, raw_NV: torch.Tensor) -> torch.Tensor:
-        """Scale the raw logits, then cap them."""
+        """Return the logits: the results of `raw`, scaled and then capped."""
         return finished(raw_NV, self.scale, self.softcap)
 
 
 def finished(raw_NV: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
-    """Scale the raw logits, then cap them; None does not cap."""
+    """Return the logits: raw_NV times `scale`, then bounded by `softcap`.
+
+    Raw logits are the products of hidden states and the head.  If `softcap` is None, the logits are not bounded.
+    """
     logits_NV = raw_NV if scale == 1.0 else raw_NV * scale
     return logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)

@@ -1,8 +1,8 @@
 """Rules: functions of log-probabilities that sum one term over the rows of a tile.
 
-The fields of a rule are constant during a run.  Rules with equal fields are equal, so each is compiled once.  Values that
-change, such as targets, masks and weights, are tensor arguments.  If all these values are 0 for a row, the row does not
-contribute to the sum, whatever its logits are.
+A term is a summand of the objective, such as a divergence; a tile is a slice of rows.  The fields of a rule are constant during
+a run.  Rules with equal fields are equal, so each is compiled once.  Values that change, such as targets, masks and weights,
+are tensor arguments.  If all tensor arguments are 0 for a row, the row does not contribute to the sum, whatever its logits are.
 """
 
 from collections.abc import Callable
@@ -32,18 +32,19 @@ class LogProbs(NamedTuple):
 
 
 def log_probs(logq_CV: Tensor, target_rows: TargetRows) -> LogProbs:
-    """Compute the log-probabilities of both models over the same classes.
+    """Return the log-probabilities of both models over the same classes.
 
-    If the teacher lists classes, the result has these classes and one class that combines all others.
+    If `target_rows` has only the teacher's most probable classes, the result has these classes, and one more class for all
+    other classes together.
 
     Args:
         logq_CV: Student log-probabilities.
-        target_rows: Teacher logits of the same rows, or the classes that the teacher lists.
+        target_rows: Teacher logits of the same rows, or the teacher's most probable classes.
     """
     if isinstance(target_rows, Tensor):
         return LogProbs(logq_CV, torch.log_softmax(target_rows.to(logq_CV.dtype), dim=-1))
     listed_CK = logq_CV.gather(1, target_rows.class_NK)
-    # log(1 - listed mass) would cancel if the listed classes have nearly all mass.
+    # log(1 - listed mass) would be inaccurate if the listed classes have nearly all mass.
     others_CV = logq_CV.scatter(1, target_rows.class_NK, -torch.inf)
     rest_C1 = torch.logsumexp(others_CV, dim=-1, keepdim=True)
     logp_CK = torch.cat([target_rows.logp_NK, target_rows.log_rest_N[:, None]], dim=1)
@@ -51,14 +52,17 @@ def log_probs(logq_CV: Tensor, target_rows: TargetRows) -> LogProbs:
 
 
 def whole(target_rows: TargetRows) -> Tensor:
-    """Compute teacher log-probabilities from logits over the whole vocabulary."""
+    """Return teacher log-probabilities, from logits over the whole vocabulary."""
     assert isinstance(target_rows, Tensor), "the teacher lists its most probable classes, but all classes are needed"
     return torch.log_softmax(target_rows, dim=-1)
 
 
 @dataclass(frozen=True)
 class CrossEntropyRule:
-    """Sum of -log q of the target tokens, over the rows where `counted_C` is True."""
+    """Sum of -log q of the target tokens, over the rows where `counted_C` is True.
+
+    q is the student.  The result of a call is the sum by name.
+    """
 
     name: str
 
@@ -71,7 +75,8 @@ class CrossEntropyRule:
 class DivergenceRule:
     """Weighted sum of a divergence over the rows where `counted_C` is True.
 
-    The diagnostics of the divergence are summed over these rows without weights.
+    The divergence may also return diagnostics: further values of each row, by name.  They are summed over these rows without
+    weights.
     """
 
     name: str
@@ -92,9 +97,10 @@ class DivergenceRule:
 
 @dataclass(frozen=True)
 class SpanRule:
-    """Weighted sum of the distances of Eq. 10 over pairs of neighbouring rows.
+    """The span loss: weighted sum of a distance over pairs of neighbouring rows.
 
-    If the tile has a halo row, the halo row is the second row of the last pair.
+    `losses.span.pair_distance` defines the distance.  The tile may have a halo row: the row after its last row.  It is the
+    second row of the last pair.
     """
 
     name: str
@@ -112,9 +118,10 @@ class SpanRule:
 
 @dataclass(frozen=True)
 class PolicyGradientRule:
-    """Sum of the clipped surrogate over generated tokens.
+    """Sum of the clipped policy-gradient loss over generated tokens.
 
-    The rule also returns the sums of the diagnostics "ratio" and "clipped".
+    The rule also returns the sum of the probability ratios, "ratio", and the number of tokens for which clipping is active,
+    "clipped"; see `losses.policy_gradient.clipped_surrogate`.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """Sampling of classes by inverting cumulative distributions.
 
-Each class is found by descending a tree of ranges of classes, from the coarsest range to a single class.
+The classes are divided into ranges, and each range into smaller ranges, down to single classes.  A class is sampled by choosing
+a range on each level.
 """
 
 import torch
@@ -9,19 +10,23 @@ from redistill.errors import TrainingError
 
 FAN_OUT = 8
 NUMBERS_PER_DRAW = 6
-BLOCK_CLASSES = FAN_OUT**2  # classes summed at once: sums of eight neighbours over a whole vocabulary are slow
+BLOCK_CLASSES = FAN_OUT**2  # number of classes that are summed at once; sums of 8 neighbours over a whole vocabulary are slow
 
 
 def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> torch.Tensor:
     """Sample one class per row by descending a tree of ranges of classes.
 
-    A range is a set of consecutive class ids.  The vocabulary is divided into ranges, each range into eight smaller ones, and
-    so on down to single classes.  Each of the six levels has its own uniform number: the level samples the first child whose
-    cumulative mass exceeds this number times the mass of all children.  One uniform number for the whole vocabulary would also
-    be correct, but less robust to rounding: the intervals of a large vocabulary are narrow, and another order of summation
-    (with another batch size) shifts all of them.  Here each number is compared with few boundaries, so rounding rarely changes
-    the sampled class.  Masses of blocks of 64 classes have the dtype of the probabilities; sums of these masses are float64.  A
-    class without mass is never sampled.
+    A range is a set of consecutive class ids.  The vocabulary is divided into ranges, each range is divided into eight smaller
+    ranges, and so on down to single classes.  On each of the six levels, one part of the range of the previous level is chosen.
+    Each level has its own uniform number u.  The chosen part is the first whose cumulative mass exceeds u times the mass of all
+    parts.
+
+    A single uniform number for the whole vocabulary would also be correct, but less robust to rounding.  The intervals of a
+    large vocabulary are narrow, and a different order of summation, as with a different batch size, shifts all intervals.  With
+    one number per level, each number is compared with only a few boundaries, so rounding rarely changes the sampled class.
+
+    Masses of blocks of 64 classes have the dtype of the probabilities; sums of these masses are float64.  A class without mass
+    is never sampled.
 
     Args:
         probabilities_NV: Numbers >= 0.  Each row has a positive sum, which need not be 1.
@@ -31,7 +36,8 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
         token_N, int64.
 
     Raises:
-        TrainingError: the mass of a row is not finite or below the smallest normal number, as with a diverged model.
+        TrainingError: the mass of a row is not finite, or is below the smallest normal float64 number.  A diverged model causes
+            such rows.
 
     Example:
         >>> uniforms_NK = torch.tensor([[0.0], [0.25], [0.99]]).expand(3, NUMBERS_PER_DRAW)
@@ -63,7 +69,7 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
 
 
 def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
-    """Reshape each row into groups of `size` neighbours; pad the last group with 0."""
+    """Return each row reshaped into groups of `size` neighbours; the last group is padded with 0."""
     padding = -masses_NV.shape[-1] % size
     padded_NV = torch.nn.functional.pad(masses_NV, (0, padding)) if padding else masses_NV
     grouped_NBK: torch.Tensor = padded_NV.unflatten(-1, (-1, size))
@@ -71,7 +77,7 @@ def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _invert(masses_NK: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """Find the first entry of each row whose cumulative mass exceeds a threshold.
+    """Return the index of the first entry of each row whose cumulative mass exceeds a threshold.
 
     The threshold is `uniform_N` times the largest cumulative mass of the row, so some entry always exceeds it.  Entries of mass
     0 are excluded explicitly, since a parallel cumulative sum need not be monotonic.

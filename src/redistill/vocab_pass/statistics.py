@@ -22,7 +22,7 @@ _OfStudent = Literal["cross_entropy", "student_entropy", "student_argmax", "stud
 _OfTeacher = Literal["teacher_entropy", "teacher_argmax", "teacher_logprob", "teacher_sample"]
 Statistic = Literal[_OfBoth, _OfStudent, _OfTeacher]
 
-LIVE_TENSORS = 6  # log-probabilities of both models, logits of one while they are computed, and three of a statistic
+LIVE_TENSORS = 6  # [rows, V] tensors at once: log-probabilities of both models, logits of one model, and three of a statistic
 
 
 @torch.no_grad()
@@ -36,26 +36,29 @@ def row_statistics(
     token_N: torch.Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    r"""Compute statistics of every row, chunk by chunk and without gradients.
+    r"""Return statistics of every row; they are computed in chunks, without gradients.
 
     .. math:: \mathrm{KL}(p \,\|\, q) = \sum_v p_v \log \frac{p_v}{q_v}, \qquad H(p) = -\sum_v p_v \log p_v
 
-    p is the teacher, q the student.  forward_kl is KL(p || q), and reverse_kl is KL(q || p).  The log-probabilities are those
-    of `token_N`, and cross_entropy is -log q of `token_N`.  agreement is True where both models have the same arg max.
-    teacher_sample is a token sampled from p.  Divergences, entropies, log-probabilities and cross_entropy are in nats.  Logits
-    that no statistic needs are not computed.
+    p is the teacher, q the student.  forward_kl is KL(p || q), and reverse_kl is KL(q || p).  student_logprob and
+    teacher_logprob are log q and log p of `token_N`, and cross_entropy is -log q of `token_N`.  student_entropy is H(q), and
+    teacher_entropy is H(p).  All these statistics are in nats.  agreement is True where both models have the same arg max.
+    student_argmax and teacher_argmax are the most probable tokens, and teacher_sample is a token sampled from p.  Logits that
+    no statistic needs are not computed.
 
     Args:
         student_hidden_ND: Hidden states of the rows.
         student_head: The student's head.
-        target: Source of teacher logits; None if no statistic needs them.
+        target: Function that returns the teacher logits of a slice of rows; None if no statistic needs them.
         names: Names of the statistics to compute.
-        uniforms_NK: Uniform numbers in [0, 1) for teacher_sample, K = NUMBERS_PER_DRAW.
-        token_N: The tokens of the log-probabilities and of cross_entropy.
-        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; None uses `chunk_budget`.
+        uniforms_NK: Uniform numbers in [0, 1) for teacher_sample, K = NUMBERS_PER_DRAW; None without teacher_sample.
+        token_N: Token ids, int64, for student_logprob, teacher_logprob and cross_entropy; None if no such statistic is
+            computed.
+        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together.  If None, the limit is `chunk_budget`.
 
     Returns:
-        For each name a tensor with one value per row: int64 tokens, bool agreement, otherwise float32 (float64 for float64).
+        For each name, a tensor with one value per row.  Tokens are int64, and agreement is bool.  Other statistics are float32,
+        or float64 for float64 hidden states.
 
     Raises:
         TrainingError: for teacher_sample, if the probabilities of a row are not finite.
@@ -119,7 +122,7 @@ class _Chunk:
 
 
 def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
-    """Compute KL(first || second) of each row; -inf in either model contributes 0."""
+    """Return KL(first || second) of each row; a class with -inf in either argument contributes 0."""
     ruled_out_CV = first_CV.isneginf() | second_CV.isneginf()
     return (first_CV.exp() * (first_CV - second_CV).masked_fill_(ruled_out_CV, 0.0)).sum(-1)
 

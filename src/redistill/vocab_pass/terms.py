@@ -16,17 +16,17 @@ from redistill.vocab_pass.rules import CrossEntropyRule, DivergenceRule, PolicyG
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropyTerm:
-    r"""Cross entropy of the rows in `mask_N` with their target tokens, in nats.
+    r"""Cross entropy of target tokens, in nats, summed over the rows in `mask_N`.
 
     .. math:: c \sum_{n} m_n \bigl(-\log q_n(y_n)\bigr)
 
-    c is `coefficient`, m the mask, y the targets.
+    c is `coefficient`, m is `mask_N`, y is `target_N`, and q_n is the student's distribution of row n.
 
     Args:
-        coefficient: Weight / global count, as in every term.
+        coefficient: Weight of the term, divided by the number of targets in the global batch.
         target_N: Target tokens, int64.
         mask_N: bool, True for the rows that are summed.
-        name: Name of the sum.
+        name: Name of this sum in the results.
 
     Example:
         >>> term = CrossEntropyTerm(0.5, torch.tensor([4, 2]), torch.tensor([True, False]))
@@ -41,14 +41,14 @@ class CrossEntropyTerm:
 
     @property
     def rule(self) -> CrossEntropyRule:
-        """The function that computes this term.
+        """The function that computes the sum of this term over some rows.
 
         Terms with equal settings share the function, so it is compiled once.
         """
         return CrossEntropyRule(self.name)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Return the tensor arguments of the rule for `rows`."""
+        """Return the tensors with which `rule` computes the sum over `rows`."""
         return self.target_N[rows], self.mask_N[rows]
 
 
@@ -58,18 +58,19 @@ class DivergenceTerm:
 
     .. math:: c \sum_{n < \mathrm{num\_rows}} w_n\, D(p_n, q_n)
 
-    c is `coefficient`, w `weight_N`; p is the teacher, q the student.
+    c is `coefficient`, w is `weight_N`, and D is `divergence`.  p_n and q_n are the distributions of teacher and student in row
+    n.
 
     Args:
-        coefficient: Weight / global count.
+        coefficient: Weight of the term, divided by the number of tokens or of sequences in the global batch.
         divergence: A function of (logq_NV, logp_NV), or a trainable module.  It returns divergence_N, or (divergence_N,
-            diagnostics).  diagnostics is a dict of tensors with one value per row; each is summed under its own name.
+            diagnostics).  diagnostics maps names to tensors with one value per row; each tensor is summed under its name.
         num_rows: Number of leading rows that have a teacher.
-        weight_N: Weight of each of these rows in the sum, float32; None weighs all with 1.
-        name: Name of the sum.
+        weight_N: Weight of each of these rows in the sum, float32.  If None, all rows have the weight 1.
+        name: Name of this sum in the results.
 
     Raises:
-        ConfigError: in the vocabulary pass, if the divergence returns another shape than one value for each row.
+        ConfigError: the divergence does not return one value for each row.  The vocabulary pass raises this error.
 
     Example:
         >>> from redistill.losses.divergences import ForwardKL
@@ -85,14 +86,14 @@ class DivergenceTerm:
 
     @property
     def rule(self) -> DivergenceRule:
-        """The function that computes this term.
+        """The function that computes the sum of this term over some rows.
 
         Terms with equal settings share the function, so it is compiled once.
         """
         return DivergenceRule(self.name, self.divergence)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Return the tensor arguments of the rule for `rows`."""
+        """Return the tensors with which `rule` computes the sum over `rows`."""
         num_rows = max(0, min(rows.stop, self.num_rows) - rows.start)
         counted_C = torch.ones(num_rows, dtype=torch.bool, device=device)
         return (counted_C.float() if self.weight_N is None else self.weight_N[rows]), counted_C
@@ -104,15 +105,17 @@ class SpanTerm:
 
     .. math:: c \sum_n w_n \lVert q_n \circ q_{n+1} - p_n \circ p_{n+1} \rVert_2
 
-    c is `coefficient`, w `pair_weight_N`; the norm is squared if `squared` is True. Source: MGSR (arXiv 2407.10068), Eq. 10.
+    c is `coefficient`, and w is `pair_weight_N`.  q_n and p_n are the distributions of student and teacher in row n; the
+    products are elementwise.  The norm is squared if `squared` is True.  Source: MGSR (arXiv 2407.10068), Eq. 10.
 
     Args:
-        coefficient: Weight / global number of samples with spans.
-        pair_weight_N: Weight of the pair (n, n + 1); 0 where the two rows are not in one span.  Without a DivergenceTerm, its
-            length is the number of leading rows that have a teacher.
+        coefficient: Weight of the term, divided by the number of samples with spans in the global batch.
+        pair_weight_N: Weight of the pair of rows (n, n + 1), float32; 0 if no span contains both rows.  Without a
+            DivergenceTerm, its length is the number of leading rows that have a teacher.
         squared: Whether the distance is squared.
         keep: For clipped vectors, a function of (logq_NV, logp_NV) that returns keep_NV, bool: the classes that DAC-KL keeps.
-            None keeps all.  The classes of a row must depend on this row only, since a halo row is computed in two tiles.
+            If None, all classes are kept.  The classes of a row must depend on this row only, since some rows are computed
+            twice, together with different rows.
 
     Example:
         >>> SpanTerm(1.0, torch.tensor([0.5, 0.0]), squared=False).tensors(slice(0, 2), torch.device("cpu"))
@@ -127,32 +130,36 @@ class SpanTerm:
 
     @property
     def rule(self) -> SpanRule:
-        """The function that computes this term.
+        """The function that computes the sum of this term over some rows.
 
         Terms with equal settings share the function, so it is compiled once.
         """
         return SpanRule(self.name, self.squared, self.keep)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Return the tensor arguments of the rule for `rows`."""
+        """Return the tensors with which `rule` computes the sum over `rows`."""
         return (self.pair_weight_N[rows],)
 
 
 @dataclass(frozen=True, eq=False)
 class PolicyGradientTerm:
-    r"""MiniLLM's clipped policy gradient on the leading rows.
+    r"""MiniLLM's clipped policy-gradient loss on the leading rows.
 
     .. math:: c \sum_n \max\bigl(-A_n \rho_n,\; -A_n\, \mathrm{clip}(\rho_n, 1 - \epsilon, 1 + \epsilon)\bigr), \qquad
         \rho_n = w_n\, q_n(y_n) / q_{old}(y_n)
 
-    Source: MiniLLM (arXiv 2306.08543).
+    c is `coefficient`, y the generated token, A its advantage, w its importance weight, and epsilon is `clip`.  q is the
+    student that is trained, and q_old the student that scored the generated text.  Source: MiniLLM (arXiv 2306.08543).
 
-    The vocabulary pass also returns the sums of the diagnostics "ratio" and "clipped".
+    The vocabulary pass also returns the sum of the ratios rho, "ratio", and the number of tokens for which clipping is active,
+    "clipped".
 
     Args:
-        coefficient: Weight / global count of sampled tokens.
-        token_N: The generated token of each row, int64.  Its length is the number of leading rows that belong to roll-outs.
-        old_logprob_N, advantage_N, importance_N: Values of these tokens; see policy_gradient.clipped_surrogate.
+        coefficient: Weight of the term, divided by the number of sampled tokens in the global batch.
+        token_N: The generated token of each row, int64.  Its length is the number of leading rows that belong to generated
+            text.
+        old_logprob_N, advantage_N, importance_N: log q_old, A and w of these tokens, float32; see
+            policy_gradient.clipped_surrogate.
         clip: epsilon of the clipped surrogate, in (0, 1): the ratio is clipped to [1 - clip, 1 + clip].
 
     Example:
@@ -172,14 +179,14 @@ class PolicyGradientTerm:
 
     @property
     def rule(self) -> PolicyGradientRule:
-        """The function that computes this term.
+        """The function that computes the sum of this term over some rows.
 
         Terms with equal settings share the function, so it is compiled once.
         """
         return PolicyGradientRule(self.name, self.clip)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Return the tensor arguments of the rule for `rows`."""
+        """Return the tensors with which `rule` computes the sum over `rows`."""
         return self.token_N[rows], self.old_logprob_N[rows], self.advantage_N[rows], self.importance_N[rows]
 
 

@@ -1,6 +1,6 @@
 """The vocabulary pass with gradients.
 
-The rows are divided into blocks, for matrix products with the head, and each block into tiles, for the terms.
+The rows are divided into blocks, for matrix products with the head, and each block into tiles, on which the terms are computed.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,13 @@ from redistill.vocab_pass.terms import DivergenceTerm, SpanTerm, Term
 LEAST_CHUNK_BYTES = 192 * 2**20
 MOST_CHUNK_BYTES = 2**30
 
-# The rows are cut twice: into large blocks for the matrix products, since each product reads the whole head, and these into
-# small tiles for the tensors that autograd keeps of the terms.  Blocks get three quarters of the budget, tiles a quarter of the
-# smallest budget (small tiles fit the cache better).  The constants are numbers of [rows, vocabulary] tensors alive at once.
+# The rows are divided into large blocks for the matrix products, since each product reads the whole head.  Each block is
+# divided into small tiles, for which autograd stores the tensors of the terms.  Blocks get three quarters of the budget, and
+# tiles a quarter of the smallest budget (small tiles fit the cache better).  *_TENSORS are numbers of [rows, vocabulary]
+# tensors alive at once.
 BLOCK_TENSORS = 2  # logits (later their gradient), and the teacher's logits
-TILE_TENSORS = 10  # log q, p, products of both and their gradients
-COMPILED_TENSORS = 7  # the same in fused loops
+TILE_TENSORS = 10  # log q, p, their products, and the gradients of these tensors
+COMPILED_TENSORS = 7  # the same tensors, if the terms are compiled
 ALIGNED_ROWS = 8  # rows of a compiled tile are a multiple of this, so that each tile starts at a multiple of 16 bytes
 
 
@@ -40,33 +41,34 @@ def vocab_pass(
     compiled: bool = False,
     into_grad: bool = False,
 ) -> tuple[Tensor, Sums]:
-    r"""Compute all terms of the objective and their gradients in one pass.
+    r"""Return the objective and the sums of its terms, in one pass over the rows.
 
     .. math:: L = \sum_k c_k \sum_n l_k(n) \quad \text{over terms } k \text{ with coefficients } c_k \text{ and rows } n
 
-    The forward pass also computes the gradients of the hidden states, the head and the parameters of the divergence, chunk by
-    chunk and with the coefficients of the terms.  The backward pass multiplies these gradients by the incoming scalar.  Each
-    input that requires a gradient gets one, if necessary of zeros, so that all processes of a data-parallel group have the same
-    gradients to reduce.  If the rows of a pair are in two tiles, the pair belongs to the first tile.  The second row of the
-    pair, the halo row, is computed in both tiles, and its two gradients are added.
+    The forward pass also computes the gradients of the hidden states, the head and the parameters of the divergence, in chunks
+    of rows.  The backward pass multiplies these gradients by the incoming scalar.  Each input that requires a gradient gets
+    one, which may be 0, so all processes of a data-parallel group reduce gradients of the same tensors.  The span loss compares
+    pairs of rows.  If the two rows of a pair are in different chunks, the chunk of the first row computes the pair.  The second
+    row (the halo row) is then computed in both chunks, and its two gradients are added.
 
     Args:
         student_hidden_ND: Hidden states of the supervised rows only.
         student_head: The student's head; no gradient is computed for frozen weights.
-        target: Source of teacher logits, called only for rows that a divergence or span needs; None if no term needs it.
-        terms: At most one of each kind.
-        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  None
-            uses `chunk_budget`.
+        target: Function that returns the teacher's logits of a slice of rows; None without divergence and span terms.
+        terms: The terms of the objective; at most one of each class, each with its own name.
+        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  If
+            None, the limit is `chunk_budget`.
         compiled: Whether the terms and their gradients are compiled; see core.py.
-        into_grad: Add the gradient of the head's weight to its `grad` in the forward pass, if it is a leaf in the results'
-            dtype; this saves a copy.  Backward must then follow, once, with a gradient of 1.
+        into_grad: Whether the forward pass adds the gradient of the head's weight directly to `weight.grad`, which saves a
+            copy.  This is done only if the weight is an autograd leaf of dtype float32 or float64.  The backward pass must then
+            be called once, with a gradient of 1.
 
     Returns:
         The objective (sum of coefficient x sum over rows; a scalar), and the sums of terms and diagnostics by name, detached
-        and without coefficients.  Diagnostics are absent if no row has a teacher.
+        and without coefficients.  The diagnostics of a term are absent if no row belongs to the term.
 
     Raises:
-        ConfigError: a divergence returns another shape than one value for each row.
+        ConfigError: a divergence does not return one value for each row.
 
     Example:
         >>> from redistill.vocab_pass import CrossEntropyTerm
@@ -94,15 +96,15 @@ def vocab_pass(
 def dense_reference(
     student_hidden_ND: Tensor, student_head: Head, target: TeacherTarget | None, terms: Sequence[Term]
 ) -> tuple[Tensor, Sums]:
-    """Compute what `vocab_pass` computes, with plain autograd on [N, V] tensors.
+    """Return the results of `vocab_pass`, computed with autograd on [N, V] tensors.
 
     Tests compare `vocab_pass` with this function.
 
     Args:
-        student_hidden_ND, student_head, target, terms: As for `vocab_pass`.
+        student_hidden_ND, student_head, target, terms: Hidden states, head, teacher and terms, as in `vocab_pass`.
 
     Returns:
-        The objective, a scalar, and the sums by name, as from `vocab_pass`.
+        The objective, a scalar, and the sums of terms and diagnostics by name, without coefficients.
 
     Example:
         >>> from redistill.vocab_pass import CrossEntropyTerm
@@ -125,9 +127,9 @@ def dense_reference(
 
 
 def chunk_budget(head_bytes: int) -> int:
-    """Default memory limit of all [rows, vocabulary] tensors together, in bytes.
+    """Return the default memory limit of all [rows, vocabulary] tensors together.
 
-    The limit is the size of the head, but at least 192 MiB and at most 1 GiB.
+    The limit is the size of the head in bytes, but at least 192 MiB and at most 1 GiB.
 
     Each block of rows reads the whole head and its gradient, so blocks should be larger for a larger head.
 
@@ -147,14 +149,14 @@ def chunk_budget(head_bytes: int) -> int:
 
 
 class CutRows(NamedTuple):
-    """Maximum number of rows of a block and of a tile."""
+    """Maximum numbers of rows: of a block (matrix products) and of a tile (terms)."""
 
     block: int
     tile: int
 
 
 def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool) -> CutRows:
-    """Compute how many rows a block and a tile may have, at least one each.
+    """Return how many rows a block and a tile may have, at least one each.
 
     Args:
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together.
@@ -168,7 +170,7 @@ def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool) -> CutRows:
 
 
 def cuts(rows: slice, num_rows: int) -> list[slice]:
-    """Divide `rows` into the fewest slices of at most max(1, num_rows) rows.
+    """Return the fewest slices of at most max(1, num_rows) rows that cover `rows`.
 
     All slices have about the same length.
     """
@@ -212,16 +214,16 @@ class _Task:
         return cut_rows(self.chunk_bytes, self.head.num_classes * loss_dtype(self.hidden_ND).itemsize, self.compiled)
 
     def with_halo(self, rows: slice) -> slice:
-        """Extend `rows` by the halo row, if there are spans.
+        """Return `rows`, extended by the halo row if there is a span term.
 
-        The halo row is the next row that has a teacher; it may form a pair with the last row of `rows`.
+        The halo row is the next row, if it has a teacher: the span loss may compare it with the last row of `rows`.
         """
         return slice(rows.start, rows.stop + int(self.has_pairs and rows.stop < self.num_distilled))
 
     def target_rows(self, rows: slice) -> TargetRows | None:
-        """Query the teacher for the rows in `rows` that have a teacher.
+        """Return the teacher's logits (or most probable classes) for those of `rows` that have a teacher.
 
-        Returns None if no row has one.
+        The result is None if no row has a teacher.
         """
         rows = slice(rows.start, min(rows.stop, self.num_distilled))
         if rows.start >= rows.stop:
@@ -230,9 +232,9 @@ class _Task:
         return self.target(rows)
 
     def core(self, rows: slice) -> tuple[Core, list[float], Tensors]:
-        """Build the core of the tile `rows` from the terms that have rows in the tile.
+        """Return the function that computes the tile `rows`, and its arguments.
 
-        Returns the core, and the coefficients and tensors of these terms.
+        The function has the terms that have rows in the tile; the arguments are their coefficients and tensors.
         """
         is_distilled = rows.stop <= self.num_distilled
         own = [term for term in self.terms if is_distilled or not isinstance(term, DivergenceTerm | SpanTerm)]
@@ -243,7 +245,7 @@ class _Task:
 
 
 class _Gradients(NamedTuple):
-    """Accumulated gradients of the inputs; None for an input without gradient."""
+    """Accumulated gradients of the inputs of a vocabulary pass; None for an input without gradient."""
 
     hidden_ND: Tensor | None
     weight_VD: Tensor | None
@@ -253,7 +255,7 @@ class _Gradients(NamedTuple):
     def add_block(self, task: _Task, rows: slice, gradient_CV: Tensor) -> None:
         """Backpropagate the gradient of one block's raw logits through the head.
 
-        The gradient of the hidden states is written; those of weight and bias are added.
+        The gradient of the block's hidden states is stored in place; those of weight and bias are added to their totals.
         """
         operand_CV = gradient_CV.to(task.products.storage)
         if self.hidden_ND is not None:
@@ -285,7 +287,7 @@ class _GradientInForward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, since a copy of a head's gradient is large; so backward works only once.
+        # Gradients are scaled in place, since a copy of a head's gradient is large.  So backward can be called only once.
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "vocab_pass: backward can be called only once"
         if ctx.in_place:
@@ -300,7 +302,7 @@ class _GradientInForward(torch.autograd.Function):
 
 
 def _holds_gradient(weight_VD: Tensor) -> bool:
-    """Whether gradients can be added to the weight's `grad`; creates a missing `grad`."""
+    """Return whether gradients can be added to `weight_VD.grad`; if so, create a missing `grad`."""
     if not (weight_VD.requires_grad and weight_VD.is_leaf and weight_VD.dtype == loss_dtype(weight_VD)):
         return False
     if weight_VD.grad is None:
@@ -310,7 +312,7 @@ def _holds_gradient(weight_VD: Tensor) -> bool:
 
 @torch.no_grad()
 def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
-    """Compute the objective, fill `sums`, and add to `gradients` if it is given."""
+    """Return the objective; add the sums to `sums`, and the gradients to `gradients` if it is not None."""
     storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=task.products.result)
     task = replace(task, hidden_ND=task.hidden_ND.to(storage), head=task.head.prepared(task.hidden_ND))
     sums |= {term.name: torch.zeros_like(zero) for term in task.terms}
@@ -321,20 +323,21 @@ def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
 
 
 def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, gradients: _Gradients | None) -> Tensor | None:
-    """Compute one block, and add the results to `sums` and `gradients`.
+    """Compute one block of rows; add its results to `sums` and `gradients` in place.
 
-    Each block has its own call, so that its tensors are freed before those of the next block are created.
+    The halo row of a block is the row after it, which the span loss may compare with its last row.  Each block has its own
+    call, so that its tensors are freed before those of the next block are created.
 
     Args:
-        carry_V: Gradient of the first row, from the last tile of the previous block, where this row was the halo row; or None.
+        carry_V: Gradient of the block's first row from the previous block, which used this row as halo row; None if it did not.
 
     Returns:
-        The gradient of this block's halo row, which is the first row of the next block; or None.
+        The gradient of this block's halo row, which is the first row of the next block; None without a halo row.
     """
     read = task.with_halo(block)
     logits_CV = task.head.raw(task.hidden_ND[read], task.products)
     target_rows = task.target_rows(read)
-    # First the tiles of rows with a teacher, then those of rows without; no tile has both.
+    # Tiles of rows with a teacher come first, then tiles of rows without a teacher; no tile has both.
     for rows in (tile for part in _parts(block, task.num_distilled) for tile in cuts(part, task.cut_rows.tile)):
         found, gradient_CV = _visit(task, logits_CV, target_rows, rows, block.start, gradients)
         for name, total in found.items():
@@ -355,10 +358,10 @@ def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, g
 def _visit(
     task: _Task, logits_CV: Tensor, target_rows: TargetRows | None, rows: slice, start: int, gradients: _Gradients | None
 ) -> tuple[Sums, Tensor | None]:
-    """Compute the sums of the terms over one tile, and the gradients.
+    """Return the sums of the terms over one tile, and the gradient of its raw logits.
 
-    The gradient of the raw logits, including the halo row, is returned (None if `gradients` is None).  The gradients of the
-    divergence's parameters are added to `gradients`.
+    The gradient includes the row after the tile (the halo row) if the span loss needs it, and is None if `gradients` is None.
+    The gradients of the divergence's parameters are added to `gradients` in place.
 
     Args:
         rows: Rows of the tile.
@@ -383,6 +386,6 @@ def _visit(
 
 
 def _parts(rows: slice, num_distilled: int) -> list[slice]:
-    """Split `rows` into rows with a teacher and rows without; omit empty slices."""
+    """Return the slice of `rows` with a teacher and the slice without; empty slices are omitted."""
     middle = max(rows.start, min(rows.stop, num_distilled))
     return [part for part in (slice(rows.start, middle), slice(middle, rows.stop)) if part.start < part.stop]

@@ -51,5 +51,5 @@ def test_case_punctuation_and_inflection_do_not_matter():
 
 
 def test_empty_references_raise_an_error_with_a_remedy():
-    with pytest.raises(DataError, match=r"references = \[\]: must have at least one; remove the prompt"):
+    with pytest.raises(DataError, match=r"references = \[\]: must not be empty; remove the prompt"):
         rouge_l("a text", [])

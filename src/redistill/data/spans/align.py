@@ -1,7 +1,7 @@
 """Conversion of character spans to token ranges.
 
 The conversion works for any tokenizer, and for generated token ids that differ from the encoding of their text.  This module
-uses the tokenizer of its caller, and only to decode ids.
+uses a tokenizer only to decode ids.
 """
 
 from bisect import bisect_left, bisect_right
@@ -13,8 +13,8 @@ from redistill.interfaces import Tokenizer
 Offset = tuple[int, int]
 TokenRange = tuple[int, int]
 
-REPLACEMENT = "\ufffd"  # what decoders output for bytes that are no complete character
-# A character has at most 4 bytes.  Twice as many tokens without a complete character are invalid bytes.
+REPLACEMENT = "\ufffd"  # what decoders output for bytes that are not a complete character
+# A character has at most 4 bytes.  If 8 tokens contain no complete character, their bytes are invalid.
 MAX_PENDING = 8
 # Number of preceding tokens that are decoded with the next one, because decoders treat the start of their input differently.
 CONTEXT = 8
@@ -23,8 +23,8 @@ CONTEXT = 8
 def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) -> tuple[TokenRange, ...]:
     """Convert character spans to token ranges.
 
-    A token belongs to a span if the span contains at least one of its characters.  White space at both ends of a token does
-    not count, because byte-level tokenizers include the space before a word in the first token of the word.
+    A token belongs to a span if the span contains at least one character of the token.  White space at both ends of a token
+    does not count, because byte-level tokenizers include the space before a word in the first token of the word.
 
     Args:
         char_spans: Phrases of `text`; they may overlap.
@@ -56,16 +56,16 @@ def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) 
 def token_spans(
     responses: Sequence[Sequence[int]], tokenizer: Tokenizer, extractor: SpanExtractor, special_ids: Collection[int] = ()
 ) -> list[tuple[TokenRange, ...]]:
-    """Token ranges of the phrases in each response.
+    """Find the token ranges of the phrases in each response.
 
     Args:
         responses: Token ids of each response, as a model generated them.
         tokenizer: Decodes the ids.
         extractor: Extracts phrases from the decoded texts, in one call.
-        special_ids: Token ids to leave out of the decoded texts; no range contains one.
+        special_ids: Token ids to leave out of the decoded texts; no range contains one of them.
 
     Returns:
-        One tuple of half-open token ranges per response; see `align`.
+        One tuple of half-open token ranges [first, stop) per response, sorted and unique, as `align` returns them.
     """
     decoded = [offsets_from_ids(ids, tokenizer, special_ids) for ids in responses]
     phrases = extractor.extract([text for text, _ in decoded])
@@ -86,7 +86,7 @@ def offsets_from_ids(ids: Sequence[int], tokenizer: Tokenizer, special_ids: Coll
 
     Returns:
         The text and one offset [start, end) per id.  Where the bytes of the non-special ids are valid UTF-8, the text equals
-        the result of `tokenizer.decode` for these ids.  Offsets are (0, 0) for special ids, and never decrease for the others;
+        the result of `tokenizer.decode` for these ids.  Offsets are (0, 0) for special ids, and never decrease for other ids;
         ids that are parts of one character all have the offset of that character.
     """
     special = frozenset(special_ids)
@@ -101,7 +101,7 @@ def _decode_incrementally(ids: list[int], tokenizer: Tokenizer) -> tuple[str, li
 
     pieces: list[str] = []
     offsets: list[Offset] = []
-    window = clean = 0  # the text up to token `clean` is final; tokens from `window` on are the context of the next one
+    window = clean = 0  # the text up to token `clean` is final; tokens from `window` on are the context of the next token
     before = ""  # decode(window, clean)
     base = settled = 0  # number of characters up to token `clean`, and up to the last complete character
     for position in range(1, len(ids) + 1):
@@ -132,7 +132,7 @@ def _trim(offset: Offset, text: str) -> Offset:
 
 
 def _without_specials(specials: list[int], first: int, stop: int) -> Iterator[TokenRange]:
-    """Divide the token range [first, stop) at its special tokens; leave these out."""
+    """Yield the parts of the token range [first, stop) that contain no special token."""
     for special in specials[bisect_left(specials, first) : bisect_left(specials, stop)]:
         if first < special:
             yield first, special

@@ -39,7 +39,8 @@ UNUSED_COMPONENTS = (
     "textcat_multilabel",
 )
 
-# The memory of the parser is proportional to the length of its text (about 1 GB for 100,000 characters); it rejects 1,000,000.
+# The memory of the parser is proportional to the length of its text (about 1 GB for 100,000 characters).  The parser rejects
+# more than 1,000,000 characters.
 MAX_PIECE = 100_000
 BATCH_SIZE = 64
 
@@ -74,7 +75,7 @@ class SpanExtractor(Protocol):
     description: dict[str, str]
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """The sorted phrases of each text, in the order of the texts."""
+        """Return the phrases of each text, sorted by their start."""
         ...
 
 
@@ -82,8 +83,9 @@ def load_extractor(name: str = "auto") -> SpanExtractor:
     """Load the phrase extractor called `name`, or the best one that is installed.
 
     Args:
-        name: "simple"; the name or folder of a spaCy model with tagger and parser; or "auto": the official English model if
-            it is installed, else its reviewed copy from PyPI if this is installed, else "simple" with a warning.
+        name: "simple"; the name or folder of a spaCy model with tagger and parser; or "auto".  "auto" selects the first of
+            these that is installed: the official English model, and its reviewed copy from PyPI.  If neither is installed, it
+            selects "simple" and issues a warning.
 
     Raises:
         ModelError: the model is not installed, has no parser or tagger, or is a copy whose files differ from the reviewed copy.
@@ -100,7 +102,7 @@ def load_extractor(name: str = "auto") -> SpanExtractor:
         if _package_folder(OFFICIAL) is not None:
             return SpacyExtractor(OFFICIAL)
         if (package := _package_folder(REUPLOAD)) is not None:
-            # Loaded as a folder, so that no code of the package runs.
+            # The model is loaded from its folder, so that no code of the package runs.
             return SpacyExtractor(str(_verified(package / f"{REUPLOAD}-{REUPLOAD_VERSION}")))
     message = "spans: no spaCy model is installed, so text is split at function words; pip install 'redistill[spans]'"
     warnings.warn(message, stacklevel=2)
@@ -110,10 +112,10 @@ def load_extractor(name: str = "auto") -> SpanExtractor:
 class SpacyExtractor:
     """Extracts phrases with a spaCy tagger and dependency parser.
 
-    An NP is a noun chunk of spaCy.  A VP is the longest sequence of auxiliaries, adverbs and verbs; it includes the particle
-    but no object.  A PP extends from a preposition to the end of its object, so it contains an NP.  Spans of one text may
-    overlap; they are sorted.  The PP and particle rules use the dependency labels of the English models; other languages may
-    yield only NP and VP.
+    An NP is a noun chunk of spaCy.  A VP is the longest sequence of auxiliaries, adverbs and verbs; it includes the verb's
+    particle but not its object.  A PP extends from a preposition to the end of its object, so it contains an NP.  Spans of one
+    text may overlap; they are sorted.  The PP and particle rules use the dependency labels of the English models; models of
+    other languages may yield only NP and VP.
 
     Source: the phrases named in MGSR's Eq. 10; the paper does not specify its chunker.
 
@@ -141,7 +143,7 @@ class SpacyExtractor:
         }
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """The sorted spans of each text.
+        """Return the spans of each text, sorted by their start.
 
         Each span contains at least one letter.  Fenced code has no spans.
         """
@@ -174,7 +176,9 @@ class SimpleExtractor:
         self.description = {"backend": "simple", "version": "1"}
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """The sorted, disjoint spans of each text, labelled "chunk".
+        """Return the spans of each text, which are disjoint and sorted by their start.
+
+        Their label is "chunk".
 
         Each span contains at least one letter.  Fenced code has no spans.
         """
@@ -198,8 +202,8 @@ class SimpleExtractor:
 def prose(text: str) -> list[tuple[int, str]]:
     """Split `text` into the parts that phrases are extracted from.
 
-    Fenced code and blank parts are left out.  A part longer than `MAX_PIECE` characters is split at the last paragraph break
-    within the limit, else at the last line break, else at the last space.
+    Fenced code and blank parts are left out.  A part longer than `MAX_PIECE` characters is split within this limit: at the last
+    paragraph break if there is one, otherwise at the last line break, otherwise at the last space.
 
     Returns:
         Pairs (offset in `text`, part), in order.
@@ -228,7 +232,7 @@ def _cut(text: str, start: int, end: int) -> int:
 
 
 def _object_end(preposition: "Token") -> int | None:
-    """The index of the token after a preposition's object; None without an object."""
+    """Return the index of the token after a preposition's object, or None without an object."""
     while True:
         complement = next((child for child in preposition.rights if child.dep_ in {"pobj", "pcomp", "prep"}), None)
         if complement is None:
@@ -292,7 +296,7 @@ def _verified(folder: Path) -> Path:
 
 
 def _folder_digest(folder: Path) -> str:
-    """SHA-256 of the names and contents of a model's files.
+    """Return the SHA-256 of the names and contents of a model's files.
 
     Files of `UNUSED_COMPONENTS` are left out.
     """

@@ -1,4 +1,8 @@
-"""Annotation of training sequences with phrase spans, the input of the span loss."""
+"""Addition of the spans of phrases to training sequences.
+
+A span is the range of the targets (tokens that the student is trained to predict) of one phrase.  The span loss compares
+teacher and student within each span.
+"""
 
 import itertools
 from collections.abc import Collection, Sequence
@@ -13,8 +17,8 @@ from redistill.interfaces import Tokenizer
 class SpanMarker:
     """Adds the spans of phrases to training sequences.
 
-    The results for sequences of the data set are cached, because these sequences recur in every epoch.  Spans are ranges of
-    target indices, so they are the same for teacher and student.
+    The results for sequences of the data set are cached, because these sequences recur in every epoch.  A span is a half-open
+    range [start, stop) of target indices, so it is the same for teacher and student.
 
     Args:
         extractor: Extracts phrases from text.
@@ -27,9 +31,10 @@ class SpanMarker:
         self._cached: dict[int, TokenSequence] = {}
 
     def __call__(self, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """Return a copy of each sequence with its spans, in order.
+        """Return copies of the sequences, in the same order, each with its spans added.
 
-        A span lies within one run of consecutive targets, such as the answer of one assistant turn.
+        A span is a half-open range [start, stop) of target indices.  It lies within one run of consecutive targets, such as the
+        answer of one assistant turn.
         """
         new = [s for s in sequences if not self._is_cached(s)]
         runs = [(number, start, ids) for number, s in enumerate(new) for start, ids in target_runs(s)]
@@ -47,7 +52,9 @@ class SpanMarker:
 
 
 def target_runs(sequence: TokenSequence) -> list[tuple[int, tuple[int, ...]]]:
-    """The contiguous runs of targets of a sequence.
+    """Find the runs of consecutive targets in a sequence.
+
+    A target is a token that the student is trained to predict.
 
     Returns:
         For each run, the index of its first target among all targets of the sequence, and its token ids.

@@ -21,13 +21,13 @@ TASKS: Mapping[str, Task] = {
 
 
 def known_task(name: str) -> Task:
-    """The test set called `name`.
+    """Return the test set called `name`.
 
-    A name that is not in `TASKS` denotes a test set in a local file, which the recipe gives.  Such a test set has no metrics
-    of its own.
+    A name that is not in `TASKS` denotes a test set in a local file, whose path is set in the recipe.  Such a test set has no
+    metrics of its own.
 
     Args:
-        name: Name of the test set; a key of `TASKS` or any other.
+        name: Name of the test set; a key of `TASKS` or any other name.
 
     Returns:
         The test set.
@@ -76,11 +76,12 @@ def load_task(
     Args:
         task: A key of `TASKS`, any name if `path` is given, or a `Task`.
         path: A file, a folder with test.jsonl, or a hub name to read instead of the hub file of the task.
-        limit: Maximum number of rows, applied after `min_reference_words`; None keeps all.
-        min_reference_words: Leave out rows whose longest reference has fewer words, separated by white space; None keeps all.
-            The hub files of Super-Natural and Unnatural Instructions have long references only, so this argument is for
-            their other files.
-        max_bad_rows, rejected: As in `read_records`.
+        limit: Maximum number of rows, applied after `min_reference_words`; if None, all rows are kept.
+        min_reference_words: A row is left out if its longest reference has fewer words than this number; words are separated by
+            white space.  If None, all rows are kept.  The hub files of Super-Natural and Unnatural Instructions contain only
+            long references, so they do not need this argument.
+        max_bad_rows: Maximum number of unusable rows, >= 0.
+        rejected: A JSON Lines file that the unusable rows are written to; if None, no file is written.
 
     Returns:
         The records, and the report of `read_records`.

@@ -5,8 +5,9 @@ A row may have several references.
     {"instruction": "In this task, you are given a sentence and must write a question that it answers.", "input": "The lake
      froze on the third of January.", "output": ["When did the lake freeze?", "On which day did the lake freeze?"]}
 
-The papers evaluate the 1,694 rows with references of length 11 or more: the hub folder `11_`.  This length is not a number of
-words: a quarter of those rows have fewer than 11 words.  So `min_reference_words` cannot select these rows.
+The papers evaluate 1,694 rows, which are in the hub folder `11_`: the rows whose references have a length of 11 or more.  This
+length is not counted in words: in a quarter of these rows, the references have fewer than 11 words.  So `min_reference_words`
+cannot select these rows.
 
 Source: Wang et al. 2022 (arXiv 2204.07705); Apache-2.0.
 

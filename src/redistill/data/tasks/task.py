@@ -14,14 +14,15 @@ from redistill.records import Instruction, Metric, Record
 class Task:
     """A test set.
 
-    In the prompts of hub files, "<n>" stands for a line break; `load` replaces it by one.  Local files are read verbatim.
+    In the prompts of hub files, "<n>" stands for a line break; `load` replaces each "<n>" by a line break.  Local files are
+    read verbatim.
 
     Args:
-        name: Name in recipes and files.
+        name: Name of the test set in recipes and files.
         description: Contents of the test set, in one line.
         hub_name: Name of the data set on the Hugging Face hub; None if the recipe gives a file.
         hub_file: The hub file with the test rows.  A hub repository has several files for the same split.
-        hub_rows: Number of leading rows that the papers evaluate; None for all.
+        hub_rows: Number of rows at the start of the hub file that the papers evaluate; if None, they evaluate all rows.
         metrics: Metrics that are computed before those of the recipe; the first is the primary metric.
 
     Raises:
@@ -50,8 +51,9 @@ class Task:
         """Read the test rows.
 
         Args:
-            path: A file, or a folder with test.jsonl; None reads the rows of the hub file that the papers evaluate.
-            max_bad_rows, rejected: As in `read_records`.
+            path: A file, or a folder with test.jsonl.  If None, the rows of the hub file that the papers evaluate are read.
+            max_bad_rows: Maximum number of unusable rows, >= 0.
+            rejected: A JSON Lines file that the unusable rows are written to; if None, no file is written.
 
         Returns:
             The records, and the report of `read_records`.
@@ -67,7 +69,7 @@ class Task:
 
 
 def _with_line_breaks(record: Record) -> Record:
-    """The record with each "<n>" in its prompt replaced by a line break."""
+    """Replace each "<n>" in an instruction and its input by a line break."""
     if not isinstance(record.prompt, Instruction):
         return record
     instruction, given = (text.replace("<n>", "\n") for text in (record.prompt.instruction, record.prompt.input))

@@ -1,4 +1,4 @@
-"""Metrics of generated text, one file each; none imports torch."""
+"""Metrics of generated text, with one module per metric; no module imports torch."""
 
 from collections.abc import Mapping
 

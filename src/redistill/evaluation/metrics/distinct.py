@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    r"""The number of distinct n-grams of the texts, divided by the number of n-grams.
+    r"""Return the number of distinct n-grams, divided by the number of all n-grams.
 
     .. math:: \mathrm{distinct}_n = \frac{|\{\text{n-grams}\}|}{\#\,\text{n-grams}}
 
-    The value is 1 if no n-gram repeats, and 0 if no text has n words.  Words are lower-cased and split at white space; an
-    n-gram is within one text.  Source: Li et al. 2016 (arXiv 1510.03055), distinct-1 and distinct-2.
+    The value is 1 if no n-gram repeats, and 0 if no text has n words.  Words are lower-cased and split at white space.  All
+    words of an n-gram are in one text.  Source: Li et al. 2016 (arXiv 1510.03055), distinct-1 and distinct-2.
 
     Args:
         texts: The texts.

@@ -10,14 +10,14 @@ _PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
-    """Whether a text equals one of its references after normalisation.
+    """Return whether a text equals one of its references after normalisation.
 
     Case, punctuation and differences of white space are ignored.  This is the normalisation of SQuAD, except that articles are
     kept.
 
     Args:
         prediction: The text to score.
-        references: Correct answers; with none, the result is False.
+        references: Correct answers.  If there are none, the result is False.
 
     Returns:
         True if the text equals a reference.

@@ -8,14 +8,14 @@ from redistill.records import Metric, Record
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
-    r"""ROUGE-L F1 of a text against the best of its references.
+    r"""Compute the ROUGE-L F1 of a text against the best of its references.
 
     .. math:: F_1 = \frac{2\,|\mathrm{LCS}(\text{prediction}, \text{reference})|}{|\text{prediction}| + |\text{reference}|}
 
     F1 is in percent, 0 <= F1 <= 100; it is 0 if either text has no word.  Words are sequences of [a-z0-9]
     after lower-casing; words of more than three letters are Porter-stemmed.  LCS is the longest common subsequence of the whole
-    texts.  The package `rouge-score` computes F1; papers report its values.  It supports Latin letters only: other scripts
-    score 0.
+    texts.  F1 is computed by the package `rouge-score`, which papers use as well.  The package supports Latin letters only:
+    text in other scripts scores 0.
 
     Args:
         prediction: The text to score.
@@ -32,7 +32,7 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
         85.71428571428571
     """
     if not references:
-        raise DataError("rouge_l: references = []: must have at least one; remove the prompt from the data set")
+        raise DataError("rouge_l: references = []: must not be empty; remove the prompt from the data set")
     return 100.0 * max(_scorer()(reference, prediction) for reference in references)
 
 
@@ -42,9 +42,9 @@ def _score(answer: str, record: Record) -> float:
 
 @functools.cache
 def _scorer() -> Callable[[str, str], float]:
-    """Return a function of (reference, prediction) that computes F1 with rouge-score.
+    """Return a function that computes the F1 of (reference, prediction).
 
-    The package rouge-score is imported on first use, because it imports nltk.
+    It uses the package rouge-score, which is imported on first use, because it imports nltk.
     """
     from rouge_score.rouge_scorer import RougeScorer
 

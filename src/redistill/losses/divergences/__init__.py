@@ -1,18 +1,20 @@
 """Divergences between the teacher's and the student's next-token distributions.
 
-Each is a frozen dataclass.
+Each divergence is a frozen dataclass.
 
-The fields of a divergence are its hyper-parameters, and its call implements `contracts.Divergence`.  To add one, write its
-class in a file of this package, define `examples()`, and add it to the union below: the configuration and the laws of
-`redistill.testing` use the union.
+The fields of a divergence are its hyper-parameters, and its call implements `contracts.Divergence`.  To add a divergence, write
+its class in a file of this package, define `examples()`, and add the class to the union `Divergence` below.  The configuration
+accepts the classes of this union, and the tests check on them the properties that every divergence must have.
 
 A log-probability of -inf marks a class that a model rules out (vocabulary padding, a mask).  A class that both models rule out
-contributes 0 everywhere.  For a class that only one model rules out, there are two cases.  Some formulas would be infinite:
-forward, reverse, symmetric and adaptive KL, and alpha-beta with an exponent of 0.  There the class contributes 0, since an
-infinite loss would end the run because of a class that cannot be predicted.  The other formulas are finite: Jensen-Shannon,
-skew KL, total variation, and alpha-beta with both exponents above 0.  There the class contributes the value of the formula.
+contributes 0 to every divergence.  For a class that only one model rules out, there are two cases.  The formulas of forward,
+reverse, symmetric and adaptive KL, and of alpha-beta with an exponent of 0, can be infinite.  In these divergences the class
+contributes 0, since an infinite loss would end the run because of a class that cannot be predicted.  The formulas of
+Jensen-Shannon, skew KL, total variation, and alpha-beta with both exponents above 0 are finite.  In these divergences the class
+contributes the value of the formula.
 
-The divergences do not reduce over rows, have no trainable parameters, and do not depend on the origin of the rows.
+The divergences do not reduce over rows, have no trainable parameters, and do not depend on the origin of the text (data set,
+student or teacher).
 """
 
 from redistill.losses.divergences.distances import AlphaBeta, TotalVariation
@@ -20,7 +22,7 @@ from redistill.losses.divergences.kl import AdaptiveKL, ForwardKL, ReverseKL, Sy
 from redistill.losses.divergences.mixtures import JensenShannon, SkewForwardKL, SkewReverseKL
 from redistill.losses.divergences.softened import Softened, bounded, fraction, log_ratio
 
-Table3c = ForwardKL | ReverseKL | SymmetricKL | JensenShannon | TotalVariation | SkewForwardKL | SkewReverseKL  # of MGSR
+Table3c = ForwardKL | ReverseKL | SymmetricKL | JensenShannon | TotalVariation | SkewForwardKL | SkewReverseKL  # in MGSR
 Divergence = Table3c | AdaptiveKL | AlphaBeta
 
 __all__ = [

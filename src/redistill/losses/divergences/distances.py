@@ -11,7 +11,7 @@ import torch
 from redistill.errors import ConfigError, check_field
 from redistill.losses.divergences.softened import Softened, log_ratio
 
-SMALLEST_EXPONENT = 0.01  # below it, the terms of alpha-beta cancel in float32
+SMALLEST_EXPONENT = 0.01  # for smaller exponents, the terms of alpha-beta cancel in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,9 @@ class TotalVariation(Softened):
 
     .. math:: D(p, q) = \tfrac{1}{2} \sum_v |p_v - q_v|
 
-    p is the teacher, q the student. Source: f-distill (arXiv 2307.15190), per token; Table 3c's "TVD". Probability mass per
-    token, in [0, 1], 0 exactly when p = q. The gradient flows through q only; with respect to q_v it is +-1/2, independent of
-    the size of the difference.
+    p is the teacher, q the student. Source: f-distill (arXiv 2307.15190), per token; "TVD" in Table 3c of MGSR. The value is a
+    probability mass per token, in [0, 1], and 0 exactly when p = q. The gradient flows through q only; with respect to q_v it
+    is +-1/2, independent of the size of the difference.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -49,18 +49,21 @@ class AlphaBeta(Softened):
     .. math:: D(p, q) = \frac{1}{\alpha \beta} \sum_v \Bigl( \frac{\alpha}{s} p_v^{s} + \frac{\beta}{s} q_v^{s}
               - p_v^{\alpha} q_v^{\beta} \Bigr), \qquad s = \alpha + \beta
 
-    p is the teacher, q the student. An exponent of 0 is the limit,
+    p is the teacher, q the student. For an exponent of 0, D is defined as the limit,
 
     .. math:: \beta = 0:\; \frac{1}{\alpha^2} \sum_v \Bigl( p_v^{\alpha} \log \frac{p_v^{\alpha}}{q_v^{\alpha}}
               - p_v^{\alpha} + q_v^{\alpha} \Bigr),
 
-    and the same with p and q exchanged for alpha = 0. Source: Cichocki et al. (2011); for distillation ABKD
-    (arXiv 2505.04560), whose public implementations default to 0.2 and 0.7. D >= 0, 0 exactly when p = q; in nats per token
-    only if s = 1. The gradient flows through q only; with respect to log q it is q^beta (q^alpha - p^alpha) / alpha.
+    and, for alpha = 0, as the same formula with p and q, and alpha and beta, exchanged. Source: Cichocki et al. (2011); for
+    distillation, ABKD (arXiv 2505.04560), whose public implementations default to 0.2 and 0.7. D >= 0, and 0 exactly when
+    p = q. The unit is nats per token only if s = 1. The gradient flows through q only; with respect to log q it is q^beta
+    (q^alpha - p^alpha) / alpha.
 
     Args:
-        alpha: Exponent of the teacher, 0 or at least 0.01; the gradient follows q - p at 1, and log(q / p) near 0.
-        beta: Exponent of the student, 0 or at least 0.01, not both 0; the gradient of a class has the weight q^beta.
+        alpha: Exponent of the teacher, 0 or at least 0.01. The gradient is proportional to q - p for alpha = 1, and to
+            log(q / p) for alpha = 0.
+        beta: Exponent of the student, 0 or at least 0.01; at least one exponent is above 0. The gradient of a class is
+            proportional to q^beta.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -83,7 +86,7 @@ class AlphaBeta(Softened):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        allowed = f"must be 0, or finite and at least {SMALLEST_EXPONENT}; 0 is the limit"
+        allowed = f"must be 0, or finite and at least {SMALLEST_EXPONENT}; use 0 for a smaller value"
         for name, value in (("alpha", self.alpha), ("beta", self.beta)):
             check_field(self, name, value == 0 or SMALLEST_EXPONENT <= value < float("inf"), allowed)
         if self.alpha == self.beta == 0:
@@ -101,14 +104,18 @@ class AlphaBeta(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The settings that the laws are tested with."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(alpha=0.5, beta=0.5), cls(alpha=1.0, beta=0.0), cls(alpha=0.0, beta=0.7, temperature=2.0))
 
 
 def _power_kl(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, power: float) -> torch.Tensor:
-    """Compute the KL of the measures a^power and b^power, divided by power^2.
+    """Return the generalised KL divergence of a^power and b^power, divided by power^2, per row.
 
-    A class with -inf in either model contributes 0.
+    a and b are the distributions of the two arguments; their powers are not normalised.  A class with log-probability -inf in
+    either of them contributes 0.
     """
     powered_NV = (power * log_a_NV).exp()
     terms_NV = powered_NV * (power * log_ratio(log_a_NV, log_b_NV) - 1) + (power * log_b_NV).exp()

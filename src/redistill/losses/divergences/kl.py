@@ -15,9 +15,9 @@ class ForwardKL(Softened):
 
     .. math:: D(p, q) = \mathrm{KL}(p \,\|\, q) = \sum_v p_v \log \frac{p_v}{q_v}
 
-    p is the teacher, q the student. Source: Hinton et al. (arXiv 1503.02531); the paper's Eq. 1 and Table 3c's "Forward KL".
-    Nats per token, D >= 0, 0 exactly when p = q. The teacher's entropy is part of the value. The gradient flows through q
-    only; with respect to the student's logits it is q - p.
+    p is the teacher, q the student. Source: Hinton et al. (arXiv 1503.02531); MGSR (arXiv 2407.10068), Eq. 1 and "Forward KL"
+    in Table 3c. D is in nats per token, D >= 0, and D = 0 exactly when p = q. D is the cross entropy of p and q minus the
+    entropy of p. The gradient flows through q only; with respect to the student's logits it is q - p.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -44,9 +44,9 @@ class ReverseKL(Softened):
 
     .. math:: D(p, q) = \mathrm{KL}(q \,\|\, p) = \sum_v q_v \log \frac{q_v}{p_v}
 
-    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), here per token; Table 3c's "Reverse KL", and Eq. 3's
-    measure of the student's error at a token. Nats per token, D >= 0, 0 exactly when p = q. The gradient flows through q only;
-    with respect to the student's logits it is q (log(q / p) - D).
+    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), here per token; "Reverse KL" in Table 3c of MGSR. Eq. 3
+    of MGSR also uses it as the score that selects the token to be corrected. D is in nats per token, D >= 0, and D = 0 exactly
+    when p = q. The gradient flows through q only; with respect to the student's logits it is q (log(q / p) - D).
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -68,7 +68,10 @@ class ReverseKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The settings that the laws are tested with."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(temperature=0.5))
 
 
@@ -78,9 +81,9 @@ class SymmetricKL(Softened):
 
     .. math:: D(p, q) = a\,\mathrm{KL}(p \,\|\, q) + (1 - a)\,\mathrm{KL}(q \,\|\, p)
 
-    p is the teacher, q the student, a = `forward_weight`. Source: Jeffreys's divergence, halved; Table 3c's "Symmetric KL".
-    The published DistiLLM code has a = 0.1, used by none of its methods; other papers use equal weights, the default here.
-    Nats per token, D >= 0, 0 exactly when p = q. The gradient flows through q only.
+    p is the teacher, q the student, a = `forward_weight`. Source: Jeffreys's divergence, halved; "Symmetric KL" in Table 3c of
+    MGSR. The published DistiLLM code defines a = 0.1, but none of its methods uses it. Other papers use equal weights, which
+    are the default here. D is in nats per token, D >= 0, and D = 0 exactly when p = q. The gradient flows through q only.
 
     Args:
         forward_weight: Weight of the forward KL, in (0, 1).
@@ -114,7 +117,10 @@ class SymmetricKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The settings that the laws are tested with."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(forward_weight=0.1), cls(temperature=2.0))
 
 
@@ -125,14 +131,15 @@ class AdaptiveKL(Softened):
     .. math:: D(p, q) = \frac{g_h\,\mathrm{KL}(p \,\|\, q) + g_t\,\mathrm{KL}(q \,\|\, p)}{g_h + g_t},
               \qquad g_h = \sum_{v \in \mathrm{head}} |p_v - q_v|,\quad g_t = \sum_{v \in \mathrm{tail}} |p_v - q_v|
 
-    p is the teacher, q the student; g_h and g_t are the gaps in head and tail. The head consists of the teacher's most probable
-    classes whose cumulative mass, including the class itself, is at most `head_mass`; the most probable class always belongs to
-    it. (The paper's prose defines the smallest set that reaches the mass, which has one class more; this follows its code.)
-    Source: Wu et al. (arXiv 2404.02657). Nats per token, D >= 0, 0 exactly when p = q. The gradient flows through q only, and
+    p is the teacher, q the student; g_h and g_t are the absolute differences, summed over the head and over the tail. The head
+    consists of the teacher's most probable classes whose cumulative mass, including the class itself, is at most `head_mass`.
+    The most probable class always belongs to the head. All other classes form the tail. (The paper's prose defines the head as
+    the smallest set that reaches the mass, which has one class more; this class follows the paper's code.) Source: Wu et al.
+    (arXiv 2404.02657). D is in nats per token, D >= 0, and D = 0 exactly when p = q. The gradient flows through q only, and
     treats the weights as constants.
 
     Args:
-        head_mass: Teacher mass of the head, in (0, 1); the paper's mu, 0.5.
+        head_mass: Largest teacher mass of the head, in (0, 1); the paper's mu is 0.5.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -174,5 +181,8 @@ class AdaptiveKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The settings that the laws are tested with."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(head_mass=0.9, temperature=2.0))

@@ -1,6 +1,6 @@
 """Divergences to a mixture of teacher and student.
 
-They are finite even if a model gives a class the probability 0.
+The divergences are finite even if a model gives a class the probability 0.
 """
 
 import math
@@ -18,13 +18,14 @@ class JensenShannon(Softened):
 
     .. math:: D(p, q) = w\,\mathrm{KL}(p \,\|\, m) + (1 - w)\,\mathrm{KL}(q \,\|\, m), \qquad m = w p + (1 - w) q
 
-    p is the teacher, q the student, w = `teacher_weight`: GKD's beta (arXiv 2306.13649, JSD(beta)), and 1 minus the lambda of
-    the published DistiLLM code, whose 0.9 is the default here (m is mostly the student); TRL's beta is 0.5. Table 3c's "JSD".
-    Nats per token, 0 <= D <= H(w) <= log 2, 0 exactly when p = q. The gradient flows through q, including q in m. D is
-    about w KL(p || q) for w near 0 and (1 - w) KL(q || p) for w near 1, so gradients are small for both.
+    p is the teacher, q the student, m the mixture, and w is `teacher_weight`. Source: GKD (arXiv 2306.13649), which calls w
+    beta; "JSD" in Table 3c of MGSR. The default is that of the published DistiLLM code, whose lambda is 1 - w = 0.9, so m is
+    mostly the student. TRL uses 0.5. D is in nats per token, 0 <= D <= H(w) <= log 2, where H(w) is the entropy of (w, 1 - w).
+    D = 0 exactly when p = q. The gradient flows through q, including q in m. D is about w KL(p || q) for w near 0, and about (1
+    - w) KL(q || p) for w near 1, so gradients are small in both cases.
 
     Args:
-        teacher_weight: Weight of the teacher in the mixture, and of its KL, in (0, 1).
+        teacher_weight: Weight of the teacher in the mixture, and of the KL from the teacher to the mixture, in (0, 1).
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -55,7 +56,10 @@ class JensenShannon(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The settings that the laws are tested with."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(teacher_weight=0.5), cls(teacher_weight=0.9, temperature=2.0))
 
 
@@ -65,8 +69,8 @@ class SkewForwardKL(Softened):
 
     .. math:: D(p, q) = \mathrm{KL}\bigl(p \,\|\, \alpha p + (1 - \alpha) q\bigr)
 
-    p is the teacher, q the student. Source: DistiLLM (arXiv 2402.03898), its skew KL; Table 3c's SFKL. Nats per token,
-    0 <= D <= -log(alpha), 0 exactly when p = q. The gradient flows through q only.
+    p is the teacher, q the student. Source: DistiLLM (arXiv 2402.03898), its skew KL; SFKL in Table 3c of MGSR. D is in nats
+    per token, 0 <= D <= -log(alpha), and D = 0 exactly when p = q. The gradient flows through q only.
 
     Args:
         alpha: Weight of the teacher in the mixture, in (0, 1); the paper's value is 0.1.
@@ -99,7 +103,10 @@ class SkewForwardKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The settings that the laws are tested with."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(alpha=0.5, temperature=2.0))
 
 
@@ -109,8 +116,8 @@ class SkewReverseKL(Softened):
 
     .. math:: D(p, q) = \mathrm{KL}\bigl(q \,\|\, (1 - \alpha) p + \alpha q\bigr)
 
-    p is the teacher, q the student. Source: DistiLLM (arXiv 2402.03898), its skew reverse KL; Table 3c's SRKL. Nats per token,
-    0 <= D <= -log(alpha), 0 exactly when p = q. The gradient flows through both occurrences of q.
+    p is the teacher, q the student. Source: DistiLLM (arXiv 2402.03898), its skew reverse KL; SRKL in Table 3c of MGSR. D is in
+    nats per token, 0 <= D <= -log(alpha), and D = 0 exactly when p = q. The gradient flows through both occurrences of q.
 
     Args:
         alpha: Weight of the student in the mixture, in (0, 1); the paper's value is 0.1.
@@ -143,16 +150,20 @@ class SkewReverseKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The settings that the laws are tested with."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(alpha=0.5, temperature=2.0))
 
 
 def _kl_to_mixture(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, weight: float) -> torch.Tensor:
-    """Compute KL(a || m) of each row, with the mixture m = weight a + (1 - weight) b.
+    """Return KL(a || m) of each row, with the mixture m = weight a + (1 - weight) b.
 
-    The KL is computed from log(m / a), which is small if a and b are close.
+    The KL is computed from log(m / a), which is accurate if a and b are close.
     """
     odds_NV = bounded(log_b_NV) - bounded(log_a_NV) + math.log1p(-weight) - math.log(weight)
-    # log(m / a) = log(weight) + log(1 + exp(odds)): a logaddexp that saves one tensor for the backward pass instead of three.
+    # log(m / a) = log(weight) + log(1 + exp(odds)).  Softplus saves one tensor for the backward pass, and logaddexp would save
+    # three.
     log_mixture_NV = torch.nn.functional.softplus(odds_NV, threshold=50.0) + math.log(weight)
     return -(log_a_NV.exp() * log_mixture_NV).sum(dim=-1)

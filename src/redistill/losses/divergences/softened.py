@@ -1,6 +1,6 @@
-"""The base class of divergences, with dtype and temperature, and its helpers.
+"""The base class of divergences, and functions for classes with probability 0.
 
-The helpers handle classes that a model rules out (-inf).
+The base class converts the inputs to the dtype of the loss and applies the temperature.
 """
 
 import math
@@ -15,15 +15,15 @@ from redistill.tensors import loss_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Softened:
-    r"""Base class of a divergence with a temperature.
+    r"""Base class of divergences, which applies a temperature to both distributions.
 
     .. math:: D_T(p, q) = D\bigl(\mathrm{softmax}(\log p / T),\; \mathrm{softmax}(\log q / T)\bigr)
 
-    The divergence is not multiplied by T^2, so gradients are smaller by about 1 / T^2; increase the weight of the term to
-    compensate.
+    D is the divergence that the subclass defines, p the teacher and q the student.  The divergence is not multiplied by T^2, so
+    gradients are smaller by about 1 / T^2; increase the weight of the divergence in the objective to compensate.
 
     Args:
-        temperature: Temperature T of both distributions, > 0; 1, the paper's value, does not change them.
+        temperature: Temperature T of both distributions, > 0; T = 1 does not change them.
 
     Raises:
         ConfigError: temperature is not above 0, or not finite.
@@ -43,11 +43,17 @@ class Softened:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """The settings that the laws are tested with."""
+        """Return example settings of this class.
+
+        redistill.testing checks on each of them the properties that every divergence must have.
+        """
         return (cls(), cls(temperature=2.0))
 
     def softened(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both inputs in `loss_dtype` and at the temperature; the teacher's is detached."""
+        """Return logq_NV and logp_NV at the temperature; logp_NV is detached.
+
+        Both results are float64 if logq_NV is float64, and float32 otherwise.
+        """
         dtype = loss_dtype(logq_NV)
         logq_NV, logp_NV = logq_NV.to(dtype), logp_NV.detach().to(dtype)
         if self.temperature == 1.0:
@@ -56,9 +62,9 @@ class Softened:
 
 
 def log_ratio(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor) -> torch.Tensor:
-    """log(a / b), 0 where either is -inf.
+    """Return log(a / b); the result is 0 where log a or log b is -inf.
 
-    The result is 0 before it is multiplied by a probability, so that no gradient is 0 * inf.
+    The difference is set to 0 before it is multiplied by a probability, so that no gradient is 0 * inf.
 
     Args:
         log_a_NV, log_b_NV: Log-probabilities in nats; -inf marks a class that a model rules out.
@@ -74,9 +80,9 @@ def log_ratio(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor) -> torch.Tensor:
 
 
 def bounded(log_NV: torch.Tensor) -> torch.Tensor:
-    """`log_NV` clamped to finite values.
+    """Return log-probabilities clamped to finite values.
 
-    Only values whose exp is 0 in their dtype are changed.  Differences of the result are finite.
+    Only values whose exp is 0 in their dtype are changed.  So the difference of two results is finite.
 
     Args:
         log_NV: Log-probabilities in nats, float32 or float64.
@@ -95,9 +101,9 @@ def fraction(name: str, value: float, advice: str) -> None:
     """Check that a value lies in (0, 1).
 
     Args:
-        name: Field name, for the error.
+        name: Name of the field, for the error message.
         value: The value.
-        advice: What to do, for the error.
+        advice: End of the error message, which states what to do.
 
     Raises:
         ConfigError: value is outside (0, 1).

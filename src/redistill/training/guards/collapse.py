@@ -1,6 +1,8 @@
 """Detects a collapse of the student's generated text.
 
-It checks the length of the text, its end tokens, its diversity, and the probability mass that DAC-KL keeps.
+The checked statistics are the length of the text, its end tokens, its diversity, and the probability mass that DAC-KL keeps
+(the divergence DAC-KL keeps only the classes in a predicted interval).
+
 On-policy training can reinforce its own errors: a student that has learned to stop at once, never to stop, or to repeat itself
 generates more such text to learn from, while the loss falls.
 """
@@ -27,8 +29,8 @@ class TextFacts:
     """Properties of one response.
 
     Args:
-        origin: Where the response came from, such as "student".
-        length: Number of targets, in tokens.
+        origin: Source of the response, such as "student".
+        length: Number of targets (tokens that are learned).
         ended: Whether the last token is an end token.
         distinct: Fraction of distinct bigrams, in (0, 1]; 1 for a response without bigrams.
     """
@@ -40,7 +42,7 @@ class TextFacts:
 
 
 def facts_of(sequences: Iterable[TokenSequence], end_ids: Collection[int]) -> list[TextFacts]:
-    """Compute the properties of each response."""
+    """Return the properties of the response of each sequence."""
     return [
         TextFacts(text.origin, text.num_targets, text.token_ids[-1] in end_ids, distinct_bigrams(text.response_ids))
         for text in sequences
@@ -48,7 +50,7 @@ def facts_of(sequences: Iterable[TokenSequence], end_ids: Collection[int]) -> li
 
 
 def distinct_bigrams(token_ids: Sequence[int]) -> float:
-    """Fraction of distinct bigrams in a response (distinct-2), in (0, 1].
+    """Compute the fraction of distinct bigrams in a response (distinct-2), in (0, 1].
 
     Source: Li et al. (arXiv 1510.03055).
 
@@ -61,11 +63,11 @@ def distinct_bigrams(token_ids: Sequence[int]) -> float:
 
 
 def text_metrics(texts: Sequence[TextFacts]) -> dict[str, float]:
-    """Compute metrics of the responses in `texts` that the student helped to generate.
+    """Compute metrics of responses that the student generated, alone or in part.
 
     Returns:
         "ended", the fraction of these responses that have an end token, and "distinct_2", their mean fraction of distinct
-        bigrams.  Empty if there are no such responses.
+        bigrams.  Responses of other origins, such as gold answers, are ignored.  Empty if no response is left.
     """
     own = [text for text in texts if text.origin in OWN]
     return {"ended": _mean(text.ended for text in own), "distinct_2": _mean(text.distinct for text in own)} if own else {}
@@ -75,12 +77,12 @@ class CollapseMonitor:
     """Reports an alarm when a running mean of a text statistic is below its limit.
 
     A limit is absolute, or relative to the gold answers or to the best value so far.  A running mean covers the last
-    `collapse_window` updates with generated text; checks begin after that many updates.  A mean that stays below its limit is
-    reported once.  It is reported again only if it has been above the limit in between.
+    `collapse_window` updates with generated text; checks begin after this number of updates.  A mean that stays below its limit
+    is reported once.  It is reported again only if it has been above the limit in between.
 
     Args:
         config: Limits, and whether an alarm ends the run.
-        report_event: Called with each alarm.
+        report_event: Function that is called with each alarm.
     """
 
     def __init__(self, config: GuardConfig, report_event: ReportEvent) -> None:
@@ -96,7 +98,7 @@ class CollapseMonitor:
             step: Number of the update, from 1.
             texts: Properties of the sampled sequences of all processes, of any origin.
             gold: Properties of the gold answers of all processes.
-            kept_mass: Teacher probability mass that DAC-KL kept, in [0, 1]; None if it was not measured.
+            kept_mass: Teacher probability mass of the classes that DAC-KL kept, in [0, 1]; None if it was not measured.
 
         Raises:
             TrainingError: there is an alarm, and `on_collapse` is "stop".
@@ -137,7 +139,7 @@ class CollapseMonitor:
         self._alarms = set(low)
 
     def state_dict(self) -> Mapping[str, Json]:
-        """The state to be saved in checkpoints."""
+        """Return the state to be saved in checkpoints."""
         return {"window": list(self._window), "best_ended": self._best_ended, "alarms": sorted(self._alarms)}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:

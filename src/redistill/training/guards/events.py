@@ -15,7 +15,8 @@ class Event:
         step: Number of the update, from 1, as in metrics.jsonl.
         name: The kind of event: "not_finite", "loss_spike", "out_of_memory", "collapse".
         text: One sentence.
-        facts: Numbers and names; non-finite numbers are logged as null, since JSON has none.
+        facts: Numbers and names that describe the event.  Non-finite numbers are logged as null, since JSON has no such
+            numbers.
     """
 
     step: int
@@ -24,7 +25,7 @@ class Event:
     facts: Mapping[str, object] = field(default_factory=dict)
 
     def line(self) -> Mapping[str, Json]:
-        """The event as a line of metrics.jsonl.
+        """Return the event as a line of metrics.jsonl.
 
         Example:
             >>> Event(3, "loss_spike", "step 3: a spike", {"loss": float("inf")}).line()
@@ -37,7 +38,7 @@ ReportEvent = Callable[[Event], None]
 
 
 def without_nan(facts: Mapping[str, object]) -> Mapping[str, Json]:
-    """Convert `facts` to JSON values, with None for every non-finite number.
+    """Return `facts` as JSON values, with None for every non-finite number.
 
     Example:
         >>> without_nan({"loss": float("nan"), "samples": (1, 2)})

@@ -1,4 +1,4 @@
-"""Statistics of both models' logits in an update that was skipped.
+"""Statistics of the logits of student and teacher in the update that ended a run.
 
 They are written to guard-step-N.json.
 """
@@ -21,7 +21,7 @@ ROWS_AT_ONCE = 64
 def read_again(
     batches: Sequence[Batch], student: StudentModule, teacher: Teacher | None, autocast: Autocast
 ) -> list[Mapping[str, object]]:
-    """Compute statistics of both models' outputs on the rows of each micro-batch.
+    """Compute statistics of both models' outputs for each micro-batch.
 
     The outputs are the logits of the student, and the logits or log-probabilities of the teacher.
 
@@ -29,13 +29,14 @@ def read_again(
 
     Args:
         batches: This process's micro-batches.
-        teacher: None if the objective uses no teacher.
-        autocast: Returns the autocast context of training.
+        teacher: The teacher; None if the objective uses no teacher.
+        autocast: Function that returns the autocast context of training.
 
     Returns:
-        For each micro-batch its "role", "samples" and "origins", and statistics of "student" and, where it was evaluated,
-        "teacher": "min", "max" and "mean" of the finite numbers, the number of "not_finite" ones (NaN or +inf; -inf excludes a
-        class and is valid), and "samples_not_finite", the samples that contain them.
+        One mapping per micro-batch, with "role", "samples", "origins", and statistics under "student".  Statistics of the
+        teacher are under "teacher" if the micro-batch has rows that the teacher scores.  The statistics are "min", "max" and
+        "mean" of the finite numbers; "not_finite", the number of NaN and +inf (-inf excludes a class and is valid); and
+        "samples_not_finite", the samples that contain NaN or +inf.
     """
     student.eval()
     found: list[Mapping[str, object]] = []
@@ -52,10 +53,10 @@ def read_again(
 
 
 def _statistics(batch: Batch, blocks: Iterable[tuple[slice, torch.Tensor]]) -> Mapping[str, object]:
-    """Statistics of a micro-batch's logits, accumulated over blocks of rows.
+    """Return statistics of a micro-batch's logits, accumulated over blocks of rows.
 
     They are the minimum, maximum and mean of the finite logits, the number of logits that are NaN or +inf, and the samples that
-    contain such logits.
+    contain such logits.  `blocks` yields the rows and the logits [rows, vocabulary] of each block.
     """
     least, most, total, num_finite, num_faults, faulty = math.inf, -math.inf, 0.0, 0, 0, set[int]()
     for rows, numbers_CV in blocks:

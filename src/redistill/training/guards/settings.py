@@ -11,23 +11,27 @@ from redistill.errors import ConfigError
 class GuardConfig:
     """How a run reacts to non-finite updates, loss spikes and text collapse.
 
-    Each event is a line in metrics.jsonl.
+    Each such event is logged as a line of metrics.jsonl.
 
     Args:
-        max_skips: Number of consecutive updates that may be skipped, >= 0; one more skipped update ends the run.
-        on_spike: "warn" reports an update whose loss spikes and applies it; "skip" skips it.
+        max_skips: Maximum number of consecutive updates that are skipped, >= 0; if one more update must be skipped, the run
+            ends.
+        on_spike: "warn" reports and applies an update whose loss spikes; "skip" reports and skips it.
         spike_factor: Lower limit of a loss spike, as a multiple of the running median of |loss|, > 1; the limit is higher if
             the loss varies widely.
         on_collapse: "warn" reports a collapse of the student's text; "stop" ends the run.
-        collapse_window: Number of updates with generated text in the running means of the limits below, >= 1.
-        min_length: Lower limit of the mean response length, as a fraction of the mean length of gold answers; 0 disables this
-            check, and likewise the three checks below.
-        min_ended: Lower limit of the fraction of responses with an end token, as a fraction of its maximum so far.
-        min_distinct: Lower limit of the mean fraction of distinct bigrams in a response, as a fraction of that in gold answers.
-        min_kept_mass: Lower limit of the teacher probability mass that DAC-KL keeps, in [0, 1].
+        collapse_window: Number of updates with generated text over which the running means are taken, >= 1.  The limits below
+            apply to these means.
+        min_length: Lower limit of the mean response length, divided by the mean length of gold answers, in [0, 1]; 0 disables
+            this check, and likewise the three checks below.
+        min_ended: Lower limit of the fraction of responses with an end token, divided by the largest such fraction so far, in
+            [0, 1].
+        min_distinct: Lower limit of the mean fraction of distinct bigrams in a response, divided by the mean fraction in gold
+            answers, in [0, 1].
+        min_kept_mass: Lower limit of the teacher probability mass of the classes that the divergence DAC-KL keeps, in [0, 1].
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> GuardConfig(on_spike="skip").max_skips
@@ -37,7 +41,7 @@ class GuardConfig:
             ...
         redistill.errors.ConfigError: spike_factor = 1.0: must be > 1 and finite; 5 is usual
 
-    See also: SpikeDetector, which has the formula.
+    See also: SpikeDetector, which has the formula of a loss spike.
     """
 
     max_skips: int = 3

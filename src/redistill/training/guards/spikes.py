@@ -21,14 +21,17 @@ class SpikeDetector:
 
     .. math:: \log|L| - m > \min\bigl(\max(8 \cdot 1.4826\,\mathrm{MAD},\ \log f),\ \max(\log 15,\ \log f)\bigr)
 
-    where m is the median and MAD the median absolute deviation of log|L| over the last 64 updates, and f is `factor`.
+    A loss L is a spike if this inequality holds.  m is the median and MAD the median absolute deviation of log|L| over the last
+    64 updates, and f is `factor`.  8 is the required number of standard deviations; for a normal distribution, 1.4826 MAD is
+    one standard deviation.
+
     Logarithms are used because the deviation of a loss grows with the loss.  Medians are used so that a spike does not raise
-    the threshold for the next one.  The threshold is at most max(15, f) times the median, so a loss of 100 times the median is
-    detected however large the deviation is.  The first 10 losses are not checked.  The 64 updates include spikes: a loss that
-    stays high is no longer reported once it fills half of them.
+    the threshold for the next spike.  The threshold is at most max(15, f) times the median, so a loss of 100 times the median
+    is detected for f < 100 however large the deviation is.  The first 10 losses are not checked.  The 64 updates include
+    spikes: a loss that stays high is reported only until it fills half of these updates.
 
     Args:
-        factor: Lower limit of a spike, as a multiple of the median, > 1.
+        factor: Lower limit of a spike, as a multiple of the median of |L|, > 1.
 
     Example:
         >>> detector = SpikeDetector(factor=5.0)
@@ -42,9 +45,9 @@ class SpikeDetector:
         self._recent: deque[float] = deque(maxlen=WINDOW)  # log|L|
 
     def check(self, loss: float) -> float | None:
-        """Check whether a finite loss is a spike, and add the loss to the recent ones.
+        """Check whether a finite loss is a spike, and add it to the recent losses.
 
-        Returns |loss| divided by the median of recent values if the loss is a spike, else None.
+        Returns |loss| divided by the median of the recent |loss| values if the loss is a spike, else None.
         """
         assert math.isfinite(loss), "UpdateGuard handles losses that are not finite"
         value = math.log(max(abs(loss), TINY))
@@ -59,7 +62,7 @@ class SpikeDetector:
         return ratio
 
     def state_dict(self) -> Mapping[str, Json]:
-        """The state to be saved in checkpoints."""
+        """Return the state to be saved in checkpoints."""
         return {"recent": list(self._recent)}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:

@@ -9,10 +9,10 @@ from redistill.records import Json
 
 
 class EarlyStopping:
-    """Ends training when `patience` validations in a row had no better score.
+    """Ends training after `patience` validations in a row without a better score.
 
     Args:
-        patience: Number of validations, >= 1; None never stops.
+        patience: Number of validations, >= 1; if None, training is never ended early.
 
     Raises:
         ConfigError: `patience` is below 1.
@@ -31,10 +31,10 @@ class EarlyStopping:
         self.without_gain = 0
 
     def stop(self, score: float) -> bool:
-        """Whether training ends after a validation with this score.
+        """Return whether training ends after a validation with this score.
 
         Args:
-            score: Higher is better; NaN and infinities count as no improvement.
+            score: Score of the validation; higher is better.  NaN and infinities count as no improvement.
         """
         if math.isfinite(score) and (self.best is None or score > self.best):
             self.best, self.without_gain = score, 0
@@ -43,7 +43,7 @@ class EarlyStopping:
         return self.patience is not None and self.without_gain >= self.patience
 
     def state_dict(self) -> Mapping[str, Json]:
-        """The state to be saved in checkpoints."""
+        """Return the state to be saved in checkpoints."""
         return {"best": self.best, "without_gain": self.without_gain}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:

@@ -29,11 +29,12 @@ class Update:
 
     Args:
         step: Number of the update, from 1, as in metrics.jsonl.
-        metrics: "loss" and each term's mean.
+        metrics: "loss", and the mean of each term of the loss, by name.
         norms: Gradient norms before clipping.
-        teacher_rows: Number of rows in which the teacher's logits were not finite.
-        samples: Training samples of this process's part of the batch.
-        read: Returns statistics of the logits on this process's micro-batches (see `readings.read_again`).
+        teacher_rows: Number of rows (target tokens) in which the teacher's logits were not finite.
+        samples: Indices of the training examples in this process's part of the batch.
+        read: Function that returns statistics of the logits, one mapping per micro-batch of this process, as
+            `readings.read_again` does.
     """
 
     step: int
@@ -50,17 +51,17 @@ class Update:
 
 
 class UpdateGuard:
-    """Skips non-finite updates, and ends the run after too many in succession.
+    """Skips non-finite updates, and ends the run after too many consecutive skips.
 
-    It also reports updates with a loss spike, and skips these if `on_spike` is "skip".
+    The guard also reports updates with a loss spike, and skips them if `on_spike` is "skip".
 
     Args:
         config: The limit of skips, and the handling of spikes.
         folder: The run folder; details of the update that ended the run are written there, as guard-step-N.json.
-        report_event: Called with each event, on every process.
-        gather: Concatenates the lists of all processes, on every process.
+        report_event: Function that is called with each event, on every process.
+        gather: Function that returns the concatenated lists of all processes, on every process.
         is_main: Whether this process writes files.
-        record: Maps a training sample to its row of data, such as "train.jsonl:318".
+        record: Function that returns the row of data of a training example, such as "train.jsonl:318", from its index.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class UpdateGuard:
         self._skips = 0
 
     def allows(self, update: Update) -> bool:
-        """Decide whether to apply an update, and report one that is faulty.
+        """Return whether to apply an update; report a non-finite update or a loss spike.
 
         Raises:
             TrainingError: more than `max_skips` updates in a row were skipped.
@@ -121,7 +122,7 @@ class UpdateGuard:
         )
 
     def state_dict(self) -> Mapping[str, Json]:
-        """The state to be saved in checkpoints."""
+        """Return the state to be saved in checkpoints."""
         return {"skips_in_a_row": self._skips_in_a_row, "skips": self._skips, "spikes": self._spikes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:

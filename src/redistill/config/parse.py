@@ -1,0 +1,174 @@
+"""Parsing of recipes and overrides: YAML with plain types and limits.
+
+Recipes are untrusted input.  The limits are for their size, for the depth of sections, and for the number of values after the
+expansion of aliases.
+"""
+
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from typing import NamedTuple
+
+import yaml
+
+from redistill.config.shown import line, shown
+from redistill.errors import ConfigError
+from redistill.records import Json
+
+MAX_YAML_BYTES = 1_000_000
+MAX_YAML_ALIASES = 50
+MAX_VALUES = 100_000  # without a limit, a few nested aliases expand a kilobyte to gigabytes
+MAX_DEPTH = 20  # nested sections
+PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
+"""Path of a field in a recipe."""
+
+
+def parse_yaml(text: bytes, source: str) -> dict[str, Json]:
+    """Parse YAML whose top level is a mapping, and return the mapping.
+
+    The size of the text and the number of aliases are limited, and duplicate keys are rejected.
+
+    Args:
+        text: The text of a YAML file.
+        source: Prefix of error messages, such as the path of the file.
+
+    Raises:
+        ConfigError: the text is not YAML, is not a mapping, or exceeds a limit.
+    """
+    if len(text) > MAX_YAML_BYTES:
+        raise ConfigError(
+            f"{source}: {len(text)} bytes of YAML: must be at most {MAX_YAML_BYTES}; remove what is not part of a recipe"
+        )
+    tree = _load(text, source, "fix the line, or quote its text")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: a recipe is a mapping of sections, such as `method: mgsr`; found {type(tree).__name__}")
+    return tree
+
+
+class Override(NamedTuple):
+    """A value that replaces the value of one field of a recipe.
+
+    Args:
+        path: Path of the field, such as "optimiser.learning_rate".
+        value: The value as a Python object, such as 0.1; a text is not parsed as YAML.
+    """
+
+    path: str
+    value: object
+
+
+def parse_override(text: str) -> Override:
+    """Parse `section.field=value`, and return it as an override.
+
+    The value is parsed as YAML.
+
+    Raises:
+        ConfigError: the text has another form, or its value is not YAML.
+
+    Example:
+        >>> parse_override("optimiser.betas=[0.9, 0.95]")
+        Override(path='optimiser.betas', value=[0.9, 0.95])
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not PATH.fullmatch(path):
+        raise ConfigError(f"{shown(text)}: an override has the form section.field=value")
+    return Override(path, _load(value, line(text), "quote the value for YAML inside the quotes for the shell"))
+
+
+def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -> dict[str, object]:
+    """Return a copy of the recipe `tree` with the overrides applied.
+
+    If two overrides have the same path, the later one has precedence.
+
+    Raises:
+        ConfigError: the path of an override does not consist of names joined by dots, or has too many names.
+    """
+    result = _copied(tree)
+    for path, value in overrides:
+        if not PATH.fullmatch(path):
+            raise ConfigError(f"{shown(path)}: must be names joined by dots, such as optimiser.learning_rate")
+        *sections, last = path.split(".")
+        if len(sections) > MAX_DEPTH:
+            raise ConfigError(
+                f"{shown(path)}: {len(sections)} nested sections: must be at most {MAX_DEPTH}; use the path of a recipe's field"
+            )
+        here = result
+        for section in sections:
+            held = here.get(section)
+            inner: dict[str, object] = held if isinstance(held, dict) else {"kind": held} if isinstance(held, str) else {}
+            here[section] = inner
+            here = inner
+        here[last] = value
+    return result
+
+
+def _load(text: bytes | str, source: str, remedy: str) -> object:
+    """Return the value of a YAML text.
+
+    A ConfigError for an invalid text starts with `source`. If the text is not YAML, the message ends with `remedy`.
+    """
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+        num_values = _num_values(value, {})
+    except RecursionError as error:
+        raise ConfigError(f"{source}: nested too deeply; a recipe has a few levels of sections") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # `!!int x`: ValueError
+        raise ConfigError(f"{source}: not YAML ({_yaml_fault(error)}); {remedy}") from error
+    if num_values > MAX_VALUES:
+        raise ConfigError(
+            f"{source}: more than {MAX_VALUES} values after the expansion of aliases; write the values without aliases"
+        )
+    return value
+
+
+def _yaml_fault(error: Exception) -> str:
+    """Return a description of a YAML error.
+
+    The description does not quote the text, which may contain a secret.
+    """
+    mark = getattr(error, "problem_mark", None)
+    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
+        return line(str(error) or type(error).__name__)
+    return line(f"{error.problem or error.context}, line {mark.line + 1}, column {mark.column + 1}")
+
+
+def _num_values(value: object, known: dict[int, int]) -> int:
+    """Return the number of values in a tree after the expansion of aliases.
+
+    `known` caches the number of values of each dict and list, by its `id()`.
+
+    Raises:
+        RecursionError: a value contains itself.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        items = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(item, known) for item in items)
+    return known[id(value)]
+
+
+def _copied(tree: Mapping[str, object]) -> dict[str, object]:
+    return {key: _copied(item) if isinstance(item, Mapping) else item for key, item in tree.items()}
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A YAML loader that limits the number of aliases and rejects duplicate keys."""
+
+    def __init__(self, stream: bytes | str) -> None:
+        super().__init__(stream)
+        self._aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self._aliases += 1
+            if self._aliases > MAX_YAML_ALIASES:
+                raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        seen = set()
+        for key in (self.construct_object(key, deep=True) for key, _ in node.value):
+            if key in seen:  # an unhashable key raises a TypeError, which `_load` reports
+                raise yaml.YAMLError(f"duplicate key '{key}' in the mapping that starts in line {node.start_mark.line + 1}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)

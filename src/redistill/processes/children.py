@@ -1,0 +1,43 @@
+"""Commands and environments of child processes.
+
+`python -m` and `python -c` put the current folder first on the import path.  A file there, such as `numbers.py`, would replace
+a module of the same name.  A child of redistill therefore starts with `-P`, and its environment has PYTHONSAFEPATH, which
+applies to its own children.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def python_module(name: str, *arguments: str) -> list[str]:
+    """Build the command that runs a module with this Python.
+
+    The current folder is not on the import path of the child process.
+
+    Args:
+        name: The module, such as "redistill".
+        arguments: Arguments of the module.
+
+    Example:
+        >>> python_module("redistill", "methods")[1:]
+        ['-P', '-m', 'redistill', 'methods']
+    """
+    return [sys.executable, "-P", "-m", name, *arguments]
+
+
+def child_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Build the environment of a child process.
+
+    It consists of the variables of this process and of PYTHONSAFEPATH, which keeps the current folder off the import path.
+    Empty entries of PYTHONPATH, which mean the current folder, are removed.
+
+    Args:
+        variables: Variables to add; variables of this process that are already set have precedence.
+    """
+    found = {**(variables or {}), **os.environ, "PYTHONSAFEPATH": "1"}
+    if "PYTHONPATH" in found:
+        entries = [str(Path(entry).absolute()) for entry in found["PYTHONPATH"].split(os.pathsep) if entry]
+        found["PYTHONPATH"] = os.pathsep.join(entries)
+    return found

@@ -1,0 +1,129 @@
+"""Reads the logs of a run for its report, one chunk of lines at a time.
+
+Memory does not grow with the number of updates: curves are reduced to bins, and corrections and events to evenly spaced ones.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+
+from redistill.records import Json
+from redistill.reports.folders import mapping, number
+from redistill.reports.thinning import Curve, Spaced
+
+CHUNK_LINES = 2048
+QUICK = {float, int, bool, type(None)}  # types that numpy converts as `number` does
+
+Line = Mapping[str, Json]
+
+
+@dataclass
+class RunLog:
+    """What a report shows of metrics.jsonl.
+
+    Args:
+        train: Quantity -> curve over updates.
+        validation: Score -> curve over validations, in the order in which the log has them.
+        origins: Origin of sequences -> curve of its fraction of an update's sequences.
+        events: The events that guards reported.
+        kinds: Kind of event -> number of events.
+    """
+
+    train: dict[str, Curve] = field(default_factory=dict)
+    validation: dict[str, Curve] = field(default_factory=dict)
+    origins: dict[str, Curve] = field(default_factory=dict)
+    events: Spaced[Line] = field(default_factory=Spaced)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def __bool__(self) -> bool:
+        """Whether the log has a curve or an event."""
+        return any((self.train, self.validation, self.origins, self.kinds))
+
+
+@dataclass
+class _Chunk:
+    """Lines that are not yet in the curves; only values that the report needs are kept of the lines of training."""
+
+    rows: list[list[Json]] = field(default_factory=list)
+    origins: list[Mapping[str, Json]] = field(default_factory=list)
+    validation: list[Line] = field(default_factory=list)
+
+    def is_full(self) -> bool:
+        return len(self.rows) + len(self.validation) == CHUNK_LINES
+
+
+def read_log(lines: Iterable[Line], names: Iterable[str]) -> RunLog:
+    """Read the lines of metrics.jsonl.
+
+    Args:
+        lines: The lines, in the order of the file.
+        names: Quantities of training that are read; of validation, all are read.
+    """
+    log, keys, chunk = RunLog(), ("step", *names), _Chunk()
+    for line in lines:
+        kind = line.get("kind")
+        if kind == "train":
+            chunk.rows.append(list(map(line.get, keys)))
+            chunk.origins.append(mapping(line.get("origin")))
+        elif kind == "validation":
+            chunk.validation.append(line)
+        elif kind == "event":
+            log.events.add(line)
+            log.kinds[str(line.get("event"))] += 1
+        if chunk.is_full():
+            _add(log, keys, chunk)
+            chunk = _Chunk()
+    _add(log, keys, chunk)
+    return log
+
+
+def read_revisions(lines: Iterable[Line]) -> Spaced[Line]:
+    """Read the lines of revisions.jsonl."""
+    revisions = Spaced[Line]()
+    for line in lines:
+        revisions.add(line)
+    return revisions
+
+
+def _add(log: RunLog, keys: Sequence[str], chunk: _Chunk) -> None:
+    """Append the lines of a chunk to the curves."""
+    if chunk.rows:
+        numbers_NK = _numbers(chunk.rows)
+        _extend(log.train, keys, numbers_NK)
+        _extend_origins(log.origins, numbers_NK[:, 0], chunk.origins)
+    if chunk.validation:
+        keys = list(dict.fromkeys(["step", *(name for line in chunk.validation for name in line)]))
+        _extend(log.validation, keys, _numbers([list(map(line.get, keys)) for line in chunk.validation]))
+
+
+def _numbers(rows: Sequence[Sequence[Json]]) -> np.ndarray:
+    """Convert rows of one length to a float64 array [N, K]; NaN where a value is not a finite number."""
+    try:
+        if set(map(type, chain.from_iterable(rows))) <= QUICK:
+            return np.array(rows, dtype=np.float64)  # None becomes NaN
+    except OverflowError:  # an integer beyond the range of floats
+        pass
+    return np.array([[number(value) for value in row] for row in rows], dtype=np.float64)
+
+
+def _extend(curves: dict[str, Curve], keys: Sequence[str], numbers_NK: np.ndarray) -> None:
+    """Append each column but the first, the steps, to its curve; a column without numbers gets no curve."""
+    for name, values in zip(keys[1:], numbers_NK.T[1:], strict=True):
+        if name in curves or np.isfinite(values + numbers_NK[:, 0]).any():
+            curves.setdefault(name, Curve()).extend(numbers_NK[:, 0], values)
+
+
+def _extend_origins(curves: dict[str, Curve], steps: np.ndarray, origins: Sequence[Mapping[str, Json]]) -> None:
+    """Append the fraction of each origin to its curve; an origin that a line lacks has the fraction 0."""
+    names = list(dict.fromkeys([*curves, *chain.from_iterable(origins)]))
+    if not names:
+        return
+    counts_NK = np.nan_to_num(_numbers([list(map(found.get, names)) for found in origins]), posinf=0.0, neginf=0.0)
+    fractions_NK = counts_NK / np.maximum(counts_NK.sum(axis=1, keepdims=True), 1)
+    steps = np.where(list(map(bool, origins)), steps, np.nan)  # lines without origins are omitted
+    others = next(iter(curves.values()), Curve()).zeros()  # the lines before these ones
+    for name, values in zip(names, fractions_NK.T, strict=True):
+        curves.setdefault(name, others.zeros()).extend(steps, values)

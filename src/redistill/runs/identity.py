@@ -1,0 +1,122 @@
+"""The identity of a run: hashes of everything that its checkpoints depend on.
+
+A run that resumes must have the identity of its checkpoints, and all ranks of a job must have the same identity.
+"""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from redistill.config.run import Run, encode_run, without_output_folders
+from redistill.contracts import Example, TokenSequence
+from redistill.data.examples import Examples
+from redistill.models.load import ModelConfig
+from redistill.models.model_hashes import model_hashes
+from redistill.processes import signals
+from redistill.processes.watch import RanksDifferError
+from redistill.records import Record
+from redistill.runs.opened import OpenRun
+from redistill.runs.record import versions
+from redistill.runs.stages import student_source, teacher_source
+from redistill.storage.file_hash import file_hash
+from redistill.training import checkpoint
+
+
+def checked_identity(run: OpenRun) -> dict[str, str]:
+    """Hash the settings, the files of the models and the data of a run on every rank.
+
+    The hashes of all ranks are compared, with one collective.  The test data, the steps of the checkpoints, and the versions of
+    redistill and of the packages that can change a result are compared as well.
+
+    Args:
+        run: The run, whose models and data have just been loaded.
+
+    Returns:
+        A SHA-256 by name, such as "teacher weights", "student chat template" or "training data".  Models come before data,
+        because another tokenizer or chat template also changes the tokenized data.
+
+    Raises:
+        ModelError: the files of a model were removed while the run was loading.
+        RanksDifferError: on all ranks, if a rank differs from rank 0.
+        Interrupted: a signal arrived, in this process or another.
+    """
+    with signals.handled(at_once=True):
+        mine = _identity(run)
+        steps = ", ".join(map(str, checkpoint.steps(run.output.checkpoints)))
+        compared = {**mine, "test data": _records_hash(run.data.tests), "checkpoints": steps}
+    check_ranks(run.processes.gather([(compared, versions())]))
+    return mine
+
+
+def check_ranks(ranks: Sequence[tuple[Mapping[str, str], Mapping[str, str]]]) -> None:
+    """Check that all ranks have the same inputs.
+
+    Args:
+        ranks: For each rank, hashes or other descriptions of its inputs by name, and the versions of its packages.
+
+    Raises:
+        RanksDifferError: a rank differs from rank 0; the error names the first such rank and what differs.
+    """
+    inputs, packages = ranks[0]
+    for rank, (other_inputs, other_packages) in enumerate(ranks):
+        names = list(_changed(inputs, other_inputs))
+        both = [f"{name} {theirs} and {ours}" for name, (ours, theirs) in _changed(packages, other_packages).items()]
+        names += [f"package versions ({', '.join(both)})"] if both else []
+        if names:
+            raise RanksDifferError(
+                f"rank {rank} has different {', '.join(names)} than rank 0; start all ranks with the same recipe, files and "
+                "packages"
+            )
+
+
+def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Map each name whose values differ to both values."""
+    both = {name: (ours.get(name, "none"), theirs.get(name, "none")) for name in {**ours, **theirs}}
+    return {name: values for name, values in both.items() if values[0] != values[1]}
+
+
+def _identity(run: OpenRun) -> dict[str, str]:
+    config, note = run.config, run.output.progress.note
+    settings = json.dumps(without_output_folders(encode_run(config)), sort_keys=True)
+    found = {"config": hashlib.sha256(settings.encode()).hexdigest()}
+    for role, source in _sources(config).items():
+        hashes = model_hashes(source, partial(file_hash, report=note, poll=signals.poll))
+        found |= {f"{role} {part}": sha256 for part, sha256 in hashes.items()}
+    read: dict[str, Sequence[Example | TokenSequence]] = {
+        "training data": run.data.train,
+        "validation data": run.data.validation_examples,
+        "corpus": run.corpus,
+    }
+    return found | {name: _hash(sequences) for name, sequences in read.items()}
+
+
+def _sources(config: Run) -> dict[str, ModelConfig]:
+    """The models that a run loads, by their role in error messages."""
+    teacher, student = teacher_source(config), student_source(config)
+    found: dict[str, ModelConfig] = {}
+    if teacher is not None:
+        found["teacher" if teacher is config.teacher else "fine-tuned teacher"] = teacher
+    if student.model != "teacher":  # otherwise it consists of layers of the teacher
+        role = "student" if student.lora is None else "LoRA base"
+        found[role if student is config.student else "fine-tuned student"] = student
+    return found
+
+
+def _hash(sequences: Sequence[Example | TokenSequence]) -> str:
+    """Hash sequences by SHA-256, in the format that `Examples.digest` defines."""
+    if isinstance(sequences, Examples):
+        return sequences.digest()
+    found = hashlib.sha256()
+    for sequence in sequences:
+        found.update(array("q", [sequence.sample, *sequence.token_ids]).tobytes() + bytes(sequence.supervised))
+    return found.hexdigest()
+
+
+def _records_hash(tests: Mapping[str, Sequence[Record]]) -> str:
+    found = hashlib.sha256()
+    for name, records in tests.items():
+        for record in records:
+            found.update(repr((name, record)).encode())  # repr escapes surrogates
+    return found.hexdigest()

@@ -1,0 +1,46 @@
+"""Check of output paths before a command computes anything.
+
+Python accepts every path that the operating system accepts. Libraries that write and load models do not: those in Rust encode
+paths as UTF-8, and `from_pretrained` expands "~".
+"""
+
+import os
+from pathlib import Path
+
+from redistill.errors import OutputError
+from redistill.storage.redaction import printable
+
+MAX_BYTES = 3800
+"""Maximum length of an output path. Linux limits a path to 4,096 bytes, of which the files inside the folder need the rest."""
+
+
+def check_path(path: Path) -> None:
+    """Check that all libraries can use an output path, and that it can be printed.
+
+    Args:
+        path: A folder, which need not exist. The disk is not read.
+
+    Raises:
+        OutputError: the path has a control character, is not UTF-8 or is not encoded as UTF-8 in the locale of this process,
+            begins with "~", or has more than `MAX_BYTES` bytes.
+    """
+    if (fault := _fault(str(path))) is not None:
+        shown = repr(str(path))
+        raise OutputError(f"{shown if len(shown) <= 200 else f'{shown[:200]}...'}: an output path {fault}")
+
+
+def _fault(text: str) -> str | None:
+    """The rule that a path violates, with the remedy; None if the path can be used."""
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        encoded = b""
+    if encoded != text.encode("utf-8", "surrogatepass"):  # undecodable bytes are surrogates, which are encoded as one byte
+        return "must be encoded as UTF-8; use ASCII characters, or set PYTHONUTF8=1 if the path is UTF-8 and the locale is not"
+    if printable(text) != text or "\n" in text:
+        return "must not contain control characters; choose another output folder"
+    if text.startswith("~"):
+        return "must not begin with '~', which only the shell expands; write the path of the home folder"
+    if len(encoded) > MAX_BYTES:
+        return f"must have at most {MAX_BYTES:,} bytes, and this one has {len(encoded):,}; choose a shorter path"
+    return None
