@@ -13,7 +13,7 @@ ReadStudent = Callable[[Batch], tuple[torch.Tensor, Head]]
 
 
 class Scorer:
-    """Computes divergences and log-probabilities of the tokens of sequences.
+    """Divergences and log-probabilities of the tokens of sequences.
 
     Student and teacher run on batches of sequences.  A target is a token that the student is trained to predict.
 
