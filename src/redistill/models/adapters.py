@@ -102,13 +102,16 @@ class Adapter:
     has_tokenizer: bool
 
     def tokenizer_folder(self, model: str) -> ModelFolder | None:
-        """The folder of the adapter, if it has the tokenizer of `model`.
+        """The adapter's folder, if the tokenizer is loaded from this folder.
+
+        This is the case if the user gives the adapter itself as the model to load, and the adapter's folder contains a
+        tokenizer. Otherwise the tokenizer of the base model is loaded.
 
         Args:
-            model: Name of the model to load.
+            model: Name of the model to load, as given by the user.
 
         Returns:
-            None if `model` is not this adapter, or if the adapter has no tokenizer; then the base model has the tokenizer.
+            The folder; None if the tokenizer of the base model is loaded.
         """
         return self.folder if self.name == model and self.has_tokenizer else None
 

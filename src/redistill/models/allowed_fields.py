@@ -108,7 +108,10 @@ def config_fields(what: str, fields: Mapping[str, Json]) -> Fields:
 
 
 def _config(what: str, fields: Mapping[str, Json], kind: type[PretrainedConfig] | None) -> Fields:
-    """The allowed fields of a config, or of a config inside of a config, whose class is `kind`."""
+    """The allowed fields of a config of the class `kind`; None is an unknown class.
+
+    A field that contains another config is filtered by the class of that config.
+    """
     kept: Fields = {}
     parts: Mapping[str, type] = getattr(kind, "sub_configs", {})
     for key, value in fields.items():
@@ -131,9 +134,10 @@ def _config(what: str, fields: Mapping[str, Json], kind: type[PretrainedConfig] 
 
 
 def _check_name(what: str, key: str, kind: type | None = None) -> None:
-    """Reject a field that has the name of a method, or that replaces a part of its class.
+    """Reject a field whose name lets it change which code or files are used.
 
-    `kind` is the class of the object whose attribute the field becomes; None for fields of a plain object.
+    transformers sets each field of a config as an attribute of an object. A field with the name of a method would replace the
+    method. `kind` is the class of the object; it is None if the class is unknown, or if the field stays in a dict.
     """
     attribute = None if kind is None else inspect.getattr_static(kind, key, None)
     is_method = callable(attribute) or isinstance(attribute, classmethod | staticmethod)
@@ -142,7 +146,7 @@ def _check_name(what: str, key: str, kind: type | None = None) -> None:
 
 
 def _is_allowed(key: str, kind: type | None) -> bool:
-    """Whether a field of a config is data that the code of its family may read."""
+    """Whether the field `key` is data that models with the config class `kind` may read."""
     if key in _DROPPED:
         return False
     if key.startswith("_"):  # a few families declare a private field that their models read
@@ -154,15 +158,16 @@ def _is_allowed(key: str, kind: type | None) -> bool:
 
 
 def _declared(kind: type | None) -> set[str]:
-    """The fields that a class of configs declares, and their other names."""
+    """The names of the fields that the config class `kind` declares, and the aliases of these names."""
     return {*getattr(kind, "__dataclass_fields__", {}), *getattr(kind, "attribute_map", {})}
 
 
 @functools.cache
 def _words(kind: type | None) -> frozenset[str]:
-    """The words in the source code of a family: of its config, its models, and of the modules that all families share.
+    """The words in the source code of the model family with the config class `kind`.
 
-    A family may read fields that its config class does not declare. A field whose name is not in this source has no effect.
+    The source code includes the config class, the model classes, and modules that all families share. A family may read fields
+    that its config class does not declare. A field has no effect if its name does not occur in the source code.
     """
     paths = {Path(inspect.getfile(module)) for module in _SHARED_SOURCES}
     for parent in (kind or PretrainedConfig).__mro__:
@@ -173,7 +178,11 @@ def _words(kind: type | None) -> frozenset[str]:
 
 
 def _part_class(named: type, kind: type | None, key: str, fields: Mapping[str, Json]) -> type[PretrainedConfig] | None:
-    """The class of a config inside of a config; None if transformers does not fix it."""
+    """The class of the config that a config of the class `kind` contains in the field `key`.
+
+    `kind` declares the class `named` for this field, and `fields` are the fields of the inner config. If `named` is AutoConfig,
+    the `model_type` of the inner config determines the class; None is returned if this `model_type` is missing or unknown.
+    """
     if issubclass(named, PretrainedConfig):
         return named
     default = getattr(getattr(kind, "sub_configs_defaults", {}).get(key), "model_type", None)
@@ -186,10 +195,10 @@ def _part_class(named: type, kind: type | None, key: str, fields: Mapping[str, J
 
 
 def _plain(what: str, value: Json) -> Json:
-    """A value without the private fields inside of it.
+    """A copy of `value` in which no object has private fields or fields of `_DROPPED`.
 
     Raises:
-        ModelError: a field in it is rejected.
+        ModelError: an object in `value` has a field that could change which code or files are used.
     """
     if isinstance(value, Mapping):
         kept: Fields = {}
@@ -205,7 +214,10 @@ def _plain(what: str, value: Json) -> Json:
 
 
 def _check_dtype(what: str, key: str, value: Json) -> None:
-    """Reject the name of a dtype that is another attribute of torch, since transformers looks it up there."""
+    """Reject a field for a dtype whose value is not the name of a torch dtype.
+
+    transformers would accept the name of any attribute of the module torch.
+    """
     named = key.endswith("dtype") or key == "bnb_4bit_quant_storage"
     if named and isinstance(value, str) and not isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype):
         raise ModelError(f"{what}: {key} = {value[:60]!r}: must be the name of a torch dtype; {_FIX}")
@@ -248,15 +260,16 @@ def tokenizer_fields(what: str, fields: Mapping[str, Json]) -> Fields:
     """The fields of a tokenizer's JSON file that are passed to transformers.
 
     The file is tokenizer_config.json or special_tokens_map.json. The allowed fields are the settings that all tokenizers have,
-    the parameters of the named tokenizer class, and special tokens. Names of files are left out: transformers finds the files
-    of a tokenizer by their usual names.
+    the parameters of the class that the field `tokenizer_class` names, and special tokens. Names of files are left out:
+    transformers finds the files of a tokenizer by their usual names.
 
     Args:
         what: Names of the model and the file for error messages.
         fields: All fields of the file.
 
     Raises:
-        ModelError: `tokenizer_class` is a name of transformers that is not a tokenizer, or a field has the name of a method.
+        ModelError: `tokenizer_class` is not the name of a class, or names an object of transformers that is not a tokenizer; or
+            a field has the name of a method.
     """
     named = _tokenizer_class(what, fields.get("tokenizer_class"))
     found = getattr(transformers, str(named.get("tokenizer_class")), None)
@@ -294,12 +307,12 @@ def _token(value: Json) -> Json:
 
 
 def _tokenizer_class(what: str, name: Json) -> Fields:
-    """The name of a tokenizer class as a field.
+    """The field `tokenizer_class` with the value `name`; no field if `name` is None.
 
-    A name that transformers does not have is replaced by the class that transformers itself uses then.
+    If transformers has no class `name`, the value is the class that transformers uses in this case, TokenizersBackend.
 
     Raises:
-        ModelError: transformers has the name, but it is not a tokenizer.
+        ModelError: `name` is not the name of a class, or names an object of transformers that is not a tokenizer.
     """
     if name is None:
         return {}

@@ -101,7 +101,9 @@ class CheckedModel:
 
 @contextlib.contextmanager
 def checked_model(name: str, revision: str | None, *, downloads: bool = False) -> Iterator[CheckedModel]:
-    """Open a model for its loading.
+    """Check the files of a model, and provide them in a temporary folder.
+
+    transformers can load the model from this folder while the context is active.
 
     Args:
         name: A hub name, a local folder, or the path of a .gguf file.
@@ -112,8 +114,9 @@ def checked_model(name: str, revision: str | None, *, downloads: bool = False) -
         The checked model; its temporary folder is removed when the context ends.
 
     Raises:
-        ModelError: the model is missing or incomplete, a link points to a file outside of its folder, or a field of a JSON file
-            is rejected. In an error that a loader raises inside the context, the model's name replaces the temporary folder.
+        ModelError: the model is missing or incomplete; a link points to a file outside of the model's folder; or a field of a
+            JSON file is invalid, or could change which code or files are used. If code inside the context raises a ModelError,
+            the path of the temporary folder in the message is replaced by the name of the model.
     """
     if name.endswith(".gguf"):
         path = Path(name).expanduser()
@@ -139,18 +142,19 @@ def checked_model(name: str, revision: str | None, *, downloads: bool = False) -
 
 @contextlib.contextmanager
 def checked_tokenizer(found: ModelFolder) -> Iterator[CheckedModel]:
-    """Open the tokenizer in a folder that has no model.
+    """Check the files of a tokenizer, and provide them in a temporary folder.
 
-    The folder of an adapter is such a folder.
+    transformers can load the tokenizer from this folder while the context is active.
 
     Args:
-        found: The folder.
+        found: The folder with the tokenizer. It needs no model; the folder of an adapter is an example.
 
     Yields:
-        The checked tokenizer, as `checked_model` does.
+        The checked tokenizer; its temporary folder is removed when the context ends.
 
     Raises:
-        ModelError: as in `checked_model`.
+        ModelError: a link points to a file outside of the folder `found`; or a field of a JSON file is invalid, or could change
+            which code or files are used.
     """
     with _temporary_folder(found.name) as folder:
         _copy_settings(found, folder)
@@ -206,7 +210,7 @@ def _copy_settings(found: ModelFolder, folder: Path) -> None:
 
 
 def _link_weights(found: ModelFolder, folder: Path) -> None:
-    """Create links to the weights, and write an index that contains only their names."""
+    """Create links to the weight files, and write an index with only the names of tensors and files."""
     for file in weight_names(found):
         path = found.find(file)
         if path is None:  # the headers of the files are read next, and a missing file is reported then

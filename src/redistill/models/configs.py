@@ -69,7 +69,8 @@ def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True)
     Args:
         what: Names of the model and the file for error messages.
         fields: All fields of the file, or the fields of one object in it.
-        sizes: Whether `fields` describes the language model. If True, sizes such as "hidden_size" must be positive.
+        sizes: True if `fields` are the settings of a language model, whose sizes, such as "hidden_size", must be positive;
+            False for another object, such as the settings of a vision model.
 
     Raises:
         ModelError: a field has the wrong type or is out of range.
@@ -148,8 +149,8 @@ def check_size(
 ) -> None:
     """Reject a config whose model does not match the weights in the files.
 
-    A model that stays below the limit given under Raises passes this check, even if the files do not contain all of its
-    weights; the loader reports missing weights by name.
+    The model may have more weights than the files contain, up to the limit given under Raises, because the loader
+    reports weights that are missing in the files by name.
 
     Args:
         name: Name of the model for error messages.
@@ -159,8 +160,8 @@ def check_size(
         tensors: Stored tensors whose sizes and types are compared with those of the model.
 
     Raises:
-        ModelError: the model cannot be built, a tensor of the model has another size or type than the stored tensor, or the
-            model has more than 2 * `weights` + 1,000,000 weights.
+        ModelError: the model cannot be built; a tensor of the model has another size or type than the stored tensor of the same
+            name; or the model has more than 2 * `weights` + 1,000,000 weights.
     """
     model = build_without_memory(name, settings, 16 * parts + 4000)
     expected = model.state_dict() if tensors else {}

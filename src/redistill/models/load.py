@@ -46,8 +46,8 @@ class ModelConfig:
     """The model to load, and the options for loading it.
 
     Args:
-        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is merged into
-            the base that its configuration names.
+        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  If this is a LoRA
+            adapter, it is merged into the base model that the adapter's configuration names.
         revision: Branch, tag or commit of a hub model; if None, its main branch is used.
         adapter: Folder or hub name of a LoRA adapter to be merged into `model`; if None, no adapter is merged.
         dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32.
@@ -93,11 +93,11 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         The model, in eval mode on the CPU, and its tokenizer.
 
     Raises:
-        ConfigError: `quantise` is not "none", but bitsandbytes is not installed, the model is a GGUF file, or it has an adapter
-            to be merged.
+        ConfigError: `quantise` is "nf4" or "int8", and one of these conditions holds: bitsandbytes is not installed; the model
+            is a GGUF file; an adapter is merged into the model.
         ModelError: the model is missing, incomplete or damaged, or its family cannot be split into a body and an LM head.
         WeightsError: weights of the model are missing or have another shape than its config describes.
-        NotFiniteError: weights or logits of the model are not finite, or weights are too large.
+        NotFiniteError: weights or logits of the model are not finite, or a matrix has a weight above 10^12 in absolute value.
     """
     base, adapter = base_and_adapter(config)
     if quantise != "none" and (adapter is not None or base.model.endswith(".gguf")):
@@ -205,7 +205,11 @@ def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Enable gradient checkpointing, by the method name of this transformers release."""
+    """Enable gradient checkpointing.
+
+    The method for it has different names in different releases of transformers; the function calls the one that the installed
+    release has.
+    """
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009
     enable({"use_reentrant": False})
 
@@ -259,7 +263,7 @@ def parameter_count(model: nn.Module) -> int:
 def parameter_bytes(model: nn.Module) -> int:
     """Return the size of the parameters in bytes; tied parameters are counted once.
 
-    A weight file has this size without its header.
+    A file with all weights of the model consists of a header and this number of bytes.
     """
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 

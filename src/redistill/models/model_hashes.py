@@ -44,8 +44,9 @@ def model_hashes(config: ModelConfig, file_hash: Callable[[Path], str]) -> dict[
         file_hash: Returns the SHA-256 of a file.
 
     Returns:
-        A SHA-256 for each of "weights", "adapter", "config", "tokenizer" and "chat template".  The weights of an adapter's base
-        are "weights".  The weights of a GGUF file include everything else.
+        A SHA-256 for each of "weights", "adapter", "config", "tokenizer" and "chat template".  If an adapter is merged,
+        "weights" refers to the base model.  For a GGUF file, "weights" refers to the whole file, including its config and its
+        tokenizer, and the hashes of "config", "tokenizer" and "chat template" are constants.
 
     Raises:
         ModelError: a file of the model has been removed, or cannot be read.
@@ -67,7 +68,7 @@ def model_hashes(config: ModelConfig, file_hash: Callable[[Path], str]) -> dict[
 
 
 def _folder_parts(folder: ModelFolder, file_hash: Callable[[Path], str]) -> dict[str, Json]:
-    """Describe the weights and the config of the model in a folder."""
+    """Return what is hashed of a model in a folder: hashes of its weight files, and the fields of its configs."""
     weights = weight_names(folder) or [SINGLE]
     removed = next((file for file in (CONFIG, *weights) if folder.find(file) is None), None)
     if removed is not None:
@@ -80,7 +81,7 @@ def _folder_parts(folder: ModelFolder, file_hash: Callable[[Path], str]) -> dict
 
 
 def _tokenizer_parts(folder: ModelFolder, file_hash: Callable[[Path], str]) -> dict[str, Json]:
-    """Describe the tokenizer in a folder, without and with its chat templates."""
+    """Return what is hashed of a tokenizer in a folder: its files and settings, and separately its chat templates."""
     tokenizer, template = (
         _hashes(folder, [file for pattern in patterns for file in folder.matching(pattern)], file_hash)
         for patterns in (_TOKENIZER_FILES, TEMPLATE_FILES)

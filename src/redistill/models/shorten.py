@@ -34,7 +34,7 @@ def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelS
         chosen: Indices of the layers in the other model.
 
     Raises:
-        ModelError: the family's config cannot be shortened.
+        ModelError: transformers rejects the config that has only the chosen layers.
     """
     config = copy.deepcopy(settings)
     text = config.get_text_config()

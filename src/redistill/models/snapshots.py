@@ -1,8 +1,11 @@
 """Folders of models: local folders, and cached snapshots of hub models.
 
-Only files that are read are downloaded: no code, and no weights in formats that contain code. A link in a folder may
-point to another file in the folder, or from a snapshot to the file of the hub's cache. All other links are rejected, because
-the files of a tokenizer are copied into each exported student.
+A snapshot is the folder of one commit in the cache of the hub. Only files that are read are downloaded: no code, and no weights
+in formats that contain code.
+
+A link in a folder may point to another file in the folder. A link in a snapshot may also point to a downloaded file of the same
+model in the cache. All other links are rejected: the files of a tokenizer are copied into each exported student, and a link
+to a private file of the user would add this file to the student.
 
 A process resolves a branch or tag of a hub model to a commit only once. Config, tokenizer, weights and hashes of a model are
 therefore of the same commit, even if the branch moves while the process runs.
@@ -48,7 +51,7 @@ class ModelFolder:
     Args:
         name: Folder or hub name, as given by the user; used in error messages.
         path: The folder.
-        commit: Commit of a hub model, whose snapshot the folder is; None for a local folder.
+        commit: Commit of the hub model that was downloaded to the folder; None for a local folder.
     """
 
     name: str
@@ -56,7 +59,7 @@ class ModelFolder:
     commit: str | None = None
 
     def find(self, file: str) -> Path | None:
-        """Return the path of a file; None if the file does not exist.
+        """Return the path of a file; None if the file does not exist or is a folder.
 
         Args:
             file: Path of the file relative to the folder.
@@ -101,17 +104,17 @@ _resolved: dict[tuple[str, str, str], ModelFolder] = {}
 def model_folder(name: str, revision: str | None) -> ModelFolder:
     """Find the folder of a model.
 
-    If the model is on the hub, its small files and the weights of an adapter are downloaded. Without a network, or with
-    `HF_HUB_OFFLINE=1`, a snapshot that was downloaded before is used. A `name` that looks like a path is never looked up on the
-    hub, where anyone may register a model of that name.
+    For a model on the hub, the function downloads the configs, the tokenizer and, if there is one, the adapter; it does not
+    download the weights of the model. Without a network, or with `HF_HUB_OFFLINE=1`, files that were downloaded before are
+    used. A `name` that looks like a path is never looked up on the hub, where anyone may register a model of that name.
 
     Args:
         name: A local folder, or a hub name.
         revision: Branch, tag or commit of a hub model; None uses its main branch.
 
     Raises:
-        ModelError: the folder, repository or revision does not exist, the name is not a valid hub name, or the hub cannot be
-            reached and has no cached snapshot of the model.
+        ModelError: the folder, repository or revision does not exist; the name is not a valid hub name; or the hub cannot be
+            reached, and no files of the model were downloaded before.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -134,8 +137,11 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
 def weight_names(folder: ModelFolder) -> list[str]:
     """Return the names of the files that contain a model's weights.
 
+    A model has one weight file, or several weight files and an index, which is a JSON file that lists the weight files.
+
     Returns:
-        One file, or an index and the files that it lists, which may be missing; [] if the folder has neither.
+        The name of the single weight file; or the name of the index, followed by the names that the index lists, even if such a
+        file is missing. [] if the folder has neither a single weight file nor an index.
 
     Raises:
         ModelError: the index is damaged, lists files outside of its folder, or is a git-lfs pointer.
