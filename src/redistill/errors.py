@@ -169,7 +169,7 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message.
 
     If the message is empty, the name of the exception's type is returned.
@@ -185,6 +185,21 @@ def first_line(error: Exception) -> str:
         ('no such file', 'KeyError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()
+
+
+def is_failure(error: BaseException) -> bool:
+    """Return whether an exception reports a failure, unlike one that stops the process.
+
+    A library written in Rust raises a `PanicException`, which is not a subclass of Exception, for an internal error.
+
+    Args:
+        error: Any exception.
+
+    Example:
+        >>> is_failure(ValueError("no such file")), is_failure(KeyboardInterrupt())
+        (True, False)
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def one_line(error: BaseException) -> str:

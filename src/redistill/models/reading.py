@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from redistill.errors import ModelError, RedistillError
+from redistill.errors import ModelError, RedistillError, is_failure
 from redistill.processes.memory import is_out_of_memory
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -42,12 +42,8 @@ def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "canno
         yield
     except RedistillError:
         raise
-    except Exception as error:
-        if is_mistake(error):
-            raise
-        raise refusal(what if isinstance(what, str) else what(), error, remedy, failure) from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # raised by libraries written in Rust; not a subclass of Exception
+        if not is_failure(error) or is_mistake(error):
             raise
         raise refusal(what if isinstance(what, str) else what(), error, remedy, failure) from error
 

@@ -7,7 +7,6 @@ The argument `folder` of a public function is the folder of all checkpoints of a
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from safetensors import SafetensorError
 
 from redistill.errors import CheckpointError, DataError, OutputError
 from redistill.interfaces import Value
 from redistill.processes.placement import placed_like
 from redistill.storage import files, folders
 from redistill.storage import tensors as tensor_files
+from redistill.storage.json_text import JsonError, parse_json
 from redistill.storage.redaction import plain
 from redistill.storage.tensors import read_tensors, write_tensors
 
@@ -254,7 +253,7 @@ def _read(folder: Path) -> Checkpoint:
     try:
         groups = {name.removesuffix(SUFFIX): read_tensors(folder / name) for name in names if name.endswith(SUFFIX)}
         state = files.read_json(folder / STATE)
-    except (DataError, SafetensorError, OSError) as error:
+    except DataError as error:
         raise _Damaged(plain(str(error))) from error
     if not isinstance(state, dict):
         raise _Damaged(f"{STATE} is not a JSON object")
@@ -291,8 +290,8 @@ def _parsed(manifest: bytes, folder: Path) -> Mapping[str, Any]:
     A manifest with a matching hash is not trusted: anyone can compute a hash.
     """
     try:
-        content = json.loads(manifest)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(manifest)
+    except JsonError as error:
         raise _Damaged(f"{MANIFEST} is not JSON") from error
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise _Damaged(f"{MANIFEST} has no schema")
