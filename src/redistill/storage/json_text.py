@@ -92,7 +92,7 @@ def _check_depth(value: object, num_brackets: int) -> None:
     """Raise JsonError if `value` is nested too deeply; a text of few brackets is not."""
     level, depth = [value], 0
     while num_brackets > MAX_DEPTH and level:
-        if depth > MAX_DEPTH:
+        if depth >= MAX_DEPTH:
             raise JsonError(_TOO_DEEP)
         parts = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
         level, depth = [item for part in parts for item in part if isinstance(item, dict | list)], depth + 1
