@@ -84,7 +84,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _help(prog: str) -> argparse.HelpFormatter:
-    """Return a formatter for help pages of at most 80 columns."""
+    """Return a formatter for help pages, with lines of at most 80 columns."""
     return argparse.RawDescriptionHelpFormatter(prog, width=min(WIDTH, shutil.get_terminal_size().columns) - 2)
 
 
@@ -171,7 +171,7 @@ def _sweep(group: Group) -> None:
     parser.add_argument(
         "--jobs", type=_count, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)"
     )
-    _add_repeatable(parser, "--only", "LABEL", "run only the row of the sweep that has this label")
+    _add_repeatable(parser, "--only", "LABEL", "start only the runs of the sweep that have this label")
     _add_private(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate the sweep and list its runs without running them")
     _add_json(parser)
@@ -190,7 +190,7 @@ def _evaluate(group: Group) -> None:
     _allow_code(parser)
     parser.add_argument("--out", type=_path, required=True, help="output folder for responses and scores.json")
     _add_private(parser)
-    parser.add_argument("--teacher", type=_name, metavar="MODEL", help="also compute KL(teacher || model) on the references")
+    parser.add_argument("--teacher", type=_name, metavar="MODEL", help="also compute KL(teacher || model) on the gold answers")
     parser.add_argument("--limit", type=_whole_number, metavar="N", help="use only the first N prompts of each test set")
     parser.add_argument(
         "--seeds", type=_seeds, default="10,20,30,40,50", metavar="N,N", help="sampling seeds (default: %(default)s)"
@@ -246,7 +246,7 @@ def _estimate(group: Group) -> None:
         group, "estimate", commands.estimate, "redistill estimate recipes/smollm2-dolly.yaml training.batch_size=8"
     )
     _add_recipe(parser, "a YAML recipe, the run.json of a run, or a sweep if --row is set", "settings to change")
-    parser.add_argument("--row", metavar="LABEL", help="estimate the first run of this row of the sweep")
+    parser.add_argument("--row", metavar="LABEL", help="estimate the first run with this label in the sweep")
     _add_json(parser, "print JSON, in bytes and seconds, instead of tables")
 
 
@@ -254,7 +254,7 @@ def _doctor(group: Group) -> None:
     parser = _command(group, "doctor", commands.doctor, "redistill doctor recipes/smollm2-dolly.yaml")
     text = "a YAML recipe, the run.json of a run, or a sweep if --row is set (default: check this machine)"
     _add_recipe(parser, text, "settings to change", is_optional=True)
-    parser.add_argument("--row", metavar="LABEL", help="check the first run of this row of the sweep")
+    parser.add_argument("--row", metavar="LABEL", help="check the first run with this label in the sweep")
     _add_json(parser)
 
 
@@ -277,7 +277,7 @@ def _data(group: Group) -> None:
     parser.add_argument("--recipe", type=_path, dest="configured", metavar="RECIPE", help=text)
     _allow_code(parser)
     parser.add_argument(
-        "--tokenizer", type=_name, metavar="MODEL", help="measure the lengths of rows with the tokenizer of this model"
+        "--tokenizer", type=_name, metavar="MODEL", help="also measure lengths in tokens, with the tokenizer of this model"
     )
     _add_lengths(parser, "the recipe's")
     _add_json(parser)
@@ -295,9 +295,9 @@ def _models(group: Group) -> None:
 
 
 def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
-    """Add a command, and return its parser.
+    """Add a command to `group`, and return the parser of the command.
 
-    The help page shows the docstring of `command`, the function that runs the command.
+    `command` is the function that runs the command. The help page shows its docstring and `example`.
     """
     parser = _page(group, name, command.__doc__ or "", example)
     parser.set_defaults(command=command)
@@ -305,7 +305,10 @@ def _command(group: Group, name: str, command: Command, example: str) -> _Parser
 
 
 def _actions(group: Group, name: str, text: str, example: str) -> Group:
-    """Add a command with subcommands, and return the group of the subcommands."""
+    """Add a command with subcommands to `group`; return the group of subcommands.
+
+    The help page shows the description `text` and the command line `example`.
+    """
     return _page(group, name, text, example).add_subparsers(title="actions", required=True, metavar="ACTION")
 
 

@@ -1,7 +1,7 @@
-"""Parsing of recipes and overrides: YAML with plain types and limits.
+"""Parsing of recipes and overrides: YAML with basic types and limited size.
 
-Recipes are untrusted input.  The limits are for their size, for the depth of sections, and for the number of values after the
-expansion of aliases.
+Recipes are untrusted input.  Therefore the parser limits the size of the text, the number of nested sections, and the number of
+values after the expansion of aliases.
 """
 
 import re
@@ -20,7 +20,7 @@ MAX_VALUES = 100_000  # without a limit, a few nested aliases expand a kilobyte 
 MAX_DEPTH = 20  # nested sections
 PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
 """Path of a field in a recipe."""
-_FEW_LEVELS = "a recipe has a few levels of sections"
+_FEW_LEVELS = "remove the inner levels, since a recipe has only a few"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -51,7 +51,7 @@ class Override(NamedTuple):
 
     Args:
         path: Path of the field, such as "optimiser.learning_rate".
-        value: The value as a Python object, such as 0.1; a text is not parsed as YAML.
+        value: The value as a Python object, such as 0.1. A string is used unchanged: it is not parsed as YAML.
     """
 
     path: str
@@ -77,12 +77,12 @@ def parse_override(text: str) -> Override:
 
 
 def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -> dict[str, object]:
-    """Return a copy of the recipe `tree` with the overrides applied.
+    """Return a copy of a recipe with overrides applied.
 
-    If two overrides have the same path, the later one has precedence.
+    `tree` is the recipe, as nested mappings. If two overrides have the same path, the later one has precedence.
 
     Raises:
-        ConfigError: the path of an override does not consist of names joined by dots, or has too many names.
+        ConfigError: the path of an override is not a list of names joined by dots, or has more than 20 nested sections.
     """
     result = _copied(tree)
     for path, value in overrides:
@@ -91,7 +91,8 @@ def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -
         *sections, last = path.split(".")
         if len(sections) > MAX_DEPTH:
             raise ConfigError(
-                f"{shown(path)}: {len(sections)} nested sections: must be at most {MAX_DEPTH}; use the path of a recipe's field"
+                f"{shown(path)}: {len(sections)} nested sections: must be at most {MAX_DEPTH}; write the name of a field as "
+                "section.field"
             )
         here = result
         for section in sections:
@@ -143,7 +144,7 @@ class _Size(NamedTuple):
 
 
 def _size(value: object, known: dict[int, _Size]) -> _Size:
-    """Return the size of a tree.
+    """Return the size of nested dicts and lists.
 
     `known` caches the size of each dict and list, by its `id()`.
 

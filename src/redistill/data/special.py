@@ -44,8 +44,8 @@ class SpecialTokens:
     def find(self, text: str, literal: Sequence[Range] = ()) -> list[Range]:
         """Return the character ranges of special tokens in `text`, from left to right.
 
-        If two special tokens begin at the same index, only the longer one is found.  Special tokens that overlap a range of
-        `literal` are left out.
+        If two special tokens begin at the same index, only the longer one is found.  `literal` contains the ranges of special
+        tokens that are plain text; special tokens that overlap one of these ranges are left out.
         """
         if not self._first.search(text):
             return []
@@ -113,7 +113,7 @@ class SpecialTokenCounts:
     as_text_rows: int = 0
 
     def add(self, record: Record, answer: str | None, special: SpecialTokens, template: str) -> None:
-        """Count the special tokens in a prompt and its answer, and add the numbers.
+        """Count the special tokens in a prompt and its answer, and add them to the counts.
 
         Args:
             record: The record whose prompt is searched.
@@ -158,7 +158,7 @@ class SpecialTokenCounts:
 
 
 def _any_of(letters: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that matches each of the letters; none if there is no letter."""
+    """Return a pattern that matches any one of the letters; it matches nothing if there are no letters."""
     return re.compile("|".join(map(re.escape, sorted(set(letters)))) or "(?!)")
 
 
@@ -167,13 +167,13 @@ def _rows(count: int) -> str:
 
 
 def _named(tokens: Counter[str]) -> str:
-    """List the five most frequent tokens with counts, and the number of other tokens."""
+    """Return the five most frequent tokens with their counts, and the number of other tokens, as text."""
     shown = ", ".join(f"{token} ({count})" for token, count in tokens.most_common(5))
     return shown + (f" and {len(tokens) - 5} others" if len(tokens) > 5 else "")
 
 
 def _contents(value: object) -> Iterator[str]:
-    """Yield all strings in messages, except the values of the keys `_NAMES`."""
+    """Yield all strings in messages, except the values of keys such as "role", which are not content."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -193,11 +193,11 @@ def _marked(
     *,
     edges: bool = True,
 ) -> list[bool] | None:
-    """Find the characters of `text` that come from a message and may be special.
+    """Find the characters of `text` that come from a message and may belong to one of `tokens`.
 
-    A character may be special if it may belong to one of `tokens`.  If `edges` is True, this includes characters at both ends
-    of a message that are only a part of a token.  To find these characters, a marker (a character that is not used elsewhere)
-    is inserted before each of them in the messages, and the messages are rendered.
+    If `edges` is True, a message may contain only a part of a token, at its start or end; the template may write the rest.  To
+    find the characters in `text`, a marker (a character that is not used elsewhere) is inserted before each of them in the
+    messages, and the messages are rendered again.
 
     Returns:
         For each character of `text`, whether it is one of these characters.  None if the template rejects the messages with

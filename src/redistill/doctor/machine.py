@@ -67,10 +67,10 @@ class Machine:
         about: Processor, memory and accelerators, in the format of run.json.
         devices: Model, memory and compute capability of each accelerator, by device name; only the CPU if there is no
             accelerator.
-        products: Speed of matrix products for each dtype, in 10^12 operations per second; None if the device does not support
-            the dtype.
-        disks: Disks of the hub cache, the redistill cache and the current folder, by the name of the folder.
-        hub: A sentence that states whether the model hub answers.
+        products: Speed of matrix products for each dtype, in 10^12 FLOP/s (floating-point operations per second); None if the
+            device does not support the dtype.
+        disks: Disks of the three folders "hub cache", "redistill cache" and "current folder", by these names.
+        hub: One sentence that states whether the model hub answers.
         findings: Packages that are missing or do not satisfy redistill's requirements.
     """
 
@@ -85,7 +85,7 @@ class Machine:
     def as_json(self) -> dict[str, Json]:
         """Return the description as JSON values.
 
-        Sizes are in bytes, disk speeds in bytes per second, and speeds of matrix products in operations per second.
+        Sizes are in bytes, disk speeds in bytes per second, and speeds of matrix products in FLOP/s.
         """
         return {
             "versions": dict(self.versions),
@@ -183,7 +183,7 @@ def devices() -> dict[str, str]:
 
 
 def product_speed(dtype: torch.dtype, device: torch.device, clock: Clock) -> float | None:
-    """Return the speed of matrix products, in 10^12 operations per second.
+    """Return the speed of matrix products, in 10^12 FLOP/s.
 
     The result is None if the device does not support the dtype.
     """
@@ -261,7 +261,7 @@ def ask_hub(seconds: float = HUB_SECONDS) -> str:
     answer = [f"{constants.ENDPOINT} does not answer within {seconds:g} s"]
 
     def ask() -> None:
-        """Send one request and store the result in `answer`."""
+        """Send one request, and store a sentence about the result in `answer[0]`."""
         try:
             code = get_session().head(constants.ENDPOINT, timeout=seconds).status_code
             answer[0] = f"{constants.ENDPOINT} answers ({code})"

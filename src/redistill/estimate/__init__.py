@@ -38,8 +38,9 @@ class Memory:
         parts: Bytes by name.  "process" is the process without models.  "weights", "gradients" and "optimiser" are the sizes of
             these tensors.  For each part of an update, such as "vocabulary pass", the value is its peak in addition to the
             weights and the optimiser state.
-        phases: Peak bytes by phase: "write" (generation of text), "learn" and "validate".  On a CPU they include freed memory
-            that the C library keeps, which is assumed to be the fraction `HEAP_GAPS` of the peak.
+        phases: Peak bytes by phase: "write" (generation of text), "learn" and "validate".  On a CPU, the peak includes freed
+            memory that the C library keeps.  This memory is assumed to be a constant fraction (`HEAP_GAPS`) of the memory of
+            the tensors.
     """
 
     parts: Mapping[str, int]
@@ -165,7 +166,8 @@ def _memory(costs: Mapping[Cost, float], sizes: Mapping[str, int], process: int,
 def _seconds(costs: Mapping[Cost, float], run: Run, sampled: Sample) -> Seconds:
     """Return the mean seconds of an update and of a validation of the run.
 
-    `costs` are the costs of the measured update and validation, extrapolated to the run's numbers of layers.
+    `costs` are the costs of the measured update and validation, extrapolated to the run's numbers of layers.  The time of
+    generation is multiplied by `sampled.generating`, since an average update generates another amount of text.
     """
     totals = {part: sum(spent for cost, spent in costs.items() if cost[:2] == ("seconds", part)) for part in (*PARTS, *ANSWERS)}
     parts = {part: totals[part] * (sampled.generating if part in PHASES["write"] else 1.0) for part in PARTS}

@@ -39,7 +39,8 @@ class Evaluator:
         tokens: How prompts are tokenised; an answer has at most `response_tokens` tokens.
         teacher: Teacher for KL and agreement on the gold answers (the first reference of each prompt).  If None, these scores
             are omitted.
-        vocabulary: Number of classes shared with the teacher.  If None, all classes of the model are used.
+        vocabulary: Number of token ids shared with the teacher; only ids below this number are used.  If None, all token ids of
+            the model are used.
         processes: Rank and number of processes; each process answers a part of the prompts.
         autocast: Function that returns the autocast context in which the model runs.
     """
@@ -119,8 +120,8 @@ class Evaluator:
 
         One answer per prompt is sampled and scored.  Teacher-forced scores of the gold answers are computed as well.
 
-        Sampling uses temperature 1, all classes and no n-gram blocking, as in the papers' model selection.  Every call uses the
-        same random numbers, so that two checkpoints differ only in their weights.
+        Sampling uses temperature 1, without top-k, top-p and n-gram blocking, as in the papers' model selection.  Every call
+        uses the same random numbers, so that two checkpoints differ only in their weights.
 
         Args:
             records: The validation prompts.
@@ -160,7 +161,7 @@ def build_local_engine(
 ) -> LocalEngine:
     """Build an engine that generates answers with `model` in this process.
 
-    Only the first `vocabulary` classes are sampled.  If `vocabulary` is None, all classes are sampled.
+    Only token ids below `vocabulary` are sampled.  If `vocabulary` is None, all token ids are sampled.
     """
     return LocalEngine(
         model,

@@ -46,7 +46,8 @@ def teacher_forced(
         teacher: Teacher for kl and agreement.  Both scores are omitted if `teacher` is None or has no full distributions.
         examples: Gold sequences.
         batch_size: Sequences per forward pass.
-        vocabulary: Number of classes shared with the teacher.  If None, all classes of the model are used.
+        vocabulary: Number of token ids shared with the teacher; only ids below this number are used.  If None, all token ids of
+            the model are used.
         processes: Rank and number of processes; each process computes a part of the sequences.
 
     Returns:

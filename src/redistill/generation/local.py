@@ -47,7 +47,7 @@ class LocalEngine:
     Args:
         model: A causal language model.
         teacher: The teacher, for sampling from a mixture (`Sampling.teacher_share`); None if no policy uses a mixture.
-        vocabulary: Number of leading classes that may be sampled; None for all classes.
+        vocabulary: Only token ids below this number are sampled; None allows all.
         end_ids: Tokens that end a text.
         pad_id: Token id that pads short prompts.
         batch_size: Number of sequences per batch.  When memory runs out, the number is lowered and the call is retried.
@@ -107,9 +107,10 @@ class LocalEngine:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Context in which the states of texts are stored and reused.
+        """Context with a prefix memory, so that the states of texts are stored and reused.
 
-        Later texts with the same prefix reuse them.  The weights must not change inside the context.
+        The states of a prefix (keys, values and hidden states) are reused for later texts with the same prefix.  The weights
+        must not change inside the context.
         """
         self.memory = PrefixMemory()
         try:
@@ -139,7 +140,7 @@ class MeteredEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """Features of the wrapped engine."""
+        """What the wrapped engine supports."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:

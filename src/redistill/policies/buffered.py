@@ -103,11 +103,13 @@ class SequenceBuffer:
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
         """Add the sequences that all processes generated at this step.
 
-        The answers of all processes are added first, and the additional sequences of all processes afterwards.
+        Every process calls this method.  Additional sequences exist if the source returned more sequences than prompts.  The
+        answers of all processes are added first, and their additional sequences afterwards.
 
         Args:
             step: Number of updates done.
-            sequences: The answers of this process, then its additional sequences; sequences that are not generated are ignored.
+            sequences: One answer for each prompt of this process, then its additional sequences.  Gold answers and replayed
+                sequences are ignored.
             num_answers: Number of answers in `sequences`.
         """
         mine = [(index >= num_answers, sequence) for index, sequence in enumerate(sequences) if is_generated(sequence)]
@@ -120,10 +122,10 @@ class SequenceBuffer:
         self._steps.extend([step] * len(generated))
 
     def draw(self, step: int, count: int) -> list[TokenSequence]:
-        """Sample sequences of the buffer for all processes; return those of this process.
+        """Return `count` sequences of the buffer, sampled uniformly, for this process.
 
-        `count` is the number of sequences that this process needs.  Sampling is uniform, and without replacement over all
-        processes.  Sequences that were generated at this step keep their origin; all other sequences get the origin "replay".
+        Every process calls this method; no sequence is returned twice, in one process or in two.  Sequences that were
+        generated at this step keep their origin; all other sequences get the origin "replay".
         """
         counts = self._tools.processes.gather([count])
         first = sum(counts[: self._tools.processes.rank])
@@ -133,16 +135,17 @@ class SequenceBuffer:
         return [sequence if at == step else replace(sequence, origin="replay") for at, sequence in sampled]
 
     def state(self) -> Mapping[str, StateValue]:
-        """Return the sequences of the buffer and their steps, oldest first.
+        """Return the sequences of the buffer, oldest first, and the step of each.
 
-        Sequences are immutable, so the state holds references to them: its cost does not depend on their length.
+        The step is the number of updates done when the sequence was generated.  Sequences are immutable, so the state
+        holds references to them: its cost does not depend on their length.
         """
         return {"steps": tuple(self._steps), "sequences": tuple(self._sequences)}
 
     def load_state(self, state: StateValue) -> None:
         """Replace the sequences of the buffer by those that `state` returned.
 
-        A list of JSON objects, one for each sequence, is the state of a checkpoint of commit 3d89816 or an earlier version.
+        Checkpoints of commit 3d89816 or earlier contain a list of JSON objects instead, one for each sequence.
         """
         if isinstance(state, Mapping):
             steps, sequences = cast("Sequence[int]", state["steps"]), cast("Sequence[TokenSequence]", state["sequences"])
@@ -153,7 +156,7 @@ class SequenceBuffer:
 
 
 def _from_json(line: Mapping[str, Json]) -> TokenSequence:
-    """Read a sequence from a checkpoint whose buffer is JSON."""
+    """Restore a sequence from `line`, its JSON object in a checkpoint of an older version."""
     token_ids, supervised = (cast("Sequence[int]", line[name]) for name in ("token_ids", "supervised"))
     return TokenSequence(
         sample=cast("int", line["sample"]),

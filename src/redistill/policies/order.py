@@ -86,9 +86,9 @@ class Shuffled(Generic[Item]):
 
 
 class _GoldItems(Sequence[GoldItem]):
-    """A training set as a sequence of gold items, which are created on access.
+    """The gold items of a training set; an item is created when it is accessed.
 
-    The most recent items are cached, so a repeated access to one of their indices returns the same object.
+    Recently accessed items are cached, so that they are not created again.
     """
 
     def __init__(self, examples: Sequence[Example], batch_size: int) -> None:

@@ -16,8 +16,8 @@ class Scorer:
     """Statistics of both models on sequences, computed in batches.
 
     Args:
-        read_student: Function that receives a batch, and returns the student's hidden states [N, D] of its rows and the
-            student's head, without gradient.
+        read_student: Function that receives a batch with N targets.  It returns the student's hidden states [N, D] that predict
+            the targets, and the student's head, without gradient.
         teacher: A teacher whose `TeacherCapabilities.statistics` is True.
         pad_id: Token id that pads short sequences.
         batch_size: Sequences per forward pass, >= 1.
@@ -48,8 +48,8 @@ class Scorer:
         Args:
             sequences: Any number of sequences.
             ask: Names of the statistics; `vocab_pass.row_statistics` describes them.
-            uniforms: For each sequence, an array [targets, NUMBERS_PER_DRAW] of uniform float64 numbers in [0, 1).  Required
-                only for a statistic that samples tokens.
+            uniforms: For each sequence, an array of uniform float64 numbers in [0, 1), which has `NUMBERS_PER_DRAW` numbers for
+                each target.  Required only for a statistic that samples tokens.
 
         Returns:
             By name of the statistic: a list that has a tensor [targets] for each sequence.

@@ -43,8 +43,8 @@ class Revision:
         step: Number of updates done before the correction, from 0.
         sample: Index of the training example.
         position: Index of the error token in the response, from 0.
-        kl: Disagreement at the error token, in nats: the score that `Revised.detection` names, and KL(student || teacher) for
-            "random".
+        kl: Disagreement at the error token, in nats, measured by the score that the setting `detection` selects; for "random"
+            scores, KL(student || teacher).
         before: The draft.
         after: The revised sequence.
 
@@ -168,7 +168,7 @@ class Wrapping:
 class PolicyNode(Protocol):
     """The configuration of a policy.
 
-    By default a policy generates no student text, and requires no feature of teacher and engine; subclasses override the
+    By default a policy generates no student text, and has no requirements of teacher and engine; subclasses override the
     properties.
     """
 

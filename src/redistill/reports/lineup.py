@@ -63,13 +63,13 @@ def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Se
     """Read the runs in `folders`, each of which is a run folder or a sweep folder.
 
     A run of a sweep has the label of its row in the sweep.  The label of a run folder that is given directly is its method.  If
-    such runs of one method differ in settings other than seed, output folder and name, the runs with equal settings form a
-    group, and the label of a run is the common prefix of the names in its group.
+    such runs of one method differ in settings other than seed, output folder and name, each group of runs with equal settings
+    needs a label of its own: the common prefix of the names of its runs.
 
     Args:
         folders: Run folders or sweep folders.
-        baseline: A label or a run folder.  If None, it is the baseline of the sweep, or the first label if no sweep has a
-            baseline.
+        baseline: A label or a run folder.  If None, the baseline is set by the sweep; if no sweep sets one, it is the first
+            run.
         labels: Labels of the runs to include, in this order; if empty, all runs are included.
 
     Raises:
@@ -171,12 +171,12 @@ def _settings(run: RunFolder) -> str:
 
 
 def _with_unique_labels(found: Sequence[Entry]) -> list[Entry]:
-    """Return the entries without duplicate runs, with labels unique across sweeps.
+    """Return the entries without duplicate runs; make labels unique across sweeps.
 
-    If several sweeps use a label, the name of the sweep is appended to the label.
+    If several sweeps use the same label, the name of the sweep is appended to the label of each of their runs.
 
     Raises:
-        CheckpointError: two runs still have the same label and training seed.
+        CheckpointError: two runs have the same label and training seed even then.
     """
     swept = {entry.run.path.resolve() for entry in found if entry.sweep}
     alone = {entry.run.path.resolve(): entry for entry in found if not entry.sweep}

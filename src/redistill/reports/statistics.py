@@ -1,8 +1,9 @@
 """Means over seeds, and intervals and tests for the difference between two models.
 
-A stratum is the array [training seeds, prompts] of the differences on one data set; the score of a prompt is its mean over
-evaluation seeds.  The estimate is the mean over strata of the mean over seeds and prompts.  With one stratum it is the mean of
-a data set; with several it is the value in the average column of a table.
+A stratum is an array [training seeds, prompts]: the differences between two models on one data set.  The score of a prompt is
+its mean over evaluation seeds.  The mean of a stratum is taken over seeds and prompts, and the estimated difference is the mean
+over strata.  With one stratum, it is the difference on a data set; with several, it is the difference of averages over data
+sets.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ _ROUNDING = 1e-12  # relative tolerance: sums of the same terms in another order
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference, and the bounds of its confidence interval (level `LEVEL`)."""
+    """A mean difference, and the bounds of its 95 % confidence interval."""
 
     difference: float
     lower: float
@@ -198,10 +199,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def win_tie_loss(strata: Sequence[np.ndarray]) -> tuple[int, int, int]:
-    """Return the number of prompts with a win, with a tie and with a loss.
+    """Return the numbers of prompts with a win, with a tie and with a loss.
 
-    The difference of a prompt is its mean over training seeds, positive if the first model is better.  It is a win if it is
-    > `TIE`, a loss if it is < -`TIE`, and otherwise a tie.
+    The difference of a prompt is averaged over training seeds; it is positive if the first model is better.  The prompt is a
+    win if its difference is > 1e-9 (`TIE`), a loss if its difference is < -1e-9, and otherwise a tie.
     """
     difference = np.concatenate([stratum.mean(axis=0) for stratum in strata])
     wins, losses = int((difference > TIE).sum()), int((difference < -TIE).sum())
@@ -226,9 +227,9 @@ def evenly(total: int, count: int) -> Sequence[int]:
 
 
 def _blocks(total: int, width: int) -> Iterator[int]:
-    """Split `total` samples of `width` numbers each into blocks.
+    """Split `total` samples of `width` numbers each into blocks of limited size.
 
-    Yields the number of samples of each block.  A block has at most `_BLOCK` numbers, but at least one sample.
+    Yields the number of samples of each block.  A block has at most 4,000,000 numbers (`_BLOCK`), or a single larger sample.
     """
     block = max(1, _BLOCK // width)
     yield from (min(block, total - first) for first in range(0, total, block))

@@ -25,7 +25,7 @@ The timestamps of a file system have a limited resolution, so a second change co
 
 
 def file_hash(path: Path, report: Callable[[str], None], poll: Callable[[], None] = lambda: None) -> str:
-    """SHA-256 of a file, from the cache unless the file has changed since.
+    """Return the SHA-256 of a file, from the cache if the file is unchanged.
 
     If several processes of a machine need the same hash, one computes it and the others wait.
 

@@ -44,8 +44,8 @@ def check_path(path: Path) -> None:
         path: A folder, which need not exist. The disk is not read.
 
     Raises:
-        OutputError: the path has a control character, is not UTF-8 or is not encoded as UTF-8 in the locale of this process,
-            begins with "~", or has more than `MAX_BYTES` bytes.
+        OutputError: the path has a control character, begins with "~", has more than 3,800 bytes (`MAX_BYTES`), or is not
+            UTF-8; or the locale of this process encodes it in another way than UTF-8.
     """
     if (fault := _fault(str(path))) is not None:
         shown = repr(str(path))
@@ -53,7 +53,7 @@ def check_path(path: Path) -> None:
 
 
 def _fault(text: str) -> str | None:
-    """The rule that a path violates, with the remedy; None if the path can be used."""
+    """Return the rule that a path violates, with the remedy; None if the path can be used."""
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError:

@@ -22,9 +22,9 @@ class MetricsLog:
         self.path = path
 
     def write(self, line: Mapping[str, object]) -> None:
-        """Append `line`, whose entry "step" is the number of updates done.
+        """Append `line` to the file; `line["step"]` is the number of updates done.
 
-        Numbers must be finite, because JSON has no NaN; pass None instead of another number.
+        Numbers must be finite, because JSON has no NaN and no infinity; pass None instead of a number that is not finite.
         """
         files.append_line(self.path, line)
 
@@ -57,7 +57,7 @@ class Meter:
         self._tokens += tokens
 
     def read(self) -> int:
-        """Return the number of tokens counted since the last call, and count from 0."""
+        """Return the number of tokens since the last call; reset the count to 0."""
         tokens, self._tokens = self._tokens, 0
         return tokens
 

@@ -10,6 +10,7 @@ from typing import Any, cast, get_type_hints
 from redistill.errors import CheckpointError, RedistillError, one_line
 from redistill.models.lora import load_trainable_state, trainable_state
 from redistill.policies.state import StoredState, restore, store
+from redistill.processes.memory import is_out_of_memory
 from redistill.processes.placement import full
 from redistill.records import Json
 from redistill.storage.redaction import plain_line
@@ -55,7 +56,7 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
 
 
 def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingState:
-    """Restore the parts of training in place from a checkpoint; return its progress.
+    """Restore `parts` in place from a checkpoint; return the state of training.
 
     The parts may be partly restored if an error is raised.
 
@@ -68,13 +69,15 @@ def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingSt
     except RedistillError:
         raise
     except Exception as error:  # each part, which may be external code, raises its own exceptions for a value of a wrong type
+        if is_out_of_memory(error):
+            raise
         raise _unfit(found, plain_line(one_line(error))[:_MAX_REASON]) from error
 
 
 def log_size(found: checkpoint.Checkpoint, log: MetricsLog) -> int | None:
-    """Size of a log in bytes when the checkpoint `found` was saved.
+    """Return the size of `log` in bytes at the time when `found` was saved.
 
-    The size is None in checkpoints of commit 3d89816 and earlier versions.
+    Return None if the checkpoint does not contain the size, as in commit 3d89816 and earlier versions.
 
     Raises:
         CheckpointError: the size is not a whole number, or is negative.
@@ -147,6 +150,9 @@ def _type(value: object) -> type:
 
 
 def _policy_state(found: checkpoint.Checkpoint) -> StoredState:
-    """Read the policy's state; checkpoints of commit 3d89816 and earlier versions have it only as JSON."""
+    """Read the policy's state from a checkpoint.
+
+    In checkpoints of commit 3d89816 and earlier versions, it consists of JSON values without tensors.
+    """
     tensors, entries = found.tensors.get("policy", {}), found.state.get("policy_entries", [])
     return StoredState(tensors=tensors, values=found.state["policy"], entries=entries)

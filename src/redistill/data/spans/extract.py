@@ -200,7 +200,7 @@ class SimpleExtractor:
 
 
 def prose(text: str) -> list[tuple[int, str]]:
-    """Split `text` into the parts that phrases are extracted from.
+    """Split `text` into parts; phrases are extracted from each part separately.
 
     Fenced code and blank parts are left out.  A part longer than `MAX_PIECE` characters is split within this limit: at the last
     paragraph break if there is one, otherwise at the last line break, otherwise at the last space.
@@ -298,7 +298,7 @@ def _verified(folder: Path) -> Path:
 def _folder_digest(folder: Path) -> str:
     """Return the SHA-256 of the names and contents of a model's files.
 
-    Files of `UNUSED_COMPONENTS` are left out.
+    The files of spaCy components that are not loaded (`UNUSED_COMPONENTS`) are left out.
     """
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):

@@ -60,10 +60,10 @@ class AlphaBeta(Softened):
     (q^alpha - p^alpha) / alpha.
 
     Args:
-        alpha: Exponent of the teacher, 0 or at least 0.01. The gradient is proportional to q - p for alpha = 1, and to
-            log(q / p) for alpha = 0.
-        beta: Exponent of the student, 0 or at least 0.01; at least one exponent is above 0. The gradient of a class is
-            proportional to q^beta.
+        alpha: Exponent of the teacher, 0 or at least 0.01. The gradient's factor (q^alpha - p^alpha) / alpha is q - p for
+            alpha = 1, and log(q / p) for alpha = 0.
+        beta: Exponent of the student, 0 or at least 0.01; at least one exponent is above 0. The gradient has the factor
+            q^beta.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
