@@ -188,9 +188,10 @@ def first_line(error: BaseException) -> str:
 
 
 def is_failure(error: BaseException) -> bool:
-    """Return whether an exception reports a failure, unlike one that stops the process.
+    """Return whether an exception is a failure and not a request to stop.
 
-    A library written in Rust raises a `PanicException`, which is not a subclass of Exception, for an internal error.
+    KeyboardInterrupt and SystemExit are requests. `PanicException`, which libraries written in Rust raise for an internal
+    error, is a failure, although it is not a subclass of Exception.
 
     Args:
         error: Any exception.

@@ -21,7 +21,10 @@ _MAX_DIGITS = len(str(_MIN_INTEGER))
 
 
 class JsonError(ValueError):
-    """A text is not JSON or exceeds a limit. The message is one line, such as "Expecting value at column 1"."""
+    """A text is not JSON, or exceeds a limit.
+
+    The message is one line without the text, such as "Expecting value at column 1".
+    """
 
 
 def parse_json(text: str | bytes, *, any_number: bool = False) -> Json:
@@ -54,7 +57,9 @@ def parse_json(text: str | bytes, *, any_number: bool = False) -> Json:
 
 
 def parse_json_at(text: str, start: int) -> tuple[Json, int]:
-    """Return the JSON value that begins at the index `start` of a text, and the index of its end.
+    """Decode the JSON value at an index of a text; return it and where it ends.
+
+    The value begins at the index `start`, and the second result is the index after its last character.
 
     Numbers are not limited, as in `parse_json` with `any_number`.
 

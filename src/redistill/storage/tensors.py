@@ -56,7 +56,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return tensors | _aliases((file.metadata() or {})["aliases"], tensors)
     except BaseException as error:  # a crafted header makes safetensors and torch raise exceptions of many types
-        if not is_failure(error):
+        if isinstance(error, MemoryError) or not is_failure(error):
             raise
         reason = plain_line(first_line(error))[:_MAX_REASON]
         raise DataError(f"{path.name}: is not a complete safetensors file of redistill ({reason})") from error
