@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from redistill.storage.json_text import MAX_DEPTH, JsonError, parse_json, parse_json_at
 
 scalars = (
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+    st.none() | st.booleans() | st.integers(-(10**308), 10**308) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 )
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
 
@@ -21,11 +21,9 @@ def test_what_json_writes_is_read_back(value: object) -> None:
     assert parse_json_at(f"[1, {text}, 2]", 4) == (value, 4 + len(text))
 
 
-@pytest.mark.parametrize(
-    "number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "18446744073709551616", "-9223372036854775809"]
-)
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" + "0" * 309, "-1" + "0" * 309])
 def test_a_number_that_files_cannot_hold_needs_any_number(number: str) -> None:
-    with pytest.raises(JsonError, match=r"finite|64 bits|not a JSON number"):
+    with pytest.raises(JsonError, match=r"not finite|not a JSON number"):
         parse_json(f'{{"a": [{number}]}}')
     parse_json(f'{{"a": [{number}]}}', any_number=True)
 
@@ -49,7 +47,7 @@ def test_many_brackets_of_little_depth_are_read() -> None:
         ("{1: 2}", "Expecting property name enclosed in double quotes at column 2"),
         ("[1,\n2", "Expecting ',' delimiter at line 2, column 2"),
         (b'"\xff"', "not UTF-8: byte 0xff at position 2"),
-        ("1" * 5000, "an integer does not fit in 64 bits"),
+        ("1" * 5000, "a number is not finite"),
     ],
 )
 def test_the_error_is_one_line_with_the_position(text: str | bytes, message: str) -> None:

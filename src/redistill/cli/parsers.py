@@ -80,7 +80,10 @@ def _path(text: str) -> Path:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    return tuple(map(_whole_number, text.split(",")))
+    try:
+        return tuple(map(_whole_number, text.split(",")))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; separate seeds by commas, such as 10,20,30") from error
 
 
 def _help(prog: str) -> argparse.HelpFormatter:

@@ -1,7 +1,7 @@
 """Decoding of JSON texts, which may be damaged or hostile.
 
 All modules that read JSON files use this module. It rejects what RFC 8259 does not permit, and values that other functions
-cannot process: integers of more than 64 bits, numbers that are not finite, and values that are nested too deeply.
+cannot process: numbers that are not finite as a float64, and values that are nested too deeply.
 """
 
 import json
@@ -16,9 +16,6 @@ Value = TypeVar("Value")
 MAX_DEPTH = 100
 """Maximum number of lists and objects that contain one another; the files of redistill and of models have fewer than 20."""
 
-_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
-_MAX_DIGITS = len(str(_MIN_INTEGER))
-
 
 class JsonError(ValueError):
     """A text is not JSON, or exceeds a limit.
@@ -32,12 +29,12 @@ def parse_json(text: str | bytes, *, any_number: bool = False) -> Json:
 
     Args:
         text: The text. Bytes are decoded as UTF-8.
-        any_number: Whether NaN, infinities and integers of more than 64 bits are allowed, as in columns of data sets that
-            redistill does not use.
+        any_number: Whether NaN, infinities, and integers outside of the range of float64 are allowed, as in columns of data
+            sets that redistill does not use.
 
     Raises:
         JsonError: the text is not UTF-8 or not JSON, or a value is nested more than `MAX_DEPTH` levels deep. If `any_number` is
-            not set, also for a number that is not finite, and for an integer outside of [-2^63, 2^64).
+            not set, also for a number that is not finite as a float64.
 
     Example:
         >>> parse_json('{"loss": [1.5, null]}')
@@ -104,10 +101,8 @@ def _check_depth(value: object, num_brackets: int) -> None:
 
 
 def _integer(text: str) -> int:
-    number = int(text) if len(text) <= _MAX_DIGITS else _MAX_INTEGER + 1
-    if not _MIN_INTEGER <= number <= _MAX_INTEGER:
-        raise JsonError("an integer does not fit in 64 bits")
-    return number
+    _finite(text)
+    return int(text)
 
 
 def _finite(text: str) -> float:

@@ -22,7 +22,7 @@ from redistill.processes.placement import placed_like
 from redistill.storage import files, folders
 from redistill.storage import tensors as tensor_files
 from redistill.storage.json_text import JsonError, parse_json
-from redistill.storage.redaction import plain
+from redistill.storage.redaction import plain, plain_line
 from redistill.storage.tensors import read_tensors, write_tensors
 
 SCHEMA = 2
@@ -45,7 +45,7 @@ class Contents(dict[str, Value]):
 
     def __missing__(self, name: str) -> NoReturn:
         raise CheckpointError(
-            f"{self.owner}: has no '{name}' (it has {', '.join(sorted(self)) or 'nothing'}); "
+            f"{self.owner}: has no '{name}' (it has {plain_line(', '.join(sorted(self)))[:300] or 'nothing'}); "
             "a run with other settings wrote it; set `out` to a new folder"
         )
 
@@ -377,13 +377,18 @@ def restore_optimizer(
     there = [group["params"] for group in state["groups"]]
     if [sorted(group) for group in here] != [sorted(group) for group in there]:
         odd = sorted(set(chain(*here)) ^ set(chain(*there)))
-        what = f"'{odd[0]}' is in only one of them, as are {len(odd) - 1} more" if odd else "they are grouped differently"
+        what = (
+            f"'{plain_line(odd[0])[:100]}' is in only one of them, as are {len(odd) - 1} more"
+            if odd
+            else "they are grouped differently"
+        )
         raise CheckpointError(
             f"optimizer: this run and the checkpoint have different parameters ({what}); set `out` to a new folder"
         )
     if missing := sorted(set(state["tensors"]) - set(tensors)):
+        name = plain_line(missing[0])[:100]
         raise CheckpointError(
-            f"optimizer: '{missing[0]}' is missing from the checkpoint ({len(missing)} in all); set `out` to a new folder"
+            f"optimizer: '{name}' is missing from the checkpoint ({len(missing)} in all); set `out` to a new folder"
         )
     entries = {name: dict(values) for name, values in state["scalars"].items()}
     for key in state["tensors"]:
