@@ -377,19 +377,14 @@ def restore_optimizer(
     there = [group["params"] for group in state["groups"]]
     if [sorted(group) for group in here] != [sorted(group) for group in there]:
         odd = sorted(set(chain(*here)) ^ set(chain(*there)))
-        what = (
-            f"'{plain_line(odd[0])[:100]}' is in only one of them, as are {len(odd) - 1} more"
-            if odd
-            else "they are grouped differently"
-        )
+        name = plain_line(odd[0])[:100] if odd else ""
+        what = f"'{name}' is in only one of them, as are {len(odd) - 1} more" if odd else "they are grouped differently"
         raise CheckpointError(
             f"optimizer: this run and the checkpoint have different parameters ({what}); set `out` to a new folder"
         )
     if missing := sorted(set(state["tensors"]) - set(tensors)):
         name = plain_line(missing[0])[:100]
-        raise CheckpointError(
-            f"optimizer: '{name}' is missing from the checkpoint ({len(missing)} in all); set `out` to a new folder"
-        )
+        raise CheckpointError(f"optimizer: '{name}' is missing ({len(missing)} in all); set `out` to a new folder")
     entries = {name: dict(values) for name, values in state["scalars"].items()}
     for key in state["tensors"]:
         kind, name = key.split("/", 1)
