@@ -198,8 +198,9 @@ def _check_plain(name: str, fields: dict[str, Json]) -> None:
     elif fields.get("init_lora_weights", True) not in _PLAIN_INITIALISATIONS:
         wrong = "init_lora_weights"
     if wrong is not None:
+        shown = f"{plain_line(wrong)[:60]} = {str(fields.get(wrong))[:60]!r}"
         raise ModelError(
-            f"{name}: {ADAPTER_CONFIG} sets {plain_line(wrong)[:60]} = {str(fields.get(wrong))[:60]!r}; only plain LoRA adapters "
+            f"{name}: {ADAPTER_CONFIG} sets {shown}; only plain LoRA adapters "
             "are supported: merge the adapter into its base with the program that created it, and load the merged model"
         )
 
